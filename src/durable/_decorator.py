@@ -1,0 +1,101 @@
+"""`@durable.step`: a plain function outside a workflow, a step inside one."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
+
+from durable.errors import InvalidArgument
+from durable.snapshot import checked_name
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_MARK: Final = "__durable_step__"
+
+
+class Options(NamedTuple):
+    """What `@durable.step` was given, and the undecorated function."""
+
+    name: str
+    fn: Callable[..., Any]
+
+
+class Driver(Protocol):
+    """Calls a decorated function as a step of its run."""
+
+    def call_decorated(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The step's value, or for an async workflow its awaitable."""
+        ...
+
+
+class Frame(NamedTuple):
+    """Where a piece of code runs: under which driver, in which step's body (None: in the workflow itself).
+
+    `runs` are the runs that it is part of, outermost first, as (store, id).
+    """
+
+    driver: Driver
+    inside: str | None
+    runs: tuple[tuple[object, str], ...]
+
+
+current_frame: Final[ContextVar[Frame | None]] = ContextVar("durable_frame", default=None)
+
+
+@overload
+def step(fn: Callable[P, R], /) -> Callable[P, R]: ...
+@overload
+def step(*, name: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def step(fn: Callable[P, R] | None = None, /, *, name: str | None = None) -> Any:
+    """Make a function a step wherever a workflow calls it.
+
+    `name` is the step's name, by default the function's. In a workflow, `charge(order)` and `deps.charge(order)` are
+    remembered under an automatic key (`charge`, then `charge#2`); use `step("charge", charge, order, key=…)` to choose
+    the key. Outside a workflow, and inside another step's body, it is the plain function that it was.
+
+    The bare name is only known to be in a workflow where the context says so: in a thread that the workflow starts
+    itself it is a plain call. `deps.charge` is bound to its run and is a step in any thread.
+
+    Raises `InvalidArgument` for something that is not a function, or a name that cannot be one.
+    """
+    if fn is None:
+        return functools.partial(_decorated, name=name)
+    return _decorated(fn, name)
+
+
+def _decorated(fn: Callable[P, R], name: str | None) -> Callable[P, R]:
+    if not callable(fn):
+        raise InvalidArgument(f"@durable.step decorates a function, not {type(fn).__name__}")
+    options = Options(checked_name("a step's name", name or getattr(fn, "__name__", "")), fn)
+
+    @functools.wraps(fn)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        frame = current_frame.get()
+        if frame is None or frame.inside is not None:
+            return fn(*args, **kwargs)
+        return cast(R, frame.driver.call_decorated(options.name, fn, args, dict(kwargs)))
+
+    mark(wrapper, options)
+    if inspect.iscoroutinefunction(fn) and hasattr(inspect, "markcoroutinefunction"):  # Python 3.12
+        inspect.markcoroutinefunction(wrapper)
+    return wrapper
+
+
+def mark(function: object, options: Options) -> None:
+    """Let `options_of` find these options on a function."""
+    setattr(function, _MARK, options)
+
+
+def options_of(fn: object) -> Options | None:
+    """What a decorated function, or a bound method of one, was decorated with; None for any other object."""
+    options = getattr(fn, _MARK, None)
+    if not isinstance(options, Options):
+        return None
+    owner = getattr(fn, "__self__", None)
+    if owner is not None:  # a method: its plain form is bound too
+        return Options(options.name, options.fn.__get__(owner))
+    return options

@@ -1,0 +1,65 @@
+"""The dependencies as a workflow sees them: every decorated function bound to the run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from durable._decorator import Driver, current_frame, mark, options_of
+
+
+class BoundDeps:
+    """Looks like the user's object, but what it gives out as a step belongs to one run, in any thread.
+
+    A mapping's items are its attributes.
+    """
+
+    __slots__ = ("_durable_deps", "_durable_driver")
+
+    def __init__(self, deps: Any, driver: Driver) -> None:
+        object.__setattr__(self, "_durable_deps", deps)
+        object.__setattr__(self, "_durable_driver", driver)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
+        """The user's class, so that `isinstance` says what it would of the user's object."""
+        return type(object.__getattribute__(self, "_durable_deps"))
+
+    def __getattr__(self, name: str) -> Any:
+        deps = object.__getattribute__(self, "_durable_deps")
+        value = _item(deps, name) if isinstance(deps, Mapping) else getattr(deps, name)
+        return _bound(value, object.__getattribute__(self, "_durable_driver"))
+
+    def __getitem__(self, name: Any) -> Any:
+        deps = object.__getattribute__(self, "_durable_deps")
+        return _bound(deps[name], object.__getattribute__(self, "_durable_driver"))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(object.__getattribute__(self, "_durable_deps"), name, value)
+
+    def __repr__(self) -> str:
+        return repr(object.__getattribute__(self, "_durable_deps"))
+
+
+def _item(deps: Mapping[str, Any], name: str) -> Any:
+    try:
+        return deps[name]
+    except KeyError:
+        raise AttributeError(f"the dependencies have no {name!r}; they have {', '.join(map(repr, deps))}") from None
+
+
+def _bound(value: Any, driver: Driver) -> Any:
+    options = options_of(value)
+    if options is None:
+        return value
+
+    @functools.wraps(value)
+    def bound(*args: Any, **kwargs: Any) -> Any:
+        frame = current_frame.get()
+        if frame is not None and frame.inside is not None:
+            return options.fn(*args, **kwargs)
+        return driver.call_decorated(options.name, options.fn, args, kwargs)
+
+    mark(bound, options)
+    return bound

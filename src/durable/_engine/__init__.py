@@ -1,0 +1,35 @@
+"""The pure room: every decision about a run, and no effect.
+
+Nothing here reads a clock, draws a random number, starts a thread, awaits or touches a database. The engine is told what
+happened (an *outcome*) and answers with what to do next (a *decision*); a *driver* outside performs it and comes back
+with the next outcome. So the same code runs under a blocking driver, an asyncio driver, and a test's driver that dies
+between any two decisions.
+
+A step, told as a conversation:
+
+    driver                              engine
+    ------                              ------
+    call(name, key, …)              →   draws the key, checks it against the journal
+    Asked()                         →   Replay(record)       the journal has it: hand it out
+                                        Join()               it is running: wait, then ask again
+                                        Raise(error)         this call is wrong
+                                        Abort(error)         this run must not go on
+                                        Attempt()            call the body
+    Returned(value) | Raised(error) →   Checkpoint(record)   make it durable
+    Acknowledged()                  →   Replay(record)       a fresh value takes the road of a replayed one
+
+A run, around it: `Claim` → `runs.admitted` → execute → `runs.concluded` → `Finish` or `Release`.
+
+Where what lives: `decisions` the vocabulary · `journal` keys, replay, drift · `steps` the machine of one execution ·
+`runs` how an execution is admitted and concluded · `blame` which failures led to a failure · `leases` how long we may
+write.
+
+Three rules carry the rest:
+
+1. *A record is handed out only after it is acknowledged.* Until then the step has no value, not even for a concurrent
+   second call of its key, which joins.
+2. *A body starts only while the lease certainly holds*, by a deadline counted from the moment when the lease was asked
+   for: an execution that was paused beyond it stops before the next body, whatever the store believes.
+3. *An abort is for good.* Once a run must not go on, every further step says so again, and no return value or
+   exception of the workflow counts any more.
+"""

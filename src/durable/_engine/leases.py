@@ -1,0 +1,68 @@
+"""How long an execution may write, and when to ask for more."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from durable.errors import InvalidArgument
+
+RENEWALS_PER_LEASE: Final = 3  # two renewals in a row may fail before the lease is in danger
+SHORTEST: Final = 0.5  # below this, a round trip and a pause of the garbage collector are no longer small beside a third
+
+_FIRST_POLL: Final = 0.05
+_LONGEST_POLL: Final = 1.0
+
+
+class Lease:
+    """The time-limited right to write one run, as its holder knows it.
+
+    All moments are readings of the holder's own elapsed-time clock, counted from when the claim or renewal was *sent*:
+    the server cannot have counted from earlier, so the holder's deadline never lies after the server's. Renewals are
+    told by one thread and read by others; each is one assignment.
+    """
+
+    __slots__ = ("deadline", "epoch", "lost", "run_id", "seconds", "sent", "token")
+
+    def __init__(self, run_id: str, token: str, epoch: int, seconds: float, sent: float) -> None:
+        self.run_id = run_id
+        self.token = token
+        self.epoch = epoch
+        self.seconds = seconds
+        self.sent = sent
+        self.deadline = sent + seconds
+        self.lost: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Lease on {self.run_id!r}, epoch {self.epoch}{', lost' if self.lost else ''}>"
+
+    def renewed(self, sent: float) -> None:
+        """A renewal that was sent at `sent` has been acknowledged."""
+        self.sent = sent
+        self.deadline = sent + self.seconds
+
+    def due(self) -> float:
+        """When the next renewal should be sent."""
+        return self.sent + self.seconds / RENEWALS_PER_LEASE
+
+    def ended(self, elapsed: float) -> str | None:
+        """Why the lease no longer holds at this reading, or None while it certainly does."""
+        if self.lost is not None:
+            return self.lost
+        if elapsed >= self.deadline:
+            return f"it was not renewed within its {self.seconds:g} s (a long pause, or a database out of reach)"
+        return None
+
+
+def checked_seconds(seconds: object) -> float:
+    """`seconds`, when it can be the length of a lease; else `InvalidArgument`."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise InvalidArgument(f"lease must be a number of seconds, not {type(seconds).__name__}")
+    if not math.isfinite(seconds) or seconds < SHORTEST:
+        raise InvalidArgument(f"lease must be a finite number of at least {SHORTEST} seconds, not {seconds!r}")
+    return float(seconds)
+
+
+def poll_delay(polls: int) -> float:
+    """Seconds between looks at a run that somebody else executes: doubling from 50 ms up to one second."""
+    return min(_LONGEST_POLL, _FIRST_POLL * 2 ** min(polls, 10))

@@ -1,0 +1,160 @@
+"""How an execution is admitted, and how it is concluded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from durable._engine.blame import blamed
+from durable._engine.decisions import (
+    Admission,
+    Claim,
+    ClaimAgain,
+    ClaimReply,
+    Conclusion,
+    Decline,
+    Finish,
+    Granted,
+    Proceed,
+    Reading,
+    Refused,
+    Release,
+    Reraise,
+    Return,
+)
+from durable._engine.leases import poll_delay
+from durable._engine.steps import Execution
+from durable.errors import (
+    ConcurrentExecution,
+    DurableError,
+    HistoryError,
+    InvalidArgument,
+    RunMismatch,
+    UnreadableRecord,
+    Unwind,
+    VersionMismatch,
+    WaitTimedOut,
+)
+from durable.events import KeysUnused, RunCompleted, RunFailed, RunInterrupted
+from durable.snapshot import FORMAT_VERSION, ErrorRecord, FailureRecord, Header, Kind, Record, Status, parse, render
+
+
+_MOST_TURNS: Final = 20
+
+
+def admitted(  # noqa: C901 -- one case after the other, in the order in which they matter
+    claim: Claim, reply: ClaimReply, *, waits: bool, wait_timeout: float | None, waited: float, polls: int
+) -> Admission:
+    """What the store's reply to a claim means.
+
+    `waits` is whether the caller would rather wait than get `ConcurrentExecution`, for at most `wait_timeout` seconds;
+    `waited` and `polls` are how long and how often it has.
+    """
+    header = reply.header
+    granted = reply.lease if isinstance(reply, Granted) else None
+    if header is not None and (mismatch := _mismatch(claim, header)):
+        return Decline(mismatch, granted)
+    if header is not None and header.execution.status == Status.COMPLETED:
+        result = _last(reply.records, Kind.RESULT)
+        if granted is not None:  # completed between two of the claim's statements: give the lease back, ask again
+            return ClaimAgain(0.0, claim, granted)
+        if result is None:
+            return Decline(UnreadableRecord(claim.run_id, "the result", "the run is completed but has no result record"))
+        return Return(result.text.encode())
+    if isinstance(reply, Granted):
+        return Proceed(reply)
+    if reply.owner is not None:
+        if not waits:
+            return Decline(ConcurrentExecution(claim.run_id, reply.owner, reply.expires_in or 0.0))
+        if wait_timeout is not None and waited >= wait_timeout:
+            return Decline(WaitTimedOut(claim.run_id, waited))
+        left = poll_delay(polls) if wait_timeout is None else min(poll_delay(polls), wait_timeout - waited)
+        return ClaimAgain(left, replace(claim, after_failure=False))
+    if not claim.after_failure and header is not None and header.execution.status == Status.FAILED:
+        return _stored_failure(claim, reply)
+    if header is None and not claim.create:
+        problem = "its workflow takes an input, none was given, and no run of this id is stored that has one"
+        return Decline(InvalidArgument(f"run {claim.run_id!r}: {problem}: pass input="))
+    if polls >= _MOST_TURNS and not waits:
+        return Decline(ConcurrentExecution(claim.run_id, "others, who take turns at it", 0.0))
+    # Taken when the claim looked and free when its reply was read: nothing stands in the way of asking once more.
+    return ClaimAgain(poll_delay(polls), claim)
+
+
+def executable(claim: Claim, header: Header | None) -> bool:
+    """Whether a claim may execute this run at all, whoever holds it. A store asks it before it grants a lease."""
+    if header is None:
+        return claim.create
+    ended = header.execution.status == Status.COMPLETED
+    failed = header.execution.status == Status.FAILED and not claim.after_failure
+    return not (ended or failed or _mismatch(claim, header))
+
+
+def _stored_failure(claim: Claim, reply: Refused) -> Admission:
+    failure = _last(reply.records, Kind.FAILURE)
+    if failure is None:
+        return Decline(UnreadableRecord(claim.run_id, "the failure", "the run has failed but has no failure record"))
+    return Reraise(parse(failure.text, FailureRecord, run_id=claim.run_id, where="the failure record").error)
+
+
+def _mismatch(claim: Claim, header: Header) -> HistoryError | None:
+    """How the stored run is not the one that the claim describes."""
+    if header.format_version != FORMAT_VERSION:
+        problem = f"its format is {header.format_version} and this library reads {FORMAT_VERSION}"
+        return UnreadableRecord(claim.run_id, "the header", problem)
+    if header.workflow_name != claim.workflow:
+        return RunMismatch(claim.run_id, "workflow", repr(header.workflow_name), repr(claim.workflow))
+    stored_input = header.metadata.get("inputHash")
+    if claim.input_hash is not None and stored_input != claim.input_hash:
+        stored = f"with hash {stored_input}" if stored_input else "of no input at all"
+        return RunMismatch(claim.run_id, "input", stored, f"the one with hash {claim.input_hash}")
+    version = header.metadata.get("version", claim.version)
+    if version != claim.version:
+        return VersionMismatch(claim.run_id, version, claim.version)
+    return None
+
+
+def _last(records: Sequence[Record], kind: Kind) -> Record | None:
+    return next((record for record in reversed(records) if record.kind == kind), None)
+
+
+def returned(execution: Execution, value: bytes) -> Conclusion:
+    """The workflow returned, and this is the JSON of what it returned."""
+    if execution.error is not None:
+        return Release(execution.error)
+    return Finish(Status.COMPLETED, Record(execution.journal.take_seq(), Kind.RESULT, Kind.RESULT, value.decode()))
+
+
+def raised(execution: Execution, exception: Exception, error: ErrorRecord) -> Conclusion:
+    """The workflow raised, and this is the exception's record: the failures that led to it are to run again."""
+    if execution.error is not None:
+        return Release(execution.error)
+    again = tuple(key for key in blamed(exception, execution.lease.token) if execution.journal.failed(key))
+    record = Record(execution.journal.take_seq(), Kind.FAILURE, Kind.FAILURE, render(FailureRecord(error, again)))
+    return Finish(Status.FAILED, record)
+
+
+def left(execution: Execution, exception: BaseException) -> Release:
+    """The workflow was left by control flow: ours, a cancellation, or the end of the process."""
+    if execution.error is None and isinstance(exception, Unwind):
+        execution.abort(exception.error)
+    ours = isinstance(exception, Unwind | BaseExceptionGroup)
+    return Release(execution.error if ours else None)
+
+
+def finished(execution: Execution, finish: Finish, reading: Reading, error: ErrorRecord | None) -> None:
+    """The finish is acknowledged: say so."""
+    run_id, at = execution.run_id, reading.at
+    if unused := execution.journal.unused():
+        execution.tell(KeysUnused(run_id, at, unused))
+    if error is None:
+        execution.tell(RunCompleted(run_id, at, execution.workflow))
+    else:
+        again = parse(finish.record.text, FailureRecord, run_id=run_id, where="the failure record").again
+        execution.tell(RunFailed(run_id, at, execution.workflow, error.type, again))
+
+
+def interrupted(execution: Execution, reading: Reading, reason: DurableError | BaseException) -> None:
+    """The run was left without an outcome: say so."""
+    execution.tell(RunInterrupted(execution.run_id, reading.at, execution.workflow, type(reason).__name__))

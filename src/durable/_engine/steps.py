@@ -1,0 +1,180 @@
+"""The step machine: one execution of one run, from the first call of a step to the last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec import UNSET, Raw, UnsetType
+
+from durable._engine.decisions import (
+    Abort,
+    Acknowledged,
+    Asked,
+    Attempt,
+    Checkpoint,
+    Interrupted,
+    Join,
+    Raise,
+    Raised,
+    Reading,
+    Rejected,
+    Replay,
+    Returned,
+    StepDecision,
+    StepOutcome,
+    Unstorable,
+)
+from durable._engine.journal import Call, Journal
+from durable._engine.leases import Lease
+from durable.errors import DurableError, LeaseLost, OutcomeUnknown, RunOver, UnstorableValue
+from durable.events import RunEvent, StepBegan, StepInterrupted, StepRecorded, StepReplayed
+from durable.snapshot import ErrorRecord, Kind, Record, StepRecord, render
+
+
+class Execution:
+    """Decides, for each step of one execution, what its driver does next.
+
+    Not safe for threads: a driver with threads holds a lock around each call. `tell` takes the events; `error` is what
+    the run was aborted with, once it was.
+    """
+
+    def __init__(self, workflow: str, journal: Journal, lease: Lease, tell: Callable[[RunEvent], object]) -> None:
+        self.run_id = journal.run_id
+        self.workflow = workflow
+        self.journal = journal
+        self.lease = lease
+        self.tell = tell
+        self.error: DurableError | None = None
+        self.over = False
+        self._running: dict[str, Call] = {}
+        self._alone: Call | None = None  # the one running step that no other has overlapped yet
+
+    @property
+    def idle(self) -> bool:
+        """Whether no step is running."""
+        return not self._running
+
+    @property
+    def committing(self) -> bool:
+        """Whether a checkpoint is on its way."""
+        return any(call.record is not None for call in self._running.values())
+
+    def running(self, call: Call) -> bool:
+        """Whether a step of this key is running, which `Join` waits for."""
+        return call.key in self._running
+
+    def call(self, name: str, key: str | None, fingerprint: str, branch: object) -> Call:
+        """Draw the key of a call. What is wrong with it comes as the first decision."""
+        call = self.journal.draw(name, key, fingerprint, branch)
+        if isinstance(call.refusal, Abort):
+            self.abort(call.refusal.error)
+        return call
+
+    def advance(self, call: Call, outcome: StepOutcome, reading: Reading) -> StepDecision:
+        """What to do next for this call, after `outcome`, at this reading of the clock."""
+        match outcome:
+            case Asked():
+                return self._asked(call, reading)
+            case Returned(value):
+                return self._checkpoint(call, reading, ok=True, value=Raw(value))
+            case Raised(error):
+                return self._checkpoint(call, reading, ok=False, error=error)
+            case Acknowledged():
+                return self._acknowledged(call, reading)
+            case Rejected(error):
+                self._left(call, reading, type(error).__name__)
+                if isinstance(error, UnstorableValue):  # refused for what it is: its own fault, and only its own
+                    return Raise(error)
+                return self.abort(error)
+            case Unstorable(error):
+                self._left(call, reading, type(error).__name__)
+                return Raise(error)
+            case Interrupted(reason):
+                return self._interrupted(call, reading, reason)
+
+    def abort(self, error: DurableError) -> Abort:
+        """The run must not go on; the first reason stays the reason."""
+        if self.error is None:
+            self.error = error
+        return Abort(self.error)
+
+    def _asked(self, call: Call, reading: Reading) -> StepDecision:
+        if self.error is not None:
+            return Abort(self.error)
+        if call.refusal is not None:
+            return call.refusal
+        record = self.journal.settled(call.key)
+        if record is not None:
+            self.tell(StepReplayed(self.run_id, reading.at, call.key, call.name, record))
+            return Replay(record)
+        if call.key in self._running:
+            return Join()
+        if self.over:
+            return Abort(RunOver(self.run_id, call.name))
+        if reason := self.lease.ended(reading.elapsed):
+            return self.abort(LeaseLost(self.run_id, reason))
+        self._mark_overlap(call)
+        self._running[call.key] = call
+        call.began = reading.elapsed
+        self.tell(StepBegan(self.run_id, reading.at, call.key, call.name))
+        return Attempt()
+
+    def _mark_overlap(self, call: Call) -> None:
+        if not self._running:
+            self._alone = call
+            return
+        call.concurrent = True
+        self.journal.overlapped()
+        if self._alone is not None:
+            self._alone.concurrent = True
+            self._alone = None
+
+    def _checkpoint(
+        self,
+        call: Call,
+        reading: Reading,
+        *,
+        ok: bool,
+        value: Raw | UnsetType = UNSET,
+        error: ErrorRecord | None = None,
+    ) -> StepDecision:
+        if self.error is not None:
+            self._left(call, reading, type(self.error).__name__)
+            return Abort(self.error)
+        call.seconds = reading.elapsed - call.began
+        call.record = StepRecord(
+            name=call.name,
+            ok=ok,
+            value=value,
+            error=error,
+            auto=call.auto,
+            concurrent=call.concurrent,
+            fingerprint=call.fingerprint,
+        )
+        return Checkpoint(Record(self.journal.take_seq(), call.key, Kind.STEP, render(call.record)))
+
+    def _acknowledged(self, call: Call, reading: Reading) -> StepDecision:
+        assert call.record is not None, "acknowledged before it was sent"  # noqa: S101 -- a driver's bug, not an input
+        self._forget(call)
+        self.journal.settle(call.key, call.record)
+        self.tell(StepRecorded(self.run_id, reading.at, call.key, call.name, call.record, call.seconds))
+        return Replay(call.record)
+
+    def _interrupted(self, call: Call, reading: Reading, reason: str) -> Abort:
+        if self._running.get(call.key) is call and call.record is not None:
+            # The checkpoint was on its way. Whether it arrived is for the next execution to read, not for us to guess.
+            self.abort(OutcomeUnknown(self.run_id, f"step {call.key!r}", f"{reason} came before the reply"))
+        self._left(call, reading, reason)
+        return Abort(self.error or RunOver(self.run_id, call.name))
+
+    def _left(self, call: Call, reading: Reading, reason: str) -> None:
+        if self._running.get(call.key) is not call:
+            return
+        self._forget(call)
+        self.tell(StepInterrupted(self.run_id, reading.at, call.key, call.name, reason))
+
+    def _forget(self, call: Call) -> None:
+        if self._running.get(call.key) is call:
+            del self._running[call.key]
+        if self._alone is call:
+            self._alone = None

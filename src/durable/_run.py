@@ -1,0 +1,565 @@
+"""`durable.run`: claim, execute, conclude."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import math
+import threading
+import warnings
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, Literal, TypeVar, assert_never, overload
+
+from durable._decorator import current_frame
+from durable._deps import BoundDeps
+from durable._engine import runs
+from durable._engine.decisions import (
+    Admission,
+    Claim,
+    ClaimAgain,
+    ClaimReply,
+    Conclusion,
+    Decline,
+    Finish,
+    Granted,
+    Proceed,
+    Reading,
+    Release,
+    Reraise,
+    Return,
+)
+from durable._engine.journal import Journal
+from durable._engine.leases import Lease, checked_seconds
+from durable._engine.steps import Execution
+from durable._step import AsyncStep, Step
+from durable.clocks import Clock, SystemClock
+from durable.codecs import Codec, JsonCodec
+from durable.errors import (
+    ColourMismatch,
+    ConcurrentExecution,
+    DurableError,
+    DurableWarning,
+    HistoryError,
+    InvalidArgument,
+    StoreError,
+)
+from durable.events import LeaseTaken, Listener, RunBegan, RunEvent, RunReturned, safely
+from durable.failures import from_record, to_record
+from durable.snapshot import ErrorRecord, checked_name
+from durable.stores import MemoryStore
+from durable.stores.protocol import RunStore
+
+D = TypeVar("D")
+I = TypeVar("I")  # noqa: E741 -- the input's type
+T = TypeVar("T")
+
+OnConflict = Literal["raise", "wait"]
+
+_OMITTED: Final[Any] = type("Omitted", (), {"__repr__": lambda _: "…"})()
+_RESERVED: Final = {"version", "inputHash"}
+_PATIENCE: Final = 5.0  # seconds that a run which is being left waits for its last checkpoints, then for its release
+
+_log = logging.getLogger("durable")
+
+
+@overload
+def run(
+    deps: D,
+    fn: Callable[[AsyncStep, D], Coroutine[Any, Any, T]],
+    *,
+    id: str,
+    store: RunStore | None = ...,
+    version: int = ...,
+    on_conflict: OnConflict = ...,
+    wait_timeout: float | None = ...,
+    lease: float = ...,
+    metadata: Mapping[str, Any] | None = ...,
+    on_event: Listener | None = ...,
+) -> Coroutine[Any, Any, T]: ...
+@overload
+def run(
+    deps: D,
+    fn: Callable[[AsyncStep, D, I], Coroutine[Any, Any, T]],
+    *,
+    id: str,
+    store: RunStore | None = ...,
+    input: I = ...,
+    version: int = ...,
+    on_conflict: OnConflict = ...,
+    wait_timeout: float | None = ...,
+    lease: float = ...,
+    metadata: Mapping[str, Any] | None = ...,
+    on_event: Listener | None = ...,
+) -> Coroutine[Any, Any, T]: ...
+@overload
+def run(
+    deps: D,
+    fn: Callable[[Step, D], T],
+    *,
+    id: str,
+    store: RunStore | None = ...,
+    version: int = ...,
+    on_conflict: OnConflict = ...,
+    wait_timeout: float | None = ...,
+    lease: float = ...,
+    metadata: Mapping[str, Any] | None = ...,
+    on_event: Listener | None = ...,
+) -> T: ...
+@overload
+def run(
+    deps: D,
+    fn: Callable[[Step, D, I], T],
+    *,
+    id: str,
+    store: RunStore | None = ...,
+    input: I = ...,
+    version: int = ...,
+    on_conflict: OnConflict = ...,
+    wait_timeout: float | None = ...,
+    lease: float = ...,
+    metadata: Mapping[str, Any] | None = ...,
+    on_event: Listener | None = ...,
+) -> T: ...
+def run(
+    deps: Any,
+    fn: Callable[..., Any],
+    *,
+    id: str,
+    store: RunStore | None = None,
+    input: Any = _OMITTED,
+    version: int = 1,
+    on_conflict: OnConflict = "raise",
+    wait_timeout: float | None = None,
+    lease: float = 30.0,
+    metadata: Mapping[str, Any] | None = None,
+    on_event: Listener | None = None,
+) -> Any:
+    """Execute the workflow `fn` as the run `id`, or go on with it where it stopped.
+
+    - `deps` is handed to `fn`: an object with attributes, or a mapping whose items become attributes.
+    - `fn(step, deps)`, or `fn(step, deps, input)`; for an `async def` this returns a coroutine.
+    - `store` keeps the run; without one it lives in this process only, and a `DurableWarning` says so once.
+    - `input` is recorded at the first call; omitted at a later one, the recorded input is used.
+    - `version` of the workflow, recorded at the first call.
+    - `on_conflict`: when somebody else is executing this id, `"raise"` `ConcurrentExecution` or `"wait"` for the outcome,
+      at most `wait_timeout` seconds (None: as long as it takes).
+    - `lease`: seconds after which others may take the run over from a process that fell silent; at least 0.5, and longer
+      than the longest time that this process may be frozen (garbage collection, a C call that holds the GIL).
+    - `metadata`: JSON values kept in the run's header, for people and queries.
+    - `on_event` is called with each event, one at a time, between two steps; what it raises is logged.
+
+    Returns what the workflow returned, as its record gives it back. A completed run returns its stored result without
+    calling anything; a failed one runs again the steps whose failure led to it.
+
+    Raises what the workflow raised; `InvalidArgument` before anything is touched; `RunMismatch`, `VersionMismatch`,
+    `WorkflowDrift`, `UnreadableRecord` when the stored run does not fit, and leaves it as it is; `ConcurrentExecution`,
+    `WaitTimedOut`; `LeaseLost` when the lease ended under it; `StoreUnavailable`, `AccessDenied`, `SchemaMismatch`,
+    `OutcomeUnknown` from the store.
+    """
+    plan = _planned(deps, fn, id, store, input, version, on_conflict, wait_timeout, lease, metadata, on_event)
+    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
+        return _AsyncRun(plan).outcome()
+    return _Run(plan).outcome()
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One call of `run`, checked."""
+
+    deps: Any = field(repr=False)
+    fn: Callable[..., Any]
+    claim: Claim
+    store: RunStore
+    waits: bool
+    wait_timeout: float | None
+    takes_input: bool
+    on_event: Listener | None
+    outer: tuple[tuple[object, str], ...]
+    codec: Codec = field(default_factory=JsonCodec)
+    clock: Clock = field(default_factory=SystemClock)
+
+    @property
+    def runs(self) -> tuple[tuple[object, str], ...]:
+        """This run and those that it is called from."""
+        return (*self.outer, (self.store, self.claim.run_id))
+
+    def tell(self, event: RunEvent) -> None:
+        if self.on_event is not None:
+            safely(self.on_event, event)
+
+    def reading(self) -> Reading:
+        return Reading(self.clock.now(), self.clock.elapsed())
+
+    def arguments(self, driver: Step | AsyncStep, journal: Journal) -> tuple[Any, ...]:
+        """What the workflow function is called with."""
+        deps = BoundDeps(self.deps, driver)
+        if not self.takes_input:
+            return driver, deps
+        if journal.input is None:
+            problem = f"run {self.claim.run_id!r} was started without an input, and its workflow takes one"
+            raise InvalidArgument(problem)
+        return driver, deps, self.codec.decode(journal.input, run_id=self.claim.run_id, where="the input")
+
+    def encoded(self, value: Any) -> bytes:
+        return self.codec.encode(value, what=f"the result of workflow {self.claim.workflow!r}")
+
+    def decoded(self, text: bytes) -> Any:
+        return self.codec.decode(text, run_id=self.claim.run_id, where="the result")
+
+    def admission(self, claim: Claim, reply: ClaimReply, waited: float, polls: int) -> Admission:
+        try:
+            return runs.admitted(
+                claim, reply, waits=self.waits, wait_timeout=self.wait_timeout, waited=waited, polls=polls
+            )
+        except HistoryError as error:
+            return Decline(error, reply.lease if isinstance(reply, Granted) else None)
+
+    def stored_result(self, value: bytes) -> Any:
+        self.tell(RunReturned(self.claim.run_id, self.clock.now(), self.claim.workflow))
+        return self.decoded(value)
+
+    def stored_failure(self, error: ErrorRecord) -> Exception:
+        self.tell(RunReturned(self.claim.run_id, self.clock.now(), self.claim.workflow))
+        return from_record(error, self.codec, run_id=self.claim.run_id, where="the failure")
+
+    def execution(self, granted: Granted, main: object) -> Execution:
+        """The machine that decides for this execution, its journal loaded."""
+        run_id, at = self.claim.run_id, self.clock.now()
+        journal = Journal(run_id, granted.records, main)
+        if granted.taken_from is not None:
+            self.tell(LeaseTaken(run_id, at, granted.taken_from))
+        self.tell(RunBegan(run_id, at, self.claim.workflow, granted.lease.epoch, journal.recorded))
+        return Execution(self.claim.workflow, journal, granted.lease, self.tell)
+
+
+class _Run:
+    """One blocking call of `run`."""
+
+    def __init__(self, plan: _Plan) -> None:
+        self._plan = plan
+        self._store = plan.store
+        self._clock = plan.clock
+        self._over = False
+
+    def outcome(self) -> Any:
+        try:
+            return self._admitted()
+        finally:
+            self._over = True
+
+    def _admitted(self) -> Any:
+        plan, claim, polls = self._plan, self._plan.claim, 0
+        began = self._clock.elapsed()
+        while True:
+            reply = self._begun(claim)
+            match plan.admission(claim, reply, self._clock.elapsed() - began, polls):
+                case Proceed(granted):
+                    return self._executed(granted)
+                case Return(value):
+                    return plan.stored_result(value)
+                case Reraise(error):
+                    raise plan.stored_failure(error)
+                case ClaimAgain(seconds, claim, lease):
+                    self._give_back(lease)
+                    self._clock.sleep(seconds)
+                    polls += 1
+                case Decline(error, lease):
+                    self._give_back(lease)
+                    raise error
+                case never:
+                    assert_never(never)
+
+    def _executed(self, granted: Granted) -> Any:
+        plan, lease, end = self._plan, granted.lease, _End()
+        try:
+            execution = plan.execution(granted, threading.current_thread())
+            driver = Step(execution, plan.store, plan.codec, plan.clock, plan.runs)
+            arguments = plan.arguments(driver, execution.journal)
+        except BaseException:
+            self._give_back(lease)
+            raise
+        token = current_frame.set(driver.frame())
+        try:
+            try:
+                end.returned(plan, plan.fn(*arguments))
+            except Exception as exception:
+                end.raised(plan, exception)
+            execution.over = True
+            driver.drain()
+        except BaseException as exception:
+            end.left(exception)
+            driver.settle(_PATIENCE)
+        finally:
+            current_frame.reset(token)
+        match end.conclusion(execution):
+            case Finish(status, record) as finish:
+                try:
+                    self._store.finish(lease, status, record)
+                except DurableError as error:
+                    self._give_back(lease)
+                    raise end.interruption(plan, execution, error) from end.exception
+                return end.outcome(plan, execution, finish)
+            case Release(error):
+                self._give_back(lease)
+                raise end.interruption(plan, execution, error) from None
+            case never:
+                assert_never(never)
+
+    def _begun(self, claim: Claim) -> ClaimReply:
+        thread = threading.current_thread()
+        return self._store.begin(claim, lambda: not self._over and thread.is_alive())
+
+    def _give_back(self, lease: Lease | None) -> None:
+        if lease is not None:
+            try:
+                self._store.release(lease)
+            except StoreError as problem:
+                _left_to_end(lease, problem)
+
+
+class _AsyncRun:
+    """One awaited call of `run`."""
+
+    def __init__(self, plan: _Plan) -> None:
+        self._plan = plan
+        self._store = plan.store
+        self._clock = plan.clock
+        self._over = False
+
+    async def outcome(self) -> Any:
+        try:
+            return await self._admitted()
+        finally:
+            self._over = True
+
+    async def _admitted(self) -> Any:
+        plan, claim, polls = self._plan, self._plan.claim, 0
+        began = self._clock.elapsed()
+        while True:
+            reply = await self._begun(claim)
+            match plan.admission(claim, reply, self._clock.elapsed() - began, polls):
+                case Proceed(granted):
+                    return await self._executed(granted)
+                case Return(value):
+                    return plan.stored_result(value)
+                case Reraise(error):
+                    raise plan.stored_failure(error)
+                case ClaimAgain(seconds, claim, lease):
+                    await self._give_back(lease)
+                    await self._clock.asleep(seconds)
+                    polls += 1
+                case Decline(error, lease):
+                    await self._give_back(lease)
+                    raise error
+                case never:
+                    assert_never(never)
+
+    async def _executed(self, granted: Granted) -> Any:
+        plan, lease, end = self._plan, granted.lease, _End()
+        try:
+            execution = plan.execution(granted, asyncio.current_task())
+            driver = AsyncStep(execution, plan.store, plan.codec, plan.clock, plan.runs)
+            arguments = plan.arguments(driver, execution.journal)
+        except BaseException:
+            await self._give_back(lease)
+            raise
+        token = current_frame.set(driver.frame())
+        try:
+            try:
+                end.returned(plan, await plan.fn(*arguments))
+            except Exception as exception:
+                end.raised(plan, exception)
+            execution.over = True
+            await driver.drain()
+        except BaseException as exception:
+            end.left(exception)
+            await driver.settle(_PATIENCE)
+        finally:
+            current_frame.reset(token)
+        match end.conclusion(execution):
+            case Finish(status, record) as finish:
+                try:
+                    await self._store.aio.finish(lease, status, record)
+                except DurableError as error:
+                    await self._give_back(lease)
+                    raise end.interruption(plan, execution, error) from end.exception
+                return end.outcome(plan, execution, finish)
+            case Release(error):
+                await self._give_back(lease)
+                raise end.interruption(plan, execution, error) from None
+            case never:
+                assert_never(never)
+
+    async def _begun(self, claim: Claim) -> ClaimReply:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None  # noqa: S101 -- a coroutine runs in a task
+        reply = self._store.aio.begin(claim, lambda: not (self._over or task.done() or loop.is_closed()))
+        try:
+            return await asyncio.shield(reply)
+        except asyncio.CancelledError:  # a lease that is granted all the same is given back when it comes
+            reply.add_done_callback(self._granted_late)
+            raise
+
+    def _granted_late(self, reply: asyncio.Future[ClaimReply]) -> None:
+        if not reply.cancelled() and reply.exception() is None:
+            granted = reply.result()
+            if isinstance(granted, Granted):
+                self._store.aio.release(granted.lease)
+
+    async def _give_back(self, lease: Lease | None) -> None:
+        if lease is not None:
+            release = self._store.aio.release(lease)
+            await asyncio.wait([release], timeout=_PATIENCE)
+            if release.done() and isinstance(problem := release.exception(), StoreError):
+                _left_to_end(lease, problem)
+
+
+class _End:
+    """How a workflow function ended: with a value, an exception, or in flight from something else."""
+
+    def __init__(self) -> None:
+        self.exception: BaseException | None = None
+        self._value = b""
+        self._error: ErrorRecord | None = None
+
+    def returned(self, plan: _Plan, value: Any) -> None:
+        if inspect.isawaitable(value):
+            raise ColourMismatch(
+                f"workflow {plan.claim.workflow!r} returned something to await, but is not an async function: "
+                f"define it with `async def`"
+            )
+        self._value = plan.encoded(value)
+
+    def raised(self, plan: _Plan, exception: Exception) -> None:
+        self.exception = exception
+        self._error = to_record(exception, plan.codec)
+
+    def left(self, exception: BaseException) -> None:
+        self.exception = exception
+        self._error = None
+
+    def conclusion(self, execution: Execution) -> Conclusion:
+        if isinstance(self.exception, Exception) and self._error is not None:
+            return runs.raised(execution, self.exception, self._error)
+        if self.exception is not None:
+            return runs.left(execution, self.exception)
+        return runs.returned(execution, self._value)
+
+    def outcome(self, plan: _Plan, execution: Execution, finish: Finish) -> Any:
+        """The end is committed: what the caller of `run` gets."""
+        runs.finished(execution, finish, plan.reading(), self._error)
+        if self.exception is not None:
+            raise self.exception
+        return plan.decoded(self._value)
+
+    def interruption(self, plan: _Plan, execution: Execution, error: DurableError | None) -> BaseException:
+        """The run has no outcome: what the caller of `run` gets."""
+        reason = error or self.exception
+        assert reason is not None  # noqa: S101 -- a run is released for a reason
+        runs.interrupted(execution, plan.reading(), reason)
+        return reason
+
+
+def _left_to_end(lease: Lease, problem: StoreError) -> None:
+    _log.warning(
+        "the lease on run %r could not be given back (%s) and ends by itself", lease.run_id, type(problem).__name__
+    )
+
+
+def _planned(
+    deps: Any,
+    fn: Callable[..., Any],
+    id: str,
+    store: RunStore | None,
+    input: Any,
+    version: int,
+    on_conflict: str,
+    wait_timeout: float | None,
+    lease: float,
+    metadata: Mapping[str, Any] | None,
+    on_event: Listener | None,
+) -> _Plan:
+    """The call, checked: every mistake that can be seen without the store is named here, before it is asked."""
+    checked_name("a run's id", id)
+    if store is None:
+        store = _store_of_this_process()
+    if isinstance(store, str) or not hasattr(store, "begin"):
+        raise InvalidArgument(f"store must be a store, like postgres(url) or embedded(), not {type(store).__name__}")
+    if isinstance(version, bool) or not isinstance(version, int):
+        raise InvalidArgument(f"version must be an int, not {type(version).__name__}")
+    if on_conflict not in ("raise", "wait"):
+        raise InvalidArgument(f'on_conflict must be "raise" or "wait", not {on_conflict!r}')
+    if wait_timeout is not None and not (isinstance(wait_timeout, int | float) and wait_timeout >= 0):
+        raise InvalidArgument(f"wait_timeout must be a number of seconds or None, not {wait_timeout!r}")
+    if on_event is not None and not callable(on_event):
+        raise InvalidArgument(f"on_event must be a function of one event, not {type(on_event).__name__}")
+    frame = current_frame.get()
+    outer = () if frame is None else frame.runs
+    if (store, id) in outer:
+        raise ConcurrentExecution(id, "the very run that makes this call", math.inf)
+    codec = JsonCodec()
+    takes_input = _takes_input(fn, given=input is not _OMITTED)
+    text = None if input is _OMITTED else codec.encode(input, what="the input")
+    if _RESERVED & set(metadata or ()):
+        raise InvalidArgument(f"metadata must not have the keys {sorted(_RESERVED)}: they are the library's own")
+    codec.encode(dict(metadata or {}), what="the metadata")
+    claim = Claim(
+        run_id=id,
+        workflow=checked_name("a workflow's name", _name(fn)),
+        version=version,
+        seconds=checked_seconds(lease),
+        input=text,
+        input_hash=None if text is None else codec.fingerprint(input, what="the input"),
+        metadata=dict(metadata or {}),
+        create=text is not None or not takes_input,
+    )
+    return _Plan(deps, fn, claim, store, on_conflict == "wait", wait_timeout, takes_input, on_event, outer, codec)
+
+
+def _takes_input(fn: Any, *, given: bool) -> bool:
+    """Whether the workflow takes an input; `InvalidArgument` when it cannot be called as it would have to be."""
+    if not callable(fn):
+        raise InvalidArgument(f"the workflow must be a function fn(step, deps), not {type(fn).__name__}")
+    signature = inspect.signature(fn)
+    fits = {count for count in (2, 3) if _binds(signature, count)}
+    if given and 3 in fits:  # noqa: PLR2004
+        return True
+    if not given and fits:
+        return 2 not in fits  # noqa: PLR2004
+    wanted = "fn(step, deps, input), since input= was given" if given else "fn(step, deps)"
+    raise InvalidArgument(f"the workflow {_name(fn)}{signature} must be callable as {wanted}")
+
+
+def _binds(signature: inspect.Signature, count: int) -> bool:
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def _name(fn: Any) -> str:
+    while isinstance(fn, partial):
+        fn = fn.func
+    return str(getattr(fn, "__name__", type(fn).__name__))
+
+
+_process_lock = threading.Lock()
+_process_store: MemoryStore | None = None
+
+
+def _store_of_this_process() -> MemoryStore:
+    global _process_store  # noqa: PLW0603 -- one per process is what it is
+    with _process_lock:
+        if _process_store is None:
+            _process_store = MemoryStore()
+            warnings.warn(
+                "durable.run without store= remembers runs in this process only, and forgets them when it ends; "
+                "pass store=postgres(url), or store=embedded() to try it with a real PostgreSQL",
+                DurableWarning,
+                stacklevel=4,
+            )
+        return _process_store

@@ -1,0 +1,370 @@
+"""The two drivers of the engine, side by side: `Step` blocks, `AsyncStep` awaits.
+
+Each performs what the engine decides and reports what came of it. They differ in colour only, which a test checks by
+stripping it; what has no colour is in `_Driver`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeVar, TypeVarTuple, assert_never, overload
+
+from durable._decorator import Frame, current_frame, options_of
+from durable._engine.blame import marked
+from durable._engine.decisions import (
+    Abort,
+    Acknowledged,
+    Asked,
+    Attempt,
+    Checkpoint,
+    Interrupted,
+    Join,
+    Raise,
+    Raised,
+    Reading,
+    Rejected,
+    Replay,
+    Returned,
+    StepDecision,
+    StepOutcome,
+    Unstorable,
+)
+from durable._engine.journal import Call
+from durable._engine.steps import Execution
+from durable.clocks import Clock
+from durable.codecs import Codec
+from durable.errors import ColourMismatch, DurableError, InvalidArgument, NestedStep, UnstorableValue, Unwind
+from durable.failures import from_record, to_record
+from durable.snapshot import Record, StepRecord, checked_name
+from durable.stores.protocol import RunStore
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+_ASKED: Final = Asked()
+_ACKNOWLEDGED: Final = Acknowledged()
+
+
+class _Driver:
+    """What both drivers have in common: everything that neither blocks nor awaits."""
+
+    def __init__(
+        self,
+        execution: Execution,
+        store: RunStore,
+        codec: Codec,
+        clock: Clock,
+        runs: tuple[tuple[object, str], ...],
+    ) -> None:
+        self._execution = execution
+        self._store = store
+        self._codec = codec
+        self._clock = clock
+        self._runs = runs
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of run {self._execution.run_id!r}>"
+
+    def frame(self, inside: str | None = None) -> Frame:
+        """The frame of the workflow function, or of the body of the step `inside`."""
+        return Frame(self, inside, self._runs)
+
+    def call_decorated(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `_decorator.Driver`."""
+        raise NotImplementedError
+
+    def _reading(self) -> Reading:
+        return Reading(self._clock.now(), self._clock.elapsed())
+
+    def _fingerprint(
+        self, name: str, key: str | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> str:
+        """The fingerprint of a call's arguments, once the call itself has been found sound."""
+        frame = current_frame.get()
+        if frame is not None and frame.driver is self and frame.inside is not None:
+            raise NestedStep(name, frame.inside)
+        checked_name("a step's name", name)
+        if key is not None:
+            checked_name("a step's key", key)
+        if not callable(fn):
+            advice = "pass the function and its arguments, or a thunk: step(name, lambda: fn(arg))"
+            raise InvalidArgument(f"step {name!r}: {type(fn).__name__} is not a function: {advice}")
+        if kwargs:  # charge(order) and charge(order=order) are the same call
+            bound = inspect.signature(fn).bind(*args, **kwargs)
+            args, kwargs = bound.args, bound.kwargs
+        arguments = [*args, kwargs] if kwargs else list(args)
+        return self._codec.fingerprint(arguments, what=f"an argument of step {name!r}") if arguments else ""
+
+    def _encoded(self, call: Call, value: Any) -> Returned | Unstorable:
+        try:
+            return Returned(self._codec.encode(value, what=f"the result of step {call.key!r}"))
+        except UnstorableValue as problem:
+            problem.advice = (
+                "The body did run and its effects stand, but nothing was recorded, so it would run again: return plain "
+                "JSON values (None, bool, int, float, str, list, dict with string keys)."
+            )
+            return Unstorable(problem)
+
+    def _failed(self, call: Call, exception: Exception) -> Raised:
+        call.original = exception
+        return Raised(to_record(exception, self._codec))
+
+    def _handed_out(self, call: Call, record: StepRecord) -> Any:
+        where = f"the record of step {call.key!r}"
+        if record.error is None:
+            return self._codec.decode(record.json, run_id=self._execution.run_id, where=where)
+        exception = from_record(record.error, self._codec, run_id=self._execution.run_id, where=where)
+        original, call.original = call.original, None
+        if original is not None:  # the same exception as on a replay, with the live frames for whoever debugs it
+            exception = exception.with_traceback(original.__traceback__)
+        raise marked(exception, self._execution.lease.token, call.key)
+
+
+class Step(_Driver):
+    """`step(...)` in a blocking workflow."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._changed = threading.Condition(threading.RLock())  # guards the execution, and wakes those who wait on it
+
+    def __call__(self, name: str, fn: Callable[[*Ts], T], *args: *Ts, key: str | None = None) -> T:
+        """Call `fn(*args)` once and remember its outcome under `key` (by default the name, numbered on repetition).
+
+        Returns what the record gives back: a new copy of the value. Raises what the body raised, rebuilt from its
+        record; `KeyConflict`, `NestedStep`, `InvalidArgument`, `UnstorableValue` for a call that cannot be remembered.
+        Where the run must not go on (its lease lost, its code drifted), control leaves the workflow past any
+        `except Exception`.
+        """
+        options = options_of(fn)
+        return self._called(name, key, fn if options is None else options.fn, args, {})
+
+    def call_decorated(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `_decorator.Driver`."""
+        return self._called(name, None, fn, args, kwargs)
+
+    def drain(self) -> None:
+        """Wait until no step is running."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._execution.idle)
+
+    def settle(self, seconds: float) -> None:
+        """Wait until no checkpoint is on its way, `seconds` at most."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._execution.committing, seconds)
+
+    def _called(
+        self, name: str, key: str | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        fingerprint = self._fingerprint(name, key, fn, args, kwargs)
+        with self._changed:
+            call = self._execution.call(name, key, fingerprint, threading.current_thread())
+        return self._driven(call, fn, args, kwargs)
+
+    def _driven(self, call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        outcome: StepOutcome = _ASKED
+        try:
+            while True:
+                match self._advance(call, outcome):
+                    case Replay(record):
+                        return self._handed_out(call, record)
+                    case Attempt():
+                        outcome = self._attempted(call, fn, args, kwargs)
+                    case Checkpoint(record):
+                        outcome = self._checkpointed(call, record)
+                    case Join():
+                        self._joined(call)
+                        outcome = _ASKED
+                    case Raise(error):
+                        raise error
+                    case Abort(error):
+                        raise Unwind(error)
+                    case never:
+                        assert_never(never)
+        except BaseException as reason:
+            self._abandoned(call, reason)
+            raise
+
+    def _attempted(self, call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepOutcome:
+        token = current_frame.set(self.frame(call.key))
+        try:
+            value = fn(*args, **kwargs)
+        except Exception as exception:
+            return self._failed(call, exception)
+        finally:
+            current_frame.reset(token)
+        if inspect.isawaitable(value):
+            return Unstorable(_async_in_blocking(call.name, value))
+        return self._encoded(call, value)
+
+    def _checkpointed(self, call: Call, record: Record) -> StepOutcome:
+        try:
+            self._store.checkpoint(self._execution.lease, record)
+        except DurableError as error:
+            return Rejected(error)
+        return _ACKNOWLEDGED
+
+    def _joined(self, call: Call) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._execution.running(call))
+
+    def _abandoned(self, call: Call, reason: BaseException) -> None:
+        self._advance(call, Interrupted(type(reason).__name__))
+
+    def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
+        with self._changed:
+            decision = self._execution.advance(call, outcome, self._reading())
+            self._changed.notify_all()
+            return decision
+
+
+class AsyncStep(_Driver):
+    """`await step(...)` in an async workflow."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._loop = asyncio.get_running_loop()
+        self._change: asyncio.Future[None] | None = None
+        self._unanswered: dict[Call, asyncio.Future[None]] = {}
+
+    @overload
+    def __call__(
+        self, name: str, fn: Callable[[*Ts], Awaitable[T]], *args: *Ts, key: str | None = None
+    ) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def __call__(self, name: str, fn: Callable[[*Ts], T], *args: *Ts, key: str | None = None) -> Coroutine[Any, Any, T]: ...
+    def __call__(
+        self, name: str, fn: Callable[..., Any], *args: Any, key: str | None = None
+    ) -> Coroutine[Any, Any, Any]:
+        """Call `fn(*args)`, and await what it returns if that can be awaited; otherwise as `Step`.
+
+        The key is drawn at this call, the body begins when the coroutine is awaited. A blocking function runs on the
+        event loop: use `asyncio.to_thread` in it if it takes long.
+        """
+        options = options_of(fn)
+        return self._called(name, key, fn if options is None else options.fn, args, {})
+
+    def call_decorated(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `_decorator.Driver`."""
+        if not inspect.iscoroutinefunction(fn):
+            raise ColourMismatch(
+                f"{name!r} is a blocking function, and this workflow is async: "
+                f'call it as `await step("{name}", {getattr(fn, "__name__", "fn")}, ...)`, so that its checkpoint is awaited'
+            )
+        return self._called(name, None, fn, args, kwargs)
+
+    async def drain(self) -> None:
+        """Wait until no step is running."""
+        while not self._execution.idle:
+            await self._changed()
+
+    async def settle(self, seconds: float) -> None:
+        """Wait until no checkpoint is on its way, `seconds` at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._execution.committing:
+                    await self._changed()
+
+    def _called(
+        self, name: str, key: str | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Coroutine[Any, Any, Any]:
+        if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- the one way to ask without raising
+            raise ColourMismatch(f"step {name!r} belongs to an async workflow: call it on that workflow's event loop")
+        fingerprint = self._fingerprint(name, key, fn, args, kwargs)
+        call = self._execution.call(name, key, fingerprint, asyncio.current_task())
+        return self._driven(call, fn, args, kwargs)
+
+    async def _driven(self, call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        outcome: StepOutcome = _ASKED
+        try:
+            while True:
+                match self._advance(call, outcome):
+                    case Replay(record):
+                        return self._handed_out(call, record)
+                    case Attempt():
+                        outcome = await self._attempted(call, fn, args, kwargs)
+                    case Checkpoint(record):
+                        outcome = await self._checkpointed(call, record)
+                    case Join():
+                        await self._joined(call)
+                        outcome = _ASKED
+                    case Raise(error):
+                        raise error
+                    case Abort(error):
+                        raise Unwind(error)
+                    case never:
+                        assert_never(never)
+        except BaseException as reason:
+            self._abandoned(call, reason)
+            raise
+
+    async def _attempted(
+        self, call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> StepOutcome:
+        token = current_frame.set(self.frame(call.key))
+        try:
+            value = fn(*args, **kwargs)
+            if inspect.isawaitable(value):
+                value = await value
+        except Exception as exception:
+            return self._failed(call, exception)
+        finally:
+            current_frame.reset(token)
+        return self._encoded(call, value)
+
+    async def _checkpointed(self, call: Call, record: Record) -> StepOutcome:
+        answer = self._unanswered[call] = self._store.aio.checkpoint(self._execution.lease, record)
+        try:
+            await asyncio.shield(answer)
+        except DurableError as error:
+            del self._unanswered[call]
+            return Rejected(error)
+        except asyncio.CancelledError:  # the record is on its way all the same: hear the answer when it comes
+            answer.add_done_callback(lambda answer: self._answered_late(call, answer))
+            raise
+        del self._unanswered[call]
+        return _ACKNOWLEDGED
+
+    def _answered_late(self, call: Call, answer: asyncio.Future[None]) -> None:
+        del self._unanswered[call]
+        if answer.cancelled():
+            return self._abandoned(call, asyncio.CancelledError())
+        error = answer.exception()
+        if isinstance(error, DurableError):
+            self._advance(call, Rejected(error))
+        elif error is not None:
+            self._abandoned(call, error)
+        else:
+            self._advance(call, _ACKNOWLEDGED)
+
+    async def _joined(self, call: Call) -> None:
+        while self._execution.running(call):
+            await self._changed()
+
+    def _abandoned(self, call: Call, reason: BaseException) -> None:
+        if call not in self._unanswered:
+            self._advance(call, Interrupted(type(reason).__name__))
+
+    def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
+        decision = self._execution.advance(call, outcome, self._reading())
+        if self._change is not None:
+            self._change.set_result(None)
+            self._change = None
+        return decision
+
+    async def _changed(self) -> None:
+        if self._change is None:
+            self._change = self._loop.create_future()
+        await asyncio.shield(self._change)
+
+
+def _async_in_blocking(name: str, value: Any) -> ColourMismatch:
+    if inspect.iscoroutine(value):
+        value.close()  # it will never be awaited, and says so here rather than in a warning
+    return ColourMismatch(
+        f"step {name!r} returned something to await, and its workflow is a blocking function: "
+        f"make the workflow `async def`, or give it a blocking step"
+    )

@@ -1,0 +1,386 @@
+"""Every error of ours: what happened, to which run and step, and what to do about it.
+
+```
+BaseException
+└── Unwind                     carries a DurableError past a user's `except Exception`; never leaves `durable.run`
+Exception
+└── DurableError
+    ├── InvalidArgument        an id, key, option or function that cannot work (also a ValueError)
+    ├── ColourMismatch         async where blocking is needed, or the reverse (also a TypeError)
+    ├── NestedStep             step(...) inside a step's body
+    ├── KeyConflict            one key, two different calls
+    ├── AmbiguousKey           two branches share an automatic key
+    ├── UnstorableValue        a value that could not come back as it is
+    ├── StepFailed             a recorded exception whose class cannot be rebuilt here
+    ├── HistoryError           what is stored does not fit what was called
+    │   ├── RunMismatch        another workflow or another input under this id
+    │   ├── VersionMismatch    another version of the workflow
+    │   ├── WorkflowDrift      the code no longer matches its journal
+    │   └── UnreadableRecord   a stored line that cannot be understood
+    ├── OwnershipError         somebody else may write this run
+    │   ├── ConcurrentExecution
+    │   ├── WaitTimedOut
+    │   ├── LeaseLost
+    │   └── RunOver            a step called after its run had ended
+    └── StoreError             the database, or the way to it
+        ├── StoreUnavailable
+        ├── AccessDenied
+        ├── SchemaMismatch
+        ├── OutcomeUnknown     a write whose reply was lost
+        └── ServerNotStarted   embedded PostgreSQL
+```
+
+No message carries a password, a connection string or a stored value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+__all__ = [
+    "AccessDenied",
+    "AmbiguousKey",
+    "ColourMismatch",
+    "ConcurrentExecution",
+    "DurableError",
+    "DurableWarning",
+    "HistoryError",
+    "InvalidArgument",
+    "KeyConflict",
+    "LeaseLost",
+    "NestedStep",
+    "OutcomeUnknown",
+    "OwnershipError",
+    "RunMismatch",
+    "RunOver",
+    "SchemaMismatch",
+    "ServerNotStarted",
+    "StepFailed",
+    "StoreError",
+    "StoreUnavailable",
+    "UnreadableRecord",
+    "UnstorableValue",
+    "Unwind",
+    "VersionMismatch",
+    "WaitTimedOut",
+    "WorkflowDrift",
+]
+
+
+class DurableWarning(UserWarning):
+    """Something works, but not as durably as it looks."""
+
+
+class DurableError(Exception):
+    """The root of every error that leaves this library."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Fields may be given by keyword, which BaseException.args does not see; pickle goes through the fields.
+        if not hasattr(self, "__dataclass_fields__"):
+            return super().__reduce__()  # type: ignore[return-value]
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
+
+
+class Unwind(BaseException):
+    """Control flow: leave the workflow now.
+
+    A `BaseException`, because `except Exception` in a workflow must not be able to swallow the loss of a lease and go
+    on without durability. `durable.run` turns it into the `DurableError` it carries. (The reasoning is that of
+    `asyncio.CancelledError` and `trio.Cancelled`.)
+    """
+
+    def __init__(self, error: DurableError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@dataclass(eq=False, repr=False)
+class InvalidArgument(DurableError, ValueError):
+    """An argument that cannot work; `problem` says which and why."""
+
+    problem: str
+
+    def __str__(self) -> str:
+        return self.problem
+
+
+@dataclass(eq=False, repr=False)
+class ColourMismatch(DurableError, TypeError):
+    """An async function in a blocking workflow, or a blocking one called bare in an async workflow."""
+
+    problem: str
+
+    def __str__(self) -> str:
+        return self.problem
+
+
+@dataclass(eq=False, repr=False)
+class NestedStep(DurableError):
+    """`step(...)` was called inside the body of the step `outer`."""
+
+    name: str
+    outer: str
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.name!r} was called inside the body of step {self.outer!r}. A step is remembered as a whole, so "
+            f"it cannot contain another: call the plain function here, or call both steps from the workflow."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class KeyConflict(DurableError):
+    """One key was used in one run for two different calls."""
+
+    run_id: str
+    key: str
+    difference: str
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r}: the key {self.key!r} was already used in this run with {self.difference}. A key names "
+            f"one call: give each its own, for example key=f'{self.key}-{{item.id}}' in a loop."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class AmbiguousKey(DurableError):
+    """Two tasks or threads repeat one automatic key, so that a replay could swap their values."""
+
+    run_id: str
+    key: str
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r}: two concurrent branches both call a step named {self.key!r} without a key. Numbering "
+            f"them by arrival could hand each the other's value on replay: pass key= to both, for example "
+            f"step({self.key!r}, ..., key=f'{self.key}-{{item.id}}')."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class UnstorableValue(DurableError):
+    """A value that JSON cannot bring back as it is; `path` leads to the part that cannot (`$.items[3].price`)."""
+
+    what: str
+    path: str
+    problem: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what} cannot be stored: at {self.path}, {self.problem}.{' ' * bool(self.advice)}{self.advice}"
+
+
+@dataclass(eq=False, repr=False)
+class StepFailed(DurableError):
+    """A recorded exception whose class cannot be rebuilt in this process.
+
+    `type` is its dotted name, `message` its text; `remote_traceback` the text of its traceback when it was recorded.
+    """
+
+    type: str
+    message: str
+    remote_traceback: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}"
+
+
+class HistoryError(DurableError):
+    """What is stored under this id does not fit what was called. Nothing was changed."""
+
+
+@dataclass(eq=False, repr=False)
+class RunMismatch(HistoryError):
+    """The id belongs to a run of another workflow, or of other input."""
+
+    run_id: str
+    what: str
+    stored: str
+    given: str
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r} was started with the {self.what} {self.stored}, not {self.given}. An id names one "
+            f"execution of one workflow: use another id for this one, or call it as it was started."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class VersionMismatch(HistoryError):
+    """The run was started by another version of the workflow."""
+
+    run_id: str
+    stored: int
+    given: int
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r} was started by version {self.stored} of its workflow and this is version {self.given}. "
+            f"Let version {self.stored} finish it, or pass version={self.stored} if the change does not matter to it."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class WorkflowDrift(HistoryError):
+    """The workflow no longer makes the calls that its journal recorded."""
+
+    run_id: str
+    key: str
+    difference: str
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r}: at step {self.key!r} the code no longer matches the journal: {self.difference}. No "
+            f"recorded value was handed out and no body was started. Restore the old order or arguments, give new steps "
+            f"an explicit key=, or start the new code under another id."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class UnreadableRecord(HistoryError):
+    """A stored line that this version cannot understand; it is never taken for an absent one."""
+
+    run_id: str
+    where: str
+    problem: str
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r}: {self.where} cannot be read: {self.problem}. The run was left as it is; it may have "
+            f"been written by a newer version of durable, or changed by hand."
+        )
+
+
+class OwnershipError(DurableError):
+    """Only the holder of the lease runs and writes a run, and that is somebody else, or nobody any more."""
+
+
+@dataclass(eq=False, repr=False)
+class ConcurrentExecution(OwnershipError):
+    """Another process, thread or task is running this id; `expires_in` is what its lease still lasts, in seconds."""
+
+    run_id: str
+    owner: str
+    expires_in: float
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r} is being executed by {self.owner} (its lease lasts another {self.expires_in:.1f} s "
+            f'unless renewed). Pass on_conflict="wait" to wait for its result.'
+        )
+
+
+@dataclass(eq=False, repr=False)
+class WaitTimedOut(OwnershipError):
+    """`on_conflict="wait"` waited `waited` seconds and the other execution had not ended."""
+
+    run_id: str
+    waited: float
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r} was still being executed by somebody else after {self.waited:.1f} s. It goes on there; "
+            f"call again to wait on, or raise wait_timeout."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class LeaseLost(OwnershipError):
+    """This execution may write no more: its lease ran out or was taken over."""
+
+    run_id: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r} lost its lease: {self.reason}. Nothing more was written and no further step was "
+            f"started here. Call durable.run again with this id: it waits for, or continues, the run."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class RunOver(OwnershipError):
+    """A step was called after its run had ended, by a task or thread that outlived the workflow function."""
+
+    run_id: str
+    name: str
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.name!r} was called after run {self.run_id!r} had ended. Wait for every task and thread that "
+            f"calls steps before the workflow returns."
+        )
+
+
+class StoreError(DurableError):
+    """The database refused, was not there, or is not what it should be."""
+
+
+@dataclass(eq=False, repr=False)
+class StoreUnavailable(StoreError):
+    """PostgreSQL at `where` could not be reached or did not answer."""
+
+    where: str
+    problem: str
+
+    def __str__(self) -> str:
+        return (
+            f"PostgreSQL at {self.where} is not available: {self.problem}. What was acknowledged is safe; call again with "
+            f"the same id when it answers. Check the host, the port, and that the server runs."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class AccessDenied(StoreError):
+    """PostgreSQL at `where` is there and says no."""
+
+    where: str
+    problem: str
+    advice: str = "Check the user, the password (in the URL, $PGPASSWORD or ~/.pgpass) and the database's name."
+
+    def __str__(self) -> str:
+        return f"PostgreSQL at {self.where} refused: {self.problem}. {self.advice}"
+
+
+@dataclass(eq=False, repr=False)
+class SchemaMismatch(StoreError):
+    """A table that we need is missing, or something else has its name."""
+
+    table: str
+    problem: str
+    advice: str = "Pass table= or schema= to postgres() to use other names; the existing table was not touched."
+
+    def __str__(self) -> str:
+        return f"the table {self.table} cannot serve as a store: {self.problem}. {self.advice}"
+
+
+@dataclass(eq=False, repr=False)
+class OutcomeUnknown(StoreError):
+    """The reply to a write was lost and could not be settled before the lease's deadline.
+
+    The write is there, whole, or it is not: the next `durable.run` of this id reads which, and runs the body again only
+    if it is not.
+    """
+
+    run_id: str
+    what: str
+    problem: str
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r}: whether {self.what} was committed is unknown, since the reply was lost "
+            f"({self.problem}). Call durable.run again with this id: it reads what is stored and goes on from there."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class ServerNotStarted(StoreError):
+    """No local PostgreSQL could be started for `embedded()`."""
+
+    problem: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"no embedded PostgreSQL could be started: {self.problem}. {self.advice}"

@@ -1,0 +1,170 @@
+"""The wire format: what a run looks like in the store, and its validation.
+
+A run is stored as one header document and a journal of records. Column by column a journal record is
+
+| kind | key | record |
+| --- | --- | --- |
+| `input` | `input` | the input's JSON |
+| `step` | the step's key | a `StepRecord` |
+| `result` | `result` | the result's JSON |
+| `failure` | `failure` | a `FailureRecord` |
+
+`seq` is given by the lease holder and grows; where a key occurs twice the greater `seq` counts. Everything here is plain
+JSON that SQL can read: `record->'value'->>'total'`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from durable.errors import InvalidArgument, UnreadableRecord
+
+__all__ = [
+    "FORMAT_VERSION",
+    "ErrorRecord",
+    "Execution",
+    "FailureRecord",
+    "Header",
+    "Kind",
+    "Record",
+    "Status",
+    "StepRecord",
+    "checked_name",
+    "parse",
+    "render",
+]
+
+FORMAT_VERSION: Final = 1
+MAX_NAME_BYTES: Final = 512  # an id or key above this could break its btree index; the limit must be ours
+
+
+class Status(StrEnum):
+    """What a header says of its run. `running` without a live lease means interrupted."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class Kind(StrEnum):
+    """What a journal record remembers."""
+
+    INPUT = "input"
+    STEP = "step"
+    RESULT = "result"
+    FAILURE = "failure"
+
+
+class ErrorRecord(Struct, frozen=True, omit_defaults=True):
+    """An exception as JSON. `type` is its dotted class name; `args` is absent when they are not plain JSON."""
+
+    type: str
+    message: str
+    args: Raw | UnsetType = UNSET
+    notes: tuple[str, ...] = ()
+    cause: ErrorRecord | None = None
+    members: tuple[ErrorRecord, ...] = ()
+    traceback: str = ""
+
+
+class StepRecord(Struct, frozen=True, omit_defaults=True):
+    """How a step settled: its value's JSON when `ok`, else its error.
+
+    `auto` says that the key was drawn from the name; `concurrent` that the step was called outside the workflow's own
+    task or overlapped another, so that its place in the order means nothing; `fingerprint` is a hash of its arguments,
+    absent for a thunk.
+    """
+
+    name: str
+    ok: bool
+    value: Raw | UnsetType = UNSET
+    error: ErrorRecord | None = None
+    auto: bool = False
+    concurrent: bool = False
+    fingerprint: str = ""
+
+    @property
+    def json(self) -> bytes:
+        """The JSON of the value; empty for a failed step."""
+        return b"" if self.value is UNSET else bytes(self.value)
+
+
+class FailureRecord(Struct, frozen=True, omit_defaults=True):
+    """How a run failed: its exception, and the `again` keys, whose recorded failures led to it and run again."""
+
+    error: ErrorRecord
+    again: tuple[str, ...] = ()
+
+
+class Execution(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """Where a run stands. Moments are ISO 8601 texts by the server's clock."""
+
+    status: str
+    last_updated: str = ""
+    completed_at: str | None = None
+    current_step_id: str | None = None
+
+
+class Header(Struct, frozen=True, omit_defaults=True, rename="camel"):
+    """The document in the documented table. `metadata` holds `version`, `inputHash`, and what the user gave."""
+
+    workflow_name: str
+    execution: Execution
+    format_version: int = FORMAT_VERSION
+    steps: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
+
+
+class Record(NamedTuple):
+    """A line of the journal: its place, its key, its kind and its JSON text."""
+
+    seq: int
+    key: str
+    kind: str
+    text: str
+
+
+_T = TypeVar("_T")
+_encoder: Final = msgspec.json.Encoder()
+_decoders: Final[dict[type, msgspec.json.Decoder[Any]]] = {
+    type_: msgspec.json.Decoder(type_) for type_ in (StepRecord, FailureRecord, Header)
+}
+
+
+def render(content: StepRecord | FailureRecord) -> str:
+    """The JSON text of a record."""
+    return _encoder.encode(content).decode()
+
+
+def parse(text: str, type_: type[_T], *, run_id: str, where: str) -> _T:
+    """What a stored text says; `UnreadableRecord` when it says nothing that this version knows."""
+    try:
+        content: _T = _decoders[type_].decode(text)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as problem:
+        raise UnreadableRecord(run_id, where, _without_payload(problem)) from None
+    return content
+
+
+def _without_payload(problem: Exception) -> str:
+    return str(problem) if isinstance(problem, msgspec.ValidationError) else "it is not the JSON of a record"
+
+
+def checked_name(what: str, name: object) -> str:
+    """`name`, when it can be an id, key or step name; else `InvalidArgument` saying why not."""
+    if not isinstance(name, str):
+        raise InvalidArgument(f"{what} must be a string, not {type(name).__name__}")
+    if not name:
+        raise InvalidArgument(f"{what} must not be empty")
+    if "\0" in name:
+        raise InvalidArgument(f"{what} {name[:40]!r} contains a NUL character, which PostgreSQL cannot store")
+    try:
+        size = len(name) if name.isascii() else len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidArgument(f"{what} {name[:40]!r} contains a lone surrogate, which is not text") from None
+    if size > MAX_NAME_BYTES:
+        raise InvalidArgument(f"{what} {name[:40]!r}… has {size} bytes of UTF-8; at most {MAX_NAME_BYTES} are allowed")
+    return name

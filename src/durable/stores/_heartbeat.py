@@ -1,0 +1,99 @@
+"""The thread that keeps leases alive while their drivers are."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
+
+from durable._engine.leases import Lease
+from durable.clocks import Clock
+
+_RETRY: Final = 0.1  # of the shortest lease: how soon a failed renewal is tried again
+
+_log = logging.getLogger("durable")
+
+
+class Heartbeat:
+    """Renews all leases of one store together, before the first of them is due.
+
+    `renew` is given leases and returns the tokens that still stood; it is called by this thread only, so it may keep a
+    connection of its own. When it raises, it is called again until the leases' deadlines have passed: one failed renewal
+    is not a lost lease.
+    """
+
+    def __init__(self, renew: Callable[[Sequence[Lease]], Collection[str]], clock: Clock) -> None:
+        self._renew = renew
+        self._clock = clock
+        self._kept: dict[str, tuple[Lease, Callable[[], bool]]] = {}
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def keep(self, lease: Lease, alive: Callable[[], bool]) -> None:
+        """Renew this lease from now on, for as long as `alive()` says that somebody works under it."""
+        with self._changed:
+            self._kept[lease.token] = (lease, alive)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="durable-heartbeat", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def drop(self, lease: Lease) -> None:
+        """Renew it no more."""
+        with self._changed:
+            self._kept.pop(lease.token, None)
+
+    def close(self) -> None:
+        """End the thread, after the renewal that it may be in."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def beat(self) -> bool:
+        """Renew every lease once; False when the store could not be asked."""
+        with self._changed:
+            for token, (lease, alive) in list(self._kept.items()):
+                if not alive():
+                    _log.warning("the driver of run %r is gone; its lease is left to end", lease.run_id)
+                    del self._kept[token]
+            leases = [lease for lease, _ in self._kept.values()]
+        if not leases:
+            return True
+        sent = self._clock.elapsed()
+        try:
+            standing = self._renew(leases)
+        except Exception as problem:
+            _log.warning("%d leases could not be renewed (%s); trying again", len(leases), type(problem).__name__)
+            return False
+        for lease in leases:
+            if lease.token in standing:
+                lease.renewed(sent)
+            else:
+                self._lost(lease)
+        return True
+
+    def _lost(self, lease: Lease) -> None:
+        with self._changed:  # unless it was given back while the renewal was under way
+            if self._kept.pop(lease.token, None) is not None:
+                lease.lost = "another execution has taken it over"
+
+    def _run(self) -> None:
+        pause = 0.0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._kept)
+                if self._closed:
+                    return
+                leases = [lease for lease, _ in self._kept.values()]
+                wait = max(pause, min(lease.due() for lease in leases) - self._clock.elapsed())
+                if wait > 0:
+                    pause = 0.0
+                    self._changed.wait(wait)
+                    continue
+                shortest = min(lease.seconds for lease in leases)
+            pause = 0.0 if self.beat() else shortest * _RETRY

@@ -1,0 +1,111 @@
+"""Whether the owner of a lease is dead, for a claimer on the same machine.
+
+An owner holds an `flock` on a file of its own, whose path stands in the lease. The kernel drops the lock when the process
+is gone, however it went. Whoever can open that very file (made under this boot, naming the lease's token) and gets the
+lock knows that its owner is dead. Anything else proves nothing, and the lease is waited for: looking for a process id
+instead can take a live lease, since ids are per namespace and a zombie's threads may live.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_KEEP_STALE: Final = 7 * 24 * 3600.0  # seconds: files of dead owners prove their death; much later nobody asks
+
+
+class Owner:
+    """This process as an owner of leases, until it is closed or ends."""
+
+    def __init__(self) -> None:
+        self.instance = secrets.token_hex(8)
+        self._path: Path | None = None
+        self._lock: int | None = None
+        with contextlib.suppress(OSError):  # without the file a restart waits for the lease, which is always right
+            self._make_file()
+
+    @property
+    def text(self) -> str:
+        """For the lease: who owns it, and where the proof lies."""
+        return f"{socket.gethostname()}:{os.getpid()} {self._path or ''}".rstrip()
+
+    def close(self) -> None:
+        """Take the file away: whatever lease is still held is to end by itself."""
+        if self._path is not None and self._lock is not None:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+            os.close(self._lock)
+            self._path = self._lock = None
+
+    def _make_file(self) -> None:
+        content = _content(self.instance)
+        directory = _directory()
+        _sweep(directory)
+        path = directory / f"{self.instance}.owner"
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.write(lock, content)
+        self._path, self._lock = path, lock
+
+
+def is_dead(owner: str | None, token: str | None) -> bool:
+    """Whether this owner, of a lease with this token, is proven dead."""
+    _, _, path = (owner or "").partition(" ")
+    instance = (token or "").partition(":")[2].partition(".")[0]
+    if not path or not instance:
+        return False
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        if os.read(file, 256) != _content(instance):
+            return False
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two claimers must not take each other for the owner
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return True
+
+
+def _content(instance: str) -> bytes:
+    return _BOOT_ID.read_bytes() + instance.encode() + b"\n"
+
+
+def _directory() -> Path:
+    """A directory that only this user can write to."""
+    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    directory = Path(base) / f"durable-{os.getuid()}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    status = directory.lstat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o077 or not directory.is_dir():
+        raise PermissionError(directory)
+    return directory
+
+
+def _sweep(directory: Path) -> None:
+    oldest = time.time() - _KEEP_STALE
+    for file in directory.glob("*.owner"):
+        with contextlib.suppress(OSError):
+            if file.stat().st_mtime < oldest and _unlocked(file):
+                file.unlink()
+
+
+def _unlocked(file: Path) -> bool:
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,122 @@
+"""Our tables: made when they are missing, checked before they are trusted."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, Final
+
+import psycopg
+from psycopg import sql
+
+from durable.errors import SchemaMismatch
+from durable.stores._postgres.statements import Names, migrations, statements
+
+_LOCK_SPACE: Final = 0x64757261  # "dura": ours among the advisory locks of the application
+
+_COLUMNS: Final = {
+    "snapshots": {"id": "text", "snapshot": "jsonb", "updated_at": "timestamp with time zone"},
+    "steps": {
+        "workflow_id": "text",
+        "seq": "integer",
+        "key": "text",
+        "kind": "text",
+        "nonce": "bigint",
+        "epoch": "bigint",
+        "record": "json",
+        "created_at": "timestamp with time zone",
+    },
+    "locks": {
+        "workflow_id": "text",
+        "epoch": "bigint",
+        "owner_token": "text",
+        "owner": "text",
+        "expires_at": "timestamp with time zone",
+    },
+}
+
+
+def prepare(connection: psycopg.Connection[Any], names: Names) -> None:
+    """Bring our tables up to this version and check them, or raise `SchemaMismatch` and change nothing.
+
+    Any number of processes may do this at once: they take turns under an advisory lock, which ends with its transaction.
+    """
+    newest = max(migrations(names))
+    if _version(connection, names) < newest:
+        _migrate(connection, names)
+    if _version(connection, names) > newest:
+        raise SchemaMismatch(
+            names.quoted["migrations"],
+            f"it was migrated by a newer version of durable than this one, which knows {newest} migrations",
+            "Upgrade durable here; old and new versions must not write the same runs.",
+        )
+    _verify(connection, names)
+
+
+def _version(connection: psycopg.Connection[Any], names: Names) -> int:
+    known = statements(names)
+    if not _one(connection, known["migrations_exist"], names.quoted):
+        return 0
+    return _one(connection, known["version"]) or 0
+
+
+def _migrate(connection: psycopg.Connection[Any], names: Names) -> None:
+    known = statements(names)
+    tables = zlib.crc32(names.quoted["snapshots"].encode()) - 2**31
+    connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+    try:
+        connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_LOCK_SPACE, tables))
+        if names.schema is not None and not _one(connection, _SCHEMA_EXISTS, {"schema": names.schema}):
+            connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(names.schema)))
+        connection.execute(known["create_migrations"])
+        applied = _one(connection, known["version"]) or 0
+        for number, script in migrations(names).items():
+            if number > applied:
+                _apply(connection, names, script)
+                connection.execute(known["record_migration"], {"version": number})
+        _verify(connection, names)
+        connection.execute("COMMIT")
+    except BaseException:
+        if not connection.broken:
+            connection.execute("ROLLBACK")
+        raise
+
+
+_SCHEMA_EXISTS: Final = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %(schema)s)"
+
+
+def _apply(connection: psycopg.Connection[Any], names: Names, script: str) -> None:
+    try:
+        connection.execute(script, prepare=False)  # several commands
+    except (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject) as problem:
+        taken = problem.diag.message_primary or "a table of that name exists"
+        raise SchemaMismatch(names.quoted["snapshots"], f"one of the tables beside it is not ours: {taken}") from None
+    except psycopg.errors.UndefinedColumn as problem:
+        lacks = problem.diag.message_primary or "a column is missing"
+        raise SchemaMismatch(names.quoted["snapshots"], f"it is something else: {lacks}") from None
+    except psycopg.errors.WrongObjectType:
+        raise SchemaMismatch(names.quoted["snapshots"], "it is something else: not a table") from None
+
+
+def _verify(connection: psycopg.Connection[Any], names: Names) -> None:
+    known = statements(names)
+    found: dict[str, dict[str, str]] = {}
+    tables = [names.quoted[table] for table in _COLUMNS]
+    for table, column, type_ in connection.execute(known["columns"], {"tables": tables}):
+        found.setdefault(table, {})[column] = type_
+    for table, columns in _COLUMNS.items():
+        name = names.quoted[table]
+        if name not in found:
+            raise SchemaMismatch(name, "it does not exist", "Let a role with CREATE rights start durable once.")
+        for column, type_ in columns.items():
+            if found[name].get(column) != type_:
+                is_ = f"is of type {found[name][column]}" if column in found[name] else "is missing"
+                raise SchemaMismatch(name, f"its column {column!r} ({type_}) {is_}")
+    if not _one(connection, known["fence_index"], names.quoted):
+        advice = f"Restore it: ALTER TABLE {names.quoted['locks']} ADD UNIQUE (workflow_id, owner_token)."
+        problem = "the unique index over (workflow_id, owner_token) is missing, without which a stale owner could write"
+        raise SchemaMismatch(names.quoted["locks"], problem, advice)
+
+
+def _one(connection: psycopg.Connection[Any], query: str, parameters: Any = None) -> Any:
+    row = connection.execute(query, parameters).fetchone()
+    return None if row is None else row[0]

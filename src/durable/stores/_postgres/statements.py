@@ -1,0 +1,71 @@
+"""The SQL of the store, read from `statements.sql` and `migrations/`, with the tables' names filled in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from typing import Final
+
+from psycopg import sql
+
+from durable.errors import InvalidArgument
+
+_MAX_IDENTIFIER_BYTES: Final = 63  # PostgreSQL silently truncates longer ones, so that two names could become one
+_HERE: Final = resources.files(__package__)
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of our tables. All follow from the documented table's: `durable_snapshots` → `durable_steps` …"""
+
+    table: str = "durable_snapshots"
+    schema: str | None = None
+
+    def __post_init__(self) -> None:
+        stem = self.table.removesuffix("_snapshots")
+        for what, name in (("table", self.table), ("schema", self.schema), ("table", f"{stem}_migrations")):
+            if name is not None:
+                _check_identifier(what, name)
+
+    @cached_property
+    def quoted(self) -> Mapping[str, str]:
+        """What `{snapshots}`, `{steps}` … stand for: quoted, and qualified where a schema is given."""
+        stem = self.table.removesuffix("_snapshots")
+        tables = {
+            "snapshots": self.table,
+            "steps": f"{stem}_steps",
+            "locks": f"{stem}_locks",
+            "migrations": f"{stem}_migrations",
+        }
+        qualified = {name: sql.Identifier(*filter(None, (self.schema, table))) for name, table in tables.items()}
+        index = sql.Identifier(f"{self.table[: _MAX_IDENTIFIER_BYTES - 15]}_updated_at_idx")
+        return {name: value.as_string(None) for name, value in {**qualified, "snapshots_index": index}.items()}
+
+    def fill(self, text: str) -> str:
+        """The SQL with the names in place of `{snapshots}` and its like."""
+        return re.sub(r"\{(\w+)\}", lambda match: self.quoted[match[1]], text)
+
+
+def _check_identifier(what: str, name: object) -> None:
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise InvalidArgument(f"{what} must be a name, not {name!r}")
+    if len(name.encode("utf-8", "surrogatepass")) > _MAX_IDENTIFIER_BYTES:
+        limit = f"PostgreSQL's limit of {_MAX_IDENTIFIER_BYTES} bytes"
+        raise InvalidArgument(f"the {what} name {name[:80]!r} is over {limit}: it would be cut off there")
+
+
+def statements(names: Names) -> dict[str, str]:
+    """Each statement of `statements.sql` by its name."""
+    text = (_HERE / "statements.sql").read_text("utf-8")
+    parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)[1:]
+    named = zip(parts[::2], parts[1::2], strict=True)
+    return {name: names.fill(re.sub(r"^--.*\n?", "", part, flags=re.MULTILINE).strip()) for name, part in named}
+
+
+def migrations(names: Names) -> dict[int, str]:
+    """Each migration by its number, in order."""
+    files = sorted((file for file in (_HERE / "migrations").iterdir() if file.name.endswith(".sql")), key=str)
+    return {int(file.name[:4]): names.fill(file.read_text("utf-8")) for file in files}

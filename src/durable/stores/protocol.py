@@ -1,0 +1,76 @@
+"""What a store owes: each verb with its guarantee."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from durable._engine.decisions import Claim, ClaimReply
+from durable._engine.leases import Lease
+from durable.snapshot import Record, Status
+
+__all__ = ["AsyncRunStore", "RunStore"]
+
+
+class RunStore(Protocol):
+    """A store that `durable.run` can execute under: blocking verbs, safe for threads.
+
+    Every verb either does all that it says, and that is committed when it returns, or raises and has done nothing –
+    except `OutcomeUnknown`, which says that it cannot tell.
+    """
+
+    def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
+        """Take the lease if it is free, and read the run as its last owner left it.
+
+        Granted: the epoch has risen by one, the token is new, a new run's header and input are written, and no earlier
+        owner can write any more: the records returned are all that there will ever be from them. The store renews the
+        lease by itself while `alive()` is true, until it is given back.
+
+        Refused: nothing was changed.
+        """
+        ...
+
+    def checkpoint(self, lease: Lease, record: Record) -> None:
+        """Append a record to the journal, if the lease's token still stands; else `LeaseLost`."""
+        ...
+
+    def finish(self, lease: Lease, status: Status, record: Record) -> None:
+        """Append the last record, set the run's status and give the lease back, all or nothing; else `LeaseLost`."""
+        ...
+
+    def release(self, lease: Lease) -> None:
+        """Give the lease back and keep the run as it is. Quiet when it is no longer ours."""
+        ...
+
+    @property
+    def aio(self) -> AsyncRunStore:
+        """The same verbs for asyncio."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections and threads. Quiet when closed already."""
+        ...
+
+
+class AsyncRunStore(Protocol):
+    """The verbs of `RunStore`, with the same guarantees, for asyncio.
+
+    Each begins at the call and goes on if the future it returns is cancelled.
+    """
+
+    def begin(self, claim: Claim, alive: Callable[[], bool]) -> asyncio.Future[ClaimReply]:
+        """See `RunStore.begin`."""
+        ...
+
+    def checkpoint(self, lease: Lease, record: Record) -> asyncio.Future[None]:
+        """See `RunStore.checkpoint`."""
+        ...
+
+    def finish(self, lease: Lease, status: Status, record: Record) -> asyncio.Future[None]:
+        """See `RunStore.finish`."""
+        ...
+
+    def release(self, lease: Lease) -> asyncio.Future[None]:
+        """See `RunStore.release`."""
+        ...
