@@ -3,8 +3,64 @@
 from durable._decorator import step
 from durable._run import run
 from durable._step import AsyncStep, Step
-from durable.errors import *  # noqa: F403 -- the error tree is part of the front door
-from durable.errors import __all__ as _errors
+from durable.errors import (
+    AccessDenied,
+    AmbiguousKey,
+    ColourMismatch,
+    ConcurrentExecution,
+    DurableError,
+    DurableWarning,
+    HistoryError,
+    InvalidArgument,
+    KeyConflict,
+    LeaseLost,
+    NestedStep,
+    OutcomeUnknown,
+    OwnershipError,
+    RunMismatch,
+    RunOver,
+    SchemaMismatch,
+    ServerNotStarted,
+    StepFailed,
+    StoreError,
+    StoreUnavailable,
+    UnreadableRecord,
+    UnstorableValue,
+    VersionMismatch,
+    WaitTimedOut,
+    WorkflowDrift,
+)
 from durable.events import ResumeStateCollector
 
-__all__ = ["AsyncStep", "ResumeStateCollector", "Step", "run", "step", *_errors]  # noqa: PLE0604
+__all__ = [
+    "AccessDenied",
+    "AmbiguousKey",
+    "AsyncStep",
+    "ColourMismatch",
+    "ConcurrentExecution",
+    "DurableError",
+    "DurableWarning",
+    "HistoryError",
+    "InvalidArgument",
+    "KeyConflict",
+    "LeaseLost",
+    "NestedStep",
+    "OutcomeUnknown",
+    "OwnershipError",
+    "ResumeStateCollector",
+    "RunMismatch",
+    "RunOver",
+    "SchemaMismatch",
+    "ServerNotStarted",
+    "Step",
+    "StepFailed",
+    "StoreError",
+    "StoreUnavailable",
+    "UnreadableRecord",
+    "UnstorableValue",
+    "VersionMismatch",
+    "WaitTimedOut",
+    "WorkflowDrift",
+    "run",
+    "step",
+]

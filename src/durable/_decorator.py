@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
@@ -80,7 +81,7 @@ def _decorated(fn: Callable[P, R], name: str | None) -> Callable[P, R]:
         return cast(R, frame.driver.call_decorated(options.name, fn, args, dict(kwargs)))
 
     mark(wrapper, options)
-    if inspect.iscoroutinefunction(fn) and hasattr(inspect, "markcoroutinefunction"):  # Python 3.12
+    if sys.version_info >= (3, 12) and inspect.iscoroutinefunction(fn):
         inspect.markcoroutinefunction(wrapper)
     return wrapper
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from durable._decorator import Driver, current_frame, mark, options_of
 
@@ -24,15 +24,16 @@ class BoundDeps:
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
         """The user's class, so that `isinstance` says what it would of the user's object."""
-        return type(object.__getattribute__(self, "_durable_deps"))
+        deps: object = object.__getattribute__(self, "_durable_deps")
+        return type(deps)
 
     def __getattr__(self, name: str) -> Any:
-        deps = object.__getattribute__(self, "_durable_deps")
-        value = _item(deps, name) if isinstance(deps, Mapping) else getattr(deps, name)
+        deps: Any = object.__getattribute__(self, "_durable_deps")
+        value = _item(cast(Mapping[str, Any], deps), name) if isinstance(deps, Mapping) else getattr(deps, name)
         return _bound(value, object.__getattribute__(self, "_durable_driver"))
 
     def __getitem__(self, name: Any) -> Any:
-        deps = object.__getattribute__(self, "_durable_deps")
+        deps: Any = object.__getattribute__(self, "_durable_deps")
         return _bound(deps[name], object.__getattribute__(self, "_durable_driver"))
 
     def __setattr__(self, name: str, value: Any) -> None:

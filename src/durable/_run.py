@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 OnConflict = Literal["raise", "wait"]
 
-_OMITTED: Final[Any] = type("Omitted", (), {"__repr__": lambda _: "…"})()
+_OMITTED: Final[Any] = ...
 _RESERVED: Final = {"version", "inputHash"}
 _PATIENCE: Final = 5.0  # seconds that a run which is being left waits for its last checkpoints, then for its release
 
@@ -232,7 +232,8 @@ class _Plan:
         if granted.taken_from is not None:
             self.tell(LeaseTaken(run_id, at, granted.taken_from))
         self.tell(RunBegan(run_id, at, self.claim.workflow, granted.lease.epoch, journal.recorded))
-        return Execution(self.claim.workflow, journal, granted.lease, self.tell)
+        listening = None if self.on_event is None else self.tell
+        return Execution(self.claim.workflow, journal, granted.lease, listening)
 
 
 class _Run:

@@ -11,7 +11,8 @@ import contextlib
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, TypeVar, TypeVarTuple, assert_never, overload
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar, TypeVarTuple, assert_never, cast, overload
 
 from durable._decorator import Frame, current_frame, options_of
 from durable._engine.blame import marked
@@ -47,6 +48,7 @@ Ts = TypeVarTuple("Ts")
 
 _ASKED: Final = Asked()
 _ACKNOWLEDGED: Final = Acknowledged()
+_NEVER: Final = datetime.min.replace(tzinfo=UTC)
 
 
 class _Driver:
@@ -78,7 +80,8 @@ class _Driver:
         raise NotImplementedError
 
     def _reading(self) -> Reading:
-        return Reading(self._clock.now(), self._clock.elapsed())
+        at = _NEVER if self._execution.tell is None else self._clock.now()  # only events want the wall clock
+        return Reading(at, self._clock.elapsed())
 
     def _fingerprint(
         self, name: str, key: str | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -90,7 +93,7 @@ class _Driver:
         checked_name("a step's name", name)
         if key is not None:
             checked_name("a step's key", key)
-        if not callable(fn):
+        if not callable(cast(object, fn)):
             advice = "pass the function and its arguments, or a thunk: step(name, lambda: fn(arg))"
             raise InvalidArgument(f"step {name!r}: {type(fn).__name__} is not a function: {advice}")
         if kwargs:  # charge(order) and charge(order=order) are the same call
@@ -129,7 +132,9 @@ class Step(_Driver):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._changed = threading.Condition(threading.RLock())  # guards the execution, and wakes those who wait on it
+        self._lock = threading.RLock()  # guards the execution
+        self._changed = threading.Condition(self._lock)
+        self._waiting = 0
 
     def __call__(self, name: str, fn: Callable[[*Ts], T], *args: *Ts, key: str | None = None) -> T:
         """Call `fn(*args)` once and remember its outcome under `key` (by default the name, numbered on repetition).
@@ -140,7 +145,8 @@ class Step(_Driver):
         `except Exception`.
         """
         options = options_of(fn)
-        return self._called(name, key, fn if options is None else options.fn, args, {})
+        value: T = self._called(name, key, fn if options is None else options.fn, args, {})
+        return value
 
     def call_decorated(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `_decorator.Driver`."""
@@ -148,19 +154,17 @@ class Step(_Driver):
 
     def drain(self) -> None:
         """Wait until no step is running."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._execution.idle)
+        self._wait_until(lambda: self._execution.idle)
 
     def settle(self, seconds: float) -> None:
         """Wait until no checkpoint is on its way, `seconds` at most."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._execution.committing, seconds)
+        self._wait_until(lambda: not self._execution.committing, seconds)
 
     def _called(
         self, name: str, key: str | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         fingerprint = self._fingerprint(name, key, fn, args, kwargs)
-        with self._changed:
+        with self._lock:
             call = self._execution.call(name, key, fingerprint, threading.current_thread())
         return self._driven(call, fn, args, kwargs)
 
@@ -188,7 +192,9 @@ class Step(_Driver):
             self._abandoned(call, reason)
             raise
 
-    def _attempted(self, call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepOutcome:
+    def _attempted(
+        self, call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> StepOutcome:
         token = current_frame.set(self.frame(call.key))
         try:
             value = fn(*args, **kwargs)
@@ -200,7 +206,7 @@ class Step(_Driver):
             return Unstorable(_async_in_blocking(call.name, value))
         return self._encoded(call, value)
 
-    def _checkpointed(self, call: Call, record: Record) -> StepOutcome:
+    def _checkpointed(self, _: Call, record: Record) -> StepOutcome:
         try:
             self._store.checkpoint(self._execution.lease, record)
         except DurableError as error:
@@ -208,17 +214,25 @@ class Step(_Driver):
         return _ACKNOWLEDGED
 
     def _joined(self, call: Call) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._execution.running(call))
+        self._wait_until(lambda: not self._execution.running(call))
 
     def _abandoned(self, call: Call, reason: BaseException) -> None:
         self._advance(call, Interrupted(type(reason).__name__))
 
     def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
-        with self._changed:
+        with self._lock:
             decision = self._execution.advance(call, outcome, self._reading())
-            self._changed.notify_all()
+            if self._waiting:
+                self._changed.notify_all()
             return decision
+
+    def _wait_until(self, condition: Callable[[], bool], seconds: float | None = None) -> None:
+        with self._lock:
+            self._waiting += 1
+            try:
+                self._changed.wait_for(condition, seconds)
+            finally:
+                self._waiting -= 1
 
 
 class AsyncStep(_Driver):
@@ -235,10 +249,10 @@ class AsyncStep(_Driver):
         self, name: str, fn: Callable[[*Ts], Awaitable[T]], *args: *Ts, key: str | None = None
     ) -> Coroutine[Any, Any, T]: ...
     @overload
-    def __call__(self, name: str, fn: Callable[[*Ts], T], *args: *Ts, key: str | None = None) -> Coroutine[Any, Any, T]: ...
     def __call__(
-        self, name: str, fn: Callable[..., Any], *args: Any, key: str | None = None
-    ) -> Coroutine[Any, Any, Any]:
+        self, name: str, fn: Callable[[*Ts], T], *args: *Ts, key: str | None = None
+    ) -> Coroutine[Any, Any, T]: ...
+    def __call__(self, name: str, fn: Callable[..., Any], *args: Any, key: str | None = None) -> Any:  # type: ignore[misc] # mypy does not match TypeVarTuple with *args
         """Call `fn(*args)`, and await what it returns if that can be awaited; otherwise as `Step`.
 
         The key is drawn at this call, the body begins when the coroutine is awaited. A blocking function runs on the
@@ -330,15 +344,13 @@ class AsyncStep(_Driver):
 
     def _answered_late(self, call: Call, answer: asyncio.Future[None]) -> None:
         del self._unanswered[call]
-        if answer.cancelled():
-            return self._abandoned(call, asyncio.CancelledError())
-        error = answer.exception()
-        if isinstance(error, DurableError):
-            self._advance(call, Rejected(error))
-        elif error is not None:
-            self._abandoned(call, error)
-        else:
+        error = asyncio.CancelledError() if answer.cancelled() else answer.exception()
+        if error is None:
             self._advance(call, _ACKNOWLEDGED)
+        elif isinstance(error, DurableError):
+            self._advance(call, Rejected(error))
+        else:
+            self._abandoned(call, error)
 
     async def _joined(self, call: Call) -> None:
         while self._execution.running(call):

@@ -81,17 +81,18 @@ def _problems(value: Any, path: str = "$", depth: int = 0) -> Iterator[tuple[str
     if depth > _MAX_DEPTH:
         yield "$" + "…", f"it is nested more than {_MAX_DEPTH} levels deep (or contains itself)"
         return
-    if value is None or type(value) in (bool, int):
+    kind: type[object] = type(value)  # looked at by itself: narrowing would make the items' types unknown
+    if value is None or kind in (bool, int):
         return
-    if type(value) is float:
+    if kind is float:
         if not math.isfinite(value):
             yield path, "JSON has no NaN and no infinities"
-    elif type(value) is str:
+    elif kind is str:
         yield from _text_problems(value, path)
-    elif type(value) is list:
+    elif kind is list:
         for index, item in enumerate(value):
             yield from _problems(item, f"{path}[{index}]", depth + 1)
-    elif type(value) is dict:
+    elif kind is dict:
         for key, item in value.items():
             if type(key) is str:
                 yield from _text_problems(key, f"the keys of {path}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import builtins
 import sys
 import traceback
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from msgspec import UNSET, Raw
 
@@ -26,7 +26,7 @@ _MAX_DEPTH: Final = 8
 
 def to_record(exception: BaseException, codec: Codec, *, _depth: int = 0) -> ErrorRecord:
     """The record of any exception whatever: a run is never lost because its *error* could not be stored."""
-    members = exception.exceptions if isinstance(exception, BaseExceptionGroup) else ()
+    members = _members(exception)
     cause = exception.__cause__
     deeper = _depth < _MAX_DEPTH
     return ErrorRecord(
@@ -52,14 +52,24 @@ def from_record(record: ErrorRecord, codec: Codec, *, run_id: str, where: str) -
     return exception
 
 
+def _is_group(class_: type[Any]) -> bool:
+    return issubclass(class_, ExceptionGroup)
+
+
+def _members(exception: BaseException) -> tuple[BaseException, ...]:
+    if isinstance(exception, BaseExceptionGroup):
+        return cast(BaseExceptionGroup[BaseException], exception).exceptions
+    return ()
+
+
 def _rebuilt(record: ErrorRecord, codec: Codec, run_id: str, where: str) -> Exception | None:
     class_ = _imported_class(record.type)
     if class_ is None:
         return None
     try:
-        if issubclass(class_, ExceptionGroup):
+        if _is_group(class_):
             members = [from_record(member, codec, run_id=run_id, where=where) for member in record.members]
-            exception: Exception = class_(record.message, members)
+            exception = cast(Any, class_)(record.message, members)
         elif record.args is UNSET:
             return None
         else:
@@ -99,7 +109,7 @@ def _arguments(exception: BaseException, codec: Codec) -> Any:
 
 def _text(exception: BaseException) -> str:
     try:
-        text = exception.message if isinstance(exception, BaseExceptionGroup) else str(exception)
+        text = str(getattr(exception, "message", "") if _members(exception) else exception)
     except Exception:
         text = f"<{type(exception).__name__} whose text cannot be made>"
     return _clean(text)

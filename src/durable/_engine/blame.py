@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 _ORIGIN: Final = "__durable_origin__"
 _E = TypeVar("_E", bound=BaseException)
@@ -30,5 +30,5 @@ def blamed(exception: BaseException, token: str) -> tuple[str, ...]:
             keys.add(origin[1])
         open_ends += [link.__cause__, link.__context__]
         if isinstance(link, BaseExceptionGroup):
-            open_ends += link.exceptions
+            open_ends += cast(BaseExceptionGroup[BaseException], link).exceptions
     return tuple(sorted(keys))

@@ -67,10 +67,10 @@ class Journal:
                 case Kind.FAILURE:
                     again = parse(text, FailureRecord, run_id=self.run_id, where=where).again
                     # What was done after a failure that is now mended may lie on a path that is never taken again.
-                    mended_from = min((seqs[key] for key in again if key in seqs), default=seq)
-                    off_path |= {key for key, at in seqs.items() if at >= mended_from}
-                    for key in again:
-                        self._settled.pop(key, None)
+                    mended_from = min((seqs[failed] for failed in again if failed in seqs), default=seq)
+                    off_path |= {step for step, at in seqs.items() if at >= mended_from}
+                    for failed in again:
+                        self._settled.pop(failed, None)
                 case Kind.INPUT:
                     self.input = text.encode()
                 case _:

@@ -8,7 +8,9 @@ from typing import Final
 from durable.errors import InvalidArgument
 
 RENEWALS_PER_LEASE: Final = 3  # two renewals in a row may fail before the lease is in danger
-SHORTEST: Final = 0.5  # below this, a round trip and a pause of the garbage collector are no longer small beside a third
+SHORTEST: Final = (
+    0.5  # below this, a round trip and a pause of the garbage collector are no longer small beside a third
+)
 
 _FIRST_POLL: Final = 0.05
 _LONGEST_POLL: Final = 1.0
@@ -65,4 +67,4 @@ def checked_seconds(seconds: object) -> float:
 
 def poll_delay(polls: int) -> float:
     """Seconds between looks at a run that somebody else executes: doubling from 50 ms up to one second."""
-    return min(_LONGEST_POLL, _FIRST_POLL * 2 ** min(polls, 10))
+    return min(_LONGEST_POLL, _FIRST_POLL * 2.0 ** min(polls, 10))

@@ -39,11 +39,10 @@ from durable.errors import (
 from durable.events import KeysUnused, RunCompleted, RunFailed, RunInterrupted
 from durable.snapshot import FORMAT_VERSION, ErrorRecord, FailureRecord, Header, Kind, Record, Status, parse, render
 
-
 _MOST_TURNS: Final = 20
 
 
-def admitted(  # noqa: C901 -- one case after the other, in the order in which they matter
+def admitted(
     claim: Claim, reply: ClaimReply, *, waits: bool, wait_timeout: float | None, waited: float, polls: int
 ) -> Admission:
     """What the store's reply to a claim means.
@@ -60,7 +59,9 @@ def admitted(  # noqa: C901 -- one case after the other, in the order in which t
         if granted is not None:  # completed between two of the claim's statements: give the lease back, ask again
             return ClaimAgain(0.0, claim, granted)
         if result is None:
-            return Decline(UnreadableRecord(claim.run_id, "the result", "the run is completed but has no result record"))
+            return Decline(
+                UnreadableRecord(claim.run_id, "the result", "the run is completed but has no result record")
+            )
         return Return(result.text.encode())
     if isinstance(reply, Granted):
         return Proceed(reply)
@@ -145,6 +146,8 @@ def left(execution: Execution, exception: BaseException) -> Release:
 
 def finished(execution: Execution, finish: Finish, reading: Reading, error: ErrorRecord | None) -> None:
     """The finish is acknowledged: say so."""
+    if execution.tell is None:
+        return
     run_id, at = execution.run_id, reading.at
     if unused := execution.journal.unused():
         execution.tell(KeysUnused(run_id, at, unused))
@@ -157,4 +160,5 @@ def finished(execution: Execution, finish: Finish, reading: Reading, error: Erro
 
 def interrupted(execution: Execution, reading: Reading, reason: DurableError | BaseException) -> None:
     """The run was left without an outcome: say so."""
-    execution.tell(RunInterrupted(execution.run_id, reading.at, execution.workflow, type(reason).__name__))
+    if execution.tell is not None:
+        execution.tell(RunInterrupted(execution.run_id, reading.at, execution.workflow, type(reason).__name__))

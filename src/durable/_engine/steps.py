@@ -34,11 +34,13 @@ from durable.snapshot import ErrorRecord, Kind, Record, StepRecord, render
 class Execution:
     """Decides, for each step of one execution, what its driver does next.
 
-    Not safe for threads: a driver with threads holds a lock around each call. `tell` takes the events; `error` is what
-    the run was aborted with, once it was.
+    Not safe for threads: a driver with threads holds a lock around each call. `tell` takes the events (None: nobody
+    listens, and none are made); `error` is what the run was aborted with, once it was.
     """
 
-    def __init__(self, workflow: str, journal: Journal, lease: Lease, tell: Callable[[RunEvent], object]) -> None:
+    def __init__(
+        self, workflow: str, journal: Journal, lease: Lease, tell: Callable[[RunEvent], object] | None
+    ) -> None:
         self.run_id = journal.run_id
         self.workflow = workflow
         self.journal = journal
@@ -105,7 +107,8 @@ class Execution:
             return call.refusal
         record = self.journal.settled(call.key)
         if record is not None:
-            self.tell(StepReplayed(self.run_id, reading.at, call.key, call.name, record))
+            if self.tell is not None:
+                self.tell(StepReplayed(self.run_id, reading.at, call.key, call.name, record))
             return Replay(record)
         if call.key in self._running:
             return Join()
@@ -116,7 +119,8 @@ class Execution:
         self._mark_overlap(call)
         self._running[call.key] = call
         call.began = reading.elapsed
-        self.tell(StepBegan(self.run_id, reading.at, call.key, call.name))
+        if self.tell is not None:
+            self.tell(StepBegan(self.run_id, reading.at, call.key, call.name))
         return Attempt()
 
     def _mark_overlap(self, call: Call) -> None:
@@ -157,7 +161,8 @@ class Execution:
         assert call.record is not None, "acknowledged before it was sent"  # noqa: S101 -- a driver's bug, not an input
         self._forget(call)
         self.journal.settle(call.key, call.record)
-        self.tell(StepRecorded(self.run_id, reading.at, call.key, call.name, call.record, call.seconds))
+        if self.tell is not None:
+            self.tell(StepRecorded(self.run_id, reading.at, call.key, call.name, call.record, call.seconds))
         return Replay(call.record)
 
     def _interrupted(self, call: Call, reading: Reading, reason: str) -> Abort:
@@ -171,7 +176,8 @@ class Execution:
         if self._running.get(call.key) is not call:
             return
         self._forget(call)
-        self.tell(StepInterrupted(self.run_id, reading.at, call.key, call.name, reason))
+        if self.tell is not None:
+            self.tell(StepInterrupted(self.run_id, reading.at, call.key, call.name, reason))
 
     def _forget(self, call: Call) -> None:
         if self._running.get(call.key) is call:

@@ -133,4 +133,3 @@ class MemoryStore:
 
 def _in_order(run: _Run) -> list[Record]:
     return [run.records[seq] for seq in sorted(run.records)]
-

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import psycopg
 import psycopg_pool
@@ -16,8 +15,16 @@ from durable.errors import AccessDenied, DurableError, InvalidArgument, StoreUna
 Connection: TypeAlias = psycopg.Connection[Any]
 
 _DEFAULTS: Final = {"connect_timeout": "10", "application_name": "durable"}
+_SIGNS_OF_REFUSAL: Final = ("authentication failed", "no password supplied", "does not exist")
 _POOL_SIZE: Final = 8
 _WAIT_FOR_A_CONNECTION: Final = 30.0  # seconds
+
+
+class Lane(NamedTuple):
+    """A connection and a cursor on it."""
+
+    connection: Connection
+    cursor: psycopg.Cursor[Any]
 
 
 class Connections:
@@ -39,6 +46,7 @@ class Connections:
         self._prepare = prepare
         self._opening = threading.Lock()
         self._pool: psycopg_pool.ConnectionPool[Connection] | None = None
+        self._idle: list[Lane] = []
         self._closed = False
 
     @property
@@ -57,9 +65,21 @@ class Connections:
         except psycopg.Error as problem:
             raise self.meaning(problem) from None
 
-    @contextmanager
-    def lent(self) -> Iterator[Connection]:
-        """A connection from the pool, in autocommit mode, for as long as the block lasts."""
+    def take(self) -> Lane:
+        """A connection in autocommit mode, to be given back."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._from_pool()
+
+    def give_back(self, lane: Lane) -> None:
+        """Take a connection back. One stays at hand with its cursor, which spares a lone caller the pool's bookkeeping."""
+        if self._idle or self._closed or lane.connection.closed:
+            self._to_pool(lane)
+        else:
+            self._idle.append(lane)
+
+    def _from_pool(self) -> Lane:
         pool = self._pool or self._opened()
         try:
             connection = pool.getconn()
@@ -68,16 +88,22 @@ class Connections:
             raise StoreUnavailable(self.where, problem) from None
         except psycopg_pool.PoolClosed:
             raise InvalidArgument("the store is closed") from None
-        try:
-            yield connection
-        finally:
-            pool.putconn(connection)
+        return Lane(connection, connection.cursor())
+
+    def _to_pool(self, lane: Lane) -> None:
+        pool = self._pool
+        if pool is None:
+            lane.connection.close()
+        else:
+            pool.putconn(lane.connection)
 
     def close(self) -> None:
         """Close every connection of the pool."""
         with self._opening:
             self._closed = True
             pool, self._pool = self._pool, None
+        while self._idle:
+            self._idle.pop().connection.close()
         if pool is not None:
             pool.close()
 
@@ -91,7 +117,7 @@ class Connections:
             return AccessDenied(self.where, text, "Create the database, or correct its name in the URL.")
         if state == "42501":
             return AccessDenied(self.where, text, "Grant the role what it lacks, or let another one create the tables.")
-        if state is None and "authentication failed" in str(problem):
+        if state is None and any(sign in str(problem) for sign in _SIGNS_OF_REFUSAL):
             return AccessDenied(self.where, text)
         return StoreUnavailable(self.where, text)
 

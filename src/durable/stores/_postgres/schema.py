@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any, Final
+from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -84,7 +84,7 @@ def _migrate(connection: psycopg.Connection[Any], names: Names) -> None:
 _SCHEMA_EXISTS: Final = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %(schema)s)"
 
 
-def _apply(connection: psycopg.Connection[Any], names: Names, script: str) -> None:
+def _apply(connection: psycopg.Connection[Any], names: Names, script: bytes) -> None:
     try:
         connection.execute(script, prepare=False)  # several commands
     except (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject) as problem:
@@ -117,6 +117,6 @@ def _verify(connection: psycopg.Connection[Any], names: Names) -> None:
         raise SchemaMismatch(names.quoted["locks"], problem, advice)
 
 
-def _one(connection: psycopg.Connection[Any], query: str, parameters: Any = None) -> Any:
+def _one(connection: psycopg.Connection[Any], query: LiteralString | bytes, parameters: Any = None) -> Any:
     row = connection.execute(query, parameters).fetchone()
     return None if row is None else row[0]

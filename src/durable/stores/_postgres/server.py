@@ -137,7 +137,7 @@ def _data_directory(base: Path, account: _Account) -> Path:
     """Where the data lie: in `base`, or, if the server's account cannot enter there, behind a link to where it can."""
     data = base / "data"
     if account.uid >= 0 and not data.exists() and not _reachable(base):
-        elsewhere = Path(tempfile.mkdtemp(prefix="durable-", dir="/var/tmp"))  # noqa: S108 -- made anew, 0700
+        elsewhere = Path(tempfile.mkdtemp(prefix="durable-", dir="/var/tmp"))
         account.owns(elsewhere)
         data.unlink(missing_ok=True)
         data.symlink_to(elsewhere / "data")
@@ -206,7 +206,7 @@ def _usable(binaries: Path) -> Path:
     status = binaries.stat()
     copy = Path("/var/tmp") / f"durable-{_WHEEL}-{status.st_dev}-{status.st_ino}-{int(status.st_mtime)}"  # noqa: S108
     if not copy.exists() or copy.lstat().st_uid != 0:
-        fresh = Path(tempfile.mkdtemp(prefix="durable-", dir="/var/tmp"))  # noqa: S108
+        fresh = Path(tempfile.mkdtemp(prefix="durable-", dir="/var/tmp"))
         fresh.chmod(0o755)
         shutil.copytree(package / "pginstall", fresh / _WHEEL / "pginstall", symlinks=True)
         libraries = package.parent / f"{_WHEEL}.libs"  # found by the programs beside their package
@@ -223,7 +223,18 @@ def _initialise(binaries: Path, data: Path, account: _Account) -> None:
     fresh = data.with_name("data.new")
     shutil.rmtree(fresh, ignore_errors=True)
     # --locale=C alone would make an SQL_ASCII cluster.
-    command = [binaries / "initdb", "-D", fresh, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"]
+    command: list[str | Path] = [
+        binaries / "initdb",
+        "-D",
+        fresh,
+        "-U",
+        "postgres",
+        "-A",
+        "trust",
+        "-E",
+        "UTF8",
+        "--locale=C",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=_environment(), cwd="/", **account.options)  # noqa: PLW1510, S603
     if done.returncode:
         problem = f"initdb failed: {done.stderr.strip().splitlines()[-1:]}"
@@ -234,8 +245,18 @@ def _initialise(binaries: Path, data: Path, account: _Account) -> None:
 def _supervised(
     binaries: Path, data: Path, sockets: Path, fifo: int, lock: Path, account: _Account, log: IO[bytes]
 ) -> subprocess.Popen[bytes]:
-    server = [binaries / "postgres", "-D", data, "-k", sockets, "-c", "listen_addresses=", "-c", "fsync=on"]
-    program = [sys.executable, "-IS", Path(__file__).with_name("supervisor.py")]
+    server: list[str | Path] = [
+        binaries / "postgres",
+        "-D",
+        data,
+        "-k",
+        sockets,
+        "-c",
+        "listen_addresses=",
+        "-c",
+        "fsync=on",
+    ]
+    program: list[str | Path] = [sys.executable, "-IS", Path(__file__).with_name("supervisor.py")]
     return subprocess.Popen(  # noqa: S603
         [*program, str(fifo), lock, str(account.uid), str(account.gid), *server],
         pass_fds=[fifo],

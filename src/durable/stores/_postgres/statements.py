@@ -14,7 +14,7 @@ from psycopg import sql
 from durable.errors import InvalidArgument
 
 _MAX_IDENTIFIER_BYTES: Final = 63  # PostgreSQL silently truncates longer ones, so that two names could become one
-_HERE: Final = resources.files(__package__)
+_HERE: Final = resources.files("durable.stores._postgres")
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,19 @@ def _check_identifier(what: str, name: object) -> None:
         raise InvalidArgument(f"the {what} name {name[:80]!r} is over {limit}: it would be cut off there")
 
 
-def statements(names: Names) -> dict[str, str]:
+def statements(names: Names) -> dict[str, bytes]:
     """Each statement of `statements.sql` by its name."""
     text = (_HERE / "statements.sql").read_text("utf-8")
     parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)[1:]
     named = zip(parts[::2], parts[1::2], strict=True)
-    return {name: names.fill(re.sub(r"^--.*\n?", "", part, flags=re.MULTILINE).strip()) for name, part in named}
+    return {name: names.fill(_without_comments(part)).encode() for name, part in named}
 
 
-def migrations(names: Names) -> dict[int, str]:
+def migrations(names: Names) -> dict[int, bytes]:
     """Each migration by its number, in order."""
     files = sorted((file for file in (_HERE / "migrations").iterdir() if file.name.endswith(".sql")), key=str)
-    return {int(file.name[:4]): names.fill(file.read_text("utf-8")) for file in files}
+    return {int(file.name[:4]): names.fill(file.read_text("utf-8")).encode() for file in files}
+
+
+def _without_comments(text: str) -> str:
+    return re.sub(r"^--.*\n?", "", text, flags=re.MULTILINE).strip()

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 import psycopg
@@ -20,7 +20,7 @@ from durable.snapshot import Execution, Header, Record, Status, parse
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._owner import Owner, is_dead
 from durable.stores._postgres import schema
-from durable.stores._postgres.connections import Connection, Connections
+from durable.stores._postgres.connections import Connection, Connections, Lane
 from durable.stores._postgres.statements import Names, statements
 from durable.stores._threads import ThreadedStore
 
@@ -49,7 +49,7 @@ class PostgresStore:
     def __repr__(self) -> str:
         return f"<durable store in PostgreSQL at {self._connections.where}, {self._names.quoted['snapshots']}>"
 
-    def __enter__(self) -> PostgresStore:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -95,7 +95,7 @@ class PostgresStore:
     def release(self, lease: Lease) -> None:
         """See `RunStore.release`. One round trip, one commit."""
         self._heartbeat.drop(lease)
-        self._on_a_connection(lambda connection: connection.execute(self._sql["release"], (lease.run_id, lease.token)))
+        self._on_a_connection(lambda lane: lane.cursor.execute(self._sql["release"], (lease.run_id, lease.token)))
 
     def close(self) -> None:
         """Let go of connections and threads; runs that are still executing lose their store. Quiet when closed."""
@@ -111,8 +111,8 @@ class PostgresStore:
         nonce = f"{self._owner.instance}.{secrets.token_hex(8)}"
         values = _claim_values(claim, nonce, self._owner.text, dead)
 
-        def claimed(connection: Connection) -> tuple[float, tuple[Any, ...], list[Record]]:
-            sent = self._clock.elapsed()
+        def claimed(lane: Lane) -> tuple[float, tuple[Any, ...], list[Record]]:
+            connection, sent = lane.connection, self._clock.elapsed()
             with connection.pipeline():
                 connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
                 connection.execute(self._sql["take_lease"], values)
@@ -133,10 +133,10 @@ class PostgresStore:
         held = token is not None and expires_in > 0
         return Refused(header, records, owner if held else None, expires_in if held else None), token
 
-    def _write(self, lease: Lease, what: str, statement: str, row: Any) -> None:
+    def _write(self, lease: Lease, what: str, statement: bytes, row: Any) -> None:
         """Execute a fenced write: committed when this returns."""
         try:
-            written = self._on_a_connection(lambda connection: connection.execute(statement, row).rowcount)
+            written = self._on_a_connection(lambda lane: lane.cursor.execute(statement, row).rowcount)
         except psycopg.Error as problem:
             if problem.sqlstate is not None and problem.sqlstate[:2] in _REFUSED_FOR_WHAT_IT_IS:
                 # The server's own words may quote the value.
@@ -148,23 +148,27 @@ class PostgresStore:
         if written != 1:
             raise LeaseLost(lease.run_id, "another execution has taken it over")
 
-    def _on_a_connection(self, work: Callable[[Connection], T]) -> T:
+    def _on_a_connection(self, work: Callable[[Lane], T]) -> T:
         """Do some work that is one transaction; again if it was the victim of a conflict, which leaves nothing behind."""
-        for tries_left in reversed(range(_TRIES)):
-            with self._connections.lent() as connection:
-                try:
-                    return work(connection)
-                except psycopg.Error as problem:
-                    _rolled_back(connection)
-                    if problem.sqlstate not in _SERIALIZATION_FAILURES or not tries_left:
-                        raise
-        raise AssertionError("unreachable")
+        tries = 1
+        while True:
+            lane = self._connections.take()
+            try:
+                return work(lane)
+            except psycopg.Error as problem:
+                _rolled_back(lane.connection)
+                if problem.sqlstate not in _SERIALIZATION_FAILURES or tries == _TRIES:
+                    raise
+                tries += 1
+            finally:
+                self._connections.give_back(lane)
 
     def _renew(self, leases: Sequence[Lease]) -> set[str]:
         try:
             if self._heartbeat_connection is None:
                 self._heartbeat_connection = self._connections.connect()
-            columns = [list(column) for column in zip(*((l.run_id, l.token, l.seconds) for l in leases), strict=True)]
+            ids, tokens = [lease.run_id for lease in leases], [lease.token for lease in leases]
+            columns = (ids, tokens, [lease.seconds for lease in leases])
             return {token for (token,) in self._heartbeat_connection.execute(self._sql["renew"], columns)}
         except (psycopg.Error, DurableError):
             connection, self._heartbeat_connection = self._heartbeat_connection, None
@@ -195,7 +199,7 @@ def _claim_values(claim: Claim, nonce: str, owner: str, dead: str | None) -> dic
 
 
 def _nonce() -> int:
-    return random.getrandbits(63)  # noqa: S311 -- told apart, not kept secret; reseeded by Python after a fork
+    return random.getrandbits(63)
 
 
 def _rolled_back(connection: Connection) -> None:
