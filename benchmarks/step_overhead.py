@@ -11,10 +11,10 @@ import argparse
 import asyncio
 import platform
 import statistics
-import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import psycopg
 
@@ -103,9 +103,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        server = None if options.url else embedded(directory)
-        url = options.url or (server.url if server else "")
+    with ExitStack() as stack:
+        url = options.url or stack.enter_context(embedded(".durable-benchmarks")).url
         with postgres(url) as store, psycopg.connect(url) as connection:
             version = connection.info.server_version
             print(
@@ -125,8 +124,6 @@ def main() -> None:
             for name, seconds in medians.items():
                 each = seconds / options.steps
                 print(f"{name:22s} {1 / each:10,.0f} steps/s {each * 1e6:9.1f} µs/step  {limit / seconds:8.2f} × bare")
-        if server is not None:
-            server.close()
 
 
 if __name__ == "__main__":

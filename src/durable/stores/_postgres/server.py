@@ -7,6 +7,7 @@ import fcntl
 import importlib.util
 import os
 import pwd
+import select
 import shutil
 import subprocess
 import sys
@@ -92,22 +93,26 @@ class Server:
         if not (data / "PG_VERSION").exists():
             _initialise(binaries, data, account)
         listening = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._hold = os.open(fifo, os.O_WRONLY | os.O_CLOEXEC)
+        alive, supervisor_alive = os.pipe()
         try:
+            self._hold = os.open(fifo, os.O_WRONLY | os.O_CLOEXEC)
             with (self._base / "log").open("ab") as log:
-                server = _supervised(binaries, data, sockets, listening, self._base / "lock", account, log)
-            self._wait_for(sockets, server)
+                inherited = (listening, supervisor_alive)
+                _supervised(binaries, data, sockets, inherited, self._base / "lock", account, log)
+            os.close(supervisor_alive)
+            self._wait_for(sockets, alive)
         except BaseException:
             self.close()
             raise
         finally:
             os.close(listening)
+            os.close(alive)
         return sockets
 
-    def _wait_for(self, sockets: Path, server: subprocess.Popen[bytes] | None = None) -> None:
+    def _wait_for(self, sockets: Path, alive: int | None = None) -> None:
         deadline = time.monotonic() + _START
         while _state(sockets) is not Ping.OK:
-            if (server is not None and server.poll() is not None) or time.monotonic() > deadline:
+            if (alive is not None and select.select([alive], [], [], 0)[0]) or time.monotonic() > deadline:
                 last = (self._base / "log").read_text("utf-8", "replace").strip().splitlines()[-3:]
                 problem = "the server did not come up: " + " / ".join(last)
                 raise ServerNotStarted(problem, f"Its whole log is {self._base / 'log'}.")
@@ -243,29 +248,28 @@ def _initialise(binaries: Path, data: Path, account: _Account) -> None:
 
 
 def _supervised(
-    binaries: Path, data: Path, sockets: Path, fifo: int, lock: Path, account: _Account, log: IO[bytes]
-) -> subprocess.Popen[bytes]:
-    server: list[str | Path] = [
-        binaries / "postgres",
-        "-D",
-        data,
-        "-k",
-        sockets,
-        "-c",
-        "listen_addresses=",
-        "-c",
-        "fsync=on",
-    ]
+    binaries: Path,
+    data: Path,
+    sockets: Path,
+    inherited: tuple[int, int],
+    lock: Path,
+    account: _Account,
+    log: IO[bytes],
+) -> None:
+    server: list[str | Path] = [binaries / "postgres", "-D", data, "-k", sockets]
+    settings = ["-c", "listen_addresses=", "-c", "fsync=on"]
     program: list[str | Path] = [sys.executable, "-IS", Path(__file__).with_name("supervisor.py")]
-    return subprocess.Popen(  # noqa: S603
-        [*program, str(fifo), lock, str(account.uid), str(account.gid), *server],
-        pass_fds=[fifo],
+    numbers = [str(number) for number in inherited]
+    subprocess.run(  # noqa: S603
+        [*program, *numbers, lock, str(account.uid), str(account.gid), *server, *settings],
+        pass_fds=inherited,
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
         env=_environment(),
         cwd="/",
         start_new_session=True,
+        check=True,
     )
 
 

@@ -1,0 +1,45 @@
+# Python 3.11 with pip is all that these need. Each target makes its own .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.demo
+	@$(BIN)/python examples/checkout.py --demo
+
+test: $(VENV)/.test
+	@$(BIN)/python -m pytest -n 2 -q
+
+check: $(VENV)/.check
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/pyright --warnings
+	@$(BIN)/lint-imports --no-logo 2>&1 | tail -n 12
+
+bench: $(VENV)/.test
+	@$(BIN)/python benchmarks/step_overhead.py
+
+clean:
+	rm -rf $(VENV) .durable* .mypy_cache .ruff_cache .import_linter_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "durable needs Python 3.11 or newer: make PYTHON=python3.12")'
+	@$(PYTHON) -m venv $(VENV)
+
+# What each target needs; installed anew when pyproject.toml changes.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-script-location
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	@echo "installing into $(VENV) …"
+	@$(INSTALL) -e '.[embedded]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml $(VENV)/.demo
+	@$(INSTALL) -r requirements/test.txt
+	@touch $@
+
+$(VENV)/.check: pyproject.toml $(VENV)/.test
+	@$(INSTALL) -r requirements/check.txt
+	@touch $@

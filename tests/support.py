@@ -1,0 +1,68 @@
+"""What the tests share: a database to look into."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from durable.stores import PostgresStore, postgres
+
+
+class Database:
+    """One schema in a real PostgreSQL: stores in it, and a look behind them."""
+
+    def __init__(self, url: str, schema: str) -> None:
+        self.url = url
+        self.schema = schema
+        self._stores: list[PostgresStore] = []
+
+    def store(self, url: str | None = None, **options: Any) -> PostgresStore:
+        """A new store on this schema (through `url`, if it is reached by another way)."""
+        store = postgres(url or self.url, schema=self.schema, **options)
+        self._stores.append(store)
+        return store
+
+    def execute(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Rows of a query with this schema on its search path."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(self.schema)))
+            cursor = connection.execute(query, parameters)  # type: ignore[arg-type]
+            return cursor.fetchall() if cursor.description else []
+
+    def header(self, run_id: str) -> dict[str, Any] | None:
+        """The stored document of a run."""
+        rows = self.execute("SELECT snapshot FROM durable_snapshots WHERE id = %s", run_id)
+        return rows[0][0] if rows else None
+
+    def status(self, run_id: str) -> str | None:
+        """The stored status of a run."""
+        header = self.header(run_id)
+        return None if header is None else header["execution"]["status"]
+
+    def journal(self, run_id: str) -> list[tuple[str, str, Any]]:
+        """The journal as (kind, key, record), in order."""
+        query = "SELECT kind, key, record::text FROM durable_steps WHERE workflow_id = %s ORDER BY seq"
+        return [(kind, key, json.loads(text)) for kind, key, text in self.execute(query, run_id)]
+
+    def everything(self) -> list[Any]:
+        """All that is stored but the leases' times: to compare before and after."""
+        tables = {
+            "durable_snapshots": "*",
+            "durable_steps": "workflow_id, seq, key, kind, nonce, epoch, record::text, created_at",
+            "durable_locks": "workflow_id, epoch, owner_token",
+        }
+        return [sorted(self.execute(f"SELECT {columns} FROM {table}"), key=str) for table, columns in tables.items()]
+
+    def end_lease(self, run_id: str) -> None:
+        """Let the lease of a run be over, as if its time had passed."""
+        self.execute("UPDATE durable_locks SET expires_at = now() - interval '1 second' WHERE workflow_id = %s", run_id)
+
+    def drop(self) -> None:
+        """Close what is open, and remove the schema."""
+        for store in self._stores:
+            store.close()
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.schema)))
