@@ -333,11 +333,13 @@ class AsyncStep(_Driver):
         answer = self._unanswered[call] = self._store.aio.checkpoint(self._execution.lease, record)
         try:
             await asyncio.shield(answer)
-        except DurableError as error:
-            del self._unanswered[call]
-            return Rejected(error)
         except asyncio.CancelledError:  # the record is on its way all the same: hear the answer when it comes
             answer.add_done_callback(lambda answer: self._answered_late(call, answer))
+            raise
+        except BaseException as error:
+            del self._unanswered[call]
+            if isinstance(error, DurableError):
+                return Rejected(error)
             raise
         del self._unanswered[call]
         return _ACKNOWLEDGED

@@ -109,7 +109,7 @@ class Execution(Struct, frozen=True, omit_defaults=True, rename="camel"):
     current_step_id: str | None = None
 
 
-class Header(Struct, frozen=True, omit_defaults=True, rename="camel"):
+class Header(Struct, frozen=True, rename="camel"):
     """The document in the documented table. `metadata` holds `version`, `inputHash`, and what the user gave."""
 
     workflow_name: str

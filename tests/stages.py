@@ -1,0 +1,479 @@
+"""Five ways to run one story: the pure engine, and both stores under both drivers.
+
+A *story* is a generator: it yields an `Ask` (one step) or `Together` (some at once), is sent what the step returns, and is
+thrown what it raises. So it is written once, and each stage performs it through its own driver.
+
+Every stage can *die*: at the n-th boundary of a life the process is as good as gone. Nothing is released, nothing is
+said; the next life finds what was committed by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import durable
+from durable._engine import runs
+from durable._engine.blame import marked
+from durable._engine.decisions import (
+    Abort,
+    Acknowledged,
+    Asked,
+    Attempt,
+    Checkpoint,
+    Claim,
+    ClaimReply,
+    Decline,
+    Finish,
+    Granted,
+    Interrupted,
+    Join,
+    Proceed,
+    Raise,
+    Raised,
+    Reading,
+    Refused,
+    Reraise,
+    Release,
+    Replay,
+    Return,
+    Returned,
+    StepOutcome,
+)
+from durable._engine.journal import Call, Journal
+from durable._engine.leases import Lease
+from durable._engine.steps import Execution
+from durable._step import _NEVER
+from durable.codecs import JsonCodec
+from durable.errors import Unwind
+from durable.failures import from_record, to_record
+from durable.snapshot import ErrorRecord, Header, Kind, Record, Status, StepRecord
+from durable.snapshot import Execution as Standing
+from durable.stores import MemoryStore, PostgresStore
+from support import Database
+
+
+class Ask(NamedTuple):
+    """One step."""
+
+    name: str
+    fn: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    key: str | None = None
+
+
+class Together(NamedTuple):
+    """Steps at the same time; the first failure is raised when it comes."""
+
+    asks: Sequence[Ask]
+
+
+Story: TypeAlias = Callable[..., Generator[Ask | Together, Any, Any]]
+
+
+class Died(BaseException):
+    """The process is gone."""
+
+
+@dataclass
+class World:
+    """What the steps do to the world, and what becomes of them."""
+
+    failing: set[str] = field(default_factory=set)
+    bodies: list[str] = field(default_factory=list)
+    boundaries: Boundaries | None = None
+
+    def do(self, what: str, *of: Any) -> Any:
+        """A step's body: leaves its trace, then fails or returns."""
+        if self.boundaries is not None:
+            self.boundaries.pass_one("before body")
+        self.bodies.append(what)
+        if what in self.failing:
+            raise ValueError(f"{what} failed")
+        if self.boundaries is not None:
+            self.boundaries.pass_one("after body")
+        return {"done": what, "of": list(of)}
+
+
+class Boundaries:
+    """Counts the boundaries of a life, and ends it at the one that is named."""
+
+    def __init__(self, deadly: int | None = None) -> None:
+        self.deadly = deadly
+        self.passed: list[str] = []
+        self.dead = False
+
+    def pass_one(self, what: str) -> None:
+        """The process passes a boundary, or dies there."""
+        if self.dead:
+            raise Died
+        if len(self.passed) == self.deadly:
+            self.dead = True
+            raise Died
+        self.passed.append(what)
+
+
+class Stage(Protocol):
+    """A way to live one life of a story."""
+
+    def run(self, story: Story, world: World, *, id: str = "run-1", dies_at: int | None = None, **options: Any) -> Any:
+        """One `durable.run`; raises what it raises, or `Died`. Says in `boundaries` which ones it passed."""
+        ...
+
+    boundaries: Boundaries
+
+
+class EngineStage:
+    """The pure engine, a dictionary for a store, and the smallest driver there can be."""
+
+    def __init__(self) -> None:
+        self.boundaries = Boundaries()
+        self._headers: dict[str, Header] = {}
+        self._records: dict[str, list[Record]] = {}
+        self._epochs: Counter[str] = Counter()
+        self._codec = JsonCodec()
+
+    def run(
+        self,
+        story: Story,
+        world: World,
+        *,
+        id: str = "run-1",
+        dies_at: int | None = None,
+        input: Any = ...,
+        version: int = 1,
+    ) -> Any:
+        world.boundaries = self.boundaries = Boundaries(dies_at)
+        text = None if input is ... else self._codec.encode(input, what="the input")
+        hashed = None if input is ... else self._codec.fingerprint(input, what="the input")
+        claim = Claim(
+            run_id=id, workflow=story.__name__, version=version, seconds=30.0, input=text, input_hash=hashed
+        )
+        reply = self._begun(claim)
+        match runs.admitted(claim, reply, waits=False, wait_timeout=None, waited=0.0, polls=0):
+            case Proceed(granted):
+                return self._executed(story, world, granted)
+            case Return(value):
+                return self._codec.decode(value, run_id=id, where="the result")
+            case Reraise(error):
+                raise from_record(error, self._codec, run_id=id, where="the failure")
+            case Decline(error, _):
+                raise error
+            case other:
+                raise AssertionError(other)
+
+    def _begun(self, claim: Claim) -> ClaimReply:
+        self.boundaries.pass_one("before claim")
+        header = self._headers.get(claim.run_id)
+        records = self._records.setdefault(claim.run_id, [])
+        if not runs.executable(claim, header):
+            return Refused(header, list(records), None, None)
+        self._epochs[claim.run_id] += 1
+        if header is None:
+            metadata: dict[str, Any] = {"version": claim.version}
+            if claim.input is not None:
+                metadata["inputHash"] = claim.input_hash
+                records.append(Record(0, Kind.INPUT, Kind.INPUT, claim.input.decode()))
+            header = Header(claim.workflow, Standing(Status.RUNNING), metadata=metadata)
+        self._headers[claim.run_id] = header
+        self.boundaries.pass_one("claim committed")
+        epoch = self._epochs[claim.run_id]
+        return Granted(Lease(claim.run_id, f"{epoch}:x", epoch, claim.seconds, 0.0), header, list(records))
+
+    def _executed(self, story: Story, world: World, granted: Granted) -> Any:
+        journal = Journal(granted.lease.run_id, granted.records, "main")
+        execution = Execution(story.__name__, journal, granted.lease, None)
+        arguments = [world]
+        if journal.input is not None:
+            arguments.append(self._codec.decode(journal.input, run_id=granted.lease.run_id, where="the input"))
+        error: ErrorRecord | None = None
+        exception: BaseException | None = None
+        value: Any = None
+        try:
+            value = told(story(*arguments), lambda ask: self._asked(execution, ask))
+            conclusion = runs.returned(execution, self._codec.encode(value, what="the result"))
+        except Exception as problem:
+            exception, error = problem, to_record(problem, self._codec)
+            conclusion = runs.raised(execution, problem, error)
+        except Unwind as unwind:
+            exception, conclusion = unwind, runs.left(execution, unwind)
+        match conclusion:
+            case Finish(status, record):
+                self.boundaries.pass_one("before finish")
+                self._records[granted.lease.run_id].append(record)
+                header = self._headers[granted.lease.run_id]
+                self._headers[granted.lease.run_id] = Header(
+                    header.workflow_name, Standing(status), metadata=header.metadata
+                )
+                self.boundaries.pass_one("finish committed")
+                if exception is not None:
+                    raise exception
+                return value
+            case Release(reason):
+                assert reason is not None
+                raise reason
+
+    def _asked(self, execution: Execution, ask: Ask | Together) -> Any:
+        asks = ask.asks if isinstance(ask, Together) else [ask]
+        calls = [(self._call(execution, one), one) for one in asks]
+        outcomes: dict[int, StepOutcome] = {}
+        results: dict[int, Any] = {}
+        failure: BaseException | None = None
+        # Everybody takes one turn after the other, which is as concurrent as a pure engine can be.
+        waiting = list(range(len(calls)))
+        while waiting:
+            for index in list(waiting):
+                call, one = calls[index]
+                try:
+                    outcome = self._turn(execution, call, one, outcomes.get(index, Asked()))
+                except Exception as problem:
+                    waiting.remove(index)
+                    failure = failure or problem
+                else:
+                    if isinstance(outcome, _Settled):
+                        waiting.remove(index)
+                        results[index] = outcome.value
+                    else:
+                        outcomes[index] = outcome
+        if failure is not None:
+            raise failure
+        values = [results[index] for index in range(len(calls))]
+        return values if isinstance(ask, Together) else values[0]
+
+    def _call(self, execution: Execution, ask: Ask) -> Call:
+        fingerprint = self._codec.fingerprint(list(ask.args), what="an argument") if ask.args else ""
+        return execution.call(ask.name, ask.key, fingerprint, "main")
+
+    def _turn(self, execution: Execution, call: Call, ask: Ask, outcome: StepOutcome) -> StepOutcome | _Settled:
+        match execution.advance(call, outcome, Reading(_NEVER, 1.0)):
+            case Replay(record):
+                return _Settled(self._handed_out(execution, call, record))
+            case Attempt():
+                try:
+                    value = ask.fn(*ask.args)
+                    return Returned(self._codec.encode(value, what="the result"))
+                except durable.UnstorableValue as problem:
+                    execution.advance(call, Interrupted("unstorable"), Reading(_NEVER, 1.0))
+                    raise problem from None
+                except Exception as problem:
+                    return Raised(to_record(problem, self._codec))
+            case Checkpoint(record):
+                self.boundaries.pass_one("before checkpoint")
+                self._records[execution.run_id].append(record)
+                self.boundaries.pass_one("checkpoint committed")
+                return Acknowledged()
+            case Join():
+                return Asked()
+            case Raise(error):
+                raise error
+            case Abort(error):
+                raise Unwind(error)
+
+    def _handed_out(self, execution: Execution, call: Call, record: StepRecord) -> Any:
+        self.boundaries.pass_one("acknowledged")
+        if record.error is None:
+            return self._codec.decode(record.json, run_id=execution.run_id, where="a step")
+        exception = from_record(record.error, self._codec, run_id=execution.run_id, where="a step")
+        raise marked(exception, execution.lease.token, call.key)
+
+
+class _Settled(NamedTuple):
+    value: Any
+
+
+def told(story: Generator[Ask | Together, Any, Any], perform: Callable[[Ask | Together], Any]) -> Any:
+    """Tell a story: perform what it asks, send or throw what came of it, return what it returns."""
+    try:
+        ask = next(story)
+        while True:
+            try:
+                value = perform(ask)
+            except Exception as problem:
+                ask = story.throw(problem)
+            else:
+                ask = story.send(value)
+    except StopIteration as end:
+        return end.value
+
+
+async def told_async(story: Generator[Ask | Together, Any, Any], perform: Callable[[Ask | Together], Any]) -> Any:
+    """The same, awaiting."""
+    try:
+        ask = next(story)
+        while True:
+            try:
+                value = await perform(ask)
+            except Exception as problem:
+                ask = story.throw(problem)
+            else:
+                ask = story.send(value)
+    except StopIteration as end:
+        return end.value
+
+
+class DyingStore:
+    """A store whose process dies at a boundary, and which is silent from then on."""
+
+    def __init__(self, store: MemoryStore | PostgresStore, boundaries: Boundaries) -> None:
+        self._store = store
+        self._boundaries = boundaries
+        self.aio = _DyingAio(store, boundaries)
+
+    def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
+        self._boundaries.pass_one("before claim")
+        reply = self._store.begin(claim, lambda: alive() and not self._boundaries.dead)
+        self._boundaries.pass_one("claim committed")
+        return reply
+
+    def checkpoint(self, lease: Lease, record: Record) -> None:
+        self._boundaries.pass_one("before checkpoint")
+        self._store.checkpoint(lease, record)
+        self._boundaries.pass_one("checkpoint committed")
+
+    def finish(self, lease: Lease, status: Status, record: Record) -> None:
+        self._boundaries.pass_one("before finish")
+        self._store.finish(lease, status, record)
+        self._boundaries.pass_one("finish committed")
+
+    def release(self, lease: Lease) -> None:
+        self._boundaries.pass_one("release")
+        self._store.release(lease)
+
+    def close(self) -> None:
+        self._store.close()
+
+
+class _DyingAio:
+    """The asyncio face of a dying store: each verb in a task, so that it begins at the call."""
+
+    def __init__(self, store: MemoryStore | PostgresStore, boundaries: Boundaries) -> None:
+        self._store = store
+        self._boundaries = boundaries
+
+    def begin(self, claim: Claim, alive: Callable[[], bool]) -> asyncio.Future[ClaimReply]:
+        still = lambda: alive() and not self._boundaries.dead  # noqa: E731
+        return self._between("before claim", lambda: self._store.aio.begin(claim, still), "claim committed")
+
+    def checkpoint(self, lease: Lease, record: Record) -> asyncio.Future[None]:
+        write = lambda: self._store.aio.checkpoint(lease, record)  # noqa: E731
+        return self._between("before checkpoint", write, "checkpoint committed")
+
+    def finish(self, lease: Lease, status: Status, record: Record) -> asyncio.Future[None]:
+        write = lambda: self._store.aio.finish(lease, status, record)  # noqa: E731
+        return self._between("before finish", write, "finish committed")
+
+    def release(self, lease: Lease) -> asyncio.Future[None]:
+        return self._between("release", lambda: self._store.aio.release(lease), "released")
+
+    def _between(self, before: str, verb: Callable[[], asyncio.Future[Any]], after: str) -> asyncio.Future[Any]:
+        async def performed() -> Any:
+            self._boundaries.pass_one(before)
+            reply = await verb()
+            self._boundaries.pass_one(after)
+            return reply
+
+        return asyncio.ensure_future(performed())
+
+
+class StoreStage:
+    """A real store under one of the real drivers."""
+
+    def __init__(
+        self, store: MemoryStore | PostgresStore, end_lease: Callable[[str], None], *, is_async: bool
+    ) -> None:
+        self.boundaries = Boundaries()
+        self._store = store
+        self._end_lease = end_lease
+        self._is_async = is_async
+
+    def run(self, story: Story, world: World, *, id: str = "run-1", dies_at: int | None = None, **options: Any) -> Any:
+        world.boundaries = self.boundaries = Boundaries(dies_at)
+        store = DyingStore(self._store, self.boundaries)
+        workflow = _async_workflow(story) if self._is_async else _workflow(story)
+        if "input" in options or _wants_input(story):
+            inner = workflow
+            workflow = _named(story, _with_input_async(inner) if self._is_async else _with_input(inner))
+        try:
+            result = durable.run(world, workflow, id=id, store=store, **options)  # type: ignore[arg-type]
+            return asyncio.run(result) if self._is_async else result
+        finally:
+            if self.boundaries.dead:
+                self._end_lease(id)
+
+
+def _wants_input(story: Story) -> bool:
+    return story.__code__.co_argcount > 1  # type: ignore[attr-defined]
+
+
+def _named(story: Story, workflow: Any) -> Any:
+    workflow.__name__ = story.__name__
+    return workflow
+
+
+def _with_input(inner: Any) -> Any:
+    return lambda step, deps, input: inner(step, deps, input)
+
+
+def _with_input_async(inner: Any) -> Any:
+    async def workflow(step: Any, deps: Any, input: Any) -> Any:
+        return await inner(step, deps, input)
+
+    return workflow
+
+
+def _workflow(story: Story) -> Any:
+    def workflow(step: durable.Step, deps: Any, *input: Any) -> Any:
+        def perform(ask: Ask | Together) -> Any:
+            if isinstance(ask, Ask):
+                return step(ask.name, ask.fn, *ask.args, key=ask.key)
+            with ThreadPoolExecutor(len(ask.asks)) as pool:
+                futures = [pool.submit(step, one.name, one.fn, *one.args, key=one.key) for one in ask.asks]
+            return [future.result() for future in futures]
+
+        return told(story(deps, *input), perform)
+
+    return _named(story, workflow)
+
+
+def _async_workflow(story: Story) -> Any:
+    async def workflow(step: durable.AsyncStep, deps: Any, *input: Any) -> Any:
+        async def perform(ask: Ask | Together) -> Any:
+            if isinstance(ask, Ask):
+                return await step(ask.name, _sometimes_async(ask.fn), *ask.args, key=ask.key)
+            return await asyncio.gather(
+                *(step(one.name, _sometimes_async(one.fn), *one.args, key=one.key) for one in ask.asks)
+            )
+
+        return await told_async(story(deps, *input), perform)
+
+    return _named(story, workflow)
+
+
+def _sometimes_async(fn: Callable[..., Any]) -> Callable[..., Any]:
+    async def body(*args: Any) -> Any:
+        await asyncio.sleep(0)
+        return fn(*args)
+
+    return body
+
+
+def memory_stage(*, is_async: bool) -> StoreStage:
+    """The memory store."""
+    store = MemoryStore()
+
+    def end_lease(run_id: str) -> None:
+        if run_id in store._runs:
+            store._runs[run_id].expires = 0.0
+
+    return StoreStage(store, end_lease, is_async=is_async)
+
+
+def postgres_stage(database: Database, *, is_async: bool) -> StoreStage:
+    """The PostgreSQL store."""
+    store = database.store()
+    store.begin(Claim(run_id="warm-up", workflow="none", version=1, seconds=30.0, create=False), lambda: True)
+    return StoreStage(store, database.end_lease, is_async=is_async)

@@ -1,0 +1,78 @@
+"""The two colours are one: stripped of `async` and `await`, the drivers are the same, but for what is named here."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from typing import Any
+
+import pytest
+
+from durable._run import _AsyncRun, _Run
+from durable._step import AsyncStep, Step
+
+# The leaves, where blocking and awaiting really differ: how a body is called, how an answer, a change or a clock is
+# waited for, and what guards the engine.
+LEAVES = {
+    (Step, AsyncStep): {
+        "__init__",
+        "__call__",
+        "call_decorated",
+        "drain",
+        "settle",
+        "_called",
+        "_attempted",
+        "_checkpointed",
+        "_answered_late",
+        "_joined",
+        "_abandoned",
+        "_advance",
+        "_changed",
+        "_wait_until",
+    },
+    (_Run, _AsyncRun): {"_begun", "_granted_late", "_give_back"},
+}
+
+_SAME_BUT_FOR_COLOUR = {
+    "AsyncStep": "Step",
+    "asleep": "sleep",
+    "current_task": "current_thread",
+    "asyncio": "threading",
+}
+
+
+class _Stripper(ast.NodeTransformer):
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> Any:
+        plain = ast.FunctionDef(**{field: getattr(node, field, None) for field in ast.FunctionDef._fields})
+        return self.generic_visit(ast.copy_location(plain, node))
+
+    def visit_Await(self, node: ast.Await) -> Any:
+        return self.visit(node.value)
+
+    def visit_Attribute(self, node: ast.Attribute) -> Any:
+        self.generic_visit(node)
+        if node.attr == "aio":
+            return node.value
+        node.attr = _SAME_BUT_FOR_COLOUR.get(node.attr, node.attr)
+        return node
+
+    def visit_Name(self, node: ast.Name) -> Any:
+        node.id = _SAME_BUT_FOR_COLOUR.get(node.id, node.id)
+        return node
+
+
+def _stripped(method: Any) -> str:
+    return ast.unparse(_Stripper().visit(ast.parse(textwrap.dedent(inspect.getsource(method)))))
+
+
+@pytest.mark.parametrize(("blocking", "awaiting"), LEAVES, ids=["step", "run"])
+def test_both_drivers_are_the_same_code(blocking: type, awaiting: type) -> None:
+    """Whoever mends one colour mends the other."""
+    leaves = LEAVES[blocking, awaiting]
+    methods = {name for class_ in (blocking, awaiting) for name, value in vars(class_).items() if inspect.isfunction(value)}
+    compared = methods - leaves
+    assert compared
+    for name in compared:
+        assert _stripped(getattr(blocking, name)) == _stripped(getattr(awaiting, name)), name
+    assert leaves <= methods, "a leaf that is no more"
