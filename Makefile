@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test check bench clean
 
 demo: $(VENV)/.demo
-	@$(BIN)/python examples/checkout.py --demo
+	@$(BIN)/python examples/checkout.py
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n 2 -q

@@ -22,8 +22,8 @@ import durable
 from durable.stores import PostgresStore, embedded, memory, postgres
 from durable.stores.protocol import RunStore
 
-VALUE = {"id": "u-123", "name": "Alice Example", "email": "alice@example.com", "n": [1, 2, 3, 4], "ok": True}
-TEXT = '{"id":"u-123","name":"Alice Example","email":"alice@example.com","n":[1,2,3,4],"ok":true}'
+VALUE = {"id": "u-123", "tier": "gold member", "email": "member@example.com", "n": [1, 2, 3, 4], "ok": True}
+TEXT = '{"id":"u-123","tier":"gold member","email":"member@example.com","n":[1,2,3,4],"ok":true}'
 
 
 def bare(url: str, steps: int) -> None:

@@ -37,9 +37,9 @@ from durable._engine.decisions import (
     Raised,
     Reading,
     Refused,
-    Reraise,
     Release,
     Replay,
+    Reraise,
     Return,
     Returned,
     StepOutcome,
@@ -144,14 +144,19 @@ class EngineStage:
         *,
         id: str = "run-1",
         dies_at: int | None = None,
-        input: Any = ...,
-        version: int = 1,
+        **options: Any,
     ) -> Any:
         world.boundaries = self.boundaries = Boundaries(dies_at)
+        input = options.get("input", ...)
         text = None if input is ... else self._codec.encode(input, what="the input")
         hashed = None if input is ... else self._codec.fingerprint(input, what="the input")
         claim = Claim(
-            run_id=id, workflow=story.__name__, version=version, seconds=30.0, input=text, input_hash=hashed
+            run_id=id,
+            workflow=story.__name__,
+            version=options.get("version", 1),
+            seconds=30.0,
+            input=text,
+            input_hash=hashed,
         )
         reply = self._begun(claim)
         match runs.admitted(claim, reply, waits=False, wait_timeout=None, waited=0.0, polls=0):
@@ -382,9 +387,7 @@ class _DyingAio:
 class StoreStage:
     """A real store under one of the real drivers."""
 
-    def __init__(
-        self, store: MemoryStore | PostgresStore, end_lease: Callable[[str], None], *, is_async: bool
-    ) -> None:
+    def __init__(self, store: MemoryStore | PostgresStore, end_lease: Callable[[str], None], *, is_async: bool) -> None:
         self.boundaries = Boundaries()
         self._store = store
         self._end_lease = end_lease
@@ -398,7 +401,7 @@ class StoreStage:
             inner = workflow
             workflow = _named(story, _with_input_async(inner) if self._is_async else _with_input(inner))
         try:
-            result = durable.run(world, workflow, id=id, store=store, **options)  # type: ignore[arg-type]
+            result = durable.run(world, workflow, id=id, store=store, **options)
             return asyncio.run(result) if self._is_async else result
         finally:
             if self.boundaries.dead:
@@ -406,7 +409,7 @@ class StoreStage:
 
 
 def _wants_input(story: Story) -> bool:
-    return story.__code__.co_argcount > 1  # type: ignore[attr-defined]
+    return story.__code__.co_argcount > 1
 
 
 def _named(story: Story, workflow: Any) -> Any:
@@ -415,7 +418,10 @@ def _named(story: Story, workflow: Any) -> Any:
 
 
 def _with_input(inner: Any) -> Any:
-    return lambda step, deps, input: inner(step, deps, input)
+    def workflow(step: Any, deps: Any, input: Any) -> Any:
+        return inner(step, deps, input)
+
+    return workflow
 
 
 def _with_input_async(inner: Any) -> Any:

@@ -29,7 +29,7 @@ class Database:
         """Rows of a query with this schema on its search path."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(self.schema)))
-            cursor = connection.execute(query, parameters)  # type: ignore[arg-type]
+            cursor = connection.execute(query, parameters)
             return cursor.fetchall() if cursor.description else []
 
     def header(self, run_id: str) -> dict[str, Any] | None:

@@ -44,7 +44,8 @@ _SAME_BUT_FOR_COLOUR = {
 
 class _Stripper(ast.NodeTransformer):
     def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> Any:
-        plain = ast.FunctionDef(**{field: getattr(node, field, None) for field in ast.FunctionDef._fields})
+        fields: Any = {field: getattr(node, field, None) for field in ast.FunctionDef._fields}
+        plain = ast.FunctionDef(**fields)
         return self.generic_visit(ast.copy_location(plain, node))
 
     def visit_Await(self, node: ast.Await) -> Any:
@@ -70,7 +71,9 @@ def _stripped(method: Any) -> str:
 def test_both_drivers_are_the_same_code(blocking: type, awaiting: type) -> None:
     """Whoever mends one colour mends the other."""
     leaves = LEAVES[blocking, awaiting]
-    methods = {name for class_ in (blocking, awaiting) for name, value in vars(class_).items() if inspect.isfunction(value)}
+    methods = {
+        name for class_ in (blocking, awaiting) for name, value in vars(class_).items() if inspect.isfunction(value)
+    }
     compared = methods - leaves
     assert compared
     for name in compared:

@@ -252,7 +252,7 @@ class AsyncStep(_Driver):
     def __call__(
         self, name: str, fn: Callable[[*Ts], T], *args: *Ts, key: str | None = None
     ) -> Coroutine[Any, Any, T]: ...
-    def __call__(self, name: str, fn: Callable[..., Any], *args: Any, key: str | None = None) -> Any:  # type: ignore[misc] # mypy does not match TypeVarTuple with *args
+    def __call__(self, name: str, fn: Any, *args: Any, key: str | None = None) -> Any:  # type: ignore[misc] # mypy: *Ts is not Any
         """Call `fn(*args)`, and await what it returns if that can be awaited; otherwise as `Step`.
 
         The key is drawn at this call, the body begins when the coroutine is awaited. A blocking function runs on the
