@@ -10,7 +10,7 @@ import hashlib
 import marshal
 import math
 from collections.abc import Iterator
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -81,7 +81,7 @@ def _problems(value: Any, path: str = "$", depth: int = 0) -> Iterator[tuple[str
     if depth > _MAX_DEPTH:
         yield "$" + "…", f"it is nested more than {_MAX_DEPTH} levels deep (or contains itself)"
         return
-    kind = cast(object, type(value))  # looked at by itself: narrowing would make the items' types unknown
+    kind: Any = type(value)  # pyright: ignore[reportUnknownVariableType]  # looked at by itself: narrowing would make the items' types unknown
     if value is None or kind in (bool, int):
         return
     if kind is float:

@@ -1,0 +1,51 @@
+"""What the README shows is run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def snippets(page: str) -> list[str]:
+    """The Python blocks of a page."""
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_readmes_screen_of_code_runs_and_runs_again(tmp_path: Path) -> None:
+    """As a stranger would: saved to a file, run twice. The second time nothing is called."""
+    (screen,) = snippets("README.md")
+    (tmp_path / "checkout.py").write_text(screen)
+    command = [sys.executable, "-W", "error", "checkout.py"]
+    first, second = (
+        subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False) for _ in range(2)
+    )
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout == "paid {'payment': 'p-1', 'card': 'card-7', 'euros': 42}\np-1\n"
+    assert second.stdout == "p-1\n"
+
+
+@pytest.mark.parametrize("example", ["checkout.py", "checkout_async.py"])
+def test_the_checkout_is_killed_and_tells_its_story(example: str, tmp_path: Path) -> None:
+    """`make demo`, and its async twin."""
+    told = subprocess.run(
+        [sys.executable, ROOT / "examples" / example], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stderr == ""
+    assert re.search(r"charge card +remembered, not run again", told.stdout)
+    assert re.search(r"charge card +1 x", told.stdout)
+    assert "none that was recorded ran again" in told.stdout
+
+
+def test_the_readmes_two_commands_are_there() -> None:
+    """At the top, as targets of the Makefile."""
+    readme, makefile = (ROOT / "README.md").read_text("utf-8"), (ROOT / "Makefile").read_text("utf-8")
+    for command in ("make demo", "make test"):
+        assert command in readme[:900]
+        assert re.search(rf"^{command.split()[1]}:", makefile, flags=re.MULTILINE)
