@@ -6,7 +6,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
 
 from durable.errors import InvalidArgument
@@ -45,6 +45,19 @@ class Frame(NamedTuple):
 
 
 current_frame: Final[ContextVar[Frame | None]] = ContextVar("durable_frame", default=None)
+
+
+def enter(frame: Frame) -> Token[Frame | None]:
+    """Code that runs from here on is in this frame."""
+    return current_frame.set(frame)
+
+
+def leave(token: Token[Frame | None]) -> None:
+    """Back to the frame before."""
+    try:
+        current_frame.reset(token)
+    except ValueError:  # a coroutine closed from outside its task: the context that was entered is gone with that
+        pass
 
 
 @overload

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
-import math
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Mapping
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal, TypeVar, assert_never, overload
 
-from durable._decorator import current_frame
+from durable._decorator import current_frame, enter, leave
 from durable._deps import BoundDeps
 from durable._engine import runs
 from durable._engine.decisions import (
@@ -184,7 +184,7 @@ class _Plan:
     @property
     def runs(self) -> tuple[tuple[object, str], ...]:
         """This run and those that it is called from."""
-        return (*self.outer, (self.store, self.claim.run_id))
+        return (*self.outer, (self.store.identity, self.claim.run_id))
 
     def tell(self, event: RunEvent) -> None:
         if self.on_event is not None:
@@ -282,7 +282,7 @@ class _Run:
         except BaseException:
             self._give_back(lease)
             raise
-        token = current_frame.set(driver.frame())
+        token = enter(driver.frame())
         try:
             try:
                 end.returned(plan, plan.fn(*arguments))
@@ -292,9 +292,9 @@ class _Run:
             driver.drain()
         except BaseException as exception:
             end.left(exception)
-            driver.settle(_PATIENCE)
+            driver.settle(_PATIENCE, exception)
         finally:
-            current_frame.reset(token)
+            leave(token)
         match end.conclusion(execution):
             case Finish(status, record) as finish:
                 try:
@@ -304,7 +304,7 @@ class _Run:
                     raise end.interruption(plan, execution, error) from end.exception
                 return end.outcome(plan, execution, finish)
             case Release(error):
-                self._give_back(lease)
+                self._give_back(lease, end.exception)
                 raise end.interruption(plan, execution, error) from None
             case never:
                 assert_never(never)
@@ -313,7 +313,7 @@ class _Run:
         thread = threading.current_thread()
         return self._store.begin(claim, lambda: not self._over and thread.is_alive())
 
-    def _give_back(self, lease: Lease | None) -> None:
+    def _give_back(self, lease: Lease | None, _: BaseException | None = None) -> None:
         if lease is not None:
             try:
                 self._store.release(lease)
@@ -367,7 +367,7 @@ class _AsyncRun:
         except BaseException:
             await self._give_back(lease)
             raise
-        token = current_frame.set(driver.frame())
+        token = enter(driver.frame())
         try:
             try:
                 end.returned(plan, await plan.fn(*arguments))
@@ -377,9 +377,9 @@ class _AsyncRun:
             await driver.drain()
         except BaseException as exception:
             end.left(exception)
-            await driver.settle(_PATIENCE)
+            await driver.settle(_PATIENCE, exception)
         finally:
-            current_frame.reset(token)
+            leave(token)
         match end.conclusion(execution):
             case Finish(status, record) as finish:
                 try:
@@ -389,7 +389,7 @@ class _AsyncRun:
                     raise end.interruption(plan, execution, error) from end.exception
                 return end.outcome(plan, execution, finish)
             case Release(error):
-                await self._give_back(lease)
+                await self._give_back(lease, end.exception)
                 raise end.interruption(plan, execution, error) from None
             case never:
                 assert_never(never)
@@ -401,18 +401,18 @@ class _AsyncRun:
         try:
             return await asyncio.shield(reply)
         except asyncio.CancelledError:  # a lease that is granted all the same is given back when it comes
-            reply.add_done_callback(self._granted_late)
+            await asyncio.wait([reply], timeout=_PATIENCE)
+            if reply.done() and reply.exception() is None and isinstance(granted := reply.result(), Granted):
+                await self._give_back(granted.lease)
             raise
 
-    def _granted_late(self, reply: asyncio.Future[ClaimReply]) -> None:
-        if not reply.cancelled() and reply.exception() is None:
-            granted = reply.result()
-            if isinstance(granted, Granted):
-                self._store.aio.release(granted.lease)
-
-    async def _give_back(self, lease: Lease | None) -> None:
+    async def _give_back(self, lease: Lease | None, reason: BaseException | None = None) -> None:
         if lease is not None:
-            release = self._store.aio.release(lease)
+            if isinstance(reason, GeneratorExit):  # the coroutine is being closed, and may not wait any more
+                with contextlib.suppress(RuntimeError):  # nor can it ask where the event loop is gone: the lease ends
+                    self._store.aio.release(lease)
+                return
+            release = self._store.aio.release(lease)  # begun here, and not cancelled with this task
             await asyncio.wait([release], timeout=_PATIENCE)
             if release.done() and isinstance(problem := release.exception(), StoreError):
                 _left_to_end(lease, problem)
@@ -499,8 +499,9 @@ def _planned(
         raise InvalidArgument(f"on_event must be a function of one event, not {type(on_event).__name__}")
     frame = current_frame.get()
     outer = () if frame is None else frame.runs
-    if (store, id) in outer:
-        raise ConcurrentExecution(id, "the very run that makes this call", math.inf)
+    if (store.identity, id) in outer:
+        advice = "A run cannot wait for itself: call the function, or give the inner run an id of its own."
+        raise ConcurrentExecution(id, "the very run that makes this call", advice=advice)
     codec = JsonCodec()
     takes_input = _takes_input(fn, given=input is not _OMITTED)
     text = None if input is _OMITTED else codec.encode(input, what="the input")

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar, TypeVarTuple, assert_never, cast, overload
 
-from durable._decorator import Frame, current_frame, options_of
+from durable._decorator import Frame, current_frame, enter, leave, options_of
 from durable._engine.blame import marked
 from durable._engine.decisions import (
     Abort,
@@ -156,7 +156,7 @@ class Step(_Driver):
         """Wait until no step is running."""
         self._wait_until(lambda: self._execution.idle)
 
-    def settle(self, seconds: float) -> None:
+    def settle(self, seconds: float, _: BaseException) -> None:
         """Wait until no checkpoint is on its way, `seconds` at most."""
         self._wait_until(lambda: not self._execution.committing, seconds)
 
@@ -195,13 +195,13 @@ class Step(_Driver):
     def _attempted(
         self, call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> StepOutcome:
-        token = current_frame.set(self.frame(call.key))
+        token = enter(self.frame(call.key))
         try:
             value = fn(*args, **kwargs)
         except Exception as exception:
             return self._failed(call, exception)
         finally:
-            current_frame.reset(token)
+            leave(token)
         if inspect.isawaitable(value):
             return Unstorable(_async_in_blocking(call.name, value))
         return self._encoded(call, value)
@@ -275,8 +275,10 @@ class AsyncStep(_Driver):
         while not self._execution.idle:
             await self._changed()
 
-    async def settle(self, seconds: float) -> None:
-        """Wait until no checkpoint is on its way, `seconds` at most."""
+    async def settle(self, seconds: float, reason: BaseException) -> None:
+        """Wait until no checkpoint is on its way, `seconds` at most; not at all in a coroutine that is being closed."""
+        if isinstance(reason, GeneratorExit):
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self._execution.committing:
@@ -318,7 +320,7 @@ class AsyncStep(_Driver):
     async def _attempted(
         self, call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> StepOutcome:
-        token = current_frame.set(self.frame(call.key))
+        token = enter(self.frame(call.key))
         try:
             value = fn(*args, **kwargs)
             if inspect.isawaitable(value):
@@ -326,7 +328,7 @@ class AsyncStep(_Driver):
         except Exception as exception:
             return self._failed(call, exception)
         finally:
-            current_frame.reset(token)
+            leave(token)
         return self._encoded(call, value)
 
     async def _checkpointed(self, call: Call, record: Record) -> StepOutcome:

@@ -263,13 +263,12 @@ class ConcurrentExecution(OwnershipError):
 
     run_id: str
     owner: str
-    expires_in: float
+    expires_in: float = 0.0
+    advice: str = 'Pass on_conflict="wait" to wait for its result.'
 
     def __str__(self) -> str:
-        return (
-            f"run {self.run_id!r} is being executed by {self.owner} (its lease lasts another {self.expires_in:.1f} s "
-            f'unless renewed). Pass on_conflict="wait" to wait for its result.'
-        )
+        lasting = f" (its lease lasts another {self.expires_in:.1f} s unless renewed)" if self.expires_in else ""
+        return f"run {self.run_id!r} is being executed by {self.owner}{lasting}. {self.advice}"
 
 
 @dataclass(eq=False, repr=False)

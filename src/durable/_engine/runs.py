@@ -78,7 +78,7 @@ def admitted(
         problem = "its workflow takes an input, none was given, and no run of this id is stored that has one"
         return Decline(InvalidArgument(f"run {claim.run_id!r}: {problem}: pass input="))
     if polls >= _MOST_TURNS and not waits:
-        return Decline(ConcurrentExecution(claim.run_id, "others, who take turns at it", 0.0))
+        return Decline(ConcurrentExecution(claim.run_id, "others, who take turns at it"))
     # Taken when the claim looked and free when its reply was read: nothing stands in the way of asking once more.
     return ClaimAgain(poll_delay(polls), claim)
 

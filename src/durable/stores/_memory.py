@@ -92,6 +92,11 @@ class MemoryStore:
                 run.token = None
 
     @property
+    def identity(self) -> object:
+        """This very object."""
+        return self
+
+    @property
     def aio(self) -> ThreadedStore:
         """The same verbs for asyncio."""
         with self._lock:

@@ -63,7 +63,7 @@ def is_dead(owner: str | None, token: str | None) -> bool:
     if not path or not instance:
         return False
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     try:

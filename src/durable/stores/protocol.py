@@ -44,6 +44,11 @@ class RunStore(Protocol):
         ...
 
     @property
+    def identity(self) -> object:
+        """Equal for two stores that hold the same runs, as far as can be known without asking."""
+        ...
+
+    @property
     def aio(self) -> AsyncRunStore:
         """The same verbs for asyncio."""
         ...

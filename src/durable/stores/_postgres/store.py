@@ -56,6 +56,11 @@ class PostgresStore:
         self.close()
 
     @property
+    def identity(self) -> object:
+        """The database and the table in it."""
+        return (self._connections.where, self._names)
+
+    @property
     def aio(self) -> ThreadedStore:
         """The same verbs for asyncio."""
         return self._aio
