@@ -328,6 +328,10 @@ class DyingStore:
         self._boundaries = boundaries
         self.aio = _DyingAio(store, boundaries)
 
+    @property
+    def identity(self) -> object:
+        return self._store.identity
+
     def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
         self._boundaries.pass_one("before claim")
         reply = self._store.begin(claim, lambda: alive() and not self._boundaries.dead)

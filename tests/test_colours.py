@@ -31,7 +31,7 @@ LEAVES = {
         "_changed",
         "_wait_until",
     },
-    (_Run, _AsyncRun): {"_begun", "_granted_late", "_give_back"},
+    (_Run, _AsyncRun): {"_begun", "_give_back"},
 }
 
 _SAME_BUT_FOR_COLOUR = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -54,10 +55,9 @@ def enter(frame: Frame) -> Token[Frame | None]:
 
 def leave(token: Token[Frame | None]) -> None:
     """Back to the frame before."""
-    try:
+    # A coroutine can be closed from outside its task: the context that was entered is gone with that.
+    with contextlib.suppress(ValueError):
         current_frame.reset(token)
-    except ValueError:  # a coroutine closed from outside its task: the context that was entered is gone with that
-        pass
 
 
 @overload
