@@ -30,15 +30,14 @@ def server_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def database_url(server_url: str, worker_id: str) -> str:
+def database_url(server_url: str, worker_id: str) -> Iterator[str]:
     """This test worker's own database."""
-    name = f"durable_test_{worker_id}"
+    name = sql.Identifier(f"durable_test_{worker_id}_{os.getpid()}")  # other sessions may share the server
     with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
-        connection.execute(
-            sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'").format(sql.Identifier(name))
-        )
-    return make_conninfo(server_url, dbname=name)
+        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'").format(name))
+    yield make_conninfo(server_url, dbname=f"durable_test_{worker_id}_{os.getpid()}")
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE {}").format(name))
 
 
 @pytest.fixture

@@ -91,6 +91,8 @@ def _decorated(fn: Callable[P, R], name: str | None) -> Callable[P, R]:
         frame = current_frame.get()
         if frame is None or frame.inside is not None:
             return fn(*args, **kwargs)
+        if args and getattr(type(args[0]), fn.__name__, None) is wrapper:  # self.charge(order): self is no argument
+            return cast(R, frame.driver.call_decorated(options.name, fn.__get__(args[0]), args[1:], dict(kwargs)))
         return cast(R, frame.driver.call_decorated(options.name, fn, args, dict(kwargs)))
 
     mark(wrapper, options)

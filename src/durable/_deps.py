@@ -36,6 +36,15 @@ class BoundDeps:
         deps: Any = object.__getattribute__(self, "_durable_deps")
         return _bound(deps[name], object.__getattribute__(self, "_durable_driver"))
 
+    def __contains__(self, name: Any) -> bool:
+        return name in object.__getattribute__(self, "_durable_deps")
+
+    def __iter__(self) -> Any:
+        return iter(object.__getattribute__(self, "_durable_deps"))
+
+    def __len__(self) -> int:
+        return len(object.__getattribute__(self, "_durable_deps"))
+
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(object.__getattribute__(self, "_durable_deps"), name, value)
 

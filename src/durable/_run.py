@@ -44,7 +44,6 @@ from durable.errors import (
     DurableWarning,
     HistoryError,
     InvalidArgument,
-    StoreError,
 )
 from durable.events import LeaseTaken, Listener, RunBegan, RunEvent, RunReturned, safely
 from durable.failures import from_record, to_record
@@ -175,7 +174,7 @@ class _Plan:
     store: RunStore
     waits: bool
     wait_timeout: float | None
-    takes_input: bool
+    takes: frozenset[int]
     on_event: Listener | None
     outer: tuple[tuple[object, str], ...]
     codec: Codec = field(default_factory=JsonCodec)
@@ -196,12 +195,11 @@ class _Plan:
     def arguments(self, driver: Step | AsyncStep, journal: Journal) -> tuple[Any, ...]:
         """What the workflow function is called with."""
         deps = BoundDeps(self.deps, driver)
-        if not self.takes_input:
+        if journal.input is not None and 3 in self.takes:  # noqa: PLR2004
+            return driver, deps, self.codec.decode(journal.input, run_id=self.claim.run_id, where="the input")
+        if 2 in self.takes:  # noqa: PLR2004
             return driver, deps
-        if journal.input is None:
-            problem = f"run {self.claim.run_id!r} was started without an input, and its workflow takes one"
-            raise InvalidArgument(problem)
-        return driver, deps, self.codec.decode(journal.input, run_id=self.claim.run_id, where="the input")
+        raise InvalidArgument(f"run {self.claim.run_id!r} was started without an input, and its workflow takes one")
 
     def encoded(self, value: Any) -> bytes:
         return self.codec.encode(value, what=f"the result of workflow {self.claim.workflow!r}")
@@ -317,7 +315,7 @@ class _Run:
         if lease is not None:
             try:
                 self._store.release(lease)
-            except StoreError as problem:
+            except DurableError as problem:  # whatever it is, it must not replace what the run has come to
                 _left_to_end(lease, problem)
 
 
@@ -414,7 +412,7 @@ class _AsyncRun:
                 return
             release = self._store.aio.release(lease)  # begun here, and not cancelled with this task
             await asyncio.wait([release], timeout=_PATIENCE)
-            if release.done() and isinstance(problem := release.exception(), StoreError):
+            if release.done() and isinstance(problem := release.exception(), DurableError):
                 _left_to_end(lease, problem)
 
 
@@ -451,7 +449,9 @@ class _End:
 
     def outcome(self, plan: _Plan, execution: Execution, finish: Finish) -> Any:
         """The end is committed: what the caller of `run` gets."""
-        runs.finished(execution, finish, plan.reading(), self._error)
+        runs.finished(execution, finish, plan.reading())
+        if execution.error is not None:
+            raise execution.error from None
         if self.exception is not None:
             raise self.exception
         return plan.decoded(self._value)
@@ -464,7 +464,7 @@ class _End:
         return reason
 
 
-def _left_to_end(lease: Lease, problem: StoreError) -> None:
+def _left_to_end(lease: Lease, problem: DurableError) -> None:
     _log.warning(
         "the lease on run %r could not be given back (%s) and ends by itself", lease.run_id, type(problem).__name__
     )
@@ -489,8 +489,8 @@ def _planned(
         store = _store_of_this_process()
     if isinstance(store, str) or not hasattr(store, "begin"):
         raise InvalidArgument(f"store must be a store, like postgres(url) or embedded(), not {type(store).__name__}")
-    if isinstance(version, bool) or not isinstance(version, int):
-        raise InvalidArgument(f"version must be an int, not {type(version).__name__}")
+    if isinstance(version, bool) or not isinstance(version, int) or not -(2**31) <= version < 2**31:
+        raise InvalidArgument(f"version must be an int of at most 31 bits, not {version!r}")
     if on_conflict not in ("raise", "wait"):
         raise InvalidArgument(f'on_conflict must be "raise" or "wait", not {on_conflict!r}')
     if wait_timeout is not None and not (isinstance(wait_timeout, int | float) and wait_timeout >= 0):
@@ -503,8 +503,10 @@ def _planned(
         advice = "A run cannot wait for itself: call the function, or give the inner run an id of its own."
         raise ConcurrentExecution(id, "the very run that makes this call", advice=advice)
     codec = JsonCodec()
-    takes_input = _takes_input(fn, given=input is not _OMITTED)
+    takes = _takes(fn, given=input is not _OMITTED)
     text = None if input is _OMITTED else codec.encode(input, what="the input")
+    if not isinstance(metadata, Mapping | None):
+        raise InvalidArgument(f"metadata must be a mapping, not {type(metadata).__name__}")
     if _RESERVED & set(metadata or ()):
         raise InvalidArgument(f"metadata must not have the keys {sorted(_RESERVED)}: they are the library's own")
     codec.encode(dict(metadata or {}), what="the metadata")
@@ -516,21 +518,19 @@ def _planned(
         input=text,
         input_hash=None if text is None else codec.fingerprint(input, what="the input"),
         metadata=dict(metadata or {}),
-        create=text is not None or not takes_input,
+        create=text is not None or 2 in takes,  # noqa: PLR2004
     )
-    return _Plan(deps, fn, claim, store, on_conflict == "wait", wait_timeout, takes_input, on_event, outer, codec)
+    return _Plan(deps, fn, claim, store, on_conflict == "wait", wait_timeout, takes, on_event, outer, codec)
 
 
-def _takes_input(fn: Any, *, given: bool) -> bool:
-    """Whether the workflow takes an input; `InvalidArgument` when it cannot be called as it would have to be."""
+def _takes(fn: Any, *, given: bool) -> frozenset[int]:
+    """With how many arguments the workflow can be called; `InvalidArgument` when not as it would have to be."""
     if not callable(fn):
         raise InvalidArgument(f"the workflow must be a function fn(step, deps), not {type(fn).__name__}")
     signature = inspect.signature(fn)
-    fits = {count for count in (2, 3) if _binds(signature, count)}
-    if given and 3 in fits:  # noqa: PLR2004
-        return True
-    if not given and fits:
-        return 2 not in fits  # noqa: PLR2004
+    fits = frozenset(count for count in (2, 3) if _binds(signature, count))
+    if 3 in fits if given else fits:  # noqa: PLR2004
+        return fits
     wanted = "fn(step, deps, input), since input= was given" if given else "fn(step, deps)"
     raise InvalidArgument(f"the workflow {_name(fn)}{signature} must be callable as {wanted}")
 

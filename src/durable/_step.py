@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import logging
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
@@ -42,6 +44,8 @@ from durable.errors import ColourMismatch, DurableError, InvalidArgument, Nested
 from durable.failures import from_record, to_record
 from durable.snapshot import Record, StepRecord, checked_name
 from durable.stores.protocol import RunStore
+
+_log = logging.getLogger("durable")
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -78,6 +82,10 @@ class _Driver:
     def call_decorated(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `_decorator.Driver`."""
         raise NotImplementedError
+
+    def _still_running(self) -> None:
+        keys = ", ".join(self._execution.keys_running)
+        _log.warning("run %r has ended but for its running steps, and waits for them: %s", self._execution.run_id, keys)
 
     def _reading(self) -> Reading:
         at = _NEVER if self._execution.tell is None else self._clock.now()  # only events want the wall clock
@@ -154,7 +162,8 @@ class Step(_Driver):
 
     def drain(self) -> None:
         """Wait until no step is running."""
-        self._wait_until(lambda: self._execution.idle)
+        while not self._wait_until(lambda: self._execution.idle, self._execution.lease.seconds):
+            self._still_running()
 
     def settle(self, seconds: float, _: BaseException) -> None:
         """Wait until no checkpoint is on its way, `seconds` at most."""
@@ -165,7 +174,8 @@ class Step(_Driver):
     ) -> Any:
         fingerprint = self._fingerprint(name, key, fn, args, kwargs)
         with self._lock:
-            call = self._execution.call(name, key, fingerprint, threading.current_thread())
+            branch, unwinding = threading.current_thread(), sys.exception() is not None
+            call = self._execution.call(name, key, fingerprint, branch, unwinding=unwinding)
         return self._driven(call, fn, args, kwargs)
 
     def _driven(self, call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -226,11 +236,11 @@ class Step(_Driver):
                 self._changed.notify_all()
             return decision
 
-    def _wait_until(self, condition: Callable[[], bool], seconds: float | None = None) -> None:
+    def _wait_until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
         with self._lock:
             self._waiting += 1
             try:
-                self._changed.wait_for(condition, seconds)
+                return self._changed.wait_for(condition, seconds)
             finally:
                 self._waiting -= 1
 
@@ -273,7 +283,12 @@ class AsyncStep(_Driver):
     async def drain(self) -> None:
         """Wait until no step is running."""
         while not self._execution.idle:
-            await self._changed()
+            try:
+                async with asyncio.timeout(self._execution.lease.seconds):
+                    while not self._execution.idle:
+                        await self._changed()
+            except TimeoutError:
+                self._still_running()
 
     async def settle(self, seconds: float, reason: BaseException) -> None:
         """Wait until no checkpoint is on its way, `seconds` at most; not at all in a coroutine that is being closed."""
@@ -290,7 +305,8 @@ class AsyncStep(_Driver):
         if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- the one way to ask without raising
             raise ColourMismatch(f"step {name!r} belongs to an async workflow: call it on that workflow's event loop")
         fingerprint = self._fingerprint(name, key, fn, args, kwargs)
-        call = self._execution.call(name, key, fingerprint, asyncio.current_task())
+        branch, unwinding = asyncio.current_task(), sys.exception() is not None
+        call = self._execution.call(name, key, fingerprint, branch, unwinding=unwinding)
         return self._driven(call, fn, args, kwargs)
 
     async def _driven(self, call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -40,16 +40,20 @@ class JsonCodec:
 
     def encode(self, value: Any, *, what: str) -> bytes:
         """Encode, decode and compare: `marshal` tells types and order apart, where `==` calls 1, 1.0 and True equal."""
+        text = b""
         try:
             text = _encode(value)
-            if b"\\u0000" not in text and marshal.dumps(value, 2) == marshal.dumps(_decode(text), 2):
+            plain = b"\\u0000" not in text and not _perhaps_deep(text)
+            if plain and marshal.dumps(value, 2) == marshal.dumps(_decode(text), 2):
                 return text
         except (TypeError, ValueError, RecursionError, msgspec.MsgspecError, OverflowError):
             pass
-        # Either it is unstorable, and the search says where, or its text merely looks like one with a NUL in it.
+        # Either it is unstorable, and the search says where, or its text merely looks as if it were.
         for path, problem in _problems(value):
             raise UnstorableValue(what, path, problem)
-        return _encode(value)
+        if not text:
+            raise UnstorableValue(what, "$", "it has no JSON form")
+        return text
 
     def decode(self, text: bytes, *, run_id: str, where: str) -> Any:
         """Decode JSON that `encode` wrote."""
@@ -70,10 +74,27 @@ class JsonCodec:
 
 
 _USE_A_THUNK = "If the argument need not be watched for changes, pass a thunk instead: step(name, lambda: fn(arg))."
-_MAX_DEPTH: Final = 200
+_MAX_DEPTH: Final = 200  # decoding shares the Python stack: what is stored must be readable from deeper down
+_MAX_INT_BITS: Final = 13_000  # Python reads at most 4,300 digits
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 _encode: Final = msgspec.json.Encoder().encode
 _encode_sorted: Final = msgspec.json.Encoder(order="deterministic").encode
 _decode: Final = msgspec.json.Decoder().decode
+
+
+def _perhaps_deep(text: bytes) -> bool:
+    """Whether a JSON text may be nested too deep: certainly not, when its brackets cancel out in a few rounds."""
+    if text.count(b"[") + text.count(b"{") <= _MAX_DEPTH:
+        return False
+    brackets = text.translate(None, _NO_BRACKETS)
+    for _ in range(_MAX_DEPTH):
+        inner = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if not inner:
+            return False
+        if len(inner) == len(brackets):  # brackets inside strings
+            return True
+        brackets = inner
+    return True
 
 
 def _problems(value: Any, path: str = "$", depth: int = 0) -> Iterator[tuple[str, str]]:
@@ -82,7 +103,11 @@ def _problems(value: Any, path: str = "$", depth: int = 0) -> Iterator[tuple[str
         yield "$" + "…", f"it is nested more than {_MAX_DEPTH} levels deep (or contains itself)"
         return
     kind: Any = type(value)  # pyright: ignore[reportUnknownVariableType]  # looked at by itself: narrowing would make the items' types unknown
-    if value is None or kind in (bool, int):
+    if value is None or kind is bool:
+        return
+    if kind is int:
+        if value.bit_length() > _MAX_INT_BITS:
+            yield path, f"an int has more than {_MAX_INT_BITS} bits"
         return
     if kind is float:
         if not math.isfinite(value):

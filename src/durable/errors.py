@@ -232,9 +232,9 @@ class WorkflowDrift(HistoryError):
 
     def __str__(self) -> str:
         return (
-            f"run {self.run_id!r}: at step {self.key!r} the code no longer matches the journal: {self.difference}. No "
-            f"recorded value was handed out and no body was started. Restore the old order or arguments, give new steps "
-            f"an explicit key=, or start the new code under another id."
+            f"run {self.run_id!r}: at step {self.key!r} the code no longer matches the journal: {self.difference}. Its "
+            f"recorded value was not handed out, and no body was started after it. Restore the old order or arguments, "
+            f"give new steps an explicit key=, or start the new code under another id."
         )
 
 

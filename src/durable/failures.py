@@ -33,7 +33,7 @@ def to_record(exception: BaseException, codec: Codec, *, _depth: int = 0) -> Err
         type=_type_name(type(exception)),
         message=_text(exception),
         args=_arguments(exception, codec),
-        notes=tuple(_clean(note) for note in getattr(exception, "__notes__", ()) if isinstance(note, str)),
+        notes=tuple(_clean(note) for note in getattr(exception, "__notes__", None) or () if isinstance(note, str)),
         cause=to_record(cause, codec, _depth=_depth + 1) if cause is not None and deeper else None,
         members=tuple(to_record(member, codec, _depth=_depth + 1) for member in members) if deeper else (),
         traceback=_traceback(exception) if _depth == 0 else "",
@@ -45,8 +45,8 @@ def from_record(record: ErrorRecord, codec: Codec, *, run_id: str, where: str) -
     exception = _rebuilt(record, codec, run_id, where)
     if exception is None:
         exception = StepFailed(record.type.replace(":", "."), record.message, record.traceback)
-    for note in record.notes:
-        exception.add_note(note)
+    if record.notes:
+        exception.__notes__ = list(record.notes)
     if record.cause is not None:
         exception.__cause__ = from_record(record.cause, codec, run_id=run_id, where=where)
     return exception
@@ -100,7 +100,13 @@ def _arguments(exception: BaseException, codec: Codec) -> Any:
     if isinstance(exception, BaseExceptionGroup):
         return UNSET
     try:
-        arguments = exception.__reduce__()[1] if isinstance(exception, DurableError) else exception.args
+        _, arguments, *state = cast(tuple[Any, ...], exception.__reduce__())
+        if (
+            state
+            and set(state[0] or ()) - {"__notes__", "__durable_origin__"}
+            and not isinstance(exception, DurableError)
+        ):
+            return UNSET  # what it carries besides its arguments would be lost: StepFailed says so
         text = codec.encode(list(arguments), what="the arguments of an exception")
     except Exception:
         return UNSET

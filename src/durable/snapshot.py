@@ -75,8 +75,8 @@ class StepRecord(Struct, frozen=True, omit_defaults=True):
     """How a step settled: its value's JSON when `ok`, else its error.
 
     `auto` says that the key was drawn from the name; `concurrent` that the step was called outside the workflow's own
-    task or overlapped another, so that its place in the order means nothing; `fingerprint` is a hash of its arguments,
-    absent for a thunk.
+    task, or beside another; `unordered` that a replay need not come by here (it was called while an exception was handled,
+    or after a step that left no record); `fingerprint` is a hash of its arguments, absent for a thunk.
     """
 
     name: str
@@ -85,6 +85,7 @@ class StepRecord(Struct, frozen=True, omit_defaults=True):
     error: ErrorRecord | None = None
     auto: bool = False
     concurrent: bool = False
+    unordered: bool = False
     fingerprint: str = ""
 
     @property
@@ -94,10 +95,14 @@ class StepRecord(Struct, frozen=True, omit_defaults=True):
 
 
 class FailureRecord(Struct, frozen=True, omit_defaults=True):
-    """How a run failed: its exception, and the `again` keys, whose recorded failures led to it and run again."""
+    """How a run failed: its exception, and the `again` keys, whose recorded failures led to it and run again.
+
+    `ambiguous` names steps that several branches called without a key: no execution may number them any more.
+    """
 
     error: ErrorRecord
     again: tuple[str, ...] = ()
+    ambiguous: tuple[str, ...] = ()
 
 
 class Execution(Struct, frozen=True, omit_defaults=True, rename="camel"):

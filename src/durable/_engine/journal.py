@@ -24,6 +24,8 @@ class Call:
     auto: bool = False
     concurrent: bool = False
     refusal: Raise | Abort | None = None
+    unordered: bool = False
+    opened: bool = False
     began: float = 0.0
     seconds: float = 0.0
     record: StepRecord | None = None
@@ -45,7 +47,14 @@ class Journal:
         self._asked: dict[str, Call] = {}
         self._repeats: dict[str, int] = {}
         self._drawn_by: dict[str, object] = {}
-        self._sequential = True
+        self._concurrent = False  # whether, in this history or now, calls overlapped or came from several branches
+        self._unordered = False  # whether this history, or now, says nothing about order: see `StepRecord.unordered`
+        self._open = 0  # calls drawn, to be run, and not settled yet
+        self._alone: Call | None = None  # the one of them that no other has been beside
+        self._left_untold = (
+            False  # whether a call was left without a record: a replay may take another way from here on
+        )
+        self._ambiguous: set[str] = set()
         self._ordered: set[str] = set()  # recorded automatic keys that a sequential replay must ask for before new ones
         self._load(records)
         self.recorded = len(self._settled)
@@ -62,10 +71,13 @@ class Journal:
                     if not (record.json if record.ok else record.error):
                         raise UnreadableRecord(self.run_id, where, "it says neither a value nor an error")
                     self._settled[key] = record
-                    self._sequential &= not record.concurrent
+                    self._concurrent |= record.concurrent
+                    self._unordered |= record.unordered
                     seqs[key] = seq
                 case Kind.FAILURE:
-                    again = parse(text, FailureRecord, run_id=self.run_id, where=where).again
+                    failure = parse(text, FailureRecord, run_id=self.run_id, where=where)
+                    again = failure.again
+                    self._ambiguous |= set(failure.ambiguous)
                     # What was done after a failure that is now mended may lie on a path that is never taken again.
                     mended_from = min((seqs[failed] for failed in again if failed in seqs), default=seq)
                     off_path |= {step for step, at in seqs.items() if at >= mended_from}
@@ -77,31 +89,53 @@ class Journal:
                     raise UnreadableRecord(self.run_id, where, "this version does not know its kind")
         self._ordered = {key for key, record in self._settled.items() if record.auto and key not in off_path}
 
-    def draw(self, name: str, key: str | None, fingerprint: str, branch: object) -> Call:
+    def draw(self, name: str, key: str | None, fingerprint: str, branch: object, *, unwinding: bool = False) -> Call:
         """The call that `step(name, …)` makes in `branch` (a task or thread), under its key.
 
         A use of a key that has been drawn before, with the same name and arguments, is another call of the same step.
+        `unwinding` says that it is made while an exception is being handled: mended code may never come there.
         """
-        concurrent = branch is not self._main
-        self._sequential &= not concurrent
+        self._concurrent |= branch is not self._main or bool(self._open)
         auto = key is None
         if key is None:
-            if self._drawn_by.setdefault(name, branch) is not branch:
+            repeat = self._repeats.get(name, 0) + 1
+            if self._is_ambiguous(name, repeat, fingerprint, branch):
                 refusal = Abort(AmbiguousKey(self.run_id, name))
-                return Call(name, name, fingerprint, auto=True, concurrent=concurrent, refusal=refusal)
-            repeat = self._repeats[name] = self._repeats.get(name, 0) + 1
+                return Call(name, name, fingerprint, auto=True, refusal=refusal)
+            self._repeats[name] = repeat
             key = name if repeat == 1 else f"{name}#{repeat}"
-        call = Call(key, name, fingerprint, auto=auto, concurrent=concurrent)
+        call = Call(key, name, fingerprint, auto=auto)
+        call.concurrent = branch is not self._main or bool(self._open)
+        call.unordered = self._left_untold or unwinding
         call.refusal = self._conflict(call) or self._drift(call)
         self._asked.setdefault(key, call)
         self._ordered.discard(key)
+        if call.refusal is None and key not in self._settled:
+            self._begin(call)
         return call
+
+    def _begin(self, call: Call) -> None:
+        if self._alone is not None:
+            self._alone.concurrent = True
+        self._alone = None if self._open else call
+        self._open += 1
+        call.opened = True
+
+    def _is_ambiguous(self, name: str, repeat: int, fingerprint: str, branch: object) -> bool:
+        """Whether numbering this name could hand one call's value to another on replay."""
+        if name in self._ambiguous or self._drawn_by.setdefault(name, branch) is not branch:
+            return True
+        # One branch that takes results in the order of their completion repeats a name in that order. With arguments
+        # a swap would show as drift; a thunk shows nothing.
+        return repeat > 1 and not fingerprint and self._concurrent
 
     def _conflict(self, call: Call) -> Raise | None:
         earlier = self._asked.get(call.key)
         if earlier is None:
             return None
         difference = _difference(earlier.name, earlier.fingerprint, call)
+        if earlier.auto is not call.auto:
+            difference = "key= absent, as the step's name" if earlier.auto else "key= given"
         return Raise(KeyConflict(self.run_id, call.key, difference)) if difference else None
 
     def _drift(self, call: Call) -> Abort | None:
@@ -109,16 +143,21 @@ class Journal:
         if record is not None:
             recorded = _difference(record.name, record.fingerprint, call)
             difference = f"it was recorded with {recorded}" if recorded else ""
-        elif call.auto and self._sequential and self._ordered:
+        elif call.auto and not (self._concurrent or self._unordered or self._left_untold) and self._ordered:
             unasked = ", ".join(sorted(map(repr, self._ordered))[:5])
             difference = f"it is new, and comes before recorded steps that have not been asked for ({unasked})"
         else:
             difference = ""
         return Abort(WorkflowDrift(self.run_id, call.key, difference)) if difference else None
 
-    def overlapped(self) -> None:
-        """Two steps ran at the same time: from here on the order of calls may depend on which was faster."""
-        self._sequential = False
+    def close(self, call: Call, *, told: bool) -> None:
+        """The call has settled (`told`), or was left without a record."""
+        if call.opened:
+            call.opened = False
+            self._open -= 1
+            if self._alone is call:
+                self._alone = None
+        self._left_untold |= not told
 
     def settled(self, key: str) -> StepRecord | None:
         """What is recorded for a key and to be handed out; None for a step that is to run."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
 from durable.errors import InvalidArgument
@@ -11,6 +10,7 @@ RENEWALS_PER_LEASE: Final = 3  # two renewals in a row may fail before the lease
 SHORTEST: Final = (
     0.5  # below this, a round trip and a pause of the garbage collector are no longer small beside a third
 )
+LONGEST: Final = 86_400.0
 
 _FIRST_POLL: Final = 0.05
 _LONGEST_POLL: Final = 1.0
@@ -60,8 +60,10 @@ def checked_seconds(seconds: object) -> float:
     """`seconds`, when it can be the length of a lease; else `InvalidArgument`."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise InvalidArgument(f"lease must be a number of seconds, not {type(seconds).__name__}")
-    if not math.isfinite(seconds) or seconds < SHORTEST:
-        raise InvalidArgument(f"lease must be a finite number of at least {SHORTEST} seconds, not {seconds!r}")
+    if not SHORTEST <= seconds <= LONGEST:  # neither is NaN
+        raise InvalidArgument(
+            f"lease must be between {SHORTEST} seconds and a day ({LONGEST} seconds), not {seconds!r}"
+        )
     return float(seconds)
 
 

@@ -26,6 +26,7 @@ from durable._engine.decisions import (
 from durable._engine.leases import poll_delay
 from durable._engine.steps import Execution
 from durable.errors import (
+    AmbiguousKey,
     ConcurrentExecution,
     DurableError,
     HistoryError,
@@ -123,42 +124,54 @@ def _last(records: Sequence[Record], kind: Kind) -> Record | None:
 def returned(execution: Execution, value: bytes) -> Conclusion:
     """The workflow returned, and this is the JSON of what it returned."""
     if execution.error is not None:
-        return Release(execution.error)
+        return _aborted(execution, execution.error)
     return Finish(Status.COMPLETED, Record(execution.journal.take_seq(), Kind.RESULT, Kind.RESULT, value.decode()))
 
 
 def raised(execution: Execution, exception: Exception, error: ErrorRecord) -> Conclusion:
     """The workflow raised, and this is the exception's record: the failures that led to it are to run again."""
     if execution.error is not None:
-        return Release(execution.error)
+        return _aborted(execution, execution.error)
     again = tuple(key for key in blamed(exception, execution.lease.token) if execution.journal.failed(key))
-    record = Record(execution.journal.take_seq(), Kind.FAILURE, Kind.FAILURE, render(FailureRecord(error, again)))
-    return Finish(Status.FAILED, record)
+    return _failed(execution, FailureRecord(error, again))
 
 
-def left(execution: Execution, exception: BaseException) -> Release:
+def left(execution: Execution, exception: BaseException) -> Conclusion:
     """The workflow was left by control flow: ours, a cancellation, or the end of the process."""
     if execution.error is None and isinstance(exception, Unwind):
         execution.abort(exception.error)
-    ours = isinstance(exception, Unwind | BaseExceptionGroup)
-    return Release(execution.error if ours else None)
+    if execution.error is not None and isinstance(exception, Unwind | BaseExceptionGroup):
+        return _aborted(execution, execution.error)
+    return Release(None)
 
 
-def finished(execution: Execution, finish: Finish, reading: Reading, error: ErrorRecord | None) -> None:
+def _aborted(execution: Execution, error: DurableError) -> Conclusion:
+    if not isinstance(error, AmbiguousKey):
+        return Release(error)
+    # Remembered, since the next execution might otherwise hand one branch's value to the other before it notices.
+    named = ErrorRecord(f"{AmbiguousKey.__module__}:{AmbiguousKey.__qualname__}", str(error))
+    return _failed(execution, FailureRecord(named, ambiguous=(error.key,)))
+
+
+def _failed(execution: Execution, failure: FailureRecord) -> Finish:
+    return Finish(Status.FAILED, Record(execution.journal.take_seq(), Kind.FAILURE, Kind.FAILURE, render(failure)))
+
+
+def finished(execution: Execution, finish: Finish, reading: Reading) -> None:
     """The finish is acknowledged: say so."""
     if execution.tell is None:
         return
     run_id, at = execution.run_id, reading.at
     if unused := execution.journal.unused():
         execution.tell(KeysUnused(run_id, at, unused))
-    if error is None:
+    if finish.status is Status.COMPLETED:
         execution.tell(RunCompleted(run_id, at, execution.workflow))
     else:
-        again = parse(finish.record.text, FailureRecord, run_id=run_id, where="the failure record").again
-        execution.tell(RunFailed(run_id, at, execution.workflow, error.type, again))
+        failure = parse(finish.record.text, FailureRecord, run_id=run_id, where="the failure record")
+        execution.tell(RunFailed(run_id, at, execution.workflow, failure.error.type, failure.again))
 
 
-def interrupted(execution: Execution, reading: Reading, reason: DurableError | BaseException) -> None:
+def interrupted(execution: Execution, reading: Reading, reason: BaseException) -> None:
     """The run was left without an outcome: say so."""
     if execution.tell is not None:
         execution.tell(RunInterrupted(execution.run_id, reading.at, execution.workflow, type(reason).__name__))

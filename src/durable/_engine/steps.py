@@ -49,12 +49,16 @@ class Execution:
         self.error: DurableError | None = None
         self.over = False
         self._running: dict[str, Call] = {}
-        self._alone: Call | None = None  # the one running step that no other has overlapped yet
 
     @property
     def idle(self) -> bool:
         """Whether no step is running."""
         return not self._running
+
+    @property
+    def keys_running(self) -> tuple[str, ...]:
+        """The keys of the steps that are running."""
+        return tuple(self._running)
 
     @property
     def committing(self) -> bool:
@@ -65,9 +69,9 @@ class Execution:
         """Whether a step of this key is running, which `Join` waits for."""
         return call.key in self._running
 
-    def call(self, name: str, key: str | None, fingerprint: str, branch: object) -> Call:
+    def call(self, name: str, key: str | None, fingerprint: str, branch: object, *, unwinding: bool = False) -> Call:
         """Draw the key of a call. What is wrong with it comes as the first decision."""
-        call = self.journal.draw(name, key, fingerprint, branch)
+        call = self.journal.draw(name, key, fingerprint, branch, unwinding=unwinding)
         if isinstance(call.refusal, Abort):
             self.abort(call.refusal.error)
         return call
@@ -107,6 +111,7 @@ class Execution:
             return call.refusal
         record = self.journal.settled(call.key)
         if record is not None:
+            self.journal.close(call, told=True)
             if self.tell is not None:
                 self.tell(StepReplayed(self.run_id, reading.at, call.key, call.name, record))
             return Replay(record)
@@ -116,22 +121,11 @@ class Execution:
             return Abort(RunOver(self.run_id, call.name))
         if reason := self.lease.ended(reading.elapsed):
             return self.abort(LeaseLost(self.run_id, reason))
-        self._mark_overlap(call)
         self._running[call.key] = call
         call.began = reading.elapsed
         if self.tell is not None:
             self.tell(StepBegan(self.run_id, reading.at, call.key, call.name))
         return Attempt()
-
-    def _mark_overlap(self, call: Call) -> None:
-        if not self._running:
-            self._alone = call
-            return
-        call.concurrent = True
-        self.journal.overlapped()
-        if self._alone is not None:
-            self._alone.concurrent = True
-            self._alone = None
 
     def _checkpoint(
         self,
@@ -153,13 +147,14 @@ class Execution:
             error=error,
             auto=call.auto,
             concurrent=call.concurrent,
+            unordered=call.unordered,
             fingerprint=call.fingerprint,
         )
         return Checkpoint(Record(self.journal.take_seq(), call.key, Kind.STEP, render(call.record)))
 
     def _acknowledged(self, call: Call, reading: Reading) -> StepDecision:
         assert call.record is not None, "acknowledged before it was sent"  # noqa: S101 -- a driver's bug, not an input
-        self._forget(call)
+        self._forget(call, told=True)
         self.journal.settle(call.key, call.record)
         if self.tell is not None:
             self.tell(StepRecorded(self.run_id, reading.at, call.key, call.name, call.record, call.seconds))
@@ -175,12 +170,10 @@ class Execution:
     def _left(self, call: Call, reading: Reading, reason: str) -> None:
         if self._running.get(call.key) is not call:
             return
-        self._forget(call)
+        self._forget(call, told=False)
         if self.tell is not None:
             self.tell(StepInterrupted(self.run_id, reading.at, call.key, call.name, reason))
 
-    def _forget(self, call: Call) -> None:
-        if self._running.get(call.key) is call:
-            del self._running[call.key]
-        if self._alone is call:
-            self._alone = None
+    def _forget(self, call: Call, *, told: bool) -> None:
+        del self._running[call.key]
+        self.journal.close(call, told=told)

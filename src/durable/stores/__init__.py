@@ -6,6 +6,7 @@ import os
 
 from durable.errors import InvalidArgument
 from durable.stores._memory import MemoryStore
+from durable.stores._postgres.connections import Pool
 from durable.stores._postgres.server import Server
 from durable.stores._postgres.statements import Names
 from durable.stores._postgres.store import PostgresStore
@@ -18,26 +19,29 @@ def postgres(
     *,
     table: str = "durable_snapshots",
     schema: str | None = None,
+    pool: Pool | None = None,
     take_over_dead: bool = True,
 ) -> PostgresStore:
     """A store in the PostgreSQL at `url`: a URL or a libpq connection string; by default `$DATABASE_URL`.
 
     `table` names the documented table; the journal and the leases stand beside it (`durable_steps`, `durable_locks`).
     `schema` is where they all are, by default wherever the role's search path leads. They are made at first use.
+    `pool`: a `psycopg_pool.ConnectionPool` of yours to work on; it is never closed, and the heartbeat has a connection of
+    its own beside it, made the way the pool makes them.
     `take_over_dead=False` lets a run whose owner died on this machine wait for its lease instead of going on at once.
 
     Raises `InvalidArgument` without a URL; at first use `StoreUnavailable`, `AccessDenied` or `SchemaMismatch`.
     """
-    if url is None:
+    if url is None and pool is None:
         url = os.environ.get("DATABASE_URL") or None
-    if url is None:
+    if url is None and pool is None:
         raise InvalidArgument(
             "no database was named: pass postgres('postgresql://user@host/dbname'), set $DATABASE_URL, "
             "or use durable.stores.embedded() for a local PostgreSQL to try things with"
         )
-    if not isinstance(url, str):
+    if not isinstance(url, str | None):
         raise InvalidArgument(f"the database URL must be a string, not {type(url).__name__}")
-    return PostgresStore(url, Names(table, schema), take_over_dead=take_over_dead)
+    return PostgresStore(url, Names(table, schema), pool=pool, take_over_dead=take_over_dead)
 
 
 class EmbeddedStore(PostgresStore):

@@ -13,7 +13,7 @@ from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import Lease
 from durable._engine.runs import executable
 from durable.clocks import Clock, SystemClock
-from durable.errors import LeaseLost
+from durable.errors import InvalidArgument, LeaseLost
 from durable.snapshot import Execution, Header, Kind, Record, Status
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._threads import ThreadedStore
@@ -36,6 +36,7 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._runs: dict[str, _Run] = {}
         self._aio: ThreadedStore | None = None
+        self._closed = False
         self._heartbeat = Heartbeat(self._renew, self._clock)
 
     def __repr__(self) -> str:
@@ -44,6 +45,8 @@ class MemoryStore:
     def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
         """See `RunStore.begin`."""
         with self._lock:
+            if self._closed:
+                raise InvalidArgument("the store is closed")
             sent = self._clock.elapsed()
             run = self._runs.get(claim.run_id) or _Run()
             held = run.token is not None and run.expires > sent
@@ -105,7 +108,8 @@ class MemoryStore:
             return self._aio
 
     def close(self) -> None:
-        """Forget nothing, as a database would; only the threads end."""
+        """End the threads, and take no more claims."""
+        self._closed = True
         self._heartbeat.close()
         with self._lock:
             aio, self._aio = self._aio, None

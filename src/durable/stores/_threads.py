@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
 from durable.snapshot import Record, Status
 from durable.stores.protocol import RunStore
+
+T = TypeVar("T")
 
 
 class ThreadedStore:
@@ -21,19 +24,23 @@ class ThreadedStore:
 
     def begin(self, claim: Claim, alive: Callable[[], bool]) -> asyncio.Future[ClaimReply]:
         """See `RunStore.begin`."""
-        return asyncio.get_running_loop().run_in_executor(self._pool, self._store.begin, claim, alive)
+        return self._called(self._store.begin, claim, alive)
 
     def checkpoint(self, lease: Lease, record: Record) -> asyncio.Future[None]:
         """See `RunStore.checkpoint`."""
-        return asyncio.get_running_loop().run_in_executor(self._pool, self._store.checkpoint, lease, record)
+        return self._called(self._store.checkpoint, lease, record)
 
     def finish(self, lease: Lease, status: Status, record: Record) -> asyncio.Future[None]:
         """See `RunStore.finish`."""
-        return asyncio.get_running_loop().run_in_executor(self._pool, self._store.finish, lease, status, record)
+        return self._called(self._store.finish, lease, status, record)
 
     def release(self, lease: Lease) -> asyncio.Future[None]:
         """See `RunStore.release`."""
-        return asyncio.get_running_loop().run_in_executor(self._pool, self._store.release, lease)
+        return self._called(self._store.release, lease)
+
+    def _called(self, verb: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        # Shielded: a verb that still waits for its thread would be cancelled with its future.
+        return asyncio.shield(asyncio.get_running_loop().run_in_executor(self._pool, verb, *args))
 
     def close(self) -> None:
         """End the threads when their work is done."""

@@ -1,57 +1,77 @@
-"""The ways to the database: a pool, and what its errors mean to a user."""
+"""The ways to the database: connections, and what their errors mean to a user."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import psycopg
 import psycopg_pool
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
 
 from durable.errors import AccessDenied, DurableError, InvalidArgument, StoreUnavailable
 
 Connection: TypeAlias = psycopg.Connection[Any]
+Pool: TypeAlias = psycopg_pool.ConnectionPool[Any]
 
-_DEFAULTS: Final = {"connect_timeout": "10", "application_name": "durable"}
+# A connection that nobody answers on is noticed by the kernel: after 5 s of silence it asks, three times in 6 s.
+_DEFAULTS: Final = {
+    "connect_timeout": "10",
+    "application_name": "durable",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
 _SIGNS_OF_REFUSAL: Final = ("authentication failed", "no password supplied", "does not exist")
-_POOL_SIZE: Final = 8
 _WAIT_FOR_A_CONNECTION: Final = 30.0  # seconds
 
 
-class Lane(NamedTuple):
-    """A connection and a cursor on it."""
+class Lane:
+    """A connection in autocommit mode, lent out."""
 
-    connection: Connection
-    cursor: psycopg.Cursor[Any]
+    __slots__ = ("_cursor", "autocommit", "connection", "prepare")
+
+    def __init__(self, connection: Connection, prepare: bool | None) -> None:
+        self.connection = connection
+        self.prepare = prepare
+        self.autocommit = connection.autocommit
+        self._cursor = connection.cursor(row_factory=tuple_row)
+
+    def execute(self, query: bytes, parameters: Any = None) -> psycopg.Cursor[Any]:
+        """Execute a statement whose result is read before the next one."""
+        return self._cursor.execute(query, parameters, prepare=self.prepare)
+
+    def also(self, query: bytes, parameters: Any = None) -> psycopg.Cursor[Any]:
+        """Execute a statement of a pipeline, whose result is read after its end."""
+        return self.connection.cursor(row_factory=tuple_row).execute(query, parameters, prepare=self.prepare)
 
 
 class Connections:
-    """Opens connections to one database, and keeps a pool of them from the first use on.
+    """The connections of one process to one database: its own, or lent by the user's pool.
 
-    `prepare` is called once, with the very first connection, before anything else is done.
+    Of its own it needs one for each writer, and keeps them at hand. `prepare` is called once, with the very first
+    connection, before anything else is done.
     """
 
-    def __init__(self, url: str, prepare: Callable[[Connection], None]) -> None:
-        try:
-            parts = conninfo_to_dict(url)
-        except psycopg.ProgrammingError:
-            # libpq's message quotes what it could not read, which may be a password.
-            raise InvalidArgument(
-                "the database URL cannot be read: it should look like postgresql://user@host:5432/dbname "
-                "(percent-encode special characters in the password)"
-            ) from None
-        self._parts = {**_DEFAULTS, **{key: str(value) for key, value in parts.items() if value is not None}}
+    def __init__(self, url: str | None, pool: Pool | None, prepare: Callable[[Connection], None]) -> None:
+        self._parts = _parts(url) if pool is None else {}
+        self._pool = pool
         self._prepare = prepare
         self._opening = threading.Lock()
-        self._pool: psycopg_pool.ConnectionPool[Connection] | None = None
         self._idle: list[Lane] = []
         self._closed = False
+        self.ready = False
+        self.prepares = True
 
     @property
     def where(self) -> str:
         """The database's address for people: no password, no options."""
+        if self._pool is not None:
+            return f"the pool {self._pool.name!r}"
         parts = self._parts
         host = parts.get("host") or parts.get("hostaddr") or "the local socket"
         port = f":{parts['port']}" if "port" in parts else ""
@@ -59,53 +79,43 @@ class Connections:
         return f"{host}{port}/{parts.get('dbname', '')}{user}"
 
     def connect(self) -> Connection:
-        """A connection of one's own, in autocommit mode."""
+        """A connection of one's own, in autocommit mode; made the way the user's pool makes them, if there is one."""
         try:
-            return psycopg.connect(**self._parts, autocommit=True, prepare_threshold=0)  # type: ignore[arg-type]
+            if self._pool is None:
+                return psycopg.connect(**self._parts, autocommit=True, prepare_threshold=0)  # type: ignore[arg-type]
+            return _connected_like(self._pool)
         except psycopg.Error as problem:
             raise self.meaning(problem) from None
 
     def take(self) -> Lane:
         """A connection in autocommit mode, to be given back."""
+        if not self.ready:
+            self._make_ready()
         try:
             return self._idle.pop()
         except IndexError:
-            return self._from_pool()
+            return self._lane(self._lent() if self._pool is not None else self.connect())
 
     def give_back(self, lane: Lane) -> None:
-        """Take a connection back. One stays at hand with its cursor, which spares a lone caller the pool's bookkeeping."""
-        if self._idle or self._closed or lane.connection.closed:
-            self._to_pool(lane)
-        else:
+        """Take a connection back, whatever state it is in."""
+        connection = lane.connection
+        if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            connection.close()
+        if self._pool is not None:
+            if not connection.closed:
+                connection.autocommit = lane.autocommit
+            self._pool.putconn(connection)
+        elif self._closed:
+            connection.close()
+        elif not connection.closed:
             self._idle.append(lane)
 
-    def _from_pool(self) -> Lane:
-        pool = self._pool or self._opened()
-        try:
-            connection = pool.getconn()
-        except psycopg_pool.PoolTimeout:
-            problem = f"no connection came free, or could be made, within {_WAIT_FOR_A_CONNECTION:g} s"
-            raise StoreUnavailable(self.where, problem) from None
-        except psycopg_pool.PoolClosed:
-            raise InvalidArgument("the store is closed") from None
-        return Lane(connection, connection.cursor())
-
-    def _to_pool(self, lane: Lane) -> None:
-        pool = self._pool
-        if pool is None:
-            lane.connection.close()
-        else:
-            pool.putconn(lane.connection)
-
     def close(self) -> None:
-        """Close every connection of the pool."""
+        """Close what is at hand; nothing of the user's."""
         with self._opening:
             self._closed = True
-            pool, self._pool = self._pool, None
         while self._idle:
             self._idle.pop().connection.close()
-        if pool is not None:
-            pool.close()
 
     def meaning(self, problem: psycopg.Error) -> DurableError:
         """What an error of the connection or the server means to a user; it never quotes a value or a password."""
@@ -121,26 +131,77 @@ class Connections:
             return AccessDenied(self.where, text)
         return StoreUnavailable(self.where, text)
 
-    def _opened(self) -> psycopg_pool.ConnectionPool[Connection]:
+    def _make_ready(self) -> None:
         with self._opening:
             if self._closed:
                 raise InvalidArgument("the store is closed")
+            if self.ready:
+                return
+            # Not from a pool: a wrong password is then an error at once, and not a pool's timeout.
+            first = self.connect()
+            try:
+                self._prepare(first)
+            except BaseException as problem:
+                first.close()
+                if isinstance(problem, psycopg.Error):
+                    raise self.meaning(problem) from None
+                raise
             if self._pool is None:
-                # Made directly, not by the pool: a wrong password is then an error at once, not a timeout of the pool.
-                with self.connect() as first:
-                    try:
-                        self._prepare(first)
-                    except psycopg.Error as problem:
-                        raise self.meaning(problem) from None
-                self._pool = psycopg_pool.ConnectionPool(
-                    kwargs={**self._parts, "autocommit": True, "prepare_threshold": 0},
-                    min_size=1,
-                    max_size=_POOL_SIZE,
-                    timeout=_WAIT_FOR_A_CONNECTION,
-                    name="durable",
-                    open=True,
-                )
-            return self._pool
+                self._idle.append(self._lane(first))
+            else:
+                first.close()
+            self.ready = True
+
+    def _lent(self) -> Connection:
+        assert self._pool is not None  # noqa: S101 -- asked by the caller
+        try:
+            connection: Connection = self._pool.getconn(timeout=_WAIT_FOR_A_CONNECTION)
+        except psycopg_pool.PoolTimeout:
+            problem = f"no connection came free, or could be made, within {_WAIT_FOR_A_CONNECTION:g} s"
+            raise StoreUnavailable(self.where, problem) from None
+        except psycopg_pool.PoolClosed:
+            raise InvalidArgument("the pool that the store borrows from is closed") from None
+        return connection
+
+    def _lane(self, connection: Connection) -> Lane:
+        lane = Lane(connection, None if self.prepares else False)
+        if not lane.autocommit:
+            connection.autocommit = True
+        return lane
+
+
+def _parts(url: str | None) -> dict[str, str]:
+    try:
+        parts = conninfo_to_dict(url or "")
+    except psycopg.ProgrammingError:
+        # libpq's message quotes what it could not read, which may be a password.
+        raise InvalidArgument(
+            "the database URL cannot be read: it should look like postgresql://user@host:5432/dbname "
+            "(percent-encode special characters in the password)"
+        ) from None
+    # A password with a / or @ that is not percent-encoded slips into these: they must not be shown, nor connected to.
+    if any("@" in str(parts.get(part, "")) for part in ("host", "dbname")) or not _are_numbers(parts.get("port")):
+        raise InvalidArgument(
+            "the database URL does not mean what it seems to: its host, port or database name holds what looks like a part "
+            "of a password (percent-encode special characters in the password: / is %2F, @ is %40)"
+        )
+    return {**_DEFAULTS, **{key: str(value) for key, value in parts.items() if value is not None}}
+
+
+def _are_numbers(ports: object) -> bool:
+    return ports is None or all(port.isdigit() for port in str(ports).split(",") if port)
+
+
+def _connected_like(pool: Pool) -> Connection:
+    """A connection as the pool would make it, its `configure` included, that does not count among the pool's."""
+    kwargs = pool.kwargs() if callable(pool.kwargs) else pool.kwargs or {}
+    conninfo = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
+    connection: Connection = pool.connection_class.connect(conninfo, **kwargs)
+    configure = getattr(pool, "_configure", None)
+    if configure is not None:
+        configure(connection)
+    connection.autocommit = True
+    return connection
 
 
 def _first_line(problem: Exception) -> str:

@@ -41,9 +41,10 @@ def prepare(connection: psycopg.Connection[Any], names: Names) -> None:
     Any number of processes may do this at once: they take turns under an advisory lock, which ends with its transaction.
     """
     newest = max(migrations(names))
-    if _version(connection, names) < newest:
-        _migrate(connection, names)
-    if _version(connection, names) > newest:
+    version = _version(connection, names)
+    if version < newest:
+        version = _migrate(connection, names)
+    if version > newest:
         raise SchemaMismatch(
             names.quoted["migrations"],
             f"it was migrated by a newer version of durable than this one, which knows {newest} migrations",
@@ -59,7 +60,7 @@ def _version(connection: psycopg.Connection[Any], names: Names) -> int:
     return _one(connection, known["version"]) or 0
 
 
-def _migrate(connection: psycopg.Connection[Any], names: Names) -> None:
+def _migrate(connection: psycopg.Connection[Any], names: Names) -> int:
     known = statements(names)
     tables = zlib.crc32(names.quoted["snapshots"].encode()) - 2**31
     connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
@@ -75,6 +76,7 @@ def _migrate(connection: psycopg.Connection[Any], names: Names) -> None:
                 connection.execute(known["record_migration"], {"version": number})
         _verify(connection, names)
         connection.execute("COMMIT")
+        return max(applied, *migrations(names))
     except BaseException:
         if not connection.broken:
             connection.execute("ROLLBACK")
@@ -101,7 +103,7 @@ def _verify(connection: psycopg.Connection[Any], names: Names) -> None:
     known = statements(names)
     found: dict[str, dict[str, str]] = {}
     tables = [names.quoted[table] for table in _COLUMNS]
-    for table, column, type_ in connection.execute(known["columns"], {"tables": tables}):
+    for table, column, type_ in connection.execute(known["columns"], {"tables": tables}, prepare=False):
         found.setdefault(table, {})[column] = type_
     for table, columns in _COLUMNS.items():
         name = names.quoted[table]
@@ -118,5 +120,5 @@ def _verify(connection: psycopg.Connection[Any], names: Names) -> None:
 
 
 def _one(connection: psycopg.Connection[Any], query: LiteralString | bytes, parameters: Any = None) -> Any:
-    row = connection.execute(query, parameters).fetchone()
+    row = connection.execute(query, parameters, prepare=False).fetchone()  # once in a process's life
     return None if row is None else row[0]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import importlib.util
 import os
 import pwd
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -86,9 +88,15 @@ class Server:
         if not fifo.exists():
             os.mkfifo(fifo, 0o600)
         if _state(sockets) is not Ping.NO_RESPONSE:
-            self._hold = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            self._wait_for(sockets)
-            return sockets
+            try:
+                self._hold = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError as problem:
+                if problem.errno != errno.ENXIO:
+                    raise
+                _stop(data)  # nobody reads: the supervisor was killed, and its server has outlived it
+            else:
+                self._wait_for(sockets)
+                return sockets
         binaries = _binaries(data)
         if not (data / "PG_VERSION").exists():
             _initialise(binaries, data, account)
@@ -172,6 +180,17 @@ def _url(sockets: Path) -> str:
 def _state(sockets: Path) -> Ping:
     """Whether a server accepts connections (OK), is starting up (REJECT), or is not there (NO_RESPONSE)."""
     return Ping(PGconn.ping(_url(sockets).encode()))
+
+
+def _stop(data: Path) -> None:
+    """Stop a server that has lost its supervisor, and wait until it is gone."""
+    pid = int((data / "postmaster.pid").read_text().split("\n", 1)[0])
+    deadline = time.monotonic() + _START
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGINT)
+        while (data / "postmaster.pid").exists() and time.monotonic() < deadline:
+            os.kill(pid, 0)
+            time.sleep(0.01)
 
 
 def _binaries(data: Path) -> Path:

@@ -19,34 +19,31 @@ _HERE: Final = resources.files("durable.stores._postgres")
 
 @dataclass(frozen=True)
 class Names:
-    """The names of our tables. All follow from the documented table's: `durable_snapshots` → `durable_steps` …"""
+    """The names of our tables, which follow from the documented one's: `durable_steps` …, or `orders_steps` for `orders`."""
 
     table: str = "durable_snapshots"
     schema: str | None = None
 
     def __post_init__(self) -> None:
-        stem = self.table.removesuffix("_snapshots")
-        for what, name in (("table", self.table), ("schema", self.schema), ("table", f"{stem}_migrations")):
+        for what, name in (("table", self.table), ("schema", self.schema), ("table", f"{self._stem}_migrations")):
             if name is not None:
                 _check_identifier(what, name)
 
     @cached_property
     def quoted(self) -> Mapping[str, str]:
         """What `{snapshots}`, `{steps}` … stand for: quoted, and qualified where a schema is given."""
-        stem = self.table.removesuffix("_snapshots")
-        tables = {
-            "snapshots": self.table,
-            "steps": f"{stem}_steps",
-            "locks": f"{stem}_locks",
-            "migrations": f"{stem}_migrations",
-        }
+        tables = {"snapshots": self.table} | {name: f"{self._stem}_{name}" for name in ("steps", "locks", "migrations")}
         qualified = {name: sql.Identifier(*filter(None, (self.schema, table))) for name, table in tables.items()}
         index = sql.Identifier(f"{self.table[: _MAX_IDENTIFIER_BYTES - 15]}_updated_at_idx")
         return {name: value.as_string(None) for name, value in {**qualified, "snapshots_index": index}.items()}
 
     def fill(self, text: str) -> str:
-        """The SQL with the names in place of `{snapshots}` and its like."""
-        return re.sub(r"\{(\w+)\}", lambda match: self.quoted[match[1]], text)
+        """The SQL with the names in place of `{snapshots}` and its like, for psycopg: a `%` in a name is no placeholder."""
+        return re.sub(r"\{(\w+)\}", lambda match: self.quoted[match[1]].replace("%", "%%"), text)
+
+    @property
+    def _stem(self) -> str:
+        return "durable" if self.table == "durable_snapshots" else self.table
 
 
 def _check_identifier(what: str, name: object) -> None:

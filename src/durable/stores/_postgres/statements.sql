@@ -1,39 +1,54 @@
--- name: take_lease
--- Take the lease if nobody holds it and the run is one that this claim may execute (the same conditions as
+-- name: take_leases
+-- Take each lease if nobody holds it and the run is one that its claim may execute (the same conditions as
 -- `runs.executable`). The first look locks nothing, so that polling does not disturb a holder; what it let through is
--- checked again under the row lock. Time is the server's, read after any waiting.
+-- checked again under the row lock. Time is the server's.
+WITH asked AS (
+    SELECT *
+      FROM json_to_recordset(%(claims)s::json) AS asked (
+           id text, random text, owner text, seconds float8, dead text, workflow text, version bigint, input_hash text,
+           after_failure boolean, may_create boolean)
+)
 INSERT INTO {locks} AS lease (workflow_id, epoch, owner_token, owner, expires_at)
-SELECT %(id)s, 1, '1:' || %(random)s, %(owner)s, clock_timestamp() + make_interval(secs => %(seconds)s)
+SELECT asked.id, 1, '1:' || asked.random, asked.owner, clock_timestamp() + make_interval(secs => asked.seconds)
+  FROM asked
+  LEFT JOIN {snapshots} AS run ON run.id = asked.id
  WHERE NOT EXISTS (
            SELECT FROM {locks} AS held
-            WHERE held.workflow_id = %(id)s
-              AND held.owner_token IS DISTINCT FROM %(dead)s
+            WHERE held.workflow_id = asked.id
+              AND held.owner_token IS DISTINCT FROM asked.dead
               AND held.expires_at > clock_timestamp())
-   AND COALESCE((
-           SELECT run.snapshot->'formatVersion' = '1'
-                  AND run.snapshot->>'workflowName' = %(workflow)s
-                  AND COALESCE(run.snapshot->'metadata'->'version', to_jsonb(%(version)s::bigint))
-                      = to_jsonb(%(version)s::bigint)
-                  AND (%(input_hash)s::text IS NULL
-                       OR run.snapshot->'metadata'->>'inputHash' IS NOT DISTINCT FROM %(input_hash)s)
-                  AND run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed'
-                  AND (%(after_failure)s OR run.snapshot->'execution'->>'status' IS DISTINCT FROM 'failed')
-             FROM {snapshots} AS run
-            WHERE run.id = %(id)s), %(create)s)
+   AND CASE
+           WHEN run.id IS NULL THEN asked.may_create
+           ELSE run.snapshot->'formatVersion' = '1'
+                AND run.snapshot->>'workflowName' = asked.workflow
+                AND COALESCE(run.snapshot->'metadata'->'version', to_jsonb(asked.version)) = to_jsonb(asked.version)
+                AND (asked.input_hash IS NULL
+                     OR run.snapshot->'metadata'->>'inputHash' IS NOT DISTINCT FROM asked.input_hash)
+                AND run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed'
+                AND (asked.after_failure OR run.snapshot->'execution'->>'status' IS DISTINCT FROM 'failed')
+       END
+ ORDER BY asked.id
 ON CONFLICT (workflow_id) DO UPDATE
    SET epoch = lease.epoch + 1,
-       owner_token = (lease.epoch + 1) || ':' || %(random)s,
+       owner_token = (lease.epoch + 1) || ':' || split_part(excluded.owner_token, ':', 2),
        owner = excluded.owner,
-       expires_at = clock_timestamp() + make_interval(secs => %(seconds)s)
- WHERE lease.expires_at <= clock_timestamp() OR lease.owner_token = %(dead)s
+       expires_at = excluded.expires_at
+ WHERE lease.expires_at <= clock_timestamp() OR lease.owner_token = ANY (%(dead)s::text[])
 
--- name: open_run
--- If the lease is now ours: write the header and input of a new run, or mark an old one as running.
-WITH mine AS (
-    SELECT workflow_id, epoch FROM {locks} WHERE workflow_id = %(id)s AND owner_token = epoch || ':' || %(random)s
+-- name: open_runs
+-- Where the lease is now ours: write the header and input of a new run, or mark an old one as running. Doing it twice, when
+-- the reply to the first time was lost, changes nothing.
+WITH asked AS (
+    SELECT * FROM json_to_recordset(%(claims)s::json) AS asked (id text, random text, header jsonb, input text)
+), mine AS (
+    SELECT lease.workflow_id, lease.epoch, asked.header, asked.input
+      FROM {locks} AS lease
+      JOIN asked ON lease.workflow_id = asked.id AND lease.owner_token = lease.epoch || ':' || asked.random
 ), fresh AS (
     INSERT INTO {snapshots} (id, snapshot, updated_at)
-    SELECT workflow_id, jsonb_set(%(header)s::jsonb, ARRAY['execution', 'lastUpdated'], to_jsonb(now())), now() FROM mine
+    SELECT workflow_id, jsonb_set(header, ARRAY['execution', 'lastUpdated'], to_jsonb(now())), now()
+      FROM mine
+     ORDER BY workflow_id
     ON CONFLICT (id) DO NOTHING
     RETURNING id
 ), again AS (
@@ -45,26 +60,29 @@ WITH mine AS (
      WHERE run.id = mine.workflow_id AND run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed'
 )
 INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
-SELECT fresh.id, 0, 'input', 'input', 0, mine.epoch, %(input)s::json
-  FROM fresh, mine
- WHERE %(input)s::text IS NOT NULL
+SELECT mine.workflow_id, 0, 'input', 'input', 0, mine.epoch, mine.input::json
+  FROM fresh
+  JOIN mine ON mine.workflow_id = fresh.id
+ WHERE mine.input IS NOT NULL
 
--- name: read_run
-SELECT lease.epoch, lease.owner_token, lease.owner,
+-- name: read_runs
+SELECT asked.id, lease.epoch, lease.owner_token, lease.owner,
        extract(epoch FROM lease.expires_at - clock_timestamp())::float8 AS expires_in,
        run.snapshot::text
-  FROM (SELECT %(id)s::text AS id) AS asked
+  FROM unnest(%(ids)s::text[]) AS asked (id)
   LEFT JOIN {locks} AS lease ON lease.workflow_id = asked.id
   LEFT JOIN {snapshots} AS run ON run.id = asked.id
 
--- name: read_journal
+-- name: read_journals
 -- The whole journal for its holder; for others only how the run ended.
-SELECT seq, key, kind, record::text
-  FROM {steps}
- WHERE workflow_id = %(id)s
-   AND (kind IN ('result', 'failure')
-        OR EXISTS (SELECT FROM {locks} WHERE workflow_id = %(id)s AND owner_token = epoch || ':' || %(random)s))
- ORDER BY seq
+SELECT step.workflow_id, step.seq, step.key, step.kind, step.record::text
+  FROM unnest(%(ids)s::text[], %(randoms)s::text[]) AS asked (id, random)
+  JOIN {steps} AS step ON step.workflow_id = asked.id
+ WHERE step.kind IN ('result', 'failure')
+    OR EXISTS (
+        SELECT FROM {locks} AS lease
+         WHERE lease.workflow_id = asked.id AND lease.owner_token = lease.epoch || ':' || asked.random)
+ ORDER BY step.workflow_id, step.seq
 
 -- name: checkpoint
 -- One round trip, one commit. The key-share lock is the fence: it waits for whoever is changing the token, and then looks
@@ -76,31 +94,94 @@ INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
 SELECT workflow_id, %s, %s, %s, %s, epoch, %s::json FROM lease
 ON CONFLICT (workflow_id, seq) DO NOTHING
 
--- name: finish
--- The lease row before the header before the journal, as everywhere.
-WITH lease AS (
-    UPDATE {locks}
+-- name: checkpoint_batch
+-- The same for many records of many runs; the answer is those that were not written.
+WITH asked AS MATERIALIZED (
+    SELECT *
+      FROM json_to_recordset(%s::json) AS asked (
+           n integer, id text, token text, seq integer, key text, kind text, nonce bigint, record json)
+), lease AS MATERIALIZED (
+    SELECT workflow_id, owner_token, epoch
+      FROM {locks}
+     WHERE workflow_id IN (SELECT id FROM asked)
+     ORDER BY workflow_id
+       FOR KEY SHARE
+), written AS (
+    INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
+    SELECT asked.id, asked.seq, asked.key, asked.kind, asked.nonce, lease.epoch, asked.record
+      FROM asked
+      JOIN lease ON lease.workflow_id = asked.id AND lease.owner_token = asked.token
+    ON CONFLICT (workflow_id, seq) DO NOTHING
+    RETURNING workflow_id, seq
+)
+SELECT asked.n
+  FROM asked
+  LEFT JOIN written ON written.workflow_id = asked.id AND written.seq = asked.seq
+ WHERE written.seq IS NULL
+
+-- name: finish_batch
+-- The lease row before the header before the journal, as everywhere; the leases in the order of their ids. The answer is
+-- the runs that were finished.
+WITH asked AS MATERIALIZED (
+    SELECT *
+      FROM json_to_recordset(%s::json) AS asked (
+           id text, token text, status text, seq integer, key text, kind text, nonce bigint, record text)
+), held AS MATERIALIZED (
+    SELECT lease.workflow_id
+      FROM {locks} AS lease
+      JOIN asked ON lease.workflow_id = asked.id AND lease.owner_token = asked.token
+     ORDER BY lease.workflow_id
+       FOR UPDATE OF lease
+), lease AS (
+    UPDATE {locks} AS given_back
        SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
-     WHERE workflow_id = %(id)s AND owner_token = %(token)s
-    RETURNING workflow_id, epoch
+      FROM held
+     WHERE given_back.workflow_id = held.workflow_id
+    RETURNING given_back.workflow_id, given_back.epoch
 ), header AS (
     UPDATE {snapshots} AS run
        SET snapshot = run.snapshot || jsonb_build_object('execution', jsonb_strip_nulls(jsonb_build_object(
-               'status', %(status)s::text,
+               'status', asked.status,
                'lastUpdated', now(),
-               'completedAt', CASE WHEN %(status)s = 'completed' THEN now() END))),
+               'completedAt', CASE WHEN asked.status = 'completed' THEN now() END))),
            updated_at = now()
       FROM lease
+      JOIN asked ON asked.id = lease.workflow_id
      WHERE run.id = lease.workflow_id
     RETURNING run.id, lease.epoch
 )
 INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
-SELECT id, %(seq)s, %(key)s, %(kind)s, %(nonce)s, epoch, %(record)s::json FROM header
+SELECT header.id, asked.seq, asked.key, asked.kind, asked.nonce, header.epoch, asked.record::json
+  FROM header
+  JOIN asked ON asked.id = header.id
+RETURNING workflow_id
 
--- name: release
-UPDATE {locks}
+-- name: release_batch
+WITH held AS MATERIALIZED (
+    SELECT lease.workflow_id
+      FROM {locks} AS lease
+      JOIN unnest(%s::text[], %s::text[]) AS asked (id, token)
+        ON lease.workflow_id = asked.id AND lease.owner_token = asked.token
+     ORDER BY lease.workflow_id
+       FOR UPDATE OF lease
+)
+UPDATE {locks} AS given_back
    SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
- WHERE workflow_id = %s AND owner_token = %s
+  FROM held
+ WHERE given_back.workflow_id = held.workflow_id
+
+-- name: lock_leases
+-- Whoever still has a write in flight under one of these leases holds its row: after this its fate is settled.
+SELECT workflow_id, owner_token
+  FROM {locks}
+ WHERE workflow_id = ANY (%s)
+ ORDER BY workflow_id
+   FOR UPDATE
+
+-- name: read_nonces
+SELECT step.workflow_id, step.seq, step.nonce
+  FROM unnest(%s::text[], %s::integer[]) AS asked (id, seq)
+  JOIN {steps} AS step ON step.workflow_id = asked.id AND step.seq = asked.seq
 
 -- name: renew
 -- All leases of a process at once, locked in the order of their ids. FOR NO KEY UPDATE lets checkpoints pass.

@@ -1,53 +1,54 @@
-"""The PostgreSQL store: the verbs of `RunStore` as statements."""
+"""The PostgreSQL store: the verbs of `RunStore`, in both colours, on one writer."""
 
 from __future__ import annotations
 
-import random
-import secrets
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import asyncio
+import os
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final, Self, TypeVar
-
-import msgspec
-import psycopg
+from typing import Any, Final, Self
 
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import Lease
 from durable.clocks import Clock, SystemClock
-from durable.errors import DurableError, LeaseLost, OutcomeUnknown, UnstorableValue
-from durable.snapshot import Execution, Header, Record, Status, parse
-from durable.stores._heartbeat import Heartbeat
-from durable.stores._owner import Owner, is_dead
+from durable.errors import LeaseLost
+from durable.snapshot import Record, Status
+from durable.stores._owner import is_dead
 from durable.stores._postgres import schema
-from durable.stores._postgres.connections import Connection, Connections, Lane
+from durable.stores._postgres.commits import Claiming, checkpoint_job, claim_job, finish_job, release_job
+from durable.stores._postgres.connections import Connections, Pool
+from durable.stores._postgres.process import Process
 from durable.stores._postgres.statements import Names, statements
-from durable.stores._threads import ThreadedStore
+from durable.stores._postgres.writer import Job
 
-T = TypeVar("T")
-
-_SERIALIZATION_FAILURES: Final = ("40001", "40P01")
-_REFUSED_FOR_WHAT_IT_IS: Final = ("22", "23", "54")  # SQLSTATE classes: data, integrity, program limit
-_TRIES: Final = 5
-_THREADS: Final = 8  # one for each connection of the pool
+_RELEASE_WITHIN: Final = 5.0  # seconds; then the lease is left to end by itself
 
 
 class PostgresStore:
     """Runs in the user's own PostgreSQL. Made by `postgres(url)` and `embedded()`; nothing is opened before first use."""
 
-    def __init__(self, url: str, names: Names, *, take_over_dead: bool = True, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        url: str | None,
+        names: Names,
+        *,
+        pool: Pool | None = None,
+        take_over_dead: bool = True,
+        clock: Clock | None = None,
+    ) -> None:
+        self._url = url
         self._names = names
-        self._connections = Connections(url, lambda connection: schema.prepare(connection, names))
-        self._sql = statements(names)
+        self._pool = pool
         self._clock = clock or SystemClock()
-        self._owner = Owner()
+        self._sql = statements(names)
         self._take_over_dead = take_over_dead
-        self._heartbeat = Heartbeat(self._renew, self._clock)
-        self._heartbeat_connection: Connection | None = None
-        self._aio = ThreadedStore(self, _THREADS)
+        self._closed = False
+        self._process = self._new_process()
+        self._aio = AsyncPostgresStore(self)
 
     def __repr__(self) -> str:
-        return f"<durable store in PostgreSQL at {self._connections.where}, {self._names.quoted['snapshots']}>"
+        return f"<durable store in PostgreSQL at {self._process.connections.where}, {self._names.quoted['snapshots']}>"
 
     def __enter__(self) -> Self:
         return self
@@ -55,159 +56,144 @@ class PostgresStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        # Only a store that was used has something to lose; in a forked child it is the parent's to close.
+        process = getattr(self, "_process", None)
+        if process is not None and not self._closed and process.used and process.pid == os.getpid():
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+
     @property
     def identity(self) -> object:
         """The database and the table in it."""
-        return (self._connections.where, self._names)
+        return (self._process.connections.where, self._names)
 
     @property
-    def aio(self) -> ThreadedStore:
+    def aio(self) -> AsyncPostgresStore:
         """The same verbs for asyncio."""
         return self._aio
 
     def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
         """See `RunStore.begin`. One round trip; two when the last owner was found dead on this machine."""
-        reply, token = self._claimed(claim, dead=None)
-        if isinstance(reply, Refused) and self._take_over_dead and is_dead(reply.owner, token):
-            owner = reply.owner
-            reply, _ = self._claimed(claim, dead=token)
-            if isinstance(reply, Granted):
-                reply = replace(reply, taken_from=owner)
-        if isinstance(reply, Granted):
-            self._heartbeat.keep(reply.lease, alive)
-        return reply
+        reply, token = self._performed(self.claiming(claim, None))
+        if dead := self.dead_token(reply, token):
+            again, _ = self._performed(self.claiming(claim, dead))
+            reply = taken_from(reply, again)
+        return self.kept(reply, alive)
 
     def checkpoint(self, lease: Lease, record: Record) -> None:
-        """See `RunStore.checkpoint`. One round trip, one commit."""
-        row = (lease.run_id, lease.token, record.seq, record.key, record.kind, _nonce(), record.text)
-        self._write(lease, f"step {record.key!r}", self._sql["checkpoint"], row)
+        """See `RunStore.checkpoint`. One round trip, one commit, shared with whoever waits at the same time."""
+        self._performed(checkpoint_job(self.held_here(lease), record))
 
     def finish(self, lease: Lease, status: Status, record: Record) -> None:
-        """See `RunStore.finish`. One round trip, one commit."""
-        row = {
-            "id": lease.run_id,
-            "token": lease.token,
-            "status": status,
-            "seq": record.seq,
-            "key": record.key,
-            "kind": record.kind,
-            "nonce": _nonce(),
-            "record": record.text,
-        }
-        self._write(lease, f"the run's end ({status})", self._sql["finish"], row)
-        self._heartbeat.drop(lease)
+        """See `RunStore.finish`. One round trip, one commit, shared likewise."""
+        self._performed(finish_job(self.held_here(lease), status, record))
+        self.dropped(lease)
 
     def release(self, lease: Lease) -> None:
-        """See `RunStore.release`. One round trip, one commit."""
-        self._heartbeat.drop(lease)
-        self._on_a_connection(lambda lane: lane.cursor.execute(self._sql["release"], (lease.run_id, lease.token)))
+        """See `RunStore.release`. One round trip, one commit, shared likewise."""
+        self.dropped(lease)
+        self._performed(self.releasing(lease))
 
     def close(self) -> None:
-        """Let go of connections and threads; runs that are still executing lose their store. Quiet when closed."""
-        self._aio.close()
-        self._heartbeat.close()
-        if self._heartbeat_connection is not None:
-            self._heartbeat_connection.close()
-        self._connections.close()
-        self._owner.close()
+        """Commit what waits, then let go of connections and threads. Quiet when closed already."""
+        self._closed = True
+        self.process.close()
 
-    def _claimed(self, claim: Claim, dead: str | None) -> tuple[ClaimReply, str | None]:
-        """Claim in one pipelined transaction; the reply, and the token that stands there now."""
-        nonce = f"{self._owner.instance}.{secrets.token_hex(8)}"
-        values = _claim_values(claim, nonce, self._owner.text, dead)
+    @property
+    def process(self) -> Process:
+        """What this process holds; a forked child begins anew."""
+        if self._process.pid != os.getpid():
+            self._process = self._new_process()
+        return self._process
 
-        def claimed(lane: Lane) -> tuple[float, tuple[Any, ...], list[Record]]:
-            connection, sent = lane.connection, self._clock.elapsed()
-            with connection.pipeline():
-                connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-                connection.execute(self._sql["take_lease"], values)
-                connection.execute(self._sql["open_run"], values)
-                run = connection.execute(self._sql["read_run"], values)
-                journal = connection.execute(self._sql["read_journal"], values)
-                connection.execute("COMMIT")
-            row = run.fetchone()
-            assert row is not None  # noqa: S101 -- the statement has one row whatever is stored
-            return sent, row, [Record(*record) for record in journal]
+    def claiming(self, claim: Claim, dead: str | None) -> Job:
+        """The job of a claim, over the lease of an owner that was found dead with this token."""
+        owner = self.process.owner
+        deadline = self._clock.elapsed() + claim.seconds
+        job = claim_job(Claiming(claim, owner.instance, owner.text, dead), deadline)
+        job.orphaned = self._give_back
+        return job
 
-        sent, (epoch, token, owner, expires_in, document), records = self._on_a_connection(claimed)
-        header = None
-        if document is not None:
-            header = parse(document, Header, run_id=claim.run_id, where="the header")
-        if header is not None and token == f"{epoch}:{nonce}":
-            return Granted(Lease(claim.run_id, token, epoch, claim.seconds, sent), header, records), token
-        held = token is not None and expires_in > 0
-        return Refused(header, records, owner if held else None, expires_in if held else None), token
+    def releasing(self, lease: Lease) -> Job:
+        """The job of a release."""
+        return release_job(lease, self._clock.elapsed() + _RELEASE_WITHIN)
 
-    def _write(self, lease: Lease, what: str, statement: bytes, row: Any) -> None:
-        """Execute a fenced write: committed when this returns."""
-        try:
-            written = self._on_a_connection(lambda lane: lane.cursor.execute(statement, row).rowcount)
-        except psycopg.Error as problem:
-            if problem.sqlstate is not None and problem.sqlstate[:2] in _REFUSED_FOR_WHAT_IT_IS:
-                # The server's own words may quote the value.
-                refusal = f"PostgreSQL refused it with SQLSTATE {problem.sqlstate} ({type(problem).__name__})"
-                raise UnstorableValue(what, "$", refusal) from None
-            if problem.sqlstate is None:
-                raise OutcomeUnknown(lease.run_id, what, type(problem).__name__) from None
-            raise self._connections.meaning(problem) from None
-        if written != 1:
-            raise LeaseLost(lease.run_id, "another execution has taken it over")
+    def held_here(self, lease: Lease) -> Lease:
+        """The lease, unless it belongs to the process that forked this one."""
+        if f":{self.process.owner.instance}." not in lease.token:
+            raise LeaseLost(lease.run_id, "it belongs to the process that this one was forked from")
+        return lease
 
-    def _on_a_connection(self, work: Callable[[Lane], T]) -> T:
-        """Do some work that is one transaction; again if it was the victim of a conflict, which leaves nothing behind."""
-        tries = 1
-        while True:
-            lane = self._connections.take()
-            try:
-                return work(lane)
-            except psycopg.Error as problem:
-                _rolled_back(lane.connection)
-                if problem.sqlstate not in _SERIALIZATION_FAILURES or tries == _TRIES:
-                    raise
-                tries += 1
-            finally:
-                self._connections.give_back(lane)
+    def dead_token(self, reply: ClaimReply, token: str | None) -> str | None:
+        """The token of an owner that is proven dead, when that is what stands in the way."""
+        if isinstance(reply, Refused) and self._take_over_dead and is_dead(reply.owner, token):
+            return token
+        return None
 
-    def _renew(self, leases: Sequence[Lease]) -> set[str]:
-        try:
-            if self._heartbeat_connection is None:
-                self._heartbeat_connection = self._connections.connect()
-            ids, tokens = [lease.run_id for lease in leases], [lease.token for lease in leases]
-            columns = (ids, tokens, [lease.seconds for lease in leases])
-            return {token for (token,) in self._heartbeat_connection.execute(self._sql["renew"], columns)}
-        except (psycopg.Error, DurableError):
-            connection, self._heartbeat_connection = self._heartbeat_connection, None
-            if connection is not None:
-                connection.close()
-            raise
+    def kept(self, reply: ClaimReply, alive: Callable[[], bool]) -> ClaimReply:
+        """The reply; a lease that was granted is renewed from now on."""
+        if isinstance(reply, Granted):
+            self.process.heartbeat.keep(reply.lease, alive)
+        return reply
+
+    def dropped(self, lease: Lease) -> None:
+        """Renew this lease no more."""
+        self.process.heartbeat.drop(lease)
+
+    def _give_back(self, answer: tuple[ClaimReply, str | None]) -> None:
+        reply, _ = answer
+        if isinstance(reply, Granted):
+            job = self.releasing(reply.lease)
+            self.process.writer(job).post(job)
+
+    def _performed(self, job: Job) -> Any:
+        return self.process.writer(job).perform(job)
+
+    def _new_process(self) -> Process:
+        names = self._names
+        connections = Connections(self._url, self._pool, lambda connection: schema.prepare(connection, names))
+        return Process(connections, self._sql, self._clock)
 
 
-def _claim_values(claim: Claim, nonce: str, owner: str, dead: str | None) -> dict[str, Any]:
-    metadata: dict[str, Any] = {**claim.metadata, "version": claim.version}
-    if claim.input_hash is not None:
-        metadata["inputHash"] = claim.input_hash
-    header = Header(claim.workflow, Execution(Status.RUNNING), metadata=metadata)
-    return {
-        "id": claim.run_id,
-        "workflow": claim.workflow,
-        "version": claim.version,
-        "seconds": claim.seconds,
-        "input": None if claim.input is None else claim.input.decode(),
-        "input_hash": claim.input_hash,
-        "after_failure": claim.after_failure,
-        "create": claim.create,
-        "header": msgspec.json.encode(header).decode(),
-        "random": nonce,
-        "owner": owner,
-        "dead": dead,
-    }
+class AsyncPostgresStore:
+    """The verbs of a PostgreSQL store for asyncio."""
+
+    def __init__(self, store: PostgresStore) -> None:
+        self._store = store
+
+    def begin(self, claim: Claim, alive: Callable[[], bool]) -> asyncio.Future[ClaimReply]:
+        """See `PostgresStore.begin`."""
+        return asyncio.ensure_future(self._begun(claim, alive))
+
+    def checkpoint(self, lease: Lease, record: Record) -> asyncio.Future[None]:
+        """See `PostgresStore.checkpoint`."""
+        return self._submitted(checkpoint_job(self._store.held_here(lease), record))
+
+    def finish(self, lease: Lease, status: Status, record: Record) -> asyncio.Future[None]:
+        """See `PostgresStore.finish`."""
+        finished = self._submitted(finish_job(self._store.held_here(lease), status, record))
+        finished.add_done_callback(lambda _: self._store.dropped(lease))
+        return finished
+
+    def release(self, lease: Lease) -> asyncio.Future[None]:
+        """See `PostgresStore.release`."""
+        self._store.dropped(lease)
+        return self._submitted(self._store.releasing(lease))
+
+    async def _begun(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
+        store = self._store
+        reply, token = await self._submitted(store.claiming(claim, None))
+        if dead := store.dead_token(reply, token):
+            again, _ = await self._submitted(store.claiming(claim, dead))
+            reply = taken_from(reply, again)
+        return store.kept(reply, alive)
+
+    def _submitted(self, job: Job) -> asyncio.Future[Any]:
+        return self._store.process.writer(job).submit(job)
 
 
-def _nonce() -> int:
-    return random.getrandbits(63)
-
-
-def _rolled_back(connection: Connection) -> None:
-    with suppress(psycopg.Error):
-        if connection.info.transaction_status is not psycopg.pq.TransactionStatus.IDLE:
-            connection.execute("ROLLBACK")
+def taken_from(refused: ClaimReply, reply: ClaimReply) -> ClaimReply:
+    """The reply to a claim over a dead owner's lease."""
+    if isinstance(refused, Refused) and isinstance(reply, Granted):
+        return replace(reply, taken_from=refused.owner)
+    return reply

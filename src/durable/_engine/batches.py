@@ -1,0 +1,205 @@
+"""Group commit: what is committed together, and what follows when that goes wrong.
+
+A *writer* holds entries that wait. It takes a batch (always of one verb, so that a batch is one statement), performs it,
+and answers each entry. When a batch fails, a `Verdict` on the error says what the failure means, and with it what
+becomes of each entry. Nothing waits beyond its entry's deadline.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import Any, Final, Generic, NamedTuple, TypeVar, assert_never
+
+MOST_ENTRIES: Final = 500  # a batch is as fast per record at 500 as it gets
+MOST_BYTES: Final = 4 * 1024 * 1024  # keeps a batch within some 10 ms on the wire and in the parser
+LARGE: Final = 256 * 1024  # an entry above this goes by itself, on a way of its own: small ones never wait behind it
+MOST_CONFLICTS: Final = 20  # times that an entry may be the victim of a conflict before that is an error
+MOST_WAITING: Final = 64 * 1024 * 1024  # bytes that may wait before whoever adds more has to wait too
+
+_LONGEST_SILENCE: Final = 10.0  # seconds that a server may take to answer before its connection is given up
+_SHORTEST_SILENCE: Final = 0.2
+_FIRST_PAUSE: Final = 0.02
+_LONGEST_PAUSE: Final = 1.0
+
+
+class Verb(Enum):
+    """What an entry asks of the store; each is one statement for any number of entries."""
+
+    CLAIM = "claim"
+    CHECKPOINT = "checkpoint"
+    FINISH = "finish"
+    RELEASE = "release"
+
+
+class Entry:
+    """Something that waits to be committed.
+
+    `size` in bytes; `deadline` a reading of the elapsed-time clock after which its answer is of no use; `unknown` says
+    that it was sent and its reply was lost, so that it must be read back before it is sent again; `tries` counts how
+    often it was a victim of a conflict.
+    """
+
+    __slots__ = ("deadline", "run_id", "size", "tries", "unknown", "verb")
+
+    def __init__(self, verb: Verb, run_id: str, size: int, deadline: float) -> None:
+        self.verb = verb
+        self.run_id = run_id
+        self.size = size
+        self.deadline = deadline
+        self.unknown = False
+        self.tries = 0
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Backlog(Generic[E]):
+    """The entries that wait, and the portions in which they go."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[Verb, bool], deque[tuple[int, E]]] = {}
+        self._arrivals = 0
+        self.bytes = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    @property
+    def full(self) -> bool:
+        """Whether whoever has more must wait."""
+        return self.bytes >= MOST_WAITING
+
+    def add(self, entry: E) -> None:
+        """Let an entry wait for its turn."""
+        self._arrivals += 1
+        self._waiting.setdefault((entry.verb, entry.unknown), deque()).append((self._arrivals, entry))
+        self.bytes += entry.size
+
+    def take(self) -> list[E]:
+        """The next batch: the kind of entry that has waited longest, as many as fit, one claim per run at the most."""
+        kind = min(self._waiting, key=lambda kind: self._waiting[kind][0][0])
+        queue = self._waiting[kind]
+        batch: list[E] = []
+        held_back: list[tuple[int, E]] = []
+        runs: set[str] = set()
+        size = 0
+        while queue and len(batch) < MOST_ENTRIES and (not batch or size + queue[0][1].size <= MOST_BYTES):
+            arrival, entry = queue.popleft()
+            if kind[0] is not Verb.CHECKPOINT:
+                if entry.run_id in runs:  # a statement cannot take one lease twice
+                    held_back.append((arrival, entry))
+                    continue
+                runs.add(entry.run_id)
+            batch.append(entry)
+            size += entry.size
+        queue.extendleft(reversed(held_back))
+        if not queue:
+            del self._waiting[kind]
+        self.bytes -= size
+        return batch
+
+    def expired(self, elapsed: float) -> list[E]:
+        """Take out the entries whose deadline has passed."""
+        late: list[E] = []
+        for kind, queue in list(self._waiting.items()):
+            late += [entry for _, entry in queue if entry.deadline <= elapsed]
+            kept = deque(item for item in queue if item[1].deadline > elapsed)
+            if kept:
+                self._waiting[kind] = kept
+            else:
+                del self._waiting[kind]
+        self.bytes -= sum(entry.size for entry in late)
+        return late
+
+
+class Verdict(Enum):
+    """What an error of a batch means for its entries."""
+
+    REFUSED = "nothing was committed: some entry is at fault for what it is"
+    CONFLICT = "nothing was committed: the victim of others"
+    UNPREPARED = "nothing was committed: this way to the database keeps no prepared statements"
+    PASSING = "nothing was committed, but it may pass"
+    UNREACHED = "nothing was sent: the database cannot be reached"
+    UNKNOWN = "it was sent and the reply is lost"
+    FINAL = "nothing was committed, and that will not change by itself"
+
+
+def verdict(sqlstate: str | None, *, sent: bool = True) -> Verdict:
+    """What an error with this SQLSTATE means; None is an error of the wire."""
+    if not sent:
+        return Verdict.UNREACHED
+    if sqlstate is None or sqlstate[:2] == "08" or sqlstate in _SERVER_GOES_AWAY:
+        return Verdict.UNKNOWN
+    if sqlstate in _CONFLICTS:
+        return Verdict.CONFLICT
+    if sqlstate in _UNPREPARED:
+        return Verdict.UNPREPARED
+    return _BY_CLASS.get(sqlstate[:2], Verdict.FINAL)
+
+
+_SERVER_GOES_AWAY: Final = ("57P01", "57P02", "57P03", "57P05", "25P03")
+_CONFLICTS: Final = ("40001", "40P01")
+_UNPREPARED: Final = ("26000", "42P05")
+_BY_CLASS: Final = {
+    "22": Verdict.REFUSED,  # data exception
+    "23": Verdict.REFUSED,  # integrity constraint
+    "54": Verdict.REFUSED,  # program limit exceeded
+    "25": Verdict.PASSING,  # read-only, after a fail-over
+    "53": Verdict.PASSING,  # no room on the disk, too many connections
+    "55": Verdict.PASSING,  # a lock that was not to be had in time
+    "57": Verdict.PASSING,  # cancelled by a timeout
+    "58": Verdict.UNKNOWN,  # the server's own input and output failed, perhaps in its commit
+}
+
+
+class Follow(NamedTuple):
+    """What becomes of a failed batch: entries that fail, portions to try at once, entries to try after a pause."""
+
+    failed: list[Any]
+    at_once: list[list[Any]]
+    later: list[Any]
+
+
+def followed(batch: list[E], verdict: Verdict) -> Follow:
+    """What follows from a verdict on a batch."""
+    match verdict:
+        case Verdict.FINAL:
+            return Follow(batch, [], [])
+        case Verdict.REFUSED:
+            return Follow([], _halves(batch), []) if len(batch) > 1 else Follow(batch, [], [])
+        case Verdict.CONFLICT:
+            for entry in batch:
+                entry.tries += 1
+            failed = [entry for entry in batch if entry.tries >= MOST_CONFLICTS]
+            rest = [entry for entry in batch if entry.tries < MOST_CONFLICTS]
+            return Follow(failed, _halves(rest), [])
+        case Verdict.UNPREPARED:
+            return Follow([], [batch], [])
+        case Verdict.UNKNOWN:
+            for entry in batch:
+                entry.unknown = True
+            impatient = [entry for entry in batch if entry.verb is Verb.RELEASE]
+            return Follow(impatient, [], [entry for entry in batch if entry.verb is not Verb.RELEASE])
+        case Verdict.PASSING | Verdict.UNREACHED:
+            # Whoever only asks to begin is told at once; whoever has something to lose waits for better times.
+            impatient = [entry for entry in batch if not entry.unknown and entry.verb in (Verb.CLAIM, Verb.RELEASE)]
+            return Follow(impatient, [], [entry for entry in batch if entry not in impatient])
+        case never:
+            assert_never(never)
+
+
+def _halves(batch: list[E]) -> list[list[E]]:
+    middle = (len(batch) + 1) // 2
+    return [half for half in (batch[:middle], batch[middle:]) if half]
+
+
+def silence(batch: list[E], elapsed: float) -> float:
+    """Seconds to wait for the reply to a batch: time must be left to read back what became of it."""
+    left = min(entry.deadline for entry in batch) - elapsed
+    return min(_LONGEST_SILENCE, max(_SHORTEST_SILENCE, left / 2))
+
+
+def pause(failures: int) -> float:
+    """Seconds before the next try after this many failures in a row: doubling from 20 ms up to one second."""
+    return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(failures, 10))

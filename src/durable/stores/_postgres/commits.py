@@ -1,0 +1,239 @@
+"""The four verbs as statements: a batch of jobs in, an answer for each out."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from durable._engine.batches import Verb
+from durable._engine.decisions import Claim, Granted, Refused
+from durable._engine.leases import Lease
+from durable.clocks import Clock
+from durable.errors import DurableError, LeaseLost
+from durable.snapshot import Execution, Header, Record, Status, parse
+from durable.stores._postgres.connections import Lane
+from durable.stores._postgres.writer import ABSENT, Job
+
+_OVERHEAD = 200  # bytes that an entry takes besides its text, about
+_TAKEN = "another execution has taken it over"
+
+_json = msgspec.json.Encoder()
+
+
+class Claiming:
+    """The payload of a claim. `random` makes its token; sent twice, it is the same claim."""
+
+    __slots__ = ("claim", "dead", "owner", "random", "sent")
+
+    def __init__(self, claim: Claim, instance: str, owner: str, dead: str | None) -> None:
+        self.claim = claim
+        self.random = f"{instance}.{secrets.token_hex(8)}"
+        self.owner = owner
+        self.dead = dead
+        self.sent: float | None = None
+
+
+class Writing:
+    """The payload of a checkpoint or a finish. `nonce` tells this write from any other in its place."""
+
+    __slots__ = ("lease", "nonce", "record", "status")
+
+    def __init__(self, lease: Lease, record: Record, status: Status | None = None) -> None:
+        self.lease = lease
+        self.record = record
+        self.status = status
+        self.nonce = random.getrandbits(63)
+
+
+def claim_job(payload: Claiming, deadline: float) -> Job:
+    """A job that begins a run."""
+    claim = payload.claim
+    size = len(claim.input or b"") + 2 * _OVERHEAD
+    return Job(Verb.CLAIM, claim.run_id, f"the claim of run {claim.run_id!r}", size, deadline, payload)
+
+
+def checkpoint_job(lease: Lease, record: Record) -> Job:
+    """A job that appends a record."""
+    size = len(record.text) + _OVERHEAD
+    return Job(Verb.CHECKPOINT, lease.run_id, f"step {record.key!r}", size, lease.deadline, Writing(lease, record))
+
+
+def finish_job(lease: Lease, status: Status, record: Record) -> Job:
+    """A job that ends a run."""
+    size, payload = len(record.text) + _OVERHEAD, Writing(lease, record, status)
+    return Job(Verb.FINISH, lease.run_id, f"the run's end ({status})", size, lease.deadline, payload)
+
+
+def release_job(lease: Lease, deadline: float) -> Job:
+    """A job that gives a lease back."""
+    return Job(Verb.RELEASE, lease.run_id, "the release of its lease", _OVERHEAD, deadline, lease)
+
+
+class Statements:
+    """Performs batches on a lane."""
+
+    def __init__(self, sql: dict[str, bytes], clock: Clock) -> None:
+        self._sql = sql
+        self._clock = clock
+        self._verbs: dict[Verb, Callable[[Lane, Sequence[Job]], Sequence[Any]]] = {
+            Verb.CLAIM: self._claim,
+            Verb.CHECKPOINT: self._checkpoint,
+            Verb.FINISH: self._finish,
+            Verb.RELEASE: self._release,
+        }
+
+    def perform(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        """See `writer.Performer`."""
+        return self._verbs[jobs[0].verb](lane, jobs)
+
+    def read_back(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        """See `writer.Performer`."""
+        if jobs[0].verb is Verb.CLAIM:  # claiming again with the same random finds the lease that it took
+            return [ABSENT for _ in jobs]
+        writes: list[Writing] = [job.payload for job in jobs]
+        ids, seqs = [write.lease.run_id for write in writes], [write.record.seq for write in writes]
+        with _transaction(lane):
+            leases = lane.also(self._sql["lock_leases"], (ids,))
+            nonces = lane.also(self._sql["read_nonces"], (ids, seqs))
+        tokens = dict(leases.fetchall())
+        found = {(run_id, seq): nonce for run_id, seq, nonce in nonces}
+        return [self._fate(write, tokens, found) for write in writes]
+
+    def _fate(self, write: Writing, tokens: dict[str, str], found: dict[tuple[str, int], int]) -> Any:
+        lease = write.lease
+        nonce = found.get((lease.run_id, write.record.seq))
+        if nonce == write.nonce:
+            return None
+        if tokens.get(lease.run_id) != lease.token:
+            return LeaseLost(lease.run_id, _TAKEN)
+        return ABSENT if nonce is None else LeaseLost(lease.run_id, "a record that is not its own stands in its place")
+
+    def _claim(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        claimings: list[Claiming] = [job.payload for job in jobs]
+        sent = self._clock.elapsed()
+        for claiming in claimings:
+            claiming.sent = sent if claiming.sent is None else claiming.sent
+        ids = [claiming.claim.run_id for claiming in claimings]
+        values = {
+            "claims": _json.encode([_claim_row(claiming) for claiming in claimings]).decode(),
+            "dead": [claiming.dead for claiming in claimings if claiming.dead],
+            "ids": ids,
+            "randoms": [claiming.random for claiming in claimings],
+        }
+        with _transaction(lane):
+            lane.also(self._sql["take_leases"], values)
+            lane.also(self._sql["open_runs"], values)
+            runs = lane.also(self._sql["read_runs"], values)
+            journals = lane.also(self._sql["read_journals"], values)
+        records: dict[str, list[Record]] = {run_id: [] for run_id in ids}
+        for run_id, *record in journals:
+            records[run_id].append(Record(*record))
+        standing = {row[0]: row[1:] for row in runs}
+        return [_claim_reply(claiming, standing, records) for claiming in claimings]
+
+    def _checkpoint(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        if len(jobs) == 1:
+            write: Writing = jobs[0].payload
+            lease, record = write.lease, write.record
+            row = (lease.run_id, lease.token, record.seq, record.key, record.kind, write.nonce, record.text)
+            if lane.execute(self._sql["checkpoint"], row).rowcount == 1:
+                return (None,)
+            return self.read_back(lane, jobs)
+        rows = [_Row(n, *_columns(job.payload), Raw(job.payload.record.text.encode())) for n, job in enumerate(jobs)]
+        text = _json.encode(rows).decode()
+        missing: list[int] = [n for (n,) in lane.execute(self._sql["checkpoint_batch"], (text,))]
+        answers: list[Any] = [None for _ in jobs]
+        if missing:
+            for n, answer in zip(missing, self.read_back(lane, [jobs[n] for n in missing]), strict=True):
+                answers[n] = answer
+        return answers
+
+    def _finish(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        rows = [_EndRow(*_columns(job.payload), job.payload.status, job.payload.record.text) for job in jobs]
+        text = _json.encode(rows).decode()
+        finished = {run_id for (run_id,) in lane.execute(self._sql["finish_batch"], (text,))}
+        return [None if job.run_id in finished else LeaseLost(job.run_id, _TAKEN) for job in jobs]
+
+    def _release(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        columns = ([job.run_id for job in jobs], [job.payload.token for job in jobs])
+        lane.execute(self._sql["release_batch"], columns)
+        return [None for _ in jobs]
+
+
+class _Row(Struct):
+    n: int
+    id: str
+    token: str
+    seq: int
+    key: str
+    kind: str
+    nonce: int
+    record: Raw
+
+
+class _EndRow(Struct):
+    id: str
+    token: str
+    seq: int
+    key: str
+    kind: str
+    nonce: int
+    status: str
+    record: str  # as text: a result may be JSON's null, which would become SQL's
+
+
+def _columns(write: Writing) -> tuple[str, str, int, str, str, int]:
+    lease, record = write.lease, write.record
+    return lease.run_id, lease.token, record.seq, record.key, record.kind, write.nonce
+
+
+def _claim_row(claiming: Claiming) -> dict[str, Any]:
+    claim = claiming.claim
+    metadata: dict[str, Any] = {**claim.metadata, "version": claim.version}
+    if claim.input_hash is not None:
+        metadata["inputHash"] = claim.input_hash
+    return {
+        "id": claim.run_id,
+        "random": claiming.random,
+        "owner": claiming.owner,
+        "seconds": claim.seconds,
+        "dead": claiming.dead,
+        "workflow": claim.workflow,
+        "version": claim.version,
+        "input_hash": claim.input_hash,
+        "after_failure": claim.after_failure,
+        "may_create": claim.create,
+        "header": Header(claim.workflow, Execution(Status.RUNNING), metadata=metadata),
+        "input": None if claim.input is None else claim.input.decode(),
+    }
+
+
+def _claim_reply(claiming: Claiming, standing: dict[str, Any], records: dict[str, list[Record]]) -> Any:
+    """The reply to a claim and the token that stands there now, or the error as a value."""
+    claim, (epoch, token, owner, expires_in, document) = claiming.claim, standing[claiming.claim.run_id]
+    header = None
+    if document is not None:
+        try:
+            header = parse(document, Header, run_id=claim.run_id, where="the header")
+        except DurableError as problem:
+            return problem
+    if header is not None and token == f"{epoch}:{claiming.random}" and claiming.sent is not None:
+        lease = Lease(claim.run_id, token, epoch, claim.seconds, claiming.sent)
+        return Granted(lease, header, records[claim.run_id]), token
+    held = token is not None and expires_in > 0
+    return Refused(header, records[claim.run_id], owner if held else None, expires_in if held else None), token
+
+
+@contextmanager
+def _transaction(lane: Lane) -> Iterator[None]:
+    """Several statements in one transaction and one round trip, under the isolation that they are written for."""
+    with lane.connection.pipeline():
+        lane.also(b"BEGIN ISOLATION LEVEL READ COMMITTED")
+        yield
+        lane.also(b"COMMIT")

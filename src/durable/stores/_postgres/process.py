@@ -1,0 +1,84 @@
+"""What one process holds of a store: its connections, its threads, and its identity as an owner of leases."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Sequence
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from durable._engine.batches import LARGE
+from durable._engine.leases import RENEWALS_PER_LEASE, Lease
+from durable.clocks import Clock
+from durable.errors import DurableError
+from durable.stores._heartbeat import Heartbeat
+from durable.stores._owner import Owner
+from durable.stores._postgres.commits import Statements
+from durable.stores._postgres.connections import Connection, Connections
+from durable.stores._postgres.watchdog import Watchdog
+from durable.stores._postgres.writer import Job, Writer
+
+
+class Process:
+    """Made anew in a forked child, which touches nothing of its parent's."""
+
+    def __init__(self, connections: Connections, sql: dict[str, bytes], clock: Clock) -> None:
+        self.pid = os.getpid()
+        self.owner = Owner()
+        self.connections = connections
+        self._sql = sql
+        self._clock = clock
+        self._watchdog = Watchdog(clock)
+        statements = Statements(sql, clock)
+        self._small = Writer(statements, connections, clock, self._watchdog)
+        self._large = Writer(statements, connections, clock, self._watchdog)
+        self.heartbeat = Heartbeat(self._renew, clock)
+        self._heartbeat_connection: Connection | None = None
+        self._closing = threading.Lock()
+
+    @property
+    def used(self) -> bool:
+        """Whether anything was ever opened."""
+        return self.connections.ready
+
+    def writer(self, job: Job) -> Writer:
+        """The way for this job: large ones have their own, so that small ones never wait behind them."""
+        return self._large if job.size > LARGE else self._small
+
+    def close(self) -> None:
+        """Commit what waits, then let go of everything. Quiet when closed already."""
+        with self._closing:
+            self._small.close()
+            self._large.close()
+            self.heartbeat.close()
+            self._watchdog.close()
+            if self._heartbeat_connection is not None:
+                self._heartbeat_connection.close()
+            self.connections.close()
+            self.owner.close()
+
+    def _renew(self, leases: Sequence[Lease]) -> set[str]:
+        """Renew leases on the heartbeat's own connection, which is given up when it is silent for too long."""
+        patience = min(lease.seconds for lease in leases) / RENEWALS_PER_LEASE
+        try:
+            if self._heartbeat_connection is None:
+                self._heartbeat_connection = self.connections.connect()
+            connection = self._heartbeat_connection
+            ids, tokens = [lease.run_id for lease in leases], [lease.token for lease in leases]
+            columns = (ids, tokens, [lease.seconds for lease in leases])
+            prepare = None if self.connections.prepares else False
+            self._watchdog.watch(connection, self._clock.elapsed() + patience)
+            try:
+                cursor = connection.cursor(row_factory=tuple_row)
+                return {token for (token,) in cursor.execute(self._sql["renew"], columns, prepare=prepare)}
+            finally:
+                self._watchdog.unwatch(connection)
+        except (psycopg.Error, DurableError):
+            silent, self._heartbeat_connection = self._heartbeat_connection, None
+            if silent is not None:
+                with contextlib.suppress(psycopg.Error):
+                    silent.close()
+            raise

@@ -1,0 +1,292 @@
+"""The writer: commits everything that waits together, whatever happens to the wire.
+
+A lone blocking caller commits its own entry, on its own thread. Everybody else hands an entry over and waits; a thread
+takes what has gathered, and wakes each event loop once per batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+
+import psycopg
+
+from durable._engine import batches
+from durable._engine.batches import Backlog, Entry, Verb, Verdict
+from durable.clocks import Clock
+from durable.errors import DurableError, InvalidArgument, OutcomeUnknown, StoreUnavailable, UnstorableValue
+from durable.stores._postgres.connections import Connections, Lane
+from durable.stores._postgres.watchdog import Watchdog
+
+ABSENT: Final = object()
+
+_log = logging.getLogger("durable")
+
+
+class Job(Entry):
+    """An entry with its payload, and somebody who waits for its answer."""
+
+    __slots__ = ("answer", "done", "failure", "future", "loop", "orphaned", "payload", "settled", "trouble", "what")
+
+    def __init__(self, verb: Verb, run_id: str, what: str, size: int, deadline: float, payload: Any) -> None:
+        super().__init__(verb, run_id, size, deadline)
+        self.what = what
+        self.payload = payload
+        self.answer: Any = None
+        self.done = False
+        self.trouble: DurableError | None = None
+        self.orphaned: Callable[[Any], object] | None = None  # given the answer that nobody is there to take
+        self.failure: DurableError | None = None
+        self.settled: threading.Event | None = None
+        self.future: asyncio.Future[Any] | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def result(self) -> Any:
+        """The answer, or its error raised."""
+        if self.failure is not None:
+            raise self.failure
+        return self.answer
+
+
+class Performer(Protocol):
+    """Turns batches into statements. Both verbs give an answer for each job: a value, or an error *as a value*."""
+
+    def perform(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        """Commit a batch of one verb."""
+        ...
+
+    def read_back(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        """Say what became of jobs whose reply was lost; `ABSENT` for one that was not committed."""
+        ...
+
+
+class Writer:
+    """One way to the database, used by one batch at a time."""
+
+    def __init__(self, performer: Performer, connections: Connections, clock: Clock, watchdog: Watchdog) -> None:
+        self._performer = performer
+        self._connections = connections
+        self._clock = clock
+        self._watchdog = watchdog
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._backlog: Backlog[Job] = Backlog()
+        self._busy = False  # somebody, a caller or the thread, is performing a batch
+        self._failures = 0  # in a row; while there are some, the thread alone performs
+        self._thread: threading.Thread | None = None
+
+    def perform(self, job: Job) -> Any:
+        """Commit a job and return its answer, or raise its error. Blocks."""
+        leads, later = False, list[Job]()
+        try:
+            with self._lock:
+                self._check_open()
+                leads = not (self._busy or self._backlog or self._failures)
+                if leads:
+                    self._busy = True
+                else:
+                    job.settled = threading.Event()
+                    self._room.wait_for(lambda: not self._backlog.full or self._closing.is_set())
+                    self._add(job)
+            if leads:
+                later = self._settled([job])
+        finally:  # also when an interrupt comes: a writer that stays busy would be the end of everybody
+            if leads:
+                with self._lock:
+                    if later:  # to be tried again, which is the thread's business
+                        job.settled = threading.Event()
+                        self._add(job)
+                    self._free(later)
+        if job.settled is not None:
+            job.settled.wait()
+        return job.result()
+
+    def submit(self, job: Job) -> asyncio.Future[Any]:
+        """Commit a job; the future of its answer. The job goes its way if the future is cancelled."""
+        job.loop = asyncio.get_running_loop()
+        job.future = job.loop.create_future()
+        with self._lock:
+            self._check_open()
+            self._add(job)
+        return job.future
+
+    def post(self, job: Job) -> None:
+        """Commit a job that nobody waits for, unless it is too late for that."""
+        with self._lock:
+            if not self._closing.is_set():
+                self._add(job)
+
+    def close(self) -> None:
+        """Commit what waits, if the database answers, and end the thread."""
+        with self._lock:
+            self._closing.set()
+            self._room.notify_all()
+            self._wake.set()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _check_open(self) -> None:
+        if self._closing.is_set():
+            raise InvalidArgument("the store is closed")
+
+    def _add(self, job: Job) -> None:
+        self._backlog.add(job)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="durable-writer", daemon=True)
+            self._thread.start()
+        if not self._busy:
+            self._wake.set()
+
+    def _run(self) -> None:
+        while True:
+            self._wake.wait()
+            batch: list[Job] = []
+            with self._lock:
+                self._wake.clear()
+                if self._busy:
+                    continue  # whoever is performing wakes this thread when it is done
+                late = self._late()
+                if self._backlog:
+                    batch = self._backlog.take()
+                    self._busy = True
+                    self._room.notify_all()
+                elif self._closing.is_set():
+                    return
+            self._give_up(late)
+            if batch:
+                self._work(batch)
+
+    def _late(self) -> list[Job]:
+        if not self._failures:
+            return []
+        return self._backlog.expired(math.inf if self._closing.is_set() else self._clock.elapsed())
+
+    def _work(self, batch: list[Job]) -> None:
+        later: list[Job] = []
+        try:
+            later = self._settled(batch)
+        except BaseException as problem:  # the writer's own fault; it must not be the end of anybody else's work
+            _log.exception("the writer failed; the entries that it held are given up")
+            self._give_up([job for job in batch if not job.done], type(problem).__name__)
+        with self._lock:
+            for job in later:
+                self._backlog.add(job)
+            failures = self._failures + 1 if later else 0
+        if later:
+            self._closing.wait(batches.pause(failures))
+        with self._lock:
+            self._free(later)
+
+    def _free(self, later: list[Job]) -> None:
+        self._busy = False
+        self._failures = self._failures + 1 if later else 0
+        if self._backlog or self._closing.is_set():
+            self._wake.set()
+
+    def _settled(self, batch: list[Job]) -> list[Job]:
+        """Perform a batch and answer its jobs; those that must be tried again after a pause are returned."""
+        portions, later = [batch], list[Job]()
+        while portions:
+            portion = portions.pop()
+            try:
+                answers = self._attempted(portion)
+            except (psycopg.Error, DurableError) as problem:
+                sent = isinstance(problem, psycopg.Error)
+                verdict = batches.verdict(getattr(problem, "sqlstate", None), sent=sent)
+                if verdict is Verdict.UNPREPARED:
+                    self._connections.prepares = False
+                follow = batches.followed(portion, verdict)
+                meaning = self._connections.meaning(problem) if isinstance(problem, psycopg.Error) else problem
+                for job in portion:
+                    job.trouble = meaning
+                if verdict is Verdict.REFUSED:
+                    self._refuse(follow.failed, problem)
+                else:
+                    self._give_up(follow.failed)
+                portions += follow.at_once
+                later += follow.later
+            else:
+                portions += self._answered(portion, answers)
+        return later
+
+    def _attempted(self, jobs: list[Job]) -> Sequence[Any]:
+        lane = self._connections.take()
+        now = self._clock.elapsed()
+        self._watchdog.watch(lane.connection, now + batches.silence(jobs, now))
+        try:
+            if jobs[0].unknown:
+                return self._performer.read_back(lane, jobs)
+            return self._performer.perform(lane, jobs)
+        finally:
+            self._watchdog.unwatch(lane.connection)
+            self._connections.give_back(lane)
+
+    def _answered(self, jobs: list[Job], answers: Sequence[Any]) -> list[list[Job]]:
+        """Answer the jobs that have an answer; those found absent are to be sent again, at once."""
+        absent: list[Job] = []
+        for job, answer in zip(jobs, answers, strict=True):
+            if answer is ABSENT:
+                job.unknown = False
+                absent.append(job)
+            elif isinstance(answer, DurableError):
+                job.failure = answer
+            else:
+                job.answer = answer
+        tell([job for job in jobs if job not in absent] if absent else jobs)
+        return [absent] if absent else []
+
+    def _refuse(self, jobs: list[Job], problem: Exception) -> None:
+        # By its SQLSTATE only: the server's own words may quote the value.
+        state = getattr(problem, "sqlstate", None)
+        for job in jobs:
+            refusal = f"PostgreSQL refused it with SQLSTATE {state} ({type(problem).__name__})"
+            job.failure = UnstorableValue(job.what, "$", refusal)
+        tell(jobs)
+
+    def _give_up(self, jobs: list[Job], reason: str = "") -> None:
+        for job in jobs:
+            if job.unknown or reason:
+                why = reason or (type(job.trouble).__name__ if job.trouble else "no reply")
+                job.failure = OutcomeUnknown(job.run_id, job.what, why)
+            else:
+                job.failure = job.trouble or StoreUnavailable(self._connections.where, "it did not answer in time")
+        tell(jobs)
+
+
+def tell(jobs: Sequence[Job]) -> None:
+    """Give everybody who waits the answer: a thread by its event, and each event loop by one call for all its tasks."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Job]] = {}
+    for job in jobs:
+        job.done = True
+        if job.settled is not None:
+            job.settled.set()
+        elif job.loop is not None:
+            by_loop.setdefault(job.loop, []).append(job)
+    for loop, waiting in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_resolve, waiting)
+        except RuntimeError:  # closed meanwhile
+            for job in waiting:
+                _orphan(job)
+
+
+def _resolve(jobs: Sequence[Job]) -> None:
+    for job in jobs:
+        if job.future is None or job.future.done():  # cancelled: its task has gone
+            _orphan(job)
+        elif job.failure is not None:
+            job.future.set_exception(job.failure)
+        else:
+            job.future.set_result(job.answer)
+
+
+def _orphan(job: Job) -> None:
+    if job.orphaned is not None and job.failure is None:
+        job.orphaned(job.answer)
