@@ -147,9 +147,9 @@ class EngineStage:
         **options: Any,
     ) -> Any:
         world.boundaries = self.boundaries = Boundaries(dies_at)
-        input = options.get("input", ...)
-        text = None if input is ... else self._codec.encode(input, what="the input")
-        hashed = None if input is ... else self._codec.fingerprint(input, what="the input")
+        given = options.get("input", ...)
+        text = None if given is ... else self._codec.encode(given, what="the input")
+        hashed = None if given is ... else self._codec.fingerprint(given, what="the input")
         claim = Claim(
             run_id=id,
             workflow=story.__name__,

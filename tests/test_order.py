@@ -1,0 +1,221 @@
+"""What a journal says about order: no false alarm that would leave a run unfinished for ever, and no swapped value."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
+from typing import Any
+
+import pytest
+
+import durable
+from durable.stores import MemoryStore, memory
+
+
+class Crash(BaseException):
+    """Leaves the journal as a kill would: what is recorded stays, and nothing is said."""
+
+
+@pytest.fixture
+def store() -> Iterator[MemoryStore]:
+    store = memory()
+    yield store
+    store.close()
+
+
+def run(store: MemoryStore, workflow: Callable[..., Any]) -> Any:
+    """One life of the run `r`, whatever the function is called."""
+    workflow.__name__ = "workflow"
+    result = durable.run({}, workflow, id="r", store=store)
+    return asyncio.run(result) if asyncio.iscoroutine(result) else result
+
+
+def crash(store: MemoryStore, workflow: Callable[..., Any]) -> None:
+    """A life that ends with a crash."""
+    with pytest.raises(Crash):
+        run(store, workflow)
+
+
+def test_a_step_that_was_timed_out_and_tried_again_is_no_drift(store: MemoryStore) -> None:
+    """The first try left no record, the second did: the resumed run asks for the first again."""
+
+    def workflow(crashes: bool) -> Callable[..., Any]:
+        async def fetch() -> str:
+            return "page"
+
+        async def slow() -> str:
+            await asyncio.Event().wait()
+            return "never"
+
+        async def retrying(step: durable.AsyncStep, _: Any) -> str:
+            try:
+                async with asyncio.timeout(0.01):
+                    await step("fetch", slow if crashes else fetch)
+            except TimeoutError:
+                pass
+            page = await step("fetch", fetch)
+            if crashes:
+                raise Crash
+            return page
+
+        return retrying
+
+    crash(store, workflow(crashes=True))
+    assert run(store, workflow(crashes=False)) == "page"
+
+
+@pytest.mark.parametrize("trouble", ["unstorable", "interrupted", "a fault of the workflow's own"])
+def test_a_cleanup_on_the_way_out_is_no_drift_for_mended_code(store: MemoryStore, trouble: str) -> None:
+    """A step in `finally:` is on a way that mended code never takes."""
+
+    def interrupted() -> None:
+        raise Crash
+
+    def workflow(*, mended: bool) -> Callable[..., Any]:
+        def cleaning(step: durable.Step, _: Any) -> str:
+            try:
+                if not mended and trouble == "unstorable":
+                    step("make", lambda: object())
+                elif not mended and trouble == "interrupted":
+                    step("make", interrupted)
+                elif not mended:
+                    raise KeyError
+                else:
+                    step("make", lambda: "made")
+            finally:
+                if not mended:
+                    step("cleanup", lambda: "clean")
+            step("more", lambda: "more")
+            return "done"
+
+        return cleaning
+
+    with pytest.raises((Crash, KeyError, durable.UnstorableValue)):
+        run(store, workflow(mended=False))
+    assert run(store, workflow(mended=True)) == "done"
+
+
+def test_a_step_begun_beside_an_unfinished_one_is_no_drift(store: MemoryStore) -> None:
+    """Order is told by draws: one that was drawn before and recorded later was beside the others."""
+
+    def workflow(crashes: bool) -> Callable[..., Any]:
+        async def background(step: durable.AsyncStep, _: Any) -> str:
+            async def body() -> str:
+                if crashes:
+                    await asyncio.Event().wait()
+                return "bg"
+
+            task = asyncio.create_task(step("bg", body))
+            await step("x", lambda: 1)
+            if crashes:
+                task.cancel()
+                raise Crash
+            return await task
+
+        return background
+
+    crash(store, workflow(crashes=True))
+    assert run(store, workflow(crashes=False)) == "bg"
+
+
+def test_a_thunk_repeated_in_the_order_of_completion_is_refused(store: MemoryStore) -> None:
+    """FAULTS 113 for one branch: numbering would follow the race, and a replay would swap."""
+    first_done = threading.Event()
+
+    def workflow(step: durable.Step, _: Any) -> list[Any]:
+        def late() -> str:
+            assert first_done.wait(10)
+            return "late"
+
+        out: list[Any] = []
+        with ThreadPoolExecutor(2) as pool:
+            ask: Any = step
+            gets = [pool.submit(ask, "get", late, key="a"), pool.submit(ask, "get", lambda: "soon", key="b")]
+            for get in as_completed(gets):
+                value = get.result()
+                out.append(step("use", partial("used {}".format, value)))
+                first_done.set()
+        return out
+
+    bodies: list[str] = []
+    with pytest.raises(durable.AmbiguousKey, match="'use'"):
+        run(store, workflow)
+    assert bodies == []
+
+
+def test_an_ambiguity_is_remembered(store: MemoryStore) -> None:
+    """FAULTS 113 over two lives: whichever branch comes first then, it is not given the other's value."""
+    log: list[str] = []
+
+    def workflow(first: str, second: str) -> Callable[..., Any]:
+        async def branching(step: durable.AsyncStep, _: Any) -> None:
+            async def branch(name: str) -> None:
+                account = await step("account", lambda: f"account of {name}")
+                await step("pay", lambda: log.append(f"{name} pays from {account}"), key=f"pay-{name}")
+
+            one = asyncio.create_task(branch(first))
+            await asyncio.sleep(0)
+            await asyncio.gather(one, asyncio.create_task(branch(second)))
+
+        return branching
+
+    with pytest.raises(durable.AmbiguousKey):
+        run(store, workflow("T1", "T2"))
+    with pytest.raises(durable.AmbiguousKey):
+        run(store, workflow("T2", "T1"))
+    assert all(line in ("T1 pays from account of T1", "T2 pays from account of T2") for line in log)
+
+    async def keyed(step: durable.AsyncStep, _: Any) -> str:
+        return await step("account", lambda: "mine", key="account-T1")
+
+    assert run(store, keyed) == "mine"
+
+
+def test_an_explicit_key_that_an_automatic_one_has_is_a_conflict(store: MemoryStore) -> None:
+    """Two different calls, one key: never one value for both."""
+
+    def workflow(step: durable.Step, _: Any) -> list[Any]:
+        seen: list[Any] = [step("charge", lambda: "A", key="charge")]
+        try:
+            seen.append(step("charge", lambda: "B"))
+        except durable.KeyConflict as problem:
+            seen.append(type(problem).__name__)
+        return seen
+
+    assert run(store, workflow) == ["A", "KeyConflict"]
+
+
+def test_a_recorded_input_comes_before_a_default(store: MemoryStore) -> None:
+    """Omitting `input` uses the stored one, also where the workflow would do without."""
+
+    def workflow(step: durable.Step, _: Any, input: str = "default") -> str:
+        if not started:
+            started.append(True)
+            raise Crash
+        return input
+
+    started: list[bool] = []
+    with pytest.raises(Crash):
+        durable.run({}, workflow, id="r", store=store, input="given")
+    assert durable.run({}, workflow, id="r", store=store) == "given"
+
+
+def test_a_decorated_method_is_a_step_without_its_self(store: MemoryStore) -> None:
+    """`self.charge(order)` inside the dependencies, and `deps.charge(order)` outside, are the same kind of call."""
+
+    class Deps:
+        @durable.step
+        def charge(self, order: int) -> str:
+            return f"charged {order}"
+
+        def both(self) -> list[str]:
+            return [self.charge(1), self.charge(2)]
+
+    def workflow(step: durable.Step, deps: Deps) -> list[str]:
+        return [*deps.both(), deps.charge(3)]
+
+    assert durable.run(Deps(), workflow, id="r", store=store) == ["charged 1", "charged 2", "charged 3"]
+    assert [r.key for r in store._runs["r"].records.values()] == ["charge", "charge#2", "charge#3", "result"]
