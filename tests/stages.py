@@ -348,9 +348,9 @@ class DyingStore:
         self._store.finish(lease, status, record)
         self._boundaries.pass_one("finish committed")
 
-    def release(self, lease: Lease) -> None:
+    def release(self, lease: Lease, status: Status | None = None) -> None:
         self._boundaries.pass_one("release")
-        self._store.release(lease)
+        self._store.release(lease, status)
 
     def close(self) -> None:
         self._store.close()
@@ -375,8 +375,8 @@ class _DyingAio:
         write = lambda: self._store.aio.finish(lease, status, record)  # noqa: E731
         return self._between("before finish", write, "finish committed")
 
-    def release(self, lease: Lease) -> asyncio.Future[None]:
-        return self._between("release", lambda: self._store.aio.release(lease), "released")
+    def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
+        return self._between("release", lambda: self._store.aio.release(lease, status), "released")
 
     def _between(self, before: str, verb: Callable[[], asyncio.Future[Any]], after: str) -> asyncio.Future[Any]:
         async def performed() -> Any:

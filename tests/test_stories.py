@@ -391,3 +391,19 @@ def test_postgres_keeps_nothing_of_a_refused_call(database: Database) -> None:
     with pytest.raises(durable.InvalidArgument, match="takes an input"):
         stage.run(with_input, world, id="never-started")
     assert database.everything() == before
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_failed_run_that_drifted_is_still_a_failed_run(database: Database, is_async: bool) -> None:
+    """Refused for what the code has become, it goes back to what it was."""
+    stage, world = postgres_stage(database, is_async=is_async), World(failing={"charge"})
+    with pytest.raises(ValueError, match="charge failed"):
+        stage.run(checkout, world)
+
+    _renamed.__name__ = "checkout"
+    with pytest.raises(durable.WorkflowDrift):
+        stage.run(_renamed, world)
+    assert database.status("run-1") == "failed"
+    world.failing.clear()
+    assert stage.run(checkout, world) == oracle(checkout)[0]
+    assert database.status("run-1") == "completed"

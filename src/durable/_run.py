@@ -47,7 +47,7 @@ from durable.errors import (
 )
 from durable.events import LeaseTaken, Listener, RunBegan, RunEvent, RunReturned, safely
 from durable.failures import from_record, to_record
-from durable.snapshot import ErrorRecord, checked_name
+from durable.snapshot import ErrorRecord, Status, checked_name
 from durable.stores import MemoryStore
 from durable.stores.protocol import RunStore
 
@@ -301,8 +301,8 @@ class _Run:
                     self._give_back(lease)
                     raise end.interruption(plan, execution, error) from end.exception
                 return end.outcome(plan, execution, finish)
-            case Release(error):
-                self._give_back(lease, end.exception)
+            case Release(error, status):
+                self._give_back(lease, status, end.exception)
                 raise end.interruption(plan, execution, error) from None
             case never:
                 assert_never(never)
@@ -311,10 +311,10 @@ class _Run:
         thread = threading.current_thread()
         return self._store.begin(claim, lambda: not self._over and thread.is_alive())
 
-    def _give_back(self, lease: Lease | None, _: BaseException | None = None) -> None:
+    def _give_back(self, lease: Lease | None, status: Status | None = None, _: BaseException | None = None) -> None:
         if lease is not None:
             try:
-                self._store.release(lease)
+                self._store.release(lease, status)
             except DurableError as problem:  # whatever it is, it must not replace what the run has come to
                 _left_to_end(lease, problem)
 
@@ -386,8 +386,8 @@ class _AsyncRun:
                     await self._give_back(lease)
                     raise end.interruption(plan, execution, error) from end.exception
                 return end.outcome(plan, execution, finish)
-            case Release(error):
-                await self._give_back(lease, end.exception)
+            case Release(error, status):
+                await self._give_back(lease, status, end.exception)
                 raise end.interruption(plan, execution, error) from None
             case never:
                 assert_never(never)
@@ -404,13 +404,15 @@ class _AsyncRun:
                 await self._give_back(granted.lease)
             raise
 
-    async def _give_back(self, lease: Lease | None, reason: BaseException | None = None) -> None:
+    async def _give_back(
+        self, lease: Lease | None, status: Status | None = None, reason: BaseException | None = None
+    ) -> None:
         if lease is not None:
             if isinstance(reason, GeneratorExit):  # the coroutine is being closed, and may not wait any more
                 with contextlib.suppress(RuntimeError):  # nor can it ask where the event loop is gone: the lease ends
-                    self._store.aio.release(lease)
+                    self._store.aio.release(lease, status)
                 return
-            release = self._store.aio.release(lease)  # begun here, and not cancelled with this task
+            release = self._store.aio.release(lease, status)  # begun here, and not cancelled with this task
             await asyncio.wait([release], timeout=_PATIENCE)
             if release.done() and isinstance(problem := release.exception(), DurableError):
                 _left_to_end(lease, problem)

@@ -221,9 +221,13 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give the lease back without an outcome; the run can be resumed at once. Then raise `error`, if there is one."""
+    """Give the lease back without an outcome; the run can be resumed at once. Then raise `error`, if there is one.
+
+    `status` is what the run goes back to, where nothing was written to one that had failed before; None leaves it running.
+    """
 
     error: DurableError | None
+    status: Status | None = None
 
 
 Conclusion: TypeAlias = Finish | Release

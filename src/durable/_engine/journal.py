@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from durable._engine.decisions import Abort, Raise
 from durable.errors import AmbiguousKey, KeyConflict, UnreadableRecord, WorkflowDrift
-from durable.snapshot import FailureRecord, Kind, Record, StepRecord, parse
+from durable.snapshot import FailureRecord, Kind, Record, Status, StepRecord, parse
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +58,8 @@ class Journal:
         self._ordered: set[str] = set()  # recorded automatic keys that a sequential replay must ask for before new ones
         self._load(records)
         self.recorded = len(self._settled)
+        self._written_from = self.next_seq
+        self._failed_before = bool(records) and records[-1].kind == Kind.FAILURE
 
     def _load(self, records: Sequence[Record]) -> None:
         seqs: dict[str, int] = {}
@@ -172,6 +174,10 @@ class Journal:
         seq = self.next_seq
         self.next_seq += 1
         return seq
+
+    def former_status(self) -> Status | None:
+        """What the run goes back to when it is left now: failed, if it was and nothing has been written since."""
+        return Status.FAILED if self._failed_before and self.next_seq == self._written_from else None
 
     def unused(self) -> tuple[str, ...]:
         """The recorded keys that this execution has not asked for."""

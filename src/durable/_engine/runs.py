@@ -142,12 +142,12 @@ def left(execution: Execution, exception: BaseException) -> Conclusion:
         execution.abort(exception.error)
     if execution.error is not None and isinstance(exception, Unwind | BaseExceptionGroup):
         return _aborted(execution, execution.error)
-    return Release(None)
+    return Release(None, execution.journal.former_status())
 
 
 def _aborted(execution: Execution, error: DurableError) -> Conclusion:
     if not isinstance(error, AmbiguousKey):
-        return Release(error)
+        return Release(error, execution.journal.former_status())
     # Remembered, since the next execution might otherwise hand one branch's value to the other before it notices.
     named = ErrorRecord(f"{AmbiguousKey.__module__}:{AmbiguousKey.__qualname__}", str(error))
     return _failed(execution, FailureRecord(named, ambiguous=(error.key,)))

@@ -86,13 +86,15 @@ class MemoryStore:
             run.token = None
         self._heartbeat.drop(lease)
 
-    def release(self, lease: Lease) -> None:
+    def release(self, lease: Lease, status: Status | None = None) -> None:
         """See `RunStore.release`."""
         self._heartbeat.drop(lease)
         with self._lock:
             run = self._runs.get(lease.run_id)
             if run is not None and run.token == lease.token:
                 run.token = None
+                if status is not None:
+                    self._set_status(run, status)
 
     @property
     def identity(self) -> object:

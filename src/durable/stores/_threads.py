@@ -34,9 +34,9 @@ class ThreadedStore:
         """See `RunStore.finish`."""
         return self._called(self._store.finish, lease, status, record)
 
-    def release(self, lease: Lease) -> asyncio.Future[None]:
+    def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
         """See `RunStore.release`."""
-        return self._called(self._store.release, lease)
+        return self._called(self._store.release, lease, status)
 
     def _called(self, verb: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         # Shielded: a verb that still waits for its thread would be cancelled with its future.

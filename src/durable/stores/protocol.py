@@ -39,8 +39,8 @@ class RunStore(Protocol):
         """Append the last record, set the run's status and give the lease back, all or nothing; else `LeaseLost`."""
         ...
 
-    def release(self, lease: Lease) -> None:
-        """Give the lease back and keep the run as it is. Quiet when it is no longer ours."""
+    def release(self, lease: Lease, status: Status | None = None) -> None:
+        """Give the lease back; the run goes back to `status`, if one is given. Quiet when the lease is no longer ours."""
         ...
 
     @property
@@ -76,6 +76,6 @@ class AsyncRunStore(Protocol):
         """See `RunStore.finish`."""
         ...
 
-    def release(self, lease: Lease) -> asyncio.Future[None]:
+    def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
         """See `RunStore.release`."""
         ...

@@ -70,9 +70,9 @@ def finish_job(lease: Lease, status: Status, record: Record) -> Job:
     return Job(Verb.FINISH, lease.run_id, f"the run's end ({status})", size, lease.deadline, payload)
 
 
-def release_job(lease: Lease, deadline: float) -> Job:
+def release_job(lease: Lease, status: Status | None, deadline: float) -> Job:
     """A job that gives a lease back."""
-    return Job(Verb.RELEASE, lease.run_id, "the release of its lease", _OVERHEAD, deadline, lease)
+    return Job(Verb.RELEASE, lease.run_id, "the release of its lease", _OVERHEAD, deadline, (lease, status))
 
 
 class Statements:
@@ -161,7 +161,8 @@ class Statements:
         return [None if job.run_id in finished else LeaseLost(job.run_id, _TAKEN) for job in jobs]
 
     def _release(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
-        columns = ([job.run_id for job in jobs], [job.payload.token for job in jobs])
+        leases, statuses = zip(*(job.payload for job in jobs), strict=True)
+        columns = ([lease.run_id for lease in leases], [lease.token for lease in leases], list(statuses))
         lane.execute(self._sql["release_batch"], columns)
         return [None for _ in jobs]
 

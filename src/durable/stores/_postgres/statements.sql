@@ -158,17 +158,23 @@ RETURNING workflow_id
 
 -- name: release_batch
 WITH held AS MATERIALIZED (
-    SELECT lease.workflow_id
+    SELECT lease.workflow_id, asked.status
       FROM {locks} AS lease
-      JOIN unnest(%s::text[], %s::text[]) AS asked (id, token)
+      JOIN unnest(%s::text[], %s::text[], %s::text[]) AS asked (id, token, status)
         ON lease.workflow_id = asked.id AND lease.owner_token = asked.token
      ORDER BY lease.workflow_id
        FOR UPDATE OF lease
+), given_back AS (
+    UPDATE {locks} AS lease
+       SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
+      FROM held
+     WHERE lease.workflow_id = held.workflow_id
+    RETURNING lease.workflow_id, held.status
 )
-UPDATE {locks} AS given_back
-   SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
-  FROM held
- WHERE given_back.workflow_id = held.workflow_id
+UPDATE {snapshots} AS run
+   SET snapshot = jsonb_set(run.snapshot, ARRAY['execution', 'status'], to_jsonb(given_back.status))
+  FROM given_back
+ WHERE run.id = given_back.workflow_id AND given_back.status IS NOT NULL
 
 -- name: lock_leases
 -- Whoever still has a write in flight under one of these leases holds its row: after this its fate is settled.

@@ -89,10 +89,10 @@ class PostgresStore:
         self._performed(finish_job(self.held_here(lease), status, record))
         self.dropped(lease)
 
-    def release(self, lease: Lease) -> None:
+    def release(self, lease: Lease, status: Status | None = None) -> None:
         """See `RunStore.release`. One round trip, one commit, shared likewise."""
         self.dropped(lease)
-        self._performed(self.releasing(lease))
+        self._performed(self.releasing(lease, status))
 
     def close(self) -> None:
         """Commit what waits, then let go of connections and threads. Quiet when closed already."""
@@ -114,9 +114,9 @@ class PostgresStore:
         job.orphaned = self._give_back
         return job
 
-    def releasing(self, lease: Lease) -> Job:
+    def releasing(self, lease: Lease, status: Status | None = None) -> Job:
         """The job of a release."""
-        return release_job(lease, self._clock.elapsed() + _RELEASE_WITHIN)
+        return release_job(lease, status, self._clock.elapsed() + _RELEASE_WITHIN)
 
     def held_here(self, lease: Lease) -> Lease:
         """The lease, unless it belongs to the process that forked this one."""
@@ -175,10 +175,10 @@ class AsyncPostgresStore:
         finished.add_done_callback(lambda _: self._store.dropped(lease))
         return finished
 
-    def release(self, lease: Lease) -> asyncio.Future[None]:
+    def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
         """See `PostgresStore.release`."""
         self._store.dropped(lease)
-        return self._submitted(self._store.releasing(lease))
+        return self._submitted(self._store.releasing(lease, status))
 
     async def _begun(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
         store = self._store
