@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import durable
+from durable.events import RunEvent, StepStalled
 from durable.stores import MemoryStore, memory
 
 
@@ -186,6 +187,35 @@ def test_an_explicit_key_that_an_automatic_one_has_is_a_conflict(store: MemorySt
         return seen
 
     assert run(store, workflow) == ["A", "KeyConflict"]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_body_that_is_silent_for_three_leases_is_named(store: MemoryStore, is_async: bool) -> None:
+    """FAULTS 21: it keeps its lease, also while it blocks the event loop; an event says which step it is, once."""
+    said = threading.Event()
+    told: list[RunEvent] = []
+
+    def listen(event: RunEvent) -> None:
+        told.append(event)
+        if isinstance(event, StepStalled):
+            said.set()
+
+    def body() -> str:
+        assert said.wait(20)
+        return "done"
+
+    def workflow(step: durable.Step, _: Any) -> str:
+        return step("long", body)
+
+    async def async_workflow(step: durable.AsyncStep, _: Any) -> str:
+        return await step("long", body)
+
+    if is_async:
+        result = asyncio.run(durable.run({}, async_workflow, id="r", store=store, lease=0.5, on_event=listen))
+    else:
+        result = durable.run({}, workflow, id="r", store=store, lease=0.5, on_event=listen)
+    assert result == "done"
+    assert [(e.key, e.seconds >= 1.5) for e in told if isinstance(e, StepStalled)] == [("long", True)]
 
 
 def test_a_recorded_input_comes_before_a_default(store: MemoryStore) -> None:

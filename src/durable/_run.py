@@ -234,14 +234,27 @@ class _Plan:
         return Execution(self.claim.workflow, journal, granted.lease, listening)
 
 
-class _Run:
-    """One blocking call of `run`."""
+class _Either:
+    """What a call of `run` is in either colour."""
 
     def __init__(self, plan: _Plan) -> None:
         self._plan = plan
         self._store = plan.store
         self._clock = plan.clock
+        self._driver: Step | AsyncStep | None = None
         self._over = False
+
+    def _alive(self, running: bool) -> bool:
+        """Whether somebody still works under the lease; asked by the heartbeat, which has a look at the steps too."""
+        if self._over or not running:
+            return False
+        if self._driver is not None:
+            self._driver.look()
+        return True
+
+
+class _Run(_Either):
+    """One blocking call of `run`."""
 
     def outcome(self) -> Any:
         try:
@@ -275,7 +288,7 @@ class _Run:
         plan, lease, end = self._plan, granted.lease, _End()
         try:
             execution = plan.execution(granted, threading.current_thread())
-            driver = Step(execution, plan.store, plan.codec, plan.clock, plan.runs)
+            self._driver = driver = Step(execution, plan.store, plan.codec, plan.clock, plan.runs)
             arguments = plan.arguments(driver, execution.journal)
         except BaseException:
             self._give_back(lease)
@@ -309,7 +322,7 @@ class _Run:
 
     def _begun(self, claim: Claim) -> ClaimReply:
         thread = threading.current_thread()
-        return self._store.begin(claim, lambda: not self._over and thread.is_alive())
+        return self._store.begin(claim, lambda: self._alive(thread.is_alive()))
 
     def _give_back(self, lease: Lease | None, status: Status | None = None, _: BaseException | None = None) -> None:
         if lease is not None:
@@ -319,14 +332,8 @@ class _Run:
                 _left_to_end(lease, problem)
 
 
-class _AsyncRun:
+class _AsyncRun(_Either):
     """One awaited call of `run`."""
-
-    def __init__(self, plan: _Plan) -> None:
-        self._plan = plan
-        self._store = plan.store
-        self._clock = plan.clock
-        self._over = False
 
     async def outcome(self) -> Any:
         try:
@@ -360,7 +367,7 @@ class _AsyncRun:
         plan, lease, end = self._plan, granted.lease, _End()
         try:
             execution = plan.execution(granted, asyncio.current_task())
-            driver = AsyncStep(execution, plan.store, plan.codec, plan.clock, plan.runs)
+            self._driver = driver = AsyncStep(execution, plan.store, plan.codec, plan.clock, plan.runs)
             arguments = plan.arguments(driver, execution.journal)
         except BaseException:
             await self._give_back(lease)
@@ -395,7 +402,7 @@ class _AsyncRun:
     async def _begun(self, claim: Claim) -> ClaimReply:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None  # noqa: S101 -- a coroutine runs in a task
-        reply = self._store.aio.begin(claim, lambda: not (self._over or task.done() or loop.is_closed()))
+        reply = self._store.aio.begin(claim, lambda: self._alive(not (task.done() or loop.is_closed())))
         try:
             return await asyncio.shield(reply)
         except asyncio.CancelledError:  # a lease that is granted all the same is given back when it comes

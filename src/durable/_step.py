@@ -83,6 +83,13 @@ class _Driver:
         """See `_decorator.Driver`."""
         raise NotImplementedError
 
+    def look(self) -> None:
+        """Say which bodies have been silent for too long; called by the heartbeat's thread."""
+        for event in self._execution.stalled(Reading(self._clock.now(), self._clock.elapsed())):
+            _log.warning("run %r: step %r has been running for %.0f s", event.run_id, event.key, event.seconds)
+            if self._execution.tell is not None:
+                self._execution.tell(event)
+
     def _still_running(self) -> None:
         keys = ", ".join(self._execution.keys_running)
         _log.warning("run %r has ended but for its running steps, and waits for them: %s", self._execution.run_id, keys)

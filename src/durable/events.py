@@ -31,6 +31,7 @@ __all__ = [
     "StepInterrupted",
     "StepRecorded",
     "StepReplayed",
+    "StepStalled",
     "safely",
 ]
 
@@ -128,6 +129,16 @@ class StepReplayed(StepEvent):
     """A recorded outcome was handed out instead of calling the body."""
 
     record: StepRecord = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class StepStalled(StepEvent):
+    """The body has been running for `seconds`, more than three leases; it is said once. The lease is renewed meanwhile.
+
+    Told by the heartbeat's thread, since the workflow's own may be blocked.
+    """
+
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

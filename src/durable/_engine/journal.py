@@ -26,6 +26,7 @@ class Call:
     refusal: Raise | Abort | None = None
     unordered: bool = False
     opened: bool = False
+    stalled: bool = False
     began: float = 0.0
     seconds: float = 0.0
     record: StepRecord | None = None

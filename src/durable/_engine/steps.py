@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from msgspec import UNSET, Raw, UnsetType
 
@@ -27,8 +28,10 @@ from durable._engine.decisions import (
 from durable._engine.journal import Call, Journal
 from durable._engine.leases import Lease
 from durable.errors import DurableError, LeaseLost, OutcomeUnknown, RunOver, UnstorableValue
-from durable.events import RunEvent, StepBegan, StepInterrupted, StepRecorded, StepReplayed
+from durable.events import RunEvent, StepBegan, StepInterrupted, StepRecorded, StepReplayed, StepStalled
 from durable.snapshot import ErrorRecord, Kind, Record, StepRecord, render
+
+STALLED_AFTER: Final = 3  # leases
 
 
 class Execution:
@@ -97,6 +100,16 @@ class Execution:
                 return Raise(error)
             case Interrupted(reason):
                 return self._interrupted(call, reading, reason)
+
+    def stalled(self, reading: Reading) -> list[StepStalled]:
+        """The steps whose bodies have been silent for too long, each once. Only reads what other threads may change."""
+        silent: list[StepStalled] = []
+        for call in list(self._running.values()):
+            seconds = reading.elapsed - call.began
+            if call.record is None and not call.stalled and seconds >= STALLED_AFTER * self.lease.seconds:
+                call.stalled = True
+                silent.append(StepStalled(self.run_id, reading.at, call.key, call.name, seconds))
+        return silent
 
     def abort(self, error: DurableError) -> Abort:
         """The run must not go on; the first reason stays the reason."""
