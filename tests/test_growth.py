@@ -1,0 +1,68 @@
+"""What runs leave behind in a process: nothing. (Ten thousand of them: benchmarks/many_runs.py.)"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import threading
+from collections import Counter
+from typing import Any
+
+import durable
+from durable._engine.journal import Call, Journal
+from durable._engine.leases import Lease
+from durable._engine.steps import Execution
+from durable._step import AsyncStep, Step
+from durable.stores._postgres.writer import Job
+from support import Database
+
+OURS = (Call, Journal, Lease, Execution, Step, AsyncStep, Job)
+
+
+class Failing(Exception):
+    """What some runs end with."""
+
+
+def left_behind() -> Counter[str]:
+    """The objects of ours that are still reachable."""
+    gc.collect()
+    return Counter(type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, OURS))
+
+
+def test_runs_leave_nothing_behind(database: Database) -> None:
+    """FAULTS 91 in small: no object, thread, task or connection for a run that has ended, however it ended."""
+    store = database.store()
+
+    def workflow(step: durable.Step, _: Any, number: int) -> None:
+        step("one", lambda: 1)
+        with contextlib.suppress(ValueError):
+            step("two", int, "x")
+        if number % 2:
+            raise Failing
+
+    async def async_workflow(step: durable.AsyncStep, _: Any, number: int) -> None:
+        await asyncio.gather(step("one", lambda: 1), step("two", lambda: 2))
+        if number % 2:
+            raise Failing
+
+    async def many(first: int) -> int:
+        runs = [
+            durable.run({}, async_workflow, id=f"async-{n}", store=store, input=n) for n in range(first, first + 20)
+        ]
+        await asyncio.gather(*runs, return_exceptions=True)
+        return len(asyncio.all_tasks())
+
+    def portion(first: int) -> tuple[int, int, int]:
+        for number in range(first, first + 20):
+            with contextlib.suppress(Failing):
+                durable.run({}, workflow, id=f"sync-{number}", store=store, input=number)
+        tasks = asyncio.run(many(first))
+        ours = "application_name = 'durable' AND datname = current_database()"
+        ((connections,),) = database.execute(f"SELECT count(*) FROM pg_stat_activity WHERE {ours}")
+        return threading.active_count(), tasks, connections
+
+    before = portion(0)
+    assert left_behind() == {}
+    assert [portion(first) for first in (20, 40, 60)] == [before] * 3
+    assert left_behind() == {}
