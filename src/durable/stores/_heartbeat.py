@@ -89,11 +89,13 @@ class Heartbeat:
                 self._changed.wait_for(lambda: self._closed or self._kept)
                 if self._closed:
                     return
-                leases = [lease for lease, _ in self._kept.values()]
-                wait = max(pause, min(lease.due() for lease in leases) - self._clock.elapsed())
+                wait = max(pause, self._next_due() - self._clock.elapsed())
                 if wait > 0:
                     pause = 0.0
                     self._changed.wait(wait)
                     continue
-                shortest = min(lease.seconds for lease in leases)
+                shortest = min(lease.seconds for lease, _ in self._kept.values())
             pause = 0.0 if self.beat() else shortest * _RETRY
+
+    def _next_due(self) -> float:
+        return min(lease.due() for lease, _ in self._kept.values())

@@ -145,23 +145,26 @@ class Writer:
             self._wake.set()
 
     def _run(self) -> None:
-        while True:
-            self._wake.wait()
-            batch: list[Job] = []
-            with self._lock:
-                self._wake.clear()
-                if self._busy:
-                    continue  # whoever is performing wakes this thread when it is done
-                late = self._late()
-                if self._backlog:
-                    batch = self._backlog.take()
-                    self._busy = True
-                    self._room.notify_all()
-                elif self._closing.is_set():
-                    return
-            self._give_up(late)
-            if batch:
-                self._work(batch)
+        while self._turn():
+            pass
+
+    def _turn(self) -> bool:
+        """Wait for something to do, and do it; False when that was the last time."""
+        self._wake.wait()
+        batch: list[Job] = []
+        with self._lock:
+            self._wake.clear()
+            if self._busy:
+                return True  # whoever is performing wakes this thread when it is done
+            late = self._late()
+            if self._backlog:
+                batch = self._backlog.take()
+                self._busy = True
+                self._room.notify_all()
+        self._give_up(late)
+        if batch:
+            self._work(batch)
+        return bool(batch) or not self._closing.is_set()
 
     def _late(self) -> list[Job]:
         if not self._failures:
