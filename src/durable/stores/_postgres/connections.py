@@ -38,9 +38,9 @@ class Lane:
 
     __slots__ = ("_cursor", "autocommit", "connection", "prepare")
 
-    def __init__(self, connection: Connection, prepare: bool | None) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.prepare = prepare
+        self.prepare: bool | None = None
         self.autocommit = connection.autocommit
         self._cursor = connection.cursor(row_factory=tuple_row)
 
@@ -95,9 +95,11 @@ class Connections:
         if not self.ready:
             self._make_ready()
         try:
-            return self._idle.pop()
+            lane = self._idle.pop()
         except IndexError:
-            return self._lane(self._lent() if self._pool is not None else self.connect())
+            lane = self._lane(self._lent() if self._pool is not None else self.connect())
+        lane.prepare = None if self.prepares else False
+        return lane
 
     def give_back(self, lane: Lane) -> None:
         """Take a connection back, whatever state it is in."""
@@ -171,7 +173,7 @@ class Connections:
         return connection
 
     def _lane(self, connection: Connection) -> Lane:
-        lane = Lane(connection, None if self.prepares else False)
+        lane = Lane(connection)
         if not lane.autocommit:
             connection.autocommit = True
         return lane
