@@ -8,6 +8,7 @@ import inspect
 import logging
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -402,7 +403,14 @@ class _AsyncRun(_Either):
     async def _begun(self, claim: Claim) -> ClaimReply:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None  # noqa: S101 -- a coroutine runs in a task
-        reply = self._store.aio.begin(claim, lambda: self._alive(not (task.done() or loop.is_closed())))
+        # Weakly: an abandoned task must not be kept by the very question whether it is still there.
+        this, doing = weakref.ref(self), weakref.ref(task)
+
+        def alive() -> bool:
+            run, task = this(), doing()
+            return run is not None and task is not None and run._alive(not (task.done() or loop.is_closed()))  # noqa: SLF001
+
+        reply = self._store.aio.begin(claim, alive)
         try:
             return await asyncio.shield(reply)
         except asyncio.CancelledError:  # a lease that is granted all the same is given back when it comes

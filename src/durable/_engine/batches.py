@@ -129,7 +129,7 @@ def verdict(sqlstate: str | None, *, sent: bool = True) -> Verdict:
     """What an error with this SQLSTATE means; None is an error of the wire."""
     if not sent:
         return Verdict.UNREACHED
-    if sqlstate is None or sqlstate[:2] == "08" or sqlstate in _SERVER_GOES_AWAY:
+    if sqlstate is None or sqlstate[:2] == "08" or sqlstate in _NO_REPLY:
         return Verdict.UNKNOWN
     if sqlstate in _CONFLICTS:
         return Verdict.CONFLICT
@@ -138,7 +138,7 @@ def verdict(sqlstate: str | None, *, sent: bool = True) -> Verdict:
     return _BY_CLASS.get(sqlstate[:2], Verdict.FINAL)
 
 
-_SERVER_GOES_AWAY: Final = ("57P01", "57P02", "57P03", "57P05", "25P03")
+_NO_REPLY: Final = ("40003", "57P01", "57P02", "57P03", "57P05", "25P03")
 _CONFLICTS: Final = ("40001", "40P01")
 _UNPREPARED: Final = ("26000", "42P05")
 _BY_CLASS: Final = {

@@ -209,6 +209,7 @@ def _connected_like(pool: Pool) -> Connection:
     if configure is not None:
         configure(connection)
     connection.autocommit = True
+    connection.row_factory = tuple_row
     return connection
 
 

@@ -92,7 +92,8 @@ class PostgresStore:
     def release(self, lease: Lease, status: Status | None = None) -> None:
         """See `RunStore.release`. One round trip, one commit, shared likewise."""
         self.dropped(lease)
-        self._performed(self.releasing(lease, status))
+        if self.is_held_here(lease):
+            self._performed(self.releasing(lease, status))
 
     def close(self) -> None:
         """Commit what waits, then let go of connections and threads. Quiet when closed already."""
@@ -118,9 +119,13 @@ class PostgresStore:
         """The job of a release."""
         return release_job(lease, status, self._clock.elapsed() + _RELEASE_WITHIN)
 
+    def is_held_here(self, lease: Lease) -> bool:
+        """Whether the lease is this process's own, not that of the one which forked it."""
+        return f":{self.process.owner.instance}." in lease.token
+
     def held_here(self, lease: Lease) -> Lease:
-        """The lease, unless it belongs to the process that forked this one."""
-        if f":{self.process.owner.instance}." not in lease.token:
+        """The lease, if it is this process's own."""
+        if not self.is_held_here(lease):
             raise LeaseLost(lease.run_id, "it belongs to the process that this one was forked from")
         return lease
 
@@ -178,7 +183,11 @@ class AsyncPostgresStore:
     def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
         """See `PostgresStore.release`."""
         self._store.dropped(lease)
-        return self._submitted(self._store.releasing(lease, status))
+        if self._store.is_held_here(lease):
+            return self._submitted(self._store.releasing(lease, status))
+        nothing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        nothing.set_result(None)
+        return nothing
 
     async def _begun(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
         store = self._store

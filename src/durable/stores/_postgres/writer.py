@@ -95,7 +95,7 @@ class Writer:
                     self._room.wait_for(lambda: not self._backlog.full or self._closing.is_set())
                     self._add(job)
             if leads:
-                later = self._settled([job])
+                later = self._worked([job])
         finally:  # also when an interrupt comes: a writer that stays busy would be the end of everybody
             if leads:
                 with self._lock:
@@ -171,13 +171,17 @@ class Writer:
             return []
         return self._backlog.expired(math.inf if self._closing.is_set() else self._clock.elapsed())
 
-    def _work(self, batch: list[Job]) -> None:
-        later: list[Job] = []
+    def _worked(self, batch: list[Job]) -> list[Job]:
+        """Settle a batch; a fault of the writer's own must not be the end of anybody else's work."""
         try:
-            later = self._settled(batch)
-        except BaseException as problem:  # the writer's own fault; it must not be the end of anybody else's work
+            return self._settled(batch)
+        except Exception as problem:
             _log.exception("the writer failed; the entries that it held are given up")
             self._give_up([job for job in batch if not job.done], type(problem).__name__)
+            return []
+
+    def _work(self, batch: list[Job]) -> None:
+        later = self._worked(batch)
         with self._lock:
             for job in later:
                 self._backlog.add(job)
