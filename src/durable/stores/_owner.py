@@ -42,6 +42,7 @@ class Owner:
         if self._path is not None and self._lock is not None:
             with contextlib.suppress(OSError):
                 self._path.unlink()
+            _locks.discard(self._lock)
             os.close(self._lock)
             self._path = self._lock = None
 
@@ -54,6 +55,20 @@ class Owner:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(lock, content)
         self._path, self._lock = path, lock
+        _locks.add(lock)
+
+
+_locks: Final[set[int]] = set()
+
+
+def _let_go() -> None:
+    """In a forked child: it must not hold its parent's locks beyond the parent's death."""
+    while _locks:
+        with contextlib.suppress(OSError):
+            os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def is_dead(owner: str | None, token: str | None) -> bool:

@@ -28,7 +28,12 @@ _DEFAULTS: Final = {
     "tcp_user_timeout": "10000",
 }
 # While connecting there is no SQLSTATE, only the server's last word. It is a refusal, unless it says "not now".
-_SIGNS_OF_ABSENCE: Final = ("starting up", "shutting down", "recovery mode", "too many", "remaining connection slots")
+_SIGNS_OF_ABSENCE: Final = (
+    "the database system is",
+    "terminating connection",
+    "too many",
+    "remaining connection slots",
+)
 _NO_DATABASE: Final = re.compile(r'FATAL:.*database ".*" does not exist')
 _WAIT_FOR_A_CONNECTION: Final = 30.0  # seconds
 
@@ -85,7 +90,8 @@ class Connections:
         """A connection of one's own, in autocommit mode; made the way the user's pool makes them, if there is one."""
         try:
             if self._pool is None:
-                return psycopg.connect(**self._parts, autocommit=True, prepare_threshold=0)  # type: ignore[arg-type]
+                threshold = 0 if self.prepares else None
+                return psycopg.connect(**self._parts, autocommit=True, prepare_threshold=threshold)  # type: ignore[arg-type]
             return _connected_like(self._pool)
         except psycopg.Error as problem:
             raise self.meaning(problem) from None
@@ -147,8 +153,10 @@ class Connections:
             if self.ready:
                 return
             # Not from a pool: a wrong password is then an error at once, and not a pool's timeout.
+            self.prepares = False
             first = self.connect()
             try:
+                self.prepares = _is_direct(first)
                 self._prepare(first)
             except BaseException as problem:
                 first.close()
@@ -156,6 +164,7 @@ class Connections:
                     raise self.meaning(problem) from None
                 raise
             if self._pool is None:
+                first.prepare_threshold = 0 if self.prepares else None
                 self._idle.append(self._lane(first))
             else:
                 first.close()
@@ -173,10 +182,25 @@ class Connections:
         return connection
 
     def _lane(self, connection: Connection) -> Lane:
-        lane = Lane(connection)
-        if not lane.autocommit:
-            connection.autocommit = True
+        try:
+            lane = Lane(connection)
+            if not lane.autocommit:
+                connection.autocommit = True
+        except psycopg.Error:
+            if self._pool is not None:
+                self._pool.putconn(connection)
+            raise
         return lane
+
+
+def _is_direct(connection: Connection) -> bool:
+    """Whether this leads to one and the same backend: not through a pooler, which makes up the process id that it tells.
+
+    Behind a pooler a prepared statement may belong to another client by the next time, under the same name: then it is
+    not an error, but *another statement*. So it must be known beforehand.
+    """
+    row = connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
+    return row is not None and row[0] == connection.info.backend_pid
 
 
 def _parts(url: str | None) -> dict[str, str]:

@@ -1,3 +1,6 @@
+-- Statements over many runs look each one up by LATERAL: one index scan a run, in the order of the runs where rows are
+-- locked, whatever the planner believes of a table that it has no statistics of. (As plain joins they scan the journal.)
+
 -- name: take_leases
 -- Take each lease if nobody holds it and the run is one that its claim may execute (the same conditions as
 -- `runs.executable`). The first look locks nothing, so that polling does not disturb a holder; what it let through is
@@ -42,8 +45,11 @@ WITH asked AS (
     SELECT * FROM json_to_recordset(%(claims)s::json) AS asked (id text, random text, header jsonb, input text)
 ), mine AS (
     SELECT lease.workflow_id, lease.epoch, asked.header, asked.input
-      FROM {locks} AS lease
-      JOIN asked ON lease.workflow_id = asked.id AND lease.owner_token = lease.epoch || ':' || asked.random
+      FROM asked
+     CROSS JOIN LATERAL (
+           SELECT workflow_id, epoch FROM {locks}
+            WHERE workflow_id = asked.id AND owner_token = epoch || ':' || asked.random
+           OFFSET 0) AS lease
 ), fresh AS (
     INSERT INTO {snapshots} (id, snapshot, updated_at)
     SELECT workflow_id, jsonb_set(header, ARRAY['execution', 'lastUpdated'], to_jsonb(now())), now()
@@ -70,19 +76,22 @@ SELECT asked.id, lease.epoch, lease.owner_token, lease.owner,
        extract(epoch FROM lease.expires_at - clock_timestamp())::float8 AS expires_in,
        run.snapshot::text
   FROM unnest(%(ids)s::text[]) AS asked (id)
-  LEFT JOIN {locks} AS lease ON lease.workflow_id = asked.id
-  LEFT JOIN {snapshots} AS run ON run.id = asked.id
+  LEFT JOIN LATERAL (SELECT * FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS lease ON true
+  LEFT JOIN LATERAL (SELECT * FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run ON true
 
 -- name: read_journals
 -- The whole journal for its holder; for others only how the run ended.
-SELECT step.workflow_id, step.seq, step.key, step.kind, step.record::text
+SELECT asked.id, step.seq, step.key, step.kind, step.record
   FROM unnest(%(ids)s::text[], %(randoms)s::text[]) AS asked (id, random)
-  JOIN {steps} AS step ON step.workflow_id = asked.id
- WHERE step.kind IN ('result', 'failure')
-    OR EXISTS (
-        SELECT FROM {locks} AS lease
-         WHERE lease.workflow_id = asked.id AND lease.owner_token = lease.epoch || ':' || asked.random)
- ORDER BY step.workflow_id, step.seq
+ CROSS JOIN LATERAL (
+       SELECT seq, key, kind, record::text FROM {steps}
+        WHERE workflow_id = asked.id
+          AND (kind IN ('result', 'failure')
+               OR EXISTS (
+                   SELECT FROM {locks} AS lease
+                    WHERE lease.workflow_id = asked.id AND lease.owner_token = lease.epoch || ':' || asked.random))
+        ORDER BY seq
+       OFFSET 0) AS step
 
 -- name: checkpoint
 -- One round trip, one commit. The key-share lock is the fence: it waits for whoever is changing the token, and then looks
@@ -101,11 +110,10 @@ WITH asked AS MATERIALIZED (
       FROM json_to_recordset(%s::json) AS asked (
            n integer, id text, token text, seq integer, key text, kind text, nonce bigint, record json)
 ), lease AS MATERIALIZED (
-    SELECT workflow_id, owner_token, epoch
-      FROM {locks}
-     WHERE workflow_id IN (SELECT id FROM asked)
-     ORDER BY workflow_id
-       FOR KEY SHARE
+    SELECT held.*
+      FROM (SELECT DISTINCT id FROM asked ORDER BY id) AS run
+     CROSS JOIN LATERAL (
+           SELECT workflow_id, owner_token, epoch FROM {locks} WHERE workflow_id = run.id FOR KEY SHARE) AS held
 ), written AS (
     INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
     SELECT asked.id, asked.seq, asked.key, asked.kind, asked.nonce, lease.epoch, asked.record
@@ -128,10 +136,11 @@ WITH asked AS MATERIALIZED (
            id text, token text, status text, seq integer, key text, kind text, nonce bigint, record text)
 ), held AS MATERIALIZED (
     SELECT lease.workflow_id
-      FROM {locks} AS lease
-      JOIN asked ON lease.workflow_id = asked.id AND lease.owner_token = asked.token
-     ORDER BY lease.workflow_id
-       FOR UPDATE OF lease
+      FROM (SELECT id, token FROM asked ORDER BY id) AS run
+     CROSS JOIN LATERAL (
+           SELECT workflow_id FROM {locks}
+            WHERE workflow_id = run.id AND owner_token = run.token
+              FOR UPDATE) AS lease
 ), lease AS (
     UPDATE {locks} AS given_back
        SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
@@ -158,12 +167,12 @@ RETURNING workflow_id
 
 -- name: release_batch
 WITH held AS MATERIALIZED (
-    SELECT lease.workflow_id, asked.status
-      FROM {locks} AS lease
-      JOIN unnest(%s::text[], %s::text[], %s::text[]) AS asked (id, token, status)
-        ON lease.workflow_id = asked.id AND lease.owner_token = asked.token
-     ORDER BY lease.workflow_id
-       FOR UPDATE OF lease
+    SELECT lease.workflow_id, run.status
+      FROM (SELECT * FROM unnest(%s::text[], %s::text[], %s::text[]) AS asked (id, token, status) ORDER BY id) AS run
+     CROSS JOIN LATERAL (
+           SELECT workflow_id FROM {locks}
+            WHERE workflow_id = run.id AND owner_token = run.token
+              FOR UPDATE) AS lease
 ), given_back AS (
     UPDATE {locks} AS lease
        SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
@@ -178,26 +187,25 @@ UPDATE {snapshots} AS run
 
 -- name: lock_leases
 -- Whoever still has a write in flight under one of these leases holds its row: after this its fate is settled.
-SELECT workflow_id, owner_token
-  FROM {locks}
- WHERE workflow_id = ANY (%s)
- ORDER BY workflow_id
-   FOR UPDATE
+SELECT lease.workflow_id, lease.owner_token
+  FROM (SELECT DISTINCT id FROM unnest(%s::text[]) AS asked (id) ORDER BY id) AS run
+ CROSS JOIN LATERAL (SELECT workflow_id, owner_token FROM {locks} WHERE workflow_id = run.id FOR UPDATE) AS lease
 
 -- name: read_nonces
 SELECT step.workflow_id, step.seq, step.nonce
   FROM unnest(%s::text[], %s::integer[]) AS asked (id, seq)
-  JOIN {steps} AS step ON step.workflow_id = asked.id AND step.seq = asked.seq
+ CROSS JOIN LATERAL (
+       SELECT workflow_id, seq, nonce FROM {steps} WHERE workflow_id = asked.id AND seq = asked.seq OFFSET 0) AS step
 
 -- name: renew
 -- All leases of a process at once, locked in the order of their ids. FOR NO KEY UPDATE lets checkpoints pass.
 WITH kept AS MATERIALIZED (
-    SELECT lease.workflow_id, lease.owner_token, asked.seconds
-      FROM {locks} AS lease
-      JOIN unnest(%s::text[], %s::text[], %s::float8[]) AS asked (id, token, seconds)
-        ON lease.workflow_id = asked.id AND lease.owner_token = asked.token
-     ORDER BY lease.workflow_id
-       FOR NO KEY UPDATE OF lease
+    SELECT lease.workflow_id, lease.owner_token, run.seconds
+      FROM (SELECT * FROM unnest(%s::text[], %s::text[], %s::float8[]) AS asked (id, token, seconds) ORDER BY id) AS run
+     CROSS JOIN LATERAL (
+           SELECT workflow_id, owner_token FROM {locks}
+            WHERE workflow_id = run.id AND owner_token = run.token
+              FOR NO KEY UPDATE) AS lease
 )
 UPDATE {locks} AS lease
    SET expires_at = clock_timestamp() + make_interval(secs => kept.seconds)

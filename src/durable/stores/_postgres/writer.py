@@ -93,6 +93,7 @@ class Writer:
                 else:
                     job.settled = threading.Event()
                     self._room.wait_for(lambda: not self._backlog.full or self._closing.is_set())
+                    self._check_open()
                     self._add(job)
             if leads:
                 later = self._worked([job])

@@ -1,0 +1,90 @@
+"""What the tests of the writer see of it: every batch that goes to the database, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from durable._engine.batches import Verb
+from durable.stores import PostgresStore
+from durable.stores._postgres.connections import Lane
+from durable.stores._postgres.writer import Job, Performer, Writer
+from ownership_children import process_of
+
+
+@dataclass
+class Seen:
+    """One call of the performer: `how` is "perform" or "read_back"; a nonce (a claim's random) names each job."""
+
+    how: str
+    verb: Verb
+    names: list[Any]
+    answers: Sequence[Any] | None = None
+    problem: BaseException | None = None
+
+
+@dataclass
+class Spy:
+    """A performer that passes everything on to the real one, and may be told to act first, or to raise."""
+
+    real: Performer
+    before: Callable[[str, Sequence[Job]], object] = lambda _how, _jobs: None
+    seen: list[Seen] = field(default_factory=list)
+
+    def perform(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        """See `writer.Performer`."""
+        return self._passed_on("perform", self.real.perform, lane, jobs)
+
+    def read_back(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        """See `writer.Performer`."""
+        return self._passed_on("read_back", self.real.read_back, lane, jobs)
+
+    def of(self, how: str, verb: Verb) -> list[Seen]:
+        """The calls of one kind."""
+        return [seen for seen in self.seen if seen.how == how and seen.verb is verb]
+
+    def _passed_on(
+        self, how: str, verb: Callable[[Lane, Sequence[Job]], Sequence[Any]], lane: Lane, jobs: Sequence[Job]
+    ) -> Sequence[Any]:
+        seen = Seen(how, jobs[0].verb, [name_of(job) for job in jobs])
+        self.seen.append(seen)
+        try:
+            self.before(how, jobs)
+            seen.answers = verb(lane, jobs)
+        except BaseException as problem:
+            seen.problem = problem
+            raise
+        return seen.answers
+
+
+def name_of(job: Job) -> Any:
+    """What tells this job from any other."""
+    match job.verb:
+        case Verb.CLAIM:
+            return job.payload.random
+        case Verb.RELEASE:
+            return job.run_id
+        case _:
+            return job.payload.nonce
+
+
+def writer_of(store: PostgresStore, *, large: bool = False) -> Writer:
+    """A store's writer, for small entries or for large ones."""
+    process = process_of(store)
+    writer: Writer = process._large if large else process._small
+    return writer
+
+
+def spy_on(store: PostgresStore, *, large: bool = False) -> Spy:
+    """Watch a store's writer from now on."""
+    writer = writer_of(store, large=large)
+    spy = Spy(writer._performer)
+    writer._performer = spy
+    return spy
+
+
+def waiting(writer: Writer) -> int:
+    """How many entries wait for their turn."""
+    with writer._lock:
+        return sum(len(queue) for queue in writer._backlog._waiting.values())
