@@ -31,11 +31,8 @@ class Owner:
         self._lock: int | None = None
         with contextlib.suppress(OSError):  # without the file a restart waits for the lease, which is always right
             self._make_file()
-
-    @property
-    def text(self) -> str:
-        """For the lease: who owns it, and where the proof lies."""
-        return f"{socket.gethostname()}:{os.getpid()} {self._path or ''}".rstrip()
+        # For the lease: who owns it, and where the proof lies.
+        self.text = f"{socket.gethostname()}:{os.getpid()} {self._path or ''}".rstrip()
 
     def close(self) -> None:
         """Take the file away: whatever lease is still held is to end by itself."""
