@@ -7,18 +7,13 @@ import contextlib
 import inspect
 import logging
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final, Literal, TypeVar, assert_never, overload
 
-from durable._decorator import current_frame, enter, leave
-from durable._deps import BoundDeps
+from durable._decorator import enter, leave
 from durable._engine import runs
 from durable._engine.decisions import (
-    Admission,
     Claim,
     ClaimAgain,
     ClaimReply,
@@ -27,29 +22,21 @@ from durable._engine.decisions import (
     Finish,
     Granted,
     Proceed,
-    Reading,
     Release,
     Reraise,
     Return,
 )
-from durable._engine.journal import Journal
-from durable._engine.leases import Lease, checked_seconds
+from durable._engine.leases import Lease
 from durable._engine.steps import Execution
+from durable._plan import OMITTED, Plan, planned
 from durable._step import AsyncStep, Step
-from durable.clocks import Clock, SystemClock
-from durable.codecs import Codec, JsonCodec
 from durable.errors import (
     ColourMismatch,
-    ConcurrentExecution,
     DurableError,
-    DurableWarning,
-    HistoryError,
-    InvalidArgument,
 )
-from durable.events import LeaseTaken, Listener, RunBegan, RunEvent, RunReturned, safely
-from durable.failures import from_record, to_record
-from durable.snapshot import ErrorRecord, Status, checked_name
-from durable.stores import MemoryStore
+from durable.events import Listener
+from durable.failures import to_record
+from durable.snapshot import ErrorRecord, Status
 from durable.stores.protocol import RunStore
 
 D = TypeVar("D")
@@ -58,8 +45,6 @@ T = TypeVar("T")
 
 OnConflict = Literal["raise", "wait"]
 
-_OMITTED: Final[Any] = ...
-_RESERVED: Final = {"version", "inputHash"}
 _PATIENCE: Final = 5.0  # seconds that a run which is being left waits for its last checkpoints, then for its release
 
 _log = logging.getLogger("durable")
@@ -129,7 +114,7 @@ def run(
     *,
     id: str,
     store: RunStore | None = None,
-    input: Any = _OMITTED,
+    input: Any = OMITTED,
     version: int = 1,
     on_conflict: OnConflict = "raise",
     wait_timeout: float | None = None,
@@ -159,86 +144,16 @@ def run(
     `WaitTimedOut`; `LeaseLost` when the lease ended under it; `StoreUnavailable`, `AccessDenied`, `SchemaMismatch`,
     `OutcomeUnknown` from the store.
     """
-    plan = _planned(deps, fn, id, store, input, version, on_conflict, wait_timeout, lease, metadata, on_event)
+    plan = planned(deps, fn, id, store, input, version, on_conflict, wait_timeout, lease, metadata, on_event)
     if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
         return _AsyncRun(plan).outcome()
     return _Run(plan).outcome()
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """One call of `run`, checked."""
-
-    deps: Any = field(repr=False)
-    fn: Callable[..., Any]
-    claim: Claim
-    store: RunStore
-    waits: bool
-    wait_timeout: float | None
-    takes: frozenset[int]
-    on_event: Listener | None
-    outer: tuple[tuple[object, str], ...]
-    codec: Codec = field(default_factory=JsonCodec)
-    clock: Clock = field(default_factory=SystemClock)
-
-    @property
-    def runs(self) -> tuple[tuple[object, str], ...]:
-        """This run and those that it is called from."""
-        return (*self.outer, (self.store.identity, self.claim.run_id))
-
-    def tell(self, event: RunEvent) -> None:
-        if self.on_event is not None:
-            safely(self.on_event, event)
-
-    def reading(self) -> Reading:
-        return Reading(self.clock.now(), self.clock.elapsed())
-
-    def arguments(self, driver: Step | AsyncStep, journal: Journal) -> tuple[Any, ...]:
-        """What the workflow function is called with."""
-        deps = BoundDeps(self.deps, driver)
-        if journal.input is not None and 3 in self.takes:  # noqa: PLR2004
-            return driver, deps, self.codec.decode(journal.input, run_id=self.claim.run_id, where="the input")
-        if 2 in self.takes:  # noqa: PLR2004
-            return driver, deps
-        raise InvalidArgument(f"run {self.claim.run_id!r} was started without an input, and its workflow takes one")
-
-    def encoded(self, value: Any) -> bytes:
-        return self.codec.encode(value, what=f"the result of workflow {self.claim.workflow!r}")
-
-    def decoded(self, text: bytes) -> Any:
-        return self.codec.decode(text, run_id=self.claim.run_id, where="the result")
-
-    def admission(self, claim: Claim, reply: ClaimReply, waited: float, polls: int) -> Admission:
-        try:
-            return runs.admitted(
-                claim, reply, waits=self.waits, wait_timeout=self.wait_timeout, waited=waited, polls=polls
-            )
-        except HistoryError as error:
-            return Decline(error, reply.lease if isinstance(reply, Granted) else None)
-
-    def stored_result(self, value: bytes) -> Any:
-        self.tell(RunReturned(self.claim.run_id, self.clock.now(), self.claim.workflow))
-        return self.decoded(value)
-
-    def stored_failure(self, error: ErrorRecord) -> Exception:
-        self.tell(RunReturned(self.claim.run_id, self.clock.now(), self.claim.workflow))
-        return from_record(error, self.codec, run_id=self.claim.run_id, where="the failure")
-
-    def execution(self, granted: Granted, main: object) -> Execution:
-        """The machine that decides for this execution, its journal loaded."""
-        run_id, at = self.claim.run_id, self.clock.now()
-        journal = Journal(run_id, granted.records, main)
-        if granted.taken_from is not None:
-            self.tell(LeaseTaken(run_id, at, granted.taken_from))
-        self.tell(RunBegan(run_id, at, self.claim.workflow, granted.lease.epoch, journal.recorded))
-        listening = None if self.on_event is None else self.tell
-        return Execution(self.claim.workflow, journal, granted.lease, listening)
-
-
 class _Either:
     """What a call of `run` is in either colour."""
 
-    def __init__(self, plan: _Plan) -> None:
+    def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._store = plan.store
         self._clock = plan.clock
@@ -441,7 +356,7 @@ class _End:
         self._value = b""
         self._error: ErrorRecord | None = None
 
-    def returned(self, plan: _Plan, value: Any) -> None:
+    def returned(self, plan: Plan, value: Any) -> None:
         if inspect.isawaitable(value):
             raise ColourMismatch(
                 f"workflow {plan.claim.workflow!r} returned something to await, but is not an async function: "
@@ -449,7 +364,7 @@ class _End:
             )
         self._value = plan.encoded(value)
 
-    def raised(self, plan: _Plan, exception: Exception) -> None:
+    def raised(self, plan: Plan, exception: Exception) -> None:
         self.exception = exception
         self._error = to_record(exception, plan.codec)
 
@@ -464,7 +379,7 @@ class _End:
             return runs.left(execution, self.exception)
         return runs.returned(execution, self._value)
 
-    def outcome(self, plan: _Plan, execution: Execution, finish: Finish) -> Any:
+    def outcome(self, plan: Plan, execution: Execution, finish: Finish) -> Any:
         """The end is committed: what the caller of `run` gets."""
         runs.finished(execution, finish, plan.reading())
         if execution.error is not None:
@@ -473,7 +388,7 @@ class _End:
             raise self.exception
         return plan.decoded(self._value)
 
-    def interruption(self, plan: _Plan, execution: Execution, error: DurableError | None) -> BaseException:
+    def interruption(self, plan: Plan, execution: Execution, error: DurableError | None) -> BaseException:
         """The run has no outcome: what the caller of `run` gets."""
         reason = error or self.exception
         assert reason is not None  # noqa: S101 -- a run is released for a reason
@@ -485,103 +400,3 @@ def _left_to_end(lease: Lease, problem: DurableError) -> None:
     _log.warning(
         "the lease on run %r could not be given back (%s) and ends by itself", lease.run_id, type(problem).__name__
     )
-
-
-def _planned(
-    deps: Any,
-    fn: Callable[..., Any],
-    id: str,
-    store: RunStore | None,
-    input: Any,
-    version: int,
-    on_conflict: str,
-    wait_timeout: float | None,
-    lease: float,
-    metadata: Mapping[str, Any] | None,
-    on_event: Listener | None,
-) -> _Plan:
-    """The call, checked: every mistake that can be seen without the store is named here, before it is asked."""
-    checked_name("a run's id", id)
-    if store is None:
-        store = _store_of_this_process()
-    if isinstance(store, str) or not hasattr(store, "begin"):
-        raise InvalidArgument(f"store must be a store, like postgres(url) or embedded(), not {type(store).__name__}")
-    if isinstance(version, bool) or not isinstance(version, int) or not -(2**31) <= version < 2**31:
-        raise InvalidArgument(f"version must be an int of at most 31 bits, not {version!r}")
-    if on_conflict not in ("raise", "wait"):
-        raise InvalidArgument(f'on_conflict must be "raise" or "wait", not {on_conflict!r}')
-    if wait_timeout is not None and not (isinstance(wait_timeout, int | float) and wait_timeout >= 0):
-        raise InvalidArgument(f"wait_timeout must be a number of seconds or None, not {wait_timeout!r}")
-    if on_event is not None and not callable(on_event):
-        raise InvalidArgument(f"on_event must be a function of one event, not {type(on_event).__name__}")
-    frame = current_frame.get()
-    outer = () if frame is None else frame.runs
-    if (store.identity, id) in outer:
-        advice = "A run cannot wait for itself: call the function, or give the inner run an id of its own."
-        raise ConcurrentExecution(id, "the very run that makes this call", advice=advice)
-    codec = JsonCodec()
-    takes = _takes(fn, given=input is not _OMITTED)
-    text = None if input is _OMITTED else codec.encode(input, what="the input")
-    if not isinstance(metadata, Mapping | None):
-        raise InvalidArgument(f"metadata must be a mapping, not {type(metadata).__name__}")
-    if _RESERVED & set(metadata or ()):
-        raise InvalidArgument(f"metadata must not have the keys {sorted(_RESERVED)}: they are the library's own")
-    codec.encode(dict(metadata or {}), what="the metadata")
-    claim = Claim(
-        run_id=id,
-        workflow=checked_name("a workflow's name", _name(fn)),
-        version=version,
-        seconds=checked_seconds(lease),
-        input=text,
-        input_hash=None if text is None else codec.fingerprint(input, what="the input"),
-        metadata=dict(metadata or {}),
-        create=text is not None or 2 in takes,  # noqa: PLR2004
-    )
-    return _Plan(deps, fn, claim, store, on_conflict == "wait", wait_timeout, takes, on_event, outer, codec)
-
-
-def _takes(fn: Any, *, given: bool) -> frozenset[int]:
-    """With how many arguments the workflow can be called; `InvalidArgument` when not as it would have to be."""
-    if not callable(fn):
-        raise InvalidArgument(f"the workflow must be a function fn(step, deps), not {type(fn).__name__}")
-    try:
-        signature = inspect.signature(fn)
-    except ValueError:
-        raise InvalidArgument(f"the workflow {_name(fn)!r} is not a function fn(step, deps) of yours") from None
-    fits = frozenset(count for count in (2, 3) if _binds(signature, count))
-    if 3 in fits if given else fits:  # noqa: PLR2004
-        return fits
-    wanted = "fn(step, deps, input), since input= was given" if given else "fn(step, deps)"
-    raise InvalidArgument(f"the workflow {_name(fn)}{signature} must be callable as {wanted}")
-
-
-def _binds(signature: inspect.Signature, count: int) -> bool:
-    try:
-        signature.bind(*range(count))
-    except TypeError:
-        return False
-    return True
-
-
-def _name(fn: Any) -> str:
-    while isinstance(fn, partial):
-        fn = fn.func
-    return str(getattr(fn, "__name__", type(fn).__name__))
-
-
-_process_lock = threading.Lock()
-_process_store: MemoryStore | None = None
-
-
-def _store_of_this_process() -> MemoryStore:
-    global _process_store  # noqa: PLW0603 -- one per process is what it is
-    with _process_lock:
-        if _process_store is None:
-            _process_store = MemoryStore()
-            warnings.warn(
-                "durable.run without store= remembers runs in this process only, and forgets them when it ends; "
-                "pass store=postgres(url), or store=embedded() to try it with a real PostgreSQL",
-                DurableWarning,
-                stacklevel=4,
-            )
-        return _process_store
