@@ -367,8 +367,8 @@ class _DyingAio:
         still = lambda: alive() and not self._boundaries.dead  # noqa: E731
         return self._between("before claim", lambda: self._store.aio.begin(claim, still), "claim committed")
 
-    def checkpoint(self, lease: Lease, record: Record) -> asyncio.Future[None]:
-        write = lambda: self._store.aio.checkpoint(lease, record)  # noqa: E731
+    def checkpoint(self, lease: Lease, record: Record, late: Any = None) -> asyncio.Future[None]:
+        write = lambda: self._store.aio.checkpoint(lease, record, late)  # noqa: E731
         return self._between("before checkpoint", write, "checkpoint committed")
 
     def finish(self, lease: Lease, status: Status, record: Record) -> asyncio.Future[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -187,6 +188,44 @@ def test_an_explicit_key_that_an_automatic_one_has_is_a_conflict(store: MemorySt
         return seen
 
     assert run(store, workflow) == ["A", "KeyConflict"]
+
+
+def test_a_step_cancelled_in_the_turn_in_which_its_answer_comes(store: MemoryStore) -> None:
+    """FAULTS 76: acknowledged is acknowledged, whichever of the two the task hears of."""
+    bodies: list[str] = []
+
+    class Answering:
+        """A store that has the task cancelled as soon as the answer is there."""
+
+        identity = store.identity
+        begin, release, finish = store.aio.begin, store.aio.release, store.aio.finish
+        task: asyncio.Task[str]
+
+        @property
+        def aio(self) -> Any:
+            return self
+
+        def checkpoint(self, lease: Any, record: Any, late: Any = None) -> asyncio.Future[None]:
+            answer = asyncio.get_running_loop().create_future()
+
+            def answered() -> None:
+                store.checkpoint(lease, record)
+                answer.set_result(None)
+                self.task.cancel()
+
+            asyncio.get_running_loop().call_soon(answered)
+            return answer
+
+    async def workflow(step: durable.AsyncStep, _: Any) -> str:
+        answering.task = asyncio.ensure_future(step("pay", lambda: bodies.append("pay")))
+        with contextlib.suppress(asyncio.CancelledError):
+            await answering.task
+        return "done"
+
+    answering: Any = Answering()
+    assert asyncio.run(durable.run({}, workflow, id="r", store=answering)) == "done"
+    assert bodies == ["pay"]
+    assert [record.key for record in store._runs["r"].records.values()] == ["pay", "result"]
 
 
 @pytest.mark.parametrize("is_async", [False, True])

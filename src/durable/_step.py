@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, TypeVar, TypeVarTuple, assert_never, cast, overload
 
 from durable._decorator import Frame, current_frame, enter, leave, options_of
@@ -259,7 +260,7 @@ class AsyncStep(_Driver):
         super().__init__(*args)
         self._loop = asyncio.get_running_loop()
         self._change: asyncio.Future[None] | None = None
-        self._unanswered: dict[Call, asyncio.Future[None]] = {}
+        self._unanswered: set[Call] = set()  # calls whose checkpoints are on their way
 
     @overload
     def __call__(
@@ -355,23 +356,24 @@ class AsyncStep(_Driver):
         return self._encoded(call, value)
 
     async def _checkpointed(self, call: Call, record: Record) -> StepOutcome:
-        answer = self._unanswered[call] = self._store.aio.checkpoint(self._execution.lease, record)
+        answer = self._store.aio.checkpoint(self._execution.lease, record, partial(self._answered_late, call))
+        self._unanswered.add(call)
         try:
-            await asyncio.shield(answer)
-        except asyncio.CancelledError:  # the record is on its way all the same: hear the answer when it comes
-            answer.add_done_callback(lambda answer: self._answered_late(call, answer))
+            await answer
+        except asyncio.CancelledError:  # the record is on its way all the same, and its answer is heard when it comes
+            if not answer.cancelled():  # it has come already, in the same turn of the loop
+                self._answered_late(call, answer.exception())
             raise
         except BaseException as error:
-            del self._unanswered[call]
+            self._unanswered.discard(call)
             if isinstance(error, DurableError):
                 return Rejected(error)
             raise
-        del self._unanswered[call]
+        self._unanswered.discard(call)
         return _ACKNOWLEDGED
 
-    def _answered_late(self, call: Call, answer: asyncio.Future[None]) -> None:
-        del self._unanswered[call]
-        error = asyncio.CancelledError() if answer.cancelled() else answer.exception()
+    def _answered_late(self, call: Call, error: BaseException | None) -> None:
+        self._unanswered.discard(call)
         if error is None:
             self._advance(call, _ACKNOWLEDGED)
         elif isinstance(error, DurableError):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
 from durable.snapshot import Record, Status
-from durable.stores.protocol import RunStore
+from durable.stores.protocol import Late, RunStore
 
 T = TypeVar("T")
 
@@ -26,9 +26,23 @@ class ThreadedStore:
         """See `RunStore.begin`."""
         return self._called(self._store.begin, claim, alive)
 
-    def checkpoint(self, lease: Lease, record: Record) -> asyncio.Future[None]:
-        """See `RunStore.checkpoint`."""
-        return self._called(self._store.checkpoint, lease, record)
+    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> asyncio.Future[None]:
+        """See `AsyncRunStore.checkpoint`."""
+        answer = self._called(self._store.checkpoint, lease, record)
+        asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def pass_on(answer: asyncio.Future[None]) -> None:
+            error = asyncio.CancelledError() if answer.cancelled() else answer.exception()
+            if asked.done():
+                if late is not None:
+                    late(error)
+            elif error is not None:
+                asked.set_exception(error)
+            else:
+                asked.set_result(None)
+
+        answer.add_done_callback(pass_on)
+        return asked
 
     def finish(self, lease: Lease, status: Status, record: Record) -> asyncio.Future[None]:
         """See `RunStore.finish`."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
 from durable.snapshot import Record, Status
 
-__all__ = ["AsyncRunStore", "RunStore"]
+__all__ = ["AsyncRunStore", "Late", "RunStore"]
 
 
 class RunStore(Protocol):
@@ -58,6 +58,9 @@ class RunStore(Protocol):
         ...
 
 
+Late: TypeAlias = Callable[[BaseException | None], object]
+
+
 class AsyncRunStore(Protocol):
     """The verbs of `RunStore`, with the same guarantees, for asyncio.
 
@@ -68,8 +71,12 @@ class AsyncRunStore(Protocol):
         """See `RunStore.begin`."""
         ...
 
-    def checkpoint(self, lease: Lease, record: Record) -> asyncio.Future[None]:
-        """See `RunStore.checkpoint`."""
+    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> asyncio.Future[None]:
+        """See `RunStore.checkpoint`.
+
+        `late` is called on the event loop with the answer (the error, or None) if the future was cancelled before it came.
+        (A shield around the future would do, and costs a tenth of a step.)
+        """
         ...
 
     def finish(self, lease: Lease, status: Status, record: Record) -> asyncio.Future[None]:

@@ -14,12 +14,10 @@ WITH asked AS (
 INSERT INTO {locks} AS lease (workflow_id, epoch, owner_token, owner, expires_at)
 SELECT asked.id, 1, '1:' || asked.random, asked.owner, clock_timestamp() + make_interval(secs => asked.seconds)
   FROM asked
-  LEFT JOIN {snapshots} AS run ON run.id = asked.id
- WHERE NOT EXISTS (
-           SELECT FROM {locks} AS held
-            WHERE held.workflow_id = asked.id
-              AND held.owner_token IS DISTINCT FROM asked.dead
-              AND held.expires_at > clock_timestamp())
+  LEFT JOIN LATERAL (SELECT id, snapshot FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run ON true
+  LEFT JOIN LATERAL (
+       SELECT owner_token, expires_at FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS held ON true
+ WHERE (held.expires_at > clock_timestamp() AND held.owner_token IS DISTINCT FROM asked.dead) IS NOT TRUE
    AND CASE
            WHEN run.id IS NULL THEN asked.may_create
            ELSE run.snapshot->'formatVersion' = '1'
@@ -43,7 +41,7 @@ ON CONFLICT (workflow_id) DO UPDATE
 -- the reply to the first time was lost, changes nothing.
 WITH asked AS (
     SELECT * FROM json_to_recordset(%(claims)s::json) AS asked (id text, random text, header jsonb, input text)
-), mine AS (
+), mine AS MATERIALIZED (
     SELECT lease.workflow_id, lease.epoch, asked.header, asked.input
       FROM asked
      CROSS JOIN LATERAL (
@@ -62,8 +60,8 @@ WITH asked AS (
        SET snapshot = run.snapshot || jsonb_build_object(
                'execution', jsonb_build_object('status', 'running', 'lastUpdated', now())),
            updated_at = now()
-      FROM mine
-     WHERE run.id = mine.workflow_id AND run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed'
+     WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM mine))
+       AND run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed'
 )
 INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
 SELECT mine.workflow_id, 0, 'input', 'input', 0, mine.epoch, mine.input::json
@@ -144,8 +142,7 @@ WITH asked AS MATERIALIZED (
 ), lease AS (
     UPDATE {locks} AS given_back
        SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
-      FROM held
-     WHERE given_back.workflow_id = held.workflow_id
+     WHERE given_back.workflow_id = ANY (ARRAY(SELECT workflow_id FROM held))
     RETURNING given_back.workflow_id, given_back.epoch
 ), header AS (
     UPDATE {snapshots} AS run
@@ -174,16 +171,16 @@ WITH held AS MATERIALIZED (
             WHERE workflow_id = run.id AND owner_token = run.token
               FOR UPDATE) AS lease
 ), given_back AS (
-    UPDATE {locks} AS lease
+    UPDATE {locks}
        SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
-      FROM held
-     WHERE lease.workflow_id = held.workflow_id
-    RETURNING lease.workflow_id, held.status
+     WHERE workflow_id = ANY (ARRAY(SELECT workflow_id FROM held))
+    RETURNING workflow_id
 )
 UPDATE {snapshots} AS run
-   SET snapshot = jsonb_set(run.snapshot, ARRAY['execution', 'status'], to_jsonb(given_back.status))
+   SET snapshot = jsonb_set(run.snapshot, ARRAY['execution', 'status'], to_jsonb(held.status))
   FROM given_back
- WHERE run.id = given_back.workflow_id AND given_back.status IS NOT NULL
+  JOIN held USING (workflow_id)
+ WHERE run.id = given_back.workflow_id AND held.status IS NOT NULL
 
 -- name: lock_leases
 -- Whoever still has a write in flight under one of these leases holds its row: after this its fate is settled.

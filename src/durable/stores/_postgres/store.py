@@ -21,6 +21,7 @@ from durable.stores._postgres.connections import Connections, Pool
 from durable.stores._postgres.process import Process
 from durable.stores._postgres.statements import Names, statements
 from durable.stores._postgres.writer import Job
+from durable.stores.protocol import Late
 
 _RELEASE_WITHIN: Final = 5.0  # seconds; then the lease is left to end by itself
 
@@ -145,10 +146,9 @@ class PostgresStore:
         """Renew this lease no more."""
         self.process.heartbeat.drop(lease)
 
-    def _give_back(self, answer: tuple[ClaimReply, str | None]) -> None:
-        reply, _ = answer
-        if isinstance(reply, Granted):
-            job = self.releasing(reply.lease)
+    def _give_back(self, claimed: Job) -> None:
+        if claimed.failure is None and isinstance(granted := claimed.answer[0], Granted):
+            job = self.releasing(granted.lease)
             self.process.writer(job).post(job)
 
     def _performed(self, job: Job) -> Any:
@@ -170,9 +170,12 @@ class AsyncPostgresStore:
         """See `PostgresStore.begin`."""
         return asyncio.ensure_future(self._begun(claim, alive))
 
-    def checkpoint(self, lease: Lease, record: Record) -> asyncio.Future[None]:
-        """See `PostgresStore.checkpoint`."""
-        return self._submitted(checkpoint_job(self._store.held_here(lease), record))
+    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> asyncio.Future[None]:
+        """See `PostgresStore.checkpoint` and `AsyncRunStore.checkpoint`."""
+        job = checkpoint_job(self._store.held_here(lease), record)
+        if late is not None:
+            job.orphaned = lambda job: late(job.failure)
+        return self._submitted(job)
 
     def finish(self, lease: Lease, status: Status, record: Record) -> asyncio.Future[None]:
         """See `PostgresStore.finish`."""

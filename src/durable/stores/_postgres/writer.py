@@ -39,7 +39,7 @@ class Job(Entry):
         self.answer: Any = None
         self.done = False
         self.trouble: DurableError | None = None
-        self.orphaned: Callable[[Any], object] | None = None  # given the answer that nobody is there to take
+        self.orphaned: Callable[[Job], object] | None = None  # called when the answer finds nobody to take it
         self.failure: DurableError | None = None
         self.settled: threading.Event | None = None
         self.future: asyncio.Future[Any] | None = None
@@ -296,5 +296,5 @@ def _resolve(jobs: Sequence[Job]) -> None:
 
 
 def _orphan(job: Job) -> None:
-    if job.orphaned is not None and job.failure is None:
-        job.orphaned(job.answer)
+    if job.orphaned is not None:
+        job.orphaned(job)
