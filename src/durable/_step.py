@@ -54,6 +54,7 @@ Ts = TypeVarTuple("Ts")
 _ASKED: Final = Asked()
 _ACKNOWLEDGED: Final = Acknowledged()
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
+_UNREAD: Final = Reading(_NEVER, 0.0)
 
 
 class _Driver:
@@ -95,9 +96,11 @@ class _Driver:
         keys = ", ".join(self._execution.keys_running)
         _log.warning("run %r has ended but for its running steps, and waits for them: %s", self._execution.run_id, keys)
 
-    def _reading(self) -> Reading:
-        at = _NEVER if self._execution.tell is None else self._clock.now()  # only events want the wall clock
-        return Reading(at, self._clock.elapsed())
+    def _reading(self, outcome: StepOutcome) -> Reading:
+        if self._execution.tell is not None:
+            return Reading(self._clock.now(), self._clock.elapsed())
+        # Nobody listens: the clock matters only where a body may be started.
+        return Reading(_NEVER, self._clock.elapsed()) if outcome is _ASKED else _UNREAD
 
     def _fingerprint(
         self, name: str, key: str | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -239,7 +242,7 @@ class Step(_Driver):
 
     def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
         with self._lock:
-            decision = self._execution.advance(call, outcome, self._reading())
+            decision = self._execution.advance(call, outcome, self._reading(outcome))
             if self._waiting:
                 self._changed.notify_all()
             return decision
@@ -390,7 +393,7 @@ class AsyncStep(_Driver):
             self._advance(call, Interrupted(type(reason).__name__))
 
     def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
-        decision = self._execution.advance(call, outcome, self._reading())
+        decision = self._execution.advance(call, outcome, self._reading(outcome))
         if self._change is not None:
             self._change.set_result(None)
             self._change = None

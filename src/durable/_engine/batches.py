@@ -196,7 +196,8 @@ def _halves(batch: list[E]) -> list[list[E]]:
 
 def silence(batch: list[E], elapsed: float) -> float:
     """Seconds to wait for the reply to a batch: time must be left to read back what became of it."""
-    left = min(entry.deadline for entry in batch) - elapsed
+    first = batch[0].deadline if len(batch) == 1 else min(entry.deadline for entry in batch)
+    left = first - elapsed
     return min(_LONGEST_SILENCE, max(_SHORTEST_SILENCE, left / 2))
 
 

@@ -28,6 +28,7 @@ class Process:
     def __init__(self, connections: Connections, sql: dict[str, bytes], clock: Clock) -> None:
         self.pid = os.getpid()
         self.owner = Owner()
+        self.mark = f":{self.owner.instance}."  # in the token of every lease that this process holds
         self.connections = connections
         self._sql = sql
         self._clock = clock

@@ -122,7 +122,7 @@ class PostgresStore:
 
     def is_held_here(self, lease: Lease) -> bool:
         """Whether the lease is this process's own, not that of the one which forked it."""
-        return f":{self.process.owner.instance}." in lease.token
+        return self.process.mark in lease.token
 
     def held_here(self, lease: Lease) -> Lease:
         """The lease, if it is this process's own."""

@@ -247,8 +247,11 @@ class Writer:
                 job.failure = answer
             else:
                 job.answer = answer
-        tell([job for job in jobs if job not in absent] if absent else jobs)
-        return [absent] if absent else []
+        if absent:
+            tell([job for job in jobs if job not in absent])
+            return [absent]
+        tell(jobs)
+        return []
 
     def _refuse(self, jobs: list[Job], problem: Exception) -> None:
         # By its SQLSTATE only: the server's own words may quote the value.
@@ -270,6 +273,9 @@ class Writer:
 
 def tell(jobs: Sequence[Job]) -> None:
     """Give everybody who waits the answer: a thread by its event, and each event loop by one call for all its tasks."""
+    if len(jobs) == 1 and jobs[0].settled is None and jobs[0].loop is None:  # a lone caller, who leads
+        jobs[0].done = True
+        return
     by_loop: dict[asyncio.AbstractEventLoop, list[Job]] = {}
     for job in jobs:
         job.done = True
