@@ -18,24 +18,18 @@ import durable
 from durable.errors import ConcurrentExecution, DurableError
 from durable.stores import PostgresStore
 from ownership_children import Child, Orders, Scene, execute, process_of, run_as_ordered, traces
-from pgbouncer import Bouncer, bouncer, program, version
+from pgbouncer import Bouncer, bouncer, program
 from support import Database
 
 pytestmark = pytest.mark.skipif(program() is None, reason="PgBouncer is not installed: apt-get install pgbouncer")
 
 RESULT = ["one by new", "two by new", "three by new"]
-KEEPS = [
-    pytest.param(0, id="unprepared"),
-    pytest.param(100, id="prepared"),
-]
 
 
-@pytest.fixture(params=KEEPS)
-def through(request: pytest.FixtureRequest, database: Database) -> Iterator[Bouncer]:
-    """PgBouncer before the test's database: one that knows nothing of prepared statements, and one that does."""
-    if request.param and version() < (1, 21):
-        pytest.skip("this PgBouncer is older than 1.21, and keeps no prepared statements")
-    with bouncer(database.url, keeps=request.param) as started:
+@pytest.fixture
+def through(database: Database) -> Iterator[Bouncer]:
+    """PgBouncer before the test's database, in transaction mode."""
+    with bouncer(database.url, keeps=0) as started:
         yield started
 
 
@@ -97,7 +91,6 @@ def test_a_run(store: PostgresStore, database: Database, colour: str) -> None:
     assert keys(database, "squares") == {f"square-{number}" for number in range(12)}
 
 
-@pytest.mark.parametrize("through", [0], indirect=True)
 def test_prepared_statements_are_given_up(store: PostgresStore) -> None:
     """FAULTS 53: the store finds out by itself that they do not last here."""
     durable.run(None, squares, id="squares", store=store, input=12)
