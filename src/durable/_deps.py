@@ -56,7 +56,8 @@ def _item(deps: Mapping[str, Any], name: str) -> Any:
     try:
         return deps[name]
     except KeyError:
-        raise AttributeError(f"the dependencies have no {name!r}; they have {', '.join(map(repr, deps))}") from None
+        there = ", ".join(map(repr, deps)) or "nothing"
+        raise AttributeError(f"the dependencies have no {name!r}; they have {there}") from None
 
 
 def _bound(value: Any, driver: Driver) -> Any:

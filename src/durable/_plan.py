@@ -27,6 +27,8 @@ from durable.stores import MemoryStore
 from durable.stores.protocol import RunStore
 
 OMITTED: Final[Any] = ...
+_WITHOUT_INPUT: Final = 2  # arguments: fn(step, deps)
+_WITH_INPUT: Final = 3  # fn(step, deps, input)
 _RESERVED: Final = {"version", "inputHash"}
 
 
@@ -63,9 +65,9 @@ class Plan:
     def arguments(self, driver: Driver, journal: Journal) -> tuple[Any, ...]:
         """What the workflow function is called with."""
         deps = BoundDeps(self.deps, driver)
-        if journal.input is not None and 3 in self.takes:  # noqa: PLR2004
+        if journal.input is not None and _WITH_INPUT in self.takes:
             return driver, deps, self.codec.decode(journal.input, run_id=self.claim.run_id, where="the input")
-        if 2 in self.takes:  # noqa: PLR2004
+        if _WITHOUT_INPUT in self.takes:
             return driver, deps
         raise InvalidArgument(f"run {self.claim.run_id!r} was started without an input, and its workflow takes one")
 
@@ -155,7 +157,7 @@ def planned(
         input=text,
         input_hash=None if text is None else codec.fingerprint(input, what="the input"),
         metadata=dict(metadata or {}),
-        create=text is not None or 2 in takes,  # noqa: PLR2004
+        create=text is not None or _WITHOUT_INPUT in takes,
     )
     return Plan(deps, fn, claim, store, on_conflict == "wait", wait_timeout, takes, on_event, outer, codec)
 
@@ -168,8 +170,8 @@ def _takes(fn: Any, *, given: bool) -> frozenset[int]:
         signature = inspect.signature(fn)
     except ValueError:
         raise InvalidArgument(f"the workflow {_name(fn)!r} is not a function fn(step, deps) of yours") from None
-    fits = frozenset(count for count in (2, 3) if _binds(signature, count))
-    if 3 in fits if given else fits:  # noqa: PLR2004
+    fits = frozenset(count for count in (_WITHOUT_INPUT, _WITH_INPUT) if _binds(signature, count))
+    if _WITH_INPUT in fits if given else fits:
         return fits
     wanted = "fn(step, deps, input), since input= was given" if given else "fn(step, deps)"
     raise InvalidArgument(f"the workflow {_name(fn)}{signature} must be callable as {wanted}")
