@@ -52,14 +52,11 @@ def nested(depth: int) -> list[Any]:
 @pytest.mark.parametrize(
     ("value", "path"),
     [
-        ((1,), "$"),
-        ({"items": [1, {"price": {1}}]}, "$.items[1].price"),
-        ({1: 2}, "$"),
+        ({"items": [1, {"price": {float("nan")}}]}, "$.items[1].price[0]"),
         (float("inf"), "$"),
         ([float("nan")], "$[0]"),
         ({"a": "\0"}, "$.a"),
         (["\ud800"], "$[0]"),
-        (b"x", "$"),
         (10**5000, "$"),
         (nested(201), "$…"),
         (nested(100_000), "$…"),
