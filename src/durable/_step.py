@@ -40,7 +40,7 @@ from durable._engine.decisions import (
 from durable._engine.journal import Call
 from durable._engine.steps import Execution
 from durable.clocks import Clock
-from durable.codecs import Codec
+from durable.codecs import Codec, after_the_body, returns
 from durable.errors import ColourMismatch, DurableError, InvalidArgument, NestedStep, UnstorableValue, Unwind
 from durable.failures import from_record, to_record
 from durable.snapshot import Record, StepRecord, checked_name
@@ -121,24 +121,23 @@ class _Driver:
         arguments = [*args, kwargs] if kwargs else list(args)
         return self._codec.fingerprint(arguments, what=f"an argument of step {name!r}") if arguments else ""
 
-    def _encoded(self, call: Call, value: Any) -> Returned | Unstorable:
+    def _encoded(self, call: Call, value: Any, fn: Callable[..., Any]) -> Returned | Unstorable:
         try:
-            return Returned(self._codec.encode(value, what=f"the result of step {call.key!r}"))
+            what = f"the result of step {call.key!r}"
+            return Returned(self._codec.encode(value, what=what, annotation=returns(fn)))
         except UnstorableValue as problem:
-            problem.advice = (
-                "The body did run and its effects stand, but nothing was recorded, so it would run again: return plain "
-                "JSON values (None, bool, int, float, str, list, dict with string keys)."
-            )
+            problem.advice = after_the_body(value, problem.advice)
             return Unstorable(problem)
 
     def _failed(self, call: Call, exception: Exception) -> Raised:
         call.original = exception
         return Raised(to_record(exception, self._codec))
 
-    def _handed_out(self, call: Call, record: StepRecord) -> Any:
+    def _handed_out(self, call: Call, record: StepRecord, fn: Callable[..., Any]) -> Any:
         where = f"the record of step {call.key!r}"
         if record.error is None:
-            return self._codec.decode(record.json, run_id=self._execution.run_id, where=where)
+            run_id = self._execution.run_id
+            return self._codec.decode(record.json, run_id=run_id, where=where, annotation=returns(fn))
         exception = from_record(record.error, self._codec, run_id=self._execution.run_id, where=where)
         original, call.original = call.original, None
         if original is not None:  # the same exception as on a replay, with the live frames for whoever debugs it
@@ -195,7 +194,7 @@ class Step(_Driver):
             while True:
                 match self._advance(call, outcome):
                     case Replay(record):
-                        return self._handed_out(call, record)
+                        return self._handed_out(call, record, fn)
                     case Attempt():
                         outcome = self._attempted(call, fn, args, kwargs)
                     case Checkpoint(record):
@@ -225,7 +224,7 @@ class Step(_Driver):
             leave(token)
         if inspect.isawaitable(value):
             return Unstorable(_async_in_blocking(call.name, value))
-        return self._encoded(call, value)
+        return self._encoded(call, value, fn)
 
     def _checkpointed(self, _: Call, record: Record) -> StepOutcome:
         try:
@@ -326,7 +325,7 @@ class AsyncStep(_Driver):
             while True:
                 match self._advance(call, outcome):
                     case Replay(record):
-                        return self._handed_out(call, record)
+                        return self._handed_out(call, record, fn)
                     case Attempt():
                         outcome = await self._attempted(call, fn, args, kwargs)
                     case Checkpoint(record):
@@ -356,7 +355,7 @@ class AsyncStep(_Driver):
             return self._failed(call, exception)
         finally:
             leave(token)
-        return self._encoded(call, value)
+        return self._encoded(call, value, fn)
 
     async def _checkpointed(self, call: Call, record: Record) -> StepOutcome:
         answer = self._store.aio.checkpoint(self._execution.lease, record, partial(self._answered_late, call))

@@ -14,10 +14,11 @@ library, `_shapes` the data classes, `_names` how a class is found again; `_anno
 function promises; `_json` is the codec of it all, and `_several` chooses among codecs by the name in a record.
 """
 
-from durable.codecs._annotations import returns
-from durable.codecs._json import JsonCodec
+from durable.codecs._advice import after_the_body
+from durable.codecs._annotations import accepts, returns
+from durable.codecs._json import JsonCodec, checked_plain
 from durable.codecs._names import alias
-from durable.codecs._several import Codecs
+from durable.codecs._several import Codecs, chosen
 from durable.codecs.protocol import Codec
 
-__all__ = ["Codec", "Codecs", "JsonCodec", "alias", "returns"]
+__all__ = ["Codec", "Codecs", "JsonCodec", "accepts", "after_the_body", "alias", "checked_plain", "chosen", "returns"]

@@ -37,3 +37,11 @@ def its_type(value: Any) -> str:
     """The type of a value, for a message: never the value."""
     class_ = type(value)
     return class_.__qualname__ if class_.__module__ == "builtins" else f"{class_.__module__}.{class_.__qualname__}"
+
+
+def after_the_body(value: Any, advice: str) -> str:
+    """The advice for a value that a step's body returned: what has happened comes first."""
+    return (
+        f"The body did run and its effects stand; it returned a value of type {its_type(value)}, and nothing was recorded, "
+        f"so it would run again. {advice or f'Return plain data, or {DATA_CLASSES}.'}"
+    )

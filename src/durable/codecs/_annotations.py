@@ -8,6 +8,7 @@ affair.
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -19,12 +20,30 @@ from durable.codecs._advice import its_type
 Wrong = tuple[str, str]  # path, problem
 Check = Callable[[Any, str], Wrong | None]
 
-_NOTHING: Final = object()
-_known: Final[WeakKeyDictionary[Any, Any]] = WeakKeyDictionary()
+_known: Final[WeakKeyDictionary[types.FunctionType, dict[str, Any]]] = WeakKeyDictionary()
 
 
 def returns(fn: Any) -> Any:
     """The resolved return annotation of a function, or None when it has none, or one that cannot be resolved."""
+    function = _function(fn)
+    if function is None or "return" not in function.__annotations__:
+        return None
+    return _hints(function).get("return")
+
+
+def accepts(fn: Any, position: int) -> Any:
+    """The resolved annotation of a function's parameter at this position, counted from 0; None as for `returns`."""
+    function = _function(fn)
+    if function is None or not function.__annotations__:
+        return None
+    try:
+        name = list(inspect.signature(fn).parameters)[position]
+    except (ValueError, IndexError):
+        return None
+    return _hints(function).get(name)
+
+
+def _function(fn: Any) -> types.FunctionType | None:
     while True:
         if isinstance(fn, functools.partial):
             fn = cast(Any, fn).func
@@ -34,23 +53,30 @@ def returns(fn: Any) -> Any:
             break
     if not isinstance(fn, types.FunctionType):
         fn = getattr(type(fn), "__call__", None)  # noqa: B004 -- the function behind it is wanted
-    if not isinstance(fn, types.FunctionType) or "return" not in fn.__annotations__:
-        return None
-    annotation = _known.get(fn, _NOTHING)
-    if annotation is _NOTHING:
-        annotation = _known[fn] = _resolved(fn)
-    return annotation
+    return fn if isinstance(fn, types.FunctionType) else None
 
 
-def _resolved(fn: types.FunctionType) -> Any:
+def _hints(function: types.FunctionType) -> dict[str, Any]:
+    hints = _known.get(function)
+    if hints is None:
+        hints = _known[function] = _resolved(function)
+    return hints
+
+
+def _resolved(function: types.FunctionType) -> dict[str, Any]:
     try:
-        annotation = typing.get_type_hints(fn, include_extras=True)["return"]
+        hints = typing.get_type_hints(function, include_extras=True)
     except Exception:  # a name that exists for type checkers only, or anything else that an annotation may do
-        return None
+        return {}
+    if "return" in hints:
+        hints["return"] = _awaited(hints["return"])
+    return {name: hint for name, hint in hints.items() if hint is not Any and hint is not object}
+
+
+def _awaited(annotation: Any) -> Any:
+    """What awaiting gives, where that is promised."""
     name = getattr(typing.get_origin(annotation), "__name__", "")
-    if name in ("Awaitable", "Coroutine"):  # what awaiting it gives
-        annotation = typing.get_args(annotation)[-1]
-    return None if annotation is Any or annotation is object else annotation
+    return typing.get_args(annotation)[-1] if name in ("Awaitable", "Coroutine") else annotation
 
 
 def mismatch(value: Any, annotation: Any) -> Wrong | None:

@@ -126,6 +126,12 @@ class JsonCodec:
             raise UnstorableValue(what, "$", f"it has no JSON form ({_kind(problem)})", _USE_A_THUNK) from None
 
 
+def checked_plain(value: Any, *, what: str) -> None:
+    """Raise `UnstorableValue` unless a value is plain JSON, without a tag."""
+    if TAG_IN_TEXT in JsonCodec().encode(value, what=what):
+        raise UnstorableValue(what, "$", "it is for queries, and takes nothing but plain JSON (and no key $type)")
+
+
 def _written(value: Any, annotation: Any) -> tuple[Any, bytes]:
     """The tree of a value and its text; looks for what is wrong with an int or string once it is known that one is."""
     try:
