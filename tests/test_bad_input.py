@@ -276,7 +276,7 @@ def test_metadata_that_cannot_be_stored(used: PostgresStore, bad: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("bad", [math.nan, "\0", "\ud800", object(), {1: 2}])
+@pytest.mark.parametrize("bad", [math.nan, "\0", "\ud800", object(), {1: object()}])
 def test_an_input_that_cannot_be_stored(used: PostgresStore, bad: Any) -> None:
     refused(durable.UnstorableValue, lambda: durable.run(None, three, id="in", store=used, input=bad), "the input", "$")
 

@@ -3,6 +3,7 @@
 from durable._decorator import step
 from durable._run import run
 from durable._step import AsyncStep, Step
+from durable.codecs import alias
 from durable.errors import (
     AccessDenied,
     AmbiguousKey,
@@ -61,6 +62,7 @@ __all__ = [
     "VersionMismatch",
     "WaitTimedOut",
     "WorkflowDrift",
+    "alias",
     "run",
     "step",
 ]

@@ -18,7 +18,7 @@ from durable._engine.journal import Journal
 from durable._engine.leases import checked_seconds
 from durable._engine.steps import Execution
 from durable.clocks import Clock, SystemClock
-from durable.codecs import Codec, JsonCodec
+from durable.codecs import Codec, JsonCodec, accepts, checked_plain, returns
 from durable.errors import ConcurrentExecution, DurableWarning, HistoryError, InvalidArgument
 from durable.events import LeaseTaken, Listener, RunBegan, RunEvent, RunReturned, safely
 from durable.failures import from_record
@@ -66,18 +66,23 @@ class Plan:
         """What the workflow function is called with."""
         deps = BoundDeps(self.deps, driver)
         if journal.input is not None and _WITH_INPUT in self.takes:
-            return driver, deps, self.codec.decode(journal.input, run_id=self.claim.run_id, where="the input")
+            annotation = accepts(self.fn, _WITH_INPUT - 1)
+            run_id = self.claim.run_id
+            given = self.codec.decode(journal.input, run_id=run_id, where="the input", annotation=annotation)
+            return driver, deps, given
         if _WITHOUT_INPUT in self.takes:
             return driver, deps
         raise InvalidArgument(f"run {self.claim.run_id!r} was started without an input, and its workflow takes one")
 
     def encoded(self, value: Any) -> bytes:
         """The JSON of what the workflow returned."""
-        return self.codec.encode(value, what=f"the result of workflow {self.claim.workflow!r}")
+        what = f"the result of workflow {self.claim.workflow!r}"
+        return self.codec.encode(value, what=what, annotation=returns(self.fn))
 
     def decoded(self, text: bytes) -> Any:
         """A result as its record gives it back."""
-        return self.codec.decode(text, run_id=self.claim.run_id, where="the result")
+        run_id, annotation = self.claim.run_id, returns(self.fn)
+        return self.codec.decode(text, run_id=run_id, where="the result", annotation=annotation)
 
     def admission(self, claim: Claim, reply: ClaimReply, waited: float, polls: int) -> Admission:
         """What the reply to a claim means for this call."""
@@ -141,14 +146,16 @@ def planned(
     if (store.identity, id) in outer:
         advice = "A run cannot wait for itself: call the function, or give the inner run an id of its own."
         raise ConcurrentExecution(id, "the very run that makes this call", advice=advice)
-    codec = JsonCodec()
+    codec: Codec = getattr(store, "codec", None) or JsonCodec()
     takes = _takes(fn, given=input is not OMITTED)
-    text = None if input is OMITTED else codec.encode(input, what="the input")
+    text = None
+    if input is not OMITTED:
+        text = codec.encode(input, what="the input", annotation=accepts(fn, _WITH_INPUT - 1))
     if not isinstance(metadata, Mapping | None):
         raise InvalidArgument(f"metadata must be a mapping, not {type(metadata).__name__}")
     if _RESERVED & set(metadata or ()):
         raise InvalidArgument(f"metadata must not have the keys {sorted(_RESERVED)}: they are the library's own")
-    codec.encode(dict(metadata or {}), what="the metadata")
+    checked_plain(dict(metadata or {}), what="the metadata")
     claim = Claim(
         run_id=id,
         workflow=checked_name("a workflow's name", _name(fn)),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
+from durable.codecs import Codec
 from durable.errors import InvalidArgument
 from durable.stores._memory import MemoryStore
 from durable.stores._postgres.connections import Pool
@@ -21,6 +23,7 @@ def postgres(
     schema: str | None = None,
     pool: Pool | None = None,
     take_over_dead: bool = True,
+    codec: Codec | Sequence[Codec] | None = None,
 ) -> PostgresStore:
     """A store in the PostgreSQL at `url`: a URL or a libpq connection string; by default `$DATABASE_URL`.
 
@@ -28,6 +31,8 @@ def postgres(
     `schema` is where they all are, by default wherever the role's search path leads. They are made at first use.
     `pool`: a `psycopg_pool.ConnectionPool` of yours to work on; it is never closed, and the heartbeat has a connection of
     its own beside it, made the way the pool makes them.
+    `codec`: how values are written, by default `durable.codecs.JsonCodec()`; of several the first writes, all read, and what
+    the default one wrote is always read.
     `take_over_dead=False` lets a run whose owner died on this machine wait for its lease instead of going on at once.
 
     Raises `InvalidArgument` without a URL; at first use `StoreUnavailable`, `AccessDenied` or `SchemaMismatch`.
@@ -41,14 +46,14 @@ def postgres(
         )
     if not isinstance(url, str | None):
         raise InvalidArgument(f"the database URL must be a string, not {type(url).__name__}")
-    return PostgresStore(url, Names(table, schema), pool=pool, take_over_dead=take_over_dead)
+    return PostgresStore(url, Names(table, schema), pool=pool, take_over_dead=take_over_dead, codec=codec)
 
 
 class EmbeddedStore(PostgresStore):
     """A PostgreSQL store with its server: closing it lets go of both. `url` connects other programs to the server."""
 
-    def __init__(self, server: Server, names: Names) -> None:
-        super().__init__(server.url, names)
+    def __init__(self, server: Server, names: Names, codec: Codec | Sequence[Codec] | None = None) -> None:
+        super().__init__(server.url, names, codec=codec)
         self._server = server
         self.url = server.url
 
@@ -59,7 +64,11 @@ class EmbeddedStore(PostgresStore):
 
 
 def embedded(
-    path: str | os.PathLike[str] = ".durable", *, table: str = "durable_snapshots", schema: str | None = None
+    path: str | os.PathLike[str] = ".durable",
+    *,
+    table: str = "durable_snapshots",
+    schema: str | None = None,
+    codec: Codec | Sequence[Codec] | None = None,
 ) -> EmbeddedStore:
     """A store in a real PostgreSQL that is started here and keeps its data in the directory `path`.
 
@@ -69,9 +78,9 @@ def embedded(
     Raises `ServerNotStarted`, which names the ways out.
     """
     names = Names(table, schema)
-    return EmbeddedStore(Server(path), names)
+    return EmbeddedStore(Server(path), names, codec)
 
 
-def memory() -> MemoryStore:
-    """A store in this process: for unit tests, gone when the process ends."""
-    return MemoryStore()
+def memory(*, codec: Codec | Sequence[Codec] | None = None) -> MemoryStore:
+    """A store in this process: for unit tests, gone when the process ends. `codec` as for `postgres`."""
+    return MemoryStore(codec=codec)

@@ -13,6 +13,7 @@ from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import Lease
 from durable._engine.runs import executable
 from durable.clocks import Clock, SystemClock
+from durable.codecs import Codec, chosen
 from durable.errors import InvalidArgument, LeaseLost
 from durable.snapshot import Execution, Header, Kind, Record, Status
 from durable.stores._heartbeat import Heartbeat
@@ -31,7 +32,8 @@ class _Run:
 class MemoryStore:
     """Runs kept in this process: the model that every store is compared with."""
 
-    def __init__(self, *, clock: Clock | None = None) -> None:
+    def __init__(self, *, codec: Codec | Sequence[Codec] | None = None, clock: Clock | None = None) -> None:
+        self.codec = chosen(codec)
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._runs: dict[str, _Run] = {}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Self
 
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import Lease
 from durable.clocks import Clock, SystemClock
+from durable.codecs import Codec, chosen
 from durable.errors import LeaseLost
 from durable.snapshot import Record, Status
 from durable.stores._owner import is_dead
@@ -36,8 +37,10 @@ class PostgresStore:
         *,
         pool: Pool | None = None,
         take_over_dead: bool = True,
+        codec: Codec | Sequence[Codec] | None = None,
         clock: Clock | None = None,
     ) -> None:
+        self.codec = chosen(codec)
         self._url = url
         self._names = names
         self._pool = pool
