@@ -83,13 +83,15 @@ class Writing:
         try:
             for key, item in value.items():
                 if type(key) is not str or key == TAG:
-                    return self._pairs(value)
+                    break
                 if leaves is _CERTAIN:
                     self._key(key)
                 out[key] = item if type(item) in leaves else tree(item)
+            else:
+                return out
         except Refusal as refusal:
             raise refusal.within(_step(key)) from None
-        return out
+        return self._pairs(value)
 
     def _key(self, key: str) -> None:
         try:
@@ -102,7 +104,7 @@ class Writing:
         key: Any = None
         try:
             for key, item in value.items():
-                pairs.append((self.of_list([key])[0], self.tree(item)))
+                pairs.append((self.tree(key), self.tree(item)))
         except Refusal as refusal:
             raise refusal.within(_step(key)) from None
         if self._canonical:
