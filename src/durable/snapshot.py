@@ -60,7 +60,10 @@ class Kind(StrEnum):
 
 
 class ErrorRecord(Struct, frozen=True, omit_defaults=True):
-    """An exception as JSON. `type` is its dotted class name; `args` is absent when they are not plain JSON."""
+    """An exception as JSON. `type` is its class, `module:Class`; `args` is absent when they could not come back.
+
+    `sealed` is all but the type as the store's codec wrote it, where that is another than JSON's; the rest is empty then.
+    """
 
     type: str
     message: str
@@ -69,6 +72,10 @@ class ErrorRecord(Struct, frozen=True, omit_defaults=True):
     cause: ErrorRecord | None = None
     members: tuple[ErrorRecord, ...] = ()
     traceback: str = ""
+    sealed: Raw | UnsetType = UNSET
+
+    def __repr__(self) -> str:
+        return f"<ErrorRecord of {self.type}>"  # its text may say as much as a value
 
 
 class StepRecord(Struct, frozen=True, omit_defaults=True):
@@ -87,6 +94,9 @@ class StepRecord(Struct, frozen=True, omit_defaults=True):
     concurrent: bool = False
     unordered: bool = False
     fingerprint: str = ""
+
+    def __repr__(self) -> str:
+        return f"<StepRecord of {self.name!r}, {'ok' if self.ok else 'failed'}>"
 
     @property
     def json(self) -> bytes:
@@ -131,6 +141,9 @@ class Record(NamedTuple):
     key: str
     kind: str
     text: str
+
+    def __repr__(self) -> str:
+        return f"<Record {self.seq} of {self.key!r}, {self.kind}>"
 
 
 _T = TypeVar("_T")

@@ -75,7 +75,7 @@ class Asked:
 class Returned:
     """The body returned; `value` is the JSON of what it returned."""
 
-    value: bytes
+    value: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ class Proceed:
 class Return:
     """The run is completed: return its stored result, whose JSON this is."""
 
-    value: bytes
+    value: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
