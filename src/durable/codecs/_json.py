@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from durable.codecs._advice import its_type
+from durable.codecs._advice import DATA_CLASSES, its_type
 from durable.codecs._annotations import mismatch
 from durable.codecs._reading import Reading
 from durable.codecs._tags import TAG_IN_TEXT, Misread, Refusal
@@ -102,7 +102,8 @@ class JsonCodec:
                     "Keep it elsewhere and return where, or raise it: postgres(url, codec=JsonCodec(max_payload=...)).",
                 )
             if (reason := _unlike(text, annotation)) is not None:
-                raise Refusal(f"a value of type {its_type(value)} would not come back as it is{reason}")
+                problem = f"a value of type {its_type(value)} would not come back as it is{reason}"
+                raise Refusal(problem, f"Return plain data, or {DATA_CLASSES} that is made of its fields.")
         except Refusal as refusal:
             raise UnstorableValue(what, refusal.path, refusal.problem, refusal.advice) from None
         except RecursionError:
@@ -143,7 +144,7 @@ def _written(value: Any, annotation: Any) -> tuple[Any, bytes]:
         raise
     except Exception as problem:
         Writing(annotation, careful=True).tree(value)
-        raise Refusal(f"it has no JSON form ({_kind(problem)})") from None
+        raise Refusal(f"it has no JSON form ({_kind(problem)})", "Return plain data.") from None
     Writing(annotation, careful=True).tree(value)
     return tree, text
 

@@ -30,7 +30,7 @@ class Shape:
         self.known = frozenset(names)
         self._in_dict = in_dict
         if TAG in self.known:
-            raise Refusal(f"a field of its class is called {TAG}")
+            raise Refusal(f"a field of its class is called {TAG}", "Call it otherwise.")
 
     def state(self, value: Any) -> Mapping[str, Any]:
         """The fields of an instance, by name; `Refusal` when there is more to it."""
@@ -43,7 +43,7 @@ class Shape:
         try:
             return {name: getattr(value, name) for name in self.names}
         except AttributeError:
-            raise Refusal("a field of it has no value") from None
+            raise Refusal("a field of it has no value", "Give every field one.") from None
 
     def build(self, class_: type, state: dict[str, Any]) -> Any:
         """A new instance; a field that its class had not yet takes its default, one that it has no more is left out."""
@@ -170,8 +170,13 @@ class PydanticModel(Shape):
         value = class_.__new__(class_)
         object.__setattr__(value, "__dict__", state)
         object.__setattr__(value, "__pydantic_fields_set__", fields_set)
-        object.__setattr__(value, "__pydantic_extra__", extra if class_.model_config.get("extra") == "allow" else None)
-        object.__setattr__(value, "__pydantic_private__", private if class_.__private_attributes__ else None)
+        beside = {
+            "__pydantic_extra__": extra if class_.model_config.get("extra") == "allow" else None,
+            "__pydantic_private__": private if class_.__private_attributes__ else None,
+        }
+        for name, item in beside.items():
+            if hasattr(_of_class(class_, name), "__set__"):  # a RootModel has no place for them
+                object.__setattr__(value, name, item)
         return value
 
     def default(self, class_: Any, name: str) -> Any:
@@ -194,7 +199,7 @@ class EnumClass(Shape):
         if class_.__members__.get(value._name_) is value:
             return {"name": value._name_}
         if not _combines(class_):
-            raise Refusal("it is no member of its enumeration")
+            raise Refusal("it is no member of its enumeration", "Return a member.")
         return {"value": value._value_}
 
     def build(self, class_: Any, state: dict[str, Any]) -> Any:
@@ -241,7 +246,7 @@ def _in_dict(class_: type, names: tuple[str, ...]) -> bool:
     try:
         blank: object = object.__new__(class_)
     except TypeError:
-        raise Refusal("its class is built on a type that holds more than fields") from None
+        raise Refusal("its class is built on a type that holds more than fields", "Hold that in a field.") from None
     behind = (_of_class(class_, name) for name in names)
     return hasattr(blank, "__dict__") and not any(hasattr(place, "__set__") for place in behind)
 
