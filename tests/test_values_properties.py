@@ -140,7 +140,7 @@ def nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
             st.frozensets(hashable, max_size=3),
             *(inner.map(class_) for class_ in (Pair, Bag, Many, Packed)),
             st.builds(lambda one, two: Bag(one, two), inner, inner),
-            st.builds(lambda of, more: Page(of=of, more=more), inner, inner),
+            st.builds(lambda of, more: Page.model_validate({"of": of, "more": more}), inner, inner),
         ),
         max_leaves=12,
     )
@@ -237,6 +237,10 @@ def test_different_values_have_different_fingerprints(a: Any, b: Any) -> None:
         assert repr(a) == repr(b) or a == b
 
 
+def constant(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
 class Stop(BaseException):
     """Leaves the run unfinished."""
 
@@ -252,7 +256,7 @@ def test_live_equals_replay(values: list[Any]) -> None:
         seen.append([])
         for number, value in enumerate(values):
             try:
-                seen[-1].append(step("make", lambda value=value: value, key=f"make-{number}"))
+                seen[-1].append(step("make", constant(value), key=f"make-{number}"))
             except durable.UnstorableValue as refusal:
                 seen[-1].append(refusal.path)
         raise Stop
@@ -485,8 +489,8 @@ def test_any_exception_is_the_same_live_and_replayed(arguments: list[Any], note:
 
 def _comes_back(value: Any) -> bool:
     try:
-        CODEC.encode(value, what="it")
-        str(value).encode()
+        same_text = repr(back(CODEC.encode(value, what="it"))) == repr(value)  # a set may come back in another order
+        repr(value).encode()
     except (durable.UnstorableValue, UnicodeError):
         return False
-    return True
+    return same_text

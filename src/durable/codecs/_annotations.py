@@ -134,9 +134,7 @@ def _of_class(class_: type) -> Check | None:
 
 def _instance(class_: Any, name: str) -> Check:
     def check(value: Any, path: str) -> Wrong | None:
-        return (
-            None if isinstance(value, class_) else (path, f"a {its_type(value)} was returned where {name} is promised")
-        )
+        return None if isinstance(value, class_) else (path, f"{its_type(value)} was returned where {name} is promised")
 
     return check
 
@@ -151,7 +149,7 @@ def _any_of(checks: list[Check | None], name: str) -> Check | None:
         if None in wrongs:
             return None
         deeper = [wrong for wrong in wrongs if wrong is not None and wrong[0] != path]
-        return deeper[0] if deeper else (path, f"a {its_type(value)} was returned where {name} is promised")
+        return deeper[0] if deeper else (path, f"{its_type(value)} was returned where {name} is promised")
 
     return check
 
@@ -160,7 +158,7 @@ def _literal(allowed: tuple[Any, ...]) -> Check:
     def check(value: Any, path: str) -> Wrong | None:
         if any(type(value) is type(one) and value == one for one in allowed):
             return None
-        return path, f"a {its_type(value)} was returned that is none of the Literal's values"
+        return path, f"{its_type(value)} was returned that is none of the Literal's values"
 
     return check
 
