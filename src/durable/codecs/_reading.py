@@ -7,7 +7,7 @@ from typing import Any, Final
 from durable.codecs import _kinds
 from durable.codecs._names import found, is_name
 from durable.codecs._shapes import Shape, shape_of
-from durable.codecs._tags import TAG, Misread
+from durable.codecs._tags import TAG, Misread, missing_codec
 
 _NODES: Final = frozenset({list, dict})
 
@@ -52,6 +52,8 @@ class Reading:
         return tree
 
     def _container(self, tag: str, tree: dict[str, Any]) -> Any:
+        if tag == "codec":
+            raise Misread(missing_codec(tree.get("name")))
         items = tree.get("items")
         if type(items) is not list:
             raise Misread("it is tagged as something that this version does not know")

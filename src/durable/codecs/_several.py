@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from durable.codecs._json import JsonCodec
-from durable.codecs._tags import TAG_IN_TEXT
+from durable.codecs._tags import CODEC_NAME, TAG_IN_TEXT, missing_codec
 from durable.codecs.protocol import Codec
 from durable.errors import DurableError, InvalidArgument, UnreadableRecord, UnstorableValue
 
@@ -38,13 +38,13 @@ class Codecs:
     def __init__(self, codecs: Sequence[Codec]) -> None:
         self._by_name: dict[str, Codec] = {}
         for codec in codecs:
+            verbs = ("encode", "decode", "fingerprint")
+            if isinstance(codec, type) or any(not callable(getattr(codec, verb, None)) for verb in verbs):
+                raise InvalidArgument(f"codec= takes codecs, like JsonCodec(); this is a {type(codec).__name__}")
             name = getattr(codec, "name", None)
-            if not isinstance(name, str) or not name or not name.isprintable():
-                raise InvalidArgument(
-                    f"a codec has a name, a short text that its records carry; {type(codec).__name__} has none"
-                )
-            if any(not callable(getattr(codec, verb, None)) for verb in ("encode", "decode", "fingerprint")):
-                raise InvalidArgument(f"codec= takes codecs, like JsonCodec(); {type(codec).__name__} is none")
+            if not isinstance(name, str) or not CODEC_NAME.fullmatch(name):
+                kind = type(codec).__name__
+                raise InvalidArgument(f"a codec has a name of at most 40 letters, digits and ._+-, and {kind} has none")
             if name in self._by_name:
                 raise InvalidArgument(f"two codecs are called {name!r}, and their records could not be told apart")
             self._by_name[name] = codec
@@ -82,9 +82,7 @@ class Codecs:
             return self._json.decode(text, run_id=run_id, where=where, annotation=annotation)
         codec = self._by_name.get(sealed.name)
         if codec is None:
-            shown = f" {sealed.name!r}" if len(sealed.name) < 100 and sealed.name.isprintable() else ""  # noqa: PLR2004
-            problem = f"the codec{shown} wrote it, and the store has none of that name: pass it with codec="
-            raise UnreadableRecord(run_id, where, problem)
+            raise UnreadableRecord(run_id, where, missing_codec(sealed.name))
         try:
             return codec.decode(bytes(sealed.value), run_id=run_id, where=where, annotation=annotation)
         except DurableError:
