@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import msgspec
@@ -102,10 +103,12 @@ def _rebuilt(record: ErrorRecord, codec: Codec, run_id: str, where: str) -> Exce
     class_ = _imported_class(record.type)
     if class_ is None:
         return None
+    exception: Exception
     try:
         if issubclass(class_, ExceptionGroup):
             members = [_raised(member, codec, run_id, where) for member in record.members]
-            exception = cast(Any, class_)(record.message, members)
+            group: Callable[..., Exception] = class_
+            exception = group(record.message, members)
         elif record.args is UNSET:
             return None
         else:
@@ -140,7 +143,9 @@ def _members(exception: BaseException) -> tuple[BaseException, ...]:
 
 def _notes(exception: BaseException) -> list[str]:
     notes = getattr(exception, "__notes__", None)
-    return [note for note in notes if isinstance(note, str)] if isinstance(notes, list | tuple) else []
+    if not isinstance(notes, list | tuple):
+        return []
+    return [note for note in cast(list[Any], notes) if isinstance(note, str)]
 
 
 def _arguments(exception: BaseException, codec: Codec) -> Any:

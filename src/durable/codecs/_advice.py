@@ -1,5 +1,8 @@
 """What to do instead of returning a value that cannot come back."""
 
+# Everything here is of types that only their owners know.
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import types

@@ -5,6 +5,9 @@ a protocol, a name that exists for type checkers only) is true of every value, a
 affair.
 """
 
+# Everything here is of types that only their owners know.
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import functools

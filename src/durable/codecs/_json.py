@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import marshal
-from typing import Any, Final
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -36,7 +38,7 @@ class JsonCodec:
     `max_payload` is the most bytes that one value may take as JSON; PostgreSQL's own limit is a little above 268 million.
     """
 
-    name: Final = "json"
+    name = "json"
 
     def __init__(self, *, max_payload: int = 100 * 1024 * 1024) -> None:
         if type(max_payload) is not int or not 0 < max_payload <= _MOST_BYTES:
@@ -181,13 +183,15 @@ def _perhaps_deep(text: bytes) -> bool:
 
 def _depth(tree: Any) -> int:
     """How many levels a tree has."""
-    depth, level = 0, [tree]
+    depth = -1
+    level: list[Any] = [tree]
     while level:
-        level = [
-            item
-            for node in level
-            if isinstance(node, list | dict | tuple)
-            for item in (node.values() if isinstance(node, dict) else node)
-        ]
         depth += 1
-    return depth - 1
+        level = list(chain.from_iterable(map(_below, level)))
+    return depth
+
+
+def _below(node: Any) -> Iterable[Any]:
+    if isinstance(node, dict):
+        return cast(dict[str, Any], node).values()
+    return cast(list[Any], node) if isinstance(node, list | tuple) else ()

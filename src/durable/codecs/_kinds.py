@@ -48,7 +48,7 @@ def _read_zone(tree: Tree, offset: timedelta | None, zone: tzinfo | None) -> tzi
     return zone
 
 
-def _write_datetime(value: datetime) -> Tree:
+def _write_datetime(_: object, value: datetime) -> Tree:
     tree = _write_zone({TAG: "datetime", "value": value.isoformat()}, value.tzinfo)
     if value.fold:
         tree["fold"] = 1
@@ -60,7 +60,7 @@ def _read_datetime(tree: Tree) -> datetime:
     return value.replace(tzinfo=_read_zone(tree, value.utcoffset(), value.tzinfo), fold=tree.get("fold", 0))
 
 
-def _write_time(value: time) -> Tree:
+def _write_time(_: object, value: time) -> Tree:
     tree = _write_zone({TAG: "time", "value": value.isoformat()}, value.tzinfo)
     if value.fold:
         tree["fold"] = 1
@@ -72,7 +72,7 @@ def _read_time(tree: Tree) -> time:
     return value.replace(tzinfo=_read_zone(tree, value.utcoffset(), value.tzinfo), fold=tree.get("fold", 0))
 
 
-def _write_timedelta(value: timedelta) -> Tree:
+def _write_timedelta(_: object, value: timedelta) -> Tree:
     # ISO 8601, which PostgreSQL reads as an interval.
     return {TAG: "timedelta", "value": f"P{value.days}DT{value.seconds}.{value.microseconds:06d}S"}
 
@@ -85,7 +85,7 @@ def _read_timedelta(tree: Tree) -> timedelta:
     return timedelta(days, seconds, microseconds)
 
 
-def _write_bytes(value: bytes) -> Tree:
+def _write_bytes(_: object, value: bytes) -> Tree:
     return {TAG: "bytes", "value": binascii.b2a_base64(value, newline=False).decode()}
 
 
@@ -93,8 +93,8 @@ def _read_bytes(tree: Tree) -> bytes:
     return binascii.a2b_base64(tree["value"], strict_mode=True)
 
 
-def _as_text(tag: str) -> Callable[[Any], Tree]:
-    return lambda value: {TAG: tag, "value": str(value)}
+def _as_text(tag: str) -> Callable[[object, Any], Tree]:
+    return lambda _, value: {TAG: tag, "value": str(value)}
 
 
 def _of_text(kind: Callable[[str], Any]) -> Callable[[Tree], Any]:
@@ -106,7 +106,8 @@ def _of_text(kind: Callable[[str], Any]) -> Callable[[Tree], Any]:
     return read
 
 
-WRITERS: Final[dict[type, Callable[[Any], Tree]]] = {
+# Called with the writing that they are a part of, which none of them needs, and the value.
+WRITERS: Final[dict[type, Callable[[object, Any], Tree]]] = {
     datetime: _write_datetime,
     date: _as_text("date"),
     time: _write_time,

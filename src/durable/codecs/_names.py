@@ -4,6 +4,9 @@ A name leads to a class that is imported already, or stands in the annotation of
 is imported because a record says so.
 """
 
+# Everything here is of types that only their owners know.
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import dataclasses

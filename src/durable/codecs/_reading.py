@@ -1,5 +1,8 @@
 """A value from its tree. Nothing is imported or called because a tree says so: a class is found, never fetched."""
 
+# Everything here is of types that only their owners know.
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 from typing import Any, Final
@@ -9,6 +12,7 @@ from durable.codecs._names import found, is_name
 from durable.codecs._shapes import Shape, shape_of
 from durable.codecs._tags import TAG, Misread, missing_codec
 
+_UNTAGGED: Final = object()
 _NODES: Final = frozenset({list, dict})
 
 
@@ -26,16 +30,18 @@ class Reading:
             return self._items(tree)
         if kind is not dict:
             return tree
-        if TAG not in tree:
+        tag = tree.pop(TAG, _UNTAGGED)
+        if tag is _UNTAGGED:
             return self._fields(tree)
-        tag = tree.pop(TAG)
         if type(tag) is not str:
             raise Misread("its tag is not a text")
-        if ":" in tag:
-            class_, shape = self._classes.get(tag) or self._known(tag)
-            return shape.build(class_, self._fields(tree))
         read = _kinds.READERS.get(tag)
-        return self._container(tag, tree) if read is None else read(tree)
+        if read is not None:
+            return read(tree)
+        if ":" not in tag:
+            return self._container(tag, tree)
+        class_, shape = self._classes.get(tag) or self._known(tag)
+        return shape.build(class_, self._fields(tree))
 
     def _items(self, tree: list[Any]) -> list[Any]:
         value = self.value

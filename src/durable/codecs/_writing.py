@@ -1,5 +1,8 @@
 """A value as a tree of JSON-native parts."""
 
+# Everything here is of types that only their owners know.
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import math
@@ -41,11 +44,7 @@ class Writing:
         kind = type(value)
         if kind in self._leaves:
             return value
-        write = _WRITERS.get(kind)
-        if write is not None:
-            return write(self, value)
-        plain = _kinds.WRITERS.get(kind)
-        return self._object(value) if plain is None else plain(value)
+        return _WRITERS.get(kind, Writing.of_object)(self, value)
 
     def of_float(self, value: float) -> float:
         if not math.isfinite(value):
@@ -118,7 +117,7 @@ class Writing:
         # Two equal sets may have two orders; what is compared must have one.
         return {TAG: type(value).__name__, "items": sorted(self.of_list(value), key=_sorted_text)}
 
-    def _object(self, value: Any) -> dict[str, Any]:
+    def of_object(self, value: Any) -> dict[str, Any]:
         class_ = type(value)
         name, shape = self._classes.get(class_) or self._known(class_)
         leaves, tree = self._leaves, self.tree
@@ -148,7 +147,7 @@ class Writing:
         return name, shape
 
 
-_WRITERS: Final[dict[type, Callable[[Writing, Any], Any]]] = {
+_WRITERS: Final[dict[type, Callable[[Any, Any], Any]]] = {
     float: Writing.of_float,
     int: Writing.of_int,
     str: Writing.of_text,
@@ -157,6 +156,7 @@ _WRITERS: Final[dict[type, Callable[[Writing, Any], Any]]] = {
     tuple: Writing.of_tuple,
     set: Writing.of_set,
     frozenset: Writing.of_set,
+    **_kinds.WRITERS,
 }
 
 
