@@ -44,7 +44,8 @@ class Writing:
         kind = type(value)
         if kind in self._leaves:
             return value
-        return _WRITERS.get(kind, Writing.of_object)(self, value)
+        write: Callable[[Any, Any], Any] = _WRITERS.get(kind) or Writing.of_object
+        return write(self, value)
 
     def of_float(self, value: float) -> float:
         if not math.isfinite(value):
