@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import CodeType, FunctionType
 from typing import Any, Final
 
 from durable._decorator import Driver, current_frame
@@ -166,15 +168,34 @@ def _takes(fn: Any, *, given: bool) -> frozenset[int]:
     """With how many arguments the workflow can be called; `InvalidArgument` when not as it would have to be."""
     if not callable(fn):
         raise InvalidArgument(f"the workflow must be a function fn(step, deps), not {type(fn).__name__}")
+    fits = _arities(fn)
+    if _WITH_INPUT in fits if given else fits:
+        return fits
+    wanted = "fn(step, deps, input), since input= was given" if given else "fn(step, deps)"
+    raise InvalidArgument(f"the workflow {_name(fn)}{inspect.signature(fn)} must be callable as {wanted}")
+
+
+def _arities(fn: Any) -> frozenset[int]:
+    if type(fn) is FunctionType and not fn.__defaults__ and not fn.__kwdefaults__:
+        return _arities_of(fn.__code__)
     try:
         signature = inspect.signature(fn)
     except ValueError:
         raise InvalidArgument(f"the workflow {_name(fn)!r} is not a function fn(step, deps) of yours") from None
-    fits = frozenset(count for count in (_WITHOUT_INPUT, _WITH_INPUT) if _binds(signature, count))
-    if _WITH_INPUT in fits if given else fits:
-        return fits
-    wanted = "fn(step, deps, input), since input= was given" if given else "fn(step, deps)"
-    raise InvalidArgument(f"the workflow {_name(fn)}{signature} must be callable as {wanted}")
+    return frozenset(count for count in (_WITHOUT_INPUT, _WITH_INPUT) if _binds(signature, count))
+
+
+@functools.lru_cache(maxsize=1024)
+def _arities_of(code: CodeType) -> frozenset[int]:
+    """The same for a plain function: a workflow is called often, and `inspect` takes longer than all else before it."""
+    takes_more = bool(code.co_flags & inspect.CO_VARARGS)
+    needs_names = bool(code.co_kwonlyargcount)
+    counts = (_WITHOUT_INPUT, _WITH_INPUT)
+    return frozenset(
+        count
+        for count in counts
+        if not needs_names and (count == code.co_argcount or (takes_more and count > code.co_argcount))
+    )
 
 
 def _binds(signature: inspect.Signature, count: int) -> bool:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
+from msgspec import Struct
+
 from durable._engine.leases import Lease
 from durable.errors import DurableError
 from durable.snapshot import ErrorRecord, Header, Record, Status, StepRecord
@@ -22,39 +24,33 @@ class Reading(NamedTuple):
 # -- decisions about a step ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
+class Replay(Struct, frozen=True):
     """Hand out this record: its value, decoded anew, or its error, rebuilt and raised."""
 
     record: StepRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(Struct, frozen=True):
     """Call the body, and answer with `Returned`, `Raised`, `Unstorable` or `Interrupted`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(Struct, frozen=True):
     """Commit this record, and answer with `Acknowledged` or `Rejected`."""
 
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
-class Join:
+class Join(Struct, frozen=True):
     """The same key is running: wait until it has settled, then answer with `Asked` again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Raise:
+class Raise(Struct, frozen=True):
     """Raise this at the call; the workflow may catch it."""
 
     error: DurableError
 
 
-@dataclass(frozen=True, slots=True)
-class Abort:
+class Abort(Struct, frozen=True):
     """Leave the workflow with this, past every `except Exception`."""
 
     error: DurableError
@@ -66,46 +62,39 @@ StepDecision: TypeAlias = Replay | Attempt | Checkpoint | Join | Raise | Abort
 # -- outcomes of a step -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """The workflow waits for this step."""
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(Struct, frozen=True):
     """The body returned; `value` is the JSON of what it returned."""
 
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Raised:
+class Raised(Struct, frozen=True):
     """The body raised an `Exception`, which has this record."""
 
     error: ErrorRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Unstorable:
+class Unstorable(Struct, frozen=True):
     """The body returned something that cannot be stored."""
 
     error: DurableError
 
 
-@dataclass(frozen=True, slots=True)
-class Interrupted:
+class Interrupted(Struct, frozen=True):
     """The body, or the wait for its checkpoint, was left by something that is not an `Exception`."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Acknowledged:
+class Acknowledged(Struct, frozen=True):
     """The store has committed the record."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(Struct, frozen=True):
     """The store has not committed the record, or cannot say."""
 
     error: DurableError

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from durable._engine.decisions import Abort, Raise
 from durable.errors import AmbiguousKey, KeyConflict, UnreadableRecord, WorkflowDrift
 from durable.snapshot import FailureRecord, Kind, Record, Status, StepRecord, parse
 
 
-@dataclass(slots=True, eq=False)
-class Call:
+class Call(Struct, eq=False):
     """One use of `step(...)`: its identity, and what has become of it.
 
     `refusal` is what stands in its way from the start; `original` the live exception of its body, for the one who

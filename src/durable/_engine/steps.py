@@ -32,6 +32,7 @@ from durable.events import RunEvent, StepBegan, StepInterrupted, StepRecorded, S
 from durable.snapshot import ErrorRecord, Kind, Record, StepRecord, render
 
 STALLED_AFTER: Final = 3  # leases
+_STEP: Final = Kind.STEP.value
 
 
 class Execution:
@@ -163,7 +164,7 @@ class Execution:
             unordered=call.unordered,
             fingerprint=call.fingerprint,
         )
-        return Checkpoint(Record(self.journal.take_seq(), call.key, Kind.STEP, render(call.record)))
+        return Checkpoint(Record(self.journal.take_seq(), call.key, _STEP, render(call.record)))
 
     def _acknowledged(self, call: Call, reading: Reading) -> StepDecision:
         assert call.record is not None, "acknowledged before it was sent"  # noqa: S101 -- a driver's bug, not an input

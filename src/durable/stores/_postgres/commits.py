@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,16 +24,17 @@ _OVERHEAD = 200  # bytes that an entry takes besides its text, about
 _TAKEN = "another execution has taken it over"
 
 _json = msgspec.json.Encoder()
+_claims = itertools.count(1)  # of this process, whose `instance` is random
 
 
 class Claiming:
-    """The payload of a claim. `random` makes its token; sent twice, it is the same claim."""
+    """The payload of a claim. `random` makes its token, and no other claim's; sent twice, it is the same claim."""
 
     __slots__ = ("claim", "dead", "owner", "random", "sent")
 
     def __init__(self, claim: Claim, instance: str, owner: str, dead: str | None) -> None:
         self.claim = claim
-        self.random = f"{instance}.{secrets.token_hex(8)}"
+        self.random = f"{instance}.{next(_claims)}"
         self.owner = owner
         self.dead = dead
         self.sent: float | None = None
@@ -141,7 +142,7 @@ class Statements:
         if len(jobs) == 1:
             write: Writing = jobs[0].payload
             lease, record = write.lease, write.record
-            row = (lease.run_id, lease.token, record.seq, record.key, record.kind, write.nonce, record.text)
+            row = (record.seq, record.key, record.kind, write.nonce, record.text, lease.run_id, lease.token)
             if lane.execute(self._sql["checkpoint"], row).rowcount == 1:
                 return (None,)
             return self.read_back(lane, jobs)

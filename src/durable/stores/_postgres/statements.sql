@@ -93,12 +93,12 @@ SELECT asked.id, step.seq, step.key, step.kind, step.record
 
 -- name: checkpoint
 -- One round trip, one commit. The key-share lock is the fence: it waits for whoever is changing the token, and then looks
--- at the token again.
-WITH lease AS (
-    SELECT workflow_id, epoch FROM {locks} WHERE workflow_id = %s AND owner_token = %s FOR KEY SHARE
-)
+-- at the token again. (As a CTE it costs a tuple store and a second scan.)
 INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
-SELECT workflow_id, %s, %s, %s, %s, epoch, %s::json FROM lease
+SELECT workflow_id, %s, %s, %s, %s, epoch, %s::json
+  FROM {locks}
+ WHERE workflow_id = %s AND owner_token = %s
+   FOR KEY SHARE
 ON CONFLICT (workflow_id, seq) DO NOTHING
 
 -- name: checkpoint_batch
