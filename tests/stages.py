@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import durable
 from durable._engine import runs
@@ -43,11 +44,12 @@ from durable._engine.decisions import (
     Return,
     Returned,
     StepOutcome,
+    Wait,
 )
 from durable._engine.journal import Call, Journal
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
-from durable._step import _NEVER
+from durable._terms import terms
 from durable.codecs import JsonCodec
 from durable.errors import Unwind
 from durable.failures import from_record, to_record
@@ -64,6 +66,7 @@ class Ask(NamedTuple):
     fn: Callable[..., Any]
     args: tuple[Any, ...] = ()
     key: str | None = None
+    terms: Mapping[str, Any] = {}
 
 
 class Together(NamedTuple):
@@ -84,6 +87,7 @@ class World:
     """What the steps do to the world, and what becomes of them."""
 
     failing: set[str] = field(default_factory=set)
+    failures: Counter[str] = field(default_factory=Counter)  # that are still to come
     bodies: list[str] = field(default_factory=list)
     boundaries: Boundaries | None = None
 
@@ -92,7 +96,8 @@ class World:
         if self.boundaries is not None:
             self.boundaries.pass_one("before body")
         self.bodies.append(what)
-        if what in self.failing:
+        if what in self.failing or self.failures[what] > 0:
+            self.failures[what] -= 1
             raise ValueError(f"{what} failed")
         if self.boundaries is not None:
             self.boundaries.pass_one("after body")
@@ -136,6 +141,8 @@ class EngineStage:
         self._records: dict[str, list[Record]] = {}
         self._epochs: Counter[str] = Counter()
         self._codec = JsonCodec()
+        self._now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.waited = 0.0
 
     def run(
         self,
@@ -251,21 +258,34 @@ class EngineStage:
 
     def _call(self, execution: Execution, ask: Ask) -> Call:
         fingerprint = self._codec.fingerprint(list(ask.args), what="an argument") if ask.args else ""
-        return execution.call(ask.name, ask.key, fingerprint, "main")
+        call = execution.call(ask.name, ask.key, fingerprint, "main")
+        call.at_most_once = ask.terms.get("at_most_once", False)
+        return call
+
+    @property
+    def _reading(self) -> Reading:
+        return Reading(self._now, 1.0)
 
     def _turn(self, execution: Execution, call: Call, ask: Ask, outcome: StepOutcome) -> StepOutcome | _Settled:
-        match execution.advance(call, outcome, Reading(_NEVER, 1.0)):
+        match execution.advance(call, outcome, self._reading):
             case Replay(record):
                 return _Settled(self._handed_out(execution, call, record))
-            case Attempt():
+            case Wait(seconds):
+                self._now += timedelta(seconds=seconds)
+                self.waited += seconds
+                return Asked()
+            case Attempt(number, began):
                 try:
                     value = ask.fn(*ask.args)
                     return Returned(self._codec.encode(value, what="the result"))
                 except durable.UnstorableValue as problem:
-                    execution.advance(call, Interrupted("unstorable"), Reading(_NEVER, 1.0))
+                    execution.advance(call, Interrupted("unstorable"), self._reading)
                     raise problem from None
                 except Exception as problem:
-                    return Raised(to_record(problem, self._codec))
+                    policy = terms(ask.terms.get("retry"), None).policy
+                    seconds = (self._now - began).total_seconds()
+                    again_in = None if policy is None else policy.again_in(problem, number, seconds)
+                    return Raised(to_record(problem, self._codec), again_in)
             case Checkpoint(record):
                 self.boundaries.pass_one("before checkpoint")
                 self._records[execution.run_id].append(record)
@@ -439,9 +459,12 @@ def _workflow(story: Story) -> Any:
     def workflow(step: durable.Step, deps: Any, *input: Any) -> Any:
         def perform(ask: Ask | Together) -> Any:
             if isinstance(ask, Ask):
-                return step(ask.name, ask.fn, *ask.args, key=ask.key)
+                return step(ask.name, ask.fn, *ask.args, key=ask.key, **ask.terms)
             with ThreadPoolExecutor(len(ask.asks)) as pool:
-                futures = [pool.submit(step, one.name, one.fn, *one.args, key=one.key) for one in ask.asks]
+                futures = [
+                    pool.submit(cast(Any, step), one.name, one.fn, *one.args, key=one.key, **one.terms)
+                    for one in ask.asks
+                ]
             return [future.result() for future in futures]
 
         return told(story(deps, *input), perform)
@@ -453,9 +476,9 @@ def _async_workflow(story: Story) -> Any:
     async def workflow(step: durable.AsyncStep, deps: Any, *input: Any) -> Any:
         async def perform(ask: Ask | Together) -> Any:
             if isinstance(ask, Ask):
-                return await step(ask.name, _sometimes_async(ask.fn), *ask.args, key=ask.key)
+                return await step(ask.name, _sometimes_async(ask.fn), *ask.args, key=ask.key, **ask.terms)
             return await asyncio.gather(
-                *(step(one.name, _sometimes_async(one.fn), *one.args, key=one.key) for one in ask.asks)
+                *(step(one.name, _sometimes_async(one.fn), *one.args, key=one.key, **one.terms) for one in ask.asks)
             )
 
         return await told_async(story(deps, *input), perform)

@@ -15,10 +15,14 @@ from durable.snapshot import ErrorRecord, Header, Record, Status, StepRecord
 
 
 class Reading(NamedTuple):
-    """The clock as the driver read it: a moment for people, seconds for decisions."""
+    """The world as the driver read it: a moment for people and for what outlives a process, seconds for leases.
+
+    `cancelled` says whether somebody in this process has asked the run to stop.
+    """
 
     at: datetime
     elapsed: float
+    cancelled: bool = False
 
 
 # -- decisions about a step ---------------------------------------------------------------------------------------
@@ -31,7 +35,19 @@ class Replay(Struct, frozen=True):
 
 
 class Attempt(Struct, frozen=True):
-    """Call the body, and answer with `Returned`, `Raised`, `Unstorable` or `Interrupted`."""
+    """Call the body, and answer with `Returned`, `Raised`, `Unstorable` or `Interrupted`.
+
+    It is the `number`-th attempt, the first of which began at `began`.
+    """
+
+    number: int
+    began: datetime
+
+
+class Wait(Struct, frozen=True):
+    """Let `seconds` pass, then answer with `Asked` again."""
+
+    seconds: float
 
 
 class Checkpoint(Struct, frozen=True):
@@ -56,14 +72,14 @@ class Abort(Struct, frozen=True):
     error: DurableError
 
 
-StepDecision: TypeAlias = Replay | Attempt | Checkpoint | Join | Raise | Abort
+StepDecision: TypeAlias = Replay | Attempt | Wait | Checkpoint | Join | Raise | Abort
 
 
 # -- outcomes of a step -------------------------------------------------------------------------------------------
 
 
 class Asked(Struct, frozen=True):
-    """The workflow waits for this step."""
+    """The workflow waits for this step, for the first time or still."""
 
 
 class Returned(Struct, frozen=True):
@@ -73,9 +89,10 @@ class Returned(Struct, frozen=True):
 
 
 class Raised(Struct, frozen=True):
-    """The body raised an `Exception`, which has this record."""
+    """The body raised an `Exception`, which has this record. `again_in` seconds it is to be tried again; None: it is not."""
 
     error: ErrorRecord
+    again_in: float | None = None
 
 
 class Unstorable(Struct, frozen=True):
@@ -111,8 +128,8 @@ class Claim:
     """A request for the right to run `run_id`.
 
     `input` is its JSON, None when none was given; `input_hash` its fingerprint. `seconds` is the lease's length.
-    `after_failure` says whether a run that has failed may be taken up again (not by one who only waited for it),
-    `create` whether a run that is not there may be started (not without the input that its workflow needs).
+    `after_failure` says whether a run that has failed, or was cancelled, may be taken up again (not by one who only
+    waited for it), `create` whether a run that is not there may be started (not without the input that its workflow needs).
     """
 
     run_id: str
@@ -212,7 +229,8 @@ class Finish:
 class Release:
     """Give the lease back without an outcome; the run can be resumed at once. Then raise `error`, if there is one.
 
-    `status` is what the run goes back to, where nothing was written to one that had failed before; None leaves it running.
+    `status` is `cancelled`, or what the run goes back to, where nothing was written to one that had failed before; None
+    leaves it running.
     """
 
     error: DurableError | None

@@ -26,7 +26,8 @@ SELECT asked.id, 1, '1:' || asked.random, asked.owner, clock_timestamp() + make_
                 AND (asked.input_hash IS NULL
                      OR run.snapshot->'metadata'->>'inputHash' IS NOT DISTINCT FROM asked.input_hash)
                 AND run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed'
-                AND (asked.after_failure OR run.snapshot->'execution'->>'status' IS DISTINCT FROM 'failed')
+                AND (asked.after_failure
+                     OR (run.snapshot->'execution'->>'status' IN ('failed', 'cancelled')) IS NOT TRUE)
        END
  ORDER BY asked.id
 ON CONFLICT (workflow_id) DO UPDATE
