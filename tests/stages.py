@@ -37,12 +37,15 @@ from durable._engine.decisions import (
     Raise,
     Raised,
     Reading,
+    Receive,
+    Received,
     Refused,
     Release,
     Replay,
     Reraise,
     Return,
     Returned,
+    Silent,
     StepOutcome,
     Wait,
 )
@@ -75,7 +78,23 @@ class Together(NamedTuple):
     asks: Sequence[Ask]
 
 
-Story: TypeAlias = Callable[..., Generator[Ask | Together, Any, Any]]
+class Sleep(NamedTuple):
+    """Let time pass."""
+
+    name: str
+    seconds: float
+
+
+class WaitFor(NamedTuple):
+    """Wait for a signal."""
+
+    name: str
+    timeout: float | None = None
+    key: str | None = None
+
+
+Demand: TypeAlias = Ask | Together | Sleep | WaitFor
+Story: TypeAlias = Callable[..., Generator[Any, Any, Any]]
 
 
 class Died(BaseException):
@@ -129,6 +148,10 @@ class Stage(Protocol):
         """One `durable.run`; raises what it raises, or `Died`. Says in `boundaries` which ones it passed."""
         ...
 
+    def signal(self, id: str, name: str, payload: Any) -> None:
+        """`durable.signal`."""
+        ...
+
     boundaries: Boundaries
 
 
@@ -143,6 +166,7 @@ class EngineStage:
         self._codec = JsonCodec()
         self._now = datetime(2026, 1, 1, tzinfo=UTC)
         self.waited = 0.0
+        self._signals: list[tuple[str, str, bytes]] = []
 
     def run(
         self,
@@ -229,8 +253,22 @@ class EngineStage:
                 assert reason is not None
                 raise reason
 
-    def _asked(self, execution: Execution, ask: Ask | Together) -> Any:
-        asks = ask.asks if isinstance(ask, Together) else [ask]
+    def signal(self, id: str, name: str, payload: Any) -> None:
+        """Send a signal."""
+        self._signals.append((id, name, self._codec.encode(payload, what="a payload")))
+
+    def _slept(self, execution: Execution, sleep: Sleep) -> None:
+        until = self._now + timedelta(seconds=sleep.seconds)
+        woken = datetime.fromisoformat(self._asked(execution, Ask(sleep.name, lambda: until.isoformat())))
+        while (decision := execution.rest(woken, self._reading)) is not None:
+            assert isinstance(decision, Wait)
+            self._now += timedelta(seconds=decision.seconds)
+            self.waited += decision.seconds
+
+    def _asked(self, execution: Execution, ask: Demand) -> Any:
+        if isinstance(ask, Sleep):
+            return self._slept(execution, ask)
+        asks: Sequence[Any] = ask.asks if isinstance(ask, Together) else [ask]
         calls = [(self._call(execution, one), one) for one in asks]
         outcomes: dict[int, StepOutcome] = {}
         results: dict[int, Any] = {}
@@ -256,7 +294,11 @@ class EngineStage:
         values = [results[index] for index in range(len(calls))]
         return values if isinstance(ask, Together) else values[0]
 
-    def _call(self, execution: Execution, ask: Ask) -> Call:
+    def _call(self, execution: Execution, ask: Ask | WaitFor) -> Call:
+        if isinstance(ask, WaitFor):
+            call = execution.call(ask.name, ask.key, "", "main")
+            call.listens, call.patience = True, ask.timeout
+            return call
         fingerprint = self._codec.fingerprint(list(ask.args), what="an argument") if ask.args else ""
         call = execution.call(ask.name, ask.key, fingerprint, "main")
         call.at_most_once = ask.terms.get("at_most_once", False)
@@ -266,7 +308,7 @@ class EngineStage:
     def _reading(self) -> Reading:
         return Reading(self._now, 1.0)
 
-    def _turn(self, execution: Execution, call: Call, ask: Ask, outcome: StepOutcome) -> StepOutcome | _Settled:
+    def _turn(self, execution: Execution, call: Call, ask: Any, outcome: StepOutcome) -> StepOutcome | _Settled:
         match execution.advance(call, outcome, self._reading):
             case Replay(record):
                 return _Settled(self._handed_out(execution, call, record))
@@ -274,6 +316,13 @@ class EngineStage:
                 self._now += timedelta(seconds=seconds)
                 self.waited += seconds
                 return Asked()
+            case Receive(name, taken):
+                sent = enumerate(self._signals, start=1)
+                here = (execution.run_id, name)
+                found = (Received(n, text) for n, (*to, text) in sent if tuple(to) == here and n not in taken)
+                return next(found, Silent())
+            case Attempt() if isinstance(ask, WaitFor):
+                return Raised(to_record(durable.SignalTimedOut(ask.name, ask.timeout or 0.0), self._codec))
             case Attempt(number, began):
                 try:
                     value = ask.fn(*ask.args)
@@ -310,7 +359,7 @@ class _Settled(NamedTuple):
     value: Any
 
 
-def told(story: Generator[Ask | Together, Any, Any], perform: Callable[[Ask | Together], Any]) -> Any:
+def told(story: Generator[Demand, Any, Any], perform: Callable[[Demand], Any]) -> Any:
     """Tell a story: perform what it asks, send or throw what came of it, return what it returns."""
     try:
         ask = next(story)
@@ -325,7 +374,7 @@ def told(story: Generator[Ask | Together, Any, Any], perform: Callable[[Ask | To
         return end.value
 
 
-async def told_async(story: Generator[Ask | Together, Any, Any], perform: Callable[[Ask | Together], Any]) -> Any:
+async def told_async(story: Generator[Demand, Any, Any], perform: Callable[[Demand], Any]) -> Any:
     """The same, awaiting."""
     try:
         ask = next(story)
@@ -368,6 +417,16 @@ class DyingStore:
         self._store.finish(lease, status, record)
         self._boundaries.pass_one("finish committed")
 
+    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
+        self._boundaries.pass_one("look for a signal")
+        return self._store.receive(lease, name, taken)
+
+    def signal(self, run_id: str, name: str, payload: str) -> None:
+        self._store.signal(run_id, name, payload)
+
+    def cancel(self, run_id: str) -> bool:
+        return self._store.cancel(run_id)
+
     def release(self, lease: Lease, status: Status | None = None) -> None:
         self._boundaries.pass_one("release")
         self._store.release(lease, status)
@@ -394,6 +453,16 @@ class _DyingAio:
     def finish(self, lease: Lease, status: Status, record: Record) -> asyncio.Future[None]:
         write = lambda: self._store.aio.finish(lease, status, record)  # noqa: E731
         return self._between("before finish", write, "finish committed")
+
+    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> asyncio.Future[tuple[int, str] | None]:
+        look = lambda: self._store.aio.receive(lease, name, taken)  # noqa: E731
+        return self._between("look for a signal", look, "looked for a signal")
+
+    def signal(self, run_id: str, name: str, payload: str) -> asyncio.Future[None]:
+        return self._store.aio.signal(run_id, name, payload)
+
+    def cancel(self, run_id: str) -> asyncio.Future[bool]:
+        return self._store.aio.cancel(run_id)
 
     def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
         return self._between("release", lambda: self._store.aio.release(lease, status), "released")
@@ -431,6 +500,12 @@ class StoreStage:
             if self.boundaries.dead:
                 self._end_lease(id)
 
+    def signal(self, id: str, name: str, payload: Any) -> None:
+        if self._is_async:
+            asyncio.run(durable.aio.signal(self._store, id, name, payload))
+        else:
+            durable.signal(self._store, id, name, payload)
+
 
 def _wants_input(story: Story) -> bool:
     return story.__code__.co_argcount > 1
@@ -457,7 +532,11 @@ def _with_input_async(inner: Any) -> Any:
 
 def _workflow(story: Story) -> Any:
     def workflow(step: durable.Step, deps: Any, *input: Any) -> Any:
-        def perform(ask: Ask | Together) -> Any:
+        def perform(ask: Demand) -> Any:
+            if isinstance(ask, Sleep):
+                return step.sleep(ask.name, ask.seconds)
+            if isinstance(ask, WaitFor):
+                return step.wait_for(ask.name, timeout=ask.timeout, key=ask.key)
             if isinstance(ask, Ask):
                 return step(ask.name, ask.fn, *ask.args, key=ask.key, **ask.terms)
             with ThreadPoolExecutor(len(ask.asks)) as pool:
@@ -474,7 +553,11 @@ def _workflow(story: Story) -> Any:
 
 def _async_workflow(story: Story) -> Any:
     async def workflow(step: durable.AsyncStep, deps: Any, *input: Any) -> Any:
-        async def perform(ask: Ask | Together) -> Any:
+        async def perform(ask: Demand) -> Any:
+            if isinstance(ask, Sleep):
+                return await step.sleep(ask.name, ask.seconds)
+            if isinstance(ask, WaitFor):
+                return await step.wait_for(ask.name, timeout=ask.timeout, key=ask.key)
             if isinstance(ask, Ask):
                 return await step(ask.name, _sometimes_async(ask.fn), *ask.args, key=ask.key, **ask.terms)
             return await asyncio.gather(

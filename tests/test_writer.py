@@ -112,7 +112,8 @@ def test_only_who_has_nothing_to_lose_is_told_at_once(verdict: Verdict) -> None:
             one = entry(verb=verb)
             one.unknown = unknown
             fates[verb, unknown] = bool(batches.followed([one], verdict).failed)
-    assert [kind for kind, failed in fates.items() if failed] == [(Verb.CLAIM, False), (Verb.RELEASE, False)]
+    outside = (Verb.CLAIM, Verb.RELEASE, Verb.CANCEL, Verb.SIGNAL)
+    assert [kind for kind, failed in fates.items() if failed] == [(verb, False) for verb in outside]
 
 
 def test_an_unknown_outcome_is_remembered() -> None:

@@ -1,6 +1,8 @@
 """Durable workflows: ordinary Python functions, checkpointed in your own PostgreSQL."""
 
-from durable._decorator import step
+from durable import aio
+from durable._control import cancel, signal
+from durable._decorator import idempotency_key, step
 from durable._run import run
 from durable._step import AsyncStep, Step
 from durable.errors import (
@@ -23,6 +25,7 @@ from durable.errors import (
     RunOver,
     SchemaMismatch,
     ServerNotStarted,
+    SignalTimedOut,
     StepFailed,
     StepInterrupted,
     StepTimeout,
@@ -58,6 +61,7 @@ __all__ = [
     "RunOver",
     "SchemaMismatch",
     "ServerNotStarted",
+    "SignalTimedOut",
     "Step",
     "StepFailed",
     "StepInterrupted",
@@ -69,6 +73,10 @@ __all__ = [
     "VersionMismatch",
     "WaitTimedOut",
     "WorkflowDrift",
+    "aio",
+    "cancel",
+    "idempotency_key",
     "run",
+    "signal",
     "step",
 ]

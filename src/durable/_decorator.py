@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import sys
 from collections.abc import Callable
@@ -62,6 +63,18 @@ def leave(token: Token[Frame | None]) -> None:
         current_frame.reset(token)
     except ValueError:  # a coroutine closed from outside its task: the context that was entered is gone with that
         pass
+
+
+def idempotency_key() -> str:
+    """A key for whoever acts on a step's behalf: the same in every attempt of it, and in every resume of its run.
+
+    32 hexadecimal digits, from the run's id and the step's key. Raises `InvalidArgument` outside a step's body.
+    """
+    frame = current_frame.get()
+    if frame is None or frame.inside is None:
+        raise InvalidArgument("idempotency_key() is for the body of a step, and this is not in one")
+    _, run_id = frame.runs[-1]
+    return hashlib.blake2b(f"{len(run_id)}:{run_id}{frame.inside}".encode(), digest_size=16).hexdigest()
 
 
 @overload

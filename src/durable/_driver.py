@@ -4,40 +4,59 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from threading import Event
 from typing import Any, Final, NamedTuple, cast
 
 from durable._decorator import Frame, Options, current_frame, options_of
 from durable._engine.blame import marked
-from durable._engine.decisions import Acknowledged, Asked, Attempt, Raised, Reading, Returned, StepOutcome, Unstorable
+from durable._engine.decisions import (
+    Abort,
+    Acknowledged,
+    Asked,
+    Attempt,
+    Raised,
+    Reading,
+    Returned,
+    Silent,
+    StepOutcome,
+    Unstorable,
+    Wait,
+)
 from durable._engine.journal import Call
 from durable._engine.steps import Execution
 from durable._retry import Policy
-from durable._terms import PLAIN, Terms
+from durable._terms import PLAIN, Terms, checked_timeout
 from durable.clocks import Clock
 from durable.codecs import Codec
-from durable.errors import InvalidArgument, NestedStep, UnstorableValue
+from durable.errors import InvalidArgument, NestedStep, SignalTimedOut, UnstorableValue
 from durable.failures import from_record, to_record
 from durable.snapshot import StepRecord, checked_name
 from durable.stores.protocol import RunStore
 
 _log = logging.getLogger("durable")
 
+_LONGEST_SLEEP: Final = 100 * 366 * 24 * 3600.0
+
 ASKED: Final = Asked()
 ACKNOWLEDGED: Final = Acknowledged()
+SILENT: Final = Silent()
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
 _UNREAD: Final = Reading(_NEVER, 0.0)
+_TIMELESS: Final = frozenset({Returned, Acknowledged})
 
 
 class Body(NamedTuple):
-    """What a step calls, and on which terms."""
+    """What a step calls, and on which terms. One that `listens` is called when its `patience` is at its end."""
 
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     terms: Terms
+    listens: bool = False
+    patience: float | None = None
 
     def call(self) -> Any:
         """What the body returns."""
@@ -88,7 +107,7 @@ class Driver:
         _log.warning("run %r has ended but for its running steps, and waits for them: %s", self._execution.run_id, keys)
 
     def _reading(self, outcome: StepOutcome) -> Reading:
-        if self._execution.tell is None and outcome is not ASKED and not isinstance(outcome, Raised):
+        if self._execution.tell is None and type(outcome) in _TIMELESS:
             return _UNREAD  # nobody listens, and nothing depends on the time
         cancelled = self._cancel is not None and self._cancel.is_set()
         return Reading(self._clock.now(), self._clock.elapsed(), cancelled)
@@ -105,7 +124,7 @@ class Driver:
 
     def _fingerprint(self, name: str, key: str | None, body: Body) -> str:
         """The fingerprint of a call's arguments, once the call itself has been found sound."""
-        fn, args, kwargs, _ = body
+        fn, args, kwargs, *_ = body
         frame = current_frame.get()
         if frame is not None and frame.driver is self and frame.inside is not None:
             raise NestedStep(name, frame.inside)
@@ -120,6 +139,38 @@ class Driver:
             args, kwargs = bound.args, bound.kwargs
         arguments = [*args, kwargs] if kwargs else list(args)
         return self._codec.fingerprint(arguments, what=f"an argument of step {name!r}") if arguments else ""
+
+    def _draw(self, name: str, key: str | None, body: Body, fingerprint: str, branch: object) -> Call:
+        call = self._execution.call(name, key, fingerprint, branch, unwinding=sys.exception() is not None)
+        call.at_most_once, call.listens, call.patience = body.terms.at_most_once, body.listens, body.patience
+        return call
+
+    def _sleeping(self, seconds: float | datetime) -> Body:
+        """The body of a sleep: it says when to wake up, and that is what is remembered."""
+        if isinstance(seconds, datetime):
+            if seconds.tzinfo is None:
+                raise InvalidArgument("sleep until an aware datetime, like datetime.now(UTC) + timedelta(hours=1)")
+        elif isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < _LONGEST_SLEEP:
+            raise InvalidArgument(f"sleep for a number of seconds, or until an aware datetime, not {seconds!r}")
+
+        def wakes_at() -> str:
+            until = seconds if isinstance(seconds, datetime) else self._clock.now() + timedelta(seconds=seconds)
+            return until.astimezone(UTC).isoformat()
+
+        return Body(wakes_at, (), {}, PLAIN)
+
+    def _resting(self, until: object) -> Wait | Abort | None:
+        moment = datetime.fromisoformat(str(until))
+        return self._execution.rest(moment, self._reading(ASKED))
+
+    def _listening(self, name: str, timeout: float | None) -> Body:
+        """The body of a wait for a signal."""
+        patience = checked_timeout("timeout", timeout)
+
+        def in_vain() -> None:
+            raise SignalTimedOut(name, patience or 0.0)
+
+        return Body(in_vain, (), {}, PLAIN, listens=True, patience=patience)
 
     def _encoded(self, call: Call, value: Any) -> Returned | Unstorable:
         try:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar, TypeVarTuple, assert_never, overload
 
@@ -19,7 +19,7 @@ import tenacity
 
 from durable._bodies import awaited_within, called_within, can_be_awaited
 from durable._decorator import Options, enter, leave
-from durable._driver import ACKNOWLEDGED, ASKED, Body, Driver
+from durable._driver import ACKNOWLEDGED, ASKED, SILENT, Body, Driver
 from durable._engine.decisions import (
     Abort,
     Attempt,
@@ -27,6 +27,8 @@ from durable._engine.decisions import (
     Interrupted,
     Join,
     Raise,
+    Receive,
+    Received,
     Rejected,
     Replay,
     StepDecision,
@@ -83,6 +85,18 @@ class Step(Driver):
         """See `_decorator.Driver`."""
         return self._called(options.name, None, self._body(options.fn, args, kwargs, options.terms))
 
+    def sleep(self, name: str, seconds: float | datetime, *, key: str | None = None) -> None:
+        """Let `seconds` pass, or until an aware `datetime`. The moment of waking is recorded: restarts do not begin anew."""
+        self._rested(self._called(name, key, self._sleeping(seconds)))
+
+    def wait_for(self, name: str, *, timeout: float | None = None, key: str | None = None) -> Any:
+        """Wait for `durable.signal(store, id, name, payload)`, from any process, and return the payload.
+
+        Signals of a name are received in their order, each by one call, also when they were sent before. After `timeout`
+        seconds (None: never), restarts included, `SignalTimedOut` is raised, and recorded.
+        """
+        return self._called(name, key, self._listening(name, timeout))
+
     def drain(self) -> None:
         """Wait until no step is running."""
         while not self._wait_until(lambda: self._execution.idle, self._execution.lease.seconds):
@@ -95,9 +109,7 @@ class Step(Driver):
     def _called(self, name: str, key: str | None, body: Body) -> Any:
         fingerprint = self._fingerprint(name, key, body)
         with self._lock:
-            branch, unwinding = threading.current_thread(), sys.exception() is not None
-            call = self._execution.call(name, key, fingerprint, branch, unwinding=unwinding)
-        call.at_most_once = body.terms.at_most_once
+            call = self._draw(name, key, body, fingerprint, threading.current_thread())
         return self._driven(call, body)
 
     def _driven(self, call: Call, body: Body) -> Any:
@@ -112,6 +124,8 @@ class Step(Driver):
                     case Wait(seconds):
                         self._clock.sleep(seconds)
                         outcome = ASKED
+                    case Receive(signal, taken):
+                        outcome = self._received(signal, taken)
                     case Checkpoint(record):
                         outcome = self._checkpointed(call, record)
                     case Join():
@@ -145,6 +159,25 @@ class Step(Driver):
         except DurableError as error:
             return Rejected(error)
         return ACKNOWLEDGED
+
+    def _received(self, signal: str, taken: Sequence[int]) -> StepOutcome:
+        try:
+            found = self._store.receive(self._execution.lease, signal, taken)
+        except DurableError as error:
+            return Rejected(error)
+        return SILENT if found is None else Received(found[0], found[1].encode())
+
+    def _rested(self, until: object) -> None:
+        while True:
+            match self._resting(until):
+                case Wait(seconds):
+                    self._clock.sleep(seconds)
+                case Abort(error):
+                    raise Unwind(error)
+                case None:
+                    return
+                case never:
+                    assert_never(never)
 
     def _joined(self, call: Call) -> None:
         self._wait_until(lambda: not self._execution.running(call))
@@ -227,6 +260,14 @@ class AsyncStep(Driver):
             )
         return self._called(name, None, self._body(fn, args, kwargs, options.terms))
 
+    def sleep(self, name: str, seconds: float | datetime, *, key: str | None = None) -> Coroutine[Any, Any, None]:
+        """See `Step.sleep`."""
+        return self._rested(self._called(name, key, self._sleeping(seconds)))
+
+    def wait_for(self, name: str, *, timeout: float | None = None, key: str | None = None) -> Coroutine[Any, Any, Any]:
+        """See `Step.wait_for`."""
+        return self._called(name, key, self._listening(name, timeout))
+
     async def drain(self) -> None:
         """Wait until no step is running."""
         while not self._execution.idle:
@@ -250,9 +291,7 @@ class AsyncStep(Driver):
         if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- the one way to ask without raising
             raise ColourMismatch(f"step {name!r} belongs to an async workflow: call it on that workflow's event loop")
         fingerprint = self._fingerprint(name, key, body)
-        branch, unwinding = asyncio.current_task(), sys.exception() is not None
-        call = self._execution.call(name, key, fingerprint, branch, unwinding=unwinding)
-        call.at_most_once = body.terms.at_most_once
+        call = self._draw(name, key, body, fingerprint, asyncio.current_task())
         return self._driven(call, body)
 
     async def _driven(self, call: Call, body: Body) -> Any:
@@ -267,6 +306,8 @@ class AsyncStep(Driver):
                     case Wait(seconds):
                         await self._clock.asleep(seconds)
                         outcome = ASKED
+                    case Receive(signal, taken):
+                        outcome = await self._received(signal, taken)
                     case Checkpoint(record):
                         outcome = await self._checkpointed(call, record)
                     case Join():
@@ -324,6 +365,26 @@ class AsyncStep(Driver):
             self._advance(call, Rejected(error))
         else:
             self._abandoned(call, error)
+
+    async def _received(self, signal: str, taken: Sequence[int]) -> StepOutcome:
+        try:
+            found = await self._store.aio.receive(self._execution.lease, signal, taken)
+        except DurableError as error:
+            return Rejected(error)
+        return SILENT if found is None else Received(found[0], found[1].encode())
+
+    async def _rested(self, falling_asleep: Coroutine[Any, Any, Any]) -> None:
+        until = await falling_asleep
+        while True:
+            match self._resting(until):
+                case Wait(seconds):
+                    await self._clock.asleep(seconds)
+                case Abort(error):
+                    raise Unwind(error)
+                case None:
+                    return
+                case never:
+                    assert_never(never)
 
     async def _joined(self, call: Call) -> None:
         while self._execution.running(call):

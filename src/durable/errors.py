@@ -13,6 +13,7 @@ Exception
     ├── UnstorableValue        a value that could not come back as it is
     ├── StepFailed             a recorded exception whose class cannot be rebuilt here
     ├── StepTimeout            an attempt that took longer than it may (also a TimeoutError)
+    ├── SignalTimedOut         no signal came in time (also a TimeoutError)
     ├── StepInterrupted        an at-most-once step that was begun, and nobody knows how it ended
     ├── RunCancelled           somebody asked the run to stop
     ├── DeadlineExceeded       the run's time is up
@@ -62,6 +63,7 @@ __all__ = [
     "RunOver",
     "SchemaMismatch",
     "ServerNotStarted",
+    "SignalTimedOut",
     "StepFailed",
     "StepInterrupted",
     "StepTimeout",
@@ -205,6 +207,17 @@ class StepTimeout(DurableError, TimeoutError):
 
     def __str__(self) -> str:
         return f"step {self.name!r} took longer than its timeout of {self.seconds:g} s.{' ' * bool(self.advice)}{self.advice}"
+
+
+@dataclass(eq=False, repr=False)
+class SignalTimedOut(DurableError, TimeoutError):
+    """`step.wait_for(name, timeout=seconds)` waited that long, restarts included, and no signal came."""
+
+    name: str
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"no signal {self.name!r} came within {self.seconds:g} s. This is recorded; durable.signal sends one."
 
 
 @dataclass(eq=False, repr=False)

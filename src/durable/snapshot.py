@@ -82,7 +82,7 @@ class StepRecord(Struct, frozen=True, omit_defaults=True):
     `auto` says that the key was drawn from the name; `concurrent` that the step was called outside the workflow's own
     task, or beside another; `unordered` that a replay need not come by here (it was called while an exception was handled,
     or after a step that left no record); `fingerprint` is a hash of its arguments, absent for a thunk; `once` that the
-    body must not be started again, however it ended.
+    body must not be started again, however it ended; `signal` is the number of the signal that it received.
     """
 
     name: str
@@ -94,6 +94,7 @@ class StepRecord(Struct, frozen=True, omit_defaults=True):
     unordered: bool = False
     fingerprint: str = ""
     once: bool = False
+    signal: int | None = None
 
     @property
     def json(self) -> bytes:

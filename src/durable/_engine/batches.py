@@ -31,6 +31,9 @@ class Verb(Enum):
     CHECKPOINT = "checkpoint"
     FINISH = "finish"
     RELEASE = "release"
+    CANCEL = "cancel"
+    SIGNAL = "signal"
+    RECEIVE = "receive"
 
 
 class Entry:
@@ -191,10 +194,13 @@ def followed(batch: list[E], verdict: Verdict) -> Follow:
             return Follow(impatient, [], [entry for entry in batch if entry.verb is not Verb.RELEASE])
         case Verdict.PASSING | Verdict.UNREACHED:
             # Whoever only asks to begin is told at once; whoever has something to lose waits for better times.
-            impatient = [entry for entry in batch if not entry.unknown and entry.verb in (Verb.CLAIM, Verb.RELEASE)]
+            impatient = [entry for entry in batch if not entry.unknown and entry.verb in _FROM_OUTSIDE]
             return Follow(impatient, [], [entry for entry in batch if entry not in impatient])
         case never:
             assert_never(never)
+
+
+_FROM_OUTSIDE: Final = (Verb.CLAIM, Verb.RELEASE, Verb.CANCEL, Verb.SIGNAL)
 
 
 def _halves(batch: list[E]) -> list[list[E]]:

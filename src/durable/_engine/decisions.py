@@ -50,6 +50,13 @@ class Wait(Struct, frozen=True):
     seconds: float
 
 
+class Receive(Struct, frozen=True):
+    """Look for a signal of this name whose number is not among the `taken`; answer with `Received` or `Silent`."""
+
+    name: str
+    taken: Sequence[int]
+
+
 class Checkpoint(Struct, frozen=True):
     """Commit this record, and answer with `Acknowledged` or `Rejected`."""
 
@@ -72,7 +79,7 @@ class Abort(Struct, frozen=True):
     error: DurableError
 
 
-StepDecision: TypeAlias = Replay | Attempt | Wait | Checkpoint | Join | Raise | Abort
+StepDecision: TypeAlias = Replay | Attempt | Wait | Receive | Checkpoint | Join | Raise | Abort
 
 
 # -- outcomes of a step -------------------------------------------------------------------------------------------
@@ -93,6 +100,17 @@ class Raised(Struct, frozen=True):
 
     error: ErrorRecord
     again_in: float | None = None
+
+
+class Received(Struct, frozen=True):
+    """There is a signal, and this is the JSON of its payload."""
+
+    number: int
+    payload: bytes
+
+
+class Silent(Struct, frozen=True):
+    """There is no such signal yet."""
 
 
 class Unstorable(Struct, frozen=True):
@@ -117,7 +135,9 @@ class Rejected(Struct, frozen=True):
     error: DurableError
 
 
-StepOutcome: TypeAlias = Asked | Returned | Raised | Unstorable | Interrupted | Acknowledged | Rejected
+StepOutcome: TypeAlias = (
+    Asked | Returned | Raised | Received | Silent | Unstorable | Interrupted | Acknowledged | Rejected
+)
 
 
 # -- how a run begins ---------------------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ class Call(Struct, eq=False):
 
     `refusal` is what stands in its way from the start; `original` the live exception of its body, for the one who
     reads the traceback. `attempts` have been begun, the first one at `first`; the next is `due`, if one is. `began` is
-    when the last one did, in elapsed seconds.
+    when the last one did, in elapsed seconds. A call that `listens` waits for a signal of its name, with `patience` in
+    seconds (None: for ever); it has had so many `looks` for it, and `signal` is the number of the one that came.
     """
 
     key: str
@@ -40,6 +41,10 @@ class Call(Struct, eq=False):
     opened: bool = False
     stalled: bool = False
     at_most_once: bool = False
+    listens: bool = False
+    patience: float | None = None
+    looks: int = 0
+    signal: int | None = None
     phase: Phase = Phase.DRAWN
     attempts: int = 0
     first: datetime | None = None
@@ -64,6 +69,7 @@ class Journal:
         self._main = main
         self._settled: dict[str, StepRecord] = {}
         self._attempted: dict[str, AttemptRecord] = {}
+        self._signals: dict[str, list[int]] = {}
         self._asked: dict[str, Call] = {}
         self._repeats: dict[str, int] = {}
         self._drawn_by: dict[str, object] = {}
@@ -94,6 +100,8 @@ class Journal:
                         raise UnreadableRecord(self.run_id, where, "it says neither a value nor an error")
                     self._settled[key] = record
                     self._attempted.pop(key, None)
+                    if record.signal is not None:
+                        self.receive(record.name, record.signal)
                     self._concurrent |= record.concurrent
                     self._unordered |= record.unordered
                     seqs[key] = seq
@@ -192,6 +200,14 @@ class Journal:
         """The record is committed."""
         self._settled[key] = record
         self._attempted.pop(key, None)
+
+    def received(self, name: str) -> Sequence[int]:
+        """The numbers of the signals of this name that were received."""
+        return self._signals.get(name, ())
+
+    def receive(self, name: str, number: int) -> None:
+        """A signal is taken: no other call may have it."""
+        self._signals.setdefault(name, []).append(number)
 
     def attempted(self, key: str) -> AttemptRecord | None:
         """What is known of a step that has not settled."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Final
@@ -19,16 +20,19 @@ from durable._engine.decisions import (
     Raise,
     Raised,
     Reading,
+    Receive,
+    Received,
     Rejected,
     Replay,
     Returned,
+    Silent,
     StepDecision,
     StepOutcome,
     Unstorable,
     Wait,
 )
 from durable._engine.journal import Call, Journal, Phase
-from durable._engine.leases import Lease
+from durable._engine.leases import Lease, poll_delay
 from durable.errors import (
     DeadlineExceeded,
     DurableError,
@@ -112,6 +116,14 @@ class Execution:
                 if again_in is None:
                     return self._checkpoint(call, reading, ok=False, error=error)
                 return self._attempt_failed(call, reading, error, again_in)
+            case Received(number, payload):
+                if number in self.journal.received(call.name):  # another branch looked at the same time, and was faster
+                    return Wait(0.0)
+                self.journal.receive(call.name, number)
+                call.signal, call.began = number, reading.elapsed
+                return self._checkpoint(call, reading, ok=True, value=Raw(payload))
+            case Silent():
+                return self._silent(call, reading)
             case Acknowledged():
                 return self._acknowledged(call, reading)
             case Rejected(error):
@@ -180,12 +192,36 @@ class Execution:
         if stop := self._stopped(reading):
             self._left(call, reading, type(stop.error).__name__)
             return stop
+        if call.listens:
+            return self._listen(call, reading)
         if call.due is not None and (left := (call.due - reading.at).total_seconds()) > 0:
             call.phase = Phase.WAITING
             return self._wait(left, reading)
         if call.at_most_once and call.first is None:
             call.first = reading.at
             return self._remember(call, AttemptRecord(call.name, 1, reading.at, fingerprint=call.fingerprint))
+        return self._begin(call, reading)
+
+    def _listen(self, call: Call, reading: Reading) -> StepDecision:
+        if call.patience is not None and call.due is None:
+            call.first, call.due = reading.at, reading.at + timedelta(seconds=min(call.patience, _LONGEST_BACK_OFF))
+            until = AttemptRecord(call.name, 0, call.first, call.due, fingerprint=call.fingerprint)
+            return self._remember(call, until)
+        call.phase = Phase.WAITING
+        # A copy: another branch may receive one before this answer is used.
+        return Receive(call.name, tuple(self.journal.received(call.name)))
+
+    def _silent(self, call: Call, reading: Reading) -> StepDecision:
+        if stop := self._stopped(reading):
+            self._left(call, reading, type(stop.error).__name__)
+            return stop
+        left = math.inf if call.due is None else (call.due - reading.at).total_seconds()
+        if left <= 0:
+            return self._begin(call, reading)  # whose body says that it took too long
+        call.looks += 1
+        return self._wait(min(left, poll_delay(call.looks - 1)), reading)
+
+    def _begin(self, call: Call, reading: Reading) -> Attempt:
         if call.first is None:
             call.first = reading.at
         call.phase, call.began, call.stalled = Phase.BODY, reading.elapsed, False
@@ -250,6 +286,7 @@ class Execution:
             unordered=call.unordered,
             fingerprint=call.fingerprint,
             once=call.at_most_once,
+            signal=call.signal,
         )
         call.phase = Phase.SENDING
         return Checkpoint(Record(self.journal.take_seq(), call.key, _STEP, render(call.record)))
