@@ -302,7 +302,7 @@ def checkpoint(
 ) -> int:
     """The store's checkpoint, on a connection whose transaction the test holds open; how many rows it wrote."""
     if form == "checkpoint":
-        row = (lease.run_id, lease.token, of.seq, of.key, of.kind, 1, of.text)
+        row = (of.seq, of.key, of.kind, 1, of.text, lease.run_id, lease.token)
         return connection.execute(statement(database, form), row).rowcount
     columns = {"id": lease.run_id, "token": lease.token, "seq": of.seq, "key": of.key, "kind": of.kind}
     batch = json.dumps([{"n": 0, **columns, "nonce": 1, "record": json.loads(of.text)}])

@@ -112,7 +112,8 @@ def test_only_who_has_nothing_to_lose_is_told_at_once(verdict: Verdict) -> None:
             one = entry(verb=verb)
             one.unknown = unknown
             fates[verb, unknown] = bool(batches.followed([one], verdict).failed)
-    assert [kind for kind, failed in fates.items() if failed] == [(Verb.CLAIM, False), (Verb.RELEASE, False)]
+    outside = (Verb.CLAIM, Verb.RELEASE, Verb.CANCEL, Verb.SIGNAL)
+    assert [kind for kind, failed in fates.items() if failed] == [(verb, False) for verb in outside]
 
 
 def test_an_unknown_outcome_is_remembered() -> None:
@@ -137,7 +138,7 @@ def test_a_batch_is_of_one_kind_and_the_longest_waiting_goes_first() -> None:
 def test_a_batch_is_bounded() -> None:
     """By entries and by bytes; an entry that is larger than a batch may be goes by itself."""
     backlog: Backlog[Entry] = Backlog()
-    sizes = [1] * (batches.MOST_ENTRIES + 1) + [batches.MOST_BYTES // 2] * 3 + [batches.MOST_BYTES * 2, 1]
+    sizes = [1] * (2 * batches.MOST_ENTRIES + 1) + [batches.MOST_BYTES // 2] * 3 + [batches.MOST_BYTES * 2, 1]
     for size in sizes:
         backlog.add(entry(size=size))
     assert backlog.bytes == sum(sizes)
@@ -149,6 +150,23 @@ def test_a_batch_is_bounded() -> None:
     assert max(map(len, taken)) == batches.MOST_ENTRIES
     assert [batches.MOST_BYTES * 2] in taken
     assert backlog.bytes == 0
+
+
+def test_half_of_those_in_circulation_go_while_the_others_are_at_work() -> None:
+    """Fifty that come together are parted, and stay so; a few go together."""
+    backlog: Backlog[Entry] = Backlog()
+    for _ in range(50):
+        backlog.add(entry())
+    committing = backlog.take()
+    for _ in range(4):
+        answered, committing = committing, backlog.take()
+        assert len(answered) == len(committing) == 25
+        for one in answered:
+            backlog.add(one)
+    backlog.take()
+    for _ in range(batches.FEWEST):
+        backlog.add(entry())
+    assert len(backlog.take()) == batches.FEWEST
 
 
 def test_a_backlog_is_full_by_bytes() -> None:
@@ -248,7 +266,7 @@ def test_of_a_batch_only_what_is_refused_fails(database: Database, store: Postgr
 
     outcomes = dict(zip(jobs, together(store, list(jobs.values())), strict=True))
 
-    assert len(spy.seen[0].names) == 100
+    assert len(spy.seen[0].names) == 50
     failed = {number: type(outcome) for number, outcome in outcomes.items() if outcome is not None}
     assert failed == {
         17: durable.UnstorableValue,
@@ -485,9 +503,9 @@ def test_large_records_go_by_another_way(database: Database, store: PostgresStor
 
 
 def test_each_event_loop_is_woken_once_for_a_batch(database: Database, store: PostgresStore) -> None:
-    """Forty records of one loop: one `call_soon_threadsafe`."""
+    """A batch of one loop's records: one `call_soon_threadsafe`."""
     (lease,) = leased(store, "run")
-    jobs = [checkpoint_job(lease, record(number)) for number in range(1, 41)]
+    jobs = [checkpoint_job(lease, record(number)) for number in range(batches.FEWEST)]
     spy, calls = spy_on(store), []
     writer = writer_of(store)
 
@@ -503,7 +521,7 @@ def test_each_event_loop_is_woken_once_for_a_batch(database: Database, store: Po
         await asyncio.gather(*futures)
 
     asyncio.run(counted())
-    assert [len(seen.names) for seen in spy.seen] == [40]
+    assert [len(seen.names) for seen in spy.seen] == [batches.FEWEST]
     assert len(calls) == 1
 
 

@@ -1,6 +1,8 @@
 """Durable workflows: ordinary Python functions, checkpointed in your own PostgreSQL."""
 
-from durable._decorator import step
+from durable import aio
+from durable._control import cancel, signal
+from durable._decorator import idempotency_key, step
 from durable._run import run
 from durable._step import AsyncStep, Step
 from durable.codecs import alias
@@ -9,6 +11,7 @@ from durable.errors import (
     AmbiguousKey,
     ColourMismatch,
     ConcurrentExecution,
+    DeadlineExceeded,
     DurableError,
     DurableWarning,
     HistoryError,
@@ -18,11 +21,15 @@ from durable.errors import (
     NestedStep,
     OutcomeUnknown,
     OwnershipError,
+    RunCancelled,
     RunMismatch,
     RunOver,
     SchemaMismatch,
     ServerNotStarted,
+    SignalTimedOut,
     StepFailed,
+    StepInterrupted,
+    StepTimeout,
     StoreError,
     StoreUnavailable,
     UnreadableRecord,
@@ -39,6 +46,7 @@ __all__ = [
     "AsyncStep",
     "ColourMismatch",
     "ConcurrentExecution",
+    "DeadlineExceeded",
     "DurableError",
     "DurableWarning",
     "HistoryError",
@@ -49,12 +57,16 @@ __all__ = [
     "OutcomeUnknown",
     "OwnershipError",
     "ResumeStateCollector",
+    "RunCancelled",
     "RunMismatch",
     "RunOver",
     "SchemaMismatch",
     "ServerNotStarted",
+    "SignalTimedOut",
     "Step",
     "StepFailed",
+    "StepInterrupted",
+    "StepTimeout",
     "StoreError",
     "StoreUnavailable",
     "UnreadableRecord",
@@ -62,7 +74,11 @@ __all__ = [
     "VersionMismatch",
     "WaitTimedOut",
     "WorkflowDrift",
+    "aio",
     "alias",
+    "cancel",
+    "idempotency_key",
     "run",
+    "signal",
     "step",
 ]

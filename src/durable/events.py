@@ -28,9 +28,10 @@ __all__ = [
     "RunReturned",
     "StepBegan",
     "StepEvent",
-    "StepInterrupted",
+    "StepLeft",
     "StepRecorded",
     "StepReplayed",
+    "StepRetrying",
     "StepStalled",
     "safely",
 ]
@@ -108,7 +109,18 @@ class StepEvent(RunEvent):
 
 @dataclass(frozen=True, slots=True)
 class StepBegan(StepEvent):
-    """The body is about to be called."""
+    """The body is about to be called, for the `attempt`-th time since it last settled."""
+
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StepRetrying(StepEvent):
+    """The `attempt`-th attempt failed with an exception of the class `error`; the next is due at `due`. This is recorded."""
+
+    attempt: int
+    error: str
+    due: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +154,7 @@ class StepStalled(StepEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class StepInterrupted(StepEvent):
+class StepLeft(StepEvent):
     """The body ended without an outcome that can be recorded, and runs again when it is next asked for."""
 
     reason: str

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any, Final, Generic, NamedTuple, TypeVar, assert_never
 
 MOST_ENTRIES: Final = 500  # a batch is as fast per record at 500 as it gets
+FEWEST: Final = 16  # that are not worth a commit of their own for each half
 MOST_BYTES: Final = 4 * 1024 * 1024  # keeps a batch within some 10 ms on the wire and in the parser
 LARGE: Final = 256 * 1024  # an entry above this goes by itself, on a way of its own: small ones never wait behind it
 MOST_CONFLICTS: Final = 20  # times that an entry may be the victim of a conflict before that is an error
@@ -30,6 +31,9 @@ class Verb(Enum):
     CHECKPOINT = "checkpoint"
     FINISH = "finish"
     RELEASE = "release"
+    CANCEL = "cancel"
+    SIGNAL = "signal"
+    RECEIVE = "receive"
 
 
 class Entry:
@@ -60,6 +64,7 @@ class Backlog(Generic[E]):
     def __init__(self) -> None:
         self._waiting: dict[tuple[Verb, bool], deque[tuple[int, E]]] = {}
         self._arrivals = 0
+        self._taken_last = 0
         self.bytes = 0
 
     def __bool__(self) -> bool:
@@ -77,14 +82,19 @@ class Backlog(Generic[E]):
         self.bytes += entry.size
 
     def take(self) -> list[E]:
-        """The next batch: the kind of entry that has waited longest, as many as fit, one claim per run at the most."""
+        """The next batch: the kind of entry that has waited longest, as many as fit, one claim per run at the most.
+
+        Of those in circulation (what waits, and what the last batch answered) it is one half: so that while one half is
+        being committed the other is at work, where otherwise all would come, and wait, together.
+        """
         kind = min(self._waiting, key=lambda kind: self._waiting[kind][0][0])
         queue = self._waiting[kind]
         batch: list[E] = []
         held_back: list[tuple[int, E]] = []
         runs: set[str] = set()
         size = 0
-        while queue and len(batch) < MOST_ENTRIES and (not batch or size + queue[0][1].size <= MOST_BYTES):
+        most = max(FEWEST, min(MOST_ENTRIES, (len(queue) + self._taken_last + 1) // 2))
+        while queue and len(batch) < most and (not batch or size + queue[0][1].size <= MOST_BYTES):
             arrival, entry = queue.popleft()
             if kind[0] is not Verb.CHECKPOINT:
                 if entry.run_id in runs:  # a statement cannot take one lease twice
@@ -97,6 +107,7 @@ class Backlog(Generic[E]):
         if not queue:
             del self._waiting[kind]
         self.bytes -= size
+        self._taken_last = len(batch)
         return batch
 
     def expired(self, elapsed: float) -> list[E]:
@@ -183,10 +194,13 @@ def followed(batch: list[E], verdict: Verdict) -> Follow:
             return Follow(impatient, [], [entry for entry in batch if entry.verb is not Verb.RELEASE])
         case Verdict.PASSING | Verdict.UNREACHED:
             # Whoever only asks to begin is told at once; whoever has something to lose waits for better times.
-            impatient = [entry for entry in batch if not entry.unknown and entry.verb in (Verb.CLAIM, Verb.RELEASE)]
+            impatient = [entry for entry in batch if not entry.unknown and entry.verb in _FROM_OUTSIDE]
             return Follow(impatient, [], [entry for entry in batch if entry not in impatient])
         case never:
             assert_never(never)
+
+
+_FROM_OUTSIDE: Final = (Verb.CLAIM, Verb.RELEASE, Verb.CANCEL, Verb.SIGNAL)
 
 
 def _halves(batch: list[E]) -> list[list[E]]:

@@ -24,7 +24,7 @@ class Lease:
     told by one thread and read by others; each is one assignment.
     """
 
-    __slots__ = ("deadline", "epoch", "lost", "run_id", "seconds", "sent", "token")
+    __slots__ = ("cancelled", "deadline", "epoch", "lost", "run_id", "seconds", "sent", "token")
 
     def __init__(self, run_id: str, token: str, epoch: int, seconds: float, sent: float) -> None:
         self.run_id = run_id
@@ -34,6 +34,7 @@ class Lease:
         self.sent = sent
         self.deadline = sent + seconds
         self.lost: str | None = None
+        self.cancelled = False
 
     def __repr__(self) -> str:
         return f"<Lease on {self.run_id!r}, epoch {self.epoch}{', lost' if self.lost else ''}>"

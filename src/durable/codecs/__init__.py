@@ -18,7 +18,18 @@ from durable.codecs._advice import after_the_body
 from durable.codecs._annotations import accepts, returns
 from durable.codecs._json import JsonCodec, checked_plain
 from durable.codecs._names import alias
-from durable.codecs._several import Codecs, chosen
+from durable.codecs._several import Codecs, chosen, codec_of
 from durable.codecs.protocol import Codec
 
-__all__ = ["Codec", "Codecs", "JsonCodec", "accepts", "after_the_body", "alias", "checked_plain", "chosen", "returns"]
+__all__ = [
+    "Codec",
+    "Codecs",
+    "JsonCodec",
+    "accepts",
+    "after_the_body",
+    "alias",
+    "checked_plain",
+    "chosen",
+    "codec_of",
+    "returns",
+]

@@ -14,16 +14,13 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, Literal, NewType, Union, cast
-from weakref import WeakKeyDictionary
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from typing import Any, Literal, NewType, Union, cast
 
 from durable.codecs._advice import its_type
 
 Wrong = tuple[str, str]  # path, problem
 Check = Callable[[Any, str], Wrong | None]
-
-_known: Final[WeakKeyDictionary[types.FunctionType, dict[str, Any]]] = WeakKeyDictionary()
 
 
 def returns(fn: Any) -> Any:
@@ -31,7 +28,10 @@ def returns(fn: Any) -> Any:
     function = _function(fn)
     if function is None or "return" not in function.__annotations__:
         return None
-    return _hints(function).get("return")
+    annotation = _resolved(function, "return")
+    if getattr(annotation, "__origin__", None) in (Awaitable, Coroutine):  # what awaiting it gives
+        return typing.get_args(annotation)[-1]
+    return annotation
 
 
 def accepts(fn: Any, position: int) -> Any:
@@ -43,7 +43,7 @@ def accepts(fn: Any, position: int) -> Any:
         name = list(inspect.signature(fn).parameters)[position]
     except (ValueError, IndexError):
         return None
-    return _hints(function).get(name)
+    return _resolved(function, name) if name in function.__annotations__ else None
 
 
 def _function(fn: Any) -> types.FunctionType | None:
@@ -59,27 +59,22 @@ def _function(fn: Any) -> types.FunctionType | None:
     return fn if isinstance(fn, types.FunctionType) else None
 
 
-def _hints(function: types.FunctionType) -> dict[str, Any]:
-    hints = _known.get(function)
-    if hints is None:
-        hints = _known[function] = _resolved(function)
-    return hints
+def _resolved(function: types.FunctionType, name: str) -> Any:
+    annotation = function.__annotations__[name]
+    if isinstance(annotation, str):
+        # Anew each time, which takes as long as a look into a cache by function, and knows a class that was defined again.
+        try:
+            annotation = eval(_compiled(annotation), inspect.unwrap(function).__globals__)  # noqa: S307 -- of the user's code
+        except Exception:  # a name that exists for type checkers only, or in another function only
+            return None
+    if annotation is None:
+        return types.NoneType
+    return None if annotation is Any or annotation is object else annotation
 
 
-def _resolved(function: types.FunctionType) -> dict[str, Any]:
-    try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except Exception:  # a name that exists for type checkers only, or anything else that an annotation may do
-        return {}
-    if "return" in hints:
-        hints["return"] = _awaited(hints["return"])
-    return {name: hint for name, hint in hints.items() if hint is not Any and hint is not object}
-
-
-def _awaited(annotation: Any) -> Any:
-    """What awaiting gives, where that is promised."""
-    name = getattr(typing.get_origin(annotation), "__name__", "")
-    return typing.get_args(annotation)[-1] if name in ("Awaitable", "Coroutine") else annotation
+@functools.lru_cache(maxsize=1024)
+def _compiled(annotation: str) -> types.CodeType:
+    return compile(annotation, "<annotation>", "eval")
 
 
 def mismatch(value: Any, annotation: Any) -> Wrong | None:

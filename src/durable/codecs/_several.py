@@ -21,6 +21,7 @@ class _Sealed(Struct, tag_field="$type", tag="codec"):
     value: Raw
 
 
+_JSON: Final = JsonCodec()
 _seal: Final = msgspec.json.Encoder().encode
 _unseal: Final = msgspec.json.Decoder(_Sealed).decode
 _check: Final = msgspec.json.Decoder(Any).decode
@@ -110,10 +111,15 @@ def _sealed(text: bytes) -> _Sealed | None:
         return None
 
 
+def codec_of(store: object) -> Codec:
+    """The codec of a store; of one that has none, JSON."""
+    return getattr(store, "codec", None) or _JSON
+
+
 def chosen(codec: Codec | Sequence[Codec] | None) -> Codec:
     """The codec of a store that was given this as `codec=`."""
     if codec is None:
-        return JsonCodec()
+        return _JSON
     if isinstance(codec, JsonCodec):  # by far the most: nothing stands between
         return codec
     return Codecs(list(codec) if isinstance(codec, list | tuple) else [codec])  # type: ignore[list-item]

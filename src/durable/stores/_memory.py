@@ -14,7 +14,7 @@ from durable._engine.leases import Lease
 from durable._engine.runs import executable
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, chosen
-from durable.errors import InvalidArgument, LeaseLost
+from durable.errors import InvalidArgument, LeaseLost, RunCancelled
 from durable.snapshot import Execution, Header, Kind, Record, Status
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._threads import ThreadedStore
@@ -27,6 +27,7 @@ class _Run:
     epoch: int = 0
     token: str | None = None
     expires: float = 0.0
+    cancelled: bool = False
 
 
 class MemoryStore:
@@ -37,6 +38,7 @@ class MemoryStore:
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._runs: dict[str, _Run] = {}
+        self._signals: list[tuple[str, str, str]] = []
         self._aio: ThreadedStore | None = None
         self._closed = False
         self._heartbeat = Heartbeat(self._renew, self._clock)
@@ -60,6 +62,7 @@ class MemoryStore:
             self._runs[claim.run_id] = run
             run.epoch += 1
             run.token = f"{run.epoch}:{secrets.token_hex(8)}"
+            run.cancelled = False
             run.expires = sent + claim.seconds
             if run.header is None:
                 metadata = {**claim.metadata, "version": claim.version}
@@ -98,6 +101,28 @@ class MemoryStore:
                 if status is not None:
                     self._set_status(run, status)
 
+    def cancel(self, run_id: str) -> bool:
+        """See `RunStore.cancel`."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None or run.header is None or run.header.execution.status != Status.RUNNING:
+                return False
+            run.token, run.cancelled = None, True
+            self._set_status(run, Status.CANCELLED)
+            return True
+
+    def signal(self, run_id: str, name: str, payload: str) -> None:
+        """See `RunStore.signal`."""
+        with self._lock:
+            self._signals.append((run_id, name, payload))
+
+    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
+        """See `RunStore.receive`."""
+        with self._lock:
+            sent = enumerate(self._signals, start=1)
+            ours = ((n, signal[2]) for n, signal in sent if signal[:2] == (lease.run_id, name) and n not in taken)
+            return next(ours, None)
+
     @property
     def identity(self) -> object:
         """This very object."""
@@ -122,6 +147,8 @@ class MemoryStore:
 
     def _fenced(self, lease: Lease) -> _Run:
         run = self._runs.get(lease.run_id)
+        if run is not None and run.cancelled:
+            raise RunCancelled(lease.run_id)
         if run is None or run.token != lease.token:
             raise LeaseLost(lease.run_id, "another execution has taken it over")
         return run
@@ -134,6 +161,7 @@ class MemoryStore:
                 if run is not None and run.token == lease.token:
                     run.expires = self._clock.elapsed() + lease.seconds
                     standing.add(lease.token)
+                lease.cancelled = run is not None and run.cancelled
         return standing
 
     def _set_status(self, run: _Run, status: Status) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
 from durable._engine.decisions import Claim, ClaimReply
@@ -41,6 +41,25 @@ class RunStore(Protocol):
 
     def release(self, lease: Lease, status: Status | None = None) -> None:
         """Give the lease back; the run goes back to `status`, if one is given. Quiet when the lease is no longer ours."""
+        ...
+
+    def cancel(self, run_id: str) -> bool:
+        """Take the lease of a run that has not ended from whoever holds it, and set its status to `cancelled`.
+
+        Its owner can write nothing more, and is told so with `RunCancelled` by its next write. False, and nothing was
+        changed, when there is no such run, or it is not running.
+        """
+        ...
+
+    def signal(self, run_id: str, name: str, payload: str) -> None:
+        """Keep a message (JSON) to a run, which need not be there yet, until it is received."""
+        ...
+
+    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
+        """The number and payload of the first signal of this name whose number is not among the `taken`, if there is one.
+
+        Nothing is changed: that it was received is a record in the journal, with its number.
+        """
         ...
 
     @property
@@ -85,4 +104,16 @@ class AsyncRunStore(Protocol):
 
     def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
         """See `RunStore.release`."""
+        ...
+
+    def cancel(self, run_id: str) -> asyncio.Future[bool]:
+        """See `RunStore.cancel`."""
+        ...
+
+    def signal(self, run_id: str, name: str, payload: str) -> asyncio.Future[None]:
+        """See `RunStore.signal`."""
+        ...
+
+    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> asyncio.Future[tuple[int, str] | None]:
+        """See `RunStore.receive`."""
         ...

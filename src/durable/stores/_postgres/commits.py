@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +15,7 @@ from durable._engine.batches import Verb
 from durable._engine.decisions import Claim, Granted, Refused
 from durable._engine.leases import Lease
 from durable.clocks import Clock
-from durable.errors import DurableError, LeaseLost
+from durable.errors import DurableError, LeaseLost, RunCancelled
 from durable.snapshot import Execution, Header, Record, Status, parse
 from durable.stores._postgres.connections import Lane
 from durable.stores._postgres.writer import ABSENT, Job
@@ -24,16 +24,17 @@ _OVERHEAD = 200  # bytes that an entry takes besides its text, about
 _TAKEN = "another execution has taken it over"
 
 _json = msgspec.json.Encoder()
+_claims = itertools.count(1)  # of this process, whose `instance` is random
 
 
 class Claiming:
-    """The payload of a claim. `random` makes its token; sent twice, it is the same claim."""
+    """The payload of a claim. `random` makes its token, and no other claim's; sent twice, it is the same claim."""
 
     __slots__ = ("claim", "dead", "owner", "random", "sent")
 
     def __init__(self, claim: Claim, instance: str, owner: str, dead: str | None) -> None:
         self.claim = claim
-        self.random = f"{instance}.{secrets.token_hex(8)}"
+        self.random = f"{instance}.{next(_claims)}"
         self.owner = owner
         self.dead = dead
         self.sent: float | None = None
@@ -75,6 +76,23 @@ def release_job(lease: Lease, status: Status | None, deadline: float) -> Job:
     return Job(Verb.RELEASE, lease.run_id, "the release of its lease", _OVERHEAD, deadline, (lease, status))
 
 
+def cancel_job(run_id: str, deadline: float) -> Job:
+    """A job that cancels a run."""
+    return Job(Verb.CANCEL, run_id, "the cancellation", _OVERHEAD, deadline, None)
+
+
+def signal_job(run_id: str, name: str, payload: str, deadline: float) -> Job:
+    """A job that sends a signal; sent twice, it is one."""
+    size, row = len(payload) + _OVERHEAD, _SignalRow(0, run_id, name, payload, random.getrandbits(63))
+    return Job(Verb.SIGNAL, run_id, f"the signal {name!r}", size, deadline, row)
+
+
+def receive_job(lease: Lease, name: str, taken: Sequence[int]) -> Job:
+    """A job that looks for a signal."""
+    row = _AskedRow(0, lease.run_id, name, list(taken))
+    return Job(Verb.RECEIVE, lease.run_id, f"the wait for {name!r}", _OVERHEAD, lease.deadline, row)
+
+
 class Statements:
     """Performs batches on a lane."""
 
@@ -86,6 +104,9 @@ class Statements:
             Verb.CHECKPOINT: self._checkpoint,
             Verb.FINISH: self._finish,
             Verb.RELEASE: self._release,
+            Verb.CANCEL: self._cancel,
+            Verb.SIGNAL: self._signal,
+            Verb.RECEIVE: self._receive,
         }
 
     def perform(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
@@ -94,23 +115,29 @@ class Statements:
 
     def read_back(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         """See `writer.Performer`."""
-        if jobs[0].verb is Verb.CLAIM:  # claiming again with the same random finds the lease that it took
+        if jobs[0].verb not in (Verb.CHECKPOINT, Verb.FINISH):
+            # Doing it again finds what was done: the lease by the claim's random, the signal by its nonce.
             return [ABSENT for _ in jobs]
         writes: list[Writing] = [job.payload for job in jobs]
         ids, seqs = [write.lease.run_id for write in writes], [write.record.seq for write in writes]
         with _transaction(lane):
             leases = lane.also(self._sql["lock_leases"], (ids,))
             nonces = lane.also(self._sql["read_nonces"], (ids, seqs))
-        tokens = dict(leases.fetchall())
+        owners = {run_id: (token, owner) for run_id, token, owner in leases}
         found = {(run_id, seq): nonce for run_id, seq, nonce in nonces}
-        return [self._fate(write, tokens, found) for write in writes]
+        return [self._fate(write, owners, found) for write in writes]
 
-    def _fate(self, write: Writing, tokens: dict[str, str], found: dict[tuple[str, int], int]) -> Any:
+    def _fate(
+        self, write: Writing, owners: dict[str, tuple[str | None, str | None]], found: dict[tuple[str, int], int]
+    ) -> Any:
         lease = write.lease
         nonce = found.get((lease.run_id, write.record.seq))
         if nonce == write.nonce:
             return None
-        if tokens.get(lease.run_id) != lease.token:
+        token, owner = owners.get(lease.run_id, (None, None))
+        if token is None and owner == "cancelled":
+            return RunCancelled(lease.run_id)
+        if token != lease.token:
             return LeaseLost(lease.run_id, _TAKEN)
         return ABSENT if nonce is None else LeaseLost(lease.run_id, "a record that is not its own stands in its place")
 
@@ -141,7 +168,7 @@ class Statements:
         if len(jobs) == 1:
             write: Writing = jobs[0].payload
             lease, record = write.lease, write.record
-            row = (lease.run_id, lease.token, record.seq, record.key, record.kind, write.nonce, record.text)
+            row = (record.seq, record.key, record.kind, write.nonce, record.text, lease.run_id, lease.token)
             if lane.execute(self._sql["checkpoint"], row).rowcount == 1:
                 return (None,)
             return self.read_back(lane, jobs)
@@ -158,13 +185,52 @@ class Statements:
         rows = [_EndRow(*_columns(job.payload), job.payload.status, job.payload.record.text) for job in jobs]
         text = _json.encode(rows).decode()
         finished = {run_id for (run_id,) in lane.execute(self._sql["finish_batch"], (text,))}
-        return [None if job.run_id in finished else LeaseLost(job.run_id, _TAKEN) for job in jobs]
+        refused = [job for job in jobs if job.run_id not in finished]
+        reasons = iter(self.read_back(lane, refused) if refused else ())
+        return [None if job.run_id in finished else next(reasons) for job in jobs]
 
     def _release(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         leases, statuses = zip(*(job.payload for job in jobs), strict=True)
         columns = ([lease.run_id for lease in leases], [lease.token for lease in leases], list(statuses))
         lane.execute(self._sql["release_batch"], columns)
         return [None for _ in jobs]
+
+    def _cancel(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        cancelled = {run_id for (run_id,) in lane.execute(self._sql["cancel_batch"], ([job.run_id for job in jobs],))}
+        return [job.run_id in cancelled for job in jobs]
+
+    def _signal(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        lane.execute(self._sql["signal_batch"], (_numbered(jobs),))
+        return [None for _ in jobs]
+
+    def _receive(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        found = {
+            n: (number, payload) for n, number, payload in lane.execute(self._sql["receive_batch"], (_numbered(jobs),))
+        }
+        return [found.get(n) for n in range(len(jobs))]
+
+
+def _numbered(jobs: Sequence[Job]) -> str:
+    rows: list[Struct] = []
+    for n, job in enumerate(jobs):
+        job.payload.n = n
+        rows.append(job.payload)
+    return _json.encode(rows).decode()
+
+
+class _SignalRow(Struct):
+    n: int
+    id: str
+    name: str
+    payload: str  # as text: it may be JSON's null, which would become SQL's
+    nonce: int
+
+
+class _AskedRow(Struct):
+    n: int
+    id: str
+    name: str
+    taken: list[int]
 
 
 class _Row(Struct):

@@ -74,7 +74,14 @@ class Process:
             self._watchdog.watch(connection, self._clock.elapsed() + patience)
             try:
                 cursor = connection.cursor(row_factory=tuple_row)
-                return {token for (token,) in cursor.execute(self._sql["renew"], columns, prepare=prepare)}
+                standing = {token for (token,) in cursor.execute(self._sql["renew"], columns, prepare=prepare)}
+                lost = [lease for lease in leases if lease.token not in standing]
+                if lost:
+                    cursor.execute(self._sql["cancelled"], ([lease.run_id for lease in lost],), prepare=prepare)
+                    cancelled = {run_id for (run_id,) in cursor}
+                    for lease in lost:
+                        lease.cancelled = lease.run_id in cancelled
+                return standing
             finally:
                 self._watchdog.unwatch(connection)
         except (psycopg.Error, DurableError):

@@ -33,7 +33,9 @@ class Names:
     @cached_property
     def quoted(self) -> Mapping[str, str]:
         """What `{snapshots}`, `{steps}` … stand for: quoted, and qualified where a schema is given."""
-        tables = {"snapshots": self.table} | {name: f"{self._stem}_{name}" for name in ("steps", "locks", "migrations")}
+        tables = {"snapshots": self.table} | {
+            name: f"{self._stem}_{name}" for name in ("steps", "locks", "signals", "migrations")
+        }
         qualified = {name: sql.Identifier(*filter(None, (self.schema, table))) for name, table in tables.items()}
         index = sql.Identifier(f"{self.table[: _MAX_IDENTIFIER_BYTES - 15]}_updated_at_idx")
         return {name: value.as_string(None) for name, value in {**qualified, "snapshots_index": index}.items()}

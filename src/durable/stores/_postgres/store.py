@@ -17,13 +17,23 @@ from durable.errors import LeaseLost
 from durable.snapshot import Record, Status
 from durable.stores._owner import is_dead
 from durable.stores._postgres import schema
-from durable.stores._postgres.commits import Claiming, checkpoint_job, claim_job, finish_job, release_job
+from durable.stores._postgres.commits import (
+    Claiming,
+    cancel_job,
+    checkpoint_job,
+    claim_job,
+    finish_job,
+    receive_job,
+    release_job,
+    signal_job,
+)
 from durable.stores._postgres.connections import Connections, Pool
 from durable.stores._postgres.process import Process
 from durable.stores._postgres.statements import Names, statements
 from durable.stores._postgres.writer import Job
 from durable.stores.protocol import Late
 
+_ANSWER_WITHIN: Final = 10.0  # seconds, for one who only wants to be told whether it was done
 _RELEASE_WITHIN: Final = 5.0  # seconds; then the lease is left to end by itself
 
 
@@ -99,6 +109,19 @@ class PostgresStore:
         if self.is_held_here(lease):
             self._performed(self.releasing(lease, status))
 
+    def cancel(self, run_id: str) -> bool:
+        """See `RunStore.cancel`. One round trip, one commit, shared likewise."""
+        return bool(self._performed(self.cancelling(run_id)))
+
+    def signal(self, run_id: str, name: str, payload: str) -> None:
+        """See `RunStore.signal`. One round trip, one commit, shared likewise."""
+        self._performed(self.signalling(run_id, name, payload))
+
+    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
+        """See `RunStore.receive`. One round trip, shared likewise."""
+        found: tuple[int, str] | None = self._performed(receive_job(self.held_here(lease), name, taken))
+        return found
+
     def close(self) -> None:
         """Commit what waits, then let go of connections and threads. Quiet when closed already."""
         self._closed = True
@@ -122,6 +145,14 @@ class PostgresStore:
     def releasing(self, lease: Lease, status: Status | None = None) -> Job:
         """The job of a release."""
         return release_job(lease, status, self._clock.elapsed() + _RELEASE_WITHIN)
+
+    def cancelling(self, run_id: str) -> Job:
+        """The job of a cancellation."""
+        return cancel_job(run_id, self._clock.elapsed() + _ANSWER_WITHIN)
+
+    def signalling(self, run_id: str, name: str, payload: str) -> Job:
+        """The job of a signal."""
+        return signal_job(run_id, name, payload, self._clock.elapsed() + _ANSWER_WITHIN)
 
     def is_held_here(self, lease: Lease) -> bool:
         """Whether the lease is this process's own, not that of the one which forked it."""
@@ -194,6 +225,18 @@ class AsyncPostgresStore:
         nothing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         nothing.set_result(None)
         return nothing
+
+    def cancel(self, run_id: str) -> asyncio.Future[bool]:
+        """See `PostgresStore.cancel`."""
+        return self._submitted(self._store.cancelling(run_id))
+
+    def signal(self, run_id: str, name: str, payload: str) -> asyncio.Future[None]:
+        """See `PostgresStore.signal`."""
+        return self._submitted(self._store.signalling(run_id, name, payload))
+
+    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> asyncio.Future[tuple[int, str] | None]:
+        """See `PostgresStore.receive`."""
+        return self._submitted(receive_job(self._store.held_here(lease), name, taken))
 
     async def _begun(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
         store = self._store

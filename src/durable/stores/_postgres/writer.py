@@ -41,7 +41,7 @@ class Job(Entry):
         self.trouble: DurableError | None = None
         self.orphaned: Callable[[Job], object] | None = None  # called when the answer finds nobody to take it
         self.failure: DurableError | None = None
-        self.settled: threading.Event | None = None
+        self.settled: threading.Lock | None = None  # held until the answer is there
         self.future: asyncio.Future[Any] | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
 
@@ -91,7 +91,7 @@ class Writer:
                 if leads:
                     self._busy = True
                 else:
-                    job.settled = threading.Event()
+                    job.settled = _unsettled()
                     self._room.wait_for(lambda: not self._backlog.full or self._closing.is_set())
                     self._check_open()
                     self._add(job)
@@ -101,11 +101,11 @@ class Writer:
             if leads:
                 with self._lock:
                     if later:  # to be tried again, which is the thread's business
-                        job.settled = threading.Event()
+                        job.settled = _unsettled()
                         self._add(job)
                     self._free(later)
         if job.settled is not None:
-            job.settled.wait()
+            job.settled.acquire()
         return job.result()
 
     def submit(self, job: Job) -> asyncio.Future[Any]:
@@ -271,6 +271,13 @@ class Writer:
         tell(jobs)
 
 
+def _unsettled() -> threading.Lock:
+    """Something to wait for; a lock, since an `Event` makes three and many threads wait here."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 def tell(jobs: Sequence[Job]) -> None:
     """Give everybody who waits the answer: a thread by its event, and each event loop by one call for all its tasks."""
     if len(jobs) == 1 and jobs[0].settled is None and jobs[0].loop is None:  # a lone caller, who leads
@@ -280,7 +287,7 @@ def tell(jobs: Sequence[Job]) -> None:
     for job in jobs:
         job.done = True
         if job.settled is not None:
-            job.settled.set()
+            job.settled.release()
         elif job.loop is not None:
             by_loop.setdefault(job.loop, []).append(job)
     for loop, waiting in by_loop.items():
