@@ -103,12 +103,10 @@ def _rebuilt(record: ErrorRecord, codec: Codec, run_id: str, where: str) -> Exce
     class_ = _imported_class(record.type)
     if class_ is None:
         return None
-    exception: Exception
     try:
-        if issubclass(class_, ExceptionGroup):
+        if _is_group(class_):
             members = [_raised(member, codec, run_id, where) for member in record.members]
-            group: Callable[..., Exception] = class_
-            exception = group(record.message, members)
+            exception = _grouped(class_, record.message, members)
         elif record.args is UNSET:
             return None
         else:
@@ -119,6 +117,14 @@ def _rebuilt(record: ErrorRecord, codec: Codec, run_id: str, where: str) -> Exce
     except Exception:  # a constructor of the user's may raise anything; then the class does not rebuild
         return None
     return exception if type(exception) is class_ else None
+
+
+def _is_group(class_: type[Any]) -> bool:
+    return issubclass(class_, ExceptionGroup)
+
+
+def _grouped(class_: Callable[..., Exception], message: str, members: list[Exception]) -> Exception:
+    return class_(message, members)
 
 
 def _imported_class(name: str) -> type[Exception] | None:

@@ -92,7 +92,10 @@ class Asked(Struct, frozen=True):
 class Returned(Struct, frozen=True):
     """The body returned; `value` is the JSON of what it returned."""
 
-    value: bytes = field(repr=False)
+    value: bytes
+
+    def __repr__(self) -> str:
+        return f"<Returned {len(self.value)} bytes>"
 
 
 class Raised(Struct, frozen=True):
@@ -107,6 +110,9 @@ class Received(Struct, frozen=True):
 
     number: int
     payload: bytes
+
+    def __repr__(self) -> str:
+        return f"<Received signal {self.number}, {len(self.payload)} bytes>"
 
 
 class Silent(Struct, frozen=True):

@@ -57,6 +57,8 @@ def _write_datetime(_: object, value: datetime) -> Tree:
 
 def _read_datetime(tree: Tree) -> datetime:
     value = datetime.fromisoformat(tree["value"])
+    if len(tree) == 1:
+        return value
     return value.replace(tzinfo=_read_zone(tree, value.utcoffset(), value.tzinfo), fold=tree.get("fold", 0))
 
 
@@ -98,12 +100,7 @@ def _as_text(tag: str) -> Callable[[object, Any], Tree]:
 
 
 def _of_text(kind: Callable[[str], Any]) -> Callable[[Tree], Any]:
-    def read(tree: Tree) -> Any:
-        if type(tree["value"]) is not str:
-            raise Misread("its value is not a text")
-        return kind(tree["value"])
-
-    return read
+    return lambda tree: kind(tree["value"])
 
 
 # Called with the writing that they are a part of, which none of them needs, and the value.

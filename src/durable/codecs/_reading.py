@@ -12,6 +12,7 @@ from durable.codecs._names import found, is_name
 from durable.codecs._shapes import Shape, shape_of
 from durable.codecs._tags import TAG, Misread, missing_codec
 
+_UNKNOWN: Final = "it is tagged as something that this version does not know"
 _UNTAGGED: Final = object()
 _NODES: Final = frozenset({list, dict})
 
@@ -33,15 +34,16 @@ class Reading:
         tag = tree.pop(TAG, _UNTAGGED)
         if tag is _UNTAGGED:
             return self._fields(tree)
-        if type(tag) is not str:
-            raise Misread("its tag is not a text")
+        known = self._classes.get(tag)
+        if known is not None:
+            return known[1].build(known[0], self._fields(tree))
         read = _kinds.READERS.get(tag)
         if read is not None:
             return read(tree)
-        if ":" not in tag:
-            return self._container(tag, tree)
-        class_, shape = self._classes.get(tag) or self._known(tag)
-        return shape.build(class_, self._fields(tree))
+        if ":" in tag:
+            class_, shape = self._known(tag)
+            return shape.build(class_, self._fields(tree))
+        return self._container(tag, tree)
 
     def _items(self, tree: list[Any]) -> list[Any]:
         value = self.value
@@ -62,7 +64,7 @@ class Reading:
             raise Misread(missing_codec(tree.get("name")))
         items = tree.get("items")
         if type(items) is not list:
-            raise Misread("it is tagged as something that this version does not know")
+            raise Misread(_UNKNOWN)
         match tag:
             case "tuple":
                 return tuple(self._items(items))
@@ -73,7 +75,7 @@ class Reading:
             case "dict":
                 return dict(self._items(items))
             case _:
-                raise Misread("it is tagged as something that this version does not know")
+                raise Misread(_UNKNOWN)
 
     def _known(self, name: str) -> tuple[type, Shape]:
         class_ = found(name, self._annotation)

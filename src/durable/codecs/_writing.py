@@ -26,7 +26,7 @@ _sorted_text: Final = msgspec.json.Encoder(order="deterministic").encode
 
 
 class Writing:
-    """One value on its way.
+    """One value on its way. Every container looks up the writers of its parts itself: a call less for each.
 
     `annotation` helps to find classes; `careful` looks into each int and string, which is done only once something is
     known to be wrong with one; `canonical` makes equal trees of equal values, and does not ask whether classes can be
@@ -44,8 +44,7 @@ class Writing:
         kind = type(value)
         if kind in self._leaves:
             return value
-        write: Callable[[Any, Any], Any] = _WRITERS.get(kind) or Writing.of_object
-        return write(self, value)
+        return (_writers(kind) or _of_object)(self, value)
 
     def of_float(self, value: float) -> float:
         if not math.isfinite(value):
@@ -67,17 +66,18 @@ class Writing:
         return value
 
     def of_list(self, value: Any) -> list[Any]:
-        leaves, tree = self._leaves, self.tree
+        leaves = self._leaves
         items: list[Any] = []
         try:
             for item in value:
-                items.append(item if type(item) in leaves else tree(item))  # noqa: PERF401 -- the count is the path
+                kind = type(item)
+                items.append(item if kind in leaves else (_writers(kind) or _of_object)(self, item))
         except Refusal as refusal:
             raise refusal.within(f"[{len(items)}]") from None
         return items
 
     def of_dict(self, value: dict[Any, Any]) -> dict[str, Any]:
-        leaves, tree = self._leaves, self.tree
+        leaves = self._leaves
         out: dict[str, Any] = {}
         key: Any = None
         try:
@@ -86,7 +86,8 @@ class Writing:
                     break
                 if leaves is _CERTAIN:
                     self._key(key)
-                out[key] = item if type(item) in leaves else tree(item)
+                kind = type(item)
+                out[key] = item if kind in leaves else (_writers(kind) or _of_object)(self, item)
             else:
                 return out
         except Refusal as refusal:
@@ -121,13 +122,14 @@ class Writing:
     def of_object(self, value: Any) -> dict[str, Any]:
         class_ = type(value)
         name, shape = self._classes.get(class_) or self._known(class_)
-        leaves, tree = self._leaves, self.tree
+        leaves = self._leaves
         out: dict[str, Any] = {TAG: name}
         field = ""
         try:
             state = shape.state(value)
             for field, item in state.items():
-                out[field] = item if type(item) in leaves else tree(item)
+                kind = type(item)
+                out[field] = item if kind in leaves else (_writers(kind) or _of_object)(self, item)
         except Refusal as refusal:
             raise refusal.within(f".{field}" if field else "") from None
         return out
@@ -159,6 +161,9 @@ _WRITERS: Final[dict[type, Callable[[Any, Any], Any]]] = {
     frozenset: Writing.of_set,
     **_kinds.WRITERS,
 }
+
+_writers: Final = _WRITERS.get
+_of_object: Final[Callable[[Any, Any], Any]] = Writing.of_object
 
 
 def _step(key: Any) -> str:
