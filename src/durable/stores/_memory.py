@@ -33,7 +33,7 @@ class MemoryStore:
 
     def __init__(self, *, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come while it is held
         self._runs: dict[str, _Run] = {}
         self._aio: ThreadedStore | None = None
         self._closed = False

@@ -72,17 +72,20 @@ class Writer:
         self._connections = connections
         self._clock = clock
         self._watchdog = watchdog
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come while it is held, and must not wait for itself
         self._room = threading.Condition(self._lock)
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._backlog: Backlog[Job] = Backlog()
         self._busy = False  # somebody, a caller or the thread, is performing a batch
+        self._leader = 0  # the thread of that caller
         self._failures = 0  # in a row; while there are some, the thread alone performs
         self._thread: threading.Thread | None = None
 
     def perform(self, job: Job) -> Any:
         """Commit a job and return its answer, or raise its error. Blocks."""
+        if self._interrupted():
+            return self._performed_aside(job)
         leads, later = False, list[Job]()
         try:
             with self._lock:
@@ -90,6 +93,7 @@ class Writer:
                 leads = not (self._busy or self._backlog or self._failures)
                 if leads:
                     self._busy = True
+                    self._leader = threading.get_ident()
                 else:
                     job.settled = _unsettled()
                     self._room.wait_for(lambda: not self._backlog.full or self._closing.is_set())
@@ -99,11 +103,11 @@ class Writer:
                 later = self._worked([job])
         finally:  # also when an interrupt comes: a writer that stays busy would be the end of everybody
             if leads:
-                with self._lock:
-                    if later:  # to be tried again, which is the thread's business
-                        job.settled = _unsettled()
-                        self._add(job)
-                    self._free(later)
+                try:
+                    self._led(later)
+                except BaseException:  # one more interrupt
+                    self._led([])
+                    raise
         if job.settled is not None:
             job.settled.acquire()
         return job.result()
@@ -132,6 +136,28 @@ class Writer:
             thread = self._thread
         if thread is not None:
             thread.join()
+
+    def _interrupted(self) -> bool:
+        """Whether this is a signal handler (or a finalizer) in the midst of this thread's own turn at the writer."""
+        return self._leader == threading.get_ident() or self._lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001
+
+    def _performed_aside(self, job: Job) -> Any:
+        """Commit a job by itself, on a connection of its own, and touch nothing that may be half changed."""
+        failures = 0
+        while self._worked([job]) and job.deadline > self._clock.elapsed():
+            failures += 1
+            self._closing.wait(batches.pause(failures))
+        if not job.done:
+            self._give_up([job])
+        return job.result()
+
+    def _led(self, later: list[Job]) -> None:
+        with self._lock:
+            for job in later:  # to be tried again, which is the thread's business
+                job.settled = _unsettled()
+                self._add(job)
+            self._leader = 0
+            self._free(later)
 
     def _check_open(self) -> None:
         if self._closing.is_set():
