@@ -199,10 +199,23 @@ def test_what_is_late_is_taken_out_and_nothing_else() -> None:
     assert not backlog
 
 
+def test_a_lease_that_is_renewed_puts_off_what_waits_under_it() -> None:
+    """Until it is not renewed any more, or for half a minute; a lease longer than that is enough by itself."""
+    short, long = (Lease("run", "1:token", 1, seconds, sent=0.0) for seconds in (1.0, 60.0))
+    waiting_ones = [Entry(Verb.CHECKPOINT, "run", 1, lease) for lease in (short, long)]
+    assert [one.deadline for one in waiting_ones] == [1.0, 60.0]
+    short.renewed(20.0)
+    long.renewed(20.0)
+    assert [one.deadline for one in waiting_ones] == [21.0, 60.0]
+    short.renewed(40.0)
+    assert [one.deadline for one in waiting_ones] == [30.0, 60.0]
+
+
 def test_silence_leaves_time_to_read_back() -> None:
-    assert batches.silence([entry(deadline=100.0), entry(deadline=8.0)], 2.0) == 3.0
-    assert batches.silence([entry(deadline=1.0)], 2.0) > 0
-    assert batches.silence([entry(deadline=1e6)], 2.0) <= 10.0
+    assert batches.deadline([entry(deadline=100.0), entry(deadline=8.0)]) == 8.0
+    assert batches.silence(8.0, 2.0) == 3.0
+    assert batches.silence(1.0, 2.0) > 0
+    assert batches.silence(1e6, 2.0) <= 10.0
 
 
 # -- what it owes ---------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from durable.stores._heartbeat import Heartbeat
 from durable.stores._owner import Owner
 from durable.stores._postgres.commits import Statements
 from durable.stores._postgres.connections import Connection, Connections
-from durable.stores._postgres.watchdog import Watchdog
 from durable.stores._postgres.writer import Job, Writer
 
 
@@ -32,7 +31,7 @@ class Process:
         self.connections = connections
         self._sql = sql
         self._clock = clock
-        self._watchdog = Watchdog(clock)
+        self._watchdog = connections.watchdog
         statements = Statements(sql, clock)
         self._small = Writer(statements, connections, clock, self._watchdog)
         self._large = Writer(statements, connections, clock, self._watchdog)
@@ -66,7 +65,7 @@ class Process:
         patience = min(lease.seconds for lease in leases) / RENEWALS_PER_LEASE
         try:
             if self._heartbeat_connection is None:
-                self._heartbeat_connection = self.connections.connect()
+                self._heartbeat_connection = self.connections.connect(self._clock.elapsed() + patience)
             connection = self._heartbeat_connection
             ids, tokens = [lease.run_id for lease in leases], [lease.token for lease in leases]
             columns = (ids, tokens, [lease.seconds for lease in leases])

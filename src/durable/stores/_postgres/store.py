@@ -117,8 +117,8 @@ class PostgresStore:
         return job
 
     def releasing(self, lease: Lease, status: Status | None = None) -> Job:
-        """The job of a release."""
-        return release_job(lease, status, self._clock.elapsed() + _RELEASE_WITHIN)
+        """The job of a release; when the lease has ended by itself there is nothing to wait for."""
+        return release_job(lease, status, min(lease.deadline, self._clock.elapsed() + _RELEASE_WITHIN))
 
     def is_held_here(self, lease: Lease) -> bool:
         """Whether the lease is this process's own, not that of the one which forked it."""
@@ -156,7 +156,9 @@ class PostgresStore:
 
     def _new_process(self) -> Process:
         names = self._names
-        connections = Connections(self._url, self._pool, lambda connection: schema.prepare(connection, names))
+        connections = Connections(
+            self._url, self._pool, lambda connection: schema.prepare(connection, names), self._clock
+        )
         return Process(connections, self._sql, self._clock)
 
 

@@ -17,6 +17,7 @@ import psycopg
 
 from durable._engine import batches
 from durable._engine.batches import Backlog, Entry, Verb, Verdict
+from durable._engine.leases import Lease
 from durable.clocks import Clock
 from durable.errors import DurableError, InvalidArgument, OutcomeUnknown, StoreUnavailable, UnstorableValue
 from durable.stores._postgres.connections import Connections, Lane
@@ -32,8 +33,8 @@ class Job(Entry):
 
     __slots__ = ("answer", "done", "failure", "future", "loop", "orphaned", "payload", "settled", "trouble", "what")
 
-    def __init__(self, verb: Verb, run_id: str, what: str, size: int, deadline: float, payload: Any) -> None:
-        super().__init__(verb, run_id, size, deadline)
+    def __init__(self, verb: Verb, run_id: str, what: str, size: int, until: Lease | float, payload: Any) -> None:
+        super().__init__(verb, run_id, size, until)
         self.what = what
         self.payload = payload
         self.answer: Any = None
@@ -251,9 +252,10 @@ class Writer:
         return later
 
     def _attempted(self, jobs: list[Job]) -> Sequence[Any]:
-        lane = self._connections.take()
+        deadline = batches.deadline(jobs)
+        lane = self._connections.take(deadline)
         now = self._clock.elapsed()
-        self._watchdog.watch(lane.connection, now + batches.silence(jobs, now))
+        self._watchdog.watch(lane.connection, now + batches.silence(deadline, now))
         try:
             if jobs[0].unknown:
                 return self._performer.read_back(lane, jobs)
