@@ -36,7 +36,7 @@ from durable._engine.decisions import (
 )
 from durable._engine.journal import Call
 from durable._terms import terms
-from durable.errors import ColourMismatch, DurableError, Unwind
+from durable.errors import ColourMismatch, DurableError, LeaseLost, Unwind
 from durable.snapshot import Record
 
 T = TypeVar("T")
@@ -283,6 +283,8 @@ class AsyncStep(Driver):
             raise
 
     async def _attempted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
+        if (room := self._store.aio.room()) is not None:
+            await self._admitted(room)
         token, timeout = enter(self.frame(call.key)), body.terms.timeout
         try:
             if timeout is None:
@@ -297,6 +299,14 @@ class AsyncStep(Driver):
         finally:
             leave(token)
         return self._encoded(call, value)
+
+    async def _admitted(self, room: asyncio.Future[None] | None) -> None:
+        """Wait until the store has room for what a body will bring, under a lease that still holds then."""
+        while room is not None:
+            await room
+            room = self._store.aio.room()
+        if reason := self._execution.lease.ended(self._clock.elapsed()):
+            raise Unwind(self._execution.abort(LeaseLost(self._execution.run_id, reason)).error)
 
     async def _checkpointed(self, call: Call, record: Record) -> StepOutcome:
         answer = self._store.aio.checkpoint(self._execution.lease, record, partial(self._answered_late, call))

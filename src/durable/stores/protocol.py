@@ -86,3 +86,11 @@ class AsyncRunStore(Protocol):
     def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
         """See `RunStore.release`."""
         ...
+
+    def room(self) -> asyncio.Future[None] | None:
+        """None while more may be started; else a future that is done when it is time to ask again.
+
+        A thread that checkpoints waits in the store while too much is waiting there already, so it can start nothing. Tasks
+        are started by the thousand: each asks this before its body.
+        """
+        ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import threading
@@ -47,6 +48,10 @@ class Process:
     def writer(self, job: Job) -> Writer:
         """The way for this job: large ones have their own, so that small ones never wait behind them."""
         return self._large if job.size > LARGE else self._small
+
+    def room(self) -> asyncio.Future[None] | None:
+        """None while there is room for more in both ways; else what to wait for."""
+        return self._small.room() or self._large.room()
 
     def close(self) -> None:
         """Commit what waits, then let go of everything. Quiet when closed already."""

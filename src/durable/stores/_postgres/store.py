@@ -194,6 +194,10 @@ class AsyncPostgresStore:
         nothing.set_result(None)
         return nothing
 
+    def room(self) -> asyncio.Future[None] | None:
+        """See `AsyncRunStore.room`."""
+        return self._store.process.room()
+
     async def _begun(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
         store = self._store
         reply, token = await self._submitted(store.claiming(claim, None))

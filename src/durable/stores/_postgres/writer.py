@@ -7,6 +7,7 @@ takes what has gathered, and wakes each event loop once per batch.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import threading
@@ -75,6 +76,7 @@ class Writer:
         self._watchdog = watchdog
         self._lock = threading.RLock()  # a signal handler may come while it is held, and must not wait for itself
         self._room = threading.Condition(self._lock)
+        self._crowd: list[asyncio.Future[None]] = []  # the same, of event loops
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._backlog: Backlog[Job] = Backlog()
@@ -97,7 +99,7 @@ class Writer:
                     self._leader = threading.get_ident()
                 else:
                     job.settled = _unsettled()
-                    self._room.wait_for(lambda: not self._backlog.full or self._closing.is_set())
+                    self._wait_for_room(job)
                     self._check_open()
                     self._add(job)
             if leads:
@@ -122,6 +124,16 @@ class Writer:
             self._add(job)
         return job.future
 
+    def room(self) -> asyncio.Future[None] | None:
+        """None while there is room for more; else what an event loop waits for before it starts more."""
+        if not self._backlog.full:
+            return None
+        with self._lock:
+            if not self._backlog.full or self._closing.is_set():
+                return None
+            self._crowd.append(asyncio.get_running_loop().create_future())
+            return self._crowd[-1]
+
     def post(self, job: Job) -> None:
         """Commit a job that nobody waits for, unless it is too late for that."""
         with self._lock:
@@ -132,7 +144,7 @@ class Writer:
         """Commit what waits, if the database answers, and end the thread."""
         with self._lock:
             self._closing.set()
-            self._room.notify_all()
+            self._let_in()
             self._wake.set()
             thread = self._thread
         if thread is not None:
@@ -172,6 +184,20 @@ class Writer:
         if not self._busy:
             self._wake.set()
 
+    def _wait_for_room(self, job: Job) -> None:
+        while self._backlog.full and not self._closing.is_set():
+            if not self._room.wait(max(0.0, job.deadline - self._clock.elapsed())):
+                return  # too late to wait any more: among the others it is answered, one way or the other
+
+    def _let_in(self) -> None:
+        if self._backlog.full and not self._closing.is_set():
+            return
+        self._room.notify_all()
+        crowd, self._crowd = self._crowd, []
+        for waiting in crowd:
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                waiting.get_loop().call_soon_threadsafe(_enter, waiting)
+
     def _run(self) -> None:
         while self._turn():
             pass
@@ -188,7 +214,7 @@ class Writer:
             if self._backlog:
                 batch = self._backlog.take()
                 self._busy = True
-                self._room.notify_all()
+            self._let_in()
         self._give_up(late)
         if batch:
             self._work(batch)
@@ -336,6 +362,14 @@ def _resolve(jobs: Sequence[Job]) -> None:
             job.future.set_result(job.answer)
 
 
+def _enter(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
+
+
 def _orphan(job: Job) -> None:
     if job.orphaned is not None:
-        job.orphaned(job)
+        try:
+            job.orphaned(job)
+        except Exception as problem:  # for example of a loop that is closed: no reason to leave the others unanswered
+            _log.debug("nobody could be told what became of %s (%s)", job.what, type(problem).__name__)
