@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from psycopg.conninfo import make_conninfo
 
 import durable
@@ -16,7 +21,8 @@ from durable._engine.decisions import Claim, Granted
 from durable._engine.leases import Lease
 from durable.stores import PostgresStore
 from durable.stores._postgres.schema import _LOCK_SPACE
-from ownership_children import wait_until
+from durable.stores._postgres.server import Server
+from ownership_children import remove_server, wait_until
 from support import Database
 
 
@@ -103,6 +109,24 @@ def test_an_applications_advisory_locks_are_not_in_our_way(database: Database) -
 LEASES, BEATS = 40, 100
 
 
+@pytest.fixture(scope="module")
+def quiet_server() -> Iterator[str]:
+    """A server of this file's own: a transaction in another database, too, puts off what can be removed in this one."""
+    directory = Path(tempfile.mkdtemp(prefix="durable-test-"))
+    server = Server(directory / "durable")
+    yield server.url
+    server.close()
+    remove_server(directory / "durable")
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def quiet(quiet_server: str) -> Iterator[Database]:
+    database = Database(quiet_server, f"t_{secrets.token_hex(6)}")
+    yield database
+    database.drop()
+
+
 def granted(store: PostgresStore, run_id: str) -> Lease:
     """A lease on a new run, which the store's heartbeat leaves alone."""
     reply = store.begin(Claim(run_id=run_id, workflow="held", version=1, seconds=600.0), lambda: False)
@@ -131,18 +155,18 @@ def updates(database: Database, at_least: int) -> tuple[int, int]:
     return all_of_them, in_their_page
 
 
-def test_leases_that_are_renewed_take_no_room(database: Database) -> None:
+def test_leases_that_are_renewed_take_no_room(quiet: Database) -> None:
     """FAULTS 57, the comparison: every update finds room in its page, and no index hears of it."""
-    with database.store() as store:
+    with quiet.store() as store:
         leases = [granted(store, f"run-{number}") for number in range(LEASES)]
-        before = sizes(database)
+        before = sizes(quiet)
         beaten(store, leases)
-    assert sizes(database) == before
-    all_of_them, in_their_page = updates(database, LEASES * BEATS)
+    assert sizes(quiet) == before
+    all_of_them, in_their_page = updates(quiet, LEASES * BEATS)
     assert in_their_page >= all_of_them - 2 * LEASES
 
 
-def test_leases_that_are_renewed_under_an_open_transaction(database: Database) -> None:
+def test_leases_that_are_renewed_under_an_open_transaction(quiet: Database) -> None:
     """FAULTS 57: nothing can be removed, so rows grow by their narrow selves, and the indexes by every second of them at
     most; no payload is copied; when the transaction has ended, the room is used again.
     """
@@ -151,25 +175,25 @@ def test_leases_that_are_renewed_under_an_open_transaction(database: Database) -
     def large(step: Step, _: None) -> str:
         return step("large", lambda: payload)
 
-    with database.store() as store, psycopg.connect(database.url) as holder:
+    with quiet.store() as store, psycopg.connect(quiet.url) as holder:
         durable.run(None, large, id="large", store=store)
         leases = [granted(store, f"run-{number}") for number in range(LEASES)]
-        before = sizes(database)
+        before = sizes(quiet)
         journal = "SELECT pg_total_relation_size('durable_steps'), pg_total_relation_size('durable_snapshots')"
-        payloads = database.execute(journal)
+        payloads = quiet.execute(journal)
         holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         holder.execute("SELECT 1")  # from here on it might look at any version of a row
         beaten(store, leases)
-        held = sizes(database)
+        held = sizes(quiet)
         holder.rollback()
-        database.execute("VACUUM durable_locks")
+        quiet.execute("VACUUM durable_locks")
         beaten(store, leases)
-        after = sizes(database)
+        after = sizes(quiet)
     renewals = LEASES * BEATS
     assert held[0] > before[0] + 50 * renewals, "the versions were removed, so this has shown nothing"
     assert held[0] < before[0] + 200 * renewals
     assert held[1] < before[1] + 2 * 60 * renewals  # two indexes, half of the updates, pages that are half full
     assert after == held
-    assert database.execute(journal) == payloads
-    all_of_them, in_their_page = updates(database, 2 * renewals)
+    assert quiet.execute(journal) == payloads
+    all_of_them, in_their_page = updates(quiet, 2 * renewals)
     assert in_their_page > 0.7 * all_of_them

@@ -124,14 +124,14 @@ class MemoryStore:
             raise LeaseLost(lease.run_id, "another execution has taken it over")
         return run
 
-    def _renew(self, leases: Sequence[Lease]) -> set[str]:
-        standing: set[str] = set()
+    def _renew(self, leases: Sequence[Lease]) -> dict[str, bool]:
+        standing: dict[str, bool] = {}
         with self._lock:
             for lease in leases:
                 run = self._runs.get(lease.run_id)
                 if run is not None and run.token == lease.token:
                     run.expires = self._clock.elapsed() + lease.seconds
-                    standing.add(lease.token)
+                    standing[lease.token] = True
         return standing
 
     def _set_status(self, run: _Run, status: Status) -> None:

@@ -65,7 +65,7 @@ class Process:
             self.connections.close()
             self.owner.close()
 
-    def _renew(self, leases: Sequence[Lease]) -> set[str]:
+    def _renew(self, leases: Sequence[Lease]) -> dict[str, bool]:
         """Renew leases on the heartbeat's own connection, which is given up when it is silent for too long."""
         patience = min(lease.seconds for lease in leases) / RENEWALS_PER_LEASE
         try:
@@ -78,7 +78,7 @@ class Process:
             self._watchdog.watch(connection, self._clock.elapsed() + patience)
             try:
                 cursor = connection.cursor(row_factory=tuple_row)
-                return {token for (token,) in cursor.execute(self._sql["renew"], columns, prepare=prepare)}
+                return dict(cursor.execute(self._sql["renew"], columns, prepare=prepare).fetchall())
             finally:
                 self._watchdog.unwatch(connection)
         except (psycopg.Error, DurableError):
