@@ -81,7 +81,9 @@ class Driver:
         """Say which bodies have been silent for too long; called by the heartbeat's thread."""
         for event in self._execution.stalled(Reading(self._clock.now(), self._clock.elapsed())):
             _log.warning("run %r: step %r has been running for %.0f s", event.run_id, event.key, event.seconds)
-            if (tell := self._execution.tell) is not None:  # elsewhere: a listener that takes its time must not cost a lease
+            if (
+                tell := self._execution.tell
+            ) is not None:  # elsewhere: a listener that takes its time must not cost a lease
                 threading.Thread(target=tell, args=(event,), name="durable-listener", daemon=True).start()
 
     def _still_running(self) -> None:

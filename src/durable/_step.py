@@ -36,7 +36,7 @@ from durable._engine.decisions import (
 )
 from durable._engine.journal import Call
 from durable._terms import terms
-from durable.errors import ColourMismatch, DurableError, LeaseLost, Unwind
+from durable.errors import ColourMismatch, DurableError, Unwind
 from durable.snapshot import Record
 
 T = TypeVar("T")
@@ -301,12 +301,12 @@ class AsyncStep(Driver):
         return self._encoded(call, value)
 
     async def _admitted(self, room: asyncio.Future[None] | None) -> None:
-        """Wait until the store has room for what a body will bring, under a lease that still holds then."""
+        """Wait until the store has room for what a body will bring, if a body may still be started then."""
         while room is not None:
             await room
             room = self._store.aio.room()
-        if reason := self._execution.lease.ended(self._clock.elapsed()):
-            raise Unwind(self._execution.abort(LeaseLost(self._execution.run_id, reason)).error)
+        if stop := self._execution.stopped(self._reading(ASKED)):
+            raise Unwind(stop.error)
 
     async def _checkpointed(self, call: Call, record: Record) -> StepOutcome:
         answer = self._store.aio.checkpoint(self._execution.lease, record, partial(self._answered_late, call))
