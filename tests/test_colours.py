@@ -22,6 +22,7 @@ LEAVES = {
         "drain",
         "settle",
         "_called",
+        "_admitted",
         "_attempted",
         "_checkpointed",
         "_answered_late",

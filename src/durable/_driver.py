@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from threading import Event
@@ -99,8 +100,10 @@ class Driver:
         """Say which bodies have been silent for too long; called by the heartbeat's thread."""
         for event in self._execution.stalled(Reading(self._clock.now(), self._clock.elapsed())):
             _log.warning("run %r: step %r has been running for %.0f s", event.run_id, event.key, event.seconds)
-            if self._execution.tell is not None:
-                self._execution.tell(event)
+            if (
+                tell := self._execution.tell
+            ) is not None:  # elsewhere: a listener that takes its time must not cost a lease
+                threading.Thread(target=tell, args=(event,), name="durable-listener", daemon=True).start()
 
     def _still_running(self) -> None:
         keys = ", ".join(self._execution.keys_running)

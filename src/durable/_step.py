@@ -324,6 +324,8 @@ class AsyncStep(Driver):
             raise
 
     async def _attempted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
+        if (room := self._store.aio.room()) is not None:
+            await self._admitted(room)
         token, timeout = enter(self.frame(call.key)), body.terms.timeout
         try:
             if timeout is None:
@@ -338,6 +340,14 @@ class AsyncStep(Driver):
         finally:
             leave(token)
         return self._encoded(call, value)
+
+    async def _admitted(self, room: asyncio.Future[None] | None) -> None:
+        """Wait until the store has room for what a body will bring, if a body may still be started then."""
+        while room is not None:
+            await room
+            room = self._store.aio.room()
+        if stop := self._execution.stopped(self._reading(ASKED)):
+            raise Unwind(stop.error)
 
     async def _checkpointed(self, call: Call, record: Record) -> StepOutcome:
         answer = self._store.aio.checkpoint(self._execution.lease, record, partial(self._answered_late, call))

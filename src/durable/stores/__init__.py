@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from psycopg_pool import ConnectionPool
+
 from durable.errors import InvalidArgument
 from durable.stores._memory import MemoryStore
 from durable.stores._postgres.connections import Pool
@@ -30,7 +32,7 @@ def postgres(
     its own beside it, made the way the pool makes them.
     `take_over_dead=False` lets a run whose owner died on this machine wait for its lease instead of going on at once.
 
-    Raises `InvalidArgument` without a URL; at first use `StoreUnavailable`, `AccessDenied` or `SchemaMismatch`.
+    Raises `InvalidArgument` without either, or with both; at first use `StoreUnavailable`, `AccessDenied` or `SchemaMismatch`.
     """
     if url is None and pool is None:
         url = os.environ.get("DATABASE_URL") or None
@@ -41,6 +43,10 @@ def postgres(
         )
     if not isinstance(url, str | None):
         raise InvalidArgument(f"the database URL must be a string, not {type(url).__name__}")
+    if pool is not None and not isinstance(pool, ConnectionPool):
+        raise InvalidArgument(f"pool must be a psycopg_pool.ConnectionPool (a blocking one), not {type(pool).__name__}")
+    if url is not None and pool is not None:
+        raise InvalidArgument("both a database URL and a pool were given: pass the one that the store is to work on")
     return PostgresStore(url, Names(table, schema), pool=pool, take_over_dead=take_over_dead)
 
 
