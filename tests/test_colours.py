@@ -29,6 +29,7 @@ LEAVES = {
         "_joined",
         "_rested",
         "sleep",
+        "map",
         "wait_for",
         "_abandoned",
         "_advance",
