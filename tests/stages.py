@@ -467,6 +467,9 @@ class _DyingAio:
     def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
         return self._between("release", lambda: self._store.aio.release(lease, status), "released")
 
+    def room(self) -> asyncio.Future[None] | None:
+        return self._store.aio.room()
+
     def _between(self, before: str, verb: Callable[[], asyncio.Future[Any]], after: str) -> asyncio.Future[Any]:
         async def performed() -> Any:
             self._boundaries.pass_one(before)

@@ -265,7 +265,7 @@ def test_what_a_former_owner_still_tries_changes_no_row(database: Database) -> N
         store.checkpoint(zombie, record(0, "late"))
     with pytest.raises(durable.LeaseLost):
         store.finish(zombie, Status.COMPLETED, Record(0, Kind.RESULT, Kind.RESULT, "1"))
-    assert process_of(store).heartbeat._renew([zombie]) == set()
+    assert process_of(store).heartbeat._renew([zombie]) == {}
     store.release(zombie)
     assert database.everything() == before
     assert lease_row(database) == lease_before

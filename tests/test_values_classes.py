@@ -19,7 +19,7 @@ import pytest
 import durable
 from durable.codecs import JsonCodec, accepts, alias, returns
 from durable.stores import memory
-from value_kinds import Colour, Line, Right, alike
+from value_kinds import Colour, FrozenAttrs, Line, Right, alike
 
 if TYPE_CHECKING:
     from nowhere import Unknown  # type: ignore[import-not-found]
@@ -421,6 +421,11 @@ class _Dict(dict[str, int]):
 class _done(Awaitable[None]):
     def __await__(self) -> Any:
         return iter(())
+
+
+def test_a_hash_that_attrs_keeps_is_computed_anew() -> None:
+    """The copy has the place for it, and can be a key."""
+    assert {back(encoded(FrozenAttrs(3))): 1} == {FrozenAttrs(3): 1}  # type: ignore[arg-type, unused-ignore]
 
 
 def test_struct_is_built_by_its_class() -> None:

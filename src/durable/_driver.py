@@ -5,10 +5,13 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from threading import Event
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
+
+from msgspec import Struct
 
 from durable._decorator import Frame, Options, current_frame, options_of
 from durable._engine.blame import marked
@@ -48,7 +51,7 @@ _UNREAD: Final = Reading(_NEVER, 0.0)
 _TIMELESS: Final = frozenset({Returned, Acknowledged})
 
 
-class Body(NamedTuple):
+class Body(Struct, frozen=True):
     """What a step calls, and on which terms. One that `listens` is called when its `patience` is at its end."""
 
     fn: Callable[..., Any]
@@ -99,8 +102,10 @@ class Driver:
         """Say which bodies have been silent for too long; called by the heartbeat's thread."""
         for event in self._execution.stalled(Reading(self._clock.now(), self._clock.elapsed())):
             _log.warning("run %r: step %r has been running for %.0f s", event.run_id, event.key, event.seconds)
-            if self._execution.tell is not None:
-                self._execution.tell(event)
+            if (
+                tell := self._execution.tell
+            ) is not None:  # elsewhere: a listener that takes its time must not cost a lease
+                threading.Thread(target=tell, args=(event,), name="durable-listener", daemon=True).start()
 
     def _still_running(self) -> None:
         keys = ", ".join(self._execution.keys_running)
@@ -119,12 +124,12 @@ class Driver:
         """The body of a call by name, which does not make a step of a decorated function again."""
         options = options_of(fn)
         if options is None:
-            return self._body(fn, args, {}, terms)
+            return Body(fn, args, {}, self._terms) if terms is PLAIN else self._body(fn, args, {}, terms)
         return self._body(options.fn, args, {}, terms.over(options.terms))
 
     def _fingerprint(self, name: str, key: str | None, body: Body) -> str:
         """The fingerprint of a call's arguments, once the call itself has been found sound."""
-        fn, args, kwargs, *_ = body
+        fn, args, kwargs = body.fn, body.args, body.kwargs
         frame = current_frame.get()
         if frame is not None and frame.driver is self and frame.inside is not None:
             raise NestedStep(name, frame.inside)
@@ -142,7 +147,10 @@ class Driver:
 
     def _draw(self, name: str, key: str | None, body: Body, fingerprint: str, branch: object) -> Call:
         call = self._execution.call(name, key, fingerprint, branch, unwinding=sys.exception() is not None)
-        call.at_most_once, call.listens, call.patience = body.terms.at_most_once, body.listens, body.patience
+        if body.terms is not PLAIN:
+            call.at_most_once = body.terms.at_most_once
+        if body.listens:
+            call.listens, call.patience = True, body.patience
         return call
 
     def _sleeping(self, seconds: float | datetime) -> Body:

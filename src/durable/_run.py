@@ -339,8 +339,16 @@ class _AsyncRun(_Either):
                 assert_never(never)
 
     async def _begun(self, claim: Claim) -> ClaimReply:
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        assert task is not None  # noqa: S101 -- a coroutine runs in a task
+        task = None
+        with contextlib.suppress(RuntimeError):  # no event loop at all
+            task = asyncio.current_task()
+        if task is None:
+            raise ColourMismatch(
+                f"run {claim.run_id!r}: an async workflow runs in a task of asyncio (uvloop will do, and anyio on asyncio), "
+                f"and this is none. Elsewhere, make the workflow a blocking function and call durable.run in a thread, "
+                f"for example with trio.to_thread.run_sync."
+            )
+        loop = task.get_loop()
         # Weakly: an abandoned task must not be kept by the very question whether it is still there.
         this, doing = weakref.ref(self), weakref.ref(task)
 

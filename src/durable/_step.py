@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar, TypeVarTuple, assert_never, overload
@@ -37,10 +37,12 @@ from durable._engine.decisions import (
     Wait,
 )
 from durable._engine.journal import Call
+from durable._map import Items, mapped, mapped_async
 from durable._terms import terms
 from durable.errors import ColourMismatch, DurableError, Unwind
 from durable.snapshot import Record
 
+I = TypeVar("I")  # noqa: E741 -- an item's type
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -84,6 +86,28 @@ class Step(Driver):
     def call_decorated(self, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `_decorator.Driver`."""
         return self._called(options.name, None, self._body(options.fn, args, kwargs, options.terms))
+
+    def map(
+        self,
+        name: str,
+        fn: Callable[[I], T],
+        items: Iterable[I],
+        *,
+        key: Callable[[I], object] | None = None,
+        max_concurrency: int | None = None,
+        return_exceptions: bool = False,
+        retry: tenacity.BaseRetrying | None = None,
+        timeout: float | None = None,
+    ) -> list[T]:
+        """Call `fn(item)` for each item, a step each, on `max_concurrency` threads (32 by default); the results in order.
+
+        An item's key is `name[0]`, `name[1]` …, or `name[…]` of what `key(item)` says: choose it where the items may come in
+        another order. Each is recorded as it ends, and only the missing ones run when the run is resumed. When one fails, no
+        other is begun, and its exception is raised; with `return_exceptions=True` it stands in the list instead.
+        """
+        given = terms(retry, timeout)
+        every = Items(name, items, key, max_concurrency, return_exceptions=return_exceptions)
+        return mapped(every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given)))
 
     def sleep(self, name: str, seconds: float | datetime, *, key: str | None = None) -> None:
         """Let `seconds` pass, or until an aware `datetime`. The moment of waking is recorded: restarts do not begin anew."""
@@ -260,6 +284,23 @@ class AsyncStep(Driver):
             )
         return self._called(name, None, self._body(fn, args, kwargs, options.terms))
 
+    def map(
+        self,
+        name: str,
+        fn: Callable[[I], Any],
+        items: Iterable[I],
+        *,
+        key: Callable[[I], object] | None = None,
+        max_concurrency: int | None = None,
+        return_exceptions: bool = False,
+        retry: tenacity.BaseRetrying | None = None,
+        timeout: float | None = None,
+    ) -> Coroutine[Any, Any, list[Any]]:
+        """See `Step.map`; on tasks."""
+        given = terms(retry, timeout)
+        every = Items(name, items, key, max_concurrency, return_exceptions=return_exceptions)
+        return mapped_async(every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given)))
+
     def sleep(self, name: str, seconds: float | datetime, *, key: str | None = None) -> Coroutine[Any, Any, None]:
         """See `Step.sleep`."""
         return self._rested(self._called(name, key, self._sleeping(seconds)))
@@ -324,6 +365,8 @@ class AsyncStep(Driver):
             raise
 
     async def _attempted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
+        if (room := self._store.aio.room()) is not None:
+            await self._admitted(room)
         token, timeout = enter(self.frame(call.key)), body.terms.timeout
         try:
             if timeout is None:
@@ -338,6 +381,14 @@ class AsyncStep(Driver):
         finally:
             leave(token)
         return self._encoded(call, value, body.fn)
+
+    async def _admitted(self, room: asyncio.Future[None] | None) -> None:
+        """Wait until the store has room for what a body will bring, if a body may still be started then."""
+        while room is not None:
+            await room
+            room = self._store.aio.room()
+        if stop := self._execution.stopped(self._reading(ASKED)):
+            raise Unwind(stop.error)
 
     async def _checkpointed(self, call: Call, record: Record) -> StepOutcome:
         answer = self._store.aio.checkpoint(self._execution.lease, record, partial(self._answered_late, call))

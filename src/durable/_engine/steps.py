@@ -175,7 +175,7 @@ class Execution:
     def rest(self, until: datetime, reading: Reading) -> Wait | Abort | None:
         """What a workflow that sleeps until then does next; None when it has slept enough."""
         left = (until - reading.at).total_seconds()
-        return self._stopped(reading) or (self._wait(left, reading) if left > 0 else None)
+        return self.stopped(reading) or (self._wait(left, reading) if left > 0 else None)
 
     def _begun(self, call: Call, reading: Reading) -> StepDecision:
         earlier = self.journal.attempted(call.key)
@@ -189,7 +189,7 @@ class Execution:
 
     def _next(self, call: Call, reading: Reading) -> StepDecision:
         """The next thing to do for a running call: wait, say that it begins, or begin."""
-        if stop := self._stopped(reading):
+        if stop := self.stopped(reading):
             self._left(call, reading, type(stop.error).__name__)
             return stop
         if call.listens:
@@ -212,7 +212,7 @@ class Execution:
         return Receive(call.name, tuple(self.journal.received(call.name)))
 
     def _silent(self, call: Call, reading: Reading) -> StepDecision:
-        if stop := self._stopped(reading):
+        if stop := self.stopped(reading):
             self._left(call, reading, type(stop.error).__name__)
             return stop
         left = math.inf if call.due is None else (call.due - reading.at).total_seconds()
@@ -230,7 +230,7 @@ class Execution:
             self.tell(StepBegan(self.run_id, reading.at, call.key, call.name, call.attempts))
         return Attempt(call.attempts, call.first)
 
-    def _stopped(self, reading: Reading) -> Abort | None:
+    def stopped(self, reading: Reading) -> Abort | None:
         """Why nothing more may be begun."""
         if self.error is not None:
             return Abort(self.error)

@@ -25,7 +25,7 @@ Check = Callable[[Any, str], Wrong | None]
 
 def returns(fn: Any) -> Any:
     """The resolved return annotation of a function, or None when it has none, or one that cannot be resolved."""
-    function = _function(fn)
+    function = fn if type(fn) is types.FunctionType else _function(fn)
     if function is None or "return" not in function.__annotations__:
         return None
     annotation = _resolved(function, "return")
@@ -64,7 +64,8 @@ def _resolved(function: types.FunctionType, name: str) -> Any:
     if isinstance(annotation, str):
         # Anew each time, which takes as long as a look into a cache by function, and knows a class that was defined again.
         try:
-            annotation = eval(_compiled(annotation), inspect.unwrap(function).__globals__)  # noqa: S307 -- of the user's code
+            owner = inspect.unwrap(function) if hasattr(function, "__wrapped__") else function
+            annotation = eval(_compiled(annotation), owner.__globals__)  # noqa: S307 -- of the user's code
         except Exception:  # a name that exists for type checkers only, or in another function only
             return None
     if annotation is None:
@@ -99,7 +100,7 @@ def _check(annotation: Any) -> Check | None:
 def _cached(annotation: Any) -> Check | None:
     """How to look; None when there is nothing to look for."""
     if annotation is None or annotation is type(None):
-        return _instance(type(None), "None")
+        return _Instance(type(None), "None")
     if isinstance(annotation, NewType):
         return _check(annotation.__supertype__)
     if hasattr(annotation, "__value__"):  # type X = … (Python 3.12)
@@ -124,17 +125,30 @@ def _of_class(class_: type) -> Check | None:
     ):
         return None
     if typing.is_typeddict(class_):
-        return _instance(dict, class_.__name__)
+        return _Instance(dict, class_.__name__)
     if class_ is float:
-        return _instance((float, int), "float")  # as type checkers have it
-    return _instance(class_, class_.__qualname__)
+        return _Instance((float, int), "float")  # as type checkers have it
+    return _Instance(class_, class_.__qualname__)
 
 
-def _instance(class_: Any, name: str) -> Check:
-    def check(value: Any, path: str) -> Wrong | None:
-        return None if isinstance(value, class_) else (path, f"{its_type(value)} was returned where {name} is promised")
+class _Instance:
+    """Whether a value is of a class; `exact` are types that certainly are, of which many can be looked at at once."""
 
-    return check
+    __slots__ = ("_class", "_name", "exact")
+
+    def __init__(self, class_: Any, name: str) -> None:
+        self._class = class_
+        self._name = name
+        self.exact = frozenset(class_ if isinstance(class_, tuple) else (class_,))
+
+    def __call__(self, value: Any, path: str) -> Wrong | None:
+        if isinstance(value, self._class):
+            return None
+        return path, f"{its_type(value)} was returned where {self._name} is promised"
+
+
+def _certainly(part: Check | None, values: Iterable[Any]) -> bool:
+    return part is None or (isinstance(part, _Instance) and part.exact.issuperset(map(type, values)))
 
 
 def _any_of(checks: list[Check | None], name: str) -> Check | None:
@@ -173,7 +187,7 @@ def _generic(origin: type, arguments: tuple[Any, ...], name: str) -> Check | Non
         parts = _items(_check(arguments[0]))
     else:
         parts = None
-    known = _instance(origin, name)
+    known = _Instance(origin, name)
     if parts is None:
         return known
 
@@ -204,6 +218,8 @@ def _items(part: Check | None) -> Check | None:
     def check(value: Any, path: str) -> Wrong | None:
         if not isinstance(value, list | tuple | set | frozenset):  # a text is a Sequence[str] of texts, for ever
             return None
+        if _certainly(part, value):
+            return None
         return next((wrong for n, item in enumerate(value) if (wrong := part(item, f"{path}[{n}]"))), None)
 
     return check
@@ -214,6 +230,8 @@ def _mapping(key: Check | None, item: Check | None) -> Check | None:
         return None
 
     def check(value: Any, path: str) -> Wrong | None:
+        if _certainly(key, value) and _certainly(item, value.values()):
+            return None
         for name, content in value.items():
             within = f"{path}.{name}" if type(name) is str and name.isidentifier() else f"{path}[…]"
             wrong = (key and key(name, within)) or (item and item(content, within))

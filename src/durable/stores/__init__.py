@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from psycopg_pool import ConnectionPool
+
 from durable.codecs import Codec
 from durable.errors import InvalidArgument
 from durable.stores._memory import MemoryStore
@@ -35,7 +37,7 @@ def postgres(
     the default one wrote is always read.
     `take_over_dead=False` lets a run whose owner died on this machine wait for its lease instead of going on at once.
 
-    Raises `InvalidArgument` without a URL; at first use `StoreUnavailable`, `AccessDenied` or `SchemaMismatch`.
+    Raises `InvalidArgument` without either, or with both; at first use `StoreUnavailable`, `AccessDenied` or `SchemaMismatch`.
     """
     if url is None and pool is None:
         url = os.environ.get("DATABASE_URL") or None
@@ -46,6 +48,10 @@ def postgres(
         )
     if not isinstance(url, str | None):
         raise InvalidArgument(f"the database URL must be a string, not {type(url).__name__}")
+    if pool is not None and not isinstance(pool, ConnectionPool):
+        raise InvalidArgument(f"pool must be a psycopg_pool.ConnectionPool (a blocking one), not {type(pool).__name__}")
+    if url is not None and pool is not None:
+        raise InvalidArgument("both a database URL and a pool were given: pass the one that the store is to work on")
     return PostgresStore(url, Names(table, schema), pool=pool, take_over_dead=take_over_dead, codec=codec)
 
 

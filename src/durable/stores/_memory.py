@@ -36,7 +36,7 @@ class MemoryStore:
     def __init__(self, *, codec: Codec | Sequence[Codec] | None = None, clock: Clock | None = None) -> None:
         self.codec = chosen(codec)
         self._clock = clock or SystemClock()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come while it is held
         self._runs: dict[str, _Run] = {}
         self._signals: list[tuple[str, str, str]] = []
         self._aio: ThreadedStore | None = None
@@ -153,14 +153,14 @@ class MemoryStore:
             raise LeaseLost(lease.run_id, "another execution has taken it over")
         return run
 
-    def _renew(self, leases: Sequence[Lease]) -> set[str]:
-        standing: set[str] = set()
+    def _renew(self, leases: Sequence[Lease]) -> dict[str, bool]:
+        standing: dict[str, bool] = {}
         with self._lock:
             for lease in leases:
                 run = self._runs.get(lease.run_id)
                 if run is not None and run.token == lease.token:
                     run.expires = self._clock.elapsed() + lease.seconds
-                    standing.add(lease.token)
+                    standing[lease.token] = True
                 lease.cancelled = run is not None and run.cancelled
         return standing
 

@@ -64,6 +64,10 @@ class ThreadedStore:
         """See `RunStore.receive`."""
         return self._called(self._store.receive, lease, name, taken)
 
+    def room(self) -> asyncio.Future[None] | None:
+        """There always is: a store that blocks has its own ways to make its callers wait."""
+        return None
+
     def _called(self, verb: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         # Shielded: a verb that still waits for its thread would be cancelled with its future.
         return asyncio.shield(asyncio.get_running_loop().run_in_executor(self._pool, verb, *args))

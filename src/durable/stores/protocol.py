@@ -117,3 +117,11 @@ class AsyncRunStore(Protocol):
     def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> asyncio.Future[tuple[int, str] | None]:
         """See `RunStore.receive`."""
         ...
+
+    def room(self) -> asyncio.Future[None] | None:
+        """None while more may be started; else a future that is done when it is time to ask again.
+
+        A thread that checkpoints waits in the store while too much is waiting there already, so it can start nothing. Tasks
+        are started by the thousand: each asks this before its body.
+        """
+        ...

@@ -62,13 +62,13 @@ def claim_job(payload: Claiming, deadline: float) -> Job:
 def checkpoint_job(lease: Lease, record: Record) -> Job:
     """A job that appends a record."""
     size = len(record.text) + _OVERHEAD
-    return Job(Verb.CHECKPOINT, lease.run_id, f"step {record.key!r}", size, lease.deadline, Writing(lease, record))
+    return Job(Verb.CHECKPOINT, lease.run_id, f"step {record.key!r}", size, lease, Writing(lease, record))
 
 
 def finish_job(lease: Lease, status: Status, record: Record) -> Job:
     """A job that ends a run."""
     size, payload = len(record.text) + _OVERHEAD, Writing(lease, record, status)
-    return Job(Verb.FINISH, lease.run_id, f"the run's end ({status})", size, lease.deadline, payload)
+    return Job(Verb.FINISH, lease.run_id, f"the run's end ({status})", size, lease, payload)
 
 
 def release_job(lease: Lease, status: Status | None, deadline: float) -> Job:

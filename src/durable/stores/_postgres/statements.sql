@@ -196,20 +196,29 @@ SELECT step.workflow_id, step.seq, step.nonce
        SELECT workflow_id, seq, nonce FROM {steps} WHERE workflow_id = asked.id AND seq = asked.seq OFFSET 0) AS step
 
 -- name: renew
--- All leases of a process at once, locked in the order of their ids. FOR NO KEY UPDATE lets checkpoints pass.
-WITH kept AS MATERIALIZED (
-    SELECT lease.workflow_id, lease.owner_token, run.seconds
-      FROM (SELECT * FROM unnest(%s::text[], %s::text[], %s::float8[]) AS asked (id, token, seconds) ORDER BY id) AS run
+-- All leases of a process at once; the answer is those that stand, and whether each was renewed. FOR NO KEY UPDATE lets
+-- checkpoints pass. A row that somebody else has locked is left for the next time: waiting for one would cost all the others.
+WITH asked AS MATERIALIZED (
+    SELECT * FROM unnest(%s::text[], %s::text[], %s::float8[]) AS asked (id, token, seconds) ORDER BY id
+), kept AS MATERIALIZED (
+    SELECT lease.workflow_id, run.seconds
+      FROM asked AS run
      CROSS JOIN LATERAL (
-           SELECT workflow_id, owner_token FROM {locks}
+           SELECT workflow_id FROM {locks}
             WHERE workflow_id = run.id AND owner_token = run.token
-              FOR NO KEY UPDATE) AS lease
+              FOR NO KEY UPDATE SKIP LOCKED) AS lease
+), renewed AS (
+    UPDATE {locks} AS lease
+       SET expires_at = clock_timestamp() + make_interval(secs => kept.seconds)
+      FROM kept
+     WHERE lease.workflow_id = kept.workflow_id
+    RETURNING lease.owner_token
 )
-UPDATE {locks} AS lease
-   SET expires_at = clock_timestamp() + make_interval(secs => kept.seconds)
-  FROM kept
- WHERE lease.workflow_id = kept.workflow_id
-RETURNING lease.owner_token
+SELECT asked.token, renewed.owner_token IS NOT NULL
+  FROM asked
+  LEFT JOIN renewed ON renewed.owner_token = asked.token
+ WHERE renewed.owner_token IS NOT NULL
+    OR EXISTS (SELECT FROM {locks} AS lease WHERE lease.workflow_id = asked.id AND lease.owner_token = asked.token)
 
 -- name: cancelled
 SELECT workflow_id FROM {locks} WHERE workflow_id = ANY (%s::text[]) AND owner_token IS NULL AND owner = 'cancelled'

@@ -143,8 +143,8 @@ class PostgresStore:
         return job
 
     def releasing(self, lease: Lease, status: Status | None = None) -> Job:
-        """The job of a release."""
-        return release_job(lease, status, self._clock.elapsed() + _RELEASE_WITHIN)
+        """The job of a release; when the lease has ended by itself there is nothing to wait for."""
+        return release_job(lease, status, min(lease.deadline, self._clock.elapsed() + _RELEASE_WITHIN))
 
     def cancelling(self, run_id: str) -> Job:
         """The job of a cancellation."""
@@ -190,7 +190,9 @@ class PostgresStore:
 
     def _new_process(self) -> Process:
         names = self._names
-        connections = Connections(self._url, self._pool, lambda connection: schema.prepare(connection, names))
+        connections = Connections(
+            self._url, self._pool, lambda connection: schema.prepare(connection, names), self._clock
+        )
         return Process(connections, self._sql, self._clock)
 
 
@@ -237,6 +239,10 @@ class AsyncPostgresStore:
     def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> asyncio.Future[tuple[int, str] | None]:
         """See `PostgresStore.receive`."""
         return self._submitted(receive_job(self._store.held_here(lease), name, taken))
+
+    def room(self) -> asyncio.Future[None] | None:
+        """See `AsyncRunStore.room`."""
+        return self._store.process.room()
 
     async def _begun(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
         store = self._store
