@@ -104,7 +104,8 @@ class Plan:
         journal = Journal(run_id, granted.records, main)
         if granted.taken_from is not None:
             self.tell(LeaseTaken(run_id, at, granted.taken_from))
-        self.tell(RunBegan(run_id, at, self.claim.workflow, granted.lease.epoch, journal.recorded))
+        epoch, recorded = granted.lease.epoch, journal.recorded
+        self.tell(RunBegan(run_id, at, self.claim.workflow, epoch, recorded, granted.header, granted.records))
         listening = None if self.on_event is None else self.tell
         return Execution(self.claim.workflow, journal, granted.lease, listening)
 

@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Self
 
-import msgspec
+from msgspec import structs
 
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import Lease
-from durable._engine.runs import executable
+from durable._engine.runs import adopted, executable, is_foreign
 from durable.clocks import Clock, SystemClock
-from durable.errors import InvalidArgument, LeaseLost
-from durable.snapshot import Execution, Header, Kind, Record, Status
+from durable.documents import Snapshot, journal_of, snapshot_of
+from durable.errors import ConcurrentExecution, InvalidArgument, LeaseLost
+from durable.snapshot import Execution, Header, Kind, Record, Status, checked_name
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._threads import ThreadedStore
+from durable.stores.listing import (
+    NO_MOMENT,
+    PAGE,
+    FORCE_ADVICE,
+    Listed,
+    Progress,
+    RunStatus,
+    Stats,
+    asked,
+    asked_to_purge,
+    checked_snapshot,
+)
 
 
 @dataclass(slots=True)
 class _Run:
     header: Header | None = None
     records: dict[int, Record] = field(default_factory=dict[int, Record])
+    updated_at: datetime = NO_MOMENT
     epoch: int = 0
     token: str | None = None
     expires: float = 0.0
@@ -60,11 +76,11 @@ class MemoryStore:
             run.token = f"{run.epoch}:{secrets.token_hex(8)}"
             run.expires = sent + claim.seconds
             if run.header is None:
-                metadata = {**claim.metadata, "version": claim.version}
+                run.header = Header("", Execution(Status.RUNNING))
+            if is_foreign(run.header):
+                run.header = adopted(claim, run.header)
                 if claim.input is not None:
-                    metadata["inputHash"] = claim.input_hash
                     run.records[0] = Record(0, Kind.INPUT, Kind.INPUT, claim.input.decode())
-                run.header = Header(claim.workflow, Execution(Status.RUNNING), metadata=metadata)
             self._set_status(run, Status.RUNNING)
             lease = Lease(claim.run_id, run.token, run.epoch, claim.seconds, sent)
             granted = Granted(lease, run.header, _in_order(run))
@@ -96,6 +112,86 @@ class MemoryStore:
                 if status is not None:
                     self._set_status(run, status)
 
+    def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
+        """See `PostgresStore.save`."""
+        checked_name("a run's id", id)
+        header, records = journal_of(checked_snapshot(id, snapshot))
+        with self._lock:
+            run = self._free(id, force) or _Run()
+            self._runs[id] = run
+            run.epoch, run.token = run.epoch + 1, None
+            run.records = {record.seq: record for record in records}
+            run.updated_at = self._clock.now()
+            if not header.execution.last_updated:
+                execution = structs.replace(header.execution, last_updated=run.updated_at.isoformat())
+                header = structs.replace(header, execution=execution)
+            run.header = header
+
+    def load(self, id: str) -> Snapshot | None:
+        """See `PostgresStore.load`."""
+        checked_name("a run's id", id)
+        with self._lock:
+            run = self._runs.get(id)
+            if run is None or run.header is None:
+                return None
+            header, records = run.header, _in_order(run)
+        return snapshot_of(header, records, run_id=id)
+
+    def delete(self, id: str, *, force: bool = False) -> None:
+        """See `PostgresStore.delete`."""
+        checked_name("a run's id", id)
+        with self._lock:
+            if self._free(id, force) is not None:
+                del self._runs[id]
+
+    def list(
+        self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
+    ) -> Sequence[Listed]:
+        """See `PostgresStore.list`."""
+        page = asked(prefix, limit, status, after)
+        with self._lock:
+            lines = [
+                Listed(id, run.updated_at)
+                for id, run in self._runs.items()
+                if id.startswith(page.prefix) and page.status in (None, self._stands(run))
+            ]
+        lines.sort(key=_newest_last, reverse=True)
+        return [line for line in lines if after is None or _newest_last(line) < _newest_last(after)][: page.limit]
+
+    def purge(
+        self, *, older_than: float, status: RunStatus | None = "completed", progress: Progress | None = None
+    ) -> int:
+        """See `PostgresStore.purge`."""
+        seconds, wanted = asked_to_purge(older_than, status)
+        with self._lock:
+            before = self._clock.now() - timedelta(seconds=seconds)
+            old = [
+                id
+                for id, run in self._runs.items()
+                if run.updated_at < before and (stands := self._stands(run)) != "running" and wanted in (None, stands)
+            ]
+            for id in old:
+                del self._runs[id]
+        if old and progress is not None:
+            progress(len(old))
+        return len(old)
+
+    def stats(self) -> Stats:
+        """See `PostgresStore.stats`."""
+        with self._lock:
+            runs = list(self._runs.values())
+            stand = [self._stands(run) for run in runs]
+            texts = [record.text for run in runs for record in run.records.values()]
+        counts = (stand.count(name) for name in ("running", "interrupted", "completed", "failed"))
+        return Stats(*counts, unreadable=0, records=len(texts), bytes=sum(map(len, texts)))
+
+    def status(self, id: str) -> RunStatus | None:
+        """See `PostgresStore.status`."""
+        checked_name("a run's id", id)
+        with self._lock:
+            run = self._runs.get(id)
+            return None if run is None else self._stands(run)
+
     @property
     def identity(self) -> object:
         """This very object."""
@@ -118,6 +214,29 @@ class MemoryStore:
         if aio is not None:
             aio.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _held(self, run: _Run) -> bool:
+        return run.token is not None and run.expires > self._clock.elapsed()
+
+    def _stands(self, run: _Run) -> RunStatus:
+        status = Status.RUNNING if run.header is None else Status(run.header.execution.status)
+        if status is Status.RUNNING:
+            return "running" if self._held(run) else "interrupted"
+        return status.value
+
+    def _free(self, id: str, force: bool) -> _Run | None:
+        """The run, if there is one; `ConcurrentExecution` if somebody is executing it."""
+        run = self._runs.get(id)
+        if run is not None and self._held(run) and not force:
+            left = run.expires - self._clock.elapsed()
+            raise ConcurrentExecution(id, "this process", left, FORCE_ADVICE)
+        return run
+
     def _fenced(self, lease: Lease) -> _Run:
         run = self._runs.get(lease.run_id)
         if run is None or run.token != lease.token:
@@ -136,10 +255,15 @@ class MemoryStore:
 
     def _set_status(self, run: _Run, status: Status) -> None:
         assert run.header is not None  # noqa: S101 -- written by the same begin
-        moment = self._clock.now().isoformat()
+        run.updated_at = self._clock.now()
+        moment = run.updated_at.isoformat()
         completed_at = moment if status is Status.COMPLETED else None
         execution = Execution(status, last_updated=moment, completed_at=completed_at)
-        run.header = msgspec.structs.replace(run.header, execution=execution)
+        run.header = structs.replace(run.header, execution=execution)
+
+
+def _newest_last(line: Listed) -> tuple[datetime, str]:
+    return line.updated_at, line.id
 
 
 def _in_order(run: _Run) -> list[Record]:
