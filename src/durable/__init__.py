@@ -2,7 +2,9 @@
 
 from durable._decorator import step
 from durable._run import run
+from durable._state import delete_state, has_state, list_pending, result, status
 from durable._step import AsyncStep, Step
+from durable.documents import Snapshot
 from durable.errors import (
     AccessDenied,
     AmbiguousKey,
@@ -18,6 +20,8 @@ from durable.errors import (
     OutcomeUnknown,
     OwnershipError,
     RunMismatch,
+    RunNotFound,
+    RunNotOver,
     RunOver,
     SchemaMismatch,
     ServerNotStarted,
@@ -31,6 +35,7 @@ from durable.errors import (
     WorkflowDrift,
 )
 from durable.events import ResumeStateCollector
+from durable.workflow import Workflow
 
 __all__ = [
     "AccessDenied",
@@ -49,9 +54,12 @@ __all__ = [
     "OwnershipError",
     "ResumeStateCollector",
     "RunMismatch",
+    "RunNotFound",
+    "RunNotOver",
     "RunOver",
     "SchemaMismatch",
     "ServerNotStarted",
+    "Snapshot",
     "Step",
     "StepFailed",
     "StoreError",
@@ -60,7 +68,13 @@ __all__ = [
     "UnstorableValue",
     "VersionMismatch",
     "WaitTimedOut",
+    "Workflow",
     "WorkflowDrift",
+    "delete_state",
+    "has_state",
+    "list_pending",
+    "result",
     "run",
+    "status",
     "step",
 ]

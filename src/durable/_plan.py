@@ -24,7 +24,8 @@ from durable.events import LeaseTaken, Listener, RunBegan, RunEvent, RunReturned
 from durable.failures import from_record
 from durable.snapshot import ErrorRecord, checked_name
 from durable.stores import MemoryStore
-from durable.stores.protocol import RunStore
+from durable.stores._whole import run_store
+from durable.stores.protocol import RunStore, SnapshotStore
 
 OMITTED: Final[Any] = ...
 _WITHOUT_INPUT: Final = 2  # arguments: fn(step, deps)
@@ -114,7 +115,7 @@ def planned(
     deps: Any,
     fn: Callable[..., Any],
     id: str,
-    store: RunStore | None,
+    given: RunStore | SnapshotStore | None,
     input: Any,
     version: int,
     on_conflict: str,
@@ -125,10 +126,7 @@ def planned(
 ) -> Plan:
     """The call, checked: every mistake that can be seen without the store is named here, before it is asked."""
     checked_name("a run's id", id)
-    if store is None:
-        store = _store_of_this_process()
-    if isinstance(store, str) or not hasattr(store, "begin"):
-        raise InvalidArgument(f"store must be a store, like postgres(url) or embedded(), not {type(store).__name__}")
+    store = run_store(_store_of_this_process() if given is None else given)
     if isinstance(version, bool) or not isinstance(version, int) or not -(2**31) <= version < 2**31:
         raise InvalidArgument(f"version must be an int of at most 31 bits, not {version!r}")
     if on_conflict not in ("raise", "wait"):

@@ -11,7 +11,6 @@ from durable.stores._postgres.schema import script as schema_script
 from durable.stores._postgres.server import Server
 from durable.stores._postgres.statements import Names
 from durable.stores._postgres.store import PostgresStore
-
 from durable.stores.listing import Listed, Stats
 from durable.stores.protocol import SnapshotStore
 

@@ -21,9 +21,9 @@ from durable.snapshot import Execution, Header, Kind, Record, Status, checked_na
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._threads import ThreadedStore
 from durable.stores.listing import (
+    FORCE_ADVICE,
     NO_MOMENT,
     PAGE,
-    FORCE_ADVICE,
     Listed,
     Progress,
     RunStatus,
@@ -31,6 +31,7 @@ from durable.stores.listing import (
     asked,
     asked_to_purge,
     checked_snapshot,
+    stands,
 )
 
 
@@ -151,9 +152,9 @@ class MemoryStore:
         page = asked(prefix, limit, status, after)
         with self._lock:
             lines = [
-                Listed(id, run.updated_at)
-                for id, run in self._runs.items()
-                if id.startswith(page.prefix) and page.status in (None, self._stands(run))
+                Listed(name, run.updated_at)
+                for name, run in self._runs.items()
+                if name.startswith(page.prefix) and page.status in (None, self._stands(run))
             ]
         lines.sort(key=_newest_last, reverse=True)
         return [line for line in lines if after is None or _newest_last(line) < _newest_last(after)][: page.limit]
@@ -166,12 +167,12 @@ class MemoryStore:
         with self._lock:
             before = self._clock.now() - timedelta(seconds=seconds)
             old = [
-                id
-                for id, run in self._runs.items()
-                if run.updated_at < before and (stands := self._stands(run)) != "running" and wanted in (None, stands)
+                name
+                for name, run in self._runs.items()
+                if run.updated_at < before and (stand := self._stands(run)) != "running" and wanted in (None, stand)
             ]
-            for id in old:
-                del self._runs[id]
+            for name in old:
+                del self._runs[name]
         if old and progress is not None:
             progress(len(old))
         return len(old)
@@ -182,8 +183,15 @@ class MemoryStore:
             runs = list(self._runs.values())
             stand = [self._stands(run) for run in runs]
             texts = [record.text for run in runs for record in run.records.values()]
-        counts = (stand.count(name) for name in ("running", "interrupted", "completed", "failed"))
-        return Stats(*counts, unreadable=0, records=len(texts), bytes=sum(map(len, texts)))
+        return Stats(
+            running=stand.count("running"),
+            interrupted=stand.count("interrupted"),
+            completed=stand.count("completed"),
+            failed=stand.count("failed"),
+            unreadable=0,
+            records=len(texts),
+            bytes=sum(map(len, texts)),
+        )
 
     def status(self, id: str) -> RunStatus | None:
         """See `PostgresStore.status`."""
@@ -224,10 +232,9 @@ class MemoryStore:
         return run.token is not None and run.expires > self._clock.elapsed()
 
     def _stands(self, run: _Run) -> RunStatus:
-        status = Status.RUNNING if run.header is None else Status(run.header.execution.status)
-        if status is Status.RUNNING:
-            return "running" if self._held(run) else "interrupted"
-        return status.value
+        return (
+            stands("running" if run.header is None else run.header.execution.status, held=self._held(run)) or "failed"
+        )
 
     def _free(self, id: str, force: bool) -> _Run | None:
         """The run, if there is one; `ConcurrentExecution` if somebody is executing it."""

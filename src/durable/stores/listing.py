@@ -99,6 +99,17 @@ def checked_snapshot(id: str, snapshot: Snapshot | Mapping[str, Any]) -> Snapsho
     return Snapshot.from_document(snapshot, run_id=id)
 
 
+def stands(status: str, *, held: bool) -> RunStatus | None:
+    """Where a run stands whose header says `status`, and which is `held` or not; None where nobody knows the word."""
+    match status:
+        case "running":
+            return "running" if held else "interrupted"
+        case "completed" | "failed":
+            return status
+        case _:
+            return None
+
+
 def _status(status: object) -> RunStatus | None:
     known: tuple[RunStatus, ...] = get_args(RunStatus)
     if status is None:

@@ -81,7 +81,7 @@ def script(names: Names, *, role: str | None = None, since: int = 0) -> str:
         if number > since:
             parts += [
                 migration.decode().strip(),
-                f"INSERT INTO {names.quoted['migrations']} (version) VALUES ({number});",
+                f"INSERT INTO {names.quoted['migrations']} (version) VALUES ({number});",  # noqa: S608 -- quoted
             ]
     if role is not None:
         if names.schema is not None:
@@ -97,7 +97,7 @@ def _quoted(name: str) -> str:
 def _denied(connection: psycopg.Connection[Any], names: Names, problem: psycopg.Error) -> AccessDenied:
     """Which GRANT the role lacks to create our tables."""
     role, schema, database, has_schema = (
-        connection.execute(_ROLE, {"schema": names.schema}, prepare=False).fetchone() or ()
+        connection.execute(_ROLE, {"schema": names.schema}, prepare=False).fetchone() or _UNKNOWN
     )
     if schema is not None and has_schema:
         grant = f"GRANT USAGE, CREATE ON SCHEMA {_quoted(schema)} TO {_quoted(role)};"
@@ -114,7 +114,7 @@ def _check_rights(connection: psycopg.Connection[Any], names: Names) -> None:
         if not _one(connection, _MAY, {"table": names.quoted[table], "rights": rights})
     ]
     if lacking:
-        role, _, database, _ = connection.execute(_ROLE, {"schema": names.schema}, prepare=False).fetchone() or ()
+        role, _, database, _ = connection.execute(_ROLE, {"schema": names.schema}, prepare=False).fetchone() or _UNKNOWN
         grants = " ".join(f"{grant}{_quoted(role)};" for grant in _grants(names, dict(lacking)))
         raise AccessDenied(f"the database {database!r}", "the role lacks rights on our tables", f"To let it: {grants}")
 
@@ -135,6 +135,7 @@ _TO_RUN: Final = {
     "locks": "SELECT, INSERT, UPDATE",
     "migrations": "SELECT",
 }
+_UNKNOWN: Final = ("?", None, "?", False)
 _LET: Final = "A script for whoever may create tables is printed by: python -m durable.stores"
 _ROLE: Final = """
 SELECT current_user, COALESCE(%(schema)s, current_schema()), current_database(),

@@ -22,7 +22,7 @@ from durable.errors import (
     UnreadableRecord,
     UnstorableValue,
 )
-from durable.snapshot import Record, Status, checked_name
+from durable.snapshot import Record, checked_name
 from durable.stores._postgres.connections import Lane
 from durable.stores._postgres.process import Process
 from durable.stores._postgres.schema import cleaning
@@ -38,6 +38,7 @@ from durable.stores.listing import (
     asked,
     asked_to_purge,
     checked_snapshot,
+    stands,
 )
 
 T = TypeVar("T")
@@ -68,13 +69,17 @@ _AFTER: Final[Mapping[str, str]] = {
 
 
 class SnapshotVerbs:
-    """What a PostgreSQL store can do with whole snapshots; `process` holds its connections."""
+    """What a PostgreSQL store can do with whole snapshots."""
 
-    process: Process
     _names: Names
     _prefix: str
     _excludes: bool
     _clock: Clock
+
+    @property
+    def process(self) -> Process:
+        """What this process holds: its connections."""
+        raise NotImplementedError
 
     def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
         """Keep this snapshot, or document of one, under the id, in place of what was there, journal and all.
@@ -145,7 +150,7 @@ class SnapshotVerbs:
         if after is not None:
             values |= {"moment": after.updated_at, "id": self._prefix + after.id}
         rows = self._done(lambda lane: lane.execute(query, values).fetchall())
-        return [Listed(id.removeprefix(self._prefix), _moment(at)) for id, at in rows]
+        return [Listed(row.removeprefix(self._prefix), _moment(at)) for row, at in rows]
 
     def purge(
         self, *, older_than: float, status: RunStatus | None = "completed", progress: Progress | None = None
@@ -163,16 +168,16 @@ class SnapshotVerbs:
         values: dict[str, Any] = {"prefix": self._prefix, "limit": PAGE, "force": False}
 
         def batch(lane: Lane) -> tuple[int, int]:
-            found = [id for (id,) in lane.execute(old, values)]
+            found = [row for (row,) in lane.execute(old, values)]
             with _transaction(lane):
-                free = [id for (id,) in lane.execute(self._query("lock_runs"), {"ids": found, "force": False})]
-                gone = [id for (id,) in lane.execute(delete_old, values | {"ids": free})]
+                free = [row for (row,) in lane.execute(self._query("lock_runs"), {"ids": found, "force": False})]
+                gone = [row for (row,) in lane.execute(delete_old, values | {"ids": free})]
                 lane.execute(self._query("delete_journals"), {"ids": gone})
                 lane.execute(self._query("delete_leases"), {"ids": gone})
             return len(found), len(gone)
 
-        (before,) = self._done(lambda lane: lane.execute(self._query("moment"), {"seconds": seconds}).fetchone())
-        values["before"], total = before, 0
+        (moment,) = self._done(lambda lane: lane.execute(self._query("moment"), {"seconds": seconds}).fetchall())
+        values["before"], total = moment[0], 0
         while True:
             found, gone = self._done(batch)
             total += gone
@@ -189,10 +194,10 @@ class SnapshotVerbs:
             return counts, lane.execute(self._query("sizes"), {}).fetchone()
 
         counts, (records, size) = self._done(asked)
-        stands = {"running": 0, "interrupted": 0, "completed": 0, "failed": 0, "unreadable": 0}
+        runs = {"running": 0, "interrupted": 0, "completed": 0, "failed": 0, "unreadable": 0}
         for status, held, count in counts:
-            stands[_stand(status, held) or "unreadable"] += count
-        return Stats(**stands, records=records, bytes=size)
+            runs[stands(status, held=held) or "unreadable"] += count
+        return Stats(**runs, records=records, bytes=size)
 
     def status(self, id: str) -> RunStatus | None:
         """Where a run stands, None when there is none."""
@@ -200,8 +205,9 @@ class SnapshotVerbs:
         found = self._done(lambda lane: lane.execute(self._query("status"), values).fetchone())
         if found is None:
             return None
-        if (stand := _stand(*found)) is None:
-            raise UnreadableRecord(id, "the snapshot", f"its status is {found[0][:40]!r}, which is not known here")
+        status, held = found
+        if (stand := stands(status, held=held)) is None:
+            raise UnreadableRecord(id, "the snapshot", f"its status is {status[:40]!r}, which is not known here")
         return stand
 
     def _row(self, id: str) -> str:
@@ -251,45 +257,42 @@ class SnapshotVerbs:
 
 
 class AsyncSnapshotVerbs:
-    """The same verbs as coroutines, each in a thread of its event loop's executor. A cancelled one ends there."""
+    """The same verbs as coroutines, each in a thread of its event loop's executor. A cancelled one goes on there."""
 
-    _store: SnapshotVerbs
+    def __init__(self, snapshots: SnapshotVerbs) -> None:
+        self._snapshots = snapshots
 
     async def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
         """See `SnapshotVerbs.save`."""
-        await asyncio.to_thread(self._store.save, id, snapshot, force=force)
+        await asyncio.to_thread(self._snapshots.save, id, snapshot, force=force)
 
     async def load(self, id: str) -> Snapshot | None:
         """See `SnapshotVerbs.load`."""
-        return await asyncio.to_thread(self._store.load, id)
+        return await asyncio.to_thread(self._snapshots.load, id)
 
     async def delete(self, id: str, *, force: bool = False) -> None:
         """See `SnapshotVerbs.delete`."""
-        await asyncio.to_thread(self._store.delete, id, force=force)
+        await asyncio.to_thread(self._snapshots.delete, id, force=force)
 
     async def list(
         self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
     ) -> Sequence[Listed]:
         """See `SnapshotVerbs.list`."""
-        return await asyncio.to_thread(self._store.list, prefix=prefix, limit=limit, status=status, after=after)
+        return await asyncio.to_thread(self._snapshots.list, prefix=prefix, limit=limit, status=status, after=after)
 
     async def purge(
         self, *, older_than: float, status: RunStatus | None = "completed", progress: Progress | None = None
     ) -> int:
         """See `SnapshotVerbs.purge`; `progress` is called in the thread."""
-        return await asyncio.to_thread(self._store.purge, older_than=older_than, status=status, progress=progress)
+        return await asyncio.to_thread(self._snapshots.purge, older_than=older_than, status=status, progress=progress)
 
     async def stats(self) -> Stats:
         """See `SnapshotVerbs.stats`."""
-        return await asyncio.to_thread(self._store.stats)
+        return await asyncio.to_thread(self._snapshots.stats)
 
     async def status(self, id: str) -> RunStatus | None:
         """See `SnapshotVerbs.status`."""
-        return await asyncio.to_thread(self._store.status, id)
-
-    async def close(self) -> None:
-        """Close the store."""
-        await asyncio.to_thread(self._store.close)
+        return await asyncio.to_thread(self._snapshots.status, id)
 
 
 @contextmanager
@@ -314,13 +317,6 @@ def _query(names: Names, name: str, prefixed: bool, parts: tuple[tuple[str, str]
     for part, condition in conditions.items():
         text = text.replace(f"{{{part}}}", names.fill(condition))
     return text.encode()
-
-
-def _stand(status: str, held: bool) -> RunStatus | None:
-    """Where a run stands; None where it is a word that nobody knows."""
-    if status == Status.RUNNING:
-        return "running" if held else "interrupted"
-    return Status(status).value if status in set(Status) else None
 
 
 def _moment(at: datetime | None) -> datetime:

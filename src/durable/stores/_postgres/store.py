@@ -176,6 +176,7 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
     """The verbs of a PostgreSQL store for asyncio."""
 
     def __init__(self, store: PostgresStore) -> None:
+        super().__init__(store)
         self._store = store
 
     def begin(self, claim: Claim, alive: Callable[[], bool]) -> asyncio.Future[ClaimReply]:
@@ -203,6 +204,10 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
         nothing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         nothing.set_result(None)
         return nothing
+
+    async def close(self) -> None:
+        """See `PostgresStore.close`."""
+        await asyncio.to_thread(self._store.close)
 
     async def _begun(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
         store = self._store
