@@ -42,7 +42,7 @@ class Names:
         qualified = {name: sql.Identifier(*filter(None, (self.schema, table))) for name, table in self._tables.items()}
         indexes = {
             "snapshots_index": sql.Identifier(_index_name(self.table, "updated_at_idx")),
-            "open_index": sql.Identifier(_index_name(self.table, "open_idx")),
+            "status_index": sql.Identifier(_index_name(self.table, "status_idx")),
         }
         known = {name: value.as_string(None) for name, value in {**qualified, **indexes}.items()}
         # As values, for what looks a table up by its name.
