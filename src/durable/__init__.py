@@ -4,8 +4,10 @@ from durable import aio
 from durable._control import cancel, signal
 from durable._decorator import idempotency_key, step
 from durable._run import run
+from durable._state import delete_state, has_state, list_pending, result, status
 from durable._step import AsyncStep, Step
 from durable.codecs import alias
+from durable.documents import Snapshot
 from durable.errors import (
     AccessDenied,
     AmbiguousKey,
@@ -23,6 +25,8 @@ from durable.errors import (
     OwnershipError,
     RunCancelled,
     RunMismatch,
+    RunNotFound,
+    RunNotOver,
     RunOver,
     SchemaMismatch,
     ServerNotStarted,
@@ -39,6 +43,7 @@ from durable.errors import (
     WorkflowDrift,
 )
 from durable.events import ResumeStateCollector
+from durable.workflow import Workflow
 
 __all__ = [
     "AccessDenied",
@@ -59,10 +64,13 @@ __all__ = [
     "ResumeStateCollector",
     "RunCancelled",
     "RunMismatch",
+    "RunNotFound",
+    "RunNotOver",
     "RunOver",
     "SchemaMismatch",
     "ServerNotStarted",
     "SignalTimedOut",
+    "Snapshot",
     "Step",
     "StepFailed",
     "StepInterrupted",
@@ -73,12 +81,18 @@ __all__ = [
     "UnstorableValue",
     "VersionMismatch",
     "WaitTimedOut",
+    "Workflow",
     "WorkflowDrift",
     "aio",
     "alias",
     "cancel",
+    "delete_state",
+    "has_state",
     "idempotency_key",
+    "list_pending",
+    "result",
     "run",
     "signal",
+    "status",
     "step",
 ]

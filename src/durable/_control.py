@@ -6,6 +6,7 @@ from typing import Any
 
 from durable.codecs import codec_of
 from durable.snapshot import checked_name
+from durable.stores._whole import run_store
 from durable.stores.protocol import RunStore
 
 __all__ = ["cancel", "cancel_async", "signal", "signal_async"]
@@ -18,12 +19,12 @@ def cancel(store: RunStore, id: str) -> bool:
     lease. What was recorded is kept, and `durable.run` with this id goes on from there. Raises `InvalidArgument`, and the
     store's errors.
     """
-    return store.cancel(checked_name("a run's id", id))
+    return run_store(store).cancel(checked_name("a run's id", id))
 
 
 async def cancel_async(store: RunStore, id: str) -> bool:
     """The same for asyncio."""
-    return await store.aio.cancel(checked_name("a run's id", id))
+    return await run_store(store).aio.cancel(checked_name("a run's id", id))
 
 
 def signal(store: RunStore, id: str, name: str, payload: Any = None) -> None:
@@ -32,12 +33,12 @@ def signal(store: RunStore, id: str, name: str, payload: Any = None) -> None:
     It is kept until it is received, also when the run does not wait for it yet, or is not there yet. Raises
     `InvalidArgument`, `UnstorableValue`, and the store's errors; after `OutcomeUnknown` it may have been sent.
     """
-    store.signal(*_checked(store, id, name, payload))
+    run_store(store).signal(*_checked(store, id, name, payload))
 
 
 async def signal_async(store: RunStore, id: str, name: str, payload: Any = None) -> None:
     """The same for asyncio."""
-    await store.aio.signal(*_checked(store, id, name, payload))
+    await run_store(store).aio.signal(*_checked(store, id, name, payload))
 
 
 def _checked(store: RunStore, id: str, name: str, payload: Any) -> tuple[str, str, str]:

@@ -28,7 +28,8 @@ from durable.events import LeaseTaken, Listener, RunBegan, RunEvent, RunReturned
 from durable.failures import from_record
 from durable.snapshot import ErrorRecord, checked_name
 from durable.stores import MemoryStore
-from durable.stores.protocol import RunStore
+from durable.stores._whole import run_store
+from durable.stores.protocol import RunStore, SnapshotStore
 
 OMITTED: Final[Any] = ...
 _WITHOUT_INPUT: Final = 2  # arguments: fn(step, deps)
@@ -139,7 +140,8 @@ class Plan:
         journal = Journal(run_id, granted.records, main)
         if granted.taken_from is not None:
             self.tell(LeaseTaken(run_id, at, granted.taken_from))
-        self.tell(RunBegan(run_id, at, self.claim.workflow, granted.lease.epoch, journal.recorded))
+        epoch, recorded = granted.lease.epoch, journal.recorded
+        self.tell(RunBegan(run_id, at, self.claim.workflow, epoch, recorded, granted.header, granted.records))
         listening = None if self.options.on_event is None else self.tell
         return Execution(self.claim.workflow, journal, granted.lease, listening, self.deadline)
 
@@ -148,16 +150,13 @@ def planned(
     deps: Any,
     fn: Callable[..., Any],
     id: str,
-    store: RunStore | None,
+    given: RunStore | SnapshotStore | None,
     input: Any,
     options: Options,
 ) -> Plan:
     """The call, checked: every mistake that can be seen without the store is named here, before it is asked."""
     checked_name("a run's id", id)
-    if store is None:
-        store = _store_of_this_process()
-    if isinstance(store, str) or not hasattr(store, "begin"):
-        raise InvalidArgument(f"store must be a store, like postgres(url) or embedded(), not {type(store).__name__}")
+    store = run_store(_store_of_this_process() if given is None else given)
     _check(options)
     frame = current_frame.get()
     outer = () if frame is None else frame.runs

@@ -40,7 +40,7 @@ from durable.errors import (
 from durable.events import Listener
 from durable.failures import to_record
 from durable.snapshot import ErrorRecord, Status
-from durable.stores.protocol import RunStore
+from durable.stores.protocol import RunStore, SnapshotStore
 
 D = TypeVar("D")
 I = TypeVar("I")  # noqa: E741 -- the input's type
@@ -59,7 +59,7 @@ def run(
     fn: Callable[[AsyncStep, D], Coroutine[Any, Any, T]],
     *,
     id: str,
-    store: RunStore | None = ...,
+    store: RunStore | SnapshotStore | None = ...,
     version: int = ...,
     on_conflict: OnConflict = ...,
     wait_timeout: float | None = ...,
@@ -76,7 +76,7 @@ def run(
     fn: Callable[[AsyncStep, D, I], Coroutine[Any, Any, T]],
     *,
     id: str,
-    store: RunStore | None = ...,
+    store: RunStore | SnapshotStore | None = ...,
     input: I = ...,
     version: int = ...,
     on_conflict: OnConflict = ...,
@@ -94,7 +94,7 @@ def run(
     fn: Callable[[Step, D], T],
     *,
     id: str,
-    store: RunStore | None = ...,
+    store: RunStore | SnapshotStore | None = ...,
     version: int = ...,
     on_conflict: OnConflict = ...,
     wait_timeout: float | None = ...,
@@ -111,7 +111,7 @@ def run(
     fn: Callable[[Step, D, I], T],
     *,
     id: str,
-    store: RunStore | None = ...,
+    store: RunStore | SnapshotStore | None = ...,
     input: I = ...,
     version: int = ...,
     on_conflict: OnConflict = ...,
@@ -128,7 +128,7 @@ def run(
     fn: Callable[..., Any],
     *,
     id: str,
-    store: RunStore | None = None,
+    store: RunStore | SnapshotStore | None = None,
     input: Any = OMITTED,
     version: int = 1,
     on_conflict: OnConflict = "raise",

@@ -21,6 +21,8 @@ Exception
     │   ├── RunMismatch        another workflow or another input under this id
     │   ├── VersionMismatch    another version of the workflow
     │   ├── WorkflowDrift      the code no longer matches its journal
+    │   ├── RunNotFound        nothing is stored under this id
+    │   ├── RunNotOver         it has no result yet
     │   └── UnreadableRecord   a stored line that cannot be understood
     ├── OwnershipError         somebody else may write this run
     │   ├── ConcurrentExecution
@@ -60,6 +62,8 @@ __all__ = [
     "OwnershipError",
     "RunCancelled",
     "RunMismatch",
+    "RunNotFound",
+    "RunNotOver",
     "RunOver",
     "SchemaMismatch",
     "ServerNotStarted",
@@ -306,6 +310,32 @@ class WorkflowDrift(HistoryError):
             f"run {self.run_id!r}: at step {self.key!r} the code no longer matches the journal: {self.difference}. Its "
             f"recorded value was not handed out, and no body was started after it. Restore the old order or arguments, "
             f"give new steps an explicit key=, or start the new code under another id."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class RunNotFound(HistoryError):
+    """Nothing is stored under the id of which a result was asked for."""
+
+    run_id: str
+
+    def __str__(self) -> str:
+        return (
+            f"no run {self.run_id!r} is stored here. Check the id and the store, its table, schema and prefix included."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class RunNotOver(HistoryError):
+    """The run of which a result was asked for is `status`, and has none."""
+
+    run_id: str
+    status: str
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r} is {self.status} and has no result yet. Call durable.run with its id to go on with it, "
+            f'or with on_conflict="wait" to wait for whoever does.'
         )
 
 

@@ -6,19 +6,21 @@ An event's `repr` never shows a stored value.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeAlias
 
-from durable.snapshot import StepRecord
+from msgspec import structs
+
+from durable.documents import Snapshot, snapshot_of
+from durable.snapshot import Execution, FailureRecord, Header, Kind, Record, Status, StepRecord, render
 
 __all__ = [
     "Event",
     "KeysUnused",
     "LeaseTaken",
     "Listener",
-    "ResumeState",
     "ResumeStateCollector",
     "RunBegan",
     "RunCompleted",
@@ -54,11 +56,16 @@ class LeaseTaken(RunEvent):
 
 @dataclass(frozen=True, slots=True)
 class RunBegan(RunEvent):
-    """The lease was granted. `recorded` steps were found in the journal; `epoch` counts how often it was granted."""
+    """The lease was granted. `recorded` steps were found in the journal; `epoch` counts how often it was granted.
+
+    `header` and `records` are the run as it was found.
+    """
 
     workflow: str
     epoch: int
     recorded: int
+    header: Header | None = field(default=None, repr=False)
+    records: Sequence[Record] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +77,10 @@ class RunReturned(RunEvent):
 
 @dataclass(frozen=True, slots=True)
 class RunCompleted(RunEvent):
-    """The workflow returned and its result is committed."""
+    """The workflow returned and its result, whose JSON text is `result`, is committed."""
 
     workflow: str
+    result: str = field(default="null", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +90,7 @@ class RunFailed(RunEvent):
     workflow: str
     error: str
     again: tuple[str, ...]
+    failure: FailureRecord | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,28 +183,47 @@ def safely(listener: Listener, event: RunEvent) -> None:
         _log.exception("an event listener raised on %s of run %r", type(event).__name__, event.run_id)
 
 
-@dataclass(frozen=True, slots=True)
-class ResumeState:
-    """What a run needs to go on: its settled steps by key."""
-
-    steps: dict[str, StepRecord] = field(default_factory=dict[str, StepRecord], repr=False)
-
-
 class ResumeStateCollector:
-    """Collects the settled steps of a run from its events, replayed ones included.
+    """Collects the whole state of a run from its events: what was recorded before, and what is now.
 
-    Pass `collector.handle_event` as `on_event`; `resume_state()` is then the whole state at any moment, also of a run
-    that was itself resumed. (The idea and the name are awaitly's `createResumeStateCollector`.)
+    Pass `collector.handle_event` as `on_event`; `resume_state()` is then the run's snapshot at any moment, also of a run
+    that was itself resumed: saving it over the old one loses nothing, not even steps that were not asked for this time.
+    (The idea and the name are awaitly's `createResumeStateCollector`.)
     """
 
     def __init__(self) -> None:
-        self._steps: dict[str, StepRecord] = {}
+        self._run_id = ""
+        self._header = Header("", Execution(Status.RUNNING))
+        self._records: list[Record] = []
 
     def handle_event(self, event: RunEvent) -> None:
         """Take note of one event."""
-        if isinstance(event, StepRecorded | StepReplayed):
-            self._steps[event.key] = event.record
+        match event:
+            case RunBegan(run_id=run_id, at=at, workflow=workflow, header=header, records=records):
+                self._run_id, self._records = run_id, list(records)
+                self._header = header or Header(workflow, Execution(Status.RUNNING))
+                self._is(Status.RUNNING, at)
+            case StepRecorded(at=at, key=key, record=record):
+                self._add(key, Kind.STEP, render(record))
+                self._is(Status.RUNNING, at)
+            case RunCompleted(at=at, result=result):
+                self._add(Kind.RESULT, Kind.RESULT, result)
+                self._is(Status.COMPLETED, at)
+            case RunFailed(at=at, failure=FailureRecord() as failure):
+                self._add(Kind.FAILURE, Kind.FAILURE, render(failure))
+                self._is(Status.FAILED, at)
+            case _:
+                pass
 
-    def resume_state(self) -> ResumeState:
-        """The steps settled so far, in the order in which they first settled here."""
-        return ResumeState(dict(self._steps))
+    def resume_state(self) -> Snapshot:
+        """The run's snapshot as far as it has come, for `store.save` and `resume_state=`."""
+        return snapshot_of(self._header, self._records, run_id=self._run_id)
+
+    def _add(self, key: str, kind: Kind, text: str) -> None:
+        self._records.append(Record(len(self._records), key, kind, text))
+
+    def _is(self, status: Status, at: datetime) -> None:
+        moment = at.isoformat()
+        completed_at = moment if status is Status.COMPLETED else None
+        execution = Execution(status, last_updated=moment, completed_at=completed_at)
+        self._header = structs.replace(self._header, execution=execution)

@@ -173,13 +173,15 @@ class Claim:
 class Granted:
     """The lease is ours, and this is the run as its last owner left it.
 
-    `taken_from` names an owner that was found dead on this machine before its lease had ended.
+    `taken_from` names an owner that was found dead on this machine before its lease had ended. `problem` says that what
+    is stored cannot be read: then the lease is to be given back.
     """
 
     lease: Lease
     header: Header
     records: Sequence[Record]
     taken_from: str | None = None
+    problem: DurableError | None = None
 
 
 @dataclass(frozen=True, slots=True)

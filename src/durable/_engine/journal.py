@@ -239,7 +239,7 @@ class Journal:
 
 def _difference(name: str, fingerprint: str, call: Call) -> str:
     """How a call differs from what is known of its key; empty when it does not."""
-    if name != call.name:
+    if name and name != call.name:  # other tools record no names
         return f"the name {name!r}, not {call.name!r}"
     if fingerprint and call.fingerprint and fingerprint != call.fingerprint:
         return "other arguments"

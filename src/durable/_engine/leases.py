@@ -24,10 +24,13 @@ class Lease:
     told by one thread and read by others; each is one assignment.
     """
 
-    __slots__ = ("cancelled", "deadline", "epoch", "lost", "run_id", "seconds", "sent", "token")
+    __slots__ = ("cancelled", "deadline", "epoch", "lost", "row", "run_id", "seconds", "sent", "token")
 
-    def __init__(self, run_id: str, token: str, epoch: int, seconds: float, sent: float) -> None:
+    def __init__(
+        self, run_id: str, token: str, epoch: int, seconds: float, sent: float, row: str | None = None
+    ) -> None:
         self.run_id = run_id
+        self.row = run_id if row is None else row  # the run's id in the store, which may put a prefix before it
         self.token = token
         self.epoch = epoch
         self.seconds = seconds

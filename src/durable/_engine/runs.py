@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
+
+from msgspec.structs import replace as replace_fields
 
 from durable._engine.blame import blamed
 from durable._engine.decisions import (
@@ -54,9 +56,11 @@ def admitted(
     """
     header = reply.header
     granted = reply.lease if isinstance(reply, Granted) else None
+    if isinstance(reply, Granted) and reply.problem is not None:
+        return Decline(reply.problem, granted)
     if header is not None and (mismatch := _mismatch(claim, header)):
         return Decline(mismatch, granted)
-    if header is not None and header.execution.status == Status.COMPLETED:
+    if header is not None and _ended(header):
         result = _last(reply.records, Kind.RESULT)
         if granted is not None:  # completed between two of the claim's statements: give the lease back, ask again
             return ClaimAgain(0.0, claim, granted)
@@ -91,9 +95,29 @@ def executable(claim: Claim, header: Header | None) -> bool:
     """Whether a claim may execute this run at all, whoever holds it. A store asks it before it grants a lease."""
     if header is None:
         return claim.create
-    ended = header.execution.status == Status.COMPLETED
     stopped = header.execution.status in (Status.FAILED, Status.CANCELLED) and not claim.after_failure
-    return not (ended or stopped or _mismatch(claim, header))
+    return not (_ended(header) or stopped or _mismatch(claim, header))
+
+
+def _ended(header: Header) -> bool:
+    """Whether the run has a result. What another tool completed has none: its steps are replayed to find it."""
+    return header.execution.status == Status.COMPLETED and not is_foreign(header)
+
+
+def is_foreign(header: Header) -> bool:
+    """Whether another tool wrote this, without a workflow's name: the first claim of it gives it one, and its input."""
+    return not header.workflow_name
+
+
+def adopted(claim: Claim, header: Header) -> Header:
+    """The header of what another tool wrote, as it is once this claim is granted."""
+    return replace_fields(header, workflow_name=claim.workflow, metadata={**described(claim), **header.metadata})
+
+
+def described(claim: Claim) -> dict[str, Any]:
+    """The metadata of a run that this claim begins."""
+    known: dict[str, Any] = {**claim.metadata, "version": claim.version}
+    return known if claim.input_hash is None else {**known, "inputHash": claim.input_hash}
 
 
 def _stored_failure(claim: Claim, reply: Refused) -> Admission:
@@ -108,10 +132,10 @@ def _mismatch(claim: Claim, header: Header) -> HistoryError | None:
     if header.format_version != FORMAT_VERSION:
         problem = f"its format is {header.format_version} and this library reads {FORMAT_VERSION}"
         return UnreadableRecord(claim.run_id, "the header", problem)
-    if header.workflow_name != claim.workflow:
+    if not is_foreign(header) and header.workflow_name != claim.workflow:
         return RunMismatch(claim.run_id, "workflow", repr(header.workflow_name), repr(claim.workflow))
     stored_input = header.metadata.get("inputHash")
-    if claim.input_hash is not None and stored_input != claim.input_hash:
+    if claim.input_hash is not None and stored_input != claim.input_hash and not is_foreign(header):
         stored = f"with hash {stored_input}" if stored_input else "of no input at all"
         return RunMismatch(claim.run_id, "input", stored, f"the one with hash {claim.input_hash}")
     version = header.metadata.get("version", claim.version)
@@ -170,10 +194,10 @@ def finished(execution: Execution, finish: Finish, reading: Reading) -> None:
     if unused := execution.journal.unused():
         execution.tell(KeysUnused(run_id, at, unused))
     if finish.status is Status.COMPLETED:
-        execution.tell(RunCompleted(run_id, at, execution.workflow))
+        execution.tell(RunCompleted(run_id, at, execution.workflow, finish.record.text))
     else:
         failure = parse(finish.record.text, FailureRecord, run_id=run_id, where="the failure record")
-        execution.tell(RunFailed(run_id, at, execution.workflow, failure.error.type, failure.again))
+        execution.tell(RunFailed(run_id, at, execution.workflow, failure.error.type, failure.again, failure))
 
 
 def interrupted(execution: Execution, reading: Reading, reason: BaseException) -> None:

@@ -11,11 +11,25 @@ from durable.codecs import Codec
 from durable.errors import InvalidArgument
 from durable.stores._memory import MemoryStore
 from durable.stores._postgres.connections import Pool
+from durable.stores._postgres.schema import script as schema_script
 from durable.stores._postgres.server import Server
 from durable.stores._postgres.statements import Names
 from durable.stores._postgres.store import PostgresStore
+from durable.stores.listing import Listed, Stats
+from durable.stores.protocol import SnapshotStore
 
-__all__ = ["EmbeddedStore", "MemoryStore", "PostgresStore", "embedded", "memory", "postgres"]
+__all__ = [
+    "EmbeddedStore",
+    "Listed",
+    "MemoryStore",
+    "PostgresStore",
+    "SnapshotStore",
+    "Stats",
+    "embedded",
+    "memory",
+    "postgres",
+    "script",
+]
 
 
 def postgres(
@@ -23,21 +37,33 @@ def postgres(
     *,
     table: str = "durable_snapshots",
     schema: str | None = None,
+    prefix: str = "",
+    auto_create_table: bool = True,
+    lock: bool | str = True,
     pool: Pool | None = None,
     take_over_dead: bool = True,
     codec: Codec | Sequence[Codec] | None = None,
 ) -> PostgresStore:
     """A store in the PostgreSQL at `url`: a URL or a libpq connection string; by default `$DATABASE_URL`.
 
-    `table` names the documented table; the journal and the leases stand beside it (`durable_steps`, `durable_locks`).
-    `schema` is where they all are, by default wherever the role's search path leads. They are made at first use.
-    `pool`: a `psycopg_pool.ConnectionPool` of yours to work on; it is never closed, and the heartbeat has a connection of
-    its own beside it, made the way the pool makes them.
-    `codec`: how values are written, by default `durable.codecs.JsonCodec()`; of several the first writes, all read, and what
-    the default one wrote is always read.
-    `take_over_dead=False` lets a run whose owner died on this machine wait for its lease instead of going on at once.
+    With several hosts in it (`postgresql://a,b/db`) the one is used that takes writes.
 
-    Raises `InvalidArgument` without either, or with both; at first use `StoreUnavailable`, `AccessDenied` or `SchemaMismatch`.
+    - `table` names the documented table; the journal, the leases, the signals and a view stand beside it (`durable_steps`,
+      `durable_locks`, `durable_signals`, `durable_runs`). One that another tool of its format has made is shared with it.
+    - `schema` is where they all are, by default wherever the role's search path leads.
+    - `prefix` is put before every id, so that several stores can share the tables and never see each other's runs.
+    - `auto_create_table`: make the tables at first use. If not, they are checked, and `SchemaMismatch` says what is missing;
+      `python -m durable.stores` prints the script that makes them.
+    - `lock`: a run that somebody is executing is refused to others. Its table's name can be given instead of True. With
+      False nobody is refused: the latest call takes the run over, and the earlier one can write nothing more.
+    - `pool`: a `psycopg_pool.ConnectionPool` of yours to work on; it is never closed, and the heartbeat has a connection
+      of its own beside it, made the way the pool makes them.
+    - `codec`: how values are written, by default `durable.codecs.JsonCodec()`; of several the first writes, all read, and
+      what the default one wrote is always read.
+    - `take_over_dead=False` lets a run whose owner died on this machine wait for its lease instead of going on at once.
+
+    Raises `InvalidArgument` without either a URL or a pool, with both, and for names that PostgreSQL could not keep (63
+    bytes); at first use `StoreUnavailable`, `AccessDenied` or `SchemaMismatch`.
     """
     if url is None and pool is None:
         url = os.environ.get("DATABASE_URL") or None
@@ -52,7 +78,35 @@ def postgres(
         raise InvalidArgument(f"pool must be a psycopg_pool.ConnectionPool (a blocking one), not {type(pool).__name__}")
     if url is not None and pool is not None:
         raise InvalidArgument("both a database URL and a pool were given: pass the one that the store is to work on")
-    return PostgresStore(url, Names(table, schema), pool=pool, take_over_dead=take_over_dead, codec=codec)
+
+    if not isinstance(lock, bool | str):
+        raise InvalidArgument(f"lock must be True, False or the name of a table, not {type(lock).__name__}")
+    return PostgresStore(
+        url,
+        Names(table, schema, lock if isinstance(lock, str) else None),
+        prefix=prefix,
+        create=auto_create_table,
+        excludes=lock is not False,
+        pool=pool,
+        take_over_dead=take_over_dead,
+        codec=codec,
+    )
+
+
+def script(
+    *,
+    table: str = "durable_snapshots",
+    schema: str | None = None,
+    lock: str | None = None,
+    role: str | None = None,
+    since: int = 0,
+) -> str:
+    """The SQL that makes the tables of `postgres(table=, schema=, lock=)`, for whoever may create them.
+
+    `role` is granted what it then needs to run workflows, which is no right to create anything. `since` leaves out the
+    migrations up to this number, for tables that are already there. `python -m durable.stores` prints it.
+    """
+    return schema_script(Names(table, schema, lock), role=role, since=since)
 
 
 class EmbeddedStore(PostgresStore):

@@ -2,32 +2,57 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, Self
 
-import msgspec
+from msgspec import structs
 
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import Lease
-from durable._engine.runs import executable
+from durable._engine.runs import adopted, executable, is_foreign
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, chosen
-from durable.errors import InvalidArgument, LeaseLost, RunCancelled
-from durable.snapshot import Execution, Header, Kind, Record, Status
+from durable.documents import Snapshot, journal_of, snapshot_of
+from durable.errors import ConcurrentExecution, InvalidArgument, LeaseLost, RunCancelled
+from durable.snapshot import Execution, Header, Kind, Record, Status, checked_name
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._threads import ThreadedStore
+from durable.stores.listing import (
+    FORCE_ADVICE,
+    NO_MOMENT,
+    PAGE,
+    Listed,
+    Progress,
+    RunStatus,
+    Stats,
+    asked,
+    asked_to_purge,
+    checked_snapshot,
+    stands,
+)
 
 
 @dataclass(slots=True)
 class _Run:
     header: Header | None = None
     records: dict[int, Record] = field(default_factory=dict[int, Record])
+    updated_at: datetime = NO_MOMENT
     epoch: int = 0
     token: str | None = None
     expires: float = 0.0
     cancelled: bool = False
+
+
+class _Signal(NamedTuple):
+    number: int
+    run_id: str
+    name: str
+    payload: str
 
 
 class MemoryStore:
@@ -38,7 +63,8 @@ class MemoryStore:
         self._clock = clock or SystemClock()
         self._lock = threading.RLock()  # a signal handler may come while it is held
         self._runs: dict[str, _Run] = {}
-        self._signals: list[tuple[str, str, str]] = []
+        self._signals: list[_Signal] = []
+        self._numbers = itertools.count(1)
         self._aio: ThreadedStore | None = None
         self._closed = False
         self._heartbeat = Heartbeat(self._renew, self._clock)
@@ -65,11 +91,11 @@ class MemoryStore:
             run.cancelled = False
             run.expires = sent + claim.seconds
             if run.header is None:
-                metadata = {**claim.metadata, "version": claim.version}
+                run.header = Header("", Execution(Status.RUNNING))
+            if is_foreign(run.header):
+                run.header = adopted(claim, run.header)
                 if claim.input is not None:
-                    metadata["inputHash"] = claim.input_hash
                     run.records[0] = Record(0, Kind.INPUT, Kind.INPUT, claim.input.decode())
-                run.header = Header(claim.workflow, Execution(Status.RUNNING), metadata=metadata)
             self._set_status(run, Status.RUNNING)
             lease = Lease(claim.run_id, run.token, run.epoch, claim.seconds, sent)
             granted = Granted(lease, run.header, _in_order(run))
@@ -114,14 +140,105 @@ class MemoryStore:
     def signal(self, run_id: str, name: str, payload: str) -> None:
         """See `RunStore.signal`."""
         with self._lock:
-            self._signals.append((run_id, name, payload))
+            self._signals.append(_Signal(next(self._numbers), run_id, name, payload))
 
     def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
         """See `RunStore.receive`."""
         with self._lock:
-            sent = enumerate(self._signals, start=1)
-            ours = ((n, signal[2]) for n, signal in sent if signal[:2] == (lease.run_id, name) and n not in taken)
-            return next(ours, None)
+            for number, run_id, named, payload in self._signals:
+                if (run_id, named) == (lease.run_id, name) and number not in taken:
+                    return number, payload
+            return None
+
+    def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
+        """See `PostgresStore.save`."""
+        checked_name("a run's id", id)
+        header, records = journal_of(checked_snapshot(id, snapshot))
+        with self._lock:
+            run = self._free(id, force) or _Run()
+            self._runs[id] = run
+            run.epoch, run.token = run.epoch + 1, None
+            run.records = {record.seq: record for record in records}
+            run.updated_at = self._clock.now()
+            if not header.execution.last_updated:
+                execution = structs.replace(header.execution, last_updated=run.updated_at.isoformat())
+                header = structs.replace(header, execution=execution)
+            run.header = header
+
+    def load(self, id: str) -> Snapshot | None:
+        """See `PostgresStore.load`."""
+        checked_name("a run's id", id)
+        with self._lock:
+            run = self._runs.get(id)
+            if run is None or run.header is None:
+                return None
+            header, records = run.header, _in_order(run)
+        return snapshot_of(header, records, run_id=id)
+
+    def delete(self, id: str, *, force: bool = False) -> None:
+        """See `PostgresStore.delete`."""
+        checked_name("a run's id", id)
+        with self._lock:
+            if self._free(id, force) is not None:
+                del self._runs[id]
+                self._signals = [signal for signal in self._signals if signal.run_id != id]
+
+    def list(
+        self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
+    ) -> Sequence[Listed]:
+        """See `PostgresStore.list`."""
+        page = asked(prefix, limit, status, after)
+        with self._lock:
+            lines = [
+                Listed(name, run.updated_at)
+                for name, run in self._runs.items()
+                if name.startswith(page.prefix) and page.status in (None, self._stands(run))
+            ]
+        lines.sort(key=_newest_last, reverse=True)
+        return [line for line in lines if after is None or _newest_last(line) < _newest_last(after)][: page.limit]
+
+    def purge(
+        self, *, older_than: float, status: RunStatus | None = "completed", progress: Progress | None = None
+    ) -> int:
+        """See `PostgresStore.purge`."""
+        seconds, wanted = asked_to_purge(older_than, status)
+        with self._lock:
+            before = self._clock.now() - timedelta(seconds=seconds)
+            old = [
+                name
+                for name, run in self._runs.items()
+                if run.updated_at < before and (stand := self._stands(run)) != "running" and wanted in (None, stand)
+            ]
+            for name in old:
+                del self._runs[name]
+            self._signals = [signal for signal in self._signals if signal.run_id not in old]
+        if old and progress is not None:
+            progress(len(old))
+        return len(old)
+
+    def stats(self) -> Stats:
+        """See `PostgresStore.stats`."""
+        with self._lock:
+            runs = list(self._runs.values())
+            stand = [self._stands(run) for run in runs]
+            texts = [record.text for run in runs for record in run.records.values()]
+        return Stats(
+            running=stand.count("running"),
+            interrupted=stand.count("interrupted"),
+            completed=stand.count("completed"),
+            failed=stand.count("failed"),
+            cancelled=stand.count("cancelled"),
+            unreadable=0,
+            records=len(texts),
+            bytes=sum(map(len, texts)),
+        )
+
+    def status(self, id: str) -> RunStatus | None:
+        """See `PostgresStore.status`."""
+        checked_name("a run's id", id)
+        with self._lock:
+            run = self._runs.get(id)
+            return None if run is None else self._stands(run)
 
     @property
     def identity(self) -> object:
@@ -145,6 +262,28 @@ class MemoryStore:
         if aio is not None:
             aio.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _held(self, run: _Run) -> bool:
+        return run.token is not None and run.expires > self._clock.elapsed()
+
+    def _stands(self, run: _Run) -> RunStatus:
+        return (
+            stands("running" if run.header is None else run.header.execution.status, held=self._held(run)) or "failed"
+        )
+
+    def _free(self, id: str, force: bool) -> _Run | None:
+        """The run, if there is one; `ConcurrentExecution` if somebody is executing it."""
+        run = self._runs.get(id)
+        if run is not None and self._held(run) and not force:
+            left = run.expires - self._clock.elapsed()
+            raise ConcurrentExecution(id, "this process", left, FORCE_ADVICE)
+        return run
+
     def _fenced(self, lease: Lease) -> _Run:
         run = self._runs.get(lease.run_id)
         if run is not None and run.cancelled:
@@ -166,10 +305,15 @@ class MemoryStore:
 
     def _set_status(self, run: _Run, status: Status) -> None:
         assert run.header is not None  # noqa: S101 -- written by the same begin
-        moment = self._clock.now().isoformat()
+        run.updated_at = self._clock.now()
+        moment = run.updated_at.isoformat()
         completed_at = moment if status is Status.COMPLETED else None
         execution = Execution(status, last_updated=moment, completed_at=completed_at)
-        run.header = msgspec.structs.replace(run.header, execution=execution)
+        run.header = structs.replace(run.header, execution=execution)
+
+
+def _newest_last(line: Listed) -> tuple[datetime, str]:
+    return line.updated_at, line.id
 
 
 def _in_order(run: _Run) -> list[Record]:

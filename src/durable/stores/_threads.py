@@ -72,6 +72,6 @@ class ThreadedStore:
         # Shielded: a verb that still waits for its thread would be cancelled with its future.
         return asyncio.shield(asyncio.get_running_loop().run_in_executor(self._pool, verb, *args))
 
-    def close(self) -> None:
-        """End the threads when their work is done."""
-        self._pool.shutdown(wait=True)
+    def close(self, *, wait: bool = True) -> None:
+        """End the threads when their work is done, and `wait` for that."""
+        self._pool.shutdown(wait=wait)

@@ -8,9 +8,39 @@ from typing import Protocol, TypeAlias
 
 from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
+from durable.documents import Snapshot
 from durable.snapshot import Record, Status
+from durable.stores.listing import Listed
 
-__all__ = ["AsyncRunStore", "Late", "RunStore"]
+__all__ = ["AsyncRunStore", "Late", "RunStore", "SnapshotStore"]
+
+
+class SnapshotStore(Protocol):
+    """Five verbs over whole snapshots by id: what `durable.run` needs at the least, and what you can bring yourself.
+
+    `Snapshot.to_json()` and `Snapshot.from_json(text)` are all that a store needs to know of what it keeps. Such a store
+    knows no leases: `durable.run` then promises one execution of an id per process, and not more.
+    """
+
+    def save(self, id: str, snapshot: Snapshot) -> None:
+        """Keep this snapshot under the id, in place of what was there; it is durable when this returns."""
+        ...
+
+    def load(self, id: str) -> Snapshot | None:
+        """The snapshot that was saved last, None when there is none."""
+        ...
+
+    def delete(self, id: str) -> None:
+        """Forget the id. Quiet when there is nothing."""
+        ...
+
+    def list(self, *, prefix: str = "", limit: int = 100) -> Sequence[Listed]:
+        """Up to `limit` ids that begin with `prefix`, taken literally, with the moment of their last save: newest first."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything. Quiet when closed already."""
+        ...
 
 
 class RunStore(Protocol):

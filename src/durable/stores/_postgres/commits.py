@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,9 +14,11 @@ from msgspec import Raw, Struct
 from durable._engine.batches import Verb
 from durable._engine.decisions import Claim, Granted, Refused
 from durable._engine.leases import Lease
+from durable._engine.runs import described
 from durable.clocks import Clock
+from durable.documents import header_and_records
 from durable.errors import DurableError, LeaseLost, RunCancelled
-from durable.snapshot import Execution, Header, Record, Status, parse
+from durable.snapshot import Execution, Header, Kind, Record, Status
 from durable.stores._postgres.connections import Lane
 from durable.stores._postgres.writer import ABSENT, Job
 
@@ -30,10 +32,11 @@ _claims = itertools.count(1)  # of this process, whose `instance` is random
 class Claiming:
     """The payload of a claim. `random` makes its token, and no other claim's; sent twice, it is the same claim."""
 
-    __slots__ = ("claim", "dead", "owner", "random", "sent")
+    __slots__ = ("claim", "dead", "owner", "random", "row", "sent")
 
-    def __init__(self, claim: Claim, instance: str, owner: str, dead: str | None) -> None:
+    def __init__(self, claim: Claim, row: str, instance: str, owner: str, dead: str | None) -> None:
         self.claim = claim
+        self.row = row
         self.random = f"{instance}.{next(_claims)}"
         self.owner = owner
         self.dead = dead
@@ -76,27 +79,27 @@ def release_job(lease: Lease, status: Status | None, deadline: float) -> Job:
     return Job(Verb.RELEASE, lease.run_id, "the release of its lease", _OVERHEAD, deadline, (lease, status))
 
 
-def cancel_job(run_id: str, deadline: float) -> Job:
+def cancel_job(run_id: str, row: str, deadline: float) -> Job:
     """A job that cancels a run."""
-    return Job(Verb.CANCEL, run_id, "the cancellation", _OVERHEAD, deadline, None)
+    return Job(Verb.CANCEL, run_id, "the cancellation", _OVERHEAD, deadline, row)
 
 
-def signal_job(run_id: str, name: str, payload: str, deadline: float) -> Job:
+def signal_job(run_id: str, row: str, name: str, payload: str, deadline: float) -> Job:
     """A job that sends a signal; sent twice, it is one."""
-    size, row = len(payload) + _OVERHEAD, _SignalRow(0, run_id, name, payload, random.getrandbits(63))
-    return Job(Verb.SIGNAL, run_id, f"the signal {name!r}", size, deadline, row)
+    size, sent = len(payload) + _OVERHEAD, _SignalRow(0, row, name, payload, random.getrandbits(63))
+    return Job(Verb.SIGNAL, run_id, f"the signal {name!r}", size, deadline, sent)
 
 
 def receive_job(lease: Lease, name: str, taken: Sequence[int]) -> Job:
     """A job that looks for a signal."""
-    row = _AskedRow(0, lease.run_id, name, list(taken))
+    row = _AskedRow(0, lease.row, name, list(taken))
     return Job(Verb.RECEIVE, lease.run_id, f"the wait for {name!r}", _OVERHEAD, lease.deadline, row)
 
 
 class Statements:
     """Performs batches on a lane."""
 
-    def __init__(self, sql: dict[str, bytes], clock: Clock) -> None:
+    def __init__(self, sql: Mapping[str, bytes], clock: Clock) -> None:
         self._sql = sql
         self._clock = clock
         self._verbs: dict[Verb, Callable[[Lane, Sequence[Job]], Sequence[Any]]] = {
@@ -119,7 +122,7 @@ class Statements:
             # Doing it again finds what was done: the lease by the claim's random, the signal by its nonce.
             return [ABSENT for _ in jobs]
         writes: list[Writing] = [job.payload for job in jobs]
-        ids, seqs = [write.lease.run_id for write in writes], [write.record.seq for write in writes]
+        ids, seqs = [write.lease.row for write in writes], [write.record.seq for write in writes]
         with _transaction(lane):
             leases = lane.also(self._sql["lock_leases"], (ids,))
             nonces = lane.also(self._sql["read_nonces"], (ids, seqs))
@@ -131,10 +134,10 @@ class Statements:
         self, write: Writing, owners: dict[str, tuple[str | None, str | None]], found: dict[tuple[str, int], int]
     ) -> Any:
         lease = write.lease
-        nonce = found.get((lease.run_id, write.record.seq))
+        nonce = found.get((lease.row, write.record.seq))
         if nonce == write.nonce:
             return None
-        token, owner = owners.get(lease.run_id, (None, None))
+        token, owner = owners.get(lease.row, (None, None))
         if token is None and owner == "cancelled":
             return RunCancelled(lease.run_id)
         if token != lease.token:
@@ -146,7 +149,7 @@ class Statements:
         sent = self._clock.elapsed()
         for claiming in claimings:
             claiming.sent = sent if claiming.sent is None else claiming.sent
-        ids = [claiming.claim.run_id for claiming in claimings]
+        ids = [claiming.row for claiming in claimings]
         values = {
             "claims": _json.encode([_claim_row(claiming) for claiming in claimings]).decode(),
             "dead": [claiming.dead for claiming in claimings if claiming.dead],
@@ -168,7 +171,7 @@ class Statements:
         if len(jobs) == 1:
             write: Writing = jobs[0].payload
             lease, record = write.lease, write.record
-            row = (record.seq, record.key, record.kind, write.nonce, record.text, lease.run_id, lease.token)
+            row = (record.seq, record.key, record.kind, write.nonce, record.text, lease.row, lease.token)
             if lane.execute(self._sql["checkpoint"], row).rowcount == 1:
                 return (None,)
             return self.read_back(lane, jobs)
@@ -184,20 +187,20 @@ class Statements:
     def _finish(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         rows = [_EndRow(*_columns(job.payload), job.payload.status, job.payload.record.text) for job in jobs]
         text = _json.encode(rows).decode()
-        finished = {run_id for (run_id,) in lane.execute(self._sql["finish_batch"], (text,))}
-        refused = [job for job in jobs if job.run_id not in finished]
+        finished = {row for (row,) in lane.execute(self._sql["finish_batch"], (text,))}
+        refused = [job for job in jobs if job.payload.lease.row not in finished]
         reasons = iter(self.read_back(lane, refused) if refused else ())
-        return [None if job.run_id in finished else next(reasons) for job in jobs]
+        return [None if job.payload.lease.row in finished else next(reasons) for job in jobs]
 
     def _release(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         leases, statuses = zip(*(job.payload for job in jobs), strict=True)
-        columns = ([lease.run_id for lease in leases], [lease.token for lease in leases], list(statuses))
+        columns = ([lease.row for lease in leases], [lease.token for lease in leases], list(statuses))
         lane.execute(self._sql["release_batch"], columns)
         return [None for _ in jobs]
 
     def _cancel(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
-        cancelled = {run_id for (run_id,) in lane.execute(self._sql["cancel_batch"], ([job.run_id for job in jobs],))}
-        return [job.run_id in cancelled for job in jobs]
+        cancelled = {row for (row,) in lane.execute(self._sql["cancel_batch"], ([job.payload for job in jobs],))}
+        return [job.payload in cancelled for job in jobs]
 
     def _signal(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         lane.execute(self._sql["signal_batch"], (_numbered(jobs),))
@@ -257,16 +260,13 @@ class _EndRow(Struct):
 
 def _columns(write: Writing) -> tuple[str, str, int, str, str, int]:
     lease, record = write.lease, write.record
-    return lease.run_id, lease.token, record.seq, record.key, record.kind, write.nonce
+    return lease.row, lease.token, record.seq, record.key, record.kind, write.nonce
 
 
 def _claim_row(claiming: Claiming) -> dict[str, Any]:
     claim = claiming.claim
-    metadata: dict[str, Any] = {**claim.metadata, "version": claim.version}
-    if claim.input_hash is not None:
-        metadata["inputHash"] = claim.input_hash
     return {
-        "id": claim.run_id,
+        "id": claiming.row,
         "random": claiming.random,
         "owner": claiming.owner,
         "seconds": claim.seconds,
@@ -276,25 +276,29 @@ def _claim_row(claiming: Claiming) -> dict[str, Any]:
         "input_hash": claim.input_hash,
         "after_failure": claim.after_failure,
         "may_create": claim.create,
-        "header": Header(claim.workflow, Execution(Status.RUNNING), metadata=metadata),
+        "header": Header(claim.workflow, Execution(Status.RUNNING), metadata=described(claim)),
         "input": None if claim.input is None else claim.input.decode(),
     }
 
 
 def _claim_reply(claiming: Claiming, standing: dict[str, Any], records: dict[str, list[Record]]) -> Any:
     """The reply to a claim and the token that stands there now, or the error as a value."""
-    claim, (epoch, token, owner, expires_in, document) = claiming.claim, standing[claiming.claim.run_id]
-    header = None
+    claim, (epoch, token, owner, expires_in, document) = claiming.claim, standing[claiming.row]
+    header, told, problem = None, list[Record](), None
     if document is not None:
         try:
-            header = parse(document, Header, run_id=claim.run_id, where="the header")
-        except DurableError as problem:
-            return problem
-    if header is not None and token == f"{epoch}:{claiming.random}" and claiming.sent is not None:
-        lease = Lease(claim.run_id, token, epoch, claim.seconds, claiming.sent)
-        return Granted(lease, header, records[claim.run_id]), token
+            header, told = header_and_records(document, run_id=claim.run_id)
+        except DurableError as unreadable:
+            problem = unreadable
+    if document is not None and token == f"{epoch}:{claiming.random}" and claiming.sent is not None:
+        lease = Lease(claim.run_id, token, epoch, claim.seconds, claiming.sent, claiming.row)
+        known = header or Header(claim.workflow, Execution(Status.RUNNING))
+        return Granted(lease, known, told + records[claiming.row], problem=problem), token
+    if problem is not None:
+        return problem
+    ends = [record for record in told if record.kind in (Kind.RESULT, Kind.FAILURE)]
     held = token is not None and expires_in > 0
-    return Refused(header, records[claim.run_id], owner if held else None, expires_in if held else None), token
+    return Refused(header, ends + records[claiming.row], owner if held else None, expires_in if held else None), token
 
 
 @contextmanager

@@ -95,10 +95,14 @@ class Connections:
         if self._pool is not None:
             return f"the pool {self._pool.name!r}"
         parts = self._parts
-        host = parts.get("host") or parts.get("hostaddr") or "the local socket"
-        port = f":{parts['port']}" if "port" in parts else ""
+        hosts = (parts.get("host") or parts.get("hostaddr") or "the local socket").split(",")
+        ports = parts.get("port", "").split(",")
+        host = ",".join(
+            f"{host}:{port}" if port else host
+            for host, port in zip(hosts, ports if len(ports) == len(hosts) else ports[:1] * len(hosts), strict=True)
+        )
         user = f" as {parts['user']}" if "user" in parts else ""
-        return f"{host}{port}/{parts.get('dbname', '')}{user}"
+        return f"{host}/{parts.get('dbname', '')}{user}"
 
     def connect(self, until: float) -> Connection:
         """A connection of one's own, in autocommit mode; made the way the user's pool makes them, if there is one.
@@ -274,7 +278,10 @@ def _parts(url: str | None) -> dict[str, str]:
             "the database URL cannot be read: it should look like postgresql://user@host:5432/dbname "
             "(percent-encode special characters in the password: / is %2F, @ is %40)"
         ) from None
-    return {**_DEFAULTS, **{key: str(value) for key, value in parts.items() if value is not None}}
+    given = {key: str(value) for key, value in parts.items() if value is not None}
+    several = "," in given.get("host", "") + given.get("hostaddr", "")
+    # Of several hosts the one that takes writes: a journal read from a standby would be an old one.
+    return {**_DEFAULTS, **({"target_session_attrs": "read-write"} if several else {}), **given}
 
 
 def _are_numbers(ports: object) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import psycopg
 from psycopg.rows import tuple_row
@@ -25,17 +25,17 @@ from durable.stores._postgres.writer import Job, Writer
 class Process:
     """Made anew in a forked child, which touches nothing of its parent's."""
 
-    def __init__(self, connections: Connections, sql: dict[str, bytes], clock: Clock) -> None:
+    def __init__(self, connections: Connections, sql: Mapping[str, bytes], clock: Clock) -> None:
         self.pid = os.getpid()
         self.owner = Owner()
         self.mark = f":{self.owner.instance}."  # in the token of every lease that this process holds
         self.connections = connections
         self._sql = sql
         self._clock = clock
-        self._watchdog = connections.watchdog
+        self.watchdog = connections.watchdog
         statements = Statements(sql, clock)
-        self._small = Writer(statements, connections, clock, self._watchdog)
-        self._large = Writer(statements, connections, clock, self._watchdog)
+        self._small = Writer(statements, connections, clock, self.watchdog)
+        self._large = Writer(statements, connections, clock, self.watchdog)
         self.heartbeat = Heartbeat(self._renew, clock)
         self._heartbeat_connection: Connection | None = None
         self._closing = threading.Lock()
@@ -59,7 +59,7 @@ class Process:
             self._small.close()
             self._large.close()
             self.heartbeat.close()
-            self._watchdog.close()
+            self.watchdog.close()
             if self._heartbeat_connection is not None:
                 self._heartbeat_connection.close()
             self.connections.close()
@@ -72,23 +72,23 @@ class Process:
             if self._heartbeat_connection is None:
                 self._heartbeat_connection = self.connections.connect(self._clock.elapsed() + patience)
             connection = self._heartbeat_connection
-            ids, tokens = [lease.run_id for lease in leases], [lease.token for lease in leases]
+            ids, tokens = [lease.row for lease in leases], [lease.token for lease in leases]
             columns = (ids, tokens, [lease.seconds for lease in leases])
             prepare = None if self.connections.prepares else False
-            self._watchdog.watch(connection, self._clock.elapsed() + patience)
+            self.watchdog.watch(connection, self._clock.elapsed() + patience)
             try:
                 cursor = connection.cursor(row_factory=tuple_row)
                 standing: dict[str, bool] = dict(
                     cursor.execute(self._sql["renew"], columns, prepare=prepare).fetchall()
                 )
                 if lost := [lease for lease in leases if lease.token not in standing]:
-                    cursor.execute(self._sql["cancelled"], ([lease.run_id for lease in lost],), prepare=prepare)
+                    cursor.execute(self._sql["cancelled"], ([lease.row for lease in lost],), prepare=prepare)
                     cancelled = {run_id for (run_id,) in cursor}
                     for lease in lost:
-                        lease.cancelled = lease.run_id in cancelled
+                        lease.cancelled = lease.row in cancelled
                 return standing
             finally:
-                self._watchdog.unwatch(connection)
+                self.watchdog.unwatch(connection)
         except (psycopg.Error, DurableError):
             silent, self._heartbeat_connection = self._heartbeat_connection, None
             if silent is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import sql
 
-from durable.errors import SchemaMismatch
+from durable.errors import AccessDenied, SchemaMismatch
 from durable.stores._postgres.statements import Names, migrations, statements
 
 _LOCK_SPACE: Final = 0x64757261  # "dura": ours among the advisory locks of the application
@@ -50,15 +51,24 @@ _KEYS: Final = (
 )
 
 
-def prepare(connection: psycopg.Connection[Any], names: Names) -> None:
+def prepare(connection: psycopg.Connection[Any], names: Names, *, create: bool = True) -> None:
     """Bring our tables up to this version and check them, or raise `SchemaMismatch` and change nothing.
 
     Any number of processes may do this at once: they take turns under an advisory lock, which ends with its transaction.
+    With `create=False` they are only checked. Raises `AccessDenied`, with the GRANT that helps, where the role may not.
     """
     newest = max(migrations(names))
     version = _version(connection, names)
+    if version < newest and not create:
+        have = (
+            f"it knows {version} of our {newest} migrations" if version else "it does not exist, and nor may the others"
+        )
+        raise SchemaMismatch(names.quoted["migrations"], have, f"{_LET} Or let durable: auto_create_table=True.")
     if version < newest:
-        version = _migrate(connection, names)
+        try:
+            version = _migrate(connection, names)
+        except psycopg.errors.InsufficientPrivilege as problem:
+            raise _denied(connection, names, problem) from None
     if version > newest:
         raise SchemaMismatch(
             names.quoted["migrations"],
@@ -66,14 +76,99 @@ def prepare(connection: psycopg.Connection[Any], names: Names) -> None:
             "Upgrade durable here; old and new versions must not write the same runs.",
         )
     _verify(connection, names)
+    _check_rights(connection, names)
+
+
+def script(names: Names, *, role: str | None = None, since: int = 0) -> str:
+    """What `prepare` would do from the migration `since` on, as a script for psql; then rights for `role`."""
+    known, parts = statements(names), ["BEGIN;"]
+    if names.schema is not None:
+        parts.append(f"CREATE SCHEMA IF NOT EXISTS {_quoted(names.schema)};")
+    parts.append(known["create_migrations"].decode().replace("%%", "%") + ";")
+    for number, migration in migrations(names).items():
+        if number > since:
+            parts += [
+                migration.decode().strip(),
+                f"INSERT INTO {names.quoted['migrations']} (version) VALUES ({number});",  # noqa: S608 -- quoted
+            ]
+    if role is not None:
+        if names.schema is not None:
+            parts.append(f"GRANT USAGE ON SCHEMA {_quoted(names.schema)} TO {_quoted(role)};")
+        parts += [f"{grant}{_quoted(role)};" for grant in [*_grants(names, _TO_RUN), cleaning(names)]]
+    return "\n\n".join([*parts, "COMMIT;"]) + "\n"
+
+
+def _quoted(name: str) -> str:
+    return sql.Identifier(name).as_string(None)
+
+
+def _denied(connection: psycopg.Connection[Any], names: Names, problem: psycopg.Error) -> AccessDenied:
+    """Which GRANT the role lacks to create our tables."""
+    role, schema, database, has_schema = (
+        connection.execute(_ROLE, {"schema": names.schema}, prepare=False).fetchone() or _UNKNOWN
+    )
+    if schema is not None and has_schema:
+        grant = f"GRANT USAGE, CREATE ON SCHEMA {_quoted(schema)} TO {_quoted(role)};"
+    else:
+        grant = f"GRANT CREATE ON DATABASE {_quoted(database)} TO {_quoted(role)};"
+    told = problem.diag.message_primary or "permission denied"
+    return AccessDenied(f"the database {database!r}", told, f"To let it: {grant} {_LET}")
+
+
+def _check_rights(connection: psycopg.Connection[Any], names: Names) -> None:
+    lacking = [
+        (table, rights)
+        for table, rights in _TO_RUN.items()
+        if not _one(connection, _MAY, {"table": names.quoted[table], "rights": rights})
+    ]
+    if lacking:
+        role, _, database, _ = connection.execute(_ROLE, {"schema": names.schema}, prepare=False).fetchone() or _UNKNOWN
+        grants = " ".join(f"{grant}{_quoted(role)};" for grant in _grants(names, dict(lacking)))
+        raise AccessDenied(f"the database {database!r}", "the role lacks rights on our tables", f"To let it: {grants}")
+
+
+def _grants(names: Names, rights: Mapping[str, str]) -> list[str]:
+    return [f"GRANT {wanted} ON {names.quoted[table]} TO " for table, wanted in rights.items()]
+
+
+def cleaning(names: Names) -> str:
+    """The beginning of a GRANT of what it takes to save over runs, and to delete them."""
+    return f"GRANT DELETE ON {', '.join(names.quoted[table] for table in _COLUMNS)} TO "
+
+
+# What a role needs that runs workflows, once the tables are there.
+_TO_RUN: Final = {
+    "snapshots": "SELECT, INSERT, UPDATE",
+    "steps": "SELECT, INSERT",
+    "signals": "SELECT, INSERT",
+    "locks": "SELECT, INSERT, UPDATE",
+    "migrations": "SELECT",
+}
+_UNKNOWN: Final = ("?", None, "?", False)
+_LET: Final = "A script for whoever may create tables is printed by: python -m durable.stores"
+_ROLE: Final = """
+SELECT current_user, COALESCE(%(schema)s, current_schema()), current_database(),
+       EXISTS (SELECT FROM pg_namespace WHERE nspname = COALESCE(%(schema)s, current_schema()))
+"""
+_MAY: Final = """
+SELECT bool_and(has_table_privilege(%(table)s, trim(asked.right)))
+  FROM unnest(string_to_array(%(rights)s, ',')) AS asked ("right")
+"""
 
 
 def _version(connection: psycopg.Connection[Any], names: Names) -> int:
     known = statements(names)
-    if not _one(connection, known["migrations_exist"], names.quoted):
+    try:
+        exists = _one(connection, known["migrations_exist"], names.quoted)
+    except psycopg.errors.InsufficientPrivilege as problem:  # not even to look into the schema
+        raise _denied(connection, names, problem) from None
+    if not exists:
         return 0
     try:
-        version = _one(connection, known["version"]) or 0
+        version = _one(connection, known["version"], {}) or 0
+    except psycopg.errors.InsufficientPrivilege:
+        _check_rights(connection, names)
+        raise
     except (psycopg.errors.UndefinedColumn, psycopg.errors.WrongObjectType):
         version = None
     if not isinstance(version, int):
@@ -89,7 +184,7 @@ def _migrate(connection: psycopg.Connection[Any], names: Names) -> int:
         connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_LOCK_SPACE, tables))
         if names.schema is not None and not _one(connection, _SCHEMA_EXISTS, {"schema": names.schema}):
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(names.schema)))
-        connection.execute(known["create_migrations"])
+        connection.execute(known["create_migrations"], {})
         applied = _version(connection, names)
         for number, script in migrations(names).items():
             if number > applied:
@@ -113,8 +208,8 @@ def _apply(connection: psycopg.Connection[Any], names: Names, script: bytes) -> 
     except (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject) as problem:
         taken = problem.diag.message_primary or "a table of that name exists"
         raise SchemaMismatch(names.quoted["snapshots"], f"one of the tables beside it is not ours: {taken}") from None
-    except psycopg.errors.UndefinedColumn as problem:
-        lacks = problem.diag.message_primary or "a column is missing"
+    except (psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedFunction) as problem:
+        lacks = problem.diag.message_primary or "a column is missing, or of another type"
         raise SchemaMismatch(names.quoted["snapshots"], f"it is something else: {lacks}") from None
     except psycopg.errors.WrongObjectType:
         raise SchemaMismatch(names.quoted["snapshots"], "it is something else: not a table") from None

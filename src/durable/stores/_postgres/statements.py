@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
 from typing import Final
 
@@ -23,26 +24,45 @@ class Names:
 
     table: str = "durable_snapshots"
     schema: str | None = None
+    lock: str | None = None
 
     def __post_init__(self) -> None:
         _check_identifier("table", self.table)
         _check_identifier("table", f"{self._stem}_migrations")
         if self.schema is not None:
             _check_identifier("schema", self.schema)
+        if self.lock is not None:
+            _check_identifier("lock", self.lock)
+        if len(set(self._tables.values())) < len(self._tables):
+            raise InvalidArgument(f"the lock table {self.lock!r} has the name of another table of the store's own")
 
     @cached_property
     def quoted(self) -> Mapping[str, str]:
         """What `{snapshots}`, `{steps}` … stand for: quoted, and qualified where a schema is given."""
-        tables = {"snapshots": self.table} | {
-            name: f"{self._stem}_{name}" for name in ("steps", "locks", "signals", "migrations")
+        qualified = {name: sql.Identifier(*filter(None, (self.schema, table))) for name, table in self._tables.items()}
+        indexes = {
+            "snapshots_index": sql.Identifier(_index_name(self.table, "updated_at_idx")),
+            "status_index": sql.Identifier(_index_name(self.table, "status_idx")),
         }
-        qualified = {name: sql.Identifier(*filter(None, (self.schema, table))) for name, table in tables.items()}
-        index = sql.Identifier(f"{self.table[: _MAX_IDENTIFIER_BYTES - 15]}_updated_at_idx")
-        return {name: value.as_string(None) for name, value in {**qualified, "snapshots_index": index}.items()}
+        known = {name: value.as_string(None) for name, value in {**qualified, **indexes}.items()}
+        # As values, for what looks a table up by its name.
+        return known | {f"{name}_text": sql.Literal(known[name]).as_string(None) for name in qualified}
 
     def fill(self, text: str) -> str:
         """The SQL with the names in place of `{snapshots}` and its like, for psycopg: a `%` in a name is no placeholder."""
-        return re.sub(r"\{(\w+)\}", lambda match: self.quoted[match[1]].replace("%", "%%"), text)
+        return re.sub(r"\{(\w+)\}", lambda match: self._filled(match).replace("%", "%%"), text)
+
+    def script(self, text: str) -> str:
+        """The same for a script, which has no placeholders at all."""
+        return re.sub(r"\{(\w+)\}", self._filled, text)
+
+    def _filled(self, match: re.Match[str]) -> str:
+        return self.quoted.get(match[1], match[0])
+
+    @cached_property
+    def _tables(self) -> Mapping[str, str]:
+        beside = {name: f"{self._stem}_{name}" for name in ("steps", "locks", "signals", "runs", "migrations")}
+        return {"snapshots": self.table, **beside, "locks": self.lock or beside["locks"]}
 
     @property
     def _stem(self) -> str:
@@ -57,9 +77,19 @@ def _check_identifier(what: str, name: object) -> None:
         raise InvalidArgument(f"the {what} name {name[:80]!r} is over {limit}: it would be cut off there")
 
 
-def statements(names: Names) -> dict[str, bytes]:
-    """Each statement of `statements.sql` by its name."""
-    text = (_HERE / "statements.sql").read_text("utf-8")
+def _index_name(table: str, suffix: str) -> str:
+    """PostgreSQL's own way of naming one, but two long names that begin alike do not become one."""
+    room = _MAX_IDENTIFIER_BYTES - len(suffix) - 1
+    if len(table.encode()) > room:
+        digest = f"_{zlib.crc32(table.encode()):08x}"
+        table = table.encode()[: room - len(digest)].decode(errors="ignore") + digest
+    return f"{table}_{suffix}"
+
+
+@cache
+def statements(names: Names, file: str = "statements.sql") -> Mapping[str, bytes]:
+    """Each statement of a file by its name."""
+    text = (_HERE / file).read_text("utf-8")
     parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)[1:]
     named = zip(parts[::2], parts[1::2], strict=True)
     return {name: names.fill(_without_comments(part)).encode() for name, part in named}
@@ -68,7 +98,7 @@ def statements(names: Names) -> dict[str, bytes]:
 def migrations(names: Names) -> dict[int, bytes]:
     """Each migration by its number, in order."""
     files = sorted((file for file in (_HERE / "migrations").iterdir() if file.name.endswith(".sql")), key=str)
-    return {int(file.name[:4]): names.fill(file.read_text("utf-8")).encode() for file in files}
+    return {int(file.name[:4]): names.script(file.read_text("utf-8")).encode() for file in files}
 
 
 def _without_comments(text: str) -> str:

@@ -20,12 +20,15 @@ SELECT asked.id, 1, '1:' || asked.random, asked.owner, clock_timestamp() + make_
  WHERE (held.expires_at > clock_timestamp() AND held.owner_token IS DISTINCT FROM asked.dead) IS NOT TRUE
    AND CASE
            WHEN run.id IS NULL THEN asked.may_create
-           ELSE run.snapshot->'formatVersion' = '1'
-                AND run.snapshot->>'workflowName' = asked.workflow
+           WHEN run.snapshot->'formatVersion' IS DISTINCT FROM '1' THEN run.snapshot->>'kind' = 'ResumeState'
+           WHEN jsonb_typeof(run.snapshot->'execution'->'status') IS DISTINCT FROM 'string' THEN false
+           ELSE COALESCE(run.snapshot->>'workflowName', '') IN ('', asked.workflow)
                 AND COALESCE(run.snapshot->'metadata'->'version', to_jsonb(asked.version)) = to_jsonb(asked.version)
                 AND (asked.input_hash IS NULL
+                     OR COALESCE(run.snapshot->>'workflowName', '') = ''
                      OR run.snapshot->'metadata'->>'inputHash' IS NOT DISTINCT FROM asked.input_hash)
-                AND run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed'
+                AND (run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed'
+                     OR COALESCE(run.snapshot->>'workflowName', '') = '')
                 AND (asked.after_failure
                      OR (run.snapshot->'execution'->>'status' IN ('failed', 'cancelled')) IS NOT TRUE)
        END
@@ -38,8 +41,9 @@ ON CONFLICT (workflow_id) DO UPDATE
  WHERE lease.expires_at <= clock_timestamp() OR lease.owner_token = ANY (%(dead)s::text[])
 
 -- name: open_runs
--- Where the lease is now ours: write the header and input of a new run, or mark an old one as running. Doing it twice, when
--- the reply to the first time was lost, changes nothing.
+-- Where the lease is now ours: write the header and input of a new run, or mark an old one as running; what another tool
+-- wrote, without a workflow's name, becomes this workflow's. Doing it twice, when the reply to the first time was lost,
+-- changes nothing.
 WITH asked AS (
     SELECT * FROM json_to_recordset(%(claims)s::json) AS asked (id text, random text, header jsonb, input text)
 ), mine AS MATERIALIZED (
@@ -58,17 +62,25 @@ WITH asked AS (
     RETURNING id
 ), again AS (
     UPDATE {snapshots} AS run
-       SET snapshot = run.snapshot || jsonb_build_object(
-               'execution', jsonb_build_object('status', 'running', 'lastUpdated', now())),
+       SET snapshot = CASE
+               WHEN COALESCE(run.snapshot->>'workflowName', '') <> '' THEN run.snapshot
+               ELSE mine.header || run.snapshot || jsonb_build_object(
+                       'workflowName', mine.header->'workflowName',
+                       'metadata', mine.header->'metadata' || COALESCE(NULLIF(run.snapshot->'metadata', 'null'), '{}'))
+               END || jsonb_build_object('execution', jsonb_build_object('status', 'running', 'lastUpdated', now())),
            updated_at = now()
-     WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM mine))
-       AND run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed'
+      FROM mine
+     WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM mine)) AND run.id = mine.workflow_id
+       AND (run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed'
+            OR COALESCE(run.snapshot->>'workflowName', '') = '')
 )
 INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
 SELECT mine.workflow_id, 0, 'input', 'input', 0, mine.epoch, mine.input::json
-  FROM fresh
-  JOIN mine ON mine.workflow_id = fresh.id
+  FROM mine
+  LEFT JOIN LATERAL (SELECT snapshot FROM {snapshots} WHERE id = mine.workflow_id OFFSET 0) AS old ON true
  WHERE mine.input IS NOT NULL
+   AND (mine.workflow_id IN (SELECT id FROM fresh) OR COALESCE(old.snapshot->>'workflowName', '') = '')
+ON CONFLICT (workflow_id, seq) DO NOTHING
 
 -- name: read_runs
 SELECT asked.id, lease.epoch, lease.owner_token, lease.owner,

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, Self
 
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
@@ -29,15 +30,17 @@ from durable.stores._postgres.commits import (
 )
 from durable.stores._postgres.connections import Connections, Pool
 from durable.stores._postgres.process import Process
+from durable.stores._postgres.snapshots import AsyncSnapshotVerbs, SnapshotVerbs
 from durable.stores._postgres.statements import Names, statements
 from durable.stores._postgres.writer import Job
+from durable.stores.listing import checked_prefix
 from durable.stores.protocol import Late
 
 _ANSWER_WITHIN: Final = 10.0  # seconds, for one who only wants to be told whether it was done
 _RELEASE_WITHIN: Final = 5.0  # seconds; then the lease is left to end by itself
 
 
-class PostgresStore:
+class PostgresStore(SnapshotVerbs):
     """Runs in the user's own PostgreSQL. Made by `postgres(url)` and `embedded()`; nothing is opened before first use."""
 
     def __init__(
@@ -45,6 +48,9 @@ class PostgresStore:
         url: str | None,
         names: Names,
         *,
+        prefix: str = "",
+        create: bool = True,
+        excludes: bool = True,
         pool: Pool | None = None,
         take_over_dead: bool = True,
         codec: Codec | Sequence[Codec] | None = None,
@@ -53,6 +59,9 @@ class PostgresStore:
         self.codec = chosen(codec)
         self._url = url
         self._names = names
+        self._prefix = checked_prefix(prefix)
+        self._create = create
+        self._excludes = excludes
         self._pool = pool
         self._clock = clock or SystemClock()
         self._sql = statements(names)
@@ -78,8 +87,8 @@ class PostgresStore:
 
     @property
     def identity(self) -> object:
-        """The database and the table in it."""
-        return (self._process.connections.where, self._names)
+        """The database, the table in it, and the prefix of the ids."""
+        return (self._process.connections.where, self._names, self._prefix)
 
     @property
     def aio(self) -> AsyncPostgresStore:
@@ -138,7 +147,8 @@ class PostgresStore:
         """The job of a claim, over the lease of an owner that was found dead with this token."""
         owner = self.process.owner
         deadline = self._clock.elapsed() + claim.seconds
-        job = claim_job(Claiming(claim, owner.instance, owner.text, dead), deadline)
+        row = self._row(claim.run_id)
+        job = claim_job(Claiming(claim, row, owner.instance, owner.text, dead), deadline)
         job.orphaned = self._give_back
         return job
 
@@ -148,11 +158,11 @@ class PostgresStore:
 
     def cancelling(self, run_id: str) -> Job:
         """The job of a cancellation."""
-        return cancel_job(run_id, self._clock.elapsed() + _ANSWER_WITHIN)
+        return cancel_job(run_id, self._row(run_id), self._clock.elapsed() + _ANSWER_WITHIN)
 
     def signalling(self, run_id: str, name: str, payload: str) -> Job:
         """The job of a signal."""
-        return signal_job(run_id, name, payload, self._clock.elapsed() + _ANSWER_WITHIN)
+        return signal_job(run_id, self._row(run_id), name, payload, self._clock.elapsed() + _ANSWER_WITHIN)
 
     def is_held_here(self, lease: Lease) -> bool:
         """Whether the lease is this process's own, not that of the one which forked it."""
@@ -165,10 +175,11 @@ class PostgresStore:
         return lease
 
     def dead_token(self, reply: ClaimReply, token: str | None) -> str | None:
-        """The token of an owner that is proven dead, when that is what stands in the way."""
-        if isinstance(reply, Refused) and self._take_over_dead and is_dead(reply.owner, token):
-            return token
-        return None
+        """The token that stands in the way and may be taken over: its owner is dead, or nobody is kept out here."""
+        if not isinstance(reply, Refused) or reply.owner is None:
+            return None
+        dead = not self._excludes or (self._take_over_dead and is_dead(reply.owner, token))
+        return token if dead else None
 
     def kept(self, reply: ClaimReply, alive: Callable[[], bool]) -> ClaimReply:
         """The reply; a lease that was granted is renewed from now on."""
@@ -189,17 +200,16 @@ class PostgresStore:
         return self.process.writer(job).perform(job)
 
     def _new_process(self) -> Process:
-        names = self._names
-        connections = Connections(
-            self._url, self._pool, lambda connection: schema.prepare(connection, names), self._clock
-        )
+        prepare = partial(schema.prepare, names=self._names, create=self._create)
+        connections = Connections(self._url, self._pool, prepare, self._clock)
         return Process(connections, self._sql, self._clock)
 
 
-class AsyncPostgresStore:
+class AsyncPostgresStore(AsyncSnapshotVerbs):
     """The verbs of a PostgreSQL store for asyncio."""
 
     def __init__(self, store: PostgresStore) -> None:
+        super().__init__(store)
         self._store = store
 
     def begin(self, claim: Claim, alive: Callable[[], bool]) -> asyncio.Future[ClaimReply]:
@@ -243,6 +253,10 @@ class AsyncPostgresStore:
     def room(self) -> asyncio.Future[None] | None:
         """See `AsyncRunStore.room`."""
         return self._store.process.room()
+
+    async def close(self) -> None:
+        """See `PostgresStore.close`."""
+        await asyncio.to_thread(self._store.close)
 
     async def _begun(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
         store = self._store

@@ -1,10 +1,15 @@
--- The documented table may be there already: another tool of its format shares it with us.
+-- The documented table may be there already: another tool of its format shares it with us. The index has the id as well,
+-- which gives pages a stable order, and lets an index-only scan look for a prefix.
 CREATE TABLE IF NOT EXISTS {snapshots} (
     id         text PRIMARY KEY,
     snapshot   jsonb NOT NULL,
     updated_at timestamptz DEFAULT now()
 );
-CREATE INDEX IF NOT EXISTS {snapshots_index} ON {snapshots} (updated_at DESC);
+CREATE INDEX IF NOT EXISTS {snapshots_index} ON {snapshots} (updated_at DESC, id DESC);
+
+-- Pages by status. An index on the expression also gives the planner statistics of it.
+CREATE INDEX IF NOT EXISTS {status_index}
+    ON {snapshots} (COALESCE(snapshot->'execution'->>'status', 'running'), updated_at DESC, id DESC);
 
 -- `json` and not `jsonb`: it keeps the order of keys and the text of numbers.
 CREATE TABLE {steps} (
@@ -30,3 +35,53 @@ CREATE TABLE {locks} (
     expires_at  timestamptz NOT NULL,
     UNIQUE (workflow_id, owner_token)
 ) WITH (fillfactor = 50);
+
+-- Header and journal as one document, for people and other tools: of a key the latest record, absent parts left out.
+CREATE VIEW {runs} AS
+SELECT run.id,
+       (SELECT json_object_agg(part.name, part.content ORDER BY part.place)
+          FROM (VALUES
+                (1, 'formatVersion', (run.snapshot->'formatVersion')::json),
+                (2, 'workflowName', (run.snapshot->'workflowName')::json),
+                (3, 'steps', COALESCE(journal.steps, '{}'::json)),
+                (4, 'execution', (run.snapshot->'execution')::json),
+                (5, 'metadata', (run.snapshot->'metadata')::json),
+                (6, 'input', COALESCE(journal.input, (run.snapshot->'input')::json)),
+                (7, 'result', COALESCE(journal.result, (run.snapshot->'result')::json)),
+                (8, 'failure', CASE
+                    WHEN run.snapshot->'execution'->>'status' <> 'completed'
+                    THEN COALESCE(journal.failure, (run.snapshot->'failure')::json) END)
+               ) AS part (place, name, content)
+         WHERE part.content IS NOT NULL) AS snapshot,
+       run.updated_at
+  FROM {snapshots} AS run
+ CROSS JOIN LATERAL (
+       SELECT json_object_agg(latest.key,
+                  CASE WHEN latest.record->>'ok' = 'false' AND latest.record->'cause' IS NULL
+                       THEN (latest.record::jsonb || jsonb_build_object(
+                                'cause', jsonb_build_object(
+                                    'type', 'error',
+                                    'name', regexp_replace(latest.record->'error'->>'type', '^.*:', ''),
+                                    'message', latest.record->'error'->>'message'),
+                                'meta', jsonb_build_object('origin', 'throw')))::json
+                       ELSE latest.record END
+                  ORDER BY latest.place, latest.seq) FILTER (WHERE latest.kind = 'step') AS steps,
+              (array_agg(latest.record) FILTER (WHERE latest.kind = 'input'))[1] AS input,
+              (array_agg(latest.record) FILTER (WHERE latest.kind = 'result'))[1] AS result,
+              (array_agg(latest.record) FILTER (WHERE latest.kind = 'failure'))[1] AS failure
+         FROM (SELECT DISTINCT ON (every.kind, every.key) every.*
+                 FROM (SELECT 1 AS place, step.seq, step.kind, step.key, step.record
+                         FROM {steps} AS step
+                        WHERE step.workflow_id = run.id
+                        UNION ALL
+                       SELECT 0, 0, 'step', saved.key, saved.value::json
+                         FROM jsonb_each(CASE WHEN jsonb_typeof(run.snapshot->'steps') = 'object'
+                                              THEN run.snapshot->'steps' ELSE '{}' END) AS saved
+                        UNION ALL
+                       SELECT 0, pair.place::integer, 'step', pair.step->>0, (pair.step->1)::json
+                         FROM jsonb_array_elements(CASE WHEN jsonb_typeof(run.snapshot->'steps') = 'array'
+                                                        THEN run.snapshot->'steps' ELSE '[]' END)
+                              WITH ORDINALITY AS pair (step, place)
+                      ) AS every
+                ORDER BY every.kind, every.key, every.place DESC, every.seq DESC) AS latest
+       ) AS journal;

@@ -1,0 +1,296 @@
+"""A run as one document: the `Snapshot` that `save` and `load` speak of, and its translation to a journal and back.
+
+The document is the wire format of the documented table, and readable by any tool:
+
+```json
+{"formatVersion": 1, "workflowName": "checkout",
+ "steps": {"charge": {"name": "charge", "ok": true, "value": {"payment": "p-1"}},
+           "ship": {"name": "ship", "ok": false, "error": {"type": "builtins:OSError", "message": "no ship"},
+                    "cause": {"type": "error", "name": "OSError", "message": "no ship"}}},
+ "execution": {"status": "failed", "lastUpdated": "2026-01-15T10:30:00+00:00"},
+ "metadata": {"version": 1}, "input": {"order": 7}, "failure": {"error": {"type": "…"}, "again": ["ship"]}}
+```
+
+What awaitly wrote is read as well: its snapshots, which know no `workflowName` and no step's `name`, and its resume
+states, `{"kind": "ResumeState", "steps": [[key, step], …]}`. In its format a recorded failure is a step that ran; here it
+runs again, so it is shown and not replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, Self, cast
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from durable.errors import InvalidArgument, UnreadableRecord
+from durable.snapshot import (
+    FORMAT_VERSION,
+    ErrorRecord,
+    Execution,
+    FailureRecord,
+    Header,
+    Kind,
+    Record,
+    Status,
+    StepRecord,
+    parse,
+    render,
+)
+
+__all__ = ["Snapshot", "header_and_records", "journal_of", "snapshot_of"]
+
+_RESUME_STATE: Final = "ResumeState"
+
+
+class Snapshot(Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
+    """The whole stored state of a run: what it was started with, what is remembered of its steps, and how it ended.
+
+    `workflow_name` is empty where another tool did not say it. `metadata` holds `version`, `inputHash` and what the user
+    gave. `input` and `result` are JSON texts, absent where there is none; `failure` says how a run failed.
+    """
+
+    workflow_name: str = ""
+    steps: dict[str, StepRecord] = {}
+    execution: Execution = msgspec.field(default_factory=lambda: Execution(Status.RUNNING))
+    metadata: dict[str, Any] = {}
+    input: Raw | UnsetType = UNSET
+    result: Raw | UnsetType = UNSET
+    failure: FailureRecord | None = None
+
+    def __repr__(self) -> str:
+        name = f" of {self.workflow_name!r}" if self.workflow_name else ""
+        return f"<Snapshot{name}, {self.execution.status}, {len(self.steps)} steps>"
+
+    def to_json(self) -> bytes:
+        """The document, as JSON in UTF-8: for a store of your own, a file, or another tool."""
+        document: dict[str, Any] = {"formatVersion": FORMAT_VERSION}
+        if self.workflow_name:
+            document["workflowName"] = self.workflow_name
+        document["steps"] = {key: _shown(step) for key, step in self.steps.items()}
+        document["execution"] = self.execution
+        document["metadata"] = self.metadata
+        for name in ("input", "result", "failure"):
+            part = getattr(self, name)
+            if part is not UNSET and part is not None:
+                document[name] = part
+        return _encode(document)
+
+    def document(self) -> dict[str, Any]:
+        """The document, as plain dicts and lists."""
+        return cast(dict[str, Any], msgspec.json.decode(self.to_json()))
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, run_id: str = "?") -> Self:
+        """The snapshot that a document describes, awaitly's included.
+
+        Raises `UnreadableRecord`, naming `run_id` and the part, when it is none that this version knows.
+        """
+        stored = _stored(text, run_id)
+        header, records = _header(stored, run_id), list(_records(stored, run_id))
+        named = {record.key: _step(record, run_id) for record in records if record.kind == Kind.STEP}
+        foreign = {key: step for key, raw in _steps(stored, run_id) if (step := _foreign_failure(raw)) is not None}
+        parts = {record.kind: record.text for record in records if record.kind != Kind.STEP}
+        return cls(
+            workflow_name=header.workflow_name,
+            steps=named | foreign,
+            execution=header.execution,
+            metadata=header.metadata,
+            input=_raw(parts.get(Kind.INPUT)),
+            result=_raw(parts.get(Kind.RESULT)),
+            failure=_failure(parts[Kind.FAILURE], run_id) if Kind.FAILURE in parts else None,
+        )
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any], *, run_id: str = "?") -> Self:
+        """The same for a document of plain dicts and lists; `InvalidArgument` when it is not JSON at all."""
+        try:
+            text = _encode(dict(document))
+        except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as problem:
+            raise InvalidArgument(
+                f"a snapshot is a JSON document, and this is none ({type(problem).__name__})"
+            ) from None
+        return cls.from_json(text, run_id=run_id)
+
+
+def snapshot_of(header: Header, records: Iterable[Record], *, run_id: str) -> Snapshot:
+    """A run's header and journal as one document: of a key the latest record."""
+    steps: dict[str, StepRecord] = {}
+    parts: dict[str, str] = {}
+    failure: FailureRecord | None = None
+    again: set[str] = set()
+    mended = False
+    for record in records:
+        if record.kind == Kind.STEP:
+            steps.pop(record.key, None)
+            steps[record.key] = _step(record, run_id)
+            again.discard(record.key)
+            mended |= failure is not None
+        elif record.kind == Kind.FAILURE:
+            last = _failure(record.text, run_id)
+            known = failure.ambiguous if failure else ()
+            failure = msgspec.structs.replace(last, ambiguous=tuple(dict.fromkeys((*known, *last.ambiguous))))
+            again |= set(last.again)
+        else:
+            parts[record.kind] = record.text
+    if mended:  # what came before may lie on a path that is never taken again: no replay is held to its order
+        steps = {key: msgspec.structs.replace(step, unordered=True) for key, step in steps.items()}
+    if failure is not None:
+        failure = msgspec.structs.replace(failure, again=tuple(key for key in steps if key in again))
+    return Snapshot(
+        workflow_name=header.workflow_name,
+        steps=steps,
+        execution=header.execution,
+        metadata=header.metadata,
+        input=_raw(parts.get(Kind.INPUT)),
+        result=_raw(parts.get(Kind.RESULT)),
+        failure=failure if header.execution.status != Status.COMPLETED else None,
+    )
+
+
+def journal_of(snapshot: Snapshot) -> tuple[Header, list[Record]]:
+    """The snapshot as a header and the records that a journal would have held, before any that is still to come."""
+    header = Header(snapshot.workflow_name, snapshot.execution, metadata=snapshot.metadata)
+    return header, list(_records(_stored(snapshot.to_json(), "?"), "?"))
+
+
+def header_and_records(text: str, *, run_id: str) -> tuple[Header, list[Record]]:
+    """What the documented table holds of a run: its header, and the records that its document carries.
+
+    These are numbered below zero, so that they come before the journal's. A step that cannot be read is handed on as it
+    is: whoever loads it refuses it. Raises `UnreadableRecord` where not even that much is known.
+    """
+    stored = _stored(text, run_id)
+    return _header(stored, run_id), list(_records(stored, run_id))
+
+
+class _Stored(Struct, rename="camel"):
+    """A document with its parts unread."""
+
+    format_version: int | None = None
+    kind: str | None = None
+    workflow_name: str = ""
+    steps: Raw | UnsetType = UNSET
+    execution: Execution | None = None
+    metadata: dict[str, Any] | None = None
+    input: Raw | UnsetType = UNSET
+    result: Raw | UnsetType = UNSET
+    failure: Raw | UnsetType = UNSET
+
+
+class _ForeignStep(Struct):
+    """A step as awaitly writes it."""
+
+    ok: bool
+    name: str = ""
+    value: Raw | UnsetType = UNSET
+    cause: Any = None
+
+
+_encode: Final = msgspec.json.Encoder().encode
+_read_stored: Final = msgspec.json.Decoder(_Stored)
+_read_foreign: Final = msgspec.json.Decoder(_ForeignStep)
+_read_object: Final = msgspec.json.Decoder(dict[str, Raw])
+_read_pairs: Final = msgspec.json.Decoder(list[tuple[str, Raw]])
+
+
+def _stored(text: str | bytes, run_id: str) -> _Stored:
+    try:
+        stored = _read_stored.decode(text)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as problem:
+        told = str(problem) if isinstance(problem, msgspec.ValidationError) else "it is not JSON"
+        raise UnreadableRecord(run_id, "the snapshot", told) from None
+    if stored.format_version is None and stored.kind != _RESUME_STATE:
+        raise UnreadableRecord(run_id, "the snapshot", "it says no formatVersion")
+    if stored.format_version not in (None, FORMAT_VERSION):
+        problem_ = f"its format is {stored.format_version} and this library reads {FORMAT_VERSION}"
+        raise UnreadableRecord(run_id, "the snapshot", problem_)
+    if stored.execution is None and stored.kind != _RESUME_STATE:
+        raise UnreadableRecord(run_id, "the snapshot", "it says nothing of its execution")
+    return stored
+
+
+def _header(stored: _Stored, run_id: str) -> Header:
+    execution = stored.execution or Execution(Status.RUNNING)
+    if execution.status not in set(Status):
+        raise UnreadableRecord(
+            run_id, "the snapshot", f"its status is {execution.status[:40]!r}, which is not known here"
+        )
+    return Header(stored.workflow_name, execution, metadata=stored.metadata or {})
+
+
+def _steps(stored: _Stored, run_id: str) -> Sequence[tuple[str, Raw]]:
+    if stored.steps is UNSET:
+        return ()
+    try:
+        if bytes(stored.steps).startswith(b"["):  # awaitly's resume states keep their order by being arrays
+            return _read_pairs.decode(stored.steps)
+        return tuple(_read_object.decode(stored.steps).items())
+    except (msgspec.MsgspecError, UnicodeError):
+        raise UnreadableRecord(run_id, "the snapshot", "its steps are not steps by key") from None
+
+
+def _records(stored: _Stored, run_id: str) -> Iterator[Record]:
+    steps = [(key, text) for key, raw in _steps(stored, run_id) if (text := _step_text(raw)) is not None]
+    ends = [(kind, getattr(stored, kind)) for kind in (Kind.RESULT, Kind.FAILURE)]
+    parts = [(kind, bytes(part).decode()) for kind, part in ends if part is not UNSET]
+    seq = -len(steps) - len(parts)
+    if stored.input is not UNSET:
+        yield Record(seq - 1, Kind.INPUT, Kind.INPUT, bytes(stored.input).decode())
+    for key, text in steps:
+        yield Record(seq, key, Kind.STEP, text)
+        seq += 1
+    for kind, text in parts:
+        yield Record(seq, kind, kind, text)
+        seq += 1
+
+
+def _step_text(raw: Raw) -> str | None:
+    """A step of a document as a journal has it; None for one that is to run again."""
+    text = bytes(raw).decode()
+    try:
+        step = _read_foreign.decode(raw)
+    except msgspec.MsgspecError:
+        return text  # not a step's record, which its reader will say
+    if step.name:
+        return text
+    return render(StepRecord("", ok=True, value=_or_null(step.value), unordered=True)) if step.ok else None
+
+
+def _foreign_failure(raw: Raw) -> StepRecord | None:
+    """A failed step of awaitly's, to be shown."""
+    try:
+        step = _read_foreign.decode(raw)
+    except msgspec.MsgspecError:
+        return None
+    if step.ok or step.name:
+        return None
+    said = cast(dict[str, Any], step.cause) if isinstance(step.cause, dict) else {}
+    message = said.get("message", said.get("stringRepresentation", ""))
+    return StepRecord("", ok=False, error=ErrorRecord(str(said.get("name", "thrown")), str(message)))
+
+
+def _or_null(value: Raw | UnsetType) -> Raw:
+    return Raw(b"null") if value is UNSET else value  # JavaScript's undefined leaves no trace in JSON
+
+
+def _shown(step: StepRecord) -> Any:
+    """A step of a document: a journal's record, and for a failed one what other tools look for."""
+    if step.ok or step.error is None:
+        return step
+    cause = {"type": "error", "name": step.error.type.rpartition(":")[2], "message": step.error.message}
+    # Spliced, since decoding could change the numbers of the error's arguments.
+    return Raw(_encode(step)[:-1] + b',"cause":' + _encode(cause) + b',"meta":{"origin":"throw"}}')
+
+
+def _step(record: Record, run_id: str) -> StepRecord:
+    return parse(record.text, StepRecord, run_id=run_id, where=f"the step {record.key!r}")
+
+
+def _failure(text: str, run_id: str) -> FailureRecord:
+    return parse(text, FailureRecord, run_id=run_id, where="the failure")
+
+
+def _raw(text: str | None) -> Raw | UnsetType:
+    return UNSET if text is None else Raw(text.encode())

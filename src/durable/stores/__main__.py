@@ -1,0 +1,28 @@
+"""`python -m durable.stores`: prints the SQL that makes a store's tables, for whoever may create them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from durable.errors import DurableError
+from durable.stores import script
+
+
+def main() -> None:
+    """Print it."""
+    parser = argparse.ArgumentParser(prog="python -m durable.stores", description=script.__doc__)
+    parser.add_argument("--table", default="durable_snapshots")
+    parser.add_argument("--schema")
+    parser.add_argument("--lock", help="the name of the lock table, if it is not to follow from the table's")
+    parser.add_argument("--role", help="who is to run workflows afterwards, with no right to create anything")
+    parser.add_argument("--since", type=int, default=0, help="leave out the migrations up to this number")
+    asked = parser.parse_args()
+    try:
+        sys.stdout.write(script(**vars(asked)))
+    except DurableError as problem:
+        parser.error(str(problem))
+
+
+if __name__ == "__main__":
+    main()

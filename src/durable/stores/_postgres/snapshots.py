@@ -1,0 +1,325 @@
+"""The verbs over whole snapshots on PostgreSQL: save, load, delete, list, purge, stats."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, Final, TypeVar
+
+import psycopg
+from msgspec import structs
+
+from durable.clocks import Clock
+from durable.documents import Snapshot, header_and_records, snapshot_of
+from durable.errors import (
+    AccessDenied,
+    ConcurrentExecution,
+    DurableError,
+    StoreUnavailable,
+    UnreadableRecord,
+    UnstorableValue,
+)
+from durable.snapshot import Record, checked_name
+from durable.stores._postgres.connections import Lane
+from durable.stores._postgres.process import Process
+from durable.stores._postgres.schema import cleaning
+from durable.stores._postgres.statements import Names, statements
+from durable.stores.listing import (
+    FORCE_ADVICE,
+    NO_MOMENT,
+    PAGE,
+    Listed,
+    Progress,
+    RunStatus,
+    Stats,
+    asked,
+    asked_to_purge,
+    checked_snapshot,
+    stands,
+)
+
+T = TypeVar("T")
+
+_PATIENCE: Final = 10.0  # seconds in which a lost connection, or a server that restarts, is tried again
+_SILENCE: Final = 60.0  # seconds without an answer, after which a connection is given up
+_RETRY: Final = 0.1  # seconds between two tries
+_TRANSIENT: Final = ("08", "40", "53", "57P")  # SQLSTATE: connection, serialisation, resources, restart
+
+_HELD: Final = (
+    "EXISTS (SELECT FROM {locks} AS lease WHERE lease.workflow_id = run.id "
+    "AND lease.owner_token IS NOT NULL AND lease.expires_at > clock_timestamp())"
+)
+_STATUS: Final = "COALESCE(run.snapshot->'execution'->>'status', 'running')"
+_STATUSES: Final[Mapping[str | None, str]] = {
+    None: "true",
+    "running": f"{_STATUS} = 'running' AND {_HELD}",
+    "interrupted": f"{_STATUS} = 'running' AND NOT {_HELD}",
+    "completed": f"{_STATUS} = 'completed'",
+    "failed": f"{_STATUS} = 'failed'",
+    "cancelled": f"{_STATUS} = 'cancelled'",
+}
+# Rows without a moment, which other tools may write, come first, as in the index.
+_AFTER: Final[Mapping[str, str]] = {
+    "nothing": "true",
+    "a moment": "(run.updated_at, run.id) < (%(moment)s, %(id)s)",
+    "no moment": "(run.updated_at IS NOT NULL OR run.id < %(id)s)",
+}
+
+
+class SnapshotVerbs:
+    """What a PostgreSQL store can do with whole snapshots."""
+
+    _names: Names
+    _prefix: str
+    _excludes: bool
+    _clock: Clock
+
+    @property
+    def process(self) -> Process:
+        """What this process holds: its connections."""
+        raise NotImplementedError
+
+    def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
+        """Keep this snapshot, or document of one, under the id, in place of what was there, journal and all.
+
+        It goes through `jsonb`: values come back equal, the keys of dicts perhaps in another order.
+
+        Raises `ConcurrentExecution` when somebody is executing the run, unless `force`: then they can write no more, and
+        their `run` raises `LeaseLost`. `UnreadableRecord` when the document is none that this version knows.
+        """
+        row, checked = self._row(id), checked_snapshot(id, snapshot)
+        if not checked.execution.last_updated:
+            execution = structs.replace(checked.execution, last_updated=self._clock.now().isoformat())
+            checked = structs.replace(checked, execution=execution)
+        values = {"id": row, "ids": [row], "snapshot": checked.to_json().decode()}
+
+        def saved(lane: Lane) -> None:
+            with _transaction(lane):
+                self._lock(lane, id, row, force=force)
+                lane.execute(self._query("write"), values)
+                lane.execute(self._query("delete_journals"), values)
+
+        self._done(saved)
+
+    def load(self, id: str) -> Snapshot | None:
+        """The run as one document, header and journal together, as they were at one moment; None when there is none.
+
+        Raises `UnreadableRecord` when what is there is not understood: it is never taken for nothing.
+        """
+        values = {"id": self._row(id)}
+        rows = self._done(lambda lane: lane.execute(self._query("load"), values).fetchall())
+        if not rows:
+            return None
+        (*_, kind, text), *journal = rows
+        if kind != "header":
+            raise UnreadableRecord(id, "the header", "it is missing, and its journal is there")
+        header, records = header_and_records(text, run_id=id)
+        return snapshot_of(header, [*records, *(Record(*line) for line in journal)], run_id=id)
+
+    def delete(self, id: str, *, force: bool = False) -> None:
+        """Forget the run, journal and all. Quiet when there is none.
+
+        Raises `ConcurrentExecution` when somebody is executing it, unless `force`: see `save`.
+        """
+        row = self._row(id)
+        values = {"id": row, "ids": [row]}
+
+        def deleted(lane: Lane) -> None:
+            with _transaction(lane):
+                self._lock(lane, id, row, force=force)
+                for name in ("delete_header", "delete_journals", "delete_signals", "delete_leases"):
+                    lane.execute(self._query(name), values)
+
+        self._done(deleted)
+
+    def list(
+        self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
+    ) -> Sequence[Listed]:
+        """A page of ids with the moment of their last save, begin or end, newest first; equal moments by id, descending.
+
+        `prefix` is taken literally, and comes after the store's own. `status` "running" means under a lease that lasts,
+        "interrupted" without one. `after` is the last line of the page before: no line comes twice, and none is left out
+        but such as were written meanwhile, which are newer.
+        """
+        page = asked(prefix, limit, status, after)
+        after_what = "nothing" if after is None else "no moment" if after.updated_at == NO_MOMENT else "a moment"
+        query = self._query("list", prefix=page.prefix, status=_STATUSES[page.status], after=_AFTER[after_what])
+        values: dict[str, Any] = {"prefix": self._prefix + page.prefix, "limit": page.limit}
+        if after is not None:
+            values |= {"moment": after.updated_at, "id": self._prefix + after.id}
+        rows = self._done(lambda lane: lane.execute(query, values).fetchall())
+        return [Listed(row.removeprefix(self._prefix), _moment(at)) for row, at in rows]
+
+    def purge(
+        self, *, older_than: float, status: RunStatus | None = "completed", progress: Progress | None = None
+    ) -> int:
+        """Delete the runs whose last save, begin or end lies more than `older_than` seconds back; how many there were.
+
+        `status` says which: "completed", "failed", "cancelled", "interrupted", or None for all of these; never one that
+        somebody is executing. It goes in transactions of a hundred runs, oldest first, and `progress` is called after each with the
+        number of runs deleted so far. What is interrupted has deleted what it said, and can be called again.
+        """
+        seconds, wanted = asked_to_purge(older_than, status)
+        condition = _STATUSES[wanted]
+        old = self._query("old", status=condition, idle=f"NOT {_HELD}")
+        delete_old = self._query("delete_old", status=condition)
+        values: dict[str, Any] = {"prefix": self._prefix, "limit": PAGE, "force": False}
+
+        def batch(lane: Lane) -> tuple[int, int]:
+            found = [row for (row,) in lane.execute(old, values)]
+            with _transaction(lane):
+                free = [row for (row,) in lane.execute(self._query("lock_runs"), {"ids": found, "force": False})]
+                gone = [row for (row,) in lane.execute(delete_old, values | {"ids": free})]
+                lane.execute(self._query("delete_journals"), {"ids": gone})
+                lane.execute(self._query("delete_signals"), {"ids": gone})
+                lane.execute(self._query("delete_leases"), {"ids": gone})
+            return len(found), len(gone)
+
+        (moment,) = self._done(lambda lane: lane.execute(self._query("moment"), {"seconds": seconds}).fetchall())
+        values["before"], total = moment[0], 0
+        while True:
+            found, gone = self._done(batch)
+            total += gone
+            if gone and progress is not None:
+                progress(total)
+            if found < PAGE or not gone:
+                return total
+
+    def stats(self) -> Stats:
+        """How many runs there are by where they stand, and how much room they take."""
+
+        def asked(lane: Lane) -> tuple[Sequence[Any], Any]:
+            counts = lane.execute(self._query("counts"), {"prefix": self._prefix}).fetchall()
+            return counts, lane.execute(self._query("sizes"), {}).fetchone()
+
+        counts, (records, size) = self._done(asked)
+        runs = {"running": 0, "interrupted": 0, "completed": 0, "failed": 0, "cancelled": 0, "unreadable": 0}
+        for status, held, count in counts:
+            runs[stands(status, held=held) or "unreadable"] += count
+        return Stats(**runs, records=records, bytes=size)
+
+    def status(self, id: str) -> RunStatus | None:
+        """Where a run stands, None when there is none."""
+        values = {"id": self._row(id)}
+        found = self._done(lambda lane: lane.execute(self._query("status"), values).fetchone())
+        if found is None:
+            return None
+        status, held = found
+        if (stand := stands(status, held=held)) is None:
+            raise UnreadableRecord(id, "the snapshot", f"its status is {status[:40]!r}, which is not known here")
+        return stand
+
+    def _row(self, id: str) -> str:
+        checked_name("a run's id", id)
+        return checked_name("a run's id, with the store's prefix,", self._prefix + id) if self._prefix else id
+
+    def _lock(self, lane: Lane, id: str, row: str, *, force: bool) -> None:
+        values = {"ids": [row], "id": row, "force": force or not self._excludes}
+        if lane.execute(self._query("lock_runs"), values).rowcount == 0:
+            owner, left = lane.execute(self._query("holder"), values).fetchone() or ("somebody", 0.0)
+            raise ConcurrentExecution(id, owner, max(0.0, left), FORCE_ADVICE)
+
+    def _query(self, name: str, *, prefix: str = "", **parts: str) -> bytes:
+        return _query(self._names, name, bool(self._prefix or prefix), tuple(parts.items()))
+
+    def _done(self, work: Callable[[Lane], T]) -> T:
+        """What `work` comes to on a connection; it is done again when the connection is lost, so it must bear that."""
+        connections, began = self.process.connections, self._clock.elapsed()
+        while True:
+            try:
+                return self._once(work)
+            except psycopg.Error as problem:
+                state = problem.sqlstate
+                if state is not None and state[:2] in ("22", "54"):
+                    raise UnstorableValue("the snapshot", "$", "PostgreSQL refuses it as jsonb") from None
+                lost = state is None or state.startswith(_TRANSIENT)
+                meaning = connections.meaning(problem)
+                if isinstance(meaning, AccessDenied) and state == "42501":
+                    meaning.advice = f"What it takes: {cleaning(self._names)}the role."
+            except StoreUnavailable as problem:
+                lost, meaning = True, problem
+            if not lost or self._clock.elapsed() - began > _PATIENCE:
+                raise meaning from None
+            self._clock.sleep(_RETRY)
+
+    def _once(self, work: Callable[[Lane], T]) -> T:
+        process = self.process
+        lane = process.connections.take(self._clock.elapsed() + _SILENCE)
+        try:
+            process.watchdog.watch(lane.connection, self._clock.elapsed() + _SILENCE)
+            try:
+                return work(lane)
+            finally:
+                process.watchdog.unwatch(lane.connection)
+        finally:
+            process.connections.give_back(lane)
+
+
+class AsyncSnapshotVerbs:
+    """The same verbs as coroutines, each in a thread of its event loop's executor. A cancelled one goes on there."""
+
+    def __init__(self, snapshots: SnapshotVerbs) -> None:
+        self._snapshots = snapshots
+
+    async def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
+        """See `SnapshotVerbs.save`."""
+        await asyncio.to_thread(self._snapshots.save, id, snapshot, force=force)
+
+    async def load(self, id: str) -> Snapshot | None:
+        """See `SnapshotVerbs.load`."""
+        return await asyncio.to_thread(self._snapshots.load, id)
+
+    async def delete(self, id: str, *, force: bool = False) -> None:
+        """See `SnapshotVerbs.delete`."""
+        await asyncio.to_thread(self._snapshots.delete, id, force=force)
+
+    async def list(
+        self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
+    ) -> Sequence[Listed]:
+        """See `SnapshotVerbs.list`."""
+        return await asyncio.to_thread(self._snapshots.list, prefix=prefix, limit=limit, status=status, after=after)
+
+    async def purge(
+        self, *, older_than: float, status: RunStatus | None = "completed", progress: Progress | None = None
+    ) -> int:
+        """See `SnapshotVerbs.purge`; `progress` is called in the thread."""
+        return await asyncio.to_thread(self._snapshots.purge, older_than=older_than, status=status, progress=progress)
+
+    async def stats(self) -> Stats:
+        """See `SnapshotVerbs.stats`."""
+        return await asyncio.to_thread(self._snapshots.stats)
+
+    async def status(self, id: str) -> RunStatus | None:
+        """See `SnapshotVerbs.status`."""
+        return await asyncio.to_thread(self._snapshots.status, id)
+
+
+@contextmanager
+def _transaction(lane: Lane) -> Iterator[None]:
+    lane.execute(b"BEGIN ISOLATION LEVEL READ COMMITTED")
+    try:
+        yield
+        lane.execute(b"COMMIT")
+    except DurableError:
+        lane.execute(b"ROLLBACK")
+        raise
+
+
+@cache
+def _query(names: Names, name: str, prefixed: bool, parts: tuple[tuple[str, str], ...]) -> bytes:
+    conditions = {
+        "held": _HELD,
+        "prefixed": "starts_with(run.id, %(prefix)s)" if prefixed else "true",
+        **dict(parts),
+    }
+    text = statements(names, "snapshots.sql")[name].decode()
+    for part, condition in conditions.items():
+        text = text.replace(f"{{{part}}}", names.fill(condition))
+    return text.encode()
+
+
+def _moment(at: datetime | None) -> datetime:
+    return NO_MOMENT if at is None else at.astimezone(UTC)

@@ -1,0 +1,121 @@
+"""What a store can be asked about its snapshots: pages of ids, how many there are, and which are to be cleaned up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
+
+from durable.documents import Snapshot
+from durable.errors import InvalidArgument
+from durable.snapshot import checked_name
+
+__all__ = ["Asked", "Listed", "Progress", "RunStatus", "Stats"]
+
+RunStatus: TypeAlias = Literal["running", "interrupted", "completed", "failed", "cancelled"]
+"""Where a run stands: `running` under a lease that lasts, `interrupted` without one, or at its end."""
+
+Progress: TypeAlias = Callable[[int], object]
+"""Called after each batch with how many runs have been deleted so far."""
+
+PAGE: Final = 100  # snapshots in a page, and runs deleted in one transaction
+NO_MOMENT: Final = datetime.min.replace(tzinfo=UTC)  # of a row that another tool wrote without one
+FORCE_ADVICE: Final = "Wait until it has ended, or pass force=True: whoever executes it can then write nothing more."
+_LARGEST_PAGE: Final = 100_000
+
+
+class Listed(NamedTuple):
+    """A line of a list. `updated_at` is the aware UTC moment of the last save, begin or end."""
+
+    id: str
+    updated_at: datetime
+
+
+class Stats(NamedTuple):
+    """How much a store holds: runs by where they stand, records of the journal, and bytes on disk, indexes included.
+
+    `unreadable` are those whose status is a word that nobody knows.
+
+    The runs are those of the store's prefix; `records` (an estimate, where counting would read everything) and `bytes`
+    are those of its tables.
+    """
+
+    running: int
+    interrupted: int
+    completed: int
+    failed: int
+    cancelled: int
+    unreadable: int
+    records: int
+    bytes: int
+
+    @property
+    def runs(self) -> int:
+        """All of them."""
+        return self.running + self.interrupted + self.completed + self.failed + self.cancelled + self.unreadable
+
+
+class Asked(NamedTuple):
+    """A question about snapshots, checked."""
+
+    prefix: str = ""
+    limit: int = PAGE
+    status: RunStatus | None = None
+    after: Listed | None = None
+
+
+def asked(prefix: object, limit: object, status: object, after: object) -> Asked:
+    """The question for a page, or `InvalidArgument` naming what is wrong with it."""
+    if not isinstance(prefix, str) or "\0" in prefix:
+        raise InvalidArgument(f"prefix must be a string without NUL characters, not {type(prefix).__name__}")
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _LARGEST_PAGE:
+        raise InvalidArgument(f"limit must be a number of snapshots from 1 to {_LARGEST_PAGE:,}, not {limit!r}")
+    if after is not None and not isinstance(after, Listed):
+        raise InvalidArgument(f"after must be the last line of the page before, not {type(after).__name__}")
+    return Asked(prefix, limit, _status(status), after)
+
+
+def asked_to_purge(older_than: object, status: object) -> tuple[float, RunStatus | None]:
+    """Age in seconds and status of what is to go, or `InvalidArgument`."""
+    if isinstance(older_than, bool) or not isinstance(older_than, int | float) or not 0 <= older_than < math.inf:
+        raise InvalidArgument(f"older_than must be a number of seconds, zero or more, not {older_than!r}")
+    checked = _status(status)
+    if checked == "running":
+        raise InvalidArgument('runs that somebody is executing are never purged: status may not be "running"')
+    return float(older_than), checked
+
+
+def checked_prefix(prefix: object) -> str:
+    """A store's prefix: text that an id can begin with."""
+    return "" if prefix == "" else checked_name("prefix", prefix)
+
+
+def checked_snapshot(id: str, snapshot: Snapshot | Mapping[str, Any]) -> Snapshot:
+    """What is to be saved; `InvalidArgument` when it is no snapshot, `UnreadableRecord` when it is no document of one."""
+    if isinstance(snapshot, Snapshot):
+        return snapshot
+    if not isinstance(snapshot, Mapping):
+        raise InvalidArgument(f"a snapshot or its document can be saved, not {type(snapshot).__name__}")
+    return Snapshot.from_document(snapshot, run_id=id)
+
+
+def stands(status: str, *, held: bool) -> RunStatus | None:
+    """Where a run stands whose header says `status`, and which is `held` or not; None where nobody knows the word."""
+    match status:
+        case "running":
+            return "running" if held else "interrupted"
+        case "completed" | "failed" | "cancelled":
+            return status
+        case _:
+            return None
+
+
+def _status(status: object) -> RunStatus | None:
+    known: tuple[RunStatus, ...] = get_args(RunStatus)
+    if status is None:
+        return None
+    for name in known:
+        if status == name:
+            return name
+    raise InvalidArgument(f"status must be one of {', '.join(known)}, or None for all, not {status!r}")

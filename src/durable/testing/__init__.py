@@ -1,0 +1,6 @@
+"""What the library's own tests use, for yours."""
+
+from durable.testing.run_stores import RunStoreSuite
+from durable.testing.snapshot_stores import LeasedStoreSuite, SnapshotStoreSuite
+
+__all__ = ["LeasedStoreSuite", "RunStoreSuite", "SnapshotStoreSuite"]

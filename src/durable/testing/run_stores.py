@@ -1,0 +1,207 @@
+"""What every store must do that `durable.run` takes leases from: a suite to inherit in your tests."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from threading import Barrier
+from typing import Any
+
+from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
+from durable._engine.leases import SHORTEST
+from durable.errors import LeaseLost
+from durable.snapshot import FailureRecord, Kind, Record, Status, StepRecord, parse
+from durable.stores.protocol import RunStore
+from durable.testing._raising import raises
+
+_PATIENCE = 20.0  # seconds, in which a lease of half a second has surely ended
+
+
+def a_claim(run_id: str = "run", **changes: Any) -> Claim:
+    """A claim of a run of the workflow `checkout`."""
+    return replace(Claim(run_id=run_id, workflow="checkout", version=1, seconds=30.0), **changes)
+
+
+def a_step(seq: int, key: str, value: str = "1") -> Record:
+    """The record of a step that settled with this JSON."""
+    return Record(seq, key, Kind.STEP, f'{{"name":"{key}","ok":true,"value":{value}}}')
+
+
+RESULT = Record(99, Kind.RESULT, Kind.RESULT, '"done"')
+FAILURE = Record(99, Kind.FAILURE, Kind.FAILURE, '{"error":{"type":"builtins:ValueError","message":"no"}}')
+
+
+def granted(reply: ClaimReply) -> Granted:
+    """The reply, which must be a grant."""
+    assert isinstance(reply, Granted), reply
+    return reply
+
+
+def refused(reply: ClaimReply) -> Refused:
+    """The reply, which must be a refusal."""
+    assert isinstance(reply, Refused), reply
+    return reply
+
+
+def alive() -> bool:
+    """The driver works."""
+    return True
+
+
+class RunStoreSuite:
+    """The verbs of `RunStore`. A fixture `store` gives an empty store; the tests need nothing else."""
+
+    def test_a_new_run_is_granted(self, store: RunStore) -> None:
+        """With its header and its input; the epoch counts from one."""
+        claim = a_claim(input=b'{"b":1,"a":2}', input_hash="h", metadata={"customer": "c-7"})
+        reply = granted(store.begin(claim, alive))
+        assert (reply.lease.run_id, reply.lease.epoch) == ("run", 1)
+        assert (reply.header.workflow_name, reply.header.execution.status) == ("checkout", Status.RUNNING)
+        assert reply.header.metadata == {"customer": "c-7", "version": 1, "inputHash": "h"}
+        assert [(record.kind, record.text) for record in reply.records] == [(Kind.INPUT, '{"b":1,"a":2}')]
+        store.release(reply.lease)
+
+    def test_a_run_that_is_held_is_refused(self, store: RunStore) -> None:
+        """The refusal says who holds it and how much longer."""
+        lease = granted(store.begin(a_claim(), alive)).lease
+        reply = refused(store.begin(a_claim(), alive))
+        assert reply.owner
+        assert 0 < (reply.expires_in or 0) <= 30
+        store.release(lease)
+
+    def test_a_released_run_goes_on_with_what_was_written(self, store: RunStore) -> None:
+        """Under the next epoch and another token."""
+        first = granted(store.begin(a_claim(), alive)).lease
+        store.checkpoint(first, a_step(1, "one", '{"b":1,"a":1e16}'))
+        store.checkpoint(first, a_step(2, "two"))
+        store.release(first)
+        reply = granted(store.begin(a_claim(), alive))
+        assert reply.lease.epoch == 2
+        assert reply.lease.token != first.token
+        assert [record.key for record in reply.records] == ["one", "two"]
+        step = parse(reply.records[0].text, StepRecord, run_id="run", where="one")
+        assert step.json == b'{"b":1,"a":1e16}'
+        store.release(reply.lease)
+
+    def test_who_lost_the_lease_writes_nothing(self, store: RunStore) -> None:
+        """Neither a step nor an end; and its release takes nothing from the new owner."""
+        stale = granted(store.begin(a_claim(), alive)).lease
+        store.release(stale)
+        current = granted(store.begin(a_claim(), alive)).lease
+        with raises(LeaseLost):
+            store.checkpoint(stale, a_step(1, "stale"))
+        with raises(LeaseLost):
+            store.finish(stale, Status.COMPLETED, RESULT)
+        store.release(stale, Status.FAILED)
+        refused(store.begin(a_claim(), alive))
+        store.checkpoint(current, a_step(1, "current"))
+        store.release(current)
+        reply = granted(store.begin(a_claim(), alive))
+        assert [record.key for record in reply.records] == ["current"]
+        assert reply.header.execution.status == Status.RUNNING
+        store.release(reply.lease)
+
+    def test_a_lease_whose_driver_is_gone_ends(self, store: RunStore) -> None:
+        """Then somebody else is granted the run, and the first can write no more."""
+        gone = granted(store.begin(a_claim(seconds=SHORTEST), lambda: False)).lease
+        until = time.monotonic() + _PATIENCE
+        while isinstance(reply := store.begin(a_claim(), alive), Refused):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        with raises(LeaseLost):
+            store.checkpoint(gone, a_step(1, "gone"))
+        store.release(reply.lease)
+
+    def test_a_lease_is_kept_while_its_driver_lives(self, store: RunStore) -> None:
+        """The store renews it by itself, so that twice its length later it is still refused to others."""
+        lease = granted(store.begin(a_claim(seconds=SHORTEST), alive)).lease
+        until = time.monotonic() + 2 * SHORTEST
+        while time.monotonic() < until:
+            refused(store.begin(a_claim(), alive))
+            time.sleep(0.05)
+        store.finish(lease, Status.COMPLETED, RESULT)
+
+    def test_a_completed_run_is_refused_with_its_result(self, store: RunStore) -> None:
+        """For ever; and it cannot be written any more."""
+        lease = granted(store.begin(a_claim(), alive)).lease
+        store.checkpoint(lease, a_step(1, "one"))
+        store.finish(lease, Status.COMPLETED, RESULT)
+        reply = refused(store.begin(a_claim(), alive))
+        assert reply.header is not None
+        assert reply.header.execution.status == Status.COMPLETED
+        assert (reply.owner, reply.expires_in) == (None, None)
+        assert [(record.kind, record.text) for record in reply.records] == [(Kind.RESULT, '"done"')]
+        with raises(LeaseLost):
+            store.checkpoint(lease, a_step(100, "late"))
+
+    def test_a_failed_run_is_taken_up_by_who_asks_for_it(self, store: RunStore) -> None:
+        """And refused, with its failure, to who only waited."""
+        store.finish(granted(store.begin(a_claim(), alive)).lease, Status.FAILED, FAILURE)
+        waited = refused(store.begin(a_claim(after_failure=False), alive))
+        assert waited.header is not None
+        assert waited.header.execution.status == Status.FAILED
+        (failure,) = waited.records
+        assert parse(failure.text, FailureRecord, run_id="run", where="failure").error.message == "no"
+        reply = granted(store.begin(a_claim(), alive))
+        assert reply.header.execution.status == Status.RUNNING
+        store.release(reply.lease, Status.FAILED)
+        refused(store.begin(a_claim(after_failure=False), alive))
+
+    def test_another_run_under_the_same_id_is_refused(self, store: RunStore) -> None:
+        """Another workflow, version or input; nothing is changed by it."""
+        store.release(granted(store.begin(a_claim(input=b"1", input_hash="h"), alive)).lease)
+        for change in ({"workflow": "other"}, {"version": 2}, {"input": b"2", "input_hash": "i"}):
+            reply = refused(store.begin(a_claim(**change), alive))
+            assert reply.header is not None
+            assert reply.header.workflow_name == "checkout"
+        assert granted(store.begin(a_claim(), alive)).lease.epoch == 2
+
+    def test_a_claim_that_may_not_create_creates_nothing(self, store: RunStore) -> None:
+        """It is refused without a header."""
+        assert refused(store.begin(a_claim(create=False), alive)).header is None
+        assert granted(store.begin(a_claim(), alive)).lease.epoch == 1
+
+    def test_of_many_claims_one_is_granted(self, store: RunStore) -> None:
+        """Sixteen threads at a barrier."""
+        barrier = Barrier(16)
+
+        def begun(_: int) -> ClaimReply:
+            barrier.wait()
+            return store.begin(a_claim(), alive)
+
+        with ThreadPoolExecutor(16) as threads:
+            replies = list(threads.map(begun, range(16)))
+        (grant,) = [reply for reply in replies if isinstance(reply, Granted)]
+        store.release(grant.lease)
+
+    def test_steps_of_one_run_are_written_side_by_side(self, store: RunStore) -> None:
+        """From eight threads, each record once, in the order of their numbers."""
+        lease = granted(store.begin(a_claim(), alive)).lease
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda seq: store.checkpoint(lease, a_step(seq, f"step-{seq}")), range(1, 101)))
+        store.release(lease)
+        reply = granted(store.begin(a_claim(), alive))
+        assert [record.seq for record in reply.records] == list(range(1, 101))
+        store.release(reply.lease)
+
+    def test_asyncio_has_the_same_verbs(self, store: RunStore) -> None:
+        """Begin, checkpoint, finish and release, with the same answers."""
+
+        async def run() -> ClaimReply:
+            first = granted(await store.aio.begin(a_claim(), alive)).lease
+            await asyncio.gather(*(store.aio.checkpoint(first, a_step(seq, f"step-{seq}")) for seq in range(1, 21)))
+            await store.aio.release(first)
+            try:
+                await store.aio.checkpoint(first, a_step(21, "late"))
+            except LeaseLost:
+                pass
+            else:
+                raise AssertionError("a lease that was given back could write")
+            second = granted(await store.aio.begin(a_claim(), alive))
+            assert [record.seq for record in second.records] == list(range(1, 21))
+            await store.aio.finish(second.lease, Status.COMPLETED, RESULT)
+            return await store.aio.begin(a_claim(), alive)
+
+        assert [record.text for record in refused(asyncio.run(run())).records] == ['"done"']

@@ -1,0 +1,129 @@
+"""The low-level way: run a workflow in this process, collect its state, and hand the state to a later run."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Generic, TypeVar, overload
+
+from msgspec import UNSET, structs
+
+from durable._plan import OMITTED
+from durable._run import run
+from durable._step import AsyncStep, Step
+from durable.documents import Snapshot
+from durable.events import Listener
+from durable.snapshot import Execution, Status, checked_name
+from durable.stores import memory
+from durable.stores.listing import checked_snapshot
+
+__all__ = ["Workflow"]
+
+D = TypeVar("D")
+I = TypeVar("I")  # noqa: E741 -- the input's type
+T = TypeVar("T")
+
+
+class Workflow(Generic[D]):
+    """A workflow's name, what it works with, and who listens: for those who keep its state themselves.
+
+    ```python
+    collector = ResumeStateCollector()
+    workflow = Workflow("checkout", deps, on_event=collector.handle_event)
+    workflow.run(checkout)
+    store.save("checkout-123", collector.resume_state())
+    …
+    workflow.run(checkout, resume_state=store.load("checkout-123"))
+    ```
+
+    Nothing is durable here before you have saved it. `durable.run` does that after each step, and sees to it that of one
+    id one execution goes on.
+    """
+
+    def __init__(self, name: str, deps: D, *, on_event: Listener | None = None, version: int = 1) -> None:
+        self._name = checked_name("a workflow's name", name)
+        self._deps = deps
+        self._on_event = on_event
+        self._version = version
+
+    def __repr__(self) -> str:
+        return f"<Workflow {self._name!r}>"
+
+    @overload
+    def run(
+        self,
+        fn: Callable[[AsyncStep, D], Coroutine[Any, Any, T]],
+        *,
+        resume_state: Snapshot | Mapping[str, Any] | None = ...,
+    ) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def run(
+        self,
+        fn: Callable[[AsyncStep, D, I], Coroutine[Any, Any, T]],
+        *,
+        resume_state: Snapshot | Mapping[str, Any] | None = ...,
+        input: I = ...,
+    ) -> Coroutine[Any, Any, T]: ...
+    @overload
+    def run(self, fn: Callable[[Step, D], T], *, resume_state: Snapshot | Mapping[str, Any] | None = ...) -> T: ...
+    @overload
+    def run(
+        self,
+        fn: Callable[[Step, D, I], T],
+        *,
+        resume_state: Snapshot | Mapping[str, Any] | None = ...,
+        input: I = ...,
+    ) -> T: ...
+    def run(
+        self, fn: Callable[..., Any], *, resume_state: Snapshot | Mapping[str, Any] | None = None, input: Any = OMITTED
+    ) -> Any:
+        """Execute `fn` with this workflow's `deps`, as `durable.run` does, but on nothing that outlives the call.
+
+        `resume_state` is a snapshot, or the document of one: the steps in it are handed out and not run again, but for
+        those whose failure ended it. `fn` itself always runs, also where the state is that of a completed run.
+
+        Returns what `fn` returned and raises what it raised; `RunMismatch`, `VersionMismatch`, `WorkflowDrift` and
+        `UnreadableRecord` when the state is not this workflow's.
+        """
+        settled = None if resume_state is None else _to_be_resumed(checked_snapshot(self._name, resume_state))
+        if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
+            return self._awaited(fn, settled, input)
+        with memory() as store:
+            if settled is not None:
+                store.save(self._name, settled)
+            return run(self._deps, self._named(fn), **self._options(store, input))
+
+    async def _awaited(self, fn: Callable[..., Any], settled: Snapshot | None, input: Any) -> Any:
+        with memory() as store:
+            if settled is not None:
+                store.save(self._name, settled)
+            return await run(self._deps, self._named(fn), **self._options(store, input))
+
+    def _options(self, store: Any, input: Any) -> dict[str, Any]:
+        options = {"id": self._name, "store": store, "version": self._version, "on_event": self._on_event}
+        return options if input is OMITTED else options | {"input": input}
+
+    def _named(self, fn: Callable[..., Any]) -> Any:
+        """The function under the workflow's name."""
+        if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
+
+            async def called(*args: Any) -> Any:
+                return await fn(*args)
+
+        else:
+
+            def called(*args: Any) -> Any:  # type: ignore[misc]
+                return fn(*args)
+
+        functools.update_wrapper(called, fn, assigned=())
+        called.__name__ = self._name
+        return called
+
+
+def _to_be_resumed(state: Snapshot) -> Snapshot:
+    """The state as one that a run goes on from: not over, whatever it was."""
+    if state.execution.status != Status.COMPLETED:
+        return state
+    execution = Execution(Status.RUNNING, last_updated=state.execution.last_updated)
+    return structs.replace(state, execution=execution, result=UNSET)

@@ -1,0 +1,84 @@
+"""Every store passes the suites that `durable.testing` ships: both of ours, also through PgBouncer, and one of five verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from durable.stores import MemoryStore, PostgresStore, memory
+from durable.testing import LeasedStoreSuite, RunStoreSuite, SnapshotStoreSuite
+from pgbouncer import bouncer, program
+from support import Database
+from test_whole_snapshots import Shelf
+
+needs_pgbouncer = pytest.mark.skipif(program() is None, reason="PgBouncer is not installed: apt-get install pgbouncer")
+
+
+class InMemory:
+    @pytest.fixture
+    def store(self) -> Iterator[MemoryStore]:
+        with memory() as store:
+            yield store
+
+
+class InPostgres:
+    @pytest.fixture
+    def store(self, database: Database) -> PostgresStore:
+        return database.store()
+
+
+class ThroughPgBouncer:
+    @pytest.fixture
+    def store(self, database: Database) -> Iterator[PostgresStore]:
+        with bouncer(database.url) as started, database.store(started.url) as store:
+            yield store
+
+
+class UnderAPrefix:
+    """Beside other runs of the same ids, which nobody may see."""
+
+    @pytest.fixture
+    def store(self, database: Database) -> PostgresStore:
+        with database.store(prefix="other_") as other:
+            for name in ("run", "a", "nothing", "x" * 500):
+                other.save(name, {"kind": "ResumeState", "steps": []})
+        return database.store(prefix="o_", table="durable_snapshots")
+
+
+class TestSnapshotsInMemory(InMemory, LeasedStoreSuite):
+    """The model."""
+
+
+class TestRunsInMemory(InMemory, RunStoreSuite):
+    """The model."""
+
+
+class TestSnapshotsInPostgres(InPostgres, LeasedStoreSuite):
+    """The product."""
+
+
+class TestRunsInPostgres(InPostgres, RunStoreSuite):
+    """The product."""
+
+
+@needs_pgbouncer
+class TestSnapshotsThroughPgBouncer(ThroughPgBouncer, LeasedStoreSuite):
+    """In transaction mode."""
+
+
+@needs_pgbouncer
+class TestRunsThroughPgBouncer(ThroughPgBouncer, RunStoreSuite):
+    """In transaction mode."""
+
+
+class TestRunsUnderAPrefix(UnderAPrefix, RunStoreSuite):
+    """Ids and lock ids carry it."""
+
+
+class TestSnapshotsOnAShelf(SnapshotStoreSuite):
+    """A user's own."""
+
+    @pytest.fixture
+    def store(self) -> Shelf:
+        return Shelf()
