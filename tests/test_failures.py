@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -77,33 +78,39 @@ def odd_notes() -> Exception:
     return problem
 
 
-SAME_CLASS: dict[str, Exception] = {
-    "a message": ValueError("bad"),
-    "nothing": ValueError(),
-    "typed arguments": Typed(Decimal("1.5"), dt.date(2031, 5, 1), (1, {2}), Colour.RED, Line("tea", Decimal(3))),
-    "a text made of arguments": Coded(3, dt.date(2031, 5, 1)),
-    "an OSError's parts": OSError(2, "no", "file"),
-    "a message of 10 MB": ValueError("x" * 10_000_000),
-    "a key of 10 MB": KeyError("x" * 10_000_000),
-    "a message with NUL and a surrogate": ValueError("a\0b\ud800"),
-    "a group": ExceptionGroup("g", [ValueError("a"), ExceptionGroup("h", [KeyError("k")])]),
-    "a cyclic cause": cyclic(),
-    "a cause of a cause of …": caused(1000),
-    "notes that are none": odd_notes(),
-    "a group of 10,000": ExceptionGroup("g", [ValueError("x" * 10_000)] * 10_000),
-}
-STEP_FAILED: dict[str, Exception] = {
-    "an argument that cannot come back": ValueError(Plain()),
-    "a picky one": Picky(code=3),
-    "a class of a function": type("Local", (Exception,), {"__qualname__": "f.<locals>.Local"})("x"),
-    "no module": type("Odd", (Exception,), {"__module__": "not.there"})("x"),
-}
+def same_class() -> dict[str, Exception]:
+    """New ones each time: one that was raised keeps alive whatever its traceback leads to."""
+    return {
+        "a message": ValueError("bad"),
+        "nothing": ValueError(),
+        "typed arguments": Typed(Decimal("1.5"), dt.date(2031, 5, 1), (1, {2}), Colour.RED, Line("tea", Decimal(3))),
+        "a text made of arguments": Coded(3, dt.date(2031, 5, 1)),
+        "an OSError's parts": OSError(2, "no", "file"),
+        "a message of 10 MB": ValueError("x" * 10_000_000),
+        "a key of 10 MB": KeyError("x" * 10_000_000),
+        "a message with NUL and a surrogate": ValueError("a\0b\ud800"),
+        "a group": ExceptionGroup("g", [ValueError("a"), ExceptionGroup("h", [KeyError("k")])]),
+        "a cyclic cause": cyclic(),
+        "a cause of a cause of …": caused(1000),
+        "notes that are none": odd_notes(),
+        "a group of 10,000": ExceptionGroup("g", [ValueError("x" * 10_000)] * 10_000),
+    }
 
 
-@pytest.mark.parametrize("name", SAME_CLASS)
+def step_failed() -> dict[str, Exception]:
+    """What does not rebuild."""
+    return {
+        "an argument that cannot come back": ValueError(Plain()),
+        "a picky one": Picky(code=3),
+        "a class of a function": type("Local", (Exception,), {"__qualname__": "f.<locals>.Local"})("x"),
+        "no module": type("Odd", (Exception,), {"__module__": "not.there"})("x"),
+    }
+
+
+@pytest.mark.parametrize("name", same_class())
 def test_it_comes_back_as_its_class(name: str) -> None:
     """FAULTS 81: live as on every replay, of bounded size."""
-    exception = SAME_CLASS[name]
+    exception = same_class()[name]
     record = to_record(exception, CODEC)
     assert len(render(FailureRecord(record))) < 2_000_000
     once, twice = (from_record(record, CODEC, run_id="r", where="a step") for _ in range(2))
@@ -113,10 +120,10 @@ def test_it_comes_back_as_its_class(name: str) -> None:
     assert to_record(once, CODEC).args == record.args or len(str(exception)) > 8000
 
 
-@pytest.mark.parametrize("name", STEP_FAILED)
+@pytest.mark.parametrize("name", step_failed())
 def test_otherwise_it_is_step_failed(name: str) -> None:
     """FAULTS 81: with its class's name, its text where it has one, and its traceback."""
-    exception = STEP_FAILED[name]
+    exception = step_failed()[name]
     back = through(exception)
     assert isinstance(back, durable.StepFailed)
     assert type(exception).__name__ in back.type
@@ -132,21 +139,23 @@ def test_one_whose_text_cannot_be_made_is_its_class_too() -> None:
 
 def test_what_a_short_one_says_is_whole() -> None:
     """Arguments of every type, notes, cause and members, all the way down."""
-    original = SAME_CLASS["typed arguments"]
+    original = same_class()["typed arguments"]
     back = through(original)
     assert repr(back.args) == repr(original.args)
-    assert str(through(SAME_CLASS["a text made of arguments"])) == "code 3"
-    group = through(SAME_CLASS["a group of 10,000"])
+    assert str(through(same_class()["a text made of arguments"])) == "code 3"
+    group = through(same_class()["a group of 10,000"])
     assert isinstance(group, ExceptionGroup)
     assert 50 < len(group.exceptions) <= 100
     assert "more of its 10,000 exceptions were not stored" in group.__notes__[-1]
-    long = through(SAME_CLASS["a message of 10 MB"])
+    long = through(same_class()["a message of 10 MB"])
     assert len(str(long)) < 10_000
     assert str(long).endswith("…")
 
 
-@pytest.mark.parametrize("exceptions", [SAME_CLASS, STEP_FAILED], ids=["same class", "StepFailed"])
-def test_live_and_replayed_are_alike_in_a_run(database: Database, exceptions: dict[str, Exception]) -> None:
+@pytest.mark.parametrize("exceptions", [same_class, step_failed], ids=["same class", "StepFailed"])
+def test_live_and_replayed_are_alike_in_a_run(
+    database: Database, exceptions: Callable[[], dict[str, Exception]]
+) -> None:
     """FAULTS 81: through PostgreSQL; the workflow catches, and goes on."""
 
     class Stop(BaseException):
@@ -156,7 +165,7 @@ def test_live_and_replayed_are_alike_in_a_run(database: Database, exceptions: di
 
     def workflow(step: durable.Step, _: Any) -> None:
         seen.append([])
-        for name, exception in exceptions.items():
+        for name, exception in exceptions().items():
             try:
                 step("fails", raising(exception), key=name)
             except Exception as problem:
@@ -169,7 +178,7 @@ def test_live_and_replayed_are_alike_in_a_run(database: Database, exceptions: di
             durable.run(None, workflow, id="r", store=store)
     live, replayed = seen
     assert live == replayed
-    assert len(live) == 3 * len(exceptions)
+    assert len(live) == 3 * len(exceptions())
 
 
 def raising(exception: Exception) -> Any:
@@ -182,7 +191,7 @@ def raising(exception: Exception) -> Any:
 def test_the_run_itself_may_fail_with_any_of_them() -> None:
     """FAULTS 81: its failure is recorded, and the caller gets the exception itself."""
     store = memory()
-    for name, exception in (SAME_CLASS | STEP_FAILED).items():
+    for name, exception in (same_class() | step_failed()).items():
         with pytest.raises(type(exception)) as it:
             durable.run(None, failing(exception), id=name, store=store)
         assert it.value is exception

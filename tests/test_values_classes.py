@@ -428,6 +428,26 @@ def test_a_hash_that_attrs_keeps_is_computed_anew() -> None:
     assert {back(encoded(FrozenAttrs(3))): 1} == {FrozenAttrs(3): 1}  # type: ignore[arg-type, unused-ignore]
 
 
+class Counting(msgspec.Struct):
+    """It is another each time that it is made."""
+
+    x: int
+
+    def __post_init__(self) -> None:
+        self.x += 1
+
+
+def test_what_is_another_when_it_is_made_again_is_refused() -> None:
+    """The check that it comes back looks at the value itself, and trusts no class."""
+    assert "would not come back as it is" in refusal([Counting(1)]).problem
+
+
+def test_a_zone_is_a_name_and_nothing_else() -> None:
+    """Else zoneinfo would look for it among files and packages."""
+    for zone in ("../x", "/x", "a.b", "x" * 1000, ""):
+        assert "its zone has no name" in unreadable(f'{{"$type":"datetime","value":"2031-05-01","zone":"{zone}"}}')
+
+
 def test_struct_is_built_by_its_class() -> None:
     """msgspec has no other way; its `__post_init__` runs, as it does in msgspec."""
     assert issubclass(_Struct, msgspec.Struct)

@@ -304,6 +304,13 @@ class Trap:
         raise AttributeError
 
 
+class NoData:
+    """A class that is imported, and no data class."""
+
+    def __init__(self) -> None:
+        CALLED.append("__init__")
+
+
 class ModelTrap(pydantic.BaseModel):
     """The same in pydantic."""
 
@@ -338,7 +345,7 @@ TAGS = [
     *["", ":", "a:b", "os:system", "builtins:eval", "builtins:object", "subprocess:Popen", "antigravity:x", "this:s"],
     *[
         f"{HERE}:{name}"
-        for name in ("planted", "Trap", "ModelTrap", "Bag", "Pair", "Packed", "Many", "Page", "Key", "CALLED")
+        for name in ("planted", "Trap", "NoData", "ModelTrap", "Bag", "Pair", "Packed", "Many", "Page", "Key", "CALLED")
     ],
     *["value_kinds:Colour", "value_kinds:Mode", "value_kinds:Receipt", "value_kinds:Frozen", "decimal:Decimal"],
     *["posixpath:join", "pathlib:Path", "logging:Logger", "durable.stores:PostgresStore", "enum:Enum"],
@@ -412,6 +419,7 @@ def watch() -> Callable[[], None]:
 @example({"$type": "codec", "name": "x", "value": 1})
 @example({"$type": f"{HERE}:Trap", "x": 1, "y": 2})
 @example({"$type": f"{HERE}:ModelTrap", "$set": [[1]], "$private": 3})
+@example({"$type": f"{HERE}:NoData"})
 @example({"py/reduce": [{"py/function": "os.system"}, ["true"]]})
 @example("cos\nsystem\n(S'true'\ntR.")
 def test_only_our_own_errors_come_from_any_json_and_nothing_runs(watch: Any, tree: Any) -> None:
