@@ -83,6 +83,7 @@ def test_our_advisory_lock_is_in_nobodys_way(database: Database) -> None:
         assert application.execute(try_lock, taken).fetchone() == (False,), "the lock that is meant is another one"
     assert database.status("first") == "completed"
     advisory = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+    advisory += " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     assert database.execute(
         advisory + " AND pid IN (SELECT pid FROM pg_stat_activity WHERE application_name = 'durable')"
     ) == [(0,)]

@@ -51,7 +51,7 @@ def result(store: SnapshotStore, id: str) -> Any:
 
 
 def status(store: SnapshotStore, id: str) -> str | None:
-    """Where a run stands: "running", "interrupted", "completed", "failed" or "cancelled"; None when nothing is stored under this id.
+    """Where a run stands: "running", "interrupted", "completed", "failed" or "cancelled"; None when there is no such run.
 
     A store of your own knows no leases: it says "running" of what may be interrupted.
     """

@@ -266,7 +266,8 @@ def _foreign_failure(raw: Raw) -> StepRecord | None:
         return None
     if step.ok or step.name:
         return None
-    said = cast(dict[str, Any], step.cause) if isinstance(step.cause, dict) else {}
+    cause: Any = step.cause
+    said = cast(dict[str, Any], cause) if isinstance(cause, dict) else {}
     message = said.get("message", said.get("stringRepresentation", ""))
     return StepRecord("", ok=False, error=ErrorRecord(str(said.get("name", "thrown")), str(message)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, cast, overload
 
 from msgspec import UNSET, structs
 
@@ -92,13 +92,15 @@ class Workflow(Generic[D]):
         with memory() as store:
             if settled is not None:
                 store.save(self._name, settled)
-            return run(self._deps, self._named(fn), **self._options(store, input))
+            result: Any = cast(Any, run)(self._deps, self._named(fn), **self._options(store, input))
+            return result
 
     async def _awaited(self, fn: Callable[..., Any], settled: Snapshot | None, input: Any) -> Any:
         with memory() as store:
             if settled is not None:
                 store.save(self._name, settled)
-            return await run(self._deps, self._named(fn), **self._options(store, input))
+            result: Any = await cast(Any, run)(self._deps, self._named(fn), **self._options(store, input))
+            return result
 
     def _options(self, store: Any, input: Any) -> dict[str, Any]:
         options = {"id": self._name, "store": store, "version": self._version, "on_event": self._on_event}
@@ -108,14 +110,16 @@ class Workflow(Generic[D]):
         """The function under the workflow's name."""
         if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
 
-            async def called(*args: Any) -> Any:
+            async def awaited(*args: Any) -> Any:
                 return await fn(*args)
 
+            called: Callable[..., Any] = awaited
         else:
 
-            def called(*args: Any) -> Any:  # type: ignore[misc]
+            def plain(*args: Any) -> Any:
                 return fn(*args)
 
+            called = plain
         functools.update_wrapper(called, fn, assigned=())
         called.__name__ = self._name
         return called

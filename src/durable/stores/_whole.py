@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from msgspec import structs
 
@@ -30,7 +30,10 @@ def run_store(store: RunStore | SnapshotStore) -> RunStore:
             f"store must be a store, like postgres(url) or embedded(), or an object with the verbs "
             f"{', '.join(_VERBS)}, not {store if isinstance(store, type) else type(store).__name__}"
         )
-    return cast(RunStore, store) if hasattr(store, "begin") else WholeSnapshots(store)
+    if hasattr(store, "begin"):
+        return cast(RunStore, store)
+    snapshots: Any = store
+    return WholeSnapshots(snapshots)
 
 
 def _too_little(what: str, run_id: str) -> InvalidArgument:

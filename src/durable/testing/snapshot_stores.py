@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, Protocol
 
 import durable
@@ -222,7 +223,11 @@ class LeasedStoreSuite(SnapshotStoreSuite):
         refused: list[type[Exception]] = []
 
         def meddle() -> None:
-            for attempt in (lambda: store.save("run", a_snapshot()), lambda: store.delete("run")):
+            attempts: list[Callable[[], None]] = [
+                partial(store.save, "run", a_snapshot()),
+                partial(store.delete, "run"),
+            ]
+            for attempt in attempts:
                 with raises(ConcurrentExecution) as told:
                     attempt()
                 assert "force=True" in str(told.error)

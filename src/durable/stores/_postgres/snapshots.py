@@ -159,8 +159,8 @@ class SnapshotVerbs:
         """Delete the runs whose last save, begin or end lies more than `older_than` seconds back; how many there were.
 
         `status` says which: "completed", "failed", "cancelled", "interrupted", or None for all of these; never one that
-        somebody is executing. It goes in transactions of a hundred runs, oldest first, and `progress` is called after each with the
-        number of runs deleted so far. What is interrupted has deleted what it said, and can be called again.
+        somebody is executing. It goes in transactions of a hundred runs, oldest first, and `progress` is called after each
+        with the number of runs deleted so far. What is interrupted has deleted what it said, and can be called again.
         """
         seconds, wanted = asked_to_purge(older_than, status)
         condition = _STATUSES[wanted]
