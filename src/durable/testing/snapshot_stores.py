@@ -222,7 +222,11 @@ class LeasedStoreSuite(SnapshotStoreSuite):
         refused: list[type[Exception]] = []
 
         def meddle() -> None:
-            for attempt in (lambda: store.save("run", a_snapshot()), lambda: store.delete("run")):
+            attempts: tuple[Callable[[], None], ...] = (
+                lambda: store.save("run", a_snapshot()),
+                lambda: store.delete("run"),
+            )
+            for attempt in attempts:
                 with raises(ConcurrentExecution) as told:
                     attempt()
                 assert "force=True" in str(told.error)
