@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
+
+from support import Database
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,6 +37,7 @@ def test_the_readmes_screen_of_code_runs_and_runs_again(tmp_path: Path) -> None:
 
 def _snippets() -> list[Any]:
     pages = sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").glob("*.md"))
+    pages.remove("docs/postgres.md")  # one program from top to bottom, see below
     return [
         pytest.param(text, id=f"{page}-{number}")
         for page in pages
@@ -68,3 +73,27 @@ def test_the_readmes_two_commands_are_there() -> None:
     for command in ("make demo", "make test"):
         assert command in readme[:900]
         assert re.search(rf"^{command.split()[1]}:", makefile, flags=re.MULTILINE)
+
+
+def test_the_postgres_page_runs_from_top_to_bottom(database: Database, tmp_path: Path) -> None:
+    """All its snippets, one after the other as one program; then its SQL, statement by statement."""
+    database.execute(f"CREATE SCHEMA {database.schema}")
+    url = make_conninfo(database.url, options=f"-csearch_path={database.schema}")
+    program = "\n".join(snippets("docs/postgres.md"))
+    for shown in ("postgresql://user:password@localhost:5432/dbname", "postgresql://localhost/mydb"):
+        program = program.replace(repr(shown).replace("'", '"'), repr(url))
+    program = re.sub(r"^(store|old) = ", r"opened.append(\1 := ", program, flags=re.MULTILINE)
+    program = re.sub(r"(opened\.append\((?:store|old) := postgres\((?:.|\n)*?\))$", r"\1)", program, flags=re.MULTILINE)
+    program = re.sub(r"^pool = (.*)$", r"pools.append(pool := \1)", program, flags=re.MULTILINE)
+    closing = "for each in [*opened, *pools]:\n    each.close()\n"
+    (tmp_path / "page.py").write_text("opened, pools = [], []\n" + program + "\n" + closing)
+    told = subprocess.run(
+        [sys.executable, "-W", "error", "page.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stderr == ""
+    page = (ROOT / "docs" / "postgres.md").read_text("utf-8")
+    with psycopg.connect(url, autocommit=True) as connection:
+        for block in re.findall(r"^```sql\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL):
+            for statement in filter(str.strip, block.split(";\n")):
+                connection.execute(statement.encode())

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Self, cast
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType, structs
 
 from durable.errors import InvalidArgument, UnreadableRecord
 from durable.snapshot import (
@@ -39,7 +39,7 @@ from durable.snapshot import (
     render,
 )
 
-__all__ = ["Snapshot", "header_and_records", "journal_of", "snapshot_of"]
+__all__ = ["Snapshot", "header_and_records", "journal_of", "snapshot_of", "whole"]
 
 _RESUME_STATE: Final = "ResumeState"
 
@@ -130,14 +130,14 @@ def snapshot_of(header: Header, records: Iterable[Record], *, run_id: str) -> Sn
         elif record.kind == Kind.FAILURE:
             last = _failure(record.text, run_id)
             known = failure.ambiguous if failure else ()
-            failure = msgspec.structs.replace(last, ambiguous=tuple(dict.fromkeys((*known, *last.ambiguous))))
+            failure = structs.replace(last, ambiguous=tuple(dict.fromkeys((*known, *last.ambiguous))))
             again |= set(last.again)
         else:
             parts[record.kind] = record.text
     if mended:  # what came before may lie on a path that is never taken again: no replay is held to its order
-        steps = {key: msgspec.structs.replace(step, unordered=True) for key, step in steps.items()}
+        steps = {key: structs.replace(step, unordered=True) for key, step in steps.items()}
     if failure is not None:
-        failure = msgspec.structs.replace(failure, again=tuple(key for key in steps if key in again))
+        failure = structs.replace(failure, again=tuple(key for key in steps if key in again))
     return Snapshot(
         workflow_name=header.workflow_name,
         steps=steps,
@@ -147,6 +147,17 @@ def snapshot_of(header: Header, records: Iterable[Record], *, run_id: str) -> Sn
         result=_raw(parts.get(Kind.RESULT)),
         failure=failure if header.execution.status != Status.COMPLETED else None,
     )
+
+
+def whole(text: str, journal: Sequence[Record], *, run_id: str) -> Snapshot:
+    """What the documented table holds of a run, and what its journal has added, as one document."""
+    document = Snapshot.from_json(text, run_id=run_id)
+    if not journal:
+        return document
+    header, records = header_and_records(text, run_id=run_id)
+    snapshot = snapshot_of(header, [*records, *journal], run_id=run_id)
+    # Another tool's failures are no records, but a reader should see them as long as nothing has come in their place.
+    return structs.replace(snapshot, steps=document.steps | snapshot.steps)
 
 
 def journal_of(snapshot: Snapshot) -> tuple[Header, list[Record]]:

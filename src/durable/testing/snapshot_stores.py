@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from functools import partial
 from typing import Any, Final, Protocol
 
 import durable
@@ -223,10 +222,10 @@ class LeasedStoreSuite(SnapshotStoreSuite):
         refused: list[type[Exception]] = []
 
         def meddle() -> None:
-            attempts: list[Callable[[], None]] = [
-                partial(store.save, "run", a_snapshot()),
-                partial(store.delete, "run"),
-            ]
+            attempts: tuple[Callable[[], None], ...] = (
+                lambda: store.save("run", a_snapshot()),
+                lambda: store.delete("run"),
+            )
             for attempt in attempts:
                 with raises(ConcurrentExecution) as told:
                     attempt()

@@ -13,11 +13,12 @@ import psycopg
 from msgspec import structs
 
 from durable.clocks import Clock
-from durable.documents import Snapshot, header_and_records, snapshot_of
+from durable.documents import Snapshot, whole
 from durable.errors import (
     AccessDenied,
     ConcurrentExecution,
     DurableError,
+    InvalidArgument,
     StoreUnavailable,
     UnreadableRecord,
     UnstorableValue,
@@ -75,6 +76,7 @@ class SnapshotVerbs:
     _names: Names
     _prefix: str
     _excludes: bool
+    _closed: bool
     _clock: Clock
 
     @property
@@ -116,8 +118,7 @@ class SnapshotVerbs:
         (*_, kind, text), *journal = rows
         if kind != "header":
             raise UnreadableRecord(id, "the header", "it is missing, and its journal is there")
-        header, records = header_and_records(text, run_id=id)
-        return snapshot_of(header, [*records, *(Record(*line) for line in journal)], run_id=id)
+        return whole(text, [Record(*line) for line in journal], run_id=id)
 
     def delete(self, id: str, *, force: bool = False) -> None:
         """Forget the run, journal and all. Quiet when there is none.
@@ -227,6 +228,8 @@ class SnapshotVerbs:
 
     def _done(self, work: Callable[[Lane], T]) -> T:
         """What `work` comes to on a connection; it is done again when the connection is lost, so it must bear that."""
+        if self._closed:
+            raise InvalidArgument("the store is closed")
         connections, began = self.process.connections, self._clock.elapsed()
         while True:
             try:
