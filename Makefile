@@ -20,6 +20,7 @@ check: $(VENV)/.check
 
 bench: $(VENV)/.test
 	@$(BIN)/python benchmarks/step_overhead.py
+	@$(BIN)/python benchmarks/codec.py
 
 clean:
 	rm -rf $(VENV) .durable* .mypy_cache .ruff_cache .import_linter_cache

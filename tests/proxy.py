@@ -74,11 +74,15 @@ class Trap:
 
 
 class Proxy:
-    """Listens on a local port; `url` leads through it to the server of the url that it was given."""
+    """Listens on a local port; `url` leads through it to the server of the url that it was given.
 
-    def __init__(self, url: str) -> None:
+    `link` carries a connection; another one may be worse at it.
+    """
+
+    def __init__(self, url: str, link: type[Link] | None = None) -> None:
         parts = conninfo_to_dict(url)
         self._host, self._port = str(parts.get("host") or "localhost"), int(parts.get("port") or 5432)
+        self._link = link or Link
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._lock = threading.Lock()  # guards what follows
         self._count = Count()
@@ -147,7 +151,7 @@ class Proxy:
                 client.close()
                 continue
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            link = Link(self, client, server)
+            link = self._link(self, client, server)
             with self._lock:
                 self._links.append(link)
             link.start()

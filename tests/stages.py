@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import durable
 from durable._engine import runs
@@ -36,18 +37,22 @@ from durable._engine.decisions import (
     Raise,
     Raised,
     Reading,
+    Receive,
+    Received,
     Refused,
     Release,
     Replay,
     Reraise,
     Return,
     Returned,
+    Silent,
     StepOutcome,
+    Wait,
 )
 from durable._engine.journal import Call, Journal
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
-from durable._step import _NEVER
+from durable._terms import terms
 from durable.codecs import JsonCodec
 from durable.errors import Unwind
 from durable.failures import from_record, to_record
@@ -64,6 +69,7 @@ class Ask(NamedTuple):
     fn: Callable[..., Any]
     args: tuple[Any, ...] = ()
     key: str | None = None
+    terms: Mapping[str, Any] = {}
 
 
 class Together(NamedTuple):
@@ -72,7 +78,23 @@ class Together(NamedTuple):
     asks: Sequence[Ask]
 
 
-Story: TypeAlias = Callable[..., Generator[Ask | Together, Any, Any]]
+class Sleep(NamedTuple):
+    """Let time pass."""
+
+    name: str
+    seconds: float
+
+
+class WaitFor(NamedTuple):
+    """Wait for a signal."""
+
+    name: str
+    timeout: float | None = None
+    key: str | None = None
+
+
+Demand: TypeAlias = Ask | Together | Sleep | WaitFor
+Story: TypeAlias = Callable[..., Generator[Any, Any, Any]]
 
 
 class Died(BaseException):
@@ -84,6 +106,7 @@ class World:
     """What the steps do to the world, and what becomes of them."""
 
     failing: set[str] = field(default_factory=set)
+    failures: Counter[str] = field(default_factory=Counter)  # that are still to come
     bodies: list[str] = field(default_factory=list)
     boundaries: Boundaries | None = None
 
@@ -92,7 +115,8 @@ class World:
         if self.boundaries is not None:
             self.boundaries.pass_one("before body")
         self.bodies.append(what)
-        if what in self.failing:
+        if what in self.failing or self.failures[what] > 0:
+            self.failures[what] -= 1
             raise ValueError(f"{what} failed")
         if self.boundaries is not None:
             self.boundaries.pass_one("after body")
@@ -124,6 +148,10 @@ class Stage(Protocol):
         """One `durable.run`; raises what it raises, or `Died`. Says in `boundaries` which ones it passed."""
         ...
 
+    def signal(self, id: str, name: str, payload: Any) -> None:
+        """`durable.signal`."""
+        ...
+
     boundaries: Boundaries
 
 
@@ -136,6 +164,9 @@ class EngineStage:
         self._records: dict[str, list[Record]] = {}
         self._epochs: Counter[str] = Counter()
         self._codec = JsonCodec()
+        self._now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.waited = 0.0
+        self._signals: list[tuple[str, str, bytes]] = []
 
     def run(
         self,
@@ -222,8 +253,22 @@ class EngineStage:
                 assert reason is not None
                 raise reason
 
-    def _asked(self, execution: Execution, ask: Ask | Together) -> Any:
-        asks = ask.asks if isinstance(ask, Together) else [ask]
+    def signal(self, id: str, name: str, payload: Any) -> None:
+        """Send a signal."""
+        self._signals.append((id, name, self._codec.encode(payload, what="a payload")))
+
+    def _slept(self, execution: Execution, sleep: Sleep) -> None:
+        until = self._now + timedelta(seconds=sleep.seconds)
+        woken = datetime.fromisoformat(self._asked(execution, Ask(sleep.name, lambda: until.isoformat())))
+        while (decision := execution.rest(woken, self._reading)) is not None:
+            assert isinstance(decision, Wait)
+            self._now += timedelta(seconds=decision.seconds)
+            self.waited += decision.seconds
+
+    def _asked(self, execution: Execution, ask: Demand) -> Any:
+        if isinstance(ask, Sleep):
+            return self._slept(execution, ask)
+        asks: Sequence[Any] = ask.asks if isinstance(ask, Together) else [ask]
         calls = [(self._call(execution, one), one) for one in asks]
         outcomes: dict[int, StepOutcome] = {}
         results: dict[int, Any] = {}
@@ -249,23 +294,47 @@ class EngineStage:
         values = [results[index] for index in range(len(calls))]
         return values if isinstance(ask, Together) else values[0]
 
-    def _call(self, execution: Execution, ask: Ask) -> Call:
+    def _call(self, execution: Execution, ask: Ask | WaitFor) -> Call:
+        if isinstance(ask, WaitFor):
+            call = execution.call(ask.name, ask.key, "", "main")
+            call.listens, call.patience = True, ask.timeout
+            return call
         fingerprint = self._codec.fingerprint(list(ask.args), what="an argument") if ask.args else ""
-        return execution.call(ask.name, ask.key, fingerprint, "main")
+        call = execution.call(ask.name, ask.key, fingerprint, "main")
+        call.at_most_once = ask.terms.get("at_most_once", False)
+        return call
 
-    def _turn(self, execution: Execution, call: Call, ask: Ask, outcome: StepOutcome) -> StepOutcome | _Settled:
-        match execution.advance(call, outcome, Reading(_NEVER, 1.0)):
+    @property
+    def _reading(self) -> Reading:
+        return Reading(self._now, 1.0)
+
+    def _turn(self, execution: Execution, call: Call, ask: Any, outcome: StepOutcome) -> StepOutcome | _Settled:
+        match execution.advance(call, outcome, self._reading):
             case Replay(record):
                 return _Settled(self._handed_out(execution, call, record))
-            case Attempt():
+            case Wait(seconds):
+                self._now += timedelta(seconds=seconds)
+                self.waited += seconds
+                return Asked()
+            case Receive(name, taken):
+                sent = enumerate(self._signals, start=1)
+                here = (execution.run_id, name)
+                found = (Received(n, text) for n, (*to, text) in sent if tuple(to) == here and n not in taken)
+                return next(found, Silent())
+            case Attempt() if isinstance(ask, WaitFor):
+                return Raised(to_record(durable.SignalTimedOut(ask.name, ask.timeout or 0.0), self._codec))
+            case Attempt(number, began):
                 try:
                     value = ask.fn(*ask.args)
                     return Returned(self._codec.encode(value, what="the result"))
                 except durable.UnstorableValue as problem:
-                    execution.advance(call, Interrupted("unstorable"), Reading(_NEVER, 1.0))
+                    execution.advance(call, Interrupted("unstorable"), self._reading)
                     raise problem from None
                 except Exception as problem:
-                    return Raised(to_record(problem, self._codec))
+                    policy = terms(ask.terms.get("retry"), None).policy
+                    seconds = (self._now - began).total_seconds()
+                    again_in = None if policy is None else policy.again_in(problem, number, seconds)
+                    return Raised(to_record(problem, self._codec), again_in)
             case Checkpoint(record):
                 self.boundaries.pass_one("before checkpoint")
                 self._records[execution.run_id].append(record)
@@ -290,7 +359,7 @@ class _Settled(NamedTuple):
     value: Any
 
 
-def told(story: Generator[Ask | Together, Any, Any], perform: Callable[[Ask | Together], Any]) -> Any:
+def told(story: Generator[Demand, Any, Any], perform: Callable[[Demand], Any]) -> Any:
     """Tell a story: perform what it asks, send or throw what came of it, return what it returns."""
     try:
         ask = next(story)
@@ -305,7 +374,7 @@ def told(story: Generator[Ask | Together, Any, Any], perform: Callable[[Ask | To
         return end.value
 
 
-async def told_async(story: Generator[Ask | Together, Any, Any], perform: Callable[[Ask | Together], Any]) -> Any:
+async def told_async(story: Generator[Demand, Any, Any], perform: Callable[[Demand], Any]) -> Any:
     """The same, awaiting."""
     try:
         ask = next(story)
@@ -348,6 +417,16 @@ class DyingStore:
         self._store.finish(lease, status, record)
         self._boundaries.pass_one("finish committed")
 
+    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
+        self._boundaries.pass_one("look for a signal")
+        return self._store.receive(lease, name, taken)
+
+    def signal(self, run_id: str, name: str, payload: str) -> None:
+        self._store.signal(run_id, name, payload)
+
+    def cancel(self, run_id: str) -> bool:
+        return self._store.cancel(run_id)
+
     def release(self, lease: Lease, status: Status | None = None) -> None:
         self._boundaries.pass_one("release")
         self._store.release(lease, status)
@@ -375,8 +454,21 @@ class _DyingAio:
         write = lambda: self._store.aio.finish(lease, status, record)  # noqa: E731
         return self._between("before finish", write, "finish committed")
 
+    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> asyncio.Future[tuple[int, str] | None]:
+        look = lambda: self._store.aio.receive(lease, name, taken)  # noqa: E731
+        return self._between("look for a signal", look, "looked for a signal")
+
+    def signal(self, run_id: str, name: str, payload: str) -> asyncio.Future[None]:
+        return self._store.aio.signal(run_id, name, payload)
+
+    def cancel(self, run_id: str) -> asyncio.Future[bool]:
+        return self._store.aio.cancel(run_id)
+
     def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
         return self._between("release", lambda: self._store.aio.release(lease, status), "released")
+
+    def room(self) -> asyncio.Future[None] | None:
+        return self._store.aio.room()
 
     def _between(self, before: str, verb: Callable[[], asyncio.Future[Any]], after: str) -> asyncio.Future[Any]:
         async def performed() -> Any:
@@ -411,6 +503,12 @@ class StoreStage:
             if self.boundaries.dead:
                 self._end_lease(id)
 
+    def signal(self, id: str, name: str, payload: Any) -> None:
+        if self._is_async:
+            asyncio.run(durable.aio.signal(self._store, id, name, payload))
+        else:
+            durable.signal(self._store, id, name, payload)
+
 
 def _wants_input(story: Story) -> bool:
     return story.__code__.co_argcount > 1
@@ -437,11 +535,18 @@ def _with_input_async(inner: Any) -> Any:
 
 def _workflow(story: Story) -> Any:
     def workflow(step: durable.Step, deps: Any, *input: Any) -> Any:
-        def perform(ask: Ask | Together) -> Any:
+        def perform(ask: Demand) -> Any:
+            if isinstance(ask, Sleep):
+                return step.sleep(ask.name, ask.seconds)
+            if isinstance(ask, WaitFor):
+                return step.wait_for(ask.name, timeout=ask.timeout, key=ask.key)
             if isinstance(ask, Ask):
-                return step(ask.name, ask.fn, *ask.args, key=ask.key)
+                return step(ask.name, ask.fn, *ask.args, key=ask.key, **ask.terms)
             with ThreadPoolExecutor(len(ask.asks)) as pool:
-                futures = [pool.submit(step, one.name, one.fn, *one.args, key=one.key) for one in ask.asks]
+                futures = [
+                    pool.submit(cast(Any, step), one.name, one.fn, *one.args, key=one.key, **one.terms)
+                    for one in ask.asks
+                ]
             return [future.result() for future in futures]
 
         return told(story(deps, *input), perform)
@@ -451,11 +556,15 @@ def _workflow(story: Story) -> Any:
 
 def _async_workflow(story: Story) -> Any:
     async def workflow(step: durable.AsyncStep, deps: Any, *input: Any) -> Any:
-        async def perform(ask: Ask | Together) -> Any:
+        async def perform(ask: Demand) -> Any:
+            if isinstance(ask, Sleep):
+                return await step.sleep(ask.name, ask.seconds)
+            if isinstance(ask, WaitFor):
+                return await step.wait_for(ask.name, timeout=ask.timeout, key=ask.key)
             if isinstance(ask, Ask):
-                return await step(ask.name, _sometimes_async(ask.fn), *ask.args, key=ask.key)
+                return await step(ask.name, _sometimes_async(ask.fn), *ask.args, key=ask.key, **ask.terms)
             return await asyncio.gather(
-                *(step(one.name, _sometimes_async(one.fn), *one.args, key=one.key) for one in ask.asks)
+                *(step(one.name, _sometimes_async(one.fn), *one.args, key=one.key, **one.terms) for one in ask.asks)
             )
 
         return await told_async(story(deps, *input), perform)

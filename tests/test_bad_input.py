@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import psycopg_pool
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
@@ -276,7 +277,7 @@ def test_metadata_that_cannot_be_stored(used: PostgresStore, bad: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("bad", [math.nan, "\0", "\ud800", object(), {1: 2}])
+@pytest.mark.parametrize("bad", [math.nan, "\0", "\ud800", object(), {1: object()}])
 def test_an_input_that_cannot_be_stored(used: PostgresStore, bad: Any) -> None:
     refused(durable.UnstorableValue, lambda: durable.run(None, three, id="in", store=used, input=bad), "the input", "$")
 
@@ -322,6 +323,15 @@ def test_no_url_at_all(monkeypatch: pytest.MonkeyPatch, value: str | None) -> No
     else:
         monkeypatch.setenv("DATABASE_URL", value)
     refused(durable.InvalidArgument, postgres, "postgres('postgresql://", "$DATABASE_URL", "embedded()")
+
+
+def test_a_pool_that_cannot_be_one() -> None:
+    """One for asyncio, whose verbs would have to be awaited; and a URL beside a pool, which nobody would look at."""
+    waits: Any = psycopg_pool.AsyncConnectionPool("", open=False)
+    with pytest.raises(durable.InvalidArgument, match="not AsyncConnectionPool"):
+        postgres(pool=waits)
+    with pytest.raises(durable.InvalidArgument, match="both a database URL and a pool"):
+        postgres("postgresql:///x", pool=psycopg_pool.ConnectionPool("", open=False))
 
 
 @pytest.mark.parametrize("bad", [42, b"postgresql://localhost/x", Path("x")])

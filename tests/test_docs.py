@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -32,6 +33,25 @@ def test_the_readmes_screen_of_code_runs_and_runs_again(tmp_path: Path) -> None:
     assert (first.returncode, first.stderr) == (0, "")
     assert first.stdout == "paid {'payment': 'p-1', 'card': 'card-7', 'euros': 42}\np-1\n"
     assert second.stdout == "p-1\n"
+
+
+def _snippets() -> list[Any]:
+    one_program = "docs/postgres.md"  # whose snippets go on from each other
+    pages = sorted({page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").glob("*.md")} - {one_program})
+    return [
+        pytest.param(text, id=f"{page}-{number}")
+        for page in pages
+        for number, text in enumerate(snippets(page), start=1)
+    ]
+
+
+@pytest.mark.parametrize("snippet", _snippets())
+def test_a_snippet_of_the_docs_runs(snippet: str, tmp_path: Path) -> None:
+    """Each by itself, as somebody would who copies it."""
+    (tmp_path / "snippet.py").write_text(snippet)
+    command = [sys.executable, "-W", "error", "snippet.py"]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
 
 
 @pytest.mark.parametrize("example", ["checkout.py", "checkout_async.py"])

@@ -198,7 +198,7 @@ def test_a_step_cancelled_in_the_turn_in_which_its_answer_comes(store: MemorySto
         """A store that has the task cancelled as soon as the answer is there."""
 
         identity = store.identity
-        begin, release, finish = store.aio.begin, store.aio.release, store.aio.finish
+        begin, release, finish, room = store.aio.begin, store.aio.release, store.aio.finish, store.aio.room
         task: asyncio.Task[str]
 
         @property

@@ -265,7 +265,7 @@ def test_what_a_former_owner_still_tries_changes_no_row(database: Database) -> N
         store.checkpoint(zombie, record(0, "late"))
     with pytest.raises(durable.LeaseLost):
         store.finish(zombie, Status.COMPLETED, Record(0, Kind.RESULT, Kind.RESULT, "1"))
-    assert process_of(store).heartbeat._renew([zombie]) == set()
+    assert process_of(store).heartbeat._renew([zombie]) == {}
     store.release(zombie)
     assert database.everything() == before
     assert lease_row(database) == lease_before
@@ -302,7 +302,7 @@ def checkpoint(
 ) -> int:
     """The store's checkpoint, on a connection whose transaction the test holds open; how many rows it wrote."""
     if form == "checkpoint":
-        row = (lease.run_id, lease.token, of.seq, of.key, of.kind, 1, of.text)
+        row = (of.seq, of.key, of.kind, 1, of.text, lease.run_id, lease.token)
         return connection.execute(statement(database, form), row).rowcount
     columns = {"id": lease.run_id, "token": lease.token, "seq": of.seq, "key": of.key, "kind": of.kind}
     batch = json.dumps([{"n": 0, **columns, "nonce": 1, "record": json.loads(of.text)}])

@@ -25,6 +25,7 @@ from psycopg.rows import dict_row
 import durable
 from durable import AsyncStep, Step
 from durable._engine.decisions import Claim, Granted
+from durable.events import RunEvent, StepStalled
 from durable.snapshot import Kind, Record
 from durable.stores import PostgresStore, postgres
 from durable.stores._postgres.commits import checkpoint_job
@@ -313,6 +314,43 @@ def test_locks_taken_in_every_order_never_meet(database: Database) -> None:  # n
     problems += [seen.problem for spy in spies for seen in spy.seen if seen.problem is not None]
     assert [problem for problem in problems if isinstance(problem, psycopg.Error)] == []
     assert deadlocks() == before
+
+
+def test_one_lease_that_somebody_locks_costs_no_other(database: Database) -> None:
+    """FAULTS 28, 57: a claimer frozen in the midst of its claim, or a person with a console; its own row waits for it alone."""
+    store = database.store()
+    for run_id in ("free", "locked", "unlocked"):
+        store.begin(claim(run_id, 0.9), lambda: True)
+    with psycopg.connect(database.url) as bystander:
+        lock = sql.SQL("SELECT FROM {} WHERE workflow_id = 'locked' FOR UPDATE")
+        bystander.execute(lock.format(sql.Identifier(database.schema, "durable_locks")))
+        renewed(database, "free", 5)
+        renewed(database, "unlocked", 1)
+        assert "locked" in {lease.run_id for lease, _ in store.process.heartbeat._kept.values()}, "it was given up"
+    renewed(database, "locked", 2)
+
+
+def test_a_listener_that_blocks_costs_no_lease(database: Database) -> None:
+    """FAULTS 21: what it is told of a body that is silent comes by a thread of its own, and no lock is held meanwhile."""
+    store, stalled, over = database.store(), threading.Event(), threading.Event()
+
+    def listen(event: RunEvent) -> None:
+        if isinstance(event, StepStalled):
+            stalled.set()
+            over.wait(3 * PATIENCE)
+
+    def silent() -> str:
+        assert stalled.wait(PATIENCE)
+        renewed(database, "run", 4)
+        durable.run(None, lambda step, _: None, id="another", store=store)
+        over.set()
+        return "spoken"
+
+    def workflow(step: Step, _: None) -> str:
+        return step("silent", silent)
+
+    assert durable.run(None, workflow, id="run", store=store, lease=0.6, on_event=listen) == "spoken"
+    assert lease_row(database, "run")[:2] == (1, None)
 
 
 # -- lent pools -----------------------------------------------------------------------------------------------------

@@ -52,14 +52,11 @@ def nested(depth: int) -> list[Any]:
 @pytest.mark.parametrize(
     ("value", "path"),
     [
-        ((1,), "$"),
-        ({"items": [1, {"price": {1}}]}, "$.items[1].price"),
-        ({1: 2}, "$"),
+        ({"items": [1, {"price": {float("nan")}}]}, "$.items[1].price[0]"),
         (float("inf"), "$"),
         ([float("nan")], "$[0]"),
         ({"a": "\0"}, "$.a"),
         (["\ud800"], "$[0]"),
-        (b"x", "$"),
         (10**5000, "$"),
         (nested(201), "$…"),
         (nested(100_000), "$…"),
@@ -148,3 +145,11 @@ def test_nothing_is_imported_or_called_because_a_record_says_so() -> None:
     ):
         changed = type(record)(type=name, message=record.message, args=record.args)
         assert isinstance(from_record(changed, CODEC, run_id="r", where="a step"), durable.StepFailed)
+
+
+def test_equal_sets_have_one_text_and_one_fingerprint() -> None:
+    """Whatever order they came to have: 0 and 8 share a place in a small set's table, and the first gets it."""
+    one, other = {0, 8}, {8, 0}
+    assert list(one) != list(other)
+    assert CODEC.encode(one, what="it") == CODEC.encode(other, what="it")
+    assert CODEC.fingerprint([one], what="it") == CODEC.fingerprint([other], what="it")

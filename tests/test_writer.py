@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -112,7 +113,8 @@ def test_only_who_has_nothing_to_lose_is_told_at_once(verdict: Verdict) -> None:
             one = entry(verb=verb)
             one.unknown = unknown
             fates[verb, unknown] = bool(batches.followed([one], verdict).failed)
-    assert [kind for kind, failed in fates.items() if failed] == [(Verb.CLAIM, False), (Verb.RELEASE, False)]
+    outside = (Verb.CLAIM, Verb.RELEASE, Verb.CANCEL, Verb.SIGNAL)
+    assert [kind for kind, failed in fates.items() if failed] == [(verb, False) for verb in outside]
 
 
 def test_an_unknown_outcome_is_remembered() -> None:
@@ -137,7 +139,7 @@ def test_a_batch_is_of_one_kind_and_the_longest_waiting_goes_first() -> None:
 def test_a_batch_is_bounded() -> None:
     """By entries and by bytes; an entry that is larger than a batch may be goes by itself."""
     backlog: Backlog[Entry] = Backlog()
-    sizes = [1] * (batches.MOST_ENTRIES + 1) + [batches.MOST_BYTES // 2] * 3 + [batches.MOST_BYTES * 2, 1]
+    sizes = [1] * (2 * batches.MOST_ENTRIES + 1) + [batches.MOST_BYTES // 2] * 3 + [batches.MOST_BYTES * 2, 1]
     for size in sizes:
         backlog.add(entry(size=size))
     assert backlog.bytes == sum(sizes)
@@ -149,6 +151,23 @@ def test_a_batch_is_bounded() -> None:
     assert max(map(len, taken)) == batches.MOST_ENTRIES
     assert [batches.MOST_BYTES * 2] in taken
     assert backlog.bytes == 0
+
+
+def test_half_of_those_in_circulation_go_while_the_others_are_at_work() -> None:
+    """Fifty that come together are parted, and stay so; a few go together."""
+    backlog: Backlog[Entry] = Backlog()
+    for _ in range(50):
+        backlog.add(entry())
+    committing = backlog.take()
+    for _ in range(4):
+        answered, committing = committing, backlog.take()
+        assert len(answered) == len(committing) == 25
+        for one in answered:
+            backlog.add(one)
+    backlog.take()
+    for _ in range(batches.FEWEST):
+        backlog.add(entry())
+    assert len(backlog.take()) == batches.FEWEST
 
 
 def test_a_backlog_is_full_by_bytes() -> None:
@@ -182,10 +201,23 @@ def test_what_is_late_is_taken_out_and_nothing_else() -> None:
     assert not backlog
 
 
+def test_a_lease_that_is_renewed_puts_off_what_waits_under_it() -> None:
+    """Until it is not renewed any more, or for half a minute; a lease longer than that is enough by itself."""
+    short, long = (Lease("run", "1:token", 1, seconds, sent=0.0) for seconds in (1.0, 60.0))
+    waiting_ones = [Entry(Verb.CHECKPOINT, "run", 1, lease) for lease in (short, long)]
+    assert [one.deadline for one in waiting_ones] == [1.0, 60.0]
+    short.renewed(20.0)
+    long.renewed(20.0)
+    assert [one.deadline for one in waiting_ones] == [21.0, 60.0]
+    short.renewed(40.0)
+    assert [one.deadline for one in waiting_ones] == [30.0, 60.0]
+
+
 def test_silence_leaves_time_to_read_back() -> None:
-    assert batches.silence([entry(deadline=100.0), entry(deadline=8.0)], 2.0) == 3.0
-    assert batches.silence([entry(deadline=1.0)], 2.0) > 0
-    assert batches.silence([entry(deadline=1e6)], 2.0) <= 10.0
+    assert batches.deadline([entry(deadline=100.0), entry(deadline=8.0)]) == 8.0
+    assert batches.silence(8.0, 2.0) == 3.0
+    assert batches.silence(1.0, 2.0) > 0
+    assert batches.silence(1e6, 2.0) <= 10.0
 
 
 # -- what it owes ---------------------------------------------------------------------------------------------------
@@ -248,7 +280,7 @@ def test_of_a_batch_only_what_is_refused_fails(database: Database, store: Postgr
 
     outcomes = dict(zip(jobs, together(store, list(jobs.values())), strict=True))
 
-    assert len(spy.seen[0].names) == 100
+    assert len(spy.seen[0].names) == 50
     failed = {number: type(outcome) for number, outcome in outcomes.items() if outcome is not None}
     assert failed == {
         17: durable.UnstorableValue,
@@ -318,6 +350,126 @@ def test_a_cancelled_future_and_a_closed_loop_are_nobody_elses_business(
     assert len(spy.seen[1].names) == 3, "they were not in one batch"
     store.checkpoint(leases[3], record(1))
     assert database.execute("SELECT count(*) FROM durable_steps WHERE key = 'key-1'") == [(5,)]
+
+
+def test_who_cannot_be_told_keeps_nobody_else_from_being_told(database: Database, store: PostgresStore) -> None:
+    """FAULTS 116: an answer that comes late is passed on to a closed loop, which raises; in the same batch others wait."""
+    leases = leased(store, "closed", "cancelled", "patient", "after")
+    writer, held, go_on = writer_of(store), threading.Event(), threading.Event()
+
+    def hold(_: str, jobs: Sequence[Job]) -> None:
+        held.set()
+        assert go_on.wait(30)
+
+    def unheard(_: Job) -> None:
+        raise RuntimeError("Event loop is closed")
+
+    spy_on(store).before = hold
+    with ThreadPoolExecutor(1) as aside:
+        blocker = aside.submit(store.checkpoint, leases[3], record(1))
+        assert held.wait(30)
+
+        def deaf(lease: Lease) -> asyncio.Future[Any]:
+            job = checkpoint_job(lease, record(1))
+            job.orphaned = unheard
+            return writer.submit(job)
+
+        async def leave_behind() -> None:
+            deaf(leases[0])
+
+        async def wait_and_cancel() -> None:
+            deaf(leases[1]).cancel()
+            patient = writer.submit(checkpoint_job(leases[2], record(1)))
+            go_on.set()
+            assert await asyncio.wait_for(patient, 30) is None
+
+        asyncio.run(leave_behind())
+        asyncio.run(wait_and_cancel())
+        assert blocker.result(30) is None
+
+
+def test_no_body_is_started_while_too_much_waits(
+    database: Database, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The queue is bounded by bytes: tasks wait before their bodies, where threads wait for their checkpoints."""
+    monkeypatch.setattr(batches, "MOST_WAITING", 50_000)
+    writer, go_on, started, most = writer_of(store), threading.Event(), list[int](), list[int]()
+
+    async def body(number: int) -> str:
+        started.append(number)
+        most.append(writer._backlog.bytes)
+        return "x" * 5_000
+
+    async def workflow(step: AsyncStep, _: None) -> int:
+        values = await asyncio.gather(*(step("body", body, number, key=str(number)) for number in range(100)))
+        return sum(map(len, values))
+
+    def hold(_: str, jobs: Sequence[Job]) -> None:
+        if jobs[0].verb is Verb.CHECKPOINT:
+            assert go_on.wait(30)
+
+    def let_go() -> None:
+        try:
+            wait_until(lambda: writer._crowd or len(started) == 100, "some to wait")
+        finally:
+            go_on.set()
+
+    spy_on(store).before = hold
+    with ThreadPoolExecutor(1) as aside:
+        holder = aside.submit(let_go)
+        assert asyncio.run(durable.run(None, workflow, id="wide", store=store)) == 500_000
+        holder.result(30)
+    assert sorted(started) == list(range(100))
+    assert max(most) < 50_000
+    assert not writer._crowd
+
+
+def test_a_run_whose_lease_ends_while_it_waits_for_room_starts_no_body(
+    database: Database, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its deadline was checked before it began to wait."""
+    (other,) = leased(store, "other")
+    monkeypatch.setattr(batches, "MOST_WAITING", 1)
+    writer, go_on, bodies = writer_of(store), threading.Event(), list[str]()
+
+    def hold(_: str, jobs: Sequence[Job]) -> None:
+        if jobs[0].verb is Verb.CHECKPOINT:
+            assert go_on.wait(30)
+
+    async def workflow(step: AsyncStep, _: None) -> None:
+        futures = [writer.submit(checkpoint_job(other, record(number))) for number in range(1, 40)]
+        late = asyncio.ensure_future(step("late", lambda: bodies.append("late")))
+        while not writer._crowd:  # noqa: ASYNC110 -- a poll is what it is
+            await asyncio.sleep(0.001)
+        database.execute("UPDATE durable_locks SET owner_token = 'thief' WHERE workflow_id = 'run'")
+        (lease,) = (lease for lease, _ in store.process.heartbeat._kept.values() if lease.run_id == "run")
+        store.process.heartbeat.beat()
+        assert lease.lost
+        go_on.set()
+        await asyncio.gather(late, *futures)
+
+    spy_on(store).before = hold
+    with pytest.raises(durable.LeaseLost):
+        asyncio.run(durable.run(None, workflow, id="run", store=store))
+    assert bodies == []
+
+
+def test_who_waits_for_room_is_told_when_it_is_too_late(
+    database: Database, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database is out of reach: what filled the queue is given up, and so is what waited to get into it."""
+    short = [store.begin(replace(claim(run_id), seconds=0.5), lambda: False) for run_id in ("first", "second")]
+    first, second = (reply.lease for reply in short if isinstance(reply, Granted))
+    monkeypatch.setattr(batches, "MOST_WAITING", 1)
+
+    def out_of_reach(_: float) -> Any:
+        raise durable.StoreUnavailable("nowhere", "it is away")
+
+    monkeypatch.setattr(store.process.connections, "take", out_of_reach)
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(store.checkpoint, lease, record(1)) for lease in (first, second)]
+        assert [type(call.exception(30)) for call in calls] == [durable.StoreUnavailable] * 2
+    monkeypatch.undo()
 
 
 def test_the_lease_of_a_claim_that_nobody_waits_for_any_more_is_given_back(
@@ -485,9 +637,9 @@ def test_large_records_go_by_another_way(database: Database, store: PostgresStor
 
 
 def test_each_event_loop_is_woken_once_for_a_batch(database: Database, store: PostgresStore) -> None:
-    """Forty records of one loop: one `call_soon_threadsafe`."""
+    """A batch of one loop's records: one `call_soon_threadsafe`."""
     (lease,) = leased(store, "run")
-    jobs = [checkpoint_job(lease, record(number)) for number in range(1, 41)]
+    jobs = [checkpoint_job(lease, record(number)) for number in range(batches.FEWEST)]
     spy, calls = spy_on(store), []
     writer = writer_of(store)
 
@@ -503,7 +655,7 @@ def test_each_event_loop_is_woken_once_for_a_batch(database: Database, store: Po
         await asyncio.gather(*futures)
 
     asyncio.run(counted())
-    assert [len(seen.names) for seen in spy.seen] == [40]
+    assert [len(seen.names) for seen in spy.seen] == [batches.FEWEST]
     assert len(calls) == 1
 
 

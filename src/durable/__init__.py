@@ -1,15 +1,19 @@
 """Durable workflows: ordinary Python functions, checkpointed in your own PostgreSQL."""
 
-from durable._decorator import step
+from durable import aio
+from durable._control import cancel, signal
+from durable._decorator import idempotency_key, step
 from durable._run import run
 from durable._state import delete_state, has_state, list_pending, result, status
 from durable._step import AsyncStep, Step
+from durable.codecs import alias
 from durable.documents import Snapshot
 from durable.errors import (
     AccessDenied,
     AmbiguousKey,
     ColourMismatch,
     ConcurrentExecution,
+    DeadlineExceeded,
     DurableError,
     DurableWarning,
     HistoryError,
@@ -19,13 +23,17 @@ from durable.errors import (
     NestedStep,
     OutcomeUnknown,
     OwnershipError,
+    RunCancelled,
     RunMismatch,
     RunNotFound,
     RunNotOver,
     RunOver,
     SchemaMismatch,
     ServerNotStarted,
+    SignalTimedOut,
     StepFailed,
+    StepInterrupted,
+    StepTimeout,
     StoreError,
     StoreUnavailable,
     UnreadableRecord,
@@ -43,6 +51,7 @@ __all__ = [
     "AsyncStep",
     "ColourMismatch",
     "ConcurrentExecution",
+    "DeadlineExceeded",
     "DurableError",
     "DurableWarning",
     "HistoryError",
@@ -53,15 +62,19 @@ __all__ = [
     "OutcomeUnknown",
     "OwnershipError",
     "ResumeStateCollector",
+    "RunCancelled",
     "RunMismatch",
     "RunNotFound",
     "RunNotOver",
     "RunOver",
     "SchemaMismatch",
     "ServerNotStarted",
+    "SignalTimedOut",
     "Snapshot",
     "Step",
     "StepFailed",
+    "StepInterrupted",
+    "StepTimeout",
     "StoreError",
     "StoreUnavailable",
     "UnreadableRecord",
@@ -70,11 +83,16 @@ __all__ = [
     "WaitTimedOut",
     "Workflow",
     "WorkflowDrift",
+    "aio",
+    "alias",
+    "cancel",
     "delete_state",
     "has_state",
+    "idempotency_key",
     "list_pending",
     "result",
     "run",
+    "signal",
     "status",
     "step",
 ]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from typing import Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
 
+import tenacity
+
+from durable._terms import PLAIN, Terms, terms
 from durable.errors import InvalidArgument
 from durable.snapshot import checked_name
 
@@ -23,12 +27,13 @@ class Options(NamedTuple):
 
     name: str
     fn: Callable[..., Any]
+    terms: Terms = PLAIN
 
 
 class Driver(Protocol):
     """Calls a decorated function as a step of its run."""
 
-    def call_decorated(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call_decorated(self, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The step's value, or for an async workflow its awaitable."""
         ...
 
@@ -60,31 +65,59 @@ def leave(token: Token[Frame | None]) -> None:
         pass
 
 
+def idempotency_key() -> str:
+    """A key for whoever acts on a step's behalf: the same in every attempt of it, and in every resume of its run.
+
+    32 hexadecimal digits, from the run's id and the step's key. Raises `InvalidArgument` outside a step's body.
+    """
+    frame = current_frame.get()
+    if frame is None or frame.inside is None:
+        raise InvalidArgument("idempotency_key() is for the body of a step, and this is not in one")
+    _, run_id = frame.runs[-1]
+    return hashlib.blake2b(f"{len(run_id)}:{run_id}{frame.inside}".encode(), digest_size=16).hexdigest()
+
+
 @overload
 def step(fn: Callable[P, R], /) -> Callable[P, R]: ...
 @overload
-def step(*, name: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
-def step(fn: Callable[P, R] | None = None, /, *, name: str | None = None) -> Any:
+def step(
+    *,
+    name: str | None = ...,
+    retry: tenacity.BaseRetrying | None = ...,
+    timeout: float | None = ...,
+    at_most_once: bool = ...,
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def step(
+    fn: Callable[P, R] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    retry: tenacity.BaseRetrying | None = None,
+    timeout: float | None = None,
+    at_most_once: bool = False,
+) -> Any:
     """Make a function a step wherever a workflow calls it.
 
     `name` is the step's name, by default the function's. In a workflow, `charge(order)` and `deps.charge(order)` are
     remembered under an automatic key (`charge`, then `charge#2`); use `step("charge", charge, order, key=…)` to choose
-    the key. Outside a workflow, and inside another step's body, it is the plain function that it was.
+    the key. Outside a workflow, and inside another step's body, it is the plain function that it was. `retry`, `timeout`
+    and `at_most_once` are as for `step(...)`, where they can be given again for one call.
 
     The bare name is only known to be in a workflow where the context says so: in a thread that the workflow starts
     itself it is a plain call. `deps.charge` is bound to its run and is a step in any thread.
 
     Raises `InvalidArgument` for something that is not a function, or a name that cannot be one.
     """
+    given = terms(retry, timeout, at_most_once)
     if fn is None:
-        return functools.partial(_decorated, name=name)
-    return _decorated(fn, name)
+        return functools.partial(_decorated, name=name, given=given)
+    return _decorated(fn, name, given)
 
 
-def _decorated(fn: Callable[P, R], name: str | None) -> Callable[P, R]:
+def _decorated(fn: Callable[P, R], name: str | None, given: Terms) -> Callable[P, R]:
     if not callable(fn):
         raise InvalidArgument(f"@durable.step decorates a function, not {type(fn).__name__}")
-    options = Options(checked_name("a step's name", name or getattr(fn, "__name__", "")), fn)
+    options = Options(checked_name("a step's name", name or getattr(fn, "__name__", "")), fn, given)
 
     @functools.wraps(fn)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -92,8 +125,9 @@ def _decorated(fn: Callable[P, R], name: str | None) -> Callable[P, R]:
         if frame is None or frame.inside is not None:
             return fn(*args, **kwargs)
         if args and getattr(type(args[0]), fn.__name__, None) is wrapper:  # self.charge(order): self is no argument
-            return cast(R, frame.driver.call_decorated(options.name, fn.__get__(args[0]), args[1:], dict(kwargs)))
-        return cast(R, frame.driver.call_decorated(options.name, fn, args, dict(kwargs)))
+            bound = options._replace(fn=fn.__get__(args[0]))
+            return cast(R, frame.driver.call_decorated(bound, args[1:], dict(kwargs)))
+        return cast(R, frame.driver.call_decorated(options, args, dict(kwargs)))
 
     mark(wrapper, options)
     if sys.version_info >= (3, 12) and inspect.iscoroutinefunction(fn):
@@ -113,5 +147,5 @@ def options_of(fn: object) -> Options | None:
         return None
     owner = getattr(fn, "__self__", None)
     if owner is not None:  # a method: its plain form is bound too
-        return Options(options.name, options.fn.__get__(owner))
+        return options._replace(fn=options.fn.__get__(owner))
     return options

@@ -70,7 +70,7 @@ def _bound(value: Any, driver: Driver) -> Any:
         frame = current_frame.get()
         if frame is not None and frame.inside is not None:
             return options.fn(*args, **kwargs)
-        return driver.call_decorated(options.name, options.fn, args, kwargs)
+        return driver.call_decorated(options, args, kwargs)
 
     mark(bound, options)
     return bound

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
-from typing import Any, Final
+from types import CodeType, FunctionType
+from typing import Any, Final, NamedTuple
 
 from durable._decorator import Driver, current_frame
 from durable._deps import BoundDeps
@@ -17,8 +20,9 @@ from durable._engine.decisions import Admission, Claim, ClaimReply, Decline, Gra
 from durable._engine.journal import Journal
 from durable._engine.leases import checked_seconds
 from durable._engine.steps import Execution
+from durable._terms import Terms, checked_timeout, terms
 from durable.clocks import Clock, SystemClock
-from durable.codecs import Codec, JsonCodec
+from durable.codecs import Codec, accepts, checked_plain, codec_of, returns
 from durable.errors import ConcurrentExecution, DurableWarning, HistoryError, InvalidArgument
 from durable.events import LeaseTaken, Listener, RunBegan, RunEvent, RunReturned, safely
 from durable.failures import from_record
@@ -33,6 +37,20 @@ _WITH_INPUT: Final = 3  # fn(step, deps, input)
 _RESERVED: Final = {"version", "inputHash"}
 
 
+class Options(NamedTuple):
+    """What a call of `run` was given besides what to run; see there."""
+
+    version: int
+    on_conflict: str
+    wait_timeout: float | None
+    lease: float
+    deadline: float | datetime | None
+    metadata: Mapping[str, Any] | None
+    cancel: threading.Event | None
+    retry: object
+    on_event: Listener | None
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """One call of `run`, checked."""
@@ -41,23 +59,35 @@ class Plan:
     fn: Callable[..., Any]
     claim: Claim
     store: RunStore
-    waits: bool
-    wait_timeout: float | None
     takes: frozenset[int]
-    on_event: Listener | None
+    options: Options
+    terms: Terms
+    deadline: float | None
     outer: tuple[tuple[object, str], ...]
-    codec: Codec = field(default_factory=JsonCodec)
-    clock: Clock = field(default_factory=SystemClock)
+    codec: Codec
+    clock: Clock
 
     @property
     def runs(self) -> tuple[tuple[object, str], ...]:
         """This run and those that it is called from."""
         return (*self.outer, (self.store.identity, self.claim.run_id))
 
+    @property
+    def for_driver(
+        self,
+    ) -> tuple[RunStore, Codec, Clock, tuple[tuple[object, str], ...], Terms, threading.Event | None]:
+        """What a driver works with, besides its execution."""
+        return self.store, self.codec, self.clock, self.runs, self.terms, self.options.cancel
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the deadline is past."""
+        return self.deadline is not None and self.clock.elapsed() >= self.deadline
+
     def tell(self, event: RunEvent) -> None:
         """Tell the listener, if there is one."""
-        if self.on_event is not None:
-            safely(self.on_event, event)
+        if self.options.on_event is not None:
+            safely(self.options.on_event, event)
 
     def reading(self) -> Reading:
         """The clock, read."""
@@ -67,25 +97,30 @@ class Plan:
         """What the workflow function is called with."""
         deps = BoundDeps(self.deps, driver)
         if journal.input is not None and _WITH_INPUT in self.takes:
-            return driver, deps, self.codec.decode(journal.input, run_id=self.claim.run_id, where="the input")
+            annotation = accepts(self.fn, _WITH_INPUT - 1)
+            run_id = self.claim.run_id
+            given = self.codec.decode(journal.input, run_id=run_id, where="the input", annotation=annotation)
+            return driver, deps, given
         if _WITHOUT_INPUT in self.takes:
             return driver, deps
         raise InvalidArgument(f"run {self.claim.run_id!r} was started without an input, and its workflow takes one")
 
     def encoded(self, value: Any) -> bytes:
         """The JSON of what the workflow returned."""
-        return self.codec.encode(value, what=f"the result of workflow {self.claim.workflow!r}")
+        what = f"the result of workflow {self.claim.workflow!r}"
+        return self.codec.encode(value, what=what, annotation=returns(self.fn))
 
     def decoded(self, text: bytes) -> Any:
         """A result as its record gives it back."""
-        return self.codec.decode(text, run_id=self.claim.run_id, where="the result")
+        run_id, annotation = self.claim.run_id, returns(self.fn)
+        return self.codec.decode(text, run_id=run_id, where="the result", annotation=annotation)
 
     def admission(self, claim: Claim, reply: ClaimReply, waited: float, polls: int) -> Admission:
         """What the reply to a claim means for this call."""
         try:
-            return runs.admitted(
-                claim, reply, waits=self.waits, wait_timeout=self.wait_timeout, waited=waited, polls=polls
-            )
+            options = self.options
+            waits, wait_timeout = options.on_conflict == "wait", options.wait_timeout
+            return runs.admitted(claim, reply, waits=waits, wait_timeout=wait_timeout, waited=waited, polls=polls)
         except HistoryError as error:
             return Decline(error, reply.lease if isinstance(reply, Granted) else None)
 
@@ -107,8 +142,8 @@ class Plan:
             self.tell(LeaseTaken(run_id, at, granted.taken_from))
         epoch, recorded = granted.lease.epoch, journal.recorded
         self.tell(RunBegan(run_id, at, self.claim.workflow, epoch, recorded, granted.header, granted.records))
-        listening = None if self.on_event is None else self.tell
-        return Execution(self.claim.workflow, journal, granted.lease, listening)
+        listening = None if self.options.on_event is None else self.tell
+        return Execution(self.claim.workflow, journal, granted.lease, listening, self.deadline)
 
 
 def planned(
@@ -117,63 +152,100 @@ def planned(
     id: str,
     given: RunStore | SnapshotStore | None,
     input: Any,
-    version: int,
-    on_conflict: str,
-    wait_timeout: float | None,
-    lease: float,
-    metadata: Mapping[str, Any] | None,
-    on_event: Listener | None,
+    options: Options,
 ) -> Plan:
     """The call, checked: every mistake that can be seen without the store is named here, before it is asked."""
     checked_name("a run's id", id)
     store = run_store(_store_of_this_process() if given is None else given)
+    _check(options)
+    frame = current_frame.get()
+    outer = () if frame is None else frame.runs
+    if (store.identity, id) in outer:
+        advice = "A run cannot wait for itself: call the function, or give the inner run an id of its own."
+        raise ConcurrentExecution(id, "the very run that makes this call", advice=advice)
+    codec, clock = codec_of(store), SystemClock()
+    takes = _takes(fn, given=input is not OMITTED)
+    text = None
+    if input is not OMITTED:
+        text = codec.encode(input, what="the input", annotation=accepts(fn, _WITH_INPUT - 1))
+    metadata = dict(options.metadata or {})
+    checked_plain(metadata, what="the metadata")
+    claim = Claim(
+        run_id=id,
+        workflow=checked_name("a workflow's name", _name(fn)),
+        version=options.version,
+        seconds=checked_seconds(options.lease),
+        input=text,
+        input_hash=None if text is None else codec.fingerprint(input, what="the input"),
+        metadata=metadata,
+        create=text is not None or _WITHOUT_INPUT in takes,
+    )
+    at = _deadline(options.deadline, clock)
+    return Plan(deps, fn, claim, store, takes, options, terms(options.retry, None), at, outer, codec, clock)
+
+
+def _check(options: Options) -> None:
+    version, on_conflict, wait_timeout = options.version, options.on_conflict, options.wait_timeout
     if isinstance(version, bool) or not isinstance(version, int) or not -(2**31) <= version < 2**31:
         raise InvalidArgument(f"version must be an int of at most 31 bits, not {version!r}")
     if on_conflict not in ("raise", "wait"):
         raise InvalidArgument(f'on_conflict must be "raise" or "wait", not {on_conflict!r}')
     if wait_timeout is not None and not (isinstance(wait_timeout, int | float) and wait_timeout >= 0):
         raise InvalidArgument(f"wait_timeout must be a number of seconds or None, not {wait_timeout!r}")
-    if on_event is not None and not callable(on_event):
-        raise InvalidArgument(f"on_event must be a function of one event, not {type(on_event).__name__}")
-    frame = current_frame.get()
-    outer = () if frame is None else frame.runs
-    if (store.identity, id) in outer:
-        advice = "A run cannot wait for itself: call the function, or give the inner run an id of its own."
-        raise ConcurrentExecution(id, "the very run that makes this call", advice=advice)
-    codec = JsonCodec()
-    takes = _takes(fn, given=input is not OMITTED)
-    text = None if input is OMITTED else codec.encode(input, what="the input")
-    if not isinstance(metadata, Mapping | None):
-        raise InvalidArgument(f"metadata must be a mapping, not {type(metadata).__name__}")
-    if _RESERVED & set(metadata or ()):
+    if not isinstance(options.metadata, Mapping | None):
+        raise InvalidArgument(f"metadata must be a mapping, not {type(options.metadata).__name__}")
+    if _RESERVED & set(options.metadata or ()):
         raise InvalidArgument(f"metadata must not have the keys {sorted(_RESERVED)}: they are the library's own")
-    codec.encode(dict(metadata or {}), what="the metadata")
-    claim = Claim(
-        run_id=id,
-        workflow=checked_name("a workflow's name", _name(fn)),
-        version=version,
-        seconds=checked_seconds(lease),
-        input=text,
-        input_hash=None if text is None else codec.fingerprint(input, what="the input"),
-        metadata=dict(metadata or {}),
-        create=text is not None or _WITHOUT_INPUT in takes,
-    )
-    return Plan(deps, fn, claim, store, on_conflict == "wait", wait_timeout, takes, on_event, outer, codec)
+    if options.cancel is not None and not isinstance(options.cancel, threading.Event):
+        raise InvalidArgument(f"cancel must be a threading.Event, not {type(options.cancel).__name__}")
+    if options.on_event is not None and not callable(options.on_event):
+        raise InvalidArgument(f"on_event must be a function of one event, not {type(options.on_event).__name__}")
+
+
+def _deadline(deadline: float | datetime | None, clock: Clock) -> float | None:
+    """The deadline as a reading of the elapsed-time clock."""
+    if isinstance(deadline, datetime):
+        if deadline.tzinfo is None:
+            raise InvalidArgument(
+                "deadline must be seconds or an aware datetime, like datetime.now(UTC) + timedelta(hours=1)"
+            )
+        return clock.elapsed() + (deadline - clock.now()).total_seconds()
+    seconds = checked_timeout("deadline", deadline)
+    return None if seconds is None else clock.elapsed() + seconds
 
 
 def _takes(fn: Any, *, given: bool) -> frozenset[int]:
     """With how many arguments the workflow can be called; `InvalidArgument` when not as it would have to be."""
     if not callable(fn):
         raise InvalidArgument(f"the workflow must be a function fn(step, deps), not {type(fn).__name__}")
+    fits = _arities(fn)
+    if _WITH_INPUT in fits if given else fits:
+        return fits
+    wanted = "fn(step, deps, input), since input= was given" if given else "fn(step, deps)"
+    raise InvalidArgument(f"the workflow {_name(fn)}{inspect.signature(fn)} must be callable as {wanted}")
+
+
+def _arities(fn: Any) -> frozenset[int]:
+    if type(fn) is FunctionType and not fn.__defaults__ and not fn.__kwdefaults__:
+        return _arities_of(fn.__code__)
     try:
         signature = inspect.signature(fn)
     except ValueError:
         raise InvalidArgument(f"the workflow {_name(fn)!r} is not a function fn(step, deps) of yours") from None
-    fits = frozenset(count for count in (_WITHOUT_INPUT, _WITH_INPUT) if _binds(signature, count))
-    if _WITH_INPUT in fits if given else fits:
-        return fits
-    wanted = "fn(step, deps, input), since input= was given" if given else "fn(step, deps)"
-    raise InvalidArgument(f"the workflow {_name(fn)}{signature} must be callable as {wanted}")
+    return frozenset(count for count in (_WITHOUT_INPUT, _WITH_INPUT) if _binds(signature, count))
+
+
+@functools.lru_cache(maxsize=1024)
+def _arities_of(code: CodeType) -> frozenset[int]:
+    """The same for a plain function: a workflow is called often, and `inspect` takes longer than all else before it."""
+    takes_more = bool(code.co_flags & inspect.CO_VARARGS)
+    needs_names = bool(code.co_kwonlyargcount)
+    counts = (_WITHOUT_INPUT, _WITH_INPUT)
+    return frozenset(
+        count
+        for count in counts
+        if not needs_names and (count == code.co_argcount or (takes_more and count > code.co_argcount))
+    )
 
 
 def _binds(signature: inspect.Signature, count: int) -> bool:

@@ -9,7 +9,10 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
+from datetime import datetime
 from typing import Any, Final, Literal, TypeVar, assert_never, overload
+
+import tenacity
 
 from durable._decorator import enter, leave
 from durable._engine import runs
@@ -28,7 +31,7 @@ from durable._engine.decisions import (
 )
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
-from durable._plan import OMITTED, Plan, planned
+from durable._plan import OMITTED, Options, Plan, planned
 from durable._step import AsyncStep, Step
 from durable.errors import (
     ColourMismatch,
@@ -61,7 +64,10 @@ def run(
     on_conflict: OnConflict = ...,
     wait_timeout: float | None = ...,
     lease: float = ...,
+    deadline: float | datetime | None = ...,
     metadata: Mapping[str, Any] | None = ...,
+    cancel: threading.Event | None = ...,
+    retry: tenacity.BaseRetrying | None = ...,
     on_event: Listener | None = ...,
 ) -> Coroutine[Any, Any, T]: ...
 @overload
@@ -76,7 +82,10 @@ def run(
     on_conflict: OnConflict = ...,
     wait_timeout: float | None = ...,
     lease: float = ...,
+    deadline: float | datetime | None = ...,
     metadata: Mapping[str, Any] | None = ...,
+    cancel: threading.Event | None = ...,
+    retry: tenacity.BaseRetrying | None = ...,
     on_event: Listener | None = ...,
 ) -> Coroutine[Any, Any, T]: ...
 @overload
@@ -90,7 +99,10 @@ def run(
     on_conflict: OnConflict = ...,
     wait_timeout: float | None = ...,
     lease: float = ...,
+    deadline: float | datetime | None = ...,
     metadata: Mapping[str, Any] | None = ...,
+    cancel: threading.Event | None = ...,
+    retry: tenacity.BaseRetrying | None = ...,
     on_event: Listener | None = ...,
 ) -> T: ...
 @overload
@@ -105,7 +117,10 @@ def run(
     on_conflict: OnConflict = ...,
     wait_timeout: float | None = ...,
     lease: float = ...,
+    deadline: float | datetime | None = ...,
     metadata: Mapping[str, Any] | None = ...,
+    cancel: threading.Event | None = ...,
+    retry: tenacity.BaseRetrying | None = ...,
     on_event: Listener | None = ...,
 ) -> T: ...
 def run(
@@ -119,7 +134,10 @@ def run(
     on_conflict: OnConflict = "raise",
     wait_timeout: float | None = None,
     lease: float = 30.0,
+    deadline: float | datetime | None = None,
     metadata: Mapping[str, Any] | None = None,
+    cancel: threading.Event | None = None,
+    retry: tenacity.BaseRetrying | None = None,
     on_event: Listener | None = None,
 ) -> Any:
     """Execute the workflow `fn` as the run `id`, or go on with it where it stopped.
@@ -133,7 +151,11 @@ def run(
       at most `wait_timeout` seconds (None: as long as it takes).
     - `lease`: seconds after which others may take the run over from a process that fell silent; at least 0.5, and longer
       than the longest time that this process may be frozen (garbage collection, a C call that holds the GIL).
+    - `deadline`: seconds from now, or an aware `datetime`, after which no further step begins: `DeadlineExceeded`. A body
+      that is still running then is not stopped, but its lease is not renewed any more.
     - `metadata`: JSON values kept in the run's header, for people and queries.
+    - `cancel`: a `threading.Event`; once it is set the run is `cancelled` at the next step, or in a wait within a second.
+    - `retry`: a `tenacity.Retrying` for every step that has no policy of its own; see `step`.
     - `on_event` is called with each event, one at a time, between two steps; what it raises is logged.
 
     Returns what the workflow returned, as its record gives it back. A completed run returns its stored result without
@@ -141,10 +163,11 @@ def run(
 
     Raises what the workflow raised; `InvalidArgument` before anything is touched; `RunMismatch`, `VersionMismatch`,
     `WorkflowDrift`, `UnreadableRecord` when the stored run does not fit, and leaves it as it is; `ConcurrentExecution`,
-    `WaitTimedOut`; `LeaseLost` when the lease ended under it; `StoreUnavailable`, `AccessDenied`, `SchemaMismatch`,
-    `OutcomeUnknown` from the store.
+    `WaitTimedOut`; `LeaseLost` when the lease ended under it; `RunCancelled`, `DeadlineExceeded`; `StoreUnavailable`,
+    `AccessDenied`, `SchemaMismatch`, `OutcomeUnknown` from the store.
     """
-    plan = planned(deps, fn, id, store, input, version, on_conflict, wait_timeout, lease, metadata, on_event)
+    options = Options(version, on_conflict, wait_timeout, lease, deadline, metadata, cancel, retry, on_event)
+    plan = planned(deps, fn, id, store, input, options)
     if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
         return _AsyncRun(plan).outcome()
     return _Run(plan).outcome()
@@ -162,7 +185,7 @@ class _Either:
 
     def _alive(self, running: bool) -> bool:
         """Whether somebody still works under the lease; asked by the heartbeat, which has a look at the steps too."""
-        if self._over or not running:
+        if self._over or not running or self._plan.is_late:
             return False
         if self._driver is not None:
             self._driver.look()
@@ -204,7 +227,7 @@ class _Run(_Either):
         plan, lease, end = self._plan, granted.lease, _End()
         try:
             execution = plan.execution(granted, threading.current_thread())
-            self._driver = driver = Step(execution, plan.store, plan.codec, plan.clock, plan.runs)
+            self._driver = driver = Step(execution, *plan.for_driver)
             arguments = plan.arguments(driver, execution.journal)
         except BaseException:
             self._give_back(lease)
@@ -283,7 +306,7 @@ class _AsyncRun(_Either):
         plan, lease, end = self._plan, granted.lease, _End()
         try:
             execution = plan.execution(granted, asyncio.current_task())
-            self._driver = driver = AsyncStep(execution, plan.store, plan.codec, plan.clock, plan.runs)
+            self._driver = driver = AsyncStep(execution, *plan.for_driver)
             arguments = plan.arguments(driver, execution.journal)
         except BaseException:
             await self._give_back(lease)
@@ -316,8 +339,16 @@ class _AsyncRun(_Either):
                 assert_never(never)
 
     async def _begun(self, claim: Claim) -> ClaimReply:
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        assert task is not None  # noqa: S101 -- a coroutine runs in a task
+        task = None
+        with contextlib.suppress(RuntimeError):  # no event loop at all
+            task = asyncio.current_task()
+        if task is None:
+            raise ColourMismatch(
+                f"run {claim.run_id!r}: an async workflow runs in a task of asyncio (uvloop will do, and anyio on asyncio), "
+                f"and this is none. Elsewhere, make the workflow a blocking function and call durable.run in a thread, "
+                f"for example with trio.to_thread.run_sync."
+            )
+        loop = task.get_loop()
         # Weakly: an abandoned task must not be kept by the very question whether it is still there.
         this, doing = weakref.ref(self), weakref.ref(task)
 

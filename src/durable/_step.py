@@ -1,7 +1,7 @@
 """The two drivers of the engine, side by side: `Step` blocks, `AsyncStep` awaits.
 
 Each performs what the engine decides and reports what came of it. They differ in colour only, which a test checks by
-stripping it; what has no colour is in `_Driver`.
+stripping it; what has no colour is in `_driver.Driver`.
 """
 
 from __future__ import annotations
@@ -9,144 +9,45 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import logging
-import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from datetime import datetime
 from functools import partial
-from typing import Any, Final, TypeVar, TypeVarTuple, assert_never, cast, overload
+from typing import Any, TypeVar, TypeVarTuple, assert_never, overload
 
-from durable._decorator import Frame, current_frame, enter, leave, options_of
-from durable._engine.blame import marked
+import tenacity
+
+from durable._bodies import awaited_within, called_within, can_be_awaited
+from durable._decorator import Options, enter, leave
+from durable._driver import ACKNOWLEDGED, ASKED, SILENT, Body, Driver
 from durable._engine.decisions import (
     Abort,
-    Acknowledged,
-    Asked,
     Attempt,
     Checkpoint,
     Interrupted,
     Join,
     Raise,
-    Raised,
-    Reading,
+    Receive,
+    Received,
     Rejected,
     Replay,
-    Returned,
     StepDecision,
     StepOutcome,
     Unstorable,
+    Wait,
 )
 from durable._engine.journal import Call
-from durable._engine.steps import Execution
-from durable.clocks import Clock
-from durable.codecs import Codec
-from durable.errors import ColourMismatch, DurableError, InvalidArgument, NestedStep, UnstorableValue, Unwind
-from durable.failures import from_record, to_record
-from durable.snapshot import Record, StepRecord, checked_name
-from durable.stores.protocol import RunStore
+from durable._map import Items, mapped, mapped_async
+from durable._terms import terms
+from durable.errors import ColourMismatch, DurableError, Unwind
+from durable.snapshot import Record
 
-_log = logging.getLogger("durable")
-
+I = TypeVar("I")  # noqa: E741 -- an item's type
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-_ASKED: Final = Asked()
-_ACKNOWLEDGED: Final = Acknowledged()
-_NEVER: Final = datetime.min.replace(tzinfo=UTC)
-_UNREAD: Final = Reading(_NEVER, 0.0)
 
-
-class _Driver:
-    """What both drivers have in common: everything that neither blocks nor awaits."""
-
-    def __init__(
-        self,
-        execution: Execution,
-        store: RunStore,
-        codec: Codec,
-        clock: Clock,
-        runs: tuple[tuple[object, str], ...],
-    ) -> None:
-        self._execution = execution
-        self._store = store
-        self._codec = codec
-        self._clock = clock
-        self._runs = runs
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} of run {self._execution.run_id!r}>"
-
-    def frame(self, inside: str | None = None) -> Frame:
-        """The frame of the workflow function, or of the body of the step `inside`."""
-        return Frame(self, inside, self._runs)
-
-    def call_decorated(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """See `_decorator.Driver`."""
-        raise NotImplementedError
-
-    def look(self) -> None:
-        """Say which bodies have been silent for too long; called by the heartbeat's thread."""
-        for event in self._execution.stalled(Reading(self._clock.now(), self._clock.elapsed())):
-            _log.warning("run %r: step %r has been running for %.0f s", event.run_id, event.key, event.seconds)
-            if self._execution.tell is not None:
-                self._execution.tell(event)
-
-    def _still_running(self) -> None:
-        keys = ", ".join(self._execution.keys_running)
-        _log.warning("run %r has ended but for its running steps, and waits for them: %s", self._execution.run_id, keys)
-
-    def _reading(self, outcome: StepOutcome) -> Reading:
-        if self._execution.tell is not None:
-            return Reading(self._clock.now(), self._clock.elapsed())
-        # Nobody listens: the clock matters only where a body may be started.
-        return Reading(_NEVER, self._clock.elapsed()) if outcome is _ASKED else _UNREAD
-
-    def _fingerprint(
-        self, name: str, key: str | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> str:
-        """The fingerprint of a call's arguments, once the call itself has been found sound."""
-        frame = current_frame.get()
-        if frame is not None and frame.driver is self and frame.inside is not None:
-            raise NestedStep(name, frame.inside)
-        checked_name("a step's name", name)
-        if key is not None:
-            checked_name("a step's key", key)
-        if not callable(cast(object, fn)):
-            advice = "pass the function and its arguments, or a thunk: step(name, lambda: fn(arg))"
-            raise InvalidArgument(f"step {name!r}: {type(fn).__name__} is not a function: {advice}")
-        if kwargs:  # charge(order) and charge(order=order) are the same call
-            bound = inspect.signature(fn).bind(*args, **kwargs)
-            args, kwargs = bound.args, bound.kwargs
-        arguments = [*args, kwargs] if kwargs else list(args)
-        return self._codec.fingerprint(arguments, what=f"an argument of step {name!r}") if arguments else ""
-
-    def _encoded(self, call: Call, value: Any) -> Returned | Unstorable:
-        try:
-            return Returned(self._codec.encode(value, what=f"the result of step {call.key!r}"))
-        except UnstorableValue as problem:
-            problem.advice = (
-                "The body did run and its effects stand, but nothing was recorded, so it would run again: return plain "
-                "JSON values (None, bool, int, float, str, list, dict with string keys)."
-            )
-            return Unstorable(problem)
-
-    def _failed(self, call: Call, exception: Exception) -> Raised:
-        call.original = exception
-        return Raised(to_record(exception, self._codec))
-
-    def _handed_out(self, call: Call, record: StepRecord) -> Any:
-        where = f"the record of step {call.key!r}"
-        if record.error is None:
-            return self._codec.decode(record.json, run_id=self._execution.run_id, where=where)
-        exception = from_record(record.error, self._codec, run_id=self._execution.run_id, where=where)
-        original, call.original = call.original, None
-        if original is not None:  # the same exception as on a replay, with the live frames for whoever debugs it
-            exception = exception.with_traceback(original.__traceback__)
-        raise marked(exception, self._execution.lease.token, call.key)
-
-
-class Step(_Driver):
+class Step(Driver):
     """`step(...)` in a blocking workflow."""
 
     def __init__(self, *args: Any) -> None:
@@ -155,21 +56,70 @@ class Step(_Driver):
         self._changed = threading.Condition(self._lock)
         self._waiting = 0
 
-    def __call__(self, name: str, fn: Callable[[*Ts], T], *args: *Ts, key: str | None = None) -> T:
+    def __call__(
+        self,
+        name: str,
+        fn: Callable[[*Ts], T],
+        *args: *Ts,
+        key: str | None = None,
+        retry: tenacity.BaseRetrying | None = None,
+        timeout: float | None = None,
+        at_most_once: bool = False,
+    ) -> T:
         """Call `fn(*args)` once and remember its outcome under `key` (by default the name, numbered on repetition).
+
+        - `retry`: a `tenacity.Retrying` whose `stop`, `wait` and `retry` say when a body that raised is called again. The
+          attempts and the next one's moment are recorded, and a restart goes on from there.
+        - `timeout`: seconds for each attempt, after which `StepTimeout` is raised in its place. The body then goes on in a
+          thread of its own, and nothing is recorded of it.
+        - `at_most_once`: record that the body begins before it does (one more commit). Found begun and not ended, the step
+          raises `StepInterrupted`; its body is never started again, not even to resume a failed run.
 
         Returns what the record gives back: a new copy of the value. Raises what the body raised, rebuilt from its
         record; `KeyConflict`, `NestedStep`, `InvalidArgument`, `UnstorableValue` for a call that cannot be remembered.
         Where the run must not go on (its lease lost, its code drifted), control leaves the workflow past any
         `except Exception`.
         """
-        options = options_of(fn)
-        value: T = self._called(name, key, fn if options is None else options.fn, args, {})
+        value: T = self._called(name, key, self._plain_body(fn, args, terms(retry, timeout, at_most_once)))
         return value
 
-    def call_decorated(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call_decorated(self, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `_decorator.Driver`."""
-        return self._called(name, None, fn, args, kwargs)
+        return self._called(options.name, None, self._body(options.fn, args, kwargs, options.terms))
+
+    def map(
+        self,
+        name: str,
+        fn: Callable[[I], T],
+        items: Iterable[I],
+        *,
+        key: Callable[[I], object] | None = None,
+        max_concurrency: int | None = None,
+        return_exceptions: bool = False,
+        retry: tenacity.BaseRetrying | None = None,
+        timeout: float | None = None,
+    ) -> list[T]:
+        """Call `fn(item)` for each item, a step each, on `max_concurrency` threads (32 by default); the results in order.
+
+        An item's key is `name[0]`, `name[1]` …, or `name[…]` of what `key(item)` says: choose it where the items may come in
+        another order. Each is recorded as it ends, and only the missing ones run when the run is resumed. When one fails, no
+        other is begun, and its exception is raised; with `return_exceptions=True` it stands in the list instead.
+        """
+        given = terms(retry, timeout)
+        every = Items(name, items, key, max_concurrency, return_exceptions=return_exceptions)
+        return mapped(every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given)))
+
+    def sleep(self, name: str, seconds: float | datetime, *, key: str | None = None) -> None:
+        """Let `seconds` pass, or until an aware `datetime`. The moment of waking is recorded: restarts do not begin anew."""
+        self._rested(self._called(name, key, self._sleeping(seconds)))
+
+    def wait_for(self, name: str, *, timeout: float | None = None, key: str | None = None) -> Any:
+        """Wait for `durable.signal(store, id, name, payload)`, from any process, and return the payload.
+
+        Signals of a name are received in their order, each by one call, also when they were sent before. After `timeout`
+        seconds (None: never), restarts included, `SignalTimedOut` is raised, and recorded.
+        """
+        return self._called(name, key, self._listening(name, timeout))
 
     def drain(self) -> None:
         """Wait until no step is running."""
@@ -180,29 +130,31 @@ class Step(_Driver):
         """Wait until no checkpoint is on its way, `seconds` at most."""
         self._wait_until(lambda: not self._execution.committing, seconds)
 
-    def _called(
-        self, name: str, key: str | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        fingerprint = self._fingerprint(name, key, fn, args, kwargs)
+    def _called(self, name: str, key: str | None, body: Body) -> Any:
+        fingerprint = self._fingerprint(name, key, body)
         with self._lock:
-            branch, unwinding = threading.current_thread(), sys.exception() is not None
-            call = self._execution.call(name, key, fingerprint, branch, unwinding=unwinding)
-        return self._driven(call, fn, args, kwargs)
+            call = self._draw(name, key, body, fingerprint, threading.current_thread())
+        return self._driven(call, body)
 
-    def _driven(self, call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        outcome: StepOutcome = _ASKED
+    def _driven(self, call: Call, body: Body) -> Any:
+        outcome: StepOutcome = ASKED
         try:
             while True:
                 match self._advance(call, outcome):
                     case Replay(record):
-                        return self._handed_out(call, record)
-                    case Attempt():
-                        outcome = self._attempted(call, fn, args, kwargs)
+                        return self._handed_out(call, record, body.fn)
+                    case Attempt() as attempt:
+                        outcome = self._attempted(call, attempt, body)
+                    case Wait(seconds):
+                        self._clock.sleep(seconds)
+                        outcome = ASKED
+                    case Receive(signal, taken):
+                        outcome = self._received(signal, taken)
                     case Checkpoint(record):
                         outcome = self._checkpointed(call, record)
                     case Join():
                         self._joined(call)
-                        outcome = _ASKED
+                        outcome = ASKED
                     case Raise(error):
                         raise error
                     case Abort(error):
@@ -213,26 +165,43 @@ class Step(_Driver):
             self._abandoned(call, reason)
             raise
 
-    def _attempted(
-        self, call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> StepOutcome:
-        token = enter(self.frame(call.key))
+    def _attempted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
+        token, timeout = enter(self.frame(call.key)), body.terms.timeout
         try:
-            value = fn(*args, **kwargs)
+            value = body.call() if timeout is None else called_within(timeout, call.name, body.call)
         except Exception as exception:
-            return self._failed(call, exception)
+            return self._failed(call, exception, attempt, body.terms.policy)
         finally:
             leave(token)
-        if inspect.isawaitable(value):
+        if can_be_awaited(value):
             return Unstorable(_async_in_blocking(call.name, value))
-        return self._encoded(call, value)
+        return self._encoded(call, value, body.fn)
 
     def _checkpointed(self, _: Call, record: Record) -> StepOutcome:
         try:
             self._store.checkpoint(self._execution.lease, record)
         except DurableError as error:
             return Rejected(error)
-        return _ACKNOWLEDGED
+        return ACKNOWLEDGED
+
+    def _received(self, signal: str, taken: Sequence[int]) -> StepOutcome:
+        try:
+            found = self._store.receive(self._execution.lease, signal, taken)
+        except DurableError as error:
+            return Rejected(error)
+        return SILENT if found is None else Received(found[0], found[1].encode())
+
+    def _rested(self, until: object) -> None:
+        while True:
+            match self._resting(until):
+                case Wait(seconds):
+                    self._clock.sleep(seconds)
+                case Abort(error):
+                    raise Unwind(error)
+                case None:
+                    return
+                case never:
+                    assert_never(never)
 
     def _joined(self, call: Call) -> None:
         self._wait_until(lambda: not self._execution.running(call))
@@ -256,7 +225,7 @@ class Step(_Driver):
                 self._waiting -= 1
 
 
-class AsyncStep(_Driver):
+class AsyncStep(Driver):
     """`await step(...)` in an async workflow."""
 
     def __init__(self, *args: Any) -> None:
@@ -267,29 +236,78 @@ class AsyncStep(_Driver):
 
     @overload
     def __call__(
-        self, name: str, fn: Callable[[*Ts], Awaitable[T]], *args: *Ts, key: str | None = None
+        self,
+        name: str,
+        fn: Callable[[*Ts], Awaitable[T]],
+        *args: *Ts,
+        key: str | None = ...,
+        retry: tenacity.BaseRetrying | None = ...,
+        timeout: float | None = ...,
+        at_most_once: bool = ...,
     ) -> Coroutine[Any, Any, T]: ...
     @overload
     def __call__(
-        self, name: str, fn: Callable[[*Ts], T], *args: *Ts, key: str | None = None
+        self,
+        name: str,
+        fn: Callable[[*Ts], T],
+        *args: *Ts,
+        key: str | None = ...,
+        retry: tenacity.BaseRetrying | None = ...,
+        timeout: float | None = ...,
+        at_most_once: bool = ...,
     ) -> Coroutine[Any, Any, T]: ...
-    def __call__(self, name: str, fn: Any, *args: Any, key: str | None = None) -> Any:  # type: ignore[misc] # mypy: *Ts is not Any
+    def __call__(  # type: ignore[misc] # mypy: *Ts is not Any
+        self,
+        name: str,
+        fn: Any,
+        *args: Any,
+        key: str | None = None,
+        retry: tenacity.BaseRetrying | None = None,
+        timeout: float | None = None,
+        at_most_once: bool = False,
+    ) -> Any:
         """Call `fn(*args)`, and await what it returns if that can be awaited; otherwise as `Step`.
 
         The key is drawn at this call, the body begins when the coroutine is awaited. A blocking function runs on the
-        event loop: use `asyncio.to_thread` in it if it takes long.
+        event loop: use `asyncio.to_thread` in it if it takes long. With a `timeout` an async body is cancelled, and a
+        blocking one runs in a thread of its own.
         """
-        options = options_of(fn)
-        return self._called(name, key, fn if options is None else options.fn, args, {})
+        return self._called(name, key, self._plain_body(fn, args, terms(retry, timeout, at_most_once)))
 
-    def call_decorated(self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call_decorated(self, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `_decorator.Driver`."""
+        name, fn = options.name, options.fn
         if not inspect.iscoroutinefunction(fn):
             raise ColourMismatch(
                 f"{name!r} is a blocking function, and this workflow is async: "
                 f'call it as `await step("{name}", {getattr(fn, "__name__", "fn")}, ...)`, so that its checkpoint is awaited'
             )
-        return self._called(name, None, fn, args, kwargs)
+        return self._called(name, None, self._body(fn, args, kwargs, options.terms))
+
+    def map(
+        self,
+        name: str,
+        fn: Callable[[I], Any],
+        items: Iterable[I],
+        *,
+        key: Callable[[I], object] | None = None,
+        max_concurrency: int | None = None,
+        return_exceptions: bool = False,
+        retry: tenacity.BaseRetrying | None = None,
+        timeout: float | None = None,
+    ) -> Coroutine[Any, Any, list[Any]]:
+        """See `Step.map`; on tasks."""
+        given = terms(retry, timeout)
+        every = Items(name, items, key, max_concurrency, return_exceptions=return_exceptions)
+        return mapped_async(every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given)))
+
+    def sleep(self, name: str, seconds: float | datetime, *, key: str | None = None) -> Coroutine[Any, Any, None]:
+        """See `Step.sleep`."""
+        return self._rested(self._called(name, key, self._sleeping(seconds)))
+
+    def wait_for(self, name: str, *, timeout: float | None = None, key: str | None = None) -> Coroutine[Any, Any, Any]:
+        """See `Step.wait_for`."""
+        return self._called(name, key, self._listening(name, timeout))
 
     async def drain(self) -> None:
         """Wait until no step is running."""
@@ -310,30 +328,32 @@ class AsyncStep(_Driver):
                 while self._execution.committing:
                     await self._changed()
 
-    def _called(
-        self, name: str, key: str | None, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Coroutine[Any, Any, Any]:
+    def _called(self, name: str, key: str | None, body: Body) -> Coroutine[Any, Any, Any]:
         if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- the one way to ask without raising
             raise ColourMismatch(f"step {name!r} belongs to an async workflow: call it on that workflow's event loop")
-        fingerprint = self._fingerprint(name, key, fn, args, kwargs)
-        branch, unwinding = asyncio.current_task(), sys.exception() is not None
-        call = self._execution.call(name, key, fingerprint, branch, unwinding=unwinding)
-        return self._driven(call, fn, args, kwargs)
+        fingerprint = self._fingerprint(name, key, body)
+        call = self._draw(name, key, body, fingerprint, asyncio.current_task())
+        return self._driven(call, body)
 
-    async def _driven(self, call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        outcome: StepOutcome = _ASKED
+    async def _driven(self, call: Call, body: Body) -> Any:
+        outcome: StepOutcome = ASKED
         try:
             while True:
                 match self._advance(call, outcome):
                     case Replay(record):
-                        return self._handed_out(call, record)
-                    case Attempt():
-                        outcome = await self._attempted(call, fn, args, kwargs)
+                        return self._handed_out(call, record, body.fn)
+                    case Attempt() as attempt:
+                        outcome = await self._attempted(call, attempt, body)
+                    case Wait(seconds):
+                        await self._clock.asleep(seconds)
+                        outcome = ASKED
+                    case Receive(signal, taken):
+                        outcome = await self._received(signal, taken)
                     case Checkpoint(record):
                         outcome = await self._checkpointed(call, record)
                     case Join():
                         await self._joined(call)
-                        outcome = _ASKED
+                        outcome = ASKED
                     case Raise(error):
                         raise error
                     case Abort(error):
@@ -344,19 +364,31 @@ class AsyncStep(_Driver):
             self._abandoned(call, reason)
             raise
 
-    async def _attempted(
-        self, call: Call, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> StepOutcome:
-        token = enter(self.frame(call.key))
+    async def _attempted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
+        if (room := self._store.aio.room()) is not None:
+            await self._admitted(room)
+        token, timeout = enter(self.frame(call.key)), body.terms.timeout
         try:
-            value = fn(*args, **kwargs)
-            if inspect.isawaitable(value):
-                value = await value
+            if timeout is None:
+                value = body.call()
+                if can_be_awaited(value):
+                    value = await value
+            else:
+                blocks = not inspect.iscoroutinefunction(body.fn)
+                value = await awaited_within(timeout, call.name, body.call, blocks=blocks)
         except Exception as exception:
-            return self._failed(call, exception)
+            return self._failed(call, exception, attempt, body.terms.policy)
         finally:
             leave(token)
-        return self._encoded(call, value)
+        return self._encoded(call, value, body.fn)
+
+    async def _admitted(self, room: asyncio.Future[None] | None) -> None:
+        """Wait until the store has room for what a body will bring, if a body may still be started then."""
+        while room is not None:
+            await room
+            room = self._store.aio.room()
+        if stop := self._execution.stopped(self._reading(ASKED)):
+            raise Unwind(stop.error)
 
     async def _checkpointed(self, call: Call, record: Record) -> StepOutcome:
         answer = self._store.aio.checkpoint(self._execution.lease, record, partial(self._answered_late, call))
@@ -373,16 +405,37 @@ class AsyncStep(_Driver):
                 return Rejected(error)
             raise
         self._unanswered.discard(call)
-        return _ACKNOWLEDGED
+        return ACKNOWLEDGED
 
     def _answered_late(self, call: Call, error: BaseException | None) -> None:
         self._unanswered.discard(call)
         if error is None:
-            self._advance(call, _ACKNOWLEDGED)
+            if not isinstance(self._advance(call, ACKNOWLEDGED), Replay):  # there is more to do, and nobody to do it
+                self._abandoned(call, asyncio.CancelledError())
         elif isinstance(error, DurableError):
             self._advance(call, Rejected(error))
         else:
             self._abandoned(call, error)
+
+    async def _received(self, signal: str, taken: Sequence[int]) -> StepOutcome:
+        try:
+            found = await self._store.aio.receive(self._execution.lease, signal, taken)
+        except DurableError as error:
+            return Rejected(error)
+        return SILENT if found is None else Received(found[0], found[1].encode())
+
+    async def _rested(self, falling_asleep: Coroutine[Any, Any, Any]) -> None:
+        until = await falling_asleep
+        while True:
+            match self._resting(until):
+                case Wait(seconds):
+                    await self._clock.asleep(seconds)
+                case Abort(error):
+                    raise Unwind(error)
+                case None:
+                    return
+                case never:
+                    assert_never(never)
 
     async def _joined(self, call: Call) -> None:
         while self._execution.running(call):

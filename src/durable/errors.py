@@ -12,6 +12,11 @@ Exception
     ├── AmbiguousKey           two branches share an automatic key
     ├── UnstorableValue        a value that could not come back as it is
     ├── StepFailed             a recorded exception whose class cannot be rebuilt here
+    ├── StepTimeout            an attempt that took longer than it may (also a TimeoutError)
+    ├── SignalTimedOut         no signal came in time (also a TimeoutError)
+    ├── StepInterrupted        an at-most-once step that was begun, and nobody knows how it ended
+    ├── RunCancelled           somebody asked the run to stop
+    ├── DeadlineExceeded       the run's time is up
     ├── HistoryError           what is stored does not fit what was called
     │   ├── RunMismatch        another workflow or another input under this id
     │   ├── VersionMismatch    another version of the workflow
@@ -45,6 +50,7 @@ __all__ = [
     "AmbiguousKey",
     "ColourMismatch",
     "ConcurrentExecution",
+    "DeadlineExceeded",
     "DurableError",
     "DurableWarning",
     "HistoryError",
@@ -54,13 +60,17 @@ __all__ = [
     "NestedStep",
     "OutcomeUnknown",
     "OwnershipError",
+    "RunCancelled",
     "RunMismatch",
     "RunNotFound",
     "RunNotOver",
     "RunOver",
     "SchemaMismatch",
     "ServerNotStarted",
+    "SignalTimedOut",
     "StepFailed",
+    "StepInterrupted",
+    "StepTimeout",
     "StoreError",
     "StoreUnavailable",
     "UnreadableRecord",
@@ -189,6 +199,67 @@ class StepFailed(DurableError):
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}"
+
+
+@dataclass(eq=False, repr=False)
+class StepTimeout(DurableError, TimeoutError):
+    """An attempt of the step `name` took longer than `seconds`; a retry policy may try again."""
+
+    name: str
+    seconds: float
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"step {self.name!r} took longer than its timeout of {self.seconds:g} s.{' ' * bool(self.advice)}{self.advice}"
+
+
+@dataclass(eq=False, repr=False)
+class SignalTimedOut(DurableError, TimeoutError):
+    """`step.wait_for(name, timeout=seconds)` waited that long, restarts included, and no signal came."""
+
+    name: str
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"no signal {self.name!r} came within {self.seconds:g} s. This is recorded; durable.signal sends one."
+
+
+@dataclass(eq=False, repr=False)
+class StepInterrupted(DurableError):
+    """The body of an at-most-once step was started by an earlier execution, and no outcome was recorded."""
+
+    run_id: str
+    key: str
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r}: the step {self.key!r} was started before and no outcome was recorded, so nobody knows "
+            f"whether its effect happened. It is to run at most once and is not started again: find out what became of "
+            f"it, and go on accordingly (catch StepInterrupted in the workflow), or use another key or run id."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class RunCancelled(DurableError):
+    """The run was cancelled: by `durable.cancel`, or by the event given as `cancel=`."""
+
+    run_id: str
+
+    def __str__(self) -> str:
+        return f"run {self.run_id!r} was cancelled. What it had recorded is kept: durable.run with this id goes on from there."
+
+
+@dataclass(eq=False, repr=False)
+class DeadlineExceeded(DurableError):
+    """The run was not done by the `deadline` of the call."""
+
+    run_id: str
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r} was not done by its deadline, and no further step was started. What it had recorded is "
+            f"kept: durable.run with this id and a later deadline goes on from there."
+        )
 
 
 class HistoryError(DurableError):

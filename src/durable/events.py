@@ -14,7 +14,7 @@ from typing import TypeAlias
 from msgspec import structs
 
 from durable.documents import Snapshot, snapshot_of
-from durable.snapshot import Execution, FailureRecord, Header, Kind, Record, Status, StepRecord, render
+from durable.snapshot import AttemptRecord, Execution, FailureRecord, Header, Kind, Record, Status, StepRecord, render
 
 __all__ = [
     "Event",
@@ -30,9 +30,11 @@ __all__ = [
     "RunReturned",
     "StepBegan",
     "StepEvent",
-    "StepInterrupted",
+    "StepLeft",
     "StepRecorded",
+    "StepRemembered",
     "StepReplayed",
+    "StepRetrying",
     "StepStalled",
     "safely",
 ]
@@ -117,7 +119,25 @@ class StepEvent(RunEvent):
 
 @dataclass(frozen=True, slots=True)
 class StepBegan(StepEvent):
-    """The body is about to be called."""
+    """The body is about to be called, for the `attempt`-th time since it last settled."""
+
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StepRetrying(StepEvent):
+    """The `attempt`-th attempt failed with an exception of the class `error`; the next is due at `due`. This is recorded."""
+
+    attempt: int
+    error: str
+    due: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StepRemembered(StepEvent):
+    """What is known of a step that has not settled is acknowledged: a failed attempt, or that it has begun at all."""
+
+    record: AttemptRecord = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +171,7 @@ class StepStalled(StepEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class StepInterrupted(StepEvent):
+class StepLeft(StepEvent):
     """The body ended without an outcome that can be recorded, and runs again when it is next asked for."""
 
     reason: str
@@ -193,6 +213,9 @@ class ResumeStateCollector:
                 self._is(Status.RUNNING, at)
             case StepRecorded(at=at, key=key, record=record):
                 self._add(key, Kind.STEP, render(record))
+                self._is(Status.RUNNING, at)
+            case StepRemembered(at=at, key=key, record=record):
+                self._add(key, Kind.ATTEMPT, render(record))
                 self._is(Status.RUNNING, at)
             case RunCompleted(at=at, result=result):
                 self._add(Kind.RESULT, Kind.RESULT, result)

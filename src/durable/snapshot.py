@@ -5,6 +5,7 @@ A run is stored as one header document and a journal of records. Column by colum
 | kind | key | record |
 | --- | --- | --- |
 | `input` | `input` | the input's JSON |
+| `attempt` | the step's key | an `AttemptRecord`: what a step remembers on its way |
 | `step` | the step's key | a `StepRecord` |
 | `result` | `result` | the result's JSON |
 | `failure` | `failure` | a `FailureRecord` |
@@ -15,6 +16,7 @@ JSON that SQL can read: `record->'value'->>'total'`.
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -25,6 +27,7 @@ from durable.errors import InvalidArgument, UnreadableRecord
 
 __all__ = [
     "FORMAT_VERSION",
+    "AttemptRecord",
     "ErrorRecord",
     "Execution",
     "FailureRecord",
@@ -48,19 +51,24 @@ class Status(StrEnum):
     RUNNING = "running"
     COMPLETED = "completed"
     FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
 class Kind(StrEnum):
     """What a journal record remembers."""
 
     INPUT = "input"
+    ATTEMPT = "attempt"
     STEP = "step"
     RESULT = "result"
     FAILURE = "failure"
 
 
 class ErrorRecord(Struct, frozen=True, omit_defaults=True):
-    """An exception as JSON. `type` is its dotted class name; `args` is absent when they are not plain JSON."""
+    """An exception as JSON. `type` is its class, `module:Class`; `args` is absent when they could not come back.
+
+    `sealed` is all but the type as the store's codec wrote it, where that is another than JSON's; the rest is empty then.
+    """
 
     type: str
     message: str
@@ -69,6 +77,10 @@ class ErrorRecord(Struct, frozen=True, omit_defaults=True):
     cause: ErrorRecord | None = None
     members: tuple[ErrorRecord, ...] = ()
     traceback: str = ""
+    sealed: Raw | UnsetType = UNSET
+
+    def __repr__(self) -> str:
+        return f"<ErrorRecord of {self.type}>"  # its text may say as much as a value
 
 
 class StepRecord(Struct, frozen=True, omit_defaults=True):
@@ -76,7 +88,8 @@ class StepRecord(Struct, frozen=True, omit_defaults=True):
 
     `auto` says that the key was drawn from the name; `concurrent` that the step was called outside the workflow's own
     task, or beside another; `unordered` that a replay need not come by here (it was called while an exception was handled,
-    or after a step that left no record); `fingerprint` is a hash of its arguments, absent for a thunk.
+    or after a step that left no record); `fingerprint` is a hash of its arguments, absent for a thunk; `once` that the
+    body must not be started again, however it ended; `signal` is the number of the signal that it received.
     """
 
     name: str
@@ -87,11 +100,31 @@ class StepRecord(Struct, frozen=True, omit_defaults=True):
     concurrent: bool = False
     unordered: bool = False
     fingerprint: str = ""
+    once: bool = False
+    signal: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<StepRecord of {self.name!r}, {'ok' if self.ok else 'failed'}>"
 
     @property
     def json(self) -> bytes:
         """The JSON of the value; empty for a failed step."""
         return b"" if self.value is UNSET else bytes(self.value)
+
+
+class AttemptRecord(Struct, frozen=True, omit_defaults=True):
+    """What is known of a step that has not settled: its attempt `number` has failed, and the next is `due`.
+
+    Without `due` that attempt has begun, which is recorded for at-most-once steps only. `began` is when the first attempt
+    did. Moments are aware, in UTC.
+    """
+
+    name: str
+    number: int
+    began: datetime
+    due: datetime | None = None
+    error: ErrorRecord | None = None
+    fingerprint: str = ""
 
 
 class FailureRecord(Struct, frozen=True, omit_defaults=True):
@@ -132,15 +165,18 @@ class Record(NamedTuple):
     kind: str
     text: str
 
+    def __repr__(self) -> str:
+        return f"<Record {self.seq} of {self.key!r}, {self.kind}>"
+
 
 _T = TypeVar("_T")
 _encoder: Final = msgspec.json.Encoder()
 _decoders: Final[dict[type, msgspec.json.Decoder[Any]]] = {
-    type_: msgspec.json.Decoder(type_) for type_ in (StepRecord, FailureRecord, Header)
+    type_: msgspec.json.Decoder(type_) for type_ in (StepRecord, AttemptRecord, FailureRecord, Header)
 }
 
 
-def render(content: StepRecord | FailureRecord) -> str:
+def render(content: StepRecord | AttemptRecord | FailureRecord) -> str:
     """The JSON text of a record."""
     return _encoder.encode(content).decode()
 

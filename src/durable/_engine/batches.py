@@ -11,12 +11,16 @@ from collections import deque
 from enum import Enum
 from typing import Any, Final, Generic, NamedTuple, TypeVar, assert_never
 
+from durable._engine.leases import Lease
+
 MOST_ENTRIES: Final = 500  # a batch is as fast per record at 500 as it gets
+FEWEST: Final = 16  # that are not worth a commit of their own for each half
 MOST_BYTES: Final = 4 * 1024 * 1024  # keeps a batch within some 10 ms on the wire and in the parser
 LARGE: Final = 256 * 1024  # an entry above this goes by itself, on a way of its own: small ones never wait behind it
 MOST_CONFLICTS: Final = 20  # times that an entry may be the victim of a conflict before that is an error
 MOST_WAITING: Final = 64 * 1024 * 1024  # bytes that may wait before whoever adds more has to wait too
 
+_LONGEST_WAIT: Final = 30.0  # seconds, under a shorter lease that is being renewed all the while
 _LONGEST_SILENCE: Final = 10.0  # seconds that a server may take to answer before its connection is given up
 _SHORTEST_SILENCE: Final = 0.2
 _FIRST_PAUSE: Final = 0.02
@@ -30,25 +34,38 @@ class Verb(Enum):
     CHECKPOINT = "checkpoint"
     FINISH = "finish"
     RELEASE = "release"
+    CANCEL = "cancel"
+    SIGNAL = "signal"
+    RECEIVE = "receive"
 
 
 class Entry:
     """Something that waits to be committed.
 
-    `size` in bytes; `deadline` a reading of the elapsed-time clock after which its answer is of no use; `unknown` says
-    that it was sent and its reply was lost, so that it must be read back before it is sent again; `tries` counts how
-    often it was a victim of a conflict.
+    `size` in bytes; `until` a reading of the elapsed-time clock after which its answer is of no use, or the lease under
+    which it is written; `unknown` says that it was sent and its reply was lost, so that it must be read back before it is
+    sent again; `tries` counts how often it was a victim of a conflict.
     """
 
-    __slots__ = ("deadline", "run_id", "size", "tries", "unknown", "verb")
+    __slots__ = ("_latest", "_lease", "run_id", "size", "tries", "unknown", "verb")
 
-    def __init__(self, verb: Verb, run_id: str, size: int, deadline: float) -> None:
+    def __init__(self, verb: Verb, run_id: str, size: int, until: Lease | float) -> None:
         self.verb = verb
         self.run_id = run_id
         self.size = size
-        self.deadline = deadline
         self.unknown = False
         self.tries = 0
+        if isinstance(until, Lease):
+            self._lease: Lease | None = until
+            self._latest = until.sent + max(until.seconds, _LONGEST_WAIT)
+        else:
+            self._lease = None
+            self._latest = until
+
+    @property
+    def deadline(self) -> float:
+        """When its answer is due, as a reading of the elapsed-time clock. A lease that is renewed meanwhile puts it off."""
+        return self._latest if self._lease is None else min(self._latest, self._lease.deadline)
 
 
 E = TypeVar("E", bound=Entry)
@@ -60,6 +77,7 @@ class Backlog(Generic[E]):
     def __init__(self) -> None:
         self._waiting: dict[tuple[Verb, bool], deque[tuple[int, E]]] = {}
         self._arrivals = 0
+        self._taken_last = 0
         self.bytes = 0
 
     def __bool__(self) -> bool:
@@ -77,14 +95,19 @@ class Backlog(Generic[E]):
         self.bytes += entry.size
 
     def take(self) -> list[E]:
-        """The next batch: the kind of entry that has waited longest, as many as fit, one claim per run at the most."""
+        """The next batch: the kind of entry that has waited longest, as many as fit, one claim per run at the most.
+
+        Of those in circulation (what waits, and what the last batch answered) it is one half: so that while one half is
+        being committed the other is at work, where otherwise all would come, and wait, together.
+        """
         kind = min(self._waiting, key=lambda kind: self._waiting[kind][0][0])
         queue = self._waiting[kind]
         batch: list[E] = []
         held_back: list[tuple[int, E]] = []
         runs: set[str] = set()
         size = 0
-        while queue and len(batch) < MOST_ENTRIES and (not batch or size + queue[0][1].size <= MOST_BYTES):
+        most = max(FEWEST, min(MOST_ENTRIES, (len(queue) + self._taken_last + 1) // 2))
+        while queue and len(batch) < most and (not batch or size + queue[0][1].size <= MOST_BYTES):
             arrival, entry = queue.popleft()
             if kind[0] is not Verb.CHECKPOINT:
                 if entry.run_id in runs:  # a statement cannot take one lease twice
@@ -97,14 +120,19 @@ class Backlog(Generic[E]):
         if not queue:
             del self._waiting[kind]
         self.bytes -= size
+        self._taken_last = len(batch)
         return batch
 
     def expired(self, elapsed: float) -> list[E]:
         """Take out the entries whose deadline has passed."""
         late: list[E] = []
         for kind, queue in list(self._waiting.items()):
-            late += [entry for _, entry in queue if entry.deadline <= elapsed]
-            kept = deque(item for item in queue if item[1].deadline > elapsed)
+            kept: deque[tuple[int, E]] = deque()
+            for item in queue:
+                if item[1].deadline <= elapsed:
+                    late.append(item[1])
+                else:
+                    kept.append(item)
             if kept:
                 self._waiting[kind] = kept
             else:
@@ -183,10 +211,13 @@ def followed(batch: list[E], verdict: Verdict) -> Follow:
             return Follow(impatient, [], [entry for entry in batch if entry.verb is not Verb.RELEASE])
         case Verdict.PASSING | Verdict.UNREACHED:
             # Whoever only asks to begin is told at once; whoever has something to lose waits for better times.
-            impatient = [entry for entry in batch if not entry.unknown and entry.verb in (Verb.CLAIM, Verb.RELEASE)]
+            impatient = [entry for entry in batch if not entry.unknown and entry.verb in _FROM_OUTSIDE]
             return Follow(impatient, [], [entry for entry in batch if entry not in impatient])
         case never:
             assert_never(never)
+
+
+_FROM_OUTSIDE: Final = (Verb.CLAIM, Verb.RELEASE, Verb.CANCEL, Verb.SIGNAL)
 
 
 def _halves(batch: list[E]) -> list[list[E]]:
@@ -194,11 +225,14 @@ def _halves(batch: list[E]) -> list[list[E]]:
     return [half for half in (batch[:middle], batch[middle:]) if half]
 
 
-def silence(batch: list[E], elapsed: float) -> float:
+def deadline(batch: list[E]) -> float:
+    """When the first answer of a batch is due, as a reading of the elapsed-time clock."""
+    return batch[0].deadline if len(batch) == 1 else min(entry.deadline for entry in batch)
+
+
+def silence(deadline: float, elapsed: float) -> float:
     """Seconds to wait for the reply to a batch: time must be left to read back what became of it."""
-    first = batch[0].deadline if len(batch) == 1 else min(entry.deadline for entry in batch)
-    left = first - elapsed
-    return min(_LONGEST_SILENCE, max(_SHORTEST_SILENCE, left / 2))
+    return min(_LONGEST_SILENCE, max(_SHORTEST_SILENCE, (deadline - elapsed) / 2))
 
 
 def pause(failures: int) -> float:

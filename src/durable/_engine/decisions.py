@@ -7,111 +7,143 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
+from msgspec import Struct
+
 from durable._engine.leases import Lease
 from durable.errors import DurableError
 from durable.snapshot import ErrorRecord, Header, Record, Status, StepRecord
 
 
 class Reading(NamedTuple):
-    """The clock as the driver read it: a moment for people, seconds for decisions."""
+    """The world as the driver read it: a moment for people and for what outlives a process, seconds for leases.
+
+    `cancelled` says whether somebody in this process has asked the run to stop.
+    """
 
     at: datetime
     elapsed: float
+    cancelled: bool = False
 
 
 # -- decisions about a step ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
+class Replay(Struct, frozen=True):
     """Hand out this record: its value, decoded anew, or its error, rebuilt and raised."""
 
     record: StepRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """Call the body, and answer with `Returned`, `Raised`, `Unstorable` or `Interrupted`."""
+class Attempt(Struct, frozen=True):
+    """Call the body, and answer with `Returned`, `Raised`, `Unstorable` or `Interrupted`.
+
+    It is the `number`-th attempt, the first of which began at `began`.
+    """
+
+    number: int
+    began: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Wait(Struct, frozen=True):
+    """Let `seconds` pass, then answer with `Asked` again."""
+
+    seconds: float
+
+
+class Receive(Struct, frozen=True):
+    """Look for a signal of this name whose number is not among the `taken`; answer with `Received` or `Silent`."""
+
+    name: str
+    taken: Sequence[int]
+
+
+class Checkpoint(Struct, frozen=True):
     """Commit this record, and answer with `Acknowledged` or `Rejected`."""
 
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
-class Join:
+class Join(Struct, frozen=True):
     """The same key is running: wait until it has settled, then answer with `Asked` again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Raise:
+class Raise(Struct, frozen=True):
     """Raise this at the call; the workflow may catch it."""
 
     error: DurableError
 
 
-@dataclass(frozen=True, slots=True)
-class Abort:
+class Abort(Struct, frozen=True):
     """Leave the workflow with this, past every `except Exception`."""
 
     error: DurableError
 
 
-StepDecision: TypeAlias = Replay | Attempt | Checkpoint | Join | Raise | Abort
+StepDecision: TypeAlias = Replay | Attempt | Wait | Receive | Checkpoint | Join | Raise | Abort
 
 
 # -- outcomes of a step -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """The workflow waits for this step."""
+class Asked(Struct, frozen=True):
+    """The workflow waits for this step, for the first time or still."""
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(Struct, frozen=True):
     """The body returned; `value` is the JSON of what it returned."""
 
     value: bytes
 
+    def __repr__(self) -> str:
+        return f"<Returned {len(self.value)} bytes>"
 
-@dataclass(frozen=True, slots=True)
-class Raised:
-    """The body raised an `Exception`, which has this record."""
+
+class Raised(Struct, frozen=True):
+    """The body raised an `Exception`, which has this record. `again_in` seconds it is to be tried again; None: it is not."""
 
     error: ErrorRecord
+    again_in: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Unstorable:
+class Received(Struct, frozen=True):
+    """There is a signal, and this is the JSON of its payload."""
+
+    number: int
+    payload: bytes
+
+    def __repr__(self) -> str:
+        return f"<Received signal {self.number}, {len(self.payload)} bytes>"
+
+
+class Silent(Struct, frozen=True):
+    """There is no such signal yet."""
+
+
+class Unstorable(Struct, frozen=True):
     """The body returned something that cannot be stored."""
 
     error: DurableError
 
 
-@dataclass(frozen=True, slots=True)
-class Interrupted:
+class Interrupted(Struct, frozen=True):
     """The body, or the wait for its checkpoint, was left by something that is not an `Exception`."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Acknowledged:
+class Acknowledged(Struct, frozen=True):
     """The store has committed the record."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
+class Rejected(Struct, frozen=True):
     """The store has not committed the record, or cannot say."""
 
     error: DurableError
 
 
-StepOutcome: TypeAlias = Asked | Returned | Raised | Unstorable | Interrupted | Acknowledged | Rejected
+StepOutcome: TypeAlias = (
+    Asked | Returned | Raised | Received | Silent | Unstorable | Interrupted | Acknowledged | Rejected
+)
 
 
 # -- how a run begins ---------------------------------------------------------------------------------------------
@@ -122,8 +154,8 @@ class Claim:
     """A request for the right to run `run_id`.
 
     `input` is its JSON, None when none was given; `input_hash` its fingerprint. `seconds` is the lease's length.
-    `after_failure` says whether a run that has failed may be taken up again (not by one who only waited for it),
-    `create` whether a run that is not there may be started (not without the input that its workflow needs).
+    `after_failure` says whether a run that has failed, or was cancelled, may be taken up again (not by one who only
+    waited for it), `create` whether a run that is not there may be started (not without the input that its workflow needs).
     """
 
     run_id: str
@@ -180,7 +212,7 @@ class Proceed:
 class Return:
     """The run is completed: return its stored result, whose JSON this is."""
 
-    value: bytes
+    value: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +257,8 @@ class Finish:
 class Release:
     """Give the lease back without an outcome; the run can be resumed at once. Then raise `error`, if there is one.
 
-    `status` is what the run goes back to, where nothing was written to one that had failed before; None leaves it running.
+    `status` is `cancelled`, or what the run goes back to, where nothing was written to one that had failed before; None
+    leaves it running.
     """
 
     error: DurableError | None

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+from msgspec import Struct
 
 from durable._engine.decisions import Abort, Raise
 from durable.errors import AmbiguousKey, KeyConflict, UnreadableRecord, WorkflowDrift
-from durable.snapshot import FailureRecord, Kind, Record, Status, StepRecord, parse
+from durable.snapshot import AttemptRecord, FailureRecord, Kind, Record, Status, StepRecord, parse
 
 
-@dataclass(slots=True, eq=False)
-class Call:
+class Phase(Enum):
+    """Where a call stands."""
+
+    DRAWN = "its key is drawn"
+    WAITING = "it is running, and its next attempt is not due"
+    BODY = "its body is running"
+    SENDING = "a record of it is on its way"
+
+
+class Call(Struct, eq=False):
     """One use of `step(...)`: its identity, and what has become of it.
 
     `refusal` is what stands in its way from the start; `original` the live exception of its body, for the one who
-    reads the traceback.
+    reads the traceback. `attempts` have been begun, the first one at `first`; the next is `due`, if one is. `began` is
+    when the last one did, in elapsed seconds. A call that `listens` waits for a signal of its name, with `patience` in
+    seconds (None: for ever); it has had so many `looks` for it, and `signal` is the number of the one that came.
     """
 
     key: str
@@ -27,8 +40,18 @@ class Call:
     unordered: bool = False
     opened: bool = False
     stalled: bool = False
+    at_most_once: bool = False
+    listens: bool = False
+    patience: float | None = None
+    looks: int = 0
+    signal: int | None = None
+    phase: Phase = Phase.DRAWN
+    attempts: int = 0
+    first: datetime | None = None
+    due: datetime | None = None
     began: float = 0.0
     seconds: float = 0.0
+    attempt: AttemptRecord | None = None
     record: StepRecord | None = None
     original: BaseException | None = None
 
@@ -45,6 +68,8 @@ class Journal:
         self.input: bytes | None = None
         self._main = main
         self._settled: dict[str, StepRecord] = {}
+        self._attempted: dict[str, AttemptRecord] = {}
+        self._signals: dict[str, list[int]] = {}
         self._asked: dict[str, Call] = {}
         self._repeats: dict[str, int] = {}
         self._drawn_by: dict[str, object] = {}
@@ -74,9 +99,14 @@ class Journal:
                     if not (record.json if record.ok else record.error):
                         raise UnreadableRecord(self.run_id, where, "it says neither a value nor an error")
                     self._settled[key] = record
+                    self._attempted.pop(key, None)
+                    if record.signal is not None:
+                        self.receive(record.name, record.signal)
                     self._concurrent |= record.concurrent
                     self._unordered |= record.unordered
                     seqs[key] = seq
+                case Kind.ATTEMPT:
+                    self._attempted[key] = parse(text, AttemptRecord, run_id=self.run_id, where=where)
                 case Kind.FAILURE:
                     failure = parse(text, FailureRecord, run_id=self.run_id, where=where)
                     again = failure.again
@@ -142,7 +172,7 @@ class Journal:
         return Raise(KeyConflict(self.run_id, call.key, difference)) if difference else None
 
     def _drift(self, call: Call) -> Abort | None:
-        record = self._settled.get(call.key)
+        record = self._settled.get(call.key) or self._attempted.get(call.key)
         if record is not None:
             recorded = _difference(record.name, record.fingerprint, call)
             difference = f"it was recorded with {recorded}" if recorded else ""
@@ -169,6 +199,23 @@ class Journal:
     def settle(self, key: str, record: StepRecord) -> None:
         """The record is committed."""
         self._settled[key] = record
+        self._attempted.pop(key, None)
+
+    def received(self, name: str) -> Sequence[int]:
+        """The numbers of the signals of this name that were received."""
+        return self._signals.get(name, ())
+
+    def receive(self, name: str, number: int) -> None:
+        """A signal is taken: no other call may have it."""
+        self._signals.setdefault(name, []).append(number)
+
+    def attempted(self, key: str) -> AttemptRecord | None:
+        """What is known of a step that has not settled."""
+        return self._attempted.get(key)
+
+    def attempt(self, key: str, record: AttemptRecord) -> None:
+        """The record is committed."""
+        self._attempted[key] = record
 
     def take_seq(self) -> int:
         """The place of the next record; each is given once."""
@@ -184,10 +231,10 @@ class Journal:
         """The recorded keys that this execution has not asked for."""
         return tuple(key for key in self._settled if key not in self._asked)
 
-    def failed(self, key: str) -> bool:
-        """Whether the key's record is a failure."""
+    def may_run_again(self, key: str) -> bool:
+        """Whether the key's record is a failure, of a step that need not run at most once."""
         record = self._settled.get(key)
-        return record is not None and not record.ok
+        return record is not None and not record.ok and not record.once
 
 
 def _difference(name: str, fingerprint: str, call: Call) -> str:

@@ -24,7 +24,7 @@ class Lease:
     told by one thread and read by others; each is one assignment.
     """
 
-    __slots__ = ("deadline", "epoch", "lost", "row", "run_id", "seconds", "sent", "token")
+    __slots__ = ("cancelled", "deadline", "epoch", "lost", "row", "run_id", "seconds", "sent", "token")
 
     def __init__(
         self, run_id: str, token: str, epoch: int, seconds: float, sent: float, row: str | None = None
@@ -37,6 +37,7 @@ class Lease:
         self.sent = sent
         self.deadline = sent + seconds
         self.lost: str | None = None
+        self.cancelled = False
 
     def __repr__(self) -> str:
         return f"<Lease on {self.run_id!r}, epoch {self.epoch}{', lost' if self.lost else ''}>"

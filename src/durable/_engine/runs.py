@@ -33,6 +33,7 @@ from durable.errors import (
     DurableError,
     HistoryError,
     InvalidArgument,
+    RunCancelled,
     RunMismatch,
     UnreadableRecord,
     Unwind,
@@ -79,6 +80,8 @@ def admitted(
         return ClaimAgain(left, replace(claim, after_failure=False))
     if not claim.after_failure and header is not None and header.execution.status == Status.FAILED:
         return _stored_failure(claim, reply)
+    if not claim.after_failure and header is not None and header.execution.status == Status.CANCELLED:
+        return Decline(RunCancelled(claim.run_id))
     if header is None and not claim.create:
         problem = "its workflow takes an input, none was given, and no run of this id is stored that has one"
         return Decline(InvalidArgument(f"run {claim.run_id!r}: {problem}: pass input="))
@@ -92,8 +95,8 @@ def executable(claim: Claim, header: Header | None) -> bool:
     """Whether a claim may execute this run at all, whoever holds it. A store asks it before it grants a lease."""
     if header is None:
         return claim.create
-    failed = header.execution.status == Status.FAILED and not claim.after_failure
-    return not (_ended(header) or failed or _mismatch(claim, header))
+    stopped = header.execution.status in (Status.FAILED, Status.CANCELLED) and not claim.after_failure
+    return not (_ended(header) or stopped or _mismatch(claim, header))
 
 
 def _ended(header: Header) -> bool:
@@ -156,7 +159,7 @@ def raised(execution: Execution, exception: Exception, error: ErrorRecord) -> Co
     """The workflow raised, and this is the exception's record: the failures that led to it are to run again."""
     if execution.error is not None:
         return _aborted(execution, execution.error)
-    again = tuple(key for key in blamed(exception, execution.lease.token) if execution.journal.failed(key))
+    again = tuple(key for key in blamed(exception, execution.lease.token) if execution.journal.may_run_again(key))
     return _failed(execution, FailureRecord(error, again))
 
 
@@ -170,6 +173,8 @@ def left(execution: Execution, exception: BaseException) -> Conclusion:
 
 
 def _aborted(execution: Execution, error: DurableError) -> Conclusion:
+    if isinstance(error, RunCancelled):
+        return Release(error, Status.CANCELLED)
     if not isinstance(error, AmbiguousKey):
         return Release(error, execution.journal.former_status())
     # Remembered, since the next execution might otherwise hand one branch's value to the other before it notices.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Final
 
 from msgspec import UNSET, Raw, UnsetType
@@ -18,37 +20,70 @@ from durable._engine.decisions import (
     Raise,
     Raised,
     Reading,
+    Receive,
+    Received,
     Rejected,
     Replay,
     Returned,
+    Silent,
     StepDecision,
     StepOutcome,
     Unstorable,
+    Wait,
 )
-from durable._engine.journal import Call, Journal
-from durable._engine.leases import Lease
-from durable.errors import DurableError, LeaseLost, OutcomeUnknown, RunOver, UnstorableValue
-from durable.events import RunEvent, StepBegan, StepInterrupted, StepRecorded, StepReplayed, StepStalled
-from durable.snapshot import ErrorRecord, Kind, Record, StepRecord, render
+from durable._engine.journal import Call, Journal, Phase
+from durable._engine.leases import Lease, poll_delay
+from durable.errors import (
+    DeadlineExceeded,
+    DurableError,
+    LeaseLost,
+    OutcomeUnknown,
+    RunCancelled,
+    RunOver,
+    StepInterrupted,
+    UnstorableValue,
+)
+from durable.events import (
+    RunEvent,
+    StepBegan,
+    StepLeft,
+    StepRecorded,
+    StepRemembered,
+    StepReplayed,
+    StepRetrying,
+    StepStalled,
+)
+from durable.snapshot import AttemptRecord, ErrorRecord, Kind, Record, StepRecord, render
 
 STALLED_AFTER: Final = 3  # leases
+LONGEST_WAIT: Final = 1.0  # seconds, after which whoever waits has a look at the lease
+_LONGEST_BACK_OFF: Final = 366 * 24 * 3600.0  # seconds: a policy's overflow must not become an error of dates
+_STEP: Final = Kind.STEP.value
+_ATTEMPT: Final = Kind.ATTEMPT.value
 
 
 class Execution:
     """Decides, for each step of one execution, what its driver does next.
 
     Not safe for threads: a driver with threads holds a lock around each call. `tell` takes the events (None: nobody
-    listens, and none are made); `error` is what the run was aborted with, once it was.
+    listens, and none are made); after `deadline`, a reading of the elapsed-time clock, no body starts; `error` is what
+    the run was aborted with, once it was.
     """
 
     def __init__(
-        self, workflow: str, journal: Journal, lease: Lease, tell: Callable[[RunEvent], object] | None
+        self,
+        workflow: str,
+        journal: Journal,
+        lease: Lease,
+        tell: Callable[[RunEvent], object] | None,
+        deadline: float | None = None,
     ) -> None:
         self.run_id = journal.run_id
         self.workflow = workflow
         self.journal = journal
         self.lease = lease
         self.tell = tell
+        self.deadline = deadline
         self.error: DurableError | None = None
         self.over = False
         self._running: dict[str, Call] = {}
@@ -66,7 +101,7 @@ class Execution:
     @property
     def committing(self) -> bool:
         """Whether a checkpoint is on its way."""
-        return any(call.record is not None for call in self._running.values())
+        return any(call.phase is Phase.SENDING for call in self._running.values())
 
     def running(self, call: Call) -> bool:
         """Whether a step of this key is running, which `Join` waits for."""
@@ -86,8 +121,18 @@ class Execution:
                 return self._asked(call, reading)
             case Returned(value):
                 return self._checkpoint(call, reading, ok=True, value=Raw(value))
-            case Raised(error):
-                return self._checkpoint(call, reading, ok=False, error=error)
+            case Raised(error, again_in):
+                if again_in is None:
+                    return self._checkpoint(call, reading, ok=False, error=error)
+                return self._attempt_failed(call, reading, error, again_in)
+            case Received(number, payload):
+                if number in self.journal.received(call.name):  # another branch looked at the same time, and was faster
+                    return Wait(0.0)
+                self.journal.receive(call.name, number)
+                call.signal, call.began = number, reading.elapsed
+                return self._checkpoint(call, reading, ok=True, value=Raw(payload))
+            case Silent():
+                return self._silent(call, reading)
             case Acknowledged():
                 return self._acknowledged(call, reading)
             case Rejected(error):
@@ -106,7 +151,7 @@ class Execution:
         silent: list[StepStalled] = []
         for call in list(self._running.values()):
             seconds = reading.elapsed - call.began
-            if call.record is None and not call.stalled and seconds >= STALLED_AFTER * self.lease.seconds:
+            if call.phase is Phase.BODY and not call.stalled and seconds >= STALLED_AFTER * self.lease.seconds:
                 call.stalled = True
                 silent.append(StepStalled(self.run_id, reading.at, call.key, call.name, seconds))
         return silent
@@ -119,6 +164,7 @@ class Execution:
 
     def _asked(self, call: Call, reading: Reading) -> StepDecision:
         if self.error is not None:
+            self._left(call, reading, type(self.error).__name__)
             return Abort(self.error)
         if call.refusal is not None:
             return call.refusal
@@ -128,17 +174,103 @@ class Execution:
             if self.tell is not None:
                 self.tell(StepReplayed(self.run_id, reading.at, call.key, call.name, record))
             return Replay(record)
-        if call.key in self._running:
-            return Join()
-        if self.over:
-            return Abort(RunOver(self.run_id, call.name))
+        running = self._running.get(call.key)
+        if running is None:
+            if self.over:
+                return Abort(RunOver(self.run_id, call.name))
+            return self._begun(call, reading)
+        return self._next(call, reading) if running is call else Join()
+
+    def rest(self, until: datetime, reading: Reading) -> Wait | Abort | None:
+        """What a workflow that sleeps until then does next; None when it has slept enough."""
+        left = (until - reading.at).total_seconds()
+        return self.stopped(reading) or (self._wait(left, reading) if left > 0 else None)
+
+    def _begun(self, call: Call, reading: Reading) -> StepDecision:
+        earlier = self.journal.attempted(call.key)
+        if earlier is not None:
+            if earlier.due is None:
+                self.journal.close(call, told=True)
+                return Raise(StepInterrupted(self.run_id, call.key))
+            call.attempts, call.first, call.due = earlier.number, earlier.began, earlier.due
+        self._running[call.key] = call
+        return self._next(call, reading)
+
+    def _next(self, call: Call, reading: Reading) -> StepDecision:
+        """The next thing to do for a running call: wait, say that it begins, or begin."""
+        if stop := self.stopped(reading):
+            self._left(call, reading, type(stop.error).__name__)
+            return stop
+        if call.listens:
+            return self._listen(call, reading)
+        if call.due is not None and (left := (call.due - reading.at).total_seconds()) > 0:
+            call.phase = Phase.WAITING
+            return self._wait(left, reading)
+        if call.at_most_once and call.first is None:
+            call.first = reading.at
+            return self._remember(call, AttemptRecord(call.name, 1, reading.at, fingerprint=call.fingerprint))
+        return self._begin(call, reading)
+
+    def _listen(self, call: Call, reading: Reading) -> StepDecision:
+        if call.patience is not None and call.due is None:
+            call.first, call.due = reading.at, reading.at + timedelta(seconds=min(call.patience, _LONGEST_BACK_OFF))
+            until = AttemptRecord(call.name, 0, call.first, call.due, fingerprint=call.fingerprint)
+            return self._remember(call, until)
+        call.phase = Phase.WAITING
+        # A copy: another branch may receive one before this answer is used.
+        return Receive(call.name, tuple(self.journal.received(call.name)))
+
+    def _silent(self, call: Call, reading: Reading) -> StepDecision:
+        if stop := self.stopped(reading):
+            self._left(call, reading, type(stop.error).__name__)
+            return stop
+        left = math.inf if call.due is None else (call.due - reading.at).total_seconds()
+        if left <= 0:
+            return self._begin(call, reading)  # whose body says that it took too long
+        call.looks += 1
+        return self._wait(min(left, poll_delay(call.looks - 1)), reading)
+
+    def _begin(self, call: Call, reading: Reading) -> Attempt:
+        if call.first is None:
+            call.first = reading.at
+        call.phase, call.began, call.stalled = Phase.BODY, reading.elapsed, False
+        call.attempts += 1
+        if self.tell is not None:
+            self.tell(StepBegan(self.run_id, reading.at, call.key, call.name, call.attempts))
+        return Attempt(call.attempts, call.first)
+
+    def stopped(self, reading: Reading) -> Abort | None:
+        """Why nothing more may be begun."""
+        if self.error is not None:
+            return Abort(self.error)
+        if reading.cancelled or self.lease.cancelled:
+            return self.abort(RunCancelled(self.run_id))
         if reason := self.lease.ended(reading.elapsed):
             return self.abort(LeaseLost(self.run_id, reason))
-        self._running[call.key] = call
-        call.began = reading.elapsed
+        if self.deadline is not None and reading.elapsed >= self.deadline:
+            return self.abort(DeadlineExceeded(self.run_id))
+        return None
+
+    def _wait(self, seconds: float, reading: Reading) -> Wait:
+        if self.deadline is not None:
+            seconds = min(seconds, self.deadline - reading.elapsed)
+        return Wait(min(seconds, LONGEST_WAIT))
+
+    def _attempt_failed(self, call: Call, reading: Reading, error: ErrorRecord, again_in: float) -> StepDecision:
+        if self.error is not None:
+            self._left(call, reading, type(self.error).__name__)
+            return Abort(self.error)
+        assert call.first is not None, "failed before it began"  # noqa: S101 -- a driver's bug, not an input
+        call.due = reading.at + timedelta(seconds=min(max(again_in, 0.0), _LONGEST_BACK_OFF))
+        failed = AttemptRecord(call.name, call.attempts, call.first, call.due, error, call.fingerprint)
         if self.tell is not None:
-            self.tell(StepBegan(self.run_id, reading.at, call.key, call.name))
-        return Attempt()
+            kind = error.type.replace(":", ".")
+            self.tell(StepRetrying(self.run_id, reading.at, call.key, call.name, call.attempts, kind, call.due))
+        return self._remember(call, failed)
+
+    def _remember(self, call: Call, attempt: AttemptRecord) -> Checkpoint:
+        call.phase, call.attempt = Phase.SENDING, attempt
+        return Checkpoint(Record(self.journal.take_seq(), call.key, _ATTEMPT, render(attempt)))
 
     def _checkpoint(
         self,
@@ -162,11 +294,20 @@ class Execution:
             concurrent=call.concurrent,
             unordered=call.unordered,
             fingerprint=call.fingerprint,
+            once=call.at_most_once,
+            signal=call.signal,
         )
-        return Checkpoint(Record(self.journal.take_seq(), call.key, Kind.STEP, render(call.record)))
+        call.phase = Phase.SENDING
+        return Checkpoint(Record(self.journal.take_seq(), call.key, _STEP, render(call.record)))
 
     def _acknowledged(self, call: Call, reading: Reading) -> StepDecision:
-        assert call.record is not None, "acknowledged before it was sent"  # noqa: S101 -- a driver's bug, not an input
+        if call.record is None:
+            assert call.attempt is not None, "acknowledged before it was sent"  # noqa: S101 -- a driver's bug, not an input
+            self.journal.attempt(call.key, call.attempt)
+            if self.tell is not None:
+                self.tell(StepRemembered(self.run_id, reading.at, call.key, call.name, call.attempt))
+            call.phase = Phase.WAITING
+            return Wait(0.0)
         self._forget(call, told=True)
         self.journal.settle(call.key, call.record)
         if self.tell is not None:
@@ -174,7 +315,7 @@ class Execution:
         return Replay(call.record)
 
     def _interrupted(self, call: Call, reading: Reading, reason: str) -> Abort:
-        if self._running.get(call.key) is call and call.record is not None:
+        if self._running.get(call.key) is call and call.phase is Phase.SENDING:
             # The checkpoint was on its way. Whether it arrived is for the next execution to read, not for us to guess.
             self.abort(OutcomeUnknown(self.run_id, f"step {call.key!r}", f"{reason} came before the reply"))
         self._left(call, reading, reason)
@@ -185,7 +326,7 @@ class Execution:
             return
         self._forget(call, told=False)
         if self.tell is not None:
-            self.tell(StepInterrupted(self.run_id, reading.at, call.key, call.name, reason))
+            self.tell(StepLeft(self.run_id, reading.at, call.key, call.name, reason))
 
     def _forget(self, call: Call, *, told: bool) -> None:
         del self._running[call.key]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
+from psycopg_pool import ConnectionPool
+
+from durable.codecs import Codec
 from durable.errors import InvalidArgument
 from durable.stores._memory import MemoryStore
 from durable.stores._postgres.connections import Pool
@@ -38,6 +42,7 @@ def postgres(
     lock: bool | str = True,
     pool: Pool | None = None,
     take_over_dead: bool = True,
+    codec: Codec | Sequence[Codec] | None = None,
 ) -> PostgresStore:
     """A store in the PostgreSQL at `url`: a URL or a libpq connection string; by default `$DATABASE_URL`.
 
@@ -55,8 +60,11 @@ def postgres(
       of its own beside it, made the way the pool makes them.
     - `take_over_dead=False` lets a run whose owner died on this machine wait for its lease instead of going on at once.
 
-    Raises `InvalidArgument` without a URL, and for names that PostgreSQL could not keep (63 bytes); at first use
-    `StoreUnavailable`, `AccessDenied` or `SchemaMismatch`.
+    - `codec`: how values are written, by default `durable.codecs.JsonCodec()`; of several the first writes, all read, and
+      what the default one wrote is always read.
+
+    Raises `InvalidArgument` without URL and pool, or with both, and for names that PostgreSQL could not keep (63 bytes); at
+    first use `StoreUnavailable`, `AccessDenied` or `SchemaMismatch`.
     """
     if url is None and pool is None:
         url = os.environ.get("DATABASE_URL") or None
@@ -67,6 +75,10 @@ def postgres(
         )
     if not isinstance(url, str | None):
         raise InvalidArgument(f"the database URL must be a string, not {type(url).__name__}")
+    if pool is not None and not isinstance(pool, ConnectionPool):
+        raise InvalidArgument(f"pool must be a psycopg_pool.ConnectionPool (a blocking one), not {type(pool).__name__}")
+    if url is not None and pool is not None:
+        raise InvalidArgument("both a database URL and a pool were given: pass the one that the store is to work on")
     if not isinstance(lock, bool | str):
         raise InvalidArgument(f"lock must be True, False or the name of a table, not {type(lock).__name__}")
     return PostgresStore(
@@ -77,6 +89,7 @@ def postgres(
         excludes=lock is not False,
         pool=pool,
         take_over_dead=take_over_dead,
+        codec=codec,
     )
 
 
@@ -99,8 +112,8 @@ def script(
 class EmbeddedStore(PostgresStore):
     """A PostgreSQL store with its server: closing it lets go of both. `url` connects other programs to the server."""
 
-    def __init__(self, server: Server, names: Names) -> None:
-        super().__init__(server.url, names)
+    def __init__(self, server: Server, names: Names, codec: Codec | Sequence[Codec] | None = None) -> None:
+        super().__init__(server.url, names, codec=codec)
         self._server = server
         self.url = server.url
 
@@ -111,7 +124,11 @@ class EmbeddedStore(PostgresStore):
 
 
 def embedded(
-    path: str | os.PathLike[str] = ".durable", *, table: str = "durable_snapshots", schema: str | None = None
+    path: str | os.PathLike[str] = ".durable",
+    *,
+    table: str = "durable_snapshots",
+    schema: str | None = None,
+    codec: Codec | Sequence[Codec] | None = None,
 ) -> EmbeddedStore:
     """A store in a real PostgreSQL that is started here and keeps its data in the directory `path`.
 
@@ -121,9 +138,9 @@ def embedded(
     Raises `ServerNotStarted`, which names the ways out.
     """
     names = Names(table, schema)
-    return EmbeddedStore(Server(path), names)
+    return EmbeddedStore(Server(path), names, codec)
 
 
-def memory() -> MemoryStore:
-    """A store in this process: for unit tests, gone when the process ends."""
-    return MemoryStore()
+def memory(*, codec: Codec | Sequence[Codec] | None = None) -> MemoryStore:
+    """A store in this process: for unit tests, gone when the process ends. `codec` as for `postgres`."""
+    return MemoryStore(codec=codec)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from durable._engine.leases import Lease
@@ -18,12 +18,12 @@ _log = logging.getLogger("durable")
 class Heartbeat:
     """Renews all leases of one store together, before the first of them is due.
 
-    `renew` is given leases and returns the tokens that still stood; it is called by this thread only, so it may keep a
-    connection of its own. When it raises, it is called again until the leases' deadlines have passed: one failed renewal
-    is not a lost lease.
+    `renew` is given leases and returns the tokens that still stand, each with whether it was renewed (or was out of reach
+    for the moment); it is called by this thread only, so it may keep a connection of its own. When it raises, it is called
+    again until the leases' deadlines have passed: one failed renewal is not a lost lease.
     """
 
-    def __init__(self, renew: Callable[[Sequence[Lease]], Collection[str]], clock: Clock) -> None:
+    def __init__(self, renew: Callable[[Sequence[Lease]], Mapping[str, bool]], clock: Clock) -> None:
         self._renew = renew
         self._clock = clock
         self._kept: dict[str, tuple[Lease, Callable[[], bool]]] = {}
@@ -55,13 +55,10 @@ class Heartbeat:
             thread.join()
 
     def beat(self) -> bool:
-        """Renew every lease once; False when the store could not be asked."""
+        """Renew every lease once; False when some could not be."""
         with self._changed:
-            for token, (lease, alive) in list(self._kept.items()):
-                if not alive():
-                    _log.warning("the driver of run %r is gone; its lease is left to end", lease.run_id)
-                    del self._kept[token]
-            leases = [lease for lease, _ in self._kept.values()]
+            kept = list(self._kept.values())
+        leases = [lease for lease, alive in kept if self._lives(lease, alive)]
         if not leases:
             return True
         sent = self._clock.elapsed()
@@ -71,11 +68,19 @@ class Heartbeat:
             _log.warning("%d leases could not be renewed (%s); trying again", len(leases), type(problem).__name__)
             return False
         for lease in leases:
-            if lease.token in standing:
-                lease.renewed(sent)
-            else:
+            if lease.token not in standing:
                 self._lost(lease)
-        return True
+            elif standing[lease.token]:
+                lease.renewed(sent)
+        return all(standing.values())
+
+    def _lives(self, lease: Lease, alive: Callable[[], bool]) -> bool:
+        if alive():  # not under the lock: this is the driver's own code, which may take its time
+            return True
+        with self._changed:
+            if self._kept.pop(lease.token, None) is not None:
+                _log.warning("the driver of run %r is gone; its lease is left to end", lease.run_id)
+        return False
 
     def _lost(self, lease: Lease) -> None:
         with self._changed:  # unless it was given back while the renewal was under way

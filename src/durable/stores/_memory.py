@@ -15,8 +15,9 @@ from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import Lease
 from durable._engine.runs import adopted, executable, is_foreign
 from durable.clocks import Clock, SystemClock
+from durable.codecs import Codec, chosen
 from durable.documents import Snapshot, journal_of, snapshot_of
-from durable.errors import ConcurrentExecution, InvalidArgument, LeaseLost
+from durable.errors import ConcurrentExecution, InvalidArgument, LeaseLost, RunCancelled
 from durable.snapshot import Execution, Header, Kind, Record, Status, checked_name
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._threads import ThreadedStore
@@ -43,15 +44,18 @@ class _Run:
     epoch: int = 0
     token: str | None = None
     expires: float = 0.0
+    cancelled: bool = False
 
 
 class MemoryStore:
     """Runs kept in this process: the model that every store is compared with."""
 
-    def __init__(self, *, clock: Clock | None = None) -> None:
+    def __init__(self, *, codec: Codec | Sequence[Codec] | None = None, clock: Clock | None = None) -> None:
+        self.codec = chosen(codec)
         self._clock = clock or SystemClock()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come while it is held
         self._runs: dict[str, _Run] = {}
+        self._signals: list[tuple[str, str, str]] = []
         self._aio: ThreadedStore | None = None
         self._closed = False
         self._heartbeat = Heartbeat(self._renew, self._clock)
@@ -75,6 +79,7 @@ class MemoryStore:
             self._runs[claim.run_id] = run
             run.epoch += 1
             run.token = f"{run.epoch}:{secrets.token_hex(8)}"
+            run.cancelled = False
             run.expires = sent + claim.seconds
             if run.header is None:
                 run.header = Header("", Execution(Status.RUNNING))
@@ -113,6 +118,28 @@ class MemoryStore:
                 if status is not None:
                     self._set_status(run, status)
 
+    def cancel(self, run_id: str) -> bool:
+        """See `RunStore.cancel`."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None or run.header is None or run.header.execution.status != Status.RUNNING:
+                return False
+            run.token, run.cancelled = None, True
+            self._set_status(run, Status.CANCELLED)
+            return True
+
+    def signal(self, run_id: str, name: str, payload: str) -> None:
+        """See `RunStore.signal`."""
+        with self._lock:
+            self._signals.append((run_id, name, payload))
+
+    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
+        """See `RunStore.receive`."""
+        with self._lock:
+            sent = enumerate(self._signals, start=1)
+            ours = ((n, signal[2]) for n, signal in sent if signal[:2] == (lease.run_id, name) and n not in taken)
+            return next(ours, None)
+
     def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
         """See `PostgresStore.save`."""
         checked_name("a run's id", id)
@@ -120,7 +147,7 @@ class MemoryStore:
         with self._lock:
             run = self._free(id, force) or _Run()
             self._runs[id] = run
-            run.epoch, run.token = run.epoch + 1, None
+            run.epoch, run.token, run.cancelled = run.epoch + 1, None, False
             run.records = {record.seq: record for record in records}
             run.updated_at = self._clock.now()
             if not header.execution.last_updated:
@@ -143,7 +170,7 @@ class MemoryStore:
         checked_name("a run's id", id)
         with self._lock:
             if self._free(id, force) is not None:
-                del self._runs[id]
+                self._forget(id)
 
     def list(
         self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
@@ -172,7 +199,7 @@ class MemoryStore:
                 if run.updated_at < before and (stand := self._stands(run)) != "running" and wanted in (None, stand)
             ]
             for name in old:
-                del self._runs[name]
+                self._forget(name)
         if old and progress is not None:
             progress(len(old))
         return len(old)
@@ -188,6 +215,7 @@ class MemoryStore:
             interrupted=stand.count("interrupted"),
             completed=stand.count("completed"),
             failed=stand.count("failed"),
+            cancelled=stand.count("cancelled"),
             unreadable=0,
             records=len(texts),
             bytes=sum(map(len, texts)),
@@ -236,6 +264,11 @@ class MemoryStore:
             stands("running" if run.header is None else run.header.execution.status, held=self._held(run)) or "failed"
         )
 
+    def _forget(self, id: str) -> None:
+        del self._runs[id]
+        # What is left of a signal keeps the numbers of those behind it.
+        self._signals = [("", "", "") if signal[0] == id else signal for signal in self._signals]
+
     def _free(self, id: str, force: bool) -> _Run | None:
         """The run, if there is one; `ConcurrentExecution` if somebody is executing it."""
         run = self._runs.get(id)
@@ -246,18 +279,21 @@ class MemoryStore:
 
     def _fenced(self, lease: Lease) -> _Run:
         run = self._runs.get(lease.run_id)
+        if run is not None and run.cancelled:
+            raise RunCancelled(lease.run_id)
         if run is None or run.token != lease.token:
             raise LeaseLost(lease.run_id, "another execution has taken it over")
         return run
 
-    def _renew(self, leases: Sequence[Lease]) -> set[str]:
-        standing: set[str] = set()
+    def _renew(self, leases: Sequence[Lease]) -> dict[str, bool]:
+        standing: dict[str, bool] = {}
         with self._lock:
             for lease in leases:
                 run = self._runs.get(lease.run_id)
                 if run is not None and run.token == lease.token:
                     run.expires = self._clock.elapsed() + lease.seconds
-                    standing.add(lease.token)
+                    standing[lease.token] = True
+                lease.cancelled = run is not None and run.cancelled
         return standing
 
     def _set_status(self, run: _Run, status: Status) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -51,6 +51,22 @@ class ThreadedStore:
     def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
         """See `RunStore.release`."""
         return self._called(self._store.release, lease, status)
+
+    def cancel(self, run_id: str) -> asyncio.Future[bool]:
+        """See `RunStore.cancel`."""
+        return self._called(self._store.cancel, run_id)
+
+    def signal(self, run_id: str, name: str, payload: str) -> asyncio.Future[None]:
+        """See `RunStore.signal`."""
+        return self._called(self._store.signal, run_id, name, payload)
+
+    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> asyncio.Future[tuple[int, str] | None]:
+        """See `RunStore.receive`."""
+        return self._called(self._store.receive, lease, name, taken)
+
+    def room(self) -> asyncio.Future[None] | None:
+        """There always is: a store that blocks has its own ways to make its callers wait."""
+        return None
 
     def _called(self, verb: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         # Shielded: a verb that still waits for its thread would be cancelled with its future.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
-from typing import Final, cast
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from msgspec import structs
 
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
 from durable.clocks import SystemClock
+from durable.codecs import Codec, codec_of
 from durable.documents import Snapshot, snapshot_of
 from durable.errors import DurableError, InvalidArgument, OutcomeUnknown, StoreUnavailable
 from durable.snapshot import Execution, Header, Record, Status
@@ -30,7 +31,9 @@ def run_store(store: RunStore | SnapshotStore) -> RunStore:
             f"store must be a store, like postgres(url) or embedded(), or an object with the verbs "
             f"{', '.join(_VERBS)}, not {store if isinstance(store, type) else type(store).__name__}"
         )
-    return cast(RunStore, store) if hasattr(store, "begin") else WholeSnapshots(store)
+    given: Any = store  # the verbs have been looked for, and structural types cannot be told apart
+    runs: RunStore = given if hasattr(store, "begin") else WholeSnapshots(given)
+    return runs
 
 
 class WholeSnapshots:
@@ -88,6 +91,28 @@ class WholeSnapshots:
                 self._leases.release(lease)
                 if self._leases.status(lease.run_id) != "running":  # what is stored is looked at anew by the next one
                     self._leases.delete(lease.run_id)
+
+    def cancel(self, run_id: str) -> bool:
+        """Not here: another process could not be told."""
+        raise self._unable(f"cancel run {run_id!r}")
+
+    def signal(self, run_id: str, name: str, payload: str) -> None:  # noqa: ARG002
+        """Not here: a snapshot has no room for what its owner does not write."""
+        raise self._unable(f"send the signal {name!r} to run {run_id!r}")
+
+    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:  # noqa: ARG002
+        """Not here, as for `signal`."""
+        raise self._unable(f"wait for the signal {name!r}")
+
+    def _unable(self, what: str) -> InvalidArgument:
+        return InvalidArgument(
+            f"{self._where}, a store of five verbs, cannot {what}: that takes postgres(url) or memory()"
+        )
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of the store of snapshots."""
+        return codec_of(self._snapshots)
 
     @property
     def identity(self) -> object:

@@ -13,7 +13,7 @@ from durable.snapshot import checked_name
 
 __all__ = ["Asked", "Listed", "Progress", "RunStatus", "Stats"]
 
-RunStatus: TypeAlias = Literal["running", "interrupted", "completed", "failed"]
+RunStatus: TypeAlias = Literal["running", "interrupted", "completed", "failed", "cancelled"]
 """Where a run stands: `running` under a lease that lasts, `interrupted` without one, or at its end."""
 
 Progress: TypeAlias = Callable[[int], object]
@@ -45,6 +45,7 @@ class Stats(NamedTuple):
     interrupted: int
     completed: int
     failed: int
+    cancelled: int
     unreadable: int
     records: int
     bytes: int
@@ -52,7 +53,7 @@ class Stats(NamedTuple):
     @property
     def runs(self) -> int:
         """All of them."""
-        return self.running + self.interrupted + self.completed + self.failed + self.unreadable
+        return self.running + self.interrupted + self.completed + self.failed + self.cancelled + self.unreadable
 
 
 class Asked(NamedTuple):
@@ -104,7 +105,7 @@ def stands(status: str, *, held: bool) -> RunStatus | None:
     match status:
         case "running":
             return "running" if held else "interrupted"
-        case "completed" | "failed":
+        case "completed" | "failed" | "cancelled":
             return status
         case _:
             return None

@@ -73,6 +73,25 @@ class RunStore(Protocol):
         """Give the lease back; the run goes back to `status`, if one is given. Quiet when the lease is no longer ours."""
         ...
 
+    def cancel(self, run_id: str) -> bool:
+        """Take the lease of a run that has not ended from whoever holds it, and set its status to `cancelled`.
+
+        Its owner can write nothing more, and is told so with `RunCancelled` by its next write. False, and nothing was
+        changed, when there is no such run, or it is not running.
+        """
+        ...
+
+    def signal(self, run_id: str, name: str, payload: str) -> None:
+        """Keep a message (JSON) to a run, which need not be there yet, until it is received."""
+        ...
+
+    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
+        """The number and payload of the first signal of this name whose number is not among the `taken`, if there is one.
+
+        Nothing is changed: that it was received is a record in the journal, with its number.
+        """
+        ...
+
     @property
     def identity(self) -> object:
         """Equal for two stores that hold the same runs, as far as can be known without asking."""
@@ -115,4 +134,24 @@ class AsyncRunStore(Protocol):
 
     def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
         """See `RunStore.release`."""
+        ...
+
+    def cancel(self, run_id: str) -> asyncio.Future[bool]:
+        """See `RunStore.cancel`."""
+        ...
+
+    def signal(self, run_id: str, name: str, payload: str) -> asyncio.Future[None]:
+        """See `RunStore.signal`."""
+        ...
+
+    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> asyncio.Future[tuple[int, str] | None]:
+        """See `RunStore.receive`."""
+        ...
+
+    def room(self) -> asyncio.Future[None] | None:
+        """None while more may be started; else a future that is done when it is time to ask again.
+
+        A thread that checkpoints waits in the store while too much is waiting there already, so it can start nothing. Tasks
+        are started by the thousand: each asks this before its body.
+        """
         ...

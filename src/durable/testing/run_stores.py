@@ -152,7 +152,12 @@ class RunStoreSuite:
     def test_another_run_under_the_same_id_is_refused(self, store: RunStore) -> None:
         """Another workflow, version or input; nothing is changed by it."""
         store.release(granted(store.begin(a_claim(input=b"1", input_hash="h"), alive)).lease)
-        for change in ({"workflow": "other"}, {"version": 2}, {"input": b"2", "input_hash": "i"}):
+        changes: tuple[dict[str, Any], ...] = (
+            {"workflow": "other"},
+            {"version": 2},
+            {"input": b"2", "input_hash": "i"},
+        )
+        for change in changes:
             reply = refused(store.begin(a_claim(**change), alive))
             assert reply.header is not None
             assert reply.header.workflow_name == "checkout"
@@ -179,8 +184,12 @@ class RunStoreSuite:
     def test_steps_of_one_run_are_written_side_by_side(self, store: RunStore) -> None:
         """From eight threads, each record once, in the order of their numbers."""
         lease = granted(store.begin(a_claim(), alive)).lease
+
+        def written(seq: int) -> None:
+            store.checkpoint(lease, a_step(seq, f"step-{seq}"))
+
         with ThreadPoolExecutor(8) as threads:
-            list(threads.map(lambda seq: store.checkpoint(lease, a_step(seq, f"step-{seq}")), range(1, 101)))
+            list(threads.map(written, range(1, 101)))
         store.release(lease)
         reply = granted(store.begin(a_claim(), alive))
         assert [record.seq for record in reply.records] == list(range(1, 101))

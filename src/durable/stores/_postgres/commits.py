@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +17,7 @@ from durable._engine.leases import Lease
 from durable._engine.runs import described
 from durable.clocks import Clock
 from durable.documents import header_and_records
-from durable.errors import DurableError, LeaseLost
+from durable.errors import DurableError, LeaseLost, RunCancelled
 from durable.snapshot import Execution, Header, Kind, Record, Status
 from durable.stores._postgres.connections import Lane
 from durable.stores._postgres.writer import ABSENT, Job
@@ -26,17 +26,18 @@ _OVERHEAD = 200  # bytes that an entry takes besides its text, about
 _TAKEN = "another execution has taken it over"
 
 _json = msgspec.json.Encoder()
+_claims = itertools.count(1)  # of this process, whose `instance` is random
 
 
 class Claiming:
-    """The payload of a claim. `random` makes its token; sent twice, it is the same claim."""
+    """The payload of a claim. `random` makes its token, and no other claim's; sent twice, it is the same claim."""
 
     __slots__ = ("claim", "dead", "owner", "random", "row", "sent")
 
     def __init__(self, claim: Claim, row: str, instance: str, owner: str, dead: str | None) -> None:
         self.claim = claim
         self.row = row
-        self.random = f"{instance}.{secrets.token_hex(8)}"
+        self.random = f"{instance}.{next(_claims)}"
         self.owner = owner
         self.dead = dead
         self.sent: float | None = None
@@ -64,18 +65,35 @@ def claim_job(payload: Claiming, deadline: float) -> Job:
 def checkpoint_job(lease: Lease, record: Record) -> Job:
     """A job that appends a record."""
     size = len(record.text) + _OVERHEAD
-    return Job(Verb.CHECKPOINT, lease.run_id, f"step {record.key!r}", size, lease.deadline, Writing(lease, record))
+    return Job(Verb.CHECKPOINT, lease.run_id, f"step {record.key!r}", size, lease, Writing(lease, record))
 
 
 def finish_job(lease: Lease, status: Status, record: Record) -> Job:
     """A job that ends a run."""
     size, payload = len(record.text) + _OVERHEAD, Writing(lease, record, status)
-    return Job(Verb.FINISH, lease.run_id, f"the run's end ({status})", size, lease.deadline, payload)
+    return Job(Verb.FINISH, lease.run_id, f"the run's end ({status})", size, lease, payload)
 
 
 def release_job(lease: Lease, status: Status | None, deadline: float) -> Job:
     """A job that gives a lease back."""
     return Job(Verb.RELEASE, lease.run_id, "the release of its lease", _OVERHEAD, deadline, (lease, status))
+
+
+def cancel_job(run_id: str, row: str, deadline: float) -> Job:
+    """A job that cancels a run."""
+    return Job(Verb.CANCEL, run_id, "the cancellation", _OVERHEAD, deadline, row)
+
+
+def signal_job(run_id: str, row: str, name: str, payload: str, deadline: float) -> Job:
+    """A job that sends a signal; sent twice, it is one."""
+    size, signal = len(payload) + _OVERHEAD, _SignalRow(0, row, name, payload, random.getrandbits(63))
+    return Job(Verb.SIGNAL, run_id, f"the signal {name!r}", size, deadline, signal)
+
+
+def receive_job(lease: Lease, name: str, taken: Sequence[int]) -> Job:
+    """A job that looks for a signal."""
+    row = _AskedRow(0, lease.row, name, list(taken))
+    return Job(Verb.RECEIVE, lease.run_id, f"the wait for {name!r}", _OVERHEAD, lease.deadline, row)
 
 
 class Statements:
@@ -89,6 +107,9 @@ class Statements:
             Verb.CHECKPOINT: self._checkpoint,
             Verb.FINISH: self._finish,
             Verb.RELEASE: self._release,
+            Verb.CANCEL: self._cancel,
+            Verb.SIGNAL: self._signal,
+            Verb.RECEIVE: self._receive,
         }
 
     def perform(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
@@ -97,23 +118,29 @@ class Statements:
 
     def read_back(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         """See `writer.Performer`."""
-        if jobs[0].verb is Verb.CLAIM:  # claiming again with the same random finds the lease that it took
+        if jobs[0].verb not in (Verb.CHECKPOINT, Verb.FINISH):
+            # Doing it again finds what was done: the lease by the claim's random, the signal by its nonce.
             return [ABSENT for _ in jobs]
         writes: list[Writing] = [job.payload for job in jobs]
         ids, seqs = [write.lease.row for write in writes], [write.record.seq for write in writes]
         with _transaction(lane):
             leases = lane.also(self._sql["lock_leases"], (ids,))
             nonces = lane.also(self._sql["read_nonces"], (ids, seqs))
-        tokens = dict(leases.fetchall())
+        owners = {run_id: (token, owner) for run_id, token, owner in leases}
         found = {(run_id, seq): nonce for run_id, seq, nonce in nonces}
-        return [self._fate(write, tokens, found) for write in writes]
+        return [self._fate(write, owners, found) for write in writes]
 
-    def _fate(self, write: Writing, tokens: dict[str, str], found: dict[tuple[str, int], int]) -> Any:
+    def _fate(
+        self, write: Writing, owners: dict[str, tuple[str | None, str | None]], found: dict[tuple[str, int], int]
+    ) -> Any:
         lease = write.lease
         nonce = found.get((lease.row, write.record.seq))
         if nonce == write.nonce:
             return None
-        if tokens.get(lease.row) != lease.token:
+        token, owner = owners.get(lease.row, (None, None))
+        if token is None and owner == "cancelled":
+            return RunCancelled(lease.run_id)
+        if token != lease.token:
             return LeaseLost(lease.run_id, _TAKEN)
         return ABSENT if nonce is None else LeaseLost(lease.run_id, "a record that is not its own stands in its place")
 
@@ -144,7 +171,7 @@ class Statements:
         if len(jobs) == 1:
             write: Writing = jobs[0].payload
             lease, record = write.lease, write.record
-            row = (lease.row, lease.token, record.seq, record.key, record.kind, write.nonce, record.text)
+            row = (record.seq, record.key, record.kind, write.nonce, record.text, lease.row, lease.token)
             if lane.execute(self._sql["checkpoint"], row).rowcount == 1:
                 return (None,)
             return self.read_back(lane, jobs)
@@ -161,13 +188,53 @@ class Statements:
         rows = [_EndRow(*_columns(job.payload), job.payload.status, job.payload.record.text) for job in jobs]
         text = _json.encode(rows).decode()
         finished = {row for (row,) in lane.execute(self._sql["finish_batch"], (text,))}
-        return [None if job.payload.lease.row in finished else LeaseLost(job.run_id, _TAKEN) for job in jobs]
+        refused = [job for job in jobs if job.payload.lease.row not in finished]
+        reasons = iter(self.read_back(lane, refused) if refused else ())
+        return [None if job.payload.lease.row in finished else next(reasons) for job in jobs]
 
     def _release(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         leases, statuses = zip(*(job.payload for job in jobs), strict=True)
         columns = ([lease.row for lease in leases], [lease.token for lease in leases], list(statuses))
         lane.execute(self._sql["release_batch"], columns)
         return [None for _ in jobs]
+
+    def _cancel(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        rows = [job.payload for job in jobs]
+        cancelled = {row for (row,) in lane.execute(self._sql["cancel_batch"], (rows,))}
+        return [row in cancelled for row in rows]
+
+    def _signal(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        lane.execute(self._sql["signal_batch"], (_numbered(jobs),))
+        return [None for _ in jobs]
+
+    def _receive(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        found = {
+            n: (number, payload) for n, number, payload in lane.execute(self._sql["receive_batch"], (_numbered(jobs),))
+        }
+        return [found.get(n) for n in range(len(jobs))]
+
+
+def _numbered(jobs: Sequence[Job]) -> str:
+    rows: list[Struct] = []
+    for n, job in enumerate(jobs):
+        job.payload.n = n
+        rows.append(job.payload)
+    return _json.encode(rows).decode()
+
+
+class _SignalRow(Struct):
+    n: int
+    id: str
+    name: str
+    payload: str  # as text: it may be JSON's null, which would become SQL's
+    nonce: int
+
+
+class _AskedRow(Struct):
+    n: int
+    id: str
+    name: str
+    taken: list[int]
 
 
 class _Row(Struct):

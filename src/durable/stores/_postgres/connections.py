@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, Final, TypeAlias
 
 import psycopg
@@ -13,14 +15,22 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from durable.clocks import Clock
 from durable.errors import AccessDenied, DurableError, InvalidArgument, StoreUnavailable
+from durable.stores._postgres.watchdog import Watchdog
 
 Connection: TypeAlias = psycopg.Connection[Any]
 Pool: TypeAlias = psycopg_pool.ConnectionPool[Any]
 
+# In seconds. Whoever waits does so until his own deadline; these bound what goes on without him.
+_LONGEST_CONNECTING: Final = 10
+_SHORTEST_CONNECTING: Final = 2  # psycopg waits no shorter
+_LONGEST_PREPARING: Final = 30.0
+_LONGEST_LENDING: Final = 30.0
+_SHORTEST_WAIT: Final = 0.2
 # A connection that nobody answers on is noticed by the kernel: after 5 s of silence it asks, three times in 6 s.
 _DEFAULTS: Final = {
-    "connect_timeout": "10",
+    "connect_timeout": str(_LONGEST_CONNECTING),
     "application_name": "durable",
     "keepalives_idle": "5",
     "keepalives_interval": "2",
@@ -35,7 +45,6 @@ _SIGNS_OF_ABSENCE: Final = (
     "remaining connection slots",
 )
 _NO_DATABASE: Final = re.compile(r'FATAL:.*database ".*" does not exist')
-_WAIT_FOR_A_CONNECTION: Final = 30.0  # seconds
 
 
 class Lane:
@@ -62,16 +71,21 @@ class Connections:
     """The connections of one process to one database: its own, or lent by the user's pool.
 
     Of its own it needs one for each writer, and keeps them at hand. `prepare` is called once, with the very first
-    connection, before anything else is done.
+    connection, before anything else is done. Each is made in a thread of its own, so that nobody waits for one beyond his
+    deadline, whatever it is that takes so long: a name server, one host of several, a server that accepts and says
+    nothing. One that comes too late is kept for the next who wants one.
     """
 
-    def __init__(self, url: str | None, pool: Pool | None, prepare: Callable[[Connection], None]) -> None:
+    def __init__(self, url: str | None, pool: Pool | None, prepare: Callable[[Connection], None], clock: Clock) -> None:
         self._parts = _parts(url) if pool is None else {}
         self._pool = pool
         self._prepare = prepare
+        self._clock = clock
         self._opening = threading.Lock()
         self._idle: list[Lane] = []
+        self._late: list[Connection] = []
         self._closed = False
+        self.watchdog = Watchdog(clock)
         self.ready = False
         self.prepares = True
 
@@ -90,24 +104,36 @@ class Connections:
         user = f" as {parts['user']}" if "user" in parts else ""
         return f"{host}/{parts.get('dbname', '')}{user}"
 
-    def connect(self) -> Connection:
-        """A connection of one's own, in autocommit mode; made the way the user's pool makes them, if there is one."""
-        try:
-            if self._pool is None:
-                threshold = 0 if self.prepares else None
-                return psycopg.connect(**self._parts, autocommit=True, prepare_threshold=threshold)  # type: ignore[arg-type]
-            return _connected_like(self._pool)
-        except psycopg.Error as problem:
-            raise self.meaning(problem) from None
+    def connect(self, until: float) -> Connection:
+        """A connection of one's own, in autocommit mode; made the way the user's pool makes them, if there is one.
 
-    def take(self) -> Lane:
-        """A connection in autocommit mode, to be given back."""
-        if not self.ready:
-            self._make_ready()
+        `StoreUnavailable` when there is none at this reading of the clock.
+        """
+        if self._closed:
+            raise InvalidArgument("the store is closed")
+        if self._late:
+            return self._late.pop()
+        seconds = self._left(until)
+        made: Future[Connection] = Future()
+        threading.Thread(target=self._make, args=(made, seconds), name="durable-connecting", daemon=True).start()
+        try:
+            return made.result(seconds)
+        except TimeoutError:
+            raise StoreUnavailable(self.where, f"no connection came about within {seconds:.1f} s") from None
+        finally:
+            if not made.done():
+                made.add_done_callback(self._keep)
+            del made  # an error would refer to itself through it
+
+    def take(self, until: float) -> Lane:
+        """A connection in autocommit mode, to be given back; `StoreUnavailable` as for `connect`."""
+        if self._pool is not None and not self.ready:
+            # Not from the pool: a wrong password is then an error at once, and not a pool's timeout.
+            self._hold(self.connect(until))
         try:
             lane = self._idle.pop()
         except IndexError:
-            lane = self._lane(self._lent() if self._pool is not None else self.connect())
+            lane = self._lane(self.connect(until) if self._pool is None else self._lent(until))
         lane.prepare = None if self.prepares else False
         return lane
 
@@ -120,17 +146,18 @@ class Connections:
             if not connection.closed:
                 connection.autocommit = lane.autocommit
             self._pool.putconn(connection)
-        elif self._closed:
-            connection.close()
         elif not connection.closed:
             self._idle.append(lane)
+            if self._closed:
+                self.close()
 
     def close(self) -> None:
         """Close what is at hand; nothing of the user's."""
-        with self._opening:
-            self._closed = True
+        self._closed = True
         while self._idle:
             self._idle.pop().connection.close()
+        while self._late:
+            self._late.pop().close()
 
     def meaning(self, problem: psycopg.Error) -> DurableError:
         """What an error of the connection or the server means to a user; it never quotes a value or a password."""
@@ -150,39 +177,69 @@ class Connections:
             return AccessDenied(self.where, text)
         return StoreUnavailable(self.where, text)
 
-    def _make_ready(self) -> None:
-        with self._opening:
-            if self._closed:
-                raise InvalidArgument("the store is closed")
-            if self.ready:
-                return
-            # Not from a pool: a wrong password is then an error at once, and not a pool's timeout.
-            self.prepares = False
-            first = self.connect()
-            try:
-                self.prepares = _is_direct(first)
-                self._prepare(first)
-            except BaseException as problem:
-                first.close()
-                if isinstance(problem, psycopg.Error):
-                    raise self.meaning(problem) from None
-                raise
-            if self._pool is None:
-                first.prepare_threshold = 0 if self.prepares else None
-                self._idle.append(self._lane(first))
-            else:
-                first.close()
-            self.ready = True
+    def _left(self, until: float) -> float:
+        return max(_SHORTEST_WAIT, until - self._clock.elapsed())
 
-    def _lent(self) -> Connection:
-        assert self._pool is not None  # noqa: S101 -- asked by the caller
+    def _make(self, made: Future[Connection], seconds: float) -> None:
         try:
-            connection: Connection = self._pool.getconn(timeout=_WAIT_FOR_A_CONNECTION)
+            connection = self._connected(min(_LONGEST_CONNECTING, max(_SHORTEST_CONNECTING, math.ceil(seconds))))
+            try:
+                self._make_ready(connection)
+            except BaseException:
+                connection.close()
+                raise
+        except psycopg.Error as problem:
+            made.set_exception(self.meaning(problem))
+        except BaseException as problem:
+            made.set_exception(problem)
+        else:
+            made.set_result(connection)
+
+    def _connected(self, seconds: int) -> Connection:
+        if self._pool is not None:
+            return _connected_like(self._pool, seconds)
+        given = self._parts["connect_timeout"]
+        patience = min(seconds, int(given) or seconds) if given.isdigit() else given
+        parts: dict[str, Any] = {**self._parts, "connect_timeout": patience}
+        return psycopg.connect(**parts, autocommit=True, prepare_threshold=None)
+
+    def _make_ready(self, connection: Connection) -> None:
+        with self._opening:
+            if not self.ready:
+                self.watchdog.watch(connection, self._clock.elapsed() + _LONGEST_PREPARING)
+                try:
+                    self.prepares = _is_direct(connection)
+                    self._prepare(connection)
+                finally:
+                    self.watchdog.unwatch(connection)
+                self.ready = True
+        if self._pool is None and self.prepares:
+            connection.prepare_threshold = 0
+
+    def _keep(self, made: Future[Connection]) -> None:
+        if made.exception() is None:
+            self._hold(made.result())
+
+    def _hold(self, connection: Connection) -> None:
+        if self._late:
+            connection.close()
+            return
+        self._late.append(connection)
+        if self._closed:
+            self.close()
+
+    def _lent(self, until: float) -> Connection:
+        assert self._pool is not None  # noqa: S101 -- asked by the caller
+        seconds = min(_LONGEST_LENDING, self._left(until))
+        try:
+            connection: Connection = self._pool.getconn(timeout=seconds)
         except psycopg_pool.PoolTimeout:
-            problem = f"no connection came free, or could be made, within {_WAIT_FOR_A_CONNECTION:g} s"
+            problem = f"no connection came free, or could be made, within {seconds:.1f} s"
             raise StoreUnavailable(self.where, problem) from None
         except psycopg_pool.PoolClosed:
             raise InvalidArgument("the pool that the store borrows from is closed") from None
+        except psycopg.Error as problem:  # nothing was sent yet, which a bare error would not say
+            raise self.meaning(problem) from None
         return connection
 
     def _lane(self, connection: Connection) -> Lane:
@@ -231,9 +288,9 @@ def _are_numbers(ports: object) -> bool:
     return ports is None or all(port.isdigit() for port in str(ports).split(",") if port)
 
 
-def _connected_like(pool: Pool) -> Connection:
+def _connected_like(pool: Pool, seconds: int) -> Connection:
     """A connection as the pool would make it, its `configure` included, that does not count among the pool's."""
-    kwargs = pool.kwargs() if callable(pool.kwargs) else pool.kwargs or {}
+    kwargs = {"connect_timeout": seconds, **((pool.kwargs() if callable(pool.kwargs) else pool.kwargs) or {})}
     conninfo = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
     connection: Connection = pool.connection_class.connect(conninfo, **kwargs)
     configure = getattr(pool, "_configure", None)

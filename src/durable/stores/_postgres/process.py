@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import threading
@@ -18,7 +19,6 @@ from durable.stores._heartbeat import Heartbeat
 from durable.stores._owner import Owner
 from durable.stores._postgres.commits import Statements
 from durable.stores._postgres.connections import Connection, Connections
-from durable.stores._postgres.watchdog import Watchdog
 from durable.stores._postgres.writer import Job, Writer
 
 
@@ -32,7 +32,7 @@ class Process:
         self.connections = connections
         self._sql = sql
         self._clock = clock
-        self.watchdog = Watchdog(clock)
+        self.watchdog = connections.watchdog
         statements = Statements(sql, clock)
         self._small = Writer(statements, connections, clock, self.watchdog)
         self._large = Writer(statements, connections, clock, self.watchdog)
@@ -49,6 +49,10 @@ class Process:
         """The way for this job: large ones have their own, so that small ones never wait behind them."""
         return self._large if job.size > LARGE else self._small
 
+    def room(self) -> asyncio.Future[None] | None:
+        """None while there is room for more in both ways; else what to wait for."""
+        return self._small.room() or self._large.room()
+
     def close(self) -> None:
         """Commit what waits, then let go of everything. Quiet when closed already."""
         with self._closing:
@@ -61,12 +65,12 @@ class Process:
             self.connections.close()
             self.owner.close()
 
-    def _renew(self, leases: Sequence[Lease]) -> set[str]:
+    def _renew(self, leases: Sequence[Lease]) -> dict[str, bool]:
         """Renew leases on the heartbeat's own connection, which is given up when it is silent for too long."""
         patience = min(lease.seconds for lease in leases) / RENEWALS_PER_LEASE
         try:
             if self._heartbeat_connection is None:
-                self._heartbeat_connection = self.connections.connect()
+                self._heartbeat_connection = self.connections.connect(self._clock.elapsed() + patience)
             connection = self._heartbeat_connection
             ids, tokens = [lease.row for lease in leases], [lease.token for lease in leases]
             columns = (ids, tokens, [lease.seconds for lease in leases])
@@ -74,7 +78,15 @@ class Process:
             self.watchdog.watch(connection, self._clock.elapsed() + patience)
             try:
                 cursor = connection.cursor(row_factory=tuple_row)
-                return {token for (token,) in cursor.execute(self._sql["renew"], columns, prepare=prepare)}
+                standing: dict[str, bool] = dict(
+                    cursor.execute(self._sql["renew"], columns, prepare=prepare).fetchall()
+                )
+                if lost := [lease for lease in leases if lease.token not in standing]:
+                    cursor.execute(self._sql["cancelled"], ([lease.row for lease in lost],), prepare=prepare)
+                    cancelled = {row for (row,) in cursor}
+                    for lease in lost:
+                        lease.cancelled = lease.row in cancelled
+                return standing
             finally:
                 self.watchdog.unwatch(connection)
         except (psycopg.Error, DurableError):

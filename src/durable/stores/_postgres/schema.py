@@ -26,6 +26,13 @@ _COLUMNS: Final = {
         "record": "json",
         "created_at": "timestamp with time zone",
     },
+    "signals": {
+        "number": "bigint",
+        "workflow_id": "text",
+        "name": "text",
+        "payload": "json",
+        "nonce": "bigint",
+    },
     "locks": {
         "workflow_id": "text",
         "epoch": "bigint",
@@ -38,6 +45,7 @@ _COLUMNS: Final = {
 _KEYS: Final = (
     ("snapshots", ("id",), "a run could have two headers"),
     ("steps", ("workflow_id", "seq"), "a record could be written twice"),
+    ("signals", ("workflow_id", "nonce"), "a signal could be sent twice"),
     ("locks", ("workflow_id",), "a run could have two owners"),
     ("locks", ("workflow_id", "owner_token"), "a stale owner could write"),
 )
@@ -133,6 +141,7 @@ _TO_RUN: Final = {
     "snapshots": "SELECT, INSERT, UPDATE",
     "steps": "SELECT, INSERT",
     "locks": "SELECT, INSERT, UPDATE",
+    "signals": "SELECT, INSERT",
     "migrations": "SELECT",
 }
 _UNKNOWN: Final = ("?", None, "?", False)

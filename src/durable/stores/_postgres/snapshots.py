@@ -60,6 +60,7 @@ _STATUSES: Final[Mapping[str | None, str]] = {
     "interrupted": f"{_STATUS} = 'running' AND NOT {_HELD}",
     "completed": f"{_STATUS} = 'completed'",
     "failed": f"{_STATUS} = 'failed'",
+    "cancelled": f"{_STATUS} = 'cancelled'",
 }
 # Rows without a moment, which other tools may write, come first, as in the index.
 _AFTER: Final[Mapping[str, str]] = {
@@ -120,7 +121,7 @@ class SnapshotVerbs:
         return whole(text, [Record(*line) for line in journal], run_id=id)
 
     def delete(self, id: str, *, force: bool = False) -> None:
-        """Forget the run, journal and all. Quiet when there is none.
+        """Forget the run, with its journal and the signals that it has not received. Quiet when there is none.
 
         Raises `ConcurrentExecution` when somebody is executing it, unless `force`: see `save`.
         """
@@ -130,7 +131,7 @@ class SnapshotVerbs:
         def deleted(lane: Lane) -> None:
             with _transaction(lane):
                 self._lock(lane, id, row, force=force)
-                for name in ("delete_header", "delete_journals", "delete_leases"):
+                for name in ("delete_header", "delete_journals", "delete_signals", "delete_leases"):
                     lane.execute(self._query(name), values)
 
         self._done(deleted)
@@ -158,9 +159,9 @@ class SnapshotVerbs:
     ) -> int:
         """Delete the runs whose last save, begin or end lies more than `older_than` seconds back; how many there were.
 
-        `status` says which: "completed", "failed", "interrupted", or None for all of these; never one that somebody is
-        executing. It goes in transactions of a hundred runs, oldest first, and `progress` is called after each with the
-        number of runs deleted so far. What is interrupted has deleted what it said, and can be called again.
+        `status` says which: "completed", "failed", "cancelled", "interrupted", or None for all of these; never one that
+        somebody is executing. It goes in transactions of a hundred runs, oldest first, and `progress` is called after each
+        with the number of runs deleted so far. What is interrupted has deleted what it said, and can be called again.
         """
         seconds, wanted = asked_to_purge(older_than, status)
         condition = _STATUSES[wanted]
@@ -174,6 +175,7 @@ class SnapshotVerbs:
                 free = [row for (row,) in lane.execute(self._query("lock_runs"), {"ids": found, "force": False})]
                 gone = [row for (row,) in lane.execute(delete_old, values | {"ids": free})]
                 lane.execute(self._query("delete_journals"), {"ids": gone})
+                lane.execute(self._query("delete_signals"), {"ids": gone})
                 lane.execute(self._query("delete_leases"), {"ids": gone})
             return len(found), len(gone)
 
@@ -195,7 +197,7 @@ class SnapshotVerbs:
             return counts, lane.execute(self._query("sizes"), {}).fetchone()
 
         counts, (records, size) = self._done(asked)
-        runs = {"running": 0, "interrupted": 0, "completed": 0, "failed": 0, "unreadable": 0}
+        runs = {"running": 0, "interrupted": 0, "completed": 0, "failed": 0, "cancelled": 0, "unreadable": 0}
         for status, held, count in counts:
             runs[stands(status, held=held) or "unreadable"] += count
         return Stats(**runs, records=records, bytes=size)
@@ -248,7 +250,7 @@ class SnapshotVerbs:
 
     def _once(self, work: Callable[[Lane], T]) -> T:
         process = self.process
-        lane = process.connections.take()
+        lane = process.connections.take(self._clock.elapsed() + _PATIENCE)
         try:
             process.watchdog.watch(lane.connection, self._clock.elapsed() + _SILENCE)
             try:

@@ -35,6 +35,9 @@ DELETE FROM {snapshots} WHERE id = %(id)s
 -- name: delete_journals
 DELETE FROM {steps} WHERE workflow_id = ANY (%(ids)s)
 
+-- name: delete_signals
+DELETE FROM {signals} WHERE workflow_id = ANY (%(ids)s)
+
 -- name: delete_leases
 DELETE FROM {locks} WHERE workflow_id = ANY (%(ids)s)
 

@@ -29,7 +29,8 @@ SELECT asked.id, 1, '1:' || asked.random, asked.owner, clock_timestamp() + make_
                      OR run.snapshot->'metadata'->>'inputHash' IS NOT DISTINCT FROM asked.input_hash)
                 AND (run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed'
                      OR COALESCE(run.snapshot->>'workflowName', '') = '')
-                AND (asked.after_failure OR run.snapshot->'execution'->>'status' IS DISTINCT FROM 'failed')
+                AND (asked.after_failure
+                     OR (run.snapshot->'execution'->>'status' IN ('failed', 'cancelled')) IS NOT TRUE)
        END
  ORDER BY asked.id
 ON CONFLICT (workflow_id) DO UPDATE
@@ -105,12 +106,12 @@ SELECT asked.id, step.seq, step.key, step.kind, step.record
 
 -- name: checkpoint
 -- One round trip, one commit. The key-share lock is the fence: it waits for whoever is changing the token, and then looks
--- at the token again.
-WITH lease AS (
-    SELECT workflow_id, epoch FROM {locks} WHERE workflow_id = %s AND owner_token = %s FOR KEY SHARE
-)
+-- at the token again. (As a CTE it costs a tuple store and a second scan.)
 INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
-SELECT workflow_id, %s, %s, %s, %s, epoch, %s::json FROM lease
+SELECT workflow_id, %s, %s, %s, %s, epoch, %s::json
+  FROM {locks}
+ WHERE workflow_id = %s AND owner_token = %s
+   FOR KEY SHARE
 ON CONFLICT (workflow_id, seq) DO NOTHING
 
 -- name: checkpoint_batch
@@ -196,9 +197,9 @@ UPDATE {snapshots} AS run
 
 -- name: lock_leases
 -- Whoever still has a write in flight under one of these leases holds its row: after this its fate is settled.
-SELECT lease.workflow_id, lease.owner_token
+SELECT lease.workflow_id, lease.owner_token, lease.owner
   FROM (SELECT DISTINCT id FROM unnest(%s::text[]) AS asked (id) ORDER BY id) AS run
- CROSS JOIN LATERAL (SELECT workflow_id, owner_token FROM {locks} WHERE workflow_id = run.id FOR UPDATE) AS lease
+ CROSS JOIN LATERAL (SELECT workflow_id, owner_token, owner FROM {locks} WHERE workflow_id = run.id FOR UPDATE) AS lease
 
 -- name: read_nonces
 SELECT step.workflow_id, step.seq, step.nonce
@@ -207,20 +208,72 @@ SELECT step.workflow_id, step.seq, step.nonce
        SELECT workflow_id, seq, nonce FROM {steps} WHERE workflow_id = asked.id AND seq = asked.seq OFFSET 0) AS step
 
 -- name: renew
--- All leases of a process at once, locked in the order of their ids. FOR NO KEY UPDATE lets checkpoints pass.
-WITH kept AS MATERIALIZED (
-    SELECT lease.workflow_id, lease.owner_token, run.seconds
-      FROM (SELECT * FROM unnest(%s::text[], %s::text[], %s::float8[]) AS asked (id, token, seconds) ORDER BY id) AS run
+-- All leases of a process at once; the answer is those that stand, and whether each was renewed. FOR NO KEY UPDATE lets
+-- checkpoints pass. A row that somebody else has locked is left for the next time: waiting for one would cost all the others.
+WITH asked AS MATERIALIZED (
+    SELECT * FROM unnest(%s::text[], %s::text[], %s::float8[]) AS asked (id, token, seconds) ORDER BY id
+), kept AS MATERIALIZED (
+    SELECT lease.workflow_id, run.seconds
+      FROM asked AS run
      CROSS JOIN LATERAL (
-           SELECT workflow_id, owner_token FROM {locks}
+           SELECT workflow_id FROM {locks}
             WHERE workflow_id = run.id AND owner_token = run.token
-              FOR NO KEY UPDATE) AS lease
+              FOR NO KEY UPDATE SKIP LOCKED) AS lease
+), renewed AS (
+    UPDATE {locks} AS lease
+       SET expires_at = clock_timestamp() + make_interval(secs => kept.seconds)
+      FROM kept
+     WHERE lease.workflow_id = kept.workflow_id
+    RETURNING lease.owner_token
 )
-UPDATE {locks} AS lease
-   SET expires_at = clock_timestamp() + make_interval(secs => kept.seconds)
-  FROM kept
- WHERE lease.workflow_id = kept.workflow_id
-RETURNING lease.owner_token
+SELECT asked.token, renewed.owner_token IS NOT NULL
+  FROM asked
+  LEFT JOIN renewed ON renewed.owner_token = asked.token
+ WHERE renewed.owner_token IS NOT NULL
+    OR EXISTS (SELECT FROM {locks} AS lease WHERE lease.workflow_id = asked.id AND lease.owner_token = asked.token)
+
+-- name: cancelled
+SELECT workflow_id FROM {locks} WHERE workflow_id = ANY (%s::text[]) AND owner_token IS NULL AND owner = 'cancelled'
+
+-- name: cancel_batch
+-- Take the lease from whoever holds it: what they have in flight is settled first, and they can write nothing more. A run
+-- that has ended meanwhile is left as it is. The answer is the runs that were cancelled.
+WITH held AS MATERIALIZED (
+    SELECT lease.workflow_id
+      FROM (SELECT id FROM unnest(%s::text[]) AS asked (id) ORDER BY id) AS run
+     CROSS JOIN LATERAL (SELECT workflow_id FROM {locks} WHERE workflow_id = run.id FOR UPDATE) AS lease
+), header AS (
+    UPDATE {snapshots} AS run
+       SET snapshot = run.snapshot || jsonb_build_object(
+               'execution', jsonb_build_object('status', 'cancelled', 'lastUpdated', now())),
+           updated_at = now()
+     WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM held))
+       AND run.snapshot->'execution'->>'status' = 'running'
+    RETURNING run.id
+), lease AS (
+    UPDATE {locks}
+       SET owner_token = NULL, owner = 'cancelled', expires_at = clock_timestamp()
+     WHERE workflow_id = ANY (ARRAY(SELECT id FROM header))
+)
+SELECT id FROM header
+
+-- name: signal_batch
+INSERT INTO {signals} (workflow_id, name, payload, nonce)
+SELECT id, name, payload::json, nonce
+  FROM json_to_recordset(%s::json) AS asked (n integer, id text, name text, payload text, nonce bigint)
+ ORDER BY n
+ON CONFLICT (workflow_id, nonce) DO NOTHING
+
+-- name: receive_batch
+-- The first signal of each name that was not received yet. By what was received, and not by the greatest number: a smaller
+-- one may be committed later.
+SELECT asked.n, signal.number, signal.payload
+  FROM json_to_recordset(%s::json) AS asked (n integer, id text, name text, taken bigint[])
+ CROSS JOIN LATERAL (
+       SELECT number, payload::text FROM {signals}
+        WHERE workflow_id = asked.id AND name = asked.name AND number <> ALL (asked.taken)
+        ORDER BY number
+        LIMIT 1) AS signal
 
 -- name: columns
 SELECT asked.name, attribute.attname, format_type(attribute.atttypid, attribute.atttypmod)

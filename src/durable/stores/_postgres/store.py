@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Self
@@ -13,11 +13,21 @@ from typing import Any, Final, Self
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import Lease
 from durable.clocks import Clock, SystemClock
+from durable.codecs import Codec, chosen
 from durable.errors import LeaseLost
 from durable.snapshot import Record, Status
 from durable.stores._owner import is_dead
 from durable.stores._postgres import schema
-from durable.stores._postgres.commits import Claiming, checkpoint_job, claim_job, finish_job, release_job
+from durable.stores._postgres.commits import (
+    Claiming,
+    cancel_job,
+    checkpoint_job,
+    claim_job,
+    finish_job,
+    receive_job,
+    release_job,
+    signal_job,
+)
 from durable.stores._postgres.connections import Connections, Pool
 from durable.stores._postgres.process import Process
 from durable.stores._postgres.snapshots import AsyncSnapshotVerbs, SnapshotVerbs
@@ -26,6 +36,7 @@ from durable.stores._postgres.writer import Job
 from durable.stores.listing import checked_prefix
 from durable.stores.protocol import Late
 
+_ANSWER_WITHIN: Final = 10.0  # seconds, for one who only wants to be told whether it was done
 _RELEASE_WITHIN: Final = 5.0  # seconds; then the lease is left to end by itself
 
 
@@ -42,8 +53,10 @@ class PostgresStore(SnapshotVerbs):
         excludes: bool = True,
         pool: Pool | None = None,
         take_over_dead: bool = True,
+        codec: Codec | Sequence[Codec] | None = None,
         clock: Clock | None = None,
     ) -> None:
+        self.codec = chosen(codec)
         self._url = url
         self._names = names
         self._prefix = checked_prefix(prefix)
@@ -105,6 +118,19 @@ class PostgresStore(SnapshotVerbs):
         if self.is_held_here(lease):
             self._performed(self.releasing(lease, status))
 
+    def cancel(self, run_id: str) -> bool:
+        """See `RunStore.cancel`. One round trip, one commit, shared likewise."""
+        return bool(self._performed(self.cancelling(run_id)))
+
+    def signal(self, run_id: str, name: str, payload: str) -> None:
+        """See `RunStore.signal`. One round trip, one commit, shared likewise."""
+        self._performed(self.signalling(run_id, name, payload))
+
+    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
+        """See `RunStore.receive`. One round trip, shared likewise."""
+        found: tuple[int, str] | None = self._performed(receive_job(self.held_here(lease), name, taken))
+        return found
+
     def close(self) -> None:
         """Commit what waits, then let go of connections and threads. Quiet when closed already."""
         self._closed = True
@@ -127,8 +153,16 @@ class PostgresStore(SnapshotVerbs):
         return job
 
     def releasing(self, lease: Lease, status: Status | None = None) -> Job:
-        """The job of a release."""
-        return release_job(lease, status, self._clock.elapsed() + _RELEASE_WITHIN)
+        """The job of a release; when the lease has ended by itself there is nothing to wait for."""
+        return release_job(lease, status, min(lease.deadline, self._clock.elapsed() + _RELEASE_WITHIN))
+
+    def cancelling(self, run_id: str) -> Job:
+        """The job of a cancellation."""
+        return cancel_job(run_id, self._row(run_id), self._clock.elapsed() + _ANSWER_WITHIN)
+
+    def signalling(self, run_id: str, name: str, payload: str) -> Job:
+        """The job of a signal."""
+        return signal_job(run_id, self._row(run_id), name, payload, self._clock.elapsed() + _ANSWER_WITHIN)
 
     def is_held_here(self, lease: Lease) -> bool:
         """Whether the lease is this process's own, not that of the one which forked it."""
@@ -166,9 +200,8 @@ class PostgresStore(SnapshotVerbs):
         return self.process.writer(job).perform(job)
 
     def _new_process(self) -> Process:
-        names, create = self._names, self._create
-        prepare = partial(schema.prepare, names=names, create=create)
-        connections = Connections(self._url, self._pool, prepare)
+        prepare = partial(schema.prepare, names=self._names, create=self._create)
+        connections = Connections(self._url, self._pool, prepare, self._clock)
         return Process(connections, self._sql, self._clock)
 
 
@@ -204,6 +237,22 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
         nothing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         nothing.set_result(None)
         return nothing
+
+    def cancel(self, run_id: str) -> asyncio.Future[bool]:
+        """See `PostgresStore.cancel`."""
+        return self._submitted(self._store.cancelling(run_id))
+
+    def signal(self, run_id: str, name: str, payload: str) -> asyncio.Future[None]:
+        """See `PostgresStore.signal`."""
+        return self._submitted(self._store.signalling(run_id, name, payload))
+
+    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> asyncio.Future[tuple[int, str] | None]:
+        """See `PostgresStore.receive`."""
+        return self._submitted(receive_job(self._store.held_here(lease), name, taken))
+
+    def room(self) -> asyncio.Future[None] | None:
+        """See `AsyncRunStore.room`."""
+        return self._store.process.room()
 
     async def close(self) -> None:
         """See `PostgresStore.close`."""

@@ -24,7 +24,7 @@ class Watchdog:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come while it is held
         self._watched: dict[psycopg.Connection[Any], float] = {}
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()

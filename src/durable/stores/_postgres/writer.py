@@ -7,6 +7,7 @@ takes what has gathered, and wakes each event loop once per batch.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import threading
@@ -17,6 +18,7 @@ import psycopg
 
 from durable._engine import batches
 from durable._engine.batches import Backlog, Entry, Verb, Verdict
+from durable._engine.leases import Lease
 from durable.clocks import Clock
 from durable.errors import DurableError, InvalidArgument, OutcomeUnknown, StoreUnavailable, UnstorableValue
 from durable.stores._postgres.connections import Connections, Lane
@@ -32,8 +34,8 @@ class Job(Entry):
 
     __slots__ = ("answer", "done", "failure", "future", "loop", "orphaned", "payload", "settled", "trouble", "what")
 
-    def __init__(self, verb: Verb, run_id: str, what: str, size: int, deadline: float, payload: Any) -> None:
-        super().__init__(verb, run_id, size, deadline)
+    def __init__(self, verb: Verb, run_id: str, what: str, size: int, until: Lease | float, payload: Any) -> None:
+        super().__init__(verb, run_id, size, until)
         self.what = what
         self.payload = payload
         self.answer: Any = None
@@ -41,7 +43,7 @@ class Job(Entry):
         self.trouble: DurableError | None = None
         self.orphaned: Callable[[Job], object] | None = None  # called when the answer finds nobody to take it
         self.failure: DurableError | None = None
-        self.settled: threading.Event | None = None
+        self.settled: threading.Lock | None = None  # held until the answer is there
         self.future: asyncio.Future[Any] | None = None
         self.loop: asyncio.AbstractEventLoop | None = None
 
@@ -72,17 +74,21 @@ class Writer:
         self._connections = connections
         self._clock = clock
         self._watchdog = watchdog
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may come while it is held, and must not wait for itself
         self._room = threading.Condition(self._lock)
+        self._crowd: list[asyncio.Future[None]] = []  # the same, of event loops
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._backlog: Backlog[Job] = Backlog()
         self._busy = False  # somebody, a caller or the thread, is performing a batch
+        self._leader = 0  # the thread of that caller
         self._failures = 0  # in a row; while there are some, the thread alone performs
         self._thread: threading.Thread | None = None
 
     def perform(self, job: Job) -> Any:
         """Commit a job and return its answer, or raise its error. Blocks."""
+        if self._interrupted():
+            return self._performed_aside(job)
         leads, later = False, list[Job]()
         try:
             with self._lock:
@@ -90,22 +96,23 @@ class Writer:
                 leads = not (self._busy or self._backlog or self._failures)
                 if leads:
                     self._busy = True
+                    self._leader = threading.get_ident()
                 else:
-                    job.settled = threading.Event()
-                    self._room.wait_for(lambda: not self._backlog.full or self._closing.is_set())
+                    job.settled = _unsettled()
+                    self._wait_for_room(job)
                     self._check_open()
                     self._add(job)
             if leads:
                 later = self._worked([job])
         finally:  # also when an interrupt comes: a writer that stays busy would be the end of everybody
             if leads:
-                with self._lock:
-                    if later:  # to be tried again, which is the thread's business
-                        job.settled = threading.Event()
-                        self._add(job)
-                    self._free(later)
+                try:
+                    self._led(later)
+                except BaseException:  # one more interrupt
+                    self._led([])
+                    raise
         if job.settled is not None:
-            job.settled.wait()
+            job.settled.acquire()
         return job.result()
 
     def submit(self, job: Job) -> asyncio.Future[Any]:
@@ -117,6 +124,16 @@ class Writer:
             self._add(job)
         return job.future
 
+    def room(self) -> asyncio.Future[None] | None:
+        """None while there is room for more; else what an event loop waits for before it starts more."""
+        if not self._backlog.full:
+            return None
+        with self._lock:
+            if not self._backlog.full or self._closing.is_set():
+                return None
+            self._crowd.append(asyncio.get_running_loop().create_future())
+            return self._crowd[-1]
+
     def post(self, job: Job) -> None:
         """Commit a job that nobody waits for, unless it is too late for that."""
         with self._lock:
@@ -127,11 +144,33 @@ class Writer:
         """Commit what waits, if the database answers, and end the thread."""
         with self._lock:
             self._closing.set()
-            self._room.notify_all()
+            self._let_in()
             self._wake.set()
             thread = self._thread
         if thread is not None:
             thread.join()
+
+    def _interrupted(self) -> bool:
+        """Whether this is a signal handler (or a finalizer) in the midst of this thread's own turn at the writer."""
+        return self._leader == threading.get_ident() or self._lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001
+
+    def _performed_aside(self, job: Job) -> Any:
+        """Commit a job by itself, on a connection of its own, and touch nothing that may be half changed."""
+        failures = 0
+        while self._worked([job]) and job.deadline > self._clock.elapsed():
+            failures += 1
+            self._closing.wait(batches.pause(failures))
+        if not job.done:
+            self._give_up([job])
+        return job.result()
+
+    def _led(self, later: list[Job]) -> None:
+        with self._lock:
+            for job in later:  # to be tried again, which is the thread's business
+                job.settled = _unsettled()
+                self._add(job)
+            self._leader = 0
+            self._free(later)
 
     def _check_open(self) -> None:
         if self._closing.is_set():
@@ -144,6 +183,20 @@ class Writer:
             self._thread.start()
         if not self._busy:
             self._wake.set()
+
+    def _wait_for_room(self, job: Job) -> None:
+        while self._backlog.full and not self._closing.is_set():
+            if not self._room.wait(max(0.0, job.deadline - self._clock.elapsed())):
+                return  # too late to wait any more: among the others it is answered, one way or the other
+
+    def _let_in(self) -> None:
+        if self._backlog.full and not self._closing.is_set():
+            return
+        self._room.notify_all()
+        crowd, self._crowd = self._crowd, []
+        for waiting in crowd:
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                waiting.get_loop().call_soon_threadsafe(_enter, waiting)
 
     def _run(self) -> None:
         while self._turn():
@@ -161,7 +214,7 @@ class Writer:
             if self._backlog:
                 batch = self._backlog.take()
                 self._busy = True
-                self._room.notify_all()
+            self._let_in()
         self._give_up(late)
         if batch:
             self._work(batch)
@@ -225,9 +278,10 @@ class Writer:
         return later
 
     def _attempted(self, jobs: list[Job]) -> Sequence[Any]:
-        lane = self._connections.take()
+        deadline = batches.deadline(jobs)
+        lane = self._connections.take(deadline)
         now = self._clock.elapsed()
-        self._watchdog.watch(lane.connection, now + batches.silence(jobs, now))
+        self._watchdog.watch(lane.connection, now + batches.silence(deadline, now))
         try:
             if jobs[0].unknown:
                 return self._performer.read_back(lane, jobs)
@@ -271,6 +325,13 @@ class Writer:
         tell(jobs)
 
 
+def _unsettled() -> threading.Lock:
+    """Something to wait for; a lock, since an `Event` makes three and many threads wait here."""
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 def tell(jobs: Sequence[Job]) -> None:
     """Give everybody who waits the answer: a thread by its event, and each event loop by one call for all its tasks."""
     if len(jobs) == 1 and jobs[0].settled is None and jobs[0].loop is None:  # a lone caller, who leads
@@ -280,7 +341,7 @@ def tell(jobs: Sequence[Job]) -> None:
     for job in jobs:
         job.done = True
         if job.settled is not None:
-            job.settled.set()
+            job.settled.release()
         elif job.loop is not None:
             by_loop.setdefault(job.loop, []).append(job)
     for loop, waiting in by_loop.items():
@@ -301,6 +362,14 @@ def _resolve(jobs: Sequence[Job]) -> None:
             job.future.set_result(job.answer)
 
 
+def _enter(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
+
+
 def _orphan(job: Job) -> None:
     if job.orphaned is not None:
-        job.orphaned(job)
+        try:
+            job.orphaned(job)
+        except Exception as problem:  # for example of a loop that is closed: no reason to leave the others unanswered
+            _log.debug("nobody could be told what became of %s (%s)", job.what, type(problem).__name__)

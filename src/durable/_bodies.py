@@ -1,0 +1,82 @@
+"""Calling a step's body, within a time if it has one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Final
+
+from durable.errors import StepTimeout
+
+__all__ = ["awaited_within", "called_within", "can_be_awaited"]
+
+_ABANDONED: Final = "A thread cannot be stopped: the body goes on there, and what becomes of it is not recorded."
+_NEVER_AWAITED: Final = frozenset({type(None), bool, int, float, str, bytes, list, dict, tuple})
+
+_log = logging.getLogger("durable")
+
+
+def can_be_awaited(value: object) -> bool:
+    """Whether a body returned something to await. (`inspect` takes a while to say that a dict is not.)"""
+    return type(value) not in _NEVER_AWAITED and inspect.isawaitable(value)
+
+
+def called_within(seconds: float, name: str, body: Callable[[], Any]) -> Any:
+    """What the body returns or raises, or `StepTimeout`: it is then left to itself, on a thread of its own."""
+    answer = _on_a_thread(name, body)
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        if answer.done():  # in the last moment, or it is the body's own
+            return answer.result()
+    raise _timed_out(name, seconds, _ABANDONED)
+
+
+async def awaited_within(seconds: float, name: str, body: Callable[[], Any], *, blocks: bool) -> Any:
+    """The same for asyncio: what can be awaited is cancelled; a body that blocks has a thread, and is left to itself."""
+    advice, limit = _ABANDONED if blocks else "", asyncio.timeout(seconds)
+    try:
+        async with limit:
+            value = await asyncio.wrap_future(_on_a_thread(name, body)) if blocks else body()
+            if can_be_awaited(value):
+                advice = ""
+                value = await value
+            return value
+    except TimeoutError:
+        if not limit.expired():  # the body's own
+            raise
+    raise _timed_out(name, seconds, advice)
+
+
+def _timed_out(name: str, seconds: float, advice: str) -> StepTimeout:
+    if advice:
+        _log.warning("step %r: the body was given up after its timeout of %g s, and its thread goes on", name, seconds)
+    return StepTimeout(name, seconds, advice)
+
+
+def _on_a_thread(name: str, body: Callable[[], Any]) -> Future[Any]:
+    answer: Future[Any] = Future()
+    context = contextvars.copy_context()
+
+    def work() -> None:
+        try:
+            value = context.run(body)
+        except BaseException as problem:
+            outcome: tuple[Any, BaseException | None] = None, problem
+        else:
+            outcome = value, None
+        if not answer.set_running_or_notify_cancel():
+            return
+        value, error = outcome
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(value)
+
+    threading.Thread(target=work, name=f"durable-step {name}", daemon=True).start()
+    return answer

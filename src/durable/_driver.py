@@ -1,0 +1,210 @@
+"""What the two drivers of the engine have in common: everything that neither blocks nor awaits."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from threading import Event
+from typing import Any, Final, cast
+
+from msgspec import Struct
+
+from durable._decorator import Frame, Options, current_frame, options_of
+from durable._engine.blame import marked
+from durable._engine.decisions import (
+    Abort,
+    Acknowledged,
+    Asked,
+    Attempt,
+    Raised,
+    Reading,
+    Returned,
+    Silent,
+    StepOutcome,
+    Unstorable,
+    Wait,
+)
+from durable._engine.journal import Call
+from durable._engine.steps import Execution
+from durable._retry import Policy
+from durable._terms import PLAIN, Terms, checked_timeout
+from durable.clocks import Clock
+from durable.codecs import Codec, after_the_body, returns
+from durable.errors import InvalidArgument, NestedStep, SignalTimedOut, UnstorableValue
+from durable.failures import from_record, to_record
+from durable.snapshot import StepRecord, checked_name
+from durable.stores.protocol import RunStore
+
+_log = logging.getLogger("durable")
+
+_LONGEST_SLEEP: Final = 100 * 366 * 24 * 3600.0
+
+ASKED: Final = Asked()
+ACKNOWLEDGED: Final = Acknowledged()
+SILENT: Final = Silent()
+_NEVER: Final = datetime.min.replace(tzinfo=UTC)
+_UNREAD: Final = Reading(_NEVER, 0.0)
+_TIMELESS: Final = frozenset({Returned, Acknowledged})
+
+
+class Body(Struct, frozen=True):
+    """What a step calls, and on which terms. One that `listens` is called when its `patience` is at its end."""
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    terms: Terms
+    listens: bool = False
+    patience: float | None = None
+
+    def call(self) -> Any:
+        """What the body returns."""
+        return self.fn(*self.args, **self.kwargs)
+
+
+class Driver:
+    """See the module."""
+
+    def __init__(
+        self,
+        execution: Execution,
+        store: RunStore,
+        codec: Codec,
+        clock: Clock,
+        runs: tuple[tuple[object, str], ...],
+        terms: Terms = PLAIN,
+        cancel: Event | None = None,
+    ) -> None:
+        self._execution = execution
+        self._store = store
+        self._codec = codec
+        self._clock = clock
+        self._runs = runs
+        self._terms = terms
+        self._cancel = cancel
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of run {self._execution.run_id!r}>"
+
+    def frame(self, inside: str | None = None) -> Frame:
+        """The frame of the workflow function, or of the body of the step `inside`."""
+        return Frame(self, inside, self._runs)
+
+    def call_decorated(self, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `_decorator.Driver`."""
+        raise NotImplementedError
+
+    def look(self) -> None:
+        """Say which bodies have been silent for too long; called by the heartbeat's thread."""
+        for event in self._execution.stalled(Reading(self._clock.now(), self._clock.elapsed())):
+            _log.warning("run %r: step %r has been running for %.0f s", event.run_id, event.key, event.seconds)
+            if (
+                tell := self._execution.tell
+            ) is not None:  # elsewhere: a listener that takes its time must not cost a lease
+                threading.Thread(target=tell, args=(event,), name="durable-listener", daemon=True).start()
+
+    def _still_running(self) -> None:
+        keys = ", ".join(self._execution.keys_running)
+        _log.warning("run %r has ended but for its running steps, and waits for them: %s", self._execution.run_id, keys)
+
+    def _reading(self, outcome: StepOutcome) -> Reading:
+        if self._execution.tell is None and type(outcome) in _TIMELESS:
+            return _UNREAD  # nobody listens, and nothing depends on the time
+        cancelled = self._cancel is not None and self._cancel.is_set()
+        return Reading(self._clock.now(), self._clock.elapsed(), cancelled)
+
+    def _body(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Body:
+        return Body(fn, args, kwargs, self._terms if terms is PLAIN else terms.over(self._terms))
+
+    def _plain_body(self, fn: Callable[..., Any], args: tuple[Any, ...], terms: Terms) -> Body:
+        """The body of a call by name, which does not make a step of a decorated function again."""
+        options = options_of(fn)
+        if options is None:
+            return Body(fn, args, {}, self._terms) if terms is PLAIN else self._body(fn, args, {}, terms)
+        return self._body(options.fn, args, {}, terms.over(options.terms))
+
+    def _fingerprint(self, name: str, key: str | None, body: Body) -> str:
+        """The fingerprint of a call's arguments, once the call itself has been found sound."""
+        fn, args, kwargs = body.fn, body.args, body.kwargs
+        frame = current_frame.get()
+        if frame is not None and frame.driver is self and frame.inside is not None:
+            raise NestedStep(name, frame.inside)
+        checked_name("a step's name", name)
+        if key is not None:
+            checked_name("a step's key", key)
+        if not callable(cast(object, fn)):
+            advice = "pass the function and its arguments, or a thunk: step(name, lambda: fn(arg))"
+            raise InvalidArgument(f"step {name!r}: {type(fn).__name__} is not a function: {advice}")
+        if kwargs:  # charge(order) and charge(order=order) are the same call
+            bound = inspect.signature(fn).bind(*args, **kwargs)
+            args, kwargs = bound.args, bound.kwargs
+        arguments = [*args, kwargs] if kwargs else list(args)
+        return self._codec.fingerprint(arguments, what=f"an argument of step {name!r}") if arguments else ""
+
+    def _draw(self, name: str, key: str | None, body: Body, fingerprint: str, branch: object) -> Call:
+        call = self._execution.call(name, key, fingerprint, branch, unwinding=sys.exception() is not None)
+        if body.terms is not PLAIN:
+            call.at_most_once = body.terms.at_most_once
+        if body.listens:
+            call.listens, call.patience = True, body.patience
+        return call
+
+    def _sleeping(self, seconds: float | datetime) -> Body:
+        """The body of a sleep: it says when to wake up, and that is what is remembered."""
+        if isinstance(seconds, datetime):
+            if seconds.tzinfo is None:
+                raise InvalidArgument("sleep until an aware datetime, like datetime.now(UTC) + timedelta(hours=1)")
+        elif isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < _LONGEST_SLEEP:
+            raise InvalidArgument(f"sleep for a number of seconds, or until an aware datetime, not {seconds!r}")
+
+        def wakes_at() -> str:
+            until = seconds if isinstance(seconds, datetime) else self._clock.now() + timedelta(seconds=seconds)
+            return until.astimezone(UTC).isoformat()
+
+        return Body(wakes_at, (), {}, PLAIN)
+
+    def _resting(self, until: object) -> Wait | Abort | None:
+        moment = datetime.fromisoformat(str(until))
+        return self._execution.rest(moment, self._reading(ASKED))
+
+    def _listening(self, name: str, timeout: float | None) -> Body:
+        """The body of a wait for a signal."""
+        patience = checked_timeout("timeout", timeout)
+
+        def in_vain() -> None:
+            raise SignalTimedOut(name, patience or 0.0)
+
+        return Body(in_vain, (), {}, PLAIN, listens=True, patience=patience)
+
+    def _encoded(self, call: Call, value: Any, fn: Callable[..., Any]) -> Returned | Unstorable:
+        try:
+            what = f"the result of step {call.key!r}"
+            return Returned(self._codec.encode(value, what=what, annotation=returns(fn)))
+        except UnstorableValue as problem:
+            problem.advice = after_the_body(value, problem.advice)
+            return Unstorable(problem)
+
+    def _failed(self, call: Call, exception: Exception, attempt: Attempt, policy: Policy | None) -> Raised:
+        again_in = None
+        if policy is not None:
+            seconds = (self._clock.now() - attempt.began).total_seconds()
+            again_in = policy.again_in(exception, attempt.number, seconds)
+        if again_in is None and attempt.number > 1:
+            exception.add_note(f"step {call.key!r} failed in {attempt.number} attempts")
+        call.original = exception
+        return Raised(to_record(exception, self._codec), again_in)
+
+    def _handed_out(self, call: Call, record: StepRecord, fn: Callable[..., Any]) -> Any:
+        where = f"the record of step {call.key!r}"
+        if record.error is None:
+            run_id = self._execution.run_id
+            return self._codec.decode(record.json, run_id=run_id, where=where, annotation=returns(fn))
+        exception = from_record(record.error, self._codec, run_id=self._execution.run_id, where=where)
+        original, call.original = call.original, None
+        if original is not None:  # the same exception as on a replay, with the live frames for whoever debugs it
+            exception = exception.with_traceback(original.__traceback__)
+        raise marked(exception, self._execution.lease.token, call.key)

@@ -1,0 +1,120 @@
+"""Running the items of `step.map`: so many at once, their outcomes in order, and none begun after one has failed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from durable.errors import InvalidArgument
+from durable.snapshot import checked_name
+
+__all__ = ["Items", "mapped", "mapped_async"]
+
+_MOST_AT_ONCE: Final = 32  # threads or tasks, where nobody says how many
+
+
+class Items:
+    """The items of one call: a key for each, and what has become of them.
+
+    Raises `InvalidArgument` for keys that are not names or occur twice, and for a number that cannot be.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        items: Iterable[Any],
+        key: Callable[[Any], object] | None,
+        max_concurrency: int | None,
+        *,
+        return_exceptions: bool,
+    ) -> None:
+        self.items = list(items)
+        self.keys = _keys(name, self.items, key)
+        self.at_once = min(_checked(max_concurrency), len(self.items))
+        self.outcomes: list[Any] = [None] * len(self.items)
+        self._return_exceptions = return_exceptions
+        self._next = 0
+        self._lock = threading.Lock()
+        self._failure: BaseException | None = None
+
+    def take(self) -> int | None:
+        """The next item to be begun, if one is."""
+        with self._lock:
+            if self._failure is not None or self._next == len(self.items):
+                return None
+            self._next += 1
+            return self._next - 1
+
+    def failed(self, index: int, problem: BaseException) -> None:
+        """The item has failed: as an outcome, or as the end of them all."""
+        if self._return_exceptions and isinstance(problem, Exception):
+            self.outcomes[index] = problem
+            return
+        with self._lock:
+            self._failure = self._failure or problem
+
+    def result(self) -> list[Any]:
+        """The outcomes in the order of the items, or the first failure, raised."""
+        if self._failure is not None:
+            raise self._failure
+        return self.outcomes
+
+
+def mapped(items: Items, called: Callable[[str, Any], Any]) -> list[Any]:
+    """`called(key, item)` for each item, on threads. Each has the context of the caller."""
+
+    def work() -> None:
+        while (index := items.take()) is not None:
+            try:
+                items.outcomes[index] = called(items.keys[index], items.items[index])
+            except BaseException as problem:
+                items.failed(index, problem)
+
+    if items.at_once:
+        with ThreadPoolExecutor(items.at_once, thread_name_prefix="durable-map") as pool:
+            for _ in range(items.at_once):
+                pool.submit(contextvars.copy_context().run, work)
+    return items.result()
+
+
+async def mapped_async(items: Items, called: Callable[[str, Any], Coroutine[Any, Any, Any]]) -> list[Any]:
+    """The same, in tasks. One that fails lets the others end the item that they are at; a cancellation is passed on."""
+
+    async def work() -> None:
+        while (index := items.take()) is not None:
+            try:
+                items.outcomes[index] = await called(items.keys[index], items.items[index])
+            except asyncio.CancelledError:
+                raise
+            except BaseException as problem:
+                items.failed(index, problem)
+
+    workers = [asyncio.ensure_future(work()) for _ in range(items.at_once)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+    return items.result()
+
+
+def _keys(name: str, items: Sequence[Any], key: Callable[[Any], object] | None) -> list[str]:
+    checked_name("a step's name", name)
+    parts = range(len(items)) if key is None else [key(item) for item in items]
+    keys = [checked_name("the key of an item", f"{name}[{part}]") for part in parts]
+    if len(set(keys)) < len(keys):
+        twice = next(one for number, one in enumerate(keys) if one in keys[:number])
+        raise InvalidArgument(f"step.map({name!r}): two items have the key {twice!r}: let key= tell them apart")
+    return keys
+
+
+def _checked(max_concurrency: object) -> int:
+    if max_concurrency is None:
+        return _MOST_AT_ONCE
+    if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
+        raise InvalidArgument(f"max_concurrency must be a number of at least 1, not {max_concurrency!r}")
+    return max_concurrency

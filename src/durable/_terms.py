@@ -1,0 +1,53 @@
+"""The terms on which a step is executed: how often, how long."""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+from durable._retry import Policy
+from durable.errors import InvalidArgument
+
+__all__ = ["PLAIN", "Terms", "checked_timeout", "terms"]
+
+
+class Terms(NamedTuple):
+    """`timeout` in seconds for each attempt; `at_most_once`: the body is never started again, whatever became of it."""
+
+    policy: Policy | None = None
+    timeout: float | None = None
+    at_most_once: bool = False
+
+    def over(self, others: Terms) -> Terms:
+        """These, and those of the `others` that are not given here."""
+        at_most_once = self.at_most_once or others.at_most_once
+        return Terms(
+            policy=None if at_most_once else self.policy or others.policy,
+            timeout=others.timeout if self.timeout is None else self.timeout,
+            at_most_once=at_most_once,
+        )
+
+
+PLAIN: Final = Terms()
+
+
+def terms(retry: object, timeout: object, at_most_once: object = False) -> Terms:
+    """The terms as a user gave them; `InvalidArgument` for those that cannot be kept."""
+    if retry is None and timeout is None and at_most_once is False:
+        return PLAIN
+    if not isinstance(at_most_once, bool):
+        raise InvalidArgument(f"at_most_once must be True or False, not {type(at_most_once).__name__}")
+    if at_most_once and retry is not None:
+        raise InvalidArgument("a step is retried or it runs at most once: give retry= or at_most_once=, not both")
+    return Terms(None if retry is None else Policy(retry), checked_timeout("timeout", timeout), at_most_once)
+
+
+def checked_timeout(what: str, seconds: object) -> float | None:
+    """`seconds`, when they can be waited for; else `InvalidArgument`."""
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise InvalidArgument(f"{what} must be a number of seconds, like 30 or 0.5, not {type(seconds).__name__}")
+    if not 0 < seconds < math.inf:
+        raise InvalidArgument(f"{what} must be a positive number of seconds, not {seconds!r}")
+    return float(seconds)

@@ -1,0 +1,50 @@
+"""What to do instead of returning a value that cannot come back."""
+
+# Everything here is of types that only their owners know.
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import types
+from collections.abc import Awaitable, Iterator
+from typing import Any, Final
+
+DATA_CLASSES: Final = "a dataclass, an attrs class, a NamedTuple, a msgspec.Struct or a pydantic model"
+
+_HANDLES: Final = ("_io", "io", "socket", "ssl", "_thread", "threading", "asyncio", "psycopg", "sqlite3", "sqlalchemy")
+_ARRAYS: Final = ("numpy", "pandas", "torch", "polars", "pyarrow")
+
+
+def advice_for(class_: type) -> str:
+    """A sentence for whoever returned an instance of this class."""
+    package = class_.__module__.partition(".")[0]
+    if issubclass(class_, Iterator):
+        return "Return list(...) of it: what it yields, not the iterator."
+    if issubclass(class_, Awaitable):
+        return "Await it, and return what it gives."
+    if issubclass(class_, BaseException):
+        return "Raise it: exceptions are remembered too."
+    if package in _ARRAYS:
+        return "Convert it first, for example with .item(), .tolist() or .to_dict()."
+    if package in _HANDLES:
+        return "Return the data that it leads to, or what opens it again, such as a path."
+    if issubclass(class_, type | types.FunctionType | types.ModuleType | types.MethodType | types.BuiltinFunctionType):
+        return "Return a name for it, and look it up where it is used."
+    for plain in (str, int, float, dict, list, tuple, set, frozenset, bytes):
+        if issubclass(class_, plain):
+            return f"Return a plain {plain.__name__} made from it, or a data class."
+    return f"Return plain data, or make its class {DATA_CLASSES}."
+
+
+def its_type(value: Any) -> str:
+    """The type of a value, for a message: never the value."""
+    class_ = type(value)
+    return class_.__qualname__ if class_.__module__ == "builtins" else f"{class_.__module__}.{class_.__qualname__}"
+
+
+def after_the_body(value: Any, advice: str) -> str:
+    """The advice for a value that a step's body returned: what has happened comes first."""
+    return (
+        f"The body did run and its effects stand; it returned a value of type {its_type(value)}, and nothing was recorded, "
+        f"so it would run again. {advice or f'Return plain data, or {DATA_CLASSES}.'}"
+    )

@@ -1,0 +1,263 @@
+"""Data classes: the fields of each, and an instance made from them again.
+
+No constructor is called where that can be avoided: what was checked and converted when the value was made needs it no
+second time, and a record must not be able to start code. A msgspec.Struct can only be made by its class.
+"""
+
+# Everything here is of types that only their owners know.
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from enum import EnumType, Flag
+from functools import cached_property
+from typing import Any, Final, cast
+from weakref import WeakKeyDictionary
+
+import msgspec
+
+from durable.codecs._tags import TAG, Misread, Refusal
+
+# Beside the fields, and no part of the value: how it was made, and what is computed from it.
+_NOT_STATE: Final = {"__orig_class__", "_attrs_cached_hash"}
+
+
+class Shape:
+    """How the instances of one class are taken apart and put together. Holds no reference to the class itself."""
+
+    def __init__(self, names: tuple[str, ...], *, in_dict: bool = False) -> None:
+        self.names = names
+        self.known = frozenset(names)
+        self._in_dict = in_dict
+        if TAG in self.known:
+            raise Refusal(f"a field of its class is called {TAG}", "Call it otherwise.")
+
+    def state(self, value: Any) -> Mapping[str, Any]:
+        """The fields of an instance, by name; `Refusal` when there is more to it."""
+        own = cast(dict[str, Any], getattr(value, "__dict__", {}))
+        if tuple(own) == self.names or own.keys() == self.known:  # the first takes a third of the second
+            return own
+        for extra in sorted(own.keys() - self.known - _NOT_STATE):
+            if not isinstance(_of_class(type(value), extra), cached_property):
+                raise Refusal(f"it carries {extra!r} besides the fields of its class", "Declare it as a field.")
+        try:
+            return {name: getattr(value, name) for name in self.names}
+        except AttributeError:
+            raise Refusal("a field of it has no value", "Give every field one.") from None
+
+    def build(self, class_: type, state: dict[str, Any]) -> Any:
+        """A new instance; a field that its class had not yet takes its default, one that it has no more is left out."""
+        if tuple(state) != self.names and state.keys() != self.known:
+            state = self._fitted(class_, state)
+        value: Any = object.__new__(class_)
+        if self._in_dict:
+            value.__dict__.update(state)
+        else:
+            for name, item in state.items():
+                object.__setattr__(value, name, item)
+        return value
+
+    def _fitted(self, class_: type, state: dict[str, Any]) -> dict[str, Any]:
+        return {name: state[name] if name in state else self.default(class_, name) for name in self.names}
+
+    def default(self, class_: type, name: str) -> Any:  # noqa: ARG002 -- for those who look
+        """The default of a field."""
+        raise Misread(f"it has no {name!r}, and the class no default for it")
+
+
+class DataClass(Shape):
+    """A `dataclasses.dataclass`."""
+
+    def __init__(self, class_: Any) -> None:
+        names = tuple(field.name for field in dataclasses.fields(class_))
+        super().__init__(names, in_dict=_in_dict(class_, names))
+
+    def default(self, class_: type, name: str) -> Any:
+        """Of the field, or by its factory."""
+        field = class_.__dataclass_fields__[name]  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+        if field.default is not dataclasses.MISSING:
+            return field.default
+        if field.default_factory is not dataclasses.MISSING:
+            return field.default_factory()
+        return super().default(class_, name)
+
+
+class AttrsClass(Shape):
+    """A class of `attrs`."""
+
+    def __init__(self, class_: Any) -> None:
+        names = tuple(field.name for field in class_.__attrs_attrs__)
+        super().__init__(names, in_dict=_in_dict(class_, names))
+        properties = getattr(class_, "__attrs_props__", None)
+        hashability = getattr(getattr(properties, "hashability", None), "name", "")
+        self._caches_hash = hashability == "HASHABLE_CACHED" or "_attrs_cached_hash" in vars(class_)
+
+    def build(self, class_: type, state: dict[str, Any]) -> Any:
+        """As any; a hash that is kept is computed anew."""
+        value = super().build(class_, state)
+        if self._caches_hash:
+            object.__setattr__(value, "_attrs_cached_hash", None)
+        return value
+
+    def default(self, class_: Any, name: str) -> Any:
+        """Of the field, or by its factory."""
+        default = next(field.default for field in class_.__attrs_attrs__ if field.name == name)
+        if getattr(default, "takes_self", False) or default is sys.modules["attr"].NOTHING:
+            return super().default(class_, name)
+        return default.factory() if hasattr(default, "factory") else default
+
+
+class StructClass(Shape):
+    """A `msgspec.Struct`."""
+
+    def __init__(self, class_: type[msgspec.Struct]) -> None:
+        super().__init__(class_.__struct_fields__)
+
+    def build(self, class_: type, state: dict[str, Any]) -> Any:
+        """By its class, which fills in defaults; `__post_init__` is called, as msgspec itself does."""
+        return class_(**{name: item for name, item in state.items() if name in self.known})
+
+
+class NamedTupleClass(Shape):
+    """A `typing.NamedTuple` or `collections.namedtuple`."""
+
+    def __init__(self, class_: Any) -> None:
+        super().__init__(class_._fields)
+
+    def state(self, value: Any) -> Mapping[str, Any]:
+        """The items by name."""
+        for extra in sorted(getattr(value, "__dict__", {})):
+            raise Refusal(f"it carries {extra!r} besides its items", "Declare it as a field.")
+        return dict(zip(self.names, tuple.__iter__(value), strict=True))
+
+    def build(self, class_: Any, state: dict[str, Any]) -> Any:
+        """From the items in their order."""
+        return tuple.__new__(class_, self._fitted(class_, state).values())
+
+    def default(self, class_: Any, name: str) -> Any:
+        """Of the field."""
+        defaults = class_._field_defaults
+        return defaults[name] if name in defaults else super().default(class_, name)
+
+
+class PydanticModel(Shape):
+    """A `pydantic.BaseModel`: its fields, what was set of them, extra and private ones."""
+
+    _SET: Final = "$set"
+    _EXTRA: Final = "$extra"
+    _PRIVATE: Final = "$private"
+
+    def __init__(self, class_: Any) -> None:
+        super().__init__(tuple(class_.__pydantic_fields__))
+
+    def state(self, value: Any) -> Mapping[str, Any]:
+        """The fields; the rest only where there is something to it."""
+        state = dict(super().state(value))
+        if value.__pydantic_fields_set__ != self.known:
+            state[self._SET] = sorted(value.__pydantic_fields_set__)
+        if value.__pydantic_extra__:
+            state[self._EXTRA] = dict(value.__pydantic_extra__)
+        if value.__pydantic_private__:
+            state[self._PRIVATE] = dict(value.__pydantic_private__)
+        return state
+
+    def build(self, class_: Any, state: dict[str, Any]) -> Any:
+        """As unpickling does it: nothing is validated a second time."""
+        fields_set = set(state.pop(self._SET, self.known))
+        extra, private = state.pop(self._EXTRA, {}), state.pop(self._PRIVATE, {})
+        if state.keys() != self.known:
+            state = self._fitted(class_, state)
+        value = class_.__new__(class_)
+        object.__setattr__(value, "__dict__", state)
+        object.__setattr__(value, "__pydantic_fields_set__", fields_set)
+        beside = {
+            "__pydantic_extra__": extra if class_.model_config.get("extra") == "allow" else None,
+            "__pydantic_private__": private if class_.__private_attributes__ else None,
+        }
+        for name, item in beside.items():
+            if hasattr(_of_class(class_, name), "__set__"):  # a RootModel has no place for them
+                object.__setattr__(value, name, item)
+        return value
+
+    def default(self, class_: Any, name: str) -> Any:
+        """Of the field, or by its factory."""
+        field = class_.__pydantic_fields__[name]
+        if field.is_required():
+            return super().default(class_, name)
+        return field.get_default(call_default_factory=True)
+
+
+class EnumClass(Shape):
+    """An `enum.Enum`: the name of the member, or the number of a combination of flags."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+
+    def state(self, value: Any) -> Mapping[str, Any]:
+        """The member's name, which lasts longer than its value."""
+        class_: Any = type(value)
+        if class_.__members__.get(value._name_) is value:
+            return {"name": value._name_}
+        if not _combines(class_):
+            raise Refusal("it is no member of its enumeration", "Return a member.")
+        return {"value": value._value_}
+
+    def build(self, class_: Any, state: dict[str, Any]) -> Any:
+        """The member itself."""
+        if "name" in state:
+            if state["name"] not in class_.__members__:
+                raise Misread("the enumeration has no such member any more")
+            return class_.__members__[state["name"]]
+        if not _combines(class_) or type(state["value"]) is not int:
+            raise Misread("it is no combination of flags")
+        return class_(state["value"])
+
+
+_shapes: Final[WeakKeyDictionary[type, Shape]] = WeakKeyDictionary()
+
+
+def shape_of(class_: type) -> Shape | None:
+    """How instances of exactly this class are written; None when it is no data class."""
+    shape = _shapes.get(class_)
+    if shape is None:
+        shape = _new_shape(class_)
+        if shape is not None:
+            _shapes[class_] = shape
+    return shape
+
+
+def _new_shape(class_: Any) -> Shape | None:
+    if isinstance(class_, EnumType):
+        return EnumClass()
+    if issubclass(class_, msgspec.Struct):
+        return StructClass(class_)
+    if issubclass(class_, tuple):
+        return NamedTupleClass(class_) if hasattr(class_, "_fields") else None  # pyright: ignore[reportUnknownArgumentType]
+    pydantic: Any = sys.modules.get("pydantic")
+    if pydantic is not None and issubclass(class_, pydantic.BaseModel):
+        return PydanticModel(class_)
+    if hasattr(class_, "__attrs_attrs__"):
+        return AttrsClass(class_)
+    return DataClass(class_) if dataclasses.is_dataclass(class_) else None
+
+
+def _in_dict(class_: type, names: tuple[str, ...]) -> bool:
+    """Whether all fields live in the instance's dict, and nowhere behind a slot or a property."""
+    try:
+        blank: object = object.__new__(class_)
+    except TypeError:
+        raise Refusal("its class is built on a type that holds more than fields", "Hold that in a field.") from None
+    behind = (_of_class(class_, name) for name in names)
+    return hasattr(blank, "__dict__") and not any(hasattr(place, "__set__") for place in behind)
+
+
+def _of_class(class_: type, name: str) -> object:
+    return next((vars(base)[name] for base in class_.__mro__ if name in vars(base)), None)
+
+
+def _combines(class_: Any) -> bool:
+    """Whether a member may be a combination of flags, made by `Flag` itself and no code of the user's."""
+    return issubclass(class_, Flag) and class_._missing_.__func__ is Flag._missing_.__func__  # type: ignore[attr-defined]

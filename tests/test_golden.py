@@ -1,0 +1,173 @@
+"""Journals that earlier versions wrote, kept as they are and replayed for ever: tests/golden/*.json.
+
+A file is never changed. A new format gets a file of its own, written once by `python tests/test_golden.py NAME`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import enum
+import json
+import sys
+import uuid
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+import msgspec
+import pytest
+
+import durable
+from durable.stores import memory
+from support import Database
+from value_kinds import alike
+
+GOLDEN = Path(__file__).resolve().parent / "golden"
+
+
+@durable.alias("golden:Colour")  # wherever this file may come to stand
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@durable.alias("golden:Right")
+class Right(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+@durable.alias("golden:Point")
+class Point(NamedTuple):
+    x: int
+    y: float
+
+
+@durable.alias("golden:Line")
+@dataclasses.dataclass
+class Line:
+    name: str
+    price: Decimal
+
+
+@durable.alias("golden:Order")
+@dataclasses.dataclass(frozen=True)
+class Order:
+    number: int
+    paid: dt.datetime
+    lines: list[Line]
+    colour: Colour = Colour.RED
+
+
+PLAIN: dict[str, Any] = {
+    "nothing": None,
+    "numbers": [0, -1, 2**70, 1.5, -0.0, 1e300, True],
+    "texts": ["", "é\n\u2028🦉", '"quoted"\\', "\\u0000"],
+    "nested": {"b": 1, "a": [None, {"x": []}], "": {}},
+}
+TAGGED: dict[str, Any] = {
+    "moments": [
+        dt.datetime(2031, 5, 1, 12, 0, 0, 5),
+        dt.datetime(2031, 5, 1, 12, tzinfo=dt.UTC),
+        dt.datetime(2031, 5, 1, 12, tzinfo=dt.timezone(dt.timedelta(hours=5, minutes=30))),
+        dt.datetime(2031, 5, 1, 12, tzinfo=dt.timezone(dt.timedelta(hours=2), "CEST")),
+        dt.datetime(2031, 10, 26, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1),
+        dt.date(2031, 5, 1),
+        dt.time(12, 30, tzinfo=ZoneInfo("Europe/Berlin")),
+        dt.timedelta(days=-1, seconds=3, microseconds=5),
+    ],
+    "exact": [Decimal("12.50"), Decimal("-0E+3"), uuid.UUID(int=7), b"\x00\xff", b""],
+    "containers": [(1, "a"), (), {1, 2}, frozenset({"a", (1,)}), {1: "a", (2,): "b"}, {"$type": "date", "value": "x"}],
+    "classes": [Order(7, dt.datetime(2031, 5, 1, tzinfo=dt.UTC), [Line("tea", Decimal("3.50"))]), Point(1, 2.0)],
+    "members": [Colour.RED, Right.READ, Right.READ | Right.WRITE],
+}
+VALUES = {"1-plain": PLAIN, "2-tagged": {**PLAIN, **TAGGED}}
+
+
+def failing() -> None:
+    """A step that fails: class, arguments, note, cause and members are recorded."""
+    problem = ExceptionGroup("several", [ValueError("bad", 3), KeyError("k")])
+    problem.add_note("a note")
+    problem.__cause__ = OSError(2, "no", "file")
+    raise problem
+
+
+class Stop(BaseException):
+    """Leaves the run unfinished."""
+
+
+def workflow_of(name: str, seen: dict[str, Any], *, replays: bool) -> Any:
+    """One step per value, by function and argument where there is a fingerprint to be kept."""
+
+    def body(value: Any) -> Any:
+        assert not replays, "a recorded step ran again"
+        return value
+
+    def golden(step: durable.Step, _: Any, given: Any) -> Any:
+        seen["input"] = given
+        for key, value in VALUES[name].items():
+            seen[key] = step("value", body, value, key=key)
+        seen["thunk"] = step("thunk", lambda: body("thunk"))
+        try:
+            step("fails", failing)
+        except Exception as problem:
+            seen["error"] = problem
+        if not replays:
+            raise Stop
+        return "done"
+
+    return golden
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.json")), ids=lambda path: path.stem)
+def test_a_golden_journal_is_replayed(path: Path, database: Database) -> None:
+    """FAULTS 98: equal values of equal types, no body runs, no fingerprint has changed, and failures are what they were."""
+    golden = json.loads(path.read_text("utf-8"))
+    store, seen = database.store(), dict[str, Any]()
+    durable.run(None, lambda step, deps: None, id="other", store=store)  # the tables are made at first use
+    database.execute("INSERT INTO durable_snapshots (id, snapshot) VALUES ('golden', %s)", json.dumps(golden["header"]))
+    for seq, (kind, key, text) in enumerate(golden["journal"]):
+        database.execute(
+            "INSERT INTO durable_steps (workflow_id, seq, key, kind, nonce, epoch, record) VALUES ('golden', %s, %s, %s, 0, 1, %s)",
+            seq, key, kind, text,
+        )  # fmt: skip
+    values = VALUES[path.stem]
+    workflow = workflow_of(path.stem, seen, replays=True)
+    assert durable.run(None, workflow, id="golden", input=values, store=store) == "done"
+    assert seen.pop("thunk") == "thunk"
+    error = seen.pop("error")
+    assert alike(seen, {"input": values, **values})
+    assert repr(error) == "ExceptionGroup('several', [ValueError('bad', 3), KeyError('k')])"
+    assert (error.__notes__, repr(error.__cause__)) == (["a note"], "FileNotFoundError(2, 'no')")
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.json"))[-1:], ids=lambda path: path.stem)
+def test_the_present_format_is_the_last_golden_one(path: Path) -> None:
+    """Whoever changes how values are written adds a file; tracebacks alone may differ."""
+    golden = json.loads(path.read_text("utf-8"))
+    assert _comparable(recorded(path.stem)["journal"]) == _comparable(golden["journal"])
+
+
+def _comparable(journal: list[Any]) -> list[Any]:
+    records = [(kind, key, json.loads(text)) for kind, key, text in journal]
+    for _, _, record in records:
+        if isinstance(record, dict) and "error" in record:
+            record["error"].pop("traceback")
+    return records
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """What this version writes."""
+    store = memory()
+    with pytest.raises(Stop):
+        durable.run(None, workflow_of(name, {}, replays=False), id="golden", input=VALUES[name], store=store)
+    run = store._runs["golden"]
+    store.close()
+    assert run.header is not None
+    header = msgspec.to_builtins(run.header)
+    return {"header": header, "journal": [[r.kind, r.key, r.text] for _, r in sorted(run.records.items())]}
+
+
+if __name__ == "__main__":
+    (GOLDEN / f"{sys.argv[1]}.json").write_text(json.dumps(recorded(sys.argv[1]), indent=1) + "\n", "utf-8")
