@@ -231,10 +231,10 @@ STORMS = {
                 armed.append(run_id)
                 signal.setitimer(signal.ITIMER_REAL, 0.0005 + number % 50 * 0.0002)
                 once_more()
+                armed.clear()
             except (TooLate, durable.OutcomeUnknown):
                 pass
             signal.setitimer(signal.ITIMER_REAL, 0)
-            armed.clear()
             first, done = list(acknowledged), len(bodies)
             acknowledged.clear()
             once_more()

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
+
+import pytest
 
 import durable
 from durable.documents import Snapshot
 from durable.events import ResumeStateCollector
+from durable.stores import memory
 from support import Database
+from test_whole_snapshots import Shelf
 
 
 def checkout(step: durable.Step, _: None) -> dict[str, int]:
@@ -33,12 +38,12 @@ def test_what_a_run_leaves_is_loaded_as_one_document(database: Database) -> None
     ((viewed,),) = database.execute("SELECT snapshot FROM durable_runs WHERE id = 'y'")
     assert viewed == loaded.document()
     assert durable.run(None, checkout, id="y", store=store) == {"b": 1, "a": 3}
-    assert store.stats()[:5] == (0, 0, 2, 0, 0)
+    assert store.stats()[:6] == (0, 0, 2, 0, 0, 0)
     store.delete("y")
     store.delete("y")
     assert store.load("y") is None
     assert store.purge(older_than=0) == 1
-    assert store.stats()[:5] == (0, 0, 0, 0, 0)
+    assert store.stats().runs == 0
     assert database.execute("SELECT * FROM durable_locks") == []
     assert database.execute("SELECT * FROM durable_steps") == []
 
@@ -65,3 +70,69 @@ def test_awaitlys_documents_are_run_on(database: Database) -> None:
     assert {row for (row,) in database.execute("SELECT workflow_id FROM durable_locks")} == {"p_a", "p_b"}
     loaded = store.load("b")
     assert isinstance(loaded, Snapshot)
+
+
+@durable.step(at_most_once=True)
+def pay() -> str:
+    """A body that nobody may start again."""
+    raise KeyboardInterrupt
+
+
+def paying(step: durable.Step, _: None) -> str:
+    step("one", lambda: 1)
+    return pay()
+
+
+def test_what_is_known_of_a_step_that_has_not_settled_is_not_lost(database: Database) -> None:
+    """A step that began and must not begin again: not through load and save, and not through a collector."""
+    store, collector = database.store(), ResumeStateCollector()
+    with pytest.raises(KeyboardInterrupt):
+        durable.run(None, paying, id="x", store=store, on_event=collector.handle_event)
+    loaded = store.load("x")
+    assert loaded is not None
+    assert set(loaded.attempts) == {"pay"}
+    ((viewed,),) = database.execute("SELECT snapshot FROM durable_runs WHERE id = 'x'")
+    assert viewed == loaded.document()
+    store.save("loaded", loaded)
+    store.save("collected", collector.resume_state())
+    with memory() as other:
+        other.save("loaded", loaded)
+        for each, name in ((store, "loaded"), (store, "collected"), (store, "x"), (other, "loaded")):
+            with pytest.raises(durable.StepInterrupted):
+                durable.run(None, paying, id=name, store=each)
+
+
+def test_signals_and_cancellations_carry_the_prefix(database: Database) -> None:
+    """Equal ids under two prefixes: each hears its own, and what is deleted hears nothing."""
+    one, two = database.store(prefix="a_"), database.store(prefix="b_")
+
+    def hearing(step: durable.Step, _: None) -> Any:
+        return step.wait_for("approved", timeout=0.01)
+
+    durable.signal(one, "x", "approved", "one")
+    durable.signal(two, "x", "approved", "two")
+    assert durable.run(None, hearing, id="x", store=two) == "two"
+    assert durable.run(None, hearing, id="x", store=one) == "one"
+    one.delete("x")
+    with pytest.raises(durable.SignalTimedOut):
+        durable.run(None, hearing, id="x", store=one)
+
+    def cancelled(step: durable.Step, _: None) -> None:
+        assert durable.cancel(one, "y")
+        step("late", lambda: None)
+
+    with pytest.raises(durable.RunCancelled):
+        durable.run(None, cancelled, id="y", store=one)
+    assert (durable.status(one, "y"), durable.status(two, "y")) == ("cancelled", None)
+    assert [line.id for line in one.list(status="cancelled")] == ["y"]
+    assert one.stats().cancelled == 1
+
+
+def test_a_store_of_five_verbs_says_what_it_cannot(database: Database) -> None:
+    """Signals and cancellations need more than snapshots."""
+    shelf = Shelf()
+    for ask in (lambda: durable.signal(shelf, "x", "approved"), lambda: durable.cancel(shelf, "x")):
+        with pytest.raises(durable.InvalidArgument, match="Shelf"):
+            ask()
+    with pytest.raises(durable.InvalidArgument, match="Shelf"):
+        durable.run(None, lambda step, _: step.wait_for("approved"), id="x", store=shelf)

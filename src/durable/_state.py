@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeGuard
 
 from msgspec import UNSET
 
-from durable.codecs import JsonCodec
+from durable.codecs import codec_of
 from durable.errors import RunNotFound, RunNotOver
 from durable.failures import from_record
 from durable.snapshot import Status
@@ -40,7 +40,7 @@ def result(store: SnapshotStore, id: str) -> Any:
     snapshot = store.load(id)
     if snapshot is None:
         raise RunNotFound(id)
-    codec = JsonCodec()
+    codec = codec_of(store)
     match snapshot.execution.status:
         case Status.COMPLETED if snapshot.result is not UNSET:
             return codec.decode(bytes(snapshot.result), run_id=id, where="the result")
@@ -51,7 +51,7 @@ def result(store: SnapshotStore, id: str) -> Any:
 
 
 def status(store: SnapshotStore, id: str) -> str | None:
-    """Where a run stands: "running", "interrupted", "completed", "failed" or "cancelled"; None when there is no such run.
+    """Where a run stands: "running", "interrupted", "completed", "failed" or "cancelled"; None when nothing is stored.
 
     A store of your own knows no leases: it says "running" of what may be interrupted.
     """

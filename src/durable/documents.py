@@ -27,6 +27,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType, structs
 from durable.errors import InvalidArgument, UnreadableRecord
 from durable.snapshot import (
     FORMAT_VERSION,
+    AttemptRecord,
     ErrorRecord,
     Execution,
     FailureRecord,
@@ -48,11 +49,13 @@ class Snapshot(Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
     """The whole stored state of a run: what it was started with, what is remembered of its steps, and how it ended.
 
     `workflow_name` is empty where another tool did not say it. `metadata` holds `version`, `inputHash` and what the user
-    gave. `input` and `result` are JSON texts, absent where there is none; `failure` says how a run failed.
+    gave. `attempts` are what is known of steps that have begun and not settled. `input` and `result` are JSON texts, absent
+    where there is none; `failure` says how a run failed.
     """
 
     workflow_name: str = ""
     steps: dict[str, StepRecord] = {}
+    attempts: dict[str, AttemptRecord] = {}
     execution: Execution = msgspec.field(default_factory=lambda: Execution(Status.RUNNING))
     metadata: dict[str, Any] = {}
     input: Raw | UnsetType = UNSET
@@ -71,6 +74,8 @@ class Snapshot(Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
         document["steps"] = {key: _shown(step) for key, step in self.steps.items()}
         document["execution"] = self.execution
         document["metadata"] = self.metadata
+        if self.attempts:
+            document["attempts"] = self.attempts
         for name in ("input", "result", "failure"):
             part = getattr(self, name)
             if part is not UNSET and part is not None:
@@ -91,10 +96,11 @@ class Snapshot(Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
         header, records = _header(stored, run_id), list(_records(stored, run_id))
         named = {record.key: _step(record, run_id) for record in records if record.kind == Kind.STEP}
         foreign = {key: step for key, raw in _steps(stored, run_id) if (step := _foreign_failure(raw)) is not None}
-        parts = {record.kind: record.text for record in records if record.kind != Kind.STEP}
+        parts = {record.kind: record.text for record in records if record.kind not in (Kind.STEP, Kind.ATTEMPT)}
         return cls(
             workflow_name=header.workflow_name,
             steps=named | foreign,
+            attempts={record.key: _attempt(record, run_id) for record in records if record.kind == Kind.ATTEMPT},
             execution=header.execution,
             metadata=header.metadata,
             input=_raw(parts.get(Kind.INPUT)),
@@ -117,6 +123,7 @@ class Snapshot(Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
 def snapshot_of(header: Header, records: Iterable[Record], *, run_id: str) -> Snapshot:
     """A run's header and journal as one document: of a key the latest record."""
     steps: dict[str, StepRecord] = {}
+    attempts: dict[str, AttemptRecord] = {}
     parts: dict[str, str] = {}
     failure: FailureRecord | None = None
     again: set[str] = set()
@@ -124,8 +131,13 @@ def snapshot_of(header: Header, records: Iterable[Record], *, run_id: str) -> Sn
     for record in records:
         if record.kind == Kind.STEP:
             steps.pop(record.key, None)
+            attempts.pop(record.key, None)
             steps[record.key] = _step(record, run_id)
             again.discard(record.key)
+            mended |= failure is not None
+        elif record.kind == Kind.ATTEMPT:
+            steps.pop(record.key, None)
+            attempts[record.key] = _attempt(record, run_id)
             mended |= failure is not None
         elif record.kind == Kind.FAILURE:
             last = _failure(record.text, run_id)
@@ -141,6 +153,7 @@ def snapshot_of(header: Header, records: Iterable[Record], *, run_id: str) -> Sn
     return Snapshot(
         workflow_name=header.workflow_name,
         steps=steps,
+        attempts=attempts,
         execution=header.execution,
         metadata=header.metadata,
         input=_raw(parts.get(Kind.INPUT)),
@@ -157,7 +170,8 @@ def whole(text: str, journal: Sequence[Record], *, run_id: str) -> Snapshot:
     header, records = header_and_records(text, run_id=run_id)
     snapshot = snapshot_of(header, [*records, *journal], run_id=run_id)
     # Another tool's failures are no records, but a reader should see them as long as nothing has come in their place.
-    return structs.replace(snapshot, steps=document.steps | snapshot.steps)
+    shown = {key: step for key, step in document.steps.items() if not step.name and key not in snapshot.attempts}
+    return structs.replace(snapshot, steps=shown | snapshot.steps)
 
 
 def journal_of(snapshot: Snapshot) -> tuple[Header, list[Record]]:
@@ -185,6 +199,7 @@ class _Stored(Struct, rename="camel"):
     steps: Raw | UnsetType = UNSET
     execution: Execution | None = None
     metadata: dict[str, Any] | None = None
+    attempts: dict[str, Raw] = {}
     input: Raw | UnsetType = UNSET
     result: Raw | UnsetType = UNSET
     failure: Raw | UnsetType = UNSET
@@ -243,14 +258,16 @@ def _steps(stored: _Stored, run_id: str) -> Sequence[tuple[str, Raw]]:
 
 
 def _records(stored: _Stored, run_id: str) -> Iterator[Record]:
-    steps = [(key, text) for key, raw in _steps(stored, run_id) if (text := _step_text(raw)) is not None]
+    steps = [(key, Kind.STEP, text) for key, raw in _steps(stored, run_id) if (text := _step_text(raw)) is not None] + [
+        (key, Kind.ATTEMPT, bytes(raw).decode()) for key, raw in stored.attempts.items()
+    ]
     ends = [(kind, getattr(stored, kind)) for kind in (Kind.RESULT, Kind.FAILURE)]
     parts = [(kind, bytes(part).decode()) for kind, part in ends if part is not UNSET]
     seq = -len(steps) - len(parts)
     if stored.input is not UNSET:
         yield Record(seq - 1, Kind.INPUT, Kind.INPUT, bytes(stored.input).decode())
-    for key, text in steps:
-        yield Record(seq, key, Kind.STEP, text)
+    for key, kind, text in steps:
+        yield Record(seq, key, kind, text)
         seq += 1
     for kind, text in parts:
         yield Record(seq, kind, kind, text)
@@ -277,7 +294,7 @@ def _foreign_failure(raw: Raw) -> StepRecord | None:
         return None
     if step.ok or step.name:
         return None
-    cause: Any = step.cause
+    cause: object = step.cause
     said = cast(dict[str, Any], cause) if isinstance(cause, dict) else {}
     message = said.get("message", said.get("stringRepresentation", ""))
     return StepRecord("", ok=False, error=ErrorRecord(str(said.get("name", "thrown")), str(message)))
@@ -298,6 +315,10 @@ def _shown(step: StepRecord) -> Any:
 
 def _step(record: Record, run_id: str) -> StepRecord:
     return parse(record.text, StepRecord, run_id=run_id, where=f"the step {record.key!r}")
+
+
+def _attempt(record: Record, run_id: str) -> AttemptRecord:
+    return parse(record.text, AttemptRecord, run_id=run_id, where=f"the attempt of step {record.key!r}")
 
 
 def _failure(text: str, run_id: str) -> FailureRecord:

@@ -14,7 +14,7 @@ from typing import TypeAlias
 from msgspec import structs
 
 from durable.documents import Snapshot, snapshot_of
-from durable.snapshot import Execution, FailureRecord, Header, Kind, Record, Status, StepRecord, render
+from durable.snapshot import AttemptRecord, Execution, FailureRecord, Header, Kind, Record, Status, StepRecord, render
 
 __all__ = [
     "Event",
@@ -32,6 +32,7 @@ __all__ = [
     "StepEvent",
     "StepLeft",
     "StepRecorded",
+    "StepRemembered",
     "StepReplayed",
     "StepRetrying",
     "StepStalled",
@@ -133,6 +134,13 @@ class StepRetrying(StepEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class StepRemembered(StepEvent):
+    """What is known of a step that has not settled is acknowledged: a failed attempt, or that it has begun at all."""
+
+    record: AttemptRecord = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class StepRecorded(StepEvent):
     """The checkpoint of a fresh outcome is acknowledged; from here on the body never runs again."""
 
@@ -205,6 +213,9 @@ class ResumeStateCollector:
                 self._is(Status.RUNNING, at)
             case StepRecorded(at=at, key=key, record=record):
                 self._add(key, Kind.STEP, render(record))
+                self._is(Status.RUNNING, at)
+            case StepRemembered(at=at, key=key, record=record):
+                self._add(key, Kind.ATTEMPT, render(record))
                 self._is(Status.RUNNING, at)
             case RunCompleted(at=at, result=result):
                 self._add(Kind.RESULT, Kind.RESULT, result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import Any, Final, Generic, TypeVar, overload
 
 from msgspec import UNSET, structs
 
@@ -87,20 +87,18 @@ class Workflow(Generic[D]):
         `UnreadableRecord` when the state is not this workflow's.
         """
         settled = None if resume_state is None else _to_be_resumed(checked_snapshot(self._name, resume_state))
-        if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
+        if _is_async(fn):
             return self._awaited(fn, settled, input)
         with memory() as store:
             if settled is not None:
                 store.save(self._name, settled)
-            result: Any = cast(Any, run)(self._deps, self._named(fn), **self._options(store, input))
-            return result
+            return _run(self._deps, self._named(fn), **self._options(store, input))
 
     async def _awaited(self, fn: Callable[..., Any], settled: Snapshot | None, input: Any) -> Any:
         with memory() as store:
             if settled is not None:
                 store.save(self._name, settled)
-            result: Any = await cast(Any, run)(self._deps, self._named(fn), **self._options(store, input))
-            return result
+            return await _run(self._deps, self._named(fn), **self._options(store, input))
 
     def _options(self, store: Any, input: Any) -> dict[str, Any]:
         options = {"id": self._name, "store": store, "version": self._version, "on_event": self._on_event}
@@ -108,21 +106,23 @@ class Workflow(Generic[D]):
 
     def _named(self, fn: Callable[..., Any]) -> Any:
         """The function under the workflow's name."""
-        if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
 
-            async def awaited(*args: Any) -> Any:
-                return await fn(*args)
+        def called(*args: Any) -> Any:
+            return fn(*args)
 
-            called: Callable[..., Any] = awaited
-        else:
+        async def awaited(*args: Any) -> Any:
+            return await fn(*args)
 
-            def plain(*args: Any) -> Any:
-                return fn(*args)
+        wrapped = functools.update_wrapper(awaited if _is_async(fn) else called, fn, assigned=())
+        wrapped.__name__ = self._name
+        return wrapped
 
-            called = plain
-        functools.update_wrapper(called, fn, assigned=())
-        called.__name__ = self._name
-        return called
+
+_run: Final[Callable[..., Any]] = run  # the overloads are for callers who know what they call
+
+
+def _is_async(fn: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 
 
 def _to_be_resumed(state: Snapshot) -> Snapshot:

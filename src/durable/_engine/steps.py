@@ -43,7 +43,16 @@ from durable.errors import (
     StepInterrupted,
     UnstorableValue,
 )
-from durable.events import RunEvent, StepBegan, StepLeft, StepRecorded, StepReplayed, StepRetrying, StepStalled
+from durable.events import (
+    RunEvent,
+    StepBegan,
+    StepLeft,
+    StepRecorded,
+    StepRemembered,
+    StepReplayed,
+    StepRetrying,
+    StepStalled,
+)
 from durable.snapshot import AttemptRecord, ErrorRecord, Kind, Record, StepRecord, render
 
 STALLED_AFTER: Final = 3  # leases
@@ -295,6 +304,8 @@ class Execution:
         if call.record is None:
             assert call.attempt is not None, "acknowledged before it was sent"  # noqa: S101 -- a driver's bug, not an input
             self.journal.attempt(call.key, call.attempt)
+            if self.tell is not None:
+                self.tell(StepRemembered(self.run_id, reading.at, call.key, call.name, call.attempt))
             call.phase = Phase.WAITING
             return Wait(0.0)
         self._forget(call, told=True)

@@ -62,8 +62,8 @@ def postgres(
       what the default one wrote is always read.
     - `take_over_dead=False` lets a run whose owner died on this machine wait for its lease instead of going on at once.
 
-    Raises `InvalidArgument` without either a URL or a pool, with both, and for names that PostgreSQL could not keep (63
-    bytes); at first use `StoreUnavailable`, `AccessDenied` or `SchemaMismatch`.
+    Raises `InvalidArgument` without URL and pool, or with both, and for names that PostgreSQL could not keep (63 bytes); at
+    first use `StoreUnavailable`, `AccessDenied` or `SchemaMismatch`.
     """
     if url is None and pool is None:
         url = os.environ.get("DATABASE_URL") or None
@@ -78,7 +78,6 @@ def postgres(
         raise InvalidArgument(f"pool must be a psycopg_pool.ConnectionPool (a blocking one), not {type(pool).__name__}")
     if url is not None and pool is not None:
         raise InvalidArgument("both a database URL and a pool were given: pass the one that the store is to work on")
-
     if not isinstance(lock, bool | str):
         raise InvalidArgument(f"lock must be True, False or the name of a table, not {type(lock).__name__}")
     return PostgresStore(

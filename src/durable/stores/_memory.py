@@ -157,7 +157,7 @@ class MemoryStore:
         with self._lock:
             run = self._free(id, force) or _Run()
             self._runs[id] = run
-            run.epoch, run.token = run.epoch + 1, None
+            run.epoch, run.token, run.cancelled = run.epoch + 1, None, False
             run.records = {record.seq: record for record in records}
             run.updated_at = self._clock.now()
             if not header.execution.last_updated:
@@ -180,8 +180,7 @@ class MemoryStore:
         checked_name("a run's id", id)
         with self._lock:
             if self._free(id, force) is not None:
-                del self._runs[id]
-                self._signals = [signal for signal in self._signals if signal.run_id != id]
+                self._forget(id)
 
     def list(
         self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
@@ -210,8 +209,7 @@ class MemoryStore:
                 if run.updated_at < before and (stand := self._stands(run)) != "running" and wanted in (None, stand)
             ]
             for name in old:
-                del self._runs[name]
-            self._signals = [signal for signal in self._signals if signal.run_id not in old]
+                self._forget(name)
         if old and progress is not None:
             progress(len(old))
         return len(old)
@@ -275,6 +273,10 @@ class MemoryStore:
         return (
             stands("running" if run.header is None else run.header.execution.status, held=self._held(run)) or "failed"
         )
+
+    def _forget(self, id: str) -> None:
+        del self._runs[id]
+        self._signals = [signal for signal in self._signals if signal.run_id != id]
 
     def _free(self, id: str, force: bool) -> _Run | None:
         """The run, if there is one; `ConcurrentExecution` if somebody is executing it."""

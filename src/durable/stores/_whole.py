@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from msgspec import structs
 
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
 from durable.clocks import SystemClock
+from durable.codecs import Codec, codec_of
 from durable.documents import Snapshot, snapshot_of
 from durable.errors import DurableError, InvalidArgument, OutcomeUnknown, StoreUnavailable
 from durable.snapshot import Execution, Header, Record, Status
@@ -30,15 +31,9 @@ def run_store(store: RunStore | SnapshotStore) -> RunStore:
             f"store must be a store, like postgres(url) or embedded(), or an object with the verbs "
             f"{', '.join(_VERBS)}, not {store if isinstance(store, type) else type(store).__name__}"
         )
-    if hasattr(store, "begin"):
-        return cast(RunStore, store)
-    snapshots: Any = store
-    return WholeSnapshots(snapshots)
-
-
-def _too_little(what: str, run_id: str) -> InvalidArgument:
-    advice = "a store of five verbs keeps whole snapshots and nothing else; use postgres(url), or embedded() to try it"
-    return InvalidArgument(f"run {run_id!r} cannot be {what}: {advice}")
+    given: Any = store  # the verbs have been looked for, and structural types cannot be told apart
+    runs: RunStore = given if hasattr(store, "begin") else WholeSnapshots(given)
+    return runs
 
 
 class WholeSnapshots:
@@ -98,16 +93,26 @@ class WholeSnapshots:
                     self._leases.delete(lease.run_id)
 
     def cancel(self, run_id: str) -> bool:
-        """See `RunStore.cancel`."""
-        raise _too_little("cancelled from outside: cancel= of durable.run takes an event", run_id)
+        """Not here: another process could not be told."""
+        raise self._unable(f"cancel run {run_id!r}")
 
-    def signal(self, run_id: str, name: str, payload: str) -> None:  # noqa: ARG002 -- of the protocol
-        """See `RunStore.signal`."""
-        raise _too_little(f"sent the signal {name!r}", run_id)
+    def signal(self, run_id: str, name: str, payload: str) -> None:  # noqa: ARG002
+        """Not here: a snapshot has no room for what its owner does not write."""
+        raise self._unable(f"send the signal {name!r} to run {run_id!r}")
 
-    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:  # noqa: ARG002 -- of the protocol
-        """See `RunStore.receive`."""
-        raise _too_little(f"waiting for the signal {name!r}", lease.run_id)
+    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:  # noqa: ARG002
+        """Not here, as for `signal`."""
+        raise self._unable(f"wait for the signal {name!r}")
+
+    def _unable(self, what: str) -> InvalidArgument:
+        return InvalidArgument(
+            f"{self._where}, a store of five verbs, cannot {what}: that takes postgres(url) or memory()"
+        )
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of the store of snapshots."""
+        return codec_of(self._snapshots)
 
     @property
     def identity(self) -> object:

@@ -152,7 +152,11 @@ class RunStoreSuite:
     def test_another_run_under_the_same_id_is_refused(self, store: RunStore) -> None:
         """Another workflow, version or input; nothing is changed by it."""
         store.release(granted(store.begin(a_claim(input=b"1", input_hash="h"), alive)).lease)
-        changes: list[dict[str, Any]] = [{"workflow": "other"}, {"version": 2}, {"input": b"2", "input_hash": "i"}]
+        changes: tuple[dict[str, Any], ...] = (
+            {"workflow": "other"},
+            {"version": 2},
+            {"input": b"2", "input_hash": "i"},
+        )
         for change in changes:
             reply = refused(store.begin(a_claim(**change), alive))
             assert reply.header is not None
@@ -181,11 +185,11 @@ class RunStoreSuite:
         """From eight threads, each record once, in the order of their numbers."""
         lease = granted(store.begin(a_claim(), alive)).lease
 
-        def write(seq: int) -> None:
+        def written(seq: int) -> None:
             store.checkpoint(lease, a_step(seq, f"step-{seq}"))
 
         with ThreadPoolExecutor(8) as threads:
-            list(threads.map(write, range(1, 101)))
+            list(threads.map(written, range(1, 101)))
         store.release(lease)
         reply = granted(store.begin(a_claim(), alive))
         assert [record.seq for record in reply.records] == list(range(1, 101))

@@ -86,8 +86,8 @@ def cancel_job(run_id: str, row: str, deadline: float) -> Job:
 
 def signal_job(run_id: str, row: str, name: str, payload: str, deadline: float) -> Job:
     """A job that sends a signal; sent twice, it is one."""
-    size, sent = len(payload) + _OVERHEAD, _SignalRow(0, row, name, payload, random.getrandbits(63))
-    return Job(Verb.SIGNAL, run_id, f"the signal {name!r}", size, deadline, sent)
+    size, signal = len(payload) + _OVERHEAD, _SignalRow(0, row, name, payload, random.getrandbits(63))
+    return Job(Verb.SIGNAL, run_id, f"the signal {name!r}", size, deadline, signal)
 
 
 def receive_job(lease: Lease, name: str, taken: Sequence[int]) -> Job:
@@ -199,8 +199,9 @@ class Statements:
         return [None for _ in jobs]
 
     def _cancel(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
-        cancelled = {row for (row,) in lane.execute(self._sql["cancel_batch"], ([job.payload for job in jobs],))}
-        return [job.payload in cancelled for job in jobs]
+        rows = [job.payload for job in jobs]
+        cancelled = {row for (row,) in lane.execute(self._sql["cancel_batch"], (rows,))}
+        return [row in cancelled for row in rows]
 
     def _signal(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         lane.execute(self._sql["signal_batch"], (_numbered(jobs),))

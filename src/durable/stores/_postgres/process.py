@@ -83,7 +83,7 @@ class Process:
                 )
                 if lost := [lease for lease in leases if lease.token not in standing]:
                     cursor.execute(self._sql["cancelled"], ([lease.row for lease in lost],), prepare=prepare)
-                    cancelled = {run_id for (run_id,) in cursor}
+                    cancelled = {row for (row,) in cursor}
                     for lease in lost:
                         lease.cancelled = lease.row in cancelled
                 return standing

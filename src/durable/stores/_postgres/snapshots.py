@@ -121,7 +121,7 @@ class SnapshotVerbs:
         return whole(text, [Record(*line) for line in journal], run_id=id)
 
     def delete(self, id: str, *, force: bool = False) -> None:
-        """Forget the run, journal and all. Quiet when there is none.
+        """Forget the run, with its journal and the signals that it has not received. Quiet when there is none.
 
         Raises `ConcurrentExecution` when somebody is executing it, unless `force`: see `save`.
         """
@@ -250,7 +250,7 @@ class SnapshotVerbs:
 
     def _once(self, work: Callable[[Lane], T]) -> T:
         process = self.process
-        lane = process.connections.take(self._clock.elapsed() + _SILENCE)
+        lane = process.connections.take(self._clock.elapsed() + _PATIENCE)
         try:
             process.watchdog.watch(lane.connection, self._clock.elapsed() + _SILENCE)
             try:

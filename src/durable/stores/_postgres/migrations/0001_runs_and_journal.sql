@@ -46,9 +46,10 @@ SELECT run.id,
                 (3, 'steps', COALESCE(journal.steps, '{}'::json)),
                 (4, 'execution', (run.snapshot->'execution')::json),
                 (5, 'metadata', (run.snapshot->'metadata')::json),
-                (6, 'input', COALESCE(journal.input, (run.snapshot->'input')::json)),
-                (7, 'result', COALESCE(journal.result, (run.snapshot->'result')::json)),
-                (8, 'failure', CASE
+                (6, 'attempts', journal.attempts),
+                (7, 'input', COALESCE(journal.input, (run.snapshot->'input')::json)),
+                (8, 'result', COALESCE(journal.result, (run.snapshot->'result')::json)),
+                (9, 'failure', CASE
                     WHEN run.snapshot->'execution'->>'status' <> 'completed'
                     THEN COALESCE(journal.failure, (run.snapshot->'failure')::json) END)
                ) AS part (place, name, content)
@@ -66,10 +67,12 @@ SELECT run.id,
                                 'meta', jsonb_build_object('origin', 'throw')))::json
                        ELSE latest.record END
                   ORDER BY latest.place, latest.seq) FILTER (WHERE latest.kind = 'step') AS steps,
+              json_object_agg(latest.key, latest.record ORDER BY latest.place, latest.seq)
+                  FILTER (WHERE latest.kind = 'attempt') AS attempts,
               (array_agg(latest.record) FILTER (WHERE latest.kind = 'input'))[1] AS input,
               (array_agg(latest.record) FILTER (WHERE latest.kind = 'result'))[1] AS result,
               (array_agg(latest.record) FILTER (WHERE latest.kind = 'failure'))[1] AS failure
-         FROM (SELECT DISTINCT ON (every.kind, every.key) every.*
+         FROM (SELECT DISTINCT ON (replace(every.kind, 'attempt', 'step'), every.key) every.*
                  FROM (SELECT 1 AS place, step.seq, step.kind, step.key, step.record
                          FROM {steps} AS step
                         WHERE step.workflow_id = run.id
@@ -78,10 +81,14 @@ SELECT run.id,
                          FROM jsonb_each(CASE WHEN jsonb_typeof(run.snapshot->'steps') = 'object'
                                               THEN run.snapshot->'steps' ELSE '{}' END) AS saved
                         UNION ALL
+                       SELECT 0, 0, 'attempt', saved.key, saved.value::json
+                         FROM jsonb_each(CASE WHEN jsonb_typeof(run.snapshot->'attempts') = 'object'
+                                              THEN run.snapshot->'attempts' ELSE '{}' END) AS saved
+                        UNION ALL
                        SELECT 0, pair.place::integer, 'step', pair.step->>0, (pair.step->1)::json
                          FROM jsonb_array_elements(CASE WHEN jsonb_typeof(run.snapshot->'steps') = 'array'
                                                         THEN run.snapshot->'steps' ELSE '[]' END)
                               WITH ORDINALITY AS pair (step, place)
                       ) AS every
-                ORDER BY every.kind, every.key, every.place DESC, every.seq DESC) AS latest
+                ORDER BY replace(every.kind, 'attempt', 'step'), every.key, every.place DESC, every.seq DESC) AS latest
        ) AS journal;
