@@ -7,14 +7,25 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import psycopg
 import pytest
+from msgspec import Raw
 
 import durable
+from durable._engine import runs
+from durable._engine.decisions import Abort, Claim, ClaimAgain, Granted, Proceed
+from durable._engine.journal import Journal
+from durable._engine.leases import Lease
 from durable.events import RunEvent, StepStalled
+from durable.snapshot import Execution as Standing
+from durable.snapshot import Header, Kind, Record, Status, StepRecord, render
 from durable.stores import MemoryStore, memory
+from durable.stores._postgres.statements import Names, statements
+from support import Database
 
 
 class Crash(BaseException):
@@ -288,3 +299,49 @@ def test_a_decorated_method_is_a_step_without_its_self(store: MemoryStore) -> No
 
     assert durable.run(Deps(), workflow, id="r", store=store) == ["charged 1", "charged 2", "charged 3"]
     assert [r.key for r in store._runs["r"].records.values()] == ["charge", "charge#2", "charge#3", "result"]
+
+
+def test_whoever_only_waited_never_takes_up_what_stopped_meanwhile(database: Database) -> None:
+    """Failed between two of the claim's statements: the lease is given back, and the failure asked for. (Found by simulation.)"""
+    waited = Claim(run_id="a", workflow="w", version=1, seconds=30.0, after_failure=False)
+    lease = Lease("a", "1:x", 1, 30.0, 0.0)
+    for status in (Status.FAILED, Status.CANCELLED):
+        reply = Granted(lease, Header("w", Standing(status)), [])
+        admission = runs.admitted(waited, reply, waits=True, wait_timeout=None, waited=0.0, polls=1)
+        assert admission == ClaimAgain(0.0, waited, lease)
+    again = runs.admitted(replace(waited, after_failure=True), reply, waits=True, wait_timeout=None, waited=0, polls=1)
+    assert isinstance(again, Proceed)
+
+    store = database.store()
+
+    def workflow(step: durable.Step, deps: Any) -> None:
+        raise ValueError("failed")
+
+    with pytest.raises(ValueError, match="failed"):
+        durable.run({}, workflow, id="a", store=store)
+    before = database.everything()
+    # As if it had been running at the first look: the lease is taken, and the header is met as it ended.
+    database.execute(
+        "UPDATE durable_locks SET epoch = 2, owner_token = '2:mine', expires_at = now() + interval '1 minute'"
+    )
+    claims = '[{"id": "a", "random": "mine", "header": {"execution": {}}, "input": null, "after_failure": false}]'
+    names = statements(Names(schema=database.schema))
+    with psycopg.connect(database.url, autocommit=True) as connection:
+        connection.execute(names["open_runs"], {"claims": claims})
+    assert database.everything()[0] == before[0]
+    assert database.status("a") == "failed"
+
+
+def test_a_record_that_a_fail_over_lost_is_no_drift() -> None:
+    """The journal of a primary that was behind: what follows the gap says nothing about order. (Found by simulation.)"""
+
+    def step(seq: int, key: str) -> Record:
+        record = StepRecord(name=key, ok=True, value=Raw(b"1"), auto=True)
+        return Record(seq, key, Kind.STEP, render(record))
+
+    lost = Journal("a", [step(0, "first"), step(2, "third")], "main")
+    lost.draw("first", None, "", "main")
+    assert lost.draw("second", None, "", "main").refusal is None
+    whole = Journal("a", [step(0, "first"), step(1, "third")], "main")
+    whole.draw("first", None, "", "main")
+    assert isinstance(whole.draw("second", None, "", "main").refusal, Abort)

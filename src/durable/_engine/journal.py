@@ -91,6 +91,8 @@ class Journal:
         seqs: dict[str, int] = {}
         off_path: set[str] = set()
         for seq, key, kind, text in records:
+            # A record is missing, which a fail-over to an older prefix has lost: what follows it says nothing about order.
+            self._unordered |= seq > self.next_seq
             self.next_seq = max(self.next_seq, seq + 1)
             where = f"the {kind} record {key!r} (seq {seq})"
             match kind:

@@ -69,6 +69,8 @@ def admitted(
                 UnreadableRecord(claim.run_id, "the result", "the run is completed but has no result record")
             )
         return Return(result.text.encode())
+    if granted is not None and header is not None and not claim.after_failure and _stopped(header):
+        return ClaimAgain(0.0, claim, granted)  # stopped between two of the claim's statements, likewise
     if isinstance(reply, Granted):
         return Proceed(reply)
     if reply.owner is not None:
@@ -95,8 +97,13 @@ def executable(claim: Claim, header: Header | None) -> bool:
     """Whether a claim may execute this run at all, whoever holds it. A store asks it before it grants a lease."""
     if header is None:
         return claim.create
-    stopped = header.execution.status in (Status.FAILED, Status.CANCELLED) and not claim.after_failure
+    stopped = _stopped(header) and not claim.after_failure
     return not (_ended(header) or stopped or _mismatch(claim, header))
+
+
+def _stopped(header: Header) -> bool:
+    """Whether the run has ended without a result, so that `run` may take it up again."""
+    return header.execution.status in (Status.FAILED, Status.CANCELLED)
 
 
 def _ended(header: Header) -> bool:

@@ -43,11 +43,13 @@ ON CONFLICT (workflow_id) DO UPDATE
 -- name: open_runs
 -- Where the lease is now ours: write the header and input of a new run, or mark an old one as running; what another tool
 -- wrote, without a workflow's name, becomes this workflow's. Doing it twice, when the reply to the first time was lost,
--- changes nothing.
+-- changes nothing. A run that ended after the first look, and that its claim may not take up again, is left as it ended.
 WITH asked AS (
-    SELECT * FROM json_to_recordset(%(claims)s::json) AS asked (id text, random text, header jsonb, input text)
+    SELECT *
+      FROM json_to_recordset(%(claims)s::json) AS asked (
+           id text, random text, header jsonb, input text, after_failure boolean)
 ), mine AS MATERIALIZED (
-    SELECT lease.workflow_id, lease.epoch, asked.header, asked.input
+    SELECT lease.workflow_id, lease.epoch, asked.header, asked.input, asked.after_failure
       FROM asked
      CROSS JOIN LATERAL (
            SELECT workflow_id, epoch FROM {locks}
@@ -73,6 +75,7 @@ WITH asked AS (
      WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM mine)) AND run.id = mine.workflow_id
        AND (run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed'
             OR COALESCE(run.snapshot->>'workflowName', '') = '')
+       AND (mine.after_failure OR (run.snapshot->'execution'->>'status' IN ('failed', 'cancelled')) IS NOT TRUE)
 )
 INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
 SELECT mine.workflow_id, 0, 'input', 'input', 0, mine.epoch, mine.input::json
