@@ -13,6 +13,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from durable.stores._postgres.server import Server
+from stages import EngineStage, Stage, memory_stage, postgres_stage
 from support import Database
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -46,3 +47,17 @@ def database(database_url: str) -> Iterator[Database]:
     database = Database(database_url, f"t_{secrets.token_hex(6)}")
     yield database
     database.drop()
+
+
+@pytest.fixture(params=["engine", "memory sync", "memory async", "postgres sync", "postgres async"])
+def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    """One of the five ways."""
+    kind, _, colour = request.param.partition(" ")
+    if kind == "engine":
+        yield EngineStage()
+    elif kind == "memory":
+        memory = memory_stage(is_async=colour == "async")
+        yield memory
+        memory._store.close()
+    else:
+        yield postgres_stage(request.getfixturevalue("database"), is_async=colour == "async")

@@ -5,30 +5,16 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
 
 import durable
-from stages import Ask, Died, EngineStage, Stage, Story, Together, World, memory_stage, postgres_stage
+from stages import Ask, Died, EngineStage, Stage, Story, Together, World, postgres_stage
 from support import Database
 
 Telling = Generator[Ask | Together, Any, Any]
-
-
-@pytest.fixture(params=["engine", "memory sync", "memory async", "postgres sync", "postgres async"])
-def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """One of the five ways."""
-    kind, _, colour = request.param.partition(" ")
-    if kind == "engine":
-        yield EngineStage()
-    elif kind == "memory":
-        memory = memory_stage(is_async=colour == "async")
-        yield memory
-        memory._store.close()
-    else:
-        yield postgres_stage(request.getfixturevalue("database"), is_async=colour == "async")
 
 
 def checkout(world: World) -> Telling:

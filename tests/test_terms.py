@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,25 +18,11 @@ import durable
 from durable.events import RunEvent, StepBegan, StepRetrying
 from durable.snapshot import Kind
 from durable.stores import memory
-from stages import Ask, Died, EngineStage, Stage, Together, World, memory_stage, postgres_stage
+from stages import Ask, Died, EngineStage, Stage, Together, World
 from support import Database
 
 Telling = Generator[Ask | Together, Any, Any]
 THREE_TIMES = tenacity.Retrying(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_fixed(0.01))
-
-
-@pytest.fixture(params=["engine", "memory sync", "memory async", "postgres sync", "postgres async"])
-def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """One of the five ways."""
-    kind, _, colour = request.param.partition(" ")
-    if kind == "engine":
-        yield EngineStage()
-    elif kind == "memory":
-        memory = memory_stage(is_async=colour == "async")
-        yield memory
-        memory._store.close()
-    else:
-        yield postgres_stage(request.getfixturevalue("database"), is_async=colour == "async")
 
 
 def charging(world: World) -> Telling:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -16,24 +16,10 @@ import pytest
 
 import durable
 from durable.stores import memory
-from stages import Ask, Demand, Died, EngineStage, Sleep, Stage, WaitFor, World, memory_stage, postgres_stage
+from stages import Ask, Demand, Died, EngineStage, Sleep, Stage, WaitFor, World
 from support import Database
 
 Telling = Generator[Demand, Any, Any]
-
-
-@pytest.fixture(params=["engine", "memory sync", "memory async", "postgres sync", "postgres async"])
-def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """One of the five ways."""
-    kind, _, colour = request.param.partition(" ")
-    if kind == "engine":
-        yield EngineStage()
-    elif kind == "memory":
-        memory = memory_stage(is_async=colour == "async")
-        yield memory
-        memory._store.close()
-    else:
-        yield postgres_stage(request.getfixturevalue("database"), is_async=colour == "async")
 
 
 def napping(world: World) -> Telling:
