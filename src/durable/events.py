@@ -142,10 +142,14 @@ class StepRemembered(StepEvent):
 
 @dataclass(frozen=True, slots=True)
 class StepRecorded(StepEvent):
-    """The checkpoint of a fresh outcome is acknowledged; from here on the body never runs again."""
+    """The checkpoint of a fresh outcome is acknowledged; from here on the body never runs again.
+
+    The last attempt was the `attempt`-th, and its body took so many `seconds`.
+    """
 
     record: StepRecord = field(repr=False)
     seconds: float = 0.0
+    attempt: int = 1
 
     @property
     def ok(self) -> bool:

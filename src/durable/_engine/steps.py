@@ -311,7 +311,9 @@ class Execution:
         self._forget(call, told=True)
         self.journal.settle(call.key, call.record)
         if self.tell is not None:
-            self.tell(StepRecorded(self.run_id, reading.at, call.key, call.name, call.record, call.seconds))
+            attempt = max(call.attempts, 1)  # a signal has none
+            told = StepRecorded(self.run_id, reading.at, call.key, call.name, call.record, call.seconds, attempt)
+            self.tell(told)
         return Replay(call.record)
 
     def _interrupted(self, call: Call, reading: Reading, reason: str) -> Abort:

@@ -1,0 +1,123 @@
+"""A listener that writes a line for each event, with structlog."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import structlog
+
+from durable.events import (
+    KeysUnused,
+    LeaseTaken,
+    Listener,
+    RunBegan,
+    RunCompleted,
+    RunEvent,
+    RunFailed,
+    RunInterrupted,
+    RunReturned,
+    StepBegan,
+    StepEvent,
+    StepLeft,
+    StepRecorded,
+    StepReplayed,
+    StepRetrying,
+    StepStalled,
+    safely,
+)
+from durable.snapshot import StepRecord
+
+__all__ = ["all_of", "log_events"]
+
+_DIGITS: Final = 6  # of a second: a clock tells no more
+
+
+class _Line(NamedTuple):
+    level: str
+    event: str
+    said: dict[str, Any]
+
+
+def log_events(logger: Any = None, *, payloads: bool = False) -> Listener:
+    """A listener for `on_event=` that writes one line for each event to a structlog logger (by default `get_logger()`).
+
+    Each line has the `run_id`, that of a step its `key` (and its `name` where that is another), the `attempt`, and the
+    `duration` of the body in seconds. What begins, and what is only handed out again, is at level debug; what was
+    recorded and how the run ended, at info; retries and what needs a look, at warning; failures, at error.
+
+    No line has a value, an argument or an exception's message, which may quote them, unless `payloads` is true: then
+    the JSON of a step's value, or its error's message, stands in its line as `value` or `message`.
+    """
+    log = structlog.get_logger() if logger is None else logger
+
+    def listener(event: RunEvent) -> None:
+        level, line, said = _line(event)
+        if payloads and isinstance(event, StepRecorded | StepReplayed):
+            said |= _payload(event.record)
+        getattr(log, level)(line, run_id=event.run_id, **(_step(event) if isinstance(event, StepEvent) else {}), **said)
+
+    return listener
+
+
+def all_of(*listeners: Listener) -> Listener:
+    """One listener that tells each of these, in their order; one that raises is logged, and the others are told."""
+
+    def listener(event: RunEvent) -> None:
+        for each in listeners:
+            safely(each, event)
+
+    return listener
+
+
+def _line(event: RunEvent) -> _Line:
+    match event:
+        case RunBegan(workflow=workflow, epoch=epoch, recorded=recorded):
+            return _Line("info", "run began", {"workflow": workflow, "epoch": epoch, "recorded": recorded})
+        case RunReturned(workflow=workflow):
+            return _Line("debug", "run had ended before", {"workflow": workflow})
+        case RunCompleted(workflow=workflow):
+            return _Line("info", "run completed", {"workflow": workflow})
+        case RunFailed(workflow=workflow, error=error, again=again):
+            return _Line("error", "run failed", {"workflow": workflow, "error": _class(error), "again": list(again)})
+        case RunInterrupted(workflow=workflow, reason=reason):
+            return _Line("warning", "run interrupted", {"workflow": workflow, "reason": reason})
+        case KeysUnused(keys=keys):
+            return _Line("warning", "recorded steps not asked for", {"keys": list(keys)})
+        case LeaseTaken(owner=owner):
+            return _Line("warning", "lease taken from a dead owner", {"owner": owner})
+        case StepBegan(attempt=attempt):
+            return _Line("debug", "step began", {"attempt": attempt})
+        case StepReplayed():
+            return _Line("debug", "step replayed", {})
+        case StepRetrying(attempt=attempt, error=error, due=due):
+            return _Line(
+                "warning", "step is retried", {"attempt": attempt, "error": _class(error), "due": _moment(due)}
+            )
+        case StepRecorded(attempt=attempt, record=record, seconds=seconds):
+            done = {"attempt": attempt, "duration": round(seconds, _DIGITS)}
+            if record.error is None:
+                return _Line("info", "step recorded", done)
+            return _Line("error", "step failed", done | {"error": _class(record.error.type)})
+        case StepStalled(seconds=seconds):
+            return _Line("warning", "step is still running", {"duration": round(seconds, _DIGITS)})
+        case StepLeft(reason=reason):
+            return _Line("warning", "step left without an outcome", {"reason": reason})
+        case _:  # an event of a later version, or of the user's own
+            return _Line("info", type(event).__name__, {})
+
+
+def _step(event: StepEvent) -> dict[str, str]:
+    return {"key": event.key} if event.name == event.key else {"key": event.key, "name": event.name}
+
+
+def _payload(record: StepRecord) -> dict[str, str]:
+    return {"value": record.json.decode()} if record.error is None else {"message": record.error.message}
+
+
+def _class(error: str) -> str:
+    return error.replace(":", ".")
+
+
+def _moment(moment: datetime) -> str:
+    return moment.isoformat()
