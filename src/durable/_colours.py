@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, assert_never
 
-from durable._bodies import awaited_within, called_within, can_be_awaited
+from durable._bodies import awaitable_in_vain, awaited_within, called_within, can_be_awaited, on_a_thread
 from durable._decorator import Options, enter, leave
 from durable._driver import ACKNOWLEDGED, ASKED, SILENT, Body, Driver
 from durable._engine.decisions import (
     Abort,
     Attempt,
     Checkpoint,
+    Commit,
     Interrupted,
     Join,
     Raise,
@@ -30,6 +32,7 @@ from durable._engine.decisions import (
     Replay,
     StepDecision,
     StepOutcome,
+    Transact,
     Unstorable,
     Wait,
 )
@@ -75,6 +78,8 @@ class BlockingDriver(Driver):
                         return self._handed_out(call, record, body.fn)
                     case Attempt() as attempt:
                         outcome = self._attempted(call, attempt, body)
+                    case Transact(number, began):
+                        outcome = self._transacted(call, Attempt(number, began), body)
                     case Wait(seconds):
                         self._clock.sleep(seconds)
                         outcome = ASKED
@@ -82,6 +87,8 @@ class BlockingDriver(Driver):
                         outcome = self._received(signal, taken)
                     case Checkpoint(record):
                         outcome = self._checkpointed(call, record)
+                    case Commit(record):
+                        outcome = self._committed(call, body, record)
                     case Join():
                         self._joined(call)
                         outcome = ASKED
@@ -104,8 +111,19 @@ class BlockingDriver(Driver):
         finally:
             leave(token)
         if can_be_awaited(value):
-            return Unstorable(_async_in_blocking(call.name, value))
+            why = "and its workflow is a blocking function: make the workflow `async def`, or give it a blocking step"
+            return Unstorable(awaitable_in_vain(call.name, value, why))
         return self._encoded(call, value, body.fn)
+
+    def _transacted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
+        try:
+            transaction = self._opened(call, attempt, body)
+        except DurableError as error:
+            return Rejected(error)
+        return self._performed(call, attempt, body, transaction)
+
+    def _committed(self, call: Call, body: Body, record: Record) -> StepOutcome:
+        return self._committing(call, body, record)
 
     def _checkpointed(self, _: Call, record: Record) -> StepOutcome:
         try:
@@ -137,6 +155,7 @@ class BlockingDriver(Driver):
         self._wait_until(lambda: not self._execution.running(call))
 
     def _abandoned(self, call: Call, reason: BaseException) -> None:
+        self._forsaken(call)
         self._advance(call, Interrupted(type(reason).__name__))
 
     def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
@@ -194,9 +213,9 @@ class AsyncDriver(Driver):
                     await self._changed()
 
     def _called(self, name: str, key: str | None, body: Body) -> Coroutine[Any, Any, Any]:
+        fingerprint = self._fingerprint(name, key, body)
         if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- the one way to ask without raising
             raise ColourMismatch(f"step {name!r} belongs to an async workflow: call it on that workflow's event loop")
-        fingerprint = self._fingerprint(name, key, body)
         call = self._draw(name, key, body, fingerprint, asyncio.current_task())
         return self._driven(call, body)
 
@@ -209,6 +228,8 @@ class AsyncDriver(Driver):
                         return self._handed_out(call, record, body.fn)
                     case Attempt() as attempt:
                         outcome = await self._attempted(call, attempt, body)
+                    case Transact(number, began):
+                        outcome = await self._transacted(call, Attempt(number, began), body)
                     case Wait(seconds):
                         await self._clock.asleep(seconds)
                         outcome = ASKED
@@ -216,6 +237,8 @@ class AsyncDriver(Driver):
                         outcome = await self._received(signal, taken)
                     case Checkpoint(record):
                         outcome = await self._checkpointed(call, record)
+                    case Commit(record):
+                        outcome = await self._committed(call, body, record)
                     case Join():
                         await self._joined(call)
                         outcome = ASKED
@@ -254,6 +277,39 @@ class AsyncDriver(Driver):
             room = self._store.aio.room()
         if stop := self._execution.stopped(self._reading(ASKED)):
             raise Unwind(stop.error)
+
+    async def _transacted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
+        try:
+            transaction = self._opened(call, attempt, body)
+        except DurableError as error:
+            return Rejected(error)
+        context = contextvars.copy_context()
+        work = partial(context.run, self._performed, call, attempt, body, transaction)
+        outcome: StepOutcome = await asyncio.wrap_future(transaction.submit(work))
+        return outcome
+
+    async def _committed(self, call: Call, body: Body, record: Record) -> StepOutcome:
+        answer = on_a_thread(call.name, partial(self._committing, call, body, record))
+        outcome = asyncio.wrap_future(answer)
+        self._unanswered.add(call)
+        try:
+            await asyncio.shield(outcome)
+        except asyncio.CancelledError:  # it is on its way all the same, and its outcome is heard when it comes
+            outcome.add_done_callback(partial(self._committed_late, call))
+            raise
+        except BaseException:
+            self._unanswered.discard(call)
+            raise
+        self._unanswered.discard(call)
+        return outcome.result()
+
+    def _committed_late(self, call: Call, outcome: asyncio.Future[StepOutcome]) -> None:
+        self._unanswered.discard(call)
+        problem = asyncio.CancelledError() if outcome.cancelled() else outcome.exception()
+        if problem is not None:
+            self._abandoned(call, problem)
+        elif not isinstance(self._advance(call, outcome.result()), Replay):  # there is more to do, and nobody to do it
+            self._abandoned(call, asyncio.CancelledError())
 
     async def _checkpointed(self, call: Call, record: Record) -> StepOutcome:
         answer = self._store.aio.checkpoint(self._execution.lease, record, partial(self._answered_late, call))
@@ -308,6 +364,7 @@ class AsyncDriver(Driver):
 
     def _abandoned(self, call: Call, reason: BaseException) -> None:
         if call not in self._unanswered:
+            self._forsaken(call)
             self._advance(call, Interrupted(type(reason).__name__))
 
     def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
@@ -321,12 +378,3 @@ class AsyncDriver(Driver):
         if self._change is None:
             self._change = self._loop.create_future()
         await asyncio.shield(self._change)
-
-
-def _async_in_blocking(name: str, value: Any) -> ColourMismatch:
-    if inspect.iscoroutine(value):
-        value.close()  # it will never be awaited, and says so here rather than in a warning
-    return ColourMismatch(
-        f"step {name!r} returned something to await, and its workflow is a blocking function: "
-        f"make the workflow `async def`, or give it a blocking step"
-    )

@@ -7,10 +7,12 @@ from datetime import datetime
 from typing import Any, TypeVar, TypeVarTuple, overload
 
 import tenacity
+from psycopg import Connection
 
 from durable._colours import AsyncDriver, BlockingDriver
 from durable._map import Items, mapped, mapped_async
 from durable._terms import terms
+from durable.stores.protocol import Isolation
 
 __all__ = ["AsyncStep", "Step"]
 
@@ -83,6 +85,31 @@ class Step(BlockingDriver):
         """
         return self._called(name, key, self._listening(name, timeout))
 
+    def transaction(
+        self,
+        name: str,
+        fn: Callable[[Connection[Any], *Ts], T],
+        *args: *Ts,
+        key: str | None = None,
+        retry: tenacity.BaseRetrying | None = None,
+        timeout: float | None = None,
+        isolation: Isolation = "read committed",
+    ) -> T:
+        """Call `fn(connection, *args)` in a transaction of the store's database, and commit it together with the step's record.
+
+        Both are committed or neither is: what `fn` does to the database happens exactly once. `fn` is a blocking function,
+        the connection a `psycopg.Connection` in a transaction at the `isolation` given; return to commit, raise to roll back,
+        `with connection.transaction():` for a part. It may leave the connection idle for as long as the lease lasts. What it
+        does elsewhere happens at least once, as in any step: a deadlock, a serialization failure, or the loss of the
+        connection has it called again.
+
+        `key`, `retry`, `timeout`, the value and the errors are as for `step(...)`; besides these, `TransactionMisused` for a
+        body that ends the transaction or tries to. A store that is no PostgreSQL ends the run with `InvalidArgument`.
+        """
+        body = self._transacting(name, fn, args, terms(retry, timeout), isolation)
+        value: T = self._called(name, key, body)
+        return value
+
 
 class AsyncStep(AsyncDriver):
     """`await step(...)` in an async workflow."""
@@ -151,3 +178,16 @@ class AsyncStep(AsyncDriver):
     def wait_for(self, name: str, *, timeout: float | None = None, key: str | None = None) -> Coroutine[Any, Any, Any]:
         """See `Step.wait_for`."""
         return self._called(name, key, self._listening(name, timeout))
+
+    def transaction(
+        self,
+        name: str,
+        fn: Callable[[Connection[Any], *Ts], T],
+        *args: *Ts,
+        key: str | None = None,
+        retry: tenacity.BaseRetrying | None = None,
+        timeout: float | None = None,
+        isolation: Isolation = "read committed",
+    ) -> Coroutine[Any, Any, T]:
+        """See `Step.transaction`; `fn` is called in a thread of the store's."""
+        return self._called(name, key, self._transacting(name, fn, args, terms(retry, timeout), isolation))

@@ -32,6 +32,7 @@ class Verb(Enum):
 
     CLAIM = "claim"
     CHECKPOINT = "checkpoint"
+    SETTLE = "settle"
     FINISH = "finish"
     RELEASE = "release"
     CANCEL = "cancel"
