@@ -284,13 +284,12 @@ class AsyncDriver(Driver):
         except DurableError as error:
             return Rejected(error)
         context = contextvars.copy_context()
-        work = partial(context.run, self._performed, call, attempt, body, transaction)
-        outcome: StepOutcome = await asyncio.wrap_future(transaction.submit(work))
-        return outcome
+        performed = transaction.submit(lambda: context.run(self._performed, call, attempt, body, transaction))
+        return await asyncio.wrap_future(performed)
 
     async def _committed(self, call: Call, body: Body, record: Record) -> StepOutcome:
         answer = on_a_thread(call.name, partial(self._committing, call, body, record))
-        outcome = asyncio.wrap_future(answer)
+        outcome: asyncio.Future[StepOutcome] = asyncio.wrap_future(answer)
         self._unanswered.add(call)
         try:
             await asyncio.shield(outcome)

@@ -228,14 +228,15 @@ class Driver:
 
     def _performed(self, call: Call, attempt: Attempt, body: Body, transaction: Transaction) -> StepOutcome:
         """What comes of an attempt in its transaction, which stays open for the record if the body returned. Blocks."""
-        outcome: StepOutcome | None = None
+        returned = False
         try:
             outcome = self._begun_and_called(call, attempt, body, transaction)
+            returned = isinstance(outcome, Returned)
+            return outcome
         finally:
-            if not isinstance(outcome, Returned):
+            if not returned:
                 self._open.pop(call, None)
                 transaction.rollback()
-        return outcome
 
     def _begun_and_called(self, call: Call, attempt: Attempt, body: Body, transaction: Transaction) -> StepOutcome:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 import psycopg
 from psycopg.pq import PipelineStatus, TransactionStatus
@@ -96,7 +96,7 @@ class Lent(psycopg.Connection[Any]):
 
 def lent(connection: Connection, step: str) -> Lent:
     """A face of this connection for the body of a step."""
-    face: Lent = object.__new__(_face_of(type(connection)))
+    face: Lent = object.__new__(_face_of(cast(Any, type(connection))))
     # The same socket, lock, adapters and prepared statements. What is set on the face stays there.
     face.__dict__.update(connection.__dict__, _autocommit=False, _step=step, _over=False, ended=False)
     return face
