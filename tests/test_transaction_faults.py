@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -20,6 +19,7 @@ from durable.errors import (
     LeaseLost,
     NestedStep,
     RunCancelled,
+    StepFailed,
     StepTimeout,
     StoreUnavailable,
     TransactionMisused,
@@ -104,7 +104,8 @@ def recorded(database: Database) -> list[bool]:
 
 
 def _leave_pipeline_open(connection: Any) -> None:
-    connection.pipeline().__enter__()
+    connection.left_open = connection.pipeline()
+    connection.left_open.__enter__()
 
 
 def _swallow(connection: Any) -> None:
@@ -274,30 +275,27 @@ def test_bad_calls_are_errors_of_ours(database: Database, table: Table, run: Run
     assert table.rows == []
 
 
+@durable.step
+def plain() -> str:
+    return "plain"
+
+
 def test_a_step_in_the_body_is_refused(database: Database, table: Table) -> None:
     """FAULTS 96, in both colours; a decorated function is a plain call there."""
-    plain = durable.step(lambda: "plain")
     store = database.store()
 
-    def nested(step: durable.Step, _: Any) -> Any:
-        def body(connection: Any) -> Any:
-            table.book(connection)
-            assert plain() == "plain"
-            for inner in (lambda: step("inner", plain), lambda: step.transaction("inner", table.book)):
-                with pytest.raises(NestedStep, match="inside the body of step 'book'"):
-                    inner()
+    def refused(connection: Any, step: Any) -> None:
+        assert plain() == "plain"
+        for inner in (lambda: step("inner", plain), lambda: step.transaction("inner", table.book)):
+            with pytest.raises(NestedStep, match="inside the body of step 'book'"):
+                inner()
+        table.book(connection)
 
-        return step.transaction("book", body)
+    def nested(step: durable.Step, _: Any) -> None:
+        step.transaction("book", lambda connection: refused(connection, step))
 
-    async def nested_async(step: durable.AsyncStep, _: Any) -> Any:
-        def body(connection: Any) -> Any:
-            table.book(connection)
-            assert plain() == "plain"
-            for inner in (lambda: step("inner", plain), lambda: step.transaction("inner", table.book)):
-                with pytest.raises(NestedStep, match="inside the body of step 'book'"):
-                    inner()
-
-        return await step.transaction("book", body)
+    async def nested_async(step: durable.AsyncStep, _: Any) -> None:
+        await step.transaction("book", lambda connection: refused(connection, step))
 
     durable.run({}, nested, id="sync", store=store)
     asyncio.run(durable.run({}, nested_async, id="async", store=store))
@@ -383,39 +381,22 @@ def test_serialization_failures_are_tried_again(database: Database, table: Table
     assert recorded(database) == [True]
 
 
-def test_one_that_always_is_the_victim_fails_with_that(database: Database, table: Table, run: Run) -> None:
+def test_one_that_always_is_the_victim_fails_with_that(
+    database: Database, table: Table, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is tried for ever: the conflict becomes the body's failure, which a policy may try again."""
+    monkeypatch.setattr("durable._engine.steps.pause", lambda failures: 0.0)
 
     def body(connection: Any) -> None:
         table.book(connection)
         raise psycopg.errors.DeadlockDetected("always")
 
     retry = tenacity.Retrying(stop=tenacity.stop_after_attempt(2))
-    with pytest.raises(psycopg.errors.DeadlockDetected, match="always"):
-        run(_impatient(database.store()), body, retry=retry)
+    with pytest.raises(StepFailed, match="DeadlockDetected: always"):
+        run(database.store(), body, retry=retry)
     assert table.calls == 40
     assert table.rows == []
     assert [kind for kind, _, _ in database.journal("run")] == ["attempt", "step", "failure"]
-
-
-class _Hurried:
-    """A clock that sleeps through everything at once."""
-
-    def __init__(self, clock: Any) -> None:
-        self._clock = clock
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._clock, name)
-
-    def sleep(self, seconds: float) -> None:
-        """No time passes."""
-
-    async def asleep(self, seconds: float) -> None:
-        await asyncio.sleep(0)
-
-
-def _impatient(store: PostgresStore) -> PostgresStore:
-    return store
 
 
 def test_what_is_deferred_to_the_commit_is_the_bodys_failure(database: Database, table: Table, run: Run) -> None:
@@ -429,7 +410,7 @@ def test_what_is_deferred_to_the_commit_is_the_bodys_failure(database: Database,
         connection.execute(f"INSERT INTO {database.schema}.entries VALUES (7)")
 
     store = database.store()
-    with pytest.raises(psycopg.errors.ForeignKeyViolation):
+    with pytest.raises(StepFailed, match="ForeignKeyViolation: insert or update on table"):
         run(store, body)
     assert (table.rows, recorded(database)) == ([], [False])
     database.execute("INSERT INTO accounts VALUES (7)")
@@ -465,11 +446,11 @@ def test_a_body_that_idles_too_long(database: Database, table: Table, run: Run) 
 
     store = database.store()
     name = database.execute("SELECT current_database()")[0][0]
-    database.execute(f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout TO '150ms'")
+    database.execute(f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout TO '50ms'")
     try:
         assert run(store, table.and_then(idle), id="once") == "a line"
         assert (table.calls, table.rows) == (2, ["a line"])
-        with pytest.raises(StoreUnavailable, match=r"idle.* as long as the lease lasts"):
+        with pytest.raises(StoreUnavailable, match="idle for as long as the lease lasts, 30 s"):
             run(store, table.and_then(*[idle] * 100))
     finally:
         database.execute(f"ALTER DATABASE {name} RESET idle_in_transaction_session_timeout")
@@ -478,7 +459,7 @@ def test_a_body_that_idles_too_long(database: Database, table: Table, run: Run) 
 
 
 def _gone(database: Database, connection: Any) -> bool:
-    query = "SELECT FROM pg_stat_activity WHERE pid = %s"
+    query = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
     return not database.execute(query, connection.info.backend_pid)
 
 
@@ -507,7 +488,7 @@ def test_an_ended_session_and_an_ended_statement(database: Database, table: Tabl
         assert run(store, table.and_then(killed)) == "a line"
         assert (table.calls, table.rows) == (2, ["a line"])
     else:
-        with pytest.raises(psycopg.errors.QueryCanceled):
+        with pytest.raises(StepFailed, match=r"psycopg.errors.QueryCanceled: .* due to user request"):
             run(store, table.and_then(killed))
         assert (table.calls, table.rows, recorded(database)) == (1, [], [False])
 
@@ -515,7 +496,7 @@ def test_an_ended_session_and_an_ended_statement(database: Database, table: Tabl
 def test_a_timeout_of_the_bodys_own_statements_is_its_failure(database: Database, table: Table, run: Run) -> None:
     """FAULTS 45, 47: `statement_timeout`, `lock_timeout`. The record and the COMMIT are under those of the beginning."""
     slow = lambda connection: connection.execute("SET LOCAL statement_timeout TO '10ms'; SELECT pg_sleep(10)")  # noqa: E731
-    with pytest.raises(psycopg.errors.QueryCanceled):
+    with pytest.raises(StepFailed, match=r"QueryCanceled: .* due to statement timeout"):
         run(database.store(), table.and_then(slow), id="slow")
     with psycopg.connect(database.url) as other:
         other.execute(f"LOCK TABLE {table.name}")
@@ -524,7 +505,7 @@ def test_a_timeout_of_the_bodys_own_statements_is_its_failure(database: Database
             connection.execute("SET LOCAL lock_timeout TO '10ms'")
             table.book(connection)
 
-        with pytest.raises(psycopg.errors.LockNotAvailable):
+        with pytest.raises(StepFailed, match=r"LockNotAvailable: .* due to lock timeout"):
             run(database.store(), body, id="locked")
     assert table.rows == []
 
@@ -545,7 +526,7 @@ def test_the_lease_is_lost_before_the_transaction_begins(database: Database, tab
         database.execute("UPDATE durable_locks SET epoch = 2, owner_token = '2:thief'")
         return transaction(*args)
 
-    store.transaction = late  # type: ignore[method-assign]
+    store.transaction = late  # type: ignore[method-assign, assignment]
     with pytest.raises(LeaseLost, match="taken it over"):
         run(store, stolen)
     assert recorded(database) == []
@@ -566,7 +547,7 @@ def test_nobody_takes_over_between_begin_and_commit(database: Database, table: T
     assert table.rows == ["a line"]
 
 
-def test_cancelled_while_the_body_works(database: Database, table: Table, run: Run) -> None:
+def test_cancelled_while_the_body_works(database: Database, table: Table) -> None:
     """The cancellation waits for the transaction, which it does not undo; meanwhile other runs go on."""
     store, cancelled = database.store(), list[bool]()
 
@@ -574,7 +555,7 @@ def test_cancelled_while_the_body_works(database: Database, table: Table, run: R
         cancelling = threading.Thread(target=lambda: cancelled.append(durable.cancel(store, "run")))
         cancelling.start()
         wait_until(
-            lambda: database.execute("SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"), "it to wait"
+            lambda: database.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"), "it to wait"
         )
         assert durable.run({}, lambda step, _: step("other", lambda: 1), id="other", store=store) == 1
         threads.append(cancelling)
@@ -622,7 +603,7 @@ def test_a_statement_that_takes_too_long_is_ended_on_the_server(database: Databa
     with pytest.raises(StepTimeout):
         run(database.store(), sleeping, timeout=0.3)
     assert database.status("run") == "failed"
-    query = "SELECT FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(60)%' AND state = 'active'"
+    query = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(60)%%' AND state = 'active'"
     wait_until(lambda: not database.execute(query), "the server to notice")
     assert table.rows == []
 
@@ -647,9 +628,9 @@ def test_a_cancelled_task_undoes_its_transaction(database: Database, table: Tabl
     async def cancelled() -> None:
         running = asyncio.ensure_future(durable.run({"body": body}, workflow, id="run", store=store))
         if where == "before the commit":
-            while not entered.is_set():  # the loop is kept from going on: the body returns, and nobody hears of it
-                await asyncio.sleep(0)
-            time.sleep(0.1)  # noqa: ASYNC251
+            await asyncio.sleep(0)
+            entered.wait(PATIENCE)  # the loop stands still, so that the body returns, and nobody hears of it
+            wait_until(lambda: store.process.transactions.daemons._threads == 0, "the body's thread to end")
         else:
             await asyncio.to_thread(entered.wait)
         running.cancel()
@@ -659,7 +640,9 @@ def test_a_cancelled_task_undoes_its_transaction(database: Database, table: Tabl
 
     store = database.store()
     asyncio.run(cancelled())
-    wait_until(lambda: database.execute("SELECT FROM durable_locks WHERE owner_token IS NULL"), "the lease to be free")
+    wait_until(
+        lambda: database.execute("SELECT 1 FROM durable_locks WHERE owner_token IS NULL"), "the lease to be free"
+    )
     assert (table.rows, recorded(database)) == ([], [])
     assert asyncio.run(durable.run({"body": table.book}, workflow, id="run", store=store)) == "a line"
     assert table.rows == ["a line"]

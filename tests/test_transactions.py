@@ -130,8 +130,8 @@ def test_a_death_at_every_boundary_books_once(stage: Stage) -> None:
                 stage.run(story, world, id=run_id, dies_at=dies_at)
             left = Counter(stage.booked) - before
             assert all(count == 1 for count in left.values())
-            assert {what for what, _, side in map(lambda line: line.partition(" "), left) if side == "to"} == {
-                what for what, _, side in map(lambda line: line.partition(" "), left) if side == "from"
+            assert {what for what, _, side in (line.partition(" ") for line in left) if side == "to"} == {
+                what for what, _, side in (line.partition(" ") for line in left) if side == "from"
             }, "half a transaction"
             again = World()
             stage.run(story, again, id=run_id)

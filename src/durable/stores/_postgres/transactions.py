@@ -49,7 +49,6 @@ _LONGEST_ROLLBACK: Final = 10.0  # seconds, after which the connection is closed
 _NOT_NULL: Final = "23502"
 _NOT_UNIQUE: Final = "23505"
 _READ_ONLY: Final = "25006"
-_IDLE_TOO_LONG: Final = "25P03"
 _LOST: Final = "the connection was lost before the transaction was committed"
 
 
@@ -312,12 +311,9 @@ class PostgresTransaction:
             raise self._lost(problem) from problem
 
     def _lost(self, problem: psycopg.Error | None) -> RolledBack:
-        where, why = self._owner.connections.where, _LOST
-        if problem is not None:
-            why = f"{_LOST} ({problem.diag.message_primary or type(problem).__name__})"
-            if problem.sqlstate == _IDLE_TOO_LONG:
-                why += f". A body may leave it idle for as long as the lease lasts, {self._lease.seconds:g} s"
-        return RolledBack(StoreUnavailable(where, why))
+        why = "" if problem is None else f" ({problem.diag.message_primary or type(problem).__name__})"
+        idle = f"A body may leave it idle for as long as the lease lasts, {self._lease.seconds:g} s, or the server says"
+        return RolledBack(StoreUnavailable(self._owner.connections.where, f"{_LOST}{why}. {idle}"))
 
     def _enter(self) -> None:
         with self._state:
