@@ -24,7 +24,7 @@ from durable.errors import (
     StoreUnavailable,
     TransactionMisused,
 )
-from durable.stores import PostgresStore, memory
+from durable.stores import memory
 from ownership_children import PATIENCE, wait_until
 from pgbouncer import bouncer, program
 from proxy import Count, Link, Moment, Proxy
@@ -180,9 +180,8 @@ def test_savepoints_are_fine(database: Database, table: Table, run: Run) -> None
     def body(connection: Any) -> None:
         with connection.transaction():
             table.book(connection, "kept")
-        with connection.transaction():
+        with connection.transaction(force_rollback=True):
             table.book(connection, "given up")
-            raise psycopg.Rollback
         with pytest.raises(psycopg.errors.DivisionByZero), connection.transaction():
             connection.execute("SELECT 1 / 0")
         with connection.pipeline(), connection.cursor() as cursor:
@@ -286,7 +285,8 @@ def test_a_step_in_the_body_is_refused(database: Database, table: Table) -> None
 
     def refused(connection: Any, step: Any) -> None:
         assert plain() == "plain"
-        for inner in (lambda: step("inner", plain), lambda: step.transaction("inner", table.book)):
+        inside: list[Body] = [lambda: step("inner", plain), lambda: step.transaction("inner", table.book)]
+        for inner in inside:
             with pytest.raises(NestedStep, match="inside the body of step 'book'"):
                 inner()
         table.book(connection)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import Any, assert_type
 
+import psycopg
 import pytest
 import tenacity
 
@@ -113,6 +114,27 @@ def test_a_value_that_cannot_be_stored_is_rolled_back(stage: Stage) -> None:
 
     assert stage.run(story, World()) == "refused"
     assert stage.booked == []
+
+
+def count(connection: psycopg.Connection[Any], table: str, at_least: int) -> list[int]:
+    return [at_least, len(table)]
+
+
+def test_values_and_arguments_are_inferred() -> None:
+    """For the type checkers: in both colours, without a cast; what does not fit the function is an error."""
+
+    def typed(step: durable.Step, _: None) -> None:
+        assert_type(step.transaction("count", count, "a table", 3, isolation="serializable"), list[int])
+        step.transaction("count", count, "a table")  # type: ignore[arg-type]
+        step.transaction("count", count, 3, "a table")  # type: ignore[arg-type]
+        step.transaction("count", count, "a table", 3, isolation="chaos")  # type: ignore[arg-type]
+
+    async def typed_async(step: durable.AsyncStep, _: None) -> None:
+        assert_type(await step.transaction("count", count, "a table", 3, key="one"), list[int])
+        await step.transaction("count", count, "a table")  # type: ignore[arg-type]
+
+    assert callable(typed)
+    assert callable(typed_async)
 
 
 def test_a_death_at_every_boundary_books_once(stage: Stage) -> None:

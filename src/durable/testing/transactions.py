@@ -67,12 +67,12 @@ class TransactionSuite:
     def test_several_at_once(self, store: RunStore) -> None:
         """Of one run, beside a checkpoint of it."""
         lease = granted(store.begin(a_claim(), alive)).lease
-        open_ones = [_begun(store, lease) for _ in range(3)]
-        store.checkpoint(lease, a_step(4, "beside"))
+        open_ones = [_begun(store, lease) for _ in range(2)]
+        store.checkpoint(lease, a_step(3, "beside"))
         for seq, transaction in enumerate(open_ones, start=1):
             transaction.call(body, ("done",))
             transaction.commit(a_step(seq, f"step-{seq}"))
-        assert _keys(store, lease) == ["step-1", "step-2", "step-3", "beside"]
+        assert _keys(store, lease) == ["step-1", "step-2", "beside"]
 
     def test_its_threads_call_what_is_submitted(self, store: RunStore) -> None:
         """And hand over what it comes to."""
