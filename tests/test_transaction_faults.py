@@ -798,3 +798,67 @@ def test_through_pgbouncer(database: Database, table: Table, run: Run) -> None:
         durable.run({}, many, id="many", store=store)
         assert run(store, table.and_then()) == "a line"
     assert table.rows == [f"{number:02}" for number in range(12)] + ["a line"]
+
+
+# -- threads of the body's own --------------------------------------------------------------------------------------
+
+
+def test_a_statement_that_another_thread_has_under_way(
+    database: Database, table: Table, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is waited for, but not for ever; then its connection is ended, and nothing is committed."""
+    monkeypatch.setattr("durable.stores._postgres.lent._LONGEST_WAIT", 0.1)
+    ended: list[BaseException] = []
+
+    def sleep(connection: Any) -> None:
+        try:
+            connection.execute("SELECT pg_sleep(60)")
+        except psycopg.Error as problem:
+            ended.append(problem)
+
+    def body(connection: Any) -> None:
+        table.book(connection)
+        threads.append(threading.Thread(target=sleep, args=(connection,)))
+        threads[0].start()
+        wait_until(lambda: connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE, "it to sleep")
+
+    threads: list[threading.Thread] = []
+    with pytest.raises(TransactionMisused, match="still under way"):
+        run(database.store(), body)
+    threads[0].join(PATIENCE)
+    assert len(ended) == 1
+    assert table.rows == []
+
+
+def test_a_cancel_that_comes_too_late_hits_nobody_else(database: Database, table: Table, run: Run) -> None:
+    kept: list[Any] = []
+
+    def second(connection: Any) -> None:
+        sleeping = threading.Thread(target=connection.execute, args=("SELECT pg_sleep(0.3)",))
+        sleeping.start()
+        wait_until(lambda: connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE, "it to sleep")
+        kept[0].cancel()
+        kept[0].cancel_safe()
+        sleeping.join()
+        table.book(connection)
+
+    store = database.store()
+    run(store, kept.append, id="first")
+    run(store, second, id="second")
+    assert table.rows == ["a line"]
+
+
+@pytest.mark.parametrize("room", [1, 2])
+def test_one_begun_inside_another_never_waits_for_it(database: Database, table: Table, run: Run, room: int) -> None:
+    """By way of a run of its own, which is the only way."""
+    store = database.store(max_transactions=room)
+
+    def body(connection: Any) -> None:
+        run(store, table.book, id="inner")
+
+    if room == 1:
+        with pytest.raises(InvalidArgument, match="inside the body of another one"):
+            run(store, body, id="outer")
+    else:
+        run(store, body, id="outer")
+    assert len(table.rows) == room - 1

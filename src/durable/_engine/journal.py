@@ -29,8 +29,8 @@ class Call(Struct, eq=False):
     reads the traceback. `attempts` have been begun, the first one at `first`; the next is `due`, if one is. `began` is
     when the last one did, in elapsed seconds. A call that `listens` waits for a signal of its name, with `patience` in
     seconds (None: for ever); it has had so many `looks` for it, and `signal` is the number of the one that came. A call
-    that `transacts` has its body in a transaction; so often was that `undone`, and `seq` is the place that its record was
-    given before.
+    that `transacts` has its body in a transaction; that was the victim of so many `conflicts`, or was lost, and `seq` is
+    the place that its record was given before.
     """
 
     key: str
@@ -48,7 +48,8 @@ class Call(Struct, eq=False):
     looks: int = 0
     signal: int | None = None
     transacts: bool = False
-    undone: int = 0
+    conflicts: int = 0
+    lost: int = 0
     seq: int | None = None
     phase: Phase = Phase.DRAWN
     attempts: int = 0

@@ -62,7 +62,7 @@ from durable.snapshot import AttemptRecord, ErrorRecord, Kind, Record, StepRecor
 STALLED_AFTER: Final = 3  # leases
 LONGEST_WAIT: Final = 1.0  # seconds, after which whoever waits has a look at the lease
 _LONGEST_BACK_OFF: Final = 366 * 24 * 3600.0  # seconds: a policy's overflow must not become an error of dates
-MOST_CONFLICTS: Final = 20  # times in a row that a transaction may be the victim of others, as in `batches`
+MOST_CONFLICTS: Final = 20  # times that a transaction of one attempt may be the victim of others, as in `batches`
 MOST_LOSSES: Final = 5  # … that the database may be lost under one, which a body could be the cause of
 _STEP: Final = Kind.STEP.value
 _ATTEMPT: Final = Kind.ATTEMPT.value
@@ -243,11 +243,14 @@ class Execution:
         return self._wait(min(left, poll_delay(call.looks - 1)), reading)
 
     def _undone(self, call: Call, otherwise: Raised | Rejected, reading: Reading) -> StepDecision:
-        call.undone += 1
-        if call.undone >= (MOST_CONFLICTS if isinstance(otherwise, Raised) else MOST_LOSSES):
+        if isinstance(otherwise, Raised):
+            call.conflicts += 1
+        else:
+            call.lost += 1
+        if call.conflicts >= MOST_CONFLICTS or call.lost >= MOST_LOSSES:
             return self.advance(call, otherwise, reading)
         call.phase, call.attempts = Phase.WAITING, call.attempts - 1
-        return self._wait(pause(call.undone), reading)
+        return self._wait(pause(call.conflicts + call.lost), reading)
 
     def _begin(self, call: Call, reading: Reading) -> Attempt | Transact:
         if call.first is None:
@@ -339,7 +342,7 @@ class Execution:
             self.journal.attempt(call.key, call.attempt)
             if self.tell is not None:
                 self.tell(StepRemembered(self.run_id, reading.at, call.key, call.name, call.attempt))
-            call.phase, call.undone = Phase.WAITING, 0
+            call.phase, call.conflicts, call.lost = Phase.WAITING, 0, 0
             return Wait(0.0)
         self._forget(call, told=True)
         self.journal.settle(call.key, call.record)

@@ -23,14 +23,19 @@ class Daemons:
         self._threads = 0
         self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
 
-    def submit(self, work: Callable[[], T]) -> Future[T]:
-        """What `work` comes to. Not called if it is cancelled before its turn."""
+    def submit(self, work: Callable[[], T], *, at_once: bool = False) -> Future[T]:
+        """What `work` comes to. Not called if it is cancelled before its turn; `at_once` there is a thread more for it."""
         answer: Future[T] = Future()
         with self._lock:
-            self._waiting.append((answer, work))
-            full = self._threads == self._most
+            if at_once:
+                self._waiting.appendleft((answer, work))
+            else:
+                self._waiting.append((answer, work))
+            full = self._threads >= self._most and not at_once
             if not full:
                 self._threads += 1
+        if not full:
+            self._threads += 1
         if not full:
             threading.Thread(target=self._run, name=self._name, daemon=True).start()
         return answer

@@ -10,6 +10,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 
 from durable.errors import TransactionMisused
 from durable.stores._postgres.connections import Connection
+from durable.stores._postgres.watchdog import shut_down
 
 __all__ = ["ENDED", "Lent", "lent"]
 
@@ -18,6 +19,7 @@ ENDED: Final = (
 )
 
 _LONGEST_WAIT: Final = 10.0  # seconds, for a statement that another thread of the body has under way when it returns
+_LONGEST_CANCEL: Final = 30.0  # psycopg's default
 
 _NOT_SOUND: Final = {
     TransactionStatus.INERROR: "the body went on after an SQL error, which had ended all that the transaction could do",
@@ -58,6 +60,16 @@ class Lent(psycopg.Connection[Any]):
         """Refused, and with it `connection.autocommit = …`."""
         self._refuse("autocommit")
 
+    def cancel(self) -> None:
+        """As ever, but not any more when what it would cancel is somebody else's."""
+        if not self._over:
+            super().cancel()
+
+    def cancel_safe(self, *, timeout: float = _LONGEST_CANCEL) -> None:
+        """The same."""
+        if not self._over:
+            super().cancel_safe(timeout=timeout)
+
     def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
         """Let the connection do something, while it may."""
         if self._over:
@@ -77,6 +89,7 @@ class Lent(psycopg.Connection[Any]):
         free = self.lock.acquire(timeout=_LONGEST_WAIT)
         self._over = True
         if not free:
+            shut_down(self)  # else whoever ends the transaction would wait for that statement too
             return TransactionMisused(self._step, _NOT_SOUND[TransactionStatus.ACTIVE])
         self.lock.release()
         if self.ended:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -23,9 +24,11 @@ from durable._engine.batches import Entry, Verb, Verdict
 from durable._engine.leases import Lease
 from durable.clocks import Clock
 from durable.errors import (
+    DurableError,
+    InvalidArgument,
     LeaseLost,
     OutcomeUnknown,
-    StoreError,
+    RunCancelled,
     StoreUnavailable,
     TransactionMisused,
     UnstorableValue,
@@ -44,6 +47,8 @@ T = TypeVar("T")
 _RESERVED: Final = 2  # connections of a user's pool that are left to checkpoints, where it has so many
 _STATEMENTS_UNTIL_PREPARED: Final = 5  # of the body's own, psycopg's default
 _NEW_AGAIN: Final = (b"RESET ALL", b"RESET SESSION AUTHORIZATION", b"DISCARD TEMP")
+_within: Final[ContextVar[bool]] = ContextVar("durable_within_transaction", default=False)
+
 _SETTINGS: Final = 5  # columns, the first of which is the transaction's number
 _LONGEST_ROLLBACK: Final = 10.0  # seconds, after which the connection is closed, which does the same
 _NOT_NULL: Final = "23502"
@@ -90,10 +95,12 @@ class Transactions:
         """Take it back, whatever state it is in."""
         if self.connections.pool_size is not None:
             self.connections.give_back(lane)
-        elif self._closed or lane.connection.pgconn.transaction_status != TransactionStatus.IDLE:
+        elif lane.connection.pgconn.transaction_status != TransactionStatus.IDLE:
             lane.connection.close()
         else:
             self._idle.append(lane)
+            if self._closed:
+                self.close()
 
     def close(self) -> None:
         """Close what is at hand. A transaction under way ends by itself, and its connection with it."""
@@ -122,7 +129,12 @@ class PostgresTransaction:
         """See `protocol.Transaction`. One round trip, in which a connection that was used before is made as new."""
         self._enter()
         try:
-            if not self._owner.room.acquire(timeout=seconds):
+            if not self._owner.room.acquire(timeout=0.0 if _within.get() else seconds):
+                if _within.get():  # its body waits for this one, and perhaps they all do
+                    raise InvalidArgument(
+                        f"step.transaction({self._name!r}) is begun inside the body of another one, and there is room for none "
+                        f"more: raise max_transactions of postgres(), or execute the inner run outside"
+                    )
                 return False
             try:
                 lane = self._opened()
@@ -138,9 +150,11 @@ class PostgresTransaction:
     def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """See `protocol.Transaction`."""
         self._enter()
+        token = _within.set(True)
         try:
             return self._called(fn, args)
         finally:
+            _within.reset(token)
             self._leave()
 
     def commit(self, record: Record) -> None:
@@ -208,7 +222,7 @@ class PostgresTransaction:
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
         """See `protocol.Transaction`."""
-        return self._owner.daemons.submit(work)
+        return self._owner.daemons.submit(work, at_once=_within.get())
 
     def _opened(self) -> Lane:
         """A connection in the transaction, which is the lease's. While the database is out of reach it is tried again."""
@@ -288,7 +302,8 @@ class PostgresTransaction:
                 return TransactionMisused(
                     self._name, "the body made its transaction read-only, so no record can be written"
                 )
-            case Verdict.PASSING | Verdict.UNPREPARED:
+            case Verdict.PASSING | Verdict.UNPREPARED as verdict:
+                connections.prepares &= verdict is not Verdict.UNPREPARED
                 return RolledBack(connections.meaning(problem))
             case _ if written:  # what was deferred until the COMMIT, like a constraint of the user's
                 return problem
@@ -305,7 +320,9 @@ class PostgresTransaction:
         """Quiet when it turns out that it was committed."""
         try:
             committed = self._owner.settle(settle_job(job))
-        except StoreError:
+        except (LeaseLost, RunCancelled):
+            raise
+        except DurableError:
             raise OutcomeUnknown(job.run_id, job.what, type(problem).__name__) from problem
         if not committed:
             raise self._lost(problem) from problem
@@ -327,6 +344,8 @@ class PostgresTransaction:
         with self._state:
             self._busy = False
             abandoned = self._abandoned
+            if self._lent is not None:
+                self._lent.revoke()
         if abandoned:
             self._end()
 
