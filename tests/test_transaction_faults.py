@@ -611,34 +611,33 @@ def test_a_statement_that_takes_too_long_is_ended_on_the_server(database: Databa
 @pytest.mark.parametrize("where", ["in the body", "in its SQL", "before the commit"])
 def test_a_cancelled_task_undoes_its_transaction(database: Database, table: Table, where: str) -> None:
     """FAULTS 75: nothing of it is there, the lease is given back, and the next run does it."""
-    entered, leave = threading.Event(), threading.Event()
-
-    def body(connection: Any) -> str:
-        table.book(connection)
-        entered.set()
-        if where == "in the body":
-            leave.wait(PATIENCE)
-        elif where == "in its SQL":
-            connection.execute("SELECT pg_sleep(60)")
-        return "done"
+    store, leave = database.store(), threading.Event()
 
     async def workflow(step: durable.AsyncStep, deps: Any) -> str:
         return await step.transaction("book", deps.body)
 
     async def cancelled() -> None:
+        loop = asyncio.get_running_loop()
+
+        def cancel() -> None:
+            if where == "before the commit":  # the loop stands still: the body has returned, and nobody has heard of it
+                wait_until(lambda: store.process.transactions.daemons._threads == 0, "the body's thread to end")
+            running.cancel()
+
+        def body(connection: Any) -> str:
+            table.book(connection)
+            loop.call_soon_threadsafe(cancel)
+            if where == "in the body":
+                leave.wait(PATIENCE)
+            elif where == "in its SQL":
+                connection.execute("SELECT pg_sleep(60)")
+            return "done"
+
         running = asyncio.ensure_future(durable.run({"body": body}, workflow, id="run", store=store))
-        if where == "before the commit":
-            await asyncio.sleep(0)
-            entered.wait(PATIENCE)  # the loop stands still, so that the body returns, and nobody hears of it
-            wait_until(lambda: store.process.transactions.daemons._threads == 0, "the body's thread to end")
-        else:
-            await asyncio.to_thread(entered.wait)
-        running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
         leave.set()
 
-    store = database.store()
     asyncio.run(cancelled())
     wait_until(
         lambda: database.execute("SELECT 1 FROM durable_locks WHERE owner_token IS NULL"), "the lease to be free"
@@ -646,6 +645,7 @@ def test_a_cancelled_task_undoes_its_transaction(database: Database, table: Tabl
     assert (table.rows, recorded(database)) == ([], [])
     assert asyncio.run(durable.run({"body": table.book}, workflow, id="run", store=store)) == "a line"
     assert table.rows == ["a line"]
+    assert store.process.transactions.room._value == 8
 
 
 def test_a_task_cancelled_while_it_commits(database: Database, table: Table, proxy: Proxy) -> None:

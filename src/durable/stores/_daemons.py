@@ -35,8 +35,6 @@ class Daemons:
             if not full:
                 self._threads += 1
         if not full:
-            self._threads += 1
-        if not full:
             threading.Thread(target=self._run, name=self._name, daemon=True).start()
         return answer
 
