@@ -433,7 +433,7 @@ def test_a_cut_connection(
     assert trap.sprung.is_set()
     assert (table.rows, recorded(database)) == (["a line"], [True])
     once = marker == "client_connection_check_interval" or (marker == "the-key" and moment is Moment.ANSWERED)
-    if not (marker == "the-key" and moment is Moment.FORWARDED):
+    if moment is not Moment.FORWARDED:  # then the reply may be faster than the cut
         assert table.calls == (1 if once else 2)
     assert [epoch for (epoch,) in database.execute("SELECT epoch FROM durable_locks")] == [1]
 
