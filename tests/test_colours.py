@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 
+from durable._colours import AsyncDriver, BlockingDriver
 from durable._run import _AsyncRun, _Run
-from durable._step import AsyncStep, Step
 
 # The leaves, where blocking and awaiting really differ: how a body is called, how an answer, a change or a clock is
 # waited for, and what guards the engine.
 LEAVES = {
-    (Step, AsyncStep): {
+    (BlockingDriver, AsyncDriver): {
         "__init__",
-        "__call__",
         "call_decorated",
         "drain",
         "settle",
@@ -26,11 +25,11 @@ LEAVES = {
         "_attempted",
         "_checkpointed",
         "_answered_late",
+        "_transacted",
+        "_committed",
+        "_committed_late",
         "_joined",
         "_rested",
-        "sleep",
-        "map",
-        "wait_for",
         "_abandoned",
         "_advance",
         "_changed",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from durable.stores import MemoryStore, PostgresStore, memory
-from durable.testing import LeasedStoreSuite, RunStoreSuite, SnapshotStoreSuite
+from durable.testing import LeasedStoreSuite, RunStoreSuite, SnapshotStoreSuite, TransactionSuite
 from pgbouncer import bouncer, program
 from support import Database
 from test_whole_snapshots import Shelf
@@ -60,6 +60,19 @@ class TestSnapshotsInPostgres(InPostgres, LeasedStoreSuite):
 
 class TestRunsInPostgres(InPostgres, RunStoreSuite):
     """The product."""
+
+
+class TestTransactionsInPostgres(InPostgres, TransactionSuite):
+    """The product."""
+
+
+@needs_pgbouncer
+class TestTransactionsThroughPgBouncer(ThroughPgBouncer, TransactionSuite):
+    """In transaction mode."""
+
+
+class TestTransactionsUnderAPrefix(UnderAPrefix, TransactionSuite):
+    """The fence is on the row with the prefix."""
 
 
 @needs_pgbouncer

@@ -67,6 +67,17 @@ def test_the_checkout_is_killed_and_tells_its_story(example: str, tmp_path: Path
     assert "none that was recorded ran again" in told.stdout
 
 
+def test_the_transfers_are_killed_and_the_sum_never_changes(tmp_path: Path) -> None:
+    """It looks at the accounts after each kill, and fails if they are wrong."""
+    told = subprocess.run(
+        [sys.executable, ROOT / "examples" / "transfer.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (told.returncode, told.stderr) == (0, "")
+    kills = re.search(r"300 transfers, (\d+) times kill -9: each was applied once", told.stdout)
+    assert kills is not None
+    assert int(kills[1]) > 0
+
+
 def test_the_readmes_two_commands_are_there() -> None:
     """At the top, as targets of the Makefile."""
     readme, makefile = (ROOT / "README.md").read_text("utf-8"), (ROOT / "Makefile").read_text("utf-8")

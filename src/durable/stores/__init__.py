@@ -14,7 +14,7 @@ from durable.stores._postgres.connections import Pool
 from durable.stores._postgres.schema import script as schema_script
 from durable.stores._postgres.server import Server
 from durable.stores._postgres.statements import Names
-from durable.stores._postgres.store import PostgresStore
+from durable.stores._postgres.store import MAX_TRANSACTIONS, PostgresStore
 from durable.stores.listing import Listed, Stats
 from durable.stores.protocol import SnapshotStore
 
@@ -42,6 +42,7 @@ def postgres(
     lock: bool | str = True,
     pool: Pool | None = None,
     take_over_dead: bool = True,
+    max_transactions: int = MAX_TRANSACTIONS,
     codec: Codec | Sequence[Codec] | None = None,
 ) -> PostgresStore:
     """A store in the PostgreSQL at `url`: a URL or a libpq connection string; by default `$DATABASE_URL`.
@@ -60,6 +61,8 @@ def postgres(
       of its own beside it, made the way the pool makes them.
     - `codec`: how values are written, by default `durable.codecs.JsonCodec()`; of several the first writes, all read, and
       what the default one wrote is always read.
+    - `max_transactions`: how many `step.transaction` of this process may be open at once; each has a connection, of the pool if
+      there is one (two of which are left to checkpoints, where it has so many). The others wait.
     - `take_over_dead=False` lets a run whose owner died on this machine wait for its lease instead of going on at once.
 
     Raises `InvalidArgument` without URL and pool, or with both, and for names that PostgreSQL could not keep (63 bytes); at
@@ -80,6 +83,8 @@ def postgres(
         raise InvalidArgument("both a database URL and a pool were given: pass the one that the store is to work on")
     if not isinstance(lock, bool | str):
         raise InvalidArgument(f"lock must be True, False or the name of a table, not {type(lock).__name__}")
+    if isinstance(max_transactions, bool) or not isinstance(max_transactions, int) or max_transactions < 1:
+        raise InvalidArgument(f"max_transactions must be a number of at least 1, not {max_transactions!r}")
     return PostgresStore(
         url,
         Names(table, schema, lock if isinstance(lock, str) else None),
@@ -88,6 +93,7 @@ def postgres(
         excludes=lock is not False,
         pool=pool,
         take_over_dead=take_over_dead,
+        max_transactions=max_transactions,
         codec=codec,
     )
 

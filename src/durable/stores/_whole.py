@@ -18,7 +18,7 @@ from durable.errors import DurableError, InvalidArgument, OutcomeUnknown, StoreU
 from durable.snapshot import Execution, Header, Record, Status
 from durable.stores._memory import MemoryStore
 from durable.stores._threads import ThreadedStore
-from durable.stores.protocol import RunStore, SnapshotStore
+from durable.stores.protocol import Isolation, RunStore, SnapshotStore, Transaction
 
 _VERBS: Final = ("save", "load", "delete", "list", "close")
 _THREADS: Final = 4  # of one run: its steps are saved one after the other all the same
@@ -115,6 +115,13 @@ class WholeSnapshots:
                 return False
             self._kept(run_id, "the migrated snapshot", new)
             return True
+
+    def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:  # noqa: ARG002
+        """Not here: a snapshot is saved by the store, and not in anybody's transaction."""
+        raise InvalidArgument(
+            f"{self._where}, a store of five verbs, cannot perform step.transaction({name!r}): "
+            f"that takes postgres(url), or embedded() for tests"
+        )
 
     def _unable(self, what: str) -> InvalidArgument:
         return InvalidArgument(

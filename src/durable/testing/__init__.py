@@ -2,5 +2,6 @@
 
 from durable.testing.run_stores import RunStoreSuite
 from durable.testing.snapshot_stores import LeasedStoreSuite, SnapshotStoreSuite
+from durable.testing.transactions import TransactionSuite
 
-__all__ = ["LeasedStoreSuite", "RunStoreSuite", "SnapshotStoreSuite"]
+__all__ = ["LeasedStoreSuite", "RunStoreSuite", "SnapshotStoreSuite", "TransactionSuite"]

@@ -134,6 +134,11 @@ class Connections:
         user = f" as {parts['user']}" if "user" in parts else ""
         return f"{host}/{parts.get('dbname', '')}{user}"
 
+    @property
+    def pool_size(self) -> int | None:
+        """How many connections the user's pool has at the most; None without one."""
+        return None if self._pool is None else self._pool.max_size
+
     def connect(self, until: float) -> Connection:
         """A connection of one's own, in autocommit mode; made the way the user's pool makes them, if there is one.
 
