@@ -77,7 +77,8 @@ def checkpoint_job(lease: Lease, record: Record) -> Job:
 def settle_job(checkpoint: Job) -> Job:
     """A job that finds out what became of a checkpoint, and changes nothing: whether it is there."""
     write: Writing = checkpoint.payload
-    return Job(Verb.SETTLE, checkpoint.run_id, checkpoint.what, _OVERHEAD, write.lease, write)
+    lease = write.lease
+    return Job(Verb.SETTLE, lease.run_id, _OVERHEAD, latest_under(lease), lease, what=checkpoint.what, payload=write)
 
 
 def finish_job(lease: Lease, status: Status, record: Record) -> Job:

@@ -56,10 +56,6 @@ class Process:
         """Commit a job and return its answer, or raise its error. Blocks."""
         return self.writer(job).perform(job)
 
-    def perform(self, job: Job) -> Any:
-        """Commit a job and return its answer, or raise its error. Blocks."""
-        return self.writer(job).perform(job)
-
     def submit(self, job: Job) -> asyncio.Future[Any]:
         """Commit a job; the future of its answer."""
         return self.writer(job).submit(job)

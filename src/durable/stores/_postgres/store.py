@@ -138,7 +138,7 @@ class PostgresStore(SnapshotVerbs):
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> PostgresTransaction:
         """See `RunStore.transaction`. Two round trips around those of the body, one commit."""
-        return PostgresTransaction(self.process.transactions, self.held_here(lease), name, isolation)
+        return PostgresTransaction(self.held_here(lease).transactions, lease, name, isolation)
 
     def close(self) -> None:
         """Commit what waits, then let go of connections and threads. Quiet when closed already."""

@@ -89,7 +89,7 @@ class Transactions:
         except IndexError:
             connection = connections.connect(until)
             connection.prepare_threshold = _STATEMENTS_UNTIL_PREPARED if connections.prepares else None
-            return Lane(connection), False
+            return Lane(connection, {}), False
 
     def give_back(self, lane: Lane) -> None:
         """Take it back, whatever state it is in."""
@@ -227,7 +227,10 @@ class PostgresTransaction:
     def _opened(self) -> Lane:
         """A connection in the transaction, which is the lease's. While the database is out of reach it is tried again."""
         connections, clock = self._owner.connections, self._owner.clock
-        waits, failures = Entry(Verb.CHECKPOINT, self._lease.run_id, 0, self._lease), 0
+        waits, failures = (
+            Entry(Verb.CHECKPOINT, self._lease.run_id, 0, batches.latest_under(self._lease), self._lease),
+            0,
+        )
         while True:
             try:
                 return self._tried(waits.deadline)
