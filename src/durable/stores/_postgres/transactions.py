@@ -286,10 +286,10 @@ class PostgresTransaction:
                 raise misuse from problem
             raise
         misuse = face.take_away()
+        if misuse is not None:  # first: it may be what has closed the connection
+            raise misuse
         if connection.closed:
             raise self._lost(None)
-        if misuse is not None:
-            raise misuse
         return value
 
     def _refusal(self, problem: psycopg.Error, job: Job, *, written: bool) -> Exception:
