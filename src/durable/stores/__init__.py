@@ -43,6 +43,7 @@ def postgres(
     pool: Pool | None = None,
     take_over_dead: bool = True,
     codec: Codec | Sequence[Codec] | None = None,
+    strict: bool = False,
 ) -> PostgresStore:
     """A store in the PostgreSQL at `url`: a URL or a libpq connection string; by default `$DATABASE_URL`.
 
@@ -60,10 +61,14 @@ def postgres(
       of its own beside it, made the way the pool makes them.
     - `codec`: how values are written, by default `durable.codecs.JsonCodec()`; of several the first writes, all read, and
       what the default one wrote is always read.
+    - `strict`: refuse a server whose settings let it lose what it acknowledged (`fsync`, `full_page_writes` or
+      `synchronous_commit` off) with `UnsuitableServer`. Otherwise the log warns of them at first use. A role's
+      `synchronous_commit=off` is turned on in our own connections, where these lead to PostgreSQL directly.
     - `take_over_dead=False` lets a run whose owner died on this machine wait for its lease instead of going on at once.
 
     Raises `InvalidArgument` without URL and pool, or with both, and for names that PostgreSQL could not keep (63 bytes); at
-    first use `StoreUnavailable`, `AccessDenied` or `SchemaMismatch`.
+    first use `StoreUnavailable`, `AccessDenied`, `UnsuitableServer` (another database than PostgreSQL 12 or newer, a standby,
+    read-only sessions) or `SchemaMismatch`.
     """
     if url is None and pool is None:
         url = os.environ.get("DATABASE_URL") or None
@@ -89,6 +94,7 @@ def postgres(
         pool=pool,
         take_over_dead=take_over_dead,
         codec=codec,
+        strict=strict,
     )
 
 

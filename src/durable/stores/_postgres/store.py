@@ -54,6 +54,7 @@ class PostgresStore(SnapshotVerbs):
         pool: Pool | None = None,
         take_over_dead: bool = True,
         codec: Codec | Sequence[Codec] | None = None,
+        strict: bool = False,
         clock: Clock | None = None,
     ) -> None:
         self.codec = chosen(codec)
@@ -66,6 +67,7 @@ class PostgresStore(SnapshotVerbs):
         self._clock = clock or SystemClock()
         self._sql = statements(names)
         self._take_over_dead = take_over_dead
+        self._strict = strict
         self._closed = False
         self._process = self._new_process()
         self._aio = AsyncPostgresStore(self)
@@ -201,7 +203,7 @@ class PostgresStore(SnapshotVerbs):
 
     def _new_process(self) -> Process:
         prepare = partial(schema.prepare, names=self._names, create=self._create)
-        connections = Connections(self._url, self._pool, prepare, self._clock)
+        connections = Connections(self._url, self._pool, prepare, self._clock, strict=self._strict)
         return Process(connections, self._sql, self._clock)
 
 
