@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -54,6 +54,7 @@ from durable._engine.leases import Lease
 from durable._engine.steps import Execution
 from durable._terms import terms
 from durable.codecs import JsonCodec
+from durable.documents import Snapshot
 from durable.errors import Unwind
 from durable.failures import from_record, to_record
 from durable.snapshot import ErrorRecord, Header, Kind, Record, Status, StepRecord
@@ -431,6 +432,15 @@ class DyingStore:
         self._boundaries.pass_one("release")
         self._store.release(lease, status)
 
+    def load(self, id: str) -> Snapshot | None:
+        return self._store.load(id)
+
+    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
+        self._boundaries.pass_one("before replacing")
+        replaced = self._store.replace(run_id, old, new)
+        self._boundaries.pass_one("replaced")
+        return replaced
+
     def close(self) -> None:
         self._store.close()
 
@@ -466,6 +476,15 @@ class _DyingAio:
 
     def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
         return self._between("release", lambda: self._store.aio.release(lease, status), "released")
+
+    def load(self, id: str) -> Awaitable[Snapshot | None]:
+        return self._store.aio.load(id)
+
+    async def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
+        self._boundaries.pass_one("before replacing")
+        replaced = await self._store.aio.replace(run_id, old, new)
+        self._boundaries.pass_one("replaced")
+        return replaced
 
     def room(self) -> asyncio.Future[None] | None:
         return self._store.aio.room()

@@ -36,7 +36,7 @@ LEAVES = {
         "_changed",
         "_wait_until",
     },
-    (_Run, _AsyncRun): {"_begun", "_give_back"},
+    (_Run, _AsyncRun): {"_begun", "_give_back", "_migrated"},
 }
 
 _SAME_BUT_FOR_COLOUR = {

@@ -24,6 +24,7 @@ from durable._engine.decisions import (
     Decline,
     Finish,
     Granted,
+    Migrate,
     Proceed,
     Release,
     Reraise,
@@ -31,11 +32,13 @@ from durable._engine.decisions import (
 )
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
+from durable._migration import OnVersionMismatch
 from durable._plan import OMITTED, Options, Plan, planned
 from durable._step import AsyncStep, Step
 from durable.errors import (
     ColourMismatch,
     DurableError,
+    VersionMismatch,
 )
 from durable.events import Listener
 from durable.failures import to_record
@@ -61,6 +64,7 @@ def run(
     id: str,
     store: RunStore | SnapshotStore | None = ...,
     version: int = ...,
+    on_version_mismatch: OnVersionMismatch | None = ...,
     on_conflict: OnConflict = ...,
     wait_timeout: float | None = ...,
     lease: float = ...,
@@ -79,6 +83,7 @@ def run(
     store: RunStore | SnapshotStore | None = ...,
     input: I = ...,
     version: int = ...,
+    on_version_mismatch: OnVersionMismatch | None = ...,
     on_conflict: OnConflict = ...,
     wait_timeout: float | None = ...,
     lease: float = ...,
@@ -96,6 +101,7 @@ def run(
     id: str,
     store: RunStore | SnapshotStore | None = ...,
     version: int = ...,
+    on_version_mismatch: OnVersionMismatch | None = ...,
     on_conflict: OnConflict = ...,
     wait_timeout: float | None = ...,
     lease: float = ...,
@@ -114,6 +120,7 @@ def run(
     store: RunStore | SnapshotStore | None = ...,
     input: I = ...,
     version: int = ...,
+    on_version_mismatch: OnVersionMismatch | None = ...,
     on_conflict: OnConflict = ...,
     wait_timeout: float | None = ...,
     lease: float = ...,
@@ -131,6 +138,7 @@ def run(
     store: RunStore | SnapshotStore | None = None,
     input: Any = OMITTED,
     version: int = 1,
+    on_version_mismatch: OnVersionMismatch | None = None,
     on_conflict: OnConflict = "raise",
     wait_timeout: float | None = None,
     lease: float = 30.0,
@@ -146,7 +154,11 @@ def run(
     - `fn(step, deps)`, or `fn(step, deps, input)`; for an `async def` this returns a coroutine.
     - `store` keeps the run; without one it lives in this process only, and a `DurableWarning` says so once.
     - `input` is recorded at the first call; omitted at a later one, the recorded input is used.
-    - `version` of the workflow, recorded at the first call.
+    - `version` of the workflow, recorded at the first call. `on_version_mismatch` says what becomes of a run that another
+      version has started: `"raise"` `VersionMismatch`, `"clear"` what it remembers and begin anew with its input, or what a
+      function of its `Snapshot` and its version returns: one of these words, or the snapshot (or document) to go on with. The
+      function may be async for an async workflow. It is asked while nobody executes the run, and again if the run is
+      changed before its answer has been stored.
     - `on_conflict`: when somebody else is executing this id, `"raise"` `ConcurrentExecution` or `"wait"` for the outcome,
       at most `wait_timeout` seconds (None: as long as it takes).
     - `lease`: seconds after which others may take the run over from a process that fell silent; at least 0.5, and longer
@@ -166,7 +178,9 @@ def run(
     `WaitTimedOut`; `LeaseLost` when the lease ended under it; `RunCancelled`, `DeadlineExceeded`; `StoreUnavailable`,
     `AccessDenied`, `SchemaMismatch`, `OutcomeUnknown` from the store.
     """
-    options = Options(version, on_conflict, wait_timeout, lease, deadline, metadata, cancel, retry, on_event)
+    options = Options(
+        version, on_version_mismatch, on_conflict, wait_timeout, lease, deadline, metadata, cancel, retry, on_event
+    )
     plan = planned(deps, fn, id, store, input, options)
     if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
         return _AsyncRun(plan).outcome()
@@ -217,6 +231,9 @@ class _Run(_Either):
                     self._give_back(lease)
                     self._clock.sleep(seconds)
                     polls += 1
+                case Migrate(mismatch):
+                    self._migrated(mismatch)
+                    polls += 1
                 case Decline(error, lease):
                     self._give_back(lease)
                     raise error
@@ -263,6 +280,14 @@ class _Run(_Either):
         thread = threading.current_thread()
         return self._store.begin(claim, lambda: self._alive(thread.is_alive()))
 
+    def _migrated(self, mismatch: VersionMismatch) -> None:
+        stored = self._store.load(mismatch.run_id)
+        if stored is not None:
+            answer = self._plan.answer(mismatch, stored)
+            if inspect.isawaitable(answer):
+                raise _async_answer(answer)
+            self._store.replace(mismatch.run_id, stored, self._plan.migrated(answer, mismatch, stored))
+
     def _give_back(self, lease: Lease | None, status: Status | None = None, _: BaseException | None = None) -> None:
         if lease is not None:
             try:
@@ -295,6 +320,9 @@ class _AsyncRun(_Either):
                 case ClaimAgain(seconds, claim, lease):
                     await self._give_back(lease)
                     await self._clock.asleep(seconds)
+                    polls += 1
+                case Migrate(mismatch):
+                    await self._migrated(mismatch)
                     polls += 1
                 case Decline(error, lease):
                     await self._give_back(lease)
@@ -365,6 +393,14 @@ class _AsyncRun(_Either):
                 await self._give_back(granted.lease)
             raise
 
+    async def _migrated(self, mismatch: VersionMismatch) -> None:
+        stored = await self._store.aio.load(mismatch.run_id)
+        if stored is not None:
+            answer = self._plan.answer(mismatch, stored)
+            if inspect.isawaitable(answer):
+                answer = await answer
+            await self._store.aio.replace(mismatch.run_id, stored, self._plan.migrated(answer, mismatch, stored))
+
     async def _give_back(
         self, lease: Lease | None, status: Status | None = None, reason: BaseException | None = None
     ) -> None:
@@ -425,6 +461,14 @@ class _End:
         assert reason is not None  # noqa: S101 -- a run is released for a reason
         runs.interrupted(execution, plan.reading(), reason)
         return reason
+
+
+def _async_answer(answer: Any) -> ColourMismatch:
+    if inspect.iscoroutine(answer):
+        answer.close()
+    return ColourMismatch(
+        "on_version_mismatch is an async function, and the workflow is a blocking one: make them of one colour"
+    )
 
 
 def _left_to_end(lease: Lease, problem: DurableError) -> None:

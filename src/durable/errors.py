@@ -295,7 +295,8 @@ class VersionMismatch(HistoryError):
     def __str__(self) -> str:
         return (
             f"run {self.run_id!r} was started by version {self.stored} of its workflow and this is version {self.given}. "
-            f"Let version {self.stored} finish it, or pass version={self.stored} if the change does not matter to it."
+            f"Let version {self.stored} finish it, pass version={self.stored} if the change does not matter to it, or say with "
+            f"on_version_mismatch= what becomes of it."
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 from msgspec import Struct
 
 from durable._engine.leases import Lease
-from durable.errors import DurableError
+from durable.errors import DurableError, VersionMismatch
 from durable.snapshot import ErrorRecord, Header, Record, Status, StepRecord
 
 
@@ -239,7 +239,14 @@ class Decline:
     lease: Lease | None = None
 
 
-Admission: TypeAlias = Proceed | Return | Reraise | ClaimAgain | Decline
+@dataclass(frozen=True, slots=True)
+class Migrate:
+    """The run is of another version, and nobody executes it: let the user say what becomes of it, then claim it again."""
+
+    error: VersionMismatch
+
+
+Admission: TypeAlias = Proceed | Return | Reraise | ClaimAgain | Migrate | Decline
 
 
 # -- how a run ends -----------------------------------------------------------------------------------------------

@@ -175,6 +175,15 @@ class MemoryStore:
             header, records = run.header, _in_order(run)
         return snapshot_of(header, records, run_id=id)
 
+    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
+        """See `RunStore.replace`."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None or self._held(run) or self.load(run_id) != old:
+                return False
+            self.save(run_id, new)
+            return True
+
     def delete(self, id: str, *, force: bool = False) -> None:
         """See `PostgresStore.delete`."""
         checked_name("a run's id", id)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
+from durable.documents import Snapshot
 from durable.snapshot import Record, Status
 from durable.stores.protocol import Late, RunStore
 
@@ -63,6 +64,14 @@ class ThreadedStore:
     def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> asyncio.Future[tuple[int, str] | None]:
         """See `RunStore.receive`."""
         return self._called(self._store.receive, lease, name, taken)
+
+    def load(self, id: str) -> asyncio.Future[Snapshot | None]:
+        """See `RunStore.load`."""
+        return self._called(self._store.load, id)
+
+    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> asyncio.Future[bool]:
+        """See `RunStore.replace`."""
+        return self._called(self._store.replace, run_id, old, new)
 
     def room(self) -> asyncio.Future[None] | None:
         """There always is: a store that blocks has its own ways to make its callers wait."""

@@ -104,6 +104,18 @@ class WholeSnapshots:
         """Not here, as for `signal`."""
         raise self._unable(f"wait for the signal {name!r}")
 
+    def load(self, id: str) -> Snapshot | None:
+        """The snapshot that is stored, which an execution in this process saves at each step."""
+        return self._loaded(id)
+
+    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
+        """See `RunStore.replace`; as far as this process knows."""
+        with self._leases.beginning:
+            if self._leases.status(run_id) == "running" or self._loaded(run_id) != old:
+                return False
+            self._kept(run_id, "the migrated snapshot", new)
+            return True
+
     def _unable(self, what: str) -> InvalidArgument:
         return InvalidArgument(
             f"{self._where}, a store of five verbs, cannot {what}: that takes postgres(url) or memory()"
@@ -132,21 +144,25 @@ class WholeSnapshots:
             self._aio.close(wait=False)
 
     def _look(self, run_id: str) -> None:
+        snapshot = self._loaded(run_id)
+        if snapshot is None:
+            self._leases.delete(run_id)
+        else:
+            self._leases.save(run_id, snapshot)
+
+    def _loaded(self, run_id: str) -> Snapshot | None:
         try:
             snapshot = self._snapshots.load(run_id)
         except DurableError:
             raise
         except Exception as problem:
             raise StoreUnavailable(self._where, f"load raised {type(problem).__name__}") from problem
-        if snapshot is None:
-            self._leases.delete(run_id)
-        elif isinstance(snapshot, Snapshot):
-            self._leases.save(run_id, snapshot)
-        else:
+        if not isinstance(snapshot, Snapshot | None):
             raise InvalidArgument(
                 f"load of {self._where} returned {type(snapshot).__name__} for {run_id!r}, and not a Snapshot or None: "
                 f"Snapshot.from_json(text) makes one of what Snapshot.to_json() made"
             )
+        return snapshot
 
     def _appended(self, lease: Lease, record: Record, header: Header) -> None:
         self._records.append(record)
@@ -157,8 +173,11 @@ class WholeSnapshots:
             raise
 
     def _save(self, run_id: str, what: str, header: Header) -> None:
+        self._kept(run_id, what, snapshot_of(header, self._records, run_id=run_id))
+
+    def _kept(self, run_id: str, what: str, snapshot: Snapshot) -> None:
         try:
-            self._snapshots.save(run_id, snapshot_of(header, self._records, run_id=run_id))
+            self._snapshots.save(run_id, snapshot)
         except DurableError:
             raise
         except Exception as problem:

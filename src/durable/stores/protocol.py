@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeAlias
 
 from durable._engine.decisions import Claim, ClaimReply
@@ -92,6 +92,17 @@ class RunStore(Protocol):
         """
         ...
 
+    def load(self, id: str) -> Snapshot | None:
+        """The whole run, as it is at one moment; None when there is none."""
+        ...
+
+    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
+        """Put `new` in the place of a run that still is what `load` said, `old`, and that nobody executes.
+
+        False, and nothing was changed, where it is not so any more. Signals stay.
+        """
+        ...
+
     @property
     def identity(self) -> object:
         """Equal for two stores that hold the same runs, as far as can be known without asking."""
@@ -113,7 +124,7 @@ Late: TypeAlias = Callable[[BaseException | None], object]
 class AsyncRunStore(Protocol):
     """The verbs of `RunStore`, with the same guarantees, for asyncio.
 
-    Each begins at the call and goes on if the future it returns is cancelled.
+    Each begins at the call and goes on if the future it returns is cancelled; but `load` and `replace` begin when awaited.
     """
 
     def begin(self, claim: Claim, alive: Callable[[], bool]) -> asyncio.Future[ClaimReply]:
@@ -146,6 +157,14 @@ class AsyncRunStore(Protocol):
 
     def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> asyncio.Future[tuple[int, str] | None]:
         """See `RunStore.receive`."""
+        ...
+
+    def load(self, id: str) -> Awaitable[Snapshot | None]:
+        """See `RunStore.load`."""
+        ...
+
+    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> Awaitable[bool]:
+        """See `RunStore.replace`."""
         ...
 
     def room(self) -> asyncio.Future[None] | None:
