@@ -23,7 +23,7 @@ import durable
 from durable import ResumeStateCollector, Workflow
 from durable.stores import Listed, PostgresStore, SnapshotStore, embedded, memory, postgres, script
 from durable.stores._postgres.server import Server
-from support import Database
+from support import POISONS, Database
 
 USER = {"id": "123", "name": "Ada"}
 ORDER = {"order": "o-1", "for": "123"}
@@ -755,18 +755,7 @@ def test_what_is_written_there_validates_as_its_format(awaitlys: PostgresStore, 
 # -- FAULTS 97 and 104: what is stored is not believed ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "poison",
-    [
-        "{}", "[]", "7", '"text"', "null", '{"formatVersion": 2, "steps": {}, "execution": {"status": "running"}}',
-        '{"formatVersion": 1, "steps": {}}', '{"formatVersion": 1, "steps": {}, "execution": {"status": 7}}',
-        '{"formatVersion": 1, "steps": [1], "execution": {"status": "running"}}',
-        '{"formatVersion": 1, "steps": {"fetch-user": {"value": 1}}, "execution": {"status": "running"}}',
-        '{"formatVersion": 1, "steps": {"fetch-user": 1}, "execution": {"status": "running"}}',
-        '{"formatVersion": 1, "steps": {}, "execution": {"status": "running"}, "metadata": [1]}',
-        '{"formatVersion": 1, "workflowName": "checkout", "steps": {}, "execution": {"status": "completed"}}',
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("poison", POISONS)
 def test_a_poisoned_snapshot_is_never_a_fresh_start(
     store: PostgresStore, database: Database, deps: Deps, poison: str
 ) -> None:

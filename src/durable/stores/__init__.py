@@ -16,9 +16,10 @@ from durable.stores._postgres.server import Server
 from durable.stores._postgres.statements import Names
 from durable.stores._postgres.store import PostgresStore
 from durable.stores.listing import Listed, Stats
-from durable.stores.protocol import SnapshotStore
+from durable.stores.protocol import AsyncSnapshotStore, SnapshotStore
 
 __all__ = [
+    "AsyncSnapshotStore",
     "EmbeddedStore",
     "Listed",
     "MemoryStore",

@@ -12,7 +12,7 @@ from durable.documents import Snapshot
 from durable.snapshot import Record, Status
 from durable.stores.listing import Listed
 
-__all__ = ["AsyncRunStore", "Late", "RunStore", "SnapshotStore"]
+__all__ = ["AsyncRunStore", "AsyncSnapshotStore", "Late", "RunStore", "SnapshotStore"]
 
 
 class SnapshotStore(Protocol):
@@ -40,6 +40,30 @@ class SnapshotStore(Protocol):
 
     def close(self) -> None:
         """Let go of everything. Quiet when closed already."""
+        ...
+
+
+class AsyncSnapshotStore(Protocol):
+    """The same five verbs as coroutines: what an async workflow can be run on. All of them, `close` at your choice."""
+
+    async def save(self, id: str, snapshot: Snapshot) -> None:
+        """See `SnapshotStore.save`."""
+        ...
+
+    async def load(self, id: str) -> Snapshot | None:
+        """See `SnapshotStore.load`."""
+        ...
+
+    async def delete(self, id: str) -> None:
+        """See `SnapshotStore.delete`."""
+        ...
+
+    async def list(self, *, prefix: str = "", limit: int = 100) -> Sequence[Listed]:
+        """See `SnapshotStore.list`."""
+        ...
+
+    async def close(self) -> None:
+        """See `SnapshotStore.close`."""
         ...
 
 
