@@ -91,7 +91,12 @@ def tried(binaries: Path) -> tuple[str, str]:
             names = [str(ROOT / "tests" / f"test_{name}.py") for name in TESTS]
             command = [sys.executable, "-m", "pytest", "-q", "-n", "2", *names]
             done = subprocess.run(
-                command, cwd=ROOT, env=os.environ | {"DATABASE_URL": server.url}, capture_output=True, text=True, check=False
+                command,
+                cwd=ROOT,
+                env=os.environ | {"DATABASE_URL": server.url},
+                capture_output=True,
+                text=True,
+                check=False,
             )
             told = done.stdout.strip().splitlines()
             if done.returncode:

@@ -75,7 +75,7 @@ def test_a_read_only_session_is_refused_at_once(database: Database) -> None:
     url = make_conninfo(database.url, options="-cdefault_transaction_read_only=on")
     store = database.store(url)
     for attempt in (lambda: durable.run(None, workflow, id="x", store=store), store.list, lambda: store.load("x")):
-        with pytest.raises(durable.UnsuitableServer, match="read-only.*default_transaction_read_only"):
+        with pytest.raises(durable.UnsuitableServer, match=r"read-only.*default_transaction_read_only"):
             attempt()
 
 
@@ -119,7 +119,7 @@ def test_a_hot_standby_is_refused_and_passed_over(standby: tuple[Server, Server]
         assert connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
     with postgres(replica.url) as store:
         for attempt in (lambda: durable.run(None, workflow, id="x", store=store), lambda: store.load("x")):
-            with pytest.raises(durable.UnsuitableServer, match="hot standby.*primary"):
+            with pytest.raises(durable.UnsuitableServer, match=r"hot standby.*primary"):
                 attempt()
     hosts = f"{replica.socket_directory},{primary.socket_directory}"
     with postgres(make_conninfo(primary.url, host=hosts)) as store:
@@ -139,7 +139,7 @@ def test_a_later_connection_to_a_standby_is_refused_too(standby: tuple[Server, S
         if says_so:
             with pytest.raises(durable.UnsuitableServer, match="hot standby"):
                 store.load("x")
-        with pytest.raises(durable.UnsuitableServer, match="hot standby|read-only"):
+        with pytest.raises(durable.UnsuitableServer, match=r"hot standby|read-only"):
             durable.run(None, workflow, id="y", store=store)
 
 

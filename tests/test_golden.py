@@ -62,6 +62,7 @@ class Order:
     lines: list[Line]
     colour: Colour = Colour.RED
 
+
 PLAIN: dict[str, Any] = {
     "nothing": None,
     "numbers": [0, -1, 2**70, 1.5, -0.0, 1e300, True],

@@ -62,7 +62,17 @@ def test_no_verb_is_left_out() -> None:
     """Of the protocols, and of what our store offers besides."""
     verbs = {name for protocol in (SnapshotStore, RunStore) for name in vars(protocol) if not name.startswith("_")}
     offered = {name for name, _ in inspect.getmembers(PostgresStore, inspect.isfunction) if not name.startswith("_")}
-    ours = {"claiming", "releasing", "cancelling", "signalling", "is_held_here", "held_here", "dead_token", "kept", "dropped"}
+    ours = {
+        "claiming",
+        "releasing",
+        "cancelling",
+        "signalling",
+        "is_held_here",
+        "held_here",
+        "dead_token",
+        "kept",
+        "dropped",
+    }
     assert verbs | offered <= {*VERBS, *ours, "identity", "aio", "close"}
     assert {name for name in vars(AsyncRunStore) if not name.startswith("_")} <= {*VERBS, "room"}
 
@@ -171,7 +181,11 @@ MISHAPS = {
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("mishap", MISHAPS)
 def test_a_database_that_refuses(
-    broken: Callable[[str], tuple[PostgresStore, Lease]], mishap: str, verb: str, colour: str, caplog: pytest.LogCaptureFixture
+    broken: Callable[[str], tuple[PostgresStore, Lease]],
+    mishap: str,
+    verb: str,
+    colour: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """FAULTS 105: PostgreSQL's details quote the row; we do not, nor does what our errors came from."""
     store, lease = broken(MISHAPS[mishap])
@@ -182,7 +196,9 @@ def test_a_database_that_refuses(
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_store_that_is_closed_and_one_in_memory(verb: str, database: Database, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_store_that_is_closed_and_one_in_memory(
+    verb: str, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
     """FAULTS 105: the other ways to fail."""
     text = ""
     for store in (memory(), database.store(make_conninfo(database.url, password=PASSWORD))):
@@ -228,9 +244,9 @@ def test_a_store_of_five_verbs(verb: str, colour: str, caplog: pytest.LogCapture
 
 def test_a_pool_of_the_users(database: Database, caplog: pytest.LogCaptureFixture) -> None:
     """FAULTS 105: it is called by its name."""
-    with ConnectionPool(make_conninfo(database.url, password=PASSWORD), min_size=1, open=True) as pool:
-        with postgres(pool=pool, schema=database.schema) as store:
-            text = "".join(called(store, verb, LEASE, "sync") for verb in VERBS)
+    url = make_conninfo(database.url, password=PASSWORD)
+    with ConnectionPool(url, min_size=1, open=True) as pool, postgres(pool=pool, schema=database.schema) as store:
+        text = "".join(called(store, verb, LEASE, "sync") for verb in VERBS)
     silent(text, caplog)
 
 
@@ -268,13 +284,18 @@ def test_the_drivers_of_a_run(database: Database, caplog: pytest.LogCaptureFixtu
     except durable.DurableError as problem:
         texts.append(said(problem))
     texts += [repr(store), repr(store.load("one")), repr(run_store(store))]
-    kinds = [name for name in ("UnstorableValue", "RunMismatch", "WorkflowDrift", "KeyConflict") if name not in "".join(texts)]
+    kinds = [
+        name
+        for name in ("UnstorableValue", "RunMismatch", "WorkflowDrift", "KeyConflict")
+        if name not in "".join(texts)
+    ]
     assert kinds == []
     silent("\n".join(texts), caplog)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], [], ["--table", "x" * 64], ["--no-such"], ["--since", "x"], ["--role", "r", "--schema", "s"]]
+    "arguments",
+    [["--help"], [], ["--table", "x" * 64], ["--no-such"], ["--since", "x"], ["--role", "r", "--schema", "s"]],
 )
 def test_the_command_line(arguments: list[str]) -> None:
     """FAULTS 105: `python -m durable.stores` knows $DATABASE_URL as little as $PGPASSWORD."""

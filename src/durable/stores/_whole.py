@@ -16,7 +16,14 @@ from durable._engine.leases import Lease
 from durable.clocks import SystemClock
 from durable.codecs import Codec, codec_of
 from durable.documents import Snapshot, named, snapshot_of
-from durable.errors import ColourMismatch, DurableError, InvalidArgument, OutcomeUnknown, StoreUnavailable, UnreadableRecord
+from durable.errors import (
+    ColourMismatch,
+    DurableError,
+    InvalidArgument,
+    OutcomeUnknown,
+    StoreUnavailable,
+    UnreadableRecord,
+)
 from durable.snapshot import Execution, Header, Record, Status
 from durable.stores._memory import MemoryStore
 from durable.stores._threads import ThreadedStore
@@ -251,7 +258,7 @@ class Turn:
 
     async def __aenter__(self) -> None:
         # Its holder may be on another event loop, which nobody can await. It is held for one load and one save.
-        while not self._lock.acquire(blocking=False):
+        while not self._lock.acquire(blocking=False):  # noqa: ASYNC110 -- see above
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def __aexit__(self, *_: object) -> None:

@@ -93,7 +93,7 @@ class AsyncSnapshotStoreSuite:
     def test_a_blocking_workflow_is_refused(self, make_store: MakeStore) -> None:
         """Before anything is touched, and with the way out."""
 
-        def workflow(step: durable.Step, _: None) -> None:
+        def workflow(_: durable.Step, __: None) -> None:
             raise AssertionError
 
         async def main() -> None:
