@@ -88,7 +88,7 @@ class Snapshot(Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
         return cast(dict[str, Any], msgspec.json.decode(self.to_json()))
 
     @classmethod
-    def from_json(cls, text: str | bytes, *, run_id: str = _SOMEBODYS) -> Self:
+    def from_json(cls, text: str | bytes, *, run_id: str = "?") -> Self:
         """The snapshot that a document describes, awaitly's included.
 
         Raises `UnreadableRecord`, naming `run_id` and the part, when it is none that this version knows.
@@ -110,7 +110,7 @@ class Snapshot(Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
         )
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Any], *, run_id: str = _SOMEBODYS) -> Self:
+    def from_document(cls, document: Mapping[str, Any], *, run_id: str = "?") -> Self:
         """The same for a document of plain dicts and lists; `InvalidArgument` when it is not JSON at all."""
         try:
             text = _encode(dict(document))
