@@ -25,6 +25,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
+autodoc_type_aliases = {name: name for name in ("OnVersionMismatch", "OnConflict", "Listener")}
 maximum_signature_line_length = 100
 add_module_names = False
 
@@ -50,6 +51,18 @@ def _fences_as_blocks(*told: Any) -> None:
     lines[:] = told_lines
 
 
+def _made_by_us(_: Any, what: str, name: str, *__: Any) -> tuple[str, None] | None:
+    """How a store or a step is made is our business: users get theirs from a function."""
+    hidden = what == "class" and name.rpartition(".")[2] in {
+        "PostgresStore",
+        "EmbeddedStore",
+        "MemoryStore",
+        "Step",
+        "AsyncStep",
+    }
+    return ("", None) if hidden else None
+
+
 def _others(app: Any, docname: str, source: list[str]) -> None:
     """The table of contents ends with the pages that it does not name, so that a new page is in it."""
     if docname == "index":
@@ -63,7 +76,9 @@ def _all_is_there(app: Any, problem: Exception | None) -> None:
     if problem is None:
         told = app.env.get_domain("py").objects
         public = {f"{module}.{name}" for module in PUBLIC for name in importlib.import_module(module).__all__}
-        errors = {f"durable.{name}" for name in importlib.import_module("durable.errors").__all__}  # shown where they live
+        errors = {
+            f"durable.{name}" for name in importlib.import_module("durable.errors").__all__
+        }  # shown where they live
         if missing := sorted(public - set(told) - errors - set(PUBLIC)):
             raise ExtensionError(f"not on the API page: {', '.join(missing)}")
 
@@ -71,5 +86,6 @@ def _all_is_there(app: Any, problem: Exception | None) -> None:
 def setup(app: Any) -> None:
     """Sphinx calls this."""
     app.connect("autodoc-process-docstring", _fences_as_blocks)
+    app.connect("autodoc-process-signature", _made_by_us)
     app.connect("source-read", _others)
     app.connect("build-finished", _all_is_there)

@@ -106,7 +106,9 @@ def test_the_first_steps_are_as_they_are_told(tmp_path: Path) -> None:
     """The first program of getting-started.md, run as its console shows."""
     page = "docs/getting-started.md"
     (tmp_path / "checkout.py").write_text(snippets(page)[0])
-    (shown,) = re.findall(r"^```console\n(\$ .*?)^```", (ROOT / page).read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    (shown,) = re.findall(
+        r"^```console\n(\$ .*?)^```", (ROOT / page).read_text("utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
     for part in shown.split("$ python ")[1:]:
         command, *lines = part.strip().split("\n")
         done = subprocess.run(

@@ -177,7 +177,7 @@ def run(
     Raises what the workflow raised; `InvalidArgument` before anything is touched; `RunMismatch`, `VersionMismatch`,
     `WorkflowDrift`, `UnreadableRecord` when the stored run does not fit, and leaves it as it is; `ConcurrentExecution`,
     `WaitTimedOut`; `LeaseLost` when the lease ended under it; `RunCancelled`, `DeadlineExceeded`; `StoreUnavailable`,
-    `AccessDenied`, `SchemaMismatch`, `OutcomeUnknown` from the store.
+    `AccessDenied`, `UnsuitableServer`, `SchemaMismatch`, `OutcomeUnknown` from the store.
     """
     options = Options(
         version, on_version_mismatch, on_conflict, wait_timeout, lease, deadline, metadata, cancel, retry, on_event
