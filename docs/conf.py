@@ -25,7 +25,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
-autodoc_type_aliases = {name: name for name in ("OnVersionMismatch", "OnConflict", "Listener")}
+autodoc_type_aliases = {name: name for name in ("OnVersionMismatch", "OnConflict")}
 maximum_signature_line_length = 100
 add_module_names = False
 

@@ -243,6 +243,73 @@ def test_the_aio_face_of_a_store_is_not_the_store() -> None:
         durable.run(None, lambda step, _: None, id="x", store=store.aio)  # type: ignore[call-overload]
 
 
+def test_what_only_begins_like_a_store_is_refused() -> None:
+    """An engine of SQLAlchemy has a `begin` as well."""
+
+    class Engine:
+        def begin(self) -> None: ...
+
+    with pytest.raises(durable.InvalidArgument, match="verbs save, load, delete, list, close, not Engine"):
+        durable.run(None, lambda step, _: None, id="x", store=Engine())  # type: ignore[call-overload]
+
+
+def test_another_version_is_migrated_on_a_coroutine_store() -> None:
+    """By an async function as well; only over what it was shown."""
+    shelf, asked = AsyncShelf(), list[int]()
+
+    async def migrate(snapshot: durable.Snapshot, version: int) -> durable.Snapshot:
+        asked.append(version)
+        if len(asked) == 1:  # somebody saves it meanwhile
+            await shelf.save(
+                "x", durable.Snapshot.from_document(snapshot.document() | {"metadata": {"version": 1, "n": 2}})
+            )
+        document = snapshot.document() | {"execution": {"status": "running"}}
+        del document["result"]
+        return durable.Snapshot.from_document(document)
+
+    async def main() -> list[int]:
+        await durable.run(None, squares, id="x", store=shelf)
+        with pytest.raises(durable.VersionMismatch):
+            await durable.run(None, squares, id="x", store=shelf, version=2)
+        return await durable.run(None, squares, id="x", store=shelf, version=2, on_version_mismatch=migrate)
+
+    assert asyncio.run(main()) == [n * n for n in range(20)]
+    assert asked == [1, 1]
+    assert shelf.shelf.load("x").metadata == {"version": 2, "n": 2}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("verb", ["load", "save"])
+def test_a_run_that_is_cancelled_while_it_begins_leaves_its_id_free(verb: str) -> None:
+    """In the load, or in the save of the claim."""
+    waiting, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(AsyncShelf):
+        async def load(self, id: str) -> durable.Snapshot | None:
+            await self._slowly("load")
+            return await super().load(id)
+
+        async def save(self, id: str, snapshot: durable.Snapshot) -> None:
+            await self._slowly("save")
+            await super().save(id, snapshot)
+
+        async def _slowly(self, what: str) -> None:
+            if what == verb and not waiting.is_set():
+                waiting.set()
+                await go_on.wait()
+
+    async def main() -> list[int]:
+        store = Slow()
+        running = asyncio.ensure_future(durable.run(None, squares, id="x", store=store))
+        await waiting.wait()
+        running.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        return await durable.run(None, squares, id="x", store=store)
+
+    assert asyncio.run(main()) == [n * n for n in range(20)]
+
+
 def test_a_store_with_slots_can_be_run_on() -> None:
     """It cannot be watched by a weak reference."""
 
