@@ -18,6 +18,7 @@ from durable.stores import postgres
 from durable.stores._postgres import server as servers
 from durable.stores._postgres.demands import doubts, objection
 from durable.stores._postgres.server import Server
+from ownership_children import wait_until
 from pgbouncer import bouncer, program
 from support import Database
 
@@ -222,6 +223,32 @@ def test_behind_a_pooler_it_is_told(database: Database, careless: str, caplog: p
     with bouncer(careless) as started, database.store(started.url) as store:
         durable.run(None, workflow, id="x", store=store)
     assert "synchronous_commit is off" in caplog.text
+
+
+def test_a_server_that_may_tear_its_pages_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """FAULTS 55: full_page_writes off, which is the whole server's; strict refuses it before anything is made there."""
+    server = Server(tmp_path)
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET full_page_writes = off")
+        connection.execute("SELECT pg_reload_conf()")
+    wait_until(lambda: _shown(server.url, "full_page_writes") == "off", "the setting to be read")
+    with (
+        postgres(server.url, strict=True) as store,
+        pytest.raises(durable.UnsuitableServer, match="full_page_writes is off"),
+    ):
+        durable.run(None, workflow, id="x", store=store)
+    with psycopg.connect(server.url) as connection:
+        assert connection.execute("SELECT to_regclass('durable_snapshots')").fetchone() == (None,)
+    with postgres(server.url) as store:
+        assert durable.run(None, workflow, id="x", store=store) == "done"
+    assert "full_page_writes is off" in caplog.text
+    server.close()
+
+
+def _shown(url: str, setting: str) -> str:
+    with psycopg.connect(url) as connection:
+        (value,) = connection.execute(sql.SQL("SHOW {}").format(sql.Identifier(setting))).fetchone() or ("",)
+    return str(value)
 
 
 def test_durable_is_not_loud_where_all_is_well(database: Database, caplog: pytest.LogCaptureFixture) -> None:

@@ -34,7 +34,6 @@ PAYLOAD = "pl4nted-p4yload"
 DOCUMENT = a_document(one=PAYLOAD) | {"input": PAYLOAD, "result": {"deep": [PAYLOAD]}}
 SNAPSHOT = durable.Snapshot.from_document(DOCUMENT)
 RECORD = Record(7, "key", Kind.STEP, f'{{"name":"key","ok":true,"value":"{PAYLOAD}"}}')
-LEASE = Lease("run", "1:no.such", 1, 30.0, 1e18)
 
 # Every verb of both protocols, with payloads wherever one goes in. (`lease` is one that is held, if it can be had.)
 VERBS: dict[str, Callable[[Any, Lease], Any]] = {
@@ -75,6 +74,11 @@ def test_no_verb_is_left_out() -> None:
     }
     assert verbs | offered <= {*VERBS, *ours, "identity", "aio", "close"}
     assert {name for name in vars(AsyncRunStore) if not name.startswith("_")} <= {*VERBS, "room"}
+
+
+def no_lease() -> Lease:
+    """One that nobody has granted."""
+    return Lease("run", "1:no.such", 1, 30.0, 1e18)
 
 
 def said(error: BaseException | None) -> str:
@@ -203,9 +207,9 @@ def test_a_store_that_is_closed_and_one_in_memory(
     text = ""
     for store in (memory(), database.store(make_conninfo(database.url, password=PASSWORD))):
         store.save("run", SNAPSHOT)
-        text += called(store, verb, LEASE, "sync")
+        text += called(store, verb, no_lease(), "sync")
         store.close()
-        text += called(store, verb, LEASE, "sync")
+        text += called(store, verb, no_lease(), "sync")
     silent(text, caplog)
 
 
@@ -246,7 +250,7 @@ def test_a_pool_of_the_users(database: Database, caplog: pytest.LogCaptureFixtur
     """FAULTS 105: it is called by its name."""
     url = make_conninfo(database.url, password=PASSWORD)
     with ConnectionPool(url, min_size=1, open=True) as pool, postgres(pool=pool, schema=database.schema) as store:
-        text = "".join(called(store, verb, LEASE, "sync") for verb in VERBS)
+        text = "".join(called(store, verb, no_lease(), "sync") for verb in VERBS)
     silent(text, caplog)
 
 

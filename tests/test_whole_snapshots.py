@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -308,6 +309,86 @@ def test_a_run_that_is_cancelled_while_it_begins_leaves_its_id_free(verb: str) -
         return await durable.run(None, squares, id="x", store=store)
 
     assert asyncio.run(main()) == [n * n for n in range(20)]
+
+
+def test_a_run_that_is_cancelled_while_it_ends_has_ended() -> None:
+    """The save of its result goes on."""
+    ending, go_on, saved = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    class Slow(AsyncShelf):
+        async def save(self, id: str, snapshot: durable.Snapshot) -> None:
+            if snapshot.execution.status == "completed":
+                ending.set()
+                await go_on.wait()
+            await super().save(id, snapshot)
+            if snapshot.execution.status == "completed":
+                saved.set()
+
+    async def main() -> None:
+        store = Slow()
+        running = asyncio.ensure_future(durable.run(None, squares, id="x", store=store))
+        await ending.wait()
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        go_on.set()
+        await asyncio.wait_for(saved.wait(), 20)
+        assert await durable.aio.status(store, "x") == "completed"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_a_claim_that_could_not_be_saved_leaves_its_id_free(colour: str) -> None:
+    """The next call goes on at once."""
+
+    class Once(Shelf):
+        def save(self, id: str, snapshot: durable.Snapshot) -> None:
+            super().save(id, snapshot)
+            if self.saves == 1:
+                raise OSError("the disk is full")
+
+    def workflow(step: durable.Step, _: None) -> list[int]:
+        return [step("one", lambda: 1)]
+
+    shelf, awaited = Once(), AsyncShelf()
+    awaited.shelf = shelf
+
+    def run() -> list[int]:
+        if colour == "sync":
+            return durable.run(None, workflow, id="x", store=shelf)
+        return asyncio.run(durable.run(None, squares, id="x", store=awaited))
+
+    with pytest.raises(durable.OutcomeUnknown, match="the claim"):
+        run()
+    assert run()
+
+
+@pytest.mark.parametrize("colour", ["blocking", "awaited"])
+def test_a_record_that_cannot_be_saved_spoils_no_other(colour: str) -> None:
+    """What waits behind it is saved without it."""
+
+    class Picky(Shelf):
+        def save(self, id: str, snapshot: durable.Snapshot) -> None:
+            if "bad" in snapshot.steps:
+                raise OSError("too large")
+            super().save(id, snapshot)
+
+    shelf, awaited = Picky(), AsyncShelf()
+    awaited.shelf = shelf
+
+    async def workflow(step: durable.AsyncStep, _: None) -> None:
+        async def body() -> int:
+            return 1
+
+        await asyncio.gather(step("bad", body), step("good", body))
+
+    store: Any = awaited if colour == "awaited" else shelf
+    with pytest.raises(durable.OutcomeUnknown, match="'bad'"):
+        asyncio.run(durable.run(None, workflow, id="x", store=store))
+    loaded = shelf.load("x")
+    assert loaded is not None
+    assert set(loaded.steps) == {"good"}
 
 
 def test_a_store_with_slots_can_be_run_on() -> None:
