@@ -20,6 +20,7 @@ from durable.documents import header_and_records
 from durable.errors import DurableError, LeaseLost, RunCancelled
 from durable.snapshot import Execution, Header, Kind, Record, Status
 from durable.stores._postgres.connections import Lane
+from durable.stores._postgres.statements import numbered
 from durable.stores._postgres.writer import ABSENT, Job
 
 _OVERHEAD = 200  # bytes that an entry takes besides its text, about
@@ -101,6 +102,7 @@ class Statements:
 
     def __init__(self, sql: Mapping[str, bytes], clock: Clock) -> None:
         self._sql = sql
+        self._checkpoint_one = numbered(sql["checkpoint"])
         self._clock = clock
         self._verbs: dict[Verb, Callable[[Lane, Sequence[Job]], Sequence[Any]]] = {
             Verb.CLAIM: self._claim,
@@ -171,8 +173,16 @@ class Statements:
         if len(jobs) == 1:
             write: Writing = jobs[0].payload
             lease, record = write.lease, write.record
-            row = (record.seq, record.key, record.kind, write.nonce, record.text, lease.row, lease.token)
-            if lane.execute(self._sql["checkpoint"], row).rowcount == 1:
+            row = (
+                b"%d" % record.seq,
+                record.key.encode(),
+                record.kind.encode(),
+                b"%d" % write.nonce,
+                record.text.encode(),
+                lease.row.encode(),
+                lease.token.encode(),
+            )
+            if lane.wrote(self._checkpoint_one, row) == 1:
                 return (None,)
             return self.read_back(lane, jobs)
         rows = [_Row(n, *_columns(job.payload), Raw(job.payload.record.text.encode())) for n, job in enumerate(jobs)]
