@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+import durable
 from durable import errors
 from support import Database
 
@@ -131,3 +132,24 @@ def test_no_page_promises_what_cannot_be_kept() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for phrase in ("exactly once", "exactly-once", "never runs twice", "zero data loss"):
             assert phrase not in page.read_text("utf-8").lower(), page
+
+
+def test_the_loop_runs_what_was_interrupted(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of it, however much stands in the way: what fails, what nobody knows, what cannot be read (FAULTS 97)."""
+    (loop,) = (snippet for snippet in snippets("docs/operations.md") if "def run_interrupted_again" in snippet)
+    store = database.store()
+    document = {"formatVersion": 1, "workflowName": "place_order", "steps": {}, "execution": {"status": "running"}}
+    store.save("first", document | {"metadata": {"version": 1}, "input": "tea"})
+    store.save("of others", document | {"workflowName": "unknown", "metadata": {"version": 1}})
+    for number in range(120):
+        stuck = document | {"metadata": {"version": 1}, "steps": {"pay": {"name": "pay", "ok": True, "value": 1}}}
+        store.save(f"stuck-{number}", stuck)  # without an input: each fails at once
+    insert = "INSERT INTO durable_snapshots VALUES (%s, %s)"
+    database.execute(insert, "bad", '{"formatVersion": 2, "execution": {"status": "running"}}')
+    exec(compile(loop, "operations.md", "exec"), {"store": store, "durable": durable})  # it ends with a call
+    assert durable.result(store, "first") == "charged for tea"
+    assert {line.id for line in durable.list_pending(store, limit=1000)} >= {"of others", "bad"}
+    told = capsys.readouterr().out
+    assert "bad needs somebody: run 'bad'" in told
+    assert "format is 2" in told
+    assert told.count("needs somebody") == 121
