@@ -90,6 +90,17 @@ def said(error: BaseException | None) -> str:
     return "\n".join(texts)
 
 
+def locals_of_ours(error: BaseException | None) -> str:
+    """What a crash reporter that looks into frames would print of ours."""
+    texts = list[str]()
+    while error is not None:
+        report = traceback.TracebackException.from_exception(error, capture_locals=True)
+        ours = [frame for frame in report.stack if f"{os.sep}durable{os.sep}" in frame.filename]
+        texts += [f"{frame.filename}:{frame.lineno} {frame.locals}" for frame in ours]
+        error = error.__cause__ or error.__context__
+    return "\n".join(texts)
+
+
 def called(store: Any, verb: str, lease: Lease, colour: str) -> str:
     """What is said when a verb is called on a store, in one of the colours."""
     texts = [repr(store), str(store), repr(store.aio)]
@@ -104,6 +115,7 @@ def called(store: Any, verb: str, lease: Lease, colour: str) -> str:
             asyncio.run(main())
     except durable.DurableError as problem:
         texts += [said(problem), type(problem).__name__]
+        assert PASSWORD not in locals_of_ours(problem)
     return "\n".join(texts)
 
 
@@ -295,6 +307,14 @@ def test_the_drivers_of_a_run(database: Database, caplog: pytest.LogCaptureFixtu
     ]
     assert kinds == []
     silent("\n".join(texts), caplog)
+
+
+def test_a_store_that_was_not_made_can_be_printed() -> None:
+    """FAULTS 105: by a crash reporter that looks into frames; it has no more than it was given."""
+    with pytest.raises(durable.InvalidArgument) as told:
+        postgres(f"postgresql://u:{PASSWORD}@h:99999x/db")
+    assert PASSWORD not in said(told.value)
+    assert "<durable store in PostgreSQL, not made>" in locals_of_ours(told.value)
 
 
 @pytest.mark.parametrize(

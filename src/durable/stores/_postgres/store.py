@@ -73,7 +73,10 @@ class PostgresStore(SnapshotVerbs):
         self._aio = AsyncPostgresStore(self)
 
     def __repr__(self) -> str:
-        return f"<durable store in PostgreSQL at {self._process.connections.where}, {self._names.quoted['snapshots']}>"
+        process = getattr(self, "_process", None)
+        if process is None:  # its URL could not be read, and somebody prints what there is of it
+            return "<durable store in PostgreSQL, not made>"
+        return f"<durable store in PostgreSQL at {process.connections.where}, {self._names.quoted['snapshots']}>"
 
     def __enter__(self) -> Self:
         return self
