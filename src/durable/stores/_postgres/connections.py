@@ -270,7 +270,7 @@ class Connections:
             if self._insists:
                 connection.execute("SET synchronous_commit = on", prepare=False)
 
-    def _look_at(self, settings: dict[str, str]) -> None:
+    def _look_at(self, settings: dict[str, str | None]) -> None:
         """Mend what can be mended in our own sessions; say the rest, or refuse it."""
         if self._pool is None and self.prepares and settings.get("synchronous_commit") == "off":
             self._insists = True

@@ -27,7 +27,7 @@ _OTHERS: Final = {
 }
 _CONDITION: Final = """
 SELECT pg_is_in_recovery(), current_setting('transaction_read_only'),
-       (SELECT json_object_agg(name, setting) FROM pg_settings WHERE name = ANY (%(names)s::text[]))
+       ARRAY(SELECT current_setting(name, true) FROM unnest(%(names)s::text[]) AS asked (name))
 """
 ANOTHER_SERVER: Final = (
     "Name the primary in the URL; of several hosts (postgresql://a,b/db) the one is used that takes writes."
@@ -63,14 +63,14 @@ def objection(version: str) -> str | None:
     return None if major >= OLDEST else f"it is PostgreSQL {number}"
 
 
-def condition(connection: psycopg.Connection[Any], where: str) -> dict[str, str]:
+def condition(connection: psycopg.Connection[Any], where: str) -> dict[str, str | None]:
     """The settings that bear on what is acknowledged; `UnsuitableServer` when nothing can be written here."""
     names = [*_DOUBTS, "synchronous_standby_names"]
     with connection.cursor(row_factory=tuple_row) as cursor:
-        row = cursor.execute(_CONDITION, {"names": names}, prepare=False).fetchone() or (False, "off", {})
+        row = cursor.execute(_CONDITION, {"names": names}, prepare=False).fetchone() or (False, "off", [])
     in_recovery, read_only, settings = row
     refuse_read_only(where, standby=bool(in_recovery), read_only=read_only == "on")
-    return dict(settings)
+    return dict(zip(names, settings, strict=True))
 
 
 def refuse_read_only(where: str, *, standby: bool, read_only: bool) -> None:
@@ -81,7 +81,7 @@ def refuse_read_only(where: str, *, standby: bool, read_only: bool) -> None:
         raise UnsuitableServer(where, "its sessions are read-only", f"{_WRITABLE} {ANOTHER_SERVER}")
 
 
-def doubts(settings: Mapping[str, str]) -> list[str]:
+def doubts(settings: Mapping[str, str | None]) -> list[str]:
     """Why an acknowledged step may be lost all the same, going by these settings."""
     found = [f"{name} is off: {cost}" for name, cost in _DOUBTS.items() if settings.get(name) == "off"]
     if settings.get("synchronous_standby_names") and settings.get("synchronous_commit") == "local":
