@@ -364,6 +364,30 @@ def test_a_claim_that_could_not_be_saved_leaves_its_id_free(colour: str) -> None
     assert run()
 
 
+@pytest.mark.parametrize("id", ["x", "another"])
+def test_whatever_interrupts_a_claim_does_not_wait_for_itself(id: str) -> None:
+    """FAULTS 80: a signal handler runs a workflow on the thread that is just beginning one, of this id or of another."""
+
+    class Interrupted(Shelf):
+        def save(self, name: str, snapshot: durable.Snapshot) -> None:
+            super().save(name, snapshot)
+            if self.saves == 1:
+                try:
+                    told.append(durable.run(None, workflow, id=id, store=self))
+                except durable.ConcurrentExecution as refusal:
+                    told.append(str(refusal))
+
+    def workflow(step: durable.Step, _: None) -> int:
+        return step("one", lambda: 1)
+
+    told: list[Any] = []
+    assert durable.run(None, workflow, id="x", store=Interrupted()) == 1
+    if id == "x":
+        assert "this very thread" in told[0]
+    else:
+        assert told == [1]
+
+
 @pytest.mark.parametrize("colour", ["blocking", "awaited"])
 def test_a_record_that_cannot_be_saved_spoils_no_other(colour: str) -> None:
     """What waits behind it is saved without it."""

@@ -18,6 +18,7 @@ from durable.codecs import Codec, codec_of
 from durable.documents import Snapshot, named, snapshot_of
 from durable.errors import (
     ColourMismatch,
+    ConcurrentExecution,
     DurableError,
     InvalidArgument,
     OutcomeUnknown,
@@ -245,15 +246,21 @@ class WholeSnapshots(Whole):
 
 
 class Turn:
-    """One at a time, whether threads wait for it or tasks."""
+    """One at a time, whether threads wait for it or tasks. A thread that has it already is refused (a signal handler)."""
 
-    def __init__(self) -> None:
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
         self._lock = threading.Lock()
+        self._thread = 0
 
     def __enter__(self) -> None:
+        if self._thread == threading.get_ident():
+            raise ConcurrentExecution(self._run_id, "this very thread")
         self._lock.acquire()
+        self._thread = threading.get_ident()
 
     def __exit__(self, *_: object) -> None:
+        self._thread = 0
         self._lock.release()
 
     async def __aenter__(self) -> None:
@@ -275,7 +282,7 @@ class _Leases(MemoryStore):
     def turn(self, run_id: str) -> Turn:
         """This run's."""
         with self._lock:
-            return self._turns.setdefault(run_id, Turn())
+            return self._turns.setdefault(run_id, Turn(run_id))
 
 
 _known: Final[dict[int, _Leases]] = {}
