@@ -141,8 +141,9 @@ def test_each_error_has_its_way_out() -> None:
 def test_no_page_promises_what_cannot_be_kept() -> None:
     """Nothing happens "exactly once" or "never twice" without saying what of."""
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for phrase in ("exactly once", "exactly-once", "never runs twice", "zero data loss"):
-            assert phrase not in page.read_text("utf-8").lower(), page
+        for sentence in re.split(r"[.:]\s|\n\n|\|", page.read_text("utf-8").lower()):
+            for phrase in ("exactly once", "exactly-once", "never runs twice", "zero data loss"):
+                assert phrase not in sentence or "database" in sentence, (page, sentence)
 
 
 def test_the_loop_runs_what_was_interrupted(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
