@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from durable._run import _AsyncRun, _Run
+from durable._run import AsyncRun, BlockingRun
 from durable._step import AsyncStep, Step
 
 # The leaves, where blocking and awaiting really differ: how a body is called, how an answer, a change or a clock is
@@ -36,7 +36,7 @@ LEAVES = {
         "_changed",
         "_wait_until",
     },
-    (_Run, _AsyncRun): {"_begun", "_give_back", "_migrated"},
+    (BlockingRun, AsyncRun): {"__init__", "_begun", "_give_back", "_migrated"},
 }
 
 _SAME_BUT_FOR_COLOUR = {

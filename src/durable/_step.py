@@ -145,8 +145,8 @@ class Step(Driver):
                         return self._handed_out(call, record, body.fn)
                     case Attempt() as attempt:
                         outcome = self._attempted(call, attempt, body)
-                    case Wait(seconds):
-                        self._clock.sleep(seconds)
+                    case Wait(seconds, look):
+                        self._clock.sleep(seconds, look)
                         outcome = ASKED
                     case Receive(signal, taken):
                         outcome = self._received(signal, taken)
@@ -194,8 +194,8 @@ class Step(Driver):
     def _rested(self, until: object) -> None:
         while True:
             match self._resting(until):
-                case Wait(seconds):
-                    self._clock.sleep(seconds)
+                case Wait(seconds, look):
+                    self._clock.sleep(seconds, look)
                 case Abort(error):
                     raise Unwind(error)
                 case None:
@@ -344,8 +344,8 @@ class AsyncStep(Driver):
                         return self._handed_out(call, record, body.fn)
                     case Attempt() as attempt:
                         outcome = await self._attempted(call, attempt, body)
-                    case Wait(seconds):
-                        await self._clock.asleep(seconds)
+                    case Wait(seconds, look):
+                        await self._clock.asleep(seconds, look)
                         outcome = ASKED
                     case Receive(signal, taken):
                         outcome = await self._received(signal, taken)
@@ -428,8 +428,8 @@ class AsyncStep(Driver):
         until = await falling_asleep
         while True:
             match self._resting(until):
-                case Wait(seconds):
-                    await self._clock.asleep(seconds)
+                case Wait(seconds, look):
+                    await self._clock.asleep(seconds, look)
                 case Abort(error):
                     raise Unwind(error)
                 case None:

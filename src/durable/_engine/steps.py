@@ -32,7 +32,7 @@ from durable._engine.decisions import (
     Wait,
 )
 from durable._engine.journal import Call, Journal, Phase
-from durable._engine.leases import Lease, poll_delay
+from durable._engine.leases import LONGEST_WAIT, Lease, poll_delay
 from durable.errors import (
     DeadlineExceeded,
     DurableError,
@@ -56,7 +56,6 @@ from durable.events import (
 from durable.snapshot import AttemptRecord, ErrorRecord, Kind, Record, StepRecord, render
 
 STALLED_AFTER: Final = 3  # leases
-LONGEST_WAIT: Final = 1.0  # seconds, after which whoever waits has a look at the lease
 _LONGEST_BACK_OFF: Final = 366 * 24 * 3600.0  # seconds: a policy's overflow must not become an error of dates
 _STEP: Final = Kind.STEP.value
 _ATTEMPT: Final = Kind.ATTEMPT.value
@@ -228,7 +227,7 @@ class Execution:
         if left <= 0:
             return self._begin(call, reading)  # whose body says that it took too long
         call.looks += 1
-        return self._wait(min(left, poll_delay(call.looks - 1)), reading)
+        return self._wait(left, reading, poll_delay(call.looks - 1))
 
     def _begin(self, call: Call, reading: Reading) -> Attempt:
         if call.first is None:
@@ -251,10 +250,10 @@ class Execution:
             return self.abort(DeadlineExceeded(self.run_id))
         return None
 
-    def _wait(self, seconds: float, reading: Reading) -> Wait:
+    def _wait(self, seconds: float, reading: Reading, look: float = LONGEST_WAIT) -> Wait:
         if self.deadline is not None:
             seconds = min(seconds, self.deadline - reading.elapsed)
-        return Wait(min(seconds, LONGEST_WAIT))
+        return Wait(seconds, look)
 
     def _attempt_failed(self, call: Call, reading: Reading, error: ErrorRecord, again_in: float) -> StepDecision:
         if self.error is not None:
