@@ -1,6 +1,21 @@
-"""What the library's own tests use, for yours."""
+"""What the library's own tests use, for yours: a rehearsal for workflows, and the suites that a store must pass."""
 
+from durable.testing.clock import JumpingClock, RehearsalError
+from durable.testing.crashes import Crash, Crashed, Place
+from durable.testing.rehearsal import Rehearsal
 from durable.testing.run_stores import RunStoreSuite
+from durable.testing.scripts import Script
 from durable.testing.snapshot_stores import LeasedStoreSuite, SnapshotStoreSuite
 
-__all__ = ["LeasedStoreSuite", "RunStoreSuite", "SnapshotStoreSuite"]
+__all__ = [
+    "Crash",
+    "Crashed",
+    "JumpingClock",
+    "LeasedStoreSuite",
+    "Place",
+    "Rehearsal",
+    "RehearsalError",
+    "RunStoreSuite",
+    "Script",
+    "SnapshotStoreSuite",
+]
