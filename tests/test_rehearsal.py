@@ -310,7 +310,7 @@ def test_what_a_dead_run_still_does_reaches_nobody(workflow: Any, rehearsal: Reh
         for name in ("one", "two", "three"):
             try:
                 step(name, lambda: None)
-            except BaseException as death:  # noqa: PERF203
+            except BaseException as death:
                 swallowed.append(death)
         return "done"
 
@@ -542,7 +542,7 @@ def _order_of_explicit_keys(step: durable.Step, deps: Any) -> None:
 
 
 def _one_key_for_all(step: durable.Step, deps: Any) -> list[str]:
-    return [step("greet", lambda: f"hello {name}", key="greet") for name in ("ada", "bob")]
+    return [step("greet", lambda: f"hello {name}", key="greet") for name in ("ada", "bob")]  # noqa: B023 -- the mistake
 
 
 def _fewer_each_time(step: durable.Step, deps: Any) -> None:
@@ -555,7 +555,7 @@ def _fewer_each_time(step: durable.Step, deps: Any) -> None:
 )
 def test_code_that_does_not_do_the_same_again_drifts(workflow: Any, replaying: Rehearsal) -> None:
     """Without a crash, and in an ordinary test. (FAULTS 94, 95)"""
-    global _turns  # noqa: PLW0603
+    global _turns
     _turns = itertools.count()
     with pytest.raises(durable.WorkflowDrift):
         performed(workflow, replaying)
@@ -629,7 +629,7 @@ def test_a_death_under_always_replay(replaying: Rehearsal) -> None:
 # -- the store -------------------------------------------------------------------------------------------------------
 
 
-def test_a_rehearsal_on_postgres_is_the_same_run_elsewhere(database: Database, rehearsal: Rehearsal) -> None:
+def test_a_rehearsal_on_postgres_is_the_same_run_elsewhere(database: Database) -> None:
     """What was rehearsed there can be asked of the store, and goes on without a rehearsal."""
     store = database.store()
     with Rehearsal(store) as rehearsal:

@@ -3,6 +3,7 @@
 from durable.testing.clock import JumpingClock, RehearsalError
 from durable.testing.crashes import Crash, Crashed, Place
 from durable.testing.rehearsal import Rehearsal
+from durable.testing.replays import Replayed, replay
 from durable.testing.run_stores import RunStoreSuite
 from durable.testing.scripts import Script
 from durable.testing.snapshot_stores import LeasedStoreSuite, SnapshotStoreSuite
@@ -15,7 +16,9 @@ __all__ = [
     "Place",
     "Rehearsal",
     "RehearsalError",
+    "Replayed",
     "RunStoreSuite",
     "Script",
     "SnapshotStoreSuite",
+    "replay",
 ]

@@ -261,13 +261,13 @@ class Part:
 
     def _strays(self, execution: Execution) -> str:
         """What earlier executions of this very call have recorded, and this one has not asked for."""
-        assert self._replays is not None  # noqa: S101 -- asked under always_replay only
+        assert self._replays is not None
         unused = set(execution.journal.unused())
         return ", ".join(repr(key) for key in self._replays.recorded if key in unused)
 
     def _overlapped(self, execution: Execution) -> bool:
         """Whether what was recorded came from several branches: then one of them may only be late."""
-        assert self._replays is not None  # noqa: S101 -- asked under always_replay only
+        assert self._replays is not None
         records = [execution.journal.settled(key) for key in self._replays.recorded]
         return any(record is not None and (record.concurrent or record.unordered) for record in records)
 

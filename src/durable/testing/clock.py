@@ -15,7 +15,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -351,7 +351,7 @@ def _checked(seconds: Any) -> float:
 
 def _finish(answer: object) -> None:
     """What an action has answered to somebody who cannot await."""
-    if isinstance(answer, Awaitable):
+    if inspect.isawaitable(answer):
         if inspect.iscoroutine(answer):
             answer.close()
         raise InvalidArgument("an action that is an async function needs an async workflow that waits for it")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Final, Literal, Self, TypeAlias, get_args
 
 from durable.errors import DurableError, InvalidArgument
 
@@ -66,7 +66,7 @@ class Crash:
         self.error = Crashed(f"run {run_id!r} died {self._where}")
         return self.error
 
-    def __enter__(self) -> Crash:
+    def __enter__(self) -> Self:
         self.armed = True
         return self
 

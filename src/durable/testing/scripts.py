@@ -47,7 +47,7 @@ class Script:
         with self._lock:
             outcome = self._outcomes[min(self.played, len(self._outcomes) - 1)]
             self.played += 1
-        if isinstance(outcome, type) and issubclass(outcome, BaseException):
+        if inspect.isclass(outcome) and issubclass(outcome, BaseException):
             raise outcome
         if isinstance(outcome, BaseException):
             raise copy.copy(
