@@ -249,7 +249,7 @@ class AsyncStep(Driver):
     def __call__(
         self,
         name: str,
-        fn: Callable[[*Ts], T],
+        fn: Callable[[*Ts], Awaitable[T] | T],  # not plain T: mypy would take a coroutine for the value
         *args: *Ts,
         key: str | None = ...,
         retry: tenacity.BaseRetrying | None = ...,
