@@ -34,7 +34,7 @@ from durable._engine.leases import Lease
 from durable._engine.steps import Execution
 from durable._migration import OnVersionMismatch
 from durable._plan import OMITTED, Options, Plan, planned
-from durable._step import AsyncStep, Step
+from durable._step import AsyncStep, Pending, Step
 from durable.errors import (
     ColourMismatch,
     DurableError,
@@ -73,7 +73,7 @@ def run(
     cancel: threading.Event | None = ...,
     retry: tenacity.BaseRetrying | None = ...,
     on_event: Listener | None = ...,
-) -> Coroutine[Any, Any, T]: ...
+) -> Pending[T]: ...
 @overload
 def run(
     deps: D,
@@ -92,7 +92,7 @@ def run(
     cancel: threading.Event | None = ...,
     retry: tenacity.BaseRetrying | None = ...,
     on_event: Listener | None = ...,
-) -> Coroutine[Any, Any, T]: ...
+) -> Pending[T]: ...
 @overload
 def run(
     deps: D,

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar, TypeVarTuple, assert_never, overload
+from typing import Any, Literal, TypeAlias, TypeVar, TypeVarTuple, assert_never, overload
 
 import tenacity
 
@@ -45,6 +45,9 @@ from durable.snapshot import Record
 I = TypeVar("I")  # noqa: E741 -- an item's type
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+Pending: TypeAlias = Coroutine[None, None, T]
+"""What an async call gives, to be awaited. (What it yields is nobody's business; were that Any, mypy's `gather` would forget T.)"""
 
 
 class Step(Driver):
@@ -87,10 +90,36 @@ class Step(Driver):
         """See `_decorator.Driver`."""
         return self._called(options.name, None, self._body(options.fn, args, kwargs, options.terms))
 
+    @overload
     def map(
         self,
         name: str,
         fn: Callable[[I], T],
+        items: Iterable[I],
+        *,
+        key: Callable[[I], object] | None = ...,
+        max_concurrency: int | None = ...,
+        return_exceptions: Literal[False] = ...,
+        retry: tenacity.BaseRetrying | None = ...,
+        timeout: float | None = ...,
+    ) -> list[T]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[[I], T],
+        items: Iterable[I],
+        *,
+        key: Callable[[I], object] | None = ...,
+        max_concurrency: int | None = ...,
+        return_exceptions: Literal[True],
+        retry: tenacity.BaseRetrying | None = ...,
+        timeout: float | None = ...,
+    ) -> list[T | Exception]: ...
+    def map(
+        self,
+        name: str,
+        fn: Callable[[I], Any],
         items: Iterable[I],
         *,
         key: Callable[[I], object] | None = None,
@@ -98,7 +127,7 @@ class Step(Driver):
         return_exceptions: bool = False,
         retry: tenacity.BaseRetrying | None = None,
         timeout: float | None = None,
-    ) -> list[T]:
+    ) -> list[Any]:
         """Call `fn(item)` for each item, a step each, on `max_concurrency` threads (32 by default); the results in order.
 
         An item's key is `name[0]`, `name[1]` …, or `name[…]` of what `key(item)` says: choose it where the items may come in
@@ -244,7 +273,7 @@ class AsyncStep(Driver):
         retry: tenacity.BaseRetrying | None = ...,
         timeout: float | None = ...,
         at_most_once: bool = ...,
-    ) -> Coroutine[Any, Any, T]: ...
+    ) -> Pending[T]: ...
     @overload
     def __call__(
         self,
@@ -255,7 +284,7 @@ class AsyncStep(Driver):
         retry: tenacity.BaseRetrying | None = ...,
         timeout: float | None = ...,
         at_most_once: bool = ...,
-    ) -> Coroutine[Any, Any, T]: ...
+    ) -> Pending[T]: ...
     def __call__(  # type: ignore[misc] # mypy: *Ts is not Any
         self,
         name: str,
@@ -284,6 +313,58 @@ class AsyncStep(Driver):
             )
         return self._called(name, None, self._body(fn, args, kwargs, options.terms))
 
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[[I], Awaitable[T]],
+        items: Iterable[I],
+        *,
+        key: Callable[[I], object] | None = ...,
+        max_concurrency: int | None = ...,
+        return_exceptions: Literal[False] = ...,
+        retry: tenacity.BaseRetrying | None = ...,
+        timeout: float | None = ...,
+    ) -> Pending[list[T]]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[[I], Awaitable[T]],
+        items: Iterable[I],
+        *,
+        key: Callable[[I], object] | None = ...,
+        max_concurrency: int | None = ...,
+        return_exceptions: Literal[True],
+        retry: tenacity.BaseRetrying | None = ...,
+        timeout: float | None = ...,
+    ) -> Pending[list[T | Exception]]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[[I], Awaitable[T] | T],
+        items: Iterable[I],
+        *,
+        key: Callable[[I], object] | None = ...,
+        max_concurrency: int | None = ...,
+        return_exceptions: Literal[False] = ...,
+        retry: tenacity.BaseRetrying | None = ...,
+        timeout: float | None = ...,
+    ) -> Pending[list[T]]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[[I], Awaitable[T] | T],
+        items: Iterable[I],
+        *,
+        key: Callable[[I], object] | None = ...,
+        max_concurrency: int | None = ...,
+        return_exceptions: Literal[True],
+        retry: tenacity.BaseRetrying | None = ...,
+        timeout: float | None = ...,
+    ) -> Pending[list[T | Exception]]: ...
     def map(
         self,
         name: str,
@@ -301,11 +382,11 @@ class AsyncStep(Driver):
         every = Items(name, items, key, max_concurrency, return_exceptions=return_exceptions)
         return mapped_async(every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given)))
 
-    def sleep(self, name: str, seconds: float | datetime, *, key: str | None = None) -> Coroutine[Any, Any, None]:
+    def sleep(self, name: str, seconds: float | datetime, *, key: str | None = None) -> Pending[None]:
         """See `Step.sleep`."""
         return self._rested(self._called(name, key, self._sleeping(seconds)))
 
-    def wait_for(self, name: str, *, timeout: float | None = None, key: str | None = None) -> Coroutine[Any, Any, Any]:
+    def wait_for(self, name: str, *, timeout: float | None = None, key: str | None = None) -> Pending[Any]:
         """See `Step.wait_for`."""
         return self._called(name, key, self._listening(name, timeout))
 
