@@ -47,7 +47,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 Pending: TypeAlias = Coroutine[None, None, T]
-"""What an async call gives, to be awaited. (What it yields is nobody's business; were that Any, mypy's `gather` would forget T.)"""
+"""What an async call gives, to be awaited. (It yields nothing of interest; were that Any, mypy's `gather` would forget T.)"""
 
 
 class Step(Driver):
