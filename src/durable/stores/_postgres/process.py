@@ -7,6 +7,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import psycopg
 from psycopg.rows import tuple_row
@@ -48,6 +49,14 @@ class Process:
     def writer(self, job: Job) -> Writer:
         """The way for this job: large ones have their own, so that small ones never wait behind them."""
         return self._large if job.size > LARGE else self._small
+
+    def perform(self, job: Job) -> Any:
+        """Commit a job and return its answer, or raise its error. Blocks."""
+        return self.writer(job).perform(job)
+
+    def submit(self, job: Job) -> asyncio.Future[Any]:
+        """Commit a job; the future of its answer."""
+        return self.writer(job).submit(job)
 
     def room(self) -> asyncio.Future[None] | None:
         """None while there is room for more in both ways; else what to wait for."""
