@@ -15,8 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 
+import psycopg
 import pytest
 import tenacity
+from psycopg import sql
 
 import durable
 from durable.testing import Crashed, JumpingClock, Place, Rehearsal, RehearsalError
@@ -637,6 +639,43 @@ def test_a_rehearsal_on_postgres_is_the_same_run_elsewhere(database: Database) -
             performed(async_order, rehearsal)
         assert asyncio.run(durable.run({}, async_order, id="run-1", store=store)) == ["reserved", "charged"]
         assert durable.result(rehearsal, "run-1") == ["reserved", "charged"]
+
+
+def blocking_booking(step: durable.Step, deps: Any) -> str:
+    return step.transaction("book", _booking, deps["schema"], 42)
+
+
+async def async_booking(step: durable.AsyncStep, deps: Any) -> str:
+    return await step.transaction("book", _booking, deps["schema"], 42)
+
+
+def _booking(connection: psycopg.Connection[Any], schema: str, euros: int) -> str:
+    connection.execute(sql.SQL("INSERT INTO {} VALUES (%s)").format(sql.Identifier(schema, "bookings")), (euros,))
+    return "booked"
+
+
+@pytest.mark.parametrize("workflow", [blocking_booking, async_booking])
+@pytest.mark.parametrize("place", ["before body", "after body", "checkpoint sent", "acknowledged"])
+def test_a_run_dies_around_a_transaction(place: Place, workflow: Any, database: Database) -> None:
+    """What its SQL did is there once, with its record, wherever it died."""
+    store = database.store()
+    store.list()  # makes the schema
+    database.execute("CREATE TABLE bookings (euros int)")
+    with Rehearsal(store) as rehearsal:
+
+        def executed(run_id: str = "run-1") -> Any:
+            outcome: Any = durable.run({"schema": database.schema}, workflow, id=run_id, store=rehearsal)
+            return asyncio.run(outcome) if inspect.iscoroutine(outcome) else outcome
+
+        with rehearsal.crash_at(place, "book"):
+            executed()
+        recorded = place in ("checkpoint sent", "acknowledged")
+        assert database.execute("SELECT count(*) FROM bookings") == [(int(recorded),)]
+        assert executed() == "booked"
+        assert database.execute("SELECT euros FROM bookings") == [(42,)]
+        rehearsal.script("book", "nothing")
+        assert executed("run-2") == "nothing"
+        assert database.execute("SELECT euros FROM bookings") == [(42,)]
 
 
 def test_a_rehearsal_is_around_a_store_that_knows_leases() -> None:

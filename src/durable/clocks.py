@@ -23,7 +23,7 @@ class Clock(Protocol):
         """Seconds since some fixed point, never stepping back and counting on while the machine is suspended."""
         ...
 
-    def sleep(self, seconds: float, look: float) -> None:
+    def sleep(self, seconds: float, look: float = ...) -> None:
         """Let `seconds` pass on this clock, or less of them, blocking the thread.
 
         Whoever waits has other things to watch, and sees after `look` real seconds at the latest whether it still must.
@@ -31,7 +31,7 @@ class Clock(Protocol):
         """
         ...
 
-    async def asleep(self, seconds: float, look: float) -> None:
+    async def asleep(self, seconds: float, look: float = ...) -> None:
         """The same, blocking the task only."""
         ...
 

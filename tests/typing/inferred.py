@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, assert_type
 
+import psycopg
 import tenacity
 
 import durable
@@ -32,7 +33,7 @@ async def fetch_async(order_id: str) -> Order: ...  # type: ignore[empty-body]
 def look(row: dict[str, Any]) -> Order | None: ...
 async def look_async(row: dict[str, Any]) -> Order | None: ...
 def promise(order_id: str) -> asyncio.Future[Order]: ...  # type: ignore[empty-body]
-def log(text: str) -> None: ...
+def book(connection: psycopg.Connection, order: Order) -> Receipt: ...  # type: ignore[empty-body]
 
 
 @durable.step
@@ -67,6 +68,7 @@ def checkout(step: Step, deps: Deps) -> Receipt:
     assert_type(step("charge", charge, order, 2), Receipt)
     assert_type(step.map("fetch all", fetch, ["a", "b"], key=str), list[Order])
     assert_type(step.map("measure", len, ["a", "b"], return_exceptions=True), list[int | Exception])
+    assert_type(step.transaction("book", book, order), Receipt)
     step.sleep("cool down", 3600)
     assert_type(step.wait_for("approved", timeout=60), Any)
     return step("charge", deps.charge, order)
@@ -87,6 +89,7 @@ async def checkout_async(step: AsyncStep, deps: Deps) -> Receipt:
     assert_type(await step.map("fetch all", fetch_async, ["a", "b"], key=str), list[Order])
     assert_type(await step.map("fetch all", fetch, ["a", "b"]), list[Order])
     assert_type(await step.map("find", deps.find, ["a"], return_exceptions=True), list[Order | Exception])
+    assert_type(await step.transaction("book", book, order), Receipt)
     await step.sleep("cool down", 3600)
     assert_type(await step.wait_for("approved"), Any)
     first, length = await asyncio.gather(step("fetch", fetch_async, "o-1", key="left"), step("length", len, "abc"))

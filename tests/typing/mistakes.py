@@ -48,6 +48,7 @@ def workflow(step: Step, deps: Deps) -> None:
     charge("42")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     deps.limits  # type: ignore[attr-defined] # pyright: ignore[reportUnknownMemberType, reportAttributeAccessIssue]
     step.map("fetch", fetch, [1, 2])  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    step.transaction("fetch", fetch, "o-1")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     step.sleep("cool down", "an hour")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     step.wait_for()  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
 

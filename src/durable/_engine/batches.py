@@ -34,6 +34,7 @@ class Verb(StrEnum):
 
     CLAIM = "claim"
     CHECKPOINT = "checkpoint"
+    SETTLE = "settle"
     FINISH = "finish"
     RELEASE = "release"
     CANCEL = "cancel"

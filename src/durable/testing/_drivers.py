@@ -8,6 +8,7 @@ from durable._driver import Body
 from durable._engine.decisions import Attempt, StepOutcome
 from durable._engine.journal import Call
 from durable._step import AsyncStep, Step
+from durable.stores.protocol import Transaction
 from durable.testing._part import Part
 
 __all__ = ["AsyncRehearsedStep", "RehearsedStep"]
@@ -37,6 +38,13 @@ class RehearsedStep(Step):
         self._part.passes(self._execution, "after body", call)
         return outcome
 
+    def _performed(self, call: Call, attempt: Attempt, body: Body, transaction: Transaction) -> StepOutcome:
+        self._part.begins(self._execution, call)
+        with self._part.watch.at_work():
+            outcome = super()._performed(call, attempt, self._part.cast(call, body), transaction)
+        self._part.passes(self._execution, "after body", call)
+        return outcome
+
 
 class AsyncRehearsedStep(AsyncStep):
     """`AsyncStep`, with a part to play."""
@@ -58,5 +66,12 @@ class AsyncRehearsedStep(AsyncStep):
         self._part.begins(self._execution, call)
         with self._part.watch.at_work():
             outcome = await super()._attempted(call, attempt, self._part.cast(call, body))
+        self._part.passes(self._execution, "after body", call)
+        return outcome
+
+    def _performed(self, call: Call, attempt: Attempt, body: Body, transaction: Transaction) -> StepOutcome:
+        self._part.begins(self._execution, call)
+        with self._part.watch.at_work():
+            outcome = super()._performed(call, attempt, self._part.cast(call, body), transaction)
         self._part.passes(self._execution, "after body", call)
         return outcome

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from msgspec import structs
 
@@ -18,14 +19,17 @@ from durable._plan import Plan
 from durable.clocks import SystemClock
 from durable.documents import Snapshot
 from durable.errors import DurableError, Unwind, WorkflowDrift
-from durable.snapshot import Record, Status
+from durable.snapshot import Kind, Record, Status
 from durable.stores._threads import ThreadedStore
+from durable.stores.protocol import Isolation, Transaction
 from durable.testing._thunks import contents
 from durable.testing.clock import Watch
 from durable.testing.crashes import Place
 
 if TYPE_CHECKING:
     from durable.testing.rehearsal import LeasedStore, Rehearsal
+
+T = TypeVar("T")
 
 _THREADS: Final = 4
 _MOST_STRAYS: Final = 20  # executions in a row that do not come by what was recorded: they never will
@@ -144,8 +148,7 @@ class Part:
         """See `RunStore`."""
         with self._asking():
             self._store.checkpoint(self._holding(), record)
-        if record.kind == "step" and (error := self._struck("checkpoint sent", record.key)) is not None:
-            raise error
+        self.committed(record)
 
     def finish(self, lease: Lease, status: Status, record: Record) -> None:  # noqa: ARG002
         """See `RunStore`."""
@@ -175,6 +178,15 @@ class Part:
         self._last = name
         with self.watch.at_work(progress=False):
             return self._store.receive(self._holding(), name, taken)
+
+    def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:  # noqa: ARG002
+        """See `RunStore`."""
+        return _Staged(self._store.transaction(self._holding(), name, isolation), self)
+
+    def committed(self, record: Record) -> None:
+        """The record of a step is committed, and nobody has been told: a place to die."""
+        if record.kind == Kind.STEP and (error := self._struck("checkpoint sent", record.key)) is not None:
+            raise error
 
     def signal(self, run_id: str, name: str, payload: str) -> None:
         """See `RunStore`."""
@@ -273,3 +285,37 @@ class Part:
 
     def _stray(self, execution: Execution, key: str, difference: str) -> Any:
         raise Unwind(execution.abort(WorkflowDrift(self._run_id, key, difference)).error)
+
+
+class _Staged:
+    """A transaction of the store, with the place to die that a checkpoint has."""
+
+    def __init__(self, transaction: Transaction, part: Part) -> None:
+        self._transaction = transaction
+        self._part = part
+
+    def begin(self, seconds: float) -> bool:
+        """See `Transaction`."""
+        return self._transaction.begin(seconds)
+
+    def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """See `Transaction`."""
+        return self._transaction.call(fn, args)
+
+    def commit(self, record: Record) -> None:
+        """See `Transaction`."""
+        with self._part.watch.at_work():
+            self._transaction.commit(record)
+        self._part.committed(record)
+
+    def rollback(self) -> None:
+        """See `Transaction`."""
+        self._transaction.rollback()
+
+    def abandon(self) -> None:
+        """See `Transaction`."""
+        self._transaction.abandon()
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """See `Transaction`."""
+        return self._transaction.submit(work)

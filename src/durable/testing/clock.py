@@ -283,13 +283,13 @@ class Watch:
         """See `Clock`."""
         return self._clock.elapsed()
 
-    def sleep(self, seconds: float, look: float) -> None:
+    def sleep(self, seconds: float, look: float = math.inf) -> None:
         """See `Clock`."""
         self._waits(seconds)
         self._clock.wait(_Waiter(self, seconds, look, None))
         self._waits(0.0)
 
-    async def asleep(self, seconds: float, look: float) -> None:
+    async def asleep(self, seconds: float, look: float = math.inf) -> None:
         """See `Clock`."""
         self._waits(seconds)
         await self._clock.await_(_Waiter(self, seconds, look, asyncio.get_running_loop()))

@@ -18,6 +18,7 @@ from durable.snapshot import Record, Status
 from durable.stores import MemoryStore, PostgresStore, memory
 from durable.stores._threads import ThreadedStore
 from durable.stores.listing import PAGE, Listed, RunStatus
+from durable.stores.protocol import Isolation, Transaction
 from durable.testing._drivers import AsyncRehearsedStep, RehearsedStep
 from durable.testing._part import Again, Part, Replays
 from durable.testing.clock import JumpingClock, Watch
@@ -171,6 +172,10 @@ class Rehearsal:
     def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
         """See `RunStore`."""
         return self._store.receive(lease, name, taken)
+
+    def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:
+        """See `RunStore`."""
+        return self._store.transaction(lease, name, isolation)
 
     def signal(self, run_id: str, name: str, payload: str) -> None:
         """See `RunStore`; who waits for it is woken."""

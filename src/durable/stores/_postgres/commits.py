@@ -1,4 +1,4 @@
-"""The four verbs as statements: a batch of jobs in, an answer for each out."""
+"""The verbs as statements: a batch of jobs in, an answer for each out."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from durable.stores._postgres.writer import ABSENT, Job
 
 _OVERHEAD = 200  # bytes that an entry takes besides its text, about
 _TAKEN = "another execution has taken it over"
+NOT_ITS_OWN = "a record that is not its own stands in its place"
 
 _json = msgspec.json.Encoder()
 _claims = itertools.count(1)  # of this process, whose `instance` is random
@@ -73,6 +74,13 @@ def checkpoint_job(lease: Lease, record: Record) -> Job:
     )
 
 
+def settle_job(checkpoint: Job) -> Job:
+    """A job that finds out what became of a checkpoint, and changes nothing: whether it is there."""
+    lease: Lease = checkpoint.payload.lease
+    what, payload = checkpoint.what, checkpoint.payload
+    return Job(Verb.SETTLE, lease.run_id, _OVERHEAD, latest_under(lease), lease, what=what, payload=payload)
+
+
 def finish_job(lease: Lease, status: Status, record: Record) -> Job:
     """A job that ends a run."""
     return Job(
@@ -110,6 +118,13 @@ def receive_job(lease: Lease, name: str, taken: Sequence[int]) -> Job:
     return Job(Verb.RECEIVE, lease.run_id, _OVERHEAD, lease.deadline, what=what, payload=row)
 
 
+def refused(lease: Lease, token: str | None, owner: str | None) -> DurableError | None:
+    """Why this lease may write no more, by what stands in its row; None when it may."""
+    if token == lease.token:
+        return None
+    return RunCancelled(lease.run_id) if token is None and owner == "cancelled" else LeaseLost(lease.run_id, _TAKEN)
+
+
 class Statements:
     """Performs batches on a lane."""
 
@@ -120,6 +135,7 @@ class Statements:
         self._verbs: dict[Verb, Callable[[Lane, Sequence[Job]], Sequence[Any]]] = {
             Verb.CLAIM: self._claim,
             Verb.CHECKPOINT: self._checkpoint,
+            Verb.SETTLE: self._settle,
             Verb.FINISH: self._finish,
             Verb.RELEASE: self._release,
             Verb.CANCEL: self._cancel,
@@ -136,7 +152,10 @@ class Statements:
         if jobs[0].verb not in (Verb.CHECKPOINT, Verb.FINISH):
             # Doing it again finds what was done: the lease by the claim's random, the signal by its nonce.
             return [ABSENT for _ in jobs]
-        writes: list[Writing] = [job.payload for job in jobs]
+        return self._fates(lane, [job.payload for job in jobs])
+
+    def _fates(self, lane: Lane, writes: Sequence[Writing]) -> Sequence[Any]:
+        """None for each write that is there, `ABSENT` for one that may be sent again, else why it may not."""
         ids, seqs = [write.lease.row for write in writes], [write.record.seq for write in writes]
         with _transaction(lane):
             leases = lane.also(self._sql["lock_leases"], (ids,))
@@ -152,12 +171,13 @@ class Statements:
         nonce = found.get((lease.row, write.record.seq))
         if nonce == write.nonce:
             return None
-        token, owner = owners.get(lease.row, (None, None))
-        if token is None and owner == "cancelled":
-            return RunCancelled(lease.run_id)
-        if token != lease.token:
-            return LeaseLost(lease.run_id, _TAKEN)
-        return ABSENT if nonce is None else LeaseLost(lease.run_id, "a record that is not its own stands in its place")
+        if refusal := refused(lease, *owners.get(lease.row, (None, None))):
+            return refusal
+        return ABSENT if nonce is None else LeaseLost(lease.run_id, NOT_ITS_OWN)
+
+    def _settle(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        fates = self._fates(lane, [job.payload for job in jobs])
+        return [fate if isinstance(fate, DurableError) else fate is None for fate in fates]
 
     def _claim(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         claimings: list[Claiming] = [job.payload for job in jobs]

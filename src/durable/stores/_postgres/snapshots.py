@@ -268,7 +268,7 @@ class SnapshotVerbs:
                 lost, meaning = True, problem
             if not lost or self._clock.elapsed() - began > _PATIENCE:
                 raise meaning from None
-            self._clock.sleep(_RETRY, _RETRY)
+            self._clock.sleep(_RETRY)
 
     def _once(self, work: Callable[[Lane], T]) -> T:
         process = self.process

@@ -32,9 +32,12 @@ from durable.stores._postgres.connections import Connections, Pool
 from durable.stores._postgres.process import Process
 from durable.stores._postgres.snapshots import AsyncSnapshotVerbs, SnapshotVerbs
 from durable.stores._postgres.statements import Names, statements
+from durable.stores._postgres.transactions import PostgresTransaction
 from durable.stores._postgres.writer import Job
 from durable.stores.listing import checked_prefix
-from durable.stores.protocol import Late
+from durable.stores.protocol import Isolation, Late
+
+MAX_TRANSACTIONS: Final = 8  # at once, of one process: each has a connection
 
 _ANSWER_WITHIN: Final = 10.0  # seconds, for one who only wants to be told whether it was done
 _RELEASE_WITHIN: Final = 5.0  # seconds; then the lease is left to end by itself
@@ -53,7 +56,9 @@ class PostgresStore(SnapshotVerbs):
         excludes: bool = True,
         pool: Pool | None = None,
         take_over_dead: bool = True,
+        max_transactions: int = MAX_TRANSACTIONS,
         codec: Codec | Sequence[Codec] | None = None,
+        strict: bool = False,
         clock: Clock | None = None,
     ) -> None:
         self.codec = chosen(codec)
@@ -63,15 +68,20 @@ class PostgresStore(SnapshotVerbs):
         self._create = create
         self._excludes = excludes
         self._pool = pool
+        self._max_transactions = max_transactions
         self._clock = clock or SystemClock()
         self._sql = statements(names)
         self._take_over_dead = take_over_dead
+        self._strict = strict
         self._closed = False
         self._process = self._new_process()
         self._aio = AsyncPostgresStore(self)
 
     def __repr__(self) -> str:
-        return f"<durable store in PostgreSQL at {self._process.connections.where}, {self._names.quoted['snapshots']}>"
+        process = getattr(self, "_process", None)
+        if process is None:  # its URL could not be read, and somebody prints what there is of it
+            return "<durable store in PostgreSQL, not made>"
+        return f"<durable store in PostgreSQL at {process.connections.where}, {self._names.quoted['snapshots']}>"
 
     def __enter__(self) -> Self:
         return self
@@ -130,6 +140,10 @@ class PostgresStore(SnapshotVerbs):
         """See `RunStore.receive`. One round trip, shared likewise."""
         found: tuple[int, str] | None = self.held_here(lease).perform(receive_job(lease, name, taken))
         return found
+
+    def transaction(self, lease: Lease, name: str, isolation: Isolation) -> PostgresTransaction:
+        """See `RunStore.transaction`. Two round trips around those of the body, one commit."""
+        return PostgresTransaction(self.held_here(lease).transactions, lease, name, isolation)
 
     def close(self) -> None:
         """Commit what waits, then let go of connections and threads. Quiet when closed already."""
@@ -202,8 +216,8 @@ class PostgresStore(SnapshotVerbs):
 
     def _new_process(self) -> Process:
         prepare = partial(schema.prepare, names=self._names, create=self._create)
-        connections = Connections(self._url, self._pool, prepare, self._clock)
-        return Process(connections, self._sql, self._clock)
+        connections = Connections(self._url, self._pool, prepare, self._clock, strict=self._strict)
+        return Process(connections, self._sql, self._clock, self._max_transactions)
 
 
 class AsyncPostgresStore(AsyncSnapshotVerbs):
