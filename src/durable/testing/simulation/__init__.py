@@ -1,0 +1,1 @@
+"""Deterministic simulation: the real engine, drivers, leases and writer on a modelled database, in virtual time."""
