@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime
 from typing import Protocol
 
-__all__ = ["Clock", "SystemClock"]
+__all__ = ["Clock", "SystemClock", "clock_of"]
 
 
 class Clock(Protocol):
@@ -56,3 +56,8 @@ class SystemClock:
     async def asleep(self, seconds: float) -> None:
         """`asyncio.sleep`."""
         await asyncio.sleep(seconds)
+
+
+def clock_of(store: object) -> Clock:
+    """The clock that a store goes by, and with it the runs in it; of one that has none, the machine's."""
+    return getattr(store, "clock", None) or SystemClock()
