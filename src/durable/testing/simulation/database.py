@@ -193,8 +193,9 @@ class Transaction:
     def roll_back(self) -> None:
         """Forget all that was written, and let go of all locks."""
         if self.waits is not None:
-            self.waits.row.queue.remove(self.waits)
-            _serve(self.waits.row)
+            if not self.waits.granted:
+                self.waits.row.queue.remove(self.waits)
+                _serve(self.waits.row)
             self.waits = None
         for _, row in self.written:
             row.pending, row.writer = [], None

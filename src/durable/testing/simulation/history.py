@@ -15,8 +15,8 @@ from durable.testing.simulation.statements import Header, Lease, Step
 __all__ = ["Broken", "History"]
 
 
-class Broken(Exception):
-    """An invariant does not hold: `invariant` is its number."""
+class Broken(BaseException):
+    """An invariant does not hold: `invariant` is its number. Nobody's `except Exception` is to take it for his own."""
 
     def __init__(self, invariant: str, what: str) -> None:
         super().__init__(f"{invariant}: {what}")
@@ -38,6 +38,7 @@ class History:
 
     def __init__(self, server: Server) -> None:
         self.seen: Counter[str] = Counter()
+        self.broken: Broken | None = None  # the first one: what follows is of no interest
         self._server = server
         self._tables = server.tables
         self._told: dict[tuple[str, int], Any] = {}  # of each site what a workflow was given
@@ -48,6 +49,12 @@ class History:
         self._dead: set[str] = set()  # marks in the tokens of processes that are gone
         self.forgets = False  # whether a fail-over has lost what was acknowledged
         server.database.audit = self._audit
+
+    def _broken(self, invariant: str, what: str) -> Broken:
+        if self.broken is None:
+            self.broken = Broken(invariant, what)
+            self._server.timeline.ends = True
+        return self.broken
 
     # -- what processes do
 
@@ -61,14 +68,14 @@ class History:
         if late:
             self.seen["a body that began late" if holds else "a body that began after its lease (the documented hole)"] += 1
         elif not holds and not self.forgets and run not in self._cancelled:
-            raise Broken("I2", f"a body of {run} began under {token}, which is not (or no longer) the lease: {lease}")
+            raise self._broken("I2", f"a body of {run} began under {token}, which is not (or no longer) the lease: {lease}")
         if (run, site) in self._told and not self.forgets:
             if late and not holds:
                 self.seen["an acknowledged body begun again in the documented hole"] += 1
             elif run in self._cancelled and not holds:
                 self.seen["an acknowledged body begun again by one who was cancelled"] += 1
             else:
-                raise Broken("I2", f"the body of site {site} of {run} began although it had been acknowledged")
+                raise self._broken("I2", f"the body of site {site} of {run} began although it had been acknowledged")
         return execution
 
     def told(self, run: str, site: int, outcome: Any, *, failed: bool = False) -> None:
@@ -77,11 +84,11 @@ class History:
             self.seen["a failure that was given out"] += 1
             return
         if isinstance(outcome, int) and outcome != -1 - site and self._sites.get(outcome) != (run, site):
-            raise Broken("I4", f"site {site} of {run} was given what {self._sites.get(outcome)} returned")
+            raise self._broken("I4", f"site {site} of {run} was given what {self._sites.get(outcome)} returned")
         before = self._told.setdefault((run, site), outcome)
         if before != outcome:
             if not self.forgets:
-                raise Broken("I4", f"site {site} of {run} was given {before}, and now {outcome}")
+                raise self._broken("I4", f"site {site} of {run} was given {before}, and now {outcome}")
             self._told[run, site] = outcome
 
     def answered(self, jobs: Any) -> None:
@@ -110,7 +117,7 @@ class History:
         """`run` returned this to a caller: (site, outcome) of each step."""
         for site, outcome in sites:
             if outcome is not None and self._told.get((run, site), outcome) != outcome and not self.forgets:
-                raise Broken("I8", f"{run} returned {outcome} for site {site}, which was {self._told[run, site]}")
+                raise self._broken("I8", f"{run} returned {outcome} for site {site}, which was {self._told[run, site]}")
 
     # -- what the database does
 
@@ -123,7 +130,7 @@ class History:
             elif type(change.after) is Step:
                 self._audit_step(change.before, change.after, taken)
             elif type(change.after) is Header and change.before is not None and change.before.status == "completed":
-                raise Broken("I3", f"something was written to {change.after.id}, which is completed")
+                raise self._broken("I3", f"something was written to {change.after.id}, which is completed")
 
     def _audit_lease(self, before: Lease | None, after: Lease, clock: float) -> None:
         if before is None or before.owner_token == after.owner_token:
@@ -134,11 +141,11 @@ class History:
                 self.seen["a lease taken away by cancel"] += 1
             return
         if after.epoch <= before.epoch:
-            raise Broken("I5", f"the epoch of {after.workflow_id} went from {before.epoch} to {after.epoch}")
+            raise self._broken("I5", f"the epoch of {after.workflow_id} went from {before.epoch} to {after.epoch}")
         if before.owner_token is not None:
             if before.expires_at > clock:
                 if before.owner_token.partition(":")[2].partition(".")[0] not in self._dead:
-                    raise Broken("I5", f"the lease of {after.workflow_id} was taken while it had time left")
+                    raise self._broken("I5", f"the lease of {after.workflow_id} was taken while it had time left")
                 self.seen["a dead owner's lease taken over"] += 1
             self.seen["a take-over"] += 1
 
@@ -146,9 +153,9 @@ class History:
         change = taken.get(after.workflow_id)
         lease = self._tables.locks.committed(after.workflow_id) if change is None else change.after
         if before is not None:
-            raise Broken("I1", f"record {after.seq} of {after.workflow_id} was written over")
+            raise self._broken("I1", f"record {after.seq} of {after.workflow_id} was written over")
         if lease is None or lease.epoch != after.epoch or (change is None and lease.owner_token is None):
-            raise Broken("I3", f"record {after.seq} of {after.workflow_id} came under epoch {after.epoch}, when {lease}")
+            raise self._broken("I3", f"record {after.seq} of {after.workflow_id} came under epoch {after.epoch}, when {lease}")
         self.seen[f"a record of kind {after.kind}"] += 1
 
     # -- at the end
@@ -159,9 +166,9 @@ class History:
         if self.forgets:
             return
         if answer.refused and written:
-            raise Broken("I9", f"record {answer.seq} of {answer.run} is committed, and was called {answer.refused}")
+            raise self._broken("I9", f"record {answer.seq} of {answer.run} is committed, and was called {answer.refused}")
         if not answer.refused and not written:
-            raise Broken("I1", f"record {answer.seq} of {answer.run} was acknowledged, and is {step}")
+            raise self._broken("I1", f"record {answer.seq} of {answer.run} was acknowledged, and is {step}")
 
     def end(self, runs: dict[str, bool], starts: dict[tuple[str, int], int] | None) -> None:
         """Everything is quiet: `runs` says of each whether it may have been left cancelled; `starts` how often each body
@@ -176,17 +183,17 @@ class History:
             elif not (status == Status.CANCELLED and may_be_cancelled) and not (
                 status == Status.FAILED and self._is_ambiguous(run)
             ):
-                raise Broken("I7", f"{run} has not come to an end: it is {status}")
+                raise self._broken("I7", f"{run} has not come to an end: it is {status}")
             self.seen[f"a run that is {status}"] += 1
         for place, most in (starts or {}).items():
             if self._starts[place] > most:
-                raise Broken("I6", f"the body of {place} began {self._starts[place]} times, at most {most} were due")
+                raise self._broken("I6", f"the body of {place} began {self._starts[place]} times, at most {most} were due")
 
     def _check_result(self, run: str) -> None:
         seqs = sorted(self._tables.seqs.get(run, ()))
         steps = [step for step in (self._tables.steps.committed((run, seq)) for seq in seqs) if step is not None]
         if sum(step.kind == Kind.RESULT for step in steps) != 1:
-            raise Broken("I4", f"{run} is completed and has not one result")
+            raise self._broken("I4", f"{run} is completed and has not one result")
 
     def _is_ambiguous(self, run: str) -> bool:
         seqs = sorted(self._tables.seqs.get(run, ()))

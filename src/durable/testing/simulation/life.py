@@ -15,7 +15,7 @@ from durable.stores._heartbeat import Heartbeat
 from durable.stores._postgres.process import Process
 from durable.stores._postgres.statements import Names
 from durable.stores._postgres.store import PostgresStore
-from durable.stores._postgres.writer import Writer, tell
+from durable.stores._postgres.writer import Writer, _unsettled, tell
 from durable.testing.simulation import threads
 from durable.testing.simulation.history import History
 from durable.testing.simulation.loop import Loop
@@ -191,13 +191,16 @@ def _is_dead(owner: str | None, _: str | None) -> bool:
     return acting().place.server_shows_dead(owner)  # type: ignore[attr-defined,no-any-return]
 
 
-_Writer: Final[Any] = threads.rebound(Writer, {"threading": _threading, "tell": _told})
-_Heartbeat: Final[Any] = threads.rebound(Heartbeat, {"threading": _threading})
-_Process: Final[Any] = threads.rebound(
-    Process, {"threading": _threading, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner}
+_OURS: Final = {"threading": _threading}
+_Writer: Final[Any] = threads.rebound(
+    Writer, {**_OURS, "tell": _told, "_unsettled": threads.with_names(_unsettled, _OURS)}
 )
-_BlockingStep: Final[Any] = threads.rebound(Step, {"threading": _threading})
-BlockingRun: Final[Any] = threads.rebound(_Run, {"threading": _threading, "Step": _BlockingStep})
+_Heartbeat: Final[Any] = threads.rebound(Heartbeat, _OURS)
+_Process: Final[Any] = threads.rebound(
+    Process, {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner}
+)
+_BlockingStep: Final[Any] = threads.rebound(Step, _OURS)
+BlockingRun: Final[Any] = threads.rebound(_Run, {**_OURS, "Step": _BlockingStep})
 _RealStore: Final[Any] = threads.rebound(PostgresStore, {"is_dead": _is_dead})
 
 

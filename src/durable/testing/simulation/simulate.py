@@ -53,7 +53,7 @@ def simulated(scenario: Scenario, conditions: Conditions = Conditions()) -> Outc
     try:
         world.run()
     except Broken as problem:
-        broken = problem
+        broken = world.history.broken or problem
     except Exception as problem:
         broken = Broken("crash", f"{type(problem).__name__}: {problem}")
         broken.__cause__ = problem
@@ -87,20 +87,42 @@ class _World:
         for fault in self.scenario.faults:
             if FAULTS[fault.kind] == "time":
                 self.timeline.after(fault.at, self._strike, fault)
-        while self.unfinished:
-            before = self.trouble
-            self.timeline.run(before + _PATIENCE)
-            if self.unfinished and self.trouble == before:
-                waiting = [f"r{run}" for place in self.places for run in sorted(place.calls)]
-                raise Broken("I7", f"{_PATIENCE:g} s after the last trouble nobody knows how {waiting} ended")
-        self.timeline.ends = False
-        self.timeline.run(self.timeline.now + _AFTERWARDS)
+        self._work()
+        if self.history.forgets:  # what had ended may not have any more, and nobody is there who would notice
+            self._cold_start()
+            self._work()
         runs = {
             f"r{n}": bool(run.cancelled_at) and not run.resumed
             for n, run in enumerate(self.scenario.runs)
             if any(n == call[0] for slot in self.scenario.slots for call in slot.calls)
         }
         self.history.end(runs, None if self.scenario.faults or self.scenario.slow else self._due())
+
+    def _work(self) -> None:
+        """Until every caller has what he wanted, and what is late has arrived."""
+        while self.unfinished:
+            before = self.trouble
+            self.timeline.run(before + _PATIENCE)
+            self._look()
+            if self.unfinished and self.trouble == before:
+                waiting = [f"r{run}" for place in self.places for run in sorted(place.calls)]
+                raise Broken("I7", f"{_PATIENCE:g} s after the last trouble nobody knows how {waiting} ended")
+        self.timeline.ends = False
+        self.timeline.run(self.timeline.now + _AFTERWARDS)
+        self._look()
+
+    def _look(self) -> None:
+        if self.history.broken is not None:
+            raise self.history.broken
+
+    def _cold_start(self) -> None:
+        self.trouble = self.timeline.now
+        for place in self.places:
+            place.calls = place.every_call()
+            self.unfinished += len(place.calls)
+            if place.life is not None:
+                place.life.kill(drops=True)
+            place.start()
 
     def end(self) -> None:
         for place in self.places:
@@ -158,7 +180,7 @@ class _Place:
         self.skew, self.drift = slot.skew, slot.drift
         self.starved_until = 0.0
         self.requests = self.messages = self.bodies = self.events = 0
-        self.calls = {run: (after, waits) for run, after, waits in slot.calls}
+        self.calls = self.every_call()
         self.changed = 0  # how the code differs
         self.life: Life | None = None
         self.running: list[asyncio.Task[Any]] = []
@@ -167,6 +189,10 @@ class _Place:
         self._at_events = _by_occasion(mine, "event")
         self._at_requests = _by_occasion(mine, "request")
         self._at_bodies = _by_occasion(mine, "body")
+
+    def every_call(self) -> dict[int, tuple[float, bool]]:
+        """Each run that is to be called here: how long after the start, and whether the caller waits."""
+        return {run: (after, waits) for run, after, waits in self.world.scenario.slots[self.number].calls}
 
     def start(self) -> None:
         self._lives += 1
@@ -177,12 +203,12 @@ class _Place:
             if spec.blocking:
                 life.after(after, Thread(life, self._call_blocking, (life, run, spec, waits)).start)
             else:
-                life.after(after, life.loop.create_task, self._call(life, run, spec, waits))
+                life.after(after, _begin, self._call, life, run, spec, waits)
             for op in _waits(spec.ops):
                 if (run, op.name) not in self.world.signalled:
-                    life.after(op.ms / 1000, life.loop.create_task, self._signal(life, run, op))
+                    life.after(op.ms / 1000, _begin, self._signal, life, run, op)
             if spec.cancelled_at and (run, "cancel") not in self.world.signalled:
-                life.after(spec.cancelled_at, life.loop.create_task, self._cancel(life, run))
+                life.after(spec.cancelled_at, _begin, self._cancel, life, run)
 
     def happened(self, life: Life) -> None:
         self.events += 1
@@ -351,6 +377,10 @@ class _Bodies:
 
     async def awork(self, seconds: float) -> None:
         await acting().clock.asleep(seconds)
+
+
+def _begin(act: Callable[..., Any], life: Life, *args: Any) -> None:
+    life.loop.create_task(act(life, *args))
 
 
 def _by_occasion(faults: list[Fault], occasion: str) -> dict[int, list[Fault]]:

@@ -267,13 +267,14 @@ def rebound(class_: C, names: Mapping[str, Any]) -> C:
         if base.__module__.startswith("durable."):
             for name, value in vars(base).items():
                 if isinstance(value, types.FunctionType):
-                    methods[name] = _with(value, names)
+                    methods[name] = with_names(value, names)
                 elif isinstance(value, property) and isinstance(value.fget, types.FunctionType):
-                    methods[name] = property(_with(value.fget, names))
+                    methods[name] = property(with_names(value.fget, names))
     return type(class_.__name__, (class_,), methods)  # type: ignore[return-value]
 
 
-def _with(function: types.FunctionType, names: Mapping[str, Any]) -> types.FunctionType:
+def with_names(function: types.FunctionType, names: Mapping[str, Any]) -> types.FunctionType:
+    """The function with other meanings for some of its module's names."""
     if not names.keys() & set(_names_of(function.__code__)):
         return function
     meanings = {**function.__globals__, **names}
