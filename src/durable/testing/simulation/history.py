@@ -47,6 +47,8 @@ class History:
         self._answers: list[Answered] = []
         self._cancelled: set[str] = set()  # runs whose lease was ever taken away by `cancel`
         self._dead: set[str] = set()  # marks in the tokens of processes that are gone
+        self._stopped: set[str] = set()  # runs that were ever failed or cancelled
+        self._tokens: set[str] = set()  # under which a body began
         self.forgets = False  # whether a fail-over has lost what was acknowledged
         server.database.audit = self._audit
 
@@ -61,6 +63,7 @@ class History:
     def body_starts(self, run: str, site: int, token: str, *, late: bool) -> int:
         """A body begins under a lease; the number of this execution of it. `late`: it was stopped just before."""
         self._starts[run, site] += 1
+        self._tokens.add(token)
         execution = sum(self._starts.values())
         self._sites[execution] = run, site
         lease = self._tables.locks.committed(run)
@@ -129,8 +132,11 @@ class History:
                 self._audit_lease(change.before, change.after, clock)
             elif type(change.after) is Step:
                 self._audit_step(change.before, change.after, taken)
-            elif type(change.after) is Header and change.before is not None and change.before.status == "completed":
-                raise self._broken("I3", f"something was written to {change.after.id}, which is completed")
+            elif type(change.after) is Header:
+                if change.before is not None and change.before.status == Status.COMPLETED:
+                    raise self._broken("I3", f"something was written to {change.after.id}, which is completed")
+                if change.after.status in (Status.FAILED, Status.CANCELLED):
+                    self._stopped.add(change.after.id)
 
     def _audit_lease(self, before: Lease | None, after: Lease, clock: float) -> None:
         if before is None or before.owner_token == after.owner_token:
@@ -180,6 +186,8 @@ class History:
             status = None if header is None else header.status
             if status == Status.COMPLETED:
                 self._check_result(run)
+            elif self._is_ghost(run):
+                self.seen["a stopped run taken up by a claim that nobody waits for any more"] += 1
             elif not (status == Status.CANCELLED and may_be_cancelled) and not (
                 status == Status.FAILED and self._is_ambiguous(run)
             ):
@@ -194,6 +202,11 @@ class History:
         steps = [step for step in (self._tables.steps.committed((run, seq)) for seq in seqs) if step is not None]
         if sum(step.kind == Kind.RESULT for step in steps) != 1:
             raise self._broken("I4", f"{run} is completed and has not one result")
+
+    def _is_ghost(self, run: str) -> bool:
+        """Whether it had stopped, and a claim that came too late for its sender has taken it up. (Known, and not mended.)"""
+        lease = self._tables.locks.committed(run)
+        return run in self._stopped and lease is not None and lease.owner_token not in {*self._tokens, None}
 
     def _is_ambiguous(self, run: str) -> bool:
         seqs = sorted(self._tables.seqs.get(run, ()))

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 import tenacity
 
-from durable.errors import AmbiguousKey, SignalTimedOut, StepFailed, StepInterrupted
+from durable.errors import StepFailed, StepInterrupted
 from durable.testing.simulation.scenario import Op
 
 __all__ = ["Bodies", "asynchronous", "blocking"]
@@ -75,7 +75,7 @@ def asynchronous(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
         return outcome
 
     async def stepped(step: Any, op: Op) -> Any:
-        async def body() -> int:
+        async def body(*_: int) -> int:
             if seconds := bodies.lateness():
                 bodies.stop(seconds)
                 await bodies.awork(0)
@@ -88,7 +88,7 @@ def asynchronous(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
 
         key = f"k{op.site}" if op.keyed else None
         try:
-            outcome = await step(op.name, body, key=key, retry=_POLICIES.get(op.attempts), at_most_once=op.once)
+            outcome = await step(op.name, body, *([op.site] if op.given else []), key=key, retry=_POLICIES.get(op.attempts), at_most_once=op.once)
         except (ValueError, StepFailed, StepInterrupted) as problem:
             bodies.told(op, type(problem).__name__, failed=True)
             if isinstance(problem, StepInterrupted) or op.caught:
@@ -118,7 +118,7 @@ def blocking(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
         return done
 
     def stepped(step: Any, op: Op) -> Any:
-        def body() -> int:
+        def body(*_: int) -> int:
             if seconds := bodies.lateness():
                 bodies.stop(seconds)
                 bodies.work(0)
@@ -131,7 +131,7 @@ def blocking(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
 
         key = f"k{op.site}" if op.keyed else None
         try:
-            outcome = step(op.name, body, key=key, retry=_POLICIES.get(op.attempts), at_most_once=op.once)
+            outcome = step(op.name, body, *([op.site] if op.given else []), key=key, retry=_POLICIES.get(op.attempts), at_most_once=op.once)
         except (ValueError, StepFailed, StepInterrupted) as problem:
             bodies.told(op, type(problem).__name__, failed=True)
             if isinstance(problem, StepInterrupted) or op.caught:
@@ -141,7 +141,3 @@ def blocking(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
         return outcome
 
     return workflow
-
-
-POISONED: Final = (AmbiguousKey,)
-TIMED_OUT: Final = (SignalTimedOut,)

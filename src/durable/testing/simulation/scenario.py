@@ -15,7 +15,7 @@ class Op(Struct, omit_defaults=True):
     """What a workflow does: a `step`, a `sleep`, a `wait` for a signal, or a `gather` of branches.
 
     `site` names the place in the code, whatever its key is. A step without `keyed` has an automatic key, its name. Its body
-    takes `ms`, and `fails` so many times in all; it is tried `attempts` times (0: no policy), at most `once`, and when it
+    is `given` its site as an argument, or is a thunk; it takes `ms`, and `fails` so many times in all; it is tried `attempts` times (0: no policy), at most `once`, and when it
     raises all the same the workflow has `caught` it.
     """
 
@@ -28,6 +28,7 @@ class Op(Struct, omit_defaults=True):
     attempts: int = 0
     once: bool = False
     caught: bool = False
+    given: bool = False
     branches: list[list[Op]] = []
 
 
@@ -125,6 +126,9 @@ def _runs(draw: Random) -> list[Run]:
         sites = iter(range(1000))
         ops = [_op(draw, sites, depth=0) for _ in range(draw.choice((1, 2, 2, 3, 4)))]
         branched = any(op.kind == "gather" for op in ops)
+        for op in ops:
+            if branched and op.name == "s" and draw.random() < 0.9:  # else it is refused, sooner or later
+                op.given = True
         run = Run(ops, blocking=not branched and draw.random() < 0.3)
         if draw.random() < 0.06:
             run.cancelled_at = draw.random() * draw.choice((0.03, 0.3))
@@ -150,6 +154,7 @@ def _op(draw: Random, sites: object, depth: int) -> Op:
         return Op("wait", site, f"w{site}", ms=draw.choice((1, 50, 700)))
     keyed = draw.random() < 0.4
     op = Op("step", site, f"s{site}" if keyed or depth else "s", keyed, draw.choice((0, 1, 5, 30, 400)))
+    op.given = draw.random() < 0.7
     trouble = draw.random()
     if trouble < 0.12:
         op.fails, op.attempts = draw.choice(((1, 0), (1, 3), (2, 2), (2, 3)))

@@ -146,6 +146,9 @@ class _World:
             case "fail over":
                 self.history.forgets |= fault.amount > 0
                 self.server.crash(0.05, int(fault.amount))
+                self.signalled = {sent for sent in self.signalled if sent[1] == "cancel"}
+                for place in self.places:  # the senders look whether what they sent is still there
+                    place.send_signals(0.5)
             case "starve":
                 self.places[fault.slot].starved_until = self.timeline.now + fault.amount
             case never:
@@ -204,11 +207,19 @@ class _Place:
                 life.after(after, Thread(life, self._call_blocking, (life, run, spec, waits)).start)
             else:
                 life.after(after, _begin, self._call, life, run, spec, waits)
-            for op in _waits(spec.ops):
-                if (run, op.name) not in self.world.signalled:
-                    life.after(op.ms / 1000, _begin, self._signal, life, run, op)
             if spec.cancelled_at and (run, "cancel") not in self.world.signalled:
                 life.after(spec.cancelled_at, _begin, self._cancel, life, run)
+
+        self.send_signals(0.0)
+
+    def send_signals(self, after: float) -> None:
+        """Those that the runs which are called here wait for."""
+        life = self.life
+        if life is not None:
+            for run in self.every_call():
+                for op in _waits(self.world.scenario.runs[run].ops):
+                    if (run, op.name) not in self.world.signalled:
+                        life.after(after + op.ms / 1000, _begin, self._signal, life, run, op)
 
     def happened(self, life: Life) -> None:
         self.events += 1
@@ -263,8 +274,8 @@ class _Place:
         ops = spec.ops
         if self.changed == 1:
             ops = [*ops, Op("step", _RENAMED - 1, "added", keyed=True)]
-        elif self.changed and ops[0].kind == "step":
-            renamed = Op("step", ops[0].site + _RENAMED, "renamed", ops[0].keyed, ops[0].ms)
+        elif self.changed and ops[0].kind == "step" and (ops[0].keyed or ops[0].given):
+            renamed = Op("step", ops[0].site + _RENAMED, "renamed", ops[0].keyed, ops[0].ms, given=True)
             ops = [renamed, *ops[1:]]
         workflow = make(ops, _Bodies(self, f"r{run}"))
         workflow.__name__ = f"w{run}"
