@@ -422,6 +422,6 @@ def _waits_for(wait: Wait, transaction: Transaction, seen: set[Transaction]) -> 
             return True
         if other not in seen:
             seen.add(other)
-            if other.waits is not None and _waits_for(other.waits, transaction, seen):
+            if other.waits is not None and not other.waits.granted and _waits_for(other.waits, transaction, seen):
                 return True
     return False

@@ -96,7 +96,7 @@ class _World:
             for n, run in enumerate(self.scenario.runs)
             if any(n == call[0] for slot in self.scenario.slots for call in slot.calls)
         }
-        self.history.end(runs, None if self.scenario.faults or self.scenario.slow else self._due())
+        self.history.end(runs, self._due() if self._is_calm() else None)
 
     def _work(self) -> None:
         """Until every caller has what he wanted, and what is late has arrived."""
@@ -153,6 +153,9 @@ class _World:
                 self.places[fault.slot].starved_until = self.timeline.now + fault.amount
             case never:
                 raise AssertionError(never)
+
+    def _is_calm(self) -> bool:
+        return not (self.scenario.faults or self.scenario.slow or self.scenario.stalls)
 
     def _due(self) -> dict[tuple[str, int], int]:
         due: dict[tuple[str, int], int] = {}

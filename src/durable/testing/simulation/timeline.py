@@ -31,11 +31,8 @@ class Timeline:
     def run(self, until: float) -> None:
         """Let things happen until nothing is left, `until` is reached, or somebody says that it `ends`."""
         events = self._events
-        while events and not self.ends:
-            moment, _, act, args = heappop(events)
-            if moment > until:
-                return
-            self.now = moment
+        while events and not self.ends and events[0][0] <= until:
+            self.now, _, act, args = heappop(events)
             act(*args)
 
     def chance(self, *of: int) -> float:
