@@ -44,16 +44,18 @@ class Entry:
 
     `size` in bytes; `until` a reading of the elapsed-time clock after which its answer is of no use, or the lease under
     which it is written; `unknown` says that it was sent and its reply was lost, so that it must be read back before it is
-    sent again; `tries` counts how often it was a victim of a conflict.
+    sent again; `doubtful` that this was ever so: found absent, it may still arrive, and no failure is definite any more;
+    `tries` counts how often it was a victim of a conflict.
     """
 
-    __slots__ = ("_latest", "_lease", "run_id", "size", "tries", "unknown", "verb")
+    __slots__ = ("_latest", "_lease", "doubtful", "run_id", "size", "tries", "unknown", "verb")
 
     def __init__(self, verb: Verb, run_id: str, size: int, until: Lease | float) -> None:
         self.verb = verb
         self.run_id = run_id
         self.size = size
         self.unknown = False
+        self.doubtful = False
         self.tries = 0
         if isinstance(until, Lease):
             self._lease: Lease | None = until
@@ -206,7 +208,7 @@ def followed(batch: list[E], verdict: Verdict) -> Follow:
             return Follow([], [batch], [])
         case Verdict.UNKNOWN:
             for entry in batch:
-                entry.unknown = True
+                entry.unknown = entry.doubtful = True
             impatient = [entry for entry in batch if entry.verb is Verb.RELEASE]
             return Follow(impatient, [], [entry for entry in batch if entry.verb is not Verb.RELEASE])
         case Verdict.PASSING | Verdict.UNREACHED:

@@ -48,6 +48,7 @@ class History:
         self._cancelled: set[str] = set()  # runs whose lease was ever taken away by `cancel`
         self._dead: set[str] = set()  # marks in the tokens of processes that are gone
         self._stopped: set[str] = set()  # runs that were ever failed or cancelled
+        self._granted: dict[str, str] = {}  # of each run the token that was granted last
         self._tokens: set[str] = set()  # under which a body began
         self.forgets = False  # whether a fail-over has lost what was acknowledged
         server.database.audit = self._audit
@@ -139,6 +140,8 @@ class History:
                     self._stopped.add(change.after.id)
 
     def _audit_lease(self, before: Lease | None, after: Lease, clock: float) -> None:
+        if after.owner_token is not None:
+            self._granted[after.workflow_id] = after.owner_token
         if before is None or before.owner_token == after.owner_token:
             return
         if after.owner_token is None:
@@ -205,8 +208,7 @@ class History:
 
     def _is_ghost(self, run: str) -> bool:
         """Whether it had stopped, and a claim that came too late for its sender has taken it up. (Known, and not mended.)"""
-        lease = self._tables.locks.committed(run)
-        return run in self._stopped and lease is not None and lease.owner_token not in {*self._tokens, None}
+        return run in self._stopped and self._granted.get(run) not in self._tokens
 
     def _is_ambiguous(self, run: str) -> bool:
         seqs = sorted(self._tables.seqs.get(run, ()))

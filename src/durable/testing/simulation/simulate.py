@@ -201,6 +201,9 @@ class _Place:
         return {run: (after, waits) for run, after, waits in self.world.scenario.slots[self.number].calls}
 
     def start(self) -> None:
+        """Begin a life, unless there is one."""
+        if self.life is not None and not self.life.dead:
+            return
         self._lives += 1
         self.running = []
         life = self.life = Life(self, self._lives)
@@ -229,7 +232,8 @@ class _Place:
         if self.events > _MOST_EVENTS:
             raise Broken("I7", f"{_MOST_EVENTS} events, and no end")
         for fault in self._at_events.get(self.events, ()):
-            self._strike(fault, life)
+            if not life.dead:
+                self._strike(fault, life)
 
     def fate(self) -> Fault | None:
         self.requests += 1
