@@ -47,6 +47,7 @@ class History:
         self._answers: list[Answered] = []
         self._cancelled: set[str] = set()  # runs whose lease was ever taken away by `cancel`
         self._dead: set[str] = set()  # marks in the tokens of processes that are gone
+        self._swapped: set[str] = set()  # runs where one branch was given another's value
         self._stopped: set[str] = set()  # runs that were ever failed or cancelled
         self._granted: dict[str, str] = {}  # of each run the token that was granted last
         self._tokens: set[str] = set()  # under which a body began
@@ -82,10 +83,15 @@ class History:
                 raise self._broken("I2", f"the body of site {site} of {run} began although it had been acknowledged")
         return execution
 
-    def told(self, run: str, site: int, outcome: Any, *, failed: bool = False) -> None:
-        """A workflow was given the outcome of a step: an execution's number, or the one that failed."""
+    def told(self, run: str, site: int, outcome: Any, *, failed: bool = False, shared: bool = False) -> None:
+        """A workflow was given the outcome of a step: an execution's number, or the one that failed. Where branches have
+        `shared` its automatic key, it may be another's, if only the run does not end well then (the documented hole)."""
         if failed:
             self.seen["a failure that was given out"] += 1
+            return
+        if shared and self._sites.get(outcome) != (run, site):
+            self.seen["a value that another branch was given, in a run that is then refused"] += 1
+            self._swapped.add(run)
             return
         if isinstance(outcome, int) and outcome != -1 - site and self._sites.get(outcome) != (run, site):
             raise self._broken("I4", f"site {site} of {run} was given what {self._sites.get(outcome)} returned")
@@ -128,9 +134,10 @@ class History:
     def _audit(self, _: int, changes: list[Change]) -> None:
         clock = self._server.database.clock()
         taken = {change.after.workflow_id: change for change in changes if change.table.name == "locks"}
+        ended = {change.after.workflow_id for change in changes if change.table.name == "steps"}
         for change in changes:
             if type(change.after) is Lease:
-                self._audit_lease(change.before, change.after, clock)
+                self._audit_lease(change.before, change.after, clock, finishes=change.after.workflow_id in ended)
             elif type(change.after) is Step:
                 self._audit_step(change.before, change.after, taken)
             elif type(change.after) is Header:
@@ -139,7 +146,7 @@ class History:
                 if change.after.status in (Status.FAILED, Status.CANCELLED):
                     self._stopped.add(change.after.id)
 
-    def _audit_lease(self, before: Lease | None, after: Lease, clock: float) -> None:
+    def _audit_lease(self, before: Lease | None, after: Lease, clock: float, *, finishes: bool) -> None:
         if after.owner_token is not None:
             self._granted[after.workflow_id] = after.owner_token
         if before is None or before.owner_token == after.owner_token:
@@ -148,6 +155,8 @@ class History:
             if after.owner == "cancelled":
                 self._cancelled.add(after.workflow_id)
                 self.seen["a lease taken away by cancel"] += 1
+            elif not finishes and before.owner_token not in self._server.given_back:
+                raise self._broken("I5", f"the lease of {after.workflow_id} was given back by somebody else than its holder")
             return
         if after.epoch <= before.epoch:
             raise self._broken("I5", f"the epoch of {after.workflow_id} went from {before.epoch} to {after.epoch}")
@@ -189,11 +198,13 @@ class History:
             status = None if header is None else header.status
             if status == Status.COMPLETED:
                 self._check_result(run)
-            elif self._is_ghost(run):
-                self.seen["a stopped run taken up by a claim that nobody waits for any more"] += 1
-            elif not (status == Status.CANCELLED and may_be_cancelled) and not (
+            elif (status == Status.CANCELLED and may_be_cancelled) or (
                 status == Status.FAILED and self._is_ambiguous(run)
             ):
+                pass
+            elif self._is_ghost(run):
+                self.seen["a stopped run taken up by a claim that nobody waits for any more"] += 1
+            else:
                 raise self._broken("I7", f"{run} has not come to an end: it is {status}")
             self.seen[f"a run that is {status}"] += 1
         for place, most in (starts or {}).items():
@@ -201,6 +212,8 @@ class History:
                 raise self._broken("I6", f"the body of {place} began {self._starts[place]} times, at most {most} were due")
 
     def _check_result(self, run: str) -> None:
+        if run in self._swapped:
+            raise self._broken("I4", f"{run} is completed, and one of its branches was given another's value")
         seqs = sorted(self._tables.seqs.get(run, ()))
         steps = [step for step in (self._tables.steps.committed((run, seq)) for seq in seqs) if step is not None]
         if sum(step.kind == Kind.RESULT for step in steps) != 1:

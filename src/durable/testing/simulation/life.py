@@ -138,13 +138,12 @@ class Life:
             return chance * chance * place.lease * _SLOW_LEASES
         return _QUICK + chance * chance * 0.002
 
-    def kill(self, *, drops: bool) -> None:
-        """Nothing of it happens any more. What it has sent arrives all the same, unless the machine `drops` it."""
+    def kill(self, how: str = "") -> None:
+        """Nothing of it happens any more. What it has sent arrives all the same, unless the machine `drops` it, or `lags`."""
         self.dead = True
         self.place.history.died(self.mark)
-        if drops:
-            for wire in self.connections.wires:
-                wire.drop()
+        for wire in self.connections.wires if how else ():
+            wire.drop(lags=how == "lags")
         for thread in self.threads:
             if not thread.dead:
                 thread.throw()

@@ -50,12 +50,17 @@ class Slot(Struct, omit_defaults=True):
 
 
 class Fault(Struct, omit_defaults=True):
-    """Something that goes wrong, in a `slot` or (-1) at the server, at its `at`-th occasion; see `FAULTS` for the occasions."""
+    """Something that goes wrong, in a `slot` or (-1) at the server, at its `at`-th occasion; see `FAULTS` for the occasions.
+
+    `how` a process dies: what it has sent arrives, or the machine `drops` it, or it `lags` behind. How a request or reply is
+    lost: with its connection, or `silent`ly.
+    """
 
     kind: str
     slot: int
     at: float
     amount: float = 0.0
+    how: str = ""
 
 
 class Scenario(Struct, omit_defaults=True):
@@ -89,6 +94,7 @@ FAULTS: Final = {
 
 _EVENTS: Final = 90  # of a process, within which most of what matters happens
 _REQUESTS: Final = 14
+_BEFORE: Final = 200  # added to the site of a step that is put before another
 
 
 def generated(seed: int) -> Scenario:
@@ -144,9 +150,10 @@ def _op(draw: Random, sites: object, depth: int) -> Op:
         branches = [
             [_op(draw, sites, 1) for _ in range(draw.choice((1, 1, 2)))] for _ in range(draw.choice((2, 2, 3)))
         ]
-        if draw.random() < 0.15:  # a name that branches share: refused
+        if draw.random() < 0.25:  # a name that branches share, after something that takes its time: to be refused
             for branch in branches[:2]:
-                branch[0] = Op("step", branch[0].site, "shared", ms=draw.choice((1, 5, 20)))
+                before = Op("step", branch[0].site + _BEFORE, f"b{branch[0].site}", ms=draw.choice((0, 5, 30, 400)))
+                branch[:] = [before, Op("step", branch[0].site, "shared", ms=draw.choice((1, 5, 20)))]
         return Op("gather", site, branches=branches)
     if kind < 0.2:
         return Op("sleep", site, f"z{site}", ms=draw.choice((10, 100, 1500)))
@@ -178,12 +185,13 @@ def _fault(draw: Random, kind: str, slots: int, lease: float) -> Fault:
     match kind:
         case "pause" | "late body":
             fault.amount = round(lease * draw.choice((0.2, 0.7, 1.0, 1.2, 2.0, 3.0)) + draw.random() * 0.1, 4)
-        case "kill":  # an odd number of tenths: what was sent and has not arrived is lost
-            fault.amount = draw.choice((0.0, 0.1, 0.2, 0.3, 1.0, 2.1))
+        case "kill" | "change code":  # seconds until the next life
+            fault.amount = draw.choice((0.0, 0.0, 0.1, 1.0, 2.0))
+            fault.how = draw.choice(("", "drops", "lags"))
         case "step clock":
             fault.amount = draw.choice((-3.0, -0.5, 0.5, 3.0))
-        case "lose request" | "lose reply":  # 1: silence; else the connection is cut
-            fault.amount = draw.choice((0.0, 1.0))
+        case "lose request" | "lose reply":
+            fault.how = draw.choice(("", "silent"))
         case "late request" | "half request":
             fault.amount = draw.choice((0.002, 0.01, 0.05, 0.3, 3.0))
         case "fail over":  # commits that the standby lacks

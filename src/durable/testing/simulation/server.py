@@ -57,6 +57,7 @@ class Server:
         self.early = early
         self.database, self.tables = new_database(lambda: timeline.now, keys)
         self.up = True
+        self.given_back: set[str] = set()  # the tokens of leases whose holders have asked to give them back
         self.waits = 0  # for locks
         self.victims = 0
         self._backends: list[Backend] = []
@@ -135,6 +136,8 @@ class Backend:
     def _executed(self, name: str, parameters: Any) -> bool:
         running = self._running
         if running is None:
+            if name == "release_batch":
+                self.server.given_back.update(parameters[1])
             implicit = self.session.transaction is None
             running = self._running = self.session.start(name, parameters, stops=self.server.stalls > 0)
             if implicit:

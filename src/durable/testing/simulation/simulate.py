@@ -121,13 +121,13 @@ class _World:
             place.calls = place.every_call()
             self.unfinished += len(place.calls)
             if place.life is not None:
-                place.life.kill(drops=True)
+                place.life.kill("drops")
             place.start()
 
     def end(self) -> None:
         for place in self.places:
             if place.life is not None:
-                place.life.kill(drops=True)
+                place.life.kill("drops")
         asyncio._set_running_loop(None)  # noqa: SLF001
 
     def struck(self, fault: Fault, seconds: float = 0.0) -> None:
@@ -261,7 +261,7 @@ class _Place:
                 self.world.struck(fault, fault.amount)
                 if fault.kind == "change code":
                     self.changed = 1 + self.events % 2
-                life.kill(drops=bool(round(fault.amount * 10) % 2))
+                life.kill(fault.how)
                 self.timeline.after(fault.amount + 0.001, self.start)
             case "pause":
                 self.world.struck(fault, fault.amount)
@@ -388,7 +388,7 @@ class _Bodies:
         life.paused_until = self._place.timeline.now + seconds
 
     def told(self, op: Op, outcome: Any, *, failed: bool = False) -> None:
-        self._place.history.told(self._run, op.site, outcome, failed=failed)
+        self._place.history.told(self._run, op.site, outcome, failed=failed, shared=op.name == "shared")
 
     def work(self, seconds: float) -> None:
         wait(acting(), seconds, lambda _: None)

@@ -22,6 +22,7 @@ _WHERE: Final = "the simulated database"
 _CONNECTING: Final = 0.003  # seconds
 _TRYING: Final = 0.02
 _POOL_LOOK: Final = 0.05
+_LONGEST_LAG: Final = 0.02
 
 
 class Fate(Protocol):
@@ -29,6 +30,7 @@ class Fate(Protocol):
 
     kind: str  # "" for nothing special
     amount: float
+    how: str
 
 
 class Host(threads.Host, Protocol):
@@ -85,6 +87,7 @@ class Wire:
         self._timeline = server.timeline
         self._backend: Backend = server.backend(self)
         self._tell: Callable[[object], None] | None = None
+        self._items: Request = ()
         self._deaf = ""
         self._sent = 0
         self._armed = 0
@@ -133,10 +136,13 @@ class Wire:
             self.closed = True
             self._told(psycopg.OperationalError("the connection is lost"))
 
-    def drop(self) -> None:
-        """The host is dead: a request that has not arrived yet never does."""
-        if self._backend.idle:
+    def drop(self, *, lags: bool) -> None:
+        """The host is dead: a request that has not arrived yet never does, or arrives late."""
+        if self._backend.idle and self._tell is not None:
             self._backend.gone = True
+            if lags:
+                late = _LONGEST_LAG * self._timeline.chance(4, self._backend.number, self._sent)
+                self._timeline.after(late, self._server.backend(self).take, self._items, _nothing)
 
     # -- called by the server
 
@@ -172,7 +178,7 @@ class Wire:
             self.close()
 
     def _send(self, items: Request, tell: Callable[[object], None]) -> None:
-        self._tell = tell
+        self._tell, self._items = tell, items
         fate, latency = self._host.fate(), self._host.latency()
         if latency > 0.1:
             self.delayed()
@@ -181,7 +187,7 @@ class Wire:
         if fate is None or not kind:
             self._timeline.after(latency, arrive, items)
             return
-        self._deaf = "cut" if fate.amount < 1.0 else "silent"
+        self._deaf = fate.how or "cut"
         self.delayed()
         match kind:
             case "lose request":
