@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from durable._engine.batches import Verb
-from durable.errors import OutcomeUnknown
+from durable.errors import LeaseLost, OutcomeUnknown
 from durable.snapshot import Kind, Status
 from durable.testing.simulation.database import Change
 from durable.testing.simulation.server import Server
 from durable.testing.simulation.statements import Header, Lease, Step
 
 __all__ = ["Broken", "History"]
+
+_MOST_DRIFTS: Final = 6
 
 
 class Broken(BaseException):
@@ -47,6 +49,7 @@ class History:
         self._answers: list[Answered] = []
         self._cancelled: set[str] = set()  # runs whose lease was ever taken away by `cancel`
         self._dead: set[str] = set()  # marks in the tokens of processes that are gone
+        self._drifts: Counter[str] = Counter()
         self._swapped: set[str] = set()  # runs where one branch was given another's value
         self._stopped: set[str] = set()  # runs that were ever failed or cancelled
         self._granted: dict[str, str] = {}  # of each run the token that was granted last
@@ -114,6 +117,10 @@ class History:
                 self._answers.append(answer)
                 self.seen[f"{job.verb.value}: {refused or 'done'}"] += 1
                 self._check(answer)
+                if isinstance(failure, LeaseLost) and not self.forgets:
+                    row = self._tables.locks.committed(lease.run_id)
+                    if row is not None and row.owner_token == lease.token:
+                        raise self._broken("I9", f"{lease.run_id} was told that {lease.token} is lost, and it is not")
 
     def cancelled(self, run: str) -> None:
         """Somebody asks the run to stop."""
@@ -122,6 +129,13 @@ class History:
     def died(self, mark: str) -> None:
         """A process is gone; this is in its tokens."""
         self._dead.add(mark)
+
+    def drifted(self, run: str, *, renamed: bool) -> bool:
+        """`run` was refused as changed. Whether it is to be given up: neither the new code nor the old can go on with it."""
+        if not renamed:
+            raise self._broken("drift", f"{run} was refused, and its code is what it always was")
+        self._drifts[run] += 1
+        return self._drifts[run] >= _MOST_DRIFTS
 
     def returned(self, run: str, sites: list[Any]) -> None:
         """`run` returned this to a caller: (site, outcome) of each step."""
@@ -202,6 +216,8 @@ class History:
                 status == Status.FAILED and self._is_ambiguous(run)
             ):
                 pass
+            elif self._drifts[run] >= _MOST_DRIFTS:
+                self.seen["a run that two versions of its code have spoilt"] += 1
             elif self._is_ghost(run):
                 self.seen["a stopped run taken up by a claim that nobody waits for any more"] += 1
             else:

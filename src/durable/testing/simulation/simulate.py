@@ -78,6 +78,7 @@ class _World:
         self.failed: Counter[tuple[str, int]] = Counter()  # how often a body has failed
         self.signalled: set[tuple[int, str]] = set()
         self.shares = self.timeline.chance(3) < _SHARED_MACHINES
+        self.renamed = False  # whether any code was changed so that its records no longer fit
         self.trouble = 0.0  # when the last of it is over
         self.unfinished = sum(len(slot.calls) for slot in scenario.slots)
 
@@ -282,6 +283,7 @@ class _Place:
         if self.changed == 1:
             ops = [*ops, Op("step", _RENAMED - 1, "added", keyed=True)]
         elif self.changed and ops[0].kind == "step" and (ops[0].keyed or ops[0].given):
+            self.world.renamed = True
             renamed = Op("step", ops[0].site + _RENAMED, "renamed", ops[0].keyed, ops[0].ms, given=True)
             ops = [renamed, *ops[1:]]
         workflow = make(ops, _Bodies(self, f"r{run}"))
@@ -335,7 +337,7 @@ class _Place:
                 over = not spec.resumed
             case WorkflowDrift():
                 self.changed = 0 if self.changed else 2
-                over = False
+                over = self.history.drifted(name, renamed=self.world.renamed)
             case DurableError() | ValueError() | StepFailed() | ExceptionGroup() | asyncio.CancelledError():
                 over = False
             case _:
