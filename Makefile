@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test nightly check bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python examples/checkout.py
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n 2 -q
+
+# A million seeds take about 40 minutes of two cores: make nightly SEEDS=100000
+SEEDS ?= 1000000
+nightly: $(VENV)/.test
+	@$(BIN)/python benchmarks/simulation.py --seeds $(SEEDS) --nightly
 
 check: $(VENV)/.check
 	@$(BIN)/ruff format --check --quiet .

@@ -12,9 +12,44 @@ from durable.testing.simulation.database import Change
 from durable.testing.simulation.server import Server
 from durable.testing.simulation.statements import Header, Lease, Step
 
-__all__ = ["Broken", "History"]
+__all__ = ["SOMETIMES", "Broken", "History"]
 
 _MOST_DRIFTS: Final = 6
+
+# Situations that a large number of seeds must have led to: else what is said of them was never looked at.
+SOMETIMES: Final = (
+    "a body that began after its lease (the documented hole)",
+    "an acknowledged body begun again in the documented hole",
+    "a body that began late",
+    "a dead owner's lease taken over",
+    "a failure that was given out",
+    "a lease taken away by cancel",
+    "a record of kind attempt",
+    "a record of kind failure",
+    "a run that is cancelled",
+    "a run that is completed",
+    "a run that is failed",
+    "a run that two versions of its code have spoilt",
+    "a stopped run taken up by a claim that nobody waits for any more",
+    "a take-over",
+    "a value that another branch was given, in a run that is then refused",
+    "a wait for a row lock",
+    "an outcome that stays unknown",
+    "checkpoint: LeaseLost",
+    "checkpoint: RunCancelled",
+    "checkpoint: StoreUnavailable",
+    "finish: LeaseLost",
+    "finish: RunCancelled",
+    "run: AmbiguousKey",
+    "run: CancelledError",
+    "run: ConcurrentExecution",
+    "run: ExceptionGroup",
+    "run: LeaseLost",
+    "run: OutcomeUnknown",
+    "run: RunCancelled",
+    "run: StoreUnavailable",
+    "run: WorkflowDrift",
+)
 
 
 class Broken(BaseException):

@@ -161,8 +161,9 @@ class Life:
         self.place.happened(self)
 
     def _enter(self) -> None:
-        _threading.host = self
-        asyncio._set_running_loop(self.loop)  # noqa: SLF001 -- what a loop is to call
+        if _threading.host is not self:
+            _threading.host = self
+            asyncio._set_running_loop(self.loop)  # noqa: SLF001 -- what a loop is to call
 
 
 def _wake(future: asyncio.Future[Any]) -> None:
@@ -171,6 +172,12 @@ def _wake(future: asyncio.Future[Any]) -> None:
 
 
 _threading: Final = threads.Threading()
+
+
+def nobody_acts() -> None:
+    """The simulation is over."""
+    _threading.host = None
+    asyncio._set_running_loop(None)  # noqa: SLF001 -- what a loop is to call
 
 
 def acting() -> Life:

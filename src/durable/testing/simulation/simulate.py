@@ -13,7 +13,7 @@ from durable._run import run as durable_run
 from durable.errors import AmbiguousKey, DurableError, RunCancelled, StepFailed, WorkflowDrift
 from durable.testing.simulation import programs
 from durable.testing.simulation.history import Broken, History
-from durable.testing.simulation.life import BlockingRun, Life, acting
+from durable.testing.simulation.life import BlockingRun, Life, acting, nobody_acts
 from durable.testing.simulation.scenario import FAULTS, Fault, Op, Run, Scenario
 from durable.testing.simulation.server import Server
 from durable.testing.simulation.statements import KEY_COLUMNS, Verb
@@ -129,7 +129,7 @@ class _World:
         for place in self.places:
             if place.life is not None:
                 place.life.kill("drops")
-        asyncio._set_running_loop(None)  # noqa: SLF001
+        nobody_acts()
 
     def struck(self, fault: Fault, seconds: float = 0.0) -> None:
         self.faults[fault.kind] += 1
