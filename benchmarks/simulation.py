@@ -19,9 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from planted_bugs import BUGS
-
 from durable.testing.simulation import SOMETIMES, Scenario, generated, shrunk, simulated, to_json
+from planted_bugs import BUGS
 
 _CORPUS = Path(__file__).parent.parent / "tests" / "corpus"
 _PORTION = 500
@@ -61,7 +60,9 @@ def _seeds(options: argparse.Namespace) -> bool:
             faults += portion[1]
             broken += portion[2]
             seconds += portion[3]
-    print(f"{options.seeds} seeds from {options.first}: {options.seeds / seconds * 60:.0f} per core-minute, {len(broken)} broken")
+    print(
+        f"{options.seeds} seeds from {options.first}: {options.seeds / seconds * 60:.0f} per core-minute, {len(broken)} broken"
+    )
     for title, counts in (("faults", faults), ("situations", seen)):
         print(f"\n{title}")
         for name, count in sorted(counts.items()):
@@ -97,7 +98,7 @@ def _bugs(*, corpus: bool) -> bool:
         told = [f"{fault.how} {fault.kind} at {fault.at:g}".strip() for fault in small.faults]
         print(f"{count:10}  {bug.name}: {first}\n{'':12}{len(small.slots)} processes, runs {steps}, faults {told}")
         if corpus:
-            (_CORPUS / f"{bug.name.replace(' ', '-')}.json").write_text(to_json(small))
+            (_CORPUS / f"{bug.file}.json").write_text(to_json(small))
     return not missed
 
 

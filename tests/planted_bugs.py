@@ -8,16 +8,20 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-from durable._engine import runs
+from durable._engine import leases, runs
+from durable._engine.batches import Entry
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
 from durable.stores._postgres import commits
 from durable.stores._postgres.commits import Statements
 from durable.testing.simulation import statements as sql
+from durable.testing.simulation.database import POINT
 from durable.testing.simulation.life import acting
 from durable.testing.simulation.scenario import Scenario, generated
 from durable.testing.simulation.simulate import Conditions, Outcome, simulated
 from durable.testing.simulation.statements import KEY_COLUMNS, STATEMENTS, Result, Step, Tables
+
+_SOUND = Conditions()
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,13 @@ class Bug:
 
     name: str
     budget: int
-    conditions: Conditions = Conditions()
+    conditions: Conditions = _SOUND
     patches: Sequence[tuple[Any, str, Any]] = field(default=())
+
+    @property
+    def file(self) -> str:
+        """The name of its file in the corpus."""
+        return self.name.replace(" ", "-").replace("'", "")
 
     @contextmanager
     def planted(self) -> Iterator[None]:
@@ -65,7 +74,7 @@ def _unfenced(holds: Any) -> Mapping[str, Any]:
 
     def checkpoint(tables: Tables, statement: Any, values: Any) -> Any:
         seq, key, kind, nonce, record, run_id, token = values
-        yield sql.POINT
+        yield POINT
         written = False
         if holds(tables.locks.visible(run_id, statement), token, statement.now):
             step = Step(run_id, seq, key, kind, nonce, int(token.partition(":")[0]), record)
@@ -142,7 +151,7 @@ def _load_before_claim() -> Conditions:
         loaded.clear()
         loaded[statement.transaction] = rows
         for _ in range(5):
-            yield sql.POINT
+            yield POINT
         return (yield from STATEMENTS["take_leases"](tables, statement, values))
 
     def read_journals(tables: Tables, statement: Any, values: Any) -> Any:
@@ -171,6 +180,16 @@ def _fate_without_nonce(self: Statements, write: Any, owners: Any, found: Any) -
 
 _fate = Statements._fate
 
+
+# What the simulation has found in the product: with the mend undone, their files in the corpus fail again.
+MENDED = [
+    Bug(
+        "found a finish that was read back as absent",
+        0,
+        patches=[(Entry, "doubtful", property(lambda entry: entry.unknown, lambda *_: None))],
+    ),
+    Bug("found a body 2 ms after its lease", 0, patches=[(leases, "_SURE", 1.0)]),
+]
 
 BUGS = [
     Bug("no fence", 1000, _with(**_unfenced(lambda *_: True))),

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from durable.testing.simulation import Fault, Op, Run, Scenario, Slot, from_json, generated, shrunk, simulated, to_json
-from planted_bugs import BUGS, Bug
+from planted_bugs import BUGS, MENDED, Bug
 
 SEEDS = int(os.environ.get("DURABLE_SEEDS", "10000"))
 PARTS = 10
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
-CAUGHT = {bug.name: [file for file in CORPUS if file.stem == bug.name.replace(" ", "-")] for bug in BUGS}
+CAUGHT = {bug.name: [file for file in CORPUS if file.stem == bug.file] for bug in [*BUGS, *MENDED]}
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +43,13 @@ def test_a_planted_bug_is_found(bug: Bug) -> None:
     assert bug.caught() is not None, f"{bug.name} was not found by {bug.budget} seeds"
     (smallest,) = CAUGHT[bug.name]
     assert bug.simulated(from_json(smallest.read_bytes())).broken is not None
+
+
+@pytest.mark.parametrize("bug", MENDED, ids=lambda bug: bug.name)
+def test_a_mended_bug_is_found_again(bug: Bug) -> None:
+    """By the file that is kept of it, when its mend is undone."""
+    (file,) = CAUGHT[bug.name]
+    assert bug.simulated(from_json(file.read_bytes())).broken is not None
 
 
 def test_the_same_seed_is_the_same_history() -> None:

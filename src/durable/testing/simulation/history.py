@@ -109,9 +109,13 @@ class History:
         lease = self._tables.locks.committed(run)
         holds = lease is not None and lease.owner_token == token and lease.expires_at > self._server.database.clock()
         if late:
-            self.seen["a body that began late" if holds else "a body that began after its lease (the documented hole)"] += 1
+            self.seen[
+                "a body that began late" if holds else "a body that began after its lease (the documented hole)"
+            ] += 1
         elif not holds and not self.forgets and run not in self._cancelled:
-            raise self._broken("I2", f"a body of {run} began under {token}, which is not (or no longer) the lease: {lease}")
+            raise self._broken(
+                "I2", f"a body of {run} began under {token}, which is not (or no longer) the lease: {lease}"
+            )
         if (run, site) in self._told and not self.forgets:
             if late and not holds:
                 self.seen["an acknowledged body begun again in the documented hole"] += 1
@@ -123,7 +127,8 @@ class History:
 
     def told(self, run: str, site: int, outcome: Any, *, failed: bool = False, shared: bool = False) -> None:
         """A workflow was given the outcome of a step: an execution's number, or the one that failed. Where branches have
-        `shared` its automatic key, it may be another's, if only the run does not end well then (the documented hole)."""
+        `shared` its automatic key, it may be another's, if only the run does not end well then (the documented hole).
+        """
         if failed:
             self.seen["a failure that was given out"] += 1
             return
@@ -205,7 +210,9 @@ class History:
                 self._cancelled.add(after.workflow_id)
                 self.seen["a lease taken away by cancel"] += 1
             elif not finishes and before.owner_token not in self._server.given_back:
-                raise self._broken("I5", f"the lease of {after.workflow_id} was given back by somebody else than its holder")
+                raise self._broken(
+                    "I5", f"the lease of {after.workflow_id} was given back by somebody else than its holder"
+                )
             return
         if after.epoch <= before.epoch:
             raise self._broken("I5", f"the epoch of {after.workflow_id} went from {before.epoch} to {after.epoch}")
@@ -222,7 +229,9 @@ class History:
         if before is not None:
             raise self._broken("I1", f"record {after.seq} of {after.workflow_id} was written over")
         if lease is None or lease.epoch != after.epoch or (change is None and lease.owner_token is None):
-            raise self._broken("I3", f"record {after.seq} of {after.workflow_id} came under epoch {after.epoch}, when {lease}")
+            raise self._broken(
+                "I3", f"record {after.seq} of {after.workflow_id} came under epoch {after.epoch}, when {lease}"
+            )
         self.seen[f"a record of kind {after.kind}"] += 1
 
     # -- at the end
@@ -233,13 +242,16 @@ class History:
         if self.forgets:
             return
         if answer.refused and written:
-            raise self._broken("I9", f"record {answer.seq} of {answer.run} is committed, and was called {answer.refused}")
+            raise self._broken(
+                "I9", f"record {answer.seq} of {answer.run} is committed, and was called {answer.refused}"
+            )
         if not answer.refused and not written:
             raise self._broken("I1", f"record {answer.seq} of {answer.run} was acknowledged, and is {step}")
 
     def end(self, runs: dict[str, bool], starts: dict[tuple[str, int], int] | None) -> None:
         """Everything is quiet: `runs` says of each whether it may have been left cancelled; `starts` how often each body
-        may have begun, where nothing went wrong."""
+        may have begun, where nothing went wrong.
+        """
         for answer in self._answers:
             self._check(answer)
         for run, may_be_cancelled in runs.items():
@@ -260,7 +272,9 @@ class History:
             self.seen[f"a run that is {status}"] += 1
         for place, most in (starts or {}).items():
             if self._starts[place] > most:
-                raise self._broken("I6", f"the body of {place} began {self._starts[place]} times, at most {most} were due")
+                raise self._broken(
+                    "I6", f"the body of {place} began {self._starts[place]} times, at most {most} were due"
+                )
 
     def _check_result(self, run: str) -> None:
         if run in self._swapped:

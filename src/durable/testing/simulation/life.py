@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from greenlet import greenlet
 
@@ -110,7 +110,7 @@ class Life:
         self.timeline = place.timeline
         self.clock = Clock(self)
         self.loop = Loop(self, self.clock.elapsed)
-        self.connections = Connections(self, place.server)
+        self.connections = Connections(cast(Any, self), place.server)
         self._enter()
         self.store = _Store(self)
         self.mark = self.store.process.owner.instance
@@ -163,7 +163,7 @@ class Life:
     def _enter(self) -> None:
         if _threading.host is not self:
             _threading.host = self
-            asyncio._set_running_loop(self.loop)  # noqa: SLF001 -- what a loop is to call
+            asyncio._set_running_loop(cast(Any, self.loop))  # noqa: SLF001 -- what a loop is to call
 
 
 def _wake(future: asyncio.Future[Any]) -> None:
@@ -199,12 +199,10 @@ def _is_dead(owner: str | None, _: str | None) -> bool:
 
 _OURS: Final = {"threading": _threading}
 _Writer: Final[Any] = threads.rebound(
-    Writer, {**_OURS, "tell": _told, "_unsettled": threads.with_names(_unsettled, _OURS)}
+    Writer, {**_OURS, "tell": _told, "_unsettled": threads.with_names(cast(Any, _unsettled), _OURS)}
 )
 _Heartbeat: Final[Any] = threads.rebound(Heartbeat, _OURS)
-_Process: Final[Any] = threads.rebound(
-    Process, {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner}
-)
+_Process: Final[Any] = threads.rebound(Process, {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner})
 _BlockingStep: Final[Any] = threads.rebound(Step, _OURS)
 BlockingRun: Final[Any] = threads.rebound(_Run, {**_OURS, "Step": _BlockingStep})
 _RealStore: Final[Any] = threads.rebound(PostgresStore, {"is_dead": _is_dead})

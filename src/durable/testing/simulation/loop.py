@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
-from typing import Any
+from typing import Any, cast
 
 from durable.testing.simulation.threads import Host
 
@@ -36,7 +37,7 @@ class _Handle:
             self.context.run(self.callback, *self.args)
 
 
-class Loop(asyncio.AbstractEventLoop):
+class Loop:
     """What tasks, futures and timeouts ask of a loop; its process lets things happen."""
 
     def __init__(self, host: Host, time: Callable[[], float]) -> None:
@@ -71,14 +72,18 @@ class Loop(asyncio.AbstractEventLoop):
 
     def create_future(self) -> asyncio.Future[Any]:
         """As asyncio does."""
-        return asyncio.Future(loop=self)
+        return asyncio.Future(loop=cast(Any, self))
 
     def create_task(
-        self, coro: Coroutine[Any, Any, Any], *, name: object = None, context: Context | None = None
+        self,
+        coro: Coroutine[Any, Any, Any],
+        *,
+        name: object = None,  # noqa: ARG002 -- asyncio's
+        context: Context | None = None,
     ) -> asyncio.Task[Any]:
         """As asyncio does, and remembered, to be closed when the process dies."""
         context = copy_context() if context is None else context
-        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name="task", context=context)
+        task: asyncio.Task[Any] = asyncio.Task(coro, loop=cast(Any, self), name="task", context=context)
         self._tasks.append((task, context))
         return task
 
@@ -103,8 +108,6 @@ class Loop(asyncio.AbstractEventLoop):
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001
                 coroutine: Any = task.get_coro()
-                try:
+                with contextlib.suppress(RuntimeError, ValueError):  # it would rather wait, or is on its way just now
                     context.run(coroutine.close)
-                except (RuntimeError, ValueError):  # it would rather wait, or is on its way just now
-                    pass
         self._tasks.clear()

@@ -88,7 +88,14 @@ def asynchronous(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
 
         key = f"k{op.site}" if op.keyed else None
         try:
-            outcome = await step(op.name, body, *([op.site] if op.given else []), key=key, retry=_POLICIES.get(op.attempts), at_most_once=op.once)
+            outcome = await step(
+                op.name,
+                body,
+                *([op.site] if op.given else []),
+                key=key,
+                retry=_POLICIES.get(op.attempts),
+                at_most_once=op.once,
+            )
         except (ValueError, StepFailed, StepInterrupted) as problem:
             bodies.told(op, type(problem).__name__, failed=True)
             if isinstance(problem, StepInterrupted) or op.caught:
@@ -131,7 +138,14 @@ def blocking(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
 
         key = f"k{op.site}" if op.keyed else None
         try:
-            outcome = step(op.name, body, *([op.site] if op.given else []), key=key, retry=_POLICIES.get(op.attempts), at_most_once=op.once)
+            outcome = step(
+                op.name,
+                body,
+                *([op.site] if op.given else []),
+                key=key,
+                retry=_POLICIES.get(op.attempts),
+                at_most_once=op.once,
+            )
         except (ValueError, StepFailed, StepInterrupted) as problem:
             bodies.told(op, type(problem).__name__, failed=True)
             if isinstance(problem, StepInterrupted) or op.caught:

@@ -15,8 +15,8 @@ class Op(Struct, omit_defaults=True):
     """What a workflow does: a `step`, a `sleep`, a `wait` for a signal, or a `gather` of branches.
 
     `site` names the place in the code, whatever its key is. A step without `keyed` has an automatic key, its name. Its body
-    is `given` its site as an argument, or is a thunk; it takes `ms`, and `fails` so many times in all; it is tried `attempts` times (0: no policy), at most `once`, and when it
-    raises all the same the workflow has `caught` it.
+    is `given` its site as an argument, or is a thunk; it takes `ms`, and `fails` so many times in all; it is tried
+    `attempts` times (0: no policy), at most `once`, and when it raises all the same the workflow has `caught` it.
     """
 
     kind: str
@@ -147,9 +147,7 @@ def _op(draw: Random, sites: object, depth: int) -> Op:
     site: int = next(sites)  # type: ignore[call-overload]
     kind = draw.random()
     if kind < 0.14 and depth == 0:
-        branches = [
-            [_op(draw, sites, 1) for _ in range(draw.choice((1, 1, 2)))] for _ in range(draw.choice((2, 2, 3)))
-        ]
+        branches = [[_op(draw, sites, 1) for _ in range(draw.choice((1, 1, 2)))] for _ in range(draw.choice((2, 2, 3)))]
         if draw.random() < 0.25:  # a name that branches share, after something that takes its time: to be refused
             for branch in branches[:2]:
                 before = Op("step", branch[0].site + _BEFORE, f"b{branch[0].site}", ms=draw.choice((0, 5, 30, 400)))
@@ -181,7 +179,9 @@ def _fault(draw: Random, kind: str, slots: int, lease: float) -> Fault:
         case "body":
             fault = Fault(kind, slot, draw.randrange(1, 7))
         case _:
-            fault = Fault(kind, slot if kind == "starve" else -1, round(draw.random() * draw.choice((0.05, 0.5, 3.0)), 4))
+            fault = Fault(
+                kind, slot if kind == "starve" else -1, round(draw.random() * draw.choice((0.05, 0.5, 3.0)), 4)
+            )
     match kind:
         case "pause" | "late body":
             fault.amount = round(lease * draw.choice((0.2, 0.7, 1.0, 1.2, 2.0, 3.0)) + draw.random() * 0.1, 4)

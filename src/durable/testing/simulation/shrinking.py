@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Final
 
-from durable.testing.simulation.scenario import Fault, Op, Scenario, from_json, to_json
+from durable.testing.simulation.scenario import Op, Scenario, from_json, to_json
 
 __all__ = ["shrunk"]
 
@@ -37,62 +37,49 @@ def _smaller(scenario: Scenario) -> Iterator[Scenario]:
         if any(call[0] == run for slot in scenario.slots for call in slot.calls):
             yield _without_run(scenario, run)
     for index in range(len(scenario.faults)):
-        yield _changed(scenario, lambda copy, index=index: copy.faults.pop(index))
+        copy = deepcopy(scenario)
+        del copy.faults[index]
+        yield copy
     for number, slot in enumerate(scenario.slots):
         for index in range(len(slot.calls)):
-            yield _changed(scenario, lambda copy, number=number, index=index: copy.slots[number].calls.pop(index))
+            copy = deepcopy(scenario)
+            del copy.slots[number].calls[index]
+            yield copy
     for run, spec in enumerate(scenario.runs):
         for path in _paths(spec.ops):
             if len(spec.ops) > 1 or len(path) > 1:
-                yield _changed(scenario, lambda copy, run=run, path=path: _remove(copy.runs[run].ops, path))
-    for name in ("slow", "stalls"):
-        if getattr(scenario, name):
-            yield _changed(scenario, lambda copy, name=name: setattr(copy, name, 0.0))
+                copy = deepcopy(scenario)
+                _remove(copy.runs[run].ops, path)
+                yield copy
     yield from _simpler(scenario)
 
 
 def _simpler(scenario: Scenario) -> Iterator[Scenario]:
+    """Scenarios of the same size with less that is special about them."""
+    for name in ("slow", "stalls"):
+        yield from _plainer(scenario, lambda one: one, name, 0.0)
     for number, slot in enumerate(scenario.slots):
         for name in ("skew", "drift"):
-            if getattr(slot, name):
-                yield _changed(scenario, lambda copy, number=number, name=name: setattr(copy.slots[number], name, 0.0))
-        for index, (run, after, waits) in enumerate(slot.calls):
-            if after:
-                yield _changed(
-                    scenario,
-                    lambda copy, number=number, index=index, call=(run, 0.0, waits): copy.slots[number].calls.__setitem__(
-                        index, call
-                    ),
-                )
+            yield from _plainer(scenario, lambda one, number=number: one.slots[number], name, 0.0)
+        at_once = [(run, 0.0, waits) for run, _, waits in slot.calls]
+        yield from _plainer(scenario, lambda one, number=number: one.slots[number], "calls", at_once)
     for run, spec in enumerate(scenario.runs):
-        if spec.cancelled_at:
-            yield _changed(scenario, lambda copy, run=run: setattr(copy.runs[run], "cancelled_at", 0.0))
-        if spec.blocking:
-            yield _changed(scenario, lambda copy, run=run: setattr(copy.runs[run], "blocking", False))
+        for name, plain in (("cancelled_at", 0.0), ("blocking", False)):
+            yield from _plainer(scenario, lambda one, run=run: one.runs[run], name, plain)
         for path in _paths(spec.ops):
-            op = _at(spec.ops, path)
             for name, plain in (("fails", 0), ("attempts", 0), ("once", False), ("caught", False), ("keyed", False)):
-                if getattr(op, name) != plain:
-                    yield _changed(
-                        scenario,
-                        lambda copy, run=run, path=path, name=name, plain=plain: setattr(
-                            _at(copy.runs[run].ops, path), name, plain
-                        ),
-                    )
+                yield from _plainer(scenario, lambda one, run=run, path=path: _at(one.runs[run].ops, path), name, plain)
     for index, fault in enumerate(scenario.faults):
         for at in (1, fault.at // 2, fault.at - 1):
             if 1 <= at < fault.at:
-                yield _changed(scenario, lambda copy, index=index, at=at: _move(copy.faults[index], at))
+                yield from _plainer(scenario, lambda one, index=index: one.faults[index], "at", at)
 
 
-def _move(fault: Fault, at: float) -> None:
-    fault.at = at
-
-
-def _changed(scenario: Scenario, change: Callable[[Scenario], object]) -> Scenario:
-    copy = deepcopy(scenario)
-    change(copy)
-    return copy
+def _plainer(scenario: Scenario, part: Callable[..., object], name: str, plain: object) -> Iterator[Scenario]:
+    if getattr(part(scenario), name) != plain:
+        copy = deepcopy(scenario)
+        setattr(part(copy), name, plain)
+        yield copy
 
 
 def _without_slot(scenario: Scenario, place: int) -> Scenario:

@@ -1,4 +1,4 @@
-"""Simulating a scenario: places with lives in them, callers who want their runs done, and faults that come when they are due."""
+"""Simulating a scenario: places with lives in them, callers who want their runs done, and faults when they are due."""
 
 from __future__ import annotations
 
@@ -37,6 +37,9 @@ class Conditions(NamedTuple):
     early: bool = False
 
 
+_AS_IT_SHOULD_BE: Final = Conditions()
+
+
 class Outcome(NamedTuple):
     """What became of a scenario: what is `broken`, if anything is; which faults came about; which situations occurred."""
 
@@ -46,7 +49,7 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def simulated(scenario: Scenario, conditions: Conditions = Conditions()) -> Outcome:
+def simulated(scenario: Scenario, conditions: Conditions = _AS_IT_SHOULD_BE) -> Outcome:
     """Let the scenario happen, and check it."""
     world = _World(scenario, conditions)
     broken: Broken | None = None

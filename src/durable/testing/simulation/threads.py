@@ -238,7 +238,7 @@ class Threading:
         """See `threading.RLock`."""
         return RLock(self._here)
 
-    def Condition(self, lock: RLock | None = None) -> Condition:  # noqa: N802
+    def Condition(self, lock: Any = None) -> Any:  # noqa: N802
         """See `threading.Condition`."""
         return Condition(self._here, lock)
 

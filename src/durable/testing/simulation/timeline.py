@@ -36,8 +36,10 @@ class Timeline:
             act(*args)
 
     def chance(self, *of: int) -> float:
-        """A number in [0, 1) that depends on nothing but the seed and what it is asked for: removing one fault from a
-        scenario changes no other chance in it."""
+        """A number in [0, 1) that depends on nothing but the seed and what it is asked for.
+
+        So removing one fault from a scenario changes no other chance in it.
+        """
         mixed = self._seed
         for part in of:
             mixed = (mixed ^ part) * 0xBF58476D1CE4E5B9 & _MASK

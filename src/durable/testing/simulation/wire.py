@@ -270,7 +270,7 @@ class Connections:
                 return lane
         return Lane(self.connect(until))
 
-    def connect(self, until: float) -> Wire:
+    def connect(self, until: float) -> Wire:  # noqa: ARG002 -- the host sleeps as long as it must
         """See `connections.Connections`."""
         self._host.clock.sleep(_CONNECTING)
         if not self._server.up:
