@@ -9,13 +9,14 @@ from typing import Any, Final, Protocol, cast
 
 from greenlet import greenlet
 
-from durable._run import _Run
+from durable import _run
 from durable._step import Step
 from durable.stores._heartbeat import Heartbeat
+from durable.stores._postgres import writer
 from durable.stores._postgres.process import Process
 from durable.stores._postgres.statements import Names
 from durable.stores._postgres.store import PostgresStore
-from durable.stores._postgres.writer import Writer, _unsettled, tell
+from durable.stores._postgres.writer import Writer, tell
 from durable.testing.simulation import threads
 from durable.testing.simulation.history import History
 from durable.testing.simulation.loop import Loop
@@ -198,8 +199,10 @@ def _is_dead(owner: str | None, _: str | None) -> bool:
 
 
 _OURS: Final = {"threading": _threading}
+_unsettled: Final = cast(Any, writer)._unsettled  # noqa: SLF001 -- what stands in a module stands in for it here
+_Run: Final = cast(Any, _run)._Run  # noqa: SLF001
 _Writer: Final[Any] = threads.rebound(
-    Writer, {**_OURS, "tell": _told, "_unsettled": threads.with_names(cast(Any, _unsettled), _OURS)}
+    Writer, {**_OURS, "tell": _told, "_unsettled": threads.with_names(_unsettled, _OURS)}
 )
 _Heartbeat: Final[Any] = threads.rebound(Heartbeat, _OURS)
 _Process: Final[Any] = threads.rebound(Process, {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner})
@@ -213,7 +216,7 @@ class _Store(_RealStore):  # type: ignore[misc]
 
     def __init__(self, life: Life) -> None:
         self._life = life
-        super().__init__("postgresql://simulated", _NAMES, clock=life.clock)
+        cast(Any, super()).__init__("postgresql://simulated", _NAMES, clock=life.clock)
         self._sql = _SQL
 
     def _new_process(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
 from typing import Final
 
@@ -29,7 +30,7 @@ class Op(Struct, omit_defaults=True):
     once: bool = False
     caught: bool = False
     given: bool = False
-    branches: list[list[Op]] = []
+    branches: list[list[Op]] = msgspec.field(default_factory=list["list[Op]"])
 
 
 class Run(Struct, omit_defaults=True):
@@ -143,11 +144,13 @@ def _runs(draw: Random) -> list[Run]:
     return runs
 
 
-def _op(draw: Random, sites: object, depth: int) -> Op:
-    site: int = next(sites)  # type: ignore[call-overload]
+def _op(draw: Random, sites: Iterator[int], depth: int) -> Op:
+    site = next(sites)
     kind = draw.random()
     if kind < 0.14 and depth == 0:
-        branches = [[_op(draw, sites, 1) for _ in range(draw.choice((1, 1, 2)))] for _ in range(draw.choice((2, 2, 3)))]
+        branches: list[list[Op]] = [
+            [_op(draw, sites, 1) for _ in range(draw.choice((1, 1, 2)))] for _ in range(draw.choice((2, 2, 3)))
+        ]
         if draw.random() < 0.25:  # a name that branches share, after something that takes its time: to be refused
             for branch in branches[:2]:
                 before = Op("step", branch[0].site + _BEFORE, f"b{branch[0].site}", ms=draw.choice((0, 5, 30, 400)))

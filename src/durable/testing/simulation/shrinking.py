@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from typing import Final
+from typing import Any, Final
 
 from durable.testing.simulation.scenario import Op, Scenario, from_json, to_json
 
@@ -57,28 +57,34 @@ def _smaller(scenario: Scenario) -> Iterator[Scenario]:
 def _simpler(scenario: Scenario) -> Iterator[Scenario]:
     """Scenarios of the same size with less that is special about them."""
     for name in ("slow", "stalls"):
-        yield from _plainer(scenario, lambda one: one, name, 0.0)
+        yield from _plainer(scenario, (), name, 0.0)
     for number, slot in enumerate(scenario.slots):
         for name in ("skew", "drift"):
-            yield from _plainer(scenario, lambda one, number=number: one.slots[number], name, 0.0)
-        at_once = [(run, 0.0, waits) for run, _, waits in slot.calls]
-        yield from _plainer(scenario, lambda one, number=number: one.slots[number], "calls", at_once)
+            yield from _plainer(scenario, ("slots", number), name, 0.0)
+        yield from _plainer(scenario, ("slots", number), "calls", [(run, 0.0, waits) for run, _, waits in slot.calls])
     for run, spec in enumerate(scenario.runs):
         for name, plain in (("cancelled_at", 0.0), ("blocking", False)):
-            yield from _plainer(scenario, lambda one, run=run: one.runs[run], name, plain)
+            yield from _plainer(scenario, ("runs", run), name, plain)
         for path in _paths(spec.ops):
+            op: list[str | int] = ["runs", run, "ops", path[0]]
+            for number, index in zip(path[1::2], path[2::2], strict=True):
+                op += ["branches", number, index]
             for name, plain in (("fails", 0), ("attempts", 0), ("once", False), ("caught", False), ("keyed", False)):
-                yield from _plainer(scenario, lambda one, run=run, path=path: _at(one.runs[run].ops, path), name, plain)
-    for index, fault in enumerate(scenario.faults):
+                yield from _plainer(scenario, op, name, plain)
+    for number, fault in enumerate(scenario.faults):
         for at in (1, fault.at // 2, fault.at - 1):
             if 1 <= at < fault.at:
-                yield from _plainer(scenario, lambda one, index=index: one.faults[index], "at", at)
+                yield from _plainer(scenario, ("faults", number), "at", at)
 
 
-def _plainer(scenario: Scenario, part: Callable[..., object], name: str, plain: object) -> Iterator[Scenario]:
-    if getattr(part(scenario), name) != plain:
-        copy = deepcopy(scenario)
-        setattr(part(copy), name, plain)
+def _plainer(scenario: Scenario, path: Sequence[str | int], name: str, plain: object) -> Iterator[Scenario]:
+    """The scenario with something plain in place of what is special, if it is, at this path of names and indexes."""
+    copy: Any = deepcopy(scenario)
+    part = copy
+    for turn in path:
+        part = getattr(part, turn) if isinstance(turn, str) else part[turn]
+    if getattr(part, name) != plain:
+        setattr(part, name, plain)
         yield copy
 
 
@@ -103,12 +109,6 @@ def _paths(ops: list[Op], before: tuple[int, ...] = ()) -> Iterator[tuple[int, .
         yield (*before, index)
         for number, branch in enumerate(op.branches):
             yield from _paths(branch, (*before, index, number))
-
-
-def _at(ops: list[Op], path: tuple[int, ...]) -> Op:
-    for index, number in zip(path[:-1:2], path[1:-1:2], strict=True):
-        ops = ops[index].branches[number]
-    return ops[path[-1]]
 
 
 def _remove(ops: list[Op], path: tuple[int, ...]) -> None:
