@@ -113,7 +113,7 @@ def main() -> int:
     parser.add_argument("--nightly", action="store_true")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    fine = _seeds(options)
+    fine = not options.seeds or _seeds(options)
     if options.bugs or options.corpus or options.nightly:
         fine = _bugs(corpus=options.corpus) and fine
     return 0 if fine else 1
