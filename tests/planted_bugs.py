@@ -57,7 +57,7 @@ class Bug:
             for seed in range(self.budget if budget is None else budget):
                 scenario = generated(seed)
                 outcome = simulated(scenario, self.conditions)
-                if outcome.broken is not None:
+                if outcome.broken is not None and outcome.broken.invariant != "crash":
                     return seed + 1, scenario, outcome
         return None
 
@@ -174,7 +174,7 @@ def _nobody(*_: Any) -> tuple[str, ...]:
 
 
 def _fate_without_nonce(self: Statements, write: Any, owners: Any, found: Any) -> Any:
-    other = commits.Writing(write.lease, write.record)  # as if each sending had drawn another
+    other = commits.Writing(write.lease, write.record, -1)  # as if each sending had drawn another
     return _fate(self, other, owners, found)
 
 

@@ -42,7 +42,9 @@ def test_a_planted_bug_is_found(bug: Bug) -> None:
     """Within its budget of seeds; and by its file in the corpus, which was shrunk from such a seed."""
     assert bug.caught() is not None, f"{bug.name} was not found by {bug.budget} seeds"
     (smallest,) = CAUGHT[bug.name]
-    assert bug.simulated(from_json(smallest.read_bytes())).broken is not None
+    broken = bug.simulated(from_json(smallest.read_bytes())).broken
+    assert broken is not None
+    assert broken.invariant != "crash"
 
 
 @pytest.mark.parametrize("bug", MENDED, ids=lambda bug: bug.name)

@@ -20,16 +20,18 @@ from durable._engine.decisions import Admission, Claim, ClaimReply, Decline, Gra
 from durable._engine.journal import Journal
 from durable._engine.leases import checked_seconds
 from durable._engine.steps import Execution
+from durable._migration import OnVersionMismatch, answer_to, checked_answer, migrated
 from durable._terms import Terms, checked_timeout, terms
 from durable.clocks import Clock, clock_of
 from durable.codecs import Codec, accepts, checked_plain, codec_of, returns
-from durable.errors import ConcurrentExecution, DurableWarning, HistoryError, InvalidArgument
+from durable.documents import Snapshot
+from durable.errors import ConcurrentExecution, DurableWarning, HistoryError, InvalidArgument, VersionMismatch
 from durable.events import LeaseTaken, Listener, RunBegan, RunEvent, RunReturned, safely
 from durable.failures import from_record
 from durable.snapshot import ErrorRecord, checked_name
 from durable.stores import MemoryStore
-from durable.stores._whole import run_store
-from durable.stores.protocol import RunStore, SnapshotStore
+from durable.stores._given import AnyStore, run_store
+from durable.stores.protocol import RunStore
 
 OMITTED: Final[Any] = ...
 _WITHOUT_INPUT: Final = 2  # arguments: fn(step, deps)
@@ -41,6 +43,7 @@ class Options(NamedTuple):
     """What a call of `run` was given besides what to run; see there."""
 
     version: int
+    on_version_mismatch: OnVersionMismatch | None
     on_conflict: str
     wait_timeout: float | None
     lease: float
@@ -120,9 +123,20 @@ class Plan:
         try:
             options = self.options
             waits, wait_timeout = options.on_conflict == "wait", options.wait_timeout
-            return runs.admitted(claim, reply, waits=waits, wait_timeout=wait_timeout, waited=waited, polls=polls)
+            migrates = options.on_version_mismatch not in (None, "raise")
+            return runs.admitted(
+                claim, reply, waits=waits, wait_timeout=wait_timeout, waited=waited, polls=polls, migrates=migrates
+            )
         except HistoryError as error:
             return Decline(error, reply.lease if isinstance(reply, Granted) else None)
+
+    def answer(self, mismatch: VersionMismatch, stored: Snapshot) -> Any:
+        """What the user says to a run of another version, perhaps still to be awaited."""
+        return answer_to(self.options.on_version_mismatch, mismatch, stored)
+
+    def migrated(self, answer: object, mismatch: VersionMismatch, stored: Snapshot) -> Snapshot:
+        """The run as it is to go on."""
+        return migrated(answer, mismatch, stored, self.codec)
 
     def stored_result(self, value: bytes) -> Any:
         """The result of a run that had been completed before."""
@@ -150,7 +164,7 @@ def planned(
     deps: Any,
     fn: Callable[..., Any],
     id: str,
-    given: RunStore | SnapshotStore | None,
+    given: AnyStore | None,
     input: Any,
     options: Options,
 ) -> Plan:
@@ -188,6 +202,7 @@ def _check(options: Options) -> None:
     version, on_conflict, wait_timeout = options.version, options.on_conflict, options.wait_timeout
     if isinstance(version, bool) or not isinstance(version, int) or not -(2**31) <= version < 2**31:
         raise InvalidArgument(f"version must be an int of at most 31 bits, not {version!r}")
+    checked_answer(options.on_version_mismatch)
     if on_conflict not in ("raise", "wait"):
         raise InvalidArgument(f'on_conflict must be "raise" or "wait", not {on_conflict!r}')
     if wait_timeout is not None and not (isinstance(wait_timeout, int | float) and wait_timeout >= 0):

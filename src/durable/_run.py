@@ -24,6 +24,7 @@ from durable._engine.decisions import (
     Decline,
     Finish,
     Granted,
+    Migrate,
     Proceed,
     Release,
     Reraise,
@@ -31,15 +32,18 @@ from durable._engine.decisions import (
 )
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
+from durable._migration import OnVersionMismatch
 from durable._plan import OMITTED, Options, Plan, planned
 from durable._step import AsyncStep, Step
 from durable.errors import (
     ColourMismatch,
     DurableError,
+    VersionMismatch,
 )
 from durable.events import Listener
 from durable.failures import to_record
 from durable.snapshot import ErrorRecord, Status
+from durable.stores._given import AnyStore
 from durable.stores.protocol import RunStore, SnapshotStore
 
 D = TypeVar("D")
@@ -59,8 +63,9 @@ def run(
     fn: Callable[[AsyncStep, D], Coroutine[Any, Any, T]],
     *,
     id: str,
-    store: RunStore | SnapshotStore | None = ...,
+    store: AnyStore | None = ...,
     version: int = ...,
+    on_version_mismatch: OnVersionMismatch | None = ...,
     on_conflict: OnConflict = ...,
     wait_timeout: float | None = ...,
     lease: float = ...,
@@ -76,9 +81,10 @@ def run(
     fn: Callable[[AsyncStep, D, I], Coroutine[Any, Any, T]],
     *,
     id: str,
-    store: RunStore | SnapshotStore | None = ...,
+    store: AnyStore | None = ...,
     input: I = ...,
     version: int = ...,
+    on_version_mismatch: OnVersionMismatch | None = ...,
     on_conflict: OnConflict = ...,
     wait_timeout: float | None = ...,
     lease: float = ...,
@@ -96,6 +102,7 @@ def run(
     id: str,
     store: RunStore | SnapshotStore | None = ...,
     version: int = ...,
+    on_version_mismatch: OnVersionMismatch | None = ...,
     on_conflict: OnConflict = ...,
     wait_timeout: float | None = ...,
     lease: float = ...,
@@ -114,6 +121,7 @@ def run(
     store: RunStore | SnapshotStore | None = ...,
     input: I = ...,
     version: int = ...,
+    on_version_mismatch: OnVersionMismatch | None = ...,
     on_conflict: OnConflict = ...,
     wait_timeout: float | None = ...,
     lease: float = ...,
@@ -128,9 +136,10 @@ def run(
     fn: Callable[..., Any],
     *,
     id: str,
-    store: RunStore | SnapshotStore | None = None,
+    store: AnyStore | None = None,
     input: Any = OMITTED,
     version: int = 1,
+    on_version_mismatch: OnVersionMismatch | None = None,
     on_conflict: OnConflict = "raise",
     wait_timeout: float | None = None,
     lease: float = 30.0,
@@ -146,7 +155,11 @@ def run(
     - `fn(step, deps)`, or `fn(step, deps, input)`; for an `async def` this returns a coroutine.
     - `store` keeps the run; without one it lives in this process only, and a `DurableWarning` says so once.
     - `input` is recorded at the first call; omitted at a later one, the recorded input is used.
-    - `version` of the workflow, recorded at the first call.
+    - `version` of the workflow, recorded at the first call. `on_version_mismatch` says what becomes of a run that another
+      version has started: `"raise"` `VersionMismatch`, `"clear"` what it remembers and begin anew with its input, or what a
+      function of its `Snapshot` and its version returns: one of these words, or the snapshot (or document) to go on with. The
+      function may be async for an async workflow. It is asked while nobody executes the run, and again if the run is
+      changed before its answer has been stored.
     - `on_conflict`: when somebody else is executing this id, `"raise"` `ConcurrentExecution` or `"wait"` for the outcome,
       at most `wait_timeout` seconds (None: as long as it takes).
     - `lease`: seconds after which others may take the run over from a process that fell silent; at least 0.5, and longer
@@ -164,9 +177,11 @@ def run(
     Raises what the workflow raised; `InvalidArgument` before anything is touched; `RunMismatch`, `VersionMismatch`,
     `WorkflowDrift`, `UnreadableRecord` when the stored run does not fit, and leaves it as it is; `ConcurrentExecution`,
     `WaitTimedOut`; `LeaseLost` when the lease ended under it; `RunCancelled`, `DeadlineExceeded`; `StoreUnavailable`,
-    `AccessDenied`, `SchemaMismatch`, `OutcomeUnknown` from the store.
+    `AccessDenied`, `UnsuitableServer`, `SchemaMismatch`, `OutcomeUnknown` from the store.
     """
-    options = Options(version, on_conflict, wait_timeout, lease, deadline, metadata, cancel, retry, on_event)
+    options = Options(
+        version, on_version_mismatch, on_conflict, wait_timeout, lease, deadline, metadata, cancel, retry, on_event
+    )
     plan = planned(deps, fn, id, store, input, options)
     if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
         return _AsyncRun(plan).outcome()
@@ -217,6 +232,9 @@ class _Run(_Either):
                     self._give_back(lease)
                     self._clock.sleep(seconds)
                     polls += 1
+                case Migrate(mismatch):
+                    self._migrated(mismatch)
+                    polls += 1
                 case Decline(error, lease):
                     self._give_back(lease)
                     raise error
@@ -263,6 +281,14 @@ class _Run(_Either):
         thread = threading.current_thread()
         return self._store.begin(claim, lambda: self._alive(thread.is_alive()))
 
+    def _migrated(self, mismatch: VersionMismatch) -> None:
+        stored = self._store.load(mismatch.run_id)
+        if stored is not None:
+            answer = self._plan.answer(mismatch, stored)
+            if inspect.isawaitable(answer):
+                raise _async_answer(answer)
+            self._store.replace(mismatch.run_id, stored, self._plan.migrated(answer, mismatch, stored))
+
     def _give_back(self, lease: Lease | None, status: Status | None = None, _: BaseException | None = None) -> None:
         if lease is not None:
             try:
@@ -295,6 +321,9 @@ class _AsyncRun(_Either):
                 case ClaimAgain(seconds, claim, lease):
                     await self._give_back(lease)
                     await self._clock.asleep(seconds)
+                    polls += 1
+                case Migrate(mismatch):
+                    await self._migrated(mismatch)
                     polls += 1
                 case Decline(error, lease):
                     await self._give_back(lease)
@@ -365,6 +394,14 @@ class _AsyncRun(_Either):
                 await self._give_back(granted.lease)
             raise
 
+    async def _migrated(self, mismatch: VersionMismatch) -> None:
+        stored = await self._store.aio.load(mismatch.run_id)
+        if stored is not None:
+            answer = self._plan.answer(mismatch, stored)
+            if inspect.isawaitable(answer):
+                answer = await answer
+            await self._store.aio.replace(mismatch.run_id, stored, self._plan.migrated(answer, mismatch, stored))
+
     async def _give_back(
         self, lease: Lease | None, status: Status | None = None, reason: BaseException | None = None
     ) -> None:
@@ -425,6 +462,14 @@ class _End:
         assert reason is not None  # noqa: S101 -- a run is released for a reason
         runs.interrupted(execution, plan.reading(), reason)
         return reason
+
+
+def _async_answer(answer: Any) -> ColourMismatch:
+    if inspect.iscoroutine(answer):
+        answer.close()
+    return ColourMismatch(
+        "on_version_mismatch is an async function, and the workflow is a blocking one: make them of one colour"
+    )
 
 
 def _left_to_end(lease: Lease, problem: DurableError) -> None:

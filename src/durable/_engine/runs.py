@@ -18,6 +18,7 @@ from durable._engine.decisions import (
     Decline,
     Finish,
     Granted,
+    Migrate,
     Proceed,
     Reading,
     Refused,
@@ -47,19 +48,31 @@ _MOST_TURNS: Final = 20
 
 
 def admitted(
-    claim: Claim, reply: ClaimReply, *, waits: bool, wait_timeout: float | None, waited: float, polls: int
+    claim: Claim,
+    reply: ClaimReply,
+    *,
+    waits: bool,
+    wait_timeout: float | None,
+    waited: float,
+    polls: int,
+    migrates: bool = False,
 ) -> Admission:
     """What the store's reply to a claim means.
 
     `waits` is whether the caller would rather wait than get `ConcurrentExecution`, for at most `wait_timeout` seconds;
-    `waited` and `polls` are how long and how often it has.
+    `waited` and `polls` are how long and how often it has; `migrates` whether he has an answer to another version.
     """
     header = reply.header
     granted = reply.lease if isinstance(reply, Granted) else None
     if isinstance(reply, Granted) and reply.problem is not None:
         return Decline(reply.problem, granted)
-    if header is not None and (mismatch := _mismatch(claim, header)):
+    mismatch = None if header is None else _mismatch(claim, header)
+    if mismatch is not None and not (migrates and isinstance(mismatch, VersionMismatch)):
         return Decline(mismatch, granted)
+    if mismatch is not None and granted is not None:  # another version came between two of the claim's statements
+        return ClaimAgain(0.0, claim, granted)
+    if isinstance(mismatch, VersionMismatch) and isinstance(reply, Refused) and reply.owner is None:
+        return Migrate(mismatch) if polls < _MOST_TURNS else _turns(claim)
     if header is not None and _ended(header):
         result = _last(reply.records, Kind.RESULT)
         if granted is not None:  # completed between two of the claim's statements: give the lease back, ask again
@@ -88,9 +101,13 @@ def admitted(
         problem = "its workflow takes an input, none was given, and no run of this id is stored that has one"
         return Decline(InvalidArgument(f"run {claim.run_id!r}: {problem}: pass input="))
     if polls >= _MOST_TURNS and not waits:
-        return Decline(ConcurrentExecution(claim.run_id, "others, who take turns at it"))
+        return _turns(claim)
     # Taken when the claim looked and free when its reply was read: nothing stands in the way of asking once more.
     return ClaimAgain(poll_delay(polls), claim)
+
+
+def _turns(claim: Claim) -> Decline:
+    return Decline(ConcurrentExecution(claim.run_id, "others, who take turns at it"))
 
 
 def executable(claim: Claim, header: Header | None) -> bool:

@@ -35,6 +35,7 @@ from durable.stores.listing import (
     checked_snapshot,
     stands,
 )
+from durable.stores.protocol import Isolation, Transaction
 
 
 @dataclass(slots=True)
@@ -150,6 +151,13 @@ class MemoryStore:
                     return number, payload
             return None
 
+    def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:  # noqa: ARG002
+        """Not here: there is no database to do anything in."""
+        raise InvalidArgument(
+            f"step.transaction({name!r}) needs the database that its body works in, and the store in memory has none: "
+            f"embedded() starts a real PostgreSQL for tests, postgres(url) uses yours"
+        )
+
     def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
         """See `PostgresStore.save`."""
         checked_name("a run's id", id)
@@ -174,6 +182,15 @@ class MemoryStore:
                 return None
             header, records = run.header, _in_order(run)
         return snapshot_of(header, records, run_id=id)
+
+    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
+        """See `RunStore.replace`."""
+        with self._lock:
+            run = self._runs.get(run_id)
+            if run is None or self._held(run) or self.load(run_id) != old:
+                return False
+            self.save(run_id, new)
+            return True
 
     def delete(self, id: str, *, force: bool = False) -> None:
         """See `PostgresStore.delete`."""

@@ -9,18 +9,18 @@ from typing import Any, TypeVar
 
 from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
+from durable.documents import Snapshot
 from durable.snapshot import Record, Status
 from durable.stores.protocol import Late, RunStore
 
 T = TypeVar("T")
 
 
-class ThreadedStore:
-    """Calls each verb of a blocking store in a thread of its own pool, so that no event loop ever waits for IO."""
+class CalledStore:
+    """The verbs of a store, each called in a way that goes on when its caller is cancelled."""
 
-    def __init__(self, store: RunStore, threads: int) -> None:
+    def __init__(self, store: RunStore) -> None:
         self._store = store
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="durable-store")
 
     def begin(self, claim: Claim, alive: Callable[[], bool]) -> asyncio.Future[ClaimReply]:
         """See `RunStore.begin`."""
@@ -64,9 +64,28 @@ class ThreadedStore:
         """See `RunStore.receive`."""
         return self._called(self._store.receive, lease, name, taken)
 
+    def load(self, id: str) -> asyncio.Future[Snapshot | None]:
+        """See `RunStore.load`."""
+        return self._called(self._store.load, id)
+
+    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> asyncio.Future[bool]:
+        """See `RunStore.replace`."""
+        return self._called(self._store.replace, run_id, old, new)
+
     def room(self) -> asyncio.Future[None] | None:
         """There always is: a store that blocks has its own ways to make its callers wait."""
         return None
+
+    def _called(self, verb: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        raise NotImplementedError
+
+
+class ThreadedStore(CalledStore):
+    """Calls each verb of a blocking store in a thread of its own pool, so that no event loop ever waits for IO."""
+
+    def __init__(self, store: RunStore, threads: int) -> None:
+        super().__init__(store)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="durable-store")
 
     def _called(self, verb: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         # Shielded: a verb that still waits for its thread would be cancelled with its future.

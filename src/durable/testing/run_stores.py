@@ -195,6 +195,27 @@ class RunStoreSuite:
         assert [record.seq for record in reply.records] == list(range(1, 101))
         store.release(reply.lease)
 
+    def test_a_run_is_replaced_while_it_is_what_was_loaded(self, store: RunStore) -> None:
+        """Not once it has been written, nor while somebody executes it; and what replaced it is what is granted."""
+        first = granted(store.begin(a_claim(input=b"7", input_hash="h"), alive)).lease
+        store.checkpoint(first, a_step(1, "one"))
+        held = store.load("run")
+        assert held is not None
+        assert not store.replace("run", held, held)
+        store.checkpoint(first, a_step(2, "two"))
+        store.release(first)
+        assert not store.replace("run", held, held)
+        loaded = store.load("run")
+        assert loaded is not None
+        assert list(loaded.steps) == ["one", "two"]
+        assert store.replace("run", loaded, held)
+        assert not store.replace("run", loaded, held)
+        assert store.load("no such run") is None
+        assert not store.replace("no such run", loaded, held)
+        reply = granted(store.begin(a_claim(), alive))
+        assert [record.key for record in reply.records] == ["input", "one"]
+        store.release(reply.lease)
+
     def test_asyncio_has_the_same_verbs(self, store: RunStore) -> None:
         """Begin, checkpoint, finish and release, with the same answers."""
 

@@ -106,13 +106,35 @@ class SnapshotVerbs:
 
         self._done(saved)
 
+    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
+        """See `RunStore.replace`. A reply that was lost makes it False, though it was done."""
+        row = self._row(run_id)
+        values = {"id": row, "ids": [row], "snapshot": new.to_json().decode()}
+
+        def replaced(lane: Lane) -> None:
+            with _transaction(lane):
+                self._lock(lane, run_id, row, force=False)
+                if self._read(lane, run_id, row) != old:
+                    raise ConcurrentExecution(run_id, "somebody who has changed it meanwhile")
+                lane.execute(self._query("write"), values)
+                lane.execute(self._query("delete_journals"), values)
+
+        try:
+            self._done(replaced)
+        except ConcurrentExecution:
+            return False
+        return True
+
     def load(self, id: str) -> Snapshot | None:
         """The run as one document, header and journal together, as they were at one moment; None when there is none.
 
         Raises `UnreadableRecord` when what is there is not understood: it is never taken for nothing.
         """
-        values = {"id": self._row(id)}
-        rows = self._done(lambda lane: lane.execute(self._query("load"), values).fetchall())
+        row = self._row(id)
+        return self._done(lambda lane: self._read(lane, id, row))
+
+    def _read(self, lane: Lane, id: str, row: str) -> Snapshot | None:
+        rows = lane.execute(self._query("load"), {"id": row}).fetchall()
         if not rows:
             return None
         (*_, kind, text), *journal = rows
@@ -270,6 +292,10 @@ class AsyncSnapshotVerbs:
     async def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
         """See `SnapshotVerbs.save`."""
         await asyncio.to_thread(self._snapshots.save, id, snapshot, force=force)
+
+    async def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
+        """See `SnapshotVerbs.replace`."""
+        return await asyncio.to_thread(self._snapshots.replace, run_id, old, new)
 
     async def load(self, id: str) -> Snapshot | None:
         """See `SnapshotVerbs.load`."""

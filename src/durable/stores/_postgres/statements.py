@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
 from collections.abc import Mapping
@@ -93,6 +94,12 @@ def statements(names: Names, file: str = "statements.sql") -> Mapping[str, bytes
     parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)[1:]
     named = zip(parts[::2], parts[1::2], strict=True)
     return {name: names.fill(_without_comments(part)).encode() for name, part in named}
+
+
+def numbered(query: bytes) -> bytes:
+    """The statement with the placeholders of the wire, `$1`, `$2` …, in place of psycopg's `%s`."""
+    numbers = itertools.count(1)  # a doubled % may stand before an s: in the name of a table
+    return re.sub(b"%[%s]", lambda found: b"%" if found[0] == b"%%" else b"$%d" % next(numbers), query)
 
 
 def migrations(names: Names) -> dict[int, bytes]:

@@ -25,7 +25,7 @@ from durable.testing.simulation.statements import STATEMENTS
 from durable.testing.simulation.timeline import Timeline
 from durable.testing.simulation.wire import Connections, Fate
 
-__all__ = ["BlockingRun", "Life", "Place"]
+__all__ = ["Life", "Place", "acting", "nobody_acts", "run_blocking"]
 
 _EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _SQL: Final = {name: name.encode() for name in STATEMENTS}
@@ -96,6 +96,15 @@ class Owner:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class _Transactions:
+    """See `transactions`: the simulation has no `step.transaction`."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class Life:
@@ -205,9 +214,12 @@ _Writer: Final[Any] = threads.rebound(
     Writer, {**_OURS, "tell": _told, "_unsettled": threads.with_names(_unsettled, _OURS)}
 )
 _Heartbeat: Final[Any] = threads.rebound(Heartbeat, _OURS)
-_Process: Final[Any] = threads.rebound(Process, {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner})
+_Process: Final[Any] = threads.rebound(
+    Process, {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner, "Transactions": _Transactions}
+)
 _BlockingStep: Final[Any] = threads.rebound(Step, _OURS)
-BlockingRun: Final[Any] = threads.rebound(_Run, {**_OURS, "Step": _BlockingStep})
+_BlockingRun: Final[Any] = threads.rebound(_Run, {**_OURS, "Step": _BlockingStep})
+run_blocking: Final[Any] = threads.with_names(cast(Any, _run).run, {"_Run": _BlockingRun})
 _RealStore: Final[Any] = threads.rebound(PostgresStore, {"is_dead": _is_dead})
 
 
@@ -220,4 +232,4 @@ class _Store(_RealStore):  # type: ignore[misc]
         self._sql = _SQL
 
     def _new_process(self) -> Any:
-        return _Process(self._life.connections, _SQL, self._life.clock)
+        return _Process(self._life.connections, _SQL, self._life.clock, 1)

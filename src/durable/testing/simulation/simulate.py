@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from durable._decorator import current_frame
-from durable._plan import OMITTED, Options, planned
 from durable._run import run as durable_run
 from durable.errors import AmbiguousKey, DurableError, RunCancelled, StepFailed, WorkflowDrift
 from durable.testing.simulation import programs
 from durable.testing.simulation.history import Broken, History
-from durable.testing.simulation.life import BlockingRun, Life, acting, nobody_acts
+from durable.testing.simulation.life import Life, acting, nobody_acts, run_blocking
 from durable.testing.simulation.scenario import FAULTS, Fault, Op, Run, Scenario
 from durable.testing.simulation.server import Server
 from durable.testing.simulation.statements import KEY_COLUMNS, Verb
@@ -314,11 +313,17 @@ class _Place:
         tries = 0
         while True:
             workflow = self._workflow(run, spec, programs.blocking)
-            options = Options(1, "wait" if waits else "raise", None, self.lease, None, None, None, None, None)
             problem: BaseException | None = None
             value: Any = None
             try:
-                value = BlockingRun(planned({}, workflow, f"r{run}", life.store, OMITTED, options)).outcome()
+                value = run_blocking(
+                    {},
+                    workflow,
+                    id=f"r{run}",
+                    store=life.store,
+                    on_conflict="wait" if waits else "raise",
+                    lease=self.lease,
+                )
             except Exception as raised:
                 problem = raised
             if self._is_over(run, spec, value, problem):

@@ -232,6 +232,11 @@ class Lane:
 
     also = execute
 
+    def wrote(self, query: bytes, values: Sequence[bytes]) -> int:
+        """See `connections.Lane`: a checkpoint's columns, as the wire has them."""
+        seq, key, kind, nonce, record, row, token = (value.decode() for value in values)
+        return self.connection.execute(query, (int(seq), key, kind, int(nonce), record, row, token)).rowcount
+
 
 class Connections:
     """See `connections.Connections`, and its watchdog."""

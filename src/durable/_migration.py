@@ -1,0 +1,68 @@
+"""What becomes of a run that another version of its workflow has started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Literal, TypeAlias, cast
+
+from msgspec import UNSET, structs
+
+from durable.codecs import Codec
+from durable.documents import Snapshot
+from durable.errors import InvalidArgument, VersionMismatch
+from durable.snapshot import Execution, Status
+from durable.stores.listing import checked_snapshot
+
+__all__ = ["Migrated", "OnVersionMismatch", "answer_to", "checked_answer", "migrated"]
+
+Migrated: TypeAlias = Literal["raise", "clear"] | Snapshot | Mapping[str, Any]
+OnVersionMismatch: TypeAlias = (
+    Literal["raise", "clear"]
+    | Callable[[Snapshot, int], Migrated]
+    | Callable[[Snapshot, int], Coroutine[Any, Any, Migrated]]
+)
+
+
+def checked_answer(given: object) -> None:
+    """`InvalidArgument` for what cannot be an answer to another version."""
+    if given not in (None, "raise", "clear") and not callable(given):
+        raise InvalidArgument(
+            f'on_version_mismatch must be "raise", "clear" or a function of the stored snapshot and its version, '
+            f"not {given!r}"
+        )
+
+
+def answer_to(given: OnVersionMismatch | None, mismatch: VersionMismatch, stored: Snapshot) -> Any:
+    """What the user says to this run, perhaps still to be awaited."""
+    return given(stored, mismatch.stored) if callable(given) else given
+
+
+def migrated(answer: object, mismatch: VersionMismatch, stored: Snapshot, codec: Codec) -> Snapshot:
+    """The run as it is to go on, of the version that asked. Raises the mismatch when the answer is to raise it."""
+    match answer:
+        case "raise" | None:
+            raise mismatch
+        case "clear":
+            moment = stored.execution.last_updated
+            state = structs.replace(
+                stored,
+                steps={},
+                attempts={},
+                execution=Execution(Status.RUNNING, last_updated=moment),
+                result=UNSET,
+                failure=None,
+            )
+        case Snapshot() | Mapping():
+            state = checked_snapshot(mismatch.run_id, cast(Snapshot | Mapping[str, Any], answer))
+        case _:
+            raise InvalidArgument(
+                f'run {mismatch.run_id!r}: on_version_mismatch must return "raise", "clear" or a snapshot (or its '
+                f"document), not {type(answer).__name__}"
+            )
+    described = {**stored.metadata, **state.metadata, "version": mismatch.given}
+    if state.input is not UNSET and state.input != stored.input:
+        given = codec.decode(bytes(state.input), run_id=mismatch.run_id, where="the migrated input")
+        described["inputHash"] = codec.fingerprint(given, what="the migrated input")
+    # In what order another version made its calls binds nobody.
+    steps = {key: structs.replace(step, unordered=True) for key, step in state.steps.items()}
+    return structs.replace(state, workflow_name=stored.workflow_name, steps=steps, metadata=described)
