@@ -60,7 +60,11 @@ V = TypeVar("V")
 
 
 class Violation(Exception):
-    """A unique index refuses it: SQLSTATE 23505."""
+    """A constraint refuses it: a unique index (SQLSTATE 23505), or another one."""
+
+    def __init__(self, table: str, sqlstate: str = "23505") -> None:
+        super().__init__(table)
+        self.sqlstate = sqlstate
 
 
 class Victim(Exception):
@@ -158,11 +162,13 @@ class Change(NamedTuple):
 class Transaction:
     """Begun, and then committed or rolled back."""
 
-    __slots__ = ("began", "database", "locked", "number", "over", "waits", "written")
+    __slots__ = ("began", "database", "id", "locked", "number", "over", "waits", "written")
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self.began = database.clock()
+        database.begun += 1
+        self.id = database.begun  # `txid_current()`
         self.number = 0  # of its statements
         self.locked: list[Row[Any]] = []
         self.written: list[tuple[Table[Any], Row[Any]]] = []
@@ -337,6 +343,7 @@ class Database:
         self.keys = keys
         self.clock = clock
         self.commits = 0
+        self.begun = 0
         self.audit: Callable[[int, list[Change]], object] | None = None
 
     def begin(self) -> Transaction:

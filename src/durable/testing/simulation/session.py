@@ -74,7 +74,7 @@ class Running:
             self.done = True
             self._session.ended()
         except (Violation, Victim) as problem:
-            self.error = Refused("23505" if isinstance(problem, Violation) else "40P01")
+            self.error = Refused(problem.sqlstate if isinstance(problem, Violation) else "40P01")
             self.done = True
             self._session.fail()
         return True
