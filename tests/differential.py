@@ -15,8 +15,9 @@ import psycopg
 from psycopg import sql
 
 from durable.stores._postgres.statements import Names, statements
+from durable.testing.simulation.database import serve
 from durable.testing.simulation.session import Running, Session
-from durable.testing.simulation.statements import Header, new_database
+from durable.testing.simulation.statements import Header, Lease, new_database
 from support import Database
 
 _GIVES_UP = 30.0  # seconds, after which it is neither done nor waiting
@@ -87,7 +88,6 @@ class Both:
         self.running: Running | None = None
         self.statement = ""
         self.waited = False
-        self.txids = (0, 0)
 
     @property
     def busy(self) -> bool:
@@ -127,11 +127,11 @@ class Comparison:
         for both in self._all:
             both.real.close()
 
-    def start(self, seed: int, connections: int, documents: Mapping[str, Any]) -> None:
-        """An empty model, and ids that PostgreSQL has not seen; with these documents, as if other tools had saved them."""
+    def start(self, seed: int, connections: int, documents: Mapping[str, Any], leases: Mapping[str, float]) -> None:
+        """An empty model, and ids that PostgreSQL has not seen; with these documents, and leases that end in so many seconds."""
         self.prefix, self.time = f"{seed}-", 1000.0
         self.model, self.tables = new_database(lambda: self.time)
-        self.history, self.connections = [f"seed {seed}: {documents}"], self._all[:connections]
+        self.history, self.connections = [f"seed {seed}: {documents} {leases}"], self._all[:connections]
         sequence = f"pg_get_serial_sequence({self._names['signals_text']}, 'number')::regclass"
         ((self.tables.numbers[0],),) = self._rows(f"SELECT COALESCE(pg_sequence_last_value({sequence}), 0)")
         for both in self.connections:
@@ -142,6 +142,12 @@ class Comparison:
             list(writing.statement().insert(self.tables.snapshots, row.id, row))
             query = f"INSERT INTO {self._names['snapshots']} (id, snapshot) VALUES (%s, %s)"
             self._watcher.execute(query.encode(), (row.id, json.dumps(document)))
+        for run_id, seconds in leases.items():
+            lease = Lease(self.prefix + run_id, 1, f"1:{run_id}.0", "me", self.time + seconds)
+            list(writing.statement().insert(self.tables.locks, lease.workflow_id, lease))
+            values = "VALUES (%s, %s, %s, %s, clock_timestamp() + make_interval(secs => %s))"
+            query = f"INSERT INTO {self._names['locks']} (workflow_id, epoch, owner_token, owner, expires_at) {values}"
+            self._watcher.execute(query.encode(), (*lease[:4], seconds))
         writing.commit()
 
     def begin(self, both: Both) -> None:
@@ -150,22 +156,16 @@ class Comparison:
         both.model.begin()
         both.real.execute(b"BEGIN ISOLATION LEVEL READ COMMITTED")
         self._settled()
-        both.real.execute(b"SELECT txid_current()")
-        self._settled()
-        _, ((txid,),), _ = _answer(both)
-        both.txids = txid, both.model.transaction.id
 
     def end(self, both: Both, how: str) -> None:
         """COMMIT or ROLLBACK, and whatever goes on when its locks are gone."""
         self._did(both, how)
         both.real.execute(how.encode())
         self._settled()
-        self._let_in()
-        if how == "COMMIT":
-            both.model.commit()
-        else:
-            both.model.roll_back()
+        with self._in_its_order():
+            both.model.commit() if how == "COMMIT" else both.model.roll_back()
         self._compare()
+        self._same_tables()
 
     def run(self, both: Both, name: str, parameters: Any) -> None:
         """A statement, as far as it goes; and, where it commits by itself, whatever goes on then."""
@@ -173,19 +173,30 @@ class Comparison:
         self.seen[name] += 1
         self.time += 0.001
         both.statement, both.waited = name, False
-        mine, its = (list(parameters), list(parameters)) if name == "transaction_record" else (parameters, parameters)
-        if name == "transaction_record" and parameters[6]:
-            its[6], mine[6] = both.txids
+        mine, its = parameters, parameters
+        if name == "transaction_record" and not both.failed:
+            mine, its = self._with_transactions(both, parameters)
         both.real.execute(self._sql[name], its)
         self._settled()
         if both.failed:
             self._same(both, ("error", "25P02", 0), _answer(both))
             self.seen["25P02"] += 1
             return
-        self._let_in()
-        both.running = both.model.start(name, mine)
-        both.running.proceed()
+        commits = self.model.commits
+        with self._in_its_order():
+            both.running = both.model.start(name, mine)
+            both.running.proceed()
         self._compare()
+        if commits != self.model.commits:
+            self._same_tables()
+
+    def _with_transactions(self, both: Both, parameters: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        """The parameters for the model and for the server: where there is a 1, what each calls this transaction."""
+        both.real.execute(b"SELECT txid_current()")
+        self._settled()
+        _, ((txid,),), _ = _answer(both)
+        before, right, after = parameters[:6], parameters[6], parameters[7:]
+        return (*before, right * both.model.transaction.id, *after), (*before, right * txid, *after)
 
     def _did(self, both: Both, what: str) -> None:
         self.history.append(f"{both.name}: {what}")
@@ -207,35 +218,39 @@ class Comparison:
             if monotonic() > until:
                 raise Differs(self._told("PostgreSQL neither answers nor waits"))
 
-    def _let_in(self) -> None:
-        """Who of several that wait for one row gets it first is the server's choice: the model's queue follows it."""
-        for table in self.tables.all():
-            for row in table.rows.values():
-                if len(row.queue) > 1:
-                    before = list(row.queue)
-                    row.queue.sort(key=self._is_behind)
-                    self.seen["snatched"] += before != row.queue
+    @contextmanager
+    def _in_its_order(self) -> Iterator[None]:
+        """Who of several waiting for one row gets it is the server's choice: in the model, whoever waits on there waits behind."""
+        waiting = [both for both in self.connections if both.running and both.running.blocked]
+        behind = [both.running.wait for both in waiting if both.running and not _is_done(both)]
+        self.seen["one of several was let in"] += 0 < len(behind) < len(waiting)
+        for one in filter(None, behind):
+            one.row.queue.remove(one)
+        yield
+        self._go_on()
+        for one in filter(None, reversed(behind)):
+            one.row.queue.insert(0, one)
+            serve(one.row)
 
-    def _is_behind(self, waiting: Any) -> bool:
-        both = next(both for both in self.connections if both.model.transaction is waiting.transaction)
-        return not _is_done(both)
-
-    def _compare(self) -> None:
-        """Let everybody in the model go on who can, and see that everybody has come as far as in PostgreSQL."""
+    def _go_on(self) -> None:
+        """Let everybody in the model go on who can, and compare their answers."""
         while ready := [both for both in self.connections if both.running and not both.running.blocked]:
-            both = min(ready, key=lambda both: not _is_done(both))
+            both = min(ready, key=_place)
             running = both.running
             if running and (running.done or running.proceed()):
                 both.running = None
                 said = running.error
                 reply: Reply = ("rows", *running.result) if said is None else ("error", said.sqlstate, 0)
                 self._same(both, reply, _answer(both) if _is_done(both) else None)
+
+    def _compare(self) -> None:
+        """See that everybody has come as far in the model as in PostgreSQL."""
+        self._go_on()
         for both in self.connections:
             if both.running is not None:
                 both.waited = True
                 if _is_done(both):
                     raise Differs(self._told(f"{both.name} waits in the model, and answered: {_answer(both)}"))
-        self._same_tables()
 
     def _same(self, both: Both, mine: Reply, its: Reply | None) -> None:
         if its is None:
@@ -307,6 +322,11 @@ def _answer(both: Both) -> Reply:
 
 def _is_done(both: Both) -> bool:
     return both.real.answer is None or both.real.answer.done()
+
+
+def _place(both: Both) -> int:
+    """Who has done with it is before who waits; and whose transaction was refused, before whom it stood in the way of."""
+    return 2 if not _is_done(both) else _answer(both)[0] != "error"
 
 
 def _comparable(statement: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

@@ -14,10 +14,11 @@ from support import Database
 SCENARIOS: Final = int(os.environ.get("DURABLE_DIFFERENTIAL", "200"))
 MOST: Final = 10  # times as many, until everything has occurred
 LONG: Final = 1000.0  # seconds: a lease that will not end; or has long been over
-IDS: Final = ("a", "b", "c")
+IDS: Final = ("a", "b")
 CLAIM: Final = ("take_leases", "open_runs", "read_runs", "read_journals")
 
 DOCUMENTS: Final[tuple[dict[str, Any], ...]] = (
+    *[{"formatVersion": 1, "workflowName": "w", "steps": {}, "execution": {"status": "running"}, "metadata": {}}] * 9,
     {"formatVersion": 1, "steps": {}, "execution": {"status": "running"}},
     {"formatVersion": 1, "workflowName": "", "steps": {}, "execution": {"status": "completed"}, "metadata": {"of": 1}},
     {"formatVersion": 1, "workflowName": "w", "steps": {}, "execution": {"status": "failed"}, "metadata": None},
@@ -43,7 +44,7 @@ OCCURS: Final = frozenset(
     + [f"{name}: something, after a wait" for name in WAITS]
     + [f"{name}: nothing, after a wait" for name in EITHER]
     + ["40P01", "40P01, after a wait", "23505", "23505, after a wait", "23502", "25P02"]
-    + ["skipped", "snatched", "COMMIT", "ROLLBACK", "read_runs: something", "open_runs: something", "three wait or hold"]
+    + ["skipped", "one of several was let in", "COMMIT", "ROLLBACK", "read_runs: something", "open_runs: something", "three wait or hold"]
 )
 """What must have been compared: each statement with either answer, granted and refused after a wait, and each error."""
 
@@ -61,8 +62,9 @@ class Script:
     def perform(self, steps: int) -> None:
         """A short history, and then the end of everything that is open."""
         chance, comparison = self.chance, self.comparison
-        documents = {run_id: chance.choice(DOCUMENTS) for run_id in IDS if chance.random() < 0.3}
-        comparison.start(self.seed, chance.choice((2, 3)), documents)
+        documents = {run_id: chance.choice(DOCUMENTS) for run_id in IDS if chance.random() < 0.6}
+        leases = {run_id: chance.choice((LONG, -LONG)) for run_id in IDS if chance.random() < 0.7}
+        comparison.start(self.seed, chance.choice((2, 3)), documents, leases)
         self.plans = {both: [] for both in comparison.connections}
         for _ in range(steps):
             self._step(chance.choice([both for both in self.plans if not both.busy]))
@@ -96,20 +98,22 @@ class Script:
         if what == "transaction":
             run_id = self._id()
             return [("BEGIN", ...), ("transaction_fence", (run_id,)), ("transaction_record", self._record(run_id)), end]
-        if what == "alone" and (len(self.plans) == 2 or not any(other.busy for other in self.plans)):
+        # Of three, one that committed by itself as soon as it was let in would hide who came first.
+        active = (other.busy or other.model.transaction is not None for other in self.plans)
+        if what == "alone" and (len(self.plans) == 2 or not any(active)):
             return [(chance.choice(ALONE), ...)]
         return [("BEGIN", ...), *((chance.choice(ALONE), ...) for _ in range(chance.randint(1, 3))), end]
 
     def _values(self, name: str) -> Any:
         chance = self.chance
-        ids = chance.sample([self._named(run_id) for run_id in IDS], chance.choice((1, 1, 2)))
+        ids = chance.sample([self._named(run_id) for run_id in IDS], chance.choice((1, 2)))
         tokens = [self._token(run_id) for run_id in ids]
         match name:
             case "checkpoint":
                 return (*self._step_row(), ids[0], tokens[0])
             case "checkpoint_batch":
                 rows = [{"n": n, **self._row(run_id, token)} for n, (run_id, token) in enumerate(zip(ids, tokens))]
-                rows.append({"n": len(rows), **self._row(ids[0], tokens[0])})
+                rows.append({"n": len(rows), **self._row(ids[0], self._token(ids[0])), "nonce": 5})  # its own, as ever
                 return (json.dumps(rows),)
             case "finish_batch":
                 status = chance.choice(("completed", "failed"))
@@ -134,7 +138,7 @@ class Script:
     def _claim(self) -> dict[str, Any]:
         chance = self.chance
         claims: list[dict[str, Any]] = []
-        for run_id in chance.sample([self._named(run_id) for run_id in IDS], chance.choice((1, 1, 2))):
+        for run_id in chance.sample([self._named(run_id) for run_id in IDS], chance.choice((1, 2))):
             self.claims += 1
             header = {"workflowName": "w", "execution": {"status": "running"}, "formatVersion": 1, "steps": {}}
             claim = {
@@ -203,7 +207,7 @@ def test_the_model_and_postgresql_say_and_leave_the_same(database: Database) -> 
             if seed >= SCENARIOS and not missing(comparison.seen):
                 break
             Script(comparison, seed).perform(25)
-        assert not missing(comparison.seen), sorted(comparison.seen.items())
+        assert not missing(comparison.seen), (missing(comparison.seen), comparison.seen)
 
 
 def missing(seen: Counter[str]) -> set[str]:

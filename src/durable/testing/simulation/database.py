@@ -38,6 +38,7 @@ __all__ = [
     "Victim",
     "Violation",
     "Wait",
+    "serve",
 ]
 
 KEY_SHARE: Final = 0
@@ -201,7 +202,7 @@ class Transaction:
         if self.waits is not None:
             if not self.waits.granted:
                 self.waits.row.queue.remove(self.waits)
-                _serve(self.waits.row)
+                serve(self.waits.row)
             self.waits = None
         for _, row in self.written:
             row.pending, row.writer = [], None
@@ -213,7 +214,7 @@ class Transaction:
             del row.holders[self]
         for row in self.locked:
             if row.queue:
-                _serve(row)
+                serve(row)
         self.locked, self.written = [], []
 
 
@@ -386,14 +387,14 @@ def _waited(row: Row[Any], transaction: Transaction, strength: int) -> Progress[
     if _waits_for(wait, transaction, set()):
         row.queue.remove(wait)
         transaction.waits = None
-        _serve(row)
+        serve(row)
         raise Victim
     while not wait.granted:
         yield wait
     transaction.waits = None
 
 
-def _serve(row: Row[Any]) -> None:
+def serve(row: Row[Any]) -> None:
     """Let those in who need not wait any more."""
     for wait in list(row.queue):
         if not any(True for _ in _in_the_way(wait)):
