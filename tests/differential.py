@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 
 from durable.stores._postgres.statements import Names, statements
-from durable.testing.simulation.database import serve
+from durable.testing.simulation.database import circular, serve
 from durable.testing.simulation.session import Running, Session
 from durable.testing.simulation.statements import Header, Lease, new_database
 from support import Database
@@ -131,6 +131,7 @@ class Comparison:
         """An empty model, and ids that PostgreSQL has not seen; with these documents, and leases that end in so many seconds."""
         self.prefix, self.time = f"{seed}-", 1000.0
         self.model, self.tables = new_database(lambda: self.time)
+        self.model.spares = self._spares
         self.history, self.connections = [f"seed {seed}: {documents} {leases}"], self._all[:connections]
         sequence = f"pg_get_serial_sequence({self._names['signals_text']}, 'number')::regclass"
         ((self.tables.numbers[0],),) = self._rows(f"SELECT COALESCE(pg_sequence_last_value({sequence}), 0)")
@@ -222,19 +223,26 @@ class Comparison:
     def _in_its_order(self) -> Iterator[None]:
         """Who of several waiting for one row gets it is the server's choice: in the model, whoever waits on there waits behind."""
         waiting = [both for both in self.connections if both.running and both.running.blocked]
-        behind = [both.running.wait for both in waiting if both.running and not _is_done(both)]
-        self.seen["one of several was let in"] += 0 < len(behind) < len(waiting)
-        for one in filter(None, behind):
+        still = [both.running.wait for both in waiting if both.running and not _is_done(both)]
+        self.seen["one of several was let in"] += 0 < len(still) < len(waiting)
+        behind = sorted(filter(None, still), key=lambda one: one.row.queue.index(one))
+        for one in behind:
             one.row.queue.remove(one)
         yield
         self._go_on()
-        for one in filter(None, reversed(behind)):
+        for one in reversed(behind):
             one.row.queue.insert(0, one)
             serve(one.row)
 
+    def _spares(self, closing: Any) -> bool:
+        """Which of a circle is the victim is the server's choice, and when: it waits for the holders one after the other."""
+        both = next(both for both in self.connections if both.model.transaction is closing)
+        self.seen["spared"] += not _is_victim(both)
+        return not _is_victim(both)
+
     def _go_on(self) -> None:
         """Let everybody in the model go on who can, and compare their answers."""
-        while ready := [both for both in self.connections if both.running and not both.running.blocked]:
+        while ready := self._ready():
             both = min(ready, key=_place)
             running = both.running
             if running and (running.done or running.proceed()):
@@ -242,6 +250,13 @@ class Comparison:
                 said = running.error
                 reply: Reply = ("rows", *running.result) if said is None else ("error", said.sqlstate, 0)
                 self._same(both, reply, _answer(both) if _is_done(both) else None)
+
+    def _ready(self) -> list[Both]:
+        for both in self.connections:
+            running = both.running
+            if running and running.wait and running.blocked and _is_victim(both) and circular(running.wait):
+                running.refuse("40P01")
+        return [both for both in self.connections if both.running and (both.running.done or not both.running.blocked)]
 
     def _compare(self) -> None:
         """See that everybody has come as far in the model as in PostgreSQL."""
@@ -293,7 +308,8 @@ class Comparison:
         return self._watcher.execute(query.encode(), parameters).fetchall()
 
     def _told(self, what: str) -> str:
-        return "\n".join([*self.history, what])
+        stand = [f"{both.name}: {_answer(both) if _is_done(both) else both.real.waits_for}" for both in self.connections]
+        return "\n".join([*self.history, what, "PostgreSQL at the end: " + "; ".join(stand)])
 
 
 _COLUMNS = {
@@ -315,13 +331,15 @@ def compared(database: Database, connections: int) -> Iterator[Comparison]:
 
 
 def _answer(both: Both) -> Reply:
-    answer = both.real.answer
-    assert answer is not None
-    return answer.result()
+    return ("rows", [], 0) if both.real.answer is None else both.real.answer.result()
 
 
 def _is_done(both: Both) -> bool:
     return both.real.answer is None or both.real.answer.done()
+
+
+def _is_victim(both: Both) -> bool:
+    return _is_done(both) and _answer(both) == ("error", "40P01", 0)
 
 
 def _place(both: Both) -> int:

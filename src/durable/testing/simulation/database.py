@@ -38,6 +38,7 @@ __all__ = [
     "Victim",
     "Violation",
     "Wait",
+    "circular",
     "serve",
 ]
 
@@ -334,7 +335,8 @@ class Database:
     """Tables, their key columns, and the history of commits.
 
     `clock` reads the server's clock, in seconds. `keys` names each table's key columns. `audit` is called with each
-    commit's number and changes, before anybody else can act.
+    commit's number and changes, before anybody else can act. `spares` is asked of who closes a circle of waits: true
+    leaves it waiting, and whoever answers so sees to it that another becomes the victim.
     """
 
     def __init__(
@@ -346,6 +348,7 @@ class Database:
         self.commits = 0
         self.begun = 0
         self.audit: Callable[[int, list[Change]], object] | None = None
+        self.spares: Callable[[Transaction], bool] | None = None
 
     def begin(self) -> Transaction:
         """A new transaction."""
@@ -384,7 +387,8 @@ def _grant(row: Row[Any], transaction: Transaction, strength: int) -> None:
 def _waited(row: Row[Any], transaction: Transaction, strength: int) -> Progress[None]:
     wait = transaction.waits = Wait(transaction, row, strength)
     row.queue.append(wait)
-    if _waits_for(wait, transaction, set()):
+    spares = transaction.database.spares
+    if circular(wait) and (spares is None or not spares(transaction)):
         row.queue.remove(wait)
         transaction.waits = None
         serve(row)
@@ -392,6 +396,11 @@ def _waited(row: Row[Any], transaction: Transaction, strength: int) -> Progress[
     while not wait.granted:
         yield wait
     transaction.waits = None
+
+
+def circular(wait: Wait) -> bool:
+    """Whether this wait ends only when its own transaction does."""
+    return _waits_for(wait, wait.transaction, set())
 
 
 def serve(row: Row[Any]) -> None:
@@ -424,7 +433,6 @@ def _in_the_way(wait: Wait) -> Iterator[Transaction]:
 
 
 def _waits_for(wait: Wait, transaction: Transaction, seen: set[Transaction]) -> bool:
-    """Whether this wait ends only when the transaction does."""
     for other in _in_the_way(wait):
         if other is transaction:
             return True
