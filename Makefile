@@ -15,6 +15,7 @@ test: $(VENV)/.test
 SEEDS ?= 1000000
 nightly: $(VENV)/.test
 	@$(BIN)/python benchmarks/simulation.py --seeds $(SEEDS) --nightly
+	@DURABLE_DIFFERENTIAL=5000 $(BIN)/python -m pytest -q tests/test_differential.py
 
 check: $(VENV)/.check docs
 	@$(BIN)/ruff format --check --quiet .
