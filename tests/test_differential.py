@@ -118,11 +118,15 @@ class Script:
         chance = self.chance
         end = (chance.choice(("COMMIT", "COMMIT", "ROLLBACK")), None)
         what = chance.choice(
-            ("claim", "claim", "settle", "transaction", "transaction", "open", "open", "alone", "alone")
+            ("claim", "claim", "settle", "transaction", "transaction", "open", "open", "alone", "alone", "race")
         )
         if what == "claim":
             values = self._claim()
             return [("BEGIN", ...), *((name, values) for name in CLAIM), end]
+        idle = [other for other, plan in self.plans.items() if other is not both and not plan and not other.busy]
+        if what == "race" and idle:  # a run ends while it is being cancelled
+            self.plans[idle[0]].extend([("BEGIN", ...), ("cancel_batch", ([*map(self._named, IDS)],)), end])
+            return [("BEGIN", ...), ("finish_batch", ...), ("COMMIT", None)]
         if what == "settle":
             return [("BEGIN", ...), ("lock_leases", ...), ("read_nonces", ...), end]
         if what == "transaction":
