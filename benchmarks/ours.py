@@ -12,6 +12,7 @@ from typing import Any, Final
 import durable
 from durable.stores import memory, postgres
 from durable.stores.protocol import RunStore
+from instant import Instant
 from lanes import Turns
 from limits import VALUE, new_id
 
@@ -75,6 +76,37 @@ def one_async_workflow(turns: Turns, url: str | None, turns_each: int) -> None:
 
     with _store(url) as store:
         asyncio.run(main(store))
+
+
+def short_workflows(turns: Turns, url: str, steps: int) -> None:
+    """Blocking workflows of so few steps, one after the other; a turn's size is in workflows."""
+
+    def workflow(step: durable.Step, _: Any) -> None:
+        for number in range(steps):
+            step("step", body, key=f"step-{number}")
+
+    with postgres(url) as store:
+        for size in turns:
+            for _ in range(size):
+                durable.run({}, workflow, id=new_id(), store=store)
+
+
+def instant_async_workflow(turns: Turns, turns_each: int) -> None:
+    """An async workflow on a store in memory that answers within the same turn of the loop."""
+
+    async def workflow(step: durable.AsyncStep, _: Any) -> None:
+        number = 0
+        for size in turns.few(turns_each):
+            for _ in range(size):
+                number += 1
+                await step("step", async_body, key=f"step-{number}")
+
+    async def main(store: RunStore) -> None:
+        while not turns.over:
+            await durable.run({}, workflow, id=new_id(), store=store)
+
+    with memory() as kept:
+        asyncio.run(main(Instant(kept)))
 
 
 # -- many workflows at once -----------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from dbos import DBOS
-from psycopg import conninfo
+from psycopg.conninfo import conninfo_to_dict
 
 from lanes import Turns
 from limits import VALUE
@@ -119,14 +119,12 @@ def resumed(turns: Turns, url: str, steps: int) -> None:
 
 @contextmanager
 def _launched(url: str, at_once: int) -> Iterator[None]:
-    parts = {key: str(value) for key, value in conninfo.conninfo_to_dict(url).items()}
-    where = parts.pop("host", "localhost")
-    port = parts.get("port", "5432")
-    user, password = parts.get("user", "postgres"), parts.get("password", "")
+    parts = {key: str(value) for key, value in conninfo_to_dict(url).items() if key != "dbname"}
+    name = quote(parts.pop("user", "postgres")) + ":" + quote(parts.pop("password", ""))
     DBOS(
         config={
             "name": "benchmark",
-            "system_database_url": f"postgresql://{user}:{password}@/dbos_benchmark?host={where}&port={port}",
+            "system_database_url": f"postgresql://{name}@/dbos_benchmark?{urlencode(parts)}",
             "sys_db_pool_size": at_once,
             "max_executor_threads": at_once,
             "log_level": "ERROR",
@@ -138,5 +136,3 @@ def _launched(url: str, at_once: int) -> Iterator[None]:
         yield
     finally:
         DBOS.destroy()
-        for left in Path().glob("dbos-config.yaml"):  # it writes none; should that change, it must not stay
-            left.unlink()
