@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 import psycopg
 
@@ -53,7 +53,7 @@ class Wal:
         self._connection = psycopg.connect(url, autocommit=True)
         self._connection.execute("CREATE EXTENSION IF NOT EXISTS pg_walinspect")
 
-    def __enter__(self) -> Wal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

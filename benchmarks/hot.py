@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/hot.py sync|async|many|resume|replay [--size N] [--lines 25]
 
-cProfile charges every call of a Python function something, so many small calls look dearer than they are; read the shares as a map and
-not as a measure.
+cProfile charges every call of a Python function something, so many small calls look dearer than they are; read the shares as
+a map and not as a measure.
 """
 
 from __future__ import annotations

@@ -30,13 +30,16 @@ class _Verbs:
         return _done(self._store.begin(claim, alive))
 
     def checkpoint(self, lease: Lease, record: Record, late: Any = None) -> asyncio.Future[None]:
-        return _done(self._store.checkpoint(lease, record))
+        self._store.checkpoint(lease, record)
+        return _done(None)
 
     def finish(self, lease: Lease, status: Status, record: Record) -> asyncio.Future[None]:
-        return _done(self._store.finish(lease, status, record))
+        self._store.finish(lease, status, record)
+        return _done(None)
 
     def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
-        return _done(self._store.release(lease, status))
+        self._store.release(lease, status)
+        return _done(None)
 
     def room(self) -> None:
         return None

@@ -8,6 +8,7 @@ own process, so handing over costs nobody anything.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import threading
 import time
@@ -101,10 +102,8 @@ class Lane:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
+        with contextlib.suppress(OSError):  # it has ended already
             self._pipe.send(0)
-        except OSError:
-            pass
         self._process.join(_ENDS)
         if self._process.is_alive():
             self._process.kill()

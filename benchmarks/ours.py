@@ -48,7 +48,7 @@ def one_workflow(turns: Turns, url: str | None, turns_each: int, begin_with: int
 
     def workflow(step: durable.Step, _: Any) -> None:
         number = 0
-        for number in range(begin_with):  # noqa: B007 -- goes on below
+        for number in range(begin_with):
             step("step", returned, key=f"step-{number}")
         for size in turns.few(turns_each):
             for _ in range(size):
@@ -70,7 +70,7 @@ def one_async_workflow(turns: Turns, url: str | None, turns_each: int) -> None:
                 number += 1
                 await step("step", async_body, key=f"step-{number}")
 
-    async def main(store: RunStore) -> None:
+    async def main(store: Any) -> None:
         while not turns.over:
             await durable.run({}, workflow, id=new_id(), store=store)
 
@@ -101,7 +101,7 @@ def instant_async_workflow(turns: Turns, turns_each: int) -> None:
                 number += 1
                 await step("step", async_body, key=f"step-{number}")
 
-    async def main(store: RunStore) -> None:
+    async def main(store: Any) -> None:
         while not turns.over:
             await durable.run({}, workflow, id=new_id(), store=store)
 

@@ -58,13 +58,13 @@ def drawn(results: Results) -> dict[str, str]:
     """The charts, by file name; only those whose rows were measured."""
     found: dict[str, str] = {}
     for workload, title in (("W1", "One workflow, steps a second"), ("W2", "Many workflows at once, steps a second")):
-        lines = [line for line in results.lines if line.workload == workload and line.rate]
-        if lines:
-            rows = [(line.name, line.rate or 0.0) for line in lines]
-            limit = lines[0]
+        measured = [line for line in results.lines if line.workload == workload and line.rate]
+        if measured:
+            rows = [(line.name, line.rate or 0.0) for line in measured]
+            limit = measured[0]
             rows.insert(0, (limit.of, 1e6 / limit.cpu["limit"]))
-            mine = [name for name, _ in rows if name.startswith("durable")]
-            found[f"{workload.lower()}.svg"] = charts.bars(title, rows, "", highlighted=mine)
+            ours = [name for name, _ in rows if name.startswith("durable")]
+            found[f"{workload.lower()}.svg"] = charts.bars(title, rows, "", highlighted=ours)
     profiled = [
         line for line in results.lines if line.workload in ("W1", "W2") and line.cpu and "bare" not in line.name
     ]
@@ -95,7 +95,8 @@ def _counts(results: Results) -> str:
     return "\n".join(
         head
         + [
-            f"| {name} | {cost['round_trips']:.3g} | {cost['statements']:.3g} | {cost['commits']:.3g} | {cost['wal']:,.0f} |"
+            f"| {name} | {cost['round_trips']:.3g} | {cost['statements']:.3g} "
+            f"| {cost['commits']:.3g} | {cost['wal']:,.0f} |"
             for name, cost in results.counts.items()
         ]
     )
@@ -150,7 +151,8 @@ def _reason(line: Line) -> str:
         return head
     each, cpu = line.cpu["each"], line.cpu
     if line.unit != "×":
-        return f"{head} Of {_number(each)} µs, {_number(cpu['caller'])} are the caller's CPU, {_number(cpu['server'])} the server's."
+        shown = f"{_number(cpu['caller'])} are the caller's CPU, {_number(cpu['server'])} the server's"
+        return f"{head} Of {_number(each)} µs, {shown}."
     bound = float(line.goal.split()[1])
     limit = line.value * each
     return (
@@ -179,18 +181,19 @@ _HOW_TO_READ = """## How to read it
 
 ![many workflows at once](images/w2.svg)
 
-- **A ratio is a pace over another pace, measured within the same second.** The two take turns of some milliseconds; each turn is
-  compared with the other's turns before and after it. Shown are the median over all turns and the middle half of them.
-  Absolute figures depend on the disk and on the neighbours; ratios less so, and they do move: expect a few hundredths from one
-  run to the next.
+- **A ratio is a pace over another pace, measured within the same second.** The two take turns of some milliseconds; each
+  turn is compared with the other's turns before and after it. Shown are the median over all turns and the middle half of them.
+  Absolute figures depend on the disk and on the neighbours; ratios less so, and they do move: expect a few hundredths from
+  one run to the next.
 - **The limits** are loops of prepared `INSERT`s in autocommit mode that do nothing else: on one connection, and on fifty with a
   thread each. More than 1 × is possible because what waits at the same time is committed together.
-- **W1** is one workflow of 1,000 steps, one after the other. **W2** is workflows of 10 steps, 50 or 200 at once, their begin and
-  end included. **W3** compares steps of long and short workflows, **W4** returns large values, **W5** resumes, **W7** has no
-  database at all, **W8** is the codec. Every step returns 100 bytes of JSON, unless it says otherwise.
-- Everybody is in a process of its own. DBOS and Absurd come from their published packages and are used as their documentation has it,
-  with the setting that was fastest here; see `benchmarks/peer_dbos.py` and `benchmarks/peer_absurd.py`. They have abilities that
-  `durable` has not, queues for example, and pay for them; the comparison is of a step, not of all that they are.
+- **W1** is one workflow of 1,000 steps, one after the other. **W2** is workflows of 10 steps, 50 or 200 at once, their begin
+  and end included. **W3** compares steps of long and short workflows, **W4** returns large values, **W5** resumes, **W7** has
+  no database at all, **W8** is the codec. Every step returns 100 bytes of JSON, unless it says otherwise.
+- Everybody is in a process of its own. DBOS and Absurd come from their published packages and are used as their
+  documentation has it, with the setting that was fastest here; see `benchmarks/peer_dbos.py`
+  and `benchmarks/peer_absurd.py`. They have abilities that `durable` has not, queues for example, and pay for them; the
+  comparison is of a step, not of all that they are.
 - DBOS is resumed with `fork_workflow` after the last step, timed within the workflow; Absurd by the second attempt of a failed
   task, timed from its claim. `durable` is timed from the call of `run` to its end.
 """
@@ -204,8 +207,8 @@ whoever changes it. `tests/test_round_trips.py` holds these counts.
 _BOUNDS_EXPLAINED = """
 ![CPU a step](images/cpu.svg)
 
-CPU microseconds a step, read from the kernel's own account of each thread and process; *passed* is what the clock says. The caller is
-the program that runs the workflows, without the library's own threads; the server is all of PostgreSQL's processes. Where the
-parts together are more than what passed, they worked at the same time. Where the caller's time goes by function:
-`benchmarks/hot.py sync`, `async`, `many`, `resume`.
+CPU microseconds a step, read from the kernel's own account of each thread and process; *passed* is what the clock says. The
+caller is the program that runs the workflows, without the library's own threads; the server is all of PostgreSQL's
+processes. Where the parts together are more than what passed, they worked at the same time. Where the caller's time goes by
+function: `benchmarks/hot.py sync`, `async`, `many`, `resume`.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import secrets
 import statistics
 from collections.abc import Callable, Iterator
@@ -19,16 +20,17 @@ from pairs import Compared, compared, quartiles
 from pgbouncer import bouncer, program
 from results import Line, Results
 
-try:
-    import peer_dbos
-except ImportError as problem:
-    peer_dbos = None  # type: ignore[assignment]
-    _WHY_NO_DBOS = str(problem)
-try:
-    import peer_absurd
-except ImportError as problem:
-    peer_absurd = None  # type: ignore[assignment]
-    _WHY_NO_ABSURD = str(problem)
+
+def _optional(module: str) -> tuple[Any, str]:
+    """A module whose package may be absent: the module and nothing, or None and why."""
+    try:
+        return importlib.import_module(module), ""
+    except ImportError as problem:
+        return None, str(problem)
+
+
+peer_dbos, _WHY_NO_DBOS = _optional("peer_dbos")
+peer_absurd, _WHY_NO_ABSURD = _optional("peer_absurd")
 
 ONE: Final = "bare INSERT, 1 connection"
 MANY: Final = "bare INSERT, 50 connections"
