@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, Protocol, TypeAlias, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import durable
 from durable._engine import runs
@@ -28,6 +28,7 @@ from durable._engine.decisions import (
     Checkpoint,
     Claim,
     ClaimReply,
+    Commit,
     Decline,
     Finish,
     Granted,
@@ -47,6 +48,7 @@ from durable._engine.decisions import (
     Returned,
     Silent,
     StepOutcome,
+    Transact,
     Wait,
 )
 from durable._engine.journal import Call, Journal
@@ -60,6 +62,7 @@ from durable.failures import from_record, to_record
 from durable.snapshot import ErrorRecord, Header, Kind, Record, Status, StepRecord
 from durable.snapshot import Execution as Standing
 from durable.stores import MemoryStore, PostgresStore
+from durable.stores.protocol import Isolation, Transaction
 from support import Database
 
 
@@ -76,7 +79,17 @@ class Ask(NamedTuple):
 class Together(NamedTuple):
     """Steps at the same time; the first failure is raised when it comes."""
 
-    asks: Sequence[Ask]
+    asks: Sequence[Ask | Transfer]
+
+
+class Transfer(NamedTuple):
+    """One step in a transaction; `fn` gets a connection first."""
+
+    name: str
+    fn: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    key: str | None = None
+    terms: Mapping[str, Any] = {}
 
 
 class Sleep(NamedTuple):
@@ -94,7 +107,7 @@ class WaitFor(NamedTuple):
     key: str | None = None
 
 
-Demand: TypeAlias = Ask | Together | Sleep | WaitFor
+Demand: TypeAlias = Ask | Transfer | Together | Sleep | WaitFor
 Story: TypeAlias = Callable[..., Generator[Any, Any, Any]]
 
 
@@ -110,6 +123,7 @@ class World:
     failures: Counter[str] = field(default_factory=Counter)  # that are still to come
     bodies: list[str] = field(default_factory=list)
     boundaries: Boundaries | None = None
+    table: str = "booked"
 
     def do(self, what: str, *of: Any) -> Any:
         """A step's body: leaves its trace, then fails or returns."""
@@ -122,6 +136,13 @@ class World:
         if self.boundaries is not None:
             self.boundaries.pass_one("after body")
         return {"done": what, "of": list(of)}
+
+    def book(self, connection: Any, what: str, *of: Any) -> Any:
+        """A transactional step's body: two lines in the table, between which it can die, or fail as above."""
+        connection.execute(f"INSERT INTO {self.table} VALUES (%s)", (f"{what} from",))
+        done = self.do(what, *of)
+        connection.execute(f"INSERT INTO {self.table} VALUES (%s)", (f"{what} to",))
+        return done
 
 
 class Boundaries:
@@ -155,6 +176,11 @@ class Stage(Protocol):
 
     boundaries: Boundaries
 
+    @property
+    def booked(self) -> list[str]:
+        """What was done in transactions."""
+        ...
+
 
 class EngineStage:
     """The pure engine, a dictionary for a store, and the smallest driver there can be."""
@@ -168,6 +194,8 @@ class EngineStage:
         self._now = datetime(2026, 1, 1, tzinfo=UTC)
         self.waited = 0.0
         self._signals: list[tuple[str, str, bytes]] = []
+        self.booked: list[str] = []
+        self._open: dict[Call, _Pending] = {}
 
     def run(
         self,
@@ -303,6 +331,7 @@ class EngineStage:
         fingerprint = self._codec.fingerprint(list(ask.args), what="an argument") if ask.args else ""
         call = execution.call(ask.name, ask.key, fingerprint, "main")
         call.at_most_once = ask.terms.get("at_most_once", False)
+        call.transacts = isinstance(ask, Transfer)
         return call
 
     @property
@@ -324,9 +353,11 @@ class EngineStage:
                 return next(found, Silent())
             case Attempt() if isinstance(ask, WaitFor):
                 return Raised(to_record(durable.SignalTimedOut(ask.name, ask.timeout or 0.0), self._codec))
-            case Attempt(number, began):
+            case Attempt(number, began) | Transact(number, began):
+                pending = self._open[call] = _Pending()
+                args = (pending, *ask.args) if isinstance(ask, Transfer) else ask.args
                 try:
-                    value = ask.fn(*ask.args)
+                    value = ask.fn(*args)
                     return Returned(self._codec.encode(value, what="the result"))
                 except durable.UnstorableValue as problem:
                     execution.advance(call, Interrupted("unstorable"), self._reading)
@@ -340,6 +371,12 @@ class EngineStage:
                 self.boundaries.pass_one("before checkpoint")
                 self._records[execution.run_id].append(record)
                 self.boundaries.pass_one("checkpoint committed")
+                return Acknowledged()
+            case Commit(record):
+                self.boundaries.pass_one("before commit")
+                self._records[execution.run_id].append(record)
+                self.booked += self._open.pop(call).rows
+                self.boundaries.pass_one("committed")
                 return Acknowledged()
             case Join():
                 return Asked()
@@ -358,6 +395,16 @@ class EngineStage:
 
 class _Settled(NamedTuple):
     value: Any
+
+
+class _Pending:
+    """What an engine stage's body gets for a connection: nothing of it is there before the commit."""
+
+    def __init__(self) -> None:
+        self.rows: list[str] = []
+
+    def execute(self, _: str, row: tuple[str]) -> None:
+        self.rows += row
 
 
 def told(story: Generator[Demand, Any, Any], perform: Callable[[Demand], Any]) -> Any:
@@ -432,6 +479,9 @@ class DyingStore:
         self._boundaries.pass_one("release")
         self._store.release(lease, status)
 
+    def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:
+        return DyingTransaction(self._store.transaction(lease, name, isolation), self._boundaries)
+
     def load(self, id: str) -> Snapshot | None:
         return self._store.load(id)
 
@@ -443,6 +493,43 @@ class DyingStore:
 
     def close(self) -> None:
         self._store.close()
+
+
+class DyingTransaction:
+    """A transaction whose process dies at a boundary; its connection is gone then."""
+
+    def __init__(self, transaction: Transaction, boundaries: Boundaries) -> None:
+        self._transaction = transaction
+        self._boundaries = boundaries
+
+    def begin(self, seconds: float) -> bool:
+        self._boundaries.pass_one("before begin")
+        begun = self._transaction.begin(seconds)
+        self._boundaries.pass_one("begun")
+        return begun
+
+    def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        return self._transaction.call(fn, args)
+
+    def commit(self, record: Record) -> None:
+        try:
+            self._boundaries.pass_one("before commit")
+        except Died:
+            self._transaction.abandon()
+            raise
+        self._transaction.commit(record)
+        self._boundaries.pass_one("committed")
+
+    def rollback(self) -> None:
+        if self._boundaries.dead:
+            self._transaction.abandon()
+        self._transaction.rollback()
+
+    def abandon(self) -> None:
+        self._transaction.abandon()
+
+    def submit(self, work: Callable[[], Any]) -> Future[Any]:
+        return self._transaction.submit(work)
 
 
 class _DyingAio:
@@ -507,9 +594,16 @@ class StoreStage:
         self._store = store
         self._end_lease = end_lease
         self._is_async = is_async
+        self.table = ""  # for what is done in transactions
+        self._booked: Callable[[], list[str]] = list
+
+    @property
+    def booked(self) -> list[str]:
+        return self._booked()
 
     def run(self, story: Story, world: World, *, id: str = "run-1", dies_at: int | None = None, **options: Any) -> Any:
         world.boundaries = self.boundaries = Boundaries(dies_at)
+        world.table = self.table
         store = DyingStore(self._store, self.boundaries)
         workflow = _async_workflow(story) if self._is_async else _workflow(story)
         if "input" in options or _wants_input(story):
@@ -559,13 +653,12 @@ def _workflow(story: Story) -> Any:
                 return step.sleep(ask.name, ask.seconds)
             if isinstance(ask, WaitFor):
                 return step.wait_for(ask.name, timeout=ask.timeout, key=ask.key)
+            if isinstance(ask, Transfer):
+                return step.transaction(ask.name, ask.fn, *ask.args, key=ask.key, **ask.terms)
             if isinstance(ask, Ask):
                 return step(ask.name, ask.fn, *ask.args, key=ask.key, **ask.terms)
             with ThreadPoolExecutor(len(ask.asks)) as pool:
-                futures = [
-                    pool.submit(cast(Any, step), one.name, one.fn, *one.args, key=one.key, **one.terms)
-                    for one in ask.asks
-                ]
+                futures = [pool.submit(perform, one) for one in ask.asks]
             return [future.result() for future in futures]
 
         return told(story(deps, *input), perform)
@@ -580,11 +673,11 @@ def _async_workflow(story: Story) -> Any:
                 return await step.sleep(ask.name, ask.seconds)
             if isinstance(ask, WaitFor):
                 return await step.wait_for(ask.name, timeout=ask.timeout, key=ask.key)
+            if isinstance(ask, Transfer):
+                return await step.transaction(ask.name, ask.fn, *ask.args, key=ask.key, **ask.terms)
             if isinstance(ask, Ask):
                 return await step(ask.name, _sometimes_async(ask.fn), *ask.args, key=ask.key, **ask.terms)
-            return await asyncio.gather(
-                *(step(one.name, _sometimes_async(one.fn), *one.args, key=one.key, **one.terms) for one in ask.asks)
-            )
+            return await asyncio.gather(*[perform(one) for one in ask.asks])
 
         return await told_async(story(deps, *input), perform)
 
@@ -614,4 +707,8 @@ def postgres_stage(database: Database, *, is_async: bool) -> StoreStage:
     """The PostgreSQL store."""
     store = database.store()
     store.begin(Claim(run_id="warm-up", workflow="none", version=1, seconds=30.0, create=False), lambda: True)
-    return StoreStage(store, database.end_lease, is_async=is_async)
+    stage = StoreStage(store, database.end_lease, is_async=is_async)
+    stage.table = f"{database.schema}.booked"
+    database.execute("CREATE TABLE booked (what text)")
+    stage._booked = lambda: [what for (what,) in database.execute("SELECT what FROM booked ORDER BY ctid")]
+    return stage

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final
 
-from durable.errors import StepTimeout
+from durable.errors import ColourMismatch, StepTimeout
 
-__all__ = ["awaited_within", "called_within", "can_be_awaited"]
+__all__ = ["awaitable_in_vain", "awaited_within", "called_within", "can_be_awaited", "on_a_thread"]
 
 _ABANDONED: Final = "A thread cannot be stopped: the body goes on there, and what becomes of it is not recorded."
 _NEVER_AWAITED: Final = frozenset({type(None), bool, int, float, str, bytes, list, dict, tuple})
@@ -26,9 +26,16 @@ def can_be_awaited(value: object) -> bool:
     return type(value) not in _NEVER_AWAITED and inspect.isawaitable(value)
 
 
+def awaitable_in_vain(name: str, value: Any, why: str) -> ColourMismatch:
+    """The error for a body that returned something to await where nobody can."""
+    if inspect.iscoroutine(value):
+        value.close()  # it will never be awaited, and says so here rather than in a warning
+    return ColourMismatch(f"step {name!r} returned something to await, {why}")
+
+
 def called_within(seconds: float, name: str, body: Callable[[], Any]) -> Any:
     """What the body returns or raises, or `StepTimeout`: it is then left to itself, on a thread of its own."""
-    answer = _on_a_thread(name, body)
+    answer = on_a_thread(name, body)
     try:
         return answer.result(seconds)
     except TimeoutError:
@@ -42,7 +49,7 @@ async def awaited_within(seconds: float, name: str, body: Callable[[], Any], *, 
     advice, limit = _ABANDONED if blocks else "", asyncio.timeout(seconds)
     try:
         async with limit:
-            value = await asyncio.wrap_future(_on_a_thread(name, body)) if blocks else body()
+            value = await asyncio.wrap_future(on_a_thread(name, body)) if blocks else body()
             if can_be_awaited(value):
                 advice = ""
                 value = await value
@@ -59,7 +66,8 @@ def _timed_out(name: str, seconds: float, advice: str) -> StepTimeout:
     return StepTimeout(name, seconds, advice)
 
 
-def _on_a_thread(name: str, body: Callable[[], Any]) -> Future[Any]:
+def on_a_thread(name: str, body: Callable[[], Any]) -> Future[Any]:
+    """What the body comes to, on a thread of its own that keeps nobody from exiting."""
     answer: Future[Any] = Future()
     context = contextvars.copy_context()
 

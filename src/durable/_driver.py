@@ -8,12 +8,14 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from threading import Event
-from typing import Any, Final, cast
+from typing import Any, Final, cast, get_args
 
 from msgspec import Struct
 
-from durable._decorator import Frame, Options, current_frame, options_of
+from durable._bodies import awaitable_in_vain, called_within, can_be_awaited
+from durable._decorator import Frame, Options, current_frame, enter, leave, options_of
 from durable._engine.blame import marked
 from durable._engine.decisions import (
     Abort,
@@ -22,22 +24,33 @@ from durable._engine.decisions import (
     Attempt,
     Raised,
     Reading,
+    Rejected,
     Returned,
     Silent,
     StepOutcome,
+    Undone,
     Unstorable,
     Wait,
 )
 from durable._engine.journal import Call
-from durable._engine.steps import Execution
+from durable._engine.steps import LONGEST_WAIT, Execution
 from durable._retry import Policy
 from durable._terms import PLAIN, Terms, checked_timeout
 from durable.clocks import Clock
 from durable.codecs import Codec, after_the_body, returns
-from durable.errors import InvalidArgument, NestedStep, SignalTimedOut, UnstorableValue
+from durable.errors import (
+    ColourMismatch,
+    DurableError,
+    InvalidArgument,
+    NestedStep,
+    SignalTimedOut,
+    StepTimeout,
+    TransactionMisused,
+    UnstorableValue,
+)
 from durable.failures import from_record, to_record
-from durable.snapshot import StepRecord, checked_name
-from durable.stores.protocol import RunStore
+from durable.snapshot import Record, StepRecord, checked_name
+from durable.stores.protocol import Isolation, RolledBack, RunStore, Transaction
 
 _log = logging.getLogger("durable")
 
@@ -52,7 +65,11 @@ _TIMELESS: Final = frozenset({Returned, Acknowledged})
 
 
 class Body(Struct, frozen=True):
-    """What a step calls, and on which terms. One that `listens` is called when its `patience` is at its end."""
+    """What a step calls, and on which terms.
+
+    One that `listens` is called when its `patience` is at its end. One with an `isolation` works in a transaction, and gets
+    its connection as first argument.
+    """
 
     fn: Callable[..., Any]
     args: tuple[Any, ...]
@@ -60,6 +77,7 @@ class Body(Struct, frozen=True):
     terms: Terms
     listens: bool = False
     patience: float | None = None
+    isolation: Isolation | None = None
 
     def call(self) -> Any:
         """What the body returns."""
@@ -86,6 +104,7 @@ class Driver:
         self._runs = runs
         self._terms = terms
         self._cancel = cancel
+        self._open: dict[Call, tuple[Transaction, Attempt]] = {}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of run {self._execution.run_id!r}>"
@@ -151,6 +170,7 @@ class Driver:
             call.at_most_once = body.terms.at_most_once
         if body.listens:
             call.listens, call.patience = True, body.patience
+        call.transacts = body.isolation is not None
         return call
 
     def _sleeping(self, seconds: float | datetime) -> Body:
@@ -179,6 +199,97 @@ class Driver:
             raise SignalTimedOut(name, patience or 0.0)
 
         return Body(in_vain, (), {}, PLAIN, listens=True, patience=patience)
+
+    def _transacting(
+        self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], given: Terms, isolation: object
+    ) -> Body:
+        """The body of a step in a transaction."""
+        if isolation not in get_args(Isolation):
+            raise InvalidArgument(f"isolation must be one of {', '.join(get_args(Isolation))}, not {isolation!r}")
+        body = self._plain_body(fn, args, given)
+        if inspect.iscoroutinefunction(body.fn):
+            raise ColourMismatch(
+                f"step.transaction({name!r}) calls a blocking function on a blocking connection, in a thread of its own where "
+                f"the workflow is async: define it with `def`"
+            )
+        if body.terms.at_most_once:
+            raise InvalidArgument(
+                f"step.transaction({name!r}): what it does to the database happens exactly once with its record, or not "
+                f"at all: leave out at_most_once"
+            )
+        return Body(body.fn, args, {}, body.terms, isolation=cast(Isolation, isolation))
+
+    def _opened(self, call: Call, attempt: Attempt, body: Body) -> Transaction:
+        """The transaction for an attempt, not begun yet."""
+        assert body.isolation is not None, "a transaction without its isolation"  # noqa: S101 -- a bug, not an input
+        transaction = self._store.transaction(self._execution.lease, call.name, body.isolation)
+        self._open[call] = transaction, attempt
+        return transaction
+
+    def _performed(self, call: Call, attempt: Attempt, body: Body, transaction: Transaction) -> StepOutcome:
+        """What comes of an attempt in its transaction, which stays open for the record if the body returned. Blocks."""
+        returned = False
+        try:
+            outcome = self._begun_and_called(call, attempt, body, transaction)
+            returned = isinstance(outcome, Returned)
+            return outcome
+        finally:
+            if not returned:
+                self._open.pop(call, None)
+                transaction.rollback()
+
+    def _begun_and_called(self, call: Call, attempt: Attempt, body: Body, transaction: Transaction) -> StepOutcome:
+        try:
+            while not transaction.begin(LONGEST_WAIT):
+                if self._execution.obstacle(self._reading(ASKED)) is not None:
+                    return ASKED
+        except RolledBack as undone:
+            return self._undone(call, undone, attempt, body)
+        except DurableError as error:
+            return Rejected(error)
+        work, timeout = partial(transaction.call, body.fn, body.args), body.terms.timeout
+        token = enter(self.frame(call.key))
+        try:
+            value = work() if timeout is None else called_within(timeout, call.name, work)
+        except RolledBack as undone:
+            return self._undone(call, undone, attempt, body)
+        except Exception as exception:
+            if isinstance(exception, StepTimeout):
+                transaction.abandon()
+            return self._failed(call, exception, attempt, body.terms.policy)
+        finally:
+            leave(token)
+        if can_be_awaited(value):
+            return Unstorable(
+                awaitable_in_vain(call.name, value, "and a transaction is blocking: give it such a function")
+            )
+        return self._encoded(call, value, body.fn)
+
+    def _committing(self, call: Call, body: Body, record: Record) -> StepOutcome:
+        """What comes of committing an open transaction with this record. Blocks."""
+        transaction, attempt = self._open.pop(call)
+        try:
+            transaction.commit(record)
+        except RolledBack as undone:
+            return self._undone(call, undone, attempt, body)
+        except DurableError as error:
+            if isinstance(error, TransactionMisused):
+                return self._failed(call, error, attempt, body.terms.policy)
+            return Rejected(error)
+        except Exception as exception:
+            return self._failed(call, exception, attempt, body.terms.policy)
+        return ACKNOWLEDGED
+
+    def _undone(self, call: Call, undone: RolledBack, attempt: Attempt, body: Body) -> Undone:
+        problem = undone.problem
+        if isinstance(problem, DurableError):
+            return Undone(Rejected(problem))
+        return Undone(self._failed(call, problem, attempt, body.terms.policy))
+
+    def _forsaken(self, call: Call) -> None:
+        """Nobody waits for this call any more: what its transaction did is undone."""
+        if call in self._open:
+            self._open.pop(call)[0].abandon()
 
     def _encoded(self, call: Call, value: Any, fn: Callable[..., Any]) -> Returned | Unstorable:
         try:

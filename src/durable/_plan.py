@@ -30,8 +30,8 @@ from durable.events import LeaseTaken, Listener, RunBegan, RunEvent, RunReturned
 from durable.failures import from_record
 from durable.snapshot import ErrorRecord, checked_name
 from durable.stores import MemoryStore
-from durable.stores._whole import run_store
-from durable.stores.protocol import RunStore, SnapshotStore
+from durable.stores._given import AnyStore, run_store
+from durable.stores.protocol import RunStore
 
 OMITTED: Final[Any] = ...
 _WITHOUT_INPUT: Final = 2  # arguments: fn(step, deps)
@@ -164,7 +164,7 @@ def planned(
     deps: Any,
     fn: Callable[..., Any],
     id: str,
-    given: RunStore | SnapshotStore | None,
+    given: AnyStore | None,
     input: Any,
     options: Options,
 ) -> Plan:

@@ -43,6 +43,7 @@ from durable.errors import (
 from durable.events import Listener
 from durable.failures import to_record
 from durable.snapshot import ErrorRecord, Status
+from durable.stores._given import AnyStore
 from durable.stores.protocol import RunStore, SnapshotStore
 
 D = TypeVar("D")
@@ -62,7 +63,7 @@ def run(
     fn: Callable[[AsyncStep, D], Coroutine[Any, Any, T]],
     *,
     id: str,
-    store: RunStore | SnapshotStore | None = ...,
+    store: AnyStore | None = ...,
     version: int = ...,
     on_version_mismatch: OnVersionMismatch | None = ...,
     on_conflict: OnConflict = ...,
@@ -80,7 +81,7 @@ def run(
     fn: Callable[[AsyncStep, D, I], Coroutine[Any, Any, T]],
     *,
     id: str,
-    store: RunStore | SnapshotStore | None = ...,
+    store: AnyStore | None = ...,
     input: I = ...,
     version: int = ...,
     on_version_mismatch: OnVersionMismatch | None = ...,
@@ -135,7 +136,7 @@ def run(
     fn: Callable[..., Any],
     *,
     id: str,
-    store: RunStore | SnapshotStore | None = None,
+    store: AnyStore | None = None,
     input: Any = OMITTED,
     version: int = 1,
     on_version_mismatch: OnVersionMismatch | None = None,
@@ -176,7 +177,7 @@ def run(
     Raises what the workflow raised; `InvalidArgument` before anything is touched; `RunMismatch`, `VersionMismatch`,
     `WorkflowDrift`, `UnreadableRecord` when the stored run does not fit, and leaves it as it is; `ConcurrentExecution`,
     `WaitTimedOut`; `LeaseLost` when the lease ended under it; `RunCancelled`, `DeadlineExceeded`; `StoreUnavailable`,
-    `AccessDenied`, `SchemaMismatch`, `OutcomeUnknown` from the store.
+    `AccessDenied`, `UnsuitableServer`, `SchemaMismatch`, `OutcomeUnknown` from the store.
     """
     options = Options(
         version, on_version_mismatch, on_conflict, wait_timeout, lease, deadline, metadata, cancel, retry, on_event

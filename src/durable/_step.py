@@ -1,60 +1,28 @@
-"""The two drivers of the engine, side by side: `Step` blocks, `AsyncStep` awaits.
-
-Each performs what the engine decides and reports what came of it. They differ in colour only, which a test checks by
-stripping it; what has no colour is in `_driver.Driver`.
-"""
+"""What a workflow calls: `Step`, and `AsyncStep` to be awaited. How it is done is `_colours`' matter."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import inspect
-import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import datetime
-from functools import partial
-from typing import Any, TypeVar, TypeVarTuple, assert_never, overload
+from typing import Any, TypeVar, TypeVarTuple, overload
 
 import tenacity
+from psycopg import Connection
 
-from durable._bodies import awaited_within, called_within, can_be_awaited
-from durable._decorator import Options, enter, leave
-from durable._driver import ACKNOWLEDGED, ASKED, SILENT, Body, Driver
-from durable._engine.decisions import (
-    Abort,
-    Attempt,
-    Checkpoint,
-    Interrupted,
-    Join,
-    Raise,
-    Receive,
-    Received,
-    Rejected,
-    Replay,
-    StepDecision,
-    StepOutcome,
-    Unstorable,
-    Wait,
-)
-from durable._engine.journal import Call
+from durable._colours import AsyncDriver, BlockingDriver
 from durable._map import Items, mapped, mapped_async
 from durable._terms import terms
-from durable.errors import ColourMismatch, DurableError, Unwind
-from durable.snapshot import Record
+from durable.stores.protocol import Isolation
+
+__all__ = ["AsyncStep", "Step"]
 
 I = TypeVar("I")  # noqa: E741 -- an item's type
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-class Step(Driver):
+class Step(BlockingDriver):
     """`step(...)` in a blocking workflow."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._lock = threading.RLock()  # guards the execution
-        self._changed = threading.Condition(self._lock)
-        self._waiting = 0
 
     def __call__(
         self,
@@ -82,10 +50,6 @@ class Step(Driver):
         """
         value: T = self._called(name, key, self._plain_body(fn, args, terms(retry, timeout, at_most_once)))
         return value
-
-    def call_decorated(self, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """See `_decorator.Driver`."""
-        return self._called(options.name, None, self._body(options.fn, args, kwargs, options.terms))
 
     def map(
         self,
@@ -121,118 +85,34 @@ class Step(Driver):
         """
         return self._called(name, key, self._listening(name, timeout))
 
-    def drain(self) -> None:
-        """Wait until no step is running."""
-        while not self._wait_until(lambda: self._execution.idle, self._execution.lease.seconds):
-            self._still_running()
+    def transaction(
+        self,
+        name: str,
+        fn: Callable[[Connection[Any], *Ts], T],
+        *args: *Ts,
+        key: str | None = None,
+        retry: tenacity.BaseRetrying | None = None,
+        timeout: float | None = None,
+        isolation: Isolation = "read committed",
+    ) -> T:
+        """Call `fn(connection, *args)` in a transaction of the store's database, and commit it together with the step's record.
 
-    def settle(self, seconds: float, _: BaseException) -> None:
-        """Wait until no checkpoint is on its way, `seconds` at most."""
-        self._wait_until(lambda: not self._execution.committing, seconds)
+        Both are committed or neither is: what `fn` does to the database happens exactly once. `fn` is a blocking function,
+        the connection a `psycopg.Connection` in a transaction at the `isolation` given; return to commit, raise to roll back,
+        `with connection.transaction():` for a part. It may leave the connection idle for as long as the lease lasts. What it
+        does elsewhere happens at least once, as in any step: a deadlock, a serialization failure, or the loss of the
+        connection has it called again.
 
-    def _called(self, name: str, key: str | None, body: Body) -> Any:
-        fingerprint = self._fingerprint(name, key, body)
-        with self._lock:
-            call = self._draw(name, key, body, fingerprint, threading.current_thread())
-        return self._driven(call, body)
-
-    def _driven(self, call: Call, body: Body) -> Any:
-        outcome: StepOutcome = ASKED
-        try:
-            while True:
-                match self._advance(call, outcome):
-                    case Replay(record):
-                        return self._handed_out(call, record, body.fn)
-                    case Attempt() as attempt:
-                        outcome = self._attempted(call, attempt, body)
-                    case Wait(seconds):
-                        self._clock.sleep(seconds)
-                        outcome = ASKED
-                    case Receive(signal, taken):
-                        outcome = self._received(signal, taken)
-                    case Checkpoint(record):
-                        outcome = self._checkpointed(call, record)
-                    case Join():
-                        self._joined(call)
-                        outcome = ASKED
-                    case Raise(error):
-                        raise error
-                    case Abort(error):
-                        raise Unwind(error)
-                    case never:
-                        assert_never(never)
-        except BaseException as reason:
-            self._abandoned(call, reason)
-            raise
-
-    def _attempted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
-        token, timeout = enter(self.frame(call.key)), body.terms.timeout
-        try:
-            value = body.call() if timeout is None else called_within(timeout, call.name, body.call)
-        except Exception as exception:
-            return self._failed(call, exception, attempt, body.terms.policy)
-        finally:
-            leave(token)
-        if can_be_awaited(value):
-            return Unstorable(_async_in_blocking(call.name, value))
-        return self._encoded(call, value, body.fn)
-
-    def _checkpointed(self, _: Call, record: Record) -> StepOutcome:
-        try:
-            self._store.checkpoint(self._execution.lease, record)
-        except DurableError as error:
-            return Rejected(error)
-        return ACKNOWLEDGED
-
-    def _received(self, signal: str, taken: Sequence[int]) -> StepOutcome:
-        try:
-            found = self._store.receive(self._execution.lease, signal, taken)
-        except DurableError as error:
-            return Rejected(error)
-        return SILENT if found is None else Received(found[0], found[1].encode())
-
-    def _rested(self, until: object) -> None:
-        while True:
-            match self._resting(until):
-                case Wait(seconds):
-                    self._clock.sleep(seconds)
-                case Abort(error):
-                    raise Unwind(error)
-                case None:
-                    return
-                case never:
-                    assert_never(never)
-
-    def _joined(self, call: Call) -> None:
-        self._wait_until(lambda: not self._execution.running(call))
-
-    def _abandoned(self, call: Call, reason: BaseException) -> None:
-        self._advance(call, Interrupted(type(reason).__name__))
-
-    def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
-        with self._lock:
-            decision = self._execution.advance(call, outcome, self._reading(outcome))
-            if self._waiting:
-                self._changed.notify_all()
-            return decision
-
-    def _wait_until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
-        with self._lock:
-            self._waiting += 1
-            try:
-                return self._changed.wait_for(condition, seconds)
-            finally:
-                self._waiting -= 1
+        `key`, `retry`, `timeout`, the value and the errors are as for `step(...)`; besides these, `TransactionMisused` for a
+        body that ends the transaction or tries to. A store that is no PostgreSQL ends the run with `InvalidArgument`.
+        """
+        body = self._transacting(name, fn, args, terms(retry, timeout), isolation)
+        value: T = self._called(name, key, body)
+        return value
 
 
-class AsyncStep(Driver):
+class AsyncStep(AsyncDriver):
     """`await step(...)` in an async workflow."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._loop = asyncio.get_running_loop()
-        self._change: asyncio.Future[None] | None = None
-        self._unanswered: set[Call] = set()  # calls whose checkpoints are on their way
 
     @overload
     def __call__(
@@ -274,16 +154,6 @@ class AsyncStep(Driver):
         """
         return self._called(name, key, self._plain_body(fn, args, terms(retry, timeout, at_most_once)))
 
-    def call_decorated(self, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """See `_decorator.Driver`."""
-        name, fn = options.name, options.fn
-        if not inspect.iscoroutinefunction(fn):
-            raise ColourMismatch(
-                f"{name!r} is a blocking function, and this workflow is async: "
-                f'call it as `await step("{name}", {getattr(fn, "__name__", "fn")}, ...)`, so that its checkpoint is awaited'
-            )
-        return self._called(name, None, self._body(fn, args, kwargs, options.terms))
-
     def map(
         self,
         name: str,
@@ -309,159 +179,15 @@ class AsyncStep(Driver):
         """See `Step.wait_for`."""
         return self._called(name, key, self._listening(name, timeout))
 
-    async def drain(self) -> None:
-        """Wait until no step is running."""
-        while not self._execution.idle:
-            try:
-                async with asyncio.timeout(self._execution.lease.seconds):
-                    while not self._execution.idle:
-                        await self._changed()
-            except TimeoutError:
-                self._still_running()
-
-    async def settle(self, seconds: float, reason: BaseException) -> None:
-        """Wait until no checkpoint is on its way, `seconds` at most; not at all in a coroutine that is being closed."""
-        if isinstance(reason, GeneratorExit):
-            return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self._execution.committing:
-                    await self._changed()
-
-    def _called(self, name: str, key: str | None, body: Body) -> Coroutine[Any, Any, Any]:
-        if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- the one way to ask without raising
-            raise ColourMismatch(f"step {name!r} belongs to an async workflow: call it on that workflow's event loop")
-        fingerprint = self._fingerprint(name, key, body)
-        call = self._draw(name, key, body, fingerprint, asyncio.current_task())
-        return self._driven(call, body)
-
-    async def _driven(self, call: Call, body: Body) -> Any:
-        outcome: StepOutcome = ASKED
-        try:
-            while True:
-                match self._advance(call, outcome):
-                    case Replay(record):
-                        return self._handed_out(call, record, body.fn)
-                    case Attempt() as attempt:
-                        outcome = await self._attempted(call, attempt, body)
-                    case Wait(seconds):
-                        await self._clock.asleep(seconds)
-                        outcome = ASKED
-                    case Receive(signal, taken):
-                        outcome = await self._received(signal, taken)
-                    case Checkpoint(record):
-                        outcome = await self._checkpointed(call, record)
-                    case Join():
-                        await self._joined(call)
-                        outcome = ASKED
-                    case Raise(error):
-                        raise error
-                    case Abort(error):
-                        raise Unwind(error)
-                    case never:
-                        assert_never(never)
-        except BaseException as reason:
-            self._abandoned(call, reason)
-            raise
-
-    async def _attempted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
-        if (room := self._store.aio.room()) is not None:
-            await self._admitted(room)
-        token, timeout = enter(self.frame(call.key)), body.terms.timeout
-        try:
-            if timeout is None:
-                value = body.call()
-                if can_be_awaited(value):
-                    value = await value
-            else:
-                blocks = not inspect.iscoroutinefunction(body.fn)
-                value = await awaited_within(timeout, call.name, body.call, blocks=blocks)
-        except Exception as exception:
-            return self._failed(call, exception, attempt, body.terms.policy)
-        finally:
-            leave(token)
-        return self._encoded(call, value, body.fn)
-
-    async def _admitted(self, room: asyncio.Future[None] | None) -> None:
-        """Wait until the store has room for what a body will bring, if a body may still be started then."""
-        while room is not None:
-            await room
-            room = self._store.aio.room()
-        if stop := self._execution.stopped(self._reading(ASKED)):
-            raise Unwind(stop.error)
-
-    async def _checkpointed(self, call: Call, record: Record) -> StepOutcome:
-        answer = self._store.aio.checkpoint(self._execution.lease, record, partial(self._answered_late, call))
-        self._unanswered.add(call)
-        try:
-            await answer
-        except asyncio.CancelledError:  # the record is on its way all the same, and its answer is heard when it comes
-            if not answer.cancelled():  # it has come already, in the same turn of the loop
-                self._answered_late(call, answer.exception())
-            raise
-        except BaseException as error:
-            self._unanswered.discard(call)
-            if isinstance(error, DurableError):
-                return Rejected(error)
-            raise
-        self._unanswered.discard(call)
-        return ACKNOWLEDGED
-
-    def _answered_late(self, call: Call, error: BaseException | None) -> None:
-        self._unanswered.discard(call)
-        if error is None:
-            if not isinstance(self._advance(call, ACKNOWLEDGED), Replay):  # there is more to do, and nobody to do it
-                self._abandoned(call, asyncio.CancelledError())
-        elif isinstance(error, DurableError):
-            self._advance(call, Rejected(error))
-        else:
-            self._abandoned(call, error)
-
-    async def _received(self, signal: str, taken: Sequence[int]) -> StepOutcome:
-        try:
-            found = await self._store.aio.receive(self._execution.lease, signal, taken)
-        except DurableError as error:
-            return Rejected(error)
-        return SILENT if found is None else Received(found[0], found[1].encode())
-
-    async def _rested(self, falling_asleep: Coroutine[Any, Any, Any]) -> None:
-        until = await falling_asleep
-        while True:
-            match self._resting(until):
-                case Wait(seconds):
-                    await self._clock.asleep(seconds)
-                case Abort(error):
-                    raise Unwind(error)
-                case None:
-                    return
-                case never:
-                    assert_never(never)
-
-    async def _joined(self, call: Call) -> None:
-        while self._execution.running(call):
-            await self._changed()
-
-    def _abandoned(self, call: Call, reason: BaseException) -> None:
-        if call not in self._unanswered:
-            self._advance(call, Interrupted(type(reason).__name__))
-
-    def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
-        decision = self._execution.advance(call, outcome, self._reading(outcome))
-        if self._change is not None:
-            self._change.set_result(None)
-            self._change = None
-        return decision
-
-    async def _changed(self) -> None:
-        if self._change is None:
-            self._change = self._loop.create_future()
-        await asyncio.shield(self._change)
-
-
-def _async_in_blocking(name: str, value: Any) -> ColourMismatch:
-    if inspect.iscoroutine(value):
-        value.close()  # it will never be awaited, and says so here rather than in a warning
-    return ColourMismatch(
-        f"step {name!r} returned something to await, and its workflow is a blocking function: "
-        f"make the workflow `async def`, or give it a blocking step"
-    )
+    def transaction(
+        self,
+        name: str,
+        fn: Callable[[Connection[Any], *Ts], T],
+        *args: *Ts,
+        key: str | None = None,
+        retry: tenacity.BaseRetrying | None = None,
+        timeout: float | None = None,
+        isolation: Isolation = "read committed",
+    ) -> Coroutine[Any, Any, T]:
+        """See `Step.transaction`; `fn` is called in a thread of the store's."""
+        return self._called(name, key, self._transacting(name, fn, args, terms(retry, timeout), isolation))

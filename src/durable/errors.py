@@ -8,6 +8,7 @@ Exception
     ├── InvalidArgument        an id, key, option or function that cannot work (also a ValueError)
     ├── ColourMismatch         async where blocking is needed, or the reverse (also a TypeError)
     ├── NestedStep             step(...) inside a step's body
+    ├── TransactionMisused     the body of a transactional step ended its transaction, or tried to
     ├── KeyConflict            one key, two different calls
     ├── AmbiguousKey           two branches share an automatic key
     ├── UnstorableValue        a value that could not come back as it is
@@ -32,6 +33,7 @@ Exception
     └── StoreError             the database, or the way to it
         ├── StoreUnavailable
         ├── AccessDenied
+        ├── UnsuitableServer   another database, too old a one, or one that takes no writes
         ├── SchemaMismatch
         ├── OutcomeUnknown     a write whose reply was lost
         └── ServerNotStarted   embedded PostgreSQL
@@ -73,8 +75,10 @@ __all__ = [
     "StepTimeout",
     "StoreError",
     "StoreUnavailable",
+    "TransactionMisused",
     "UnreadableRecord",
     "UnstorableValue",
+    "UnsuitableServer",
     "Unwind",
     "VersionMismatch",
     "WaitTimedOut",
@@ -140,6 +144,21 @@ class NestedStep(DurableError):
         return (
             f"step {self.name!r} was called inside the body of step {self.outer!r}. A step is remembered as a whole, so "
             f"it cannot contain another: call the plain function here, or call both steps from the workflow."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class TransactionMisused(DurableError):
+    """The body of the transactional step `name` did with its connection what only the step may do: `problem`."""
+
+    name: str
+    problem: str
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.name!r}: {self.problem}. The transaction is begun before the body and committed after it, together "
+            f"with the step's record: let the body return to commit, or raise to roll back. A part of it can be rolled back "
+            f"with `with connection.transaction():`."
         )
 
 
@@ -443,6 +462,18 @@ class AccessDenied(StoreError):
 
     def __str__(self) -> str:
         return f"PostgreSQL at {self.where} refused: {self.problem}. {self.advice}"
+
+
+@dataclass(eq=False, repr=False)
+class UnsuitableServer(StoreError):
+    """The server at `where` is none that runs can be trusted to. Nothing was read from it or written to it."""
+
+    where: str
+    problem: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"the server at {self.where} cannot hold runs: {self.problem}. {self.advice}"
 
 
 @dataclass(eq=False, repr=False)

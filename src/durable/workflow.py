@@ -33,7 +33,7 @@ class Workflow(Generic[D]):
     workflow = Workflow("checkout", deps, on_event=collector.handle_event)
     workflow.run(checkout)
     store.save("checkout-123", collector.resume_state())
-    …
+    # later
     workflow.run(checkout, resume_state=store.load("checkout-123"))
     ```
 

@@ -44,6 +44,16 @@ class Attempt(Struct, frozen=True):
     began: datetime
 
 
+class Transact(Struct, frozen=True):
+    """Call the body in a transaction of the store, and keep that open until what became of the attempt is decided.
+
+    Otherwise as `Attempt`; besides its answers there is `Undone`, and `Asked` when the body could not be begun in time.
+    """
+
+    number: int
+    began: datetime
+
+
 class Wait(Struct, frozen=True):
     """Let `seconds` pass, then answer with `Asked` again."""
 
@@ -59,6 +69,12 @@ class Receive(Struct, frozen=True):
 
 class Checkpoint(Struct, frozen=True):
     """Commit this record, and answer with `Acknowledged` or `Rejected`."""
+
+    record: Record
+
+
+class Commit(Struct, frozen=True):
+    """Commit this record and the open transaction together; answer as for `Checkpoint`, or with `Undone` or `Raised`."""
 
     record: Record
 
@@ -79,7 +95,7 @@ class Abort(Struct, frozen=True):
     error: DurableError
 
 
-StepDecision: TypeAlias = Replay | Attempt | Wait | Receive | Checkpoint | Join | Raise | Abort
+StepDecision: TypeAlias = Replay | Attempt | Transact | Wait | Receive | Checkpoint | Commit | Join | Raise | Abort
 
 
 # -- outcomes of a step -------------------------------------------------------------------------------------------
@@ -125,6 +141,16 @@ class Unstorable(Struct, frozen=True):
     error: DurableError
 
 
+class Undone(Struct, frozen=True):
+    """The transaction was rolled back through no fault of the body's, so nothing of the attempt has happened.
+
+    `otherwise` is the outcome when that happens again and again: the body's own failure, where it is always the victim of
+    a conflict, or a rejection, where the database is lost each time.
+    """
+
+    otherwise: Raised | Rejected
+
+
 class Interrupted(Struct, frozen=True):
     """The body, or the wait for its checkpoint, was left by something that is not an `Exception`."""
 
@@ -142,7 +168,7 @@ class Rejected(Struct, frozen=True):
 
 
 StepOutcome: TypeAlias = (
-    Asked | Returned | Raised | Received | Silent | Unstorable | Interrupted | Acknowledged | Rejected
+    Asked | Returned | Raised | Received | Silent | Unstorable | Undone | Interrupted | Acknowledged | Rejected
 )
 
 

@@ -28,7 +28,9 @@ class Call(Struct, eq=False):
     `refusal` is what stands in its way from the start; `original` the live exception of its body, for the one who
     reads the traceback. `attempts` have been begun, the first one at `first`; the next is `due`, if one is. `began` is
     when the last one did, in elapsed seconds. A call that `listens` waits for a signal of its name, with `patience` in
-    seconds (None: for ever); it has had so many `looks` for it, and `signal` is the number of the one that came.
+    seconds (None: for ever); it has had so many `looks` for it, and `signal` is the number of the one that came. A call
+    that `transacts` has its body in a transaction; that was the victim of so many `conflicts`, or was lost, and `seq` is
+    the place that its record was given before.
     """
 
     key: str
@@ -45,6 +47,10 @@ class Call(Struct, eq=False):
     patience: float | None = None
     looks: int = 0
     signal: int | None = None
+    transacts: bool = False
+    conflicts: int = 0
+    lost: int = 0
+    seq: int | None = None
     phase: Phase = Phase.DRAWN
     attempts: int = 0
     first: datetime | None = None

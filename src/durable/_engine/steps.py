@@ -9,12 +9,14 @@ from typing import Final
 
 from msgspec import UNSET, Raw, UnsetType
 
+from durable._engine.batches import pause
 from durable._engine.decisions import (
     Abort,
     Acknowledged,
     Asked,
     Attempt,
     Checkpoint,
+    Commit,
     Interrupted,
     Join,
     Raise,
@@ -28,6 +30,8 @@ from durable._engine.decisions import (
     Silent,
     StepDecision,
     StepOutcome,
+    Transact,
+    Undone,
     Unstorable,
     Wait,
 )
@@ -58,6 +62,8 @@ from durable.snapshot import AttemptRecord, ErrorRecord, Kind, Record, StepRecor
 STALLED_AFTER: Final = 3  # leases
 LONGEST_WAIT: Final = 1.0  # seconds, after which whoever waits has a look at the lease
 _LONGEST_BACK_OFF: Final = 366 * 24 * 3600.0  # seconds: a policy's overflow must not become an error of dates
+MOST_CONFLICTS: Final = 20  # times that a transaction of one attempt may be the victim of others, as in `batches`
+MOST_LOSSES: Final = 5  # … that the database may be lost under one, which a body could be the cause of
 _STEP: Final = Kind.STEP.value
 _ATTEMPT: Final = Kind.ATTEMPT.value
 
@@ -140,6 +146,8 @@ class Execution:
                 if isinstance(error, UnstorableValue):  # refused for what it is: its own fault, and only its own
                     return Raise(error)
                 return self.abort(error)
+            case Undone(otherwise):
+                return self._undone(call, otherwise, reading)
             case Unstorable(error):
                 self._left(call, reading, type(error).__name__)
                 return Raise(error)
@@ -179,7 +187,11 @@ class Execution:
             if self.over:
                 return Abort(RunOver(self.run_id, call.name))
             return self._begun(call, reading)
-        return self._next(call, reading) if running is call else Join()
+        if running is not call:
+            return Join()
+        if call.phase is Phase.BODY:  # it was to begin, and did not come to it
+            call.phase, call.attempts = Phase.WAITING, call.attempts - 1
+        return self._next(call, reading)
 
     def rest(self, until: datetime, reading: Reading) -> Wait | Abort | None:
         """What a workflow that sleeps until then does next; None when it has slept enough."""
@@ -230,25 +242,40 @@ class Execution:
         call.looks += 1
         return self._wait(min(left, poll_delay(call.looks - 1)), reading)
 
-    def _begin(self, call: Call, reading: Reading) -> Attempt:
+    def _undone(self, call: Call, otherwise: Raised | Rejected, reading: Reading) -> StepDecision:
+        if isinstance(otherwise, Raised):
+            call.conflicts += 1
+        else:
+            call.lost += 1
+        if call.conflicts >= MOST_CONFLICTS or call.lost >= MOST_LOSSES:
+            return self.advance(call, otherwise, reading)
+        call.phase, call.attempts = Phase.WAITING, call.attempts - 1
+        return self._wait(pause(call.conflicts + call.lost), reading)
+
+    def _begin(self, call: Call, reading: Reading) -> Attempt | Transact:
         if call.first is None:
             call.first = reading.at
         call.phase, call.began, call.stalled = Phase.BODY, reading.elapsed, False
         call.attempts += 1
         if self.tell is not None:
             self.tell(StepBegan(self.run_id, reading.at, call.key, call.name, call.attempts))
-        return Attempt(call.attempts, call.first)
+        return (Transact if call.transacts else Attempt)(call.attempts, call.first)
 
     def stopped(self, reading: Reading) -> Abort | None:
         """Why nothing more may be begun."""
+        problem = self.obstacle(reading)
+        return None if problem is None else self.abort(problem)
+
+    def obstacle(self, reading: Reading) -> DurableError | None:
+        """The same, changing nothing: any thread may ask."""
         if self.error is not None:
-            return Abort(self.error)
+            return self.error
         if reading.cancelled or self.lease.cancelled:
-            return self.abort(RunCancelled(self.run_id))
+            return RunCancelled(self.run_id)
         if reason := self.lease.ended(reading.elapsed):
-            return self.abort(LeaseLost(self.run_id, reason))
+            return LeaseLost(self.run_id, reason)
         if self.deadline is not None and reading.elapsed >= self.deadline:
-            return self.abort(DeadlineExceeded(self.run_id))
+            return DeadlineExceeded(self.run_id)
         return None
 
     def _wait(self, seconds: float, reading: Reading) -> Wait:
@@ -269,8 +296,13 @@ class Execution:
         return self._remember(call, failed)
 
     def _remember(self, call: Call, attempt: AttemptRecord) -> Checkpoint:
-        call.phase, call.attempt = Phase.SENDING, attempt
-        return Checkpoint(Record(self.journal.take_seq(), call.key, _ATTEMPT, render(attempt)))
+        call.phase, call.attempt, call.record = Phase.SENDING, attempt, None
+        return Checkpoint(Record(self._place(call), call.key, _ATTEMPT, render(attempt)))
+
+    def _place(self, call: Call) -> int:
+        """The place of the call's next record: one that was given and not filled, else a new one."""
+        seq, call.seq = call.seq, None
+        return self.journal.take_seq() if seq is None else seq
 
     def _checkpoint(
         self,
@@ -298,7 +330,11 @@ class Execution:
             signal=call.signal,
         )
         call.phase = Phase.SENDING
-        return Checkpoint(Record(self.journal.take_seq(), call.key, _STEP, render(call.record)))
+        record = Record(self._place(call), call.key, _STEP, render(call.record))
+        if not (call.transacts and ok):
+            return Checkpoint(record)
+        call.seq = record.seq  # until it is known to be filled
+        return Commit(record)
 
     def _acknowledged(self, call: Call, reading: Reading) -> StepDecision:
         if call.record is None:
@@ -306,7 +342,7 @@ class Execution:
             self.journal.attempt(call.key, call.attempt)
             if self.tell is not None:
                 self.tell(StepRemembered(self.run_id, reading.at, call.key, call.name, call.attempt))
-            call.phase = Phase.WAITING
+            call.phase, call.conflicts, call.lost = Phase.WAITING, 0, 0
             return Wait(0.0)
         self._forget(call, told=True)
         self.journal.settle(call.key, call.record)

@@ -14,11 +14,12 @@ from durable.stores._postgres.connections import Pool
 from durable.stores._postgres.schema import script as schema_script
 from durable.stores._postgres.server import Server
 from durable.stores._postgres.statements import Names
-from durable.stores._postgres.store import PostgresStore
+from durable.stores._postgres.store import MAX_TRANSACTIONS, PostgresStore
 from durable.stores.listing import Listed, Stats
-from durable.stores.protocol import SnapshotStore
+from durable.stores.protocol import AsyncSnapshotStore, SnapshotStore
 
 __all__ = [
+    "AsyncSnapshotStore",
     "EmbeddedStore",
     "Listed",
     "MemoryStore",
@@ -42,7 +43,9 @@ def postgres(
     lock: bool | str = True,
     pool: Pool | None = None,
     take_over_dead: bool = True,
+    max_transactions: int = MAX_TRANSACTIONS,
     codec: Codec | Sequence[Codec] | None = None,
+    strict: bool = False,
 ) -> PostgresStore:
     """A store in the PostgreSQL at `url`: a URL or a libpq connection string; by default `$DATABASE_URL`.
 
@@ -60,10 +63,16 @@ def postgres(
       of its own beside it, made the way the pool makes them.
     - `codec`: how values are written, by default `durable.codecs.JsonCodec()`; of several the first writes, all read, and
       what the default one wrote is always read.
+    - `max_transactions`: how many `step.transaction` of this process may be open at once; each has a connection, of the pool if
+      there is one (two of which are left to checkpoints, where it has so many). The others wait.
+    - `strict`: refuse a server whose settings let it lose what it acknowledged (`fsync`, `full_page_writes` or
+      `synchronous_commit` off) with `UnsuitableServer`. Otherwise the log warns of them at first use. A role's
+      `synchronous_commit=off` is turned on in our own connections, where these lead to PostgreSQL directly.
     - `take_over_dead=False` lets a run whose owner died on this machine wait for its lease instead of going on at once.
 
     Raises `InvalidArgument` without URL and pool, or with both, and for names that PostgreSQL could not keep (63 bytes); at
-    first use `StoreUnavailable`, `AccessDenied` or `SchemaMismatch`.
+    first use `StoreUnavailable`, `AccessDenied`, `UnsuitableServer` (another database than PostgreSQL 12 or newer, a standby,
+    read-only sessions) or `SchemaMismatch`.
     """
     if url is None and pool is None:
         url = os.environ.get("DATABASE_URL") or None
@@ -80,6 +89,8 @@ def postgres(
         raise InvalidArgument("both a database URL and a pool were given: pass the one that the store is to work on")
     if not isinstance(lock, bool | str):
         raise InvalidArgument(f"lock must be True, False or the name of a table, not {type(lock).__name__}")
+    if isinstance(max_transactions, bool) or not isinstance(max_transactions, int) or max_transactions < 1:
+        raise InvalidArgument(f"max_transactions must be a number of at least 1, not {max_transactions!r}")
     return PostgresStore(
         url,
         Names(table, schema, lock if isinstance(lock, str) else None),
@@ -88,7 +99,9 @@ def postgres(
         excludes=lock is not False,
         pool=pool,
         take_over_dead=take_over_dead,
+        max_transactions=max_transactions,
         codec=codec,
+        strict=strict,
     )
 
 

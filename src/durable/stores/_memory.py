@@ -35,6 +35,7 @@ from durable.stores.listing import (
     checked_snapshot,
     stands,
 )
+from durable.stores.protocol import Isolation, Transaction
 
 
 @dataclass(slots=True)
@@ -149,6 +150,13 @@ class MemoryStore:
                 if (run_id, named) == (lease.run_id, name) and number not in taken:
                     return number, payload
             return None
+
+    def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:  # noqa: ARG002
+        """Not here: there is no database to do anything in."""
+        raise InvalidArgument(
+            f"step.transaction({name!r}) needs the database that its body works in, and the store in memory has none: "
+            f"embedded() starts a real PostgreSQL for tests, postgres(url) uses yours"
+        )
 
     def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
         """See `PostgresStore.save`."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeAlias
+from concurrent.futures import Future
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
@@ -12,7 +13,20 @@ from durable.documents import Snapshot
 from durable.snapshot import Record, Status
 from durable.stores.listing import Listed
 
-__all__ = ["AsyncRunStore", "Late", "RunStore", "SnapshotStore"]
+__all__ = [
+    "AsyncRunStore",
+    "AsyncSnapshotStore",
+    "Isolation",
+    "Late",
+    "RolledBack",
+    "RunStore",
+    "SnapshotStore",
+    "Transaction",
+]
+
+T = TypeVar("T")
+
+Isolation: TypeAlias = Literal["read committed", "repeatable read", "serializable"]
 
 
 class SnapshotStore(Protocol):
@@ -40,6 +54,30 @@ class SnapshotStore(Protocol):
 
     def close(self) -> None:
         """Let go of everything. Quiet when closed already."""
+        ...
+
+
+class AsyncSnapshotStore(Protocol):
+    """The same five verbs as coroutines: what an async workflow can be run on. All of them, `close` at your choice."""
+
+    async def save(self, id: str, snapshot: Snapshot) -> None:
+        """See `SnapshotStore.save`."""
+        ...
+
+    async def load(self, id: str) -> Snapshot | None:
+        """See `SnapshotStore.load`."""
+        ...
+
+    async def delete(self, id: str) -> None:
+        """See `SnapshotStore.delete`."""
+        ...
+
+    async def list(self, *, prefix: str = "", limit: int = 100) -> Sequence[Listed]:
+        """See `SnapshotStore.list`."""
+        ...
+
+    async def close(self) -> None:
+        """See `SnapshotStore.close`."""
         ...
 
 
@@ -103,6 +141,10 @@ class RunStore(Protocol):
         """
         ...
 
+    def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:
+        """A transaction for the step `name`, not begun yet; `InvalidArgument` from a store that has none to offer."""
+        ...
+
     @property
     def identity(self) -> object:
         """Equal for two stores that hold the same runs, as far as can be known without asking."""
@@ -116,6 +158,57 @@ class RunStore(Protocol):
     def close(self) -> None:
         """Let go of connections and threads. Quiet when closed already."""
         ...
+
+
+class Transaction(Protocol):
+    """A transaction in the store's database, in which a step's body works and its record is written. Its verbs block."""
+
+    def begin(self, seconds: float) -> bool:
+        """Begin, and lock the lease's row: from here on nobody can take the run over before the end.
+
+        False when there was no room for it within `seconds`. Raises `LeaseLost`, `RunCancelled`, `StoreUnavailable`, and what
+        else the store does; nothing was begun then.
+        """
+        ...
+
+    def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """What `fn(connection, *args)` returns or raises; the connection is of no use afterwards.
+
+        `RolledBack` when it was not the body's fault that it came to nothing, `TransactionMisused` when it did what ends
+        the transaction.
+        """
+        ...
+
+    def commit(self, record: Record) -> None:
+        """Commit what the body did together with this record.
+
+        Raises `RolledBack`, `LeaseLost`, `RunCancelled`, `TransactionMisused`, and what the database has against the body's
+        work as late as that: nothing was committed. `OutcomeUnknown` when it cannot be told.
+        """
+        ...
+
+    def rollback(self) -> None:
+        """Undo what the body did. Quiet when the end has come already."""
+        ...
+
+    def abandon(self) -> None:
+        """The same at once, from any thread, also while the body is working: it cannot be committed any more."""
+        ...
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Call `work`, which performs this transaction, on a thread of the store's, when one is free."""
+        ...
+
+
+class RolledBack(Exception):
+    """Nothing of a transaction was committed, through no fault of the body's.
+
+    `problem` is what to say when that goes on: a `DurableError`, or the database's own exception, to be the body's.
+    """
+
+    def __init__(self, problem: Exception) -> None:
+        super().__init__(problem)
+        self.problem = problem
 
 
 Late: TypeAlias = Callable[[BaseException | None], object]

@@ -1,4 +1,4 @@
-"""The four verbs as statements: a batch of jobs in, an answer for each out."""
+"""The verbs as statements: a batch of jobs in, an answer for each out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from durable._engine.batches import Verb
+from durable._engine.batches import Verb, latest_under
 from durable._engine.decisions import Claim, Granted, Refused
 from durable._engine.leases import Lease
 from durable._engine.runs import described
@@ -25,6 +25,7 @@ from durable.stores._postgres.writer import ABSENT, Job
 
 _OVERHEAD = 200  # bytes that an entry takes besides its text, about
 _TAKEN = "another execution has taken it over"
+NOT_ITS_OWN = "a record that is not its own stands in its place"
 
 _json = msgspec.json.Encoder()
 _claims = itertools.count(1)  # of this process, whose `instance` is random
@@ -44,57 +45,84 @@ class Claiming:
         self.sent: float | None = None
 
 
-class Writing:
+class Writing(Struct, eq=False):
     """The payload of a checkpoint or a finish. `nonce` tells this write from any other in its place."""
 
-    __slots__ = ("lease", "nonce", "record", "status")
-
-    def __init__(self, lease: Lease, record: Record, status: Status | None = None) -> None:
-        self.lease = lease
-        self.record = record
-        self.status = status
-        self.nonce = random.getrandbits(63)
+    lease: Lease
+    record: Record
+    nonce: int
+    status: Status | None = None
 
 
 def claim_job(payload: Claiming, deadline: float) -> Job:
     """A job that begins a run."""
     claim = payload.claim
     size = len(claim.input or b"") + 2 * _OVERHEAD
-    return Job(Verb.CLAIM, claim.run_id, f"the claim of run {claim.run_id!r}", size, deadline, payload)
+    return Job(Verb.CLAIM, claim.run_id, size, deadline, what=f"the claim of run {claim.run_id!r}", payload=payload)
 
 
 def checkpoint_job(lease: Lease, record: Record) -> Job:
     """A job that appends a record."""
-    size = len(record.text) + _OVERHEAD
-    return Job(Verb.CHECKPOINT, lease.run_id, f"step {record.key!r}", size, lease, Writing(lease, record))
+    return Job(
+        Verb.CHECKPOINT,
+        lease.run_id,
+        len(record.text) + _OVERHEAD,
+        latest_under(lease),
+        lease,
+        what=f"step {record.key!r}",
+        payload=Writing(lease, record, random.getrandbits(63)),
+    )
+
+
+def settle_job(checkpoint: Job) -> Job:
+    """A job that finds out what became of a checkpoint, and changes nothing: whether it is there."""
+    lease: Lease = checkpoint.payload.lease
+    what, payload = checkpoint.what, checkpoint.payload
+    return Job(Verb.SETTLE, lease.run_id, _OVERHEAD, latest_under(lease), lease, what=what, payload=payload)
 
 
 def finish_job(lease: Lease, status: Status, record: Record) -> Job:
     """A job that ends a run."""
-    size, payload = len(record.text) + _OVERHEAD, Writing(lease, record, status)
-    return Job(Verb.FINISH, lease.run_id, f"the run's end ({status})", size, lease, payload)
+    return Job(
+        Verb.FINISH,
+        lease.run_id,
+        len(record.text) + _OVERHEAD,
+        latest_under(lease),
+        lease,
+        what=f"the run's end ({status})",
+        payload=Writing(lease, record, random.getrandbits(63), status),
+    )
 
 
 def release_job(lease: Lease, status: Status | None, deadline: float) -> Job:
     """A job that gives a lease back."""
-    return Job(Verb.RELEASE, lease.run_id, "the release of its lease", _OVERHEAD, deadline, (lease, status))
+    payload = (lease, status)
+    return Job(Verb.RELEASE, lease.run_id, _OVERHEAD, deadline, what="the release of its lease", payload=payload)
 
 
 def cancel_job(run_id: str, row: str, deadline: float) -> Job:
     """A job that cancels a run."""
-    return Job(Verb.CANCEL, run_id, "the cancellation", _OVERHEAD, deadline, row)
+    return Job(Verb.CANCEL, run_id, _OVERHEAD, deadline, what="the cancellation", payload=row)
 
 
 def signal_job(run_id: str, row: str, name: str, payload: str, deadline: float) -> Job:
     """A job that sends a signal; sent twice, it is one."""
     size, signal = len(payload) + _OVERHEAD, _SignalRow(0, row, name, payload, random.getrandbits(63))
-    return Job(Verb.SIGNAL, run_id, f"the signal {name!r}", size, deadline, signal)
+    return Job(Verb.SIGNAL, run_id, size, deadline, what=f"the signal {name!r}", payload=signal)
 
 
 def receive_job(lease: Lease, name: str, taken: Sequence[int]) -> Job:
     """A job that looks for a signal."""
     row = _AskedRow(0, lease.row, name, list(taken))
-    return Job(Verb.RECEIVE, lease.run_id, f"the wait for {name!r}", _OVERHEAD, lease.deadline, row)
+    what = f"the wait for {name!r}"
+    return Job(Verb.RECEIVE, lease.run_id, _OVERHEAD, lease.deadline, what=what, payload=row)
+
+
+def refused(lease: Lease, token: str | None, owner: str | None) -> DurableError | None:
+    """Why this lease may write no more, by what stands in its row; None when it may."""
+    if token == lease.token:
+        return None
+    return RunCancelled(lease.run_id) if token is None and owner == "cancelled" else LeaseLost(lease.run_id, _TAKEN)
 
 
 class Statements:
@@ -107,6 +135,7 @@ class Statements:
         self._verbs: dict[Verb, Callable[[Lane, Sequence[Job]], Sequence[Any]]] = {
             Verb.CLAIM: self._claim,
             Verb.CHECKPOINT: self._checkpoint,
+            Verb.SETTLE: self._settle,
             Verb.FINISH: self._finish,
             Verb.RELEASE: self._release,
             Verb.CANCEL: self._cancel,
@@ -123,7 +152,10 @@ class Statements:
         if jobs[0].verb not in (Verb.CHECKPOINT, Verb.FINISH):
             # Doing it again finds what was done: the lease by the claim's random, the signal by its nonce.
             return [ABSENT for _ in jobs]
-        writes: list[Writing] = [job.payload for job in jobs]
+        return self._fates(lane, [job.payload for job in jobs])
+
+    def _fates(self, lane: Lane, writes: Sequence[Writing]) -> Sequence[Any]:
+        """None for each write that is there, `ABSENT` for one that may be sent again, else why it may not."""
         ids, seqs = [write.lease.row for write in writes], [write.record.seq for write in writes]
         with _transaction(lane):
             leases = lane.also(self._sql["lock_leases"], (ids,))
@@ -139,12 +171,13 @@ class Statements:
         nonce = found.get((lease.row, write.record.seq))
         if nonce == write.nonce:
             return None
-        token, owner = owners.get(lease.row, (None, None))
-        if token is None and owner == "cancelled":
-            return RunCancelled(lease.run_id)
-        if token != lease.token:
-            return LeaseLost(lease.run_id, _TAKEN)
-        return ABSENT if nonce is None else LeaseLost(lease.run_id, "a record that is not its own stands in its place")
+        if refusal := refused(lease, *owners.get(lease.row, (None, None))):
+            return refusal
+        return ABSENT if nonce is None else LeaseLost(lease.run_id, NOT_ITS_OWN)
+
+    def _settle(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        fates = self._fates(lane, [job.payload for job in jobs])
+        return [fate if isinstance(fate, DurableError) else fate is None for fate in fates]
 
     def _claim(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         claimings: list[Claiming] = [job.payload for job in jobs]

@@ -7,11 +7,12 @@ import contextlib
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import psycopg
 from psycopg.rows import tuple_row
 
-from durable._engine.batches import LARGE
+from durable._engine.batches import LARGE, Verb
 from durable._engine.leases import RENEWALS_PER_LEASE, Lease
 from durable.clocks import Clock
 from durable.errors import DurableError
@@ -19,13 +20,14 @@ from durable.stores._heartbeat import Heartbeat
 from durable.stores._owner import Owner
 from durable.stores._postgres.commits import Statements
 from durable.stores._postgres.connections import Connection, Connections
+from durable.stores._postgres.transactions import Transactions
 from durable.stores._postgres.writer import Job, Writer
 
 
 class Process:
     """Made anew in a forked child, which touches nothing of its parent's."""
 
-    def __init__(self, connections: Connections, sql: Mapping[str, bytes], clock: Clock) -> None:
+    def __init__(self, connections: Connections, sql: Mapping[str, bytes], clock: Clock, max_transactions: int) -> None:
         self.pid = os.getpid()
         self.owner = Owner()
         self.mark = f":{self.owner.instance}."  # in the token of every lease that this process holds
@@ -36,6 +38,7 @@ class Process:
         statements = Statements(sql, clock)
         self._small = Writer(statements, connections, clock, self.watchdog)
         self._large = Writer(statements, connections, clock, self.watchdog)
+        self.transactions = Transactions(connections, sql, clock, self.perform, max_transactions)
         self.heartbeat = Heartbeat(self._renew, clock)
         self._heartbeat_connection: Connection | None = None
         self._closing = threading.Lock()
@@ -46,8 +49,16 @@ class Process:
         return self.connections.ready
 
     def writer(self, job: Job) -> Writer:
-        """The way for this job: large ones have their own, so that small ones never wait behind them."""
-        return self._large if job.size > LARGE else self._small
+        """The way for this job. Small ones never wait behind large ones, nor behind those that wait for a transaction's end."""
+        return self._large if job.size > LARGE or job.verb in (Verb.CANCEL, Verb.SETTLE) else self._small
+
+    def perform(self, job: Job) -> Any:
+        """Commit a job and return its answer, or raise its error. Blocks."""
+        return self.writer(job).perform(job)
+
+    def submit(self, job: Job) -> asyncio.Future[Any]:
+        """Commit a job; the future of its answer."""
+        return self.writer(job).submit(job)
 
     def room(self) -> asyncio.Future[None] | None:
         """None while there is room for more in both ways; else what to wait for."""
@@ -62,6 +73,7 @@ class Process:
             self.watchdog.close()
             if self._heartbeat_connection is not None:
                 self._heartbeat_connection.close()
+            self.transactions.close()
             self.connections.close()
             self.owner.close()
 

@@ -141,6 +141,32 @@ SELECT asked.n
   LEFT JOIN written ON written.workflow_id = asked.id AND written.seq = asked.seq
  WHERE written.seq IS NULL
 
+-- name: transaction_settings
+-- What the record will be written under, whatever the body sets meanwhile. Whoever stops in the middle is bounded: idle, by
+-- the time given (in ms) or less; in a statement, by the server's looking for the client (not on Windows).
+SELECT txid_current(),
+       current_setting('search_path'), current_setting('role'),
+       current_setting('synchronous_commit'), current_setting('statement_timeout'),
+       CASE WHEN current_setting('idle_in_transaction_session_timeout')::interval
+                 NOT BETWEEN interval '1 ms' AND make_interval(secs => %s)
+            THEN set_config('idle_in_transaction_session_timeout', %s, true) END,
+       CASE WHEN current_setting('server_version_num')::integer >= 140000 AND version() !~* 'visual|mingw'
+            THEN set_config('client_connection_check_interval', '1s', true) END
+
+-- name: transaction_fence
+-- As in a checkpoint, and held until the end.
+SELECT owner_token, owner, epoch FROM {locks} WHERE workflow_id = %s FOR KEY SHARE
+
+-- name: restore_settings
+SELECT set_config('search_path', %s, true), set_config('role', %s, true),
+       set_config('synchronous_commit', %s, true), set_config('statement_timeout', %s, true)
+
+-- name: transaction_record
+-- Into the transaction that was begun with the fence, or not at all: in any other the epoch is NULL, which is refused, and
+-- with it the COMMIT that follows.
+INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, record, epoch)
+VALUES (%s, %s, %s, %s, %s, %s::json, CASE WHEN txid_current() = %s THEN %s::bigint END)
+
 -- name: finish_batch
 -- The lease row before the header before the journal, as everywhere; the leases in the order of their ids. The answer is
 -- the runs that were finished.

@@ -32,9 +32,12 @@ from durable.stores._postgres.connections import Connections, Pool
 from durable.stores._postgres.process import Process
 from durable.stores._postgres.snapshots import AsyncSnapshotVerbs, SnapshotVerbs
 from durable.stores._postgres.statements import Names, statements
+from durable.stores._postgres.transactions import PostgresTransaction
 from durable.stores._postgres.writer import Job
 from durable.stores.listing import checked_prefix
-from durable.stores.protocol import Late
+from durable.stores.protocol import Isolation, Late
+
+MAX_TRANSACTIONS: Final = 8  # at once, of one process: each has a connection
 
 _ANSWER_WITHIN: Final = 10.0  # seconds, for one who only wants to be told whether it was done
 _RELEASE_WITHIN: Final = 5.0  # seconds; then the lease is left to end by itself
@@ -53,7 +56,9 @@ class PostgresStore(SnapshotVerbs):
         excludes: bool = True,
         pool: Pool | None = None,
         take_over_dead: bool = True,
+        max_transactions: int = MAX_TRANSACTIONS,
         codec: Codec | Sequence[Codec] | None = None,
+        strict: bool = False,
         clock: Clock | None = None,
     ) -> None:
         self.codec = chosen(codec)
@@ -63,15 +68,20 @@ class PostgresStore(SnapshotVerbs):
         self._create = create
         self._excludes = excludes
         self._pool = pool
+        self._max_transactions = max_transactions
         self._clock = clock or SystemClock()
         self._sql = statements(names)
         self._take_over_dead = take_over_dead
+        self._strict = strict
         self._closed = False
         self._process = self._new_process()
         self._aio = AsyncPostgresStore(self)
 
     def __repr__(self) -> str:
-        return f"<durable store in PostgreSQL at {self._process.connections.where}, {self._names.quoted['snapshots']}>"
+        process = getattr(self, "_process", None)
+        if process is None:  # its URL could not be read, and somebody prints what there is of it
+            return "<durable store in PostgreSQL, not made>"
+        return f"<durable store in PostgreSQL at {process.connections.where}, {self._names.quoted['snapshots']}>"
 
     def __enter__(self) -> Self:
         return self
@@ -105,11 +115,11 @@ class PostgresStore(SnapshotVerbs):
 
     def checkpoint(self, lease: Lease, record: Record) -> None:
         """See `RunStore.checkpoint`. One round trip, one commit, shared with whoever waits at the same time."""
-        self._performed(checkpoint_job(self.held_here(lease), record))
+        self.held_here(lease).perform(checkpoint_job(lease, record))
 
     def finish(self, lease: Lease, status: Status, record: Record) -> None:
         """See `RunStore.finish`. One round trip, one commit, shared likewise."""
-        self._performed(finish_job(self.held_here(lease), status, record))
+        self.held_here(lease).perform(finish_job(lease, status, record))
         self.dropped(lease)
 
     def release(self, lease: Lease, status: Status | None = None) -> None:
@@ -128,8 +138,12 @@ class PostgresStore(SnapshotVerbs):
 
     def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
         """See `RunStore.receive`. One round trip, shared likewise."""
-        found: tuple[int, str] | None = self._performed(receive_job(self.held_here(lease), name, taken))
+        found: tuple[int, str] | None = self.held_here(lease).perform(receive_job(lease, name, taken))
         return found
+
+    def transaction(self, lease: Lease, name: str, isolation: Isolation) -> PostgresTransaction:
+        """See `RunStore.transaction`. Two round trips around those of the body, one commit."""
+        return PostgresTransaction(self.held_here(lease).transactions, lease, name, isolation)
 
     def close(self) -> None:
         """Commit what waits, then let go of connections and threads. Quiet when closed already."""
@@ -168,11 +182,12 @@ class PostgresStore(SnapshotVerbs):
         """Whether the lease is this process's own, not that of the one which forked it."""
         return self.process.mark in lease.token
 
-    def held_here(self, lease: Lease) -> Lease:
-        """The lease, if it is this process's own."""
-        if not self.is_held_here(lease):
+    def held_here(self, lease: Lease) -> Process:
+        """This process, if the lease is its own."""
+        process = self.process
+        if process.mark not in lease.token:
             raise LeaseLost(lease.run_id, "it belongs to the process that this one was forked from")
-        return lease
+        return process
 
     def dead_token(self, reply: ClaimReply, token: str | None) -> str | None:
         """The token that stands in the way and may be taken over: its owner is dead, or nobody is kept out here."""
@@ -197,12 +212,12 @@ class PostgresStore(SnapshotVerbs):
             self.process.writer(job).post(job)
 
     def _performed(self, job: Job) -> Any:
-        return self.process.writer(job).perform(job)
+        return self.process.perform(job)
 
     def _new_process(self) -> Process:
         prepare = partial(schema.prepare, names=self._names, create=self._create)
-        connections = Connections(self._url, self._pool, prepare, self._clock)
-        return Process(connections, self._sql, self._clock)
+        connections = Connections(self._url, self._pool, prepare, self._clock, strict=self._strict)
+        return Process(connections, self._sql, self._clock, self._max_transactions)
 
 
 class AsyncPostgresStore(AsyncSnapshotVerbs):
@@ -218,14 +233,14 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
 
     def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> asyncio.Future[None]:
         """See `PostgresStore.checkpoint` and `AsyncRunStore.checkpoint`."""
-        job = checkpoint_job(self._store.held_here(lease), record)
+        process, job = self._store.held_here(lease), checkpoint_job(lease, record)
         if late is not None:
             job.orphaned = lambda job: late(job.failure)
-        return self._submitted(job)
+        return process.submit(job)
 
     def finish(self, lease: Lease, status: Status, record: Record) -> asyncio.Future[None]:
         """See `PostgresStore.finish`."""
-        finished = self._submitted(finish_job(self._store.held_here(lease), status, record))
+        finished = self._store.held_here(lease).submit(finish_job(lease, status, record))
         finished.add_done_callback(lambda _: self._store.dropped(lease))
         return finished
 
@@ -248,7 +263,7 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
 
     def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> asyncio.Future[tuple[int, str] | None]:
         """See `PostgresStore.receive`."""
-        return self._submitted(receive_job(self._store.held_here(lease), name, taken))
+        return self._store.held_here(lease).submit(receive_job(lease, name, taken))
 
     def room(self) -> asyncio.Future[None] | None:
         """See `AsyncRunStore.room`."""
@@ -267,7 +282,7 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
         return store.kept(reply, alive)
 
     def _submitted(self, job: Job) -> asyncio.Future[Any]:
-        return self._store.process.writer(job).submit(job)
+        return self._store.process.submit(job)
 
 
 def taken_from(refused: ClaimReply, reply: ClaimReply) -> ClaimReply:

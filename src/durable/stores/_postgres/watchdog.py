@@ -59,9 +59,10 @@ class Watchdog:
                 for connection, end in list(self._watched.items()):
                     if end <= now:
                         del self._watched[connection]
-                        _shut_down(connection)
+                        shut_down(connection)
 
 
-def _shut_down(connection: psycopg.Connection[Any]) -> None:
+def shut_down(connection: psycopg.Connection[Any]) -> None:
+    """End a connection from any thread: whoever waits on it is told at once. It is not closed by this."""
     with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
         duplicate.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,379 @@
+"""The two drivers of the engine, side by side: `BlockingDriver` blocks, `AsyncDriver` awaits.
+
+Each performs what the engine decides and reports what came of it. They differ in colour only, which a test checks by
+stripping it; what has no colour is in `_driver.Driver`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+import threading
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, assert_never
+
+from durable._bodies import awaitable_in_vain, awaited_within, called_within, can_be_awaited, on_a_thread
+from durable._decorator import Options, enter, leave
+from durable._driver import ACKNOWLEDGED, ASKED, SILENT, Body, Driver
+from durable._engine.decisions import (
+    Abort,
+    Attempt,
+    Checkpoint,
+    Commit,
+    Interrupted,
+    Join,
+    Raise,
+    Receive,
+    Received,
+    Rejected,
+    Replay,
+    StepDecision,
+    StepOutcome,
+    Transact,
+    Unstorable,
+    Wait,
+)
+from durable._engine.journal import Call
+from durable.errors import ColourMismatch, DurableError, Unwind
+from durable.snapshot import Record
+
+
+class BlockingDriver(Driver):
+    """Performs what the engine decides, and blocks while it does."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._lock = threading.RLock()  # guards the execution
+        self._changed = threading.Condition(self._lock)
+        self._waiting = 0
+
+    def call_decorated(self, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `_decorator.Driver`."""
+        return self._called(options.name, None, self._body(options.fn, args, kwargs, options.terms))
+
+    def drain(self) -> None:
+        """Wait until no step is running."""
+        while not self._wait_until(lambda: self._execution.idle, self._execution.lease.seconds):
+            self._still_running()
+
+    def settle(self, seconds: float, _: BaseException) -> None:
+        """Wait until no checkpoint is on its way, `seconds` at most."""
+        self._wait_until(lambda: not self._execution.committing, seconds)
+
+    def _called(self, name: str, key: str | None, body: Body) -> Any:
+        fingerprint = self._fingerprint(name, key, body)
+        with self._lock:
+            call = self._draw(name, key, body, fingerprint, threading.current_thread())
+        return self._driven(call, body)
+
+    def _driven(self, call: Call, body: Body) -> Any:
+        outcome: StepOutcome = ASKED
+        try:
+            while True:
+                match self._advance(call, outcome):
+                    case Replay(record):
+                        return self._handed_out(call, record, body.fn)
+                    case Attempt() as attempt:
+                        outcome = self._attempted(call, attempt, body)
+                    case Transact(number, began):
+                        outcome = self._transacted(call, Attempt(number, began), body)
+                    case Wait(seconds):
+                        self._clock.sleep(seconds)
+                        outcome = ASKED
+                    case Receive(signal, taken):
+                        outcome = self._received(signal, taken)
+                    case Checkpoint(record):
+                        outcome = self._checkpointed(call, record)
+                    case Commit(record):
+                        outcome = self._committed(call, body, record)
+                    case Join():
+                        self._joined(call)
+                        outcome = ASKED
+                    case Raise(error):
+                        raise error
+                    case Abort(error):
+                        raise Unwind(error)
+                    case never:
+                        assert_never(never)
+        except BaseException as reason:
+            self._abandoned(call, reason)
+            raise
+
+    def _attempted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
+        token, timeout = enter(self.frame(call.key)), body.terms.timeout
+        try:
+            value = body.call() if timeout is None else called_within(timeout, call.name, body.call)
+        except Exception as exception:
+            return self._failed(call, exception, attempt, body.terms.policy)
+        finally:
+            leave(token)
+        if can_be_awaited(value):
+            why = "and its workflow is a blocking function: make the workflow `async def`, or give it a blocking step"
+            return Unstorable(awaitable_in_vain(call.name, value, why))
+        return self._encoded(call, value, body.fn)
+
+    def _transacted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
+        try:
+            transaction = self._opened(call, attempt, body)
+        except DurableError as error:
+            return Rejected(error)
+        return self._performed(call, attempt, body, transaction)
+
+    def _committed(self, call: Call, body: Body, record: Record) -> StepOutcome:
+        return self._committing(call, body, record)
+
+    def _checkpointed(self, _: Call, record: Record) -> StepOutcome:
+        try:
+            self._store.checkpoint(self._execution.lease, record)
+        except DurableError as error:
+            return Rejected(error)
+        return ACKNOWLEDGED
+
+    def _received(self, signal: str, taken: Sequence[int]) -> StepOutcome:
+        try:
+            found = self._store.receive(self._execution.lease, signal, taken)
+        except DurableError as error:
+            return Rejected(error)
+        return SILENT if found is None else Received(found[0], found[1].encode())
+
+    def _rested(self, until: object) -> None:
+        while True:
+            match self._resting(until):
+                case Wait(seconds):
+                    self._clock.sleep(seconds)
+                case Abort(error):
+                    raise Unwind(error)
+                case None:
+                    return
+                case never:
+                    assert_never(never)
+
+    def _joined(self, call: Call) -> None:
+        self._wait_until(lambda: not self._execution.running(call))
+
+    def _abandoned(self, call: Call, reason: BaseException) -> None:
+        self._forsaken(call)
+        self._advance(call, Interrupted(type(reason).__name__))
+
+    def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
+        with self._lock:
+            decision = self._execution.advance(call, outcome, self._reading(outcome))
+            if self._waiting:
+                self._changed.notify_all()
+            return decision
+
+    def _wait_until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
+        with self._lock:
+            self._waiting += 1
+            try:
+                return self._changed.wait_for(condition, seconds)
+            finally:
+                self._waiting -= 1
+
+
+class AsyncDriver(Driver):
+    """The same for asyncio: awaits."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._loop = asyncio.get_running_loop()
+        self._change: asyncio.Future[None] | None = None
+        self._unanswered: set[Call] = set()  # calls whose checkpoints are on their way
+
+    def call_decorated(self, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `_decorator.Driver`."""
+        name, fn = options.name, options.fn
+        if not inspect.iscoroutinefunction(fn):
+            raise ColourMismatch(
+                f"{name!r} is a blocking function, and this workflow is async: "
+                f'call it as `await step("{name}", {getattr(fn, "__name__", "fn")}, ...)`, so that its checkpoint is awaited'
+            )
+        return self._called(name, None, self._body(fn, args, kwargs, options.terms))
+
+    async def drain(self) -> None:
+        """Wait until no step is running."""
+        while not self._execution.idle:
+            try:
+                async with asyncio.timeout(self._execution.lease.seconds):
+                    while not self._execution.idle:
+                        await self._changed()
+            except TimeoutError:
+                self._still_running()
+
+    async def settle(self, seconds: float, reason: BaseException) -> None:
+        """Wait until no checkpoint is on its way, `seconds` at most; not at all in a coroutine that is being closed."""
+        if isinstance(reason, GeneratorExit):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._execution.committing:
+                    await self._changed()
+
+    def _called(self, name: str, key: str | None, body: Body) -> Coroutine[Any, Any, Any]:
+        fingerprint = self._fingerprint(name, key, body)
+        if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- the one way to ask without raising
+            raise ColourMismatch(f"step {name!r} belongs to an async workflow: call it on that workflow's event loop")
+        call = self._draw(name, key, body, fingerprint, asyncio.current_task())
+        return self._driven(call, body)
+
+    async def _driven(self, call: Call, body: Body) -> Any:
+        outcome: StepOutcome = ASKED
+        try:
+            while True:
+                match self._advance(call, outcome):
+                    case Replay(record):
+                        return self._handed_out(call, record, body.fn)
+                    case Attempt() as attempt:
+                        outcome = await self._attempted(call, attempt, body)
+                    case Transact(number, began):
+                        outcome = await self._transacted(call, Attempt(number, began), body)
+                    case Wait(seconds):
+                        await self._clock.asleep(seconds)
+                        outcome = ASKED
+                    case Receive(signal, taken):
+                        outcome = await self._received(signal, taken)
+                    case Checkpoint(record):
+                        outcome = await self._checkpointed(call, record)
+                    case Commit(record):
+                        outcome = await self._committed(call, body, record)
+                    case Join():
+                        await self._joined(call)
+                        outcome = ASKED
+                    case Raise(error):
+                        raise error
+                    case Abort(error):
+                        raise Unwind(error)
+                    case never:
+                        assert_never(never)
+        except BaseException as reason:
+            self._abandoned(call, reason)
+            raise
+
+    async def _attempted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
+        if (room := self._store.aio.room()) is not None:
+            await self._admitted(room)
+        token, timeout = enter(self.frame(call.key)), body.terms.timeout
+        try:
+            if timeout is None:
+                value = body.call()
+                if can_be_awaited(value):
+                    value = await value
+            else:
+                blocks = not inspect.iscoroutinefunction(body.fn)
+                value = await awaited_within(timeout, call.name, body.call, blocks=blocks)
+        except Exception as exception:
+            return self._failed(call, exception, attempt, body.terms.policy)
+        finally:
+            leave(token)
+        return self._encoded(call, value, body.fn)
+
+    async def _admitted(self, room: asyncio.Future[None] | None) -> None:
+        """Wait until the store has room for what a body will bring, if a body may still be started then."""
+        while room is not None:
+            await room
+            room = self._store.aio.room()
+        if stop := self._execution.stopped(self._reading(ASKED)):
+            raise Unwind(stop.error)
+
+    async def _transacted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
+        try:
+            transaction = self._opened(call, attempt, body)
+        except DurableError as error:
+            return Rejected(error)
+        context = contextvars.copy_context()
+        performed = transaction.submit(lambda: context.run(self._performed, call, attempt, body, transaction))
+        return await asyncio.wrap_future(performed)
+
+    async def _committed(self, call: Call, body: Body, record: Record) -> StepOutcome:
+        answer = on_a_thread(call.name, partial(self._committing, call, body, record))
+        outcome: asyncio.Future[StepOutcome] = asyncio.wrap_future(answer)
+        self._unanswered.add(call)
+        try:
+            await asyncio.shield(outcome)
+        except asyncio.CancelledError:  # it is on its way all the same, and its outcome is heard when it comes
+            outcome.add_done_callback(partial(self._committed_late, call))
+            raise
+        except BaseException:
+            self._unanswered.discard(call)
+            raise
+        self._unanswered.discard(call)
+        return outcome.result()
+
+    def _committed_late(self, call: Call, outcome: asyncio.Future[StepOutcome]) -> None:
+        self._unanswered.discard(call)
+        problem = asyncio.CancelledError() if outcome.cancelled() else outcome.exception()
+        if problem is not None:
+            self._abandoned(call, problem)
+        elif not isinstance(self._advance(call, outcome.result()), Replay):  # there is more to do, and nobody to do it
+            self._abandoned(call, asyncio.CancelledError())
+
+    async def _checkpointed(self, call: Call, record: Record) -> StepOutcome:
+        answer = self._store.aio.checkpoint(self._execution.lease, record, partial(self._answered_late, call))
+        self._unanswered.add(call)
+        try:
+            await answer
+        except asyncio.CancelledError:  # the record is on its way all the same, and its answer is heard when it comes
+            if not answer.cancelled():  # it has come already, in the same turn of the loop
+                self._answered_late(call, answer.exception())
+            raise
+        except BaseException as error:
+            self._unanswered.discard(call)
+            if isinstance(error, DurableError):
+                return Rejected(error)
+            raise
+        self._unanswered.discard(call)
+        return ACKNOWLEDGED
+
+    def _answered_late(self, call: Call, error: BaseException | None) -> None:
+        self._unanswered.discard(call)
+        if error is None:
+            if not isinstance(self._advance(call, ACKNOWLEDGED), Replay):  # there is more to do, and nobody to do it
+                self._abandoned(call, asyncio.CancelledError())
+        elif isinstance(error, DurableError):
+            self._advance(call, Rejected(error))
+        else:
+            self._abandoned(call, error)
+
+    async def _received(self, signal: str, taken: Sequence[int]) -> StepOutcome:
+        try:
+            found = await self._store.aio.receive(self._execution.lease, signal, taken)
+        except DurableError as error:
+            return Rejected(error)
+        return SILENT if found is None else Received(found[0], found[1].encode())
+
+    async def _rested(self, falling_asleep: Coroutine[Any, Any, Any]) -> None:
+        until = await falling_asleep
+        while True:
+            match self._resting(until):
+                case Wait(seconds):
+                    await self._clock.asleep(seconds)
+                case Abort(error):
+                    raise Unwind(error)
+                case None:
+                    return
+                case never:
+                    assert_never(never)
+
+    async def _joined(self, call: Call) -> None:
+        while self._execution.running(call):
+            await self._changed()
+
+    def _abandoned(self, call: Call, reason: BaseException) -> None:
+        if call not in self._unanswered:
+            self._forsaken(call)
+            self._advance(call, Interrupted(type(reason).__name__))
+
+    def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
+        decision = self._execution.advance(call, outcome, self._reading(outcome))
+        if self._change is not None:
+            self._change.set_result(None)
+            self._change = None
+        return decision
+
+    async def _changed(self) -> None:
+        if self._change is None:
+            self._change = self._loop.create_future()
+        await asyncio.shield(self._change)

@@ -1,0 +1,120 @@
+"""A connection as a step's body gets it: it cannot end its transaction, and is of no use after it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Final, NoReturn, cast
+
+import psycopg
+from psycopg.pq import PipelineStatus, TransactionStatus
+
+from durable.errors import TransactionMisused
+from durable.stores._postgres.connections import Connection
+from durable.stores._postgres.watchdog import shut_down
+
+__all__ = ["ENDED", "Lent", "lent"]
+
+ENDED: Final = (
+    "the body ended the transaction, and what it had done was committed, or rolled back, without the step's record"
+)
+
+_LONGEST_WAIT: Final = 10.0  # seconds, for a statement that another thread of the body has under way when it returns
+_LONGEST_CANCEL: Final = 30.0  # psycopg's default
+
+_NOT_SOUND: Final = {
+    TransactionStatus.INERROR: "the body went on after an SQL error, which had ended all that the transaction could do",
+    TransactionStatus.ACTIVE: "the body returned with a statement, or a COPY, still under way",
+}
+
+
+class Lent(psycopg.Connection[Any]):
+    """Another face of a connection that somebody else owns; made by `lent`.
+
+    Everything that psycopg does on a connection goes through `wait`, also for cursors and copies that were made from it.
+    So nothing is executed after the end, whoever has kept the connection, in whatever thread.
+    """
+
+    _step: str
+    _over: bool
+    ended: bool
+
+    def __del__(self, *_: Any) -> None:
+        """Nothing: it is its owner's to close."""
+
+    def __enter__(self) -> NoReturn:
+        self._refuse("`with connection:`, which commits and closes")
+
+    def commit(self) -> NoReturn:
+        """Refused."""
+        self._refuse("commit()")
+
+    def rollback(self) -> NoReturn:
+        """Refused."""
+        self._refuse("rollback()")
+
+    def close(self) -> NoReturn:
+        """Refused."""
+        self._refuse("close()")
+
+    def set_autocommit(self, value: bool) -> NoReturn:  # noqa: ARG002
+        """Refused, and with it `connection.autocommit = …`."""
+        self._refuse("autocommit")
+
+    def cancel(self) -> None:
+        """As ever, but not any more when what it would cancel is somebody else's."""
+        if not self._over:
+            super().cancel()
+
+    def cancel_safe(self, *, timeout: float = _LONGEST_CANCEL) -> None:
+        """The same."""
+        if not self._over:
+            super().cancel_safe(timeout=timeout)
+
+    def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
+        """Let the connection do something, while it may."""
+        if self._over:
+            raise TransactionMisused(self._step, "its connection was used after the body had returned")
+        if self.ended:
+            raise TransactionMisused(self._step, ENDED)
+        try:
+            return super().wait(gen, *args, **options)
+        finally:
+            # A COMMIT or ROLLBACK among the statements. One that is followed by BEGIN is seen when the record is written.
+            self.ended = self.pgconn.transaction_status == TransactionStatus.IDLE
+            if self.ended:
+                raise TransactionMisused(self._step, ENDED)
+
+    def take_away(self) -> TransactionMisused | None:
+        """Let nothing more be done with it. The error is what keeps the transaction from being committed."""
+        free = self.lock.acquire(timeout=_LONGEST_WAIT)
+        self._over = True
+        if not free:
+            shut_down(self)  # else whoever ends the transaction would wait for that statement too
+            return TransactionMisused(self._step, _NOT_SOUND[TransactionStatus.ACTIVE])
+        self.lock.release()
+        if self.ended:
+            return TransactionMisused(self._step, ENDED)
+        if self.pgconn.pipeline_status != PipelineStatus.OFF:
+            return TransactionMisused(self._step, "the body returned with a pipeline still open")
+        problem = _NOT_SOUND.get(TransactionStatus(self.pgconn.transaction_status))
+        return None if problem is None else TransactionMisused(self._step, problem)
+
+    def revoke(self) -> None:
+        """Let nothing more be begun with it, without waiting for anybody."""
+        self._over = True
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise TransactionMisused(self._step, f"the body may not use {what}")
+
+
+def lent(connection: Connection, step: str) -> Lent:
+    """A face of this connection for the body of a step."""
+    face: Lent = object.__new__(_face_of(cast(Any, type(connection))))
+    # The same socket, lock, adapters and prepared statements. What is set on the face stays there.
+    face.__dict__.update(connection.__dict__, _autocommit=False, _step=step, _over=False, ended=False)
+    return face
+
+
+@cache
+def _face_of(kind: Any) -> type[Lent]:
+    return Lent if kind is psycopg.Connection else type(kind.__name__, (Lent, kind), {})

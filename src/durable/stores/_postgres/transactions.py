@@ -1,0 +1,372 @@
+"""Transactions for steps: the fence, the body's SQL, the record and the COMMIT, all on one connection.
+
+The fence comes first: the lease's row is locked FOR KEY SHARE, so that whoever takes the run over waits for the end, while
+heartbeats and checkpoints pass. The record comes last, in one round trip with the COMMIT, and only into the transaction
+that was begun here: its number is compared, so that a body that has ended it and begun another commits nothing more.
+
+When the reply to the COMMIT is lost, the writer settles it, as it does for checkpoints; what was not committed is not sent
+again, since the body's part is gone: the body must do it anew, which the engine decides.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextvars import ContextVar
+from typing import Any, Final, TypeVar
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from durable._engine import batches
+from durable._engine.batches import Entry, Verb, Verdict, latest_under
+from durable._engine.leases import Lease
+from durable.clocks import Clock
+from durable.errors import (
+    DurableError,
+    InvalidArgument,
+    LeaseLost,
+    OutcomeUnknown,
+    RunCancelled,
+    StoreUnavailable,
+    TransactionMisused,
+    UnstorableValue,
+)
+from durable.snapshot import Record
+from durable.stores._daemons import Daemons
+from durable.stores._postgres.commits import NOT_ITS_OWN, checkpoint_job, refused, settle_job
+from durable.stores._postgres.connections import Connections, Lane
+from durable.stores._postgres.lent import ENDED, Lent, lent
+from durable.stores._postgres.watchdog import shut_down
+from durable.stores._postgres.writer import Job
+from durable.stores.protocol import Isolation, RolledBack
+
+T = TypeVar("T")
+
+_RESERVED: Final = 2  # connections of a user's pool that are left to checkpoints, where it has so many
+_STATEMENTS_UNTIL_PREPARED: Final = 5  # of the body's own, psycopg's default
+_NEW_AGAIN: Final = (b"RESET ALL", b"RESET SESSION AUTHORIZATION", b"DISCARD TEMP")
+_within: Final[ContextVar[bool]] = ContextVar("durable_within_transaction", default=False)
+
+_SETTINGS: Final = 5  # columns, the first of which is the transaction's number
+_LONGEST_ROLLBACK: Final = 10.0  # seconds, after which the connection is closed, which does the same
+_NOT_NULL: Final = "23502"
+_NOT_UNIQUE: Final = "23505"
+_READ_ONLY: Final = "25006"
+_LOST: Final = "the connection was lost before the transaction was committed"
+
+
+class Transactions:
+    """The transactions of one process: so many at once, each on a connection that no checkpoint uses."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        sql: Mapping[str, bytes],
+        clock: Clock,
+        settle: Callable[[Job], Any],
+        most: int,
+    ) -> None:
+        self.connections = connections
+        self.sql = sql
+        self.clock = clock
+        self.settle = settle
+        size = connections.pool_size
+        most = most if size is None else min(most, max(1, size - _RESERVED))
+        self.room = threading.Semaphore(most)
+        self.daemons = Daemons("durable-transaction", most)
+        self._idle: list[Lane] = []
+        self._closed = False
+
+    def take(self, until: float) -> tuple[Lane, bool]:
+        """A connection, and whether somebody else's body may have left something behind in its session."""
+        connections = self.connections
+        if connections.pool_size is not None:
+            return connections.take(until), False
+        try:
+            return self._idle.pop(), connections.prepares
+        except IndexError:
+            connection = connections.connect(until)
+            connection.prepare_threshold = _STATEMENTS_UNTIL_PREPARED if connections.prepares else None
+            return Lane(connection, {}), False
+
+    def give_back(self, lane: Lane) -> None:
+        """Take it back, whatever state it is in."""
+        if self.connections.pool_size is not None:
+            self.connections.give_back(lane)
+        elif lane.connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            lane.connection.close()
+        else:
+            self._idle.append(lane)
+            if self._closed:
+                self.close()
+
+    def close(self) -> None:
+        """Close what is at hand. A transaction under way ends by itself, and its connection with it."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().connection.close()
+
+
+class PostgresTransaction:
+    """See `protocol.Transaction`."""
+
+    def __init__(self, owner: Transactions, lease: Lease, name: str, isolation: Isolation) -> None:
+        self._owner = owner
+        self._lease = lease
+        self._name = name
+        self._begin = f"BEGIN ISOLATION LEVEL {isolation.upper()}".encode()
+        self._settings: Sequence[str] = ()
+        self._number = self._epoch = 0
+        self._state = threading.Lock()  # guards what follows
+        self._lane: Lane | None = None
+        self._lent: Lent | None = None
+        self._busy = False  # a thread is in `begin` or `call`: it sees to the end of what was abandoned meanwhile
+        self._abandoned = False
+
+    def begin(self, seconds: float) -> bool:
+        """See `protocol.Transaction`. One round trip, in which a connection that was used before is made as new."""
+        self._enter()
+        try:
+            if not self._owner.room.acquire(timeout=0.0 if _within.get() else seconds):
+                if _within.get():  # its body waits for this one, and perhaps they all do
+                    raise InvalidArgument(
+                        f"step.transaction({self._name!r}) is begun inside the body of another one, and there is room for none "
+                        f"more: raise max_transactions of postgres(), or execute the inner run outside"
+                    )
+                return False
+            try:
+                lane = self._opened()
+            except BaseException:
+                self._owner.room.release()
+                raise
+            with self._state:
+                self._lane = lane
+            return True
+        finally:
+            self._leave()
+
+    def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """See `protocol.Transaction`."""
+        self._enter()
+        token = _within.set(True)
+        try:
+            return self._called(fn, args)
+        finally:
+            _within.reset(token)
+            self._leave()
+
+    def commit(self, record: Record) -> None:
+        """See `protocol.Transaction`. One round trip."""
+        owner, lease, lane, written = self._owner, self._lease, self._lane, None
+        if lane is None:
+            raise RolledBack(StoreUnavailable(owner.connections.where, _LOST))
+        job, watchdog = checkpoint_job(lease, record), owner.connections.watchdog
+        row = (
+            lease.row,
+            record.seq,
+            record.key,
+            record.kind,
+            job.payload.nonce,
+            record.text,
+            self._number,
+            self._epoch,
+        )
+        now = owner.clock.elapsed()
+        watchdog.watch(lane.connection, now + batches.silence(job.deadline, now))
+        try:
+            with lane.connection.pipeline():
+                lane.also(owner.sql["restore_settings"], self._settings)
+                written = lane.also(owner.sql["transaction_record"], row)
+                lane.also(b"COMMIT")
+        except psycopg.Error as problem:
+            failure, lost = problem, lane.connection.closed
+        else:
+            return
+        finally:
+            watchdog.unwatch(lane.connection)
+            self._end()  # before it is settled: the connection may be the only one there is, and holds the row's lock
+        if lost or batches.verdict(failure.sqlstate) is Verdict.UNKNOWN:
+            self._settle(job, failure)
+        else:
+            raise self._refusal(failure, job, written=written is not None and written.rowcount == 1) from failure
+
+    def rollback(self) -> None:
+        """See `protocol.Transaction`."""
+        with self._state:
+            lane = None if self._busy else self._lane
+        if lane is None:
+            return
+        watchdog, clock = self._owner.connections.watchdog, self._owner.clock
+        watchdog.watch(lane.connection, clock.elapsed() + _LONGEST_ROLLBACK)
+        try:
+            lane.connection.execute(b"ROLLBACK", prepare=False)
+        except psycopg.Error:
+            pass  # it is closed then, which does the same
+        finally:
+            watchdog.unwatch(lane.connection)
+            self._end()
+
+    def abandon(self) -> None:
+        """See `protocol.Transaction`. The socket is shut down: the server rolls back when it sees that."""
+        with self._state:
+            self._abandoned = True
+            if self._lent is not None:
+                self._lent.revoke()
+            if self._lane is not None:
+                shut_down(self._lane.connection)
+            busy = self._busy
+        if not busy:
+            self._end()
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """See `protocol.Transaction`."""
+        return self._owner.daemons.submit(work, at_once=_within.get())
+
+    def _opened(self) -> Lane:
+        """A connection in the transaction, which is the lease's. While the database is out of reach it is tried again."""
+        connections, clock = self._owner.connections, self._owner.clock
+        waits, failures = Entry(Verb.CHECKPOINT, self._lease.run_id, 0, latest_under(self._lease), self._lease), 0
+        while True:
+            try:
+                return self._tried(waits.deadline)
+            except (psycopg.Error, StoreUnavailable) as problem:
+                sent = isinstance(problem, psycopg.Error)
+                verdict = batches.verdict(getattr(problem, "sqlstate", None), sent=sent)
+                if verdict is Verdict.UNPREPARED:
+                    connections.prepares = False
+                final = verdict in (Verdict.FINAL, Verdict.REFUSED) or self._abandoned
+                if final or clock.elapsed() >= waits.deadline:
+                    raise (connections.meaning(problem) if isinstance(problem, psycopg.Error) else problem) from None
+            failures += 1
+            clock.sleep(batches.pause(failures))
+
+    def _tried(self, until: float) -> Lane:
+        owner, lease = self._owner, self._lease
+        lane, used = owner.take(until)
+        try:
+            lane.prepare = owner.connections.prepares
+            now = owner.clock.elapsed()
+            owner.connections.watchdog.watch(lane.connection, now + batches.silence(until, now))
+            try:
+                with lane.connection.pipeline():
+                    lane.also(self._begin)
+                    for statement in _NEW_AGAIN if used else ():
+                        lane.also(statement)
+                    idle = (lease.seconds, f"{lease.seconds * 1000:.0f}")
+                    settings = lane.also(owner.sql["transaction_settings"], idle)
+                    fence = lane.also(owner.sql["transaction_fence"], (lease.row,))
+            finally:
+                owner.connections.watchdog.unwatch(lane.connection)
+            self._number, *self._settings = next(settings)[:_SETTINGS]
+            token, holder, self._epoch = fence.fetchone() or (None, None, 0)
+            if refusal := refused(lease, token, holder):
+                raise refusal
+        except BaseException:
+            owner.give_back(lane)
+            raise
+        return lane
+
+    def _called(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        with self._state:
+            assert self._lane is not None, "a body before its transaction"  # noqa: S101 -- a bug, not an input
+            connection = self._lane.connection
+            self._lent = face = lent(connection, self._name)
+        try:
+            value = fn(face, *args)
+        except Exception as problem:
+            misuse = face.take_away()
+            errors = list(_database_errors(problem))
+            if conflict := next(filter(_is_conflict, errors), None):
+                raise RolledBack(conflict) from problem
+            if errors and connection.closed:
+                raise self._lost(errors[0]) from problem
+            if misuse is not None and face.ended:
+                raise misuse from problem
+            raise
+        misuse = face.take_away()
+        if misuse is not None:  # first: it may be what has closed the connection
+            raise misuse
+        if connection.closed:
+            raise self._lost(None)
+        return value
+
+    def _refusal(self, problem: psycopg.Error, job: Job, *, written: bool) -> Exception:
+        """What it means that the record, or the COMMIT after it, was refused: nothing was committed."""
+        connections, state = self._owner.connections, problem.sqlstate
+        match batches.verdict(state):
+            case Verdict.CONFLICT:
+                return RolledBack(problem)
+            case _ if state == _READ_ONLY:
+                return TransactionMisused(
+                    self._name, "the body made its transaction read-only, so no record can be written"
+                )
+            case Verdict.PASSING | Verdict.UNPREPARED as verdict:
+                connections.prepares &= verdict is not Verdict.UNPREPARED
+                return RolledBack(connections.meaning(problem))
+            case _ if written:  # what was deferred until the COMMIT, like a constraint of the user's
+                return problem
+            case _ if state == _NOT_NULL:
+                return TransactionMisused(self._name, ENDED)
+            case _ if state == _NOT_UNIQUE:
+                return LeaseLost(self._lease.run_id, NOT_ITS_OWN)
+            case Verdict.REFUSED:
+                return UnstorableValue(job.what, "$", f"PostgreSQL refused it with SQLSTATE {state}")
+            case _:
+                return connections.meaning(problem)
+
+    def _settle(self, job: Job, problem: psycopg.Error) -> None:
+        """Quiet when it turns out that it was committed."""
+        try:
+            committed = self._owner.settle(settle_job(job))
+        except (LeaseLost, RunCancelled):
+            raise
+        except DurableError:
+            raise OutcomeUnknown(job.run_id, job.what, type(problem).__name__) from problem
+        if not committed:
+            raise self._lost(problem) from problem
+
+    def _lost(self, problem: psycopg.Error | None) -> RolledBack:
+        why = "" if problem is None else f" ({problem.diag.message_primary or type(problem).__name__})"
+        idle = f"A body may leave it idle for as long as the lease lasts, {self._lease.seconds:g} s, or the server says"
+        return RolledBack(StoreUnavailable(self._owner.connections.where, f"{_LOST}{why}. {idle}"))
+
+    def _enter(self) -> None:
+        with self._state:
+            if self._abandoned:
+                raise RolledBack(
+                    StoreUnavailable(self._owner.connections.where, "nobody waits for the transaction any more")
+                )
+            self._busy = True
+
+    def _leave(self) -> None:
+        with self._state:
+            self._busy = False
+            abandoned = self._abandoned
+            if self._lent is not None:
+                self._lent.revoke()
+        if abandoned:
+            self._end()
+
+    def _end(self) -> None:
+        with self._state:
+            lane, self._lane = self._lane, None
+        if lane is not None:
+            self._owner.give_back(lane)
+            self._owner.room.release()
+
+
+def _database_errors(problem: BaseException) -> Iterator[psycopg.Error]:
+    """The database's errors among an exception and what led to it."""
+    seen: set[int] = set()
+    at: BaseException | None = problem
+    while at is not None and id(at) not in seen:
+        seen.add(id(at))
+        if isinstance(at, psycopg.Error):
+            yield at
+        at = at.__cause__ or at.__context__
+
+
+def _is_conflict(error: psycopg.Error) -> bool:
+    return error.sqlstate is not None and batches.verdict(error.sqlstate) is Verdict.CONFLICT
