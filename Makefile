@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check docs matrix bench clean
+.PHONY: demo test nightly check docs matrix bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python examples/checkout.py
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n 2 -q
+
+# A million seeds: make nightly SEEDS=100000 for a tenth of it.
+SEEDS ?= 1000000
+nightly: $(VENV)/.test
+	@$(BIN)/python benchmarks/simulation.py --seeds $(SEEDS) --nightly
 
 check: $(VENV)/.check docs
 	@$(BIN)/ruff format --check --quiet .
