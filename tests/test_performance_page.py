@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
@@ -25,7 +25,7 @@ def test_the_page_is_written_from_its_figures() -> None:
 def test_the_charts_are_drawn_from_the_same_figures() -> None:
     for name, text in page.drawn(stored()).items():
         assert (ROOT / "docs" / "images" / name).read_text("utf-8") == text
-        assert ElementTree.fromstring(text).tag.endswith("svg")
+        assert ET.fromstring(text).tag.endswith("svg")
 
 
 def test_a_goal_that_was_missed_is_named_with_what_stands_in_the_way() -> None:

@@ -93,12 +93,12 @@ def test_steps_in_a_batch_write_less_than_alone(database: Database, store: Postg
 
 def test_a_step_writes_as_much_late_in_a_long_run(database: Database, store: PostgresStore) -> None:
     """FAULTS 90: the run's document is not written again with each step."""
-    log, per_step = Log(database), []
-    for steps in (STEPS, 3 * STEPS):
-        durable.run({}, workflow, id=f"{ID[:-1]}{len(per_step)}", store=store, input=steps)
-        per_step.append(log.written(("step",)))
+    log, written = Log(database), list[float]()
+    for number, steps in enumerate((STEPS, 3 * STEPS)):
+        durable.run({}, workflow, id=f"{ID[:-1]}{number}", store=store, input=steps)
+        written.append(log.written(("step",)))
 
-    first, both = per_step
+    first, both = written
     assert (both - first) / (3 * STEPS) <= 1.05 * first / STEPS
 
 
