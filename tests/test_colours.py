@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from durable._colours import AsyncDriver, BlockingDriver
-from durable._run import _AsyncRun, _Run
+from durable._run import AsyncRun, BlockingRun
 from durable.stores._awaited import _Verbs
 from durable.stores._whole import WholeSnapshots
 
@@ -37,7 +37,7 @@ LEAVES = {
         "_changed",
         "_wait_until",
     },
-    (_Run, _AsyncRun): {"_begun", "_give_back", "_migrated"},
+    (BlockingRun, AsyncRun): {"__init__", "_begun", "_give_back", "_migrated"},
     (WholeSnapshots, _Verbs): {"__init__", "close", "_called"},
 }
 

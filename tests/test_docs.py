@@ -50,11 +50,12 @@ def _snippets() -> list[Any]:
 
 @pytest.mark.parametrize("snippet", _snippets())
 def test_a_snippet_of_the_docs_runs(snippet: str, tmp_path: Path) -> None:
-    """Each by itself, as somebody would who copies it."""
+    """Each by itself, as somebody would who copies it; tests are run by pytest."""
     (tmp_path / "snippet.py").write_text(snippet)
-    command = [sys.executable, "-W", "error", "snippet.py"]
+    tested = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"] if "\ndef test_" in snippet else []
+    command = [sys.executable, "-W", "error", *tested, "snippet.py"]
     told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stderr
+    assert told.returncode == 0, told.stdout + told.stderr
 
 
 @pytest.mark.parametrize("example", ["checkout.py", "checkout_async.py"])

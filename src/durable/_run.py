@@ -34,7 +34,7 @@ from durable._engine.leases import Lease
 from durable._engine.steps import Execution
 from durable._migration import OnVersionMismatch
 from durable._plan import OMITTED, Options, Plan, planned
-from durable._step import AsyncStep, Step
+from durable._step import AsyncStep, Pending, Step
 from durable.errors import (
     ColourMismatch,
     DurableError,
@@ -74,7 +74,7 @@ def run(
     cancel: threading.Event | None = ...,
     retry: tenacity.BaseRetrying | None = ...,
     on_event: Listener | None = ...,
-) -> Coroutine[Any, Any, T]: ...
+) -> Pending[T]: ...
 @overload
 def run(
     deps: D,
@@ -93,7 +93,7 @@ def run(
     cancel: threading.Event | None = ...,
     retry: tenacity.BaseRetrying | None = ...,
     on_event: Listener | None = ...,
-) -> Coroutine[Any, Any, T]: ...
+) -> Pending[T]: ...
 @overload
 def run(
     deps: D,
@@ -183,9 +183,10 @@ def run(
         version, on_version_mismatch, on_conflict, wait_timeout, lease, deadline, metadata, cancel, retry, on_event
     )
     plan = planned(deps, fn, id, store, input, options)
-    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
-        return _AsyncRun(plan).outcome()
-    return _Run(plan).outcome()
+    is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+    if (rehearse := getattr(plan.store, "rehearse", None)) is not None:  # see durable.testing.Rehearsal
+        return rehearse(plan, is_async=is_async)
+    return AsyncRun(plan).outcome() if is_async else BlockingRun(plan).outcome()
 
 
 class _Either:
@@ -207,8 +208,12 @@ class _Either:
         return True
 
 
-class _Run(_Either):
+class BlockingRun(_Either):
     """One blocking call of `run`."""
+
+    def __init__(self, plan: Plan, driver: Callable[..., Step] = Step) -> None:
+        super().__init__(plan)
+        self._new_driver = driver
 
     def outcome(self) -> Any:
         try:
@@ -228,9 +233,9 @@ class _Run(_Either):
                     return plan.stored_result(value)
                 case Reraise(error):
                     raise plan.stored_failure(error)
-                case ClaimAgain(seconds, claim, lease):
+                case ClaimAgain(seconds, claim, lease, look):
                     self._give_back(lease)
-                    self._clock.sleep(seconds)
+                    self._clock.sleep(seconds, look)
                     polls += 1
                 case Migrate(mismatch):
                     self._migrated(mismatch)
@@ -245,7 +250,7 @@ class _Run(_Either):
         plan, lease, end = self._plan, granted.lease, _End()
         try:
             execution = plan.execution(granted, threading.current_thread())
-            self._driver = driver = Step(execution, *plan.for_driver)
+            self._driver = driver = self._new_driver(execution, *plan.for_driver)
             arguments = plan.arguments(driver, execution.journal)
         except BaseException:
             self._give_back(lease)
@@ -297,8 +302,12 @@ class _Run(_Either):
                 _left_to_end(lease, problem)
 
 
-class _AsyncRun(_Either):
+class AsyncRun(_Either):
     """One awaited call of `run`."""
+
+    def __init__(self, plan: Plan, driver: Callable[..., AsyncStep] = AsyncStep) -> None:
+        super().__init__(plan)
+        self._new_driver = driver
 
     async def outcome(self) -> Any:
         try:
@@ -318,9 +327,9 @@ class _AsyncRun(_Either):
                     return plan.stored_result(value)
                 case Reraise(error):
                     raise plan.stored_failure(error)
-                case ClaimAgain(seconds, claim, lease):
+                case ClaimAgain(seconds, claim, lease, look):
                     await self._give_back(lease)
-                    await self._clock.asleep(seconds)
+                    await self._clock.asleep(seconds, look)
                     polls += 1
                 case Migrate(mismatch):
                     await self._migrated(mismatch)
@@ -335,7 +344,7 @@ class _AsyncRun(_Either):
         plan, lease, end = self._plan, granted.lease, _End()
         try:
             execution = plan.execution(granted, asyncio.current_task())
-            self._driver = driver = AsyncStep(execution, *plan.for_driver)
+            self._driver = driver = self._new_driver(execution, *plan.for_driver)
             arguments = plan.arguments(driver, execution.journal)
         except BaseException:
             await self._give_back(lease)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Final, Protocol, cast
 
 from greenlet import greenlet
@@ -75,14 +77,14 @@ class Clock:
         """See `clocks.Clock`."""
         return self._timeline.now * self._rate
 
-    def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float, look: float = math.inf) -> None:
         """See `clocks.Clock`."""
-        threads.wait(self._life, seconds / self._rate, lambda _: None)
+        threads.wait(self._life, min(seconds, look) / self._rate, lambda _: None)
 
-    async def asleep(self, seconds: float) -> None:
+    async def asleep(self, seconds: float, look: float = math.inf) -> None:
         """See `clocks.Clock`."""
         future = self._life.loop.create_future()
-        self._life.after(seconds / self._rate, _wake, future)
+        self._life.after(min(seconds, look) / self._rate, _wake, future)
         await future
 
 
@@ -209,7 +211,6 @@ def _is_dead(owner: str | None, _: str | None) -> bool:
 
 _OURS: Final = {"threading": _threading}
 _unsettled: Final = cast(Any, writer)._unsettled  # noqa: SLF001 -- what stands in a module stands in for it here
-_Run: Final = cast(Any, _run)._Run  # noqa: SLF001
 _Writer: Final[Any] = threads.rebound(
     Writer, {**_OURS, "tell": _told, "_unsettled": threads.with_names(_unsettled, _OURS)}
 )
@@ -218,8 +219,10 @@ _Process: Final[Any] = threads.rebound(
     Process, {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner, "Transactions": _Transactions}
 )
 _BlockingStep: Final[Any] = threads.rebound(Step, _OURS)
-_BlockingRun: Final[Any] = threads.rebound(_Run, {**_OURS, "Step": _BlockingStep})
-run_blocking: Final[Any] = threads.with_names(cast(Any, _run).run, {"_Run": _BlockingRun})
+_BlockingRun: Final[Any] = threads.rebound(_run.BlockingRun, _OURS)
+run_blocking: Final[Any] = threads.with_names(
+    cast(Any, _run).run, {"BlockingRun": partial(_BlockingRun, driver=_BlockingStep)}
+)
 _RealStore: Final[Any] = threads.rebound(PostgresStore, {"is_dead": _is_dead})
 
 
