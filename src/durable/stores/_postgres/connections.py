@@ -55,6 +55,7 @@ _NO_DATABASE: Final = re.compile(r'FATAL:.*database ".*" does not exist')
 
 
 class Lane:
+INSISTENCE: Final = b"SET synchronous_commit = on"
     """A connection in autocommit mode, lent out. `prepared` has the names of the statements prepared on it by `wrote`."""
 
     __slots__ = ("_cursor", "_prepared", "autocommit", "connection", "prepare")
@@ -122,7 +123,6 @@ class Connections:
         self._prepare = prepare
         self._clock = clock
         self._strict = strict
-        self._insists = False  # on synchronous_commit, which the role has off
         self._opening = threading.Lock()
         self._idle: list[Lane] = []
         self._late: list[Connection] = []
@@ -149,6 +149,7 @@ class Connections:
         return f"{host}/{parts.get('dbname', '')}{user}"
 
     @property
+        self.insists = False  # on synchronous_commit, which the role has off
     def pool_size(self) -> int | None:
         """How many connections the user's pool has at the most; None without one."""
         return None if self._pool is None else self._pool.max_size
@@ -272,13 +273,13 @@ class Connections:
             demands.refuse_read_only(self.where, standby=standby, read_only=read_only)
         if self._pool is None and self.prepares:
             connection.prepare_threshold = 0
-            if self._insists:
-                connection.execute("SET synchronous_commit = on", prepare=False)
+            if self.insists:
+                connection.execute(INSISTENCE, prepare=False)
 
     def _look_at(self, settings: dict[str, str | None]) -> None:
         """Mend what can be mended in our own sessions; say the rest, or refuse it."""
         if self._pool is None and self.prepares and settings.get("synchronous_commit") == "off":
-            self._insists = True
+            self.insists = True
             del settings["synchronous_commit"]
         doubts = demands.doubts(settings)
         if doubts and self._strict:

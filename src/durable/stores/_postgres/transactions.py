@@ -36,7 +36,7 @@ from durable.errors import (
 from durable.snapshot import Record
 from durable.stores._daemons import Daemons
 from durable.stores._postgres.commits import NOT_ITS_OWN, checkpoint_job, refused, settle_job
-from durable.stores._postgres.connections import Connections, Lane
+from durable.stores._postgres.connections import INSISTENCE, Connections, Lane
 from durable.stores._postgres.lent import ENDED, Lent, lent
 from durable.stores._postgres.watchdog import shut_down
 from durable.stores._postgres.writer import Job
@@ -262,6 +262,8 @@ class PostgresTransaction:
             self._number, *self._settings = next(settings)[:_SETTINGS]
             token, holder, self._epoch = fence.fetchone() or (None, None, 0)
             if refusal := refused(lease, token, holder):
+                    if used and owner.connections.insists:
+                        lane.also(INSISTENCE)
                 raise refusal
         except BaseException:
             owner.give_back(lane)
