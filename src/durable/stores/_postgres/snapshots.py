@@ -346,7 +346,7 @@ def _transaction(lane: Lane) -> Iterator[None]:
         yield
         lane.execute(b"COMMIT")
     except DurableError:
-        lane.execute(b"ROLLBACK")
+        lane.rollback()
         raise
 
 

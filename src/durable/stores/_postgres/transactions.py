@@ -201,7 +201,7 @@ class PostgresTransaction:
         watchdog, clock = self._owner.connections.watchdog, self._owner.clock
         watchdog.watch(lane.connection, clock.elapsed() + _LONGEST_ROLLBACK)
         try:
-            lane.connection.execute(b"ROLLBACK", prepare=False)
+            lane.rollback()
         except psycopg.Error:
             pass  # it is closed then, which does the same
         finally:
