@@ -749,6 +749,18 @@ def test_connections_are_bounded_kept_and_used_again(database: Database, table: 
             database.store(max_transactions=bad)
 
 
+def test_a_body_that_was_given_up_keeps_no_room_from_others(database: Database, table: Table, run: Run) -> None:
+    """However long its thread goes on."""
+    over, store = threading.Event(), database.store(max_transactions=1)
+    with pytest.raises(StepTimeout):
+        run(store, lambda _: over.wait(PATIENCE), id="slow", timeout=0.2)
+    assert run(store, table.book, id="next", options={"deadline": 5.0}) == "a line"
+    over.set()
+    wait_until(lambda: store.process.transactions.room._value == 1, "the room to be what it was")
+    assert run(store, table.book, id="last", options={"deadline": 5.0}) == "a line"
+    assert store.process.transactions.room._value == 1
+
+
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_a_pool_that_transactions_use_up(database: Database, table: Table, size: int) -> None:
     """FAULTS 52: the heartbeat renews all the same, and nothing is stuck; the pool has its connections back as they were."""
