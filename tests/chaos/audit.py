@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, LiteralString, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -43,6 +43,21 @@ def install(url: str, schema: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(schema)))
         connection.execute(Path(__file__).with_name("audit.sql").read_bytes())
+
+
+def drop_index(url: str, schema: str) -> None:
+    """Take away what makes a take-over wait: a planted bug's half that is in the database."""
+    _locks(url, schema, "DROP CONSTRAINT durable_locks_workflow_id_owner_token_key")
+
+
+def restore_index(url: str, schema: str) -> None:
+    """Put it back, so that a store can be used again."""
+    _locks(url, schema, "ADD UNIQUE (workflow_id, owner_token)")
+
+
+def _locks(url: str, schema: str, change: LiteralString) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(sql.SQL("ALTER TABLE {} " + change).format(sql.Identifier(schema, "durable_locks")))
 
 
 def findings(url: str, schema: str, runs: Sequence[str]) -> Findings:

@@ -22,7 +22,8 @@ _HOWS: Final = (signal.SIGKILL, signal.SIGQUIT, signal.SIGINT)
 class Weather:
     """How often each fault strikes: a second, but for `deadly`, `cuts` and `wire_kills`, which are chances.
 
-    `deadly` at each place that a worker comes by, the other two at each write that goes through a proxy.
+    `deadly` at each place that a worker comes by, the other two at each write that goes through a proxy. `slow` is the
+    chance that a body takes long; `stop_for` says for how many leases a stopped process is stopped.
     """
 
     deadly: float = 0.0
@@ -35,6 +36,8 @@ class Weather:
     server_kills: float = 0.0
     promotions: float = 0.0
     full_disks: float = 0.0
+    slow: float = 0.0
+    stop_for: tuple[float, float] = (1.1, 1.8)
 
 
 class Faults:
@@ -46,6 +49,7 @@ class Faults:
         self._ground = ground
         self._log = log
         self._lease = lease
+        self._stop_for = weather.stop_for
         self._waking: list[threading.Thread] = []
         self._problems: list[BaseException] = []
         kinds: dict[str, tuple[float, Callable[[random.Random], object]]] = {
@@ -83,7 +87,7 @@ class Faults:
 
     def _stop(self, chance: random.Random) -> None:
         if (pid := self._crew.stop(chance)) is not None:
-            seconds = self._lease * chance.uniform(1.1, 1.8)
+            seconds = self._lease * chance.uniform(*self._stop_for)
             thread = threading.Thread(target=self._wake, args=(pid, seconds))
             self._waking.append(thread)
             thread.start()
@@ -98,7 +102,7 @@ class Faults:
                 SELECT pid FROM pg_stat_activity WHERE application_name ~ '^w[0-9]+$' ORDER BY random() LIMIT 1) AS one
         """
         try:
-            with psycopg.connect(self._ground.url, autocommit=True) as connection:
+            with psycopg.connect(self._ground.admin, autocommit=True) as connection:
                 if connection.execute(query).fetchone() == (True,):
                     self._log.append("terminated")
         except psycopg.OperationalError:

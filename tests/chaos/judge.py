@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from chaos.scene import digest
 RETRIED: Final = {("order", "charge"), ("broken", "second")}  # bodies that are meant to run again
 _AT_MOST_ONCE: Final = {("once", "pay")}
 _OFTEN: Final = "…"
+_JITTER: Final = 0.02  # seconds by which two readings of two clocks may disagree
 
 
 @dataclass
@@ -120,6 +122,9 @@ def _bodies(case: Case, verdict: Verdict) -> None:
     verdict.counts["bodies"] += bodies.total()
     verdict.counts["ordinary steps"] += len(ordinary)
     verdict.counts["ordinary steps whose body ran more than once"] += sum(n > 1 for n in ordinary.values())
+    for (run, _), n in ordinary.items():
+        if n > 1:
+            verdict.tables["ordinary bodies that ran more than once, by the kind of run"][run.partition("-")[0]] += 1
     single = {key: n for key, n in bodies.items() if _is(key, _AT_MOST_ONCE)}
     verdict.counts["at-most-once steps"] += len(single)
     if not case.forgets:
@@ -183,7 +188,11 @@ def _by_its_owner(write: Any) -> bool:
 
 
 def _leases(case: Case, verdict: Verdict) -> None:
-    dead = {line.pid for line in case.lines if line.word in ("kill", "worker over")}
+    wall = time.time() - time.monotonic()  # the store's moments are the clock's on the wall, of this same machine
+    died: dict[str, float] = {}
+    for line in case.lines:
+        if line.word in ("kill", "worker over"):
+            died.setdefault(str(line.pid), line.at + wall - _JITTER)
     early, wrong = list[Any](), list[Any]()
     for change in case.findings.leases:
         owner = (change.owner or "").rpartition(":")[2]
@@ -194,7 +203,9 @@ def _leases(case: Case, verdict: Verdict) -> None:
                 wrong.append(change)
         elif change.left_of.total_seconds() > 0:
             early.append(change)
-    stolen = [change for change in early if int(change.owner.rpartition(":")[2]) not in dead]
+    stolen = [
+        change for change in early if change.at.timestamp() < died.get(change.owner.rpartition(":")[2], float("inf"))
+    ]
     verdict.counts["leases taken"] += sum(change.token is not None for change in case.findings.leases)
     verdict.counts["of these from a dead owner, before their end"] += len(early) - len(stolen)
     verdict.broken("a lease was given back by somebody else", wrong)

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +24,9 @@ from chaos.worker import Orders
 from pgbouncer import bouncer
 
 PATIENCE: Final = 60.0  # seconds after the last fault, which only a bug can take
+PATIENCE_WITH_PLANTS: Final = 3.0
+# What a planted bug may lead to, and does not prove it: only the witnesses do.
+_AWKWARD: Final = ("not in time", "a run has not ended", "surprise")
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,9 @@ def play(plan: Plan, seed: str, ground: Ground, oracle: Mapping[str, str]) -> Ve
     chance = random.Random(f"{seed} {plan.name}")
     runs = tuple(f"{kind}-{n}" for kind in plan.kinds for n in range(plan.runs_of_a_kind))
     bank.create(directory / "bank")
-    audit.install(ground.url, schema)
+    audit.install(ground.admin, schema)
+    if plan.plant == "no index":
+        audit.drop_index(ground.admin, schema)
     log = Log(directory / "effects")
     with ExitStack() as stack:
         urls = {"direct": ground.url}
@@ -71,6 +76,7 @@ def play(plan: Plan, seed: str, ground: Ground, oracle: Mapping[str, str]) -> Ve
                 version=1 if n % 4 == 3 else 2,
                 lease=plan.lease,
                 deadly=plan.weather.deadly,
+                slow=plan.weather.slow,
                 plant=plan.plant,
             )
             for n in range(plan.workers)
@@ -84,9 +90,11 @@ def play(plan: Plan, seed: str, ground: Ground, oracle: Mapping[str, str]) -> Ve
             faults.end()
         for proxy in proxies:
             proxy.calm = True
-        in_time = over or crew.lead(PATIENCE)
+        in_time = over or crew.lead(PATIENCE_WITH_PLANTS if plan.plant else PATIENCE)
     log.close()
-    found = audit.findings(ground.url, schema, runs)
+    if plan.plant == "no index":
+        audit.restore_index(ground.admin, schema)
+    found = audit.findings(ground.admin, schema, runs)
     said = lines(directory / "effects")
     case = Case(said, found, bank.copies(directory / "bank"), runs, oracle, in_time, plan.forgets)
     verdict = judge(case)
@@ -94,9 +102,19 @@ def play(plan: Plan, seed: str, ground: Ground, oracle: Mapping[str, str]) -> Ve
     if verdict.violations and not plan.plant:
         verdict.violations.append(f"kept: seed {seed}, schema {schema}, {directory}")
     else:
-        audit.remove(ground.url, schema)
+        audit.remove(ground.admin, schema)
         shutil.rmtree(directory)
     return verdict
+
+
+def caught(plan: Plan, plant: str, seed: str, ground: Ground, rounds: int) -> tuple[int, str]:
+    """How many rounds it took until a law was broken with this bug planted (0: it never was), and which law."""
+    for number in range(1, rounds + 1):
+        verdict = play(replace(plan, plant=plant, seconds=8.0), f"{seed} {number}", ground, {})
+        told = [violation for violation in verdict.violations if not violation.startswith(_AWKWARD)]
+        if told:
+            return number, told[0].partition(":")[0]
+    return 0, ""
 
 
 def undisturbed(seed: str, ground: Ground) -> tuple[Verdict, dict[str, str]]:
@@ -108,6 +126,8 @@ def undisturbed(seed: str, ground: Ground) -> tuple[Verdict, dict[str, str]]:
             return results.setdefault(key, default or "")
 
     verdict = play(Plan("undisturbed"), seed, ground, Recorder())
+    again = verdict.tables["ordinary bodies that ran more than once, by the kind of run"]
+    verdict.broken("a body ran more than once without a fault", again.keys() - {"halted"})  # that one was cancelled
     if len(results) != len(KINDS) * INPUTS:
         verdict.broken("the oracle is not whole", list(results))
     return verdict, results

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 from psycopg import sql
@@ -24,7 +24,8 @@ from chaos.programs import BIG, OutOfOrder
 from durable.events import LeaseTaken, RunBegan, RunCompleted, RunEvent, StepRecorded, StepRemembered, StepReplayed
 from durable.stores import PostgresStore
 
-LONGEST_BODY = 0.02  # seconds
+LONGEST_BODY: Final = 0.02  # seconds
+LONG_BODY: Final = (0.3, 0.9)  # seconds, for one that is slow
 
 
 class Place(enum.Enum):
@@ -43,7 +44,8 @@ class Place(enum.Enum):
 
 @dataclass(frozen=True)
 class World:
-    """What all runs of a process have in common. `deadly`: the chance of being killed at each place."""
+    """What all runs of a process have in common. `deadly`: the chance of being killed at each
+    place; `slow`: of a body to take long."""
 
     log: Log
     store: PostgresStore
@@ -52,6 +54,7 @@ class World:
     version: int
     chance: random.Random
     deadly: float
+    slow: float
 
     def at(self, place: Place, run: str, epoch: int) -> None:
         """Be killed here, if it is to be."""
@@ -151,7 +154,7 @@ class Scene:
         payer, payee = f"{self.number % 3} a", f"{self.number % 3} b"
         connection.execute(move, (-cents, payer))
         self._at(Place.IN_TRANSACTION)
-        time.sleep(self.pause() / 4)
+        time.sleep(self.pause())
         connection.execute(move, (cents, payee))
         ledger = sql.SQL("INSERT INTO {}.ledger VALUES (%s, %s, %s, %s)").format(schema)
         number = int(row[0]) if row else 0
@@ -177,7 +180,8 @@ class Scene:
 
     def pause(self) -> float:
         """How long a body takes, in seconds."""
-        return self.world.chance.uniform(0, LONGEST_BODY)
+        chance = self.world.chance
+        return chance.uniform(*LONG_BODY) if chance.random() < self.world.slow else chance.uniform(0, LONGEST_BODY)
 
     def flipped(self, value: Any) -> Any:
         if self.world.chance.random() < 0.5:

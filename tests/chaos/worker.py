@@ -52,6 +52,7 @@ class Orders:
     version: int = 2
     lease: float = 1.0
     deadly: float = 0.0
+    slow: float = 0.0
     plant: str = ""
 
 
@@ -66,7 +67,7 @@ def work(orders: Orders) -> None:
     chance = random.Random(f"{orders.seed} {os.getpid()}")
     url = make_conninfo(orders.url, application_name=f"w{os.getpid()}")  # by which the audit knows who wrote
     with postgres(url, schema=orders.schema) as store:
-        world = World(log, store, directory, orders.schema, orders.version, chance, orders.deadly)
+        world = World(log, store, directory, orders.schema, orders.version, chance, orders.deadly, orders.slow)
         crew = _Crew(orders, world)
         log.append("worker", more="async" if orders.asynchronous else "sync")
         if orders.asynchronous:
