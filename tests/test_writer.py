@@ -16,7 +16,7 @@ import pytest
 import durable
 from durable import AsyncStep, Step
 from durable._engine import batches
-from durable._engine.batches import Backlog, Entry, Verb, Verdict
+from durable._engine.batches import Backlog, Entry, Verb, Verdict, latest_under
 from durable._engine.decisions import Claim, Granted, Refused
 from durable._engine.leases import Lease
 from durable.snapshot import Kind, Record, Status
@@ -204,7 +204,7 @@ def test_what_is_late_is_taken_out_and_nothing_else() -> None:
 def test_a_lease_that_is_renewed_puts_off_what_waits_under_it() -> None:
     """Until it is not renewed any more, or for half a minute; a lease longer than that is enough by itself."""
     short, long = (Lease("run", "1:token", 1, seconds, sent=0.0) for seconds in (1.0, 60.0))
-    waiting_ones = [Entry(Verb.CHECKPOINT, "run", 1, lease) for lease in (short, long)]
+    waiting_ones = [Entry(Verb.CHECKPOINT, "run", 1, latest_under(lease), lease) for lease in (short, long)]
     assert [one.deadline for one in waiting_ones] == [1.0, 60.0]
     short.renewed(20.0)
     long.renewed(20.0)

@@ -11,6 +11,7 @@ from contextvars import ContextVar, Token
 from typing import Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast, overload
 
 import tenacity
+from msgspec import Struct
 
 from durable._terms import PLAIN, Terms, terms
 from durable.errors import InvalidArgument
@@ -38,7 +39,7 @@ class Driver(Protocol):
         ...
 
 
-class Frame(NamedTuple):
+class Frame(Struct, frozen=True, eq=False):
     """Where a piece of code runs: under which driver, in which step's body (None: in the workflow itself).
 
     `runs` are the runs that it is part of, outermost first, as (store, id).

@@ -8,8 +8,10 @@ becomes of each entry. Nothing waits beyond its entry's deadline.
 from __future__ import annotations
 
 from collections import deque
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any, Final, Generic, NamedTuple, TypeVar, assert_never
+
+from msgspec import Struct
 
 from durable._engine.leases import Lease
 
@@ -27,7 +29,7 @@ _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 1.0
 
 
-class Verb(Enum):
+class Verb(StrEnum):
     """What an entry asks of the store; each is one statement for any number of entries."""
 
     CLAIM = "claim"
@@ -40,33 +42,31 @@ class Verb(Enum):
     RECEIVE = "receive"
 
 
-class Entry:
+class Entry(Struct, eq=False):
     """Something that waits to be committed.
 
-    `size` in bytes; `until` a reading of the elapsed-time clock after which its answer is of no use, or the lease under
-    which it is written; `unknown` says that it was sent and its reply was lost, so that it must be read back before it is
-    sent again; `tries` counts how often it was a victim of a conflict.
+    `size` in bytes; `latest` a reading of the elapsed-time clock after which its answer is of no use; `lease` the one under
+    which it is written, if it is (see `latest_under`); `unknown` says that it was sent and its reply was lost, so that it
+    must be read back before it is sent again; `tries` counts how often it was a victim of a conflict.
     """
 
-    __slots__ = ("_latest", "_lease", "run_id", "size", "tries", "unknown", "verb")
-
-    def __init__(self, verb: Verb, run_id: str, size: int, until: Lease | float) -> None:
-        self.verb = verb
-        self.run_id = run_id
-        self.size = size
-        self.unknown = False
-        self.tries = 0
-        if isinstance(until, Lease):
-            self._lease: Lease | None = until
-            self._latest = until.sent + max(until.seconds, _LONGEST_WAIT)
-        else:
-            self._lease = None
-            self._latest = until
+    verb: Verb
+    run_id: str
+    size: int
+    latest: float
+    lease: Lease | None = None
+    unknown: bool = False
+    tries: int = 0
 
     @property
     def deadline(self) -> float:
         """When its answer is due, as a reading of the elapsed-time clock. A lease that is renewed meanwhile puts it off."""
-        return self._latest if self._lease is None else min(self._latest, self._lease.deadline)
+        return self.latest if self.lease is None else min(self.latest, self.lease.deadline)
+
+
+def latest_under(lease: Lease) -> float:
+    """When the answer to what is written under a lease is due at the latest, however often that is renewed meanwhile."""
+    return lease.sent + max(lease.seconds, _LONGEST_WAIT)
 
 
 E = TypeVar("E", bound=Entry)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from msgspec import Struct
 
@@ -14,7 +14,7 @@ from durable.errors import DurableError, VersionMismatch
 from durable.snapshot import ErrorRecord, Header, Record, Status, StepRecord
 
 
-class Reading(NamedTuple):
+class Reading(Struct, frozen=True):
     """The world as the driver read it: a moment for people and for what outlives a process, seconds for leases.
 
     `cancelled` says whether somebody in this process has asked the run to stop.

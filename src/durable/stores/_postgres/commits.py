@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from durable._engine.batches import Verb
+from durable._engine.batches import Verb, latest_under
 from durable._engine.decisions import Claim, Granted, Refused
 from durable._engine.leases import Lease
 from durable._engine.runs import described
@@ -20,6 +20,7 @@ from durable.documents import header_and_records
 from durable.errors import DurableError, LeaseLost, RunCancelled
 from durable.snapshot import Execution, Header, Kind, Record, Status
 from durable.stores._postgres.connections import Lane
+from durable.stores._postgres.statements import numbered
 from durable.stores._postgres.writer import ABSENT, Job
 
 _OVERHEAD = 200  # bytes that an entry takes besides its text, about
@@ -44,63 +45,77 @@ class Claiming:
         self.sent: float | None = None
 
 
-class Writing:
+class Writing(Struct, eq=False):
     """The payload of a checkpoint or a finish. `nonce` tells this write from any other in its place."""
 
-    __slots__ = ("lease", "nonce", "record", "status")
-
-    def __init__(self, lease: Lease, record: Record, status: Status | None = None) -> None:
-        self.lease = lease
-        self.record = record
-        self.status = status
-        self.nonce = random.getrandbits(63)
+    lease: Lease
+    record: Record
+    nonce: int
+    status: Status | None = None
 
 
 def claim_job(payload: Claiming, deadline: float) -> Job:
     """A job that begins a run."""
     claim = payload.claim
     size = len(claim.input or b"") + 2 * _OVERHEAD
-    return Job(Verb.CLAIM, claim.run_id, f"the claim of run {claim.run_id!r}", size, deadline, payload)
+    return Job(Verb.CLAIM, claim.run_id, size, deadline, what=f"the claim of run {claim.run_id!r}", payload=payload)
 
 
 def checkpoint_job(lease: Lease, record: Record) -> Job:
     """A job that appends a record."""
-    size = len(record.text) + _OVERHEAD
-    return Job(Verb.CHECKPOINT, lease.run_id, f"step {record.key!r}", size, lease, Writing(lease, record))
+    return Job(
+        Verb.CHECKPOINT,
+        lease.run_id,
+        len(record.text) + _OVERHEAD,
+        latest_under(lease),
+        lease,
+        what=f"step {record.key!r}",
+        payload=Writing(lease, record, random.getrandbits(63)),
+    )
 
 
 def settle_job(checkpoint: Job) -> Job:
     """A job that finds out what became of a checkpoint, and changes nothing: whether it is there."""
-    write: Writing = checkpoint.payload
-    return Job(Verb.SETTLE, checkpoint.run_id, checkpoint.what, _OVERHEAD, write.lease, write)
+    lease: Lease = checkpoint.payload.lease
+    what, payload = checkpoint.what, checkpoint.payload
+    return Job(Verb.SETTLE, lease.run_id, _OVERHEAD, latest_under(lease), lease, what=what, payload=payload)
 
 
 def finish_job(lease: Lease, status: Status, record: Record) -> Job:
     """A job that ends a run."""
-    size, payload = len(record.text) + _OVERHEAD, Writing(lease, record, status)
-    return Job(Verb.FINISH, lease.run_id, f"the run's end ({status})", size, lease, payload)
+    return Job(
+        Verb.FINISH,
+        lease.run_id,
+        len(record.text) + _OVERHEAD,
+        latest_under(lease),
+        lease,
+        what=f"the run's end ({status})",
+        payload=Writing(lease, record, random.getrandbits(63), status),
+    )
 
 
 def release_job(lease: Lease, status: Status | None, deadline: float) -> Job:
     """A job that gives a lease back."""
-    return Job(Verb.RELEASE, lease.run_id, "the release of its lease", _OVERHEAD, deadline, (lease, status))
+    payload = (lease, status)
+    return Job(Verb.RELEASE, lease.run_id, _OVERHEAD, deadline, what="the release of its lease", payload=payload)
 
 
 def cancel_job(run_id: str, row: str, deadline: float) -> Job:
     """A job that cancels a run."""
-    return Job(Verb.CANCEL, run_id, "the cancellation", _OVERHEAD, deadline, row)
+    return Job(Verb.CANCEL, run_id, _OVERHEAD, deadline, what="the cancellation", payload=row)
 
 
 def signal_job(run_id: str, row: str, name: str, payload: str, deadline: float) -> Job:
     """A job that sends a signal; sent twice, it is one."""
     size, signal = len(payload) + _OVERHEAD, _SignalRow(0, row, name, payload, random.getrandbits(63))
-    return Job(Verb.SIGNAL, run_id, f"the signal {name!r}", size, deadline, signal)
+    return Job(Verb.SIGNAL, run_id, size, deadline, what=f"the signal {name!r}", payload=signal)
 
 
 def receive_job(lease: Lease, name: str, taken: Sequence[int]) -> Job:
     """A job that looks for a signal."""
     row = _AskedRow(0, lease.row, name, list(taken))
-    return Job(Verb.RECEIVE, lease.run_id, f"the wait for {name!r}", _OVERHEAD, lease.deadline, row)
+    what = f"the wait for {name!r}"
+    return Job(Verb.RECEIVE, lease.run_id, _OVERHEAD, lease.deadline, what=what, payload=row)
 
 
 def refused(lease: Lease, token: str | None, owner: str | None) -> DurableError | None:
@@ -115,6 +130,7 @@ class Statements:
 
     def __init__(self, sql: Mapping[str, bytes], clock: Clock) -> None:
         self._sql = sql
+        self._checkpoint_one = numbered(sql["checkpoint"])
         self._clock = clock
         self._verbs: dict[Verb, Callable[[Lane, Sequence[Job]], Sequence[Any]]] = {
             Verb.CLAIM: self._claim,
@@ -190,8 +206,16 @@ class Statements:
         if len(jobs) == 1:
             write: Writing = jobs[0].payload
             lease, record = write.lease, write.record
-            row = (record.seq, record.key, record.kind, write.nonce, record.text, lease.row, lease.token)
-            if lane.execute(self._sql["checkpoint"], row).rowcount == 1:
+            row = (
+                b"%d" % record.seq,
+                record.key.encode(),
+                record.kind.encode(),
+                b"%d" % write.nonce,
+                record.text.encode(),
+                lease.row.encode(),
+                lease.token.encode(),
+            )
+            if lane.wrote(self._checkpoint_one, row) == 1:
                 return (None,)
             return self.read_back(lane, jobs)
         rows = [_Row(n, *_columns(job.payload), Raw(job.payload.record.text.encode())) for n, job in enumerate(jobs)]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, TypeAlias
+from weakref import WeakKeyDictionary
 
 import psycopg
 import psycopg_pool
+from psycopg import generators
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import TransactionStatus
+from psycopg.errors import error_from_result
+from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from durable.clocks import Clock
@@ -48,15 +51,40 @@ _NO_DATABASE: Final = re.compile(r'FATAL:.*database ".*" does not exist')
 
 
 class Lane:
-    """A connection in autocommit mode, lent out."""
+    """A connection in autocommit mode, lent out. `prepared` has the names of the statements prepared on it by `wrote`."""
 
-    __slots__ = ("_cursor", "autocommit", "connection", "prepare")
+    __slots__ = ("_cursor", "_prepared", "autocommit", "connection", "prepare")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, prepared: MutableMapping[bytes, bytes]) -> None:
         self.connection = connection
         self.prepare: bool | None = None
         self.autocommit = connection.autocommit
+        self._prepared = prepared
         self._cursor = connection.cursor(row_factory=tuple_row)
+
+    def wrote(self, query: bytes, values: Sequence[bytes]) -> int:
+        """Execute a statement with `$1`, `$2` … that returns no rows; how many rows it wrote.
+
+        It goes past psycopg's cursor, which would take up to a sixth of a step.
+        """
+        wire = self.connection.pgconn
+        if self.prepare is False or self.connection.prepare_threshold is None:
+            wire.send_query_params(query, values)
+        else:
+            name = self._prepared.get(query)
+            if name is None:
+                name = b"durable_%d" % len(self._prepared)
+                wire.send_prepare(name, query)
+                self._done()
+                self._prepared[query] = name
+            wire.send_query_prepared(name, values)
+        return self._done()
+
+    def _done(self) -> int:
+        (result,) = self.connection.wait(generators.execute(self.connection.pgconn))
+        if result.status != ExecStatus.COMMAND_OK:
+            raise error_from_result(result, self.connection.info.encoding)
+        return result.command_tuples or 0
 
     def execute(self, query: bytes, parameters: Any = None) -> psycopg.Cursor[Any]:
         """Execute a statement whose result is read before the next one."""
@@ -84,6 +112,8 @@ class Connections:
         self._opening = threading.Lock()
         self._idle: list[Lane] = []
         self._late: list[Connection] = []
+        # Of a lent connection it must be remembered what is prepared on it, for as long as it lives.
+        self._prepared: WeakKeyDictionary[Connection, dict[bytes, bytes]] = WeakKeyDictionary()
         self._closed = False
         self.watchdog = Watchdog(clock)
         self.ready = False
@@ -249,7 +279,7 @@ class Connections:
 
     def _lane(self, connection: Connection) -> Lane:
         try:
-            lane = Lane(connection)
+            lane = Lane(connection, self._prepared.setdefault(connection, {}))
             if not lane.autocommit:
                 connection.autocommit = True
         except psycopg.Error:

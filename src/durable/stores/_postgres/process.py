@@ -56,6 +56,10 @@ class Process:
         """Commit a job and return its answer, or raise its error. Blocks."""
         return self.writer(job).perform(job)
 
+    def submit(self, job: Job) -> asyncio.Future[Any]:
+        """Commit a job; the future of its answer."""
+        return self.writer(job).submit(job)
+
     def room(self) -> asyncio.Future[None] | None:
         """None while there is room for more in both ways; else what to wait for."""
         return self._small.room() or self._large.room()

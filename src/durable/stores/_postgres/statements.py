@@ -95,6 +95,12 @@ def statements(names: Names, file: str = "statements.sql") -> Mapping[str, bytes
     return {name: names.fill(_without_comments(part)).encode() for name, part in named}
 
 
+def numbered(query: bytes) -> bytes:
+    """The statement with the placeholders of the wire, `$1`, `$2` …, in place of psycopg's `%s`."""
+    first, *others = query.split(b"%s")
+    return (first + b"".join(b"$%d%s" % part for part in enumerate(others, 1))).replace(b"%%", b"%")
+
+
 def migrations(names: Names) -> dict[int, bytes]:
     """Each migration by its number, in order."""
     files = sorted((file for file in (_HERE / "migrations").iterdir() if file.name.endswith(".sql")), key=str)

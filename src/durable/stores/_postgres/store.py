@@ -110,11 +110,11 @@ class PostgresStore(SnapshotVerbs):
 
     def checkpoint(self, lease: Lease, record: Record) -> None:
         """See `RunStore.checkpoint`. One round trip, one commit, shared with whoever waits at the same time."""
-        self._performed(checkpoint_job(self.held_here(lease), record))
+        self.held_here(lease).perform(checkpoint_job(lease, record))
 
     def finish(self, lease: Lease, status: Status, record: Record) -> None:
         """See `RunStore.finish`. One round trip, one commit, shared likewise."""
-        self._performed(finish_job(self.held_here(lease), status, record))
+        self.held_here(lease).perform(finish_job(lease, status, record))
         self.dropped(lease)
 
     def release(self, lease: Lease, status: Status | None = None) -> None:
@@ -133,12 +133,12 @@ class PostgresStore(SnapshotVerbs):
 
     def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
         """See `RunStore.receive`. One round trip, shared likewise."""
-        found: tuple[int, str] | None = self._performed(receive_job(self.held_here(lease), name, taken))
+        found: tuple[int, str] | None = self.held_here(lease).perform(receive_job(lease, name, taken))
         return found
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> PostgresTransaction:
         """See `RunStore.transaction`. Two round trips around those of the body, one commit."""
-        return PostgresTransaction(self.process.transactions, self.held_here(lease), name, isolation)
+        return PostgresTransaction(self.held_here(lease).transactions, lease, name, isolation)
 
     def close(self) -> None:
         """Commit what waits, then let go of connections and threads. Quiet when closed already."""
@@ -177,11 +177,12 @@ class PostgresStore(SnapshotVerbs):
         """Whether the lease is this process's own, not that of the one which forked it."""
         return self.process.mark in lease.token
 
-    def held_here(self, lease: Lease) -> Lease:
-        """The lease, if it is this process's own."""
-        if not self.is_held_here(lease):
+    def held_here(self, lease: Lease) -> Process:
+        """This process, if the lease is its own."""
+        process = self.process
+        if process.mark not in lease.token:
             raise LeaseLost(lease.run_id, "it belongs to the process that this one was forked from")
-        return lease
+        return process
 
     def dead_token(self, reply: ClaimReply, token: str | None) -> str | None:
         """The token that stands in the way and may be taken over: its owner is dead, or nobody is kept out here."""
@@ -227,14 +228,14 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
 
     def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> asyncio.Future[None]:
         """See `PostgresStore.checkpoint` and `AsyncRunStore.checkpoint`."""
-        job = checkpoint_job(self._store.held_here(lease), record)
+        process, job = self._store.held_here(lease), checkpoint_job(lease, record)
         if late is not None:
             job.orphaned = lambda job: late(job.failure)
-        return self._submitted(job)
+        return process.submit(job)
 
     def finish(self, lease: Lease, status: Status, record: Record) -> asyncio.Future[None]:
         """See `PostgresStore.finish`."""
-        finished = self._submitted(finish_job(self._store.held_here(lease), status, record))
+        finished = self._store.held_here(lease).submit(finish_job(lease, status, record))
         finished.add_done_callback(lambda _: self._store.dropped(lease))
         return finished
 
@@ -257,7 +258,7 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
 
     def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> asyncio.Future[tuple[int, str] | None]:
         """See `PostgresStore.receive`."""
-        return self._submitted(receive_job(self._store.held_here(lease), name, taken))
+        return self._store.held_here(lease).submit(receive_job(lease, name, taken))
 
     def room(self) -> asyncio.Future[None] | None:
         """See `AsyncRunStore.room`."""
@@ -276,7 +277,7 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
         return store.kept(reply, alive)
 
     def _submitted(self, job: Job) -> asyncio.Future[Any]:
-        return self._store.process.writer(job).submit(job)
+        return self._store.process.submit(job)
 
 
 def taken_from(refused: ClaimReply, reply: ClaimReply) -> ClaimReply:

@@ -20,7 +20,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 
 from durable._engine import batches
-from durable._engine.batches import Entry, Verb, Verdict
+from durable._engine.batches import Entry, Verb, Verdict, latest_under
 from durable._engine.leases import Lease
 from durable.clocks import Clock
 from durable.errors import (
@@ -89,7 +89,7 @@ class Transactions:
         except IndexError:
             connection = connections.connect(until)
             connection.prepare_threshold = _STATEMENTS_UNTIL_PREPARED if connections.prepares else None
-            return Lane(connection), False
+            return Lane(connection, {}), False
 
     def give_back(self, lane: Lane) -> None:
         """Take it back, whatever state it is in."""
@@ -227,7 +227,7 @@ class PostgresTransaction:
     def _opened(self) -> Lane:
         """A connection in the transaction, which is the lease's. While the database is out of reach it is tried again."""
         connections, clock = self._owner.connections, self._owner.clock
-        waits, failures = Entry(Verb.CHECKPOINT, self._lease.run_id, 0, self._lease), 0
+        waits, failures = Entry(Verb.CHECKPOINT, self._lease.run_id, 0, latest_under(self._lease), self._lease), 0
         while True:
             try:
                 return self._tried(waits.deadline)
@@ -286,10 +286,10 @@ class PostgresTransaction:
                 raise misuse from problem
             raise
         misuse = face.take_away()
+        if misuse is not None:  # first: it may be what has closed the connection
+            raise misuse
         if connection.closed:
             raise self._lost(None)
-        if misuse is not None:
-            raise misuse
         return value
 
     def _refusal(self, problem: psycopg.Error, job: Job, *, written: bool) -> Exception:

@@ -17,8 +17,7 @@ from typing import Any, Final, Protocol
 import psycopg
 
 from durable._engine import batches
-from durable._engine.batches import Backlog, Entry, Verb, Verdict
-from durable._engine.leases import Lease
+from durable._engine.batches import Backlog, Entry, Verdict
 from durable.clocks import Clock
 from durable.errors import DurableError, InvalidArgument, OutcomeUnknown, StoreUnavailable, UnstorableValue
 from durable.stores._postgres.connections import Connections, Lane
@@ -29,23 +28,19 @@ ABSENT: Final = object()
 _log = logging.getLogger("durable")
 
 
-class Job(Entry):
+class Job(Entry, eq=False):
     """An entry with its payload, and somebody who waits for its answer."""
 
-    __slots__ = ("answer", "done", "failure", "future", "loop", "orphaned", "payload", "settled", "trouble", "what")
-
-    def __init__(self, verb: Verb, run_id: str, what: str, size: int, until: Lease | float, payload: Any) -> None:
-        super().__init__(verb, run_id, size, until)
-        self.what = what
-        self.payload = payload
-        self.answer: Any = None
-        self.done = False
-        self.trouble: DurableError | None = None
-        self.orphaned: Callable[[Job], object] | None = None  # called when the answer finds nobody to take it
-        self.failure: DurableError | None = None
-        self.settled: threading.Lock | None = None  # held until the answer is there
-        self.future: asyncio.Future[Any] | None = None
-        self.loop: asyncio.AbstractEventLoop | None = None
+    what: str = ""
+    payload: Any = None
+    answer: Any = None
+    done: bool = False
+    trouble: DurableError | None = None
+    orphaned: Callable[[Job], object] | None = None  # called when the answer finds nobody to take it
+    failure: DurableError | None = None
+    settled: threading.Lock | None = None  # held until the answer is there
+    future: asyncio.Future[Any] | None = None
+    loop: asyncio.AbstractEventLoop | None = None
 
     def result(self) -> Any:
         """The answer, or its error raised."""
@@ -79,6 +74,7 @@ class Writer:
         self._crowd: list[asyncio.Future[None]] = []  # the same, of event loops
         self._wake = threading.Event()
         self._closing = threading.Event()
+        self._closed = False  # the same, for a look at each job
         self._backlog: Backlog[Job] = Backlog()
         self._busy = False  # somebody, a caller or the thread, is performing a batch
         self._leader = 0  # the thread of that caller
@@ -87,7 +83,8 @@ class Writer:
 
     def perform(self, job: Job) -> Any:
         """Commit a job and return its answer, or raise its error. Blocks."""
-        if self._interrupted():
+        thread = threading.get_ident()
+        if self._interrupted(thread):
             return self._performed_aside(job)
         leads, later = False, list[Job]()
         try:
@@ -96,7 +93,7 @@ class Writer:
                 leads = not (self._busy or self._backlog or self._failures)
                 if leads:
                     self._busy = True
-                    self._leader = threading.get_ident()
+                    self._leader = thread
                 else:
                     job.settled = _unsettled()
                     self._wait_for_room(job)
@@ -129,7 +126,7 @@ class Writer:
         if not self._backlog.full:
             return None
         with self._lock:
-            if not self._backlog.full or self._closing.is_set():
+            if not self._backlog.full or self._closed:
                 return None
             self._crowd.append(asyncio.get_running_loop().create_future())
             return self._crowd[-1]
@@ -137,22 +134,23 @@ class Writer:
     def post(self, job: Job) -> None:
         """Commit a job that nobody waits for, unless it is too late for that."""
         with self._lock:
-            if not self._closing.is_set():
+            if not self._closed:
                 self._add(job)
 
     def close(self) -> None:
         """Commit what waits, if the database answers, and end the thread."""
         with self._lock:
             self._closing.set()
+            self._closed = True
             self._let_in()
             self._wake.set()
             thread = self._thread
         if thread is not None:
             thread.join()
 
-    def _interrupted(self) -> bool:
+    def _interrupted(self, thread: int) -> bool:
         """Whether this is a signal handler (or a finalizer) in the midst of this thread's own turn at the writer."""
-        return self._leader == threading.get_ident() or self._lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001
+        return self._leader == thread or self._lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001
 
     def _performed_aside(self, job: Job) -> Any:
         """Commit a job by itself, on a connection of its own, and touch nothing that may be half changed."""
@@ -173,7 +171,7 @@ class Writer:
             self._free(later)
 
     def _check_open(self) -> None:
-        if self._closing.is_set():
+        if self._closed:
             raise InvalidArgument("the store is closed")
 
     def _add(self, job: Job) -> None:
@@ -185,12 +183,12 @@ class Writer:
             self._wake.set()
 
     def _wait_for_room(self, job: Job) -> None:
-        while self._backlog.full and not self._closing.is_set():
+        while self._backlog.full and not self._closed:
             if not self._room.wait(max(0.0, job.deadline - self._clock.elapsed())):
                 return  # too late to wait any more: among the others it is answered, one way or the other
 
     def _let_in(self) -> None:
-        if self._backlog.full and not self._closing.is_set():
+        if self._backlog.full and not self._closed:
             return
         self._room.notify_all()
         crowd, self._crowd = self._crowd, []
@@ -218,12 +216,12 @@ class Writer:
         self._give_up(late)
         if batch:
             self._work(batch)
-        return bool(batch) or not self._closing.is_set()
+        return bool(batch) or not self._closed
 
     def _late(self) -> list[Job]:
         if not self._failures:
             return []
-        return self._backlog.expired(math.inf if self._closing.is_set() else self._clock.elapsed())
+        return self._backlog.expired(math.inf if self._closed else self._clock.elapsed())
 
     def _worked(self, batch: list[Job]) -> list[Job]:
         """Settle a batch; a fault of the writer's own must not be the end of anybody else's work."""
@@ -248,7 +246,7 @@ class Writer:
     def _free(self, later: list[Job]) -> None:
         self._busy = False
         self._failures = self._failures + 1 if later else 0
-        if self._backlog or self._closing.is_set():
+        if self._backlog or self._closed:
             self._wake.set()
 
     def _settled(self, batch: list[Job]) -> list[Job]:
