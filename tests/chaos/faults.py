@@ -110,14 +110,14 @@ class Faults:
 
     def _kill_server(self, chance: random.Random) -> None:
         how = chance.choice(_HOWS)
-        self._log.append("server down", more=how.name)
         self._ground.down(how)
+        self._log.append("server down", more=how.name)
         self._over.wait(chance.uniform(0, self._lease))
         self._ground.up()
         self._log.append("server up")
 
-    def _promote(self, _: random.Random) -> None:
-        self._ground.promote(self._log)
+    def _promote(self, chance: random.Random) -> None:
+        self._ground.promote(self._log, chance)
 
     def _fill(self, chance: random.Random) -> None:
         with self._ground.full():

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class Part:
     def add(self, name: str, verdict: Verdict) -> None:
         """A round more."""
         self.rounds[name] += 1
-        self.counts += verdict.counts
+        self.counts.update(verdict.counts)
         for table, counts in verdict.tables.items():
             self.tables[table] = self.tables.get(table, Counter()) + counts
         self.violations += [f"{name}: {violation}" for violation in verdict.violations]
@@ -61,8 +61,8 @@ def begun(command: str, seed: str, server: str) -> Part:
 
 def keep(path: Path, part: Part) -> None:
     """Write it to the others."""
-    parts = [*(asdict(each) for each in kept(path)), asdict(part)]
-    path.write_text(json.dumps(parts, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    parts = ",\n".join(json.dumps(vars(each), ensure_ascii=False) for each in [*kept(path), part])
+    path.write_text(f"[\n{parts}\n]\n", "utf-8")
 
 
 def kept(path: Path) -> list[Part]:

@@ -149,7 +149,9 @@ def _transactions(case: Case, verdict: Verdict) -> None:
     verdict.counts["transactional effects doubled"] += verdict.broken(
         "a transaction's effect was doubled", (key for key, n in applied.items() if n > 1)
     )
-    if case.in_time:
+    if case.forgets:
+        verdict.counts["transactions lost with it, of runs that completed all the same"] += len(expected - applied.keys())
+    elif case.in_time:
         verdict.broken("a transaction's effect is missing", expected - applied.keys())
     moved = sum(line.cents for line in ledger)
     sums = {side: sum(cents for name, cents in case.findings.balances.items() if name.endswith(side)) for side in "ab"}

@@ -20,31 +20,31 @@ GROUNDS: Final[dict[str, Callable[[], AbstractContextManager[Ground]]]] = {
     "a primary and an asynchronous standby": partial(pair, synchronous=False),
 }
 
-KILLS: Final = Plan("kills", Weather(deadly=0.015, kills=6, losses=0.2), workers=6, runs_of_a_kind=10)
+KILLS: Final = Plan("kills", Weather(deadly=0.015, kills=6, losses=0.2), workers=6, runs_of_a_kind=20)
 PAUSES: Final = Plan(
-    "pauses", Weather(stops=4, kills=0.5, terminations=1, slow=0.08), _WAYS, workers=6, runs_of_a_kind=10
+    "pauses", Weather(stops=4, kills=0.5, terminations=1, slow=0.08), _WAYS, workers=6, runs_of_a_kind=20
 )
 CUTS: Final = Plan(
     "cuts",
-    Weather(cuts=0.12, wire_kills=0.04, terminations=2, kills=0.5),
+    Weather(cuts=0.15, wire_kills=0.05, terminations=2, kills=0.5),
     ("proxy", "proxy", "proxy", "bouncer"),
     workers=6,
-    runs_of_a_kind=10,
+    runs_of_a_kind=20,
 )
 SERVERS: Final = Plan(
-    "servers", Weather(server_kills=0.8, kills=1, stops=0.5, slow=0.05), ("direct", "proxy"), lease=2.0, runs_of_a_kind=10
+    "servers", Weather(server_kills=1.2, kills=1, stops=0.5, slow=0.05), ("direct", "proxy"), lease=2.0, runs_of_a_kind=20
 )
 EVERYTHING: Final = Plan(
     "everything",
     Weather(deadly=0.005, kills=2, losses=0.05, stops=1, cuts=0.03, wire_kills=0.01, terminations=1, slow=0.03),
     _WAYS,
     workers=6,
-    runs_of_a_kind=10,
+    runs_of_a_kind=20,
 )
-DISK: Final = Plan("disk", Weather(full_disks=0.8, kills=0.5, slow=0.05), runs_of_a_kind=10)
-FAIL_OVER: Final = Plan("fail-over", Weather(promotions=0.4, kills=1, slow=0.1), lease=2.0, runs_of_a_kind=10)
+DISK: Final = Plan("disk", Weather(full_disks=1.5, kills=0.5, slow=0.05), runs_of_a_kind=20)
+FAIL_OVER: Final = Plan("fail-over", Weather(promotions=1, kills=1, slow=0.1), lease=2.0, runs_of_a_kind=20)
 FORGETFUL: Final = Plan(
-    "forgetful fail-over", Weather(promotions=0.4, kills=1, slow=0.1), lease=2.0, runs_of_a_kind=10, forgets=True
+    "forgetful fail-over", Weather(promotions=1, kills=1, slow=0.1), lease=2.0, runs_of_a_kind=20, forgets=True
 )
 
 PLANS: Final[dict[str, tuple[str, Plan]]] = {

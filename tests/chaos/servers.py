@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from machine import Machine
 from ownership_children import gone, postmaster, remove_server, wait_until
 
 _ROOM: Final = 96  # MiB on the small disk
+_BEHIND: Final = 0.5  # seconds, at most, by which an asynchronous standby is behind
 _CHUNK: Final = bytes(1 << 16)
 
 
@@ -36,7 +39,7 @@ class Ground(Protocol):
     def up(self) -> None:
         """Have it again."""
 
-    def promote(self, log: Log) -> None:
+    def promote(self, log: Log, chance: random.Random) -> None:
         """Kill the one that takes writes, let the other take over, and give it a standby again."""
 
     def full(self) -> AbstractContextManager[None]:
@@ -59,7 +62,7 @@ class Single:
         """See `Ground`."""
         self.machine.up()
 
-    def promote(self, log: Log) -> None:
+    def promote(self, log: Log, chance: random.Random) -> None:
         """See `Ground`."""
         raise NotImplementedError("there is only one")
 
@@ -121,15 +124,25 @@ class Pair:
         """See `Ground`."""
         raise NotImplementedError("its disk is the machine's")
 
-    def promote(self, log: Log) -> None:
+    def promote(self, log: Log, chance: random.Random) -> None:
         """See `Ground`."""
-        log.append("primary killed")
+        if not self._synchronous:
+            self._hold_back(chance.uniform(0, _BEHIND))
         self.down(signal.SIGKILL)
+        log.append("primary killed")
         self._primary = 1 - self._primary
         with psycopg.connect(self._machines[self._primary].url, autocommit=True) as connection:
             assert connection.execute("SELECT pg_promote(true, 60)").fetchone() == (True,)
         log.append("promoted", more="a synchronous standby" if self._synchronous else "an asynchronous standby")
         self._follow()
+
+    def _hold_back(self, seconds: float) -> None:
+        """Stop what sends to the standby, so that it is behind."""
+        with psycopg.connect(self._machines[self._primary].url, autocommit=True) as connection:
+            senders = connection.execute("SELECT pid FROM pg_stat_replication").fetchall()
+        for (pid,) in senders:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(seconds)
 
     def _follow(self) -> None:
         """Make the other one a standby, from scratch. Until it follows, nobody waits for it."""

@@ -20,6 +20,7 @@ CUTS: Final = {
 }
 _RUNS: Final = re.compile(rb"(?:order|fan|money|patient|once|halted|broken|moved)-\d+")
 _CLAIM: Final = b"mine AS MATERIALIZED"  # the one statement that writes a run's input
+_CLAIMS_SPARED: Final = 20  # there are many of them, from workers that look for work
 _SENDER: Final = re.compile(rb"application_name\0w(\d+)\0")
 _GREETING: Final = 4096  # bytes: more than a startup message has
 
@@ -48,12 +49,13 @@ class HostileProxy(Proxy):
         """See `Proxy.caught`: by chance, not by a marker."""
         if self.calm or b"INSERT INTO" not in text or b'"durable_steps"' not in text:
             return []
-        lot = self._chance.random()
+        claims = _CLAIM in text
+        lot = self._chance.random() * (_CLAIMS_SPARED if claims else 1)
         runs = b" ".join(sorted(set(_RUNS.findall(text)))).decode()
         if not runs or lot > self._cuts + self._kills:
             return []
         moment = self._chance.choice(list(Moment))
-        where = f"{'claim' if _CLAIM in text else 'write'} cut off {CUTS[moment]}"
+        where = f"{'claim' if claims else 'write'} cut off {CUTS[moment]}"
         if lot < self._cuts:
             return [Trap(moment, b"", lambda link: self._cut(link, runs, where))]
         return [Trap(moment, b"", lambda link: self._kill(link, where))]

@@ -164,20 +164,22 @@ class _Crew:
 
     def _went_wrong(self, run: str, problem: BaseException) -> float:
         """How long to wait before anything else is tried. What nobody expects is written down for the judge."""
-        word, more = "error", type(problem).__name__
+        word, more, pause = "error", type(problem).__name__, 0.01
         match problem:
             case ConcurrentExecution():
                 return _PAUSE
             case VersionMismatch() if self._orders.version == 1:  # the newer ones see to it
                 self._done(run)
-            case LeaseLost() | OutcomeUnknown() | RunCancelled() | StoreUnavailable() | OutOfOrder():
+            case LeaseLost() | OutcomeUnknown() | RunCancelled() | OutOfOrder():
                 pass
+            case StoreUnavailable():
+                pause = _PAUSE
             case DurableError() | Exception() | BaseException():
                 word, more = "surprise", "".join(traceback.format_exception(problem))[-3000:]
             case never:
                 assert_never(never)
         self._world.log.append(word, run, more=more)
-        return 0.01
+        return pause
 
 
 def _kind(run: str) -> str:
