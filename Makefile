@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check docs matrix bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python examples/checkout.py
@@ -11,19 +11,27 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n 2 -q
 
-check: $(VENV)/.check
+check: $(VENV)/.check docs
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/pyright --warnings
 	@$(BIN)/lint-imports --no-logo 2>&1 | tail -n 12
 
+# The pages, into docs/_build/html. A warning is an error, and so is a public name that is not on the API page.
+docs: $(VENV)/.docs
+	@$(BIN)/python -m sphinx -W --keep-going -q -E -b html docs docs/_build/html
+
+# The store's tests on every PostgreSQL whose binaries can be had (npm, and the system's): about ten minutes.
+matrix: $(VENV)/.test
+	@$(BIN)/python tests/matrix.py
+
 bench: $(VENV)/.test
 	@$(BIN)/python benchmarks/step_overhead.py
 	@$(BIN)/python benchmarks/codec.py
 
 clean:
-	rm -rf $(VENV) .durable* .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) docs/_build .durable* .mypy_cache .ruff_cache .import_linter_cache
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "durable needs Python 3.11 or newer: make PYTHON=python3.12")'
@@ -43,4 +51,8 @@ $(VENV)/.test: pyproject.toml $(VENV)/.demo
 
 $(VENV)/.check: pyproject.toml $(VENV)/.test
 	@$(INSTALL) -r requirements/check.txt
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml requirements/docs.txt $(VENV)/.demo
+	@$(INSTALL) -r requirements/docs.txt
 	@touch $@

@@ -213,7 +213,8 @@ class Child:
     def end(self) -> None:
         """Let go of it, whatever state it is in."""
         if self.process.is_alive():
-            self.kill()
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
+                self.kill()
         self.process.close()
         self._pipe.close()
 

@@ -342,9 +342,9 @@ class EngineStage:
         match execution.advance(call, outcome, self._reading):
             case Replay(record):
                 return _Settled(self._handed_out(execution, call, record))
-            case Wait(seconds):
-                self._now += timedelta(seconds=seconds)
-                self.waited += seconds
+            case Wait(seconds, look):
+                self._now += timedelta(seconds=min(seconds, look))
+                self.waited += min(seconds, look)
                 return Asked()
             case Receive(name, taken):
                 sent = enumerate(self._signals, start=1)

@@ -10,6 +10,17 @@ from psycopg import sql
 
 from durable.stores import PostgresStore, postgres
 
+POISONS = (
+    "{}", "[]", "7", '"text"', "null", '{"formatVersion": 2, "steps": {}, "execution": {"status": "running"}}',
+    '{"formatVersion": 1, "steps": {}}', '{"formatVersion": 1, "steps": {}, "execution": {"status": 7}}',
+    '{"formatVersion": 1, "steps": [1], "execution": {"status": "running"}}',
+    '{"formatVersion": 1, "steps": {"fetch-user": {"value": 1}}, "execution": {"status": "running"}}',
+    '{"formatVersion": 1, "steps": {"fetch-user": 1}, "execution": {"status": "running"}}',
+    '{"formatVersion": 1, "steps": {}, "execution": {"status": "running"}, "metadata": [1]}',
+    '{"formatVersion": 1, "workflowName": "checkout", "steps": {}, "execution": {"status": "completed"}}',
+)  # fmt: skip
+"""FAULTS 97: JSON that is no snapshot of a run of `checkout`, and must never be taken for none."""
+
 
 class Database:
     """One schema in a real PostgreSQL: stores in it, and a look behind them."""

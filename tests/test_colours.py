@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from durable._colours import AsyncDriver, BlockingDriver
-from durable._run import _AsyncRun, _Run
+from durable._run import AsyncRun, BlockingRun
+from durable.stores._awaited import _Verbs
+from durable.stores._whole import WholeSnapshots
 
 # The leaves, where blocking and awaiting really differ: how a body is called, how an answer, a change or a clock is
 # waited for, and what guards the engine.
@@ -35,7 +37,8 @@ LEAVES = {
         "_changed",
         "_wait_until",
     },
-    (_Run, _AsyncRun): {"_begun", "_give_back", "_migrated"},
+    (BlockingRun, AsyncRun): {"__init__", "_begun", "_give_back", "_migrated"},
+    (WholeSnapshots, _Verbs): {"__init__", "close", "_called"},
 }
 
 _SAME_BUT_FOR_COLOUR = {
@@ -51,6 +54,13 @@ class _Stripper(ast.NodeTransformer):
         fields: Any = {field: getattr(node, field, None) for field in ast.FunctionDef._fields}
         plain = ast.FunctionDef(**fields)
         return self.generic_visit(ast.copy_location(plain, node))
+
+    def visit_AsyncWith(self, node: ast.AsyncWith) -> Any:
+        return self.generic_visit(ast.copy_location(ast.With(node.items, node.body), node))
+
+    def visit_Expr(self, node: ast.Expr) -> Any:
+        is_docstring = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return ast.Expr(ast.Constant("")) if is_docstring else self.generic_visit(node)
 
     def visit_Await(self, node: ast.Await) -> Any:
         return self.visit(node.value)
@@ -71,7 +81,7 @@ def _stripped(method: Any) -> str:
     return ast.unparse(_Stripper().visit(ast.parse(textwrap.dedent(inspect.getsource(method)))))
 
 
-@pytest.mark.parametrize(("blocking", "awaiting"), LEAVES, ids=["step", "run"])
+@pytest.mark.parametrize(("blocking", "awaiting"), LEAVES, ids=["step", "run", "whole snapshots"])
 def test_both_drivers_are_the_same_code(blocking: type, awaiting: type) -> None:
     """Whoever mends one colour mends the other."""
     leaves = LEAVES[blocking, awaiting]

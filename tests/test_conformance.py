@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
 from durable.stores import MemoryStore, PostgresStore, memory
-from durable.testing import LeasedStoreSuite, RunStoreSuite, SnapshotStoreSuite, TransactionSuite
+from durable.testing import (
+    AsyncSnapshotStoreSuite,
+    LeasedStoreSuite,
+    RunStoreSuite,
+    SnapshotStoreSuite,
+    TransactionSuite,
+)
 from pgbouncer import bouncer, program
 from support import Database
-from test_whole_snapshots import Shelf
+from test_whole_snapshots import AsyncShelf, Shelf
 
 needs_pgbouncer = pytest.mark.skipif(program() is None, reason="PgBouncer is not installed: apt-get install pgbouncer")
 
@@ -95,3 +101,14 @@ class TestSnapshotsOnAShelf(SnapshotStoreSuite):
     @pytest.fixture
     def store(self) -> Shelf:
         return Shelf()
+
+
+class TestSnapshotsOnAShelfThatIsAwaited(AsyncSnapshotStoreSuite):
+    """A user's own, whose verbs are coroutines."""
+
+    @pytest.fixture
+    def make_store(self) -> Callable[[], Awaitable[AsyncShelf]]:
+        async def make() -> AsyncShelf:
+            return AsyncShelf()
+
+        return make

@@ -1,8 +1,9 @@
-"""What the README shows is run."""
+"""What the README and the pages show is run."""
 
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,11 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
+import durable
+from durable import errors
 from support import Database
 
+PROGRAMS = ("docs/postgres.md", "docs/operations.md")  # their snippets go on from each other
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -36,8 +40,7 @@ def test_the_readmes_screen_of_code_runs_and_runs_again(tmp_path: Path) -> None:
 
 
 def _snippets() -> list[Any]:
-    one_program = "docs/postgres.md"  # whose snippets go on from each other
-    pages = sorted({page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").glob("*.md")} - {one_program})
+    pages = sorted({page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").glob("*.md")} - set(PROGRAMS))
     return [
         pytest.param(text, id=f"{page}-{number}")
         for page in pages
@@ -47,11 +50,12 @@ def _snippets() -> list[Any]:
 
 @pytest.mark.parametrize("snippet", _snippets())
 def test_a_snippet_of_the_docs_runs(snippet: str, tmp_path: Path) -> None:
-    """Each by itself, as somebody would who copies it."""
+    """Each by itself, as somebody would who copies it; tests are run by pytest."""
     (tmp_path / "snippet.py").write_text(snippet)
-    command = [sys.executable, "-W", "error", "snippet.py"]
+    tested = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"] if "\ndef test_" in snippet else []
+    command = [sys.executable, "-W", "error", *tested, "snippet.py"]
     told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stderr
+    assert told.returncode == 0, told.stdout + told.stderr
 
 
 @pytest.mark.parametrize("example", ["checkout.py", "checkout_async.py"])
@@ -86,11 +90,12 @@ def test_the_readmes_two_commands_are_there() -> None:
         assert re.search(rf"^{command.split()[1]}:", makefile, flags=re.MULTILINE)
 
 
-def test_the_postgres_page_runs_from_top_to_bottom(database: Database, tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", PROGRAMS)
+def test_a_page_that_is_one_program_runs_from_top_to_bottom(page: str, database: Database, tmp_path: Path) -> None:
     """All its snippets, one after the other as one program; then its SQL, statement by statement."""
     database.execute(f"CREATE SCHEMA {database.schema}")
     url = make_conninfo(database.url, options=f"-csearch_path={database.schema}")
-    program = "\n".join(snippets("docs/postgres.md"))
+    program = "\n".join(snippets(page))
     for shown in ("postgresql://user:password@localhost:5432/dbname", "postgresql://localhost/mydb"):
         program = program.replace(repr(shown).replace("'", '"'), repr(url))
     program = re.sub(r"^(store|old) = ", r"opened.append(\1 := ", program, flags=re.MULTILINE)
@@ -103,8 +108,61 @@ def test_the_postgres_page_runs_from_top_to_bottom(database: Database, tmp_path:
     )
     assert told.returncode == 0, told.stderr
     assert told.stderr == ""
-    page = (ROOT / "docs" / "postgres.md").read_text("utf-8")
+    text = (ROOT / page).read_text("utf-8")
     with psycopg.connect(url, autocommit=True) as connection:
-        for block in re.findall(r"^```sql\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL):
+        for block in re.findall(r"^```sql\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
             for statement in filter(str.strip, block.split(";\n")):
                 connection.execute(statement.encode())
+
+
+def test_the_first_steps_are_as_they_are_told(tmp_path: Path) -> None:
+    """The first program of getting-started.md, run as its console shows."""
+    page = "docs/getting-started.md"
+    (tmp_path / "checkout.py").write_text(snippets(page)[0])
+    (shown,) = re.findall(
+        r"^```console\n(\$ .*?)^```", (ROOT / page).read_text("utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    for part in shown.split("$ python ")[1:]:
+        command, *lines = part.strip().split("\n")
+        done = subprocess.run(
+            [sys.executable, "-u", *command.split()], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        killed = done.returncode == -signal.SIGKILL
+        assert (*done.stdout.splitlines(), *["Killed"] * killed) == tuple(lines), done.stderr
+
+
+def test_each_error_has_its_way_out() -> None:
+    """Every class that is not the name of a group has one row in operations.md."""
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
+    groups = {"DurableError", "DurableWarning", "HistoryError", "OwnershipError", "StoreError", "Unwind"}
+    assert sorted(rows) == sorted(set(errors.__all__) - groups)
+
+
+def test_no_page_promises_what_cannot_be_kept() -> None:
+    """Nothing happens "exactly once" or "never twice" without saying what of."""
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for sentence in re.split(r"[.:]\s|\n\n|\|", page.read_text("utf-8").lower()):
+            for phrase in ("exactly once", "exactly-once", "never runs twice", "zero data loss"):
+                assert phrase not in sentence or "database" in sentence, (page, sentence)
+
+
+def test_the_loop_runs_what_was_interrupted(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of it, however much stands in the way: what fails, what nobody knows, what cannot be read (FAULTS 97)."""
+    (loop,) = (snippet for snippet in snippets("docs/operations.md") if "def run_interrupted_again" in snippet)
+    store = database.store()
+    document = {"formatVersion": 1, "workflowName": "place_order", "steps": {}, "execution": {"status": "running"}}
+    store.save("first", document | {"metadata": {"version": 1}, "input": "tea"})
+    store.save("of others", document | {"workflowName": "unknown", "metadata": {"version": 1}})
+    for number in range(120):
+        stuck = document | {"metadata": {"version": 1}, "steps": {"pay": {"name": "pay", "ok": True, "value": 1}}}
+        store.save(f"stuck-{number}", stuck)  # without an input: each fails at once
+    insert = "INSERT INTO durable_snapshots VALUES (%s, %s)"
+    database.execute(insert, "bad", '{"formatVersion": 2, "execution": {"status": "running"}}')
+    exec(compile(loop, "operations.md", "exec"), {"store": store, "durable": durable})  # it ends with a call
+    assert durable.result(store, "first") == "charged for tea"
+    assert {line.id for line in durable.list_pending(store, limit=1000)} >= {"of others", "bad"}
+    told = capsys.readouterr().out
+    assert "bad needs somebody: run 'bad'" in told
+    assert "format is 2" in told
+    assert told.count("needs somebody") == 121

@@ -1,6 +1,7 @@
-"""Journals that earlier versions wrote, kept as they are and replayed for ever: tests/golden/*.json.
+"""What earlier versions wrote, kept as it is and replayed for ever: journals in tests/golden/*.json, whole snapshots in documents/.
 
-A file is never changed. A new format gets a file of its own, written once by `python tests/test_golden.py NAME`.
+There is no release before 0.1.0, so there is no older library yet that could read what this one writes. A file is never
+changed. A new format gets a file of its own, written once by `python tests/test_golden.py NAME` (paths taken out of it).
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ import pytest
 import durable
 from durable.stores import memory
 from support import Database
+from test_whole_snapshots import Shelf
 from value_kinds import alike
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
+DOCUMENTS = GOLDEN / "documents"
 
 
 @durable.alias("golden:Colour")  # wherever this file may come to stand
@@ -149,6 +152,49 @@ def test_the_present_format_is_the_last_golden_one(path: Path) -> None:
     assert _comparable(recorded(path.stem)["journal"]) == _comparable(golden["journal"])
 
 
+@pytest.mark.parametrize("path", sorted(DOCUMENTS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_golden_document_is_replayed(path: Path) -> None:
+    """FAULTS 98, for a whole snapshot: on a store of five verbs, and saved to one of ours, byte for byte as it was written."""
+    shelf, values = Shelf(), VALUES[path.stem]
+    shelf.texts["golden"] = dt.datetime.now(dt.UTC), path.read_bytes().strip()
+    with memory() as store:
+        store.save("golden", shelf.load("golden"))  # type: ignore[arg-type]
+        for place in (shelf, store):
+            seen = dict[str, Any]()
+            workflow = workflow_of(path.stem, seen, replays=True)
+            assert durable.run(None, workflow, id="golden", input=values, store=place) == "done"
+            assert seen.pop("thunk") == "thunk"
+            assert repr(seen.pop("error")) == "ExceptionGroup('several', [ValueError('bad', 3), KeyError('k')])"
+            assert alike(seen, {"input": values, **values})
+
+
+@pytest.mark.parametrize("path", sorted(DOCUMENTS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_golden_document_is_kept_as_it_is(path: Path) -> None:
+    """FAULTS 98: read and written again it is the same, to the byte; so an older version can read it as well."""
+    text = path.read_bytes().strip()
+    assert durable.Snapshot.from_json(text).to_json() == text
+
+
+@pytest.mark.parametrize("path", sorted(DOCUMENTS.glob("*.json"))[-1:], ids=lambda path: path.stem)
+def test_the_present_document_is_the_last_golden_one(path: Path) -> None:
+    """Whoever changes the format adds a file; moments and tracebacks alone may differ."""
+    now, golden = json.loads(written(path.stem)), json.loads(path.read_bytes())
+    for document in (now, golden):
+        document["execution"].pop("lastUpdated")
+        for step in document["steps"].values():
+            if "error" in step:
+                step["error"].pop("traceback")
+    assert now == golden
+
+
+def written(name: str) -> bytes:
+    """What this version saves to a store of five verbs."""
+    shelf = Shelf()
+    with pytest.raises(Stop):
+        durable.run(None, workflow_of(name, {}, replays=False), id="golden", input=VALUES[name], store=shelf)
+    return shelf.texts["golden"][1]
+
+
 def _comparable(journal: list[Any]) -> list[Any]:
     records = [(kind, key, json.loads(text)) for kind, key, text in journal]
     for _, _, record in records:
@@ -170,4 +216,5 @@ def recorded(name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    (DOCUMENTS / f"{sys.argv[1]}.json").write_bytes(written(sys.argv[1]) + b"\n")
     (GOLDEN / f"{sys.argv[1]}.json").write_text(json.dumps(recorded(sys.argv[1]), indent=1) + "\n", "utf-8")

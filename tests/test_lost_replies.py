@@ -369,6 +369,7 @@ def test_a_checkpoint_that_times_out_in_the_server_is_tried_again(
     database: Database, workflow: Workflow, setting: str, state: str
 ) -> None:
     """FAULTS 45: nothing was committed, which is certain; it is tried until it goes through, and the step does not fail."""
+    database.store().list()  # the tables are there: what makes them has more to do, and no more time
     store, deps = database.store(make_conninfo(database.url, options=f"-c {setting}=60ms")), Bodies()
     obstacle, spy = Obstacle(database), spy_on(store)
     deps.meanwhile = obstacle.put_in
@@ -388,6 +389,7 @@ def test_a_checkpoint_that_times_out_in_the_server_is_tried_again(
 
 def test_a_checkpoint_that_times_out_for_too_long_is_a_definite_failure(database: Database, workflow: Workflow) -> None:
     """FAULTS 45: the run stops, the failure is the store's and not the step's, and the next run goes on."""
+    database.store().list()  # the tables are there, as above
     store, deps = database.store(make_conninfo(database.url, options="-c statement_timeout=60ms")), Bodies()
     obstacle = Obstacle(database)
     deps.meanwhile = obstacle.put_in

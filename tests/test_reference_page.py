@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ import durable
 from durable import ResumeStateCollector, Workflow
 from durable.stores import Listed, PostgresStore, SnapshotStore, embedded, memory, postgres, script
 from durable.stores._postgres.server import Server
-from support import Database
+from support import POISONS, Database
 
 USER = {"id": "123", "name": "Ada"}
 ORDER = {"order": "o-1", "for": "123"}
@@ -556,6 +558,15 @@ def named(name: str, fn: Any) -> Any:
 # -- Features ---------------------------------------------------------------------------------------------------------
 
 
+def test_the_url_from_the_environment(url: str, deps: Deps, monkeypatch: pytest.MonkeyPatch) -> None:
+    """postgres(process.env.DATABASE_URL!), which is what is taken when nothing is named"""
+    monkeypatch.setenv("DATABASE_URL", url)
+    with postgres() as store:
+        assert durable.run(deps, checkout, id="checkout-123", store=store) == ORDER
+    with postgres(os.environ["DATABASE_URL"]) as store:
+        assert durable.status(store, "checkout-123") == "completed"
+
+
 def test_automatic_table_creation(url: str, database: Database) -> None:
     """No manual schema setup required"""
     with postgres(url) as store:
@@ -580,6 +591,34 @@ def test_timestamps(store: PostgresStore, deps: Deps) -> None:
 
 
 # -- Production Considerations ----------------------------------------------------------------------------------------
+
+
+def test_the_pool_is_managed_automatically(url: str, database: Database, deps: Deps) -> None:
+    """Connection pooling - Efficient connection management: as many runs as you like, on a handful of connections"""
+    together, counted = threading.Barrier(20), list[int]()
+
+    def at_once(step: durable.Step, deps: Deps) -> None:
+        checkout(step, deps)
+        if together.wait(30) == 0:
+            query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s"
+            counted.append(database.execute(query, database.schema)[0][0])
+        together.wait(30)
+
+    with postgres(make_conninfo(url, application_name=database.schema)) as store, ThreadPoolExecutor(20) as threads:
+        runs = [threads.submit(durable.run, deps, at_once, id=f"x{n}", store=store) for n in range(20)]
+        for run in runs:
+            run.result()
+    assert 1 <= counted[0] <= 4
+
+
+def test_a_pool_with_custom_settings(url: str, database: Database, deps: Deps) -> None:
+    """For high-load scenarios, bring your own pool with custom settings: max: 20, min: 5, idleTimeoutMillis: 30000"""
+    with ConnectionPool(url, max_size=20, min_size=5, max_idle=30.0, open=True) as pool:
+        with postgres(pool=pool) as store:
+            assert durable.run(deps, checkout, id="x", store=store) == ORDER
+        stats = pool.get_stats()
+        assert (stats["pool_max"], stats["pool_min"], stats["requests_num"] > 0) == (20, 5, True)
+    assert database.status("x") == "completed"
 
 
 def test_cleanup_list_and_delete_completed_workflows(store: PostgresStore, deps: Deps) -> None:
@@ -755,18 +794,7 @@ def test_what_is_written_there_validates_as_its_format(awaitlys: PostgresStore, 
 # -- FAULTS 97 and 104: what is stored is not believed ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "poison",
-    [
-        "{}", "[]", "7", '"text"', "null", '{"formatVersion": 2, "steps": {}, "execution": {"status": "running"}}',
-        '{"formatVersion": 1, "steps": {}}', '{"formatVersion": 1, "steps": {}, "execution": {"status": 7}}',
-        '{"formatVersion": 1, "steps": [1], "execution": {"status": "running"}}',
-        '{"formatVersion": 1, "steps": {"fetch-user": {"value": 1}}, "execution": {"status": "running"}}',
-        '{"formatVersion": 1, "steps": {"fetch-user": 1}, "execution": {"status": "running"}}',
-        '{"formatVersion": 1, "steps": {}, "execution": {"status": "running"}, "metadata": [1]}',
-        '{"formatVersion": 1, "workflowName": "checkout", "steps": {}, "execution": {"status": "completed"}}',
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("poison", POISONS)
 def test_a_poisoned_snapshot_is_never_a_fresh_start(
     store: PostgresStore, database: Database, deps: Deps, poison: str
 ) -> None:

@@ -6,23 +6,19 @@ import asyncio
 import dataclasses
 import datetime as dt
 import logging
-import sys
 from collections.abc import Callable
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
+from encrypted import EncryptedCodec
 
 import durable
 from durable.codecs import Codecs, JsonCodec
 from durable.stores import memory, postgres
 from support import Database
 from value_kinds import RECEIPT, Colour, Line, Plain, alike, cyclic, nested
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
-from encrypted import EncryptedCodec
 
 SECRET = "pl4nted"
 KEY, OTHER_KEY = Fernet.generate_key(), Fernet.generate_key()

@@ -273,7 +273,7 @@ def test_of_a_batch_only_what_is_refused_fails(database: Database, store: Postgr
     store.checkpoint(good, record(900))
     jobs = {number: checkpoint_job(good, record(number)) for number in range(1, 101)}
     jobs[17] = checkpoint_job(good, record(17, '{"ok": tru}'))
-    jobs[18] = checkpoint_job(good, record(18, '{"value":' + "[" * 20_000 + "]" * 20_000 + "}"))
+    jobs[18] = checkpoint_job(good, record(18, '{"value":' + "[" * 60_000 + "]" * 60_000 + "}"))
     jobs[60] = checkpoint_job(lost, record(60))
     jobs[61] = checkpoint_job(good, record(900, '{"name":"another"}'))
     spy = spy_on(store)

@@ -80,8 +80,8 @@ class BlockingDriver(Driver):
                         outcome = self._attempted(call, attempt, body)
                     case Transact(number, began):
                         outcome = self._transacted(call, Attempt(number, began), body)
-                    case Wait(seconds):
-                        self._clock.sleep(seconds)
+                    case Wait(seconds, look):
+                        self._clock.sleep(seconds, look)
                         outcome = ASKED
                     case Receive(signal, taken):
                         outcome = self._received(signal, taken)
@@ -142,8 +142,8 @@ class BlockingDriver(Driver):
     def _rested(self, until: object) -> None:
         while True:
             match self._resting(until):
-                case Wait(seconds):
-                    self._clock.sleep(seconds)
+                case Wait(seconds, look):
+                    self._clock.sleep(seconds, look)
                 case Abort(error):
                     raise Unwind(error)
                 case None:
@@ -230,8 +230,8 @@ class AsyncDriver(Driver):
                         outcome = await self._attempted(call, attempt, body)
                     case Transact(number, began):
                         outcome = await self._transacted(call, Attempt(number, began), body)
-                    case Wait(seconds):
-                        await self._clock.asleep(seconds)
+                    case Wait(seconds, look):
+                        await self._clock.asleep(seconds, look)
                         outcome = ASKED
                     case Receive(signal, taken):
                         outcome = await self._received(signal, taken)
@@ -348,8 +348,8 @@ class AsyncDriver(Driver):
         until = await falling_asleep
         while True:
             match self._resting(until):
-                case Wait(seconds):
-                    await self._clock.asleep(seconds)
+                case Wait(seconds, look):
+                    await self._clock.asleep(seconds, look)
                 case Abort(error):
                     raise Unwind(error)
                 case None:

@@ -6,13 +6,12 @@ from typing import Any
 
 from durable.codecs import codec_of
 from durable.snapshot import checked_name
-from durable.stores._whole import run_store
-from durable.stores.protocol import RunStore, SnapshotStore
+from durable.stores._given import AnyStore, run_store
 
 __all__ = ["cancel", "cancel_async", "signal", "signal_async"]
 
 
-def cancel(store: RunStore | SnapshotStore, id: str) -> bool:
+def cancel(store: AnyStore, id: str) -> bool:
     """Stop the run `id`, wherever it is executed. True when it was running (or interrupted), and is now `cancelled`.
 
     Its owner can write nothing more: it stops with `RunCancelled` at its next checkpoint, at the latest when it renews its
@@ -22,12 +21,12 @@ def cancel(store: RunStore | SnapshotStore, id: str) -> bool:
     return run_store(store).cancel(checked_name("a run's id", id))
 
 
-async def cancel_async(store: RunStore | SnapshotStore, id: str) -> bool:
+async def cancel_async(store: AnyStore, id: str) -> bool:
     """The same for asyncio."""
     return await run_store(store).aio.cancel(checked_name("a run's id", id))
 
 
-def signal(store: RunStore | SnapshotStore, id: str, name: str, payload: Any = None) -> None:
+def signal(store: AnyStore, id: str, name: str, payload: Any = None) -> None:
     """Send `payload` (a value that can be stored) to the run `id`, where `step.wait_for(name)` returns it.
 
     It is kept until it is received, also when the run does not wait for it yet, or is not there yet. Raises
@@ -36,11 +35,11 @@ def signal(store: RunStore | SnapshotStore, id: str, name: str, payload: Any = N
     run_store(store).signal(*_checked(store, id, name, payload))
 
 
-async def signal_async(store: RunStore | SnapshotStore, id: str, name: str, payload: Any = None) -> None:
+async def signal_async(store: AnyStore, id: str, name: str, payload: Any = None) -> None:
     """The same for asyncio."""
     await run_store(store).aio.signal(*_checked(store, id, name, payload))
 
 
-def _checked(store: RunStore | SnapshotStore, id: str, name: str, payload: Any) -> tuple[str, str, str]:
+def _checked(store: AnyStore, id: str, name: str, payload: Any) -> tuple[str, str, str]:
     text = codec_of(store).encode(payload, what=f"the payload of signal {name!r}")
     return checked_name("a run's id", id), checked_name("a signal's name", name), text.decode()

@@ -33,7 +33,8 @@ from durable._engine.decisions import (
     Wait,
 )
 from durable._engine.journal import Call
-from durable._engine.steps import LONGEST_WAIT, Execution
+from durable._engine.leases import LONGEST_WAIT
+from durable._engine.steps import Execution
 from durable._retry import Policy
 from durable._terms import PLAIN, Terms, checked_timeout
 from durable.clocks import Clock

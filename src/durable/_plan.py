@@ -7,7 +7,7 @@ import inspect
 import threading
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from types import CodeType, FunctionType
@@ -30,8 +30,8 @@ from durable.events import LeaseTaken, Listener, RunBegan, RunEvent, RunReturned
 from durable.failures import from_record
 from durable.snapshot import ErrorRecord, checked_name
 from durable.stores import MemoryStore
-from durable.stores._whole import run_store
-from durable.stores.protocol import RunStore, SnapshotStore
+from durable.stores._given import AnyStore, run_store
+from durable.stores.protocol import RunStore
 
 OMITTED: Final[Any] = ...
 _WITHOUT_INPUT: Final = 2  # arguments: fn(step, deps)
@@ -81,6 +81,10 @@ class Plan:
     ) -> tuple[RunStore, Codec, Clock, tuple[tuple[object, str], ...], Terms, threading.Event | None]:
         """What a driver works with, besides its execution."""
         return self.store, self.codec, self.clock, self.runs, self.terms, self.options.cancel
+
+    def rehearsed(self, store: RunStore, clock: Clock) -> Plan:
+        """The same call on another store, by another clock."""
+        return replace(self, store=store, clock=clock, deadline=_deadline(self.options.deadline, clock))
 
     @property
     def is_late(self) -> bool:
@@ -164,7 +168,7 @@ def planned(
     deps: Any,
     fn: Callable[..., Any],
     id: str,
-    given: RunStore | SnapshotStore | None,
+    given: AnyStore | None,
     input: Any,
     options: Options,
 ) -> Plan:

@@ -34,7 +34,7 @@ from durable._engine.leases import Lease
 from durable._engine.steps import Execution
 from durable._migration import OnVersionMismatch
 from durable._plan import OMITTED, Options, Plan, planned
-from durable._step import AsyncStep, Step
+from durable._step import AsyncStep, Pending, Step
 from durable.errors import (
     ColourMismatch,
     DurableError,
@@ -43,6 +43,7 @@ from durable.errors import (
 from durable.events import Listener
 from durable.failures import to_record
 from durable.snapshot import ErrorRecord, Status
+from durable.stores._given import AnyStore
 from durable.stores.protocol import RunStore, SnapshotStore
 
 D = TypeVar("D")
@@ -62,7 +63,7 @@ def run(
     fn: Callable[[AsyncStep, D], Coroutine[Any, Any, T]],
     *,
     id: str,
-    store: RunStore | SnapshotStore | None = ...,
+    store: AnyStore | None = ...,
     version: int = ...,
     on_version_mismatch: OnVersionMismatch | None = ...,
     on_conflict: OnConflict = ...,
@@ -73,14 +74,14 @@ def run(
     cancel: threading.Event | None = ...,
     retry: tenacity.BaseRetrying | None = ...,
     on_event: Listener | None = ...,
-) -> Coroutine[Any, Any, T]: ...
+) -> Pending[T]: ...
 @overload
 def run(
     deps: D,
     fn: Callable[[AsyncStep, D, I], Coroutine[Any, Any, T]],
     *,
     id: str,
-    store: RunStore | SnapshotStore | None = ...,
+    store: AnyStore | None = ...,
     input: I = ...,
     version: int = ...,
     on_version_mismatch: OnVersionMismatch | None = ...,
@@ -92,7 +93,7 @@ def run(
     cancel: threading.Event | None = ...,
     retry: tenacity.BaseRetrying | None = ...,
     on_event: Listener | None = ...,
-) -> Coroutine[Any, Any, T]: ...
+) -> Pending[T]: ...
 @overload
 def run(
     deps: D,
@@ -135,7 +136,7 @@ def run(
     fn: Callable[..., Any],
     *,
     id: str,
-    store: RunStore | SnapshotStore | None = None,
+    store: AnyStore | None = None,
     input: Any = OMITTED,
     version: int = 1,
     on_version_mismatch: OnVersionMismatch | None = None,
@@ -176,15 +177,16 @@ def run(
     Raises what the workflow raised; `InvalidArgument` before anything is touched; `RunMismatch`, `VersionMismatch`,
     `WorkflowDrift`, `UnreadableRecord` when the stored run does not fit, and leaves it as it is; `ConcurrentExecution`,
     `WaitTimedOut`; `LeaseLost` when the lease ended under it; `RunCancelled`, `DeadlineExceeded`; `StoreUnavailable`,
-    `AccessDenied`, `SchemaMismatch`, `OutcomeUnknown` from the store.
+    `AccessDenied`, `UnsuitableServer`, `SchemaMismatch`, `OutcomeUnknown` from the store.
     """
     options = Options(
         version, on_version_mismatch, on_conflict, wait_timeout, lease, deadline, metadata, cancel, retry, on_event
     )
     plan = planned(deps, fn, id, store, input, options)
-    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
-        return _AsyncRun(plan).outcome()
-    return _Run(plan).outcome()
+    is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+    if (rehearse := getattr(plan.store, "rehearse", None)) is not None:  # see durable.testing.Rehearsal
+        return rehearse(plan, is_async=is_async)
+    return AsyncRun(plan).outcome() if is_async else BlockingRun(plan).outcome()
 
 
 class _Either:
@@ -206,8 +208,12 @@ class _Either:
         return True
 
 
-class _Run(_Either):
+class BlockingRun(_Either):
     """One blocking call of `run`."""
+
+    def __init__(self, plan: Plan, driver: Callable[..., Step] = Step) -> None:
+        super().__init__(plan)
+        self._new_driver = driver
 
     def outcome(self) -> Any:
         try:
@@ -227,9 +233,9 @@ class _Run(_Either):
                     return plan.stored_result(value)
                 case Reraise(error):
                     raise plan.stored_failure(error)
-                case ClaimAgain(seconds, claim, lease):
+                case ClaimAgain(seconds, claim, lease, look):
                     self._give_back(lease)
-                    self._clock.sleep(seconds)
+                    self._clock.sleep(seconds, look)
                     polls += 1
                 case Migrate(mismatch):
                     self._migrated(mismatch)
@@ -244,7 +250,7 @@ class _Run(_Either):
         plan, lease, end = self._plan, granted.lease, _End()
         try:
             execution = plan.execution(granted, threading.current_thread())
-            self._driver = driver = Step(execution, *plan.for_driver)
+            self._driver = driver = self._new_driver(execution, *plan.for_driver)
             arguments = plan.arguments(driver, execution.journal)
         except BaseException:
             self._give_back(lease)
@@ -296,8 +302,12 @@ class _Run(_Either):
                 _left_to_end(lease, problem)
 
 
-class _AsyncRun(_Either):
+class AsyncRun(_Either):
     """One awaited call of `run`."""
+
+    def __init__(self, plan: Plan, driver: Callable[..., AsyncStep] = AsyncStep) -> None:
+        super().__init__(plan)
+        self._new_driver = driver
 
     async def outcome(self) -> Any:
         try:
@@ -317,9 +327,9 @@ class _AsyncRun(_Either):
                     return plan.stored_result(value)
                 case Reraise(error):
                     raise plan.stored_failure(error)
-                case ClaimAgain(seconds, claim, lease):
+                case ClaimAgain(seconds, claim, lease, look):
                     await self._give_back(lease)
-                    await self._clock.asleep(seconds)
+                    await self._clock.asleep(seconds, look)
                     polls += 1
                 case Migrate(mismatch):
                     await self._migrated(mismatch)
@@ -334,7 +344,7 @@ class _AsyncRun(_Either):
         plan, lease, end = self._plan, granted.lease, _End()
         try:
             execution = plan.execution(granted, asyncio.current_task())
-            self._driver = driver = AsyncStep(execution, *plan.for_driver)
+            self._driver = driver = self._new_driver(execution, *plan.for_driver)
             arguments = plan.arguments(driver, execution.journal)
         except BaseException:
             await self._give_back(lease)

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol, TypeGuard
 
 from msgspec import UNSET
 
-from durable.codecs import codec_of
-from durable.errors import RunNotFound, RunNotOver
+from durable.codecs import Codec, codec_of
+from durable.documents import Snapshot, named
+from durable.errors import RunNotFound, RunNotOver, UnreadableRecord
 from durable.failures import from_record
 from durable.snapshot import Status
+from durable.stores._given import blocking, is_awaited
 from durable.stores.listing import PAGE, Listed, RunStatus
-from durable.stores.protocol import SnapshotStore
+from durable.stores.protocol import AsyncSnapshotStore, SnapshotStore
 
-__all__ = ["delete_state", "has_state", "list_pending", "result", "status"]
+__all__ = [
+    "delete_state",
+    "delete_state_async",
+    "has_state",
+    "has_state_async",
+    "list_pending",
+    "list_pending_async",
+    "result",
+    "result_async",
+    "status",
+    "status_async",
+]
 
 
 class _Leased(SnapshotStore, Protocol):
@@ -27,7 +42,7 @@ class _Leased(SnapshotStore, Protocol):
     ) -> Sequence[Listed]: ...
 
 
-def _knows_leases(store: SnapshotStore) -> TypeGuard[_Leased]:
+def _knows_leases(store: object) -> TypeGuard[_Leased]:
     return hasattr(store, "begin") and hasattr(store, "status")
 
 
@@ -37,10 +52,17 @@ def result(store: SnapshotStore, id: str) -> Any:
     Raises what a failed run raised; `RunNotFound` when nothing is stored under this id, `RunNotOver` while there is no
     result yet; `UnreadableRecord`, `StoreUnavailable`, `AccessDenied` and `SchemaMismatch` as every store does.
     """
-    snapshot = store.load(id)
+    return _result_of(_loaded(blocking(store, "result"), id), id, codec_of(store))
+
+
+async def result_async(store: SnapshotStore | AsyncSnapshotStore, id: str) -> Any:
+    """`durable.result` for asyncio, and for a store whose verbs are coroutines."""
+    return _result_of(await _loaded_async(store, id), id, codec_of(store))
+
+
+def _result_of(snapshot: Snapshot | None, id: str, codec: Codec) -> Any:
     if snapshot is None:
         raise RunNotFound(id)
-    codec = codec_of(store)
     match snapshot.execution.status:
         case Status.COMPLETED if snapshot.result is not UNSET:
             return codec.decode(bytes(snapshot.result), run_id=id, where="the result")
@@ -57,13 +79,26 @@ def status(store: SnapshotStore, id: str) -> str | None:
     """
     if _knows_leases(store):
         return store.status(id)
-    snapshot = store.load(id)
+    snapshot = _loaded(blocking(store, "status"), id)
+    return None if snapshot is None else snapshot.execution.status
+
+
+async def status_async(store: SnapshotStore | AsyncSnapshotStore, id: str) -> str | None:
+    """`durable.status` for asyncio."""
+    if _knows_leases(store):
+        return await asyncio.to_thread(store.status, id)
+    snapshot = await _loaded_async(store, id)
     return None if snapshot is None else snapshot.execution.status
 
 
 def has_state(store: SnapshotStore, id: str) -> bool:
     """Whether anything is stored under this id."""
-    return status(store, id) is not None
+    return status(blocking(store, "has_state"), id) is not None
+
+
+async def has_state_async(store: SnapshotStore | AsyncSnapshotStore, id: str) -> bool:
+    """`durable.has_state` for asyncio."""
+    return await status_async(store, id) is not None
 
 
 def delete_state(store: SnapshotStore, id: str) -> None:
@@ -71,15 +106,78 @@ def delete_state(store: SnapshotStore, id: str) -> None:
 
     Raises `ConcurrentExecution` when somebody is executing it, where the store can know; see `PostgresStore.delete`.
     """
-    store.delete(id)
+    blocking(store, "delete_state").delete(id)
+
+
+async def delete_state_async(store: SnapshotStore | AsyncSnapshotStore, id: str) -> None:
+    """`durable.delete_state` for asyncio."""
+    await _awaited(store).delete(id)
 
 
 def list_pending(store: SnapshotStore, *, prefix: str = "", limit: int = PAGE) -> Sequence[Listed]:
     """A page of the runs that are interrupted: running, and nobody executes them. Newest first.
 
-    A store of your own knows no leases: all its runs that are not over are told, as far as they are among its newest.
+    A store of your own knows no leases: all its runs that are not over are told, as far as they are among its newest, and
+    those that cannot be read, of which nobody knows.
     """
     if _knows_leases(store):
         return store.list(prefix=prefix, limit=limit, status="interrupted")
-    lines = store.list(prefix=prefix, limit=limit)
-    return [line for line in lines if status(store, line.id) == Status.RUNNING]
+    lines = blocking(store, "list_pending").list(prefix=prefix, limit=limit)
+    pending: list[Listed] = []
+    for line in lines:
+        try:
+            is_pending = status(store, line.id) == Status.RUNNING
+        except UnreadableRecord:
+            is_pending = True
+        if is_pending:
+            pending.append(line)
+    return pending
+
+
+async def list_pending_async(
+    store: SnapshotStore | AsyncSnapshotStore, *, prefix: str = "", limit: int = PAGE
+) -> Sequence[Listed]:
+    """`durable.list_pending` for asyncio."""
+    if _knows_leases(store):
+        return await asyncio.to_thread(store.list, prefix=prefix, limit=limit, status="interrupted")
+    lines = await _awaited(store).list(prefix=prefix, limit=limit)
+    pending: list[Listed] = []
+    for line in lines:
+        try:
+            is_pending = await status_async(store, line.id) == Status.RUNNING
+        except UnreadableRecord:
+            is_pending = True
+        if is_pending:
+            pending.append(line)
+    return pending
+
+
+def _loaded(store: SnapshotStore, id: str) -> Snapshot | None:
+    try:
+        return store.load(id)
+    except UnreadableRecord as problem:
+        raise named(problem, id) from None
+
+
+async def _loaded_async(store: SnapshotStore | AsyncSnapshotStore, id: str) -> Snapshot | None:
+    try:
+        return await _awaited(store).load(id)
+    except UnreadableRecord as problem:
+        raise named(problem, id) from None
+
+
+def _awaited(store: SnapshotStore | AsyncSnapshotStore) -> AsyncSnapshotStore:
+    """The store's verbs as coroutines: its own, or each in a thread."""
+    verbs: Any = store if is_awaited(store) else _Threaded(store)
+    coroutines: AsyncSnapshotStore = verbs
+    return coroutines
+
+
+class _Threaded:
+    """The verbs of a store that blocks, each in a thread of the event loop's executor."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def __getattr__(self, verb: str) -> Any:
+        return partial(asyncio.to_thread, getattr(self._store, verb))

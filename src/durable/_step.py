@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import datetime
-from typing import Any, TypeVar, TypeVarTuple, overload
+from typing import Any, Literal, TypeAlias, TypeVar, TypeVarTuple, overload
 
 import tenacity
 from psycopg import Connection
@@ -14,11 +14,14 @@ from durable._map import Items, mapped, mapped_async
 from durable._terms import terms
 from durable.stores.protocol import Isolation
 
-__all__ = ["AsyncStep", "Step"]
+__all__ = ["AsyncStep", "Pending", "Step"]
 
 I = TypeVar("I")  # noqa: E741 -- an item's type
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+Pending: TypeAlias = Coroutine[None, None, T]
+"""What an async call gives, to be awaited. (It yields nothing of interest; were that Any, mypy's `gather` would forget T.)"""
 
 
 class Step(BlockingDriver):
@@ -51,10 +54,36 @@ class Step(BlockingDriver):
         value: T = self._called(name, key, self._plain_body(fn, args, terms(retry, timeout, at_most_once)))
         return value
 
+    @overload
     def map(
         self,
         name: str,
         fn: Callable[[I], T],
+        items: Iterable[I],
+        *,
+        key: Callable[[I], object] | None = ...,
+        max_concurrency: int | None = ...,
+        return_exceptions: Literal[False] = ...,
+        retry: tenacity.BaseRetrying | None = ...,
+        timeout: float | None = ...,
+    ) -> list[T]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[[I], T],
+        items: Iterable[I],
+        *,
+        key: Callable[[I], object] | None = ...,
+        max_concurrency: int | None = ...,
+        return_exceptions: Literal[True],
+        retry: tenacity.BaseRetrying | None = ...,
+        timeout: float | None = ...,
+    ) -> list[T | Exception]: ...
+    def map(
+        self,
+        name: str,
+        fn: Callable[[I], Any],
         items: Iterable[I],
         *,
         key: Callable[[I], object] | None = None,
@@ -62,7 +91,7 @@ class Step(BlockingDriver):
         return_exceptions: bool = False,
         retry: tenacity.BaseRetrying | None = None,
         timeout: float | None = None,
-    ) -> list[T]:
+    ) -> list[Any]:
         """Call `fn(item)` for each item, a step each, on `max_concurrency` threads (32 by default); the results in order.
 
         An item's key is `name[0]`, `name[1]` …, or `name[…]` of what `key(item)` says: choose it where the items may come in
@@ -124,18 +153,18 @@ class AsyncStep(AsyncDriver):
         retry: tenacity.BaseRetrying | None = ...,
         timeout: float | None = ...,
         at_most_once: bool = ...,
-    ) -> Coroutine[Any, Any, T]: ...
+    ) -> Pending[T]: ...
     @overload
     def __call__(
         self,
         name: str,
-        fn: Callable[[*Ts], T],
+        fn: Callable[[*Ts], Awaitable[T] | T],  # not plain T: mypy would take a coroutine for the value
         *args: *Ts,
         key: str | None = ...,
         retry: tenacity.BaseRetrying | None = ...,
         timeout: float | None = ...,
         at_most_once: bool = ...,
-    ) -> Coroutine[Any, Any, T]: ...
+    ) -> Pending[T]: ...
     def __call__(  # type: ignore[misc] # mypy: *Ts is not Any
         self,
         name: str,
@@ -154,6 +183,58 @@ class AsyncStep(AsyncDriver):
         """
         return self._called(name, key, self._plain_body(fn, args, terms(retry, timeout, at_most_once)))
 
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[[I], Awaitable[T]],
+        items: Iterable[I],
+        *,
+        key: Callable[[I], object] | None = ...,
+        max_concurrency: int | None = ...,
+        return_exceptions: Literal[False] = ...,
+        retry: tenacity.BaseRetrying | None = ...,
+        timeout: float | None = ...,
+    ) -> Pending[list[T]]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[[I], Awaitable[T]],
+        items: Iterable[I],
+        *,
+        key: Callable[[I], object] | None = ...,
+        max_concurrency: int | None = ...,
+        return_exceptions: Literal[True],
+        retry: tenacity.BaseRetrying | None = ...,
+        timeout: float | None = ...,
+    ) -> Pending[list[T | Exception]]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[[I], Awaitable[T] | T],
+        items: Iterable[I],
+        *,
+        key: Callable[[I], object] | None = ...,
+        max_concurrency: int | None = ...,
+        return_exceptions: Literal[False] = ...,
+        retry: tenacity.BaseRetrying | None = ...,
+        timeout: float | None = ...,
+    ) -> Pending[list[T]]: ...
+    @overload
+    def map(
+        self,
+        name: str,
+        fn: Callable[[I], Awaitable[T] | T],
+        items: Iterable[I],
+        *,
+        key: Callable[[I], object] | None = ...,
+        max_concurrency: int | None = ...,
+        return_exceptions: Literal[True],
+        retry: tenacity.BaseRetrying | None = ...,
+        timeout: float | None = ...,
+    ) -> Pending[list[T | Exception]]: ...
     def map(
         self,
         name: str,
@@ -165,17 +246,17 @@ class AsyncStep(AsyncDriver):
         return_exceptions: bool = False,
         retry: tenacity.BaseRetrying | None = None,
         timeout: float | None = None,
-    ) -> Coroutine[Any, Any, list[Any]]:
+    ) -> Pending[list[Any]]:
         """See `Step.map`; on tasks."""
         given = terms(retry, timeout)
         every = Items(name, items, key, max_concurrency, return_exceptions=return_exceptions)
         return mapped_async(every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given)))
 
-    def sleep(self, name: str, seconds: float | datetime, *, key: str | None = None) -> Coroutine[Any, Any, None]:
+    def sleep(self, name: str, seconds: float | datetime, *, key: str | None = None) -> Pending[None]:
         """See `Step.sleep`."""
         return self._rested(self._called(name, key, self._sleeping(seconds)))
 
-    def wait_for(self, name: str, *, timeout: float | None = None, key: str | None = None) -> Coroutine[Any, Any, Any]:
+    def wait_for(self, name: str, *, timeout: float | None = None, key: str | None = None) -> Pending[Any]:
         """See `Step.wait_for`."""
         return self._called(name, key, self._listening(name, timeout))
 
@@ -188,6 +269,6 @@ class AsyncStep(AsyncDriver):
         retry: tenacity.BaseRetrying | None = None,
         timeout: float | None = None,
         isolation: Isolation = "read committed",
-    ) -> Coroutine[Any, Any, T]:
+    ) -> Pending[T]:
         """See `Step.transaction`; `fn` is called in a thread of the store's."""
         return self._called(name, key, self._transacting(name, fn, args, terms(retry, timeout), isolation))

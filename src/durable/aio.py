@@ -1,6 +1,15 @@
-"""The functions that ask something of a run from outside, for asyncio: `await durable.aio.signal(store, id, "approved")`."""
+"""The functions that ask something of a run from outside, for asyncio: `await durable.aio.signal(store, id, "approved")`.
+
+Each takes any store: one of ours, or one of five verbs, whether these block (then a thread waits for them) or are
+coroutines.
+"""
 
 from durable._control import cancel_async as cancel
 from durable._control import signal_async as signal
+from durable._state import delete_state_async as delete_state
+from durable._state import has_state_async as has_state
+from durable._state import list_pending_async as list_pending
+from durable._state import result_async as result
+from durable._state import status_async as status
 
-__all__ = ["cancel", "signal"]
+__all__ = ["cancel", "delete_state", "has_state", "list_pending", "result", "signal", "status"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from datetime import UTC, datetime
 from functools import partial
@@ -22,12 +23,16 @@ class Clock(Protocol):
         """Seconds since some fixed point, never stepping back and counting on while the machine is suspended."""
         ...
 
-    def sleep(self, seconds: float) -> None:
-        """Let `seconds` pass on this clock, blocking the thread."""
+    def sleep(self, seconds: float, look: float = ...) -> None:
+        """Let `seconds` pass on this clock, or less of them, blocking the thread.
+
+        Whoever waits has other things to watch, and sees after `look` real seconds at the latest whether it still must.
+        `seconds` is infinite where no time brings what is waited for.
+        """
         ...
 
-    async def asleep(self, seconds: float) -> None:
-        """Let `seconds` pass on this clock, blocking the task only."""
+    async def asleep(self, seconds: float, look: float = ...) -> None:
+        """The same, blocking the task only."""
         ...
 
 
@@ -42,10 +47,10 @@ class SystemClock:
         partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
     )
 
-    def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float, look: float = math.inf) -> None:
         """`time.sleep`."""
-        time.sleep(seconds)
+        time.sleep(min(seconds, look))
 
-    async def asleep(self, seconds: float) -> None:
+    async def asleep(self, seconds: float, look: float = math.inf) -> None:
         """`asyncio.sleep`."""
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(min(seconds, look))

@@ -40,9 +40,10 @@ from durable.snapshot import (
     render,
 )
 
-__all__ = ["Snapshot", "header_and_records", "journal_of", "snapshot_of", "whole"]
+__all__ = ["Snapshot", "header_and_records", "journal_of", "named", "snapshot_of", "whole"]
 
 _RESUME_STATE: Final = "ResumeState"
+_SOMEBODYS: Final = "?"
 
 
 class Snapshot(Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
@@ -162,6 +163,11 @@ def snapshot_of(header: Header, records: Iterable[Record], *, run_id: str) -> Sn
     )
 
 
+def named(problem: UnreadableRecord, run_id: str) -> UnreadableRecord:
+    """The problem of a document that was read without being told whose it is."""
+    return UnreadableRecord(run_id, problem.where, problem.problem) if problem.run_id == _SOMEBODYS else problem
+
+
 def whole(text: str, journal: Sequence[Record], *, run_id: str) -> Snapshot:
     """What the documented table holds of a run, and what its journal has added, as one document."""
     document = Snapshot.from_json(text, run_id=run_id)
@@ -177,7 +183,7 @@ def whole(text: str, journal: Sequence[Record], *, run_id: str) -> Snapshot:
 def journal_of(snapshot: Snapshot) -> tuple[Header, list[Record]]:
     """The snapshot as a header and the records that a journal would have held, before any that is still to come."""
     header = Header(snapshot.workflow_name, snapshot.execution, metadata=snapshot.metadata)
-    return header, list(_records(_stored(snapshot.to_json(), "?"), "?"))
+    return header, list(_records(_stored(snapshot.to_json(), _SOMEBODYS), _SOMEBODYS))
 
 
 def header_and_records(text: str, *, run_id: str) -> tuple[Header, list[Record]]:

@@ -33,6 +33,7 @@ Exception
     └── StoreError             the database, or the way to it
         ├── StoreUnavailable
         ├── AccessDenied
+        ├── UnsuitableServer   another database, too old a one, or one that takes no writes
         ├── SchemaMismatch
         ├── OutcomeUnknown     a write whose reply was lost
         └── ServerNotStarted   embedded PostgreSQL
@@ -77,6 +78,7 @@ __all__ = [
     "TransactionMisused",
     "UnreadableRecord",
     "UnstorableValue",
+    "UnsuitableServer",
     "Unwind",
     "VersionMismatch",
     "WaitTimedOut",
@@ -460,6 +462,18 @@ class AccessDenied(StoreError):
 
     def __str__(self) -> str:
         return f"PostgreSQL at {self.where} refused: {self.problem}. {self.advice}"
+
+
+@dataclass(eq=False, repr=False)
+class UnsuitableServer(StoreError):
+    """The server at `where` is none that runs can be trusted to. Nothing was read from it or written to it."""
+
+    where: str
+    problem: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"the server at {self.where} cannot hold runs: {self.problem}. {self.advice}"
 
 
 @dataclass(eq=False, repr=False)

@@ -11,7 +11,7 @@ from msgspec import UNSET, structs
 
 from durable._plan import OMITTED
 from durable._run import run
-from durable._step import AsyncStep, Step
+from durable._step import AsyncStep, Pending, Step
 from durable.documents import Snapshot
 from durable.events import Listener
 from durable.snapshot import Execution, Status, checked_name
@@ -33,7 +33,7 @@ class Workflow(Generic[D]):
     workflow = Workflow("checkout", deps, on_event=collector.handle_event)
     workflow.run(checkout)
     store.save("checkout-123", collector.resume_state())
-    …
+    # later
     workflow.run(checkout, resume_state=store.load("checkout-123"))
     ```
 
@@ -56,7 +56,7 @@ class Workflow(Generic[D]):
         fn: Callable[[AsyncStep, D], Coroutine[Any, Any, T]],
         *,
         resume_state: Snapshot | Mapping[str, Any] | None = ...,
-    ) -> Coroutine[Any, Any, T]: ...
+    ) -> Pending[T]: ...
     @overload
     def run(
         self,
@@ -64,7 +64,7 @@ class Workflow(Generic[D]):
         *,
         resume_state: Snapshot | Mapping[str, Any] | None = ...,
         input: I = ...,
-    ) -> Coroutine[Any, Any, T]: ...
+    ) -> Pending[T]: ...
     @overload
     def run(self, fn: Callable[[Step, D], T], *, resume_state: Snapshot | Mapping[str, Any] | None = ...) -> T: ...
     @overload

@@ -58,6 +58,9 @@ class Entry(Struct, eq=False):
     unknown: bool = False
     tries: int = 0
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}, {self.verb} of run {self.run_id!r}>"  # what it carries may be secret
+
     @property
     def deadline(self) -> float:
         """When its answer is due, as a reading of the elapsed-time clock. A lease that is renewed meanwhile puts it off."""

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct
 
-from durable._engine.leases import Lease
+from durable._engine.leases import LONGEST_WAIT, Lease
 from durable.errors import DurableError, VersionMismatch
 from durable.snapshot import ErrorRecord, Header, Record, Status, StepRecord
 
@@ -55,9 +55,13 @@ class Transact(Struct, frozen=True):
 
 
 class Wait(Struct, frozen=True):
-    """Let `seconds` pass, then answer with `Asked` again."""
+    """Let `seconds` pass, or `look` of them if that is less; then answer with `Asked` again.
+
+    `seconds` is infinite where no time brings what is waited for.
+    """
 
     seconds: float
+    look: float = LONGEST_WAIT
 
 
 class Receive(Struct, frozen=True):
@@ -250,11 +254,12 @@ class Reraise:
 
 @dataclass(frozen=True, slots=True)
 class ClaimAgain:
-    """Give `lease` back, if one was granted; wait `seconds`; then send `claim`."""
+    """Give `lease` back, if one was granted; wait `seconds`, or `look` of them as in `Wait`; then send `claim`."""
 
     seconds: float
     claim: Claim
     lease: Lease | None = None
+    look: float = LONGEST_WAIT
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ SHORTEST: Final = (
     0.5  # below this, a round trip and a pause of the garbage collector are no longer small beside a third
 )
 LONGEST: Final = 86_400.0
+LONGEST_WAIT: Final = 1.0  # seconds, after which whoever waits has a look at the lease
 
 _FIRST_POLL: Final = 0.05
 _LONGEST_POLL: Final = 1.0

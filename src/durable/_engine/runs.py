@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -91,8 +92,8 @@ def admitted(
             return Decline(ConcurrentExecution(claim.run_id, reply.owner, reply.expires_in or 0.0))
         if wait_timeout is not None and waited >= wait_timeout:
             return Decline(WaitTimedOut(claim.run_id, waited))
-        left = poll_delay(polls) if wait_timeout is None else min(poll_delay(polls), wait_timeout - waited)
-        return ClaimAgain(left, replace(claim, after_failure=False))
+        left = math.inf if wait_timeout is None else wait_timeout - waited
+        return ClaimAgain(left, replace(claim, after_failure=False), look=poll_delay(polls))
     if not claim.after_failure and header is not None and header.execution.status == Status.FAILED:
         return _stored_failure(claim, reply)
     if not claim.after_failure and header is not None and header.execution.status == Status.CANCELLED:

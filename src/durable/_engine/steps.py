@@ -36,7 +36,7 @@ from durable._engine.decisions import (
     Wait,
 )
 from durable._engine.journal import Call, Journal, Phase
-from durable._engine.leases import Lease, poll_delay
+from durable._engine.leases import LONGEST_WAIT, Lease, poll_delay
 from durable.errors import (
     DeadlineExceeded,
     DurableError,
@@ -60,7 +60,6 @@ from durable.events import (
 from durable.snapshot import AttemptRecord, ErrorRecord, Kind, Record, StepRecord, render
 
 STALLED_AFTER: Final = 3  # leases
-LONGEST_WAIT: Final = 1.0  # seconds, after which whoever waits has a look at the lease
 _LONGEST_BACK_OFF: Final = 366 * 24 * 3600.0  # seconds: a policy's overflow must not become an error of dates
 MOST_CONFLICTS: Final = 20  # times that a transaction of one attempt may be the victim of others, as in `batches`
 MOST_LOSSES: Final = 5  # … that the database may be lost under one, which a body could be the cause of
@@ -240,7 +239,7 @@ class Execution:
         if left <= 0:
             return self._begin(call, reading)  # whose body says that it took too long
         call.looks += 1
-        return self._wait(min(left, poll_delay(call.looks - 1)), reading)
+        return self._wait(left, reading, poll_delay(call.looks - 1))
 
     def _undone(self, call: Call, otherwise: Raised | Rejected, reading: Reading) -> StepDecision:
         if isinstance(otherwise, Raised):
@@ -278,10 +277,10 @@ class Execution:
             return DeadlineExceeded(self.run_id)
         return None
 
-    def _wait(self, seconds: float, reading: Reading) -> Wait:
+    def _wait(self, seconds: float, reading: Reading, look: float = LONGEST_WAIT) -> Wait:
         if self.deadline is not None:
             seconds = min(seconds, self.deadline - reading.elapsed)
-        return Wait(min(seconds, LONGEST_WAIT))
+        return Wait(seconds, look)
 
     def _attempt_failed(self, call: Call, reading: Reading, error: ErrorRecord, again_in: float) -> StepDecision:
         if self.error is not None:

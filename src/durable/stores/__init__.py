@@ -16,9 +16,10 @@ from durable.stores._postgres.server import Server
 from durable.stores._postgres.statements import Names
 from durable.stores._postgres.store import MAX_TRANSACTIONS, PostgresStore
 from durable.stores.listing import Listed, Stats
-from durable.stores.protocol import SnapshotStore
+from durable.stores.protocol import AsyncSnapshotStore, SnapshotStore
 
 __all__ = [
+    "AsyncSnapshotStore",
     "EmbeddedStore",
     "Listed",
     "MemoryStore",
@@ -44,6 +45,7 @@ def postgres(
     take_over_dead: bool = True,
     max_transactions: int = MAX_TRANSACTIONS,
     codec: Codec | Sequence[Codec] | None = None,
+    strict: bool = False,
 ) -> PostgresStore:
     """A store in the PostgreSQL at `url`: a URL or a libpq connection string; by default `$DATABASE_URL`.
 
@@ -63,10 +65,14 @@ def postgres(
       what the default one wrote is always read.
     - `max_transactions`: how many `step.transaction` of this process may be open at once; each has a connection, of the pool if
       there is one (two of which are left to checkpoints, where it has so many). The others wait.
+    - `strict`: refuse a server whose settings let it lose what it acknowledged (`fsync`, `full_page_writes` or
+      `synchronous_commit` off) with `UnsuitableServer`. Otherwise the log warns of them at first use. A role's
+      `synchronous_commit=off` is turned on in our own connections, where these lead to PostgreSQL directly.
     - `take_over_dead=False` lets a run whose owner died on this machine wait for its lease instead of going on at once.
 
     Raises `InvalidArgument` without URL and pool, or with both, and for names that PostgreSQL could not keep (63 bytes); at
-    first use `StoreUnavailable`, `AccessDenied` or `SchemaMismatch`.
+    first use `StoreUnavailable`, `AccessDenied`, `UnsuitableServer` (another database than PostgreSQL 12 or newer, a standby,
+    read-only sessions) or `SchemaMismatch`.
     """
     if url is None and pool is None:
         url = os.environ.get("DATABASE_URL") or None
@@ -95,6 +101,7 @@ def postgres(
         take_over_dead=take_over_dead,
         max_transactions=max_transactions,
         codec=codec,
+        strict=strict,
     )
 
 

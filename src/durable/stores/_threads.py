@@ -16,12 +16,11 @@ from durable.stores.protocol import Late, RunStore
 T = TypeVar("T")
 
 
-class ThreadedStore:
-    """Calls each verb of a blocking store in a thread of its own pool, so that no event loop ever waits for IO."""
+class CalledStore:
+    """The verbs of a store, each called in a way that goes on when its caller is cancelled."""
 
-    def __init__(self, store: RunStore, threads: int) -> None:
+    def __init__(self, store: RunStore) -> None:
         self._store = store
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="durable-store")
 
     def begin(self, claim: Claim, alive: Callable[[], bool]) -> asyncio.Future[ClaimReply]:
         """See `RunStore.begin`."""
@@ -76,6 +75,17 @@ class ThreadedStore:
     def room(self) -> asyncio.Future[None] | None:
         """There always is: a store that blocks has its own ways to make its callers wait."""
         return None
+
+    def _called(self, verb: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        raise NotImplementedError
+
+
+class ThreadedStore(CalledStore):
+    """Calls each verb of a blocking store in a thread of its own pool, so that no event loop ever waits for IO."""
+
+    def __init__(self, store: RunStore, threads: int) -> None:
+        super().__init__(store)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="durable-store")
 
     def _called(self, verb: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         # Shielded: a verb that still waits for its thread would be cancelled with its future.

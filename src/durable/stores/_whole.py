@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Final, TypeAlias, TypeVar
 
 from msgspec import structs
 
@@ -13,84 +15,58 @@ from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
 from durable.clocks import SystemClock
 from durable.codecs import Codec, codec_of
-from durable.documents import Snapshot, snapshot_of
-from durable.errors import DurableError, InvalidArgument, OutcomeUnknown, StoreUnavailable
+from durable.documents import Snapshot, named, snapshot_of
+from durable.errors import (
+    ColourMismatch,
+    ConcurrentExecution,
+    DurableError,
+    InvalidArgument,
+    OutcomeUnknown,
+    StoreUnavailable,
+    UnreadableRecord,
+)
 from durable.snapshot import Execution, Header, Record, Status
 from durable.stores._memory import MemoryStore
 from durable.stores._threads import ThreadedStore
-from durable.stores.protocol import Isolation, RunStore, SnapshotStore, Transaction
+from durable.stores.protocol import AsyncSnapshotStore, Isolation, SnapshotStore, Transaction
 
-_VERBS: Final = ("save", "load", "delete", "list", "close")
+T = TypeVar("T")
+
+Work: TypeAlias = Generator[Callable[[], Any], Any, T]
+"""A verb of ours, which asks for calls of the user's verbs, and is sent what they come to: blocking and awaited alike."""
+
+_LOOK_AGAIN: Final = 0.005  # seconds
 _THREADS: Final = 4  # of one run: its steps are saved one after the other all the same
 
 
-def run_store(store: RunStore | SnapshotStore) -> RunStore:
-    """The store itself, if it can be run on, or a way to run on its five verbs; `InvalidArgument` if it has not even these."""
-    if isinstance(store, str | type) or not (hasattr(store, "begin") or all(hasattr(store, verb) for verb in _VERBS)):
-        raise InvalidArgument(
-            f"store must be a store, like postgres(url) or embedded(), or an object with the verbs "
-            f"{', '.join(_VERBS)}, not {store if isinstance(store, type) else type(store).__name__}"
-        )
-    given: Any = store  # the verbs have been looked for, and structural types cannot be told apart
-    runs: RunStore = given if hasattr(store, "begin") else WholeSnapshots(given)
-    return runs
-
-
-class WholeSnapshots:
-    """One run on a `SnapshotStore`: each checkpoint saves the whole snapshot again.
+class Whole:
+    """One run on a store of five verbs: each checkpoint saves the whole snapshot again.
 
     Of one id one execution at a time is let through in this process; nothing keeps another process from running it as
     well, and then the last save counts. A step costs as much as the snapshot is large.
     """
 
-    def __init__(self, snapshots: SnapshotStore) -> None:
+    def __init__(self, snapshots: SnapshotStore | AsyncSnapshotStore) -> None:
         self._snapshots = snapshots
         self._leases = _leases_on(snapshots)
         self._clock = SystemClock()
-        self._saving = threading.Lock()
         self._header = Header("", Execution(Status.RUNNING))
         self._records: list[Record] = []
-        self._aio: ThreadedStore | None = None
 
-    def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
-        """See `RunStore.begin`."""
-        with self._leases.beginning:
-            if self._leases.status(claim.run_id) != "running":
-                self._look(claim.run_id)
-            reply = self._leases.begin(claim, alive)
-        if isinstance(reply, Granted):
-            self._header, self._records = reply.header, list(reply.records)
-            try:
-                self._save(claim.run_id, "the claim", self._header)
-            except BaseException:
-                self.release(reply.lease)
-                raise
-        return reply
+    @property
+    def where(self) -> str:
+        """The store, for people."""
+        return type(self._snapshots).__name__
 
-    def checkpoint(self, lease: Lease, record: Record) -> None:
-        """See `RunStore.checkpoint`."""
-        with self._saving:
-            self._leases.checkpoint(lease, record)
-            self._appended(lease, record, self._header)
+    @property
+    def codec(self) -> Codec:
+        """The codec of the store of snapshots."""
+        return codec_of(self._snapshots)
 
-    def finish(self, lease: Lease, status: Status, record: Record) -> None:
-        """See `RunStore.finish`."""
-        with self._saving:
-            self._leases.checkpoint(lease, record)
-            self._appended(lease, record, self._as(status))
-        self.release(lease)
-
-    def release(self, lease: Lease, status: Status | None = None) -> None:
-        """See `RunStore.release`."""
-        try:
-            if status is not None:
-                with self._saving:
-                    self._save(lease.run_id, "the release of its lease", self._as(status))
-        finally:
-            with self._leases.beginning:
-                self._leases.release(lease)
-                if self._leases.status(lease.run_id) != "running":  # what is stored is looked at anew by the next one
-                    self._leases.delete(lease.run_id)
+    @property
+    def identity(self) -> object:
+        """The very object that stores."""
+        return ("snapshots", id(self._snapshots))
 
     def cancel(self, run_id: str) -> bool:
         """Not here: another process could not be told."""
@@ -104,39 +80,142 @@ class WholeSnapshots:
         """Not here, as for `signal`."""
         raise self._unable(f"wait for the signal {name!r}")
 
-    def load(self, id: str) -> Snapshot | None:
-        """The snapshot that is stored, which an execution in this process saves at each step."""
-        return self._loaded(id)
+    def turn(self, run_id: str) -> Turn:
+        """Held by whoever looks at a run and then takes it, or lets go of it."""
+        return self._leases.turn(run_id)
 
-    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
-        """See `RunStore.replace`; as far as this process knows."""
-        with self._leases.beginning:
-            if self._leases.status(run_id) == "running" or self._loaded(run_id) != old:
-                return False
-            self._kept(run_id, "the migrated snapshot", new)
-            return True
+    def _begun(self, claim: Claim, alive: Callable[[], bool]) -> Work[ClaimReply]:
+        if self._leases.status(claim.run_id) != "running":
+            snapshot = yield from self._loaded(claim.run_id)
+            if snapshot is None:
+                self._leases.delete(claim.run_id)
+            else:
+                self._leases.save(claim.run_id, snapshot)
+        reply = self._leases.begin(claim, alive)
+        if isinstance(reply, Granted):
+            self._header, self._records = reply.header, list(reply.records)
+            try:
+                yield from self._saved(claim.run_id, "the claim", self._header)
+            except BaseException:
+                self._let_go(reply.lease)
+                raise
+        return reply
+
+    def _checkpointed(self, lease: Lease, record: Record, status: Status | None = None) -> Work[None]:
+        self._leases.checkpoint(lease, record)
+        header = self._header if status is None else self._as(status)
+        self._records.append(record)
+        try:
+            yield from self._saved(lease.run_id, f"the record {record.key!r}", header)
+        except BaseException:
+            self._records.remove(record)
+            raise
+
+    def _restored(self, lease: Lease, status: Status) -> Work[None]:
+        return self._saved(lease.run_id, "the release of its lease", self._as(status))
+
+    def _replaced(self, run_id: str, old: Snapshot, new: Snapshot) -> Work[bool]:
+        if self._leases.status(run_id) == "running":
+            return False
+        stored = yield from self._loaded(run_id)
+        if stored != old:
+            return False
+        yield from self._kept(run_id, "the migrated snapshot", new)
+        return True
+
+    def _loaded(self, run_id: str) -> Work[Snapshot | None]:
+        try:
+            snapshot = yield lambda: self._snapshots.load(run_id)
+        except UnreadableRecord as problem:
+            raise named(problem, run_id) from None
+        except DurableError:
+            raise
+        except Exception as problem:
+            raise StoreUnavailable(self.where, f"load raised {type(problem).__name__}") from problem
+        if not isinstance(snapshot, Snapshot | None):
+            raise InvalidArgument(
+                f"load of {self.where} returned {type(snapshot).__name__} for {run_id!r}, and not a Snapshot or None: "
+                f"Snapshot.from_json(text) makes one of what Snapshot.to_json() made"
+            )
+        return snapshot
+
+    def _saved(self, run_id: str, what: str, header: Header) -> Work[None]:
+        return self._kept(run_id, what, snapshot_of(header, self._records, run_id=run_id))
+
+    def _kept(self, run_id: str, what: str, snapshot: Snapshot) -> Work[None]:
+        try:
+            yield lambda: self._snapshots.save(run_id, snapshot)
+        except DurableError:
+            raise
+        except Exception as problem:
+            raise OutcomeUnknown(run_id, what, f"save of {self.where} raised {type(problem).__name__}") from problem
+
+    def _let_go(self, lease: Lease) -> None:
+        self._leases.release(lease)
+        if self._leases.status(lease.run_id) != "running":  # what is stored is looked at anew by the next one
+            self._leases.delete(lease.run_id)
+
+    def _as(self, status: Status) -> Header:
+        moment = self._clock.now().isoformat()
+        completed_at = moment if status is Status.COMPLETED else None
+        execution = Execution(status, last_updated=moment, completed_at=completed_at)
+        return structs.replace(self._header, execution=execution)
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:  # noqa: ARG002
         """Not here: a snapshot is saved by the store, and not in anybody's transaction."""
         raise InvalidArgument(
-            f"{self._where}, a store of five verbs, cannot perform step.transaction({name!r}): "
+            f"{self.where}, a store of five verbs, cannot perform step.transaction({name!r}): "
             f"that takes postgres(url), or embedded() for tests"
         )
 
     def _unable(self, what: str) -> InvalidArgument:
         return InvalidArgument(
-            f"{self._where}, a store of five verbs, cannot {what}: that takes postgres(url) or memory()"
+            f"{self.where}, a store of five verbs, cannot {what}: that takes postgres(url) or memory()"
         )
 
-    @property
-    def codec(self) -> Codec:
-        """The codec of the store of snapshots."""
-        return codec_of(self._snapshots)
 
-    @property
-    def identity(self) -> object:
-        """The very object that stores."""
-        return ("snapshots", id(self._snapshots))
+class WholeSnapshots(Whole):
+    """On verbs that block."""
+
+    def __init__(self, snapshots: SnapshotStore) -> None:
+        super().__init__(snapshots)
+        self._saving = threading.Lock()
+        self._aio: ThreadedStore | None = None
+
+    def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
+        """See `RunStore.begin`."""
+        with self.turn(claim.run_id):
+            return self._done(self._begun(claim, alive))
+
+    def checkpoint(self, lease: Lease, record: Record) -> None:
+        """See `RunStore.checkpoint`."""
+        with self._saving:
+            self._done(self._checkpointed(lease, record))
+
+    def finish(self, lease: Lease, status: Status, record: Record) -> None:
+        """See `RunStore.finish`."""
+        with self._saving:
+            self._done(self._checkpointed(lease, record, status))
+        self.release(lease)
+
+    def release(self, lease: Lease, status: Status | None = None) -> None:
+        """See `RunStore.release`."""
+        with self.turn(lease.run_id):
+            try:
+                if status is not None:
+                    with self._saving:
+                        self._done(self._restored(lease, status))
+            finally:
+                self._let_go(lease)
+
+    def load(self, id: str) -> Snapshot | None:
+        """The snapshot that is stored, which an execution in this process saves at each step."""
+        return self._done(self._loaded(id))
+
+    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
+        """See `RunStore.replace`; as far as this process knows."""
+        with self.turn(run_id):
+            return self._done(self._replaced(run_id, old, new))
 
     @property
     def aio(self) -> ThreadedStore:
@@ -150,75 +229,83 @@ class WholeSnapshots:
         if self._aio is not None:
             self._aio.close(wait=False)
 
-    def _look(self, run_id: str) -> None:
-        snapshot = self._loaded(run_id)
-        if snapshot is None:
-            self._leases.delete(run_id)
-        else:
-            self._leases.save(run_id, snapshot)
-
-    def _loaded(self, run_id: str) -> Snapshot | None:
+    def _done(self, work: Work[T]) -> T:
         try:
-            snapshot = self._snapshots.load(run_id)
-        except DurableError:
-            raise
-        except Exception as problem:
-            raise StoreUnavailable(self._where, f"load raised {type(problem).__name__}") from problem
-        if not isinstance(snapshot, Snapshot | None):
-            raise InvalidArgument(
-                f"load of {self._where} returned {type(snapshot).__name__} for {run_id!r}, and not a Snapshot or None: "
-                f"Snapshot.from_json(text) makes one of what Snapshot.to_json() made"
-            )
-        return snapshot
+            asked = next(work)
+            while True:
+                try:
+                    answer = self._called(asked)
+                except BaseException as problem:
+                    asked = work.throw(problem)
+                else:
+                    asked = work.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
-    def _appended(self, lease: Lease, record: Record, header: Header) -> None:
-        self._records.append(record)
-        try:
-            self._save(lease.run_id, f"the record {record.key!r}", header)
-        except BaseException:
-            self._records.remove(record)
-            raise
+    def _called(self, verb: Callable[[], Any]) -> Any:
+        answer = verb()
+        if inspect.isawaitable(answer):
+            if inspect.iscoroutine(answer):
+                answer.close()
+            raise ColourMismatch(f"a verb of {self.where} returned an awaitable: declare its verbs with `async def`")
+        return answer
 
-    def _save(self, run_id: str, what: str, header: Header) -> None:
-        self._kept(run_id, what, snapshot_of(header, self._records, run_id=run_id))
 
-    def _kept(self, run_id: str, what: str, snapshot: Snapshot) -> None:
-        try:
-            self._snapshots.save(run_id, snapshot)
-        except DurableError:
-            raise
-        except Exception as problem:
-            raise OutcomeUnknown(run_id, what, f"save of {self._where} raised {type(problem).__name__}") from problem
+class Turn:
+    """One at a time, whether threads wait for it or tasks. A thread that has it already is refused (a signal handler)."""
 
-    def _as(self, status: Status) -> Header:
-        moment = self._clock.now().isoformat()
-        completed_at = moment if status is Status.COMPLETED else None
-        execution = Execution(status, last_updated=moment, completed_at=completed_at)
-        return structs.replace(self._header, execution=execution)
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._lock = threading.Lock()
+        self._thread = 0
 
-    @property
-    def _where(self) -> str:
-        return type(self._snapshots).__name__
+    def __enter__(self) -> None:
+        if self._thread == threading.get_ident():
+            raise ConcurrentExecution(self._run_id, "this very thread")
+        self._lock.acquire()
+        self._thread = threading.get_ident()
+
+    def __exit__(self, *_: object) -> None:
+        self._thread = 0
+        self._lock.release()
+
+    async def __aenter__(self) -> None:
+        # Its holder may be on another event loop, which nobody can await. It is held for one load and one save.
+        while not self._lock.acquire(blocking=False):  # noqa: ASYNC110 -- see above
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 class _Leases(MemoryStore):
-    """Who runs what on one store of snapshots. `beginning` is held from looking at what is stored to being granted it."""
+    """Who runs what on one store of snapshots."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.beginning = threading.Lock()
+        self._turns: weakref.WeakValueDictionary[str, Turn] = weakref.WeakValueDictionary()
+
+    def turn(self, run_id: str) -> Turn:
+        """This run's."""
+        with self._lock:
+            return self._turns.setdefault(run_id, Turn(run_id))
 
 
 _known: Final[dict[int, _Leases]] = {}
+_kept: Final[dict[int, object]] = {}  # stores that cannot be watched: an id is theirs for as long as they are there
 _knowing: Final = threading.Lock()
 
 
-def _leases_on(snapshots: SnapshotStore) -> _Leases:
+def _leases_on(snapshots: SnapshotStore | AsyncSnapshotStore) -> _Leases:
     with _knowing:
         leases = _known.get(id(snapshots))
         if leases is None:
             leases = _known[id(snapshots)] = _Leases()
-            weakref.finalize(snapshots, _forget, id(snapshots))
+            try:
+                weakref.finalize(snapshots, _forget, id(snapshots))
+            except TypeError:  # of a class with slots
+                _kept[id(snapshots)] = snapshots
     return leases
 
 

@@ -13,7 +13,16 @@ from durable.documents import Snapshot
 from durable.snapshot import Record, Status
 from durable.stores.listing import Listed
 
-__all__ = ["AsyncRunStore", "Isolation", "Late", "RolledBack", "RunStore", "SnapshotStore", "Transaction"]
+__all__ = [
+    "AsyncRunStore",
+    "AsyncSnapshotStore",
+    "Isolation",
+    "Late",
+    "RolledBack",
+    "RunStore",
+    "SnapshotStore",
+    "Transaction",
+]
 
 T = TypeVar("T")
 
@@ -45,6 +54,30 @@ class SnapshotStore(Protocol):
 
     def close(self) -> None:
         """Let go of everything. Quiet when closed already."""
+        ...
+
+
+class AsyncSnapshotStore(Protocol):
+    """The same five verbs as coroutines: what an async workflow can be run on. All of them, `close` at your choice."""
+
+    async def save(self, id: str, snapshot: Snapshot) -> None:
+        """See `SnapshotStore.save`."""
+        ...
+
+    async def load(self, id: str) -> Snapshot | None:
+        """See `SnapshotStore.load`."""
+        ...
+
+    async def delete(self, id: str) -> None:
+        """See `SnapshotStore.delete`."""
+        ...
+
+    async def list(self, *, prefix: str = "", limit: int = 100) -> Sequence[Listed]:
+        """See `SnapshotStore.list`."""
+        ...
+
+    async def close(self) -> None:
+        """See `SnapshotStore.close`."""
         ...
 
 

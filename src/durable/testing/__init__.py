@@ -1,7 +1,28 @@
-"""What the library's own tests use, for yours."""
+"""What the library's own tests use, for yours: a rehearsal for workflows, and the suites that a store must pass."""
 
+from durable.testing.awaited_stores import AsyncSnapshotStoreSuite
+from durable.testing.clock import JumpingClock, RehearsalError
+from durable.testing.crashes import Crash, Crashed, Place
+from durable.testing.rehearsal import Rehearsal
+from durable.testing.replays import Replayed, replay
 from durable.testing.run_stores import RunStoreSuite
+from durable.testing.scripts import Script
 from durable.testing.snapshot_stores import LeasedStoreSuite, SnapshotStoreSuite
 from durable.testing.transactions import TransactionSuite
 
-__all__ = ["LeasedStoreSuite", "RunStoreSuite", "SnapshotStoreSuite", "TransactionSuite"]
+__all__ = [
+    "AsyncSnapshotStoreSuite",
+    "Crash",
+    "Crashed",
+    "JumpingClock",
+    "LeasedStoreSuite",
+    "Place",
+    "Rehearsal",
+    "RehearsalError",
+    "Replayed",
+    "RunStoreSuite",
+    "Script",
+    "SnapshotStoreSuite",
+    "TransactionSuite",
+    "replay",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import threading
@@ -19,7 +20,8 @@ from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from durable.clocks import Clock
-from durable.errors import AccessDenied, DurableError, InvalidArgument, StoreUnavailable
+from durable.errors import AccessDenied, DurableError, InvalidArgument, StoreUnavailable, UnsuitableServer
+from durable.stores._postgres import demands
 from durable.stores._postgres.watchdog import Watchdog
 
 Connection: TypeAlias = psycopg.Connection[Any]
@@ -47,6 +49,8 @@ _SIGNS_OF_ABSENCE: Final = (
     "too many",
     "remaining connection slots",
 )
+_log = logging.getLogger("durable")
+
 _NO_DATABASE: Final = re.compile(r'FATAL:.*database ".*" does not exist')
 
 
@@ -104,11 +108,21 @@ class Connections:
     nothing. One that comes too late is kept for the next who wants one.
     """
 
-    def __init__(self, url: str | None, pool: Pool | None, prepare: Callable[[Connection], None], clock: Clock) -> None:
+    def __init__(
+        self,
+        url: str | None,
+        pool: Pool | None,
+        prepare: Callable[[Connection], None],
+        clock: Clock,
+        *,
+        strict: bool = False,
+    ) -> None:
         self._parts = _parts(url) if pool is None else {}
         self._pool = pool
         self._prepare = prepare
         self._clock = clock
+        self._strict = strict
+        self._insists = False  # on synchronous_commit, which the role has off
         self._opening = threading.Lock()
         self._idle: list[Lane] = []
         self._late: list[Connection] = []
@@ -202,6 +216,8 @@ class Connections:
             return AccessDenied(self.where, text)
         if state == "3D000" or (state is None and _NO_DATABASE.search(text)):
             return AccessDenied(self.where, text, "Create the database, or correct its name in the URL.")
+        if state == "25006":
+            return UnsuitableServer(self.where, text, demands.ANOTHER_SERVER)
         if state == "42501":
             return AccessDenied(self.where, text, "Grant the role what it lacks, or let another one create the tables.")
         if (
@@ -243,13 +259,32 @@ class Connections:
             if not self.ready:
                 self.watchdog.watch(connection, self._clock.elapsed() + _LONGEST_PREPARING)
                 try:
+                    demands.check_kind(connection, self.where)
                     self.prepares = _is_direct(connection)
+                    self._look_at(demands.condition(connection, self.where))
                     self._prepare(connection)
                 finally:
                     self.watchdog.unwatch(connection)
                 self.ready = True
+        if self.prepares:  # a pooler makes these up
+            told = connection.info.parameter_status
+            standby, read_only = told("in_hot_standby") == "on", told("default_transaction_read_only") == "on"
+            demands.refuse_read_only(self.where, standby=standby, read_only=read_only)
         if self._pool is None and self.prepares:
             connection.prepare_threshold = 0
+            if self._insists:
+                connection.execute("SET synchronous_commit = on", prepare=False)
+
+    def _look_at(self, settings: dict[str, str | None]) -> None:
+        """Mend what can be mended in our own sessions; say the rest, or refuse it."""
+        if self._pool is None and self.prepares and settings.get("synchronous_commit") == "off":
+            self._insists = True
+            del settings["synchronous_commit"]
+        doubts = demands.doubts(settings)
+        if doubts and self._strict:
+            raise UnsuitableServer(self.where, "; ".join(doubts), "Turn that on, or go without strict=True.")
+        for doubt in doubts:
+            _log.warning("PostgreSQL at %s: %s; postgres(url, strict=True) refuses such a server", self.where, doubt)
 
     def _keep(self, made: Future[Connection]) -> None:
         if made.exception() is None:

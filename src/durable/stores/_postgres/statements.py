@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
 from collections.abc import Mapping
@@ -97,8 +98,8 @@ def statements(names: Names, file: str = "statements.sql") -> Mapping[str, bytes
 
 def numbered(query: bytes) -> bytes:
     """The statement with the placeholders of the wire, `$1`, `$2` …, in place of psycopg's `%s`."""
-    first, *others = query.split(b"%s")
-    return (first + b"".join(b"$%d%s" % part for part in enumerate(others, 1))).replace(b"%%", b"%")
+    numbers = itertools.count(1)  # a doubled % may stand before an s: in the name of a table
+    return re.sub(b"%[%s]", lambda found: b"%" if found[0] == b"%%" else b"$%d" % next(numbers), query)
 
 
 def migrations(names: Names) -> dict[int, bytes]:

@@ -58,6 +58,7 @@ class PostgresStore(SnapshotVerbs):
         take_over_dead: bool = True,
         max_transactions: int = MAX_TRANSACTIONS,
         codec: Codec | Sequence[Codec] | None = None,
+        strict: bool = False,
         clock: Clock | None = None,
     ) -> None:
         self.codec = chosen(codec)
@@ -71,12 +72,16 @@ class PostgresStore(SnapshotVerbs):
         self._clock = clock or SystemClock()
         self._sql = statements(names)
         self._take_over_dead = take_over_dead
+        self._strict = strict
         self._closed = False
         self._process = self._new_process()
         self._aio = AsyncPostgresStore(self)
 
     def __repr__(self) -> str:
-        return f"<durable store in PostgreSQL at {self._process.connections.where}, {self._names.quoted['snapshots']}>"
+        process = getattr(self, "_process", None)
+        if process is None:  # its URL could not be read, and somebody prints what there is of it
+            return "<durable store in PostgreSQL, not made>"
+        return f"<durable store in PostgreSQL at {process.connections.where}, {self._names.quoted['snapshots']}>"
 
     def __enter__(self) -> Self:
         return self
@@ -211,7 +216,7 @@ class PostgresStore(SnapshotVerbs):
 
     def _new_process(self) -> Process:
         prepare = partial(schema.prepare, names=self._names, create=self._create)
-        connections = Connections(self._url, self._pool, prepare, self._clock)
+        connections = Connections(self._url, self._pool, prepare, self._clock, strict=self._strict)
         return Process(connections, self._sql, self._clock, self._max_transactions)
 
 

@@ -190,7 +190,7 @@ class PostgresTransaction:
         if lost or batches.verdict(failure.sqlstate) is Verdict.UNKNOWN:
             self._settle(job, failure)
         else:
-            raise self._refusal(failure, job, written=written is not None and written.rowcount == 1) from failure
+            raise self._refusal(failure, job, written=written is not None and written.rowcount == 1) from None
 
     def rollback(self) -> None:
         """See `protocol.Transaction`."""

@@ -1,0 +1,133 @@
+"""Running on a store whose five verbs are coroutines: what `_whole` does, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+from durable._engine.decisions import Claim, ClaimReply
+from durable._engine.leases import Lease
+from durable.documents import Snapshot
+from durable.errors import ColourMismatch
+from durable.snapshot import Record, Status
+from durable.stores._threads import CalledStore
+from durable.stores._whole import Whole, Work
+from durable.stores.protocol import AsyncSnapshotStore
+
+T = TypeVar("T")
+
+
+class AwaitedSnapshots(Whole):
+    """One run on an `AsyncSnapshotStore`, of an async workflow."""
+
+    def __init__(self, snapshots: AsyncSnapshotStore) -> None:
+        super().__init__(snapshots)
+        self.aio = _AwaitedStore(_Verbs(snapshots))
+
+    def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:  # noqa: ARG002
+        """Not for a blocking workflow."""
+        self._refuse(f"run {claim.run_id!r}")
+
+    def checkpoint(self, lease: Lease, record: Record) -> None:  # noqa: ARG002
+        """Not for a blocking workflow."""
+        self._refuse(f"run {lease.run_id!r}")
+
+    def finish(self, lease: Lease, status: Status, record: Record) -> None:  # noqa: ARG002
+        """Not for a blocking workflow."""
+        self._refuse(f"run {lease.run_id!r}")
+
+    def release(self, lease: Lease, status: Status | None = None) -> None:  # noqa: ARG002
+        """Not for a blocking workflow."""
+        self._refuse(f"run {lease.run_id!r}")
+
+    def load(self, id: str) -> Snapshot | None:
+        """Not for a blocking workflow."""
+        self._refuse(f"run {id!r}")
+
+    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:  # noqa: ARG002
+        """Not for a blocking workflow."""
+        self._refuse(f"run {run_id!r}")
+
+    def close(self) -> None:
+        """Nothing is open; the store of snapshots is its maker's to close."""
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise ColourMismatch(
+            f"{what}: the verbs of {self.where} are coroutines, and the workflow is a blocking function. Make it "
+            f"`async def` and await durable.run, or pass a store whose verbs block."
+        )
+
+
+class _Verbs(Whole):
+    """The verbs of one run as coroutines."""
+
+    def __init__(self, snapshots: AsyncSnapshotStore) -> None:
+        super().__init__(snapshots)
+        self._saving = asyncio.Lock()
+
+    async def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
+        """See `RunStore.begin`."""
+        async with self.turn(claim.run_id):
+            return await self._done(self._begun(claim, alive))
+
+    async def checkpoint(self, lease: Lease, record: Record) -> None:
+        """See `RunStore.checkpoint`."""
+        async with self._saving:
+            await self._done(self._checkpointed(lease, record))
+
+    async def finish(self, lease: Lease, status: Status, record: Record) -> None:
+        """See `RunStore.finish`."""
+        async with self._saving:
+            await self._done(self._checkpointed(lease, record, status))
+        await self.release(lease)
+
+    async def release(self, lease: Lease, status: Status | None = None) -> None:
+        """See `RunStore.release`."""
+        async with self.turn(lease.run_id):
+            try:
+                if status is not None:
+                    async with self._saving:
+                        await self._done(self._restored(lease, status))
+            finally:
+                self._let_go(lease)
+
+    async def load(self, id: str) -> Snapshot | None:
+        """See `WholeSnapshots.load`."""
+        return await self._done(self._loaded(id))
+
+    async def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
+        """See `WholeSnapshots.replace`."""
+        async with self.turn(run_id):
+            return await self._done(self._replaced(run_id, old, new))
+
+    async def _done(self, work: Work[T]) -> T:
+        try:
+            asked = next(work)
+            while True:
+                try:
+                    answer = await self._called(asked)
+                except BaseException as problem:
+                    asked = work.throw(problem)
+                else:
+                    asked = work.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    async def _called(self, verb: Callable[[], Any]) -> Any:
+        return await verb()
+
+
+class _AwaitedStore(CalledStore):
+    """Each verb is a task of its own, so that it goes on when whoever asked for it is cancelled."""
+
+    def __init__(self, verbs: Any) -> None:
+        super().__init__(verbs)
+        self._tasks: set[asyncio.Task[Any]] = set()  # an event loop holds its tasks weakly
+
+    def _called(self, verb: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        task = asyncio.get_running_loop().create_task(verb(*args))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return asyncio.shield(task)

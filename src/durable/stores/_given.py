@@ -1,0 +1,59 @@
+"""What `durable` was given as a store: which of the kinds it is."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Final, TypeAlias
+
+from durable.errors import ColourMismatch, InvalidArgument
+from durable.stores._awaited import AwaitedSnapshots
+from durable.stores._whole import WholeSnapshots
+from durable.stores.protocol import AsyncSnapshotStore, RunStore, SnapshotStore
+
+__all__ = ["AnyStore", "blocking", "is_awaited", "run_store"]
+
+AnyStore: TypeAlias = RunStore | SnapshotStore | AsyncSnapshotStore
+
+_RUN_VERBS: Final = ("begin", "checkpoint", "finish", "release")
+_VERBS: Final = ("save", "load", "delete", "list")  # and close, which may be either way: we never call it
+
+
+def run_store(store: AnyStore) -> RunStore:
+    """The store itself, if it can be run on, or a way to run on its five verbs; `InvalidArgument` if it has not even these."""
+    given: Any = store  # the verbs are looked for, since structural types cannot be told apart
+    if all(hasattr(store, verb) for verb in _RUN_VERBS) and not isinstance(store, type):
+        if not hasattr(store, "aio"):
+            raise InvalidArgument(
+                "store.aio shows a store's verbs as coroutines; pass the store itself, which an async workflow awaits by itself"
+            )
+        runs: RunStore = given
+        return runs
+    verbs = (*_VERBS, "close")
+    if isinstance(store, str | type) or not all(hasattr(store, verb) for verb in verbs):
+        raise InvalidArgument(
+            f"store must be a store, like postgres(url) or embedded(), or an object with the verbs "
+            f"{', '.join(verbs)}, not {store if isinstance(store, type) else type(store).__name__}"
+        )
+    return AwaitedSnapshots(given) if is_awaited(store) else WholeSnapshots(given)
+
+
+def is_awaited(store: object) -> bool:
+    """Whether its verbs are coroutines; `InvalidArgument` if some are and some are not."""
+    awaited = [verb for verb in _VERBS if inspect.iscoroutinefunction(getattr(store, verb, None))]
+    if awaited and len(awaited) < len(_VERBS):
+        rest = ", ".join(verb for verb in _VERBS if verb not in awaited)
+        raise InvalidArgument(
+            f"the verbs {', '.join(awaited)} of {type(store).__name__} are coroutines, and {rest} are not: make them alike"
+        )
+    return bool(awaited)
+
+
+def blocking(store: Any, function: str) -> SnapshotStore:
+    """The store, whose verbs must block for `durable.{function}`."""
+    if is_awaited(store):
+        raise ColourMismatch(
+            f"the verbs of {type(store).__name__} are coroutines: await durable.aio.{function}(...) instead of "
+            f"durable.{function}(...)"
+        )
+    verbs: SnapshotStore = store
+    return verbs

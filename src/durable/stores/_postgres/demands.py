@@ -1,0 +1,89 @@
+"""What a server must be before runs are trusted to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from durable.errors import UnsuitableServer
+
+OLDEST: Final = 12  # PostgreSQL's major version
+
+# Databases that speak its protocol: their locks, isolation and clocks are others, and the fence stands on PostgreSQL's.
+_OTHERS: Final = {
+    "cockroachdb": "CockroachDB",
+    "-yb-": "YugabyteDB",
+    "redshift": "Amazon Redshift",
+    "greenplum": "Greenplum",
+    "cratedb": "CrateDB",
+    "risingwave": "RisingWave",
+    "materialize": "Materialize",
+    "questdb": "QuestDB",
+    "opengauss": "openGauss",
+    "gaussdb": "GaussDB",
+}
+_CONDITION: Final = """
+SELECT pg_is_in_recovery(), current_setting('transaction_read_only'),
+       ARRAY(SELECT current_setting(name, true) FROM unnest(%(names)s::text[]) AS asked (name))
+"""
+ANOTHER_SERVER: Final = (
+    "Name the primary in the URL; of several hosts (postgresql://a,b/db) the one is used that takes writes."
+)
+_WRITABLE: Final = "default_transaction_read_only must be off for the role that runs workflows."
+# What acknowledges before it is on disk, and what that can cost.
+_DOUBTS: Final = {
+    "fsync": "after a crash of its machine the whole database may be damaged",
+    "full_page_writes": "a crash of its machine in the midst of a write may damage pages of the database",
+    "synchronous_commit": "a crash of the server loses the last steps that were acknowledged",
+}
+
+
+def check_kind(connection: psycopg.Connection[Any], where: str) -> None:
+    """`UnsuitableServer` for what is no PostgreSQL, or one that is too old."""
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        (said,) = cursor.execute("SELECT version()", prepare=False).fetchone() or ("",)
+    if (problem := objection(str(said))) is not None:
+        advice = f"durable needs PostgreSQL {OLDEST} or newer, since its leases stand on how that locks rows."
+        raise UnsuitableServer(where, problem, advice)
+
+
+def objection(version: str) -> str | None:
+    """What is wrong with a server whose `version()` says this."""
+    for sign, name in _OTHERS.items():
+        if sign in version.lower():
+            return f"it is {name}, which speaks PostgreSQL's protocol and is another database"
+    words = version.split()
+    if len(words) < 2 or words[0] not in ("PostgreSQL", "EnterpriseDB"):  # noqa: PLR2004 -- a name and a number
+        return f"it says that it is {' '.join(words[:2])[:40] or 'nothing'!r}, and not PostgreSQL"
+    number = next((word for word in words if word[0].isdigit()), "0")
+    major = int("".join(character if character.isdigit() else " " for character in number).split()[0])
+    return None if major >= OLDEST else f"it is PostgreSQL {number}"
+
+
+def condition(connection: psycopg.Connection[Any], where: str) -> dict[str, str | None]:
+    """The settings that bear on what is acknowledged; `UnsuitableServer` when nothing can be written here."""
+    names = [*_DOUBTS, "synchronous_standby_names"]
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        row = cursor.execute(_CONDITION, {"names": names}, prepare=False).fetchone() or (False, "off", [])
+    in_recovery, read_only, settings = row
+    refuse_read_only(where, standby=bool(in_recovery), read_only=read_only == "on")
+    return dict(zip(names, settings, strict=True))
+
+
+def refuse_read_only(where: str, *, standby: bool, read_only: bool) -> None:
+    """`UnsuitableServer` for a standby, or a session that may not write: a journal read there would be an old one."""
+    if standby:
+        raise UnsuitableServer(where, "it is a hot standby, which takes no writes", ANOTHER_SERVER)
+    if read_only:
+        raise UnsuitableServer(where, "its sessions are read-only", f"{_WRITABLE} {ANOTHER_SERVER}")
+
+
+def doubts(settings: Mapping[str, str | None]) -> list[str]:
+    """Why an acknowledged step may be lost all the same, going by these settings."""
+    found = [f"{name} is off: {cost}" for name, cost in _DOUBTS.items() if settings.get(name) == "off"]
+    if settings.get("synchronous_standby_names") and settings.get("synchronous_commit") == "local":
+        found.append("synchronous_commit is local: a fail-over to the synchronous standby may lose the last steps")
+    return found

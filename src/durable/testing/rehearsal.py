@@ -1,0 +1,250 @@
+"""The rehearsal: a store to run on in a test, where time jumps, bodies are scripted, and a run dies where it is told to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Self, TypeAlias
+
+from durable._engine.decisions import Claim, ClaimReply
+from durable._engine.leases import Lease
+from durable._plan import Plan
+from durable._run import AsyncRun, BlockingRun
+from durable.codecs import Codec
+from durable.documents import Snapshot
+from durable.errors import InvalidArgument
+from durable.snapshot import Record, Status
+from durable.stores import MemoryStore, PostgresStore, memory
+from durable.stores._threads import ThreadedStore
+from durable.stores.listing import PAGE, Listed, RunStatus
+from durable.stores.protocol import Isolation, Transaction
+from durable.testing._drivers import AsyncRehearsedStep, RehearsedStep
+from durable.testing._part import Again, Part, Replays
+from durable.testing.clock import JumpingClock, Watch
+from durable.testing.crashes import Crash, Place
+from durable.testing.scripts import Script
+
+__all__ = ["LeasedStore", "Rehearsal"]
+
+LeasedStore: TypeAlias = MemoryStore | PostgresStore
+_Run: TypeAlias = tuple[object, str]
+
+
+class Rehearsal:
+    """A store for tests, around a real one: `durable.run(..., store=rehearsal)` runs as it would, but
+
+    - sleeps, back-offs and waits take no time: see `clock`;
+    - `script` puts values and exceptions in the place of a step's bodies;
+    - `crash_at` lets a run die at a place, as if its process had been killed; the next `durable.run` resumes it;
+    - with `always_replay`, the workflow is executed again from its journal after each step, so that code which does not do
+      the same again is `WorkflowDrift` in an ordinary test. (Bodies are called as often as ever.)
+
+    `store` is `memory()` by default, or a PostgreSQL store; it is not closed. A `timeout=` for a body, and leases, are
+    measured in real time. `bodies` are the keys of the steps whose bodies were called, in order.
+    """
+
+    def __init__(
+        self,
+        store: LeasedStore | None = None,
+        *,
+        clock: JumpingClock | None = None,
+        always_replay: bool = False,
+    ) -> None:
+        if store is not None and not isinstance(store, MemoryStore | PostgresStore):
+            raise InvalidArgument(f"a rehearsal is around memory() or a PostgreSQL store, not {type(store).__name__}")
+        self._store: LeasedStore = memory() if store is None else store
+        self._owns = store is None
+        self.clock = clock or JumpingClock()
+        self.always_replay = always_replay
+        self.bodies: list[str] = []
+        self._scripts: dict[str, Script] = {}
+        self._crashes: list[Crash] = []
+        self._parts: dict[_Run, Part] = {}
+        self._lock = threading.Lock()
+        self._aio: ThreadedStore | None = None
+
+    def __repr__(self) -> str:
+        return f"<Rehearsal on {self._store!r}>"
+
+    # -- what a test says -------------------------------------------------------------------------------------------
+
+    def script(self, step: str, *outcomes: Any) -> Script:
+        """From now on, let the step of this key, or all of this name, have these outcomes instead of calling its body.
+
+        Each call of the body takes the next one, and the last one stays. An exception (or its class) is raised, a value is
+        returned, and both go the way of all outcomes: encoded, retried, recorded.
+        """
+        script = Script(step, outcomes)
+        self._scripts[step] = script
+        return script
+
+    def crash_at(self, place: Place, step: str | None = None, *, keeps_lease: bool = False) -> Crash:
+        """A block in which one run dies at this place: in the step of this key or name, or in the first that comes there.
+
+        The run ends with `Crashed`, which the block takes; nothing more of it reaches the store. (Its `finally` clauses are
+        executed: this is one process.) The next `durable.run` goes on at once, as where a process died on the same machine;
+        with `keeps_lease` its lease stays until it ends, as where the machine is gone.
+        """
+        crash = Crash(place, step, keeps_lease=keeps_lease)
+        self._crashes.append(crash)
+        return crash
+
+    def unplayed(self) -> tuple[str, ...]:
+        """The steps that have a script and were never called."""
+        return tuple(step for step, script in self._scripts.items() if not script.played)
+
+    # -- what a run asks --------------------------------------------------------------------------------------------
+
+    def rehearse(self, plan: Plan, *, is_async: bool) -> Any:
+        """The outcome of this call of `durable.run`: see there."""
+        replays = Replays() if self.always_replay else None
+        return self._awaited(plan, replays) if is_async else self._called(plan, replays)
+
+    def _called(self, plan: Plan, replays: Replays | None) -> Any:
+        while True:
+            part = Part(self, self._store, plan, replays)
+            try:
+                return BlockingRun(part.plan, partial(RehearsedStep, part)).outcome()
+            except Again:
+                continue
+            finally:
+                part.close()
+
+    async def _awaited(self, plan: Plan, replays: Replays | None) -> Any:
+        while True:
+            part = Part(self, self._store, plan, replays)
+            try:
+                return await AsyncRun(part.plan, partial(AsyncRehearsedStep, part)).outcome()
+            except Again:
+                continue
+            finally:
+                part.close()
+
+    def script_of(self, key: str, name: str) -> Script | None:
+        """The script for a step."""
+        return self._scripts.get(key) or self._scripts.get(name)
+
+    def crash_of(self, place: Place, names: tuple[str, ...]) -> Crash | None:
+        """The crash that strikes here, disarmed."""
+        with self._lock:
+            for crash in self._crashes:
+                if crash.strikes(place, names):
+                    crash.armed = False
+                    return crash
+            return None
+
+    def on_stage(self, run: _Run, part: Part) -> None:
+        """An execution has begun."""
+        with self._lock:
+            self._parts[run] = part
+
+    def off_stage(self, run: _Run, part: Part) -> None:
+        """An execution has ended, if it had begun."""
+        with self._lock:
+            if self._parts.get(run) is part:
+                del self._parts[run]
+
+    def watch_of(self, run: _Run) -> Watch | None:
+        """The watch of a run that is being executed."""
+        with self._lock:
+            part = self._parts.get(run)
+            return None if part is None else part.watch
+
+    # -- the store's verbs ------------------------------------------------------------------------------------------
+
+    def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
+        """See `RunStore`."""
+        return self._store.begin(claim, alive)
+
+    def checkpoint(self, lease: Lease, record: Record) -> None:
+        """See `RunStore`."""
+        self._store.checkpoint(lease, record)
+
+    def finish(self, lease: Lease, status: Status, record: Record) -> None:
+        """See `RunStore`."""
+        self._store.finish(lease, status, record)
+
+    def release(self, lease: Lease, status: Status | None = None) -> None:
+        """See `RunStore`."""
+        self._store.release(lease, status)
+
+    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
+        """See `RunStore`."""
+        return self._store.receive(lease, name, taken)
+
+    def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:
+        """See `RunStore`."""
+        return self._store.transaction(lease, name, isolation)
+
+    def signal(self, run_id: str, name: str, payload: str) -> None:
+        """See `RunStore`; who waits for it is woken."""
+        self._store.signal(run_id, name, payload)
+        self.clock.poke()
+
+    def cancel(self, run_id: str) -> bool:
+        """See `RunStore`; who waits in the run is woken."""
+        was_running = self._store.cancel(run_id)
+        with self._lock:
+            part = self._parts.get((self.identity, run_id))
+        if was_running and part is not None:
+            part.cancelled()
+        self.clock.poke()
+        return was_running
+
+    def save(self, id: str, snapshot: Snapshot | Mapping[str, Any]) -> None:
+        """See `SnapshotStore`."""
+        self._store.save(id, snapshot)
+
+    def load(self, id: str) -> Snapshot | None:
+        """See `SnapshotStore`."""
+        return self._store.load(id)
+
+    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
+        """See `RunStore`."""
+        return self._store.replace(run_id, old, new)
+
+    def delete(self, id: str) -> None:
+        """See `SnapshotStore`."""
+        self._store.delete(id)
+
+    def list(
+        self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
+    ) -> Sequence[Listed]:
+        """See `PostgresStore.list`."""
+        return self._store.list(prefix=prefix, limit=limit, status=status, after=after)
+
+    def status(self, id: str) -> RunStatus | None:
+        """See `PostgresStore.status`."""
+        return self._store.status(id)
+
+    @property
+    def codec(self) -> Codec:
+        """The store's own."""
+        return self._store.codec
+
+    @property
+    def identity(self) -> object:
+        """The store's own: a run here is a run there."""
+        return self._store.identity
+
+    @property
+    def aio(self) -> ThreadedStore:
+        """The same verbs for asyncio."""
+        with self._lock:
+            if self._aio is None:
+                self._aio = ThreadedStore(self, 1)
+            return self._aio
+
+    def close(self) -> None:
+        """End the threads, and close the store if nobody else gave it."""
+        if self._aio is not None:
+            self._aio.close()
+        if self._owns:
+            self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,247 @@
+"""What the code of today makes of a run of yesterday: a replay of its record that calls no body and writes nothing."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeAlias, TypeVar, overload
+
+import msgspec
+from msgspec import UNSET, structs
+
+from durable._driver import Body
+from durable._engine.journal import Call
+from durable._engine.steps import Execution
+from durable._plan import Plan
+from durable._run import AsyncRun, BlockingRun, run
+from durable._step import AsyncStep, Step
+from durable.clocks import SystemClock
+from durable.codecs import Codec
+from durable.documents import Snapshot
+from durable.errors import AmbiguousKey, DurableError, HistoryError, KeyConflict, Unwind, WorkflowDrift
+from durable.snapshot import Execution as Standing
+from durable.snapshot import Status
+from durable.stores import MemoryStore
+from durable.stores.listing import checked_snapshot
+
+__all__ = ["Replayed", "Source", "replay"]
+
+D = TypeVar("D")
+
+Source: TypeAlias = Snapshot | Mapping[str, Any] | bytes | str | os.PathLike[str]
+"""A stored run: its snapshot, or the document of one as a mapping, as JSON, or as a file (a `Path`)."""
+
+_run: Final[Callable[..., Any]] = run  # the overloads are for callers who know what they call
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What came of a replay.
+
+    - `drift`: why the code no longer fits the record, None where it does. A completed run must end again, by recorded steps
+      only, with the same result.
+    - `replayed`: the recorded steps that it came by, in order, and `unused` those that it did not.
+    - `next`: the steps without a record that it came to, and that `durable.run` would therefore run next: the first, and
+      those that were called beside it.
+    - `ended`: whether it came to its end. `result` is then what it returned, or `error` what it raised.
+    """
+
+    run_id: str
+    drift: DurableError | None = None
+    replayed: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    next: tuple[str, ...] = ()
+    ended: bool = False
+    result: Any = field(default=None, repr=False)
+    error: Exception | None = None
+
+    def check(self) -> Replayed:
+        """This, if the code fits; else `drift` is raised."""
+        if self.drift is not None:
+            raise self.drift
+        return self
+
+
+@overload
+def replay(
+    deps: D,
+    fn: Callable[[AsyncStep, D], Coroutine[Any, Any, Any]] | Callable[[AsyncStep, D, Any], Coroutine[Any, Any, Any]],
+    source: Source,
+    *,
+    id: str = ...,
+    codec: Codec | Sequence[Codec] | None = ...,
+) -> Coroutine[Any, Any, Replayed]: ...
+@overload
+def replay(
+    deps: D,
+    fn: Callable[[Step, D], object] | Callable[[Step, D, Any], object],
+    source: Source,
+    *,
+    id: str = ...,
+    codec: Codec | Sequence[Codec] | None = ...,
+) -> Replayed: ...
+def replay(
+    deps: Any,
+    fn: Callable[..., Any],
+    source: Source,
+    *,
+    id: str = "replayed",
+    codec: Codec | Sequence[Codec] | None = None,
+) -> Any:
+    """Execute `fn` on what is recorded of a run, up to the first step that is not: what would become of it today.
+
+    No body is called, no time passes, and nothing is stored; the code between the steps is executed, with these `deps`.
+    `id` is for messages, `codec` as for the run's store. For an `async def` this returns a coroutine.
+
+    Raises `UnreadableRecord` or `InvalidArgument` for a source that is no snapshot, `OSError` for a file that cannot be read.
+    """
+    record = _Record(id, _snapshot(source, id), codec)
+    outcome = partial(_run, deps, fn, id=id, store=record, version=record.version)
+    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
+        return _awaited(record, outcome())
+    with record:
+        try:
+            return record.returned(outcome())
+        except Exception as problem:
+            return record.raised(problem)
+
+
+async def _awaited(record: _Record, outcome: Coroutine[Any, Any, Any]) -> Replayed:
+    with record:
+        try:
+            return record.returned(await outcome)
+        except Exception as problem:
+            return record.raised(problem)
+
+
+class _Halt(DurableError):
+    """The workflow has come to a step that is not recorded."""
+
+
+@dataclass
+class _Walk:
+    """How far a replay has come."""
+
+    replayed: list[str] = field(default_factory=list[str])
+    next: list[str] = field(default_factory=list[str])
+    execution: Execution | None = None
+
+    def comes_to(self, execution: Execution, call: Call) -> None:
+        """A step is called; the walk ends here if it has no record."""
+        if call.refusal is None and execution.error is None and execution.journal.settled(call.key) is not None:
+            if call.key not in self.replayed:
+                self.replayed.append(call.key)
+        elif call.refusal is None and not isinstance(execution.error, HistoryError):
+            self.next.append(call.key)
+            raise Unwind(execution.abort(_Halt()).error)
+
+
+class _Step(Step):
+    def __init__(self, walk: _Walk, *args: Any) -> None:
+        super().__init__(*args)
+        self._walk = walk
+        walk.execution = self._execution
+
+    def _driven(self, call: Call, body: Body) -> Any:
+        with self._lock:
+            self._walk.comes_to(self._execution, call)
+        return super()._driven(call, body)
+
+
+class _AsyncStep(AsyncStep):
+    def __init__(self, walk: _Walk, *args: Any) -> None:
+        super().__init__(*args)
+        self._walk = walk
+        walk.execution = self._execution
+
+    async def _driven(self, call: Call, body: Body) -> Any:
+        self._walk.comes_to(self._execution, call)
+        return await super()._driven(call, body)
+
+
+class _Afterwards(SystemClock):
+    """Whatever was waited for is past."""
+
+    def now(self) -> datetime:
+        return datetime.max.replace(tzinfo=UTC)
+
+
+class _Record(MemoryStore):
+    """A store of one run, and what is found out about it."""
+
+    def __init__(self, run_id: str, snapshot: Snapshot, codec: Codec | Sequence[Codec] | None) -> None:
+        super().__init__(codec=codec)
+        self._run_id = run_id
+        self._snapshot = snapshot
+        self._walk = _Walk()
+        self.version = snapshot.metadata.get("version", 1)
+        self.save(run_id, _without_its_end(snapshot))
+
+    def rehearse(self, plan: Plan, *, is_async: bool) -> Any:
+        """See `durable.run`."""
+        there = plan.rehearsed(self, _Afterwards())
+        if is_async:
+            return AsyncRun(there, partial(_AsyncStep, self._walk)).outcome()
+        return BlockingRun(there, partial(_Step, self._walk)).outcome()
+
+    def returned(self, value: Any) -> Replayed:
+        """The workflow has come to its end."""
+        return self._found(self._another(value), ended=True, result=value)
+
+    def raised(self, problem: Exception) -> Replayed:
+        """It has come to a step without a record, to one that does not fit, or to an exception of its own."""
+        match problem:
+            case _Halt():
+                return self._found(self._unfinished())
+            case HistoryError() | KeyConflict() | AmbiguousKey():
+                return self._found(problem)
+            case _ if self._walk.execution is None:
+                raise problem
+            case _:
+                what = f"it returned then, and raises {type(problem).__name__} now"
+                return self._found(self._drift("result", what) if self._completed else None, ended=True, error=problem)
+
+    def _found(self, drift: DurableError | None, **end: Any) -> Replayed:
+        walk = self._walk
+        unused = () if walk.execution is None else walk.execution.journal.unused()
+        return Replayed(self._run_id, drift, tuple(walk.replayed), unused, tuple(walk.next), **end)
+
+    @property
+    def _completed(self) -> bool:
+        return self._snapshot.execution.status == Status.COMPLETED
+
+    def _unfinished(self) -> WorkflowDrift | None:
+        key = self._walk.next[0]
+        return self._drift(key, "the run was completed without it") if self._completed else None
+
+    def _another(self, value: Any) -> WorkflowDrift | None:
+        if not self._completed or self._snapshot.result is UNSET:
+            return None
+        text = self.codec.encode(value, what="the result")
+        if msgspec.json.decode(bytes(self._snapshot.result)) == msgspec.json.decode(text):
+            return None
+        return self._drift("result", "it returned something else then")
+
+    def _drift(self, key: str, difference: str) -> WorkflowDrift:
+        return WorkflowDrift(self._run_id, key, difference)
+
+
+def _snapshot(source: Source, run_id: str) -> Snapshot:
+    if isinstance(source, os.PathLike):
+        source = Path(source).read_bytes()
+    if isinstance(source, str | bytes):
+        return Snapshot.from_json(source, run_id=run_id)
+    return checked_snapshot(run_id, source)
+
+
+def _without_its_end(snapshot: Snapshot) -> Snapshot:
+    """The run before its workflow returned: to find out what it returns today."""
+    if snapshot.execution.status != Status.COMPLETED:
+        return snapshot
+    standing = Standing(Status.RUNNING, last_updated=snapshot.execution.last_updated)
+    return structs.replace(snapshot, execution=standing, result=UNSET)
