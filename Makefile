@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check docs matrix bench clean
+.PHONY: demo test check docs matrix bench nightly soak clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python examples/checkout.py
@@ -25,6 +25,17 @@ docs: $(VENV)/.docs
 # The store's tests on every PostgreSQL whose binaries can be had (npm, and the system's): about ten minutes.
 matrix: $(VENV)/.test
 	@$(BIN)/python tests/matrix.py
+
+# An hour of chaos, and every planted bug; what was counted is added to docs/reliability.json, and the page is made of it.
+nightly: $(VENV)/.test
+	@cd tests && ../$(BIN)/python -m chaos play --minutes 55 --figures ../docs/reliability.json
+	@cd tests && ../$(BIN)/python -m chaos plants --figures ../docs/reliability.json
+	@cd tests && ../$(BIN)/python -m chaos page
+
+# The same for HOURS hours (8), and nothing is added.
+HOURS ?= 8
+soak: $(VENV)/.test
+	@cd tests && ../$(BIN)/python -m chaos play --minutes $$((60 * $(HOURS)))
 
 bench: $(VENV)/.test
 	@$(BIN)/python benchmarks/step_overhead.py

@@ -15,6 +15,7 @@ import itertools
 import secrets
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from chaos.figures import ROOT, Part, begun, keep
@@ -34,6 +35,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PLANS)}; or of {', '.join(TRAPS)}")
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--rounds", type=int, default=0, help="of each plan, at most")
+    parser.add_argument("--runs", type=int, default=0, help="of each kind in a round, instead of the plan's number")
     parser.add_argument("--seed", default=secrets.token_hex(4))
     parser.add_argument("--figures", type=Path, help=f"a file to add to, like {FIGURES.relative_to(ROOT)}")
     given = parser.parse_args()
@@ -49,7 +51,7 @@ def main() -> int:
             verdict, oracle = undisturbed(given.seed, ground)
             part.add("undisturbed", verdict)
     if given.what == "play" and not part.violations:
-        _play(part, given.names or list(PLANS), oracle, given.minutes, given.rounds)
+        _play(part, given.names or list(PLANS), oracle, given)
     if given.figures:
         keep(given.figures.resolve(), part)
     for line in [*part.violations, *part.notes]:
@@ -57,11 +59,12 @@ def main() -> int:
     return int(bool(part.violations))
 
 
-def _play(part: Part, names: list[str], oracle: dict[str, str], minutes: float, rounds: int) -> None:
+def _play(part: Part, names: list[str], oracle: dict[str, str], given: argparse.Namespace) -> None:
     """Every plan in its turn, on a ground that is made for it, until the time is over or a law is broken."""
-    began, share = time.monotonic(), minutes * 60 / len(names)
+    began, share = time.monotonic(), given.minutes * 60 / len(names)
     for place, name in enumerate(names, 1):
         ground_name, plan = PLANS[name]
+        plan = replace(plan, runs_of_a_kind=given.runs or plan.runs_of_a_kind)
         try:
             with GROUNDS[ground_name]() as ground:
                 for number in itertools.count(1):
@@ -69,7 +72,7 @@ def _play(part: Part, names: list[str], oracle: dict[str, str], minutes: float, 
                     part.add(name, verdict)
                     taken = time.monotonic() - began
                     print(f"{taken:6.1f} s  {name} {number}: {verdict.counts['seconds']} s", flush=True)
-                    if verdict.violations or number == rounds or (not rounds and taken > place * share):
+                    if verdict.violations or number == given.rounds or (not given.rounds and taken > place * share):
                         break
         except PermissionError as refusal:
             part.notes.append(f"{name}: not played, {refusal}")

@@ -43,8 +43,14 @@ EVERYTHING: Final = Plan(
 )
 DISK: Final = Plan("disk", Weather(full_disks=1.5, kills=0.5, slow=0.05), runs_of_a_kind=20)
 FAIL_OVER: Final = Plan("fail-over", Weather(promotions=1, kills=1, slow=0.1), lease=2.0, runs_of_a_kind=20)
+# Without runs that wait for each other: a signal can be lost while the step that sent it goes on.
 FORGETFUL: Final = Plan(
-    "forgetful fail-over", Weather(promotions=1, kills=1, slow=0.1), lease=2.0, runs_of_a_kind=20, forgets=True
+    "forgetful fail-over",
+    Weather(promotions=1, kills=1, slow=0.1),
+    lease=2.0,
+    runs_of_a_kind=20,
+    kinds=("fan", "money", "once", "halted", "broken", "moved"),
+    forgets=True,
 )
 
 PLANS: Final[dict[str, tuple[str, Plan]]] = {
