@@ -78,9 +78,7 @@ def version() -> tuple[int, int]:
 
 
 @contextmanager
-def bouncer(
-    behind: str, *, mode: str = "transaction", keeps: int = 0, servers: int = SERVERS
-) -> Iterator[Bouncer]:
+def bouncer(behind: str, *, mode: str = "transaction", keeps: int = 0, servers: int = SERVERS) -> Iterator[Bouncer]:
     """Start one in front of the database `behind`, whose sessions it hands out in turns.
 
     `keeps`: how many prepared statements it keeps for its clients, which it can since 1.21; `servers`: its connections.

@@ -30,7 +30,9 @@ PAGE = ROOT / "docs" / "reliability.md"
 
 def main() -> int:
     """Do what the command line says."""
-    parser = argparse.ArgumentParser("python -m chaos", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m chaos", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("what", choices=["play", "plants", "page"])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PLANS)}; or of {', '.join(TRAPS)}")
     parser.add_argument("--minutes", type=float, default=0.0)

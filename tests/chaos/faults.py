@@ -15,6 +15,7 @@ from chaos.crew import Crew
 from chaos.effects import Log
 from chaos.servers import Ground
 
+_FIRST: Final = 0.5  # seconds until the first stroke, at most: a short round has one of each
 _HOWS: Final = (signal.SIGKILL, signal.SIGQUIT, signal.SIGINT)
 
 
@@ -78,7 +79,9 @@ class Faults:
             raise self._problems[0]
 
     def _strike(self, rate: float, fault: Callable[[random.Random], object], chance: random.Random) -> None:
-        while not self._over.wait(chance.expovariate(rate)):
+        wait = chance.uniform(0, _FIRST)
+        while not self._over.wait(wait):
+            wait = chance.expovariate(rate)
             try:
                 fault(chance)
             except BaseException as problem:  # the harness's own failure: the round is void

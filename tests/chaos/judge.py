@@ -150,7 +150,9 @@ def _transactions(case: Case, verdict: Verdict) -> None:
         "a transaction's effect was doubled", (key for key, n in applied.items() if n > 1)
     )
     if case.forgets:
-        verdict.counts["transactions lost with it, of runs that completed all the same"] += len(expected - applied.keys())
+        verdict.counts["transactions lost with it, of runs that completed all the same"] += len(
+            expected - applied.keys()
+        )
     elif case.in_time:
         verdict.broken("a transaction's effect is missing", expected - applied.keys())
     moved = sum(line.cents for line in ledger)
@@ -267,7 +269,11 @@ def _outcome(lines: Sequence[Line], place: int, run: str) -> str:
     for line in lines[place + 1 :]:
         if line.pid == pid and line.word == "kill":
             return "killed before it knew"
-        if line.pid == pid and line.run == run and (said := _OUTCOMES.get(line.word) or line.word == "error" and line.more):
+        if (
+            line.pid == pid
+            and line.run == run
+            and (said := _OUTCOMES.get(line.word) or line.word == "error" and line.more)
+        ):
             return said
     return "refused, or an attempt's record"
 

@@ -13,7 +13,11 @@ from chaos.plans import PLANS
 
 _NEVER: Final = (
     ("acknowledged steps", "acknowledged steps lost", "acknowledged steps lost or changed"),
-    ("acknowledged steps", "acknowledged bodies run again by a lease holder", "their bodies run again by a lease holder"),
+    (
+        "acknowledged steps",
+        "acknowledged bodies run again by a lease holder",
+        "their bodies run again by a lease holder",
+    ),
     ("at-most-once steps", "at-most-once bodies run again", "at-most-once bodies begun twice"),
     ("transactional steps", "transactional effects doubled", "transactional effects doubled or missing"),
     ("audited writes", "writes under a stale lease", "records written under a lease that was not their writer's"),
@@ -195,7 +199,10 @@ def _parts(parts: list[Part]) -> str:
             f"{part.counts['seconds']:,} s; {rounds}.{broken}{notes}"
         )
     lines += ["", "The rounds:", ""]
-    lines += [f"- {name}: on {ground}, {plan.weather}".replace("Weather(", "").rstrip(")") for name, (ground, plan) in PLANS.items()]
+    lines += [
+        f"- {name}: on {ground}, {plan.weather}".replace("Weather(", "").rstrip(")")
+        for name, (ground, plan) in PLANS.items()
+    ]
     return "\n".join(lines)
 
 

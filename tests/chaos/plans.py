@@ -32,7 +32,11 @@ CUTS: Final = Plan(
     runs_of_a_kind=20,
 )
 SERVERS: Final = Plan(
-    "servers", Weather(server_kills=1.2, kills=1, stops=0.5, slow=0.05), ("direct", "proxy"), lease=2.0, runs_of_a_kind=20
+    "servers",
+    Weather(server_kills=1.2, kills=1, stops=0.5, slow=0.05),
+    ("direct", "proxy"),
+    lease=2.0,
+    runs_of_a_kind=20,
 )
 EVERYTHING: Final = Plan(
     "everything",
