@@ -11,7 +11,7 @@ from chaos.figures import ROOT
 
 _NAMED: Final = re.compile(r"FAULTS\s+([^:\"\n]*)")
 _NUMBERS: Final = re.compile(r"(\d+)(?:\s*[-–]\s*(\d+))?")
-_ANSWER: Final = re.compile(r"^- Case ([\d, ]+(?: and \d+)?)", re.MULTILINE)
+_ANSWER: Final = re.compile(r"^- Case ((?:\d+|, | and )+)", re.MULTILINE)
 
 
 def named() -> dict[int, list[str]]:
