@@ -59,7 +59,7 @@ class World:
     def measure(self, item: int) -> int:
         """The body of an item; the process dies in the middle of them all."""
         self.do(f"item {item}")
-        if len(Path(self._life.effects).read_text().splitlines()) == ITEMS // 2:
+        if len(Path(self._life.effects).read_text().splitlines()) >= ITEMS // 2:  # two threads may have written
             self._at("half of the items")
         return item * item
 

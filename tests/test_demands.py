@@ -84,12 +84,12 @@ def test_a_role_that_became_read_only_is_told_so(database: Database) -> None:
     """FAULTS 38: the first connection was another one; the claim that meets it says what it is, and nothing is stored."""
     store = database.store()
     store.list()
-    lane = store.process.connections.take(store._clock.elapsed() + 5.0)
+    lane = store.process.connections.take(store.clock.elapsed() + 5.0)
     lane.connection.execute("SET default_transaction_read_only = on")
     store.process.connections.give_back(lane)
     with pytest.raises(durable.UnsuitableServer, match="read-only"):
         durable.run(None, workflow, id="x", store=store)
-    lane = store.process.connections.take(store._clock.elapsed() + 5.0)
+    lane = store.process.connections.take(store.clock.elapsed() + 5.0)
     lane.connection.execute("SET default_transaction_read_only = off")
     store.process.connections.give_back(lane)
     assert durable.status(store, "x") is None
@@ -133,7 +133,7 @@ def test_a_later_connection_to_a_standby_is_refused_too(standby: tuple[Server, S
     with postgres(primary.url) as store:
         assert store.load("x") is not None
         connections = store.process.connections
-        connections.take(store._clock.elapsed() + 5.0).connection.close()
+        connections.take(store.clock.elapsed() + 5.0).connection.close()
         connections._parts["host"] = str(replica.socket_directory)
         with psycopg.connect(replica.url) as connection:
             says_so = connection.info.server_version >= 140000
@@ -178,7 +178,7 @@ def careless(database: Database) -> Iterator[str]:
 
 def _setting(store: Any) -> str:
     """What the store's own sessions have."""
-    lane = store.process.connections.take(store._clock.elapsed() + 5.0)
+    lane = store.process.connections.take(store.clock.elapsed() + 5.0)
     (said,) = lane.execute(b"SHOW synchronous_commit").fetchone()
     store.process.connections.give_back(lane)
     return str(said)
@@ -193,7 +193,7 @@ def test_our_own_sessions_wait_for_the_disk_whatever_the_role_does(
     with database.store(careless, strict=True) as store:
         assert durable.run(None, workflow, id="x", store=store) == "done"
         assert _setting(store) == "on"
-        store.process.connections.take(store._clock.elapsed() + 5.0).connection.close()
+        store.process.connections.take(store.clock.elapsed() + 5.0).connection.close()
         assert _setting(store) == "on"
     assert caplog.text == ""
 

@@ -90,6 +90,18 @@ def test_the_readmes_two_commands_are_there() -> None:
         assert re.search(rf"^{command.split()[1]}:", makefile, flags=re.MULTILINE)
 
 
+def test_the_simulations_page_runs(tmp_path: Path) -> None:
+    """Its snippet, and the commands are there."""
+    (snippet,) = snippets("docs/simulation.md")
+    program = "import logging\nlogging.disable(50)\n" + snippet
+    told = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.startswith("None ")
+    assert '"seed": 7' in told.stdout
+
+
 @pytest.mark.parametrize("page", PROGRAMS)
 def test_a_page_that_is_one_program_runs_from_top_to_bottom(page: str, database: Database, tmp_path: Path) -> None:
     """All its snippets, one after the other as one program; then its SQL, statement by statement."""

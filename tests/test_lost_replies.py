@@ -480,3 +480,20 @@ def terminate(database: Database, name: str) -> int:
     query = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = %s"
     count: int = database.execute(query, name)[0][0]
     return count
+
+
+def test_what_was_sent_and_not_found_may_still_come(database: Database) -> None:
+    """FAULTS 43: found absent, and then refused: the first sending may arrive yet. (Found by simulation.)"""
+    store = database.store()
+    spy = spy_on(store)
+
+    def lost(how: str, jobs: Sequence[Job]) -> None:
+        if jobs[0].verb is Verb.FINISH and how == "perform":
+            if len(spy.of("perform", Verb.FINISH)) == 1:
+                raise psycopg.OperationalError("the connection is lost")
+            raise psycopg.errors.InsufficientPrivilege("permission denied")
+
+    spy.before = lost
+    with pytest.raises(durable.OutcomeUnknown, match="the run's end"):
+        durable.run(Bodies(), in_turn, id=RUN, store=store)
+    assert spy.of("read_back", Verb.FINISH)[0].answers == [ABSENT]

@@ -345,3 +345,13 @@ def test_a_record_that_a_fail_over_lost_is_no_drift() -> None:
     whole = Journal("a", [step(0, "first"), step(1, "third")], "main")
     whole.draw("first", None, "", "main")
     assert isinstance(whole.draw("second", None, "", "main").refusal, Abort)
+
+
+def test_a_lease_ends_here_before_it_ends_at_a_server_whose_clock_runs_faster() -> None:
+    """FAULTS 23: both clocks slewed by as much as NTP does, 500 ppm, and apart. (Found by simulation.)"""
+    lease = Lease("r", "1:x", 1, 30.0, 100.0)
+    for _ in range(2):
+        ends_at_the_server = 30.0 * (1 - 5e-4)  # true seconds after it was sent
+        assert lease.ended(lease.sent + ends_at_the_server * (1 - 5e-4)) is not None
+        assert lease.ended(lease.sent + 29.5) is None
+        lease.renewed(110.0)

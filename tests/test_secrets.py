@@ -171,8 +171,8 @@ class Leaping(SystemClock):
 def test_a_server_that_is_not_there(verb: str, colour: str, caplog: pytest.LogCaptureFixture) -> None:
     """FAULTS 105: each verb says so, with host and port."""
     with postgres(f"postgresql://u:{PASSWORD}@127.0.0.1:1/db?connect_timeout=1") as store:
-        store._clock = Leaping()
-        lease = Lease("run", f"1{store.process.mark}x", 1, 1.0, store._clock.elapsed() - 100.0)
+        store.clock = Leaping()
+        lease = Lease("run", f"1{store.process.mark}x", 1, 1.0, store.clock.elapsed() - 100.0)
         text = called(store, verb, lease, colour)
     assert "127.0.0.1:1" in text.replace(repr(store), "")
     silent(text, caplog)

@@ -205,10 +205,10 @@ def test_a_lease_that_is_renewed_puts_off_what_waits_under_it() -> None:
     """Until it is not renewed any more, or for half a minute; a lease longer than that is enough by itself."""
     short, long = (Lease("run", "1:token", 1, seconds, sent=0.0) for seconds in (1.0, 60.0))
     waiting_ones = [Entry(Verb.CHECKPOINT, "run", 1, latest_under(lease), lease) for lease in (short, long)]
-    assert [one.deadline for one in waiting_ones] == [1.0, 60.0]
+    assert [one.deadline for one in waiting_ones] == [short.deadline, long.deadline]
     short.renewed(20.0)
     long.renewed(20.0)
-    assert [one.deadline for one in waiting_ones] == [21.0, 60.0]
+    assert [one.deadline for one in waiting_ones] == [short.deadline, 60.0]
     short.renewed(40.0)
     assert [one.deadline for one in waiting_ones] == [30.0, 60.0]
 

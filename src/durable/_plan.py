@@ -22,7 +22,7 @@ from durable._engine.leases import checked_seconds
 from durable._engine.steps import Execution
 from durable._migration import OnVersionMismatch, answer_to, checked_answer, migrated
 from durable._terms import Terms, checked_timeout, terms
-from durable.clocks import Clock, SystemClock
+from durable.clocks import Clock, clock_of
 from durable.codecs import Codec, accepts, checked_plain, codec_of, returns
 from durable.documents import Snapshot
 from durable.errors import ConcurrentExecution, DurableWarning, HistoryError, InvalidArgument, VersionMismatch
@@ -181,7 +181,7 @@ def planned(
     if (store.identity, id) in outer:
         advice = "A run cannot wait for itself: call the function, or give the inner run an id of its own."
         raise ConcurrentExecution(id, "the very run that makes this call", advice=advice)
-    codec, clock = codec_of(store), SystemClock()
+    codec, clock = codec_of(store), clock_of(store)
     takes = _takes(fn, given=input is not OMITTED)
     text = None
     if input is not OMITTED:

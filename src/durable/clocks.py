@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
 
-__all__ = ["Clock", "SystemClock"]
+__all__ = ["Clock", "SystemClock", "clock_of"]
 
 
 class Clock(Protocol):
@@ -54,3 +54,8 @@ class SystemClock:
     async def asleep(self, seconds: float, look: float = math.inf) -> None:
         """`asyncio.sleep`."""
         await asyncio.sleep(min(seconds, look))
+
+
+def clock_of(store: object) -> Clock:
+    """The clock that a store goes by, and with it the runs in it; of one that has none, the machine's."""
+    return getattr(store, "clock", None) or SystemClock()

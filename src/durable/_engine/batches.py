@@ -47,7 +47,8 @@ class Entry(Struct, eq=False):
 
     `size` in bytes; `latest` a reading of the elapsed-time clock after which its answer is of no use; `lease` the one under
     which it is written, if it is (see `latest_under`); `unknown` says that it was sent and its reply was lost, so that it
-    must be read back before it is sent again; `tries` counts how often it was a victim of a conflict.
+    must be read back before it is sent again; `doubtful` that this was ever so: found absent, it may still arrive, and no
+    failure is definite any more; `tries` counts how often it was a victim of a conflict.
     """
 
     verb: Verb
@@ -56,6 +57,7 @@ class Entry(Struct, eq=False):
     latest: float
     lease: Lease | None = None
     unknown: bool = False
+    doubtful: bool = False
     tries: int = 0
 
     def __repr__(self) -> str:
@@ -210,7 +212,7 @@ def followed(batch: list[E], verdict: Verdict) -> Follow:
             return Follow([], [batch], [])
         case Verdict.UNKNOWN:
             for entry in batch:
-                entry.unknown = True
+                entry.unknown = entry.doubtful = True
             impatient = [entry for entry in batch if entry.verb is Verb.RELEASE]
             return Follow(impatient, [], [entry for entry in batch if entry.verb is not Verb.RELEASE])
         case Verdict.PASSING | Verdict.UNREACHED:

@@ -13,6 +13,9 @@ SHORTEST: Final = (
 LONGEST: Final = 86_400.0
 LONGEST_WAIT: Final = 1.0  # seconds, after which whoever waits has a look at the lease
 
+# Two clocks are slewed by up to 500 ppm each (NTP), and may run apart by twice that. By so much sooner a lease ends here.
+_SURE: Final = 1.0 - 0.001
+
 _FIRST_POLL: Final = 0.05
 _LONGEST_POLL: Final = 1.0
 
@@ -21,7 +24,8 @@ class Lease:
     """The time-limited right to write one run, as its holder knows it.
 
     All moments are readings of the holder's own elapsed-time clock, counted from when the claim or renewal was *sent*:
-    the server cannot have counted from earlier, so the holder's deadline never lies after the server's. Renewals are
+    the server cannot have counted from earlier, so the holder's deadline does not lie after the server's, though one of
+    their clocks may be a little fast. Renewals are
     told by one thread and read by others; each is one assignment.
     """
 
@@ -36,7 +40,7 @@ class Lease:
         self.epoch = epoch
         self.seconds = seconds
         self.sent = sent
-        self.deadline = sent + seconds
+        self.deadline = sent + seconds * _SURE
         self.lost: str | None = None
         self.cancelled = False
 
@@ -46,7 +50,7 @@ class Lease:
     def renewed(self, sent: float) -> None:
         """A renewal that was sent at `sent` has been acknowledged."""
         self.sent = sent
-        self.deadline = sent + self.seconds
+        self.deadline = sent + self.seconds * _SURE
 
     def due(self) -> float:
         """When the next renewal should be sent."""

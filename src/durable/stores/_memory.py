@@ -61,14 +61,14 @@ class MemoryStore:
 
     def __init__(self, *, codec: Codec | Sequence[Codec] | None = None, clock: Clock | None = None) -> None:
         self.codec = chosen(codec)
-        self._clock = clock or SystemClock()
+        self.clock = clock or SystemClock()
         self._lock = threading.RLock()  # a signal handler may come while it is held
         self._runs: dict[str, _Run] = {}
         self._signals: list[_Signal] = []
         self._numbers = itertools.count(1)
         self._aio: ThreadedStore | None = None
         self._closed = False
-        self._heartbeat = Heartbeat(self._renew, self._clock)
+        self._heartbeat = Heartbeat(self._renew, self.clock)
 
     def __repr__(self) -> str:
         return "<durable store in memory>"
@@ -78,7 +78,7 @@ class MemoryStore:
         with self._lock:
             if self._closed:
                 raise InvalidArgument("the store is closed")
-            sent = self._clock.elapsed()
+            sent = self.clock.elapsed()
             run = self._runs.get(claim.run_id) or _Run()
             held = run.token is not None and run.expires > sent
             if held or not executable(claim, run.header):
@@ -167,7 +167,7 @@ class MemoryStore:
             self._runs[id] = run
             run.epoch, run.token, run.cancelled = run.epoch + 1, None, False
             run.records = {record.seq: record for record in records}
-            run.updated_at = self._clock.now()
+            run.updated_at = self.clock.now()
             if not header.execution.last_updated:
                 execution = structs.replace(header.execution, last_updated=run.updated_at.isoformat())
                 header = structs.replace(header, execution=execution)
@@ -219,7 +219,7 @@ class MemoryStore:
         """See `PostgresStore.purge`."""
         seconds, wanted = asked_to_purge(older_than, status)
         with self._lock:
-            before = self._clock.now() - timedelta(seconds=seconds)
+            before = self.clock.now() - timedelta(seconds=seconds)
             old = [
                 name
                 for name, run in self._runs.items()
@@ -284,7 +284,7 @@ class MemoryStore:
         self.close()
 
     def _held(self, run: _Run) -> bool:
-        return run.token is not None and run.expires > self._clock.elapsed()
+        return run.token is not None and run.expires > self.clock.elapsed()
 
     def _stands(self, run: _Run) -> RunStatus:
         return (
@@ -299,7 +299,7 @@ class MemoryStore:
         """The run, if there is one; `ConcurrentExecution` if somebody is executing it."""
         run = self._runs.get(id)
         if run is not None and self._held(run) and not force:
-            left = run.expires - self._clock.elapsed()
+            left = run.expires - self.clock.elapsed()
             raise ConcurrentExecution(id, "this process", left, FORCE_ADVICE)
         return run
 
@@ -317,14 +317,14 @@ class MemoryStore:
             for lease in leases:
                 run = self._runs.get(lease.run_id)
                 if run is not None and run.token == lease.token:
-                    run.expires = self._clock.elapsed() + lease.seconds
+                    run.expires = self.clock.elapsed() + lease.seconds
                     standing[lease.token] = True
                 lease.cancelled = run is not None and run.cancelled
         return standing
 
     def _set_status(self, run: _Run, status: Status) -> None:
         assert run.header is not None  # noqa: S101 -- written by the same begin
-        run.updated_at = self._clock.now()
+        run.updated_at = self.clock.now()
         moment = run.updated_at.isoformat()
         completed_at = moment if status is Status.COMPLETED else None
         execution = Execution(status, last_updated=moment, completed_at=completed_at)

@@ -77,7 +77,7 @@ class SnapshotVerbs:
     _prefix: str
     _excludes: bool
     _closed: bool
-    _clock: Clock
+    clock: Clock
 
     @property
     def process(self) -> Process:
@@ -94,7 +94,7 @@ class SnapshotVerbs:
         """
         row, checked = self._row(id), checked_snapshot(id, snapshot)
         if not checked.execution.last_updated:
-            execution = structs.replace(checked.execution, last_updated=self._clock.now().isoformat())
+            execution = structs.replace(checked.execution, last_updated=self.clock.now().isoformat())
             checked = structs.replace(checked, execution=execution)
         values = {"id": row, "ids": [row], "snapshot": checked.to_json().decode()}
 
@@ -252,7 +252,7 @@ class SnapshotVerbs:
         """What `work` comes to on a connection; it is done again when the connection is lost, so it must bear that."""
         if self._closed:
             raise InvalidArgument("the store is closed")
-        connections, began = self.process.connections, self._clock.elapsed()
+        connections, began = self.process.connections, self.clock.elapsed()
         while True:
             try:
                 return self._once(work)
@@ -266,15 +266,15 @@ class SnapshotVerbs:
                     meaning.advice = f"What it takes: {cleaning(self._names)}the role."
             except StoreUnavailable as problem:
                 lost, meaning = True, problem
-            if not lost or self._clock.elapsed() - began > _PATIENCE:
+            if not lost or self.clock.elapsed() - began > _PATIENCE:
                 raise meaning from None
-            self._clock.sleep(_RETRY)
+            self.clock.sleep(_RETRY)
 
     def _once(self, work: Callable[[Lane], T]) -> T:
         process = self.process
-        lane = process.connections.take(self._clock.elapsed() + _PATIENCE)
+        lane = process.connections.take(self.clock.elapsed() + _PATIENCE)
         try:
-            process.watchdog.watch(lane.connection, self._clock.elapsed() + _SILENCE)
+            process.watchdog.watch(lane.connection, self.clock.elapsed() + _SILENCE)
             try:
                 return work(lane)
             finally:

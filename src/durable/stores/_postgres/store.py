@@ -68,8 +68,8 @@ class PostgresStore(SnapshotVerbs):
         self._create = create
         self._excludes = excludes
         self._pool = pool
+        self.clock = clock or SystemClock()
         self._max_transactions = max_transactions
-        self._clock = clock or SystemClock()
         self._sql = statements(names)
         self._take_over_dead = take_over_dead
         self._strict = strict
@@ -160,7 +160,7 @@ class PostgresStore(SnapshotVerbs):
     def claiming(self, claim: Claim, dead: str | None) -> Job:
         """The job of a claim, over the lease of an owner that was found dead with this token."""
         owner = self.process.owner
-        deadline = self._clock.elapsed() + claim.seconds
+        deadline = self.clock.elapsed() + claim.seconds
         row = self._row(claim.run_id)
         job = claim_job(Claiming(claim, row, owner.instance, owner.text, dead), deadline)
         job.orphaned = self._give_back
@@ -168,15 +168,15 @@ class PostgresStore(SnapshotVerbs):
 
     def releasing(self, lease: Lease, status: Status | None = None) -> Job:
         """The job of a release; when the lease has ended by itself there is nothing to wait for."""
-        return release_job(lease, status, min(lease.deadline, self._clock.elapsed() + _RELEASE_WITHIN))
+        return release_job(lease, status, min(lease.deadline, self.clock.elapsed() + _RELEASE_WITHIN))
 
     def cancelling(self, run_id: str) -> Job:
         """The job of a cancellation."""
-        return cancel_job(run_id, self._row(run_id), self._clock.elapsed() + _ANSWER_WITHIN)
+        return cancel_job(run_id, self._row(run_id), self.clock.elapsed() + _ANSWER_WITHIN)
 
     def signalling(self, run_id: str, name: str, payload: str) -> Job:
         """The job of a signal."""
-        return signal_job(run_id, self._row(run_id), name, payload, self._clock.elapsed() + _ANSWER_WITHIN)
+        return signal_job(run_id, self._row(run_id), name, payload, self.clock.elapsed() + _ANSWER_WITHIN)
 
     def is_held_here(self, lease: Lease) -> bool:
         """Whether the lease is this process's own, not that of the one which forked it."""
@@ -216,8 +216,8 @@ class PostgresStore(SnapshotVerbs):
 
     def _new_process(self) -> Process:
         prepare = partial(schema.prepare, names=self._names, create=self._create)
-        connections = Connections(self._url, self._pool, prepare, self._clock, strict=self._strict)
-        return Process(connections, self._sql, self._clock, self._max_transactions)
+        connections = Connections(self._url, self._pool, prepare, self.clock, strict=self._strict)
+        return Process(connections, self._sql, self.clock, self._max_transactions)
 
 
 class AsyncPostgresStore(AsyncSnapshotVerbs):

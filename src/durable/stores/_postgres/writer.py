@@ -315,7 +315,7 @@ class Writer:
 
     def _give_up(self, jobs: list[Job], reason: str = "") -> None:
         for job in jobs:
-            if job.unknown or reason:
+            if job.doubtful or reason:
                 why = reason or (type(job.trouble).__name__ if job.trouble else "no reply")
                 job.failure = OutcomeUnknown(job.run_id, job.what, why)
             else:

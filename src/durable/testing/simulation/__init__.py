@@ -1,0 +1,28 @@
+"""Deterministic simulation: the real engine, drivers, leases and writer on a modelled database, in virtual time.
+
+`simulated(generated(seed))` lets one history happen and says whether an invariant broke; `shrunk` makes a failing one
+small; `to_json` keeps it. The same scenario always gives the same history. Needs the extra `simulation`.
+"""
+
+from durable.testing.simulation.history import SOMETIMES, Broken
+from durable.testing.simulation.scenario import FAULTS, Fault, Op, Run, Scenario, Slot, from_json, generated, to_json
+from durable.testing.simulation.shrinking import shrunk
+from durable.testing.simulation.simulate import Conditions, Outcome, simulated
+
+__all__ = [
+    "FAULTS",
+    "SOMETIMES",
+    "Broken",
+    "Conditions",
+    "Fault",
+    "Op",
+    "Outcome",
+    "Run",
+    "Scenario",
+    "Slot",
+    "from_json",
+    "generated",
+    "shrunk",
+    "simulated",
+    "to_json",
+]

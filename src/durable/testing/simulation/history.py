@@ -1,0 +1,294 @@
+"""What happened in a simulated history, and whether it may have: the invariants I1 to I9 of FAULTS.md."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Final, NamedTuple
+
+from durable._engine.batches import Verb
+from durable.errors import LeaseLost, OutcomeUnknown
+from durable.snapshot import Kind, Status
+from durable.testing.simulation.database import Change
+from durable.testing.simulation.server import Server
+from durable.testing.simulation.statements import Header, Lease, Step
+
+__all__ = ["SOMETIMES", "Broken", "History"]
+
+_MOST_DRIFTS: Final = 6
+
+# Situations that a large number of seeds must have led to: else what is said of them was never looked at.
+SOMETIMES: Final = (
+    "a body that began after its lease (the documented hole)",
+    "an acknowledged body begun again in the documented hole",
+    "a body that began late",
+    "a dead owner's lease taken over",
+    "a failure that was given out",
+    "a lease taken away by cancel",
+    "a record of kind attempt",
+    "a record of kind failure",
+    "a run that is cancelled",
+    "a run that is completed",
+    "a run that is failed",
+    "a run that two versions of its code have spoilt",
+    "a stopped run taken up by a claim that nobody waits for any more",
+    "a take-over",
+    "a value that another branch was given, in a run that is then refused",
+    "a wait for a row lock",
+    "an outcome that stays unknown",
+    "checkpoint: LeaseLost",
+    "checkpoint: RunCancelled",
+    "checkpoint: StoreUnavailable",
+    "finish: LeaseLost",
+    "finish: RunCancelled",
+    "run: AmbiguousKey",
+    "run: CancelledError",
+    "run: ConcurrentExecution",
+    "run: ExceptionGroup",
+    "run: LeaseLost",
+    "run: OutcomeUnknown",
+    "run: RunCancelled",
+    "run: StoreUnavailable",
+    "run: WorkflowDrift",
+)
+
+
+class Broken(BaseException):
+    """An invariant does not hold: `invariant` is its number. Nobody's `except Exception` is to take it for his own."""
+
+    def __init__(self, invariant: str, what: str) -> None:
+        super().__init__(f"{invariant}: {what}")
+        self.invariant = invariant
+
+
+class Answered(NamedTuple):
+    """What the writer told somebody about a record: `refused` names a definite failure."""
+
+    run: str
+    seq: int
+    epoch: int
+    text: str
+    refused: str
+
+
+class History:
+    """Is told everything, and raises `Broken` as soon as something is wrong. `seen` counts situations."""
+
+    def __init__(self, server: Server) -> None:
+        self.seen: Counter[str] = Counter()
+        self.broken: Broken | None = None  # the first one: what follows is of no interest
+        self._server = server
+        self._tables = server.tables
+        self._told: dict[tuple[str, int], Any] = {}  # of each site what a workflow was given
+        self._sites: dict[int, tuple[str, int]] = {}  # of each execution of a body, where it was
+        self._starts: Counter[tuple[str, int]] = Counter()
+        self._answers: list[Answered] = []
+        self._cancelled: set[str] = set()  # runs whose lease was ever taken away by `cancel`
+        self._dead: set[str] = set()  # marks in the tokens of processes that are gone
+        self._drifts: Counter[str] = Counter()
+        self._swapped: set[str] = set()  # runs where one branch was given another's value
+        self._stopped: set[str] = set()  # runs that were ever failed or cancelled
+        self._granted: dict[str, str] = {}  # of each run the token that was granted last
+        self._tokens: set[str] = set()  # under which a body began
+        self.forgets = False  # whether a fail-over has lost what was acknowledged
+        server.database.audit = self._audit
+
+    def _broken(self, invariant: str, what: str) -> Broken:
+        if self.broken is None:
+            self.broken = Broken(invariant, what)
+            self._server.timeline.ends = True
+        return self.broken
+
+    # -- what processes do
+
+    def body_starts(self, run: str, site: int, token: str, *, late: bool) -> int:
+        """A body begins under a lease; the number of this execution of it. `late`: it was stopped just before."""
+        self._starts[run, site] += 1
+        self._tokens.add(token)
+        execution = sum(self._starts.values())
+        self._sites[execution] = run, site
+        lease = self._tables.locks.committed(run)
+        holds = lease is not None and lease.owner_token == token and lease.expires_at > self._server.database.clock()
+        if late:
+            self.seen[
+                "a body that began late" if holds else "a body that began after its lease (the documented hole)"
+            ] += 1
+        elif not holds and not self.forgets and run not in self._cancelled:
+            raise self._broken(
+                "I2", f"a body of {run} began under {token}, which is not (or no longer) the lease: {lease}"
+            )
+        if (run, site) in self._told and not self.forgets:
+            if late and not holds:
+                self.seen["an acknowledged body begun again in the documented hole"] += 1
+            elif run in self._cancelled and not holds:
+                self.seen["an acknowledged body begun again by one who was cancelled"] += 1
+            else:
+                raise self._broken("I2", f"the body of site {site} of {run} began although it had been acknowledged")
+        return execution
+
+    def told(self, run: str, site: int, outcome: Any, *, failed: bool = False, shared: bool = False) -> None:
+        """A workflow was given the outcome of a step: an execution's number, or the one that failed. Where branches have
+        `shared` its automatic key, it may be another's, if only the run does not end well then (the documented hole).
+        """
+        if failed:
+            self.seen["a failure that was given out"] += 1
+            return
+        if shared and self._sites.get(outcome) != (run, site):
+            self.seen["a value that another branch was given, in a run that is then refused"] += 1
+            self._swapped.add(run)
+            return
+        if isinstance(outcome, int) and outcome != -1 - site and self._sites.get(outcome) != (run, site):
+            raise self._broken("I4", f"site {site} of {run} was given what {self._sites.get(outcome)} returned")
+        before = self._told.setdefault((run, site), outcome)
+        if before != outcome:
+            if not self.forgets:
+                raise self._broken("I4", f"site {site} of {run} was given {before}, and now {outcome}")
+            self._told[run, site] = outcome
+
+    def answered(self, jobs: Any) -> None:
+        """The writer answers."""
+        for job in jobs:
+            if job.verb is Verb.CHECKPOINT or job.verb is Verb.FINISH:
+                lease, record, failure = job.payload.lease, job.payload.record, job.failure
+                if isinstance(failure, OutcomeUnknown):
+                    self.seen["an outcome that stays unknown"] += 1
+                    continue
+                refused = "" if failure is None else type(failure).__name__
+                answer = Answered(lease.run_id, record.seq, lease.epoch, record.text, refused)
+                self._answers.append(answer)
+                self.seen[f"{job.verb.value}: {refused or 'done'}"] += 1
+                self._check(answer)
+                if isinstance(failure, LeaseLost) and not self.forgets:
+                    row = self._tables.locks.committed(lease.run_id)
+                    if row is not None and row.owner_token == lease.token:
+                        raise self._broken("I9", f"{lease.run_id} was told that {lease.token} is lost, and it is not")
+
+    def cancelled(self, run: str) -> None:
+        """Somebody asks the run to stop."""
+        self._cancelled.add(run)
+
+    def died(self, mark: str) -> None:
+        """A process is gone; this is in its tokens."""
+        self._dead.add(mark)
+
+    def drifted(self, run: str, *, renamed: bool) -> bool:
+        """`run` was refused as changed. Whether it is to be given up: neither the new code nor the old can go on with it."""
+        if not renamed:
+            raise self._broken("drift", f"{run} was refused, and its code is what it always was")
+        self._drifts[run] += 1
+        return self._drifts[run] >= _MOST_DRIFTS
+
+    def returned(self, run: str, sites: list[Any]) -> None:
+        """`run` returned this to a caller: (site, outcome) of each step."""
+        for site, outcome in sites:
+            if outcome is not None and self._told.get((run, site), outcome) != outcome and not self.forgets:
+                raise self._broken("I8", f"{run} returned {outcome} for site {site}, which was {self._told[run, site]}")
+
+    # -- what the database does
+
+    def _audit(self, _: int, changes: list[Change]) -> None:
+        clock = self._server.database.clock()
+        taken = {change.after.workflow_id: change for change in changes if change.table.name == "locks"}
+        ended = {change.after.workflow_id for change in changes if change.table.name == "steps"}
+        for change in changes:
+            if type(change.after) is Lease:
+                self._audit_lease(change.before, change.after, clock, finishes=change.after.workflow_id in ended)
+            elif type(change.after) is Step:
+                self._audit_step(change.before, change.after, taken)
+            elif type(change.after) is Header:
+                if change.before is not None and change.before.status == Status.COMPLETED:
+                    raise self._broken("I3", f"something was written to {change.after.id}, which is completed")
+                if change.after.status in (Status.FAILED, Status.CANCELLED):
+                    self._stopped.add(change.after.id)
+
+    def _audit_lease(self, before: Lease | None, after: Lease, clock: float, *, finishes: bool) -> None:
+        if after.owner_token is not None:
+            self._granted[after.workflow_id] = after.owner_token
+        if before is None or before.owner_token == after.owner_token:
+            return
+        if after.owner_token is None:
+            if after.owner == "cancelled":
+                self._cancelled.add(after.workflow_id)
+                self.seen["a lease taken away by cancel"] += 1
+            elif not finishes and before.owner_token not in self._server.given_back:
+                raise self._broken(
+                    "I5", f"the lease of {after.workflow_id} was given back by somebody else than its holder"
+                )
+            return
+        if after.epoch <= before.epoch:
+            raise self._broken("I5", f"the epoch of {after.workflow_id} went from {before.epoch} to {after.epoch}")
+        if before.owner_token is not None:
+            if before.expires_at > clock:
+                if before.owner_token.partition(":")[2].partition(".")[0] not in self._dead:
+                    raise self._broken("I5", f"the lease of {after.workflow_id} was taken while it had time left")
+                self.seen["a dead owner's lease taken over"] += 1
+            self.seen["a take-over"] += 1
+
+    def _audit_step(self, before: Step | None, after: Step, taken: dict[str, Change]) -> None:
+        change = taken.get(after.workflow_id)
+        lease = self._tables.locks.committed(after.workflow_id) if change is None else change.after
+        if before is not None:
+            raise self._broken("I1", f"record {after.seq} of {after.workflow_id} was written over")
+        if lease is None or lease.epoch != after.epoch or (change is None and lease.owner_token is None):
+            raise self._broken(
+                "I3", f"record {after.seq} of {after.workflow_id} came under epoch {after.epoch}, when {lease}"
+            )
+        self.seen[f"a record of kind {after.kind}"] += 1
+
+    # -- at the end
+
+    def _check(self, answer: Answered) -> None:
+        step = self._tables.steps.committed((answer.run, answer.seq))
+        written = step is not None and (step.epoch, step.record) == (answer.epoch, answer.text)
+        if self.forgets:
+            return
+        if answer.refused and written:
+            raise self._broken(
+                "I9", f"record {answer.seq} of {answer.run} is committed, and was called {answer.refused}"
+            )
+        if not answer.refused and not written:
+            raise self._broken("I1", f"record {answer.seq} of {answer.run} was acknowledged, and is {step}")
+
+    def end(self, runs: dict[str, bool], starts: dict[tuple[str, int], int] | None) -> None:
+        """Everything is quiet: `runs` says of each whether it may have been left cancelled; `starts` how often each body
+        may have begun, where nothing went wrong.
+        """
+        for answer in self._answers:
+            self._check(answer)
+        for run, may_be_cancelled in runs.items():
+            header = self._tables.snapshots.committed(run)
+            status = None if header is None else header.status
+            if status == Status.COMPLETED:
+                self._check_result(run)
+            elif (status == Status.CANCELLED and may_be_cancelled) or (
+                status == Status.FAILED and self._is_ambiguous(run)
+            ):
+                pass
+            elif self._drifts[run] >= _MOST_DRIFTS:
+                self.seen["a run that two versions of its code have spoilt"] += 1
+            elif self._is_ghost(run):
+                self.seen["a stopped run taken up by a claim that nobody waits for any more"] += 1
+            else:
+                raise self._broken("I7", f"{run} has not come to an end: it is {status}")
+            self.seen[f"a run that is {status}"] += 1
+        for place, most in (starts or {}).items():
+            if self._starts[place] > most:
+                raise self._broken(
+                    "I6", f"the body of {place} began {self._starts[place]} times, at most {most} were due"
+                )
+
+    def _check_result(self, run: str) -> None:
+        if run in self._swapped:
+            raise self._broken("I4", f"{run} is completed, and one of its branches was given another's value")
+        seqs = sorted(self._tables.seqs.get(run, ()))
+        steps = [step for step in (self._tables.steps.committed((run, seq)) for seq in seqs) if step is not None]
+        if sum(step.kind == Kind.RESULT for step in steps) != 1:
+            raise self._broken("I4", f"{run} is completed and has not one result")
+
+    def _is_ghost(self, run: str) -> bool:
+        """Whether it had stopped, and a claim that came too late for its sender has taken it up. (Known, and not mended.)"""
+        return run in self._stopped and self._granted.get(run) not in self._tokens
+
+    def _is_ambiguous(self, run: str) -> bool:
+        seqs = sorted(self._tables.seqs.get(run, ()))
+        steps = filter(None, (self._tables.steps.committed((run, seq)) for seq in seqs))
+        return any(step.kind == Kind.FAILURE and "AmbiguousKey" in step.record for step in steps)

@@ -1,0 +1,238 @@
+"""One life of a process: its clocks, threads, event loop and store, until it is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, Final, Protocol, cast
+
+from greenlet import greenlet
+
+from durable import _run
+from durable._step import Step
+from durable.stores._heartbeat import Heartbeat
+from durable.stores._postgres import writer
+from durable.stores._postgres.process import Process
+from durable.stores._postgres.statements import Names
+from durable.stores._postgres.store import PostgresStore
+from durable.stores._postgres.writer import Writer, tell
+from durable.testing.simulation import threads
+from durable.testing.simulation.history import History
+from durable.testing.simulation.loop import Loop
+from durable.testing.simulation.server import Server
+from durable.testing.simulation.statements import STATEMENTS
+from durable.testing.simulation.timeline import Timeline
+from durable.testing.simulation.wire import Connections, Fate
+
+__all__ = ["Life", "Place", "acting", "nobody_acts", "run_blocking"]
+
+_EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
+_SQL: Final = {name: name.encode() for name in STATEMENTS}
+_NAMES: Final = Names()
+_QUICK: Final = 0.0003  # seconds
+_SLOW_LEASES: Final = 1.5
+
+
+class Place(Protocol):
+    """Where processes live one after the other; it outlives them."""
+
+    number: int
+    timeline: Timeline
+    server: Server
+    history: History
+    slow: float
+    lease: float
+    skew: float
+    drift: float
+    starved_until: float
+    requests: int
+    messages: int
+
+    def happened(self, life: Life) -> None:
+        """An event of the life is over."""
+        ...
+
+    def fate(self) -> Fate | None:
+        """Of the request that is sent now."""
+        ...
+
+
+class Clock:
+    """A machine's clocks: one that people read, which may be wrong and step, and one that counts through everything."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        self._place = life.place
+        self._timeline = life.place.timeline
+        self._rate = 1.0 + life.place.drift
+
+    def now(self) -> datetime:
+        """See `clocks.Clock`."""
+        return _EPOCH + timedelta(seconds=self._timeline.now + self._place.skew)
+
+    def elapsed(self) -> float:
+        """See `clocks.Clock`."""
+        return self._timeline.now * self._rate
+
+    def sleep(self, seconds: float, look: float = math.inf) -> None:
+        """See `clocks.Clock`."""
+        threads.wait(self._life, min(seconds, look) / self._rate, lambda _: None)
+
+    async def asleep(self, seconds: float, look: float = math.inf) -> None:
+        """See `clocks.Clock`."""
+        future = self._life.loop.create_future()
+        self._life.after(min(seconds, look) / self._rate, _wake, future)
+        await future
+
+
+class Owner:
+    """See `stores._owner`."""
+
+    def __init__(self) -> None:
+        life = acting()
+        self.instance = f"p{life.place.number}l{life.number}"
+        self.text = self.instance
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class _Transactions:
+    """See `transactions`: the simulation has no `step.transaction`."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Life:
+    """A process. While it acts, `threading` and asyncio's running loop are its own."""
+
+    def __init__(self, place: Place, number: int) -> None:
+        self.place = place
+        self.number = number
+        self.dead = False
+        self.threads: list[greenlet] = []
+        self.paused_until = 0.0
+        self.events = 0
+        self.timeline = place.timeline
+        self.clock = Clock(self)
+        self.loop = Loop(self, self.clock.elapsed)
+        self.connections = Connections(cast(Any, self), place.server)
+        self._enter()
+        self.store = _Store(self)
+        self.mark = self.store.process.owner.instance
+
+    @property
+    def starved_until(self) -> float:
+        """See `wire.Host`."""
+        return self.place.starved_until
+
+    def after(self, seconds: float, act: Callable[..., object], *args: Any) -> None:
+        """See `threads.Host`."""
+        if not self.dead:
+            self.timeline.after(seconds, self._act, act, args)
+
+    def fate(self) -> Fate | None:
+        """See `wire.Host`."""
+        return self.place.fate()
+
+    def latency(self) -> float:
+        """See `wire.Host`."""
+        place = self.place
+        place.messages += 1
+        chance = self.timeline.chance(0, place.number, place.messages)
+        if place.slow and self.timeline.chance(2, place.number, place.messages) < place.slow:
+            return chance * chance * place.lease * _SLOW_LEASES
+        return _QUICK + chance * chance * 0.002
+
+    def kill(self, how: str = "") -> None:
+        """Nothing of it happens any more. What it has sent arrives all the same, unless the machine `drops` it, or `lags`."""
+        self.dead = True
+        self.place.history.died(self.mark)
+        for wire in self.connections.wires if how else ():
+            wire.drop(lags=how == "lags")
+        for thread in self.threads:
+            if not thread.dead:
+                thread.throw()
+        self.loop.drop()
+
+    def _act(self, act: Callable[..., object], args: tuple[Any, ...]) -> None:
+        if self.dead:
+            return
+        if self.paused_until > self.timeline.now:
+            self.timeline.after(self.paused_until - self.timeline.now, self._act, act, args)
+            return
+        self._enter()
+        act(*args)
+        self.events += 1
+        self.place.happened(self)
+
+    def _enter(self) -> None:
+        if _threading.host is not self:
+            _threading.host = self
+            asyncio._set_running_loop(cast(Any, self.loop))  # noqa: SLF001 -- what a loop is to call
+
+
+def _wake(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+_threading: Final = threads.Threading()
+
+
+def nobody_acts() -> None:
+    """The simulation is over."""
+    _threading.host = None
+    asyncio._set_running_loop(None)  # noqa: SLF001 -- what a loop is to call
+
+
+def acting() -> Life:
+    """The process that acts just now."""
+    host = _threading.host
+    assert isinstance(host, Life)
+    return host
+
+
+def _told(jobs: Any) -> None:
+    acting().place.history.answered(jobs)
+    tell(jobs)
+
+
+def _is_dead(owner: str | None, _: str | None) -> bool:
+    """See `stores._owner`: every second machine is shared, and shows who is dead on it."""
+    return acting().place.server_shows_dead(owner)  # type: ignore[attr-defined,no-any-return]
+
+
+_OURS: Final = {"threading": _threading}
+_unsettled: Final = cast(Any, writer)._unsettled  # noqa: SLF001 -- what stands in a module stands in for it here
+_Writer: Final[Any] = threads.rebound(
+    Writer, {**_OURS, "tell": _told, "_unsettled": threads.with_names(_unsettled, _OURS)}
+)
+_Heartbeat: Final[Any] = threads.rebound(Heartbeat, _OURS)
+_Process: Final[Any] = threads.rebound(
+    Process, {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner, "Transactions": _Transactions}
+)
+_BlockingStep: Final[Any] = threads.rebound(Step, _OURS)
+_BlockingRun: Final[Any] = threads.rebound(_run.BlockingRun, _OURS)
+run_blocking: Final[Any] = threads.with_names(
+    cast(Any, _run).run, {"BlockingRun": partial(_BlockingRun, driver=_BlockingStep)}
+)
+_RealStore: Final[Any] = threads.rebound(PostgresStore, {"is_dead": _is_dead})
+
+
+class _Store(_RealStore):  # type: ignore[misc]
+    """The store itself, on connections to the model."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+        cast(Any, super()).__init__("postgresql://simulated", _NAMES, clock=life.clock)
+        self._sql = _SQL
+
+    def _new_process(self) -> Any:
+        return _Process(self._life.connections, _SQL, self._life.clock, 1)

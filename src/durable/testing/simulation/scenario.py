@@ -1,0 +1,218 @@
+"""One simulated history as data: the runs, who calls them, and what goes wrong. A seed makes one; a file keeps one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+__all__ = ["Fault", "Op", "Run", "Scenario", "Slot", "from_json", "generated", "to_json"]
+
+
+class Op(Struct, omit_defaults=True):
+    """What a workflow does: a `step`, a `sleep`, a `wait` for a signal, or a `gather` of branches.
+
+    `site` names the place in the code, whatever its key is. A step without `keyed` has an automatic key, its name. Its body
+    is `given` its site as an argument, or is a thunk; it takes `ms`, and `fails` so many times in all; it is tried
+    `attempts` times (0: no policy), at most `once`, and when it raises all the same the workflow has `caught` it.
+    """
+
+    kind: str
+    site: int
+    name: str = "s"
+    keyed: bool = False
+    ms: int = 5
+    fails: int = 0
+    attempts: int = 0
+    once: bool = False
+    caught: bool = False
+    given: bool = False
+    branches: list[list[Op]] = msgspec.field(default_factory=list["list[Op]"])
+
+
+class Run(Struct, omit_defaults=True):
+    """A workflow. `cancelled_at` seconds it is cancelled from outside; `resumed` says whether it is taken up again then."""
+
+    ops: list[Op]
+    blocking: bool = False
+    cancelled_at: float = 0.0
+    resumed: bool = False
+
+
+class Slot(Struct, omit_defaults=True):
+    """A place where processes live, one after the other. `calls` are (run, seconds after its start, whether it waits)."""
+
+    calls: list[tuple[int, float, bool]]
+    skew: float = 0.0  # seconds that its wall clock is ahead
+    drift: float = 0.0  # by which its clocks are fast
+
+
+class Fault(Struct, omit_defaults=True):
+    """Something that goes wrong, in a `slot` or (-1) at the server, at its `at`-th occasion; see `FAULTS` for the occasions.
+
+    `how` a process dies: what it has sent arrives, or the machine `drops` it, or it `lags` behind. How a request or reply is
+    lost: with its connection, or `silent`ly.
+    """
+
+    kind: str
+    slot: int
+    at: float
+    amount: float = 0.0
+    how: str = ""
+
+
+class Scenario(Struct, omit_defaults=True):
+    """A history to simulate. `seed` gives latencies and stalls; `slow` and `stalls` say how likely those are."""
+
+    seed: int
+    runs: list[Run]
+    slots: list[Slot]
+    faults: list[Fault] = []
+    lease: float = 2.0
+    slow: float = 0.0
+    stalls: float = 0.0
+
+
+# Each kind of fault with the occasions that are counted (an event of a process, a request, a body, seconds).
+FAULTS: Final = {
+    "kill": "event",
+    "pause": "event",
+    "cancel await": "event",
+    "change code": "event",
+    "step clock": "event",
+    "late body": "body",
+    "lose request": "request",
+    "lose reply": "request",
+    "late request": "request",
+    "half request": "request",
+    "restart": "time",
+    "fail over": "time",
+    "starve": "time",
+}
+
+_EVENTS: Final = 90  # of a process, within which most of what matters happens
+_REQUESTS: Final = 14
+_BEFORE: Final = 200  # added to the site of a step that is put before another
+
+
+def generated(seed: int) -> Scenario:
+    """The scenario of a seed."""
+    draw = Random(seed)  # noqa: S311 -- chance, not secrets
+    scenario = Scenario(seed, _runs(draw), [])
+    slots = draw.choice((1, 2, 2, 2, 3))
+    timed = any(op.kind != "step" or op.attempts for run in scenario.runs for op in run.ops)
+    for number in range(slots):
+        calls = [
+            (run, draw.random() * draw.choice((0.02, 0.3, 3.0)), draw.random() < 0.5)
+            for run in range(len(scenario.runs))
+            if number == run % slots or draw.random() < 0.4
+        ]
+        scenario.slots.append(Slot(calls, _skew(draw, timed=timed), draw.choice((0.0, 0.0, -5e-4, 5e-4))))
+    scenario.lease = draw.choice((0.6, 2.0, 2.0, 6.0))
+    if draw.random() < 0.3:
+        scenario.slow = draw.choice((0.02, 0.1))
+    if draw.random() < 0.4:
+        scenario.stalls = draw.choice((0.03, 0.1, 0.3))
+    mix = draw.sample(sorted(FAULTS), draw.choice((1, 2, 3)))
+    for _ in range(draw.choice((0, 1, 1, 2, 2, 3, 4, 6))):
+        scenario.faults.append(_fault(draw, draw.choice(mix), slots, scenario.lease))
+    return scenario
+
+
+def _skew(draw: Random, *, timed: bool) -> float:
+    # Where a workflow sleeps, another machine's hour is an hour of sleep, and of polling.
+    return draw.choice((0.0, 0.0, 0.0, 1.5, -1.5) + (() if timed else (3600.0, -3600.0)))
+
+
+def _runs(draw: Random) -> list[Run]:
+    runs: list[Run] = []
+    for _ in range(draw.choice((1, 1, 1, 2, 2, 3))):
+        sites = iter(range(1000))
+        ops = [_op(draw, sites, depth=0) for _ in range(draw.choice((1, 2, 2, 3, 4)))]
+        branched = any(op.kind == "gather" for op in ops)
+        for op in ops:
+            if branched and op.name == "s" and draw.random() < 0.9:  # else it is refused, sooner or later
+                op.given = True
+        run = Run(ops, blocking=not branched and draw.random() < 0.3)
+        if draw.random() < 0.06:
+            run.cancelled_at = draw.random() * draw.choice((0.03, 0.3))
+            run.resumed = draw.random() < 0.6
+        runs.append(run)
+    return runs
+
+
+def _op(draw: Random, sites: Iterator[int], depth: int) -> Op:
+    site = next(sites)
+    kind = draw.random()
+    if kind < 0.14 and depth == 0:
+        branches: list[list[Op]] = [
+            [_op(draw, sites, 1) for _ in range(draw.choice((1, 1, 2)))] for _ in range(draw.choice((2, 2, 3)))
+        ]
+        if draw.random() < 0.25:  # a name that branches share, after something that takes its time: to be refused
+            for branch in branches[:2]:
+                before = Op("step", branch[0].site + _BEFORE, f"b{branch[0].site}", ms=draw.choice((0, 5, 30, 400)))
+                branch[:] = [before, Op("step", branch[0].site, "shared", ms=draw.choice((1, 5, 20)))]
+        return Op("gather", site, branches=branches)
+    if kind < 0.2:
+        return Op("sleep", site, f"z{site}", ms=draw.choice((10, 100, 1500)))
+    if kind < 0.26:
+        return Op("wait", site, f"w{site}", ms=draw.choice((1, 50, 700)))
+    keyed = draw.random() < 0.4
+    op = Op("step", site, f"s{site}" if keyed or depth else "s", keyed, draw.choice((0, 1, 5, 30, 400)))
+    op.given = draw.random() < 0.7
+    trouble = draw.random()
+    if trouble < 0.12:
+        op.fails, op.attempts = draw.choice(((1, 0), (1, 3), (2, 2), (2, 3)))
+        op.caught = draw.random() < 0.3
+    elif trouble < 0.18:
+        op.once = True
+    return op
+
+
+def _fault(draw: Random, kind: str, slots: int, lease: float) -> Fault:
+    slot = draw.randrange(slots)
+    match FAULTS[kind]:
+        case "event":
+            fault = Fault(kind, slot, draw.randrange(1, _EVENTS if draw.random() < 0.7 else 3 * _EVENTS))
+        case "request":
+            fault = Fault(kind, slot, draw.randrange(1, _REQUESTS))
+        case "body":
+            fault = Fault(kind, slot, draw.randrange(1, 7))
+        case _:
+            fault = Fault(
+                kind, slot if kind == "starve" else -1, round(draw.random() * draw.choice((0.05, 0.5, 3.0)), 4)
+            )
+    match kind:
+        case "pause" | "late body":
+            fault.amount = round(lease * draw.choice((0.2, 0.7, 1.0, 1.2, 2.0, 3.0)) + draw.random() * 0.1, 4)
+        case "kill" | "change code":  # seconds until the next life
+            fault.amount = draw.choice((0.0, 0.0, 0.1, 1.0, 2.0))
+            fault.how = draw.choice(("", "drops", "lags"))
+        case "step clock":
+            fault.amount = draw.choice((-3.0, -0.5, 0.5, 3.0))
+        case "lose request" | "lose reply":
+            fault.how = draw.choice(("", "silent"))
+        case "late request" | "half request":
+            fault.amount = draw.choice((0.002, 0.01, 0.05, 0.3, 3.0))
+        case "fail over":  # commits that the standby lacks
+            fault.amount = draw.choice((0, 1, 1, 2, 3, 5))
+        case "restart":
+            fault.amount = draw.choice((0.0, 0.05, 0.5, 4.0))
+        case "starve":
+            fault.amount = draw.choice((0.1, 1.0, 8.0))
+        case _:
+            pass
+    return fault
+
+
+def to_json(scenario: Scenario) -> str:
+    """The scenario as a file keeps it."""
+    return msgspec.json.format(msgspec.json.encode(scenario), indent=1).decode() + "\n"
+
+
+def from_json(text: str | bytes) -> Scenario:
+    """The scenario of a file."""
+    return msgspec.json.decode(text, type=Scenario)

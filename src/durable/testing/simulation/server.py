@@ -1,0 +1,191 @@
+"""The database server: backends that execute requests on the model, and what becomes of them when it goes down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol, TypeAlias
+
+from durable.testing.simulation.database import Wait
+from durable.testing.simulation.session import Refused, Running, Session
+from durable.testing.simulation.statements import KEY_COLUMNS, STATEMENTS, Result, Verb, new_database
+from durable.testing.simulation.timeline import Timeline
+
+__all__ = ["BEGIN", "COMMIT", "Backend", "Client", "Request", "Server"]
+
+BEGIN: Final = "BEGIN"
+COMMIT: Final = "COMMIT"
+_WAKING: Final = 0.0001  # seconds
+_LONGEST_STALL: Final = 0.8
+
+Request: TypeAlias = Sequence[tuple[str, Any]]
+
+
+class Client(Protocol):
+    """The other end of a backend's connection."""
+
+    def replied(self, answer: Sequence[Result] | Refused) -> None:
+        """What came of the request."""
+        ...
+
+    def broken(self) -> None:
+        """The server has let go of the connection."""
+        ...
+
+    def delayed(self) -> None:
+        """The reply may take longer than anybody waits."""
+        ...
+
+
+class Server:
+    """One primary. `stalls` is how likely a statement is to stop where others may act; `early` replies before COMMIT.
+
+    `statements` and `keys` may be others than the store's own, to plant a bug in them.
+    """
+
+    def __init__(
+        self,
+        timeline: Timeline,
+        stalls: float,
+        statements: Mapping[str, Verb] | None = None,
+        keys: Mapping[str, frozenset[str]] = KEY_COLUMNS,
+        *,
+        early: bool = False,
+    ) -> None:
+        self.timeline = timeline
+        self.stalls = stalls
+        self.statements = STATEMENTS if statements is None else dict(statements)
+        self.early = early
+        self.database, self.tables = new_database(lambda: timeline.now, keys)
+        self.up = True
+        self.given_back: set[str] = set()  # the tokens of leases whose holders have asked to give them back
+        self.waits = 0  # for locks
+        self.victims = 0
+        self._backends: list[Backend] = []
+        self._made = 0
+
+    def backend(self, client: Client) -> Backend:
+        """A backend for a new connection."""
+        self._made += 1
+        backend = Backend(self, client, self._made)
+        self._backends.append(backend)
+        return backend
+
+    def crash(self, back_after: float, forgets: int = 0) -> None:
+        """Every connection is gone, and what was not committed; with what a standby lacked, if one takes over."""
+        self.up = False
+        for backend in self._backends:
+            backend.gone = True
+            backend.session.roll_back()
+            backend.client.broken()
+        self._backends.clear()
+        if forgets:
+            self.database.fail_over(max(0, self.database.commits - forgets))
+        self.timeline.after(back_after, self._start)
+
+    def _start(self) -> None:
+        self.up = True
+
+
+class Backend:
+    """Executes one request after the other, to the end, whether or not anybody still listens."""
+
+    __slots__ = ("_answers", "_finished", "_items", "_running", "client", "gone", "number", "server", "session")
+
+    def __init__(self, server: Server, client: Client, number: int) -> None:
+        self.server = server
+        self.client = client
+        self.number = number
+        self.session = Session(server.database, server.tables, server.statements, commits=False)
+        self.gone = False
+        self._items: list[tuple[str, Any]] = []
+        self._answers: list[Result] = []
+        self._running: Running | None = None
+        self._finished: Callable[[], object] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request has arrived that is not answered."""
+        return not self._items
+
+    def take(self, items: Request, finished: Callable[[], object] | None = None) -> None:
+        """Execute a request that has arrived; then reply, or do what is asked for instead."""
+        if self.gone:
+            return
+        self._items, self._answers, self._finished = list(items), [], finished
+        self._go()
+
+    def _go(self) -> None:
+        if self.gone:
+            return
+        while self._items:
+            name, parameters = self._items[0]
+            if name == BEGIN:
+                self.session.begin()
+            elif name == COMMIT:
+                if self._stalled():
+                    return
+                self.session.commit()
+            elif not self._executed(name, parameters):
+                return
+            self._items.pop(0)
+        if self._finished is None:
+            self.client.replied(self._answers)
+        else:
+            self._finished()
+
+    def _executed(self, name: str, parameters: Any) -> bool:
+        running = self._running
+        if running is None:
+            if name == "release_batch":
+                self.server.given_back.update(parameters[1])
+            implicit = self.session.transaction is None
+            running = self._running = self.session.start(name, parameters, stops=self.server.stalls > 0)
+            if implicit:
+                self._items.insert(1, (COMMIT, None))
+        while not running.proceed():
+            if type(running.wait) is Wait:
+                self.server.waits += 1
+                running.wait.notify = self._wake
+                self.client.delayed()
+                return False
+            if self._stalled():
+                return False
+        self._running = None
+        if running.error is not None:
+            self.server.victims += 1
+            self._items.clear()
+            self.client.replied(running.error)
+            return False
+        self._answers.append(running.result)
+        if self.server.early and len(self._items) == 2 and self._finished is None:
+            answers, self._finished = list(self._answers), _nothing
+            self.client.replied(answers)
+            self.server.timeline.after(0.05, self._go)
+            self._items.pop(0)
+            return False
+        return True
+
+    def _wake(self) -> None:
+        self.server.timeline.after(_WAKING, self._go)
+
+    def _stalled(self) -> bool:
+        """Whether others may act here for a while; asked once at each place."""
+        stalls = self.server.stalls
+        if not stalls:
+            return False
+        timeline = self.server.timeline
+        place = (1, self.number, self.session.database.commits, len(self._items), int(timeline.now * 1e6))
+        if self._items[0][0] == COMMIT and self._items[0][1] == "stalled":
+            return False
+        if timeline.chance(*place) >= stalls:
+            return False
+        if self._items[0][0] == COMMIT:
+            self._items[0] = (COMMIT, "stalled")
+        long = timeline.chance(*place, 1)
+        timeline.after(long**4 * _LONGEST_STALL, self._go)
+        self.client.delayed()
+        return True
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,432 @@
+"""Simulating a scenario: places with lives in them, callers who want their runs done, and faults when they are due."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from durable._decorator import current_frame
+from durable._run import run as durable_run
+from durable.errors import AmbiguousKey, DurableError, RunCancelled, StepFailed, WorkflowDrift
+from durable.testing.simulation import programs
+from durable.testing.simulation.history import Broken, History
+from durable.testing.simulation.life import Life, acting, nobody_acts, run_blocking
+from durable.testing.simulation.scenario import FAULTS, Fault, Op, Run, Scenario
+from durable.testing.simulation.server import Server
+from durable.testing.simulation.statements import KEY_COLUMNS, Verb
+from durable.testing.simulation.threads import Thread, wait
+from durable.testing.simulation.timeline import Timeline
+
+__all__ = ["Conditions", "Outcome", "simulated"]
+
+_PATIENCE: Final = 90.0  # seconds after the last trouble, in which every run must come to its end
+_AFTERWARDS: Final = 4.0  # seconds, in which what is late still arrives
+_MOST_EVENTS: Final = 60_000
+_SHARED_MACHINES: Final = 0.4
+_RENAMED: Final = 500  # added to the site of a step that has another name
+
+
+class Conditions(NamedTuple):
+    """What is not as it should be: statements, key columns, a server that replies before it commits."""
+
+    statements: Mapping[str, Verb] | None = None
+    keys: Mapping[str, frozenset[str]] = KEY_COLUMNS
+    early: bool = False
+
+
+_AS_IT_SHOULD_BE: Final = Conditions()
+
+
+class Outcome(NamedTuple):
+    """What became of a scenario: what is `broken`, if anything is; which faults came about; which situations occurred."""
+
+    broken: Broken | None
+    faults: Counter[str]
+    seen: Counter[str]
+    seconds: float
+
+
+def simulated(scenario: Scenario, conditions: Conditions = _AS_IT_SHOULD_BE) -> Outcome:
+    """Let the scenario happen, and check it."""
+    world = _World(scenario, conditions)
+    broken: Broken | None = None
+    try:
+        world.run()
+    except Broken as problem:
+        broken = world.history.broken or problem
+    except Exception as problem:
+        broken = Broken("crash", f"{type(problem).__name__}: {problem}")
+        broken.__cause__ = problem
+    finally:
+        world.end()
+    seen = world.history.seen
+    seen["a wait for a row lock"] += world.server.waits
+    seen["a deadlock"] += world.server.victims
+    return Outcome(broken, world.faults, seen, world.timeline.now)
+
+
+class _World:
+    def __init__(self, scenario: Scenario, conditions: Conditions) -> None:
+        self.scenario = scenario
+        self.timeline = Timeline(scenario.seed)
+        self.server = Server(
+            self.timeline, scenario.stalls, conditions.statements, conditions.keys, early=conditions.early
+        )
+        self.history = History(self.server)
+        self.places = [_Place(self, number) for number in range(len(scenario.slots))]
+        self.faults: Counter[str] = Counter()
+        self.failed: Counter[tuple[str, int]] = Counter()  # how often a body has failed
+        self.signalled: set[tuple[int, str]] = set()
+        self.shares = self.timeline.chance(3) < _SHARED_MACHINES
+        self.renamed = False  # whether any code was changed so that its records no longer fit
+        self.trouble = 0.0  # when the last of it is over
+        self.unfinished = sum(len(slot.calls) for slot in scenario.slots)
+
+    def run(self) -> None:
+        for place in self.places:
+            place.start()
+        for fault in self.scenario.faults:
+            if FAULTS[fault.kind] == "time":
+                self.timeline.after(fault.at, self._strike, fault)
+        self._work()
+        if self.history.forgets:  # what had ended may not have any more, and nobody is there who would notice
+            self._cold_start()
+            self._work()
+        runs = {
+            f"r{n}": bool(run.cancelled_at) and not run.resumed
+            for n, run in enumerate(self.scenario.runs)
+            if any(n == call[0] for slot in self.scenario.slots for call in slot.calls)
+        }
+        self.history.end(runs, self._due() if self._is_calm() else None)
+
+    def _work(self) -> None:
+        """Until every caller has what he wanted, and what is late has arrived."""
+        while self.unfinished:
+            before = self.trouble
+            self.timeline.run(before + _PATIENCE)
+            self._look()
+            if self.unfinished and self.trouble == before:
+                waiting = [f"r{run}" for place in self.places for run in sorted(place.calls)]
+                raise Broken("I7", f"{_PATIENCE:g} s after the last trouble nobody knows how {waiting} ended")
+        self.timeline.ends = False
+        self.timeline.run(self.timeline.now + _AFTERWARDS)
+        self._look()
+
+    def _look(self) -> None:
+        if self.history.broken is not None:
+            raise self.history.broken
+
+    def _cold_start(self) -> None:
+        self.trouble = self.timeline.now
+        for place in self.places:
+            place.calls = place.every_call()
+            self.unfinished += len(place.calls)
+            if place.life is not None:
+                place.life.kill("drops")
+            place.start()
+
+    def end(self) -> None:
+        for place in self.places:
+            if place.life is not None:
+                place.life.kill("drops")
+        nobody_acts()
+
+    def struck(self, fault: Fault, seconds: float = 0.0) -> None:
+        self.faults[fault.kind] += 1
+        self.trouble = max(self.trouble, self.timeline.now + seconds)
+
+    def finished(self) -> None:
+        self.unfinished -= 1
+        self.timeline.ends = not self.unfinished
+
+    def _strike(self, fault: Fault) -> None:
+        self.struck(fault, fault.amount)
+        match fault.kind:
+            case "restart":
+                self.server.crash(fault.amount)
+            case "fail over":
+                self.history.forgets |= fault.amount > 0
+                self.server.crash(0.05, int(fault.amount))
+                self.signalled = {sent for sent in self.signalled if sent[1] == "cancel"}
+                for place in self.places:  # the senders look whether what they sent is still there
+                    place.send_signals(0.5)
+            case "starve":
+                self.places[fault.slot].starved_until = self.timeline.now + fault.amount
+            case never:
+                raise AssertionError(never)
+
+    def _is_calm(self) -> bool:
+        return not (self.scenario.faults or self.scenario.slow or self.scenario.stalls)
+
+    def _due(self) -> dict[tuple[str, int], int]:
+        due: dict[tuple[str, int], int] = {}
+
+        def count(name: str, ops: list[Op]) -> None:
+            for op in ops:
+                due[name, op.site] = 1 + op.fails
+                for branch in op.branches:
+                    count(name, branch)
+
+        for n, run in enumerate(self.scenario.runs):
+            if not run.cancelled_at and not any(op.kind == "gather" for op in run.ops):
+                count(f"r{n}", run.ops)
+        return due
+
+
+class _Place:
+    """See `life.Place`."""
+
+    def __init__(self, world: _World, number: int) -> None:
+        self.world = world
+        self.number = number
+        self.timeline = world.timeline
+        self.server = world.server
+        self.history = world.history
+        slot, scenario = world.scenario.slots[number], world.scenario
+        self.slow, self.lease = scenario.slow, scenario.lease
+        self.skew, self.drift = slot.skew, slot.drift
+        self.starved_until = 0.0
+        self.requests = self.messages = self.bodies = self.events = 0
+        self.calls = self.every_call()
+        self.changed = 0  # how the code differs
+        self.life: Life | None = None
+        self.running: list[asyncio.Task[Any]] = []
+        self._lives = 0
+        mine = [fault for fault in scenario.faults if fault.slot == number]
+        self._at_events = _by_occasion(mine, "event")
+        self._at_requests = _by_occasion(mine, "request")
+        self._at_bodies = _by_occasion(mine, "body")
+
+    def every_call(self) -> dict[int, tuple[float, bool]]:
+        """Each run that is to be called here: how long after the start, and whether the caller waits."""
+        return {run: (after, waits) for run, after, waits in self.world.scenario.slots[self.number].calls}
+
+    def start(self) -> None:
+        """Begin a life, unless there is one."""
+        if self.life is not None and not self.life.dead:
+            return
+        self._lives += 1
+        self.running = []
+        life = self.life = Life(self, self._lives)
+        for run, (after, waits) in self.calls.items():
+            spec = self.world.scenario.runs[run]
+            if spec.blocking:
+                life.after(after, Thread(life, self._call_blocking, (life, run, spec, waits)).start)
+            else:
+                life.after(after, _begin, self._call, life, run, spec, waits)
+            if spec.cancelled_at and (run, "cancel") not in self.world.signalled:
+                life.after(spec.cancelled_at, _begin, self._cancel, life, run)
+
+        self.send_signals(0.0)
+
+    def send_signals(self, after: float) -> None:
+        """Those that the runs which are called here wait for."""
+        life = self.life
+        if life is not None:
+            for run in self.every_call():
+                for op in _waits(self.world.scenario.runs[run].ops):
+                    if (run, op.name) not in self.world.signalled:
+                        life.after(after + op.ms / 1000, _begin, self._signal, life, run, op)
+
+    def happened(self, life: Life) -> None:
+        self.events += 1
+        if self.events > _MOST_EVENTS:
+            raise Broken("I7", f"{_MOST_EVENTS} events, and no end")
+        for fault in self._at_events.get(self.events, ()):
+            if not life.dead:
+                self._strike(fault, life)
+
+    def fate(self) -> Fault | None:
+        self.requests += 1
+        faults = self._at_requests.get(self.requests)
+        if faults is None:
+            return None
+        self.world.struck(faults[0], faults[0].amount)
+        return faults[0]
+
+    def lateness(self) -> float:
+        self.bodies += 1
+        faults = self._at_bodies.get(self.bodies)
+        if faults is None:
+            return 0.0
+        self.world.struck(faults[0], faults[0].amount)
+        return faults[0].amount
+
+    def server_shows_dead(self, owner: str | None) -> bool:
+        lives = {place.life.mark for place in self.world.places if place.life is not None and not place.life.dead}
+        return self.world.shares and owner is not None and owner not in lives
+
+    def _strike(self, fault: Fault, life: Life) -> None:
+        match fault.kind:
+            case "kill" | "change code":
+                self.world.struck(fault, fault.amount)
+                if fault.kind == "change code":
+                    self.changed = 1 + self.events % 2
+                life.kill(fault.how)
+                self.timeline.after(fault.amount + 0.001, self.start)
+            case "pause":
+                self.world.struck(fault, fault.amount)
+                life.paused_until = max(life.paused_until, self.timeline.now + fault.amount)
+            case "cancel await":
+                running = [task for task in self.running if not task.done()]
+                if running:
+                    self.world.struck(fault)
+                    running[self.events % len(running)].cancel()
+            case "step clock":
+                self.world.struck(fault)
+                self.skew += fault.amount
+            case never:
+                raise AssertionError(never)
+
+    def _workflow(self, run: int, spec: Run, make: Callable[..., Any]) -> Any:
+        ops = spec.ops
+        if self.changed == 1:
+            ops = [*ops, Op("step", _RENAMED - 1, "added", keyed=True)]
+        elif self.changed and ops[0].kind == "step" and (ops[0].keyed or ops[0].given):
+            self.world.renamed = True
+            renamed = Op("step", ops[0].site + _RENAMED, "renamed", ops[0].keyed, ops[0].ms, given=True)
+            ops = [renamed, *ops[1:]]
+        workflow = make(ops, _Bodies(self, f"r{run}"))
+        workflow.__name__ = f"w{run}"
+        return workflow
+
+    async def _call(self, life: Life, run: int, spec: Run, waits: bool) -> None:
+        tries = 0
+        while True:
+            workflow = self._workflow(run, spec, programs.asynchronous)
+            calling = _anything(durable_run)(
+                {}, workflow, id=f"r{run}", store=life.store, on_conflict="wait" if waits else "raise", lease=self.lease
+            )
+            task = life.loop.create_task(calling)
+            self.running.append(task)
+            await asyncio.wait([task])
+            self.running.remove(task)
+            problem = asyncio.CancelledError() if task.cancelled() else task.exception()
+            if self._is_over(run, spec, task.result() if problem is None else None, problem):
+                return
+            tries += 1
+            await life.clock.asleep(min(1.0, 0.02 * 2**tries))
+
+    def _call_blocking(self, life: Life, run: int, spec: Run, waits: bool) -> None:
+        tries = 0
+        while True:
+            workflow = self._workflow(run, spec, programs.blocking)
+            problem: BaseException | None = None
+            value: Any = None
+            try:
+                value = run_blocking(
+                    {},
+                    workflow,
+                    id=f"r{run}",
+                    store=life.store,
+                    on_conflict="wait" if waits else "raise",
+                    lease=self.lease,
+                )
+            except Exception as raised:
+                problem = raised
+            if self._is_over(run, spec, value, problem):
+                return
+            tries += 1
+            life.clock.sleep(min(1.0, 0.02 * 2**tries))
+
+    def _is_over(self, run: int, spec: Run, value: Any, problem: BaseException | None) -> bool:
+        """Whether the caller has what he wanted."""
+        name = f"r{run}"
+        self.history.seen[f"run: {'returned' if problem is None else type(problem).__name__}"] += 1
+        match problem:
+            case None:
+                self.history.returned(name, value)
+                over = True
+            case AmbiguousKey():
+                over = True
+            case RunCancelled():
+                over = not spec.resumed
+            case WorkflowDrift():
+                self.changed = 0 if self.changed else 2
+                over = self.history.drifted(name, renamed=self.world.renamed)
+            case DurableError() | ValueError() | StepFailed() | ExceptionGroup() | asyncio.CancelledError():
+                over = False
+            case _:
+                raise problem
+        if over and self.calls.pop(run, None) is not None:
+            self.world.finished()
+        return over
+
+    async def _signal(self, life: Life, run: int, op: Op) -> None:
+        while True:
+            try:
+                await life.store.aio.signal(f"r{run}", op.name, str(-1 - op.site))
+            except DurableError:
+                await life.clock.asleep(0.3)
+            else:
+                self.world.signalled.add((run, op.name))
+                return
+
+    async def _cancel(self, life: Life, run: int) -> None:
+        self.world.signalled.add((run, "cancel"))
+        self.history.cancelled(f"r{run}")
+        try:
+            await life.store.aio.cancel(f"r{run}")
+        except DurableError as problem:
+            self.history.seen[f"cancel: {type(problem).__name__}"] += 1
+
+
+class _Bodies:
+    """See `programs.Bodies`."""
+
+    def __init__(self, place: _Place, run: str) -> None:
+        self._place = place
+        self._run = run
+
+    def begin(self, op: Op, *, late: bool) -> int:
+        frame: Any = current_frame.get()
+        token = frame.driver._execution.lease.token  # noqa: SLF001
+        world = self._place.world
+        execution = world.history.body_starts(self._run, op.site, token, late=late)
+        if world.failed[self._run, op.site] < op.fails:
+            world.failed[self._run, op.site] += 1
+            raise ValueError(f"{op.site} failed")
+        return execution
+
+    def lateness(self) -> float:
+        return self._place.lateness()
+
+    def stop(self, seconds: float) -> None:
+        life = acting()
+        life.paused_until = self._place.timeline.now + seconds
+
+    def told(self, op: Op, outcome: Any, *, failed: bool = False) -> None:
+        self._place.history.told(self._run, op.site, outcome, failed=failed, shared=op.name == "shared")
+
+    def work(self, seconds: float) -> None:
+        wait(acting(), seconds, lambda _: None)
+
+    async def awork(self, seconds: float) -> None:
+        await acting().clock.asleep(seconds)
+
+
+def _anything(function: object) -> Any:
+    """The function, whose overloads are for callers who know what they call."""
+    return function
+
+
+def _begin(act: Callable[..., Any], life: Life, *args: Any) -> None:
+    life.loop.create_task(act(life, *args))
+
+
+def _by_occasion(faults: list[Fault], occasion: str) -> dict[int, list[Fault]]:
+    found: dict[int, list[Fault]] = {}
+    for fault in faults:
+        if FAULTS[fault.kind] == occasion:
+            found.setdefault(int(fault.at), []).append(fault)
+    return found
+
+
+def _waits(ops: list[Op]) -> list[Op]:
+    found = [op for op in ops if op.kind == "wait"]
+    for op in ops:
+        for branch in op.branches:
+            found += _waits(branch)
+    return found

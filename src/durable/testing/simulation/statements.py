@@ -1,0 +1,491 @@
+"""The store's statements on the model, one function for each name in `statements.sql`, with its parameters and rows.
+
+Each takes a statement of the model and the parameters that psycopg would be given; it yields where it must wait (or where
+others may act), and returns a `Result`. The order in which rows are looked at, locked and written is the SQL's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple, TypeAlias, cast
+
+import msgspec
+
+from durable.snapshot import Kind, Status
+from durable.testing.simulation.database import (
+    KEY_SHARE,
+    NO_KEY_UPDATE,
+    POINT,
+    UPDATE,
+    Database,
+    Progress,
+    Statement,
+    Table,
+)
+
+__all__ = ["KEY_COLUMNS", "STATEMENTS", "Result", "Tables", "new_database"]
+
+_ENDS: Final = frozenset({Kind.RESULT.value, Kind.FAILURE.value})
+_STOPPED: Final = frozenset({Status.FAILED.value, Status.CANCELLED.value})
+_FORMAT: Final = 1
+
+
+class Lease(NamedTuple):
+    """A row of `durable_locks`."""
+
+    workflow_id: str
+    epoch: int
+    owner_token: str | None
+    owner: str | None
+    expires_at: float
+
+
+class Header(NamedTuple):
+    """A row of `durable_snapshots`; the document is never changed in place."""
+
+    id: str
+    snapshot: dict[str, Any]
+    updated_at: float
+
+    @property
+    def status(self) -> Any:
+        """`snapshot->'execution'->>'status'`."""
+        execution = self.snapshot.get("execution")
+        return cast(dict[str, Any], execution).get("status") if isinstance(execution, dict) else None
+
+
+class Step(NamedTuple):
+    """A row of `durable_steps`."""
+
+    workflow_id: str
+    seq: int
+    key: str
+    kind: str
+    nonce: int
+    epoch: int
+    record: str
+
+
+class Signal(NamedTuple):
+    """A row of `durable_signals`."""
+
+    number: int
+    workflow_id: str
+    name: str
+    payload: str
+    nonce: int
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The store's four tables, and the sequence of signals."""
+
+    locks: Table[Lease] = field(default_factory=lambda: Table("locks"))
+    snapshots: Table[Header] = field(default_factory=lambda: Table("snapshots"))
+    steps: Table[Step] = field(default_factory=lambda: Table("steps"))
+    signals: Table[Signal] = field(default_factory=lambda: Table("signals"))
+    seqs: dict[str, set[int]] = field(default_factory=dict[str, set[int]])  # an index: of each run, seqs ever inserted
+    nonces: dict[str, list[int]] = field(default_factory=dict[str, list[int]])  # likewise of each run's signals
+    numbers: list[int] = field(default_factory=lambda: [0])  # a sequence: what a rollback leaves stays used
+
+    def all(self) -> tuple[Table[Any], ...]:
+        """The tables, in the order in which everybody locks."""
+        return self.locks, self.snapshots, self.steps, self.signals
+
+
+# The columns that some unique index is over. Without the one on (workflow_id, owner_token) the fence has a hole.
+KEY_COLUMNS: Final[Mapping[str, frozenset[str]]] = {
+    "locks": frozenset({"workflow_id", "owner_token"}),
+    "snapshots": frozenset({"id"}),
+    "steps": frozenset({"workflow_id", "seq"}),
+    "signals": frozenset({"number", "workflow_id", "nonce"}),
+}
+
+
+def new_database(
+    clock: Callable[[], float], keys: Mapping[str, frozenset[str]] = KEY_COLUMNS
+) -> tuple[Database, Tables]:
+    """An empty database with the store's tables."""
+    tables = Tables()
+    return Database(tables.all(), dict(keys), clock), tables
+
+
+class Result(NamedTuple):
+    """What a statement answers: its rows, and how many it wrote or returned."""
+
+    rows: list[tuple[Any, ...]]
+    rowcount: int
+
+
+Verb: TypeAlias = Callable[[Tables, Statement, Any], Progress[Result]]
+
+_decode: Final = msgspec.json.Decoder().decode
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def _take_leases(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    dead = set(values["dead"])
+    chosen: list[tuple[dict[str, Any], float]] = []
+    for asked in sorted(_decode(values["claims"]), key=_by_id):
+        held = tables.locks.visible(asked["id"], statement)
+        if held is not None and held.expires_at > statement.clock() and held.owner_token != asked["dead"]:
+            continue
+        if _may_execute(tables.snapshots.visible(asked["id"], statement), asked):
+            chosen.append((asked, statement.clock() + asked["seconds"]))
+    taken = 0
+    for asked, expires_at in chosen:
+        yield POINT
+        random, owner = asked["random"], asked["owner"]
+
+        def free(lease: Lease) -> bool:
+            return lease.expires_at <= statement.clock() or lease.owner_token in dead
+
+        def over(lease: Lease, random: str = random, owner: str = owner, expires_at: float = expires_at) -> Lease:
+            epoch = lease.epoch + 1
+            return Lease(lease.workflow_id, epoch, f"{epoch}:{random}", owner, expires_at)
+
+        first = Lease(asked["id"], 1, f"1:{random}", owner, expires_at)
+        columns = frozenset({"epoch", "owner_token", "owner", "expires_at"})
+        taken += (yield from statement.upsert(tables.locks, asked["id"], first, columns, free, over)) is not None
+    return Result([], taken)
+
+
+def _may_execute(run: Header | None, asked: dict[str, Any]) -> bool:
+    if run is None:
+        return bool(asked["may_create"])
+    document = run.snapshot
+    if document.get("formatVersion") != _FORMAT:
+        return document.get("kind") == "ResumeState"
+    if not isinstance(run.status, str):
+        return False
+    metadata: Any = document.get("metadata") or {}
+    workflow = document.get("workflowName") or ""
+    return (
+        workflow in ("", asked["workflow"])
+        and metadata.get("version", asked["version"]) == asked["version"]
+        and (asked["input_hash"] is None or workflow == "" or metadata.get("inputHash") == asked["input_hash"])
+        and (run.status != Status.COMPLETED or workflow == "")
+        and (asked["after_failure"] or run.status not in _STOPPED)
+    )
+
+
+def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    mine: list[tuple[dict[str, Any], int]] = []
+    for asked in _decode(values["claims"]):
+        lease = tables.locks.visible(asked["id"], statement)
+        if lease is not None and lease.owner_token == f"{lease.epoch}:{asked['random']}":
+            mine.append((asked, lease.epoch))
+    moment = _iso(statement.now)
+    fresh: set[str] = set()
+    for asked, _ in sorted(mine, key=lambda one: _by_id(one[0])):
+        header = asked["header"]
+        execution = {**header["execution"], "lastUpdated": moment}
+        new = Header(asked["id"], {**header, "execution": execution}, statement.now)
+        if (yield from statement.insert(tables.snapshots, new.id, new)):
+            fresh.add(new.id)
+    written = 0
+    for asked, epoch in mine:
+        old = tables.snapshots.visible(asked["id"], statement)
+        named = old is not None and (old.snapshot.get("workflowName") or "") != ""
+        if asked["input"] is not None and (asked["id"] in fresh or not named):
+            record = Step(asked["id"], 0, Kind.INPUT.value, Kind.INPUT.value, 0, epoch, asked["input"])
+            written += yield from _appended(tables, statement, record)
+    for asked, _ in mine:
+
+        def may(run: Header, asked: dict[str, Any] = asked) -> bool:
+            return (run.status != Status.COMPLETED or not (run.snapshot.get("workflowName") or "")) and (
+                asked["after_failure"] or run.status not in _STOPPED
+            )
+
+        def running(run: Header, asked: dict[str, Any] = asked) -> Header:
+            document = run.snapshot
+            if not (document.get("workflowName") or ""):
+                header = asked["header"]
+                known: dict[str, Any] = document.get("metadata") or {}
+                metadata: dict[str, Any] = {**header["metadata"], **known}
+                document = {**header, **document, "workflowName": header["workflowName"], "metadata": metadata}
+            execution = {"status": Status.RUNNING.value, "lastUpdated": moment}
+            return Header(run.id, {**document, "execution": execution}, statement.now)
+
+        yield from statement.update(tables.snapshots, asked["id"], may, running)
+    return Result([], written)
+
+
+def _read_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    rows: list[tuple[Any, ...]] = []
+    for run_id in values["ids"]:
+        lease = tables.locks.visible(run_id, statement)
+        run = tables.snapshots.visible(run_id, statement)
+        document = None if run is None else _encode(run.snapshot).decode()
+        if lease is None:
+            rows.append((run_id, None, None, None, None, document))
+        else:
+            left = lease.expires_at - statement.clock()
+            rows.append((run_id, lease.epoch, lease.owner_token, lease.owner, left, document))
+    return Result(rows, len(rows))
+
+
+def _read_journals(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    rows: list[tuple[Any, ...]] = []
+    for run_id, random in zip(values["ids"], values["randoms"], strict=True):
+        lease = tables.locks.visible(run_id, statement)
+        whole = lease is not None and lease.owner_token == f"{lease.epoch}:{random}"
+        for seq in sorted(tables.seqs.get(run_id, ())):
+            step = tables.steps.visible((run_id, seq), statement)
+            if step is not None and (whole or step.kind in _ENDS):
+                rows.append((run_id, seq, step.key, step.kind, step.record))
+    return Result(rows, len(rows))
+
+
+def _checkpoint(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    seq, key, kind, nonce, record, run_id, token = values
+    lease: Lease | None = yield from statement.locked(tables.locks, run_id, KEY_SHARE, _owned_by(token))
+    if lease is None:
+        return Result([], 0)
+    written = yield from _appended(tables, statement, Step(run_id, seq, key, kind, nonce, lease.epoch, record))
+    return Result([], int(written))
+
+
+def _checkpoint_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    asked: list[dict[str, Any]] = _records(values[0])
+    leases: dict[str, Lease] = {}
+    for run_id in sorted({row["id"] for row in asked}):
+        lease = yield from statement.locked(tables.locks, run_id, KEY_SHARE)
+        if lease is not None:
+            leases[run_id] = lease
+    missing: list[tuple[Any, ...]] = []
+    for row in asked:
+        lease = leases.get(row["id"])
+        if lease is not None and lease.owner_token == row["token"]:
+            step = Step(row["id"], row["seq"], row["key"], row["kind"], row["nonce"], lease.epoch, row["record"])
+            if (yield from _appended(tables, statement, step)):
+                continue
+        missing.append((row["n"],))
+    return Result(missing, len(missing))
+
+
+def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    asked: dict[str, dict[str, Any]] = {row["id"]: row for row in _decode(values[0])}
+    held: list[str] = []
+    for run_id in sorted(asked):
+        owned = _owned_by(asked[run_id]["token"])
+        if (yield from statement.locked(tables.locks, run_id, UPDATE, owned)) is not None:
+            held.append(run_id)
+    leases: list[Lease] = []
+    for run_id in held:
+        lease = yield from statement.update(tables.locks, run_id, None, _given_back(statement))
+        if lease is not None:
+            leases.append(lease)
+    moment, ended = _iso(statement.now), list[Lease]()
+    for lease in leases:
+        status = asked[lease.workflow_id]["status"]
+        execution = {"status": status, "lastUpdated": moment}
+        if status == Status.COMPLETED:
+            execution["completedAt"] = moment
+
+        def over(run: Header, execution: dict[str, Any] = execution) -> Header:
+            return Header(run.id, {**run.snapshot, "execution": execution}, statement.now)
+
+        if (yield from statement.update(tables.snapshots, lease.workflow_id, None, over)) is not None:
+            ended.append(lease)
+    for lease in ended:
+        row = asked[lease.workflow_id]
+        record = Step(row["id"], row["seq"], row["key"], row["kind"], row["nonce"], lease.epoch, row["record"])
+        yield from _appended(tables, statement, record, ignores=False)
+    return Result([(lease.workflow_id,) for lease in ended], len(ended))
+
+
+def _release_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    asked = sorted(zip(*values, strict=True))
+    held: list[tuple[str, str | None]] = []
+    for run_id, token, status in asked:
+        if (yield from statement.locked(tables.locks, run_id, UPDATE, _owned_by(token))) is not None:
+            held.append((run_id, status))
+    for run_id, _ in held:
+        yield from statement.update(tables.locks, run_id, None, _given_back(statement))
+    written = 0
+    for run_id, status in held:
+        if status is not None:
+
+            def back(run: Header, status: str = str(status)) -> Header:
+                document = run.snapshot
+                execution = {**document["execution"], "status": status}
+                return Header(run.id, {**document, "execution": execution}, run.updated_at)
+
+            written += (yield from statement.update(tables.snapshots, run_id, None, back)) is not None
+    return Result([], written)
+
+
+def _lock_leases(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    rows: list[tuple[Any, ...]] = []
+    for run_id in sorted(set(values[0])):
+        lease: Lease | None = yield from statement.locked(tables.locks, run_id, UPDATE)
+        if lease is not None:
+            rows.append((run_id, lease.owner_token, lease.owner))
+    return Result(rows, len(rows))
+
+
+def _read_nonces(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    rows: list[tuple[Any, ...]] = []
+    for run_id, seq in zip(*values, strict=True):
+        step = tables.steps.visible((run_id, seq), statement)
+        if step is not None:
+            rows.append((run_id, seq, step.nonce))
+    return Result(rows, len(rows))
+
+
+def _renew(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    asked = sorted(zip(*values, strict=True))
+    kept: list[tuple[str, float]] = []
+    for run_id, token, seconds in asked:
+        owned = _owned_by(token)
+        lease = yield from statement.locked(tables.locks, run_id, NO_KEY_UPDATE, owned, skips=True)
+        if lease is not None:
+            kept.append((run_id, seconds))
+    renewed: set[str | None] = set()
+    for run_id, seconds in kept:
+
+        def longer(lease: Lease, seconds: float = seconds) -> Lease:
+            return lease._replace(expires_at=statement.clock() + seconds)
+
+        lease = yield from statement.update(tables.locks, run_id, None, longer)
+        if lease is not None:
+            renewed.add(lease.owner_token)
+    rows: list[tuple[Any, ...]] = []
+    for run_id, token, _ in asked:
+        seen = tables.locks.visible(run_id, statement)
+        if token in renewed or (seen is not None and seen.owner_token == token):
+            rows.append((token, token in renewed))
+    return Result(rows, len(rows))
+
+
+def _cancelled(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    seen = ((run_id, tables.locks.visible(run_id, statement)) for run_id in values[0])
+    rows: list[tuple[Any, ...]] = [
+        (run_id,)
+        for run_id, lease in seen
+        if lease is not None and lease.owner_token is None and lease.owner == "cancelled"
+    ]
+    return Result(rows, len(rows))
+
+
+def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    held: list[str] = []
+    for run_id in sorted(values[0]):
+        if (yield from statement.locked(tables.locks, run_id, UPDATE)) is not None:
+            held.append(run_id)  # noqa: PERF401 -- a comprehension cannot yield
+    execution = {"status": Status.CANCELLED.value, "lastUpdated": _iso(statement.now)}
+    done: list[str] = []
+    for run_id in held:
+
+        def cancelled(run: Header) -> Header:
+            return Header(run.id, {**run.snapshot, "execution": execution}, statement.now)
+
+        if (yield from statement.update(tables.snapshots, run_id, _is_running, cancelled)) is not None:
+            done.append(run_id)
+    for run_id in done:
+
+        def away(lease: Lease) -> Lease:
+            return Lease(lease.workflow_id, lease.epoch, None, "cancelled", statement.clock())
+
+        yield from statement.update(tables.locks, run_id, None, away)
+    return Result([(run_id,) for run_id in done], len(done))
+
+
+def _signal_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    written = 0
+    for row in sorted(_decode(values[0]), key=lambda row: row["n"]):
+        tables.numbers[0] += 1
+        signal = Signal(tables.numbers[0], row["id"], row["name"], row["payload"], row["nonce"])
+        if (yield from statement.insert(tables.signals, (row["id"], row["nonce"]), signal)):
+            tables.nonces.setdefault(row["id"], []).append(row["nonce"])
+            written += 1
+    return Result([], written)
+
+
+def _receive_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    rows: list[tuple[Any, ...]] = []
+    for row in _decode(values[0]):
+        taken = set(row["taken"])
+        nonces = tables.nonces.get(row["id"], ())
+        sent = filter(None, (tables.signals.visible((row["id"], nonce), statement) for nonce in nonces))
+        waiting = [signal for signal in sent if signal.name == row["name"] and signal.number not in taken]
+        if waiting:
+            first = min(waiting)
+            rows.append((row["n"], first.number, first.payload))
+    return Result(rows, len(rows))
+
+
+STATEMENTS: Final[dict[str, Verb]] = {
+    "take_leases": _take_leases,
+    "open_runs": _open_runs,
+    "read_runs": _read_runs,
+    "read_journals": _read_journals,
+    "checkpoint": _checkpoint,
+    "checkpoint_batch": _checkpoint_batch,
+    "finish_batch": _finish_batch,
+    "release_batch": _release_batch,
+    "lock_leases": _lock_leases,
+    "read_nonces": _read_nonces,
+    "renew": _renew,
+    "cancelled": _cancelled,
+    "cancel_batch": _cancel_batch,
+    "signal_batch": _signal_batch,
+    "receive_batch": _receive_batch,
+}
+
+
+def _appended(tables: Tables, statement: Statement, step: Step, *, ignores: bool = True) -> Progress[bool]:
+    key = step.workflow_id, step.seq
+    inserted: bool = yield from statement.insert(tables.steps, key, step, ignores=ignores)
+    if inserted:
+        tables.seqs.setdefault(step.workflow_id, set()).add(step.seq)
+    return inserted
+
+
+def _records(text: str) -> list[dict[str, Any]]:
+    """The rows of a batch, each record as the text that it came as."""
+    rows = msgspec.json.decode(text, type=list[dict[str, msgspec.Raw]])
+    return [
+        {name: bytes(raw).decode() if name == "record" else _decode(raw) for name, raw in row.items()} for row in rows
+    ]
+
+
+def _owned_by(token: str) -> Callable[[Lease], bool]:
+    def owned(lease: Lease) -> bool:
+        return lease.owner_token == token
+
+    return owned
+
+
+def _given_back(statement: Statement) -> Callable[[Lease], Lease]:
+    def given_back(lease: Lease) -> Lease:
+        return Lease(lease.workflow_id, lease.epoch, None, None, statement.clock())
+
+    return given_back
+
+
+def _is_running(run: Header) -> bool:
+    return bool(run.status == Status.RUNNING)
+
+
+def _by_id(row: Mapping[str, Any]) -> Any:
+    return row["id"]
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+def standing(tables: Tables) -> Iterable[tuple[str, Lease | None, Header | None, list[Step]]]:
+    """Every run as it is committed: its lease, its header, its journal."""
+    for run_id in sorted({*tables.locks.rows, *tables.snapshots.rows}):
+        steps = (tables.steps.committed((run_id, seq)) for seq in sorted(tables.seqs.get(run_id, ())))
+        yield run_id, tables.locks.committed(run_id), tables.snapshots.committed(run_id), list(filter(None, steps))

@@ -1,0 +1,293 @@
+"""Threads and their locks in virtual time: what the product asks of `threading`, on greenlets.
+
+A thread runs until it waits for something; nobody else acts meanwhile. So what is explored is every order of *waits*, and
+not what a real scheduler may do between two lines.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+from greenlet import GreenletExit, getcurrent, greenlet
+
+__all__ = ["Host", "Thread", "Threading", "rebound", "wait"]
+
+C = TypeVar("C", bound=type)
+
+
+class Host(Protocol):
+    """The process that threads belong to."""
+
+    dead: bool
+    threads: list[greenlet]
+
+    def after(self, seconds: float, act: Callable[..., object], *args: Any) -> None:
+        """Let this happen in the process, unless it is dead by then."""
+        ...
+
+
+class _Waiter:
+    __slots__ = ("over", "thread")
+
+    def __init__(self) -> None:
+        self.thread = getcurrent()
+        self.over = False
+
+    def end(self, answer: object) -> None:
+        if not self.over:
+            self.over = True
+            self.thread.switch(answer)
+
+
+def wait(host: Host, seconds: float | None, tell: Callable[[Callable[[object], None]], object]) -> Any:
+    """Suspend this thread until what `tell` was given is called, and return the answer; None after `seconds`."""
+    if host.dead:
+        raise GreenletExit
+    waiter = _Waiter()
+    hub = waiter.thread.parent
+    assert hub is not None, "nothing that runs on the event loop may wait"
+    if seconds is not None:
+        host.after(seconds, waiter.end, None)
+    tell(lambda answer: host.after(0.0, waiter.end, answer))
+    return hub.switch()
+
+
+class Thread:
+    """See `threading.Thread`."""
+
+    def __init__(self, host: Host, target: Callable[..., object], args: tuple[Any, ...] = ()) -> None:
+        self._host = host
+        self._target = target
+        self._args = args
+        self._greenlet: greenlet | None = None
+        self._joining: list[Callable[[object], None]] = []
+
+    def start(self) -> None:
+        """See `threading.Thread.start`."""
+        # Its parent, to which it returns, is whoever lets events happen; not the thread that starts it.
+        hub = getcurrent()
+        while hub.parent is not None:
+            hub = hub.parent
+        thread = self._greenlet = greenlet(self._run, hub)
+        self._host.threads.append(thread)
+        _threads[thread] = self
+        self._host.after(0.0, thread.switch)
+
+    def is_alive(self) -> bool:
+        """See `threading.Thread.is_alive`."""
+        return self._greenlet is not None and not self._greenlet.dead and not self._host.dead
+
+    def join(self) -> None:
+        """See `threading.Thread.join`."""
+        while self.is_alive():
+            wait(self._host, None, self._joining.append)
+
+    def _run(self) -> None:
+        try:
+            self._target(*self._args)
+        finally:
+            _threads.pop(getcurrent(), None)
+            joining, self._joining = self._joining, []
+            for told in joining:
+                told(None)
+
+
+_threads: dict[greenlet, Thread] = {}
+
+
+class Lock:
+    """See `threading.Lock`."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._held = False
+        self._waiting: list[Callable[[object], None]] = []
+
+    def acquire(self) -> bool:
+        """See `threading.Lock.acquire`."""
+        while self._held:
+            wait(self._host, None, self._waiting.append)
+        self._held = True
+        return True
+
+    def release(self) -> None:
+        """See `threading.Lock.release`."""
+        self._held = False
+        if self._waiting:
+            self._waiting.pop(0)(None)
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class RLock:
+    """See `threading.RLock`. Nobody waits while he holds one, so nobody ever waits for one."""
+
+    __slots__ = ("depth", "owner")
+
+    def __init__(self, _: Host) -> None:
+        self.owner: greenlet | None = None
+        self.depth = 0
+
+    def __enter__(self) -> None:
+        this = getcurrent()
+        if self.depth and self.owner is not this:
+            raise AssertionError("a thread waits for something while it holds a lock that others want")
+        self.owner = this
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+
+    def _is_owned(self) -> bool:
+        return self.depth > 0 and self.owner is getcurrent()
+
+
+class Condition:
+    """See `threading.Condition`."""
+
+    def __init__(self, host: Host, lock: RLock | None = None) -> None:
+        self._host = host
+        self._lock = lock or RLock(host)
+        self._waiting: list[Callable[[object], None]] = []
+
+    def __enter__(self) -> None:
+        self._lock.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.__exit__()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """See `threading.Condition.wait`."""
+        depth, self._lock.depth = self._lock.depth, 0
+        try:
+            return wait(self._host, timeout, self._waiting.append) is not None
+        finally:
+            self._lock.owner, self._lock.depth = getcurrent(), depth
+
+    def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
+        """See `threading.Condition.wait_for`. (With a time it is looked at once more when that is over.)"""
+        while not (result := predicate()):
+            if not self.wait(timeout) and timeout is not None:
+                return predicate()
+        return result
+
+    def notify(self) -> None:
+        """See `threading.Condition.notify`."""
+        if self._waiting:
+            self._waiting.pop(0)(True)
+
+    def notify_all(self) -> None:
+        """See `threading.Condition.notify_all`."""
+        waiting, self._waiting = self._waiting, []
+        for told in waiting:
+            told(True)
+
+
+class Event:
+    """See `threading.Event`."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._set = False
+        self._waiting: list[Callable[[object], None]] = []
+
+    def is_set(self) -> bool:
+        """See `threading.Event.is_set`."""
+        return self._set
+
+    def set(self) -> None:
+        """See `threading.Event.set`."""
+        self._set = True
+        waiting, self._waiting = self._waiting, []
+        for told in waiting:
+            told(True)
+
+    def clear(self) -> None:
+        """See `threading.Event.clear`."""
+        self._set = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """See `threading.Event.wait`."""
+        if not self._set:
+            wait(self._host, timeout, self._waiting.append)
+        return self._set
+
+
+class Threading:
+    """What stands for the module `threading`: for whatever process is acting. Its `host` says which one that is."""
+
+    def __init__(self) -> None:
+        self.host: Host | None = None
+        self._elsewhere = object()
+
+    def Thread(self, target: Callable[..., object], args: tuple[Any, ...] = (), **_: Any) -> Thread:  # noqa: N802
+        """See `threading.Thread`."""
+        return Thread(self._here, target, args)
+
+    def Lock(self) -> Lock:  # noqa: N802
+        """See `threading.Lock`."""
+        return Lock(self._here)
+
+    def RLock(self) -> RLock:  # noqa: N802
+        """See `threading.RLock`."""
+        return RLock(self._here)
+
+    def Condition(self, lock: Any = None) -> Any:  # noqa: N802
+        """See `threading.Condition`."""
+        return Condition(self._here, lock)
+
+    def Event(self) -> Event:  # noqa: N802
+        """See `threading.Event`."""
+        return Event(self._here)
+
+    def get_ident(self) -> int:
+        """See `threading.get_ident`."""
+        return id(getcurrent())
+
+    def current_thread(self) -> object:
+        """See `threading.current_thread`."""
+        return _threads.get(getcurrent(), self._elsewhere)
+
+    @property
+    def _here(self) -> Host:
+        assert self.host is not None, "no process of the simulation is acting"
+        return self.host
+
+
+def rebound(class_: C, names: Mapping[str, Any]) -> C:
+    """The class with other meanings for some of its module's names: its own code, and nothing of the module is changed."""
+    methods: dict[str, Any] = {}
+    for base in reversed(class_.__mro__):
+        if base.__module__.startswith("durable."):
+            for name, value in vars(base).items():
+                if isinstance(value, types.FunctionType):
+                    methods[name] = with_names(value, names)
+                elif isinstance(value, property) and isinstance(value.fget, types.FunctionType):
+                    methods[name] = property(with_names(value.fget, names))
+    return type(class_.__name__, (class_,), methods)  # type: ignore[return-value]
+
+
+def with_names(function: types.FunctionType, names: Mapping[str, Any]) -> types.FunctionType:
+    """The function with other meanings for some of its module's names."""
+    if not names.keys() & set(_names_of(function.__code__)):
+        return function
+    meanings = {**function.__globals__, **names}
+    copy = types.FunctionType(
+        function.__code__, meanings, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+def _names_of(code: types.CodeType) -> set[str]:
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= _names_of(constant)
+    return names

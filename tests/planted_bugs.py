@@ -1,0 +1,216 @@
+"""Bugs that the simulation must find: each is what somebody might have written instead. None of them is in the product."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+from durable._engine import leases, runs
+from durable._engine.batches import Entry
+from durable._engine.journal import Journal
+from durable._engine.leases import Lease
+from durable.stores._postgres import commits
+from durable.stores._postgres.commits import Statements
+from durable.testing.simulation import statements as sql
+from durable.testing.simulation.database import POINT
+from durable.testing.simulation.life import acting
+from durable.testing.simulation.scenario import Scenario, generated
+from durable.testing.simulation.simulate import Conditions, Outcome, simulated
+from durable.testing.simulation.statements import KEY_COLUMNS, STATEMENTS, Result, Step, Tables
+
+_SOUND = Conditions()
+
+
+@dataclass(frozen=True)
+class Bug:
+    """`budget` seeds are enough to find it. `conditions` are the database's part of it, `patches` the product's."""
+
+    name: str
+    budget: int
+    conditions: Conditions = _SOUND
+    patches: Sequence[tuple[Any, str, Any]] = field(default=())
+
+    @property
+    def file(self) -> str:
+        """The name of its file in the corpus."""
+        return self.name.replace(" ", "-").replace("'", "")
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        """The product has it, until it has not."""
+        with ExitStack() as stack:
+            for owner, name, other in self.patches:
+                stack.enter_context(patch.object(owner, name, other))
+            yield
+
+    def simulated(self, scenario: Scenario) -> Outcome:
+        """What becomes of a scenario with it."""
+        with self.planted():
+            return simulated(scenario, self.conditions)
+
+    def caught(self, budget: int | None = None) -> tuple[int, Scenario, Outcome] | None:
+        """After how many seeds it is caught, and by what; None when the budget is not enough."""
+        with self.planted():
+            for seed in range(self.budget if budget is None else budget):
+                scenario = generated(seed)
+                outcome = simulated(scenario, self.conditions)
+                if outcome.broken is not None and outcome.broken.invariant != "crash":
+                    return seed + 1, scenario, outcome
+        return None
+
+
+def _with(**statements: Any) -> Conditions:
+    return Conditions(statements={**STATEMENTS, **statements})
+
+
+# -- the fence ------------------------------------------------------------------------------------------------------
+
+
+def _unfenced(holds: Any) -> Mapping[str, Any]:
+    """A checkpoint that looks at the lease, if at all, and locks nothing."""
+
+    def checkpoint(tables: Tables, statement: Any, values: Any) -> Any:
+        seq, key, kind, nonce, record, run_id, token = values
+        yield POINT
+        written = False
+        if holds(tables.locks.visible(run_id, statement), token, statement.now):
+            step = Step(run_id, seq, key, kind, nonce, int(token.partition(":")[0]), record)
+            written = yield from sql._appended(tables, statement, step)
+        return Result([], int(written))
+
+    def checkpoint_batch(tables: Tables, statement: Any, values: Any) -> Any:
+        missing: list[Any] = []
+        for row in sql._records(values[0]):
+            names = ("seq", "key", "kind", "nonce", "record", "id", "token")
+            result = yield from checkpoint(tables, statement, tuple(row[name] for name in names))
+            if not result.rowcount:
+                missing.append((row["n"],))
+        return Result(missing, len(missing))
+
+    return {"checkpoint": checkpoint, "checkpoint_batch": checkpoint_batch}
+
+
+def _by_time(lease: Any, token: str, now: float) -> bool:
+    return lease is not None and lease.owner_token == token and lease.expires_at > now
+
+
+def _release_any(tables: Tables, statement: Any, values: Any) -> Any:
+    ids, _, statuses = values
+    tokens = [lease and lease.owner_token for lease in (tables.locks.visible(run_id, statement) for run_id in ids)]
+    return (yield from STATEMENTS["release_batch"](tables, statement, (ids, [t or "" for t in tokens], statuses)))
+
+
+# -- time -----------------------------------------------------------------------------------------------------------
+
+
+def _until_told(lease: Lease, elapsed: float) -> str | None:
+    return lease.lost
+
+
+def _from_the_reply(lease: Lease, _: float) -> None:
+    lease.sent = acting().clock.elapsed()
+    lease.deadline = lease.sent + lease.seconds
+
+
+_claim_reply = commits._claim_reply
+_claim_row = commits._claim_row
+
+
+def _claimed_at_the_reply(claiming: Any, *args: Any) -> Any:
+    claiming.sent = acting().clock.elapsed()
+    return _claim_reply(claiming, *args)
+
+
+def _with_own_time(claiming: Any) -> Any:
+    life = acting()
+    return {**_claim_row(claiming), "now": life.timeline.now + life.place.skew}
+
+
+def _taken_by_own_time(tables: Tables, statement: Any, values: Any) -> Any:
+    now = sql._decode(values["claims"])[0]["now"]
+    statement.clock = lambda: now
+    return (yield from STATEMENTS["take_leases"](tables, statement, values))
+
+
+# -- order ----------------------------------------------------------------------------------------------------------
+
+
+def _load_before_claim() -> Conditions:
+    loaded: dict[Any, Any] = {}
+
+    def take_leases(tables: Tables, statement: Any, values: Any) -> Any:
+        rows = [
+            (run_id, seq, step.key, step.kind, step.record)
+            for run_id in values["ids"]
+            for seq in sorted(tables.seqs.get(run_id, ()))
+            if (step := tables.steps.visible((run_id, seq), statement)) is not None
+        ]
+        loaded.clear()
+        loaded[statement.transaction] = rows
+        for _ in range(5):
+            yield POINT
+        return (yield from STATEMENTS["take_leases"](tables, statement, values))
+
+    def read_journals(tables: Tables, statement: Any, values: Any) -> Any:
+        result = yield from STATEMENTS["read_journals"](tables, statement, values)
+        rows = [row for row in loaded.get(statement.transaction, result.rows) if row in result.rows]
+        return Result(rows, len(rows))
+
+    return _with(take_leases=take_leases, read_journals=read_journals)
+
+
+# -- what is remembered -----------------------------------------------------------------------------------------------
+
+
+def _never(*_: Any) -> bool:
+    return False
+
+
+def _nobody(*_: Any) -> tuple[str, ...]:
+    return ()
+
+
+def _fate_without_nonce(self: Statements, write: Any, owners: Any, found: Any) -> Any:
+    other = commits.Writing(write.lease, write.record, -1)  # as if each sending had drawn another
+    return _fate(self, other, owners, found)
+
+
+_fate = Statements._fate
+
+
+# What the simulation has found in the product: with the mend undone, their files in the corpus fail again.
+MENDED = [
+    Bug(
+        "found a finish that was read back as absent",
+        0,
+        patches=[(Entry, "doubtful", property(lambda entry: entry.unknown, lambda *_: None))],
+    ),
+    Bug("found a body 2 ms after its lease", 0, patches=[(leases, "_SURE", 1.0)]),
+]
+
+BUGS = [
+    Bug("no fence", 1000, _with(**_unfenced(lambda *_: True))),
+    Bug("the unique index dropped", 2000, Conditions(keys={**KEY_COLUMNS, "locks": frozenset({"workflow_id"})})),
+    Bug("fence by time", 2000, _with(**_unfenced(_by_time))),
+    Bug("no local deadline", 1000, patches=[(Lease, "ended", _until_told)]),
+    Bug(
+        "deadline counted from the reply",
+        1000,
+        patches=[(Lease, "renewed", _from_the_reply), (commits, "_claim_reply", _claimed_at_the_reply)],
+    ),
+    Bug("load before claim", 3000, _load_before_claim()),
+    Bug("acknowledge before commit", 1000, Conditions(early=True)),
+    Bug(
+        "expiry by the client's clock",
+        1000,
+        _with(take_leases=_taken_by_own_time),
+        [(commits, "_claim_row", _with_own_time)],
+    ),
+    Bug("release without token", 1000, _with(release_batch=_release_any)),
+    Bug("automatic keys shared by branches", 1000, patches=[(Journal, "_is_ambiguous", _never)]),
+    Bug("failure replayed for ever", 1000, patches=[(runs, "blamed", _nobody)]),
+    Bug("retry after a lost reply without a nonce", 1000, patches=[(Statements, "_fate", _fate_without_nonce)]),
+]
