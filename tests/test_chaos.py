@@ -11,6 +11,7 @@ import pytest
 
 from chaos import cases
 from chaos.__main__ import FIGURES, PAGE
+from chaos.figures import kept
 from chaos.page import write
 from chaos.plans import PLANS, TRAPS
 from chaos.plants import PLANTS
@@ -64,8 +65,6 @@ def test_the_page_is_what_the_figures_say() -> None:
 
 def test_the_figures_are_of_rounds_in_which_every_law_held() -> None:
     """And every plan was played, every plant caught."""
-    from chaos.figures import kept
-
     parts = kept(FIGURES)
     assert [violation for part in parts for violation in part.violations] == []
     assert PLANS.keys() <= {name for part in parts for name in part.rounds}

@@ -15,6 +15,7 @@ import pytest
 import durable
 from durable import AsyncStep, Step
 from durable.errors import ConcurrentExecution
+from durable.stores import PostgresStore
 from support import Database
 
 
@@ -34,11 +35,16 @@ def one(step: Step, _: None) -> str:
     return step("one", lambda: "done")
 
 
+def started(stores: list[PostgresStore]) -> Callable[[int], Any]:
+    """What the n-th does: a run of its own, in a store of its own."""
+    return lambda n: durable.run(None, one, id=f"run {n}", store=stores[n])
+
+
 def test_eight_first_starts_on_an_empty_database(database: Database) -> None:
     """FAULTS 66: five times over; each has connections of its own, and all make the tables."""
     for _ in range(5):
         stores = [database.store() for _ in range(8)]
-        assert all_at_once(8, lambda n: durable.run(None, one, id=f"run {n}", store=stores[n])) == ["done"] * 8
+        assert all_at_once(8, started(stores)) == ["done"] * 8
         database.drop()
 
 
@@ -70,7 +76,9 @@ def test_ten_runs_that_everybody_claims(database: Database) -> None:
     assert sum(all_at_once(8, claiming)) > 0
     assert max(Counter(began).values()) == 1
     leases = database.execute("SELECT workflow_id, epoch, owner_token FROM durable_locks")
-    assert {(run_id, epoch) for run_id, epoch, _ in leases} == {max(each for each in began if each[0] == run_id) for run_id, _ in began}
+    assert {(run_id, epoch) for run_id, epoch, _ in leases} == {
+        max(each for each in began if each[0] == run_id) for run_id, _ in began
+    }
     assert {token for *_, token in leases} == {None}
 
 
@@ -124,8 +132,10 @@ def test_a_hundred_steps_at_once_of_which_one_is_cancelled(database: Database) -
 
     asyncio.run(run(list(range(100))))
     asyncio.run(run(list(reversed(range(100)))))
-    assert {key for kind, key, _ in database.journal("crowd") if kind == "step"} == {f"body {n}" for n in range(100) if n != 50}
-    assert bodies == Counter({n: 1 for n in range(100)}) + Counter([50])
+    assert {key for kind, key, _ in database.journal("crowd") if kind == "step"} == {
+        f"body {n}" for n in range(100) if n != 50
+    }
+    assert bodies == Counter(range(100)) + Counter([50])
 
 
 def test_deleting_what_somebody_executes(database: Database) -> None:
@@ -144,5 +154,3 @@ def test_deleting_what_somebody_executes(database: Database) -> None:
         durable.run(None, deleted, id="doomed", store=store)
     assert database.header("doomed") is None
     assert database.journal("doomed") == []
-
-

@@ -7,16 +7,15 @@ import multiprocessing
 import os
 import random
 import signal
-import sys
 import threading
 import time
 from collections.abc import Sequence
-from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from typing import Final
 
 from chaos.effects import Log
 from chaos.worker import Orders, work
+from ownership_children import start_forkserver
 
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 _SURPRISES: Final = 20  # workers that end as none should; then the round is given up
@@ -27,7 +26,7 @@ class Crew:
     """One process for each of these orders, until it has ended by itself."""
 
     def __init__(self, orders: Sequence[Orders], log: Log) -> None:
-        _start_forkserver()
+        start_forkserver("chaos.worker")
         self._log = log
         self._lock = threading.RLock()  # guards what follows
         self._stopped: set[int] = set()
@@ -116,17 +115,3 @@ class Crew:
         process = _CONTEXT.Process(target=work, args=(orders,), daemon=True)
         process.start()
         return process
-
-
-def _start_forkserver() -> None:
-    """Before Python 3.13 the server does not learn this process's `sys.path`, and would skip what it cannot import."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))
-    try:
-        _CONTEXT.set_forkserver_preload(["chaos.worker"])
-        forkserver.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before

@@ -14,7 +14,6 @@ from typing import Any
 
 import psycopg
 
-
 from chaos.judge import Verdict
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -272,7 +272,7 @@ def _outcome(lines: Sequence[Line], place: int, run: str) -> str:
         if (
             line.pid == pid
             and line.run == run
-            and (said := _OUTCOMES.get(line.word) or line.word == "error" and line.more)
+            and (said := _OUTCOMES.get(line.word) or (line.word == "error" and line.more))
         ):
             return said
     return "refused, or an attempt's record"

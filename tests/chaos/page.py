@@ -56,7 +56,9 @@ cancellations, migrations, at-most-once steps, values above 256 KiB. Meanwhile t
 cut, and their PostgreSQL is killed, restarted, filled up or replaced by its standby; a dead process is replaced by a new one
 until all runs have ended. Three witnesses are asked afterwards: a log of effects outside the database, a second database
 that copies what transactions said, and a trigger in the store, which writes down with every record whose lease it was
-written under at the moment of its commit. The last one is needed: without it, a store that lets anybody write passes."""
+written under at the moment of its commit. The last one is needed: without it, a store that lets anybody write passes.
+
+What can be modelled is simulated, a seed at a time: see [the simulation](simulation.md) for its seeds, faults and findings."""
 
 _CASES: Final = """\
 The list of faults and abuse that this library is tested against, and the test files that name each. Where there is none,
@@ -102,7 +104,9 @@ def _faults(counts: Counter[str], tables: Mapping[str, Counter[str]]) -> str:
     kills = tables.get("SIGKILL", Counter())
     lines.append(f"| **SIGKILL** | **{kills.total():,}** |")
     lines += [f"| – {place} | {n:,} |" for place, n in kills.most_common()]
-    lines.append(f"| **SIGSTOP for longer than the lease, then SIGCONT** | **{counts['SIGSTOP']:,}** |")
+    lines.append(
+        f"| **SIGSTOP, and SIGCONT after 1.1 to 1.8 leases, unless killed before** | **{counts['SIGSTOP']:,}** |"
+    )
     lines.append(f"| **backends terminated** | **{counts['backends terminated']:,}** |")
     servers = tables.get("servers ended", Counter())
     lines.append(f"| **servers ended and started again** | **{servers.total():,}** |")
@@ -124,13 +128,13 @@ _HOWS: Final = {
 
 
 def _commits(counts: Counter[str], tables: Mapping[str, Counter[str]]) -> str:
-    cut = {name: table for name, table in tables.items() if name.startswith(("write cut off", "claim cut off"))}
+    cut = {name: _told(table) for name, table in tables.items() if name.startswith(("write cut off", "claim cut off"))}
     outcomes = sorted({outcome for table in cut.values() for outcome in table})
     lines = [
         "## Ambiguous commits, by outcome",
         "",
-        "What a process heard in the end of a write whose connection was cut; a batch counts once for each run in it. Nobody was told",
-        "of a failure when the write was there.",
+        "What a process heard in the end of a write whose connection was cut; a batch counts once for each run in it.",
+        "`durable` reads back what became of it, so most are acknowledged in the end whichever side of the commit the cut was.",
         "",
         f"| | {' | '.join(outcomes)} |",
         f"| --- |{' ---: |' * len(outcomes)}",
@@ -140,12 +144,21 @@ def _commits(counts: Counter[str], tables: Mapping[str, Counter[str]]) -> str:
     return "\n".join([*lines, "", f"All errors that came out of `durable.run`: {_listed(told)}."])
 
 
+def _told(table: Counter[str]) -> Counter[str]:
+    """What came out of the run is told by its acknowledged end: its result, or the workflow's own failure."""
+    told: Counter[str] = Counter()
+    for outcome, n in table.items():
+        told["acknowledged" if outcome in ("result returned", "OutOfOrder") else outcome] += n
+    return told
+
+
 def _recoveries(tables: Mapping[str, Counter[str]]) -> str:
     lines = [
         "## Recovery",
         "",
         "From the fault to the moment when somebody executes the run again (processes), or the next step is acknowledged (servers;",
-        "how long they stay down is part of it). The leases of these processes are 1 s and 2 s long, and free workers look for work every 50 ms.",
+        "how long they stay down is part of it). One SIGKILL counts for every run that it has interrupted, and nothing else waits meanwhile: what",
+        "is interrupted again counts from the first time. The leases of these processes are 1 s and 2 s long, and free workers look for work every 50 ms.",
         "",
         "| after | times | median | 95 % within | longest |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -198,11 +211,16 @@ def _parts(parts: list[Part]) -> str:
             f"- `{part.command}`, seed {part.seed}, commit {part.commit}; {versions}; {part.machine}; "
             f"{part.counts['seconds']:,} s; {rounds}.{broken}{notes}"
         )
-    lines += ["", "The rounds:", ""]
     lines += [
-        f"- {name}: on {ground}, {plan.weather}".replace("Weather(", "").rstrip(")")
-        for name, (ground, plan) in PLANS.items()
+        "",
+        "The rounds (rates are per second; `deadly`, `cuts`, `wire_kills` and `slow` are chances; see `chaos/faults.py`):",
+        "",
     ]
+    for name, (ground, plan) in PLANS.items():
+        told = ", ".join(
+            f"{kind} {rate:g}" for kind, rate in vars(plan.weather).items() if isinstance(rate, float | int) and rate
+        )
+        lines.append(f"- {name}: on {ground}; leases of {plan.lease:g} s; {told}")
     return "\n".join(lines)
 
 

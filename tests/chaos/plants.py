@@ -34,7 +34,7 @@ def no_fence() -> None:
 
 def no_index() -> None:
     """Nobody sees that the index is missing, without which a take-over does not wait for writes in flight."""
-    schema._KEYS = schema._KEYS[:-1]  # type: ignore[misc]
+    _replace(schema, "_KEYS", schema._KEYS[:-1])
 
 
 def acknowledged_before_commit() -> None:
@@ -49,8 +49,8 @@ def acknowledged_before_commit() -> None:
         done.set_result(None)
         return done
 
-    PostgresStore.checkpoint = checkpoint  # type: ignore[method-assign]
-    AsyncPostgresStore.checkpoint = awaited  # type: ignore[method-assign]
+    _replace(PostgresStore, "checkpoint", checkpoint)
+    _replace(AsyncPostgresStore, "checkpoint", awaited)
 
 
 def lost_reply_trusted() -> None:
@@ -61,12 +61,12 @@ def lost_reply_trusted() -> None:
         answer = fate(self, *told)
         return None if answer is ABSENT else answer
 
-    Statements._fate = trusting  # type: ignore[method-assign]
+    _replace(Statements, "_fate", trusting)
 
 
 def taken_from_the_living() -> None:
     """Every owner is taken for dead."""
-    stores.is_dead = lambda *_: True  # type: ignore[assignment]
+    _replace(stores, "is_dead", lambda *_: True)
 
 
 def last_record_overlooked() -> None:
@@ -78,7 +78,7 @@ def last_record_overlooked() -> None:
             reply.records.pop()  # type: ignore[attr-defined]
         return kept(store, reply, alive)
 
-    PostgresStore.kept = forgetting  # type: ignore[method-assign]
+    _replace(PostgresStore, "kept", forgetting)
 
 
 def transaction_in_two() -> None:
@@ -94,7 +94,7 @@ def transaction_in_two() -> None:
         lane.connection.execute(self._owner.sql["checkpoint"], row, prepare=False)
         self._end()
 
-    PostgresTransaction.commit = commit  # type: ignore[method-assign]
+    _replace(PostgresTransaction, "commit", commit)
 
 
 def beginning_not_recorded() -> None:
@@ -115,18 +115,23 @@ def _skipping(kind: Any) -> None:
         done.set_result(None)
         return done
 
-    kind.checkpoint = skipping
+    _replace(kind, "checkpoint", skipping)
 
 
 def _other_sql(name: str, part: bytes, instead: bytes) -> None:
-    told = stores.statements
+    told = statements.statements
 
     def changed(names: statements.Names, file: str = "statements.sql") -> Mapping[str, bytes]:
         known = dict(told(names, file))
         assert part in known[name], "the statement has changed: change the plant"
         return known | {name: known[name].replace(part, instead)}
 
-    stores.statements = changed  # type: ignore[assignment]
+    _replace(stores, "statements", changed)
+
+
+def _replace(owner: object, name: str, part: object) -> None:
+    assert hasattr(owner, name), "it has another name: change the plant"
+    setattr(owner, name, part)
 
 
 PLANTS: Final[dict[str, Callable[[], None]]] = {

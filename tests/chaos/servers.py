@@ -151,7 +151,11 @@ class Pair:
         data = Path(os.path.realpath(home / "data"))
         self._settings("")
         shutil.rmtree(data)
-        command = [server._binaries(self._homes[self._primary] / "data") / "pg_basebackup", "-d", primary.url]
+        command: list[str | Path] = [
+            server._binaries(self._homes[self._primary] / "data") / "pg_basebackup",
+            "-d",
+            primary.url,
+        ]
         options: list[str | Path] = ["-D", data, "-X", "stream", "-R", "-c", "fast"]
         environment: dict[str, Any] = {"env": server._environment(), "cwd": "/", **account.options}
         subprocess.run([*command, *options], check=True, capture_output=True, **environment)
