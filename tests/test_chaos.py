@@ -17,7 +17,7 @@ from chaos.plans import PLANS, TRAPS
 from chaos.plants import PLANTS
 
 _HERE = Path(__file__).resolve().parent
-_QUICKLY_CAUGHT = ("no fence", "acknowledged before commit", "taken from the living")
+_QUICKLY_CAUGHT = ("no fence", "acknowledged before commit")
 
 
 def runner(*arguments: str) -> str:
@@ -36,7 +36,7 @@ def test_a_little_chaos(plans: tuple[str, ...]) -> None:
 
     When it fails it says where it has left its witnesses. A small disk is a mount, which not everybody may make.
     """
-    said = runner("play", *plans, "--rounds", "1", "--runs", "5")
+    said = runner("play", *plans, "--rounds", "1", "--runs", "4")
     for plan in plans:
         assert re.search(rf"{plan} 1: \d+ s|{plan}: not played, mount", said), said
 
