@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test nightly check docs matrix bench clean
+.PHONY: demo test nightly soak check docs matrix bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python examples/checkout.py
@@ -11,10 +11,20 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n 2 -q
 
-# A million seeds: make nightly SEEDS=100000 for a tenth of it.
+# A million seeds of the simulation (make nightly SEEDS=100000 for a tenth of it), an hour of chaos, and every planted bug; what
+# was counted is added to docs/reliability.json, and the page is made of it.
 SEEDS ?= 1000000
+MINUTES ?= 60
 nightly: $(VENV)/.test
 	@$(BIN)/python benchmarks/simulation.py --seeds $(SEEDS) --nightly
+	@cd tests && ../$(BIN)/python -m chaos play --minutes $(MINUTES) --figures ../docs/reliability.json
+	@cd tests && ../$(BIN)/python -m chaos plants --figures ../docs/reliability.json
+	@cd tests && ../$(BIN)/python -m chaos page
+
+# Chaos for HOURS hours; nothing is added to the figures.
+HOURS ?= 8
+soak: $(VENV)/.test
+	@cd tests && ../$(BIN)/python -m chaos play --minutes $$((60 * $(HOURS)))
 
 check: $(VENV)/.check docs
 	@$(BIN)/ruff format --check --quiet .

@@ -163,6 +163,20 @@ def many_blocking_workflows(turns: Turns, url: str, threads: int) -> None:
             some(size // STEPS_EACH)
 
 
+def mapped_items(turns: Turns, url: str, at_once: int) -> None:
+    """A workflow that maps over items, so many of them at once; a turn's size is in items, each turn is a run."""
+
+    async def item(_: int) -> dict[str, object]:
+        return VALUE
+
+    async def workflow(step: durable.AsyncStep, _: Any, items: int) -> None:
+        await step.map("item", item, range(items), max_concurrency=at_once)
+
+    with postgres(url) as store, asyncio.Runner() as runner:
+        for size in turns:
+            runner.run(durable.run({}, workflow, id=new_id(), input=size, store=store))
+
+
 # -- resuming -------------------------------------------------------------------------------------------------------
 
 

@@ -148,7 +148,7 @@ def _reason(line: Line) -> str:
     what = f"{line.workload}, {line.name}" + (f" beside {line.of}" if line.of else "")
     head = f"{what}: {shown} {line.unit} where {line.goal} was the goal."
     if not line.cpu:
-        return head
+        return f"{head} {_WHY.get(line.workload, '')}".rstrip()
     each, cpu = line.cpu["each"], line.cpu
     if line.unit != "×":
         shown = f"{_number(cpu['caller'])} are the caller's CPU, {_number(cpu['server'])} the server's"
@@ -167,6 +167,13 @@ def _number(value: float) -> str:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
+
+_WHY: Final = {
+    "W2": "It follows from the pace over the bare loop, above.",
+    "W7": "Nobody waits here: all of it is Python, shown by function by `benchmarks/hot.py replay` (or `sync`).",
+    "W8": "Nobody waits here: all of it is Python; see `benchmarks/codec.py`.",
+    "memory": "What a step keeps is counted by line of code with tracemalloc in `tests/test_growth.py`.",
+}
 
 _HEAD = f"""<!-- Written by `{_COMMAND}` from docs/{NAME}.json; what you change here is lost. -->
 
@@ -201,7 +208,7 @@ _HOW_TO_READ = """## How to read it
 _COUNTS_EXPLAINED = """
 Measured by `benchmarks/run.py --only counted`, through a proxy that reads the protocol, and from the write-ahead log with
 `pg_walinspect`. Full-page images are left out: PostgreSQL writes one for each page that changes first after a checkpoint,
-whoever changes it. `tests/test_round_trips.py` holds these counts.
+whoever changes it. `tests/test_round_trips.py` and `tests/test_wal.py` hold these counts.
 """
 
 _BOUNDS_EXPLAINED = """

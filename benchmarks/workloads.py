@@ -36,6 +36,7 @@ ONE: Final = "bare INSERT, 1 connection"
 MANY: Final = "bare INSERT, 50 connections"
 BLOCK: Final = 20  # steps of a turn where one workflow is measured
 MANY_BLOCK: Final = 5000  # where many are
+MANY_ITEMS: Final = 10_000  # of one map
 
 
 @dataclass
@@ -133,6 +134,12 @@ def w2(bench: Bench) -> None:
             with bench.lane(work, at_once) as lane:
                 found = compared(limit, lane, (2000, size), bench.pairs(pairs), warm=1)
             bench.add("W2", name, found, MANY, goal)
+    with (
+        bench.lane(ours.many_async_workflows, 200) as limit,
+        bench.lane(ours.mapped_items, 200) as lane,
+    ):
+        found = compared(limit, lane, (MANY_BLOCK, MANY_ITEMS), bench.pairs(6), warm=1)
+        bench.add("W2", "step.map over 10,000 items, 200 at once", found, "durable, 200 async", "≥ 0.6")
     for name in ("durable, 50 async", "durable, 200 async"):
         bench.beside("W2", name, "dbos, 50 async", "≥ 80")
         bench.beside("W2", name, "absurd, 10 workers", "≥ 15")
