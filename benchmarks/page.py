@@ -86,7 +86,7 @@ def _row(line: Line) -> str:
     elif line.unit == "×":
         value = f"**{line.value:.2f} ×**"
     spread = "" if line.low is None or line.high is None else f"{_number(line.low)} – {_number(line.high)}"
-    met = {None: "", True: "met", False: "**missed**"}[line.met]
+    met = {None: "", True: "met", False: "**missed**"}[line.met] + ("" if line.settled else ", by less than it swings")
     return f"| {line.workload} | {line.name} | {value} | {line.of} | {spread} | {line.goal} | {met} |"
 
 
@@ -192,6 +192,7 @@ _HOW_TO_READ = """## How to read it
   turn is compared with the other's turns before and after it. Shown are the median over all turns and the middle half of them.
   Absolute figures depend on the disk and on the neighbours; ratios less so, and they do move: expect a few hundredths from
   one run to the next.
+- *by less than it swings*: the goal lies within the middle half, so another run may say otherwise.
 - **The limits** are loops of prepared `INSERT`s in autocommit mode that do nothing else: on one connection, and on fifty with a
   thread each. More than 1 × is possible because what waits at the same time is committed together.
 - **W1** is one workflow of 1,000 steps, one after the other. **W2** is workflows of 10 steps, 50 or 200 at once, their begin

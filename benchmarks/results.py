@@ -29,10 +29,18 @@ class Line:
     @property
     def met(self) -> bool | None:
         """Whether the goal was met; None: there is none."""
+        return self._meets(self.value)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the whole middle half says so."""
+        return all(self._meets(value) is self.met for value in (self.low, self.high) if value is not None)
+
+    def _meets(self, value: float) -> bool | None:
         if not self.goal:
             return None
         sign, bound = self.goal.split()
-        return self.value >= float(bound) if sign == "≥" else self.value <= float(bound)
+        return value >= float(bound) if sign == "≥" else value <= float(bound)
 
 
 @dataclass

@@ -76,6 +76,7 @@ def machine(url: str, *, peers: bool) -> dict[str, str]:
         "Python": platform.python_version(),
         **{name: version for name in packages if (version := _version(name))},
         "processor": f"{os.cpu_count()} cores, {platform.machine()}",
+        "load when it began": f"{os.getloadavg()[0]:.1f}",
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
     }
 

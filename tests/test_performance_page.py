@@ -42,3 +42,9 @@ def test_a_goal_that_was_met_is_not_among_the_missed() -> None:
 
     assert "| met |" in text
     assert "missed" not in text
+
+
+def test_a_goal_within_the_noise_is_not_claimed() -> None:
+    line = Line("W1", "durable, sync", 0.9, "×", of="bare", low=0.7, high=1.1, goal="≥ 0.85")
+
+    assert "met, by less than it swings" in page.table(Results({}, [line]))
