@@ -300,6 +300,22 @@ def test_of_a_batch_only_what_is_refused_fails(database: Database, store: Postgr
     store.checkpoint(good, record(901))
 
 
+def test_of_two_lives_of_a_run_in_one_batch_only_the_new_one_has_written(database: Database, store: PostgresStore) -> None:
+    """A run is cancelled and taken up again by the same process, and both lives write to the same place at once."""
+    (old,) = leased(store, "run")
+    assert store.cancel("run")
+    (new,) = leased(store, "run")
+    spy = spy_on(store)
+
+    jobs = [checkpoint_job(old, record(1, '"old"')), checkpoint_job(new, record(1, '"new"'))]
+    outcomes = together(store, jobs)
+
+    assert len(spy.seen[0].names) == 2
+    assert isinstance(outcomes[0], durable.LeaseLost)
+    assert outcomes[1] is None
+    assert database.journal("run")[-1:] == [("step", "key-1", "new")]
+
+
 def test_of_a_batch_of_ends_only_what_is_refused_fails(database: Database, store: PostgresStore) -> None:
     """FAULTS 115, for finishes; each is its own run, and what failed is as it was."""
     ids = [f"run-{number}" for number in range(12)]

@@ -118,7 +118,8 @@ SELECT workflow_id, %s, %s, %s, %s, epoch, %s::json
 ON CONFLICT (workflow_id, seq) DO NOTHING
 
 -- name: checkpoint_batch
--- The same for many records of many runs; the answer is those that were not written.
+-- The same for many records of many runs; the answer is those that were not written. By the nonce: an old lease and a new
+-- one of the same run may ask for the same place at once.
 WITH asked AS MATERIALIZED (
     SELECT *
       FROM json_to_recordset(%s::json) AS asked (
@@ -134,11 +135,11 @@ WITH asked AS MATERIALIZED (
       FROM asked
       JOIN lease ON lease.workflow_id = asked.id AND lease.owner_token = asked.token
     ON CONFLICT (workflow_id, seq) DO NOTHING
-    RETURNING workflow_id, seq
+    RETURNING workflow_id, seq, nonce
 )
 SELECT asked.n
   FROM asked
-  LEFT JOIN written ON written.workflow_id = asked.id AND written.seq = asked.seq
+  LEFT JOIN written ON written.workflow_id = asked.id AND written.seq = asked.seq AND written.nonce = asked.nonce
  WHERE written.seq IS NULL
 
 -- name: transaction_settings

@@ -38,6 +38,8 @@ __all__ = [
     "Victim",
     "Violation",
     "Wait",
+    "circular",
+    "serve",
 ]
 
 KEY_SHARE: Final = 0
@@ -60,7 +62,11 @@ V = TypeVar("V")
 
 
 class Violation(Exception):
-    """A unique index refuses it: SQLSTATE 23505."""
+    """A constraint refuses it: a unique index (SQLSTATE 23505), or another one."""
+
+    def __init__(self, table: str, sqlstate: str = "23505") -> None:
+        super().__init__(table)
+        self.sqlstate = sqlstate
 
 
 class Victim(Exception):
@@ -158,11 +164,13 @@ class Change(NamedTuple):
 class Transaction:
     """Begun, and then committed or rolled back."""
 
-    __slots__ = ("began", "database", "locked", "number", "over", "waits", "written")
+    __slots__ = ("began", "database", "id", "locked", "number", "over", "waits", "written")
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self.began = database.clock()
+        database.begun += 1
+        self.id = database.begun  # `txid_current()`
         self.number = 0  # of its statements
         self.locked: list[Row[Any]] = []
         self.written: list[tuple[Table[Any], Row[Any]]] = []
@@ -195,7 +203,7 @@ class Transaction:
         if self.waits is not None:
             if not self.waits.granted:
                 self.waits.row.queue.remove(self.waits)
-                _serve(self.waits.row)
+                serve(self.waits.row)
             self.waits = None
         for _, row in self.written:
             row.pending, row.writer = [], None
@@ -207,7 +215,7 @@ class Transaction:
             del row.holders[self]
         for row in self.locked:
             if row.queue:
-                _serve(row)
+                serve(row)
         self.locked, self.written = [], []
 
 
@@ -327,7 +335,8 @@ class Database:
     """Tables, their key columns, and the history of commits.
 
     `clock` reads the server's clock, in seconds. `keys` names each table's key columns. `audit` is called with each
-    commit's number and changes, before anybody else can act.
+    commit's number and changes, before anybody else can act. `spares` is asked of who closes a circle of waits: true
+    leaves it waiting, and whoever answers so sees to it that another becomes the victim.
     """
 
     def __init__(
@@ -337,7 +346,9 @@ class Database:
         self.keys = keys
         self.clock = clock
         self.commits = 0
+        self.begun = 0
         self.audit: Callable[[int, list[Change]], object] | None = None
+        self.spares: Callable[[Transaction], bool] | None = None
 
     def begin(self) -> Transaction:
         """A new transaction."""
@@ -376,17 +387,23 @@ def _grant(row: Row[Any], transaction: Transaction, strength: int) -> None:
 def _waited(row: Row[Any], transaction: Transaction, strength: int) -> Progress[None]:
     wait = transaction.waits = Wait(transaction, row, strength)
     row.queue.append(wait)
-    if _waits_for(wait, transaction, set()):
+    spares = transaction.database.spares
+    if circular(wait) and (spares is None or not spares(transaction)):
         row.queue.remove(wait)
         transaction.waits = None
-        _serve(row)
+        serve(row)
         raise Victim
     while not wait.granted:
         yield wait
     transaction.waits = None
 
 
-def _serve(row: Row[Any]) -> None:
+def circular(wait: Wait) -> bool:
+    """Whether this wait ends only when its own transaction does."""
+    return _waits_for(wait, wait.transaction, set())
+
+
+def serve(row: Row[Any]) -> None:
     """Let those in who need not wait any more."""
     for wait in list(row.queue):
         if not any(True for _ in _in_the_way(wait)):
@@ -416,7 +433,6 @@ def _in_the_way(wait: Wait) -> Iterator[Transaction]:
 
 
 def _waits_for(wait: Wait, transaction: Transaction, seen: set[Transaction]) -> bool:
-    """Whether this wait ends only when the transaction does."""
     for other in _in_the_way(wait):
         if other is transaction:
             return True

@@ -74,10 +74,14 @@ class Running:
             self.done = True
             self._session.ended()
         except (Violation, Victim) as problem:
-            self.error = Refused("23505" if isinstance(problem, Violation) else "40P01")
-            self.done = True
-            self._session.fail()
+            self.refuse(problem.sqlstate if isinstance(problem, Violation) else "40P01")
         return True
+
+    def refuse(self, sqlstate: str) -> None:
+        """End it with an error: that of a victim, where `Database.spares` has spared who closed the circle."""
+        self.error = Refused(sqlstate)
+        self.done = True
+        self._session.fail()
 
 
 class Session:

@@ -23,6 +23,7 @@ from durable.testing.simulation.database import (
     Progress,
     Statement,
     Table,
+    Violation,
 )
 
 __all__ = ["KEY_COLUMNS", "STATEMENTS", "Result", "Tables", "new_database"]
@@ -268,6 +269,20 @@ def _checkpoint_batch(tables: Tables, statement: Statement, values: Any) -> Prog
     return Result(missing, len(missing))
 
 
+def _transaction_fence(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    lease: Lease | None = yield from statement.locked(tables.locks, values[0], KEY_SHARE)
+    rows: list[tuple[Any, ...]] = [] if lease is None else [(lease.owner_token, lease.owner, lease.epoch)]
+    return Result(rows, len(rows))
+
+
+def _transaction_record(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    run_id, seq, key, kind, nonce, record, txid, epoch = values
+    if statement.transaction.id != txid:
+        raise Violation("steps", "23502")
+    yield from _appended(tables, statement, Step(run_id, seq, key, kind, nonce, epoch, record), ignores=False)
+    return Result([], 1)
+
+
 def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     asked: dict[str, dict[str, Any]] = {row["id"]: row for row in _decode(values[0])}
     held: list[str] = []
@@ -430,6 +445,8 @@ STATEMENTS: Final[dict[str, Verb]] = {
     "read_journals": _read_journals,
     "checkpoint": _checkpoint,
     "checkpoint_batch": _checkpoint_batch,
+    "transaction_fence": _transaction_fence,
+    "transaction_record": _transaction_record,
     "finish_batch": _finish_batch,
     "release_batch": _release_batch,
     "lock_leases": _lock_leases,
