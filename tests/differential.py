@@ -12,7 +12,6 @@ from time import monotonic
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
 from durable.stores._postgres.statements import Names, statements
 from durable.testing.simulation.database import circular, serve
@@ -297,7 +296,7 @@ class Comparison:
         its: list[tuple[Any, ...]] = []
         for table, columns in _COLUMNS.items():
             key = "id" if table == "snapshots" else "workflow_id"
-            query = f"SELECT {columns} FROM {self._names[table]} WHERE {key} >= %s AND {key} < %s"  # noqa: S608
+            query = f"SELECT {columns} FROM {self._names[table]} WHERE {key} >= %s AND {key} < %s"
             for row in self._rows(query, (self.prefix, self.prefix + "~")):
                 its.append((table, *row[:1], _document(row[1])) if table == "snapshots" else (table, *row))
         if sorted(mine, key=repr) != sorted(its, key=repr):
@@ -308,7 +307,9 @@ class Comparison:
         return self._watcher.execute(query.encode(), parameters).fetchall()
 
     def _told(self, what: str) -> str:
-        stand = [f"{both.name}: {_answer(both) if _is_done(both) else both.real.waits_for}" for both in self.connections]
+        stand = [
+            f"{both.name}: {_answer(both) if _is_done(both) else both.real.waits_for}" for both in self.connections
+        ]
         return "\n".join([*self.history, what, "PostgreSQL at the end: " + "; ".join(stand)])
 
 

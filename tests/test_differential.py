@@ -30,21 +30,49 @@ DOCUMENTS: Final[tuple[dict[str, Any], ...]] = (
     {"kind": "ResumeState", "steps": [], "execution": {"status": "running"}},
 )
 
-WAITS: Final = (
-    "take_leases checkpoint checkpoint_batch finish_batch release_batch lock_leases cancel_batch signal_batch "
-    "transaction_fence transaction_record"
-).split()
-EITHER: Final = "take_leases checkpoint finish_batch cancel_batch".split()
-REPLIES: Final = (
-    "take_leases checkpoint checkpoint_batch finish_batch release_batch lock_leases read_nonces renew cancelled "
-    "cancel_batch signal_batch receive_batch transaction_fence read_journals"
-).split()
+WAITS: Final = [
+    "take_leases",
+    "checkpoint",
+    "checkpoint_batch",
+    "finish_batch",
+    "release_batch",
+    "lock_leases",
+    "cancel_batch",
+    "signal_batch",
+    "transaction_fence",
+    "transaction_record",
+]
+EITHER: Final = ["take_leases", "checkpoint", "finish_batch", "cancel_batch"]
+REPLIES: Final = [
+    "take_leases",
+    "checkpoint",
+    "checkpoint_batch",
+    "finish_batch",
+    "release_batch",
+    "lock_leases",
+    "read_nonces",
+    "renew",
+    "cancelled",
+    "cancel_batch",
+    "signal_batch",
+    "receive_batch",
+    "transaction_fence",
+    "read_journals",
+]
 OCCURS: Final = frozenset(
     [f"{name}: {what}" for name in REPLIES for what in ("something", "nothing")]
     + [f"{name}: something, after a wait" for name in WAITS]
     + [f"{name}: nothing, after a wait" for name in EITHER]
     + ["40P01", "23505", "23505, after a wait", "23502", "25P02"]
-    + ["skipped", "one of several was let in", "COMMIT", "ROLLBACK", "read_runs: something", "open_runs: something", "three wait or hold"]
+    + [
+        "skipped",
+        "one of several was let in",
+        "COMMIT",
+        "ROLLBACK",
+        "read_runs: something",
+        "open_runs: something",
+        "three wait or hold",
+    ]
 )
 """What must have been compared: each statement with either answer, granted and refused after a wait, and each error."""
 
@@ -89,7 +117,9 @@ class Script:
     def _plan(self, both: Both) -> list[tuple[str, Any]]:
         chance = self.chance
         end = (chance.choice(("COMMIT", "COMMIT", "ROLLBACK")), None)
-        what = chance.choice(("claim", "claim", "settle", "transaction", "transaction", "open", "open", "alone", "alone"))
+        what = chance.choice(
+            ("claim", "claim", "settle", "transaction", "transaction", "open", "open", "alone", "alone")
+        )
         if what == "claim":
             values = self._claim()
             return [("BEGIN", ...), *((name, values) for name in CLAIM), end]
@@ -112,13 +142,18 @@ class Script:
             case "checkpoint":
                 return (*self._step_row(), ids[0], tokens[0])
             case "checkpoint_batch":
-                rows = [{"n": n, **self._row(run_id, token)} for n, (run_id, token) in enumerate(zip(ids, tokens))]
+                rows = [
+                    {"n": n, **self._row(run_id, token)}
+                    for n, (run_id, token) in enumerate(zip(ids, tokens, strict=False))
+                ]
                 rows.append({"n": len(rows), **self._row(ids[0], self._token(ids[0])), "nonce": 5})  # its own, as ever
                 return (json.dumps(rows),)
             case "finish_batch":
                 status = chance.choice(("completed", "failed"))
-                rows = [self._row(run_id, token) for run_id, token in zip(ids, tokens)]
-                return (json.dumps([{**row, "status": status, "record": '{"x": 1}', "kind": "result"} for row in rows]),)
+                rows = [self._row(run_id, token) for run_id, token in zip(ids, tokens, strict=False)]
+                return (
+                    json.dumps([{**row, "status": status, "record": '{"x": 1}', "kind": "result"} for row in rows]),
+                )
             case "release_batch":
                 return ids, tokens, [chance.choice((None, "failed", "cancelled")) for _ in ids]
             case "renew":
@@ -194,10 +229,21 @@ class Script:
         return self.comparison.prefix + run_id
 
 
-ALONE: Final = (
-    "checkpoint checkpoint checkpoint_batch finish_batch release_batch renew cancel_batch signal_batch signal_batch "
-    "receive_batch lock_leases read_nonces cancelled"
-).split()
+ALONE: Final = [
+    "checkpoint",
+    "checkpoint",
+    "checkpoint_batch",
+    "finish_batch",
+    "release_batch",
+    "renew",
+    "cancel_batch",
+    "signal_batch",
+    "signal_batch",
+    "receive_batch",
+    "lock_leases",
+    "read_nonces",
+    "cancelled",
+]
 
 
 def test_the_model_and_postgresql_say_and_leave_the_same(database: Database) -> None:

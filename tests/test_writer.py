@@ -300,7 +300,9 @@ def test_of_a_batch_only_what_is_refused_fails(database: Database, store: Postgr
     store.checkpoint(good, record(901))
 
 
-def test_of_two_lives_of_a_run_in_one_batch_only_the_new_one_has_written(database: Database, store: PostgresStore) -> None:
+def test_of_two_lives_of_a_run_in_one_batch_only_the_new_one_has_written(
+    database: Database, store: PostgresStore
+) -> None:
     """A run is cancelled and taken up again by the same process, and both lives write to the same place at once."""
     (old,) = leased(store, "run")
     assert store.cancel("run")
