@@ -9,6 +9,7 @@ import charts
 from results import Line, Results
 
 NAME: Final = "performance"
+OTHERS: Final = "share of the processors that others took"
 _COMMAND: Final = "make bench"
 
 
@@ -123,7 +124,7 @@ def _bound(line: Line) -> str:
     if python > 0.85 * each:
         return f"Python: {python / each:.0%} of the time, which the interpreter's lock gives to one thread at a time"
     if idle > 0.25 * each:
-        return f"waiting: {idle / each:.0%} of the time nobody works: the disk's flush, and waking up"
+        return f"waiting, {idle / each:.0%} of the time: for the disk's flush, for waking up, for a processor that others have"
     larger, smaller = ("Python", "the server") if python > server else ("the server", "Python")
     return f"{larger} ({max(python, server) / each:.0%}), then {smaller} ({min(python, server) / each:.0%})"
 
@@ -191,7 +192,7 @@ _HOW_TO_READ = """## How to read it
 - **A ratio is a pace over another pace, measured within the same second.** The two take turns of some milliseconds; each
   turn is compared with the other's turns before and after it. Shown are the median over all turns and the middle half of them.
   Absolute figures depend on the disk and on the neighbours; ratios less so, and they do move: expect a few hundredths from
-  one run to the next.
+  one run to the next, and more where others took a share of the processors (see above): a benchmark needs a quiet machine.
 - *by less than it swings*: the goal lies within the middle half, so another run may say otherwise.
 - **The limits** are loops of prepared `INSERT`s in autocommit mode that do nothing else: on one connection, and on fifty with a
   thread each. More than 1 × is possible because what waits at the same time is committed together.

@@ -40,7 +40,11 @@ def main() -> None:
     parser.add_argument("--url", help="a PostgreSQL to measure on (by default one that is started here)")
     parser.add_argument("--json", type=Path, help="where to save the results")
     parser.add_argument("--page", action="store_true", help="write docs/performance.md, its JSON and its charts")
+    parser.add_argument("--render", action="store_true", help="measure nothing: write the page from its JSON again")
     options = parser.parse_args()
+    if options.render:
+        page.write(Results.load(ROOT / "docs" / f"{page.NAME}.json"), ROOT / "docs")
+        return
     chosen = [name for name in workloads.ALL if name in (options.only or ",".join(workloads.ALL)).split(",")]
     results = measured(options.url, chosen, effort=options.effort, peers=not options.no_peers)
     print(page.table(results))
@@ -55,13 +59,25 @@ def measured(url: str | None, chosen: list[str], *, effort: float, peers: bool) 
     with ExitStack() as stack:
         url = url or stack.enter_context(embedded(ROOT / ".durable-benchmarks")).url
         limits.make_table(url)
-        bench = workloads.Bench(url, ServerCpu(url), Results(machine(url, peers=peers)), effort, peers)
+        server = ServerCpu(url)
+        bench = workloads.Bench(url, server, Results(machine(url, peers=peers)), effort, peers)
+        start, before = time.monotonic(), _others(server)
         workloads.missing_peers(bench)
         for name in chosen:
             began = time.monotonic()
             workloads.ALL[name](bench)
             print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+        share = (_others(server) - before) / (time.monotonic() - start) / (os.cpu_count() or 1)
+        bench.results.machine[page.OTHERS] = f"{share:.0%}"
         return bench.results
+
+
+def _others(server: ServerCpu) -> float:
+    """CPU seconds that this machine has spent on what is neither the benchmark nor its server."""
+    user, nice, system, _, _, irq, soft, steal = map(int, Path("/proc/stat").read_text().split(None, 9)[1:9])
+    ours = os.times()
+    spent = (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
+    return spent - ours.user - ours.system - ours.children_user - ours.children_system - server.seconds()
 
 
 def machine(url: str, *, peers: bool) -> dict[str, str]:
@@ -76,7 +92,6 @@ def machine(url: str, *, peers: bool) -> dict[str, str]:
         "Python": platform.python_version(),
         **{name: version for name in packages if (version := _version(name))},
         "processor": f"{os.cpu_count()} cores, {platform.machine()}",
-        "load when it began": f"{os.getloadavg()[0]:.1f}",
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
     }
 
