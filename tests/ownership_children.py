@@ -180,7 +180,7 @@ class Child:
     """A process of the test's own."""
 
     def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
-        _start_forkserver()
+        start_forkserver(__name__)
         self._pipe, theirs = _CONTEXT.Pipe()
         self.process = _CONTEXT.Process(target=target, args=(theirs, *arguments), daemon=True)
         self.process.start()
@@ -268,12 +268,12 @@ def remove_server(home: Path) -> None:
             shutil.rmtree([target, *target.parents][depth], ignore_errors=True)
 
 
-def _start_forkserver() -> None:
-    """Before Python 3.13 the server does not learn this process's `sys.path`, and would skip what it cannot import."""
+def start_forkserver(preloaded: str) -> None:
+    """Have it import this module. Before 3.13 it does not learn our `sys.path`, and would skip what it cannot import."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     try:
-        _CONTEXT.set_forkserver_preload([__name__])
+        _CONTEXT.set_forkserver_preload([preloaded])
         forkserver.ensure_running()
     finally:
         if before is None:

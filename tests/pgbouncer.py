@@ -78,10 +78,10 @@ def version() -> tuple[int, int]:
 
 
 @contextmanager
-def bouncer(behind: str, *, mode: str = "transaction", keeps: int = 0) -> Iterator[Bouncer]:
+def bouncer(behind: str, *, mode: str = "transaction", keeps: int = 0, servers: int = SERVERS) -> Iterator[Bouncer]:
     """Start one in front of the database `behind`, whose sessions it hands out in turns.
 
-    `keeps`: how many prepared statements it keeps for its clients, which it can since 1.21.
+    `keeps`: how many prepared statements it keeps for its clients, which it can since 1.21; `servers`: its connections.
     """
     path = program()
     assert path is not None
@@ -93,7 +93,7 @@ def bouncer(behind: str, *, mode: str = "transaction", keeps: int = 0) -> Iterat
             "listen_port": _PORT,
             "auth_type": "any",
             "pool_mode": mode,
-            "default_pool_size": SERVERS,
+            "default_pool_size": servers,
             "server_round_robin": 1,
             "max_client_conn": 200,
             "logfile": f"{directory}/log",

@@ -24,6 +24,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 _ANSWERED_BY_READY: Final = (b"", b"Q", b"S", b"F")  # a startup message, Query, Sync, FunctionCall
 _ASKS_NOTHING: Final = (b"", b"p", b"X", b"H")  # startup, password, Terminate, and the Flush after a pipeline's Sync
+_EXECUTES: Final = (b"Q", b"E")  # Query, Execute
 _WRITES: Final = {b"INSERT", b"UPDATE", b"DELETE", b"MERGE", b"COPY", b"TRUNCATE", b"COMMIT"}  # first words of tags
 
 
@@ -34,11 +35,13 @@ class Count(NamedTuple):
     - `turns`: how often a client spoke after its server had: what a distant database makes it wait for.
     - `commits`: transactions that ended well and held a writing command, whether or not it found rows to write. A
       `SELECT` that writes (in a `WITH`) is seen only in an explicit transaction.
+    - `statements`: how many were executed, those that begin and end a transaction as well. A simple query is one.
     """
 
     round_trips: int = 0
     turns: int = 0
     commits: int = 0
+    statements: int = 0
 
     def since(self, earlier: Count) -> Count:
         """What has come on top of an earlier count."""
@@ -125,11 +128,11 @@ class Proxy:
             link.cut()
             link.join()
 
-    def add(self, *, round_trips: int = 0, turns: int = 0, commits: int = 0) -> None:
+    def add(self, *, round_trips: int = 0, turns: int = 0, commits: int = 0, statements: int = 0) -> None:
         """For links: count something."""
+        more = Count(round_trips, turns, commits, statements)
         with self._lock:
-            now = self._count
-            self._count = Count(now.round_trips + round_trips, now.turns + turns, now.commits + commits)
+            self._count = Count(*(so_far + new for so_far, new in zip(self._count, more, strict=True)))
 
     def caught(self, text: bytes) -> list[Trap]:
         """For links: the traps that a statement steps into. Each is taken away."""
@@ -212,6 +215,8 @@ class Link:
                 if self._server_spoke and kind not in _ASKS_NOTHING:
                     self._server_spoke = False
                     self._proxy.add(turns=1)
+                if kind in _EXECUTES:
+                    self._proxy.add(statements=1)
                 for trap in self._proxy.caught(_executed(kind, message, statements)):
                     match trap.moment:
                         case Moment.SENT:

@@ -198,6 +198,23 @@ def test_our_own_sessions_wait_for_the_disk_whatever_the_role_does(
     assert caplog.text == ""
 
 
+def test_transactions_wait_for_the_disk_each_time(database: Database, careless: str) -> None:
+    """FAULTS 55: also on a connection that was made as new after another body."""
+    seen: list[str] = []
+
+    def body(connection: Any) -> int:
+        seen.append(connection.execute("SHOW synchronous_commit").fetchone()[0])
+        return int(connection.info.backend_pid)
+
+    def twice(step: durable.Step, _: Any) -> list[int]:
+        return [step.transaction("book", body) for _ in range(2)]
+
+    with database.store(careless) as store:
+        pids = durable.run(None, twice, id="x", store=store)
+    assert len(set(pids)) == 1
+    assert seen == ["on", "on"]
+
+
 def test_a_lent_session_is_left_as_it_is_and_told(
     database: Database, careless: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -320,6 +320,17 @@ def test_killed_when_the_checkpoint_is_acknowledged(lives: Lives, key: str) -> N
     assert lives.epoch == 2
 
 
+@pytest.mark.parametrize("moment", list(Moment))
+@pytest.mark.parametrize("marker", ["pg_advisory", "_migrations", "CREATE TABLE", "GENERATED ALWAYS", "INSERT INTO"])
+def test_killed_while_the_tables_are_being_made(lives: Lives, proxy: Proxy, moment: Moment, marker: str) -> None:
+    """FAULTS 11: the next start makes them whole; no version is half recorded."""
+    killed_at(proxy, moment, marker, lives)
+
+    lives.judge(lives.lived())
+
+    assert lives.bodies == ONCE
+
+
 def test_killed_before_the_claim_arrives(lives: Lives, proxy: Proxy) -> None:
     """FAULTS 1."""
     killed_at(proxy, Moment.SENT, lives.run_id, lives)

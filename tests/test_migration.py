@@ -11,8 +11,10 @@ import pytest
 from msgspec import UNSET, structs
 
 import durable
+from durable._engine.decisions import Claim, Decline, Migrate, Refused
+from durable._engine.runs import admitted
 from durable.documents import Snapshot
-from durable.snapshot import Execution, Status
+from durable.snapshot import Execution, Header, Status
 from durable.stores import memory
 from stages import Ask, Died, StoreStage, World, memory_stage, postgres_stage
 from support import Database
@@ -140,6 +142,62 @@ def test_a_migrated_input_is_the_one_that_counts(stage: StoreStage) -> None:
     assert stage.run(sending, world, version=2, input=wide) == wide
     with pytest.raises(durable.RunMismatch, match="input"):
         stage.run(sending, world, version=2, input={"id": 7})
+
+
+def test_what_an_answer_leaves_out_stays(stage: StoreStage) -> None:
+    """The input as well, with which the run is still compared."""
+
+    def sending(world: World, order: Any) -> Telling:
+        return (yield Ask("send", world.do, (f"send-{order}",)))
+
+    world = World(failing={"send-7"})
+    with pytest.raises(ValueError, match="send-7 failed"):
+        stage.run(sending, world, input=7)
+    world.failing.clear()
+    answer: Any = {"formatVersion": 1, "steps": {}, "execution": {"status": "running"}}
+    told = stage.run(sending, world, input=7, version=2, on_version_mismatch=lambda _, __: answer)
+    assert told == {"done": "send-7", "of": []}
+
+
+def test_a_snapshot_may_be_changed_in_place(stage: StoreStage) -> None:
+    """It is the answer's own, and not what the store is compared with."""
+    world = begun(stage)
+
+    def in_place(old: Snapshot, _: int) -> Snapshot:
+        old.steps.pop("pay")
+        old.metadata["seen"] = True
+        return old
+
+    assert stage.run(delivery_2, world, version=2, on_version_mismatch=in_place) == RESULT
+    assert world.bodies == ["pay", "wrap", "ship"]
+
+
+def test_values_are_what_they_were(stage: StoreStage) -> None:
+    """To their type, sign and order: the same arguments follow from them, so that nothing drifts."""
+    odd = {"b": 1e16, "a": -0.0}
+
+    def telling(world: World, given: Any) -> Telling:
+        read = yield Ask("read", lambda: odd)
+        yield Ask("use", lambda _: None, (read["b"],))
+        yield Ask("fail", world.do, ("fail",))
+        return [repr(given), repr(read)]
+
+    world = World(failing={"fail"})
+    with pytest.raises(ValueError, match="fail failed"):
+        stage.run(telling, world, input=odd)
+    world.failing.clear()
+    told = stage.run(telling, world, version=2, on_version_mismatch=lambda old, _: old)
+    assert told == [repr(odd), repr(odd)]
+
+
+def test_who_has_waited_long_for_another_version_may_still_answer() -> None:
+    """His polls while it was executed are no turns that others took."""
+    claim = Claim(run_id="run-1", workflow="delivery", version=2, seconds=30.0)
+    free = Refused(Header("delivery", Execution(Status.RUNNING), metadata={"version": 1}), [], None, None)
+    wanted: Any = {"wait_timeout": 60.0, "polls": 50, "migrates": True}
+    assert isinstance(admitted(claim, free, waits=True, waited=40.0, **wanted), Migrate)
+    assert isinstance(admitted(claim, free, waits=True, waited=60.0, **wanted), Decline)
+    assert isinstance(admitted(claim, free, waits=False, waited=40.0, **wanted), Decline)
 
 
 def test_raising_is_an_answer_and_nonsense_is_not(stage: StoreStage) -> None:

@@ -17,7 +17,8 @@ from support import Database
 Workflow: TypeAlias = Callable[..., Any]
 
 LEASE = 600.0  # seconds: no renewal falls into a test, however slow the machine
-ONE_COMMIT = Count(round_trips=1, turns=1, commits=1)
+ONE_COMMIT = Count(round_trips=1, turns=1, commits=1, statements=1)
+A_BEGIN = Count(round_trips=1, turns=1, commits=1, statements=6)  # four of them, and what begins and ends a transaction
 NOTHING = Count()
 
 
@@ -142,8 +143,21 @@ def test_a_run_costs_two_round_trips_and_two_commits_beside_its_steps(
 
     run(store, workflow, deps, "no-steps", 0)
 
-    assert deps.begun == ONE_COMMIT
+    assert deps.begun == A_BEGIN
     assert deps.ended() == ONE_COMMIT
+
+
+@pytest.mark.parametrize(("steps", "round_trips"), [(0, 2), (1, 3), (10, 12)])
+def test_a_workflow_costs_two_round_trips_and_one_a_step(
+    proxy: Proxy, store: PostgresStore, workflow: Workflow, steps: int, round_trips: int
+) -> None:
+    deps = Counted(proxy)
+    before = proxy.count()
+
+    run(store, workflow, deps, "whole", steps)
+
+    spent = proxy.count().since(before)
+    assert spent == Count(round_trips, turns=round_trips, commits=round_trips, statements=round_trips + 5)
 
 
 def test_a_resumed_run_begins_with_one_round_trip(proxy: Proxy, store: PostgresStore, workflow: Workflow) -> None:
@@ -156,7 +170,7 @@ def test_a_resumed_run_begins_with_one_round_trip(proxy: Proxy, store: PostgresS
     deps.interrupted_at = None
     run(store, workflow, deps, "resumed", 3)
 
-    assert deps.begun == ONE_COMMIT
+    assert deps.begun == A_BEGIN
     assert deps.ended() == ONE_COMMIT
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
+from psycopg_pool import ConnectionPool
 
 import durable
 from durable import AsyncStep, Step
@@ -20,7 +22,7 @@ from durable._engine.batches import Backlog, Entry, Verb, Verdict, latest_under
 from durable._engine.decisions import Claim, Granted, Refused
 from durable._engine.leases import Lease
 from durable.snapshot import Kind, Record, Status
-from durable.stores import PostgresStore
+from durable.stores import PostgresStore, postgres
 from durable.stores._postgres.commits import checkpoint_job, finish_job
 from durable.stores._postgres.writer import Job
 from ownership_children import wait_until
@@ -205,10 +207,10 @@ def test_a_lease_that_is_renewed_puts_off_what_waits_under_it() -> None:
     """Until it is not renewed any more, or for half a minute; a lease longer than that is enough by itself."""
     short, long = (Lease("run", "1:token", 1, seconds, sent=0.0) for seconds in (1.0, 60.0))
     waiting_ones = [Entry(Verb.CHECKPOINT, "run", 1, latest_under(lease), lease) for lease in (short, long)]
-    assert [one.deadline for one in waiting_ones] == [1.0, 60.0]
+    assert [one.deadline for one in waiting_ones] == [short.deadline, long.deadline]
     short.renewed(20.0)
     long.renewed(20.0)
-    assert [one.deadline for one in waiting_ones] == [21.0, 60.0]
+    assert [one.deadline for one in waiting_ones] == [short.deadline, 60.0]
     short.renewed(40.0)
     assert [one.deadline for one in waiting_ones] == [30.0, 60.0]
 
@@ -742,6 +744,53 @@ def test_values_come_back_verbatim(database: Database, store: PostgresStore, for
     )
     assert [null for null, _ in stored] == [True]
     assert '"value":null' in stored[0][1]
+
+
+@pytest.mark.parametrize("lent", [False, True])
+def test_another_encoding_of_the_client_changes_no_value(database: Database, lent: bool) -> None:
+    """What goes past psycopg's cursor is encoded as what goes by it; what the encoding has no place for is refused."""
+
+    def workflow(step: Step, _: Any) -> list[str]:
+        values = [step("one", lambda: "\u00e9", key="k\u00e9y")]
+        if lent:
+            with pytest.raises(durable.UnstorableValue):
+                step("two", lambda: "\u2713")
+        else:
+            values.append(step("two", lambda: "\u2713"))
+        return values
+
+    database.store().list()
+    url = make_conninfo(database.url, client_encoding="LATIN1")
+    with ConnectionPool(url, min_size=1, open=True) as pool:
+        store = postgres(pool=pool, schema=database.schema) if lent else database.store(url)
+        values = durable.run(None, workflow, id="run", store=store)
+        store.close()
+    steps = {key: record["value"] for kind, key, record in database.journal("run") if kind == "step"}
+    assert steps == ({"k\u00e9y": "\u00e9"} if lent else {"k\u00e9y": "\u00e9", "two": "\u2713"})
+    assert values == list(steps.values())
+
+
+def test_what_is_prepared_outlives_a_rollback(database: Database, store: PostgresStore) -> None:
+    """After one psycopg deallocates everything, what it has not prepared included."""
+
+    def workflow(step: Step, _: Any) -> None:
+        step("one", lambda: 1)
+        with pytest.raises(durable.ConcurrentExecution):
+            store.delete("run")
+        step("two", lambda: 2)
+
+    durable.run(None, workflow, id="run", store=store)
+    assert store.process.connections.prepares
+
+
+def test_two_stores_prepare_on_one_lent_connection(database: Database) -> None:
+    """Under names that are not each other's."""
+    database.store().list()
+    with ConnectionPool(database.url, min_size=1, max_size=1, open=True) as pool:
+        for prefix in ("a", "b"):
+            with postgres(pool=pool, schema=database.schema, prefix=prefix) as store:
+                durable.run(None, lambda step, _: step("one", lambda: 1), id="run", store=store)
+                assert store.process.connections.prepares
 
 
 def test_closing_commits_what_waits(database: Database) -> None:

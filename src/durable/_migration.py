@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Literal, TypeAlias, cast
 
@@ -34,7 +35,13 @@ def checked_answer(given: object) -> None:
 
 def answer_to(given: OnVersionMismatch | None, mismatch: VersionMismatch, stored: Snapshot) -> Any:
     """What the user says to this run, perhaps still to be awaited."""
-    return given(stored, mismatch.stored) if callable(given) else given
+    if not callable(given):
+        return given
+    # His to change, while `stored` is what the store is compared with.
+    shown = structs.replace(
+        stored, steps=dict(stored.steps), attempts=dict(stored.attempts), metadata=copy.deepcopy(stored.metadata)
+    )
+    return given(shown, mismatch.stored)
 
 
 def migrated(answer: object, mismatch: VersionMismatch, stored: Snapshot, codec: Codec) -> Snapshot:
@@ -60,7 +67,9 @@ def migrated(answer: object, mismatch: VersionMismatch, stored: Snapshot, codec:
                 f"document), not {type(answer).__name__}"
             )
     described = {**stored.metadata, **state.metadata, "version": mismatch.given}
-    if state.input is not UNSET and state.input != stored.input:
+    if state.input is UNSET:  # as with the name and the metadata: what the answer leaves out stays
+        state = structs.replace(state, input=stored.input)
+    elif state.input != stored.input:
         given = codec.decode(bytes(state.input), run_id=mismatch.run_id, where="the migrated input")
         described["inputHash"] = codec.fingerprint(given, what="the migrated input")
     # In what order another version made its calls binds nobody.

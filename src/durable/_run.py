@@ -198,6 +198,13 @@ class _Either:
         self._clock = plan.clock
         self._driver: Step | AsyncStep | None = None
         self._over = False
+        self._granted: Granted | None = None  # until its journal is loaded
+
+    def _loaded(self, main: object) -> Execution:
+        """The machine for what was granted, which is let go: half of what a resumed run would hold are its journal's texts."""
+        granted, self._granted = self._granted, None
+        assert granted is not None, "asked for twice"  # noqa: S101 -- our own mistake, not an input
+        return self._plan.execution(granted, main)
 
     def _alive(self, running: bool) -> bool:
         """Whether somebody still works under the lease; asked by the heartbeat, which has a look at the steps too."""
@@ -228,7 +235,9 @@ class BlockingRun(_Either):
             reply = self._begun(claim)
             match plan.admission(claim, reply, self._clock.elapsed() - began, polls):
                 case Proceed(granted):
-                    return self._executed(granted)
+                    self._granted, lease = granted, granted.lease
+                    del reply, granted
+                    return self._executed(lease)
                 case Return(value):
                     return plan.stored_result(value)
                 case Reraise(error):
@@ -246,10 +255,10 @@ class BlockingRun(_Either):
                 case never:
                     assert_never(never)
 
-    def _executed(self, granted: Granted) -> Any:
-        plan, lease, end = self._plan, granted.lease, _End()
+    def _executed(self, lease: Lease) -> Any:
+        plan, end = self._plan, _End()
         try:
-            execution = plan.execution(granted, threading.current_thread())
+            execution = self._loaded(threading.current_thread())
             self._driver = driver = self._new_driver(execution, *plan.for_driver)
             arguments = plan.arguments(driver, execution.journal)
         except BaseException:
@@ -322,7 +331,9 @@ class AsyncRun(_Either):
             reply = await self._begun(claim)
             match plan.admission(claim, reply, self._clock.elapsed() - began, polls):
                 case Proceed(granted):
-                    return await self._executed(granted)
+                    self._granted, lease = granted, granted.lease
+                    del reply, granted
+                    return await self._executed(lease)
                 case Return(value):
                     return plan.stored_result(value)
                 case Reraise(error):
@@ -340,10 +351,10 @@ class AsyncRun(_Either):
                 case never:
                     assert_never(never)
 
-    async def _executed(self, granted: Granted) -> Any:
-        plan, lease, end = self._plan, granted.lease, _End()
+    async def _executed(self, lease: Lease) -> Any:
+        plan, end = self._plan, _End()
         try:
-            execution = plan.execution(granted, asyncio.current_task())
+            execution = self._loaded(asyncio.current_task())
             self._driver = driver = self._new_driver(execution, *plan.for_driver)
             arguments = plan.arguments(driver, execution.journal)
         except BaseException:

@@ -76,7 +76,9 @@ class Journal:
         self._settled: dict[str, StepRecord] = {}
         self._attempted: dict[str, AttemptRecord] = {}
         self._signals: dict[str, list[int]] = {}
-        self._asked: dict[str, Call] = {}
+        # What each key was first drawn with: its name, its fingerprint, whether it came from the name. Not the call, which
+        # would be kept for as long as the run goes on, with all that it has been through.
+        self._asked: dict[str, tuple[str, str, bool]] = {}
         self._repeats: dict[str, int] = {}
         self._drawn_by: dict[str, object] = {}
         self._concurrent = False  # whether, in this history or now, calls overlapped or came from several branches
@@ -149,7 +151,8 @@ class Journal:
         call.concurrent = branch is not self._main or bool(self._open)
         call.unordered = self._left_untold or unwinding
         call.refusal = self._conflict(call) or self._drift(call)
-        self._asked.setdefault(key, call)
+        if key not in self._asked:
+            self._asked[key] = (name, fingerprint, auto)
         self._ordered.discard(key)
         if call.refusal is None and key not in self._settled:
             self._begin(call)
@@ -174,9 +177,10 @@ class Journal:
         earlier = self._asked.get(call.key)
         if earlier is None:
             return None
-        difference = _difference(earlier.name, earlier.fingerprint, call)
-        if earlier.auto is not call.auto:
-            difference = "key= absent, as the step's name" if earlier.auto else "key= given"
+        name, fingerprint, auto = earlier
+        difference = _difference(name, fingerprint, call)
+        if auto is not call.auto:
+            difference = "key= absent, as the step's name" if auto else "key= given"
         return Raise(KeyConflict(self.run_id, call.key, difference)) if difference else None
 
     def _drift(self, call: Call) -> Abort | None:

@@ -73,7 +73,8 @@ def admitted(
     if mismatch is not None and granted is not None:  # another version came between two of the claim's statements
         return ClaimAgain(0.0, claim, granted)
     if isinstance(mismatch, VersionMismatch) and isinstance(reply, Refused) and reply.owner is None:
-        return Migrate(mismatch) if polls < _MOST_TURNS else _turns(claim)
+        patient = waits and (wait_timeout is None or waited < wait_timeout)
+        return Migrate(mismatch) if patient or polls < _MOST_TURNS else _turns(claim)
     if header is not None and _ended(header):
         result = _last(reply.records, Kind.RESULT)
         if granted is not None:  # completed between two of the claim's statements: give the lease back, ask again

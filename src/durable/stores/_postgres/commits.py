@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -197,8 +198,10 @@ class Statements:
             runs = lane.also(self._sql["read_runs"], values)
             journals = lane.also(self._sql["read_journals"], values)
         records: dict[str, list[Record]] = {run_id: [] for run_id in ids}
-        for run_id, *record in journals:
-            records[run_id].append(Record(*record))
+        for run_id, seq, key, kind, text in journals:
+            records[run_id].append(
+                Record(seq, key, sys.intern(kind), text)
+            )  # a word for each would be a tenth of it all
         standing = {row[0]: row[1:] for row in runs}
         return [_claim_reply(claiming, standing, records) for claiming in claimings]
 

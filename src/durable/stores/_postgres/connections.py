@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import re
@@ -15,7 +16,7 @@ import psycopg
 import psycopg_pool
 from psycopg import generators
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.errors import error_from_result
+from psycopg.errors import UntranslatableCharacter, error_from_result
 from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
@@ -49,35 +50,41 @@ _SIGNS_OF_ABSENCE: Final = (
     "too many",
     "remaining connection slots",
 )
+_UTF_8: Final = "utf-8"
+_numbers: Final = itertools.count()  # of prepared statements: another store may use the same connection of a pool
 _log = logging.getLogger("durable")
 
 _NO_DATABASE: Final = re.compile(r'FATAL:.*database ".*" does not exist')
+INSISTENCE: Final = b"SET synchronous_commit = on"
 
 
 class Lane:
     """A connection in autocommit mode, lent out. `prepared` has the names of the statements prepared on it by `wrote`."""
 
-    __slots__ = ("_cursor", "_prepared", "autocommit", "connection", "prepare")
+    __slots__ = ("_cursor", "_encoding", "_prepared", "autocommit", "connection", "prepare")
 
     def __init__(self, connection: Connection, prepared: MutableMapping[bytes, bytes]) -> None:
         self.connection = connection
         self.prepare: bool | None = None
         self.autocommit = connection.autocommit
+        self._encoding = connection.info.encoding
         self._prepared = prepared
         self._cursor = connection.cursor(row_factory=tuple_row)
 
     def wrote(self, query: bytes, values: Sequence[bytes]) -> int:
-        """Execute a statement with `$1`, `$2` … that returns no rows; how many rows it wrote.
+        """Execute a statement with `$1`, `$2` … that returns no rows; how many rows it wrote. The values are in UTF-8.
 
         It goes past psycopg's cursor, which would take up to a sixth of a step.
         """
         wire = self.connection.pgconn
+        if self._encoding != _UTF_8:
+            values = [self._encoded(value) for value in values]
         if self.prepare is False or self.connection.prepare_threshold is None:
             wire.send_query_params(query, values)
         else:
             name = self._prepared.get(query)
             if name is None:
-                name = b"durable_%d" % len(self._prepared)
+                name = b"durable_%d" % next(_numbers)
                 wire.send_prepare(name, query)
                 self._done()
                 self._prepared[query] = name
@@ -89,6 +96,17 @@ class Lane:
         if result.status != ExecStatus.COMMAND_OK:
             raise error_from_result(result, self.connection.info.encoding)
         return result.command_tuples or 0
+
+    def _encoded(self, value: bytes) -> bytes:
+        try:
+            return value.decode().encode(self._encoding)
+        except UnicodeEncodeError:
+            raise UntranslatableCharacter(f"the connection's client_encoding is {self._encoding}") from None
+
+    def rollback(self) -> None:
+        """Roll back; psycopg then deallocates all that is prepared."""
+        self._prepared.clear()
+        self._cursor.execute(b"ROLLBACK", prepare=False)
 
     def execute(self, query: bytes, parameters: Any = None) -> psycopg.Cursor[Any]:
         """Execute a statement whose result is read before the next one."""
@@ -122,7 +140,6 @@ class Connections:
         self._prepare = prepare
         self._clock = clock
         self._strict = strict
-        self._insists = False  # on synchronous_commit, which the role has off
         self._opening = threading.Lock()
         self._idle: list[Lane] = []
         self._late: list[Connection] = []
@@ -132,6 +149,7 @@ class Connections:
         self.watchdog = Watchdog(clock)
         self.ready = False
         self.prepares = True
+        self.insists = False  # on synchronous_commit, which the role has off
 
     @property
     def where(self) -> str:
@@ -272,13 +290,13 @@ class Connections:
             demands.refuse_read_only(self.where, standby=standby, read_only=read_only)
         if self._pool is None and self.prepares:
             connection.prepare_threshold = 0
-            if self._insists:
-                connection.execute("SET synchronous_commit = on", prepare=False)
+            if self.insists:
+                connection.execute(INSISTENCE, prepare=False)
 
     def _look_at(self, settings: dict[str, str | None]) -> None:
         """Mend what can be mended in our own sessions; say the rest, or refuse it."""
         if self._pool is None and self.prepares and settings.get("synchronous_commit") == "off":
-            self._insists = True
+            self.insists = True
             del settings["synchronous_commit"]
         doubts = demands.doubts(settings)
         if doubts and self._strict:
@@ -351,7 +369,12 @@ def _parts(url: str | None) -> dict[str, str]:
     given = {key: str(value) for key, value in parts.items() if value is not None}
     several = "," in given.get("host", "") + given.get("hostaddr", "")
     # Of several hosts the one that takes writes: a journal read from a standby would be an old one.
-    return {**_DEFAULTS, **({"target_session_attrs": "read-write"} if several else {}), **given}
+    return {
+        **_DEFAULTS,
+        **({"target_session_attrs": "read-write"} if several else {}),
+        **given,
+        "client_encoding": "UTF8",
+    }
 
 
 def _are_numbers(ports: object) -> bool:

@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any, Final, TypeVar
 
+import msgspec
 import psycopg
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from durable.clocks import Clock
-from durable.documents import Snapshot, whole
+from durable.documents import Snapshot, journal_of, whole
 from durable.errors import (
     AccessDenied,
     ConcurrentExecution,
@@ -68,6 +69,7 @@ _AFTER: Final[Mapping[str, str]] = {
     "a moment": "(run.updated_at, run.id) < (%(moment)s, %(id)s)",
     "no moment": "(run.updated_at IS NOT NULL OR run.id < %(id)s)",
 }
+_json: Final = msgspec.json.Encoder()
 
 
 class SnapshotVerbs:
@@ -107,9 +109,19 @@ class SnapshotVerbs:
         self._done(saved)
 
     def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
-        """See `RunStore.replace`. A reply that was lost makes it False, though it was done."""
+        """See `RunStore.replace`. A reply that was lost makes it False, though it was done.
+
+        The journal stays one: `jsonb` would make another value of a float like 1e16 or -0.0, and reorder dicts.
+        """
         row = self._row(run_id)
-        values = {"id": row, "ids": [row], "snapshot": new.to_json().decode()}
+        shown = {key: step for key, step in new.steps.items() if not (step.ok or step.name)}  # another tool's failures
+        document = structs.replace(new, steps=shown, attempts={}, input=UNSET, result=UNSET, failure=None)
+        values = {
+            "id": row,
+            "ids": [row],
+            "snapshot": document.to_json().decode(),
+            "records": _json.encode(journal_of(new)[1]).decode(),
+        }
 
         def replaced(lane: Lane) -> None:
             with _transaction(lane):
@@ -118,6 +130,7 @@ class SnapshotVerbs:
                     raise ConcurrentExecution(run_id, "somebody who has changed it meanwhile")
                 lane.execute(self._query("write"), values)
                 lane.execute(self._query("delete_journals"), values)
+                lane.execute(self._query("write_journal"), values)
 
         try:
             self._done(replaced)
@@ -333,7 +346,7 @@ def _transaction(lane: Lane) -> Iterator[None]:
         yield
         lane.execute(b"COMMIT")
     except DurableError:
-        lane.execute(b"ROLLBACK")
+        lane.rollback()
         raise
 
 

@@ -29,6 +29,14 @@ INSERT INTO {snapshots} (id, snapshot, updated_at)
 VALUES (%(id)s, %(snapshot)s::jsonb, clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET snapshot = excluded.snapshot, updated_at = excluded.updated_at
 
+-- name: write_journal
+INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
+SELECT lease.workflow_id, line.seq, line.key, line.kind, 0, lease.epoch, line.record::json
+  FROM (SELECT workflow_id, epoch FROM {locks} WHERE workflow_id = %(id)s OFFSET 0) AS lease
+ CROSS JOIN (
+       SELECT (told->>0)::integer AS seq, told->>1 AS key, told->>2 AS kind, told->>3 AS record
+         FROM json_array_elements(%(records)s::json) AS told) AS line
+
 -- name: delete_header
 DELETE FROM {snapshots} WHERE id = %(id)s
 

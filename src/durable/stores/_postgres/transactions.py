@@ -36,7 +36,7 @@ from durable.errors import (
 from durable.snapshot import Record
 from durable.stores._daemons import Daemons
 from durable.stores._postgres.commits import NOT_ITS_OWN, checkpoint_job, refused, settle_job
-from durable.stores._postgres.connections import Connections, Lane
+from durable.stores._postgres.connections import INSISTENCE, Connections, Lane
 from durable.stores._postgres.lent import ENDED, Lent, lent
 from durable.stores._postgres.watchdog import shut_down
 from durable.stores._postgres.writer import Job
@@ -124,6 +124,7 @@ class PostgresTransaction:
         self._lent: Lent | None = None
         self._busy = False  # a thread is in `begin` or `call`: it sees to the end of what was abandoned meanwhile
         self._abandoned = False
+        self._made_room = False  # for others, before the end
 
     def begin(self, seconds: float) -> bool:
         """See `protocol.Transaction`. One round trip, in which a connection that was used before is made as new."""
@@ -201,7 +202,7 @@ class PostgresTransaction:
         watchdog, clock = self._owner.connections.watchdog, self._owner.clock
         watchdog.watch(lane.connection, clock.elapsed() + _LONGEST_ROLLBACK)
         try:
-            lane.connection.execute(b"ROLLBACK", prepare=False)
+            lane.rollback()
         except psycopg.Error:
             pass  # it is closed then, which does the same
         finally:
@@ -210,6 +211,7 @@ class PostgresTransaction:
 
     def abandon(self) -> None:
         """See `protocol.Transaction`. The socket is shut down: the server rolls back when it sees that."""
+        connections = self._owner.connections
         with self._state:
             self._abandoned = True
             if self._lent is not None:
@@ -217,6 +219,12 @@ class PostgresTransaction:
             if self._lane is not None:
                 shut_down(self._lane.connection)
             busy = self._busy
+            # A body that goes on and on keeps no room from others: its own connection is as good as closed. One of a pool
+            # is still missing there until it is given back.
+            makes_room = busy and self._lane is not None and not self._made_room and connections.pool_size is None
+            self._made_room |= makes_room
+        if makes_room:
+            self._owner.room.release()
         if not busy:
             self._end()
 
@@ -254,6 +262,8 @@ class PostgresTransaction:
                     lane.also(self._begin)
                     for statement in _NEW_AGAIN if used else ():
                         lane.also(statement)
+                    if used and owner.connections.insists:
+                        lane.also(INSISTENCE)
                     idle = (lease.seconds, f"{lease.seconds * 1000:.0f}")
                     settings = lane.also(owner.sql["transaction_settings"], idle)
                     fence = lane.also(owner.sql["transaction_fence"], (lease.row,))
@@ -354,7 +364,8 @@ class PostgresTransaction:
             lane, self._lane = self._lane, None
         if lane is not None:
             self._owner.give_back(lane)
-            self._owner.room.release()
+            if not self._made_room:
+                self._owner.room.release()
 
 
 def _database_errors(problem: BaseException) -> Iterator[psycopg.Error]:

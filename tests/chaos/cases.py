@@ -1,0 +1,156 @@
+"""The numbered cases of faults and abuse: which test names which, and which are answered in words."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Final
+
+from chaos.figures import ROOT
+
+_NAMED: Final = re.compile(r"FAULTS\s+([^:\"\n]*)")
+_NUMBERS: Final = re.compile(r"(\d+)(?:\s*[-–]\s*(\d+))?")
+_ANSWER: Final = re.compile(r"^- Case ((?:\d+|, | and )+)", re.MULTILINE)
+
+
+def named() -> dict[int, list[str]]:
+    """For each number the test files that name it in a docstring or heading."""
+    found: dict[int, set[str]] = defaultdict(set)
+    for file in sorted((ROOT / "tests").glob("test_*.py")):
+        for told in _NAMED.findall(file.read_text("utf-8")):
+            for first, last in _NUMBERS.findall(told):
+                for number in range(int(first), int(last or first) + 1):
+                    found[number].add(file.stem)
+    return {number: sorted(files) for number, files in found.items()}
+
+
+def answered(page: Path = ROOT / "docs" / "guarantees.md") -> set[int]:
+    """The numbers that the page on guarantees says something about."""
+    text = page.read_text("utf-8")
+    return {int(number) for told in _ANSWER.findall(text) for number in re.findall(r"\d+", told)}
+
+
+def table() -> str:
+    """All of them, in Markdown."""
+    tests, words = named(), answered()
+    lines = ["| case | what happens | tests |", "| --- | --- | --- |"]
+    for number, what in CASES.items():
+        told = ", ".join(f"`{name}`" for name in tests.get(number, []))
+        answer = "[answered](guarantees.md#cases-that-no-test-covers)" if number in words else ""
+        lines.append(f"| {number} | {what} | {'; '.join(filter(None, [told, answer])) or '**nothing**'} |")
+    return "\n".join(lines)
+
+
+CASES: Final[dict[int, str]] = {
+    1: "killed before the claim is committed",
+    2: "killed with the claim committed, nothing loaded",
+    3: "killed in a body",
+    4: "killed between a body's end and its checkpoint",
+    5: "killed with a checkpoint sent, not committed",
+    6: "killed with the COMMIT sent, the reply unread",
+    7: "killed with the checkpoint acknowledged",
+    8: "killed between the last step and the finish",
+    9: "killed with the finish committed, the result not returned",
+    10: "killed while the lease is given back",
+    11: "killed while the tables are being made",
+    12: "all workers killed at once",
+    13: "a step that always kills its process",
+    14: "killed for lack of memory",
+    15: "SIGTERM in a long step",
+    16: "stopped in a body for longer than the lease",
+    17: "stopped between a body's end and its checkpoint",
+    18: "stopped between the last look at the lease and a body's first line",
+    20: "a former owner's writes after the take-over",
+    21: "a body that blocks the event loop for longer than the lease",
+    22: "a body that holds the interpreter's lock for longer than the lease",
+    23: "a client's clock that is wrong or jumps",
+    25: "the machine suspended for longer than the lease",
+    26: "a renewal's reply that comes after the lease's end",
+    27: "renewals that fail, for less and for more than a lease",
+    28: "stopped within a transaction that holds a lease's row",
+    29: "leases of impossible lengths",
+    30: "two who wake one sleeping run",
+    31: "kill -9 of the server under load",
+    32: "restarts of the server, fast and immediate",
+    33: "backends terminated",
+    34: "an asynchronous standby promoted",
+    35: "a synchronous standby promoted",
+    36: "a synchronous standby that hangs, and a COMMIT that is cancelled while it waits for it",
+    37: "the old primary comes back",
+    38: "the URL leads to a standby, or a session is read-only",
+    40: "the reply to a COMMIT lost",
+    41: "the COMMIT itself lost",
+    42: "a connection that falls silent",
+    43: "a write that arrives after its repetition",
+    44: "a slow wire, one byte at a time, a reset in the midst of 50 MB",
+    45: "statement_timeout on checkpoints",
+    46: "idle_in_transaction_session_timeout shorter than a transaction's body",
+    47: "lock_timeout, transaction_timeout",
+    48: "deadlocks",
+    50: "no room on the disk",
+    51: "too many connections; a pool of one",
+    52: "a pool that the user's own work has exhausted",
+    53: "PgBouncer",
+    54: "the application's own advisory locks",
+    55: "synchronous_commit, fsync or full_page_writes off",
+    56: "LISTEN that dies, a full NOTIFY queue",
+    57: "a transaction open for an hour",
+    59: "versions of PostgreSQL, and what only looks like it",
+    60: "fail-over of a URL with several hosts during a claim",
+    61: "50 threads, one run",
+    62: "processes, one run",
+    63: "500 tasks, one run, a pool of five",
+    64: "100 workers, 10,000 runs",
+    65: "1,000 claims a second for ten runs",
+    66: "8 processes make the tables at once",
+    67: "two versions of the library at once",
+    68: "cancel, claim, finish, prune in all orders",
+    69: "prune or delete of a run that is being executed",
+    70: "one id, another workflow or input",
+    71: "100 steps at once in one run",
+    72: "two concurrent steps with one key",
+    73: "a run that starts itself",
+    74: "KeyboardInterrupt, SystemExit, GeneratorExit in a body",
+    75: "a task cancelled in a body",
+    76: "a task cancelled in a checkpoint",
+    77: "an event loop closed under a run",
+    79: "the interpreter ends with everything alive",
+    80: "signal handlers, uvloop, trio, other interpreters",
+    81: "exceptions that cannot be rebuilt",
+    83: "values that are no values",
+    84: "types that JSON would change",
+    85: "numbers that JSON does not have",
+    86: "NUL characters",
+    87: "lone surrogates",
+    88: "nesting 20,000 deep",
+    89: "values of 1, 10 and 100 MB",
+    90: "100,000 steps in one run",
+    91: "10,000 runs in one process",
+    93: "steps removed, added, renamed, reordered",
+    94: "an order that chance decides",
+    95: "an explicit key in a loop",
+    96: "a step inside a body",
+    97: "stored rows that are damaged",
+    98: "what earlier versions have stored",
+    100: "ids that look like SQL, or like nothing",
+    102: "prefixes with wildcards in them",
+    103: "names of tables that need quotes",
+    104: "stored rows that would make objects",
+    105: "passwords in messages",
+    106: "a role with few rights",
+    108: "two schemas in one process",
+    110: "forged requests to a dashboard",
+    111: "a default isolation of REPEATABLE READ or SERIALIZABLE",
+    112: "a take-over while a checkpoint is open, with and without the unique index",
+    113: "two branches that repeat a key without knowing",
+    114: "a failure and a later success, repaired",
+    115: "one bad record in a batch of 500",
+    116: "a future that nobody waits for any more",
+    117: "heartbeats, claims and batches over the same runs",
+    118: "a fork with runs in flight",
+    119: "a loop closed, a task abandoned, a thread dead",
+    120: "enumerations and subclasses",
+    121: "a dead owner on this machine; a living one that cannot be seen",
+    122: "code that catches everything when the lease is lost",
+}

@@ -1,0 +1,149 @@
+"""Bugs, planted in a worker before it begins, which the judge must find."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from durable._engine.decisions import Granted
+from durable.snapshot import Kind
+from durable.stores._postgres import schema, statements
+from durable.stores._postgres import store as stores
+from durable.stores._postgres.commits import Statements, checkpoint_job
+from durable.stores._postgres.store import AsyncPostgresStore, PostgresStore
+from durable.stores._postgres.transactions import PostgresTransaction
+from durable.stores._postgres.writer import ABSENT
+
+_LATE: Final = 0.02  # seconds by which something is done too late
+
+
+def planted(name: str) -> None:
+    """Plant this one in this process; none if it has no name."""
+    if name:
+        PLANTS[name]()
+
+
+def no_fence() -> None:
+    """A checkpoint is written whoever holds the lease."""
+    _other_sql("checkpoint", b"AND owner_token = %s", b"AND %s::text IS NOT NULL")
+    _other_sql("checkpoint_batch", b"AND lease.owner_token = asked.token", b"")
+
+
+def no_index() -> None:
+    """Nobody sees that the index is missing, without which a take-over does not wait for writes in flight."""
+    _replace(schema, "_KEYS", schema._KEYS[:-1])
+
+
+def acknowledged_before_commit() -> None:
+    """A checkpoint is acknowledged, and written a little later."""
+
+    def checkpoint(store: PostgresStore, lease: Any, record: Any) -> None:
+        threading.Timer(_LATE, store._performed, [checkpoint_job(lease, record)]).start()
+
+    def awaited(aio: AsyncPostgresStore, lease: Any, record: Any, _: Any = None) -> asyncio.Future[None]:
+        checkpoint(aio._store, lease, record)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+    _replace(PostgresStore, "checkpoint", checkpoint)
+    _replace(AsyncPostgresStore, "checkpoint", awaited)
+
+
+def lost_reply_trusted() -> None:
+    """A write whose reply was lost is believed to be there."""
+    fate = Statements._fate
+
+    def trusting(self: Statements, *told: Any) -> Any:
+        answer = fate(self, *told)
+        return None if answer is ABSENT else answer
+
+    _replace(Statements, "_fate", trusting)
+
+
+def taken_from_the_living() -> None:
+    """Every owner is taken for dead."""
+    _replace(stores, "is_dead", lambda *_: True)
+
+
+def last_record_overlooked() -> None:
+    """Whoever takes a run over does not see its last record."""
+    kept = PostgresStore.kept
+
+    def forgetting(store: PostgresStore, reply: Any, alive: Callable[[], bool]) -> Any:
+        if isinstance(reply, Granted) and reply.records and reply.records[-1].kind == Kind.STEP:
+            reply.records.pop()  # type: ignore[attr-defined]
+        return kept(store, reply, alive)
+
+    _replace(PostgresStore, "kept", forgetting)
+
+
+def transaction_in_two() -> None:
+    """A transaction's effect is committed first, and its record afterwards."""
+
+    def commit(self: PostgresTransaction, record: Any) -> None:
+        lane, lease = self._lane, self._lease
+        assert lane is not None
+        lane.connection.execute(b"COMMIT", prepare=False)
+        time.sleep(_LATE)
+        nonce = checkpoint_job(lease, record).payload.nonce
+        row = (record.seq, record.key, record.kind, nonce, record.text, lease.row, lease.token)
+        lane.connection.execute(self._owner.sql["checkpoint"], row, prepare=False)
+        self._end()
+
+    _replace(PostgresTransaction, "commit", commit)
+
+
+def beginning_not_recorded() -> None:
+    """That an at-most-once body begins is not recorded."""
+    for kind in (PostgresStore, AsyncPostgresStore):
+        _skipping(kind)
+
+
+def _skipping(kind: Any) -> None:
+    checkpoint = kind.checkpoint
+
+    def skipping(self: Any, lease: Any, record: Any, *more: Any) -> Any:
+        if record.kind != Kind.ATTEMPT:
+            return checkpoint(self, lease, record, *more)
+        if kind is PostgresStore:
+            return None
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+    _replace(kind, "checkpoint", skipping)
+
+
+def _other_sql(name: str, part: bytes, instead: bytes) -> None:
+    told = statements.statements
+
+    def changed(names: statements.Names, file: str = "statements.sql") -> Mapping[str, bytes]:
+        known = dict(told(names, file))
+        assert part in known[name], "the statement has changed: change the plant"
+        return known | {name: known[name].replace(part, instead)}
+
+    _replace(stores, "statements", changed)
+
+
+def _replace(owner: object, name: str, part: object) -> None:
+    assert hasattr(owner, name), "it has another name: change the plant"
+    setattr(owner, name, part)
+
+
+PLANTS: Final[dict[str, Callable[[], None]]] = {
+    plant.__name__.replace("_", " "): plant
+    for plant in (
+        no_fence,
+        no_index,
+        acknowledged_before_commit,
+        lost_reply_trusted,
+        taken_from_the_living,
+        last_record_overlooked,
+        transaction_in_two,
+        beginning_not_recorded,
+    )
+}
