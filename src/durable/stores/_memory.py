@@ -196,8 +196,8 @@ class MemoryStore:
         """See `PostgresStore.delete`."""
         checked_name("a run's id", id)
         with self._lock:
-            if self._free(id, force) is not None:
-                self._forget(id)
+            self._free(id, force)
+            self._forget(id)
 
     def list(
         self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
@@ -292,7 +292,7 @@ class MemoryStore:
         )
 
     def _forget(self, id: str) -> None:
-        del self._runs[id]
+        self._runs.pop(id, None)
         self._signals = [signal for signal in self._signals if signal.run_id != id]
 
     def _free(self, id: str, force: bool) -> _Run | None:
