@@ -11,11 +11,12 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
 from durable.errors import DurableError
-from durable.snapshot import Kind, Record, Status
+from durable.snapshot import Execution, Kind, Record, Status
 from durable.stores import MemoryStore, PostgresStore, memory
 from durable.testing.run_stores import alive, granted
 from support import Database
@@ -127,7 +128,7 @@ class Verbs:
         """The numbers are each store's own; the payloads tell the signals apart."""
         pair, name = self._lease(), self.chance.choice("st")
         taken: tuple[list[int], list[int]] = ([], [])
-        for _ in range(self.chance.choice((1, 2, 3))):
+        for _n in range(self.chance.choice((1, 2, 3))):
             mine, its = self._both("receive", name, lambda store, n: store.receive(pair[n], name, taken[n]))
             self._same("receive", mine and mine[1], its and its[1])
             self.seen["receive: " + ("something" if mine else "nothing")] += 1
@@ -222,6 +223,21 @@ def test_memory_and_postgresql_answer_and_leave_the_same(database: Database) -> 
                 break
             verbs.perform(seed, 40)
     assert not OCCURS - seen.keys(), (OCCURS - seen.keys(), seen)
+
+
+@pytest.mark.parametrize("kind", ["memory", "postgres"])
+def test_what_takes_a_runs_place_says_when(database: Database, kind: str) -> None:
+    """A document without a moment gets one, whether it was saved or replaces another."""
+    with memory() if kind == "memory" else database.store() as store:
+        store.save("run", DOCUMENTS[0])
+        old = store.load("run")
+        assert old is not None
+        assert old.execution.last_updated
+        new = structs.replace(old, execution=Execution(Status.RUNNING), metadata={"version": 2})
+        assert store.replace("run", old, new)
+        replaced = store.load("run")
+        assert replaced is not None
+        assert replaced.execution.last_updated
 
 
 @pytest.mark.parametrize("kind", ["memory", "postgres"])

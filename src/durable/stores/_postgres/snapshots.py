@@ -94,10 +94,7 @@ class SnapshotVerbs:
         Raises `ConcurrentExecution` when somebody is executing the run, unless `force`: then they can write no more, and
         their `run` raises `LeaseLost`. `UnreadableRecord` when the document is none that this version knows.
         """
-        row, checked = self._row(id), checked_snapshot(id, snapshot)
-        if not checked.execution.last_updated:
-            execution = structs.replace(checked.execution, last_updated=self.clock.now().isoformat())
-            checked = structs.replace(checked, execution=execution)
+        row, checked = self._row(id), self._dated(checked_snapshot(id, snapshot))
         values = {"id": row, "ids": [row], "snapshot": checked.to_json().decode()}
 
         def saved(lane: Lane) -> None:
@@ -115,7 +112,7 @@ class SnapshotVerbs:
         """
         row = self._row(run_id)
         shown = {key: step for key, step in new.steps.items() if not (step.ok or step.name)}  # another tool's failures
-        document = structs.replace(new, steps=shown, attempts={}, input=UNSET, result=UNSET, failure=None)
+        document = structs.replace(self._dated(new), steps=shown, attempts={}, input=UNSET, result=UNSET, failure=None)
         values = {
             "id": row,
             "ids": [row],
@@ -137,6 +134,13 @@ class SnapshotVerbs:
         except ConcurrentExecution:
             return False
         return True
+
+    def _dated(self, snapshot: Snapshot) -> Snapshot:
+        """With the moment of this change, where it says none."""
+        if snapshot.execution.last_updated:
+            return snapshot
+        execution = structs.replace(snapshot.execution, last_updated=self.clock.now().isoformat())
+        return structs.replace(snapshot, execution=execution)
 
     def load(self, id: str) -> Snapshot | None:
         """The run as one document, header and journal together, as they were at one moment; None when there is none.
