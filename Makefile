@@ -17,7 +17,7 @@ SEEDS ?= 1000000
 MINUTES ?= 60
 nightly: $(VENV)/.test
 	@$(BIN)/python benchmarks/simulation.py --seeds $(SEEDS) --nightly
-	@DURABLE_DIFFERENTIAL=5000 $(BIN)/python -m pytest -q tests/test_differential.py tests/test_differential_verbs.py
+	@DURABLE_DIFFERENTIAL=5000 DURABLE_SEQUENCES=1000 $(BIN)/python -m pytest -q tests/test_differential.py tests/test_same_stores.py
 	@cd tests && ../$(BIN)/python -m chaos play --minutes $(MINUTES) --figures ../docs/reliability.json
 	@cd tests && ../$(BIN)/python -m chaos plants --figures ../docs/reliability.json
 	@cd tests && ../$(BIN)/python -m chaos page
