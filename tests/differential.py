@@ -222,7 +222,10 @@ class Comparison:
     def _in_its_order(self) -> Iterator[None]:
         """Who of several waiting for one row gets it is the server's choice: in the model, whoever waits on there waits behind."""
         waiting = [both for both in self.connections if both.running and both.running.blocked]
-        still = [both.running.wait for both in waiting if both.running and not _is_done(both)]
+        # Of two who are done, one that was refused, and so holds nothing any more, was before whom it stood in the way of.
+        refused = any(_is_refused(both) and not _is_victim(both) for both in waiting)
+        late = [both for both in waiting if not _is_done(both) or (refused and not _is_refused(both))]
+        still = [both.running.wait for both in late if both.running]
         self.seen["one of several was let in"] += 0 < len(still) < len(waiting)
         behind = sorted(filter(None, still), key=lambda one: one.row.queue.index(one))
         for one in behind:
@@ -343,9 +346,13 @@ def _is_victim(both: Both) -> bool:
     return _is_done(both) and _answer(both) == ("error", "40P01", 0)
 
 
+def _is_refused(both: Both) -> bool:
+    return _is_done(both) and _answer(both)[0] == "error"
+
+
 def _place(both: Both) -> int:
     """Who has done with it is before who waits; and whose transaction was refused, before whom it stood in the way of."""
-    return 2 if not _is_done(both) else _answer(both)[0] != "error"
+    return 2 if not _is_done(both) else not _is_refused(both)
 
 
 def _comparable(statement: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
+from msgspec import structs
 
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
 from durable.errors import DurableError
-from durable.snapshot import Kind, Record, Status
+from durable.snapshot import Execution, Kind, Record, Status
 from durable.stores import MemoryStore, PostgresStore, memory
 from support import Database
 
@@ -145,7 +146,8 @@ class Pair:
         if snapshot is None:
             return None
         document = snapshot.document()
-        document["execution"] = {"status": document["execution"]["status"]}
+        execution = document["execution"]
+        document["execution"] = {name: execution["status"] if name == "status" else "then" for name in execution}
         return store.status(run_id), json.dumps(document, sort_keys=True)
 
 
@@ -191,3 +193,17 @@ def test_both_stores_say_and_keep_the_same(database: Database) -> None:
             seen += pair.seen
             store.close()
     assert MUST_OCCUR - seen.keys() == set()
+
+
+@pytest.mark.parametrize("kind", ["memory", "postgres"])
+def test_what_takes_a_runs_place_says_when(database: Database, kind: str) -> None:
+    """A document without a moment gets one, also where it replaces another."""
+    with memory() if kind == "memory" else database.store() as store:
+        store.save("run", {"formatVersion": 1, "steps": {}, "execution": {"status": "running"}})
+        old = store.load("run")
+        assert old is not None
+        new = structs.replace(old, execution=Execution(Status.RUNNING), metadata={"version": 2})
+        assert store.replace("run", old, new)
+        replaced = store.load("run")
+        assert replaced is not None
+        assert replaced.execution.last_updated
