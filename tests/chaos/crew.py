@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import random
@@ -44,38 +43,23 @@ class Crew:
             time.sleep(_LOOK)
         return True
 
-    def kill(self, chance: random.Random) -> bool:
+    def kill(self, chance: random.Random) -> None:
         """SIGKILL one of them."""
         with self._lock:
-            living = self._living()
-            if not living:
-                return False
-            pid = chance.choice(living)
-            self._log.append("kill", more="a random moment", pid=pid)
-            os.kill(pid, signal.SIGKILL)
-            self._stopped.discard(pid)
-        return True
+            if living := self._living():
+                self._killed([chance.choice(living)], "a random moment")
 
-    def kill_all(self) -> int:
-        """SIGKILL every one of them at once: the loss of a machine. Returns how many."""
+    def kill_all(self) -> None:
+        """SIGKILL every one of them at once: the loss of a machine."""
         with self._lock:
-            living = self._living()
-            for pid in living:
-                os.kill(pid, signal.SIGSTOP)
-            for pid in living:
-                self._log.append("kill", more="all at once", pid=pid)
-                os.kill(pid, signal.SIGKILL)
-            self._stopped.clear()
-        return len(living)
+            self._killed(self._living(), "all at once")
 
     def stop(self, chance: random.Random) -> int | None:
         """SIGSTOP one of them, and return its pid; one at least goes on."""
         with self._lock:
             awake = [pid for pid in self._living() if pid not in self._stopped]
-            if len(awake) < 2:
+            if len(awake) < 2 or not _sent(pid := chance.choice(awake), signal.SIGSTOP):
                 return None
-            pid = chance.choice(awake)
-            os.kill(pid, signal.SIGSTOP)
             self._log.append("stop", pid=pid)
             self._stopped.add(pid)
         return pid
@@ -86,8 +70,7 @@ class Crew:
             if pid in self._stopped:
                 self._stopped.discard(pid)
                 self._log.append("wake", pid=pid)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
+                _sent(pid, signal.SIGCONT)
 
     def end(self) -> None:
         """Let go of whoever is left."""
@@ -95,6 +78,15 @@ class Crew:
             if process is not None:
                 process.kill()
                 process.join()
+
+    def _killed(self, pids: list[int], how: str) -> None:
+        still = [
+            pid for pid in pids if _sent(pid, signal.SIGSTOP)
+        ]  # they do nothing more between the line and their death
+        for pid in still:
+            self._log.append("kill", more=how, pid=pid)
+            _sent(pid, signal.SIGKILL)
+            self._stopped.discard(pid)
 
     def _living(self) -> list[int]:
         return [process.pid for _, process in self._slots if process is not None and process.is_alive() and process.pid]
@@ -115,3 +107,12 @@ class Crew:
         process = _CONTEXT.Process(target=work, args=(orders,), daemon=True)
         process.start()
         return process
+
+
+def _sent(pid: int, number: signal.Signals) -> bool:
+    """Whether there still was a process to get this signal: it may have killed itself."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True

@@ -225,6 +225,8 @@ def _faults(case: Case, verdict: Verdict) -> None:
     awake: set[int] = set()
     for place, line in enumerate(case.lines):
         match line.word:
+            case "worker over":
+                killed.add(line.pid)  # it cannot be any more
             case "kill" if line.pid not in killed:
                 killed.add(line.pid)
                 awake.discard(line.pid)
