@@ -28,7 +28,9 @@ def runner(*arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("plans", [("everything", "servers"), ("fail-over", "disk")], ids=" ".join)
+@pytest.mark.parametrize(
+    "plans", [("everything", "servers"), ("fail-over", "forgetful fail-over", "disk")], ids=" ".join
+)
 def test_a_little_chaos(plans: tuple[str, ...]) -> None:
     """FAULTS 10, 12, 16-18, 31-35, 40, 41, 50, 60: all that strikes, and what must hold; `make nightly` has more of it.
 

@@ -94,9 +94,10 @@ def _sometimes(counts: Counter[str], tables: Mapping[str, Counter[str]]) -> str:
 - {late:,} bodies of steps that somebody else had recorded meanwhile were begun by a process that had been stopped ({stops:,} times SIGSTOP) between
   its last look at the lease and the body's first line; what they returned was rejected.
 - {counts["zombies rejected"]:,} times a process that had been stopped for longer than its lease was told `LeaseLost`.
-- {lost:,} of {forgotten:,} steps that had been acknowledged before the promotion of a standby which was *not* synchronous, and was held up for up to
-  half a second, were lost with the old primary, and so were {missing:,} transactional steps of runs that completed: an execution that lives
-  through such a promotion does not learn of it. With a synchronous standby none was lost: those are counted in the table above."""
+- {lost:,} of {forgotten:,} steps that had been acknowledged in rounds with promotions of a standby which was *not* synchronous, and was held
+  up for up to half a second, had no such record at the end (one that was lost and made again with the same value is not counted), and {missing:,}
+  transactional steps of runs that completed were missing: an execution that lives through such a promotion does not learn of it. With a
+  synchronous standby none was lost: those are counted in the table above."""
 
 
 def _faults(counts: Counter[str], tables: Mapping[str, Counter[str]]) -> str:

@@ -90,6 +90,13 @@ def play(plan: Plan, seed: str, ground: Ground, oracle: Mapping[str, str]) -> Ve
             faults.end()
         for proxy in proxies:
             proxy.calm = True
+        if (
+            plan.forgets and over
+        ):  # what a worker has seen the end of, and the standby has not, is nobody's business any more
+            calm = [replace(each, deadly=0.0, slow=0.0) for each in orders[:2]]
+            crew = Crew(calm, log)
+            stack.callback(crew.end)
+            over = crew.lead(PATIENCE)
         in_time = over or crew.lead(PATIENCE_WITH_PLANTS if plan.plant else PATIENCE)
     log.close()
     if plan.plant == "no index":
