@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from durable._driver import Body
+from durable._driver import Body, Driver
 from durable._engine.decisions import Attempt, StepOutcome
 from durable._engine.journal import Call
 from durable._step import AsyncStep, Step
@@ -14,13 +14,24 @@ from durable.testing._part import Part
 __all__ = ["AsyncRehearsedStep", "RehearsedStep"]
 
 
-class RehearsedStep(Step):
-    """`Step`, with a part to play."""
+class _Rehearsed(Driver):
+    """What has no colour in it."""
 
     def __init__(self, part: Part, *args: Any) -> None:
         super().__init__(*args)
         self._part = part
         part.execution = self._execution
+
+    def _performed(self, call: Call, attempt: Attempt, body: Body, transaction: Transaction) -> StepOutcome:
+        self._part.begins(self._execution, call)
+        with self._part.watch.at_work():
+            outcome = super()._performed(call, attempt, self._part.cast(call, body), transaction)
+        self._part.passes(self._execution, "after body", call)
+        return outcome
+
+
+class RehearsedStep(_Rehearsed, Step):
+    """`Step`, with a part to play."""
 
     def _driven(self, call: Call, body: Body) -> Any:
         fresh = self._part.asked(self._execution, call, body)
@@ -38,21 +49,9 @@ class RehearsedStep(Step):
         self._part.passes(self._execution, "after body", call)
         return outcome
 
-    def _performed(self, call: Call, attempt: Attempt, body: Body, transaction: Transaction) -> StepOutcome:
-        self._part.begins(self._execution, call)
-        with self._part.watch.at_work():
-            outcome = super()._performed(call, attempt, self._part.cast(call, body), transaction)
-        self._part.passes(self._execution, "after body", call)
-        return outcome
 
-
-class AsyncRehearsedStep(AsyncStep):
+class AsyncRehearsedStep(_Rehearsed, AsyncStep):
     """`AsyncStep`, with a part to play."""
-
-    def __init__(self, part: Part, *args: Any) -> None:
-        super().__init__(*args)
-        self._part = part
-        part.execution = self._execution
 
     async def _driven(self, call: Call, body: Body) -> Any:
         fresh = self._part.asked(self._execution, call, body)
@@ -66,12 +65,5 @@ class AsyncRehearsedStep(AsyncStep):
         self._part.begins(self._execution, call)
         with self._part.watch.at_work():
             outcome = await super()._attempted(call, attempt, self._part.cast(call, body))
-        self._part.passes(self._execution, "after body", call)
-        return outcome
-
-    def _performed(self, call: Call, attempt: Attempt, body: Body, transaction: Transaction) -> StepOutcome:
-        self._part.begins(self._execution, call)
-        with self._part.watch.at_work():
-            outcome = super()._performed(call, attempt, self._part.cast(call, body), transaction)
         self._part.passes(self._execution, "after body", call)
         return outcome

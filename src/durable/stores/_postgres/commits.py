@@ -199,9 +199,8 @@ class Statements:
             journals = lane.also(self._sql["read_journals"], values)
         records: dict[str, list[Record]] = {run_id: [] for run_id in ids}
         for run_id, seq, key, kind, text in journals:
-            records[run_id].append(
-                Record(seq, key, sys.intern(kind), text)
-            )  # a word for each would be a tenth of it all
+            # One text for all kinds alike: a text for each record would be a tenth of all that a resumed run holds.
+            records[run_id].append(Record(seq, key, sys.intern(kind), text))
         standing = {row[0]: row[1:] for row in runs}
         return [_claim_reply(claiming, standing, records) for claiming in claimings]
 
