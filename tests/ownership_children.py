@@ -207,14 +207,14 @@ class Child:
 
     def kill(self) -> None:
         """End it without a chance to tidy up, and wait until it is gone."""
-        self._signal(signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
+            self._signal(signal.SIGKILL)
         self.process.join(PATIENCE)
 
     def end(self) -> None:
         """Let go of it, whatever state it is in."""
         if self.process.is_alive():
-            with contextlib.suppress(ProcessLookupError):  # it ended by itself meanwhile
-                self.kill()
+            self.kill()
         self.process.close()
         self._pipe.close()
 
