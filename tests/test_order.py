@@ -7,13 +7,13 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import psycopg
 import pytest
 from msgspec import Raw
+from msgspec.structs import replace
 
 import durable
 from durable._engine import runs

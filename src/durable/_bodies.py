@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from types import CoroutineType
 from typing import Any, Final
 
 from durable.errors import ColourMismatch, StepTimeout
@@ -23,7 +24,8 @@ _log = logging.getLogger("durable")
 
 def can_be_awaited(value: object) -> bool:
     """Whether a body returned something to await. (`inspect` takes a while to say that a dict is not.)"""
-    return type(value) not in _NEVER_AWAITED and inspect.isawaitable(value)
+    kind = type(value)
+    return kind is CoroutineType or (kind not in _NEVER_AWAITED and inspect.isawaitable(value))
 
 
 def awaitable_in_vain(name: str, value: Any, why: str) -> ColourMismatch:

@@ -17,7 +17,7 @@ from typing import Any, assert_never
 
 from durable._bodies import awaitable_in_vain, awaited_within, called_within, can_be_awaited, on_a_thread
 from durable._decorator import Options, enter, leave
-from durable._driver import ACKNOWLEDGED, ASKED, SILENT, Body, Driver
+from durable._driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Body, Driver
 from durable._engine.decisions import (
     Abort,
     Attempt,
@@ -74,10 +74,12 @@ class BlockingDriver(Driver):
         try:
             while True:
                 match self._advance(call, outcome):
-                    case Replay(record):
-                        return self._handed_out(call, record, body.fn)
                     case Attempt() as attempt:
                         outcome = self._attempted(call, attempt, body)
+                    case Checkpoint(record):
+                        outcome = self._checkpointed(call, record)
+                    case Replay(record):
+                        return self._handed_out(call, record, body)
                     case Transact(number, began):
                         outcome = self._transacted(call, Attempt(number, began), body)
                     case Wait(seconds, look):
@@ -85,8 +87,6 @@ class BlockingDriver(Driver):
                         outcome = ASKED
                     case Receive(signal, taken):
                         outcome = self._received(signal, taken)
-                    case Checkpoint(record):
-                        outcome = self._checkpointed(call, record)
                     case Commit(record):
                         outcome = self._committed(call, body, record)
                     case Join():
@@ -113,7 +113,7 @@ class BlockingDriver(Driver):
         if can_be_awaited(value):
             why = "and its workflow is a blocking function: make the workflow `async def`, or give it a blocking step"
             return Unstorable(awaitable_in_vain(call.name, value, why))
-        return self._encoded(call, value, body.fn)
+        return self._encoded(call, value, body)
 
     def _transacted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
         try:
@@ -160,7 +160,8 @@ class BlockingDriver(Driver):
 
     def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
         with self._lock:
-            decision = self._execution.advance(call, outcome, self._reading(outcome))
+            reading = UNREAD if type(outcome) in self._timeless else self._reading()
+            decision = self._execution.advance(call, outcome, reading)
             if self._waiting:
                 self._changed.notify_all()
             return decision
@@ -224,10 +225,12 @@ class AsyncDriver(Driver):
         try:
             while True:
                 match self._advance(call, outcome):
-                    case Replay(record):
-                        return self._handed_out(call, record, body.fn)
                     case Attempt() as attempt:
                         outcome = await self._attempted(call, attempt, body)
+                    case Checkpoint(record):
+                        outcome = await self._checkpointed(call, record)
+                    case Replay(record):
+                        return self._handed_out(call, record, body)
                     case Transact(number, began):
                         outcome = await self._transacted(call, Attempt(number, began), body)
                     case Wait(seconds, look):
@@ -235,8 +238,6 @@ class AsyncDriver(Driver):
                         outcome = ASKED
                     case Receive(signal, taken):
                         outcome = await self._received(signal, taken)
-                    case Checkpoint(record):
-                        outcome = await self._checkpointed(call, record)
                     case Commit(record):
                         outcome = await self._committed(call, body, record)
                     case Join():
@@ -268,14 +269,14 @@ class AsyncDriver(Driver):
             return self._failed(call, exception, attempt, body.terms.policy)
         finally:
             leave(token)
-        return self._encoded(call, value, body.fn)
+        return self._encoded(call, value, body)
 
     async def _admitted(self, room: asyncio.Future[None] | None) -> None:
         """Wait until the store has room for what a body will bring, if a body may still be started then."""
         while room is not None:
             await room
             room = self._store.aio.room()
-        if stop := self._execution.stopped(self._reading(ASKED)):
+        if stop := self._execution.stopped(self._reading()):
             raise Unwind(stop.error)
 
     async def _transacted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
@@ -367,7 +368,8 @@ class AsyncDriver(Driver):
             self._advance(call, Interrupted(type(reason).__name__))
 
     def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
-        decision = self._execution.advance(call, outcome, self._reading(outcome))
+        reading = UNREAD if type(outcome) in self._timeless else self._reading()
+        decision = self._execution.advance(call, outcome, reading)
         if self._change is not None:
             self._change.set_result(None)
             self._change = None

@@ -12,7 +12,7 @@ from functools import partial
 from threading import Event
 from typing import Any, Final, cast, get_args
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from durable._bodies import awaitable_in_vain, called_within, can_be_awaited
 from durable._decorator import Frame, Options, current_frame, enter, leave, options_of
@@ -61,11 +61,11 @@ ASKED: Final = Asked()
 ACKNOWLEDGED: Final = Acknowledged()
 SILENT: Final = Silent()
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
-_UNREAD: Final = Reading(_NEVER, 0.0)
-_TIMELESS: Final = frozenset({Returned, Acknowledged})
+UNREAD: Final = Reading(_NEVER, 0.0)
+_TIMELESS: Final = frozenset[type[StepOutcome]]({Returned, Acknowledged})  # where nobody listens
 
 
-class Body(Struct, frozen=True):
+class Body(Struct):
     """What a step calls, and on which terms.
 
     One that `listens` is called when its `patience` is at its end. One with an `isolation` works in a transaction, and gets
@@ -79,10 +79,18 @@ class Body(Struct, frozen=True):
     listens: bool = False
     patience: float | None = None
     isolation: Isolation | None = None
+    _annotation: Any = UNSET
 
     def call(self) -> Any:
         """What the body returns."""
         return self.fn(*self.args, **self.kwargs)
+
+    @property
+    def annotation(self) -> Any:
+        """What it says that it returns, looked up once: its value is written and read by it."""
+        if self._annotation is UNSET:
+            self._annotation = returns(self.fn)
+        return self._annotation
 
 
 class Driver:
@@ -106,6 +114,7 @@ class Driver:
         self._terms = terms
         self._cancel = cancel
         self._open: dict[Call, tuple[Transaction, Attempt]] = {}
+        self._timeless = _TIMELESS if execution.tell is None else frozenset[type[StepOutcome]]()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of run {self._execution.run_id!r}>"
@@ -131,9 +140,7 @@ class Driver:
         keys = ", ".join(self._execution.keys_running)
         _log.warning("run %r has ended but for its running steps, and waits for them: %s", self._execution.run_id, keys)
 
-    def _reading(self, outcome: StepOutcome) -> Reading:
-        if self._execution.tell is None and type(outcome) in _TIMELESS:
-            return _UNREAD  # nobody listens, and nothing depends on the time
+    def _reading(self) -> Reading:
         cancelled = self._cancel is not None and self._cancel.is_set()
         return Reading(self._clock.now(), self._clock.elapsed(), cancelled)
 
@@ -162,8 +169,10 @@ class Driver:
         if kwargs:  # charge(order) and charge(order=order) are the same call
             bound = inspect.signature(fn).bind(*args, **kwargs)
             args, kwargs = bound.args, bound.kwargs
+        if not (args or kwargs):
+            return ""
         arguments = [*args, kwargs] if kwargs else list(args)
-        return self._codec.fingerprint(arguments, what=f"an argument of step {name!r}") if arguments else ""
+        return self._codec.fingerprint(arguments, what=f"an argument of step {name!r}")
 
     def _draw(self, name: str, key: str | None, body: Body, fingerprint: str, branch: object) -> Call:
         call = self._execution.call(name, key, fingerprint, branch, unwinding=sys.exception() is not None)
@@ -190,7 +199,7 @@ class Driver:
 
     def _resting(self, until: object) -> Wait | Abort | None:
         moment = datetime.fromisoformat(str(until))
-        return self._execution.rest(moment, self._reading(ASKED))
+        return self._execution.rest(moment, self._reading())
 
     def _listening(self, name: str, timeout: float | None) -> Body:
         """The body of a wait for a signal."""
@@ -242,7 +251,7 @@ class Driver:
     def _begun_and_called(self, call: Call, attempt: Attempt, body: Body, transaction: Transaction) -> StepOutcome:
         try:
             while not transaction.begin(LONGEST_WAIT):
-                if self._execution.obstacle(self._reading(ASKED)) is not None:
+                if self._execution.obstacle(self._reading()) is not None:
                     return ASKED
         except RolledBack as undone:
             return self._undone(call, undone, attempt, body)
@@ -264,7 +273,7 @@ class Driver:
             return Unstorable(
                 awaitable_in_vain(call.name, value, "and a transaction is blocking: give it such a function")
             )
-        return self._encoded(call, value, body.fn)
+        return self._encoded(call, value, body)
 
     def _committing(self, call: Call, body: Body, record: Record) -> StepOutcome:
         """What comes of committing an open transaction with this record. Blocks."""
@@ -292,10 +301,10 @@ class Driver:
         if call in self._open:
             self._open.pop(call)[0].abandon()
 
-    def _encoded(self, call: Call, value: Any, fn: Callable[..., Any]) -> Returned | Unstorable:
+    def _encoded(self, call: Call, value: Any, body: Body) -> Returned | Unstorable:
         try:
             what = f"the result of step {call.key!r}"
-            return Returned(self._codec.encode(value, what=what, annotation=returns(fn)))
+            return Returned(self._codec.encode(value, what=what, annotation=body.annotation))
         except UnstorableValue as problem:
             problem.advice = after_the_body(value, problem.advice)
             return Unstorable(problem)
@@ -310,11 +319,11 @@ class Driver:
         call.original = exception
         return Raised(to_record(exception, self._codec), again_in)
 
-    def _handed_out(self, call: Call, record: StepRecord, fn: Callable[..., Any]) -> Any:
+    def _handed_out(self, call: Call, record: StepRecord, body: Body) -> Any:
         where = f"the record of step {call.key!r}"
         if record.error is None:
             run_id = self._execution.run_id
-            return self._codec.decode(record.json, run_id=run_id, where=where, annotation=returns(fn))
+            return self._codec.decode(record.json, run_id=run_id, where=where, annotation=body.annotation)
         exception = from_record(record.error, self._codec, run_id=self._execution.run_id, where=where)
         original, call.original = call.original, None
         if original is not None:  # the same exception as on a replay, with the live frames for whoever debugs it

@@ -7,11 +7,13 @@ import inspect
 import threading
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from types import CodeType, FunctionType
 from typing import Any, Final, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from durable._decorator import Driver, current_frame
 from durable._deps import BoundDeps
@@ -54,11 +56,10 @@ class Options(NamedTuple):
     on_event: Listener | None
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True, eq=False):
     """One call of `run`, checked."""
 
-    deps: Any = field(repr=False)
+    deps: Any
     fn: Callable[..., Any]
     claim: Claim
     store: RunStore
@@ -69,6 +70,9 @@ class Plan:
     outer: tuple[tuple[object, str], ...]
     codec: Codec
     clock: Clock
+
+    def __repr__(self) -> str:
+        return f"<Plan of run {self.claim.run_id!r} of {self.claim.workflow!r}>"
 
     @property
     def runs(self) -> tuple[tuple[object, str], ...]:

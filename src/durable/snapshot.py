@@ -64,7 +64,7 @@ class Kind(StrEnum):
     FAILURE = "failure"
 
 
-class ErrorRecord(Struct, frozen=True, omit_defaults=True):
+class ErrorRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     """An exception as JSON. `type` is its class, `module:Class`; `args` is absent when they could not come back.
 
     `sealed` is all but the type as the store's codec wrote it, where that is another than JSON's; the rest is empty then.
@@ -83,7 +83,7 @@ class ErrorRecord(Struct, frozen=True, omit_defaults=True):
         return f"<ErrorRecord of {self.type}>"  # its text may say as much as a value
 
 
-class StepRecord(Struct, frozen=True, omit_defaults=True):
+class StepRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     """How a step settled: its value's JSON when `ok`, else its error.
 
     `auto` says that the key was drawn from the name; `concurrent` that the step was called outside the workflow's own
@@ -112,7 +112,7 @@ class StepRecord(Struct, frozen=True, omit_defaults=True):
         return b"" if self.value is UNSET else bytes(self.value)
 
 
-class AttemptRecord(Struct, frozen=True, omit_defaults=True):
+class AttemptRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     """What is known of a step that has not settled: its attempt `number` has failed, and the next is `due`.
 
     Without `due` that attempt has begun, which is recorded for at-most-once steps only. `began` is when the first attempt
@@ -196,6 +196,8 @@ def _without_payload(problem: Exception) -> str:
 
 def checked_name(what: str, name: object) -> str:
     """`name`, when it can be an id, key or step name; else `InvalidArgument` saying why not."""
+    if type(name) is str and name.isascii() and 0 < len(name) <= MAX_NAME_BYTES and "\0" not in name:
+        return name  # as almost always, and asked twice a step
     if not isinstance(name, str):
         raise InvalidArgument(f"{what} must be a string, not {type(name).__name__}")
     if not name:
@@ -203,7 +205,7 @@ def checked_name(what: str, name: object) -> str:
     if "\0" in name:
         raise InvalidArgument(f"{what} {name[:40]!r} contains a NUL character, which PostgreSQL cannot store")
     try:
-        size = len(name) if name.isascii() else len(name.encode())
+        size = len(name.encode())
     except UnicodeEncodeError:
         raise InvalidArgument(f"{what} {name[:40]!r} contains a lone surrogate, which is not text") from None
     if size > MAX_NAME_BYTES:

@@ -85,20 +85,20 @@ class Backlog(Generic[E]):
         self._arrivals = 0
         self._taken_last = 0
         self.bytes = 0
+        self.full = False  # whether whoever has more must wait
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    @property
-    def full(self) -> bool:
-        """Whether whoever has more must wait."""
-        return self.bytes >= MOST_WAITING
-
     def add(self, entry: E) -> None:
         """Let an entry wait for its turn."""
         self._arrivals += 1
-        self._waiting.setdefault((entry.verb, entry.unknown), deque()).append((self._arrivals, entry))
-        self.bytes += entry.size
+        kind = (entry.verb, entry.unknown)
+        queue = self._waiting.get(kind)
+        if queue is None:
+            queue = self._waiting[kind] = deque()
+        queue.append((self._arrivals, entry))
+        self._count(entry.size)
 
     def take(self) -> list[E]:
         """The next batch: the kind of entry that has waited longest, as many as fit, one claim per run at the most.
@@ -125,7 +125,7 @@ class Backlog(Generic[E]):
         queue.extendleft(reversed(held_back))
         if not queue:
             del self._waiting[kind]
-        self.bytes -= size
+        self._count(-size)
         self._taken_last = len(batch)
         return batch
 
@@ -143,8 +143,12 @@ class Backlog(Generic[E]):
                 self._waiting[kind] = kept
             else:
                 del self._waiting[kind]
-        self.bytes -= sum(entry.size for entry in late)
+        self._count(-sum(entry.size for entry in late))
         return late
+
+    def _count(self, size: int) -> None:
+        self.bytes += size
+        self.full = self.bytes >= MOST_WAITING
 
 
 class Verdict(Enum):

@@ -1,20 +1,23 @@
-"""The vocabulary between engine and driver: decisions, the outcomes that answer them, and the store's two replies."""
+"""The vocabulary between engine and driver: decisions, the outcomes that answer them, and the store's two replies.
+
+What holds plain data only is made without the garbage collector's knowledge (`gc=False`): it can be in no cycle, and of those
+that come several times a step every one would bring the next collection nearer. Exceptions know frames, and can.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from durable._engine.leases import LONGEST_WAIT, Lease
 from durable.errors import DurableError, VersionMismatch
 from durable.snapshot import ErrorRecord, Header, Record, Status, StepRecord
 
 
-class Reading(Struct, frozen=True):
+class Reading(Struct, frozen=True, gc=False):
     """The world as the driver read it: a moment for people and for what outlives a process, seconds for leases.
 
     `cancelled` says whether somebody in this process has asked the run to stop.
@@ -28,13 +31,13 @@ class Reading(Struct, frozen=True):
 # -- decisions about a step ---------------------------------------------------------------------------------------
 
 
-class Replay(Struct, frozen=True):
+class Replay(Struct, frozen=True, gc=False):
     """Hand out this record: its value, decoded anew, or its error, rebuilt and raised."""
 
     record: StepRecord
 
 
-class Attempt(Struct, frozen=True):
+class Attempt(Struct, frozen=True, gc=False):
     """Call the body, and answer with `Returned`, `Raised`, `Unstorable` or `Interrupted`.
 
     It is the `number`-th attempt, the first of which began at `began`.
@@ -44,7 +47,7 @@ class Attempt(Struct, frozen=True):
     began: datetime
 
 
-class Transact(Struct, frozen=True):
+class Transact(Struct, frozen=True, gc=False):
     """Call the body in a transaction of the store, and keep that open until what became of the attempt is decided.
 
     Otherwise as `Attempt`; besides its answers there is `Undone`, and `Asked` when the body could not be begun in time.
@@ -54,7 +57,7 @@ class Transact(Struct, frozen=True):
     began: datetime
 
 
-class Wait(Struct, frozen=True):
+class Wait(Struct, frozen=True, gc=False):
     """Let `seconds` pass, or `look` of them if that is less; then answer with `Asked` again.
 
     `seconds` is infinite where no time brings what is waited for.
@@ -64,26 +67,26 @@ class Wait(Struct, frozen=True):
     look: float = LONGEST_WAIT
 
 
-class Receive(Struct, frozen=True):
+class Receive(Struct, frozen=True, gc=False):
     """Look for a signal of this name whose number is not among the `taken`; answer with `Received` or `Silent`."""
 
     name: str
     taken: Sequence[int]
 
 
-class Checkpoint(Struct, frozen=True):
+class Checkpoint(Struct, frozen=True, gc=False):
     """Commit this record, and answer with `Acknowledged` or `Rejected`."""
 
     record: Record
 
 
-class Commit(Struct, frozen=True):
+class Commit(Struct, frozen=True, gc=False):
     """Commit this record and the open transaction together; answer as for `Checkpoint`, or with `Undone` or `Raised`."""
 
     record: Record
 
 
-class Join(Struct, frozen=True):
+class Join(Struct, frozen=True, gc=False):
     """The same key is running: wait until it has settled, then answer with `Asked` again."""
 
 
@@ -105,11 +108,11 @@ StepDecision: TypeAlias = Replay | Attempt | Transact | Wait | Receive | Checkpo
 # -- outcomes of a step -------------------------------------------------------------------------------------------
 
 
-class Asked(Struct, frozen=True):
+class Asked(Struct, frozen=True, gc=False):
     """The workflow waits for this step, for the first time or still."""
 
 
-class Returned(Struct, frozen=True):
+class Returned(Struct, frozen=True, gc=False):
     """The body returned; `value` is the JSON of what it returned."""
 
     value: bytes
@@ -118,14 +121,14 @@ class Returned(Struct, frozen=True):
         return f"<Returned {len(self.value)} bytes>"
 
 
-class Raised(Struct, frozen=True):
+class Raised(Struct, frozen=True, gc=False):
     """The body raised an `Exception`, which has this record. `again_in` seconds it is to be tried again; None: it is not."""
 
     error: ErrorRecord
     again_in: float | None = None
 
 
-class Received(Struct, frozen=True):
+class Received(Struct, frozen=True, gc=False):
     """There is a signal, and this is the JSON of its payload."""
 
     number: int
@@ -135,7 +138,7 @@ class Received(Struct, frozen=True):
         return f"<Received signal {self.number}, {len(self.payload)} bytes>"
 
 
-class Silent(Struct, frozen=True):
+class Silent(Struct, frozen=True, gc=False):
     """There is no such signal yet."""
 
 
@@ -155,13 +158,13 @@ class Undone(Struct, frozen=True):
     otherwise: Raised | Rejected
 
 
-class Interrupted(Struct, frozen=True):
+class Interrupted(Struct, frozen=True, gc=False):
     """The body, or the wait for its checkpoint, was left by something that is not an `Exception`."""
 
     reason: str
 
 
-class Acknowledged(Struct, frozen=True):
+class Acknowledged(Struct, frozen=True, gc=False):
     """The store has committed the record."""
 
 
@@ -179,8 +182,7 @@ StepOutcome: TypeAlias = (
 # -- how a run begins ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
+class Claim(Struct, frozen=True, kw_only=True):
     """A request for the right to run `run_id`.
 
     `input` is its JSON, None when none was given; `input_hash` its fingerprint. `seconds` is the lease's length.
@@ -192,15 +194,17 @@ class Claim:
     workflow: str
     version: int
     seconds: float
-    input: bytes | None = field(default=None, repr=False)
+    input: bytes | None = None
     input_hash: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     after_failure: bool = True
     create: bool = True
 
+    def __repr__(self) -> str:
+        return f"<Claim of run {self.run_id!r} of {self.workflow!r}, version {self.version}>"
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+
+class Granted(Struct, frozen=True):
     """The lease is ours, and this is the run as its last owner left it.
 
     `taken_from` names an owner that was found dead on this machine before its lease had ended. `problem` says that what
@@ -214,8 +218,7 @@ class Granted:
     problem: DurableError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Struct, frozen=True):
     """The lease is not ours: somebody holds it, or the run has ended, or it is not the run that the claim describes.
 
     `records` holds only how the run ended. `owner` and `expires_in` (seconds, by the server's clock) describe a lease
@@ -231,29 +234,28 @@ class Refused:
 ClaimReply: TypeAlias = Granted | Refused
 
 
-@dataclass(frozen=True, slots=True)
-class Proceed:
+class Proceed(Struct, frozen=True):
     """Execute the workflow under this grant."""
 
     granted: Granted
 
 
-@dataclass(frozen=True, slots=True)
-class Return:
+class Return(Struct, frozen=True):
     """The run is completed: return its stored result, whose JSON this is."""
 
-    value: bytes = field(repr=False)
+    value: bytes
+
+    def __repr__(self) -> str:
+        return f"<Return {len(self.value)} bytes>"
 
 
-@dataclass(frozen=True, slots=True)
-class Reraise:
+class Reraise(Struct, frozen=True):
     """The run we waited for has failed: raise its stored error."""
 
     error: ErrorRecord
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimAgain:
+class ClaimAgain(Struct, frozen=True):
     """Give `lease` back, if one was granted; wait `seconds`, or `look` of them as in `Wait`; then send `claim`."""
 
     seconds: float
@@ -262,16 +264,14 @@ class ClaimAgain:
     look: float = LONGEST_WAIT
 
 
-@dataclass(frozen=True, slots=True)
-class Decline:
+class Decline(Struct, frozen=True):
     """Raise this without executing anything; give `lease` back first, if one was granted."""
 
     error: DurableError
     lease: Lease | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Migrate:
+class Migrate(Struct, frozen=True):
     """The run is of another version, and nobody executes it: let the user say what becomes of it, then claim it again."""
 
     error: VersionMismatch
@@ -283,16 +283,14 @@ Admission: TypeAlias = Proceed | Return | Reraise | ClaimAgain | Migrate | Decli
 # -- how a run ends -----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(Struct, frozen=True):
     """Commit this last record and status, and give the lease back, in one commit."""
 
     status: Status
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(Struct, frozen=True):
     """Give the lease back without an outcome; the run can be resumed at once. Then raise `error`, if there is one.
 
     `status` is `cancelled`, or what the run goes back to, where nothing was written to one that had failed before; None

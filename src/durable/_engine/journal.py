@@ -138,7 +138,8 @@ class Journal:
         A use of a key that has been drawn before, with the same name and arguments, is another call of the same step.
         `unwinding` says that it is made while an exception is being handled: mended code may never come there.
         """
-        self._concurrent |= branch is not self._main or bool(self._open)
+        beside = branch is not self._main or self._open > 0
+        self._concurrent = self._concurrent or beside
         auto = key is None
         if key is None:
             repeat = self._repeats.get(name, 0) + 1
@@ -147,12 +148,11 @@ class Journal:
                 return Call(name, name, fingerprint, auto=True, refusal=refusal)
             self._repeats[name] = repeat
             key = name if repeat == 1 else f"{name}#{repeat}"
-        call = Call(key, name, fingerprint, auto=auto)
-        call.concurrent = branch is not self._main or bool(self._open)
+        call = Call(key, name, fingerprint, auto, beside)
         call.unordered = self._left_untold or unwinding
-        call.refusal = self._conflict(call) or self._drift(call)
-        if key not in self._asked:
-            self._asked[key] = (name, fingerprint, auto)
+        asked = (name, fingerprint, auto)
+        earlier = self._asked.setdefault(key, asked)
+        call.refusal = (None if earlier is asked else self._conflict(call, *earlier)) or self._drift(call)
         self._ordered.discard(key)
         if call.refusal is None and key not in self._settled:
             self._begin(call)
@@ -173,11 +173,7 @@ class Journal:
         # a swap would show as drift; a thunk shows nothing.
         return repeat > 1 and not fingerprint and self._concurrent
 
-    def _conflict(self, call: Call) -> Raise | None:
-        earlier = self._asked.get(call.key)
-        if earlier is None:
-            return None
-        name, fingerprint, auto = earlier
+    def _conflict(self, call: Call, name: str, fingerprint: str, auto: bool) -> Raise | None:
         difference = _difference(name, fingerprint, call)
         if auto is not call.auto:
             difference = "key= absent, as the step's name" if auto else "key= given"
@@ -188,11 +184,11 @@ class Journal:
         if record is not None:
             recorded = _difference(record.name, record.fingerprint, call)
             difference = f"it was recorded with {recorded}" if recorded else ""
-        elif call.auto and not (self._concurrent or self._unordered or self._left_untold) and self._ordered:
+        elif self._ordered and call.auto and not (self._concurrent or self._unordered or self._left_untold):
             unasked = ", ".join(sorted(map(repr, self._ordered))[:5])
             difference = f"it is new, and comes before recorded steps that have not been asked for ({unasked})"
         else:
-            difference = ""
+            return None
         return Abort(WorkflowDrift(self.run_id, call.key, difference)) if difference else None
 
     def close(self, call: Call, *, told: bool) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Final
 
-from msgspec.structs import replace as replace_fields
+from msgspec.structs import replace
 
 from durable._engine.blame import blamed
 from durable._engine.decisions import (
@@ -137,7 +136,7 @@ def is_foreign(header: Header) -> bool:
 
 def adopted(claim: Claim, header: Header) -> Header:
     """The header of what another tool wrote, as it is once this claim is granted."""
-    return replace_fields(header, workflow_name=claim.workflow, metadata={**described(claim), **header.metadata})
+    return replace(header, workflow_name=claim.workflow, metadata={**described(claim), **header.metadata})
 
 
 def described(claim: Claim) -> dict[str, Any]:

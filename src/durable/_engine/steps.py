@@ -122,10 +122,12 @@ class Execution:
     def advance(self, call: Call, outcome: StepOutcome, reading: Reading) -> StepDecision:
         """What to do next for this call, after `outcome`, at this reading of the clock."""
         match outcome:
-            case Asked():
-                return self._asked(call, reading)
             case Returned(value):
                 return self._checkpoint(call, reading, ok=True, value=Raw(value))
+            case Acknowledged():
+                return self._acknowledged(call, reading)
+            case Asked():
+                return self._asked(call, reading)
             case Raised(error, again_in):
                 if again_in is None:
                     return self._checkpoint(call, reading, ok=False, error=error)
@@ -138,8 +140,6 @@ class Execution:
                 return self._checkpoint(call, reading, ok=True, value=Raw(payload))
             case Silent():
                 return self._silent(call, reading)
-            case Acknowledged():
-                return self._acknowledged(call, reading)
             case Rejected(error):
                 self._left(call, reading, type(error).__name__)
                 if isinstance(error, UnstorableValue):  # refused for what it is: its own fault, and only its own

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from threading import Barrier
 from typing import Any
+
+from msgspec.structs import replace
 
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import SHORTEST

@@ -46,7 +46,7 @@ class Claiming:
         self.sent: float | None = None
 
 
-class Writing(Struct, eq=False):
+class Writing(Struct, eq=False, gc=False):
     """The payload of a checkpoint or a finish. `nonce` tells this write from any other in its place."""
 
     lease: Lease
@@ -267,7 +267,7 @@ def _numbered(jobs: Sequence[Job]) -> str:
     return _json.encode(rows).decode()
 
 
-class _SignalRow(Struct):
+class _SignalRow(Struct, gc=False):
     n: int
     id: str
     name: str
@@ -275,14 +275,14 @@ class _SignalRow(Struct):
     nonce: int
 
 
-class _AskedRow(Struct):
+class _AskedRow(Struct, gc=False):
     n: int
     id: str
     name: str
     taken: list[int]
 
 
-class _Row(Struct):
+class _Row(Struct, gc=False):
     n: int
     id: str
     token: str
@@ -293,7 +293,7 @@ class _Row(Struct):
     record: Raw
 
 
-class _EndRow(Struct):
+class _EndRow(Struct, gc=False):
     id: str
     token: str
     seq: int

@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import Future
+from functools import cached_property
 from typing import Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -151,7 +152,7 @@ class Connections:
         self.prepares = True
         self.insists = False  # on synchronous_commit, which the role has off
 
-    @property
+    @cached_property
     def where(self) -> str:
         """The database's address for people: no password, no options."""
         if self._pool is not None:

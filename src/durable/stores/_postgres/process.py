@@ -7,7 +7,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import psycopg
 from psycopg.rows import tuple_row
@@ -22,6 +22,8 @@ from durable.stores._postgres.commits import Statements
 from durable.stores._postgres.connections import Connection, Connections
 from durable.stores._postgres.transactions import Transactions
 from durable.stores._postgres.writer import Job, Writer
+
+_ASIDE: Final = (Verb.CANCEL, Verb.SETTLE)  # which wait for a transaction's end
 
 
 class Process:
@@ -50,7 +52,7 @@ class Process:
 
     def writer(self, job: Job) -> Writer:
         """The way for this job. Small ones never wait behind large ones, nor behind those that wait for a transaction's end."""
-        return self._large if job.size > LARGE or job.verb in (Verb.CANCEL, Verb.SETTLE) else self._small
+        return self._large if job.size > LARGE or job.verb in _ASIDE else self._small
 
     def perform(self, job: Job) -> Any:
         """Commit a job and return its answer, or raise its error. Blocks."""

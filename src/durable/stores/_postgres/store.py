@@ -6,9 +6,10 @@ import asyncio
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Self
+
+from msgspec.structs import replace
 
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import Lease

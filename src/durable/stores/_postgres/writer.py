@@ -114,12 +114,12 @@ class Writer:
 
     def submit(self, job: Job) -> asyncio.Future[Any]:
         """Commit a job; the future of its answer. The job goes its way if the future is cancelled."""
-        job.loop = asyncio.get_running_loop()
-        job.future = job.loop.create_future()
+        job.loop = loop = asyncio.get_running_loop()
+        job.future = future = loop.create_future()
         with self._lock:
             self._check_open()
             self._add(job)
-        return job.future
+        return future
 
     def room(self) -> asyncio.Future[None] | None:
         """None while there is room for more; else what an event loop waits for before it starts more."""
