@@ -57,10 +57,12 @@ def main() -> None:
 def measured(url: str | None, chosen: list[str], *, effort: float, peers: bool) -> Results:
     """All of these workloads."""
     with ExitStack() as stack:
-        url = url or stack.enter_context(embedded(ROOT / ".durable-benchmarks")).url
+        given, url = url, url or stack.enter_context(embedded(ROOT / ".durable-benchmarks")).url
         limits.make_table(url)
         server = ServerCpu(url)
-        bench = workloads.Bench(url, server, Results(machine(url, peers=peers)), effort, peers)
+        bench = workloads.Bench(
+            url, server, Results(machine(url, peers=peers)), effort, peers, own_server=given is None
+        )
         start, before = time.monotonic(), _others(server)
         workloads.missing_peers(bench)
         for name in chosen:

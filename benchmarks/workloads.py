@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import codec
 import counts
+import disks
 import limits
 import memory
 import ours
@@ -37,6 +38,7 @@ MANY: Final = "bare INSERT, 50 connections"
 BLOCK: Final = 20  # steps of a turn where one workflow is measured
 MANY_BLOCK: Final = 5000  # where many are
 MANY_ITEMS: Final = 10_000  # of one map
+DELAYS: Final = (350, 1000)  # microseconds that a flush takes longer on slower disks
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Bench:
     results: Results
     effort: float = 1.0
     peers: bool = True
+    own_server: bool = True
     ratios: dict[str, float] = field(default_factory=dict[str, float])
 
     def pairs(self, whole: int) -> int:
@@ -114,6 +117,29 @@ def w1(bench: Bench) -> None:
                 bench.add("W1", "durable, sync, behind PgBouncer", found, ONE, "≥ 0.6")
     for name in ("durable, sync", "durable, async"):
         bench.beside("W1", name, "dbos, sync", "≥ 5")
+
+
+def slower_disks(bench: Bench) -> None:
+    """W1 and W2 again where a commit takes longer, as on most disks."""
+    if not bench.own_server:
+        bench.results.missing["slower disks"] = "the server is not the benchmark's own, whose settings it may change"
+        return
+    for delay in DELAYS:
+        with disks.slower(bench.url, delay):
+            added = f", + {delay / 1000:g} ms a commit"
+            with bench.lane(limits.one_connection) as limit:
+                for name, work in (("sync", ours.one_workflow), ("async", ours.one_async_workflow)):
+                    with bench.lane(work, 1000 // BLOCK) as lane:
+                        found = compared(limit, lane, (BLOCK, BLOCK), bench.pairs(60))
+                    bench.add("disks", f"durable, {name}{added}", found, ONE)
+            with bench.lane(limits.many_connections, 50) as limit:
+                for at_once in (50, 200):
+                    with bench.lane(ours.many_async_workflows, at_once) as lane:
+                        found = compared(limit, lane, (2000, MANY_BLOCK), bench.pairs(6), warm=1)
+                    bench.add("disks", f"durable, {at_once} async{added}", found, MANY)
+                with bench.lane(ours.many_blocking_workflows, 50) as lane:
+                    found = compared(limit, lane, (2000, MANY_BLOCK), bench.pairs(6), warm=1)
+                bench.add("disks", f"durable, 50 threads{added}", found, MANY)
 
 
 def w2(bench: Bench) -> None:
@@ -249,7 +275,7 @@ def counting(bench: Bench) -> None:
 
 
 ALL: Final = {
-    "W1": w1, "W2": w2, "W3": w3, "W4": w4, "W5": w5, "W7": w7, "W8": w8, "counted": counting, "memory": long_run,
+    "W1": w1, "W2": w2, "disks": slower_disks, "W3": w3, "W4": w4, "W5": w5, "W7": w7, "W8": w8, "counted": counting, "memory": long_run,
 }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ import durable
 from durable import AsyncStep, Step
 from durable._engine.decisions import Claim, Granted
 from durable.events import RunEvent, StepStalled
-from durable.snapshot import Kind, Record
+from durable.snapshot import Kind, Record, Status
 from durable.stores import PostgresStore, postgres
 from durable.stores._postgres.commits import checkpoint_job
 from ownership_children import PATIENCE, Child, process_of, wait_until
@@ -328,6 +328,30 @@ def test_one_lease_that_somebody_locks_costs_no_other(database: Database) -> Non
         renewed(database, "unlocked", 1)
         assert "locked" in {lease.run_id for lease, _ in store.process.heartbeat._kept.values()}, "it was given up"
     renewed(database, "locked", 2)
+
+
+def test_a_claim_that_waits_for_a_transaction_holds_up_nothing_else(database: Database) -> None:
+    """FAULTS 28: the last owner stands still in the midst of one. What this process commits for its other runs goes by."""
+    store = database.store()
+    going = store.begin(claim("going", 30.0), lambda: True)
+    left = store.begin(claim("left", 30.0), lambda: True)
+    assert isinstance(going, Granted)
+    assert isinstance(left, Granted)
+    store.release(left.lease)
+    spy = spy_on(store)
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with psycopg.connect(database.url) as owner, ThreadPoolExecutor(1) as aside:
+        lock = sql.SQL("SELECT FROM {} WHERE workflow_id = 'left' FOR KEY SHARE")
+        owner.execute(lock.format(sql.Identifier(database.schema, "durable_locks")))
+        taken = aside.submit(store.begin, claim("left", 30.0), lambda: True)
+        wait_until(lambda: database.execute(waits) != [(0,)], "the claim to wait")
+        store.checkpoint(going.lease, Record(0, "step", Kind.STEP, '{"name":"step","ok":true,"value":1}'))
+        store.finish(going.lease, Status.COMPLETED, Record(1, "result", Kind.RESULT, "1"))
+        assert not taken.done()
+        assert [seen.problem for seen in spy.seen] == [None] * 3, "the claim's connection was given up first"
+        owner.rollback()
+        assert isinstance(taken.result(PATIENCE), Granted)
+    assert database.status("going") == "completed"
 
 
 def test_a_listener_that_blocks_costs_no_lease(database: Database) -> None:

@@ -245,7 +245,7 @@ def record(seq: int, text: str = '{"name":"x","ok":true,"value":1}') -> Record:
 
 def together(store: PostgresStore, jobs: Sequence[Job], *, large: bool = False) -> list[Any]:
     """Hand jobs over so that they go in one batch, from an event loop; the outcome of each, an error as a value."""
-    writer = writer_of(store, large=large)
+    writer = writer_of(store, "large" if large else "small")
 
     def seized() -> bool:
         with writer._lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from durable._engine.batches import Verb
 from durable.stores import PostgresStore
@@ -69,18 +69,18 @@ def name_of(job: Job) -> Any:
             return job.payload.nonce
 
 
-def writer_of(store: PostgresStore, *, large: bool = False) -> Writer:
-    """A store's writer, for small entries or for large ones."""
-    process = process_of(store)
-    writer: Writer = process._large if large else process._small
+def writer_of(store: PostgresStore, which: Literal["small", "large", "claims"] = "small") -> Writer:
+    """A store's writer, for small entries, for large ones, or for claims."""
+    writer: Writer = getattr(process_of(store), f"_{which}")
     return writer
 
 
 def spy_on(store: PostgresStore, *, large: bool = False) -> Spy:
-    """Watch a store's writer from now on."""
-    writer = writer_of(store, large=large)
-    spy = Spy(writer._performer)
-    writer._performer = spy
+    """Watch a store's writers from now on: that for large entries, or the two for all others."""
+    writers = [writer_of(store, "large")] if large else [writer_of(store), writer_of(store, "claims")]
+    spy = Spy(writers[0]._performer)
+    for writer in writers:
+        writer._performer = spy
     return spy
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from threading import Event
 from typing import Any, Final, cast, get_args
 
-from msgspec import UNSET, Struct
+from msgspec import Struct
 
 from durable._bodies import awaitable_in_vain, called_within, can_be_awaited
 from durable._decorator import Frame, Options, current_frame, enter, leave, options_of
@@ -65,32 +65,25 @@ UNREAD: Final = Reading(_NEVER, 0.0)
 _TIMELESS: Final = frozenset[type[StepOutcome]]({Returned, Acknowledged})  # where nobody listens
 
 
-class Body(Struct):
+class Body(Struct, frozen=True):
     """What a step calls, and on which terms.
 
-    One that `listens` is called when its `patience` is at its end. One with an `isolation` works in a transaction, and gets
-    its connection as first argument.
+    Its value is written and read by its `annotation`. One that `listens` is called when its `patience` is at its end. One
+    with an `isolation` works in a transaction, and gets its connection as first argument.
     """
 
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     terms: Terms
+    annotation: Any = None
     listens: bool = False
     patience: float | None = None
     isolation: Isolation | None = None
-    _annotation: Any = UNSET
 
     def call(self) -> Any:
         """What the body returns."""
         return self.fn(*self.args, **self.kwargs)
-
-    @property
-    def annotation(self) -> Any:
-        """What it says that it returns, looked up once: its value is written and read by it."""
-        if self._annotation is UNSET:
-            self._annotation = returns(self.fn)
-        return self._annotation
 
 
 class Driver:
@@ -145,13 +138,14 @@ class Driver:
         return Reading(self._clock.now(), self._clock.elapsed(), cancelled)
 
     def _body(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Body:
-        return Body(fn, args, kwargs, self._terms if terms is PLAIN else terms.over(self._terms))
+        terms = self._terms if terms is PLAIN else terms.over(self._terms)
+        return Body(fn, args, kwargs, terms, returns(fn))
 
     def _plain_body(self, fn: Callable[..., Any], args: tuple[Any, ...], terms: Terms) -> Body:
         """The body of a call by name, which does not make a step of a decorated function again."""
         options = options_of(fn)
         if options is None:
-            return Body(fn, args, {}, self._terms) if terms is PLAIN else self._body(fn, args, {}, terms)
+            return self._body(fn, args, {}, terms)
         return self._body(options.fn, args, {}, terms.over(options.terms))
 
     def _fingerprint(self, name: str, key: str | None, body: Body) -> str:
@@ -227,7 +221,7 @@ class Driver:
                 f"step.transaction({name!r}): what it does to the database happens exactly once with its record, or not "
                 f"at all: leave out at_most_once"
             )
-        return Body(body.fn, args, {}, body.terms, isolation=cast(Isolation, isolation))
+        return Body(body.fn, args, {}, body.terms, body.annotation, isolation=cast(Isolation, isolation))
 
     def _opened(self, call: Call, attempt: Attempt, body: Body) -> Transaction:
         """The transaction for an attempt, not begun yet."""

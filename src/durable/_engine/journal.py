@@ -198,7 +198,8 @@ class Journal:
             self._open -= 1
             if self._alone is call:
                 self._alone = None
-        self._left_untold |= not told
+        if not told:
+            self._left_untold = True
 
     def settled(self, key: str) -> StepRecord | None:
         """What is recorded for a key and to be handed out; None for a step that is to run."""

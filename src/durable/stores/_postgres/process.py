@@ -23,7 +23,7 @@ from durable.stores._postgres.connections import Connection, Connections
 from durable.stores._postgres.transactions import Transactions
 from durable.stores._postgres.writer import Job, Writer
 
-_ASIDE: Final = (Verb.CANCEL, Verb.SETTLE)  # which wait for a transaction's end
+_ASIDE: Final = (Verb.CANCEL, Verb.SETTLE)
 
 
 class Process:
@@ -40,6 +40,7 @@ class Process:
         statements = Statements(sql, clock)
         self._small = Writer(statements, connections, clock, self.watchdog)
         self._large = Writer(statements, connections, clock, self.watchdog)
+        self._claims = Writer(statements, connections, clock, self.watchdog)
         self.transactions = Transactions(connections, sql, clock, self.perform, max_transactions)
         self.heartbeat = Heartbeat(self._renew, clock)
         self._heartbeat_connection: Connection | None = None
@@ -51,8 +52,14 @@ class Process:
         return self.connections.ready
 
     def writer(self, job: Job) -> Writer:
-        """The way for this job. Small ones never wait behind large ones, nor behind those that wait for a transaction's end."""
-        return self._large if job.size > LARGE or job.verb in _ASIDE else self._small
+        """The way for this job.
+
+        Small ones never wait behind large ones, nor behind those that wait until somebody else's transaction has ended: a
+        claim may, of a run whose last owner stands still in the midst of one.
+        """
+        if job.size > LARGE or job.verb in _ASIDE:
+            return self._large
+        return self._claims if job.verb is Verb.CLAIM else self._small
 
     def perform(self, job: Job) -> Any:
         """Commit a job and return its answer, or raise its error. Blocks."""
@@ -69,8 +76,12 @@ class Process:
     def close(self) -> None:
         """Commit what waits, then let go of everything. Quiet when closed already."""
         with self._closing:
-            self._small.close()
-            self._large.close()
+            for writer in (
+                self._claims,
+                self._small,
+                self._large,
+            ):  # what a claim brought that nobody took is given back
+                writer.close()
             self.heartbeat.close()
             self.watchdog.close()
             if self._heartbeat_connection is not None:

@@ -290,6 +290,11 @@ class Writer:
 
     def _answered(self, jobs: list[Job], answers: Sequence[Any]) -> list[list[Job]]:
         """Answer the jobs that have an answer; those found absent are to be sent again, at once."""
+        if not any(answers):  # all done, and nothing to say
+            for job, answer in zip(jobs, answers, strict=True):
+                job.answer = answer
+            tell(jobs)
+            return []
         absent: list[Job] = []
         for job, answer in zip(jobs, answers, strict=True):
             if answer is ABSENT:
