@@ -275,7 +275,8 @@ def counting(bench: Bench) -> None:
 
 
 ALL: Final = {
-    "W1": w1, "W2": w2, "disks": slower_disks, "W3": w3, "W4": w4, "W5": w5, "W7": w7, "W8": w8, "counted": counting, "memory": long_run,
+    "W1": w1, "W2": w2, "disks": slower_disks, "W3": w3, "W4": w4, "W5": w5, "W7": w7, "W8": w8, "counted": counting,
+    "memory": long_run,
 }  # fmt: skip
 
 
