@@ -50,6 +50,7 @@ REPLIES: Final = [
     "finish_batch",
     "release_batch",
     "lock_leases",
+    "read_leases",
     "read_nonces",
     "renew",
     "cancelled",
@@ -169,7 +170,7 @@ class Script:
                 return (json.dumps([{"n": 0, "id": ids[0], "name": chance.choice("sst"), "taken": taken}]),)
             case "read_nonces":
                 return ids, [chance.randrange(3) for _ in ids]
-            case _:  # lock_leases, cancelled, cancel_batch
+            case _:  # lock_leases, read_leases, cancelled, cancel_batch
                 return (ids,)
 
     def _claim(self) -> dict[str, Any]:
@@ -246,6 +247,7 @@ ALONE: Final = [
     "receive_batch",
     "receive_batch",
     "lock_leases",
+    "read_leases",
     "read_nonces",
     "cancelled",
 ]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from types import NoneType
 from typing import Any
 
 import psycopg
@@ -25,6 +26,7 @@ from psycopg.rows import dict_row
 import durable
 from durable import AsyncStep, Step
 from durable._engine.decisions import Claim, Granted
+from durable.errors import LeaseLost
 from durable.events import RunEvent, StepStalled
 from durable.snapshot import Kind, Record, Status
 from durable.stores import PostgresStore, postgres
@@ -352,6 +354,32 @@ def test_a_claim_that_waits_for_a_transaction_holds_up_nothing_else(database: Da
         owner.rollback()
         assert isinstance(taken.result(PATIENCE), Granted)
     assert database.status("going") == "completed"
+
+
+def test_who_has_lost_his_lease_is_told_so_though_the_next_owner_is_in_a_transaction(database: Database) -> None:
+    """FAULTS 16, 28: nothing of his is under way, so there is nothing to wait for, and nobody waits behind him."""
+    store, other = database.store(), database.store(lock=False)
+    lost, own = store.begin(claim("taken"), lambda: True), store.begin(claim("own"), lambda: True)
+    assert isinstance(lost, Granted)
+    assert isinstance(own, Granted)
+    assert isinstance(other.begin(claim("taken"), lambda: True), Granted)
+    spy = spy_on(store)
+    record = Record(0, "step", Kind.STEP, '{"name":"step","ok":true,"value":1}')
+
+    async def together() -> list[Any]:
+        with writer_of(store)._lock:
+            written = [store.aio.checkpoint(granted.lease, record) for granted in (lost, own)]
+            ended = store.aio.finish(lost.lease, Status.COMPLETED, record)
+        return await asyncio.wait_for(asyncio.gather(*written, ended, return_exceptions=True), PATIENCE)
+
+    with psycopg.connect(database.url) as owner:
+        lock = sql.SQL("SELECT FROM {} WHERE workflow_id = 'taken' FOR KEY SHARE")
+        owner.execute(lock.format(sql.Identifier(database.schema, "durable_locks")))
+        with pytest.raises(LeaseLost):
+            store.checkpoint(lost.lease, record)
+        answers = asyncio.run(together())
+    assert [type(answer) for answer in answers] == [LeaseLost, NoneType, LeaseLost]
+    assert [seen.problem for seen in spy.seen if seen.problem is not None] == [], "somebody waited, and gave up"
 
 
 def test_a_listener_that_blocks_costs_no_lease(database: Database) -> None:

@@ -153,13 +153,17 @@ class Statements:
         if jobs[0].verb not in (Verb.CHECKPOINT, Verb.FINISH):
             # Doing it again finds what was done: the lease by the claim's random, the signal by its nonce.
             return [ABSENT for _ in jobs]
-        return self._fates(lane, [job.payload for job in jobs])
+        return self._fates(lane, jobs, "lock_leases")
 
-    def _fates(self, lane: Lane, writes: Sequence[Writing]) -> Sequence[Any]:
-        """None for each write that is there, `ABSENT` for one that may be sent again, else why it may not."""
+    def _fates(self, lane: Lane, jobs: Sequence[Job], leases_by: str) -> Sequence[Any]:
+        """None for each write that is there, `ABSENT` for one that may be sent again, else why it may not.
+
+        `leases_by` is "lock_leases" where a write may still be under way, which the row's lock waits for.
+        """
+        writes: list[Writing] = [job.payload for job in jobs]
         ids, seqs = [write.lease.row for write in writes], [write.record.seq for write in writes]
         with _transaction(lane):
-            leases = lane.also(self._sql["lock_leases"], (ids,))
+            leases = lane.also(self._sql[leases_by], (ids,))
             nonces = lane.also(self._sql["read_nonces"], (ids, seqs))
         owners = {run_id: (token, owner) for run_id, token, owner in leases}
         found = {(run_id, seq): nonce for run_id, seq, nonce in nonces}
@@ -177,7 +181,7 @@ class Statements:
         return ABSENT if nonce is None else LeaseLost(lease.run_id, NOT_ITS_OWN)
 
     def _settle(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
-        fates = self._fates(lane, [job.payload for job in jobs])
+        fates = self._fates(lane, jobs, "lock_leases")
         return [fate if isinstance(fate, DurableError) else fate is None for fate in fates]
 
     def _claim(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
@@ -219,13 +223,13 @@ class Statements:
             )
             if lane.wrote(self._checkpoint_one, row) == 1:
                 return (None,)
-            return self.read_back(lane, jobs)
+            return self._fates(lane, jobs, "read_leases")
         rows = [_Row(n, *_columns(job.payload), Raw(job.payload.record.text.encode())) for n, job in enumerate(jobs)]
         text = _json.encode(rows).decode()
         missing: list[int] = [n for (n,) in lane.execute(self._sql["checkpoint_batch"], (text,))]
         answers: list[Any] = [None for _ in jobs]
         if missing:
-            for n, answer in zip(missing, self.read_back(lane, [jobs[n] for n in missing]), strict=True):
+            for n, answer in zip(missing, self._fates(lane, [jobs[n] for n in missing], "read_leases"), strict=True):
                 answers[n] = answer
         return answers
 
@@ -234,7 +238,7 @@ class Statements:
         text = _json.encode(rows).decode()
         finished = {row for (row,) in lane.execute(self._sql["finish_batch"], (text,))}
         refused = [job for job in jobs if job.payload.lease.row not in finished]
-        reasons = iter(self.read_back(lane, refused) if refused else ())
+        reasons = iter(self._fates(lane, refused, "read_leases") if refused else ())
         return [None if job.payload.lease.row in finished else next(reasons) for job in jobs]
 
     def _release(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:

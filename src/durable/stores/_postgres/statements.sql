@@ -231,6 +231,12 @@ SELECT lease.workflow_id, lease.owner_token, lease.owner
   FROM (SELECT DISTINCT id FROM unnest(%s::text[]) AS asked (id) ORDER BY id) AS run
  CROSS JOIN LATERAL (SELECT workflow_id, owner_token, owner FROM {locks} WHERE workflow_id = run.id FOR UPDATE) AS lease
 
+-- name: read_leases
+-- Enough where the reply to a write came, and said that nothing was written: what kept it out is committed.
+SELECT lease.workflow_id, lease.owner_token, lease.owner
+  FROM unnest(%s::text[]) AS asked (id)
+ CROSS JOIN LATERAL (SELECT workflow_id, owner_token, owner FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS lease
+
 -- name: read_nonces
 SELECT step.workflow_id, step.seq, step.nonce
   FROM unnest(%s::text[], %s::integer[]) AS asked (id, seq)

@@ -344,6 +344,15 @@ def _lock_leases(tables: Tables, statement: Statement, values: Any) -> Progress[
     return Result(rows, len(rows))
 
 
+def _read_leases(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    seen = ((run_id, tables.locks.visible(run_id, statement)) for run_id in values[0])
+    rows: list[tuple[Any, ...]] = [
+        (run_id, lease.owner_token, lease.owner) for run_id, lease in seen if lease is not None
+    ]
+    return Result(rows, len(rows))
+
+
 def _read_nonces(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     yield POINT
     rows: list[tuple[Any, ...]] = []
@@ -450,6 +459,7 @@ STATEMENTS: Final[dict[str, Verb]] = {
     "finish_batch": _finish_batch,
     "release_batch": _release_batch,
     "lock_leases": _lock_leases,
+    "read_leases": _read_leases,
     "read_nonces": _read_nonces,
     "renew": _renew,
     "cancelled": _cancelled,
