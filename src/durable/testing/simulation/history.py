@@ -125,9 +125,16 @@ class History:
                 raise self._broken("I2", f"the body of site {site} of {run} began although it had been acknowledged")
         return execution
 
-    def told(self, run: str, site: int, outcome: Any, *, failed: bool = False, shared: bool = False) -> None:
+    def place_of(self, outcome: Any) -> tuple[str, int] | None:
+        """Where the body ran that an outcome is of."""
+        return self._sites.get(outcome) if isinstance(outcome, int) else None
+
+    def told(
+        self, run: str, site: int, outcome: Any, *, failed: bool = False, shared: bool = False, blind: bool = False
+    ) -> None:
         """A workflow was given the outcome of a step: an execution's number, or the one that failed. Where branches have
-        `shared` its automatic key, it may be another's, if only the run does not end well then (the documented hole).
+        `shared` its automatic key, it may be another's, if only the run does not end well then (the documented hole). Where
+        it is `blind`, other code may have recorded it under the same name.
         """
         if failed:
             self.seen["a failure that was given out"] += 1
@@ -135,6 +142,9 @@ class History:
         if shared and self._sites.get(outcome) != (run, site):
             self.seen["a value that another branch was given, in a run that is then refused"] += 1
             self._swapped.add(run)
+            return
+        if blind and outcome != -1 - site and self.place_of(outcome) != (run, site):
+            self.seen["a value that other code has recorded under the same name"] += 1
             return
         if isinstance(outcome, int) and outcome != -1 - site and self._sites.get(outcome) != (run, site):
             raise self._broken("I4", f"site {site} of {run} was given what {self._sites.get(outcome)} returned")

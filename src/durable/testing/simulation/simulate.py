@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from durable._decorator import current_frame
@@ -81,6 +81,9 @@ class _World:
         self.signalled: set[tuple[int, str]] = set()
         self.shares = self.timeline.chance(3) < _SHARED_MACHINES
         self.renamed = False  # whether any code was changed so that its records no longer fit
+        self.thunks = {
+            (f"r{n}", op.site) for n, run in enumerate(scenario.runs) for op in _every(run.ops) if not op.given
+        }
         self.trouble = 0.0  # when the last of it is over
         self.unfinished = sum(len(slot.calls) for slot in scenario.slots)
 
@@ -398,7 +401,10 @@ class _Bodies:
         life.paused_until = self._place.timeline.now + seconds
 
     def told(self, op: Op, outcome: Any, *, failed: bool = False) -> None:
-        self._place.history.told(self._run, op.site, outcome, failed=failed, shared=op.name == "shared")
+        history, world = self._place.history, self._place.world
+        # Other code has recorded it under the name that is an automatic key, and with a thunk there are no arguments to tell.
+        blind = world.renamed and not op.keyed and (not op.given or history.place_of(outcome) in world.thunks)
+        history.told(self._run, op.site, outcome, failed=failed, shared=op.name == "shared", blind=blind)
 
     def work(self, seconds: float) -> None:
         wait(acting(), seconds, lambda _: None)
@@ -425,8 +431,11 @@ def _by_occasion(faults: list[Fault], occasion: str) -> dict[int, list[Fault]]:
 
 
 def _waits(ops: list[Op]) -> list[Op]:
-    found = [op for op in ops if op.kind == "wait"]
+    return [op for op in _every(ops) if op.kind == "wait"]
+
+
+def _every(ops: list[Op]) -> Iterator[Op]:
     for op in ops:
+        yield op
         for branch in op.branches:
-            found += _waits(branch)
-    return found
+            yield from _every(branch)
