@@ -156,7 +156,8 @@ class Script:
             case "finish_batch":
                 end = {"status": chance.choice(("completed", "failed")), "record": '{"x": 1}', "kind": "result"}
                 rows = [self._row(run_id, token) for run_id, token in zip(ids, tokens, strict=True)]
-                return (json.dumps([{**row, **end, "seq": row["seq"] + 1} for row in rows]),)
+                records = chance.choice((0, 0, 0, 2))
+                return (json.dumps([{**row, **end, "seq": row["seq"] + 1, "records": records} for row in rows]),)
             case "release_batch":
                 return ids, tokens, [chance.choice((None, "failed", "cancelled")) for _ in ids]
             case "renew":

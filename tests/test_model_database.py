@@ -242,7 +242,7 @@ def test_finish_cancel_and_release_change_what_they_say() -> None:
     """The verbs, one after the other, with stale tokens between."""
     world = World()
     one = world.session()
-    rows = [{"id": "r", "token": "1:x.1", "seq": 1, "key": "result", "kind": "result", "nonce": 9}]
+    rows = [{"id": "r", "token": "1:x.1", "seq": 1, "key": "result", "kind": "result", "nonce": 9, "records": 0}]
     end = json.dumps([{**rows[0], "status": "completed", "record": "1"}])
     claimed(one)
     assert one.run("cancel_batch", (["r", "other"],)).result.rows == [("r",)]
@@ -253,6 +253,12 @@ def test_finish_cancel_and_release_change_what_they_say() -> None:
     assert token == "2:y.1"
     one.run("release_batch", (["r"], ["1:x.1"], ["failed"]))
     assert world.tables.snapshots.committed("r").status == "running"  # type: ignore[union-attr]
+    assert (
+        one.run(
+            "finish_batch", (json.dumps([{**rows[0], "token": token, "status": "completed", "records": 9}]),)
+        ).result.rows
+        == []
+    )
     end = json.dumps([{**rows[0], "token": token, "status": "completed", "record": "1"}])
     assert one.run("finish_batch", (end,)).result.rows == [("r",)]
     assert world.tables.snapshots.committed("r").status == "completed"  # type: ignore[union-attr]

@@ -24,7 +24,8 @@ Exception
     │   ├── WorkflowDrift      the code no longer matches its journal
     │   ├── RunNotFound        nothing is stored under this id
     │   ├── RunNotOver         it has no result yet
-    │   └── UnreadableRecord   a stored line that cannot be understood
+    │   ├── UnreadableRecord   a stored line that cannot be understood
+    │   └── RecordsLost        acknowledged lines are gone: the database went back to an earlier state
     ├── OwnershipError         somebody else may write this run
     │   ├── ConcurrentExecution
     │   ├── WaitTimedOut
@@ -62,6 +63,7 @@ __all__ = [
     "NestedStep",
     "OutcomeUnknown",
     "OwnershipError",
+    "RecordsLost",
     "RunCancelled",
     "RunMismatch",
     "RunNotFound",
@@ -371,6 +373,20 @@ class UnreadableRecord(HistoryError):
         return (
             f"run {self.run_id!r}: {self.where} cannot be read: {self.problem}. The run was left as it is; it may have "
             f"been written by a newer version of durable, or changed by hand."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class RecordsLost(HistoryError):
+    """The run was not completed, since records of it are gone that the database had acknowledged."""
+
+    run_id: str
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r}: records of it that the database had acknowledged are not there any more: it has gone back "
+            f"to an earlier state (a fail-over to a standby that was behind, or a backup). The run was not completed. Call "
+            f"durable.run again with this id: it goes on from what is there, and the steps whose records are lost run again."
         )
 
 

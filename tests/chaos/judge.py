@@ -149,11 +149,7 @@ def _transactions(case: Case, verdict: Verdict) -> None:
     verdict.counts["transactional effects doubled"] += verdict.broken(
         "a transaction's effect was doubled", (key for key, n in applied.items() if n > 1)
     )
-    if case.forgets:
-        verdict.counts["transactions lost with it, of runs that completed all the same"] += len(
-            expected - applied.keys()
-        )
-    elif case.in_time:
+    if case.in_time:
         verdict.broken("a transaction's effect is missing", expected - applied.keys())
     moved = sum(line.cents for line in ledger)
     sums = {side: sum(cents for name, cents in case.findings.balances.items() if name.endswith(side)) for side in "ab"}
@@ -253,6 +249,10 @@ def _faults(case: Case, verdict: Verdict) -> None:
             case _:
                 pass
     verdict.counts["processes"] += sum(line.word == "worker" for line in case.lines)
+    noticed = [line for line in case.lines if line.word == "error" and line.more == "RecordsLost"]
+    verdict.counts["holes noticed"] += len(noticed)
+    if not case.forgets:
+        verdict.broken("records were missed that nothing can have lost", noticed)
 
 
 _OUTCOMES: Final = {

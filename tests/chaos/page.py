@@ -85,7 +85,7 @@ def _sometimes(counts: Counter[str], tables: Mapping[str, Counter[str]]) -> str:
     kinds = tables.get("ordinary bodies that ran more than once, by the kind of run", Counter())
     forgotten = counts["acknowledged before a fail-over without a synchronous standby"]
     lost = counts["of these lost with it"]
-    missing = counts["transactions lost with it, of runs that completed all the same"]
+    noticed = counts["holes noticed"]
     return f"""## What does happen
 
 - **{again:,} of {steps:,} ordinary steps ran their body more than once.** It was running, or had ended and was not recorded yet, when its
@@ -95,9 +95,9 @@ def _sometimes(counts: Counter[str], tables: Mapping[str, Counter[str]]) -> str:
   its last look at the lease and the body's first line; what they returned was rejected.
 - {counts["zombies rejected"]:,} times a process that had been stopped for longer than its lease was told `LeaseLost`.
 - {lost:,} of {forgotten:,} steps that had been acknowledged in rounds with promotions of a standby which was *not* synchronous, and was held
-  up for up to half a second, had no such record at the end (one that was lost and made again with the same value is not counted), and {missing:,}
-  transactional steps of runs that completed were missing: an execution that lives through such a promotion does not learn of it. With a
-  synchronous standby none was lost: those are counted in the table above."""
+  up for up to half a second, had no such record at the end (one that was lost and made again with the same value is not counted).
+  {noticed:,} times an execution that had lived through it was told `RecordsLost` at its end, and the run went on from what was stored; no
+  run was completed without the effects of its transactions. With a synchronous standby none was lost: those are counted in the table above."""
 
 
 def _faults(counts: Counter[str], tables: Mapping[str, Counter[str]]) -> str:

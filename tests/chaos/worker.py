@@ -25,6 +25,7 @@ from durable.errors import (
     DurableError,
     LeaseLost,
     OutcomeUnknown,
+    RecordsLost,
     RunCancelled,
     StoreUnavailable,
     VersionMismatch,
@@ -170,7 +171,7 @@ class _Crew:
                 return _PAUSE
             case VersionMismatch() if self._orders.version == 1:  # the newer ones see to it
                 self._done(run)
-            case LeaseLost() | OutcomeUnknown() | RunCancelled() | OutOfOrder():
+            case LeaseLost() | OutcomeUnknown() | RecordsLost() | RunCancelled() | OutOfOrder():
                 pass
             case StoreUnavailable():
                 pause = _PAUSE

@@ -26,10 +26,11 @@ class Lease:
     All moments are readings of the holder's own elapsed-time clock, counted from when the claim or renewal was *sent*:
     the server cannot have counted from earlier, so the holder's deadline does not lie after the server's, though one of
     their clocks may be a little fast. Renewals are
-    told by one thread and read by others; each is one assignment.
+    told by one thread and read by others; each is one assignment. `records` counts those of the run that its holder knows to
+    be stored, which is how he notices that a database has gone back to an earlier state; 0 where the store does not look.
     """
 
-    __slots__ = ("cancelled", "deadline", "epoch", "lost", "row", "run_id", "seconds", "sent", "token")
+    __slots__ = ("cancelled", "deadline", "epoch", "lost", "records", "row", "run_id", "seconds", "sent", "token")
 
     def __init__(
         self, run_id: str, token: str, epoch: int, seconds: float, sent: float, row: str | None = None
@@ -41,6 +42,7 @@ class Lease:
         self.seconds = seconds
         self.sent = sent
         self.deadline = sent + seconds * _SURE
+        self.records = 0
         self.lost: str | None = None
         self.cancelled = False
 

@@ -18,7 +18,7 @@ from durable._engine.leases import Lease
 from durable._engine.runs import described
 from durable.clocks import Clock
 from durable.documents import header_and_records
-from durable.errors import DurableError, LeaseLost, RunCancelled
+from durable.errors import DurableError, LeaseLost, RecordsLost, RunCancelled
 from durable.snapshot import Execution, Header, Kind, Record, Status
 from durable.stores._postgres.connections import Lane
 from durable.stores._postgres.statements import numbered
@@ -234,12 +234,12 @@ class Statements:
         return answers
 
     def _finish(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
-        rows = [_EndRow(*_columns(job.payload), job.payload.status, job.payload.record.text) for job in jobs]
+        rows = [_end_row(job.payload) for job in jobs]
         text = _json.encode(rows).decode()
         finished = {row for (row,) in lane.execute(self._sql["finish_batch"], (text,))}
         refused = [job for job in jobs if job.payload.lease.row not in finished]
-        reasons = iter(self._fates(lane, refused, "read_leases") if refused else ())
-        return [None if job.payload.lease.row in finished else next(reasons) for job in jobs]
+        fates = iter(self._fates(lane, refused, "read_leases") if refused else ())
+        return [None if job.payload.lease.row in finished else _whole(job, next(fates)) for job in jobs]
 
     def _release(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         leases, statuses = zip(*(job.payload for job in jobs), strict=True)
@@ -305,12 +305,24 @@ class _EndRow(Struct, gc=False):
     kind: str
     nonce: int
     status: str
+    records: int
     record: str  # as text: a result may be JSON's null, which would become SQL's
 
 
 def _columns(write: Writing) -> tuple[str, str, int, str, str, int]:
     lease, record = write.lease, write.record
     return lease.row, lease.token, record.seq, record.key, record.kind, write.nonce
+
+
+def _end_row(write: Writing) -> _EndRow:
+    # A run that fails may do so with a record missing: it is executed again from what is stored, or not at all.
+    records = write.lease.records if write.status == Status.COMPLETED else 0
+    return _EndRow(*_columns(write), write.status or "", records, write.record.text)
+
+
+def _whole(job: Job, fate: Any) -> Any:
+    """The fate of an end that was not written. Under a lease that stands, that is because the journal is not whole."""
+    return RecordsLost(job.run_id) if fate is ABSENT else fate
 
 
 def _claim_row(claiming: Claiming) -> dict[str, Any]:
@@ -342,6 +354,7 @@ def _claim_reply(claiming: Claiming, standing: dict[str, Any], records: dict[str
             problem = unreadable
     if document is not None and token == f"{epoch}:{claiming.random}" and claiming.sent is not None:
         lease = Lease(claim.run_id, token, epoch, claim.seconds, claiming.sent, claiming.row)
+        lease.records = len(records[claiming.row])
         known = header or Header(claim.workflow, Execution(Status.RUNNING))
         return Granted(lease, known, told + records[claiming.row], problem=problem), token
     if problem is not None:

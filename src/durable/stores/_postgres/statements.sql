@@ -170,14 +170,17 @@ VALUES (%s, %s, %s, %s, %s, %s::json, CASE WHEN txid_current() = %s THEN %s::big
 
 -- name: finish_batch
 -- The lease row before the header before the journal, as everywhere; the leases in the order of their ids. The answer is
--- the runs that were finished.
+-- the runs that were finished: those whose lease is held, and whose records are all there.
 WITH asked AS MATERIALIZED (
     SELECT *
       FROM json_to_recordset(%s::json) AS asked (
-           id text, token text, status text, seq integer, key text, kind text, nonce bigint, record text)
+           id text, token text, status text, records bigint, seq integer, key text, kind text, nonce bigint, record text)
 ), held AS MATERIALIZED (
     SELECT lease.workflow_id
-      FROM (SELECT id, token FROM asked ORDER BY id) AS run
+      FROM (SELECT id, token
+              FROM asked
+             WHERE records <= (SELECT count(*) FROM {steps} WHERE workflow_id = asked.id)
+             ORDER BY id) AS run
      CROSS JOIN LATERAL (
            SELECT workflow_id FROM {locks}
             WHERE workflow_id = run.id AND owner_token = run.token

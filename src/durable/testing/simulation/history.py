@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any, Final, NamedTuple
 
@@ -291,8 +292,15 @@ class History:
             raise self._broken("I4", f"{run} is completed, and one of its branches was given another's value")
         seqs = sorted(self._tables.seqs.get(run, ()))
         steps = [step for step in (self._tables.steps.committed((run, seq)) for seq in seqs) if step is not None]
-        if sum(step.kind == Kind.RESULT for step in steps) != 1:
+        results = [json.loads(step.record) for step in steps if step.kind == Kind.RESULT]
+        if len(results) != 1:
             raise self._broken("I4", f"{run} is completed and has not one result")
+        recorded = [json.loads(step.record).get("value") for step in steps if step.kind == Kind.STEP]
+        for site, outcome in results[0]:
+            if outcome is not None and outcome not in recorded:
+                raise self._broken(
+                    "I8", f"{run} is completed, and site {site}, which returned {outcome}, has no record"
+                )
 
     def _is_ghost(self, run: str) -> bool:
         """Whether it had stopped, and a claim that came too late for its sender has taken it up. (Known, and not mended.)"""

@@ -287,6 +287,9 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
     asked: dict[str, dict[str, Any]] = {row["id"]: row for row in _decode(values[0])}
     held: list[str] = []
     for run_id in sorted(asked):
+        places = ((run_id, seq) for seq in tables.seqs.get(run_id, ()))
+        if asked[run_id]["records"] > sum(tables.steps.visible(place, statement) is not None for place in places):
+            continue
         owned = _owned_by(asked[run_id]["token"])
         if (yield from statement.locked(tables.locks, run_id, UPDATE, owned)) is not None:
             held.append(run_id)
