@@ -171,7 +171,7 @@ class Script:
                 return (json.dumps([{"n": 0, "id": ids[0], "name": chance.choice("sst"), "taken": taken}]),)
             case "read_nonces":
                 return ids, [chance.randrange(3) for _ in ids]
-            case _:  # lock_leases, read_leases, cancelled, cancel_batch
+            case _:  # lock_leases, read_leases, count_records, cancelled, cancel_batch
                 return (ids,)
 
     def _claim(self) -> dict[str, Any]:
@@ -249,6 +249,7 @@ ALONE: Final = [
     "receive_batch",
     "lock_leases",
     "read_leases",
+    "count_records",
     "read_nonces",
     "cancelled",
 ]

@@ -11,8 +11,14 @@ import pytest
 
 import durable
 from durable.errors import RecordsLost
+from durable.stores._postgres import connections
 from support import Database
 from writer_spies import writer_of
+
+_CUT = (
+    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+    "WHERE application_name = 'durable' AND datname = current_database()"
+)
 
 Call: TypeAlias = Callable[..., Awaitable[Any]]
 
@@ -20,16 +26,31 @@ Call: TypeAlias = Callable[..., Awaitable[Any]]
 class Desk:
     """Three steps, told once for both colours; between the second and the third the database forgets, if it is to."""
 
-    def __init__(self, database: Database, forgets: str = "", fails: bool = False) -> None:
+    def __init__(
+        self,
+        database: Database,
+        forgets: str = "",
+        *,
+        fails: bool = False,
+        cuts: bool = False,
+        transacts: bool = False,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
         self.database = database
         self.forgets = forgets
         self.fails = fails
+        self.cuts = cuts
+        self.transacts = transacts
+        self.before = before
         self.bodies: Counter[str] = Counter()
 
     async def works(self, call: Call) -> list[str]:
         done = [await call("first", lambda: self.body("first")), await call("second", lambda: self.body("second"))]
+        self.before()
         if self.forgets:
             self.database.execute("DELETE FROM durable_steps WHERE key = %s", self.forgets)
+        if self.cuts:
+            self.database.execute(_CUT)
         done.append(await call("third", lambda: self.body("third")))
         if self.fails:
             raise LookupError("its own")
@@ -44,12 +65,19 @@ class Desk:
         if asynchronous:
 
             async def workflow(step: durable.AsyncStep, _: None) -> list[str]:
-                return await self.works(step)
+                async def acall(name: str, body: Callable[[], str]) -> str:
+                    if self.transacts and name == "third":
+                        return await step.transaction(name, lambda _: body())
+                    return await step(name, body)
+
+                return await self.works(acall)
 
             return asyncio.run(durable.run(None, workflow, id=id, store=store, **options))
 
         def blocking(step: durable.Step, _: None) -> list[str]:
             async def call(name: str, body: Callable[[], str]) -> str:
+                if self.transacts and name == "third":
+                    return step.transaction(name, lambda _: body())
                 return step(name, body)
 
             try:
@@ -75,6 +103,51 @@ def test_a_run_with_a_hole_is_not_completed(database: Database, forgotten: str, 
     assert again.run(asynchronous=asynchronous) == ["first", "second", "third"]
     assert again.bodies == {forgotten: 1}
     assert database.status("run") == "completed"
+
+
+@pytest.fixture
+def promotes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From then on new connections lead to another timeline, as far as they say."""
+    return lambda: monkeypatch.setattr(connections, "_TIMELINE", b"SELECT 'FFFFFFFF'")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("how", ["step", "transaction"])
+def test_nothing_is_added_to_a_run_that_has_a_hole(
+    database: Database,
+    promotes: Callable[[], None],
+    asynchronous: bool,
+    how: str,
+) -> None:
+    """FAULTS 34: the connection is lost, and the next one leads to what was a standby: the first thing asked of it."""
+    desk = Desk(database, "second", cuts=True, transacts=how == "transaction", before=promotes)
+    with pytest.raises(RecordsLost):
+        desk.run(asynchronous=asynchronous, lease=1.0)
+    keys = [key for kind, key, _ in database.journal("run") if kind == "step"]
+    assert keys == ["first"], "what came after the hole is there"
+    again = Desk(database)  # whose lease may still last: it was given back on a connection that is gone
+    assert again.run(asynchronous=asynchronous, on_conflict="wait") == ["first", "second", "third"]
+    assert again.bodies == {"second": 1, "third": 1}
+
+
+@pytest.mark.parametrize("how", ["step", "transaction"])
+def test_a_promotion_that_loses_nothing_disturbs_nobody(
+    database: Database, promotes: Callable[[], None], how: str
+) -> None:
+    """FAULTS 35: of a standby that had everything."""
+    desk = Desk(database, cuts=True, transacts=how == "transaction", before=promotes)
+    assert desk.run(asynchronous=False) == ["first", "second", "third"]
+    assert desk.bodies == {"first": 1, "second": 1, "third": 1}
+
+
+def test_who_may_not_ask_for_the_timeline_counts_at_the_end(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAULTS 34: some services have no such function."""
+    monkeypatch.setattr(connections, "_TIMELINE", b"SELECT nobody_has_this()")
+    with pytest.raises(RecordsLost):
+        Desk(database, "second", cuts=True).run(asynchronous=False)
+    assert [key for kind, key, _ in database.journal("run") if kind == "step"] == ["first", "third"]
 
 
 def test_what_an_earlier_execution_recorded_is_counted_too(database: Database) -> None:

@@ -27,10 +27,13 @@ class Lease:
     the server cannot have counted from earlier, so the holder's deadline does not lie after the server's, though one of
     their clocks may be a little fast. Renewals are
     told by one thread and read by others; each is one assignment. `records` counts those of the run that its holder knows to
-    be stored, which is how he notices that a database has gone back to an earlier state; 0 where the store does not look.
+    be stored, as of a `timeline` of the database: that is how he notices that it has gone back to an earlier state. Both are
+    the store's, and stay empty where it does not look.
     """
 
-    __slots__ = ("cancelled", "deadline", "epoch", "lost", "records", "row", "run_id", "seconds", "sent", "token")
+    __slots__ = (
+        "cancelled", "deadline", "epoch", "lost", "records", "row", "run_id", "seconds", "sent", "timeline", "token",
+    )  # fmt: skip
 
     def __init__(
         self, run_id: str, token: str, epoch: int, seconds: float, sent: float, row: str | None = None
@@ -43,6 +46,7 @@ class Lease:
         self.sent = sent
         self.deadline = sent + seconds * _SURE
         self.records = 0
+        self.timeline = ""
         self.lost: str | None = None
         self.cancelled = False
 

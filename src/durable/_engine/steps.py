@@ -336,7 +336,6 @@ class Execution:
         return Commit(record)
 
     def _acknowledged(self, call: Call, reading: Reading) -> StepDecision:
-        self.lease.records += 1
         if call.record is None:
             assert call.attempt is not None, "acknowledged before it was sent"  # noqa: S101 -- a driver's bug, not an input
             self.journal.attempt(call.key, call.attempt)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,7 @@ _TAKEN = "another execution has taken it over"
 NOT_ITS_OWN = "a record that is not its own stands in its place"
 
 _json = msgspec.json.Encoder()
+_counting = threading.Lock()
 _claims = itertools.count(1)  # of this process, whose `instance` is random
 
 
@@ -126,6 +128,24 @@ def refused(lease: Lease, token: str | None, owner: str | None) -> DurableError 
     return RunCancelled(lease.run_id) if token is None and owner == "cancelled" else LeaseLost(lease.run_id, _TAKEN)
 
 
+def recorded(lease: Lease) -> None:
+    """One more record of the lease's run is known to be stored. From any thread: a lease may write in several ways at once."""
+    with _counting:
+        lease.records += 1
+
+
+def without_records(lane: Lane, sql: Mapping[str, bytes], leases: set[Lease]) -> set[Lease]:
+    """Those of the leases whose run has fewer records here than were acknowledged; the others are on this timeline now."""
+    strange = {lease for lease in leases if lease.timeline != lane.timeline}
+    if not strange:
+        return strange
+    counts: dict[str, int] = dict(lane.execute(sql["count_records"], ([lease.row for lease in strange],)))
+    lost = {lease for lease in strange if counts[lease.row] < lease.records}
+    for lease in strange - lost:
+        lease.timeline = lane.timeline
+    return lost
+
+
 class Statements:
     """Performs batches on a lane."""
 
@@ -146,14 +166,14 @@ class Statements:
 
     def perform(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         """See `writer.Performer`."""
-        return self._verbs[jobs[0].verb](lane, jobs)
+        return _counted(jobs, self._verbs[jobs[0].verb](lane, jobs))
 
     def read_back(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         """See `writer.Performer`."""
         if jobs[0].verb not in (Verb.CHECKPOINT, Verb.FINISH):
             # Doing it again finds what was done: the lease by the claim's random, the signal by its nonce.
             return [ABSENT for _ in jobs]
-        return self._fates(lane, jobs, "lock_leases")
+        return _counted(jobs, self._fates(lane, jobs, "lock_leases"))
 
     def _fates(self, lane: Lane, jobs: Sequence[Job], leases_by: str) -> Sequence[Any]:
         """None for each write that is there, `ABSENT` for one that may be sent again, else why it may not.
@@ -206,9 +226,19 @@ class Statements:
             # One text for all kinds alike: a text for each record would be a tenth of all that a resumed run holds.
             records[run_id].append(Record(seq, key, sys.intern(kind), text))
         standing = {row[0]: row[1:] for row in runs}
-        return [_claim_reply(claiming, standing, records) for claiming in claimings]
+        return [_claim_reply(claiming, standing, records, lane.timeline) for claiming in claimings]
 
     def _checkpoint(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        """Nothing is added to a run that the database, on another timeline, does not have whole."""
+        strange = {job.payload.lease for job in jobs if job.payload.lease.timeline != lane.timeline}
+        lost = without_records(lane, self._sql, strange) if strange else strange
+        if not lost:
+            return self._written(lane, jobs)
+        whole = [job for job in jobs if job.payload.lease not in lost]
+        answers = iter(self._written(lane, whole) if whole else ())
+        return [RecordsLost(job.run_id) if job.payload.lease in lost else next(answers) for job in jobs]
+
+    def _written(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         if len(jobs) == 1:
             write: Writing = jobs[0].payload
             lease, record = write.lease, write.record
@@ -314,6 +344,14 @@ def _columns(write: Writing) -> tuple[str, str, int, str, str, int]:
     return lease.row, lease.token, record.seq, record.key, record.kind, write.nonce
 
 
+def _counted(jobs: Sequence[Job], answers: Sequence[Any]) -> Sequence[Any]:
+    if jobs[0].verb is Verb.CHECKPOINT:
+        for job, answer in zip(jobs, answers, strict=True):
+            if answer is None:
+                recorded(job.payload.lease)
+    return answers
+
+
 def _end_row(write: Writing) -> _EndRow:
     # A run that fails may do so with a record missing: it is executed again from what is stored, or not at all.
     records = write.lease.records if write.status == Status.COMPLETED else 0
@@ -343,7 +381,7 @@ def _claim_row(claiming: Claiming) -> dict[str, Any]:
     }
 
 
-def _claim_reply(claiming: Claiming, standing: dict[str, Any], records: dict[str, list[Record]]) -> Any:
+def _claim_reply(claiming: Claiming, standing: dict[str, Any], records: dict[str, list[Record]], timeline: str) -> Any:
     """The reply to a claim and the token that stands there now, or the error as a value."""
     claim, (epoch, token, owner, expires_in, document) = claiming.claim, standing[claiming.row]
     header, told, problem = None, list[Record](), None
@@ -354,7 +392,7 @@ def _claim_reply(claiming: Claiming, standing: dict[str, Any], records: dict[str
             problem = unreadable
     if document is not None and token == f"{epoch}:{claiming.random}" and claiming.sent is not None:
         lease = Lease(claim.run_id, token, epoch, claim.seconds, claiming.sent, claiming.row)
-        lease.records = len(records[claiming.row])
+        lease.records, lease.timeline = len(records[claiming.row]), timeline
         known = header or Header(claim.workflow, Execution(Status.RUNNING))
         return Granted(lease, known, told + records[claiming.row], problem=problem), token
     if problem is not None:

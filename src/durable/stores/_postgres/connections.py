@@ -57,15 +57,21 @@ _log = logging.getLogger("durable")
 
 _NO_DATABASE: Final = re.compile(r'FATAL:.*database ".*" does not exist')
 INSISTENCE: Final = b"SET synchronous_commit = on"
+_TIMELINE: Final = b"SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)"
 
 
 class Lane:
-    """A connection in autocommit mode, lent out. `prepared` has the names of the statements prepared on it by `wrote`."""
+    """A connection in autocommit mode, lent out.
 
-    __slots__ = ("_cursor", "_encoding", "_prepared", "autocommit", "connection", "prepare")
+    `prepared` has the names of the statements prepared on it by `wrote`; `timeline` is the database's, as PostgreSQL counts
+    them: another one since each promotion of a standby, and each restored backup. Empty where nobody can tell.
+    """
 
-    def __init__(self, connection: Connection, prepared: MutableMapping[bytes, bytes]) -> None:
+    __slots__ = ("_cursor", "_encoding", "_prepared", "autocommit", "connection", "prepare", "timeline")
+
+    def __init__(self, connection: Connection, prepared: MutableMapping[bytes, bytes], timeline: str) -> None:
         self.connection = connection
+        self.timeline = timeline
         self.prepare: bool | None = None
         self.autocommit = connection.autocommit
         self._encoding = connection.info.encoding
@@ -146,6 +152,7 @@ class Connections:
         self._late: list[Connection] = []
         # Of a lent connection it must be remembered what is prepared on it, for as long as it lives.
         self._prepared: WeakKeyDictionary[Connection, dict[bytes, bytes]] = WeakKeyDictionary()
+        self._timelines: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
         self._closed = False
         self.watchdog = Watchdog(clock)
         self.ready = False
@@ -218,6 +225,25 @@ class Connections:
             self._idle.append(lane)
             if self._closed:
                 self.close()
+
+    def timeline(self, connection: Connection) -> str:
+        """The timeline that a connection in autocommit mode leads to, asked once. A pooler's may lead elsewhere next time."""
+        if not self.prepares:
+            return ""
+        timeline = self._timelines.get(connection)
+        if timeline is None:
+            self.watchdog.watch(connection, self._clock.elapsed() + _LONGEST_CONNECTING)
+            try:
+                cursor = connection.cursor(row_factory=tuple_row)
+                timeline = str(cursor.execute(_TIMELINE, prepare=False).fetchall()[0][0])
+            except psycopg.Error:
+                if connection.closed:
+                    raise
+                timeline = ""  # a service that lets nobody ask
+            finally:
+                self.watchdog.unwatch(connection)
+            self._timelines[connection] = timeline
+        return timeline
 
     def close(self) -> None:
         """Close what is at hand; nothing of the user's."""
@@ -293,6 +319,7 @@ class Connections:
             connection.prepare_threshold = 0
             if self.insists:
                 connection.execute(INSISTENCE, prepare=False)
+            self.timeline(connection)
 
     def _look_at(self, settings: dict[str, str | None]) -> None:
         """Mend what can be mended in our own sessions; say the rest, or refuse it."""
@@ -333,9 +360,10 @@ class Connections:
 
     def _lane(self, connection: Connection) -> Lane:
         try:
-            lane = Lane(connection, self._prepared.setdefault(connection, {}))
+            lane = Lane(connection, self._prepared.setdefault(connection, {}), "")
             if not lane.autocommit:
                 connection.autocommit = True
+            lane.timeline = self.timeline(connection)
         except psycopg.Error:
             if self._pool is not None:
                 self._pool.putconn(connection)

@@ -240,6 +240,9 @@ SELECT lease.workflow_id, lease.owner_token, lease.owner
   FROM unnest(%s::text[]) AS asked (id)
  CROSS JOIN LATERAL (SELECT workflow_id, owner_token, owner FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS lease
 
+-- name: count_records
+SELECT asked.id, (SELECT count(*) FROM {steps} WHERE workflow_id = asked.id) FROM unnest(%s::text[]) AS asked (id)
+
 -- name: read_nonces
 SELECT step.workflow_id, step.seq, step.nonce
   FROM unnest(%s::text[], %s::integer[]) AS asked (id, seq)

@@ -28,6 +28,7 @@ from durable.errors import (
     InvalidArgument,
     LeaseLost,
     OutcomeUnknown,
+    RecordsLost,
     RunCancelled,
     StoreUnavailable,
     TransactionMisused,
@@ -35,7 +36,14 @@ from durable.errors import (
 )
 from durable.snapshot import Record
 from durable.stores._daemons import Daemons
-from durable.stores._postgres.commits import NOT_ITS_OWN, checkpoint_job, refused, settle_job
+from durable.stores._postgres.commits import (
+    NOT_ITS_OWN,
+    checkpoint_job,
+    recorded,
+    refused,
+    settle_job,
+    without_records,
+)
 from durable.stores._postgres.connections import INSISTENCE, Connections, Lane
 from durable.stores._postgres.lent import ENDED, Lent, lent
 from durable.stores._postgres.watchdog import shut_down
@@ -89,7 +97,7 @@ class Transactions:
         except IndexError:
             connection = connections.connect(until)
             connection.prepare_threshold = _STATEMENTS_UNTIL_PREPARED if connections.prepares else None
-            return Lane(connection, {}), False
+            return Lane(connection, {}, connections.timeline(connection)), False
 
     def give_back(self, lane: Lane) -> None:
         """Take it back, whatever state it is in."""
@@ -184,6 +192,7 @@ class PostgresTransaction:
         except psycopg.Error as problem:
             failure, lost = problem, lane.connection.closed
         else:
+            recorded(lease)
             return
         finally:
             watchdog.unwatch(lane.connection)
@@ -267,12 +276,15 @@ class PostgresTransaction:
                     idle = (lease.seconds, f"{lease.seconds * 1000:.0f}")
                     settings = lane.also(owner.sql["transaction_settings"], idle)
                     fence = lane.also(owner.sql["transaction_fence"], (lease.row,))
+                lost = without_records(lane, owner.sql, {lease})
             finally:
                 owner.connections.watchdog.unwatch(lane.connection)
             self._number, *self._settings = next(settings)[:_SETTINGS]
             token, holder, self._epoch = fence.fetchone() or (None, None, 0)
             if refusal := refused(lease, token, holder):
                 raise refusal
+            if lost:
+                raise RecordsLost(lease.run_id)
         except BaseException:
             owner.give_back(lane)
             raise
@@ -336,6 +348,7 @@ class PostgresTransaction:
             raise OutcomeUnknown(job.run_id, job.what, type(problem).__name__) from problem
         if not committed:
             raise self._lost(problem) from problem
+        recorded(self._lease)
 
     def _lost(self, problem: psycopg.Error | None) -> RolledBack:
         why = "" if problem is None else f" ({problem.diag.message_primary or type(problem).__name__})"

@@ -69,6 +69,7 @@ class Answered(NamedTuple):
     epoch: int
     text: str
     refused: str
+    token: str
 
 
 class History:
@@ -164,7 +165,7 @@ class History:
                     self.seen["an outcome that stays unknown"] += 1
                     continue
                 refused = "" if failure is None else type(failure).__name__
-                answer = Answered(lease.run_id, record.seq, lease.epoch, record.text, refused)
+                answer = Answered(lease.run_id, record.seq, lease.epoch, record.text, refused, lease.token)
                 self._answers.append(answer)
                 self.seen[f"{job.verb.value}: {refused or 'done'}"] += 1
                 self._check(answer)
@@ -244,6 +245,17 @@ class History:
                 "I3", f"record {after.seq} of {after.workflow_id} came under epoch {after.epoch}, when {lease}"
             )
         self.seen[f"a record of kind {after.kind}"] += 1
+        if self.forgets and after.kind != Kind.FAILURE:
+            holder = lease if change is None or lease.owner_token is not None else change.before
+            self._look_behind(after, None if holder is None else holder.owner_token)
+
+    def _look_behind(self, after: Step, token: str | None) -> None:
+        """Nothing is added by an execution that was told of a record which a fail-over has lost."""
+        for answer in self._answers:
+            known = answer.token == token and not answer.refused
+            if known and self._tables.steps.committed((answer.run, answer.seq)) is None:
+                what = f"was written by an execution whose record {answer.seq} is lost"
+                raise self._broken("I1", f"record {after.seq} of {answer.run} {what}")
 
     # -- at the end
 

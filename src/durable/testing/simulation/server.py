@@ -60,6 +60,7 @@ class Server:
         self.given_back: set[str] = set()  # the tokens of leases whose holders have asked to give them back
         self.waits = 0  # for locks
         self.victims = 0
+        self.promotions = 0  # of standbys
         self._backends: list[Backend] = []
         self._made = 0
 
@@ -79,6 +80,7 @@ class Server:
             backend.client.broken()
         self._backends.clear()
         if forgets:
+            self.promotions += 1
             self.database.fail_over(max(0, self.database.commits - forgets))
         self.timeline.after(back_after, self._start)
 

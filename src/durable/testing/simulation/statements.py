@@ -356,6 +356,15 @@ def _read_leases(tables: Tables, statement: Statement, values: Any) -> Progress[
     return Result(rows, len(rows))
 
 
+def _count_records(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    rows: list[tuple[Any, ...]] = []
+    for run_id in values[0]:
+        places = ((run_id, seq) for seq in tables.seqs.get(run_id, ()))
+        rows.append((run_id, sum(tables.steps.visible(place, statement) is not None for place in places)))
+    return Result(rows, len(rows))
+
+
 def _read_nonces(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     yield POINT
     rows: list[tuple[Any, ...]] = []
@@ -463,6 +472,7 @@ STATEMENTS: Final[dict[str, Verb]] = {
     "release_batch": _release_batch,
     "lock_leases": _lock_leases,
     "read_leases": _read_leases,
+    "count_records": _count_records,
     "read_nonces": _read_nonces,
     "renew": _renew,
     "cancelled": _cancelled,

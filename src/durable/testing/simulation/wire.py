@@ -84,6 +84,7 @@ class Wire:
         self.silent_after = 0.0  # a reading of the host's clock
         self._host = host
         self._server = server
+        self.era = str(server.promotions)
         self._timeline = server.timeline
         self._backend: Backend = server.backend(self)
         self._tell: Callable[[object], None] | None = None
@@ -225,6 +226,11 @@ class Lane:
 
     def __init__(self, connection: Wire) -> None:
         self.connection = connection
+
+    @property
+    def timeline(self) -> str:
+        """See `connections.Lane`."""
+        return self.connection.era
 
     def execute(self, query: bytes, parameters: Any = None) -> Answer:
         """See `connections.Lane`."""
