@@ -378,14 +378,14 @@ class UnreadableRecord(HistoryError):
 
 @dataclass(eq=False, repr=False)
 class RecordsLost(HistoryError):
-    """The run was not completed, since records of it are gone that the database had acknowledged."""
+    """Nothing more was written, since records of the run are gone that the database had acknowledged."""
 
     run_id: str
 
     def __str__(self) -> str:
         return (
             f"run {self.run_id!r}: records of it that the database had acknowledged are not there any more: it has gone back "
-            f"to an earlier state (a fail-over to a standby that was behind, or a backup). The run was not completed. Call "
+            f"to an earlier state (a fail-over to a standby that was behind, or a backup). Nothing was added to it. Call "
             f"durable.run again with this id: it goes on from what is there, and the steps whose records are lost run again."
         )
 

@@ -96,7 +96,7 @@ def _sometimes(counts: Counter[str], tables: Mapping[str, Counter[str]]) -> str:
 - {counts["zombies rejected"]:,} times a process that had been stopped for longer than its lease was told `LeaseLost`.
 - {lost:,} of {forgotten:,} steps that had been acknowledged in rounds with promotions of a standby which was *not* synchronous, and was held
   up for up to half a second, had no such record at the end (one that was lost and made again with the same value is not counted).
-  {noticed:,} times an execution that had lived through it was told `RecordsLost` at its end, and the run went on from what was stored; no
+  {noticed:,} times an execution that had lived through it was told `RecordsLost`, and the run went on from what was stored; no
   run was completed without the effects of its transactions. With a synchronous standby none was lost: those are counted in the table above."""
 
 
