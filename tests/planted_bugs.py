@@ -7,13 +7,21 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
+from weakref import WeakKeyDictionary
 
+import msgspec
+
+from durable import _step
+from durable._decorator import current_frame
 from durable._engine import leases, runs
 from durable._engine.batches import Entry
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
+from durable._map import Items, mapped_async
+from durable.snapshot import Kind
 from durable.stores._postgres import commits
 from durable.stores._postgres.commits import Statements
+from durable.testing.simulation import life
 from durable.testing.simulation import statements as sql
 from durable.testing.simulation.database import POINT
 from durable.testing.simulation.life import acting
@@ -181,6 +189,43 @@ def _fate_without_nonce(self: Statements, write: Any, owners: Any, found: Any) -
 _fate = Statements._fate
 
 
+# -- features of steps ------------------------------------------------------------------------------------------------
+
+
+async def _mapped_as_they_end(items: Items, called: Any) -> list[Any]:
+    outcomes: list[Any] = []
+
+    async def ended(key: str, item: Any) -> Any:
+        outcomes.append(await called(key, item))
+        return outcomes[-1]
+
+    every = await mapped_async(items, ended)
+    return outcomes if len(outcomes) == len(every) else every
+
+
+def _with_the_late_body(name: str, body: Any) -> Any:
+    """A body that was given up is still waited for by the next attempt."""
+    frame: Any = current_frame.get()
+    late = _late.setdefault(frame.driver, {})
+    if frame.inside not in late or late[frame.inside].done():
+        late[frame.inside] = _on_a_thread(name, body)
+    return late[frame.inside]
+
+
+_late: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+_on_a_thread = life.body_on_a_thread
+
+
+def _load_without_the_second_try(self: Journal, records: Any) -> None:
+    _load(self, records)
+    for record in records:
+        if record.kind == Kind.FAILURE:
+            self._ordered -= set(msgspec.json.decode(record.text)["again"])
+
+
+_load = Journal._load
+
+
 # What the simulation has found in the product: with the mend undone, their files in the corpus fail again.
 MENDED = [
     Bug(
@@ -189,6 +234,9 @@ MENDED = [
         patches=[(Entry, "doubtful", property(lambda entry: entry.unknown, lambda *_: None))],
     ),
     Bug("found a body 2 ms after its lease", 0, patches=[(leases, "_SURE", 1.0)]),
+    Bug(
+        "found a step that had failed and lost its place", 0, patches=[(Journal, "_load", _load_without_the_second_try)]
+    ),
 ]
 
 BUGS = [
@@ -213,4 +261,6 @@ BUGS = [
     Bug("automatic keys shared by branches", 1000, patches=[(Journal, "_is_ambiguous", _never)]),
     Bug("failure replayed for ever", 1000, patches=[(runs, "blamed", _nobody)]),
     Bug("retry after a lost reply without a nonce", 1000, patches=[(Statements, "_fate", _fate_without_nonce)]),
+    Bug("a map in the order of completion", 1000, patches=[(_step, "mapped_async", _mapped_as_they_end)]),
+    Bug("the late body of a timeout recorded", 1000, patches=[(life, "body_on_a_thread", _with_the_late_body)]),
 ]

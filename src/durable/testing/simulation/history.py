@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Final, NamedTuple
 
+import msgspec
+from msgspec import Struct
+
 from durable._engine.batches import Verb
-from durable.errors import LeaseLost, OutcomeUnknown
+from durable.errors import LeaseLost, OutcomeUnknown, StepTimeout
 from durable.snapshot import Kind, Status
 from durable.testing.simulation.database import Change
 from durable.testing.simulation.server import Server
@@ -21,6 +24,8 @@ SOMETIMES: Final = (
     "a body that began after its lease (the documented hole)",
     "an acknowledged body begun again in the documented hole",
     "a body that began late",
+    "a body that was given up after its timeout",
+    "a body that went on after its timeout",
     "a dead owner's lease taken over",
     "a failure that was given out",
     "a lease taken away by cancel",
@@ -47,6 +52,7 @@ SOMETIMES: Final = (
     "run: LeaseLost",
     "run: OutcomeUnknown",
     "run: RunCancelled",
+    "run: StepTimeout",
     "run: StoreUnavailable",
     "run: WorkflowDrift",
 )
@@ -58,6 +64,22 @@ class Broken(BaseException):
     def __init__(self, invariant: str, what: str) -> None:
         super().__init__(f"{invariant}: {what}")
         self.invariant = invariant
+
+
+class _Error(Struct):
+    type: str
+
+
+class _Outcome(Struct):
+    """What an attempt or a step came to, of its record."""
+
+    value: Any = None
+    error: _Error | None = None
+
+
+_OUTCOMES: Final = frozenset({Kind.STEP.value, Kind.ATTEMPT.value})
+_TIMED_OUT: Final = f"{StepTimeout.__module__}:{StepTimeout.__name__}"
+_outcome: Final = msgspec.json.Decoder(_Outcome).decode
 
 
 class Answered(NamedTuple):
@@ -81,6 +103,8 @@ class History:
         self._told: dict[tuple[str, int], Any] = {}  # of each site what a workflow was given
         self._sites: dict[int, tuple[str, int]] = {}  # of each execution of a body, where it was
         self._starts: Counter[tuple[str, int]] = Counter()
+        self._begun: dict[tuple[str, str], list[int]] = {}  # of each key the executions of its body
+        self._given_up: set[int] = set()  # executions that a record calls timed out
         self._answers: list[Answered] = []
         self._cancelled: set[str] = set()  # runs whose lease was ever taken away by `cancel`
         self._dead: set[str] = set()  # marks in the tokens of processes that are gone
@@ -100,12 +124,13 @@ class History:
 
     # -- what processes do
 
-    def body_starts(self, run: str, site: int, token: str, *, late: bool) -> int:
+    def body_starts(self, run: str, key: str, site: int, token: str, *, late: bool) -> int:
         """A body begins under a lease; the number of this execution of it. `late`: it was stopped just before."""
         self._starts[run, site] += 1
         self._tokens.add(token)
         execution = sum(self._starts.values())
         self._sites[execution] = run, site
+        self._begun.setdefault((run, key), []).append(execution)
         lease = self._tables.locks.committed(run)
         holds = lease is not None and lease.owner_token == token and lease.expires_at > self._server.database.clock()
         if late:
@@ -124,6 +149,11 @@ class History:
             else:
                 raise self._broken("I2", f"the body of site {site} of {run} began although it had been acknowledged")
         return execution
+
+    def body_ends(self, execution: int) -> None:
+        """A body returns, whoever still waits for it."""
+        if execution in self._given_up:
+            self.seen["a body that went on after its timeout"] += 1
 
     def told(self, run: str, site: int, outcome: Any, *, failed: bool = False, shared: bool = False) -> None:
         """A workflow was given the outcome of a step: an execution's number, or the one that failed. Where branches have
@@ -233,6 +263,17 @@ class History:
                 "I3", f"record {after.seq} of {after.workflow_id} came under epoch {after.epoch}, when {lease}"
             )
         self.seen[f"a record of kind {after.kind}"] += 1
+        if after.kind in _OUTCOMES:
+            self._audit_outcome(after, _outcome(after.record))
+
+    def _audit_outcome(self, step: Step, outcome: _Outcome) -> None:
+        if outcome.error is not None and outcome.error.type == _TIMED_OUT:
+            self.seen["a body that was given up after its timeout"] += 1
+            self._given_up.update(self._begun.get((step.workflow_id, step.key), ()))
+        if outcome.value in self._given_up:
+            raise self._broken(
+                "I9", f"{step.key!r} of {step.workflow_id} was given up, and its value is recorded after that"
+            )
 
     # -- at the end
 

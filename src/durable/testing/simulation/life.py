@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final, Protocol, cast
 
 from greenlet import greenlet
 
-from durable import _run
-from durable._step import Step
+from durable import _bodies, _run
+from durable._map import Items, mapped
+from durable._step import AsyncStep, Step
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._postgres import writer
 from durable.stores._postgres.process import Process
@@ -27,7 +29,7 @@ from durable.testing.simulation.statements import STATEMENTS
 from durable.testing.simulation.timeline import Timeline
 from durable.testing.simulation.wire import Connections, Fate
 
-__all__ = ["Life", "Place", "acting", "nobody_acts", "run_blocking"]
+__all__ = ["Life", "Place", "acting", "is_behind", "nobody_acts", "run_async", "run_blocking"]
 
 _EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _SQL: Final = {name: name.encode() for name in STATEMENTS}
@@ -209,6 +211,29 @@ def _is_dead(owner: str | None, _: str | None) -> bool:
     return acting().place.server_shows_dead(owner)  # type: ignore[attr-defined,no-any-return]
 
 
+_behind: Final[ContextVar[bool]] = ContextVar("durable_simulated_behind", default=False)
+
+
+def is_behind() -> bool:
+    """Whether the process was stopped between the start of this body's thread and the body."""
+    return _behind.get()
+
+
+def body_on_a_thread(name: str, body: Callable[[], Any]) -> Any:
+    """See `_bodies.on_a_thread`."""
+    asked = acting().timeline.now
+
+    def begun() -> Any:
+        _behind.set(acting().timeline.now > asked)
+        return body()
+
+    return _on_a_thread(name, begun)
+
+
+def _body_on_a_thread(name: str, body: Callable[[], Any]) -> Any:
+    return body_on_a_thread(name, body)  # whatever stands there: planted bugs do
+
+
 _OURS: Final = {"threading": _threading}
 _unsettled: Final = cast(Any, writer)._unsettled  # noqa: SLF001 -- what stands in a module stands in for it here
 _Writer: Final[Any] = threads.rebound(
@@ -218,11 +243,28 @@ _Heartbeat: Final[Any] = threads.rebound(Heartbeat, _OURS)
 _Process: Final[Any] = threads.rebound(
     Process, {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner, "Transactions": _Transactions}
 )
-_BlockingStep: Final[Any] = threads.rebound(Step, _OURS)
+_on_a_thread: Any = threads.with_names(cast(Any, _bodies.on_a_thread), {**_OURS, "Future": _threading.Future})
+_BODIES: Final = {
+    "called_within": threads.with_names(cast(Any, _bodies.called_within), {"on_a_thread": _body_on_a_thread}),
+    "awaited_within": threads.with_names(cast(Any, _bodies.awaited_within), {"on_a_thread": _body_on_a_thread}),
+    "on_a_thread": _on_a_thread,
+}
+_ITEMS: Final = {
+    "Items": threads.rebound(Items, _OURS),
+    "mapped": threads.with_names(cast(Any, mapped), {"ThreadPoolExecutor": _threading.ThreadPoolExecutor}),
+}
+_BlockingStep: Final[Any] = threads.rebound(Step, {**_OURS, **_BODIES, **_ITEMS})
+_AsyncStep: Final[Any] = threads.rebound(AsyncStep, _BODIES)
 _BlockingRun: Final[Any] = threads.rebound(_run.BlockingRun, _OURS)
-run_blocking: Final[Any] = threads.with_names(
-    cast(Any, _run).run, {"BlockingRun": partial(_BlockingRun, driver=_BlockingStep)}
+_run_either: Final[Any] = threads.with_names(
+    cast(Any, _run).run,
+    {
+        "BlockingRun": partial(_BlockingRun, driver=_BlockingStep),
+        "AsyncRun": partial(_run.AsyncRun, driver=_AsyncStep),
+    },
 )
+run_blocking: Final = _run_either
+run_async: Final = _run_either
 _RealStore: Final[Any] = threads.rebound(PostgresStore, {"is_dead": _is_dead})
 
 
