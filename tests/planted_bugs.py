@@ -27,7 +27,8 @@ from durable.testing.simulation.database import POINT
 from durable.testing.simulation.life import acting
 from durable.testing.simulation.scenario import Scenario, generated
 from durable.testing.simulation.simulate import Conditions, Outcome, simulated
-from durable.testing.simulation.statements import KEY_COLUMNS, STATEMENTS, Result, Step, Tables
+from durable.testing.simulation.statements import STATEMENTS
+from durable.testing.simulation.tables import KEY_COLUMNS, Result, Step, Tables
 
 _SOUND = Conditions()
 
@@ -216,6 +217,23 @@ _late: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 _on_a_thread = life.body_on_a_thread
 
 
+def _unlocked(tables: Tables, statement: Any, values: Any) -> Any:
+    yield POINT
+    lease = tables.locks.visible(values[0], statement)
+    rows: list[Any] = [] if lease is None else [(lease.owner_token, lease.owner, lease.epoch)]
+    return Result(rows, len(rows))
+
+
+def _committed_before_its_record(self: Any, record: Any) -> None:
+    self._lane.execute(b"COMMIT")
+    self._end()
+    acting().store.checkpoint(self._lease, record)
+
+
+def _taken_for_undone(self: Any, _: Any, problem: Any) -> None:
+    raise self._lost(problem)
+
+
 def _load_without_the_second_try(self: Journal, records: Any) -> None:
     _load(self, records)
     for record in records:
@@ -262,5 +280,12 @@ BUGS = [
     Bug("failure replayed for ever", 1000, patches=[(runs, "blamed", _nobody)]),
     Bug("retry after a lost reply without a nonce", 1000, patches=[(Statements, "_fate", _fate_without_nonce)]),
     Bug("a map in the order of completion", 1000, patches=[(_step, "mapped_async", _mapped_as_they_end)]),
+    Bug("a transaction without its fence", 1000, _with(transaction_fence=_unlocked)),
+    Bug(
+        "a transaction whose record comes after it",
+        1000,
+        patches=[(life.RealTransaction, "commit", _committed_before_its_record)],
+    ),
+    Bug("a lost COMMIT taken for undone", 1000, patches=[(life.RealTransaction, "_settle", _taken_for_undone)]),
     Bug("the late body of a timeout recorded", 1000, patches=[(life, "body_on_a_thread", _with_the_late_body)]),
 ]

@@ -9,11 +9,12 @@ import msgspec
 from msgspec import Struct
 
 from durable._engine.batches import Verb
+from durable._engine.leases import Lease as HeldLease
 from durable.errors import LeaseLost, OutcomeUnknown, StepTimeout
-from durable.snapshot import Kind, Status
+from durable.snapshot import Kind, Record, Status
 from durable.testing.simulation.database import Change
 from durable.testing.simulation.server import Server
-from durable.testing.simulation.statements import Header, Lease, Step
+from durable.testing.simulation.tables import Effect, Header, Lease, Step
 
 __all__ = ["SOMETIMES", "Broken", "History"]
 
@@ -21,10 +22,12 @@ _MOST_DRIFTS: Final = 6
 
 # Situations that a large number of seeds must have led to: else what is said of them was never looked at.
 SOMETIMES: Final = (
+    "a body in a transaction that was undone before",
     "a body that began after its lease (the documented hole)",
     "an acknowledged body begun again in the documented hole",
     "a body that began late",
     "a body that was given up after its timeout",
+    "a body that was the victim of another transaction",
     "a body that went on after its timeout",
     "a dead owner's lease taken over",
     "a failure that was given out",
@@ -37,8 +40,10 @@ SOMETIMES: Final = (
     "a run that two versions of its code have spoilt",
     "a stopped run taken up by a claim that nobody waits for any more",
     "a take-over",
+    "a transaction that was idle for too long",
     "a value that another branch was given, in a run that is then refused",
     "a wait for a row lock",
+    "an effect that is committed with its record",
     "an outcome that stays unknown",
     "checkpoint: LeaseLost",
     "checkpoint: RunCancelled",
@@ -55,6 +60,9 @@ SOMETIMES: Final = (
     "run: StepTimeout",
     "run: StoreUnavailable",
     "run: WorkflowDrift",
+    "transaction: LeaseLost",
+    "transaction: OutcomeUnknown",
+    "transaction: RolledBack",
 )
 
 
@@ -105,6 +113,12 @@ class History:
         self._starts: Counter[tuple[str, int]] = Counter()
         self._begun: dict[tuple[str, str], list[int]] = {}  # of each key the executions of its body
         self._given_up: set[int] = set()  # executions that a record calls timed out
+        self._transacting: set[int] = set()  # executions in a transaction
+        self._recorded: set[int] = set()  # those whose value was ever committed
+        self._conflicts: Counter[tuple[str, int]] = Counter()
+        self._effects: dict[
+            tuple[str, int], list[int]
+        ] = {}  # of each site the executions whose effects were ever committed
         self._answers: list[Answered] = []
         self._cancelled: set[str] = set()  # runs whose lease was ever taken away by `cancel`
         self._dead: set[str] = set()  # marks in the tokens of processes that are gone
@@ -126,11 +140,7 @@ class History:
 
     def body_starts(self, run: str, key: str, site: int, token: str, *, late: bool) -> int:
         """A body begins under a lease; the number of this execution of it. `late`: it was stopped just before."""
-        self._starts[run, site] += 1
-        self._tokens.add(token)
-        execution = sum(self._starts.values())
-        self._sites[execution] = run, site
-        self._begun.setdefault((run, key), []).append(execution)
+        execution = self._begins(run, key, site, token)
         lease = self._tables.locks.committed(run)
         holds = lease is not None and lease.owner_token == token and lease.expires_at > self._server.database.clock()
         if late:
@@ -150,6 +160,30 @@ class History:
                 raise self._broken("I2", f"the body of site {site} of {run} began although it had been acknowledged")
         return execution
 
+    def transaction_starts(self, run: str, key: str, site: int, token: str) -> int:
+        """The same for a body in a transaction, whose fence holds the lease. If it is lost, nothing is committed."""
+        execution = self._begins(run, key, site, token)
+        self._transacting.add(execution)
+        lease = self._tables.locks.committed(run)
+        if lease is None or lease.owner_token != token:
+            self.seen["a body in a transaction that was undone before"] += 1
+        elif (run, site) in self._told and not self.forgets:
+            raise self._broken("I2", f"the transaction of site {site} of {run} began although it had been acknowledged")
+        return execution
+
+    def _begins(self, run: str, key: str, site: int, token: str) -> int:
+        self._starts[run, site] += 1
+        self._tokens.add(token)
+        execution = sum(self._starts.values())
+        self._sites[execution] = run, site
+        self._begun.setdefault((run, key), []).append(execution)
+        return execution
+
+    def conflicted(self, run: str, site: int) -> None:
+        """A body is the victim of another transaction, and is due once more."""
+        self.seen["a body that was the victim of another transaction"] += 1
+        self._conflicts[run, site] += 1
+
     def body_ends(self, execution: int) -> None:
         """A body returns, whoever still waits for it."""
         if execution in self._given_up:
@@ -168,6 +202,8 @@ class History:
             return
         if isinstance(outcome, int) and outcome != -1 - site and self._sites.get(outcome) != (run, site):
             raise self._broken("I4", f"site {site} of {run} was given what {self._sites.get(outcome)} returned")
+        if outcome in self._transacting and self._tables.effects.committed(outcome) is None and not self.forgets:
+            raise self._broken("together", f"site {site} of {run} was given {outcome}, whose effect is not committed")
         before = self._told.setdefault((run, site), outcome)
         if before != outcome:
             if not self.forgets:
@@ -178,19 +214,26 @@ class History:
         """The writer answers."""
         for job in jobs:
             if job.verb is Verb.CHECKPOINT or job.verb is Verb.FINISH:
-                lease, record, failure = job.payload.lease, job.payload.record, job.failure
-                if isinstance(failure, OutcomeUnknown):
-                    self.seen["an outcome that stays unknown"] += 1
-                    continue
-                refused = "" if failure is None else type(failure).__name__
-                answer = Answered(lease.run_id, record.seq, lease.epoch, record.text, refused)
-                self._answers.append(answer)
-                self.seen[f"{job.verb.value}: {refused or 'done'}"] += 1
-                self._check(answer)
-                if isinstance(failure, LeaseLost) and not self.forgets:
-                    row = self._tables.locks.committed(lease.run_id)
-                    if row is not None and row.owner_token == lease.token:
-                        raise self._broken("I9", f"{lease.run_id} was told that {lease.token} is lost, and it is not")
+                self._answered(job.verb.value, job.payload.lease, job.payload.record, job.failure)
+
+    def committed(self, lease: HeldLease, record: Record, failure: Exception | None) -> None:
+        """What a transaction's COMMIT with this record came to, as its step is told."""
+        self._answered("transaction", lease, record, failure)
+
+    def _answered(self, verb: str, lease: HeldLease, record: Record, failure: Exception | None) -> None:
+        if isinstance(failure, OutcomeUnknown):
+            self.seen["an outcome that stays unknown"] += 1
+            self.seen[f"{verb}: OutcomeUnknown"] += 1
+            return
+        refused = "" if failure is None else type(failure).__name__
+        answer = Answered(lease.run_id, record.seq, lease.epoch, record.text, refused)
+        self._answers.append(answer)
+        self.seen[f"{verb}: {refused or 'done'}"] += 1
+        self._check(answer)
+        if isinstance(failure, LeaseLost) and not self.forgets:
+            row = self._tables.locks.committed(lease.run_id)
+            if row is not None and row.owner_token == lease.token:
+                raise self._broken("I9", f"{lease.run_id} was told that {lease.token} is lost, and it is not")
 
     def cancelled(self, run: str) -> None:
         """Somebody asks the run to stop."""
@@ -217,18 +260,32 @@ class History:
 
     def _audit(self, _: int, changes: list[Change]) -> None:
         clock = self._server.database.clock()
-        taken = {change.after.workflow_id: change for change in changes if change.table.name == "locks"}
-        ended = {change.after.workflow_id for change in changes if change.table.name == "steps"}
+        taken: dict[str, Change] = {}
+        ended: set[str] = set()
+        effects: dict[int, Effect] = {}
+        moved: list[int] = []
+        for change in changes:
+            table = change.table.name
+            if table == "locks":
+                taken[change.after.workflow_id] = change
+            elif table == "steps":
+                ended.add(change.after.workflow_id)
+            elif table == "effects":
+                effects[change.after.execution] = change.after
+            elif table == "accounts":
+                moved.append(change.after.balance - change.before.balance)
         for change in changes:
             if type(change.after) is Lease:
                 self._audit_lease(change.before, change.after, clock, finishes=change.after.workflow_id in ended)
             elif type(change.after) is Step:
-                self._audit_step(change.before, change.after, taken)
+                self._audit_step(change.before, change.after, taken, effects)
             elif type(change.after) is Header:
                 if change.before is not None and change.before.status == Status.COMPLETED:
                     raise self._broken("I3", f"something was written to {change.after.id}, which is completed")
                 if change.after.status in (Status.FAILED, Status.CANCELLED):
                     self._stopped.add(change.after.id)
+        if effects or moved:
+            self._audit_effects(list(effects.values()), moved, ended)
 
     def _audit_lease(self, before: Lease | None, after: Lease, clock: float, *, finishes: bool) -> None:
         if after.owner_token is not None:
@@ -253,7 +310,9 @@ class History:
                 self.seen["a dead owner's lease taken over"] += 1
             self.seen["a take-over"] += 1
 
-    def _audit_step(self, before: Step | None, after: Step, taken: dict[str, Change]) -> None:
+    def _audit_step(
+        self, before: Step | None, after: Step, taken: dict[str, Change], effects: dict[int, Effect]
+    ) -> None:
         change = taken.get(after.workflow_id)
         lease = self._tables.locks.committed(after.workflow_id) if change is None else change.after
         if before is not None:
@@ -264,9 +323,9 @@ class History:
             )
         self.seen[f"a record of kind {after.kind}"] += 1
         if after.kind in _OUTCOMES:
-            self._audit_outcome(after, _outcome(after.record))
+            self._audit_outcome(after, _outcome(after.record), effects)
 
-    def _audit_outcome(self, step: Step, outcome: _Outcome) -> None:
+    def _audit_outcome(self, step: Step, outcome: _Outcome, effects: dict[int, Effect]) -> None:
         if outcome.error is not None and outcome.error.type == _TIMED_OUT:
             self.seen["a body that was given up after its timeout"] += 1
             self._given_up.update(self._begun.get((step.workflow_id, step.key), ()))
@@ -274,6 +333,24 @@ class History:
             raise self._broken(
                 "I9", f"{step.key!r} of {step.workflow_id} was given up, and its value is recorded after that"
             )
+        if outcome.value in self._transacting:
+            if outcome.value not in effects:
+                raise self._broken("together", f"{step.key!r} of {step.workflow_id} was recorded without its effect")
+            self._recorded.add(outcome.value)
+
+    def _audit_effects(self, effects: list[Effect], moved: list[int], recorded: set[str]) -> None:
+        if any(effect.run not in recorded or effect.execution not in self._recorded for effect in effects):
+            raise self._broken("together", f"{effects} was committed without its record")
+        if len(moved) != 2 * len(effects) or sum(moved) != 0:
+            raise self._broken("together", f"{effects} was committed with half of what was moved: {moved}")
+        for effect in effects:
+            others = self._effects.setdefault((effect.run, effect.site), [])
+            if any(self._tables.effects.committed(other) is not None for other in others):
+                raise self._broken(
+                    "together", f"the transaction of site {effect.site} of {effect.run} was committed twice"
+                )
+            others.append(effect.execution)
+            self.seen["an effect that is committed with its record"] += 1
 
     # -- at the end
 
@@ -312,7 +389,7 @@ class History:
                 raise self._broken("I7", f"{run} has not come to an end: it is {status}")
             self.seen[f"a run that is {status}"] += 1
         for place, most in (starts or {}).items():
-            if self._starts[place] > most:
+            if self._starts[place] > most + self._conflicts[place]:
                 raise self._broken(
                     "I6", f"the body of {place} began {self._starts[place]} times, at most {most} were due"
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
@@ -15,11 +16,14 @@ from greenlet import greenlet
 from durable import _bodies, _run
 from durable._map import Items, mapped
 from durable._step import AsyncStep, Step
+from durable.snapshot import Record
+from durable.stores._daemons import Daemons
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._postgres import writer
 from durable.stores._postgres.process import Process
 from durable.stores._postgres.statements import Names
 from durable.stores._postgres.store import PostgresStore
+from durable.stores._postgres.transactions import PostgresTransaction, Transactions
 from durable.stores._postgres.writer import Writer, tell
 from durable.testing.simulation import threads
 from durable.testing.simulation.history import History
@@ -27,7 +31,7 @@ from durable.testing.simulation.loop import Loop
 from durable.testing.simulation.server import Server
 from durable.testing.simulation.statements import STATEMENTS
 from durable.testing.simulation.timeline import Timeline
-from durable.testing.simulation.wire import Connections, Fate
+from durable.testing.simulation.wire import Connections, Fate, Lane, Lent, Wire
 
 __all__ = ["Life", "Place", "acting", "is_behind", "nobody_acts", "run_async", "run_blocking"]
 
@@ -36,6 +40,7 @@ _SQL: Final = {name: name.encode() for name in STATEMENTS}
 _NAMES: Final = Names()
 _QUICK: Final = 0.0003  # seconds
 _SLOW_LEASES: Final = 1.5
+_MOST_TRANSACTIONS: Final = 2  # at once, so that more wait for room
 
 
 class Place(Protocol):
@@ -102,15 +107,6 @@ class Owner:
         """Nothing is held."""
 
 
-class _Transactions:
-    """See `transactions`: the simulation has no `step.transaction`."""
-
-    def __init__(self, *_: object) -> None: ...
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
 class Life:
     """A process. While it acts, `threading` and asyncio's running loop are its own."""
 
@@ -120,7 +116,6 @@ class Life:
         self.dead = False
         self.threads: list[greenlet] = []
         self.paused_until = 0.0
-        self.events = 0
         self.timeline = place.timeline
         self.clock = Clock(self)
         self.loop = Loop(self, self.clock.elapsed)
@@ -156,8 +151,8 @@ class Life:
         """Nothing of it happens any more. What it has sent arrives all the same, unless the machine `drops` it, or `lags`."""
         self.dead = True
         self.place.history.died(self.mark)
-        for wire in self.connections.wires if how else ():
-            wire.drop(lags=how == "lags")
+        for wire in self.connections.wires:
+            wire.die(how)
         for thread in self.threads:
             if not thread.dead:
                 thread.throw()
@@ -169,15 +164,14 @@ class Life:
         if self.paused_until > self.timeline.now:
             self.timeline.after(self.paused_until - self.timeline.now, self._act, act, args)
             return
-        self._enter()
+        if _threading.host is not self:
+            self._enter()
         act(*args)
-        self.events += 1
         self.place.happened(self)
 
     def _enter(self) -> None:
-        if _threading.host is not self:
-            _threading.host = self
-            asyncio._set_running_loop(cast(Any, self.loop))  # noqa: SLF001 -- what a loop is to call
+        _threading.host = self
+        asyncio._set_running_loop(cast(Any, self.loop))  # noqa: SLF001 -- what a loop is to call
 
 
 def _wake(future: asyncio.Future[Any]) -> None:
@@ -240,9 +234,30 @@ _Writer: Final[Any] = threads.rebound(
     Writer, {**_OURS, "tell": _told, "_unsettled": threads.with_names(_unsettled, _OURS)}
 )
 _Heartbeat: Final[Any] = threads.rebound(Heartbeat, _OURS)
+_Daemons: Final[Any] = threads.rebound(Daemons, {**_OURS, "Future": _threading.Future})
+_Transactions: Final[Any] = threads.rebound(Transactions, {**_OURS, "Lane": Lane, "Daemons": _Daemons})
 _Process: Final[Any] = threads.rebound(
     Process, {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner, "Transactions": _Transactions}
 )
+RealTransaction: Final[Any] = threads.rebound(PostgresTransaction, {**_OURS, "lent": Lent, "shut_down": Wire.close})
+
+
+class _Transaction(RealTransaction):  # type: ignore[misc]
+    """One whose end the history is told."""
+
+    def commit(self, record: Record) -> None:
+        """See `protocol.Transaction`."""
+        problem: Exception | None = None
+        try:
+            cast(Any, super()).commit(record)
+        except Exception as raised:
+            problem = raised
+            raise
+        finally:
+            if problem is not None or sys.exception() is None:
+                acting().place.history.committed(self._lease, record, problem)
+
+
 _on_a_thread: Any = threads.with_names(cast(Any, _bodies.on_a_thread), {**_OURS, "Future": _threading.Future})
 _BODIES: Final = {
     "called_within": threads.with_names(cast(Any, _bodies.called_within), {"on_a_thread": _body_on_a_thread}),
@@ -265,7 +280,7 @@ _run_either: Final[Any] = threads.with_names(
 )
 run_blocking: Final = _run_either
 run_async: Final = _run_either
-_RealStore: Final[Any] = threads.rebound(PostgresStore, {"is_dead": _is_dead})
+_RealStore: Final[Any] = threads.rebound(PostgresStore, {"is_dead": _is_dead, "PostgresTransaction": _Transaction})
 
 
 class _Store(_RealStore):  # type: ignore[misc]
@@ -277,4 +292,4 @@ class _Store(_RealStore):  # type: ignore[misc]
         self._sql = _SQL
 
     def _new_process(self) -> Any:
-        return _Process(self._life.connections, _SQL, self._life.clock, 1)
+        return _Process(self._life.connections, _SQL, self._life.clock, _MOST_TRANSACTIONS)

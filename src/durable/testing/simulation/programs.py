@@ -27,6 +27,10 @@ class Bodies(Protocol):
         """A body begins: the number of this execution, and the seconds it takes. Raises when it is one that fails."""
         ...
 
+    def transact(self, op: Op, connection: Any) -> int:
+        """All of a body in a transaction, blocking; its value."""
+        ...
+
     def end(self, execution: int) -> int:
         """A body ends; its value."""
         ...
@@ -87,7 +91,10 @@ def asynchronous(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
 
         given = [op.site] if op.given else []
         try:
-            outcome = await step(op.name, body, *given, key=_key(op), at_most_once=op.once, **_terms(op))
+            if op.kind == "transaction":
+                outcome = await step.transaction(op.name, _transacting(bodies, op), *given, key=_key(op), **_terms(op))
+            else:
+                outcome = await step(op.name, body, *given, key=_key(op), at_most_once=op.once, **_terms(op))
         except _FAILURES as problem:
             if _is_final(bodies, op, problem):
                 raise
@@ -147,7 +154,10 @@ def blocking(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
 
         given = [op.site] if op.given else []
         try:
-            outcome = step(op.name, body, *given, key=_key(op), at_most_once=op.once, **_terms(op))
+            if op.kind == "transaction":
+                outcome = step.transaction(op.name, _transacting(bodies, op), *given, key=_key(op), **_terms(op))
+            else:
+                outcome = step(op.name, body, *given, key=_key(op), at_most_once=op.once, **_terms(op))
         except _FAILURES as problem:
             if _is_final(bodies, op, problem):
                 raise
@@ -180,6 +190,15 @@ def blocking(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
         return bodies.end(execution)
 
     return workflow
+
+
+def _transacting(bodies: Bodies, op: Op) -> Callable[..., int]:
+    """The body of a transaction, which blocks whatever the workflow's colour."""
+
+    def body(connection: Any, *_: int) -> int:
+        return bodies.transact(op, connection)
+
+    return body
 
 
 def _key(op: Op) -> str | None:

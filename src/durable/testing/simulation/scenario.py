@@ -13,7 +13,8 @@ __all__ = ["Fault", "Op", "Run", "Scenario", "Slot", "from_json", "generated", "
 
 
 class Op(Struct, omit_defaults=True):
-    """What a workflow does: a `step`, a `sleep`, a `wait` for a signal, a `gather` of branches, or a `map` over items.
+    """What a workflow does: a `step`, a `sleep`, a `wait` for a signal, a `gather` of branches, a `map` over items, or a
+    `transaction`, which is a step that moves something between two accounts of the user's.
 
     `site` names the place in the code, whatever its key is. A step without `keyed` has an automatic key, its name. Its body
     is `given` its site as an argument, or is a thunk; it takes `ms`, and `fails` so many times in all; it is tried
@@ -58,7 +59,7 @@ class Fault(Struct, omit_defaults=True):
     """Something that goes wrong, in a `slot` or (-1) at the server, at its `at`-th occasion; see `FAULTS` for the occasions.
 
     `how` a process dies: what it has sent arrives, or the machine `drops` it, or it `lags` behind. How a request or reply is
-    lost: with its connection, or `silent`ly.
+    lost: with its connection, or `silent`ly. With which SQLSTATE the server refuses a request for a conflict.
     """
 
     kind: str
@@ -92,6 +93,7 @@ FAULTS: Final = {
     "lose reply": "request",
     "late request": "request",
     "half request": "request",
+    "conflict": "request",
     "restart": "time",
     "fail over": "time",
     "starve": "time",
@@ -100,6 +102,7 @@ FAULTS: Final = {
 _EVENTS: Final = 90  # of a process, within which most of what matters happens
 _REQUESTS: Final = 14
 _BEFORE: Final = 200  # added to the site of a step that is put before another
+_THREE_ROUND_TRIPS: Final = 20  # ms
 _ITEMS: Final = 1000  # times the site of a map and one more, and then the number of an item, is the site of the item
 
 
@@ -136,7 +139,7 @@ def _runs(draw: Random) -> list[Run]:
     runs: list[Run] = []
     for _ in range(draw.choice((1, 1, 1, 2, 2, 3))):
         sites = iter(range(1000))
-        ops = [_op(draw, sites, depth=0) for _ in range(draw.choice((1, 2, 2, 3, 4)))]
+        ops = [_op(draw, sites, depth=0) for _ in range(draw.choice((1, 2, 2, 3, 3)))]
         branched = any(op.kind == "gather" for op in ops)
         for op in ops:
             if branched and op.name == "s" and draw.random() < 0.9:  # else it is refused, sooner or later
@@ -165,8 +168,10 @@ def _op(draw: Random, sites: Iterator[int], depth: int) -> Op:
         return Op("sleep", site, f"z{site}", ms=draw.choice((10, 100, 1500)))
     if kind < 0.26:
         return Op("wait", site, f"w{site}", ms=draw.choice((1, 50, 700)))
-    if kind < 0.34:
+    if kind < 0.32:
         return _map(draw, site)
+    if kind < 0.41:
+        return _transaction(draw, site, depth)
     keyed = draw.random() < 0.4
     op = Op("step", site, f"s{site}" if keyed or depth else "s", keyed, draw.choice((0, 1, 5, 30, 400)))
     op.given = draw.random() < 0.7
@@ -182,10 +187,23 @@ def _op(draw: Random, sites: Iterator[int], depth: int) -> Op:
     return op
 
 
+def _transaction(draw: Random, site: int, depth: int) -> Op:
+    op = Op("transaction", site, f"t{site}", draw.random() < 0.4, draw.choice((0, 1, 5, 30, 400)))
+    op.given = draw.random() < 0.7
+    if draw.random() < 0.15:
+        op.fails, op.attempts = draw.choice(((1, 0), (1, 2), (2, 3)))
+        op.caught = draw.random() < 0.3
+    if (
+        depth == 0 and draw.random() < 0.15
+    ):  # of two branches that want one account, one would give up, and so undo the other
+        op.timeout = _longer_than(draw, op.ms) + _THREE_ROUND_TRIPS
+    return op
+
+
 def _map(draw: Random, site: int) -> Op:
     op = Op("map", site, f"m{site}", draw.random() < 0.5, at_once=draw.choice((0, 1, 2)))
     op.attempts, op.caught = draw.choice((0, 0, 2)), draw.random() < 0.3
-    for number in range(draw.choice((1, 2, 2, 3, 4))):
+    for number in range(draw.choice((1, 2, 2, 3))):
         item = Op("step", _ITEMS * (site + 1) + number, ms=draw.choice((0, 1, 5, 30, 400)))
         item.fails = int(draw.random() < 0.1)
         op.branches.append([item])
@@ -221,6 +239,8 @@ def _fault(draw: Random, kind: str, slots: int, lease: float) -> Fault:
             fault.amount = draw.choice((-3.0, -0.5, 0.5, 3.0))
         case "lose request" | "lose reply":
             fault.how = draw.choice(("", "silent"))
+        case "conflict":
+            fault.how = draw.choice(("40001", "40P01"))
         case "late request" | "half request":
             fault.amount = draw.choice((0.002, 0.01, 0.05, 0.3, 3.0))
         case "fail over":  # commits that the standby lacks

@@ -16,7 +16,8 @@ from durable.testing.simulation.history import Broken, History
 from durable.testing.simulation.life import Life, nobody_acts, run_async, run_blocking
 from durable.testing.simulation.scenario import FAULTS, Fault, Op, Run, Scenario
 from durable.testing.simulation.server import Server
-from durable.testing.simulation.statements import KEY_COLUMNS, Verb
+from durable.testing.simulation.statements import Verb
+from durable.testing.simulation.tables import KEY_COLUMNS
 from durable.testing.simulation.threads import Thread
 from durable.testing.simulation.timeline import Timeline
 
@@ -65,6 +66,7 @@ def simulated(scenario: Scenario, conditions: Conditions = _AS_IT_SHOULD_BE) -> 
     seen = world.history.seen
     seen["a wait for a row lock"] += world.server.waits
     seen["a deadlock"] += world.server.victims
+    seen["a transaction that was idle for too long"] += world.server.idled
     return Outcome(broken, world.faults, seen, world.timeline.now)
 
 
@@ -166,7 +168,8 @@ class _World:
 
         def count(name: str, ops: list[Op]) -> None:
             for op in ops:
-                due[name, op.site] = 1 + op.fails
+                if not (op.kind == "transaction" and op.timeout):  # which may wait for others until it is over
+                    due[name, op.site] = 1 + op.fails
                 for branch in op.branches:
                     count(name, branch)
 
@@ -235,7 +238,10 @@ class _Place:
         self.events += 1
         if self.events > _MOST_EVENTS:
             raise Broken("I7", f"{_MOST_EVENTS} events, and no end")
-        for fault in self._at_events.get(self.events, ()):
+        faults = self._at_events.get(self.events)
+        if faults is None:
+            return
+        for fault in faults:
             if not life.dead:
                 self._strike(fault, life)
 

@@ -222,6 +222,36 @@ class Event:
         return self._set
 
 
+class Semaphore:
+    """See `threading.Semaphore`."""
+
+    def __init__(self, host: Host, value: int) -> None:
+        self._host = host
+        self._free = value
+        self._waiting: list[Callable[[object], None]] = []
+
+    def acquire(self, timeout: float | None = None) -> bool:
+        """See `threading.Semaphore.acquire`. (With a time it is looked at once more when that is over.)"""
+        while not self._free:
+            mine: list[Callable[[object], None]] = []
+
+            def stand(tell: Callable[[object], None], mine: list[Callable[[object], None]] = mine) -> None:
+                mine.append(tell)
+                self._waiting.append(tell)
+
+            if wait(self._host, timeout, stand) is None and not self._free:
+                self._waiting = [other for other in self._waiting if other not in mine]
+                return False
+        self._free -= 1
+        return True
+
+    def release(self) -> None:
+        """See `threading.Semaphore.release`."""
+        self._free += 1
+        if self._waiting:
+            self._waiting.pop(0)(True)
+
+
 class Pool:
     """See `ThreadPoolExecutor`. Whatever is submitted has a thread of its own: nobody here submits more than there would be."""
 
@@ -268,6 +298,10 @@ class Threading:
     def RLock(self) -> RLock:  # noqa: N802
         """See `threading.RLock`."""
         return RLock(self._here)
+
+    def Semaphore(self, value: int) -> Semaphore:  # noqa: N802
+        """See `threading.Semaphore`."""
+        return Semaphore(self._here, value)
 
     def Condition(self, lock: Any = None) -> Any:  # noqa: N802
         """See `threading.Condition`."""
