@@ -168,9 +168,9 @@ def _op(draw: Random, sites: Iterator[int], depth: int) -> Op:
         return Op("sleep", site, f"z{site}", ms=draw.choice((10, 100, 1500)))
     if kind < 0.26:
         return Op("wait", site, f"w{site}", ms=draw.choice((1, 50, 700)))
-    if kind < 0.32:
+    if kind < 0.31:
         return _map(draw, site)
-    if kind < 0.41:
+    if kind < 0.38:
         return _transaction(draw, site, depth)
     keyed = draw.random() < 0.4
     op = Op("step", site, f"s{site}" if keyed or depth else "s", keyed, draw.choice((0, 1, 5, 30, 400)))
