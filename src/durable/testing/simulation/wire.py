@@ -26,6 +26,7 @@ _CONNECTING: Final = 0.003  # seconds
 _TRYING: Final = 0.02
 _POOL_LOOK: Final = 0.05
 _LONGEST_LAG: Final = 0.02
+_FIN: Final = 0.0005  # until the end of a connection is seen at the other end
 _NEXT: Final = 1e-6  # from one segment to the next
 _TCP_GIVES_UP: Final = 10.0  # see `tcp_user_timeout` in `connections`
 
@@ -175,8 +176,7 @@ class Wire:
         """Let the server see the end of the connection, behind what was sent on it."""
         backend = self._backend
         if not backend.idle or self._arrival > self._timeline.now or backend.session.transaction is not None:
-            behind = max(self._host.latency(), self._arrival - self._timeline.now + _NEXT)
-            self._timeline.after(behind, backend.hang_up)
+            self._timeline.after(max(_FIN, self._arrival - self._timeline.now + _NEXT), backend.hang_up)
 
     def die(self, how: str) -> None:
         """The host is dead: its sockets are closed, or a request on its way never arrives (`drops`), or does so late."""
@@ -185,7 +185,7 @@ class Wire:
         if not how:
             self.hang_up()
             return
-        before, on_its_way = self._backend, self._tell is not None
+        before, on_its_way = self._backend, self._arrival > self._timeline.now
         if before.idle and (on_its_way or before.session.transaction is not None):
             before.gone = True
             self._backend = self._server.backend(self, before.session)
@@ -253,6 +253,7 @@ class Wire:
         self.delayed()
         match kind:
             case "lose request":
+                self._arrival = 0.0
                 if self._deaf == "cut":
                     self._timeline.after(latency, self.close)
             case "lose reply":
