@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
@@ -33,7 +32,7 @@ from durable.testing.simulation.statements import STATEMENTS
 from durable.testing.simulation.timeline import Timeline
 from durable.testing.simulation.wire import Connections, Fate, Lane, Lent, Wire
 
-__all__ = ["Life", "Place", "acting", "is_behind", "nobody_acts", "run_async", "run_blocking"]
+__all__ = ["Life", "Place", "RealTransaction", "acting", "is_behind", "nobody_acts", "run_here"]
 
 _EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _SQL: Final = {name: name.encode() for name in STATEMENTS}
@@ -247,15 +246,13 @@ class _Transaction(RealTransaction):  # type: ignore[misc]
 
     def commit(self, record: Record) -> None:
         """See `protocol.Transaction`."""
-        problem: Exception | None = None
+        history = acting().place.history
         try:
             cast(Any, super()).commit(record)
-        except Exception as raised:
-            problem = raised
+        except Exception as problem:
+            history.committed(self._lease, record, problem)
             raise
-        finally:
-            if problem is not None or sys.exception() is None:
-                acting().place.history.committed(self._lease, record, problem)
+        history.committed(self._lease, record, None)
 
 
 _on_a_thread: Any = threads.with_names(cast(Any, _bodies.on_a_thread), {**_OURS, "Future": _threading.Future})
@@ -271,15 +268,13 @@ _ITEMS: Final = {
 _BlockingStep: Final[Any] = threads.rebound(Step, {**_OURS, **_BODIES, **_ITEMS})
 _AsyncStep: Final[Any] = threads.rebound(AsyncStep, _BODIES)
 _BlockingRun: Final[Any] = threads.rebound(_run.BlockingRun, _OURS)
-_run_either: Final[Any] = threads.with_names(
+run_here: Final[Any] = threads.with_names(
     cast(Any, _run).run,
     {
         "BlockingRun": partial(_BlockingRun, driver=_BlockingStep),
         "AsyncRun": partial(_run.AsyncRun, driver=_AsyncStep),
     },
 )
-run_blocking: Final = _run_either
-run_async: Final = _run_either
 _RealStore: Final[Any] = threads.rebound(PostgresStore, {"is_dead": _is_dead, "PostgresTransaction": _Transaction})
 
 

@@ -13,7 +13,7 @@ from durable.errors import AmbiguousKey, DurableError, RunCancelled, StepFailed,
 from durable.testing.simulation import programs
 from durable.testing.simulation.bodies import Bodies
 from durable.testing.simulation.history import Broken, History
-from durable.testing.simulation.life import Life, nobody_acts, run_async, run_blocking
+from durable.testing.simulation.life import Life, nobody_acts, run_here
 from durable.testing.simulation.scenario import FAULTS, Fault, Op, Run, Scenario
 from durable.testing.simulation.server import Server
 from durable.testing.simulation.statements import Verb
@@ -313,7 +313,7 @@ class _Place:
         tries = 0
         while True:
             workflow = self._workflow(run, spec, programs.asynchronous)
-            calling = run_async(
+            calling = run_here(
                 {}, workflow, id=f"r{run}", store=life.store, on_conflict="wait" if waits else "raise", lease=self.lease
             )
             task = life.loop.create_task(calling)
@@ -333,7 +333,7 @@ class _Place:
             problem: BaseException | None = None
             value: Any = None
             try:
-                value = run_blocking(
+                value = run_here(
                     {},
                     workflow,
                     id=f"r{run}",
