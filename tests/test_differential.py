@@ -41,6 +41,8 @@ WAITS: Final = [
     "signal_batch",
     "transaction_fence",
     "transaction_record",
+    "move",
+    "effect",
 ]
 EITHER: Final = ["take_leases", "checkpoint", "finish_batch", "cancel_batch"]
 REPLIES: Final = [
@@ -64,6 +66,7 @@ OCCURS: Final = frozenset(
     [f"{name}: {what}" for name in REPLIES for what in ("something", "nothing")]
     + [f"{name}: something, after a wait" for name in WAITS]
     + [f"{name}: nothing, after a wait" for name in EITHER]
+    + ["transaction_settings: something", "restore_settings: something", "move: something", "move: nothing"]
     + ["40P01", "23505", "23505, after a wait", "23502", "25P02"]
     + [
         "skipped",
@@ -132,7 +135,12 @@ class Script:
             return [("BEGIN", ...), ("lock_leases", ...), ("read_nonces", ...), end]
         if what == "transaction":
             run_id = self._id()
-            return [("BEGIN", ...), ("transaction_fence", (run_id,)), ("transaction_record", self._record(run_id)), end]
+            fence, record = ("transaction_fence", (run_id,)), ("transaction_record", self._record(run_id))
+            if chance.random() < 0.5:  # short, so that others come upon its record
+                return [("BEGIN", ...), fence, record, end]
+            settings = ("transaction_settings", (LONG, f"{LONG * 1000:.0f}"))
+            restore = ("restore_settings", ("public", "none", "off", "0"))
+            return [("BEGIN", ...), settings, fence, *self._body(run_id), restore, record, end]
         # Of three, one that committed by itself as soon as it was let in would hide who came first.
         active = (other.busy or other.model.transaction is not None for other in self.plans)
         if what == "alone" and (len(self.plans) == 2 or not any(active)):
@@ -201,6 +209,11 @@ class Script:
             "ids": [claim["id"] for claim in claims],
             "randoms": [claim["random"] for claim in claims],
         }
+
+    def _body(self, run_id: str) -> list[tuple[str, Any]]:
+        execution = 10 * self.seed + self.chance.randrange(3)
+        moves = [("move", (1, self._named("a"))), ("move", (-1, self._named(self.chance.choice(("b", "b", "nobody")))))]
+        return self.chance.sample([*moves, ("effect", (execution, run_id, 7, "1:x"))], 3)
 
     def _record(self, run_id: str) -> list[Any]:
         seq, key, kind, nonce, record = self._step_row()

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from durable.testing.simulation.database import KEY_SHARE, NO_KEY_UPDATE, SHARE, UPDATE, Database, Table
+from durable.testing.simulation.server import BEGIN, Backend, Server
 from durable.testing.simulation.session import Refused, Running, Session
-from durable.testing.simulation.statements import KEY_COLUMNS, new_database
+from durable.testing.simulation.tables import KEY_COLUMNS, Account, new_database
+from durable.testing.simulation.timeline import Timeline
 
 
 class World:
@@ -276,3 +278,58 @@ def test_signals_are_received_in_their_order_by_what_was_taken() -> None:
     ask = {"n": 0, "id": "r", "name": "s"}
     assert one.run("receive_batch", (json.dumps([{**ask, "taken": []}]),)).result.rows == [(0, 1, '"a"')]
     assert one.run("receive_batch", (json.dumps([{**ask, "taken": [1]}]),)).result.rows == [(0, 3, '"b"')]
+
+
+class Client:
+    """The other end of a backend, which notes what it is told."""
+
+    def __init__(self, server: Server) -> None:
+        self.told: list[str] = []
+        self.backend: Backend = server.backend(self)
+
+    def replied(self, answer: Any) -> None:
+        self.told.append("refused" if isinstance(answer, Refused) else "replied")
+
+    def broken(self) -> None:
+        self.told.append("broken")
+
+    def delayed(self) -> None:
+        """Of no interest here."""
+
+
+def two_who_move() -> tuple[Timeline, Server, Client, Client]:
+    """One has moved something in a step's transaction, which may be idle for two seconds; the other waits for it."""
+    timeline = Timeline(1)
+    server = Server(timeline, 0.0)
+    one, two = Client(server), Client(server)
+    one.backend.take([(BEGIN, None), ("transaction_settings", (2.0, "2000")), ("move", (1, "a"))])
+    two.backend.take([("move", (5, "a"))])
+    assert (one.told, two.told) == (["replied"], [])
+    return timeline, server, one, two
+
+
+def test_who_holds_a_transaction_idle_for_too_long_is_ended() -> None:
+    """FAULTS 28, 46: by the server, at the moment that the transaction has set; what it had done is undone."""
+    timeline, server, one, two = two_who_move()
+    timeline.run(1.9)
+    assert (one.told, two.told) == (["replied"], [])
+    timeline.run(2.1)
+    assert (one.told, two.told) == (["replied", "broken"], ["replied"])
+    assert server.tables.accounts.committed("a") == Account("a", 5)
+
+
+def test_a_statement_in_time_keeps_a_transaction() -> None:
+    """Idle time is counted from the last one."""
+    timeline, _, one, two = two_who_move()
+    timeline.after(1.9, one.backend.take, [("move", (-1, "b"))])
+    timeline.run(3.8)
+    assert (one.told, two.told) == (["replied", "replied"], [])
+
+
+def test_what_a_client_leaves_open_is_undone() -> None:
+    """As soon as the server sees the end of the connection."""
+    timeline, server, one, two = two_who_move()
+    one.backend.hang_up()
+    timeline.run(0.1)
+    assert two.told == ["replied"]
+    assert server.tables.accounts.committed("a") == Account("a", 5)

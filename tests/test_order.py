@@ -111,6 +111,33 @@ def test_a_cleanup_on_the_way_out_is_no_drift_for_mended_code(store: MemoryStore
     assert run(store, workflow(mended=True)) == "done"
 
 
+def test_a_step_that_failed_and_was_mended_keeps_its_place(store: MemoryStore) -> None:
+    """Found by the simulation: once it had failed, a new step before it was no drift any more, however it ended later."""
+    fails = True
+
+    def charge() -> str:
+        if fails:
+            raise ValueError("declined")
+        return "charged"
+
+    def workflow(*steps: tuple[str, Callable[[], str]], crashes: bool = False) -> Callable[..., Any]:
+        def charging(step: durable.Step, _: Any) -> list[str]:
+            done = [step(name, body) for name, body in steps]
+            if crashes:
+                raise Crash
+            return done
+
+        return charging
+
+    with pytest.raises(ValueError, match="declined"):
+        run(store, workflow(("charge", charge)))
+    fails = False
+    crash(store, workflow(("charge", charge), crashes=True))
+    with pytest.raises(durable.WorkflowDrift, match=r"'new'.*'charge'"):
+        run(store, workflow(("new", lambda: "before"), ("charge", charge)))
+    assert run(store, workflow(("charge", charge), ("new", lambda: "after"))) == ["charged", "after"]
+
+
 def test_a_step_begun_beside_an_unfinished_one_is_no_drift(store: MemoryStore) -> None:
     """Order is told by draws: one that was drawn before and recorded later was beside the others."""
 

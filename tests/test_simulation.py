@@ -40,7 +40,7 @@ def test_what_once_failed_holds(file: Path) -> None:
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_a_planted_bug_is_found(bug: Bug) -> None:
     """Within its budget of seeds; and by its file in the corpus, which was shrunk from such a seed."""
-    assert bug.caught() is not None, f"{bug.name} was not found by {bug.budget} seeds"
+    assert bug.caught(bug.first) is not None, f"{bug.name} was not found by {bug.budget} seeds"
     (smallest,) = CAUGHT[bug.name]
     broken = bug.simulated(from_json(smallest.read_bytes())).broken
     assert broken is not None

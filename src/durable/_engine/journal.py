@@ -115,6 +115,7 @@ class Journal:
                     self._concurrent |= record.concurrent
                     self._unordered |= record.unordered
                     seqs[key] = seq
+                    off_path.discard(key)  # on the path again, if it had failed
                 case Kind.ATTEMPT:
                     self._attempted[key] = parse(text, AttemptRecord, run_id=self.run_id, where=where)
                 case Kind.FAILURE:

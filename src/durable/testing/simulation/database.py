@@ -164,13 +164,14 @@ class Change(NamedTuple):
 class Transaction:
     """Begun, and then committed or rolled back."""
 
-    __slots__ = ("began", "database", "id", "locked", "number", "over", "waits", "written")
+    __slots__ = ("began", "database", "id", "idle_limit", "locked", "number", "over", "waits", "written")
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self.began = database.clock()
         database.begun += 1
         self.id = database.begun  # `txid_current()`
+        self.idle_limit: float | None = None  # seconds without a statement, after which whoever holds it may end it
         self.number = 0  # of its statements
         self.locked: list[Row[Any]] = []
         self.written: list[tuple[Table[Any], Row[Any]]] = []

@@ -6,12 +6,16 @@ import json
 from collections import Counter
 from typing import Any, Final, NamedTuple
 
+import msgspec
+from msgspec import Struct
+
 from durable._engine.batches import Verb
-from durable.errors import LeaseLost, OutcomeUnknown
-from durable.snapshot import Kind, Status
+from durable._engine.leases import Lease as HeldLease
+from durable.errors import LeaseLost, OutcomeUnknown, StepTimeout
+from durable.snapshot import Kind, Record, Status
 from durable.testing.simulation.database import Change
 from durable.testing.simulation.server import Server
-from durable.testing.simulation.statements import Header, Lease, Step
+from durable.testing.simulation.tables import Effect, Header, Lease, Step
 
 __all__ = ["SOMETIMES", "Broken", "History"]
 
@@ -19,9 +23,13 @@ _MOST_DRIFTS: Final = 6
 
 # Situations that a large number of seeds must have led to: else what is said of them was never looked at.
 SOMETIMES: Final = (
+    "a body in a transaction that was undone before",
     "a body that began after its lease (the documented hole)",
     "an acknowledged body begun again in the documented hole",
     "a body that began late",
+    "a body that was given up after its timeout",
+    "a body that was the victim of another transaction",
+    "a body that went on after its timeout",
     "a dead owner's lease taken over",
     "a failure that was given out",
     "a lease taken away by cancel",
@@ -33,8 +41,10 @@ SOMETIMES: Final = (
     "a run that two versions of its code have spoilt",
     "a stopped run taken up by a claim that nobody waits for any more",
     "a take-over",
+    "a transaction that was idle for too long",
     "a value that another branch was given, in a run that is then refused",
     "a wait for a row lock",
+    "an effect that is committed with its record",
     "an outcome that stays unknown",
     "checkpoint: LeaseLost",
     "checkpoint: RunCancelled",
@@ -48,8 +58,12 @@ SOMETIMES: Final = (
     "run: LeaseLost",
     "run: OutcomeUnknown",
     "run: RunCancelled",
+    "run: StepTimeout",
     "run: StoreUnavailable",
     "run: WorkflowDrift",
+    "transaction: LeaseLost",
+    "transaction: OutcomeUnknown",
+    "transaction: RolledBack",
 )
 
 
@@ -59,6 +73,22 @@ class Broken(BaseException):
     def __init__(self, invariant: str, what: str) -> None:
         super().__init__(f"{invariant}: {what}")
         self.invariant = invariant
+
+
+class _Error(Struct):
+    type: str
+
+
+class _Outcome(Struct):
+    """What an attempt or a step came to, of its record."""
+
+    value: Any = None
+    error: _Error | None = None
+
+
+_OUTCOMES: Final = frozenset({Kind.STEP.value, Kind.ATTEMPT.value})
+_TIMED_OUT: Final = f"{StepTimeout.__module__}:{StepTimeout.__name__}"
+_outcome: Final = msgspec.json.Decoder(_Outcome).decode
 
 
 class Answered(NamedTuple):
@@ -83,6 +113,14 @@ class History:
         self._told: dict[tuple[str, int], Any] = {}  # of each site what a workflow was given
         self._sites: dict[int, tuple[str, int]] = {}  # of each execution of a body, where it was
         self._starts: Counter[tuple[str, int]] = Counter()
+        self._begun: dict[tuple[str, str], list[int]] = {}  # of each key the executions of its body
+        self._given_up: set[int] = set()  # executions that a record calls timed out
+        self._transacting: set[int] = set()  # executions in a transaction
+        self._recorded: set[int] = set()  # those whose value was ever committed
+        self._conflicts: Counter[tuple[str, int]] = Counter()
+        self._effects: dict[
+            tuple[str, int], list[int]
+        ] = {}  # of each site the executions whose effects were ever committed
         self._answers: list[Answered] = []
         self._cancelled: set[str] = set()  # runs whose lease was ever taken away by `cancel`
         self._dead: set[str] = set()  # marks in the tokens of processes that are gone
@@ -102,12 +140,9 @@ class History:
 
     # -- what processes do
 
-    def body_starts(self, run: str, site: int, token: str, *, late: bool) -> int:
+    def body_starts(self, run: str, key: str, site: int, token: str, *, late: bool) -> int:
         """A body begins under a lease; the number of this execution of it. `late`: it was stopped just before."""
-        self._starts[run, site] += 1
-        self._tokens.add(token)
-        execution = sum(self._starts.values())
-        self._sites[execution] = run, site
+        execution = self._begins(run, key, site, token)
         lease = self._tables.locks.committed(run)
         holds = lease is not None and lease.owner_token == token and lease.expires_at > self._server.database.clock()
         if late:
@@ -126,6 +161,35 @@ class History:
             else:
                 raise self._broken("I2", f"the body of site {site} of {run} began although it had been acknowledged")
         return execution
+
+    def transaction_starts(self, run: str, key: str, site: int, token: str) -> int:
+        """The same for a body in a transaction, whose fence holds the lease. If it is lost, nothing is committed."""
+        execution = self._begins(run, key, site, token)
+        self._transacting.add(execution)
+        lease = self._tables.locks.committed(run)
+        if lease is None or lease.owner_token != token:
+            self.seen["a body in a transaction that was undone before"] += 1
+        elif (run, site) in self._told and not self.forgets:
+            raise self._broken("I2", f"the transaction of site {site} of {run} began although it had been acknowledged")
+        return execution
+
+    def _begins(self, run: str, key: str, site: int, token: str) -> int:
+        self._starts[run, site] += 1
+        self._tokens.add(token)
+        execution = sum(self._starts.values())
+        self._sites[execution] = run, site
+        self._begun.setdefault((run, key), []).append(execution)
+        return execution
+
+    def conflicted(self, run: str, site: int) -> None:
+        """A body is the victim of another transaction, and is due once more."""
+        self.seen["a body that was the victim of another transaction"] += 1
+        self._conflicts[run, site] += 1
+
+    def body_ends(self, execution: int) -> None:
+        """A body returns, whoever still waits for it."""
+        if execution in self._given_up:
+            self.seen["a body that went on after its timeout"] += 1
 
     def place_of(self, outcome: Any) -> tuple[str, int] | None:
         """Where the body ran that an outcome is of."""
@@ -150,6 +214,8 @@ class History:
             return
         if isinstance(outcome, int) and outcome != -1 - site and self._sites.get(outcome) != (run, site):
             raise self._broken("I4", f"site {site} of {run} was given what {self._sites.get(outcome)} returned")
+        if outcome in self._transacting and self._tables.effects.committed(outcome) is None and not self.forgets:
+            raise self._broken("together", f"site {site} of {run} was given {outcome}, whose effect is not committed")
         before = self._told.setdefault((run, site), outcome)
         if before != outcome:
             if not self.forgets:
@@ -160,19 +226,26 @@ class History:
         """The writer answers."""
         for job in jobs:
             if job.verb is Verb.CHECKPOINT or job.verb is Verb.FINISH:
-                lease, record, failure = job.payload.lease, job.payload.record, job.failure
-                if isinstance(failure, OutcomeUnknown):
-                    self.seen["an outcome that stays unknown"] += 1
-                    continue
-                refused = "" if failure is None else type(failure).__name__
-                answer = Answered(lease.run_id, record.seq, lease.epoch, record.text, refused, lease.token)
-                self._answers.append(answer)
-                self.seen[f"{job.verb.value}: {refused or 'done'}"] += 1
-                self._check(answer)
-                if isinstance(failure, LeaseLost) and not self.forgets:
-                    row = self._tables.locks.committed(lease.run_id)
-                    if row is not None and row.owner_token == lease.token:
-                        raise self._broken("I9", f"{lease.run_id} was told that {lease.token} is lost, and it is not")
+                self._answered(job.verb.value, job.payload.lease, job.payload.record, job.failure)
+
+    def committed(self, lease: HeldLease, record: Record, failure: Exception | None) -> None:
+        """What a transaction's COMMIT with this record came to, as its step is told."""
+        self._answered("transaction", lease, record, failure)
+
+    def _answered(self, verb: str, lease: HeldLease, record: Record, failure: Exception | None) -> None:
+        if isinstance(failure, OutcomeUnknown):
+            self.seen["an outcome that stays unknown"] += 1
+            self.seen[f"{verb}: OutcomeUnknown"] += 1
+            return
+        refused = "" if failure is None else type(failure).__name__
+        answer = Answered(lease.run_id, record.seq, lease.epoch, record.text, refused, lease.token)
+        self._answers.append(answer)
+        self.seen[f"{verb}: {refused or 'done'}"] += 1
+        self._check(answer)
+        if isinstance(failure, LeaseLost) and not self.forgets:
+            row = self._tables.locks.committed(lease.run_id)
+            if row is not None and row.owner_token == lease.token:
+                raise self._broken("I9", f"{lease.run_id} was told that {lease.token} is lost, and it is not")
 
     def cancelled(self, run: str) -> None:
         """Somebody asks the run to stop."""
@@ -199,18 +272,32 @@ class History:
 
     def _audit(self, _: int, changes: list[Change]) -> None:
         clock = self._server.database.clock()
-        taken = {change.after.workflow_id: change for change in changes if change.table.name == "locks"}
-        ended = {change.after.workflow_id for change in changes if change.table.name == "steps"}
+        taken: dict[str, Change] = {}
+        ended: set[str] = set()
+        effects: dict[int, Effect] = {}
+        moved: list[int] = []
+        for change in changes:
+            table = change.table.name
+            if table == "locks":
+                taken[change.after.workflow_id] = change
+            elif table == "steps":
+                ended.add(change.after.workflow_id)
+            elif table == "effects":
+                effects[change.after.execution] = change.after
+            elif table == "accounts":
+                moved.append(change.after.balance - change.before.balance)
         for change in changes:
             if type(change.after) is Lease:
                 self._audit_lease(change.before, change.after, clock, finishes=change.after.workflow_id in ended)
             elif type(change.after) is Step:
-                self._audit_step(change.before, change.after, taken)
+                self._audit_step(change.before, change.after, taken, effects)
             elif type(change.after) is Header:
                 if change.before is not None and change.before.status == Status.COMPLETED:
                     raise self._broken("I3", f"something was written to {change.after.id}, which is completed")
                 if change.after.status in (Status.FAILED, Status.CANCELLED):
                     self._stopped.add(change.after.id)
+        if effects or moved:
+            self._audit_effects(list(effects.values()), moved, ended)
 
     def _audit_lease(self, before: Lease | None, after: Lease, clock: float, *, finishes: bool) -> None:
         if after.owner_token is not None:
@@ -235,7 +322,9 @@ class History:
                 self.seen["a dead owner's lease taken over"] += 1
             self.seen["a take-over"] += 1
 
-    def _audit_step(self, before: Step | None, after: Step, taken: dict[str, Change]) -> None:
+    def _audit_step(
+        self, before: Step | None, after: Step, taken: dict[str, Change], effects: dict[int, Effect]
+    ) -> None:
         change = taken.get(after.workflow_id)
         lease = self._tables.locks.committed(after.workflow_id) if change is None else change.after
         if before is not None:
@@ -245,6 +334,8 @@ class History:
                 "I3", f"record {after.seq} of {after.workflow_id} came under epoch {after.epoch}, when {lease}"
             )
         self.seen[f"a record of kind {after.kind}"] += 1
+        if after.kind in _OUTCOMES:
+            self._audit_outcome(after, _outcome(after.record), effects)
         if self.forgets and after.kind != Kind.FAILURE:
             holder = lease if change is None or lease.owner_token is not None else change.before
             self._look_behind(after, None if holder is None else holder.owner_token)
@@ -256,6 +347,33 @@ class History:
             if known and self._tables.steps.committed((answer.run, answer.seq)) is None:
                 what = f"was written by an execution whose record {answer.seq} is lost"
                 raise self._broken("I1", f"record {after.seq} of {answer.run} {what}")
+
+    def _audit_outcome(self, step: Step, outcome: _Outcome, effects: dict[int, Effect]) -> None:
+        if outcome.error is not None and outcome.error.type == _TIMED_OUT:
+            self.seen["a body that was given up after its timeout"] += 1
+            self._given_up.update(self._begun.get((step.workflow_id, step.key), ()))
+        if outcome.value in self._given_up:
+            raise self._broken(
+                "I9", f"{step.key!r} of {step.workflow_id} was given up, and its value is recorded after that"
+            )
+        if outcome.value in self._transacting:
+            if outcome.value not in effects:
+                raise self._broken("together", f"{step.key!r} of {step.workflow_id} was recorded without its effect")
+            self._recorded.add(outcome.value)
+
+    def _audit_effects(self, effects: list[Effect], moved: list[int], recorded: set[str]) -> None:
+        if any(effect.run not in recorded or effect.execution not in self._recorded for effect in effects):
+            raise self._broken("together", f"{effects} was committed without its record")
+        if len(moved) != 2 * len(effects) or sum(moved) != 0:
+            raise self._broken("together", f"{effects} was committed with half of what was moved: {moved}")
+        for effect in effects:
+            others = self._effects.setdefault((effect.run, effect.site), [])
+            if any(self._tables.effects.committed(other) is not None for other in others):
+                raise self._broken(
+                    "together", f"the transaction of site {effect.site} of {effect.run} was committed twice"
+                )
+            others.append(effect.execution)
+            self.seen["an effect that is committed with its record"] += 1
 
     # -- at the end
 
@@ -294,7 +412,7 @@ class History:
                 raise self._broken("I7", f"{run} has not come to an end: it is {status}")
             self.seen[f"a run that is {status}"] += 1
         for place, most in (starts or {}).items():
-            if self._starts[place] > most:
+            if self._starts[place] > most + self._conflicts[place]:
                 raise self._broken(
                     "I6", f"the body of {place} began {self._starts[place]} times, at most {most} were due"
                 )

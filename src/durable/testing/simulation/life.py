@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final, Protocol, cast
 
 from greenlet import greenlet
 
-from durable import _run
-from durable._step import Step
+from durable import _bodies, _run
+from durable._map import Items, mapped
+from durable._step import AsyncStep, Step
+from durable.snapshot import Record
+from durable.stores._daemons import Daemons
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._postgres import writer
 from durable.stores._postgres.process import Process
 from durable.stores._postgres.statements import Names
 from durable.stores._postgres.store import PostgresStore
+from durable.stores._postgres.transactions import PostgresTransaction, Transactions
 from durable.stores._postgres.writer import Writer, tell
 from durable.testing.simulation import threads
 from durable.testing.simulation.history import History
@@ -25,15 +30,16 @@ from durable.testing.simulation.loop import Loop
 from durable.testing.simulation.server import Server
 from durable.testing.simulation.statements import STATEMENTS
 from durable.testing.simulation.timeline import Timeline
-from durable.testing.simulation.wire import Connections, Fate
+from durable.testing.simulation.wire import Connections, Fate, Lane, Lent, Wire
 
-__all__ = ["Life", "Place", "acting", "nobody_acts", "run_blocking"]
+__all__ = ["Life", "Place", "RealTransaction", "acting", "is_behind", "nobody_acts", "run_here"]
 
 _EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _SQL: Final = {name: name.encode() for name in STATEMENTS}
 _NAMES: Final = Names()
 _QUICK: Final = 0.0003  # seconds
 _SLOW_LEASES: Final = 1.5
+_MOST_TRANSACTIONS: Final = 2  # at once, so that more wait for room
 
 
 class Place(Protocol):
@@ -100,15 +106,6 @@ class Owner:
         """Nothing is held."""
 
 
-class _Transactions:
-    """See `transactions`: the simulation has no `step.transaction`."""
-
-    def __init__(self, *_: object) -> None: ...
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
 class Life:
     """A process. While it acts, `threading` and asyncio's running loop are its own."""
 
@@ -118,7 +115,6 @@ class Life:
         self.dead = False
         self.threads: list[greenlet] = []
         self.paused_until = 0.0
-        self.events = 0
         self.timeline = place.timeline
         self.clock = Clock(self)
         self.loop = Loop(self, self.clock.elapsed)
@@ -154,8 +150,8 @@ class Life:
         """Nothing of it happens any more. What it has sent arrives all the same, unless the machine `drops` it, or `lags`."""
         self.dead = True
         self.place.history.died(self.mark)
-        for wire in self.connections.wires if how else ():
-            wire.drop(lags=how == "lags")
+        for wire in self.connections.wires:
+            wire.die(how)
         for thread in self.threads:
             if not thread.dead:
                 thread.throw()
@@ -167,15 +163,14 @@ class Life:
         if self.paused_until > self.timeline.now:
             self.timeline.after(self.paused_until - self.timeline.now, self._act, act, args)
             return
-        self._enter()
+        if _threading.host is not self:
+            self._enter()
         act(*args)
-        self.events += 1
         self.place.happened(self)
 
     def _enter(self) -> None:
-        if _threading.host is not self:
-            _threading.host = self
-            asyncio._set_running_loop(cast(Any, self.loop))  # noqa: SLF001 -- what a loop is to call
+        _threading.host = self
+        asyncio._set_running_loop(cast(Any, self.loop))  # noqa: SLF001 -- what a loop is to call
 
 
 def _wake(future: asyncio.Future[Any]) -> None:
@@ -209,21 +204,78 @@ def _is_dead(owner: str | None, _: str | None) -> bool:
     return acting().place.server_shows_dead(owner)  # type: ignore[attr-defined,no-any-return]
 
 
+_behind: Final[ContextVar[bool]] = ContextVar("durable_simulated_behind", default=False)
+
+
+def is_behind() -> bool:
+    """Whether the process was stopped between the start of this body's thread and the body."""
+    return _behind.get()
+
+
+def body_on_a_thread(name: str, body: Callable[[], Any]) -> Any:
+    """See `_bodies.on_a_thread`."""
+    asked = acting().timeline.now
+
+    def begun() -> Any:
+        _behind.set(acting().timeline.now > asked)
+        return body()
+
+    return _on_a_thread(name, begun)
+
+
+def _body_on_a_thread(name: str, body: Callable[[], Any]) -> Any:
+    return body_on_a_thread(name, body)  # whatever stands there: planted bugs do
+
+
 _OURS: Final = {"threading": _threading}
 _unsettled: Final = cast(Any, writer)._unsettled  # noqa: SLF001 -- what stands in a module stands in for it here
 _Writer: Final[Any] = threads.rebound(
     Writer, {**_OURS, "tell": _told, "_unsettled": threads.with_names(_unsettled, _OURS)}
 )
 _Heartbeat: Final[Any] = threads.rebound(Heartbeat, _OURS)
+_Daemons: Final[Any] = threads.rebound(Daemons, {**_OURS, "Future": _threading.Future})
+_Transactions: Final[Any] = threads.rebound(Transactions, {**_OURS, "Lane": Lane, "Daemons": _Daemons})
 _Process: Final[Any] = threads.rebound(
     Process, {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner, "Transactions": _Transactions}
 )
-_BlockingStep: Final[Any] = threads.rebound(Step, _OURS)
+RealTransaction: Final[Any] = threads.rebound(PostgresTransaction, {**_OURS, "lent": Lent, "shut_down": Wire.close})
+
+
+class _Transaction(RealTransaction):  # type: ignore[misc]
+    """One whose end the history is told."""
+
+    def commit(self, record: Record) -> None:
+        """See `protocol.Transaction`."""
+        history = acting().place.history
+        try:
+            cast(Any, super()).commit(record)
+        except Exception as problem:
+            history.committed(self._lease, record, problem)
+            raise
+        history.committed(self._lease, record, None)
+
+
+_on_a_thread: Any = threads.with_names(cast(Any, _bodies.on_a_thread), {**_OURS, "Future": _threading.Future})
+_BODIES: Final = {
+    "called_within": threads.with_names(cast(Any, _bodies.called_within), {"on_a_thread": _body_on_a_thread}),
+    "awaited_within": threads.with_names(cast(Any, _bodies.awaited_within), {"on_a_thread": _body_on_a_thread}),
+    "on_a_thread": _on_a_thread,
+}
+_ITEMS: Final = {
+    "Items": threads.rebound(Items, _OURS),
+    "mapped": threads.with_names(cast(Any, mapped), {"ThreadPoolExecutor": _threading.ThreadPoolExecutor}),
+}
+_BlockingStep: Final[Any] = threads.rebound(Step, {**_OURS, **_BODIES, **_ITEMS})
+_AsyncStep: Final[Any] = threads.rebound(AsyncStep, _BODIES)
 _BlockingRun: Final[Any] = threads.rebound(_run.BlockingRun, _OURS)
-run_blocking: Final[Any] = threads.with_names(
-    cast(Any, _run).run, {"BlockingRun": partial(_BlockingRun, driver=_BlockingStep)}
+run_here: Final[Any] = threads.with_names(
+    cast(Any, _run).run,
+    {
+        "BlockingRun": partial(_BlockingRun, driver=_BlockingStep),
+        "AsyncRun": partial(_run.AsyncRun, driver=_AsyncStep),
+    },
 )
-_RealStore: Final[Any] = threads.rebound(PostgresStore, {"is_dead": _is_dead})
+_RealStore: Final[Any] = threads.rebound(PostgresStore, {"is_dead": _is_dead, "PostgresTransaction": _Transaction})
 
 
 class _Store(_RealStore):  # type: ignore[misc]
@@ -235,4 +287,4 @@ class _Store(_RealStore):  # type: ignore[misc]
         self._sql = _SQL
 
     def _new_process(self) -> Any:
-        return _Process(self._life.connections, _SQL, self._life.clock, 1)
+        return _Process(self._life.connections, _SQL, self._life.clock, _MOST_TRANSACTIONS)

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 
 import tenacity
 
-from durable.errors import StepFailed, StepInterrupted
+from durable.errors import StepFailed, StepInterrupted, StepTimeout
 from durable.testing.simulation.scenario import Op
 
 __all__ = ["Bodies", "asynchronous", "blocking"]
@@ -17,13 +17,22 @@ _POLICIES: Final = {
     attempts: tenacity.Retrying(stop=tenacity.stop_after_attempt(attempts), wait=tenacity.wait_fixed(0.05))
     for attempts in (1, 2, 3)
 }
+_FAILURES: Final = (ValueError, StepFailed, StepInterrupted, StepTimeout)
 
 
 class Bodies(Protocol):
     """The world of one execution of a workflow."""
 
-    def begin(self, op: Op, *, late: bool) -> int:
-        """A body begins; raises when it is one that fails."""
+    def begin(self, op: Op, *, late: bool) -> tuple[int, float]:
+        """A body begins: the number of this execution, and the seconds it takes. Raises when it is one that fails."""
+        ...
+
+    def transact(self, op: Op, connection: Any) -> int:
+        """All of a body in a transaction, blocking; its value."""
+        ...
+
+    def end(self, execution: int) -> int:
+        """A body ends; its value."""
         ...
 
     def lateness(self) -> float:
@@ -62,6 +71,8 @@ def asynchronous(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
                     async with asyncio.TaskGroup() as group:
                         for one in op.branches:
                             group.create_task(branch(step, one, done))
+                case "map":
+                    done += await mapped(step, op)
                 case "sleep":
                     await step.sleep(op.name, op.ms / 1000)
                 case "wait":
@@ -76,33 +87,44 @@ def asynchronous(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
 
     async def stepped(step: Any, op: Op) -> Any:
         async def body(*_: int) -> int:
-            if seconds := bodies.lateness():
-                bodies.stop(seconds)
-                await bodies.awork(0)
-                execution = bodies.begin(op, late=True)
-            else:
-                execution = bodies.begin(op, late=False)
-            if op.ms:
-                await bodies.awork(op.ms / 1000)
-            return execution
+            return await performed(op)
 
-        key = f"k{op.site}" if op.keyed else None
+        given = [op.site] if op.given else []
         try:
-            outcome = await step(
-                op.name,
-                body,
-                *([op.site] if op.given else []),
-                key=key,
-                retry=_POLICIES.get(op.attempts),
-                at_most_once=op.once,
-            )
-        except (ValueError, StepFailed, StepInterrupted) as problem:
-            bodies.told(op, type(problem).__name__, failed=True)
-            if isinstance(problem, StepInterrupted) or op.caught:
-                return None
-            raise
+            if op.kind == "transaction":
+                outcome = await step.transaction(op.name, _transacting(bodies, op), *given, key=_key(op), **_terms(op))
+            else:
+                outcome = await step(op.name, body, *given, key=_key(op), at_most_once=op.once, **_terms(op))
+        except _FAILURES as problem:
+            if _is_final(bodies, op, problem):
+                raise
+            return None
         bodies.told(op, outcome)
         return outcome
+
+    async def mapped(step: Any, op: Op) -> list[Any]:
+        items = _items(op)
+
+        async def body(site: int) -> int:
+            return await performed(items[site])
+
+        try:
+            outcomes = await step.map(op.name, body, list(items), **_options(op))
+        except _FAILURES as problem:
+            bodies.told(op, type(problem).__name__, failed=True)
+            raise
+        return _told(bodies, items, outcomes)
+
+    async def performed(op: Op) -> int:
+        if seconds := bodies.lateness():
+            bodies.stop(seconds)
+            await bodies.awork(0)
+            execution, takes = bodies.begin(op, late=True)
+        else:
+            execution, takes = bodies.begin(op, late=False)
+        if takes:
+            await bodies.awork(takes)
+        return bodies.end(execution)
 
     return workflow
 
@@ -114,6 +136,8 @@ def blocking(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
         done: list[Any] = []
         for op in ops:
             match op.kind:
+                case "map":
+                    done += mapped(step, op)
                 case "sleep":
                     step.sleep(op.name, op.ms / 1000)
                 case "wait":
@@ -126,32 +150,85 @@ def blocking(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
 
     def stepped(step: Any, op: Op) -> Any:
         def body(*_: int) -> int:
-            if seconds := bodies.lateness():
-                bodies.stop(seconds)
-                bodies.work(0)
-                execution = bodies.begin(op, late=True)
-            else:
-                execution = bodies.begin(op, late=False)
-            if op.ms:
-                bodies.work(op.ms / 1000)
-            return execution
+            return performed(op)
 
-        key = f"k{op.site}" if op.keyed else None
+        given = [op.site] if op.given else []
         try:
-            outcome = step(
-                op.name,
-                body,
-                *([op.site] if op.given else []),
-                key=key,
-                retry=_POLICIES.get(op.attempts),
-                at_most_once=op.once,
-            )
-        except (ValueError, StepFailed, StepInterrupted) as problem:
-            bodies.told(op, type(problem).__name__, failed=True)
-            if isinstance(problem, StepInterrupted) or op.caught:
-                return None
-            raise
+            if op.kind == "transaction":
+                outcome = step.transaction(op.name, _transacting(bodies, op), *given, key=_key(op), **_terms(op))
+            else:
+                outcome = step(op.name, body, *given, key=_key(op), at_most_once=op.once, **_terms(op))
+        except _FAILURES as problem:
+            if _is_final(bodies, op, problem):
+                raise
+            return None
         bodies.told(op, outcome)
         return outcome
 
+    def mapped(step: Any, op: Op) -> list[Any]:
+        items = _items(op)
+
+        def body(site: int) -> int:
+            return performed(items[site])
+
+        try:
+            outcomes = step.map(op.name, body, list(items), **_options(op))
+        except _FAILURES as problem:
+            bodies.told(op, type(problem).__name__, failed=True)
+            raise
+        return _told(bodies, items, outcomes)
+
+    def performed(op: Op) -> int:
+        if seconds := bodies.lateness():
+            bodies.stop(seconds)
+            bodies.work(0)
+            execution, takes = bodies.begin(op, late=True)
+        else:
+            execution, takes = bodies.begin(op, late=False)
+        if takes:
+            bodies.work(takes)
+        return bodies.end(execution)
+
     return workflow
+
+
+def _transacting(bodies: Bodies, op: Op) -> Callable[..., int]:
+    """The body of a transaction, which blocks whatever the workflow's colour."""
+
+    def body(connection: Any, *_: int) -> int:
+        return bodies.transact(op, connection)
+
+    return body
+
+
+def _key(op: Op) -> str | None:
+    return f"k{op.site}" if op.keyed else None
+
+
+def _terms(op: Op) -> dict[str, Any]:
+    return {"retry": _POLICIES.get(op.attempts), "timeout": op.timeout / 1000 or None}
+
+
+def _is_final(bodies: Bodies, op: Op, problem: Exception) -> bool:
+    """Whether the workflow fails of it."""
+    bodies.told(op, type(problem).__name__, failed=True)
+    return not (isinstance(problem, StepInterrupted) or op.caught)
+
+
+def _items(op: Op) -> dict[int, Op]:
+    """The items of a map, by their sites."""
+    return {one.site: one for branch in op.branches for one in branch}
+
+
+def _options(op: Op) -> dict[str, Any]:
+    key: Callable[[int], str] | None = "k{}".format if op.keyed else None
+    return {"key": key, "max_concurrency": op.at_once or None, "return_exceptions": op.caught, **_terms(op)}
+
+
+def _told(bodies: Bodies, items: dict[int, Op], outcomes: Sequence[Any]) -> list[Any]:
+    done: list[Any] = []
+    for op, outcome in zip(items.values(), outcomes, strict=True):
+        failed = isinstance(outcome, _FAILURES)
+        bodies.told(op, type(outcome).__name__ if failed else outcome, failed=failed)
+        done.append([op.site, None if failed else outcome])
+    return done

@@ -13,11 +13,14 @@ __all__ = ["Fault", "Op", "Run", "Scenario", "Slot", "from_json", "generated", "
 
 
 class Op(Struct, omit_defaults=True):
-    """What a workflow does: a `step`, a `sleep`, a `wait` for a signal, or a `gather` of branches.
+    """What a workflow does: a `step`, a `sleep`, a `wait` for a signal, a `gather` of branches, a `map` over items, or a
+    `transaction`, which is a step that moves something between two accounts of the user's.
 
     `site` names the place in the code, whatever its key is. A step without `keyed` has an automatic key, its name. Its body
     is `given` its site as an argument, or is a thunk; it takes `ms`, and `fails` so many times in all; it is tried
-    `attempts` times (0: no policy), at most `once`, and when it raises all the same the workflow has `caught` it.
+    `attempts` times (0: no policy), at most `once`, and when it raises all the same the workflow has `caught` it. With a
+    `timeout` (ms for each attempt; 0: none) a body that fails is one that takes too long. The items of a map are the steps
+    in its branches, `at_once` so many (0: all); `keyed`, `attempts`, `timeout` and `caught` are the map's own.
     """
 
     kind: str
@@ -30,6 +33,8 @@ class Op(Struct, omit_defaults=True):
     once: bool = False
     caught: bool = False
     given: bool = False
+    timeout: int = 0
+    at_once: int = 0
     branches: list[list[Op]] = msgspec.field(default_factory=list["list[Op]"])
 
 
@@ -54,7 +59,7 @@ class Fault(Struct, omit_defaults=True):
     """Something that goes wrong, in a `slot` or (-1) at the server, at its `at`-th occasion; see `FAULTS` for the occasions.
 
     `how` a process dies: what it has sent arrives, or the machine `drops` it, or it `lags` behind. How a request or reply is
-    lost: with its connection, or `silent`ly.
+    lost: with its connection, or `silent`ly. With which SQLSTATE the server refuses a request for a conflict.
     """
 
     kind: str
@@ -88,6 +93,7 @@ FAULTS: Final = {
     "lose reply": "request",
     "late request": "request",
     "half request": "request",
+    "conflict": "request",
     "restart": "time",
     "fail over": "time",
     "starve": "time",
@@ -96,6 +102,8 @@ FAULTS: Final = {
 _EVENTS: Final = 90  # of a process, within which most of what matters happens
 _REQUESTS: Final = 14
 _BEFORE: Final = 200  # added to the site of a step that is put before another
+_THREE_ROUND_TRIPS: Final = 20  # ms
+_ITEMS: Final = 1000  # times the site of a map and one more, and then the number of an item, is the site of the item
 
 
 def generated(seed: int) -> Scenario:
@@ -131,7 +139,7 @@ def _runs(draw: Random) -> list[Run]:
     runs: list[Run] = []
     for _ in range(draw.choice((1, 1, 1, 2, 2, 3))):
         sites = iter(range(1000))
-        ops = [_op(draw, sites, depth=0) for _ in range(draw.choice((1, 2, 2, 3, 4)))]
+        ops = [_op(draw, sites, depth=0) for _ in range(draw.choice((1, 2, 2, 3, 3)))]
         branched = any(op.kind == "gather" for op in ops)
         for op in ops:
             if branched and op.name == "s" and draw.random() < 0.9:  # else it is refused, sooner or later
@@ -160,6 +168,10 @@ def _op(draw: Random, sites: Iterator[int], depth: int) -> Op:
         return Op("sleep", site, f"z{site}", ms=draw.choice((10, 100, 1500)))
     if kind < 0.26:
         return Op("wait", site, f"w{site}", ms=draw.choice((1, 50, 700)))
+    if kind < 0.31:
+        return _map(draw, site)
+    if kind < 0.38:
+        return _transaction(draw, site, depth)
     keyed = draw.random() < 0.4
     op = Op("step", site, f"s{site}" if keyed or depth else "s", keyed, draw.choice((0, 1, 5, 30, 400)))
     op.given = draw.random() < 0.7
@@ -169,7 +181,39 @@ def _op(draw: Random, sites: Iterator[int], depth: int) -> Op:
         op.caught = draw.random() < 0.3
     elif trouble < 0.18:
         op.once = True
+    if draw.random() < 0.1:
+        op.timeout = _longer_than(draw, op.ms)
+        op.caught |= op.once  # it is not tried again, whoever runs the run again
     return op
+
+
+def _transaction(draw: Random, site: int, depth: int) -> Op:
+    op = Op("transaction", site, f"t{site}", draw.random() < 0.4, draw.choice((0, 1, 5, 30, 400)))
+    op.given = draw.random() < 0.7
+    if draw.random() < 0.15:
+        op.fails, op.attempts = draw.choice(((1, 0), (1, 2), (2, 3)))
+        op.caught = draw.random() < 0.3
+    if (
+        depth == 0 and draw.random() < 0.15
+    ):  # of two branches that want one account, one would give up, and so undo the other
+        op.timeout = _longer_than(draw, op.ms) + _THREE_ROUND_TRIPS
+    return op
+
+
+def _map(draw: Random, site: int) -> Op:
+    op = Op("map", site, f"m{site}", draw.random() < 0.5, at_once=draw.choice((0, 1, 2)))
+    op.attempts, op.caught = draw.choice((0, 0, 2)), draw.random() < 0.3
+    for number in range(draw.choice((1, 2, 2, 3))):
+        item = Op("step", _ITEMS * (site + 1) + number, ms=draw.choice((0, 1, 5, 30, 400)))
+        item.fails = int(draw.random() < 0.1)
+        op.branches.append([item])
+    if draw.random() < 0.2:
+        op.timeout = _longer_than(draw, *(item.ms for branch in op.branches for item in branch))
+    return op
+
+
+def _longer_than(draw: Random, *ms: int) -> int:
+    return 2 * max(ms) + draw.choice((3, 20, 200))
 
 
 def _fault(draw: Random, kind: str, slots: int, lease: float) -> Fault:
@@ -195,6 +239,8 @@ def _fault(draw: Random, kind: str, slots: int, lease: float) -> Fault:
             fault.amount = draw.choice((-3.0, -0.5, 0.5, 3.0))
         case "lose request" | "lose reply":
             fault.how = draw.choice(("", "silent"))
+        case "conflict":
+            fault.how = draw.choice(("40001", "40P01"))
         case "late request" | "half request":
             fault.amount = draw.choice((0.002, 0.01, 0.05, 0.3, 3.0))
         case "fail over":  # commits that the standby lacks

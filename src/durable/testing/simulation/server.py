@@ -7,13 +7,19 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from durable.testing.simulation.database import Wait
 from durable.testing.simulation.session import Refused, Running, Session
-from durable.testing.simulation.statements import KEY_COLUMNS, STATEMENTS, Result, Verb, new_database
+from durable.testing.simulation.statements import STATEMENTS, Verb
+from durable.testing.simulation.tables import KEY_COLUMNS, Result, new_database
 from durable.testing.simulation.timeline import Timeline
 
-__all__ = ["BEGIN", "COMMIT", "Backend", "Client", "Request", "Server"]
+__all__ = ["BEGIN", "COMMIT", "CONFLICT", "ROLLBACK", "UNANSWERED", "Backend", "Client", "Request", "Server"]
 
 BEGIN: Final = "BEGIN"
 COMMIT: Final = "COMMIT"
+ROLLBACK: Final = "ROLLBACK"
+CONFLICT: Final = "CONFLICT"  # in place of a statement: the server refuses it with the SQLSTATE that stands with it
+_SESSION: Final = frozenset({"RESET", "DISCARD"})  # of nothing that is modelled
+UNANSWERED: Final = frozenset({BEGIN, COMMIT, ROLLBACK, *_SESSION})  # statements without a result of their own
+_LOOKS: Final = 1.0  # seconds after which a statement under way in a step's transaction sees that its client has gone
 _WAKING: Final = 0.0001  # seconds
 _LONGEST_STALL: Final = 0.8
 
@@ -61,13 +67,15 @@ class Server:
         self.waits = 0  # for locks
         self.victims = 0
         self.promotions = 0  # of standbys
+        self.idled = 0  # transactions that were ended for holding on without a statement
         self._backends: list[Backend] = []
         self._made = 0
 
-    def backend(self, client: Client) -> Backend:
-        """A backend for a new connection."""
+    def backend(self, client: Client, session: Session | None = None) -> Backend:
+        """A backend for a new connection, or another one for what stands in a `session`."""
         self._made += 1
         backend = Backend(self, client, self._made)
+        backend.session = session or backend.session
         self._backends.append(backend)
         return backend
 
@@ -91,7 +99,19 @@ class Server:
 class Backend:
     """Executes one request after the other, to the end, whether or not anybody still listens."""
 
-    __slots__ = ("_answers", "_finished", "_items", "_running", "client", "gone", "number", "server", "session")
+    __slots__ = (
+        "_answers",
+        "_finished",
+        "_items",
+        "_left",
+        "_requests",
+        "_running",
+        "client",
+        "gone",
+        "number",
+        "server",
+        "session",
+    )
 
     def __init__(self, server: Server, client: Client, number: int) -> None:
         self.server = server
@@ -99,6 +119,8 @@ class Backend:
         self.number = number
         self.session = Session(server.database, server.tables, server.statements, commits=False)
         self.gone = False
+        self._left = False  # whether nobody is at the other end any more
+        self._requests = 0
         self._items: list[tuple[str, Any]] = []
         self._answers: list[Result] = []
         self._running: Running | None = None
@@ -113,8 +135,31 @@ class Backend:
         """Execute a request that has arrived; then reply, or do what is asked for instead."""
         if self.gone:
             return
+        self._requests += 1
         self._items, self._answers, self._finished = list(items), [], finished
         self._go()
+
+    def hang_up(self) -> None:
+        """The client has closed the connection: what has arrived is executed, and what is not committed then is undone."""
+        if self.idle:
+            self._end()
+            return
+        self._left = True
+        transaction = self.session.transaction
+        if transaction is not None and transaction.idle_limit is not None:
+            self.server.timeline.after(_LOOKS, self._end)
+
+    def _end(self) -> None:
+        if not self.gone:
+            self.gone = True
+            self.session.roll_back()
+
+    def _idled(self, request: int) -> None:
+        """The server ends who has held a transaction for too long without a statement."""
+        if request == self._requests and not self.gone and self.session.transaction is not None:
+            self.server.idled += 1
+            self._end()
+            self.client.broken()
 
     def _go(self) -> None:
         if self.gone:
@@ -123,6 +168,14 @@ class Backend:
             name, parameters = self._items[0]
             if name == BEGIN:
                 self.session.begin()
+            elif name in _SESSION:
+                pass
+            elif name == ROLLBACK:
+                self.session.roll_back()
+            elif name == CONFLICT:
+                self.session.fail()
+                self._refused(Refused(parameters))
+                return
             elif name == COMMIT:
                 if self._stalled():
                     return
@@ -130,10 +183,22 @@ class Backend:
             elif not self._executed(name, parameters):
                 return
             self._items.pop(0)
+        self._answered(self._answers)
+
+    def _answered(self, answer: Sequence[Result] | Refused) -> None:
         if self._finished is None:
-            self.client.replied(self._answers)
+            self.client.replied(answer)
         else:
             self._finished()
+        transaction = self.session.transaction
+        if self._left:
+            self._end()
+        elif transaction is not None and transaction.idle_limit is not None:
+            self.server.timeline.after(transaction.idle_limit, self._idled, self._requests)
+
+    def _refused(self, error: Refused) -> None:
+        self._items.clear()
+        self._answered(error)
 
     def _executed(self, name: str, parameters: Any) -> bool:
         running = self._running
@@ -155,11 +220,10 @@ class Backend:
         self._running = None
         if running.error is not None:
             self.server.victims += 1
-            self._items.clear()
-            self.client.replied(running.error)
+            self._refused(running.error)
             return False
         self._answers.append(running.result)
-        if self.server.early and len(self._items) == 2 and self._finished is None:
+        if self.server.early and [name for name, _ in self._items[1:]] == [COMMIT] and self._finished is None:
             answers, self._finished = list(self._answers), _nothing
             self.client.replied(answers)
             self.server.timeline.after(0.05, self._go)

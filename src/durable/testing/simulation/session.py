@@ -24,7 +24,8 @@ from __future__ import annotations
 from typing import Any
 
 from durable.testing.simulation.database import Database, Progress, Transaction, Victim, Violation, Wait
-from durable.testing.simulation.statements import STATEMENTS, Result, Tables, Verb
+from durable.testing.simulation.statements import STATEMENTS, Verb
+from durable.testing.simulation.tables import Result, Tables
 
 __all__ = ["Refused", "Running", "Session"]
 
@@ -143,6 +144,6 @@ class Session:
 
     def fail(self) -> None:
         """A statement was refused: what its transaction did is undone, and it refuses everything until its end."""
-        explicit = not self._implicit
+        explicit = self.transaction is not None and not self._implicit
         self.roll_back()
         self.failed = explicit

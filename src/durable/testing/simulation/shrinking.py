@@ -11,6 +11,15 @@ from durable.testing.simulation.scenario import Op, Scenario, from_json, to_json
 __all__ = ["shrunk"]
 
 _MOST_TRIES: Final = 3000
+_PLAIN: Final = (
+    ("fails", 0),
+    ("attempts", 0),
+    ("timeout", 0),
+    ("at_once", 0),
+    ("once", False),
+    ("caught", False),
+    ("keyed", False),
+)
 
 
 def shrunk(scenario: Scenario, fails: Callable[[Scenario], bool], most: int = _MOST_TRIES) -> Scenario:
@@ -69,7 +78,7 @@ def _simpler(scenario: Scenario) -> Iterator[Scenario]:
             op: list[str | int] = ["runs", run, "ops", path[0]]
             for number, index in zip(path[1::2], path[2::2], strict=True):
                 op += ["branches", number, index]
-            for name, plain in (("fails", 0), ("attempts", 0), ("once", False), ("caught", False), ("keyed", False)):
+            for name, plain in _PLAIN:
                 yield from _plainer(scenario, op, name, plain)
     for number, fault in enumerate(scenario.faults):
         for at in (1, fault.at // 2, fault.at - 1):

@@ -7,16 +7,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from durable._decorator import current_frame
-from durable._run import run as durable_run
+from msgspec.structs import replace
+
 from durable.errors import AmbiguousKey, DurableError, RunCancelled, StepFailed, WorkflowDrift
 from durable.testing.simulation import programs
+from durable.testing.simulation.bodies import Bodies
 from durable.testing.simulation.history import Broken, History
-from durable.testing.simulation.life import Life, acting, nobody_acts, run_blocking
+from durable.testing.simulation.life import Life, nobody_acts, run_here
 from durable.testing.simulation.scenario import FAULTS, Fault, Op, Run, Scenario
 from durable.testing.simulation.server import Server
-from durable.testing.simulation.statements import KEY_COLUMNS, Verb
-from durable.testing.simulation.threads import Thread, wait
+from durable.testing.simulation.statements import Verb
+from durable.testing.simulation.tables import KEY_COLUMNS
+from durable.testing.simulation.threads import Thread
 from durable.testing.simulation.timeline import Timeline
 
 __all__ = ["Conditions", "Outcome", "simulated"]
@@ -64,6 +66,7 @@ def simulated(scenario: Scenario, conditions: Conditions = _AS_IT_SHOULD_BE) -> 
     seen = world.history.seen
     seen["a wait for a row lock"] += world.server.waits
     seen["a deadlock"] += world.server.victims
+    seen["a transaction that was idle for too long"] += world.server.idled
     return Outcome(broken, world.faults, seen, world.timeline.now)
 
 
@@ -168,7 +171,8 @@ class _World:
 
         def count(name: str, ops: list[Op]) -> None:
             for op in ops:
-                due[name, op.site] = 1 + op.fails
+                if not (op.kind == "transaction" and op.timeout):  # which may wait for others until it is over
+                    due[name, op.site] = 1 + op.fails
                 for branch in op.branches:
                     count(name, branch)
 
@@ -237,7 +241,10 @@ class _Place:
         self.events += 1
         if self.events > _MOST_EVENTS:
             raise Broken("I7", f"{_MOST_EVENTS} events, and no end")
-        for fault in self._at_events.get(self.events, ()):
+        faults = self._at_events.get(self.events)
+        if faults is None:
+            return
+        for fault in faults:
             if not life.dead:
                 self._strike(fault, life)
 
@@ -248,6 +255,17 @@ class _Place:
             return None
         self.world.struck(faults[0], faults[0].amount)
         return faults[0]
+
+    def fails(self, run: str, op: Op) -> bool:
+        failed = self.world.failed
+        fails = failed[run, op.site] < op.fails
+        failed[run, op.site] += fails
+        return fails
+
+    def blind(self, op: Op, outcome: Any) -> bool:
+        """See `bodies.Place`: the name is an automatic key, and with a thunk there are no arguments to tell."""
+        world = self.world
+        return world.renamed and not op.keyed and (not op.given or self.history.place_of(outcome) in world.thunks)
 
     def lateness(self) -> float:
         self.bodies += 1
@@ -291,7 +309,11 @@ class _Place:
             self.world.renamed = True
             renamed = Op("step", ops[0].site + _RENAMED, "renamed", ops[0].keyed, ops[0].ms, given=True)
             ops = [renamed, *ops[1:]]
-        workflow = make(ops, _Bodies(self, f"r{run}"))
+        elif (
+            self.changed and ops[0].kind == "map" and ops[0].keyed
+        ):  # its items come in another order, which is no change
+            ops = [replace(ops[0], branches=ops[0].branches[::-1]), *ops[1:]]
+        workflow = make(ops, Bodies(self, f"r{run}"))
         workflow.__name__ = f"w{run}"
         return workflow
 
@@ -299,7 +321,7 @@ class _Place:
         tries = 0
         while True:
             workflow = self._workflow(run, spec, programs.asynchronous)
-            calling = _anything(durable_run)(
+            calling = run_here(
                 {}, workflow, id=f"r{run}", store=life.store, on_conflict="wait" if waits else "raise", lease=self.lease
             )
             task = life.loop.create_task(calling)
@@ -319,7 +341,7 @@ class _Place:
             problem: BaseException | None = None
             value: Any = None
             try:
-                value = run_blocking(
+                value = run_here(
                     {},
                     workflow,
                     id=f"r{run}",
@@ -374,48 +396,6 @@ class _Place:
             await life.store.aio.cancel(f"r{run}")
         except DurableError as problem:
             self.history.seen[f"cancel: {type(problem).__name__}"] += 1
-
-
-class _Bodies:
-    """See `programs.Bodies`."""
-
-    def __init__(self, place: _Place, run: str) -> None:
-        self._place = place
-        self._run = run
-
-    def begin(self, op: Op, *, late: bool) -> int:
-        frame: Any = current_frame.get()
-        token = frame.driver._execution.lease.token  # noqa: SLF001
-        world = self._place.world
-        execution = world.history.body_starts(self._run, op.site, token, late=late)
-        if world.failed[self._run, op.site] < op.fails:
-            world.failed[self._run, op.site] += 1
-            raise ValueError(f"{op.site} failed")
-        return execution
-
-    def lateness(self) -> float:
-        return self._place.lateness()
-
-    def stop(self, seconds: float) -> None:
-        life = acting()
-        life.paused_until = self._place.timeline.now + seconds
-
-    def told(self, op: Op, outcome: Any, *, failed: bool = False) -> None:
-        history, world = self._place.history, self._place.world
-        # Other code has recorded it under the name that is an automatic key, and with a thunk there are no arguments to tell.
-        blind = world.renamed and not op.keyed and (not op.given or history.place_of(outcome) in world.thunks)
-        history.told(self._run, op.site, outcome, failed=failed, shared=op.name == "shared", blind=blind)
-
-    def work(self, seconds: float) -> None:
-        wait(acting(), seconds, lambda _: None)
-
-    async def awork(self, seconds: float) -> None:
-        await acting().clock.asleep(seconds)
-
-
-def _anything(function: object) -> Any:
-    """The function, whose overloads are for callers who know what they call."""
-    return function
 
 
 def _begin(act: Callable[..., Any], life: Life, *args: Any) -> None:

@@ -1,5 +1,8 @@
 """The store's statements on the model, one function for each name in `statements.sql`, with its parameters and rows.
 
+Two more are a user's, who moves something between accounts and says so: `UPDATE accounts SET balance = balance + %s WHERE
+name = %s`, and `INSERT INTO effects VALUES (%s, %s, %s, %s)`.
+
 Each takes a statement of the model and the parameters that psycopg would be given; it yields where it must wait (or where
 others may act), and returns a `Result`. The order in which rows are looked at, locked and written is the SQL's own.
 """
@@ -7,9 +10,8 @@ others may act), and returns a `Result`. The order in which rows are looked at, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -19,105 +21,17 @@ from durable.testing.simulation.database import (
     NO_KEY_UPDATE,
     POINT,
     UPDATE,
-    Database,
     Progress,
     Statement,
-    Table,
     Violation,
 )
+from durable.testing.simulation.tables import Account, Effect, Header, Lease, Result, Signal, Step, Tables
 
-__all__ = ["KEY_COLUMNS", "STATEMENTS", "Result", "Tables", "new_database"]
+__all__ = ["STATEMENTS", "Verb"]
 
 _ENDS: Final = frozenset({Kind.RESULT.value, Kind.FAILURE.value})
 _STOPPED: Final = frozenset({Status.FAILED.value, Status.CANCELLED.value})
 _FORMAT: Final = 1
-
-
-class Lease(NamedTuple):
-    """A row of `durable_locks`."""
-
-    workflow_id: str
-    epoch: int
-    owner_token: str | None
-    owner: str | None
-    expires_at: float
-
-
-class Header(NamedTuple):
-    """A row of `durable_snapshots`; the document is never changed in place."""
-
-    id: str
-    snapshot: dict[str, Any]
-    updated_at: float
-
-    @property
-    def status(self) -> Any:
-        """`snapshot->'execution'->>'status'`."""
-        execution = self.snapshot.get("execution")
-        return cast(dict[str, Any], execution).get("status") if isinstance(execution, dict) else None
-
-
-class Step(NamedTuple):
-    """A row of `durable_steps`."""
-
-    workflow_id: str
-    seq: int
-    key: str
-    kind: str
-    nonce: int
-    epoch: int
-    record: str
-
-
-class Signal(NamedTuple):
-    """A row of `durable_signals`."""
-
-    number: int
-    workflow_id: str
-    name: str
-    payload: str
-    nonce: int
-
-
-@dataclass(frozen=True)
-class Tables:
-    """The store's four tables, and the sequence of signals."""
-
-    locks: Table[Lease] = field(default_factory=lambda: Table("locks"))
-    snapshots: Table[Header] = field(default_factory=lambda: Table("snapshots"))
-    steps: Table[Step] = field(default_factory=lambda: Table("steps"))
-    signals: Table[Signal] = field(default_factory=lambda: Table("signals"))
-    seqs: dict[str, set[int]] = field(default_factory=dict[str, set[int]])  # an index: of each run, seqs ever inserted
-    nonces: dict[str, list[int]] = field(default_factory=dict[str, list[int]])  # likewise of each run's signals
-    numbers: list[int] = field(default_factory=lambda: [0])  # a sequence: what a rollback leaves stays used
-
-    def all(self) -> tuple[Table[Any], ...]:
-        """The tables, in the order in which everybody locks."""
-        return self.locks, self.snapshots, self.steps, self.signals
-
-
-# The columns that some unique index is over. Without the one on (workflow_id, owner_token) the fence has a hole.
-KEY_COLUMNS: Final[Mapping[str, frozenset[str]]] = {
-    "locks": frozenset({"workflow_id", "owner_token"}),
-    "snapshots": frozenset({"id"}),
-    "steps": frozenset({"workflow_id", "seq"}),
-    "signals": frozenset({"number", "workflow_id", "nonce"}),
-}
-
-
-def new_database(
-    clock: Callable[[], float], keys: Mapping[str, frozenset[str]] = KEY_COLUMNS
-) -> tuple[Database, Tables]:
-    """An empty database with the store's tables."""
-    tables = Tables()
-    return Database(tables.all(), dict(keys), clock), tables
-
-
-class Result(NamedTuple):
-    """What a statement answers: its rows, and how many it wrote or returned."""
-
-    rows: list[tuple[Any, ...]]
-    rowcount: int
 
 
 Verb: TypeAlias = Callable[[Tables, Statement, Any], Progress[Result]]
@@ -269,6 +183,17 @@ def _checkpoint_batch(tables: Tables, statement: Statement, values: Any) -> Prog
     return Result(missing, len(missing))
 
 
+def _transaction_settings(_: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    statement.transaction.idle_limit = values[0]
+    return Result([(statement.transaction.id, "", "", "", "", None, None)], 1)
+
+
+def _restore_settings(_: Tables, __: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    return Result([tuple(values)], 1)
+
+
 def _transaction_fence(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     lease: Lease | None = yield from statement.locked(tables.locks, values[0], KEY_SHARE)
     rows: list[tuple[Any, ...]] = [] if lease is None else [(lease.owner_token, lease.owner, lease.epoch)]
@@ -280,6 +205,23 @@ def _transaction_record(tables: Tables, statement: Statement, values: Any) -> Pr
     if statement.transaction.id != txid:
         raise Violation("steps", "23502")
     yield from _appended(tables, statement, Step(run_id, seq, key, kind, nonce, epoch, record), ignores=False)
+    return Result([], 1)
+
+
+def _move(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    amount, name = values
+    yield POINT
+
+    def moved(account: Account) -> Account:
+        return Account(name, account.balance + amount)
+
+    written = yield from statement.update(tables.accounts, name, None, moved)
+    return Result([], int(written is not None))
+
+
+def _effect(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    yield from statement.insert(tables.effects, values[0], Effect(*values), ignores=False)
     return Result([], 1)
 
 
@@ -466,6 +408,8 @@ STATEMENTS: Final[dict[str, Verb]] = {
     "read_journals": _read_journals,
     "checkpoint": _checkpoint,
     "checkpoint_batch": _checkpoint_batch,
+    "transaction_settings": _transaction_settings,
+    "restore_settings": _restore_settings,
     "transaction_fence": _transaction_fence,
     "transaction_record": _transaction_record,
     "finish_batch": _finish_batch,
@@ -479,6 +423,9 @@ STATEMENTS: Final[dict[str, Verb]] = {
     "cancel_batch": _cancel_batch,
     "signal_batch": _signal_batch,
     "receive_batch": _receive_batch,
+    # A user's own, in the body of a transaction.
+    "move": _move,
+    "effect": _effect,
 }
 
 

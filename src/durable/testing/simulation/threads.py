@@ -1,4 +1,4 @@
-"""Threads and their locks in virtual time: what the product asks of `threading`, on greenlets.
+"""Threads and their locks in virtual time: what the product asks of `threading` and `concurrent.futures`, on greenlets.
 
 A thread runs until it waits for something; nobody else acts meanwhile. So what is explored is every order of *waits*, and
 not what a real scheduler may do between two lines.
@@ -6,15 +6,18 @@ not what a real scheduler may do between two lines.
 
 from __future__ import annotations
 
+import concurrent.futures
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, Self, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
 __all__ = ["Host", "Thread", "Threading", "rebound", "wait"]
 
 C = TypeVar("C", bound=type)
+
+_TICK: Final = 1e-9  # seconds: what is left of a wait must be more than the rounding of the time, or it never ends
 
 
 class Host(Protocol):
@@ -49,7 +52,7 @@ def wait(host: Host, seconds: float | None, tell: Callable[[Callable[[object], N
     hub = waiter.thread.parent
     assert hub is not None, "nothing that runs on the event loop may wait"
     if seconds is not None:
-        host.after(seconds, waiter.end, None)
+        host.after(max(seconds, _TICK) if seconds else 0.0, waiter.end, None)
     tell(lambda answer: host.after(0.0, waiter.end, answer))
     return hub.switch()
 
@@ -219,8 +222,66 @@ class Event:
         return self._set
 
 
+class Semaphore:
+    """See `threading.Semaphore`."""
+
+    def __init__(self, host: Host, value: int) -> None:
+        self._host = host
+        self._free = value
+        self._waiting: list[Callable[[object], None]] = []
+
+    def acquire(self, timeout: float | None = None) -> bool:
+        """See `threading.Semaphore.acquire`. (With a time it is looked at once more when that is over.)"""
+        while not self._free:
+            mine: list[Callable[[object], None]] = []
+
+            def stand(tell: Callable[[object], None], mine: list[Callable[[object], None]] = mine) -> None:
+                mine.append(tell)
+                self._waiting.append(tell)
+
+            if wait(self._host, timeout, stand) is None and not self._free:
+                self._waiting = [other for other in self._waiting if other not in mine]
+                return False
+        self._free -= 1
+        return True
+
+    def release(self) -> None:
+        """See `threading.Semaphore.release`."""
+        self._free += 1
+        if self._waiting:
+            self._waiting.pop(0)(True)
+
+
+class Pool:
+    """See `ThreadPoolExecutor`. Whatever is submitted has a thread of its own: nobody here submits more than there would be."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._threads: list[Thread] = []
+
+    def submit(self, work: Callable[..., object], *args: Any) -> None:
+        """See `ThreadPoolExecutor.submit`."""
+        self._threads.append(Thread(self._host, work, args))
+        self._threads[-1].start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for thread in self._threads:
+            thread.join()
+
+
+class _Future(concurrent.futures.Future[Any]):
+    """The same, of which a thread of ours waits for the result."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__()
+        self._condition: Any = Condition(host)
+
+
 class Threading:
-    """What stands for the module `threading`: for whatever process is acting. Its `host` says which one that is."""
+    """What stands for `threading` and `concurrent.futures`: for whatever process is acting. Its `host` says which that is."""
 
     def __init__(self) -> None:
         self.host: Host | None = None
@@ -238,6 +299,10 @@ class Threading:
         """See `threading.RLock`."""
         return RLock(self._here)
 
+    def Semaphore(self, value: int) -> Semaphore:  # noqa: N802
+        """See `threading.Semaphore`."""
+        return Semaphore(self._here, value)
+
     def Condition(self, lock: Any = None) -> Any:  # noqa: N802
         """See `threading.Condition`."""
         return Condition(self._here, lock)
@@ -245,6 +310,14 @@ class Threading:
     def Event(self) -> Event:  # noqa: N802
         """See `threading.Event`."""
         return Event(self._here)
+
+    def ThreadPoolExecutor(self, *_: Any, **__: Any) -> Pool:  # noqa: N802
+        """See `concurrent.futures.ThreadPoolExecutor`."""
+        return Pool(self._here)
+
+    def Future(self) -> _Future:  # noqa: N802
+        """See `concurrent.futures.Future`."""
+        return _Future(self._here)
 
     def get_ident(self) -> int:
         """See `threading.get_ident`."""

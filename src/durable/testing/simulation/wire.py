@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Final, Protocol
 
 import psycopg
 from psycopg import errors
+from psycopg.pq import TransactionStatus
 
 from durable.clocks import Clock
-from durable.errors import DurableError, StoreUnavailable
+from durable.errors import DurableError, StoreUnavailable, TransactionMisused
 from durable.testing.simulation import threads
-from durable.testing.simulation.server import BEGIN, COMMIT, Backend, Request, Server
+from durable.testing.simulation.server import BEGIN, CONFLICT, ROLLBACK, UNANSWERED, Backend, Request, Server
 from durable.testing.simulation.session import Refused
-from durable.testing.simulation.statements import Result
+from durable.testing.simulation.tables import Result
 
 __all__ = ["Connections", "Host", "Wire"]
 
@@ -23,6 +26,9 @@ _CONNECTING: Final = 0.003  # seconds
 _TRYING: Final = 0.02
 _POOL_LOOK: Final = 0.05
 _LONGEST_LAG: Final = 0.02
+_FIN: Final = 0.0005  # until the end of a connection is seen at the other end
+_NEXT: Final = 1e-6  # from one segment to the next
+_TCP_GIVES_UP: Final = 10.0  # see `tcp_user_timeout` in `connections`
 
 
 class Fate(Protocol):
@@ -57,16 +63,27 @@ class Host(threads.Host, Protocol):
         ...
 
 
+@cache
+def _name(query: bytes) -> str:
+    return query.decode().partition(" ")[0]
+
+
 class Answer:
     """What psycopg gives as a cursor."""
 
-    def __init__(self) -> None:
-        self.result = Result([], 0)
+    result = Result([], 0)
 
     @property
     def rowcount(self) -> int:
         """As psycopg has it."""
         return self.result.rowcount
+
+    def fetchone(self) -> tuple[Any, ...] | None:
+        """As psycopg has it, of the first row."""
+        return next(iter(self.result.rows), None)
+
+    def __next__(self) -> tuple[Any, ...]:
+        return self.result.rows[0]
 
     def fetchall(self) -> list[tuple[Any, ...]]:
         """As psycopg has it."""
@@ -81,7 +98,8 @@ class Wire:
 
     def __init__(self, host: Host, server: Server) -> None:
         self.closed = False
-        self.silent_after = 0.0  # a reading of the host's clock
+        self.silent_after = math.inf  # a reading of the host's clock
+        self.prepare_threshold: int | None = None
         self._host = host
         self._server = server
         self.era = str(server.promotions)
@@ -91,6 +109,7 @@ class Wire:
         self._items: Request = ()
         self._deaf = ""
         self._sent = 0
+        self._since = self._arrival = 0.0  # when what was sent last was sent, and arrives
         self._armed = 0
         self._pipeline: list[tuple[tuple[str, Any], Answer]] | None = None
 
@@ -102,7 +121,7 @@ class Wire:
         pipeline, self._pipeline = self._pipeline, None
         results = iter(self.request([item for item, _ in pipeline]))
         for (name, _), answer in pipeline:
-            if name not in (BEGIN, COMMIT):
+            if name not in UNANSWERED:
                 answer.result = next(results)
 
     def cursor(self, **_: Any) -> Wire:
@@ -111,11 +130,11 @@ class Wire:
 
     def execute(self, query: bytes, parameters: Any = None, **_: Any) -> Answer:
         """As psycopg has it."""
-        answer, name = Answer(), query.decode().partition(" ")[0]
+        answer, name = Answer(), _name(query)
         if self._pipeline is not None:
             self._pipeline.append(((name, parameters), answer))
         else:
-            answer.result = self.request([(name, parameters)])[0]
+            answer.result = next(iter(self.request([(name, parameters)])), answer.result)
         return answer
 
     def request(self, items: Request) -> Sequence[Result]:
@@ -131,19 +150,51 @@ class Wire:
         results: Sequence[Result] = answer
         return results
 
+    @property
+    def pgconn(self) -> Wire:
+        """This: it has the transaction's status."""
+        return self
+
+    @property
+    def transaction_status(self) -> TransactionStatus:
+        """As libpq knows it, between two requests."""
+        if self.closed:
+            return TransactionStatus.UNKNOWN
+        session = self._backend.session
+        if session.failed:
+            return TransactionStatus.INERROR
+        return TransactionStatus.IDLE if session.transaction is None else TransactionStatus.INTRANS
+
     def close(self) -> None:
         """As psycopg has it; from any thread, as if its socket were shut down."""
         if not self.closed:
             self.closed = True
+            if self._deaf != "silent":
+                self.hang_up()
             self._told(psycopg.OperationalError("the connection is lost"))
 
-    def drop(self, *, lags: bool) -> None:
-        """The host is dead: a request that has not arrived yet never does, or arrives late."""
-        if self._backend.idle and self._tell is not None:
-            self._backend.gone = True
-            if lags:
-                late = _LONGEST_LAG * self._timeline.chance(4, self._backend.number, self._sent)
-                self._timeline.after(late, self._server.backend(self).take, self._items, _nothing)
+    def hang_up(self) -> None:
+        """Let the server see the end of the connection, behind what was sent on it."""
+        backend = self._backend
+        if not backend.idle or self._arrival > self._timeline.now or backend.session.transaction is not None:
+            self._timeline.after(max(_FIN, self._arrival - self._timeline.now + _NEXT), backend.hang_up)
+
+    def die(self, how: str) -> None:
+        """The host is dead: its sockets are closed, or a request on its way never arrives (`drops`), or does so late."""
+        if self.closed:
+            return
+        if not how:
+            self.hang_up()
+            return
+        before, on_its_way = self._backend, self._arrival > self._timeline.now
+        if before.idle and (on_its_way or before.session.transaction is not None):
+            before.gone = True
+            self._backend = self._server.backend(self, before.session)
+            if how == "lags":
+                late = _LONGEST_LAG * self._timeline.chance(4, before.number, self._sent)
+                self._timeline.after(late, self._backend.take, self._items if on_its_way else (), self._backend.hang_up)
+            else:
+                self._backend.take((), _nothing)
 
     # -- called by the server
 
@@ -170,10 +221,15 @@ class Wire:
     def _look(self, sent: int) -> None:
         if self.closed or sent != self._sent or self._tell is None or self._host.dead:
             return
-        left = self.silent_after - self._host.clock.elapsed()
+        if self.silent_after == math.inf:  # nobody watches: if nothing comes any more, TCP notices in the end
+            left = self._since + _TCP_GIVES_UP - self._timeline.now if self._deaf else math.inf
+        else:
+            left = self.silent_after - self._host.clock.elapsed()
         if self._host.paused_until > self._timeline.now:
             left = max(left, self._host.paused_until - self._timeline.now)
-        if left > 0:
+        if left == math.inf:
+            self._armed = 0
+        elif left > 0:
             self._timeline.after(left + 0.001, self._look, sent)
         else:
             self.close()
@@ -181,6 +237,8 @@ class Wire:
     def _send(self, items: Request, tell: Callable[[object], None]) -> None:
         self._tell, self._items = tell, items
         fate, latency = self._host.fate(), self._host.latency()
+        self._since = self._timeline.now
+        self._arrival = self._since + latency
         if latency > 0.1:
             self.delayed()
         kind = "" if fate is None else fate.kind
@@ -188,26 +246,34 @@ class Wire:
         if fate is None or not kind:
             self._timeline.after(latency, arrive, items)
             return
+        if kind == "conflict":  # rolling back is never in anybody's way
+            last = items[-1] if items[-1][0] == ROLLBACK else (CONFLICT, fate.how)
+            self._timeline.after(latency, arrive, (*items[:-1], last))
+            return
         self._deaf = fate.how or "cut"
         self.delayed()
         match kind:
             case "lose request":
+                self._arrival = 0.0
                 if self._deaf == "cut":
                     self._timeline.after(latency, self.close)
             case "lose reply":
                 self._timeline.after(latency, arrive, items)
             case "late request":  # it arrives when its sender has given it up
+                self._arrival += fate.amount
                 self._timeline.after(latency, self.close)
                 self._timeline.after(latency + fate.amount, arrive, items, _nothing)
             case "half request":  # and its transaction stays open until the server notices
-                part = items[: max(1, len(items) - 1)] if len(items) > 1 else ((BEGIN, None), *items)
+                self._deaf = "silent"
+                begins = () if self._backend.session.transaction is not None else ((BEGIN, None),)
+                part = items[: max(1, len(items) - 1)] if len(items) > 1 else (*begins, *items)
                 self._timeline.after(latency, self.close)
                 self._timeline.after(latency, arrive, part, lambda: self._abandoned(fate.amount))
             case _:
                 raise AssertionError(kind)
 
     def _abandoned(self, seconds: float) -> None:
-        self._timeline.after(seconds, self._backend.session.roll_back)
+        self._timeline.after(seconds, self._backend.hang_up)
 
     def _arrived(self, sent: int, answer: object) -> None:
         if sent == self._sent:
@@ -219,24 +285,51 @@ class Wire:
             tell(answer)
 
 
+class Lent:
+    """See `lent.Lent`: what a body gets, to execute statements on."""
+
+    def __init__(self, wire: Wire, step: str) -> None:
+        self.ended = False  # a body's statements are those of the model, which end nothing
+        self._wire = wire
+        self._step = step
+        self._over = False
+
+    def execute(self, name: str, parameters: Any) -> Answer:
+        """As psycopg has it."""
+        if self._over:
+            raise TransactionMisused(self._step, "its connection was used after the body had returned")
+        return self._wire.execute(name.encode(), parameters)
+
+    def take_away(self) -> TransactionMisused | None:
+        """See `lent.Lent`."""
+        self._over = True
+        in_error = self._wire.transaction_status == TransactionStatus.INERROR
+        return TransactionMisused(self._step, "the body went on after an SQL error") if in_error else None
+
+    def revoke(self) -> None:
+        """See `lent.Lent`."""
+        self._over = True
+
+
 class Lane:
     """See `connections.Lane`."""
 
-    __slots__ = ("connection",)
+    __slots__ = ("connection", "prepare", "timeline")
 
-    def __init__(self, connection: Wire) -> None:
+    def __init__(self, connection: Wire, _: object, timeline: str) -> None:
         self.connection = connection
-
-    @property
-    def timeline(self) -> str:
-        """See `connections.Lane`."""
-        return self.connection.era
+        self.timeline = timeline
+        self.prepare: bool | None = None
 
     def execute(self, query: bytes, parameters: Any = None) -> Answer:
         """See `connections.Lane`."""
         return self.connection.execute(query, parameters)
 
     also = execute
+
+    def rollback(self) -> None:
+        """See `connections.Lane`."""
+        self.connection.execute(b"ROLLBACK")
 
     def wrote(self, query: bytes, values: Sequence[bytes]) -> int:
         """See `connections.Lane`: a checkpoint's columns, as the wire has them."""
@@ -251,6 +344,8 @@ class Connections:
         self.where = _WHERE
         self.ready = False  # nothing to warn of when it is dropped
         self.prepares = True
+        self.insists = False
+        self.pool_size: int | None = None
         self._host = host
         self._server = server
         self._idle: list[Lane] = []
@@ -265,8 +360,9 @@ class Connections:
         """See `Watchdog`."""
         connection.silent_after = until
 
-    def unwatch(self, _: Wire) -> None:
+    def unwatch(self, connection: Wire) -> None:
         """See `Watchdog`."""
+        connection.silent_after = math.inf
 
     def take(self, until: float) -> Lane:
         """See `connections.Connections`."""
@@ -279,7 +375,8 @@ class Connections:
             lane = self._idle.pop()
             if not lane.connection.closed:
                 return lane
-        return Lane(self.connect(until))
+        wire = self.connect(until)
+        return Lane(wire, {}, self.timeline(wire))
 
     def connect(self, until: float) -> Wire:  # noqa: ARG002 -- the host sleeps as long as it must
         """See `connections.Connections`."""
@@ -290,9 +387,15 @@ class Connections:
         self.wires.append(Wire(self._host, self._server))
         return self.wires[-1]
 
+    def timeline(self, connection: Wire) -> str:
+        """See `connections.Connections`."""
+        return connection.era
+
     def give_back(self, lane: Lane) -> None:
         """See `connections.Connections`."""
-        if not lane.connection.closed:
+        if lane.connection.transaction_status != TransactionStatus.IDLE:
+            lane.connection.close()
+        else:
             self._idle.append(lane)
 
     def meaning(self, problem: psycopg.Error) -> DurableError:

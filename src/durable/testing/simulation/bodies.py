@@ -1,0 +1,110 @@
+"""What the bodies of a simulated workflow do to the world: they begin, take their time or fail, and end."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol
+
+from psycopg import errors
+
+from durable._decorator import current_frame
+from durable.testing.simulation.history import History
+from durable.testing.simulation.life import acting, is_behind
+from durable.testing.simulation.scenario import Op
+from durable.testing.simulation.tables import ACCOUNTS
+from durable.testing.simulation.threads import wait
+from durable.testing.simulation.timeline import Timeline
+
+__all__ = ["Bodies", "Place"]
+
+_TOO_LONG: Final = 3  # timeouts
+
+
+class Place(Protocol):
+    """Where it happens."""
+
+    timeline: Timeline
+    history: History
+
+    def lateness(self) -> float:
+        """Seconds that the process is stopped just before the next body."""
+        ...
+
+    def fails(self, run: str, op: Op) -> bool:
+        """Whether this body is one that fails."""
+        ...
+
+    def blind(self, op: Op, outcome: Any) -> bool:
+        """Whether other code may have recorded this outcome under the step's name."""
+        ...
+
+
+class Bodies:
+    """See `programs.Bodies`."""
+
+    def __init__(self, place: Place, run: str) -> None:
+        self._place = place
+        self._run = run
+
+    def begin(self, op: Op, *, late: bool) -> tuple[int, float]:
+        """See `programs.Bodies`."""
+        key, token = _under()
+        execution = self._place.history.body_starts(self._run, key, op.site, token, late=late or is_behind())
+        if not self._place.fails(self._run, op):
+            return execution, op.ms / 1000
+        if not op.timeout:
+            raise ValueError(f"{op.site} failed")
+        return execution, _TOO_LONG * op.timeout / 1000
+
+    def transact(self, op: Op, connection: Any) -> int:
+        """See `programs.Bodies`."""
+        place, run = self._place, self._run
+        if seconds := place.lateness():
+            self.stop(seconds)
+            self.work(0)
+        key, token = _under()
+        execution = place.history.transaction_starts(run, key, op.site, token)
+        fails, seconds = place.fails(run, op), op.ms / 1000
+        source, target = ACCOUNTS[:: 1 - 2 * (op.site % 2)]
+        try:
+            connection.execute("move", (-1, source))
+            self.work(_TOO_LONG * op.timeout / 1000 if fails and op.timeout else seconds)
+            connection.execute("move", (1, target))
+            connection.execute("effect", (execution, run, op.site, token))
+        except (errors.DeadlockDetected, errors.SerializationFailure):
+            place.history.conflicted(run, op.site)
+            raise
+        if fails and not op.timeout:
+            raise ValueError(f"{op.site} failed")
+        return self.end(execution)
+
+    def end(self, execution: int) -> int:
+        """See `programs.Bodies`."""
+        self._place.history.body_ends(execution)
+        return execution
+
+    def lateness(self) -> float:
+        """See `programs.Bodies`."""
+        return self._place.lateness()
+
+    def stop(self, seconds: float) -> None:
+        """See `programs.Bodies`."""
+        acting().paused_until = self._place.timeline.now + seconds
+
+    def told(self, op: Op, outcome: Any, *, failed: bool = False) -> None:
+        """See `programs.Bodies`."""
+        shared, blind = op.name == "shared", self._place.blind(op, outcome)
+        self._place.history.told(self._run, op.site, outcome, failed=failed, shared=shared, blind=blind)
+
+    def work(self, seconds: float) -> None:
+        """See `programs.Bodies`."""
+        wait(acting(), seconds, lambda _: None)
+
+    async def awork(self, seconds: float) -> None:
+        """See `programs.Bodies`."""
+        await acting().clock.asleep(seconds)
+
+
+def _under() -> tuple[str, str]:
+    """The key of the step whose body this is, and the token of the lease."""
+    frame: Any = current_frame.get()
+    return frame.inside, frame.driver._execution.lease.token  # noqa: SLF001

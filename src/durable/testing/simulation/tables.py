@@ -1,0 +1,134 @@
+"""The tables that the model has: the store's four, and two of a user whose steps work in transactions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, cast
+
+from durable.testing.simulation.database import Database, Table
+
+__all__ = [
+    "ACCOUNTS",
+    "KEY_COLUMNS",
+    "Account",
+    "Effect",
+    "Header",
+    "Lease",
+    "Result",
+    "Signal",
+    "Step",
+    "Tables",
+    "new_database",
+]
+
+
+class Lease(NamedTuple):
+    """A row of `durable_locks`."""
+
+    workflow_id: str
+    epoch: int
+    owner_token: str | None
+    owner: str | None
+    expires_at: float
+
+
+class Header(NamedTuple):
+    """A row of `durable_snapshots`; the document is never changed in place."""
+
+    id: str
+    snapshot: dict[str, Any]
+    updated_at: float
+
+    @property
+    def status(self) -> Any:
+        """`snapshot->'execution'->>'status'`."""
+        execution = self.snapshot.get("execution")
+        return cast(dict[str, Any], execution).get("status") if isinstance(execution, dict) else None
+
+
+class Step(NamedTuple):
+    """A row of `durable_steps`."""
+
+    workflow_id: str
+    seq: int
+    key: str
+    kind: str
+    nonce: int
+    epoch: int
+    record: str
+
+
+class Signal(NamedTuple):
+    """A row of `durable_signals`."""
+
+    number: int
+    workflow_id: str
+    name: str
+    payload: str
+    nonce: int
+
+
+class Account(NamedTuple):
+    """A row of the user's `accounts`."""
+
+    name: str
+    balance: int
+
+
+class Effect(NamedTuple):
+    """A row of the user's `effects`: the execution of a body that has moved something, and where it was."""
+
+    execution: int
+    run: str
+    site: int
+    token: str
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables, and the sequence of signals."""
+
+    locks: Table[Lease] = field(default_factory=lambda: Table("locks"))
+    snapshots: Table[Header] = field(default_factory=lambda: Table("snapshots"))
+    steps: Table[Step] = field(default_factory=lambda: Table("steps"))
+    signals: Table[Signal] = field(default_factory=lambda: Table("signals"))
+    accounts: Table[Account] = field(default_factory=lambda: Table("accounts"))
+    effects: Table[Effect] = field(default_factory=lambda: Table("effects"))
+    seqs: dict[str, set[int]] = field(default_factory=dict[str, set[int]])  # an index: of each run, seqs ever inserted
+    nonces: dict[str, list[int]] = field(default_factory=dict[str, list[int]])  # likewise of each run's signals
+    numbers: list[int] = field(default_factory=lambda: [0])  # a sequence: what a rollback leaves stays used
+
+    def all(self) -> tuple[Table[Any], ...]:
+        """The tables, in the order in which everybody locks."""
+        return self.locks, self.snapshots, self.steps, self.signals, self.accounts, self.effects
+
+
+ACCOUNTS: Final = ("a", "b")
+
+# The columns that some unique index is over. Without the one on (workflow_id, owner_token) the fence has a hole.
+KEY_COLUMNS: Final[Mapping[str, frozenset[str]]] = {
+    "locks": frozenset({"workflow_id", "owner_token"}),
+    "snapshots": frozenset({"id"}),
+    "steps": frozenset({"workflow_id", "seq"}),
+    "signals": frozenset({"number", "workflow_id", "nonce"}),
+    "accounts": frozenset({"name"}),
+    "effects": frozenset({"execution"}),
+}
+
+
+def new_database(
+    clock: Callable[[], float], keys: Mapping[str, frozenset[str]] = KEY_COLUMNS
+) -> tuple[Database, Tables]:
+    """A database with empty tables, but for the user's two accounts."""
+    tables = Tables()
+    for name in ACCOUNTS:
+        tables.accounts.row(name).versions.append((0, Account(name, 0)))
+    return Database(tables.all(), dict(keys), clock), tables
+
+
+class Result(NamedTuple):
+    """What a statement answers: its rows, and how many it wrote or returned."""
+
+    rows: list[tuple[Any, ...]]
+    rowcount: int
