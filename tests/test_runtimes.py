@@ -21,7 +21,8 @@ import uvloop
 
 import durable
 from durable import AsyncStep, Step
-from durable.stores import MemoryStore, PostgresStore
+from durable._decorator import enter
+from durable.stores import MemoryStore, PostgresStore, memory
 from ownership_children import PATIENCE
 from support import Database
 
@@ -243,6 +244,32 @@ STORMS = {
         assert len(raised) > 10
     """,
 }
+
+
+@pytest.mark.parametrize("after", [1, 2], ids=["the workflow's frame", "a body's frame"])
+def test_an_interrupt_just_after_a_frame_was_entered_leaves_none_behind(after: int) -> None:
+    """FAULTS 80: as by a signal handler that raises where no `try` is entered yet. The id can be run again at once."""
+    store, left = memory(), [after]
+
+    def interrupt(frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code is enter.__code__ and event == "return":
+            left[0] -= 1
+            if not left[0]:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return interrupt
+
+    def workflow(step: durable.Step, _: None) -> int:
+        return step("step", lambda: 1)
+
+    before = sys.gettrace()
+    sys.settrace(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            durable.run(None, workflow, id="run", store=store)
+    finally:
+        sys.settrace(before)
+    assert durable.run(None, workflow, id="run", store=store) == 1
 
 
 def storm(database: Database, body: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeVar, assert_never, overload
 
 import tenacity
 
-from durable._decorator import enter, leave
+from durable._decorator import current_frame, enter, leave
 from durable._engine import runs
 from durable._engine.decisions import (
     Claim,
@@ -186,7 +186,13 @@ def run(
     is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
     if (rehearse := getattr(plan.store, "rehearse", None)) is not None:  # see durable.testing.Rehearsal
         return rehearse(plan, is_async=is_async)
-    return AsyncRun(plan).outcome() if is_async else BlockingRun(plan).outcome()
+    if is_async:
+        return AsyncRun(plan).outcome()
+    before = current_frame.get()
+    try:
+        return BlockingRun(plan).outcome()
+    finally:  # also when a signal handler has raised between the entering of a frame and the `try` that leaves it
+        current_frame.set(before)
 
 
 class _Either:
@@ -261,10 +267,10 @@ class BlockingRun(_Either):
             execution = self._loaded(threading.current_thread())
             self._driver = driver = self._new_driver(execution, *plan.for_driver)
             arguments = plan.arguments(driver, execution.journal)
+            token = enter(driver.frame())
         except BaseException:
             self._give_back(lease)
             raise
-        token = enter(driver.frame())
         try:
             try:
                 end.returned(plan, plan.fn(*arguments))
@@ -357,10 +363,10 @@ class AsyncRun(_Either):
             execution = self._loaded(asyncio.current_task())
             self._driver = driver = self._new_driver(execution, *plan.for_driver)
             arguments = plan.arguments(driver, execution.journal)
+            token = enter(driver.frame())
         except BaseException:
             await self._give_back(lease)
             raise
-        token = enter(driver.frame())
         try:
             try:
                 end.returned(plan, await plan.fn(*arguments))

@@ -134,16 +134,16 @@ def recorded(lease: Lease) -> None:
         lease.records += 1
 
 
-def without_records(lane: Lane, sql: Mapping[str, bytes], leases: set[Lease]) -> set[Lease]:
+def without_records(lane: Lane, sql: Mapping[str, bytes], leases: Sequence[Lease]) -> Sequence[Lease]:
     """Those of the leases whose run has fewer records here than were acknowledged; the others are on this timeline now."""
-    strange = {lease for lease in leases if lease.timeline != lane.timeline}
+    strange = [lease for lease in leases if lease.timeline != lane.timeline]
     if not strange:
-        return strange
+        return ()
     counts: dict[str, int] = dict(lane.execute(sql["count_records"], ([lease.row for lease in strange],)))
-    lost = {lease for lease in strange if counts[lease.row] < lease.records}
-    for lease in strange - lost:
-        lease.timeline = lane.timeline
-    return lost
+    for lease in strange:
+        if counts[lease.row] >= lease.records:
+            lease.timeline = lane.timeline
+    return [lease for lease in strange if lease.timeline != lane.timeline]
 
 
 class Statements:
@@ -230,8 +230,7 @@ class Statements:
 
     def _checkpoint(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         """Nothing is added to a run that the database, on another timeline, does not have whole."""
-        strange = {job.payload.lease for job in jobs if job.payload.lease.timeline != lane.timeline}
-        lost = without_records(lane, self._sql, strange) if strange else strange
+        lost = without_records(lane, self._sql, [job.payload.lease for job in jobs])
         if not lost:
             return self._written(lane, jobs)
         whole = [job for job in jobs if job.payload.lease not in lost]

@@ -276,7 +276,7 @@ class PostgresTransaction:
                     idle = (lease.seconds, f"{lease.seconds * 1000:.0f}")
                     settings = lane.also(owner.sql["transaction_settings"], idle)
                     fence = lane.also(owner.sql["transaction_fence"], (lease.row,))
-                lost = without_records(lane, owner.sql, {lease})
+                lost = without_records(lane, owner.sql, [lease])
             finally:
                 owner.connections.watchdog.unwatch(lane.connection)
             self._number, *self._settings = next(settings)[:_SETTINGS]
