@@ -57,6 +57,7 @@ SOMETIMES: Final = (
     "run: ExceptionGroup",
     "run: LeaseLost",
     "run: OutcomeUnknown",
+    "run: RecordsLost",
     "run: RunCancelled",
     "run: StepTimeout",
     "run: StoreUnavailable",
