@@ -2,6 +2,7 @@
 
 python -m chaos play [PLAN …]       rounds of these plans in turns (all, if none is named), for --minutes or --rounds
 python -m chaos plants [PLANT …]    each planted bug until it is caught
+python -m chaos endure [LEAK]       an hour (--minutes) of a process that must not grow, with that leak planted if one is named
 python -m chaos page                docs/reliability.md from docs/reliability.json
 
 What is played is added to the file named by --figures, if one is. The exit code is 1 when a law was broken, or a planted bug
@@ -15,14 +16,16 @@ import itertools
 import secrets
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from chaos.figures import ROOT, Part, begun, keep
+from chaos.hours import lived
+from chaos.leaks import LEAKS
 from chaos.page import write
 from chaos.plans import GROUNDS, PLANS, TRAPS
 from chaos.rounds import caught, play, undisturbed
-from chaos.servers import single
+from chaos.servers import Single, single
 
 FIGURES = ROOT / "docs" / "reliability.json"
 PAGE = ROOT / "docs" / "reliability.md"
@@ -33,12 +36,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         "python -m chaos", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=["play", "plants", "page"])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PLANS)}; or of {', '.join(TRAPS)}")
+    parser.add_argument("what", choices=["play", "plants", "endure", "page"])
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"of {', '.join(PLANS)}; or of {', '.join(TRAPS)}; or of {', '.join(LEAKS)}",
+    )
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--rounds", type=int, default=0, help="of each plan, at most")
     parser.add_argument("--runs", type=int, default=0, help="of each kind in a round, instead of the plan's number")
     parser.add_argument("--seed", default=secrets.token_hex(4))
+    parser.add_argument("--record", type=Path, help="a file for all that was seen in an hour")
     parser.add_argument("--figures", type=Path, help=f"a file to add to, like {FIGURES.relative_to(ROOT)}")
     given = parser.parse_args()
     if given.what == "page":
@@ -46,7 +55,9 @@ def main() -> int:
         return 0
     with single() as ground:
         part = begun(" ".join(["python -m chaos", *sys.argv[1:]]), given.seed, ground.admin)
-        if given.what == "plants":
+        if given.what == "endure":
+            _endure(part, ground, given.minutes or 60.0, "".join(given.names), given.record)
+        elif given.what == "plants":
             _plant(part, given.names or list(TRAPS), given.rounds or 12)
         else:
             print(f"seed {given.seed}")
@@ -90,6 +101,20 @@ def _plant(part: Part, names: list[str], rounds: int) -> None:
             print(f"{name}: {part.caught[name] or 'NOT CAUGHT'}", flush=True)
             if not taken:
                 part.violations.append(f"the planted bug {name!r} was not caught in {rounds} rounds")
+
+
+def _endure(part: Part, ground: Single, minutes: float, leak: str, record: Path | None) -> None:
+    """With a leak it is well when a law is broken."""
+    hours = lived(ground.admin, minutes * 60, leak=leak, record=record)
+    violations = [f"{hour.name}: {violation}" for hour in hours for violation in hour.violations]
+    part.counts["seconds"] += round(minutes * 60)
+    if leak:
+        part.notes += violations
+        part.violations += [] if violations else [f"the leak {leak!r} was not found in {minutes:g} minutes"]
+    else:
+        part.violations += violations
+        part.hours += [asdict(hour) for hour in hours]
+        part.rounds.update(hour.name for hour in hours)
 
 
 if __name__ == "__main__":
