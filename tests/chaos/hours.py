@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import secrets
 import statistics
 import tempfile
 import time
@@ -27,7 +28,8 @@ HELD: Final = "beside an open transaction"
 CONNECTIONS: Final = 4 + TRANSACTIONS  # for small and large records, the heartbeat, a purge
 LONG_ENOUGH: Final = 600.0  # seconds, from which on growth is told from a beginning
 _AFTERWARDS: Final = 1 / 6  # of the time that the transaction was open
-_EVERY: Final = 10.0  # seconds between two looks, or a sixtieth of the time
+_EVERY: Final = 10.0  # seconds between two looks
+_LOOKS: Final = 24  # at least
 _PATIENCE: Final = 120.0  # seconds for an answer
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 
@@ -96,41 +98,40 @@ class _Watched:
 def lived(server: str, seconds: float, *, leak: str = "", record: Path | None = None) -> list[Hour]:
     """Both beside each other, in two databases of one server; with a leak only the one alone. A `record` gets a line of JSON for each look."""
     start_forkserver("chaos.resident")
-    held, every = not leak, min(_EVERY, seconds / 60)
+    held, every = not leak, min(_EVERY, seconds / _LOOKS)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="durable-hour-")))
-        urls = {name: _database(server, name) for name in ((FREE, HELD) if held else (FREE,))}
+        urls = {name: stack.enter_context(_database(server)) for name in ((FREE, HELD) if held else (FREE,))}
         watched = []
         for name, url in urls.items():
             watched.append(_Watched(name, url, directory, pace(seconds), leak))
             stack.callback(watched[-1].kill)
-        began = time.monotonic()
+        began, looks = time.monotonic(), round(seconds / every)
+        moments = [began + n * every for n in range(1, looks + 1 + round(looks * _AFTERWARDS) * held)]
         with ExitStack() as open_ones:
             if held:
                 open_ones.enter_context(_transaction(urls[HELD]))
-            _look(watched, began, seconds, every, record)
-        split = len(watched[0].at)
-        if held:
-            _look(watched, began, seconds * (1 + _AFTERWARDS), every, record)
+            _look(watched, moments[:looks], record)
+        _look(watched, moments[looks:], record)
         for each in watched:
             each.end()
-        hours = [_shown(each, split, seconds) for each in watched]
+        hours = [_shown(each, looks, seconds) for each in watched]
         for log in directory.glob("errors-*"):
             if told := log.read_text("utf-8").strip():
                 print(told)
     return hours
 
 
-def _look(watched: Sequence[_Watched], began: float, until: float, every: float, record: Path | None) -> None:
-    while (at := time.monotonic() - began) < until:
-        time.sleep(min(every - at % every, until - at))
+def _look(watched: Sequence[_Watched], moments: Iterable[float], record: Path | None) -> None:
+    """At each of these moments of this machine, or as soon after it as may be."""
+    for moment in moments:
+        time.sleep(max(0.0, moment - time.monotonic()))
         for each in watched:
-            each.look(time.monotonic() - began)
+            each.look(time.monotonic())
             if record is not None:
+                seen = {"name": each.name, "at": each.at[-1], **each.samples[-1], **each.times[-1]}
                 with record.open("a", encoding="utf-8") as file:
-                    file.write(
-                        json.dumps({"name": each.name, "at": each.at[-1], **each.samples[-1], **each.times[-1]}) + "\n"
-                    )
+                    file.write(json.dumps(seen) + "\n")
 
 
 @contextmanager
@@ -142,19 +143,22 @@ def _transaction(url: str) -> Iterator[None]:
         yield
 
 
-def _database(url: str, name: str) -> str:
-    """A database of its own: what is open in another one keeps nothing alive in it."""
-    name = name.replace(" ", "_")
-    with psycopg.connect(url, autocommit=True) as connection:
+@contextmanager
+def _database(server: str) -> Iterator[str]:
+    """The URL of a database of its own: what is open in another one keeps nothing alive in it."""
+    name = f"hour_{secrets.token_hex(4)}"
+    with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())
-    url = make_conninfo(url, dbname=name)
+    url = make_conninfo(server, dbname=name)
     with psycopg.connect(url) as connection:
         connection.execute(TILL)
         connection.execute("INSERT INTO till SELECT number, 0 FROM generate_series(0, %s) AS number", (DRAWERS - 1,))
-    return url
+    yield url
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
-def _shown(watched: _Watched, split: int, seconds: float) -> Hour:
+def _shown(watched: _Watched, looks: int, seconds: float) -> Hour:
     assert watched.last is not None
     hour = Hour(watched.name, seconds, dict(watched.last.counts))
     hour.violations += [f"surprise: {surprise}" for surprise in watched.last.surprises]
@@ -162,13 +166,13 @@ def _shown(watched: _Watched, split: int, seconds: float) -> Hour:
     if most > CONNECTIONS:
         hour.violations.append(f"{most:g} connections, and {CONNECTIONS} at most are promised")
     hour.violations += [f"{rows} rows left in {table}" for table, rows in gauges.left(watched.url).items() if rows]
-    samples, after = watched.samples[:split], watched.samples[split + (len(watched.samples) - split) // 2 :]
+    samples, after = watched.samples[:looks], watched.samples[looks + (len(watched.samples) - looks) // 2 :]
     last = samples[-1]
     sizes = [name for name in last if name.startswith(("table ", "index ")) and last[_table(name)]]
     for name in (*gauges.PROCESS, *sizes):
         room = MEMORY if name == gauges.BYTES else ROOM if name in sizes else 0.0
-        hour.courses[name] = course(watched.at[:split], [sample.get(name, 0.0) for sample in samples], room=room)
-    hour.times = _times(quarter(watched.times[:split], 3))
+        hour.courses[name] = course(watched.at[:looks], [sample.get(name, 0.0) for sample in samples], room=room)
+    hour.times = _times(quarter(watched.times[:looks], 3))
     first = quarter(samples, 3)[0]
     if updates := last[gauges.UPDATES] - first[gauges.UPDATES]:
         hour.hot = 100 * (last[gauges.HOT] - first[gauges.HOT]) / updates
