@@ -1,8 +1,8 @@
 """The runner: plays rounds, plants bugs, writes the page.
 
 python -m chaos play [PLAN …]       rounds of these plans in turns (all, if none is named), for --minutes or --rounds
-python -m chaos plants [PLANT …]    each planted bug until it is caught
-python -m chaos endure [LEAK]       an hour (--minutes) of a process that must not grow, with that leak planted if one is named
+python -m chaos plants [PLANT …]    each planted bug until it is caught, and all leaks at once for ten minutes (or --minutes)
+python -m chaos endure              an hour (or --minutes) of processes that must not grow
 python -m chaos page                docs/reliability.md from docs/reliability.json
 
 What is played is added to the file named by --figures, if one is. The exit code is 1 when a law was broken, or a planted bug
@@ -16,11 +16,12 @@ import itertools
 import secrets
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from chaos.figures import ROOT, Part, begun, keep
-from chaos.hours import lived
+from chaos.hours import Hour, Tenant, lived
 from chaos.leaks import LEAKS
 from chaos.page import write
 from chaos.plans import GROUNDS, PLANS, TRAPS
@@ -56,9 +57,11 @@ def main() -> int:
     with single() as ground:
         part = begun(" ".join(["python -m chaos", *sys.argv[1:]]), given.seed, ground.admin)
         if given.what == "endure":
-            _endure(part, ground, given.minutes or 60.0, "".join(given.names), given.record)
+            _endure(part, lived(ground.admin, 60 * (given.minutes or 60.0), record=given.record))
         elif given.what == "plants":
-            _plant(part, given.names or list(TRAPS), given.rounds or 12)
+            names = given.names or [*TRAPS, *LEAKS]
+            _plant(part, [name for name in names if name not in LEAKS], given.rounds or 12)
+            _leak(part, ground, [name for name in names if name in LEAKS], given.minutes or 10.0)
         else:
             print(f"seed {given.seed}")
             verdict, oracle = undisturbed(given.seed, ground)
@@ -103,18 +106,25 @@ def _plant(part: Part, names: list[str], rounds: int) -> None:
                 part.violations.append(f"the planted bug {name!r} was not caught in {rounds} rounds")
 
 
-def _endure(part: Part, ground: Single, minutes: float, leak: str, record: Path | None) -> None:
-    """With a leak it is well when a law is broken."""
-    hours = lived(ground.admin, minutes * 60, leak=leak, record=record)
-    violations = [f"{hour.name}: {violation}" for hour in hours for violation in hour.violations]
-    part.counts["seconds"] += round(minutes * 60)
-    if leak:
-        part.notes += violations
-        part.violations += [] if violations else [f"the leak {leak!r} was not found in {minutes:g} minutes"]
-    else:
-        part.violations += violations
-        part.hours += [asdict(hour) for hour in hours]
-        part.rounds.update(hour.name for hour in hours)
+def _leak(part: Part, ground: Single, names: list[str], minutes: float) -> None:
+    """All at once, each in a process of its own."""
+    if not names:
+        return
+    for hour in lived(ground.admin, 60 * minutes, [Tenant(name, leak=name) for name in names]):
+        shows = LEAKS[hour.name](ground.url).shows
+        told = [violation for violation in hour.violations if shows in violation]
+        part.caught[hour.name] = f"{told[0]} ({minutes:g} minutes)" if told else ""
+        print(f"{hour.name}: {part.caught[hour.name] or 'NOT CAUGHT'}", flush=True)
+        if not told:
+            part.violations.append(f"the leak {hour.name!r} did not show in {minutes:g} minutes")
+
+
+def _endure(part: Part, hours: Sequence[Hour]) -> None:
+    for hour in hours:
+        part.violations += [f"{hour.name}: {violation}" for violation in hour.violations]
+        part.hours.append(asdict(hour))
+        part.rounds[hour.name] += 1
+        part.counts["seconds"] = round(hour.seconds)
 
 
 if __name__ == "__main__":

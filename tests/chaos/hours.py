@@ -34,6 +34,18 @@ _PATIENCE: Final = 120.0  # seconds for an answer
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 
 
+@dataclass(frozen=True)
+class Tenant:
+    """Who is watched: `held` beside a transaction that stays open, and with which leak."""
+
+    name: str
+    held: bool = False
+    leak: str = ""
+
+
+PAIR: Final = (Tenant(FREE), Tenant(HELD, held=True))
+
+
 @dataclass
 class Hour:
     """What one of the two has shown. Sizes in bytes, times in milliseconds: (median, 99 % within, how many).
@@ -56,11 +68,12 @@ class Hour:
 class _Watched:
     """A resident under the eyes of this process."""
 
-    def __init__(self, name: str, url: str, directory: Path, pace: Pace, leak: str) -> None:
-        self.name = name
+    def __init__(self, tenant: Tenant, url: str, directory: Path, pace: Pace) -> None:
+        self.name = tenant.name
+        self.held = tenant.held
         self.url = url
         self._pipe, theirs = _CONTEXT.Pipe()
-        orders = Orders(url, str(directory), pace, leak)
+        orders = Orders(url, str(directory), pace, tenant.leak)
         self._process = _CONTEXT.Process(target=reside, args=(orders, theirs), daemon=True)
         self._process.start()
         theirs.close()
@@ -95,22 +108,23 @@ class _Watched:
         return answer
 
 
-def lived(server: str, seconds: float, *, leak: str = "", record: Path | None = None) -> list[Hour]:
-    """Both beside each other, in two databases of one server; with a leak only the one alone. A `record` gets a line of JSON for each look."""
+def lived(server: str, seconds: float, tenants: Sequence[Tenant] = PAIR, record: Path | None = None) -> list[Hour]:
+    """All of them beside each other, each in a database of its own. A `record` gets a line of JSON for each look."""
     start_forkserver("chaos.resident")
-    held, every = not leak, min(_EVERY, seconds / _LOOKS)
+    held, every = any(tenant.held for tenant in tenants), min(_EVERY, seconds / _LOOKS)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="durable-hour-")))
-        urls = {name: stack.enter_context(_database(server)) for name in ((FREE, HELD) if held else (FREE,))}
         watched = []
-        for name, url in urls.items():
-            watched.append(_Watched(name, url, directory, pace(seconds), leak))
+        for tenant in tenants:
+            url = stack.enter_context(_database(server))
+            watched.append(_Watched(tenant, url, directory, pace(seconds)))
             stack.callback(watched[-1].kill)
         began, looks = time.monotonic(), round(seconds / every)
         moments = [began + n * every for n in range(1, looks + 1 + round(looks * _AFTERWARDS) * held)]
         with ExitStack() as open_ones:
-            if held:
-                open_ones.enter_context(_transaction(urls[HELD]))
+            for each in watched:
+                if each.held:
+                    open_ones.enter_context(_transaction(each.url))
             _look(watched, moments[:looks], record)
         _look(watched, moments[looks:], record)
         for each in watched:
@@ -182,7 +196,7 @@ def _shown(watched: _Watched, looks: int, seconds: float) -> Hour:
         hour.afterwards = {name: (last[name], max(sample[name] for sample in after)) for name in sizes}
         hour.dead = (hour.dead[0], max(sample[gauges.DEAD] for sample in after))
     if seconds >= LONG_ENOUGH:
-        hour.violations += list(_growth(hour))
+        hour.violations += list(_growth(hour, held=watched.held))
     return hour
 
 
@@ -191,13 +205,13 @@ def _table(name: str) -> str:
     return name.replace("index ", "table ") if name.endswith("large values") else name
 
 
-def _growth(hour: Hour) -> Iterator[str]:
+def _growth(hour: Hour, *, held: bool) -> Iterator[str]:
     """What is not flat and should be: what a process holds always, tables and indexes alone or when the transaction has ended."""
     for name, through in hour.courses.items():
-        if not through.flat and (hour.name == FREE or name in gauges.PROCESS):
+        if not through.flat and (not held or name in gauges.PROCESS):
             yield f"{name} grows: {through.second:,.0f} in the second quarter, {through.last:,.0f} in the last"
     for name, (end, most) in hour.afterwards.items():
-        if hour.name == HELD and most - end > hour.courses[name].room:
+        if held and most - end > hour.courses[name].room:
             yield f"{name} goes on growing: {end:,.0f} when the transaction ended, {most:,.0f} afterwards"
 
 

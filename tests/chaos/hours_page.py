@@ -1,4 +1,4 @@
-"""The section of docs/reliability.md on the last hour in the figures."""
+"""The section of docs/reliability.md on the longest hour in the figures, or the last of such."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _COUNTS: Final = ("completed", "failed", "cancelled", "told by a signal", "lease
 
 def section(parts: Sequence[Part]) -> str:
     """In Markdown; nothing when there is no hour yet."""
-    hours = {hour["name"]: hour for part in parts for hour in part.hours}
+    every = sorted((hour for part in parts for hour in part.hours), key=lambda hour: float(hour["seconds"]))
+    hours = {hour["name"]: hour for hour in every}
     if FREE not in hours or HELD not in hours:
         return "## An hour\n\nNone was watched yet."
     alone, beside = hours[FREE], hours[HELD]

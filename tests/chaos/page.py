@@ -195,7 +195,7 @@ def _plants(parts: list[Part]) -> str:
     lines = [
         "## Planted bugs",
         "",
-        f"{sum(map(bool, caught.values()))} of {len(caught)} were caught, by this law and after so many rounds:",
+        f"{sum(map(bool, caught.values()))} of {len(caught)} were caught, by this law and in this time:",
         "",
         *(f"- {name}: {how or 'NOT CAUGHT'}" for name, how in caught.items()),
     ]
