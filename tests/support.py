@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import psycopg
+import pytest
 from psycopg import sql
 
 from durable.stores import PostgresStore, postgres
@@ -77,3 +78,9 @@ class Database:
             store.close()
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.schema)))
+
+
+def needs_transaction_timeout(database: Database) -> None:
+    """Skip a test where the server has no `transaction_timeout`: the embedded one has it, and `make matrix` has both kinds."""
+    if not database.execute("SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'"):
+        pytest.skip("transaction_timeout came with PostgreSQL 17")

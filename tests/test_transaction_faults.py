@@ -28,7 +28,7 @@ from durable.stores import memory
 from ownership_children import PATIENCE, wait_until
 from pgbouncer import bouncer, program
 from proxy import Count, Link, Moment, Proxy
-from support import Database
+from support import Database, needs_transaction_timeout
 from test_whole_snapshots import Shelf
 
 Body: TypeAlias = Callable[..., Any]
@@ -455,6 +455,32 @@ def test_a_body_that_idles_too_long(database: Database, table: Table, run: Run) 
     finally:
         database.execute(f"ALTER DATABASE {name} RESET idle_in_transaction_session_timeout")
     assert table.calls == 7
+    assert (table.rows, recorded(database)) == (["a line"], [])
+
+
+@pytest.mark.parametrize("waits_in", ["the body", "a statement"])
+def test_a_transaction_that_takes_too_long(database: Database, table: Table, run: Run, waits_in: str) -> None:
+    """FAULTS 47: `transaction_timeout` ends the session. As if the body had been idle: nothing is visible, it is tried again."""
+    needs_transaction_timeout(database)
+
+    def slow(connection: Any) -> None:
+        if waits_in == "the body":
+            wait_until(lambda: _gone(database, connection), "the server to end the transaction")
+        else:
+            connection.execute("SELECT pg_sleep(60)")
+
+    store = database.store()
+    store.list()  # the tables are there: what makes them has more to do
+    name = database.execute("SELECT current_database()")[0][0]
+    database.execute(f"ALTER DATABASE {name} SET transaction_timeout TO '300ms'")
+    try:
+        assert run(store, table.and_then(slow), id="once") == "a line"
+        assert (table.calls, table.rows) == (2, ["a line"])
+        if waits_in == "the body":
+            with pytest.raises(StoreUnavailable, match="take as long as its transaction_timeout"):
+                run(store, table.and_then(*[slow] * 100))
+    finally:
+        database.execute(f"ALTER DATABASE {name} RESET transaction_timeout")
     assert (table.rows, recorded(database)) == (["a line"], [])
 
 
