@@ -46,7 +46,7 @@ check: $(VENV)/.check docs
 docs: $(VENV)/.docs
 	@$(BIN)/python -m sphinx -W --keep-going -q -E -b html docs docs/_build/html
 
-# The store's tests on every PostgreSQL whose binaries can be had (npm, and the system's): about ten minutes.
+# The store's tests on every PostgreSQL whose binaries can be had (npm, and the system's): about a quarter of an hour.
 matrix: $(VENV)/.test
 	@$(BIN)/python tests/matrix.py
 

@@ -80,7 +80,7 @@ class Database:
             connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.schema)))
 
 
-def needs_transaction_timeout(database: Database) -> None:
-    """Skip a test where the server has no `transaction_timeout`: the embedded one has it, and `make matrix` has both kinds."""
-    if not database.execute("SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'"):
-        pytest.skip("transaction_timeout came with PostgreSQL 17")
+def needs(database: Database, setting: str, since: int) -> None:
+    """Skip a test where the server has no such setting: the embedded one has it, and `make matrix` has both kinds."""
+    if not database.execute("SELECT 1 FROM pg_settings WHERE name = %s", setting):
+        pytest.skip(f"{setting} came with PostgreSQL {since}")

@@ -11,7 +11,10 @@ import pytest
 
 from chaos import cases
 from chaos.__main__ import FIGURES, PAGE
+from chaos.audit import Findings
+from chaos.effects import Line
 from chaos.figures import kept
+from chaos.judge import Case, judge
 from chaos.page import write
 from chaos.plans import PLANS, TRAPS
 from chaos.plants import PLANTS
@@ -69,3 +72,13 @@ def test_the_figures_are_of_rounds_in_which_every_law_held() -> None:
     assert [violation for part in parts for violation in part.violations] == []
     assert PLANS.keys() <= {name for part in parts for name in part.rounds}
     assert PLANTS.keys() <= {name for part in parts for name, how in part.caught.items() if how}
+
+
+@pytest.mark.parametrize("said", ["drifted", "error"])
+def test_a_run_that_drifted_has_come_to_an_end(said: str) -> None:
+    """After a fail-over that forgets; there nobody could bring it to another."""
+    left = Line(0.0, 1, said, "money-1", more="WorkflowDrift")
+    findings = Findings([], [], [], [], {"1 a": 0, "1 b": 0}, {})
+    verdict = judge(Case([left], findings, set(), ("money-1",), {}, in_time=True, forgets=True))
+    assert verdict.counts["runs that drifted for it"] == (said == "drifted")
+    assert verdict.violations == ([] if said == "drifted" else ["a run has not ended: money-1 is absent"])

@@ -26,7 +26,7 @@ from durable.stores import PostgresStore
 from durable.stores._postgres.writer import ABSENT, Job
 from ownership_children import PATIENCE, wait_until
 from proxy import Link, Moment, Proxy, Trap
-from support import Database, needs_transaction_timeout
+from support import Database, needs
 from writer_spies import spy_on, waiting, writer_of
 
 Workflow: TypeAlias = Callable[..., Any]
@@ -406,7 +406,7 @@ def test_a_checkpoint_that_times_out_for_too_long_is_a_definite_failure(database
 
 def test_a_checkpoint_whose_transaction_the_server_ends_is_read_back(database: Database, workflow: Workflow) -> None:
     """FAULTS 47: `transaction_timeout` ends the session, perhaps with the COMMIT behind it: what became of it is asked for."""
-    needs_transaction_timeout(database)
+    needs(database, "transaction_timeout", 17)
     database.store().list()  # the tables are there, as above
     store, deps = database.store(make_conninfo(database.url, options="-c transaction_timeout=100ms")), Bodies()
     obstacle, spy = Obstacle(database), spy_on(store)

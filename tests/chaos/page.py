@@ -97,8 +97,9 @@ def _sometimes(counts: Counter[str], tables: Mapping[str, Counter[str]]) -> str:
 - {counts["zombies rejected"]:,} times a process that had been stopped for longer than its lease was told `LeaseLost`.
 - {lost:,} of {forgotten:,} steps that had been acknowledged in rounds with promotions of a standby which was *not* synchronous, and was held
   up for up to half a second, had no such record at the end (one that was lost and made again with the same value is not counted), and {missing:,}
-  transactional steps of runs that completed were missing: an execution that lives through such a promotion does not learn of it. With a
-  synchronous standby none was lost: those are counted in the table above."""
+  transactional steps of runs that completed were missing: an execution that lives through such a promotion does not learn of it.
+  {counts["runs that drifted for it"]:,} runs were left with `WorkflowDrift`, since a later step had been given what the lost one had returned, and that one
+  returned something else when it ran again. With a synchronous standby none was lost: those are counted in the table above."""
 
 
 def _faults(counts: Counter[str], tables: Mapping[str, Counter[str]]) -> str:

@@ -78,6 +78,7 @@ def play(plan: Plan, seed: str, ground: Ground, oracle: Mapping[str, str]) -> Ve
                 deadly=plan.weather.deadly,
                 slow=plan.weather.slow,
                 plant=plan.plant,
+                forgets=plan.forgets,
             )
             for n in range(plan.workers)
         ]

@@ -28,6 +28,7 @@ from durable.errors import (
     RunCancelled,
     StoreUnavailable,
     VersionMismatch,
+    WorkflowDrift,
 )
 from durable.stores import postgres
 
@@ -54,6 +55,7 @@ class Orders:
     deadly: float = 0.0
     slow: float = 0.0
     plant: str = ""
+    forgets: bool = False  # as in a plan
 
 
 def work(orders: Orders) -> None:
@@ -169,6 +171,9 @@ class _Crew:
             case ConcurrentExecution():
                 return _PAUSE
             case VersionMismatch() if self._orders.version == 1:  # the newer ones see to it
+                self._done(run)
+            case WorkflowDrift() if self._orders.forgets:
+                word = "drifted"
                 self._done(run)
             case LeaseLost() | OutcomeUnknown() | RunCancelled() | OutOfOrder():
                 pass
