@@ -15,7 +15,7 @@ DEAD: Final = "dead rows"  # of all tables, as the server estimates them
 UPDATES: Final = "updates of leases"
 HOT: Final = "of these HOT"
 PROCESS: Final = ("resident set", "threads", "tasks", "file descriptors", "connections", "Python objects")
-BYTES: Final = "resident set"  # of those the one in bytes
+RESIDENT: Final = "resident set"  # in bytes; the others are numbers of things
 
 _OURS: Final = "relname LIKE 'durable%' AND relname NOT LIKE '%migrations'"  # one row a version
 _SIZES: Final = f"""

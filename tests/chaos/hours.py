@@ -48,7 +48,7 @@ PAIR: Final = (Tenant(FREE), Tenant(HELD, held=True))
 
 @dataclass
 class Hour:
-    """What one of the two has shown. Sizes in bytes, times in milliseconds: (median, 99 % within, how many).
+    """What one of them has shown. Sizes in bytes, times in milliseconds: (median, 99 % within, how many).
 
     `afterwards` are the sizes when the transaction ended, and the largest in the second half of the time after it.
     """
@@ -114,6 +114,7 @@ def lived(server: str, seconds: float, tenants: Sequence[Tenant] = PAIR, record:
     held, every = any(tenant.held for tenant in tenants), min(_EVERY, seconds / _LOOKS)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="durable-hour-")))
+        stack.callback(_print_errors, directory)
         watched = []
         for tenant in tenants:
             url = stack.enter_context(_database(server))
@@ -129,11 +130,13 @@ def lived(server: str, seconds: float, tenants: Sequence[Tenant] = PAIR, record:
         _look(watched, moments[looks:], record)
         for each in watched:
             each.end()
-        hours = [_shown(each, looks, seconds) for each in watched]
-        for log in directory.glob("errors-*"):
-            if told := log.read_text("utf-8").strip():
-                print(told)
-    return hours
+        return [_shown(each, looks, seconds) for each in watched]
+
+
+def _print_errors(directory: Path) -> None:
+    for log in directory.glob("errors-*"):
+        if told := log.read_text("utf-8").strip():
+            print(told)
 
 
 def _look(watched: Sequence[_Watched], moments: Iterable[float], record: Path | None) -> None:
@@ -184,7 +187,7 @@ def _shown(watched: _Watched, looks: int, seconds: float) -> Hour:
     last = samples[-1]
     sizes = [name for name in last if name.startswith(("table ", "index ")) and last[_table(name)]]
     for name in (*gauges.PROCESS, *sizes):
-        room = MEMORY if name == gauges.BYTES else ROOM if name in sizes else 0.0
+        room = MEMORY if name == gauges.RESIDENT else ROOM if name in sizes else 0.0
         hour.courses[name] = course(watched.at[:looks], [sample.get(name, 0.0) for sample in samples], room=room)
     hour.times = _times(quarter(watched.times[:looks], 3))
     first = quarter(samples, 3)[0]

@@ -108,7 +108,7 @@ def _times(told: Sequence[float] | None) -> str:
 
 def _told(name: str, value: float, *, sign: str = "") -> str:
     """In the unit of what is called so."""
-    if name != gauges.BYTES and not name.startswith(("table ", "index ")):
+    if name != gauges.RESIDENT and not name.startswith(("table ", "index ")):
         return f"{value:{sign},.3g}" if abs(value) < 100 else f"{value:{sign},.0f}"
     if abs(value) < _MIB:
         return f"{value / _KIB:{sign},.0f} KiB"
