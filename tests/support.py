@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import psycopg
+import pytest
 from psycopg import sql
 
 from durable.stores import PostgresStore, postgres
@@ -77,3 +78,9 @@ class Database:
             store.close()
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.schema)))
+
+
+def needs(database: Database, setting: str, since: int) -> None:
+    """Skip a test where the server has no such setting: the embedded one has it, and `make matrix` has both kinds."""
+    if not database.execute("SELECT 1 FROM pg_settings WHERE name = %s", setting):
+        pytest.skip(f"{setting} came with PostgreSQL {since}")

@@ -10,6 +10,7 @@ import dataclasses
 import datetime as dt
 import enum
 import json
+import re
 import sys
 import uuid
 from decimal import Decimal
@@ -187,6 +188,14 @@ def test_the_present_document_is_the_last_golden_one(path: Path) -> None:
     assert now == golden
 
 
+@pytest.mark.parametrize("path", sorted(GOLDEN.rglob("*.json")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_golden_file_says_nothing_of_the_machine_that_wrote_it(path: Path) -> None:
+    """Its tracebacks name files as they stand in the repository."""
+    files = re.findall(r'File \\+"([^"\\]+)', path.read_text("utf-8"))
+    assert files
+    assert [file for file in files if not file.startswith(("src/durable/", "tests/"))] == []
+
+
 def written(name: str) -> bytes:
     """What this version saves to a store of five verbs."""
     shelf = Shelf()
@@ -215,6 +224,12 @@ def recorded(name: str) -> dict[str, Any]:
     return {"header": header, "journal": [[r.kind, r.key, r.text] for _, r in sorted(run.records.items())]}
 
 
+def _without_place(text: str) -> str:
+    """Paths in tracebacks as they are seen from the top of the repository."""
+    return text.replace(f"{GOLDEN.parent.parent}/", "")
+
+
 if __name__ == "__main__":
-    (DOCUMENTS / f"{sys.argv[1]}.json").write_bytes(written(sys.argv[1]) + b"\n")
-    (GOLDEN / f"{sys.argv[1]}.json").write_text(json.dumps(recorded(sys.argv[1]), indent=1) + "\n", "utf-8")
+    (DOCUMENTS / f"{sys.argv[1]}.json").write_text(_without_place(written(sys.argv[1]).decode()) + "\n", "utf-8")
+    journal = json.dumps(recorded(sys.argv[1]), indent=1)
+    (GOLDEN / f"{sys.argv[1]}.json").write_text(_without_place(journal) + "\n", "utf-8")

@@ -26,7 +26,7 @@ from durable.stores import PostgresStore
 from durable.stores._postgres.writer import ABSENT, Job
 from ownership_children import PATIENCE, wait_until
 from proxy import Link, Moment, Proxy, Trap
-from support import Database
+from support import Database, needs
 from writer_spies import spy_on, waiting, writer_of
 
 Workflow: TypeAlias = Callable[..., Any]
@@ -368,7 +368,7 @@ class Obstacle:
 def test_a_checkpoint_that_times_out_in_the_server_is_tried_again(
     database: Database, workflow: Workflow, setting: str, state: str
 ) -> None:
-    """FAULTS 45: nothing was committed, which is certain; it is tried until it goes through, and the step does not fail."""
+    """FAULTS 45, 47: nothing was committed, which is certain; it is tried until it goes through, and the step does not fail."""
     database.store().list()  # the tables are there: what makes them has more to do, and no more time
     store, deps = database.store(make_conninfo(database.url, options=f"-c {setting}=60ms")), Bodies()
     obstacle, spy = Obstacle(database), spy_on(store)
@@ -402,6 +402,26 @@ def test_a_checkpoint_that_times_out_for_too_long_is_a_definite_failure(database
     outcome = durable.run(again, workflow, id=RUN, store=store, on_conflict="wait")
     assert (asyncio.run(outcome) if asyncio.iscoroutine(outcome) else outcome)[-1] == END
     assert again.ran == ["two", "three"]
+
+
+def test_a_checkpoint_whose_transaction_the_server_ends_is_read_back(database: Database, workflow: Workflow) -> None:
+    """FAULTS 47: `transaction_timeout` ends the session, perhaps with the COMMIT behind it: what became of it is asked for."""
+    needs(database, "transaction_timeout", 17)
+    database.store().list()  # the tables are there, as above
+    store, deps = database.store(make_conninfo(database.url, options="-c transaction_timeout=100ms")), Bodies()
+    obstacle, spy = Obstacle(database), spy_on(store)
+    deps.meanwhile = obstacle.put_in
+
+    def before(_: str, jobs: Sequence[Job]) -> None:
+        if [seen for seen in spy.of("perform", Verb.CHECKPOINT) if seen.problem is not None]:
+            obstacle.take_away()
+
+    spy.before = before
+    assert run(store, workflow, deps)[-1] == END
+    check_undisturbed(database, workflow, deps)
+    problems = [seen.problem for seen in spy.seen if seen.problem is not None]
+    assert [problem.sqlstate for problem in problems if isinstance(problem, psycopg.Error)] == ["25P04"]
+    assert [seen.answers for seen in spy.of("read_back", Verb.CHECKPOINT)] == [[ABSENT]]
 
 
 def test_a_backend_terminated_between_two_steps_is_not_noticed(database: Database, workflow: Workflow) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -372,6 +373,26 @@ def test_a_record_that_a_fail_over_lost_is_no_drift() -> None:
     whole = Journal("a", [step(0, "first"), step(1, "third")], "main")
     whole.draw("first", None, "", "main")
     assert isinstance(whole.draw("second", None, "", "main").refusal, Abort)
+
+
+def test_a_step_that_a_fail_over_lost_and_that_now_returns_something_else_is_drift(database: Database) -> None:
+    """FAULTS 34: where a later one, which is still recorded, was given the old value. (Found by chaos.)"""
+    store, drawn = database.store(), itertools.count(1)
+
+    def workflow(step: durable.Step, _: Any) -> int:
+        number = step("draw", lambda: next(drawn))
+        used = step("use", lambda given: given, number)
+        if number == 1:
+            raise KeyboardInterrupt
+        return used
+
+    with pytest.raises(KeyboardInterrupt):
+        durable.run({}, workflow, id="a", store=store)
+    database.execute("DELETE FROM durable_steps WHERE key = 'draw'")
+    for _ in range(2):
+        with pytest.raises(durable.WorkflowDrift, match=r"'use' .* recorded with other arguments"):
+            durable.run({}, workflow, id="a", store=store)
+    assert database.status("a") == "running"
 
 
 def test_a_lease_ends_here_before_it_ends_at_a_server_whose_clock_runs_faster() -> None:

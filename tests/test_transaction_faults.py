@@ -28,7 +28,7 @@ from durable.stores import memory
 from ownership_children import PATIENCE, wait_until
 from pgbouncer import bouncer, program
 from proxy import Count, Link, Moment, Proxy
-from support import Database
+from support import Database, needs
 from test_whole_snapshots import Shelf
 
 Body: TypeAlias = Callable[..., Any]
@@ -458,6 +458,32 @@ def test_a_body_that_idles_too_long(database: Database, table: Table, run: Run) 
     assert (table.rows, recorded(database)) == (["a line"], [])
 
 
+@pytest.mark.parametrize("waits_in", ["the body", "a statement"])
+def test_a_transaction_that_takes_too_long(database: Database, table: Table, run: Run, waits_in: str) -> None:
+    """FAULTS 47: `transaction_timeout` ends the session. As if the body had been idle: nothing is visible, it is tried again."""
+    needs(database, "transaction_timeout", 17)
+
+    def slow(connection: Any) -> None:
+        if waits_in == "the body":
+            wait_until(lambda: _gone(database, connection), "the server to end the transaction")
+        else:
+            connection.execute("SELECT pg_sleep(60)")
+
+    store = database.store()
+    store.list()  # the tables are there: what makes them has more to do
+    name = database.execute("SELECT current_database()")[0][0]
+    database.execute(f"ALTER DATABASE {name} SET transaction_timeout TO '300ms'")
+    try:
+        assert run(store, table.and_then(slow), id="once") == "a line"
+        assert (table.calls, table.rows) == (2, ["a line"])
+        if waits_in == "the body":
+            with pytest.raises(StoreUnavailable, match="take as long as its transaction_timeout"):
+                run(store, table.and_then(*[slow] * 100))
+    finally:
+        database.execute(f"ALTER DATABASE {name} RESET transaction_timeout")
+    assert (table.rows, recorded(database)) == (["a line"], [])
+
+
 def _gone(database: Database, connection: Any) -> bool:
     query = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
     return not database.execute(query, connection.info.backend_pid)
@@ -596,6 +622,7 @@ def test_a_body_that_takes_too_long_is_undone(database: Database, table: Table, 
 
 def test_a_statement_that_takes_too_long_is_ended_on_the_server(database: Database, table: Table, run: Run) -> None:
     """Which looks for the client every second, so that the row is free again."""
+    needs(database, "client_connection_check_interval", 14)
     sleeping = table.and_then(lambda connection: connection.execute("SELECT pg_sleep(60)"))
     with pytest.raises(StepTimeout):
         run(database.store(), sleeping, timeout=0.3)
@@ -816,6 +843,7 @@ def test_a_statement_that_another_thread_has_under_way(
     database: Database, table: Table, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is waited for, but not for ever; then its connection is ended, and nothing is committed."""
+    needs(database, "client_connection_check_interval", 14)
     monkeypatch.setattr("durable.stores._postgres.lent._LONGEST_WAIT", 0.1)
     ended: list[BaseException] = []
 

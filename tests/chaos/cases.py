@@ -86,7 +86,7 @@ CASES: Final[dict[int, str]] = {
     44: "a slow wire, one byte at a time, a reset in the midst of 50 MB",
     45: "statement_timeout on checkpoints",
     46: "idle_in_transaction_session_timeout shorter than a transaction's body",
-    47: "lock_timeout, transaction_timeout",
+    47: "lock_timeout; transaction_timeout, which PostgreSQL 17 and newer have",
     48: "deadlocks",
     50: "no room on the disk",
     51: "too many connections; a pool of one",

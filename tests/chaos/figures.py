@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -34,6 +35,7 @@ class Part:
     caught: dict[str, str] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    hours: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, name: str, verdict: Verdict) -> None:
         """A round more."""
@@ -59,14 +61,17 @@ def begun(command: str, seed: str, server: str) -> Part:
 
 
 def keep(path: Path, part: Part) -> None:
-    """Write it to the others."""
-    parts = ",\n".join(json.dumps(vars(each), ensure_ascii=False) for each in [*kept(path), part])
-    path.write_text(f"[\n{parts}\n]\n", "utf-8")
+    """Write it to the others. Two may end at once, each with its own."""
+    with path.open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        parts = ",\n".join(json.dumps(vars(each), ensure_ascii=False) for each in [*kept(path), part])
+        path.write_text(f"[\n{parts}\n]\n", "utf-8")
 
 
 def kept(path: Path) -> list[Part]:
     """All parts."""
-    return [_part(each) for each in json.loads(path.read_text("utf-8"))] if path.exists() else []
+    text = path.read_text("utf-8") if path.exists() else ""
+    return [_part(each) for each in json.loads(text or "[]")]
 
 
 def summed(parts: list[Part]) -> tuple[Counter[str], dict[str, Counter[str]]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from chaos import cases
+from chaos import cases, hours_page
 from chaos.figures import Part, kept, summed
 from chaos.plans import PLANS
 
@@ -39,6 +39,7 @@ def write(path: Path) -> str:
         _commits(counts, tables),
         _recoveries(tables),
         _plants(parts),
+        hours_page.section(parts),
         _parts(parts),
         f"## Cases\n\n{_CASES}\n\n{cases.table()}",
     ]
@@ -194,7 +195,7 @@ def _plants(parts: list[Part]) -> str:
     lines = [
         "## Planted bugs",
         "",
-        f"{sum(map(bool, caught.values()))} of {len(caught)} were caught, by this law and after so many rounds:",
+        f"{sum(map(bool, caught.values()))} of {len(caught)} were caught, by this law and in this time:",
         "",
         *(f"- {name}: {how or 'NOT CAUGHT'}" for name, how in caught.items()),
     ]

@@ -176,7 +176,7 @@ def verdict(sqlstate: str | None, *, sent: bool = True) -> Verdict:
     return _BY_CLASS.get(sqlstate[:2], Verdict.FINAL)
 
 
-_NO_REPLY: Final = ("40003", "57P01", "57P02", "57P03", "57P05", "25P03")
+_NO_REPLY: Final = ("40003", "57P01", "57P02", "57P03", "57P05", "25P03", "25P04")
 _CONFLICTS: Final = ("40001", "40P01")
 _UNPREPARED: Final = ("26000", "42P05")
 _BY_CLASS: Final = {

@@ -352,8 +352,11 @@ class PostgresTransaction:
 
     def _lost(self, problem: psycopg.Error | None) -> RolledBack:
         why = "" if problem is None else f" ({problem.diag.message_primary or type(problem).__name__})"
-        idle = f"A body may leave it idle for as long as the lease lasts, {self._lease.seconds:g} s, or the server says"
-        return RolledBack(StoreUnavailable(self._owner.connections.where, f"{_LOST}{why}. {idle}"))
+        bounds = (
+            f"A body may leave it idle for as long as the lease lasts, {self._lease.seconds:g} s, or the server's "
+            f"idle_in_transaction_session_timeout, and take as long as its transaction_timeout, if it has them"
+        )
+        return RolledBack(StoreUnavailable(self._owner.connections.where, f"{_LOST}{why}. {bounds}"))
 
     def _enter(self) -> None:
         with self._state:

@@ -1,0 +1,65 @@
+"""What counts as flat."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+SHARE: Final = 0.05  # by which something may grow, for all that an hour can tell
+ROOM: Final = 128 * 1024  # bytes; small tables grow by the page
+MEMORY: Final = 1024 * 1024  # bytes of a process; the allocator takes them by the arena
+_BLOCKS: Final = 10
+_STUDENT: Final = 2.306  # 97.5 % of Student's t with two degrees of freedom less than there are blocks
+_HOUR: Final = 3600.0
+
+
+@dataclass(frozen=True)
+class Course:
+    """How something went through an hour.
+
+    `second` and `last` are its levels in the second and the last quarter: the highest value of what does not shrink by itself
+    (bytes), the median of what comes and goes (numbers of things), since a leak lifts that too and a rush does not.
+    `slope` is that of a straight line through the second half, an hour, and `error` half of its 95 % interval: through the
+    means of ten equal parts, since neighbouring values are not independent. `room` is by how much it may grow.
+    """
+
+    second: float
+    last: float
+    slope: float
+    error: float
+    room: float
+
+    @property
+    def flat(self) -> bool:
+        """It has not risen by more than its room from one quarter to the other, nor been shown to do so in an hour."""
+        return self.last - self.second <= self.room and self.slope - self.error <= self.room
+
+
+def course(times: Sequence[float], values: Sequence[float], *, room: float = 0.0) -> Course:
+    """Of values at these times, in seconds. `room` for what is in bytes; 0 for numbers of things, which may grow by a half
+    or by `SHARE`: a leak of one would show."""
+    quarters = [quarter(values, n) for n in (1, 3)]
+    level = max if room else statistics.median
+    second, last = (float(level(each)) for each in quarters)
+    half = len(values) // 2
+    slope, error = line(times[half:], values[half:])
+    return Course(second, last, slope * _HOUR, error * _HOUR, max(SHARE * second, room or 0.5))
+
+
+def quarter(values: Sequence[T], number: int) -> Sequence[T]:
+    """That of the four, counted from 0."""
+    return values[number * len(values) // 4 : (number + 1) * len(values) // 4]
+
+
+def line(times: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+    """The slope of a straight line through the means of ten equal parts, and half of its 95 % interval."""
+    parts = [slice(n * len(times) // _BLOCKS, (n + 1) * len(times) // _BLOCKS) for n in range(_BLOCKS)]
+    x, y = ([statistics.fmean(given[part]) for part in parts] for given in (times, values))
+    slope, intercept = statistics.linear_regression(x, y)
+    rest = sum((b - intercept - slope * a) ** 2 for a, b in zip(x, y, strict=True)) / (_BLOCKS - 2)
+    middle = statistics.fmean(x)
+    return slope, _STUDENT * (rest / sum((a - middle) ** 2 for a in x)) ** 0.5
