@@ -125,26 +125,28 @@ def slower_disks(bench: Bench) -> None:
     if not bench.own_server:
         bench.results.missing["slower disks"] = "the server is not the benchmark's own, whose settings it may change"
         return
+    one: list[tuple[str, Callable[..., object], str]] = [
+        ("sync", ours.one_workflow, "≥ 0.85"),
+        ("async", ours.one_async_workflow, "≥ 0.75"),
+    ]
+    many: list[tuple[int, str, Callable[..., object], str]] = [
+        (50, "async", ours.many_async_workflows, "≥ 3.5"),
+        (200, "async", ours.many_async_workflows, "≥ 6"),
+        (50, "threads", ours.many_blocking_workflows, "≥ 1.8"),
+    ]
     for delay in DELAYS:
+        added, counts_here = f", + {delay / 1000:g} ms a commit", delay == GOALS_AT
         with disks.slower(bench.url, delay):
-            added = f", + {delay / 1000:g} ms a commit"
             with bench.lane(limits.one_connection) as limit:
-                rows = (("sync", ours.one_workflow, "≥ 0.85"), ("async", ours.one_async_workflow, "≥ 0.75"))
-                for name, work, goal in rows:
+                for name, work, goal in one:
                     with bench.lane(work, 1000 // BLOCK) as lane:
                         found = compared(limit, lane, (BLOCK, BLOCK), bench.pairs(60))
-                    bench.add("disks", f"durable, {name}{added}", found, ONE, goal if delay == GOALS_AT else "")
+                    bench.add("disks", f"durable, {name}{added}", found, ONE, goal if counts_here else "")
             with bench.lane(limits.many_connections, 50) as limit:
-                many = (
-                    (50, "async", ours.many_async_workflows, "≥ 3.5"),
-                    (200, "async", ours.many_async_workflows, "≥ 6"),
-                    (50, "threads", ours.many_blocking_workflows, "≥ 1.8"),
-                )
                 for at_once, name, work, goal in many:
                     with bench.lane(work, at_once) as lane:
                         found = compared(limit, lane, (2000, MANY_BLOCK), bench.pairs(6), warm=1)
-                    goal = goal if delay == GOALS_AT else ""
-                    bench.add("disks", f"durable, {at_once} {name}{added}", found, MANY, goal)
+                    bench.add("disks", f"durable, {at_once} {name}{added}", found, MANY, goal if counts_here else "")
 
 
 def w2(bench: Bench) -> None:
