@@ -16,7 +16,7 @@ test: $(VENV)/.test
 SEEDS ?= 1000000
 MINUTES ?= 60
 nightly: $(VENV)/.test
-	@$(BIN)/python benchmarks/simulation.py --seeds $(SEEDS) --nightly
+	@$(BIN)/python benchmarks/simulation.py --seeds $(SEEDS) --nightly $(SEED_FIGURES)
 	@DURABLE_DIFFERENTIAL=5000 DURABLE_SEQUENCES=1000 $(BIN)/python -m pytest -q tests/test_differential.py tests/test_same_stores.py
 	@$(MAKE) --no-print-directory -j 2 chaos endurance
 	@cd tests && ../$(BIN)/python -m chaos plants $(FIGURES)
@@ -24,6 +24,7 @@ nightly: $(VENV)/.test
 
 # Each by itself: what breaks, and what must not grow.
 FIGURES ?= --figures ../docs/reliability.json
+SEED_FIGURES ?= --figures docs/reliability.json
 chaos: $(VENV)/.test
 	@cd tests && ../$(BIN)/python -m chaos play --minutes $(MINUTES) $(FIGURES)
 

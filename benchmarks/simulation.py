@@ -1,10 +1,11 @@
 """What the simulation does: its rate, the faults and situations, the planted bugs and what it takes to find them.
 
-    python benchmarks/simulation.py [--seeds 10000] [--first 0] [--processes 2] [--bugs] [--nightly]
+    python benchmarks/simulation.py [--seeds 10000] [--first 0] [--processes 2] [--bugs] [--nightly] [--figures FILE]
 
 `--bugs` looks for each planted bug and shrinks what finds it; `--corpus` writes that into tests/corpus. `--nightly` looks for
 them too, and fails when a situation of `SOMETIMES` has not occurred. The exit status is 1 when anything is not as it
-must be; a failing seed is shrunk and printed as the file that the corpus would keep.
+must be; a failing seed is shrunk and printed as the file that the corpus would keep. What was counted is added to the file of
+`--figures`, like docs/reliability.json.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+from chaos.figures import Part, begun, keep
 from durable.testing.simulation import SOMETIMES, Scenario, generated, shrunk, simulated, to_json
 from planted_bugs import BUGS
 
@@ -26,17 +29,39 @@ _CORPUS = Path(__file__).parent.parent / "tests" / "corpus"
 _PORTION = 500
 
 
-def _portion(first: int, last: int) -> tuple[Counter[str], Counter[str], list[tuple[int, str]], float]:
+@dataclass
+class Count:
+    """What some seeds came to: situations, faults, what was broken by which; CPU seconds, and simulated ones."""
+
+    seeds: int = 0
+    seen: Counter[str] = field(default_factory=Counter[str])
+    faults: Counter[str] = field(default_factory=Counter[str])
+    broken: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+    seconds: float = 0.0
+    simulated: float = 0.0
+
+    def add(self, other: Count) -> None:
+        """Those of others too."""
+        self.seeds += other.seeds
+        self.seen += other.seen
+        self.faults += other.faults
+        self.broken += other.broken
+        self.seconds += other.seconds
+        self.simulated += other.simulated
+
+
+def _portion(first: int, last: int) -> Count:
     logging.disable(logging.CRITICAL)
-    seen, faults, broken = Counter[str](), Counter[str](), list[tuple[int, str]]()
-    began = time.process_time()
+    count, began = Count(last - first), time.process_time()
     for seed in range(first, last):
         outcome = simulated(generated(seed))
-        seen += outcome.seen
-        faults += outcome.faults
+        count.seen += outcome.seen
+        count.faults += outcome.faults
+        count.simulated += outcome.seconds
         if outcome.broken is not None:
-            broken.append((seed, str(outcome.broken)))
-    return seen, faults, broken, time.process_time() - began
+            count.broken.append((seed, str(outcome.broken)))
+    count.seconds = time.process_time() - began
+    return count
 
 
 def _smallest(seed: int) -> Scenario:
@@ -50,42 +75,45 @@ def _smallest(seed: int) -> Scenario:
     return shrunk(scenario, fails)
 
 
-def _seeds(options: argparse.Namespace) -> bool:
-    seen, faults, broken, seconds = Counter[str](), Counter[str](), list[tuple[int, str]](), 0.0
+def _seeds(options: argparse.Namespace, part: Part) -> bool:
+    count = Count()
     firsts = range(options.first, options.first + options.seeds, _PORTION)
     lasts = [min(first + _PORTION, options.first + options.seeds) for first in firsts]
     with ProcessPoolExecutor(options.processes) as pool:
         for portion in pool.map(_portion, firsts, lasts):
-            seen += portion[0]
-            faults += portion[1]
-            broken += portion[2]
-            seconds += portion[3]
-    print(
-        f"{options.seeds} seeds from {options.first}: {options.seeds / seconds * 60:.0f} per core-minute, {len(broken)} broken"
-    )
-    for title, counts in (("faults", faults), ("situations", seen)):
+            count.add(portion)
+    pace = count.seeds / count.seconds * 60
+    print(f"{count.seeds} seeds from {options.first}: {pace:.0f} per core-minute, {len(count.broken)} broken")
+    part.counts["seeds"] += count.seeds
+    part.counts["seconds"] += round(count.seconds)
+    part.counts["simulated seconds"] += round(count.simulated)
+    part.tables["simulated faults"] = count.faults
+    part.violations += [f"seed {seed}: {what}" for seed, what in count.broken]
+    for title, counts in (("faults", count.faults), ("situations", count.seen)):
         print(f"\n{title}")
-        for name, count in sorted(counts.items()):
-            print(f"{count:10}  {name}")
-    for seed, what in broken[:5]:
+        for name, times in sorted(counts.items()):
+            print(f"{times:10}  {name}")
+    for seed, what in count.broken[:5]:
         print(f"\nseed {seed}: {what}\n{to_json(_smallest(seed))}")
-    never = [name for name in SOMETIMES if not seen[name]] if options.nightly else []
+    never = [name for name in SOMETIMES if not count.seen[name]] if options.nightly else []
     if never:
         print(f"\nnever seen: {never}")
-    return not broken and not never
+    return not count.broken and not never
 
 
-def _bugs(*, corpus: bool) -> bool:
+def _bugs(part: Part, *, corpus: bool) -> bool:
     print("\nplanted bugs: the seeds until each is found, and what it takes in the end")
     missed = False
     for bug in BUGS:
         found = bug.caught()
         if found is None:
             missed = True
+            part.caught[f"{bug.name} (simulated)"] = ""
             print(f"{'NOT FOUND':>10}  {bug.name} ({bug.budget} seeds)")
             continue
         count, scenario, outcome = found
         first = outcome.broken
+        part.caught[f"{bug.name} (simulated)"] = f"{first}; after {count:,} seeds"
         with bug.planted():
 
             def fails(candidate: Scenario, bug: object = bug, first: object = first) -> bool:
@@ -111,11 +139,15 @@ def main() -> int:
     parser.add_argument("--bugs", action="store_true")
     parser.add_argument("--corpus", action="store_true")
     parser.add_argument("--nightly", action="store_true")
+    parser.add_argument("--figures", type=Path)
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    fine = not options.seeds or _seeds(options)
+    part = begun(" ".join(["python benchmarks/simulation.py", *sys.argv[1:]]), f"from {options.first}")
+    fine = not options.seeds or _seeds(options, part)
     if options.bugs or options.corpus or options.nightly:
-        fine = _bugs(corpus=options.corpus) and fine
+        fine = _bugs(part, corpus=options.corpus) and fine
+    if options.figures:
+        keep(options.figures, part)
     return 0 if fine else 1
 
 

@@ -46,16 +46,17 @@ class Part:
         self.violations += [f"{name}: {violation}" for violation in verdict.violations]
 
 
-def begun(command: str, seed: str, server: str) -> Part:
-    """A part without any round yet."""
-    with psycopg.connect(server) as connection:
-        version = connection.info.server_version
+def begun(command: str, seed: str, server: str | None = None) -> Part:
+    """A part without any round yet; without a server where there is none in it."""
     versions = {
         "durable": metadata.version("durable-postgres"),
-        "PostgreSQL": f"{version // 10000}.{version % 10000}",
         "Python": platform.python_version(),
         "psycopg": psycopg.__version__,
     }
+    if server is not None:
+        with psycopg.connect(server) as connection:
+            version = connection.info.server_version
+        versions["PostgreSQL"] = f"{version // 10000}.{version % 10000}"
     machine = f"{platform.system()} {platform.release()}, {platform.machine()}, {os.cpu_count()} cores"
     return Part(command, seed, _commit(), versions, machine)
 

@@ -34,6 +34,7 @@ def write(path: Path) -> str:
     sections = [
         _HEAD,
         _never(counts),
+        _simulated(counts, tables),
         _sometimes(counts, tables),
         _faults(counts, tables),
         _commits(counts, tables),
@@ -59,7 +60,7 @@ until all runs have ended. Three witnesses are asked afterwards: a log of effect
 that copies what transactions said, and a trigger in the store, which writes down with every record whose lease it was
 written under at the moment of its commit. The last one is needed: without it, a store that lets anybody write passes.
 
-What can be modelled is simulated, a seed at a time: see [the simulation](simulation.md) for its seeds, faults and findings."""
+What can be modelled is [simulated](simulation.md), a seed at a time."""
 
 _CASES: Final = """\
 The list of faults and abuse that this library is tested against, and the test files that name each. Where there is none,
@@ -78,6 +79,18 @@ def _never(counts: Counter[str]) -> str:
         "often than 3 in *n*. It speaks of trials like these, under these faults on this machine, and of nothing else.",
     ]
     return "\n".join(lines)
+
+
+def _simulated(counts: Counter[str], tables: Mapping[str, Counter[str]]) -> str:
+    seeds, hours, faults = (
+        counts["seeds"],
+        counts["simulated seconds"] / 3600,
+        tables.get("simulated faults", Counter()),
+    )
+    return f"""## Simulated
+
+{seeds:,} seeds of the [simulation](simulation.md), {hours:,.0f} simulated hours with {faults.total():,} faults: {_listed(faults)}.
+What a broken invariant would be is said there; a seed that had found one would be listed under *what was played*."""
 
 
 def _sometimes(counts: Counter[str], tables: Mapping[str, Counter[str]]) -> str:
@@ -207,6 +220,8 @@ def _parts(parts: list[Part]) -> str:
     for part in parts:
         versions = ", ".join(f"{name} {version}" for name, version in part.versions.items())
         rounds = f"rounds: {_listed(part.rounds)}" if part.rounds else f"{len(part.caught)} planted bugs"
+        if part.counts["seeds"]:
+            rounds = f"{part.counts['seeds']:,} seeds, {rounds}"
         broken = f" **Laws broken: {len(part.violations)}.**" if part.violations else ""
         notes = " ".join(["", *part.notes])
         lines.append(
