@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from enum import Enum
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from durable._engine.decisions import Abort, Raise
 from durable.errors import AmbiguousKey, KeyConflict, UnreadableRecord, WorkflowDrift
@@ -99,39 +99,49 @@ class Journal:
         seqs: dict[str, int] = {}
         off_path: set[str] = set()
         for seq, key, kind, text in records:
-            # A record is missing, which a fail-over to an older prefix has lost: what follows it says nothing about order.
-            self._unordered |= seq > self.next_seq
-            self.next_seq = max(self.next_seq, seq + 1)
-            where = f"the {kind} record {key!r} (seq {seq})"
-            match kind:
-                case Kind.STEP:
-                    record = parse(text, StepRecord, run_id=self.run_id, where=where)
-                    if not (record.json if record.ok else record.error):
-                        raise UnreadableRecord(self.run_id, where, "it says neither a value nor an error")
-                    self._settled[key] = record
-                    self._attempted.pop(key, None)
-                    if record.signal is not None:
-                        self.receive(record.name, record.signal)
-                    self._concurrent |= record.concurrent
-                    self._unordered |= record.unordered
+            if seq > self.next_seq:
+                # One is missing, which a fail-over to an older prefix has lost: what follows it says nothing about order.
+                self._unordered = True
+            if seq >= self.next_seq:
+                self.next_seq = seq + 1
+            try:
+                if kind == Kind.STEP:
+                    self._load_step(key, parse(text, StepRecord, run_id=self.run_id, where=key))
                     seqs[key] = seq
                     off_path.discard(key)  # on the path again, if it had failed
-                case Kind.ATTEMPT:
-                    self._attempted[key] = parse(text, AttemptRecord, run_id=self.run_id, where=where)
-                case Kind.FAILURE:
-                    failure = parse(text, FailureRecord, run_id=self.run_id, where=where)
-                    again = failure.again
-                    self._ambiguous |= set(failure.ambiguous)
-                    # What was done after a failure that is now mended may lie on a path that is never taken again.
-                    mended_from = min((seqs[failed] for failed in again if failed in seqs), default=seq)
-                    off_path |= {step for step, at in seqs.items() if at >= mended_from}
-                    for failed in again:
-                        self._settled.pop(failed, None)
-                case Kind.INPUT:
+                elif kind == Kind.ATTEMPT:
+                    self._attempted[key] = parse(text, AttemptRecord, run_id=self.run_id, where=key)
+                elif kind == Kind.FAILURE:
+                    self._load_failure(seq, parse(text, FailureRecord, run_id=self.run_id, where=key), seqs, off_path)
+                elif kind == Kind.INPUT:
                     self.input = text.encode()
-                case _:
-                    raise UnreadableRecord(self.run_id, where, "this version does not know its kind")
+                else:
+                    raise UnreadableRecord(self.run_id, key, "this version does not know its kind")
+            except UnreadableRecord as problem:
+                problem.where = f"the {kind} record {key!r} (seq {seq})"
+                raise
         self._ordered = {key for key, record in self._settled.items() if record.auto and key not in off_path}
+
+    def _load_step(self, key: str, record: StepRecord) -> None:
+        if record.value is UNSET if record.ok else record.error is None:
+            raise UnreadableRecord(self.run_id, key, "it says neither a value nor an error")
+        self._settled[key] = record
+        if self._attempted:
+            self._attempted.pop(key, None)
+        if record.signal is not None:
+            self.receive(record.name, record.signal)
+        if record.concurrent:
+            self._concurrent = True
+        if record.unordered:
+            self._unordered = True
+
+    def _load_failure(self, seq: int, failure: FailureRecord, seqs: dict[str, int], off_path: set[str]) -> None:
+        self._ambiguous |= set(failure.ambiguous)
+        # What was done after a failure that is now mended may lie on a path that is never taken again.
+        mended_from = min((seqs[failed] for failed in failure.again if failed in seqs), default=seq)
+        off_path |= {step for step, at in seqs.items() if at >= mended_from}
+        for failed in failure.again:
+            self._settled.pop(failed, None)
 
     def draw(self, name: str, key: str | None, fingerprint: str, branch: object, *, unwinding: bool = False) -> Call:
         """The call that `step(name, …)` makes in `branch` (a task or thread), under its key.
