@@ -122,11 +122,11 @@ def test_nothing_is_added_to_a_run_that_has_a_hole(
     """FAULTS 34: the connection is lost, and the next one leads to what was a standby: the first thing asked of it."""
     desk = Desk(database, "second", cuts=True, transacts=how == "transaction", before=promotes)
     with pytest.raises(RecordsLost):
-        desk.run(asynchronous=asynchronous, lease=1.0)
+        desk.run(asynchronous=asynchronous)
     keys = [key for kind, key, _ in database.journal("run") if kind == "step"]
     assert keys == ["first"], "what came after the hole is there"
-    again = Desk(database)  # whose lease may still last: it was given back on a connection that is gone
-    assert again.run(asynchronous=asynchronous, on_conflict="wait") == ["first", "second", "third"]
+    again = Desk(database)  # at once: a connection that is gone is no reason to keep the lease
+    assert again.run(asynchronous=asynchronous) == ["first", "second", "third"]
     assert again.bodies == {"second": 1, "third": 1}
 
 

@@ -116,8 +116,15 @@ def test_only_who_has_nothing_to_lose_is_told_at_once(verdict: Verdict) -> None:
             one = entry(verb=verb)
             one.unknown = unknown
             fates[verb, unknown] = bool(batches.followed([one], verdict).failed)
-    outside = (Verb.CLAIM, Verb.RELEASE, Verb.CANCEL, Verb.SIGNAL)
-    assert [kind for kind, failed in fates.items() if failed] == [(verb, False) for verb in outside]
+    outside = [(verb, False) for verb in (Verb.CLAIM, Verb.CANCEL, Verb.SIGNAL)]
+    assert {kind for kind, failed in fates.items() if failed} == {*outside, (Verb.RELEASE, False), (Verb.RELEASE, True)}
+
+
+def test_a_release_whose_reply_was_lost_is_tried_once_more() -> None:
+    """Nobody waits long for it, and a lease that is not given back keeps others out until it ends."""
+    batch = [entry("a", verb=Verb.RELEASE), entry("b", verb=Verb.RELEASE)]
+    assert batches.followed(batch, Verdict.UNKNOWN).at_once == [batch]
+    assert batches.followed(batch, Verdict.UNKNOWN).failed == batch
 
 
 def test_an_unknown_outcome_is_remembered() -> None:

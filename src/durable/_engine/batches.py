@@ -217,17 +217,26 @@ def followed(batch: list[E], verdict: Verdict) -> Follow:
         case Verdict.UNKNOWN:
             for entry in batch:
                 entry.unknown = entry.doubtful = True
-            impatient = [entry for entry in batch if entry.verb is Verb.RELEASE]
-            return Follow(impatient, [], [entry for entry in batch if entry.verb is not Verb.RELEASE])
+            if batch[0].verb is not Verb.RELEASE:
+                return Follow([], [], batch)
+            # Once more, on another connection; nobody waits longer than that for a lease that ends by itself.
+            again, spent = [entry for entry in batch if not entry.tries], [entry for entry in batch if entry.tries]
+            for entry in again:
+                entry.tries += 1
+            return Follow(spent, [again] if again else [], [])
         case Verdict.PASSING | Verdict.UNREACHED:
             # Whoever only asks to begin is told at once; whoever has something to lose waits for better times.
-            impatient = [entry for entry in batch if not entry.unknown and entry.verb in _FROM_OUTSIDE]
+            impatient = [
+                entry
+                for entry in batch
+                if entry.verb is Verb.RELEASE or (entry.verb in _FROM_OUTSIDE and not entry.unknown)
+            ]
             return Follow(impatient, [], [entry for entry in batch if entry not in impatient])
         case never:
             assert_never(never)
 
 
-_FROM_OUTSIDE: Final = (Verb.CLAIM, Verb.RELEASE, Verb.CANCEL, Verb.SIGNAL)
+_FROM_OUTSIDE: Final = (Verb.CLAIM, Verb.CANCEL, Verb.SIGNAL)
 
 
 def _halves(batch: list[E]) -> list[list[E]]:
