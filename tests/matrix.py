@@ -32,7 +32,7 @@ TOO_OLD: Final = 11
 VERSIONS: Final = range(TOO_OLD, 19)
 # What speaks to the server that $DATABASE_URL names; the others start servers of their own, or need none.
 TESTS: Final = (
-    "bad_input", "conformance", "deadlines", "demands", "golden", "lost_replies", "map", "neighbours", "order",
+    "bad_input", "conformance", "deadlines", "demands", "golden", "lost_records", "lost_replies", "map", "neighbours", "order",
     "ownership", "pgbouncer", "plans", "reference_page", "round_trips", "snapshots", "stories", "terms", "transaction_faults",
     "values_stored", "waits", "wire", "writer",
 )  # fmt: skip

@@ -12,13 +12,11 @@ import pytest
 import durable
 from durable.errors import RecordsLost
 from durable.stores._postgres import connections
+from ownership_children import wait_until
 from support import Database
 from writer_spies import writer_of
 
-_CUT = (
-    "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
-    "WHERE application_name = 'durable' AND datname = current_database()"
-)
+_OURS = "FROM pg_stat_activity WHERE application_name = 'durable' AND datname = current_database()"
 
 Call: TypeAlias = Callable[..., Awaitable[Any]]
 
@@ -50,7 +48,8 @@ class Desk:
         if self.forgets:
             self.database.execute("DELETE FROM durable_steps WHERE key = %s", self.forgets)
         if self.cuts:
-            self.database.execute(_CUT)
+            self.database.execute(f"SELECT pg_terminate_backend(pid) {_OURS}")
+            wait_until(lambda: not self.database.execute(f"SELECT pid {_OURS}"), "the connections to be gone")
         done.append(await call("third", lambda: self.body("third")))
         if self.fails:
             raise LookupError("its own")
