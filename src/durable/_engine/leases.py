@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Final
 
 from durable.errors import InvalidArgument
@@ -32,7 +33,8 @@ class Lease:
     """
 
     __slots__ = (
-        "cancelled", "deadline", "epoch", "lost", "records", "row", "run_id", "seconds", "sent", "timeline", "token",
+        "_counter", "cancelled", "deadline", "epoch", "lost", "records", "row", "run_id", "seconds", "sent", "timeline",
+        "token",
     )  # fmt: skip
 
     def __init__(
@@ -47,11 +49,24 @@ class Lease:
         self.deadline = sent + seconds * _SURE
         self.records = 0
         self.timeline = ""
+        self._counter = itertools.count(1)
         self.lost: str | None = None
         self.cancelled = False
 
     def __repr__(self) -> str:
         return f"<Lease on {self.run_id!r}, epoch {self.epoch}{', lost' if self.lost else ''}>"
+
+    def known(self, records: int, timeline: str) -> None:
+        """So many records of the run are stored, in a database that is on this timeline."""
+        self.records, self.timeline = records, timeline
+        self._counter = itertools.count(records + 1)
+
+    def recorded(self) -> None:
+        """One more record is stored. From any thread, and in a signal handler: a lease may write in several ways at once.
+
+        So without a lock. Of two at once the later may leave behind what the earlier counted, one too few until the next.
+        """
+        self.records = next(self._counter)
 
     def renewed(self, sent: float) -> None:
         """A renewal that was sent at `sent` has been acknowledged."""
