@@ -34,6 +34,7 @@ from durable.events import RunEvent, StepStalled
 from durable.snapshot import Kind, Record, Status
 from durable.stores import PostgresStore, postgres
 from durable.stores._postgres.commits import checkpoint_job
+from durable.stores._postgres.connections import Connections
 from ownership_children import PATIENCE, Child, process_of, wait_until
 from process_children import fork_in_a_body
 from support import Database
@@ -529,5 +530,23 @@ def test_a_lent_connection_that_breaks_goes_back_all_the_same(
         return [step("breaks", breaks, key=str(number)) for number in range(3)]
 
     assert durable.run(None, workflow, id="run", store=borrower) == ["broken"] * 3
+    borrower.close()
+    check_as_it_was(pool, backend(pool))
+
+
+def test_a_lent_connection_whose_timeline_is_not_told(
+    database: Database, pool: psycopg_pool.ConnectionPool[Any], borrower: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAULTS 51, 80: a signal handler raises while it is asked, or its server has ended it. It goes back to the pool."""
+
+    def interrupted(*_: Any) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Connections, "timeline", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            borrower.begin(claim("run", 1.0), lambda: True)
+    database.execute("SELECT pg_terminate_backend(%s, 10000)", backend(pool))
+    assert isinstance(borrower.begin(claim("run"), lambda: True), Granted)
     borrower.close()
     check_as_it_was(pool, backend(pool))

@@ -364,7 +364,7 @@ class Connections:
             if not lane.autocommit:
                 connection.autocommit = True
             lane.timeline = self.timeline(connection)
-        except psycopg.Error:
+        except BaseException:  # what a signal handler raises, too
             if self._pool is not None:
                 self._pool.putconn(connection)
             raise
