@@ -12,6 +12,9 @@ import pytest
 from chaos import cases
 from chaos.__main__ import FIGURES, PAGE
 from chaos.figures import kept
+from chaos.flatness import Course
+from chaos.hours import FREE, PAIR
+from chaos.leaks import LEAKS
 from chaos.page import write
 from chaos.plans import PLANS, TRAPS
 from chaos.plants import PLANTS
@@ -64,8 +67,11 @@ def test_the_page_is_what_the_figures_say() -> None:
 
 
 def test_the_figures_are_of_rounds_in_which_every_law_held() -> None:
-    """And every plan was played, every plant caught."""
+    """And every plan was played, every plant and leak caught, an hour watched in which all was flat."""
     parts = kept(FIGURES)
     assert [violation for part in parts for violation in part.violations] == []
     assert PLANS.keys() <= {name for part in parts for name in part.rounds}
-    assert PLANTS.keys() <= {name for part in parts for name, how in part.caught.items() if how}
+    assert PLANTS.keys() | LEAKS.keys() <= {name for part in parts for name, how in part.caught.items() if how}
+    hours = {hour["name"]: hour for part in parts for hour in part.hours if hour["seconds"] >= 3600}
+    assert hours.keys() == {tenant.name for tenant in PAIR}
+    assert [name for name, told in hours[FREE]["courses"].items() if not Course(**told).flat] == []

@@ -74,8 +74,15 @@ def test_not_flat(values: list[float]) -> None:
 def test_bytes_go_by_their_highest_value() -> None:
     """What was taken is not given back: a table that has grown for a moment has grown."""
     rush = [100 * ROOM * (1 + (n in (300, 301))) for n in range(360)]
-    assert not course(_TIMES, rush, room=ROOM).flat
+    assert not course(_TIMES, rush, room=ROOM, file=True).flat
     assert course(_TIMES, [float(60 * MEMORY + n * MEMORY // 720) for n in range(360)], room=MEMORY).flat
+
+
+def test_what_is_given_back_and_taken_again_has_not_grown() -> None:
+    """As vacuum does, which shortens a file whose end is empty: the first hour that was watched had one."""
+    cut = [ROOM * (40.0 - 8 * (n >= 180) + min(6.0, (n - 180) / 20) * (n >= 180)) for n in range(360)]
+    assert course(_TIMES, cut, room=ROOM, file=True).flat
+    assert not course(_TIMES, [value + ROOM * n / 40 for n, value in enumerate(cut)], room=ROOM, file=True).flat
 
 
 def test_a_slope_is_told_with_its_uncertainty() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final, TypeVar
 
 T = TypeVar("T")
@@ -24,7 +25,9 @@ class Course:
     `second` and `last` are its levels in the second and the last quarter: the highest value of what does not shrink by itself
     (bytes), the median of what comes and goes (numbers of things), since a leak lifts that too and a rush does not.
     `slope` is that of a straight line through the second half, an hour, and `error` half of its 95 % interval: through the
-    means of ten equal parts, since neighbouring values are not independent. `room` is by how much it may grow.
+    means of ten equal parts, since neighbouring values are not independent. For a file it is that of the highest value since
+    the second quarter began: one that vacuum shortens, and that is as long again soon, has not grown. `room` is by how much
+    it may grow.
     """
 
     second: float
@@ -39,12 +42,14 @@ class Course:
         return self.last - self.second <= self.room and self.slope - self.error <= self.room
 
 
-def course(times: Sequence[float], values: Sequence[float], *, room: float = 0.0) -> Course:
+def course(times: Sequence[float], values: Sequence[float], *, room: float = 0.0, file: bool = False) -> Course:
     """Of values at these times, in seconds. `room` for what is in bytes; 0 for numbers of things, which may grow by a half
     or by `SHARE`: a leak of one would show."""
-    quarters = [quarter(values, n) for n in (1, 3)]
     level = max if room else statistics.median
-    second, last = (float(level(each)) for each in quarters)
+    second, last = (float(level(quarter(values, number))) for number in (1, 3))
+    if file:
+        first = len(quarter(values, 0))
+        values = [*values[:first], *accumulate(values[first:], max)]
     half = len(values) // 2
     slope, error = line(times[half:], values[half:])
     return Course(second, last, slope * _HOUR, error * _HOUR, max(SHARE * second, room or 0.5))

@@ -187,8 +187,9 @@ def _shown(watched: _Watched, looks: int, seconds: float) -> Hour:
     last = samples[-1]
     sizes = [name for name in last if name.startswith(("table ", "index ")) and last[_table(name)]]
     for name in (*gauges.PROCESS, *sizes):
-        room = MEMORY if name == gauges.RESIDENT else ROOM if name in sizes else 0.0
-        hour.courses[name] = course(watched.at[:looks], [sample.get(name, 0.0) for sample in samples], room=room)
+        file, values = name in sizes, [sample.get(name, 0.0) for sample in samples]
+        room = MEMORY if name == gauges.RESIDENT else ROOM if file else 0.0
+        hour.courses[name] = course(watched.at[:looks], values, room=room, file=file)
     hour.times = _times(quarter(watched.times[:looks], 3))
     first = quarter(samples, 3)[0]
     if updates := last[gauges.UPDATES] - first[gauges.UPDATES]:

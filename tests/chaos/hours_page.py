@@ -41,7 +41,8 @@ another session with a snapshot, which is open for the whole time, and then for 
 *Flat* is what has a level in the last quarter that is at most {SHARE:.0%} above that of the second one (or {MEMORY // _MIB} MiB of a process, {ROOM // _KIB} KiB of a
 table or index, half a thing), and of which the second half does not show, with 95 % confidence, that it grows by more than that in an
 hour. The level is the highest value of what is in bytes, and the median of what is counted: a leak lifts that too, a rush does not.
-The slope is that of a straight line through the means of ten equal parts of the second half."""
+The slope is that of a straight line through the means of ten equal parts of the second half; for a table or index it is the highest value
+since the second quarter began that is drawn: a file that vacuum shortens, and that is as long again soon, has not grown."""
 
 
 def _counts(alone: dict[str, Any], beside: dict[str, Any]) -> str:
@@ -69,11 +70,12 @@ def _flat(alone: dict[str, Any]) -> str:
 def _held(alone: dict[str, Any], beside: dict[str, Any]) -> str:
     process = {name: Course(**beside["courses"][name]) for name in gauges.PROCESS}
     growing = [name for name, through in process.items() if not through.flat]
+    told = "flat" if not growing else f"not flat: {', '.join(growing)}"
     lines = [
         "### Beside an open transaction",
         "",
-        "No version of a row that it could see can be removed, so tables must grow; afterwards the room is used again, and not given",
-        f"back. What the process holds is {'flat' if not growing else 'not flat: ' + ', '.join(growing)}.",
+        "No version of a row that it could see can be removed, so tables must grow; afterwards the room is used again, and seldom given",
+        f"back (below is the highest of the second half of those minutes). What the process holds is {told}.",
         "",
         "| | alone, last quarter | when it ended | highest afterwards | |",
         "| --- | ---: | ---: | ---: | --- |",
@@ -90,8 +92,9 @@ def _held(alone: dict[str, Any], beside: dict[str, Any]) -> str:
 
 def _slow(alone: dict[str, Any], beside: dict[str, Any]) -> str:
     lines = [
-        "What it costs, in ms (median, 99 % within, how many), in the last quarter and in the last minutes after it. A checkpoint is a",
-        f"step of a blocking run among all this; a beat renews all leases; {alone['hot']:.0f} % of the leases' updates were HOT alone, {beside['hot']:.0f} % beside it.",
+        "What it costs, in ms (median, 99 % within, how many), in the last quarter and in the last minutes after it. A checkpoint is a step of",
+        f"a blocking run among all this; a beat renews all leases; {alone['hot']:.0f} % of the leases' updates were HOT alone, {beside['hot']:.0f} % beside it. The",
+        "first two columns are of the same minutes. The third is of others, and on a machine that others may use as well.",
         "",
         "| | alone | beside it | afterwards |",
         "| --- | ---: | ---: | ---: |",
