@@ -355,7 +355,9 @@ def test_a_claim_that_waits_for_a_transaction_holds_up_nothing_else(database: Da
         store.checkpoint(going.lease, Record(0, "step", Kind.STEP, f'{{"name":"step","ok":true,"value":{value}}}'))
         store.finish(going.lease, Status.COMPLETED, Record(1, "result", Kind.RESULT, "1"))
         assert not taken.done()
-        assert [seen.problem for spy in spies for seen in spy.seen] == [None] * 3, "the claim's connection was given up first"
+        assert [seen.problem for spy in spies for seen in spy.seen] == [None] * 3, (
+            "the claim's connection was given up first"
+        )
         owner.rollback()
         assert isinstance(taken.result(PATIENCE), Granted)
     assert database.status("going") == "completed"

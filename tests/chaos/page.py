@@ -86,7 +86,9 @@ def _sometimes(counts: Counter[str], tables: Mapping[str, Counter[str]]) -> str:
     kinds = tables.get("ordinary bodies that ran more than once, by the kind of run", Counter())
     forgotten = counts["acknowledged before a fail-over without a synchronous standby"]
     lost = counts["of these lost with it"]
-    missing = counts["transactions lost with it, of runs that completed all the same"]  # in figures from before it was mended
+    missing = counts[
+        "transactions lost with it, of runs that completed all the same"
+    ]  # in figures from before it was mended
     whole = (
         f"{missing:,}\n  transactional steps of runs that completed were missing, in rounds from before there was `RecordsLost`."
         if missing

@@ -64,7 +64,8 @@ class Lane:
     """A connection in autocommit mode, lent out.
 
     `prepared` has the names of the statements prepared on it by `wrote`; `timeline` is the database's, as PostgreSQL counts
-    them: another one since each promotion of a standby, and each recovery from a backup and its log. Empty where nobody can tell.
+    them: another one since each promotion of a standby, and each recovery from a backup and its log. Empty where nobody can
+    tell.
     """
 
     __slots__ = ("_cursor", "_encoding", "_prepared", "autocommit", "connection", "prepare", "timeline")

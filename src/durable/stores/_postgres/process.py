@@ -55,7 +55,8 @@ class Process:
         """The way for this job.
 
         What is small never waits behind what is large, and neither behind what waits until somebody else's transaction has
-        ended: a claim may, of a run whose last owner stands still in the midst of one. So claims of any size wait for claims only.
+        ended: a claim may, of a run whose last owner stands still in the midst of one. So claims of any size wait for claims
+        only.
         """
         if job.verb is Verb.CLAIM:
             return self._claims
@@ -76,7 +77,11 @@ class Process:
     def close(self) -> None:
         """Commit what waits, then let go of everything. Quiet when closed already."""
         with self._closing:
-            for writer in (self._claims, self._small, self._large):  # what a claim brought that nobody took is given back
+            for writer in (
+                self._claims,
+                self._small,
+                self._large,
+            ):  # what a claim brought that nobody took is given back
                 writer.close()
             self.heartbeat.close()
             self.watchdog.close()
