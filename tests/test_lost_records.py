@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeAlias
 
 import pytest
 
 import durable
-from durable.errors import RecordsLost
+from durable._engine.batches import LARGE
+from durable.errors import LeaseLost, RecordsLost
 from durable.stores._postgres import connections
-from ownership_children import wait_until
+from durable.stores._postgres.connections import Lane
+from ownership_children import PATIENCE, wait_until
 from support import Database
 from writer_spies import writer_of
 
@@ -106,8 +110,8 @@ def test_a_run_with_a_hole_is_not_completed(database: Database, forgotten: str, 
 
 @pytest.fixture
 def promotes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From then on new connections lead to another timeline, as far as they say."""
-    return lambda: monkeypatch.setattr(connections, "_TIMELINE", b"SELECT 'FFFFFFFF'")
+    """From then on new connections lead to another server, as far as they say."""
+    return lambda: monkeypatch.setattr(connections, "_SERVER", b"SELECT 'another'")
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
@@ -139,11 +143,69 @@ def test_a_promotion_that_loses_nothing_disturbs_nobody(
     assert desk.bodies == {"first": 1, "second": 1, "third": 1}
 
 
-def test_who_may_not_ask_for_the_timeline_counts_at_the_end(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["step", "transaction"])
+def test_what_is_recorded_while_they_are_counted(
+    database: Database, promotes: Callable[[], None], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
+    """FAULTS 34: by another branch, on a connection that cannot tell its server. What a count came too early for is not lost."""
+    store, execute, counts = database.store(), Lane.execute, list[bytes]()
+
+    def counting(lane: Lane, query: bytes, parameters: Any = None) -> Any:
+        if b"count(*)" not in query or counts:
+            return execute(lane, query, parameters)
+        counts.append(query)
+        monkeypatch.setattr(connections, "_SERVER", b"SELECT nobody_has_this()")
+        if how == "transaction":  # whose snapshot is older than its count
+            beside()
+        counted = execute(lane, query, parameters)
+        if how == "step":
+            beside()
+        return counted
+
+    def workflow(step: durable.Step, _: None) -> int:
+        step("first", lambda: 1)
+        branches.append(partial(step, "beside", lambda: "x" * 2 * LARGE, key="beside"))
+        promotes()
+        idle = store.process.connections._idle
+        while idle:
+            idle.pop().connection.close()
+        monkeypatch.setattr(Lane, "execute", counting)
+        if how == "transaction":
+            return step.transaction("second", lambda _: 2, isolation="serializable")
+        return step("second", lambda: 2, key="second")
+
+    branches = list[Callable[[], str]]()
+    with ThreadPoolExecutor(1) as aside:
+
+        def beside() -> None:
+            aside.submit(branches[0]).result(PATIENCE)
+
+        assert durable.run(None, workflow, id="run", store=store) == 2
+    assert len(counts) == 1
+    assert {key for kind, key, _ in database.journal("run") if kind == "step"} == {"first", "second", "beside"}
+
+
+@pytest.mark.parametrize("how", ["step", "transaction"])
+def test_a_run_that_somebody_has_deleted_meanwhile(database: Database, promotes: Callable[[], None], how: str) -> None:
+    """FAULTS 34, 69: that its records are gone is no fail-over's doing then, and it is not to go on."""
+    store = database.store()
+
+    def workflow(step: durable.Step, _: None) -> int:
+        step("first", lambda: 1)
+        store.delete("run", force=True)
+        promotes()
+        idle = store.process.connections._idle
+        while idle:
+            idle.pop().connection.close()
+        return step.transaction("second", lambda _: 2) if how == "transaction" else step("second", lambda: 2)
+
+    with pytest.raises(LeaseLost):
+        durable.run(None, workflow, id="run", store=store)
+
+
+def test_who_may_not_ask_for_the_server_counts_at_the_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """FAULTS 34: some services have no such function."""
-    monkeypatch.setattr(connections, "_TIMELINE", b"SELECT nobody_has_this()")
+    monkeypatch.setattr(connections, "_SERVER", b"SELECT nobody_has_this()")
     with pytest.raises(RecordsLost):
         Desk(database, "second", cuts=True).run(asynchronous=False)
     assert [key for kind, key, _ in database.journal("run") if kind == "step"] == ["first", "third"]

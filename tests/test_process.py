@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import random
 import subprocess
 import sys
@@ -19,18 +20,21 @@ from typing import Any
 import psycopg
 import psycopg_pool
 import pytest
+from msgspec import structs
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
 import durable
 from durable import AsyncStep, Step
+from durable._engine.batches import LARGE
 from durable._engine.decisions import Claim, Granted
 from durable.errors import LeaseLost
 from durable.events import RunEvent, StepStalled
 from durable.snapshot import Kind, Record, Status
 from durable.stores import PostgresStore, postgres
 from durable.stores._postgres.commits import checkpoint_job
+from durable.stores._postgres.connections import Connections
 from ownership_children import PATIENCE, Child, process_of, wait_until
 from process_children import fork_in_a_body
 from support import Database
@@ -332,7 +336,8 @@ def test_one_lease_that_somebody_locks_costs_no_other(database: Database) -> Non
     renewed(database, "locked", 2)
 
 
-def test_a_claim_that_waits_for_a_transaction_holds_up_nothing_else(database: Database) -> None:
+@pytest.mark.parametrize("size", [0, 2 * LARGE], ids=["small", "large"])
+def test_a_claim_that_waits_for_a_transaction_holds_up_nothing_else(database: Database, size: int) -> None:
     """FAULTS 28: the last owner stands still in the midst of one. What this process commits for its other runs goes by."""
     store = database.store()
     going = store.begin(claim("going", 30.0), lambda: True)
@@ -340,17 +345,19 @@ def test_a_claim_that_waits_for_a_transaction_holds_up_nothing_else(database: Da
     assert isinstance(going, Granted)
     assert isinstance(left, Granted)
     store.release(left.lease)
-    spy = spy_on(store)
+    spies, value = [spy_on(store), spy_on(store, large=True)], json.dumps("x" * size)
     waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     with psycopg.connect(database.url) as owner, ThreadPoolExecutor(1) as aside:
         lock = sql.SQL("SELECT FROM {} WHERE workflow_id = 'left' FOR KEY SHARE")
         owner.execute(lock.format(sql.Identifier(database.schema, "durable_locks")))
-        taken = aside.submit(store.begin, claim("left", 30.0), lambda: True)
+        taken = aside.submit(store.begin, structs.replace(claim("left"), input=value.encode()), lambda: True)
         wait_until(lambda: database.execute(waits) != [(0,)], "the claim to wait")
-        store.checkpoint(going.lease, Record(0, "step", Kind.STEP, '{"name":"step","ok":true,"value":1}'))
+        store.checkpoint(going.lease, Record(0, "step", Kind.STEP, f'{{"name":"step","ok":true,"value":{value}}}'))
         store.finish(going.lease, Status.COMPLETED, Record(1, "result", Kind.RESULT, "1"))
         assert not taken.done()
-        assert [seen.problem for seen in spy.seen] == [None] * 3, "the claim's connection was given up first"
+        assert [seen.problem for spy in spies for seen in spy.seen] == [None] * 3, (
+            "the claim's connection was given up first"
+        )
         owner.rollback()
         assert isinstance(taken.result(PATIENCE), Granted)
     assert database.status("going") == "completed"
@@ -525,5 +532,23 @@ def test_a_lent_connection_that_breaks_goes_back_all_the_same(
         return [step("breaks", breaks, key=str(number)) for number in range(3)]
 
     assert durable.run(None, workflow, id="run", store=borrower) == ["broken"] * 3
+    borrower.close()
+    check_as_it_was(pool, backend(pool))
+
+
+def test_a_lent_connection_whose_server_is_not_told(
+    database: Database, pool: psycopg_pool.ConnectionPool[Any], borrower: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAULTS 51, 80: a signal handler raises while it is asked, or its server has ended it. It goes back to the pool."""
+
+    def interrupted(*_: Any) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Connections, "server_of", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            borrower.begin(claim("run", 1.0), lambda: True)
+    database.execute("SELECT pg_terminate_backend(%s, 10000)", backend(pool))
+    assert isinstance(borrower.begin(claim("run"), lambda: True), Granted)
     borrower.close()
     check_as_it_was(pool, backend(pool))

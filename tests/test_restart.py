@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 import durable
@@ -134,3 +135,19 @@ def test_an_outage_longer_than_the_lease_stops_the_run_and_the_next_goes_on(
         name = workflow.__name__
         assert run(workflow, on_conflict="wait") == [f"{name}/one", f"{name}/two", f"{name}/three"]
     assert sorted(bodies) == ["blocking/three", "blocking/two", "walking/three", "walking/two"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "could not write init file: No space left on device",
+        "could not fork new process for connection: Cannot allocate memory",
+        "out of memory",
+        "the database system is starting up",
+    ],
+)
+def test_a_server_that_cannot_let_anybody_in_now_is_no_refusal(database: Database, words: str) -> None:
+    """FAULTS 50: with its disk full it cannot even write the file that each new session reads. (Found by chaos.)"""
+    said = f'connection failed: connection to server at "127.0.0.1", port 5432 failed: FATAL:  {words}'
+    meaning = database.store().process.connections.meaning(psycopg.OperationalError(said))
+    assert type(meaning) is durable.StoreUnavailable

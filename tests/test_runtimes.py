@@ -201,6 +201,18 @@ STORMS = {
         signal.setitimer(signal.ITIMER_REAL, 0)
         assert len(bodies) == len(set(bodies)), "a body ran twice"
     """,
+    "a handler in the midst of a count": """
+        handled = []
+        def trace(frame, event, _):  # as a signal could come there
+            if frame.f_code.co_name == "recorded" and event == "line" and len(handled) < 3:
+                handled.append(f"handled-{len(handled)}")
+                assert run(handled[-1]) == expected(handled[-1])
+            return trace
+        sys.settrace(trace)
+        assert run("first") == expected("first")
+        sys.settrace(None)
+        assert len(handled) == 3
+    """,
     "a handler that does nothing": """
         signal.signal(signal.SIGALRM, lambda *_: None)
         signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)

@@ -176,8 +176,9 @@ def run(
 
     Raises what the workflow raised; `InvalidArgument` before anything is touched; `RunMismatch`, `VersionMismatch`,
     `WorkflowDrift`, `UnreadableRecord` when the stored run does not fit, and leaves it as it is; `ConcurrentExecution`,
-    `WaitTimedOut`; `LeaseLost` when the lease ended under it; `RunCancelled`, `DeadlineExceeded`; `StoreUnavailable`,
-    `AccessDenied`, `UnsuitableServer`, `SchemaMismatch`, `OutcomeUnknown` from the store.
+    `WaitTimedOut`; `LeaseLost` when the lease ended under it; `RecordsLost` when the database went back under it;
+    `RunCancelled`, `DeadlineExceeded`; `StoreUnavailable`, `AccessDenied`, `UnsuitableServer`, `SchemaMismatch`,
+    `OutcomeUnknown` from the store.
     """
     options = Options(
         version, on_version_mismatch, on_conflict, wait_timeout, lease, deadline, metadata, cancel, retry, on_event

@@ -385,7 +385,7 @@ class RecordsLost(HistoryError):
     def __str__(self) -> str:
         return (
             f"run {self.run_id!r}: records of it that the database had acknowledged are not there any more: it has gone back "
-            f"to an earlier state (a fail-over to a standby that was behind, or a backup). Nothing was added to it. Call "
+            f"to an earlier state (a fail-over to a standby that was behind, or a backup). Nothing more was added to it. Call "
             f"durable.run again with this id: it goes on from what is there, and the steps whose records are lost run again."
         )
 

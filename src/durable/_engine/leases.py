@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Final
 
 from durable.errors import InvalidArgument
@@ -27,12 +28,13 @@ class Lease:
     the server cannot have counted from earlier, so the holder's deadline does not lie after the server's, though one of
     their clocks may be a little fast. Renewals are
     told by one thread and read by others; each is one assignment. `records` counts those of the run that its holder knows to
-    be stored, as of a `timeline` of the database: that is how he notices that it has gone back to an earlier state. Both are
+    be stored, as of a `server`: that is how he notices that it has gone back to an earlier state. Both are
     the store's, and stay empty where it does not look.
     """
 
     __slots__ = (
-        "cancelled", "deadline", "epoch", "lost", "records", "row", "run_id", "seconds", "sent", "timeline", "token",
+        "_counter", "cancelled", "deadline", "epoch", "lost", "records", "row", "run_id", "seconds", "sent", "server",
+        "token",
     )  # fmt: skip
 
     def __init__(
@@ -46,12 +48,25 @@ class Lease:
         self.sent = sent
         self.deadline = sent + seconds * _SURE
         self.records = 0
-        self.timeline = ""
+        self.server = ""
+        self._counter = itertools.count(1)
         self.lost: str | None = None
         self.cancelled = False
 
     def __repr__(self) -> str:
         return f"<Lease on {self.run_id!r}, epoch {self.epoch}{', lost' if self.lost else ''}>"
+
+    def known(self, records: int, server: str) -> None:
+        """So many records of the run are stored on this server."""
+        self.records, self.server = records, server
+        self._counter = itertools.count(records + 1)
+
+    def recorded(self) -> None:
+        """One more record is stored. From any thread, and in a signal handler: a lease may write in several ways at once.
+
+        So without a lock. Of two at once the later may leave behind what the earlier counted, one too few until the next.
+        """
+        self.records = next(self._counter)
 
     def renewed(self, sent: float) -> None:
         """A renewal that was sent at `sent` has been acknowledged."""

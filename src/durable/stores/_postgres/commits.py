@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +29,6 @@ _TAKEN = "another execution has taken it over"
 NOT_ITS_OWN = "a record that is not its own stands in its place"
 
 _json = msgspec.json.Encoder()
-_counting = threading.Lock()
 _claims = itertools.count(1)  # of this process, whose `instance` is random
 
 
@@ -128,22 +126,26 @@ def refused(lease: Lease, token: str | None, owner: str | None) -> DurableError 
     return RunCancelled(lease.run_id) if token is None and owner == "cancelled" else LeaseLost(lease.run_id, _TAKEN)
 
 
-def recorded(lease: Lease) -> None:
-    """One more record of the lease's run is known to be stored. From any thread: a lease may write in several ways at once."""
-    with _counting:
-        lease.records += 1
+def strange(lane: Lane, leases: Iterable[Lease]) -> Sequence[tuple[Lease, int]]:
+    """The leases that are not known on the lane's server, each with how many records of its run were acknowledged.
+
+    To be asked before the snapshot in which they are counted: more may be recorded meanwhile, in another way.
+    """
+    return [(lease, lease.records) for lease in leases if lease.server != lane.server]
 
 
-def without_records(lane: Lane, sql: Mapping[str, bytes], leases: Sequence[Lease]) -> Sequence[Lease]:
-    """Those of the leases whose run has fewer records here than were acknowledged; the others are on this timeline now."""
-    strange = [lease for lease in leases if lease.timeline != lane.timeline]
+def without_records(lane: Lane, sql: Mapping[str, bytes], strange: Sequence[tuple[Lease, int]]) -> Sequence[Lease]:
+    """Those of the strange leases whose run has fewer records here than that; the others are known here now."""
     if not strange:
         return ()
-    counts: dict[str, int] = dict(lane.execute(sql["count_records"], ([lease.row for lease in strange],)))
-    for lease in strange:
-        if counts[lease.row] >= lease.records:
-            lease.timeline = lane.timeline
-    return [lease for lease in strange if lease.timeline != lane.timeline]
+    counts: dict[str, int] = dict(lane.execute(sql["count_records"], ([lease.row for lease, _ in strange],)))
+    lost: list[Lease] = []
+    for lease, records in strange:
+        if counts[lease.row] < records:
+            lost.append(lease)
+        else:
+            lease.server = lane.server
+    return lost
 
 
 class Statements:
@@ -226,16 +228,19 @@ class Statements:
             # One text for all kinds alike: a text for each record would be a tenth of all that a resumed run holds.
             records[run_id].append(Record(seq, key, sys.intern(kind), text))
         standing = {row[0]: row[1:] for row in runs}
-        return [_claim_reply(claiming, standing, records, lane.timeline) for claiming in claimings]
+        return [_claim_reply(claiming, standing, records, lane.server) for claiming in claimings]
 
     def _checkpoint(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
-        """Nothing is added to a run that the database, on another timeline, does not have whole."""
-        lost = without_records(lane, self._sql, [job.payload.lease for job in jobs])
+        """Nothing is added to a run that another server, which this lane leads to, does not have whole."""
+        lost = without_records(lane, self._sql, strange(lane, (job.payload.lease for job in jobs)))
         if not lost:
             return self._written(lane, jobs)
-        whole = [job for job in jobs if job.payload.lease not in lost]
-        answers = iter(self._written(lane, whole) if whole else ())
-        return [RecordsLost(job.run_id) if job.payload.lease in lost else next(answers) for job in jobs]
+        whole, without = list[Job](), list[Job]()
+        for job in jobs:
+            (without if job.payload.lease in lost else whole).append(job)
+        written = iter(self._written(lane, whole) if whole else ())
+        fates = iter(self._fates(lane, without, "read_leases"))
+        return [_whole(job, next(fates)) if job.payload.lease in lost else next(written) for job in jobs]
 
     def _written(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         if len(jobs) == 1:
@@ -347,7 +352,7 @@ def _counted(jobs: Sequence[Job], answers: Sequence[Any]) -> Sequence[Any]:
     if jobs[0].verb is Verb.CHECKPOINT:
         for job, answer in zip(jobs, answers, strict=True):
             if answer is None:
-                recorded(job.payload.lease)
+                job.payload.lease.recorded()
     return answers
 
 
@@ -358,7 +363,7 @@ def _end_row(write: Writing) -> _EndRow:
 
 
 def _whole(job: Job, fate: Any) -> Any:
-    """The fate of an end that was not written. Under a lease that stands, that is because the journal is not whole."""
+    """The fate of what was not written. Under a lease that stands, that is because the journal is not whole."""
     return RecordsLost(job.run_id) if fate is ABSENT else fate
 
 
@@ -380,7 +385,7 @@ def _claim_row(claiming: Claiming) -> dict[str, Any]:
     }
 
 
-def _claim_reply(claiming: Claiming, standing: dict[str, Any], records: dict[str, list[Record]], timeline: str) -> Any:
+def _claim_reply(claiming: Claiming, standing: dict[str, Any], records: dict[str, list[Record]], server: str) -> Any:
     """The reply to a claim and the token that stands there now, or the error as a value."""
     claim, (epoch, token, owner, expires_in, document) = claiming.claim, standing[claiming.row]
     header, told, problem = None, list[Record](), None
@@ -391,7 +396,7 @@ def _claim_reply(claiming: Claiming, standing: dict[str, Any], records: dict[str
             problem = unreadable
     if document is not None and token == f"{epoch}:{claiming.random}" and claiming.sent is not None:
         lease = Lease(claim.run_id, token, epoch, claim.seconds, claiming.sent, claiming.row)
-        lease.records, lease.timeline = len(records[claiming.row]), timeline
+        lease.known(len(records[claiming.row]), server)
         known = header or Header(claim.workflow, Execution(Status.RUNNING))
         return Granted(lease, known, told + records[claiming.row], problem=problem), token
     if problem is not None:

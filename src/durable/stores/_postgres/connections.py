@@ -50,6 +50,9 @@ _SIGNS_OF_ABSENCE: Final = (
     "terminating connection",
     "too many",
     "remaining connection slots",
+    "FATAL:  could not ",  # write or read a file of its own, as on a full disk; fork
+    "out of memory",
+    "out of shared memory",
 )
 _UTF_8: Final = "utf-8"
 _numbers: Final = itertools.count()  # of prepared statements: another store may use the same connection of a pool
@@ -57,21 +60,22 @@ _log = logging.getLogger("durable")
 
 _NO_DATABASE: Final = re.compile(r'FATAL:.*database ".*" does not exist')
 INSISTENCE: Final = b"SET synchronous_commit = on"
-_TIMELINE: Final = b"SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)"
+# A standby was started at another moment than its primary, and so was what a backup is restored into.
+_SERVER: Final = b"SELECT to_char(pg_postmaster_start_time() AT TIME ZONE 'UTC', 'YYYYMMDDHH24MISSUS')"
 
 
 class Lane:
     """A connection in autocommit mode, lent out.
 
-    `prepared` has the names of the statements prepared on it by `wrote`; `timeline` is the database's, as PostgreSQL counts
-    them: another one since each promotion of a standby, and each restored backup. Empty where nobody can tell.
+    `prepared` has the names of the statements prepared on it by `wrote`; `server` tells which server it leads to, by the moment
+    when that was started. Empty where nobody can tell.
     """
 
-    __slots__ = ("_cursor", "_encoding", "_prepared", "autocommit", "connection", "prepare", "timeline")
+    __slots__ = ("_cursor", "_encoding", "_prepared", "autocommit", "connection", "prepare", "server")
 
-    def __init__(self, connection: Connection, prepared: MutableMapping[bytes, bytes], timeline: str) -> None:
+    def __init__(self, connection: Connection, prepared: MutableMapping[bytes, bytes], server: str) -> None:
         self.connection = connection
-        self.timeline = timeline
+        self.server = server
         self.prepare: bool | None = None
         self.autocommit = connection.autocommit
         self._encoding = connection.info.encoding
@@ -152,7 +156,7 @@ class Connections:
         self._late: list[Connection] = []
         # Of a lent connection it must be remembered what is prepared on it, for as long as it lives.
         self._prepared: WeakKeyDictionary[Connection, dict[bytes, bytes]] = WeakKeyDictionary()
-        self._timelines: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
+        self._servers: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
         self._closed = False
         self.watchdog = Watchdog(clock)
         self.ready = False
@@ -226,24 +230,24 @@ class Connections:
             if self._closed:
                 self.close()
 
-    def timeline(self, connection: Connection) -> str:
-        """The timeline that a connection in autocommit mode leads to, asked once. A pooler's may lead elsewhere next time."""
+    def server_of(self, connection: Connection) -> str:
+        """Which server a connection in autocommit mode leads to, asked once. A pooler's may lead elsewhere next time."""
         if not self.prepares:
             return ""
-        timeline = self._timelines.get(connection)
-        if timeline is None:
+        server = self._servers.get(connection)
+        if server is None:
             self.watchdog.watch(connection, self._clock.elapsed() + _LONGEST_CONNECTING)
             try:
                 cursor = connection.cursor(row_factory=tuple_row)
-                timeline = str(cursor.execute(_TIMELINE, prepare=False).fetchall()[0][0])
+                server = str(cursor.execute(_SERVER, prepare=False).fetchall()[0][0])
             except psycopg.Error:
                 if connection.closed:
                     raise
-                timeline = ""  # a service that lets nobody ask
+                server = ""  # one that lets nobody ask
             finally:
                 self.watchdog.unwatch(connection)
-            self._timelines[connection] = timeline
-        return timeline
+            self._servers[connection] = server
+        return server
 
     def close(self) -> None:
         """Close what is at hand; nothing of the user's."""
@@ -319,7 +323,7 @@ class Connections:
             connection.prepare_threshold = 0
             if self.insists:
                 connection.execute(INSISTENCE, prepare=False)
-            self.timeline(connection)
+            self.server_of(connection)
 
     def _look_at(self, settings: dict[str, str | None]) -> None:
         """Mend what can be mended in our own sessions; say the rest, or refuse it."""
@@ -363,8 +367,8 @@ class Connections:
             lane = Lane(connection, self._prepared.setdefault(connection, {}), "")
             if not lane.autocommit:
                 connection.autocommit = True
-            lane.timeline = self.timeline(connection)
-        except psycopg.Error:
+            lane.server = self.server_of(connection)
+        except BaseException:  # what a signal handler raises, too
             if self._pool is not None:
                 self._pool.putconn(connection)
             raise

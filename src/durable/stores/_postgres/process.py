@@ -54,12 +54,13 @@ class Process:
     def writer(self, job: Job) -> Writer:
         """The way for this job.
 
-        Small ones never wait behind large ones, nor behind those that wait until somebody else's transaction has ended: a
-        claim may, of a run whose last owner stands still in the midst of one.
+        What is small never waits behind what is large, and neither behind what waits until somebody else's transaction has
+        ended: a claim may, of a run whose last owner stands still in the midst of one. So claims of any size wait for claims
+        only.
         """
-        if job.size > LARGE or job.verb in _ASIDE:
-            return self._large
-        return self._claims if job.verb is Verb.CLAIM else self._small
+        if job.verb is Verb.CLAIM:
+            return self._claims
+        return self._large if job.size > LARGE or job.verb in _ASIDE else self._small
 
     def perform(self, job: Job) -> Any:
         """Commit a job and return its answer, or raise its error. Blocks."""

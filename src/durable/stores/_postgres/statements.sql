@@ -43,18 +43,19 @@ ON CONFLICT (workflow_id) DO UPDATE
 -- name: open_runs
 -- Where the lease is now ours: write the header and input of a new run, or mark an old one as running; what another tool
 -- wrote, without a workflow's name, becomes this workflow's. Doing it twice, when the reply to the first time was lost,
--- changes nothing. A run that ended after the first look, and that its claim may not take up again, is left as it ended.
+-- changes nothing. A run that ended after the first look, and that its claim may not take up again, is left as it ended. The
+-- lease is locked also where it was taken before: a claim that was sent twice may come when its run is just being ended.
 WITH asked AS (
     SELECT *
       FROM json_to_recordset(%(claims)s::json) AS asked (
            id text, random text, header jsonb, input text, after_failure boolean)
 ), mine AS MATERIALIZED (
-    SELECT lease.workflow_id, lease.epoch, asked.header, asked.input, asked.after_failure
-      FROM asked
+    SELECT lease.workflow_id, lease.epoch, run.header, run.input, run.after_failure
+      FROM (SELECT * FROM asked ORDER BY id) AS run
      CROSS JOIN LATERAL (
            SELECT workflow_id, epoch FROM {locks}
-            WHERE workflow_id = asked.id AND owner_token = epoch || ':' || asked.random
-           OFFSET 0) AS lease
+            WHERE workflow_id = run.id AND owner_token = epoch || ':' || run.random
+              FOR KEY SHARE) AS lease
 ), fresh AS (
     INSERT INTO {snapshots} (id, snapshot, updated_at)
     SELECT workflow_id, jsonb_set(header, ARRAY['execution', 'lastUpdated'], to_jsonb(now())), now()

@@ -39,9 +39,9 @@ from durable.stores._daemons import Daemons
 from durable.stores._postgres.commits import (
     NOT_ITS_OWN,
     checkpoint_job,
-    recorded,
     refused,
     settle_job,
+    strange,
     without_records,
 )
 from durable.stores._postgres.connections import INSISTENCE, Connections, Lane
@@ -97,7 +97,7 @@ class Transactions:
         except IndexError:
             connection = connections.connect(until)
             connection.prepare_threshold = _STATEMENTS_UNTIL_PREPARED if connections.prepares else None
-            return Lane(connection, {}, connections.timeline(connection)), False
+            return Lane(connection, {}, connections.server_of(connection)), False
 
     def give_back(self, lane: Lane) -> None:
         """Take it back, whatever state it is in."""
@@ -192,7 +192,7 @@ class PostgresTransaction:
         except psycopg.Error as problem:
             failure, lost = problem, lane.connection.closed
         else:
-            recorded(lease)
+            lease.recorded()
             return
         finally:
             watchdog.unwatch(lane.connection)
@@ -266,6 +266,7 @@ class PostgresTransaction:
             lane.prepare = owner.connections.prepares
             now = owner.clock.elapsed()
             owner.connections.watchdog.watch(lane.connection, now + batches.silence(until, now))
+            strangers = strange(lane, [lease])
             try:
                 with lane.connection.pipeline():
                     lane.also(self._begin)
@@ -276,7 +277,7 @@ class PostgresTransaction:
                     idle = (lease.seconds, f"{lease.seconds * 1000:.0f}")
                     settings = lane.also(owner.sql["transaction_settings"], idle)
                     fence = lane.also(owner.sql["transaction_fence"], (lease.row,))
-                lost = without_records(lane, owner.sql, [lease])
+                lost = without_records(lane, owner.sql, strangers)
             finally:
                 owner.connections.watchdog.unwatch(lane.connection)
             self._number, *self._settings = next(settings)[:_SETTINGS]
@@ -348,7 +349,7 @@ class PostgresTransaction:
             raise OutcomeUnknown(job.run_id, job.what, type(problem).__name__) from problem
         if not committed:
             raise self._lost(problem) from problem
-        recorded(self._lease)
+        self._lease.recorded()
 
     def _lost(self, problem: psycopg.Error | None) -> RolledBack:
         why = "" if problem is None else f" ({problem.diag.message_primary or type(problem).__name__})"

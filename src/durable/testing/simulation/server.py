@@ -66,7 +66,7 @@ class Server:
         self.given_back: set[str] = set()  # the tokens of leases whose holders have asked to give them back
         self.waits = 0  # for locks
         self.victims = 0
-        self.promotions = 0  # of standbys
+        self.starts = 0  # of another server, or of the same again
         self.idled = 0  # transactions that were ended for holding on without a statement
         self._backends: list[Backend] = []
         self._made = 0
@@ -82,13 +82,13 @@ class Server:
     def crash(self, back_after: float, forgets: int = 0) -> None:
         """Every connection is gone, and what was not committed; with what a standby lacked, if one takes over."""
         self.up = False
+        self.starts += 1
         for backend in self._backends:
             backend.gone = True
             backend.session.roll_back()
             backend.client.broken()
         self._backends.clear()
         if forgets:
-            self.promotions += 1
             self.database.fail_over(max(0, self.database.commits - forgets))
         self.timeline.after(back_after, self._start)
 

@@ -88,13 +88,17 @@ def _may_execute(run: Header | None, asked: dict[str, Any]) -> bool:
 
 def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     mine: list[tuple[dict[str, Any], int]] = []
-    for asked in _decode(values["claims"]):
-        lease = tables.locks.visible(asked["id"], statement)
-        if lease is not None and lease.owner_token == f"{lease.epoch}:{asked['random']}":
+    for asked in sorted(_decode(values["claims"]), key=_by_id):
+
+        def is_mine(lease: Lease, random: str = asked["random"]) -> bool:
+            return lease.owner_token == f"{lease.epoch}:{random}"
+
+        lease: Lease | None = yield from statement.locked(tables.locks, asked["id"], KEY_SHARE, is_mine)
+        if lease is not None:
             mine.append((asked, lease.epoch))
     moment = _iso(statement.now)
     fresh: set[str] = set()
-    for asked, _ in sorted(mine, key=lambda one: _by_id(one[0])):
+    for asked, _ in mine:
         header = asked["header"]
         execution = {**header["execution"], "lastUpdated": moment}
         new = Header(asked["id"], {**header, "execution": execution}, statement.now)

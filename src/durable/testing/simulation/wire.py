@@ -102,7 +102,7 @@ class Wire:
         self.prepare_threshold: int | None = None
         self._host = host
         self._server = server
-        self.era = str(server.promotions)
+        self.era = str(server.starts)
         self._timeline = server.timeline
         self._backend: Backend = server.backend(self)
         self._tell: Callable[[object], None] | None = None
@@ -314,11 +314,11 @@ class Lent:
 class Lane:
     """See `connections.Lane`."""
 
-    __slots__ = ("connection", "prepare", "timeline")
+    __slots__ = ("connection", "prepare", "server")
 
-    def __init__(self, connection: Wire, _: object, timeline: str) -> None:
+    def __init__(self, connection: Wire, _: object, server: str) -> None:
         self.connection = connection
-        self.timeline = timeline
+        self.server = server
         self.prepare: bool | None = None
 
     def execute(self, query: bytes, parameters: Any = None) -> Answer:
@@ -376,7 +376,7 @@ class Connections:
             if not lane.connection.closed:
                 return lane
         wire = self.connect(until)
-        return Lane(wire, {}, self.timeline(wire))
+        return Lane(wire, {}, self.server_of(wire))
 
     def connect(self, until: float) -> Wire:  # noqa: ARG002 -- the host sleeps as long as it must
         """See `connections.Connections`."""
@@ -387,7 +387,7 @@ class Connections:
         self.wires.append(Wire(self._host, self._server))
         return self.wires[-1]
 
-    def timeline(self, connection: Wire) -> str:
+    def server_of(self, connection: Wire) -> str:
         """See `connections.Connections`."""
         return connection.era
 
