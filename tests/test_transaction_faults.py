@@ -399,6 +399,20 @@ def test_one_that_always_is_the_victim_fails_with_that(
     assert [kind for kind, _, _ in database.journal("run")] == ["attempt", "step", "failure"]
 
 
+def test_a_server_that_is_out_of_something_is_no_failure_of_the_bodys(
+    database: Database, table: Table, run: Run
+) -> None:
+    """FAULTS 50: a disk that is full under the body's own statement. The run can be resumed, and is not failed."""
+    full = "DO $$ BEGIN RAISE EXCEPTION 'no space left' USING ERRCODE = '53100'; END $$"
+    fails = table.and_then(*[lambda connection: connection.execute(full)] * 2)
+    assert run(database.store(), fails) == "a line"
+    assert table.rows == ["a line"]
+    always = table.and_then(*[lambda connection: connection.execute(full)] * 100)
+    with pytest.raises(StoreUnavailable, match="no space left"):
+        run(database.store(), always, id="always")
+    assert database.status("always") == "running"
+
+
 def test_what_is_deferred_to_the_commit_is_the_bodys_failure(database: Database, table: Table, run: Run) -> None:
     database.execute(
         "CREATE TABLE accounts (id int PRIMARY KEY);"

@@ -129,8 +129,8 @@ class Step(BlockingDriver):
         Both are committed or neither is: what `fn` does to the database happens exactly once. `fn` is a blocking function,
         the connection a `psycopg.Connection` in a transaction at the `isolation` given; return to commit, raise to roll back,
         `with connection.transaction():` for a part. It may leave the connection idle for as long as the lease lasts. What it
-        does elsewhere happens at least once, as in any step: a deadlock, a serialization failure, or the loss of the
-        connection has it called again.
+        does elsewhere happens at least once, as in any step: a deadlock, a serialization failure, the loss of the
+        connection, or a server that is out of disk space or memory has it called again.
 
         `key`, `retry`, `timeout`, the value and the errors are as for `step(...)`; besides these, `TransactionMisused` for a
         body that ends the transaction or tries to. A store that is no PostgreSQL ends the run with `InvalidArgument`.

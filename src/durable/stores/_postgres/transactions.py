@@ -303,6 +303,8 @@ class PostgresTransaction:
             errors = list(_database_errors(problem))
             if conflict := next(filter(_is_conflict, errors), None):
                 raise RolledBack(conflict) from problem
+            if exhausted := next(filter(_is_exhausted, errors), None):
+                raise RolledBack(self._owner.connections.meaning(exhausted)) from problem
             if errors and connection.closed:
                 raise self._lost(errors[0]) from problem
             if misuse is not None and face.ended:
@@ -394,6 +396,11 @@ def _database_errors(problem: BaseException) -> Iterator[psycopg.Error]:
         if isinstance(at, psycopg.Error):
             yield at
         at = at.__cause__ or at.__context__
+
+
+def _is_exhausted(error: psycopg.Error) -> bool:
+    """Whether the server is out of something, like disk space, which is not the body's fault."""
+    return error.sqlstate is not None and error.sqlstate.startswith("53")
 
 
 def _is_conflict(error: psycopg.Error) -> bool:
