@@ -198,7 +198,7 @@ _HOW_TO_READ = """## How to read it
   thread each. More than 1 × is possible because what waits at the same time is committed together.
 - **disks**: W1 and W2 again, with PostgreSQL's `commit_delay` set, so that every flush, also the bare loop's, takes so much
   longer. What a step adds to a bare commit is a fixed time, so on a slower disk it weighs less; the disk here is a fast one.
-  With 0.35 ms more the bare loop goes about as fast as where the goals were set (1,850/s).
+  With 0.22 ms more the bare loop goes about as fast as where the goals were set (1,850/s).
 - **W1** is one workflow of 1,000 steps, one after the other. **W2** is workflows of 10 steps, 50 or 200 at once, their begin
   and end included. **W3** compares steps of long and short workflows, **W4** returns large values, **W5** resumes, **W7** has
   no database at all, **W8** is the codec. Every step returns 100 bytes of JSON, unless it says otherwise.

@@ -38,8 +38,8 @@ MANY: Final = "bare INSERT, 50 connections"
 BLOCK: Final = 20  # steps of a turn where one workflow is measured
 MANY_BLOCK: Final = 5000  # where many are
 MANY_ITEMS: Final = 10_000  # of one map
-DELAYS: Final = (350, 1000)  # microseconds that a flush takes longer on slower disks
-GOALS_AT: Final = 350  # with which a bare commit takes about as long as where the goals were set, 540 µs
+DELAYS: Final = (220, 1000)  # microseconds that a flush takes longer on slower disks
+GOALS_AT: Final = 220  # with which a bare commit takes about as long as where the goals were set, 540 µs
 
 
 @dataclass
