@@ -309,7 +309,7 @@ def two_who_move() -> tuple[Timeline, Server, Client, Client]:
 
 
 def test_who_holds_a_transaction_idle_for_too_long_is_ended() -> None:
-    """FAULTS 28, 46: by the server, at the moment that the transaction has set; what it had done is undone."""
+    """By the server, at the moment that the transaction has set; what it had done is undone."""
     timeline, server, one, two = two_who_move()
     timeline.run(1.9)
     assert (one.told, two.told) == (["replied"], [])
