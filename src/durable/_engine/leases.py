@@ -28,8 +28,8 @@ class Lease:
     the server cannot have counted from earlier, so the holder's deadline does not lie after the server's, though one of
     their clocks may be a little fast. Renewals are
     told by one thread and read by others; each is one assignment. `records` counts those of the run that its holder knows to
-    be stored, as of a `server`: that is how he notices that it has gone back to an earlier state. Both are
-    the store's, and stay empty where it does not look.
+    be stored, as of a `server`: that is how he notices that it has gone back to an earlier state. Both are the store's, and
+    stay empty where it does not look.
     """
 
     __slots__ = (
