@@ -363,6 +363,24 @@ def test_a_claim_that_waits_for_a_transaction_holds_up_nothing_else(database: Da
     assert database.status("going") == "completed"
 
 
+def test_a_claim_that_comes_twice_while_its_run_is_being_ended(database: Database) -> None:
+    """FAULTS 43: its first request was slow, and arrives when the run has failed under the lease that the second one got."""
+    store = database.store()
+    first, again = store.claiming(claim("run"), None), store.claiming(claim("run"), None)
+    again.payload = first.payload
+    store.process.perform(first)
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with psycopg.connect(database.url) as ender, ThreadPoolExecutor(1) as aside:
+        ender.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(database.schema)))
+        ender.execute("UPDATE durable_locks SET owner_token = NULL, owner = NULL, expires_at = now()")
+        ender.execute("UPDATE durable_snapshots SET snapshot = jsonb_set(snapshot, '{execution,status}', '\"failed\"')")
+        arrived = aside.submit(store.process.perform, again)
+        wait_until(lambda: database.execute(waits) != [(0,)], "it to wait for the end")
+        ender.commit()
+        arrived.result(PATIENCE)
+    assert database.status("run") == "failed", "it reads running, and nobody executes it"
+
+
 def test_who_has_lost_his_lease_is_told_so_though_the_next_owner_is_in_a_transaction(database: Database) -> None:
     """FAULTS 16, 28: nothing of his is under way, so there is nothing to wait for, and nobody waits behind him."""
     store, other = database.store(), database.store(lock=False)
