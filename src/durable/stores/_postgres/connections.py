@@ -103,10 +103,13 @@ class Lane:
         return self._done()
 
     def _done(self) -> int:
-        (result,) = self.connection.wait(generators.execute(self.connection.pgconn))
-        if result.status != ExecStatus.COMMAND_OK:
-            raise error_from_result(result, self.connection.info.encoding)
-        return result.command_tuples or 0
+        results = self.connection.wait(generators.execute(self.connection.pgconn))
+        for result in results:  # the first error is the one that says why; a pooler adds its own to a server's last
+            if result.status != ExecStatus.COMMAND_OK:
+                raise error_from_result(result, self.connection.info.encoding)
+        if len(results) != 1:
+            raise psycopg.OperationalError(f"one statement was answered {len(results)} times")
+        return results[0].command_tuples or 0
 
     def _encoded(self, value: bytes) -> bytes:
         try:
