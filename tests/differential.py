@@ -383,8 +383,13 @@ def _comparable(statement: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[A
     if statement == "transaction_settings":  # its number and the session's settings: each has its own
         return [() for _ in rows]
     if statement == "read_runs":
-        return [(*row[:4], row[4] is not None and row[4] > 0, _document(row[5] and json.loads(row[5]))) for row in rows]
-    return list(rows) if statement == "read_journals" else sorted(rows)
+        return [
+            (*row[:4], row[4] is not None and row[4] > 0, row[5], _document(row[6] and json.loads(row[6])))
+            for row in rows
+        ]
+    if statement == "read_journals":  # without how much of a record is stored
+        return [row[:6] for row in rows]
+    return sorted(rows)
 
 
 def _document(document: Any) -> Any:

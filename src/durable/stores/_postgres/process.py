@@ -41,6 +41,7 @@ class Process:
         self._small = Writer(statements, connections, clock, self.watchdog)
         self._large = Writer(statements, connections, clock, self.watchdog)
         self._claims = Writer(statements, connections, clock, self.watchdog)
+        self._long = Writer(statements, connections, clock, self.watchdog)
         self.transactions = Transactions(connections, sql, clock, self.perform, max_transactions)
         self.heartbeat = Heartbeat(self._renew, clock)
         self._heartbeat_connection: Connection | None = None
@@ -55,11 +56,13 @@ class Process:
         """The way for this job.
 
         What is small never waits behind what is large, and neither behind what waits until somebody else's transaction has
-        ended: a claim may, of a run whose last owner stands still in the midst of one. So claims of any size wait for claims
-        only.
+        ended: a claim may, of a run whose last owner stands still in the midst of one. So claims wait for claims only. And
+        these not for what of a claim is long: an input that it brings, a journal that it finds.
         """
-        if job.verb is Verb.CLAIM:
+        if job.verb is Verb.CLAIM and job.size <= LARGE:
             return self._claims
+        if job.verb is Verb.CLAIM or job.verb is Verb.READ:
+            return self._long
         return self._large if job.size > LARGE or job.verb in _ASIDE else self._small
 
     def perform(self, job: Job) -> Any:
@@ -79,6 +82,7 @@ class Process:
         with self._closing:
             for writer in (
                 self._claims,
+                self._long,
                 self._small,
                 self._large,
             ):  # what a claim brought that nobody took is given back

@@ -183,7 +183,7 @@ class PostgresTransaction:
             self._epoch,
         )
         now = owner.clock.elapsed()
-        watchdog.watch(lane.connection, now + batches.silence(job.deadline, now))
+        watchdog.watch(lane.connection, now + batches.silence(job.deadline, now), job.size / batches.SLOWEST)
         try:
             with lane.connection.pipeline():
                 lane.also(owner.sql["restore_settings"], self._settings)

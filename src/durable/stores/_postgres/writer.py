@@ -279,7 +279,8 @@ class Writer:
         deadline = batches.deadline(jobs)
         lane = self._connections.take(deadline)
         now = self._clock.elapsed()
-        self._watchdog.watch(lane.connection, now + batches.silence(deadline, now))
+        size = jobs[0].size if len(jobs) == 1 else sum(job.size for job in jobs)
+        self._watchdog.watch(lane.connection, now + batches.silence(deadline, now), size / batches.SLOWEST)
         try:
             if jobs[0].unknown:
                 return self._performer.read_back(lane, jobs)
