@@ -100,14 +100,12 @@ class Found:
     def add(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """One more page, as rows of `read_journals`."""
         self.place = None
-        for _, _, seq, key, kind, text, size in rows:
-            if text is None:
+        for number, (_, _, seq, key, kind, text, size) in enumerate(rows):
+            if text is None or number == MOST_RECORDS:
                 self.place, self.size = seq, max(MOST_BYTES, size)
                 return
             # One text for all kinds alike: a text for each record would be a tenth of all that a resumed run holds.
             self.records.append(Record(seq, key, sys.intern(kind), text))
-        if len(rows) == MOST_RECORDS:
-            self.place = self.records[-1].seq + 1
 
     def reply(self) -> ClaimReply:
         """The reply to the claim, or its error raised."""
@@ -308,7 +306,7 @@ class Statements:
             "randoms": [claiming.random for claiming in claimings],
             "places": [_BEFORE_ALL for _ in claimings],
             "most": batches.page(len(jobs)),
-            "rows": MOST_RECORDS,
+            "rows": MOST_RECORDS + 1,
         }
         with _transaction(lane):
             lane.also(self._sql["take_leases"], values)
@@ -338,7 +336,7 @@ class Statements:
                 "randoms": [found.random],
                 "places": [found.place],
                 "most": MOST_BYTES,
-                "rows": MOST_RECORDS,
+                "rows": MOST_RECORDS + 1,
             }
             rows = lane.execute(self._sql["read_journals"], values).fetchall()
             if not rows or (found.lease is not None and not rows[0][1]):
