@@ -30,9 +30,9 @@ from support import Database
 from test_wire import Wire
 from writer_spies import spy_on
 
-LEASE = 1.0  # seconds
-RATE = 1_000_000  # bytes a second
-LONG = 3_000_000  # bytes: three leases
+LEASE = 2.0  # seconds
+RATE = 5_000_000  # bytes a second
+LONG = 12_000_000  # bytes: more than a lease, and than the kernel holds on its way
 
 
 class Slow(Wire):
