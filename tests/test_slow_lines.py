@@ -109,7 +109,7 @@ def bodies(count: int) -> tuple[list[int], Callable[..., list[str]], Callable[..
             return body(number)
 
         return [
-            await step("value", lambda number=number: body_async(number), key=str(number))  # type: ignore[misc]
+            await step("value", lambda number=number: body_async(number), key=str(number))  # type: ignore[misc, call-arg]
             for number in range(count)
         ]
 
@@ -166,7 +166,7 @@ def test_a_long_value_is_recorded_once(slow: PostgresStore, database: Database, 
                 body()
                 return len(given)
 
-    given = {"input": value} if way == "input" else {}
+    given: dict[str, Any] = {"input": value} if way == "input" else {}
     for _ in range(2):
         if way == "async":
             result = asyncio.run(durable.run(None, workflow_async, id="run", store=slow, lease=LEASE))
@@ -213,7 +213,7 @@ def test_others_do_not_wait_for_what_is_long(database: Database, what: str) -> N
             step("long", lambda: value)
         return len(given)
 
-    given = {"input": value} if what == "input" else {}
+    given: dict[str, Any] = {"input": value} if what == "input" else {}
     with Proxy(database.url, Stuck) as proxy, database.store(proxy.url) as store, ThreadPoolExecutor(1) as aside:
         held = aside.submit(
             lambda: durable.run(None, bodies(1)[1] if what == "journal" else workflow, id="run", store=store, **given)

@@ -42,6 +42,7 @@ class Verb(StrEnum):
     SETTLE = "settle"
     FINISH = "finish"
     RELEASE = "release"
+    RETURN = "return"  # the same, which nobody waits for: it is tried until the lease has ended by itself
     CANCEL = "cancel"
     SIGNAL = "signal"
     RECEIVE = "receive"

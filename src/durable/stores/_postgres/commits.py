@@ -186,6 +186,12 @@ def release_job(lease: Lease, status: Status | None, deadline: float) -> Job:
     return Job(Verb.RELEASE, lease.run_id, _OVERHEAD, deadline, what="the release of its lease", payload=payload)
 
 
+def return_job(lease: Lease, status: Status | None, deadline: float) -> Job:
+    """A job that gives a lease back when the database can be reached again."""
+    payload = (lease, status)
+    return Job(Verb.RETURN, lease.run_id, _OVERHEAD, deadline, what="the release of its lease", payload=payload)
+
+
 def cancel_job(run_id: str, row: str, deadline: float) -> Job:
     """A job that cancels a run."""
     return Job(Verb.CANCEL, run_id, _OVERHEAD, deadline, what="the cancellation", payload=row)
@@ -248,6 +254,7 @@ class Statements:
             Verb.SETTLE: self._settle,
             Verb.FINISH: self._finish,
             Verb.RELEASE: self._release,
+            Verb.RETURN: self._release,
             Verb.CANCEL: self._cancel,
             Verb.SIGNAL: self._signal,
             Verb.RECEIVE: self._receive,

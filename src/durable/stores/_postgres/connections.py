@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import os
 import re
 import threading
 from collections.abc import Callable, MutableMapping, Sequence
@@ -23,7 +24,7 @@ from psycopg.rows import tuple_row
 
 from durable.clocks import Clock
 from durable.errors import AccessDenied, DurableError, InvalidArgument, StoreUnavailable, UnsuitableServer
-from durable.stores._postgres import demands
+from durable.stores._postgres import demands, hosts
 from durable.stores._postgres.watchdog import Watchdog
 
 Connection: TypeAlias = psycopg.Connection[Any]
@@ -37,7 +38,6 @@ _LONGEST_LENDING: Final = 30.0
 _SHORTEST_WAIT: Final = 0.2
 # A connection that nobody answers on is noticed by the kernel: after 5 s of silence it asks, three times in 6 s.
 _DEFAULTS: Final = {
-    "connect_timeout": str(_LONGEST_CONNECTING),
     "application_name": "durable",
     "keepalives_idle": "5",
     "keepalives_interval": "2",
@@ -155,6 +155,7 @@ class Connections:
         self._clock = clock
         self._strict = strict
         self._opening = threading.Lock()
+        self._good: hosts.Host | None = None  # that was connected to last
         self._idle: list[Lane] = []
         self._late: list[Connection] = []
         # Of a lent connection it must be remembered what is prepared on it, for as long as it lives.
@@ -262,6 +263,11 @@ class Connections:
 
     def meaning(self, problem: psycopg.Error) -> DurableError:
         """What an error of the connection or the server means to a user; it never quotes a value or a password."""
+        if isinstance(problem, hosts.NoHost):
+            meanings = list(map(self.meaning, problem.problems))
+            # One that may yet answer is reason enough to try again.
+            refused = all(isinstance(meaning, AccessDenied) for meaning in meanings)
+            return meanings[0] if refused else StoreUnavailable(self.where, str(problem))
         state = problem.sqlstate
         text = problem.diag.message_primary or _first_line(problem)
         if state is not None and state.startswith("28"):
@@ -299,12 +305,22 @@ class Connections:
             made.set_result(connection)
 
     def _connected(self, seconds: int) -> Connection:
-        if self._pool is not None:
-            return _connected_like(self._pool, seconds)
-        given = self._parts["connect_timeout"]
+        """A connection to the first host that gives one, the one that was good last before all others."""
+        pool, parts = self._pool, self._parts if self._pool is None else _parts_of(self._pool)
+        order = sorted(hosts.hosts(parts), key=lambda host: host != self._good)
+        given = str(parts.get("connect_timeout") or (_SHORTEST_CONNECTING if len(order) > 1 else _LONGEST_CONNECTING))
         patience = min(seconds, int(given) or seconds) if given.isdigit() else given
-        parts: dict[str, Any] = {**self._parts, "connect_timeout": patience}
-        return psycopg.connect(**parts, autocommit=True, prepare_threshold=None)
+
+        def connect(host: hosts.Host) -> Connection:
+            wanted: dict[str, Any] = {**host.parameters, "connect_timeout": patience}
+            if pool is not None:
+                return _connected_like(pool, wanted)
+            return psycopg.connect(**{**parts, **wanted}, autocommit=True, prepare_threshold=None)
+
+        if len(order) == 1:
+            return connect(order[0])
+        self._good, connection = hosts.first(order, connect, seconds)
+        return connection
 
     def _make_ready(self, connection: Connection) -> None:
         with self._opening:
@@ -402,7 +418,7 @@ def _parts(url: str | None) -> dict[str, str]:
             "the database URL cannot be read: it should look like postgresql://user@host:5432/dbname "
             "(percent-encode special characters in the password: / is %2F, @ is %40)"
         ) from None
-    given = {key: str(value) for key, value in parts.items() if value is not None}
+    given = _with_environment({key: str(value) for key, value in parts.items() if value is not None})
     several = "," in given.get("host", "") + given.get("hostaddr", "")
     # Of several hosts the one that takes writes: a journal read from a standby would be an old one.
     return {
@@ -413,15 +429,35 @@ def _parts(url: str | None) -> dict[str, str]:
     }
 
 
+def _with_environment(parts: dict[str, str]) -> dict[str, str]:
+    """With what libpq would take from the environment of where the database is."""
+    if "host" in parts or "hostaddr" in parts or "service" in parts:
+        return parts
+    known = {name: os.environ.get(f"PG{name.upper()}") for name in ("host", "hostaddr", "port")}
+    return {**{name: value for name, value in known.items() if value}, **parts}
+
+
 def _are_numbers(ports: object) -> bool:
     return ports is None or all(port.isdigit() for port in str(ports).split(",") if port)
 
 
-def _connected_like(pool: Pool, seconds: int) -> Connection:
+def _made_of(pool: Pool) -> tuple[str, dict[str, Any]]:
+    """What a pool makes its connections of."""
+    kwargs = (pool.kwargs() if callable(pool.kwargs) else pool.kwargs) or {}
+    return (pool.conninfo() if callable(pool.conninfo) else pool.conninfo), dict(kwargs)
+
+
+def _parts_of(pool: Pool) -> dict[str, Any]:
+    conninfo, kwargs = _made_of(pool)
+    named = ("host", "hostaddr", "port", "service", "connect_timeout")
+    parts = {**conninfo_to_dict(conninfo), **{name: kwargs[name] for name in named if name in kwargs}}
+    return _with_environment({name: str(value) for name, value in parts.items() if value is not None})
+
+
+def _connected_like(pool: Pool, wanted: dict[str, Any]) -> Connection:
     """A connection as the pool would make it, its `configure` included, that does not count among the pool's."""
-    kwargs = {"connect_timeout": seconds, **((pool.kwargs() if callable(pool.kwargs) else pool.kwargs) or {})}
-    conninfo = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
-    connection: Connection = pool.connection_class.connect(conninfo, **kwargs)
+    conninfo, kwargs = _made_of(pool)
+    connection: Connection = pool.connection_class.connect(conninfo, **{**kwargs, **wanted})
     configure = getattr(pool, "_configure", None)
     if configure is not None:
         configure(connection)

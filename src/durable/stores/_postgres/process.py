@@ -46,6 +46,7 @@ class Process:
         self.heartbeat = Heartbeat(self._renew, clock)
         self._heartbeat_connection: Connection | None = None
         self._closing = threading.Lock()
+        self._unreturned: dict[str, float] = {}  # the claims whose lease may stand there still, and until when
 
     @property
     def used(self) -> bool:
@@ -64,6 +65,17 @@ class Process:
         if job.verb is Verb.CLAIM or job.verb is Verb.READ:
             return self._long
         return self._large if job.size > LARGE or job.verb in _ASIDE else self._small
+
+    def left(self, claim: str, seconds: float) -> None:
+        """The lease of this claim of ours could not be given back: nobody works under it, and it may stand so long."""
+        now = self._clock.elapsed()
+        self._unreturned = {name: end for name, end in self._unreturned.items() if end > now}
+        self._unreturned[claim] = now + seconds
+
+    def has_left(self, token: str | None) -> bool:
+        """Whether this token is of a lease that could not be given back."""
+        end = self._unreturned.get((token or "").partition(":")[2])
+        return end is not None and end > self._clock.elapsed()
 
     def perform(self, job: Job) -> Any:
         """Commit a job and return its answer, or raise its error. Blocks."""

@@ -15,7 +15,7 @@ from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, chosen
-from durable.errors import LeaseLost, StoreUnavailable
+from durable.errors import DurableError, LeaseLost, OutcomeUnknown, StoreUnavailable
 from durable.snapshot import Record, Status
 from durable.stores._owner import is_dead
 from durable.stores._postgres import schema
@@ -30,6 +30,7 @@ from durable.stores._postgres.commits import (
     receive_job,
     release_job,
     renew_job,
+    return_job,
     signal_job,
 )
 from durable.stores._postgres.connections import Connections, Pool
@@ -114,10 +115,15 @@ class PostgresStore(SnapshotVerbs):
 
         The journal of more than a few hundred KB is read in pages, when its lease is being renewed already.
         """
-        found: Found = self._performed(self.claiming(claim, None))
+        claiming = self.claiming(claim, None)
+        try:
+            found: Found = self._performed(claiming)
+        except OutcomeUnknown:
+            self.process.left(claiming.payload.random, claim.seconds)
+            raise
         dead_owner = None
         if dead := self.dead_token(found):
-            dead_owner = found.owner
+            dead_owner = None if self.process.has_left(dead) else found.owner
             found = self._performed(self.claiming(claim, dead))
         self.keep(found, alive)
         try:
@@ -141,7 +147,11 @@ class PostgresStore(SnapshotVerbs):
         """See `RunStore.release`. One round trip, one commit, shared likewise."""
         self.dropped(lease)
         if self.is_held_here(lease):
-            self._performed(self.releasing(lease, status))
+            try:
+                self._performed(self.releasing(lease, status))
+            except DurableError:
+                self.leave(lease, status)
+                raise
 
     def cancel(self, run_id: str) -> bool:
         """See `RunStore.cancel`. One round trip, one commit, shared likewise."""
@@ -208,7 +218,11 @@ class PostgresStore(SnapshotVerbs):
         """The token that stands in the way and may be taken over: its owner is dead, or nobody is kept out here."""
         if found.owner is None:
             return None
-        dead = not self._excludes or (self._take_over_dead and is_dead(found.owner, found.token))
+        dead = (
+            not self._excludes
+            or (self._take_over_dead and is_dead(found.owner, found.token))
+            or self.process.has_left(found.token)
+        )
         return found.token if dead else None
 
     def keep(self, found: Found, alive: Callable[[], bool]) -> None:
@@ -233,8 +247,14 @@ class PostgresStore(SnapshotVerbs):
         """What was claimed, and cannot be read, is given back, and nobody waits for that."""
         if found.lease is not None:
             self.dropped(found.lease)
-            job = self.releasing(found.lease)
-            self.process.writer(job).post(job)
+            self.leave(found.lease)
+
+    def leave(self, lease: Lease, status: Status | None = None) -> None:
+        """Give a lease back when the database answers, and wait for nothing; until then this process may take it at once."""
+        process = self.process
+        process.left(lease.token.partition(":")[2], lease.seconds)
+        job = return_job(lease, status, self.clock.elapsed() + lease.seconds)
+        process.writer(job).post(job)
 
     def dropped(self, lease: Lease) -> None:
         """Renew this lease no more."""
@@ -283,7 +303,9 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
         """See `PostgresStore.release`."""
         self._store.dropped(lease)
         if self._store.is_held_here(lease):
-            return self._submitted(self._store.releasing(lease, status))
+            released: asyncio.Future[None] = self._submitted(self._store.releasing(lease, status))
+            released.add_done_callback(lambda done: self._store.leave(lease, status) if _has_failed(done) else None)
+            return released
         nothing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         nothing.set_result(None)
         return nothing
@@ -310,10 +332,15 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
 
     async def _begun(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
         store = self._store
-        found: Found = await self._submitted(store.claiming(claim, None))
+        claiming = store.claiming(claim, None)
+        try:
+            found: Found = await self._submitted(claiming)
+        except OutcomeUnknown:
+            store.process.left(claiming.payload.random, claim.seconds)
+            raise
         dead_owner = None
         if dead := store.dead_token(found):
-            dead_owner = found.owner
+            dead_owner = None if store.process.has_left(dead) else found.owner
             found = await self._submitted(store.claiming(claim, dead))
         store.keep(found, alive)
         try:
@@ -326,6 +353,10 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
 
     def _submitted(self, job: Job) -> asyncio.Future[Any]:
         return self._store.process.submit(job)
+
+
+def _has_failed(done: asyncio.Future[Any]) -> bool:
+    return not done.cancelled() and isinstance(done.exception(), DurableError)
 
 
 def _has_ended(begun: asyncio.Future[ClaimReply]) -> None:
