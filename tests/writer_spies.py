@@ -63,7 +63,7 @@ def name_of(job: Job) -> Any:
     match job.verb:
         case Verb.CLAIM:
             return job.payload.random
-        case Verb.RELEASE:
+        case Verb.RELEASE | Verb.RETURN | Verb.RENEW:
             return job.run_id
         case Verb.READ:
             return job.payload.place

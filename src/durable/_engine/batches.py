@@ -187,12 +187,16 @@ def verdict(sqlstate: str | None, *, sent: bool = True) -> Verdict:
         return Verdict.CONFLICT
     if sqlstate in _UNPREPARED:
         return Verdict.UNPREPARED
-    return _BY_CLASS.get(sqlstate[:2], Verdict.FINAL)
+    if sqlstate[:2] in _FINAL:
+        return Verdict.FINAL
+    return _BY_CLASS.get(sqlstate[:2], Verdict.REFUSED)  # somebody's own: a trigger may raise any
 
 
 _NO_REPLY: Final = ("40003", "57P01", "57P02", "57P03", "57P05", "25P03", "25P04")
 _CONFLICTS: Final = ("40001", "40P01")
 _UNPREPARED: Final = ("26000", "42P05")
+# Of the connection, the statement, or the server: another record would fare no better.
+_FINAL: Final = ("0A", "21", "24", "26", "28", "2B", "2D", "34", "3B", "3D", "3F", "42", "72", "F0", "XX")
 _BY_CLASS: Final = {
     "22": Verdict.REFUSED,  # data exception
     "23": Verdict.REFUSED,  # integrity constraint

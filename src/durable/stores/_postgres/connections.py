@@ -6,7 +6,6 @@ import itertools
 import logging
 import math
 import os
-import re
 import threading
 from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import Future
@@ -23,8 +22,9 @@ from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from durable.clocks import Clock
-from durable.errors import AccessDenied, DurableError, InvalidArgument, StoreUnavailable, UnsuitableServer
+from durable.errors import DurableError, InvalidArgument, StoreUnavailable, UnsuitableServer
 from durable.stores._postgres import demands, hosts
+from durable.stores._postgres.meanings import meaning
 from durable.stores._postgres.watchdog import Watchdog
 
 Connection: TypeAlias = psycopg.Connection[Any]
@@ -44,24 +44,15 @@ _DEFAULTS: Final = {
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
-# While connecting there is no SQLSTATE, only the server's last word. It is a refusal, unless it says "not now".
-_SIGNS_OF_ABSENCE: Final = (
-    "the database system is",
-    "terminating connection",
-    "too many",
-    "remaining connection slots",
-    "FATAL:  could not ",  # write or read a file of its own, as on a full disk; fork
-    "out of memory",
-    "out of shared memory",
-)
 _UTF_8: Final = "utf-8"
 _numbers: Final = itertools.count()  # of prepared statements: another store may use the same connection of a pool
 _log = logging.getLogger("durable")
 
-_NO_DATABASE: Final = re.compile(r'FATAL:.*database ".*" does not exist')
 INSISTENCE: Final = b"SET synchronous_commit = on"
 # A standby was started at another moment than its primary, and so was what a backup is restored into.
-_SERVER: Final = b"SELECT to_char(pg_postmaster_start_time() AT TIME ZONE 'UTC', 'YYYYMMDDHH24MISSUS')"
+_SERVER: Final = (
+    b"SELECT pg_catalog.to_char(pg_catalog.pg_postmaster_start_time() AT TIME ZONE 'UTC', 'YYYYMMDDHH24MISSUS')"
+)
 
 
 class Lane:
@@ -263,28 +254,7 @@ class Connections:
 
     def meaning(self, problem: psycopg.Error) -> DurableError:
         """What an error of the connection or the server means to a user; it never quotes a value or a password."""
-        if isinstance(problem, hosts.NoHost):
-            meanings = list(map(self.meaning, problem.problems))
-            # One that may yet answer is reason enough to try again.
-            refused = all(isinstance(meaning, AccessDenied) for meaning in meanings)
-            return meanings[0] if refused else StoreUnavailable(self.where, str(problem))
-        state = problem.sqlstate
-        text = problem.diag.message_primary or _first_line(problem)
-        if state is not None and state.startswith("28"):
-            return AccessDenied(self.where, text)
-        if state == "3D000" or (state is None and _NO_DATABASE.search(text)):
-            return AccessDenied(self.where, text, "Create the database, or correct its name in the URL.")
-        if state == "25006":
-            return UnsuitableServer(self.where, text, demands.ANOTHER_SERVER)
-        if state == "42501":
-            return AccessDenied(self.where, text, "Grant the role what it lacks, or let another one create the tables.")
-        if (
-            state is None
-            and ("FATAL:" in str(problem) or "no password supplied" in str(problem))
-            and not any(sign in str(problem) for sign in _SIGNS_OF_ABSENCE)
-        ):
-            return AccessDenied(self.where, text)
-        return StoreUnavailable(self.where, text)
+        return meaning(problem, self.where)
 
     def _left(self, until: float) -> float:
         return max(_SHORTEST_WAIT, until - self._clock.elapsed())
@@ -400,7 +370,7 @@ def _is_direct(connection: Connection) -> bool:
     Behind a pooler a prepared statement may belong to another client by the next time, under the same name: then it is
     not an error, but *another statement*. So it must be known beforehand.
     """
-    row = connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
+    row = connection.execute("SELECT pg_catalog.pg_backend_pid()", prepare=False).fetchone()
     return row is not None and row[0] == connection.info.backend_pid
 
 
@@ -464,7 +434,3 @@ def _connected_like(pool: Pool, wanted: dict[str, Any]) -> Connection:
     connection.autocommit = True
     connection.row_factory = tuple_row
     return connection
-
-
-def _first_line(problem: Exception) -> str:
-    return str(problem).strip().split("\n", 1)[0]

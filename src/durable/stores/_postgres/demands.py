@@ -26,8 +26,8 @@ _OTHERS: Final = {
     "gaussdb": "GaussDB",
 }
 _CONDITION: Final = """
-SELECT pg_is_in_recovery(), current_setting('transaction_read_only'),
-       ARRAY(SELECT current_setting(name, true) FROM unnest(%(names)s::text[]) AS asked (name))
+SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only'),
+       ARRAY(SELECT pg_catalog.current_setting(name, true) FROM pg_catalog.unnest(%(names)s::text[]) AS asked (name))
 """
 ANOTHER_SERVER: Final = (
     "Name the primary in the URL; of several hosts (postgresql://a,b/db) the one is used that takes writes."
@@ -44,7 +44,7 @@ _DOUBTS: Final = {
 def check_kind(connection: psycopg.Connection[Any], where: str) -> None:
     """`UnsuitableServer` for what is no PostgreSQL, or one that is too old."""
     with connection.cursor(row_factory=tuple_row) as cursor:
-        (said,) = cursor.execute("SELECT version()", prepare=False).fetchone() or ("",)
+        (said,) = cursor.execute("SELECT pg_catalog.version()", prepare=False).fetchone() or ("",)
     if (problem := objection(str(said))) is not None:
         advice = f"durable needs PostgreSQL {OLDEST} or newer, since its leases stand on how that locks rows."
         raise UnsuitableServer(where, problem, advice)

@@ -1,4 +1,8 @@
-"""The SQL of the store, read from `statements.sql` and `migrations/`, with the tables' names filled in."""
+"""The SQL of the store, read from `statements.sql` and `migrations/`, with the tables' names filled in.
+
+Its functions and operators are PostgreSQL's own, and are named so. By their mere names they would be looked for on the search
+path, where a function of the same name with arguments that fit better is preferred, whoever has made it.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,12 @@ from psycopg import sql
 from durable.errors import InvalidArgument
 
 _MAX_IDENTIFIER_BYTES: Final = 63  # PostgreSQL silently truncates longer ones, so that two names could become one
+# As the files here write them: a function's name is small, and its parenthesis follows at once.
+# What is the grammar's own is looked for in that schema anyway: the trimming of text, and `unnest` of several arrays at once.
+_GRAMMAR: Final = r"(?:extract|trim|substring|position|overlay)\(|unnest\((?:%\(\w+\)s|[^(),])+,"
+_FUNCTION: Final = re.compile(rf"(?<![\w.%])(?!{_GRAMMAR})([a-z_][a-z0-9_]*)\(")
+_OPERATOR: Final = re.compile(r"\|\||->>|->")  # those that are found by one operand where the other is a mere literal
+_QUOTED: Final = re.compile(r"""('(?:[^']|'')*'|"[^"]*"|--[^\n]*)""")
 _HERE: Final = resources.files("durable.stores._postgres")
 
 
@@ -93,7 +103,16 @@ def statements(names: Names, file: str = "statements.sql") -> Mapping[str, bytes
     text = (_HERE / file).read_text("utf-8")
     parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)[1:]
     named = zip(parts[::2], parts[1::2], strict=True)
-    return {name: names.fill(_without_comments(part)).encode() for name, part in named}
+    return {name: names.fill(qualified(_without_comments(part))).encode() for name, part in named}
+
+
+def qualified(text: str) -> str:
+    """SQL of ours, with its functions and operators taken from PostgreSQL's own schema, whatever the search path."""
+    parts = _QUOTED.split(text)  # every other one is a literal, a quoted name, or a comment
+    for number in range(0, len(parts), 2):
+        called = _FUNCTION.sub(r"pg_catalog.\1(", parts[number])
+        parts[number] = _OPERATOR.sub(lambda found: f" OPERATOR(pg_catalog.{found[0]}) ", called)
+    return "".join(parts)
 
 
 def numbered(query: bytes) -> bytes:
@@ -105,7 +124,7 @@ def numbered(query: bytes) -> bytes:
 def migrations(names: Names) -> dict[int, bytes]:
     """Each migration by its number, in order."""
     files = sorted((file for file in (_HERE / "migrations").iterdir() if file.name.endswith(".sql")), key=str)
-    return {int(file.name[:4]): names.script(file.read_text("utf-8")).encode() for file in files}
+    return {int(file.name[:4]): names.script(qualified(file.read_text("utf-8"))).encode() for file in files}
 
 
 def _without_comments(text: str) -> str:

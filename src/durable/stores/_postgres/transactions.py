@@ -46,6 +46,7 @@ from durable.stores._postgres.commits import (
 )
 from durable.stores._postgres.connections import INSISTENCE, Connections, Lane
 from durable.stores._postgres.lent import ENDED, Lent, lent
+from durable.stores._postgres.meanings import words
 from durable.stores._postgres.watchdog import shut_down
 from durable.stores._postgres.writer import Job
 from durable.stores.protocol import Isolation, RolledBack
@@ -348,13 +349,13 @@ class PostgresTransaction:
         except (LeaseLost, RunCancelled):
             raise
         except DurableError:
-            raise OutcomeUnknown(job.run_id, job.what, type(problem).__name__) from problem
+            raise OutcomeUnknown(job.run_id, job.what, type(problem).__name__) from None
         if not committed:
-            raise self._lost(problem) from problem
+            raise self._lost(problem) from None
         self._lease.recorded()
 
     def _lost(self, problem: psycopg.Error | None) -> RolledBack:
-        why = "" if problem is None else f" ({problem.diag.message_primary or type(problem).__name__})"
+        why = "" if problem is None else f" ({words(problem)})"
         bounds = (
             f"A body may leave it idle for as long as the lease lasts, {self._lease.seconds:g} s, or the server's "
             f"idle_in_transaction_session_timeout, and take as long as its transaction_timeout, if it has them"

@@ -17,13 +17,15 @@ from typing import Any, Final, Protocol
 import psycopg
 
 from durable._engine import batches
-from durable._engine.batches import Backlog, Entry, Verdict
+from durable._engine.batches import Backlog, Entry, Verb, Verdict
 from durable.clocks import Clock
 from durable.errors import DurableError, InvalidArgument, OutcomeUnknown, StoreUnavailable, UnstorableValue
 from durable.stores._postgres.connections import Connections, Lane
 from durable.stores._postgres.watchdog import Watchdog
 
 ABSENT: Final = object()
+_WITH_VALUES: Final = (Verb.CHECKPOINT, Verb.FINISH, Verb.SIGNAL)
+_OF_DATA: Final = ("22", "54")  # classes of SQLSTATE: of a claim, it is its input
 
 _log = logging.getLogger("durable")
 
@@ -314,9 +316,12 @@ class Writer:
     def _refuse(self, jobs: list[Job], problem: Exception) -> None:
         # By its SQLSTATE only: the server's own words may quote the value.
         state = getattr(problem, "sqlstate", None)
+        refusal = f"PostgreSQL refused it with SQLSTATE {state} ({type(problem).__name__})"
         for job in jobs:
-            refusal = f"PostgreSQL refused it with SQLSTATE {state} ({type(problem).__name__})"
-            job.failure = UnstorableValue(job.what, "$", refusal)
+            if job.verb in _WITH_VALUES or (state or "").startswith(_OF_DATA):
+                job.failure = UnstorableValue(job.what, "$", refusal)
+            else:
+                job.failure = job.trouble
         tell(jobs)
 
     def _give_up(self, jobs: list[Job], reason: str = "") -> None:

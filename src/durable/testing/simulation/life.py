@@ -238,6 +238,8 @@ _Transactions: Final[Any] = threads.rebound(Transactions, {**_OURS, "Lane": Lane
 _Process: Final[Any] = threads.rebound(
     Process, {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner, "Transactions": _Transactions}
 )
+
+
 class _OwnProcess(_Process):  # type: ignore[misc]
     """One of which the history is told what it leaves to be taken again."""
 
