@@ -247,7 +247,7 @@ def test_what_does_not_pass_is_said_at_once(database: Database, what: str, monke
 
     def counted(seconds: int) -> psycopg.Connection[Any]:
         attempts.append(1)
-        return connected(seconds)  # type: ignore[no-any-return]
+        return connected(seconds)
 
     monkeypatch.setattr(connections, "_connected", counted)
     for verb in (lambda: store.status("x"), lambda: store.list(), lambda: durable.run(None, one, id="x", store=store)):
