@@ -252,7 +252,7 @@ BUGS = [
         "the unique index dropped",
         6000,
         Conditions(keys={**KEY_COLUMNS, "locks": frozenset({"workflow_id"})}),
-        first=1800,
+        first=8000,
     ),
     Bug("fence by time", 2000, _with(**_unfenced(_by_time)), first=600),
     Bug("a hole that nobody notices", 1000, patches=[(commits, "without_records", lambda *_: ())]),

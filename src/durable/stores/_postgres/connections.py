@@ -24,6 +24,7 @@ from psycopg.rows import tuple_row
 from durable.clocks import Clock
 from durable.errors import DurableError, InvalidArgument, StoreUnavailable, UnsuitableServer
 from durable.stores._postgres import demands, hosts
+from durable.stores._postgres.cursors import OwnCursor
 from durable.stores._postgres.meanings import meaning
 from durable.stores._postgres.watchdog import Watchdog
 
@@ -71,7 +72,7 @@ class Lane:
         self.autocommit = connection.autocommit
         self._encoding = connection.info.encoding
         self._prepared = prepared
-        self._cursor = connection.cursor(row_factory=tuple_row)
+        self._cursor = OwnCursor(connection)
 
     def wrote(self, query: bytes, values: Sequence[bytes]) -> int:
         """Execute a statement with `$1`, `$2` … that returns no rows; how many rows it wrote. The values are in UTF-8.
@@ -115,11 +116,14 @@ class Lane:
 
     def execute(self, query: bytes, parameters: Any = None) -> psycopg.Cursor[Any]:
         """Execute a statement whose result is read before the next one."""
-        return self._cursor.execute(query, parameters, prepare=self.prepare)
+        self._cursor.execute(query, parameters, prepare=self.prepare)
+        return self._cursor
 
     def also(self, query: bytes, parameters: Any = None) -> psycopg.Cursor[Any]:
         """Execute a statement of a pipeline, whose result is read after its end."""
-        return self.connection.cursor(row_factory=tuple_row).execute(query, parameters, prepare=self.prepare)
+        cursor = OwnCursor(self.connection)
+        cursor.execute(query, parameters, prepare=self.prepare)
+        return cursor
 
 
 class Connections:
@@ -233,7 +237,7 @@ class Connections:
         if server is None:
             self.watchdog.watch(connection, self._clock.elapsed() + _LONGEST_CONNECTING)
             try:
-                cursor = connection.cursor(row_factory=tuple_row)
+                cursor = OwnCursor(connection)
                 server = str(cursor.execute(_SERVER, prepare=False).fetchall()[0][0])
             except psycopg.Error:
                 if connection.closed:
@@ -263,6 +267,7 @@ class Connections:
         try:
             connection = self._connected(min(_LONGEST_CONNECTING, max(_SHORTEST_CONNECTING, math.ceil(seconds))))
             try:
+                connection.cursor_factory = OwnCursor
                 self._make_ready(connection)
             except BaseException:
                 connection.close()

@@ -100,8 +100,8 @@ def doubts(settings: Mapping[str, str | None]) -> list[str]:
     if settings.get("synchronous_standby_names") and settings.get("synchronous_commit") == "local":
         found.append("synchronous_commit is local: a fail-over to the synchronous standby may lose the last steps")
     found += [
-        f"the extension {extension} lets several servers take writes: let every process use the same one, since a lease that is "
-        f"held on one is not held on another"
+        f"the extension {extension} lets several servers take writes: let every process use the same one, since a lease "
+        f"that is held on one is not held on another"
         for extension in _WRITERS
         if extension in (settings.get("extensions") or "").split(",")
     ]

@@ -55,7 +55,15 @@ T = TypeVar("T")
 
 _RESERVED: Final = 2  # connections of a user's pool that are left to checkpoints, where it has so many
 _STATEMENTS_UNTIL_PREPARED: Final = 5  # of the body's own, psycopg's default
-_NEW_AGAIN: Final = (b"RESET ALL", b"RESET SESSION AUTHORIZATION", b"DISCARD TEMP")
+_NEW_AGAIN: Final = (
+    b"RESET ALL",
+    b"RESET SESSION AUTHORIZATION",
+    b"DISCARD TEMP",
+    b"CLOSE ALL",
+    b"SELECT pg_catalog.pg_advisory_unlock_all()",
+)
+# By a statement of the body's own, which psycopg knows nothing of; that it would deallocate its own as well is worth a look.
+_PREPARED: Final = b"SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql LIMIT 1"
 _within: Final[ContextVar[bool]] = ContextVar("durable_within_transaction", default=False)
 
 _SETTINGS: Final = 5  # columns, the first of which is the transaction's number
@@ -189,6 +197,8 @@ class PostgresTransaction:
             with lane.connection.pipeline():
                 lane.also(owner.sql["restore_settings"], self._settings)
                 written = lane.also(owner.sql["transaction_record"], row)
+                if owner.connections.pool_size is None and owner.connections.prepares:
+                    lane.also(b"UNLISTEN *")  # here, as it takes effect with the commit, as a LISTEN does
                 lane.also(b"COMMIT")
         except psycopg.Error as problem:
             failure, lost = problem, lane.connection.closed
@@ -273,11 +283,14 @@ class PostgresTransaction:
                     lane.also(self._begin)
                     for statement in _NEW_AGAIN if used else ():
                         lane.also(statement)
+                    prepared = lane.also(_PREPARED) if used else None
                     if used and owner.connections.insists:
                         lane.also(INSISTENCE)
                     idle = (lease.seconds, f"{lease.seconds * 1000:.0f}")
                     settings = lane.also(owner.sql["transaction_settings"], idle)
                     fence = lane.also(owner.sql["transaction_fence"], (lease.row,))
+                if prepared is not None and prepared.rowcount > 0:
+                    lane.execute(b"DEALLOCATE ALL")
                 lost = without_records(lane, owner.sql, strangers)
             finally:
                 owner.connections.watchdog.unwatch(lane.connection)
