@@ -311,7 +311,7 @@ class Comparison:
         mine: list[tuple[Any, ...]] = [
             *(("locks", *lease[:4], lease.expires_at > self.time) for lease in locks),
             *(("snapshots", run.id, _document(run.snapshot)) for run in runs),
-            *(("steps", *step) for step in steps),
+            *(("steps", *step[:-1]) for step in steps),
             *(("signals", *signal) for signal in signals),
             *(("accounts", *account) for account in accounts if account.name.startswith(self.prefix)),
             *(("effects", *effect) for effect in effects),
@@ -384,7 +384,9 @@ def _comparable(statement: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[A
         return [() for _ in rows]
     if statement == "read_runs":
         return [(*row[:4], row[4] is not None and row[4] > 0, _document(row[5] and json.loads(row[5]))) for row in rows]
-    return list(rows) if statement == "read_journals" else sorted(rows)
+    if statement == "read_journals":
+        return [(*row[:5], row[5] is not None, row[6]) for row in rows]
+    return sorted(rows)
 
 
 def _document(document: Any) -> Any:

@@ -205,27 +205,29 @@ class ResumeStateCollector:
 
     def __init__(self) -> None:
         self._run_id = ""
+        self._epoch = 0
         self._header = Header("", Execution(Status.RUNNING))
         self._records: list[Record] = []
 
     def handle_event(self, event: RunEvent) -> None:
         """Take note of one event."""
         match event:
-            case RunBegan(run_id=run_id, at=at, workflow=workflow, header=header, records=records):
+            case RunBegan(run_id=run_id, at=at, workflow=workflow, epoch=epoch, header=header, records=records):
+                self._epoch = epoch
                 self._run_id, self._records = run_id, list(records)
                 self._header = header or Header(workflow, Execution(Status.RUNNING))
                 self._is(Status.RUNNING, at)
             case StepRecorded(at=at, key=key, record=record):
-                self._add(key, Kind.STEP, render(record))
+                self._add(key, Kind.STEP, render(record), at)
                 self._is(Status.RUNNING, at)
             case StepRemembered(at=at, key=key, record=record):
-                self._add(key, Kind.ATTEMPT, render(record))
+                self._add(key, Kind.ATTEMPT, render(record), at)
                 self._is(Status.RUNNING, at)
             case RunCompleted(at=at, result=result):
-                self._add(Kind.RESULT, Kind.RESULT, result)
+                self._add(Kind.RESULT, Kind.RESULT, result, at)
                 self._is(Status.COMPLETED, at)
             case RunFailed(at=at, failure=FailureRecord() as failure):
-                self._add(Kind.FAILURE, Kind.FAILURE, render(failure))
+                self._add(Kind.FAILURE, Kind.FAILURE, render(failure), at)
                 self._is(Status.FAILED, at)
             case _:
                 pass
@@ -234,8 +236,8 @@ class ResumeStateCollector:
         """The run's snapshot as far as it has come, for `store.save` and `resume_state=`."""
         return snapshot_of(self._header, self._records, run_id=self._run_id)
 
-    def _add(self, key: str, kind: Kind, text: str) -> None:
-        self._records.append(Record(len(self._records), key, kind, text))
+    def _add(self, key: str, kind: Kind, text: str, at: datetime) -> None:
+        self._records.append(Record(len(self._records), key, kind, text, at, self._epoch))
 
     def _is(self, status: Status, at: datetime) -> None:
         moment = at.isoformat()

@@ -158,12 +158,18 @@ class Header(Struct, frozen=True, rename="camel"):
 
 
 class Record(NamedTuple):
-    """A line of the journal: its place, its key, its kind and its JSON text."""
+    """A line of the journal: its place, its key, its kind and its JSON text.
+
+    `at` is when it was stored, by the store's clock, aware and in UTC; `epoch` under which lease of the run, counted from 1.
+    Both are the store's to say: None and 0 in a record that is still to be written.
+    """
 
     seq: int
     key: str
     kind: str
     text: str
+    at: datetime | None = None
+    epoch: int = 0
 
     def __repr__(self) -> str:
         return f"<Record {self.seq} of {self.key!r}, {self.kind}>"

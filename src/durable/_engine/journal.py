@@ -98,7 +98,7 @@ class Journal:
     def _load(self, records: Sequence[Record]) -> None:
         seqs: dict[str, int] = {}
         off_path: set[str] = set()
-        for seq, key, kind, text in records:
+        for seq, key, kind, text, _at, _epoch in records:
             if seq > self.next_seq:
                 # One is missing, which a fail-over to an older prefix has lost: what follows it says nothing about order.
                 self._unordered = True

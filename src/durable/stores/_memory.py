@@ -96,7 +96,7 @@ class MemoryStore:
             if is_foreign(run.header):
                 run.header = adopted(claim, run.header)
                 if claim.input is not None:
-                    run.records[0] = Record(0, Kind.INPUT, Kind.INPUT, claim.input.decode())
+                    self._keep(run, Record(0, Kind.INPUT, Kind.INPUT, claim.input.decode()))
             self._set_status(run, Status.RUNNING)
             lease = Lease(claim.run_id, run.token, run.epoch, claim.seconds, sent)
             granted = Granted(lease, run.header, _in_order(run))
@@ -107,13 +107,13 @@ class MemoryStore:
         """See `RunStore.checkpoint`."""
         with self._lock:
             run = self._fenced(lease)
-            run.records[record.seq] = record
+            self._keep(run, record)
 
     def finish(self, lease: Lease, status: Status, record: Record) -> None:
         """See `RunStore.finish`."""
         with self._lock:
             run = self._fenced(lease)
-            run.records[record.seq] = record
+            self._keep(run, record)
             self._set_status(run, status)
             run.token = None
         self._heartbeat.drop(lease)
@@ -321,6 +321,11 @@ class MemoryStore:
                     standing[lease.token] = True
                 lease.cancelled = run is not None and run.cancelled
         return standing
+
+    def _keep(self, run: _Run, record: Record) -> None:
+        if record.at is None:
+            record = Record(*record[:4], self.clock.now(), run.epoch)
+        run.records[record.seq] = record
 
     def _set_status(self, run: _Run, status: Status) -> None:
         assert run.header is not None  # noqa: S101 -- written by the same begin

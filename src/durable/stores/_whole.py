@@ -102,6 +102,7 @@ class Whole:
         return reply
 
     def _checkpointed(self, lease: Lease, record: Record, status: Status | None = None) -> Work[None]:
+        record = Record(*record[:4], self._clock.now(), lease.epoch)
         self._leases.checkpoint(lease, record)
         header = self._header if status is None else self._as(status)
         self._records.append(record)

@@ -24,11 +24,11 @@ from durable.errors import (
     UnreadableRecord,
     UnstorableValue,
 )
-from durable.snapshot import Record, checked_name
+from durable.snapshot import checked_name
 from durable.stores._postgres.connections import Lane
 from durable.stores._postgres.process import Process
 from durable.stores._postgres.schema import cleaning
-from durable.stores._postgres.statements import Names, statements
+from durable.stores._postgres.statements import Names, statements, stored
 from durable.stores.listing import (
     FORCE_ADVICE,
     NO_MOMENT,
@@ -154,10 +154,10 @@ class SnapshotVerbs:
         rows = lane.execute(self._query("load"), {"id": row}).fetchall()
         if not rows:
             return None
-        (*_, kind, text), *journal = rows
+        (_, _, kind, text, _, _), *journal = rows
         if kind != "header":
             raise UnreadableRecord(id, "the header", "it is missing, and its journal is there")
-        return whole(text, [Record(*line) for line in journal], run_id=id)
+        return whole(text, [stored(*line) for line in journal], run_id=id)
 
     def delete(self, id: str, *, force: bool = False) -> None:
         """Forget the run, with its journal and the signals that it has not received. Quiet when there is none.

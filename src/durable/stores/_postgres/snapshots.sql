@@ -3,10 +3,14 @@
 -- which sees the owner's last commit.
 
 -- name: load
-SELECT seq, key, kind, text
-  FROM (SELECT NULL::integer AS seq, '' AS key, 'header' AS kind, snapshot::text AS text FROM {snapshots} WHERE id = %(id)s
+SELECT seq, key, kind, text, at, epoch
+  FROM (SELECT NULL::integer AS seq, '' AS key, 'header' AS kind, snapshot::text AS text, NULL::bigint AS at, 0 AS epoch
+          FROM {snapshots}
+         WHERE id = %(id)s
          UNION ALL
-        SELECT seq, key, kind, record::text FROM {steps} WHERE workflow_id = %(id)s) AS line
+        SELECT seq, key, kind, record::text, (extract(epoch FROM created_at) * 1000000)::bigint, epoch
+          FROM {steps}
+         WHERE workflow_id = %(id)s) AS line
  ORDER BY seq NULLS FIRST
 
 -- name: lock_runs

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property
 from importlib import resources
 from typing import Final
@@ -14,8 +16,10 @@ from typing import Final
 from psycopg import sql
 
 from durable.errors import InvalidArgument
+from durable.snapshot import Record
 
 _MAX_IDENTIFIER_BYTES: Final = 63  # PostgreSQL silently truncates longer ones, so that two names could become one
+_1970: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _HERE: Final = resources.files("durable.stores._postgres")
 
 
@@ -110,3 +114,9 @@ def migrations(names: Names) -> dict[int, bytes]:
 
 def _without_comments(text: str) -> str:
     return re.sub(r"^--.*\n?", "", text, flags=re.MULTILINE).strip()
+
+
+def stored(seq: int, key: str, kind: str, text: str, at: int, epoch: int) -> Record:
+    """A record as a journal's row has it; `at` is in microseconds since 1970."""
+    # One text for all kinds alike: a text for each record would be a tenth of all that a resumed run holds.
+    return Record(seq, key, sys.intern(kind), text, _1970 + timedelta(microseconds=at), epoch)

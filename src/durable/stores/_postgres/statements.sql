@@ -95,11 +95,12 @@ SELECT asked.id, lease.epoch, lease.owner_token, lease.owner,
   LEFT JOIN LATERAL (SELECT * FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run ON true
 
 -- name: read_journals
--- The whole journal for its holder; for others only how the run ended.
-SELECT asked.id, step.seq, step.key, step.kind, step.record
+-- The whole journal for its holder; for others only how the run ended. Moments in microseconds, whatever the DateStyle.
+SELECT asked.id, step.seq, step.key, step.kind, step.record, step.at, step.epoch
   FROM unnest(%(ids)s::text[], %(randoms)s::text[]) AS asked (id, random)
  CROSS JOIN LATERAL (
-       SELECT seq, key, kind, record::text FROM {steps}
+       SELECT seq, key, kind, record::text, (extract(epoch FROM created_at) * 1000000)::bigint AS at, epoch
+         FROM {steps}
         WHERE workflow_id = asked.id
           AND (kind IN ('result', 'failure')
                OR EXISTS (
@@ -165,9 +166,9 @@ SELECT set_config('search_path', %s, true), set_config('role', %s, true),
 
 -- name: transaction_record
 -- Into the transaction that was begun with the fence, or not at all: in any other the epoch is NULL, which is refused, and
--- with it the COMMIT that follows.
-INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, record, epoch)
-VALUES (%s, %s, %s, %s, %s, %s::json, CASE WHEN txid_current() = %s THEN %s::bigint END)
+-- with it the COMMIT that follows. `now()` was before the body.
+INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, record, epoch, created_at)
+VALUES (%s, %s, %s, %s, %s, %s::json, CASE WHEN txid_current() = %s THEN %s::bigint END, clock_timestamp())
 
 -- name: finish_batch
 -- The lease row before the header before the journal, as everywhere; the leases in the order of their ids. The answer is

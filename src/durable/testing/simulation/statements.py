@@ -109,7 +109,8 @@ def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
         old = tables.snapshots.visible(asked["id"], statement)
         named = old is not None and (old.snapshot.get("workflowName") or "") != ""
         if asked["input"] is not None and (asked["id"] in fresh or not named):
-            record = Step(asked["id"], 0, Kind.INPUT.value, Kind.INPUT.value, 0, epoch, asked["input"])
+            place, kind = (asked["id"], 0), Kind.INPUT.value
+            record = Step(*place, kind, kind, 0, epoch, asked["input"], statement.now)
             written += yield from _appended(tables, statement, record)
     for asked, _ in mine:
 
@@ -156,7 +157,8 @@ def _read_journals(tables: Tables, statement: Statement, values: Any) -> Progres
         for seq in sorted(tables.seqs.get(run_id, ())):
             step = tables.steps.visible((run_id, seq), statement)
             if step is not None and (whole or step.kind in _ENDS):
-                rows.append((run_id, seq, step.key, step.kind, step.record))
+                at = round(step.created_at * 1_000_000)
+                rows.append((run_id, seq, step.key, step.kind, step.record, at, step.epoch))
     return Result(rows, len(rows))
 
 
@@ -165,7 +167,8 @@ def _checkpoint(tables: Tables, statement: Statement, values: Any) -> Progress[R
     lease: Lease | None = yield from statement.locked(tables.locks, run_id, KEY_SHARE, _owned_by(token))
     if lease is None:
         return Result([], 0)
-    written = yield from _appended(tables, statement, Step(run_id, seq, key, kind, nonce, lease.epoch, record))
+    step = Step(run_id, seq, key, kind, nonce, lease.epoch, record, statement.now)
+    written = yield from _appended(tables, statement, step)
     return Result([], int(written))
 
 
@@ -180,7 +183,7 @@ def _checkpoint_batch(tables: Tables, statement: Statement, values: Any) -> Prog
     for row in asked:
         lease = leases.get(row["id"])
         if lease is not None and lease.owner_token == row["token"]:
-            step = Step(row["id"], row["seq"], row["key"], row["kind"], row["nonce"], lease.epoch, row["record"])
+            step = _step_of(row, lease.epoch, statement.now)
             if (yield from _appended(tables, statement, step)):
                 continue
         missing.append((row["n"],))
@@ -208,7 +211,8 @@ def _transaction_record(tables: Tables, statement: Statement, values: Any) -> Pr
     run_id, seq, key, kind, nonce, record, txid, epoch = values
     if statement.transaction.id != txid:
         raise Violation("steps", "23502")
-    yield from _appended(tables, statement, Step(run_id, seq, key, kind, nonce, epoch, record), ignores=False)
+    step = Step(run_id, seq, key, kind, nonce, epoch, record, statement.clock())
+    yield from _appended(tables, statement, step, ignores=False)
     return Result([], 1)
 
 
@@ -258,8 +262,7 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
             ended.append(lease)
     for lease in ended:
         row = asked[lease.workflow_id]
-        record = Step(row["id"], row["seq"], row["key"], row["kind"], row["nonce"], lease.epoch, row["record"])
-        yield from _appended(tables, statement, record, ignores=False)
+        yield from _appended(tables, statement, _step_of(row, lease.epoch, statement.now), ignores=False)
     return Result([(lease.workflow_id,) for lease in ended], len(ended))
 
 
@@ -439,6 +442,10 @@ def _appended(tables: Tables, statement: Statement, step: Step, *, ignores: bool
     if inserted:
         tables.seqs.setdefault(step.workflow_id, set()).add(step.seq)
     return inserted
+
+
+def _step_of(row: dict[str, Any], epoch: int, at: float) -> Step:
+    return Step(row["id"], row["seq"], row["key"], row["kind"], row["nonce"], epoch, row["record"], at)
 
 
 def _records(text: str) -> list[dict[str, Any]]:
