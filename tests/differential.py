@@ -20,7 +20,7 @@ from durable.testing.simulation.tables import ACCOUNTS, Account, Header, Lease, 
 from support import Database
 
 _GIVES_UP = 30.0  # seconds, after which it is neither done nor waiting
-_MOMENTS = ("lastUpdated", "completedAt")
+_MOMENTS = ("lastUpdated", "completedAt", "startedAt", "began")
 _WAITING = re.compile(r"process \d+ still waiting for \w+ on (.+) after")
 
 _LOCKS = """
@@ -392,6 +392,8 @@ def _comparable(statement: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[A
 def _document(document: Any) -> Any:
     """A header, whose moments are only there or not."""
     if isinstance(document, dict) and isinstance(execution := document.get("execution"), dict):
-        known = {name: name in _MOMENTS or value for name, value in execution.items()}
+        known: dict[str, Any] = {name: name in _MOMENTS or value for name, value in execution.items()}
+        if "earlier" in known:
+            known["earlier"] = [{**earlier, "began": True} for earlier in known["earlier"]]
         return {**document, "execution": known}
     return document

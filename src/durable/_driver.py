@@ -62,7 +62,7 @@ ACKNOWLEDGED: Final = Acknowledged()
 SILENT: Final = Silent()
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
 UNREAD: Final = Reading(_NEVER, 0.0)
-_TIMELESS: Final = frozenset[type[StepOutcome]]({Returned, Acknowledged})  # where nobody listens
+_TIMELESS: Final = frozenset[type[StepOutcome]]({Acknowledged})  # where nobody listens
 
 
 class Body(Struct, frozen=True):

@@ -14,7 +14,18 @@ from typing import TypeAlias
 from msgspec import structs
 
 from durable.documents import Snapshot, snapshot_of
-from durable.snapshot import AttemptRecord, Execution, FailureRecord, Header, Kind, Record, Status, StepRecord, render
+from durable.snapshot import (
+    AttemptRecord,
+    Execution,
+    FailureRecord,
+    Header,
+    Kind,
+    Record,
+    Status,
+    StepRecord,
+    render,
+    standing,
+)
 
 __all__ = [
     "Event",
@@ -142,14 +153,19 @@ class StepRemembered(StepEvent):
 
 @dataclass(frozen=True, slots=True)
 class StepRecorded(StepEvent):
-    """The checkpoint of a fresh outcome is acknowledged; from here on the body never runs again.
-
-    The last attempt was the `attempt`-th, and its body took so many `seconds`.
-    """
+    """The checkpoint of a fresh outcome is acknowledged; from here on the body never runs again."""
 
     record: StepRecord = field(repr=False)
-    seconds: float = 0.0
-    attempt: int = 1
+
+    @property
+    def seconds(self) -> float:
+        """How long the body took in its last attempt, to the millisecond."""
+        return self.record.seconds
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt was the last one, counted from 1 over all executions."""
+        return self.record.attempt
 
     @property
     def ok(self) -> bool:
@@ -240,7 +256,5 @@ class ResumeStateCollector:
         self._records.append(Record(len(self._records), key, kind, text, at, self._epoch))
 
     def _is(self, status: Status, at: datetime) -> None:
-        moment = at.isoformat()
-        completed_at = moment if status is Status.COMPLETED else None
-        execution = Execution(status, last_updated=moment, completed_at=completed_at)
+        execution = standing(self._header.execution, status, at.isoformat(), self._records)
         self._header = structs.replace(self._header, execution=execution)

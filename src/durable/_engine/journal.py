@@ -56,7 +56,6 @@ class Call(Struct, eq=False):
     first: datetime | None = None
     due: datetime | None = None
     began: float = 0.0
-    seconds: float = 0.0
     attempt: AttemptRecord | None = None
     record: StepRecord | None = None
     original: BaseException | None = None
