@@ -335,7 +335,8 @@ class MemoryStore:
 
     def _dated(self, record: Record, epoch: int) -> Record:
         """The record, and when and under which lease it was stored, where it does not say."""
-        return Record(*record[:4], record.at or self.clock.now(), record.epoch or epoch)
+        seq, key, kind, text, at, under = record
+        return Record(seq, key, kind, text, at or self.clock.now(), under or epoch)
 
     def _set_status(self, run: _Run, status: Status) -> None:
         assert run.header is not None  # noqa: S101 -- written by the same begin

@@ -223,8 +223,8 @@ class Statements:
             runs = lane.also(self._sql["read_runs"], values)
             journals = lane.also(self._sql["read_journals"], values)
         records: dict[str, list[Record]] = {run_id: [] for run_id in ids}
-        for run_id, *line in journals:
-            records[run_id].append(stored(*line))
+        for run_id, seq, key, kind, text, at, epoch in journals:
+            records[run_id].append(stored(seq, key, kind, text, at, epoch))
         standing = {row[0]: row[1:] for row in runs}
         return [_claim_reply(claiming, standing, records, lane.server) for claiming in claimings]
 

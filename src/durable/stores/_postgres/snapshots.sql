@@ -4,11 +4,11 @@
 
 -- name: load
 SELECT seq, key, kind, text, at, epoch
-  FROM (SELECT NULL::integer AS seq, '' AS key, 'header' AS kind, snapshot::text AS text, NULL::bigint AS at, 0 AS epoch
+  FROM (SELECT NULL::integer AS seq, '' AS key, 'header' AS kind, snapshot::text AS text, NULL::float8 AS at, 0 AS epoch
           FROM {snapshots}
          WHERE id = %(id)s
          UNION ALL
-        SELECT seq, key, kind, record::text, (extract(epoch FROM created_at) * 1000000)::bigint, epoch
+        SELECT seq, key, kind, record::text, extract(epoch FROM created_at)::float8, epoch
           FROM {steps}
          WHERE workflow_id = %(id)s) AS line
  ORDER BY seq NULLS FIRST

@@ -120,11 +120,11 @@ SELECT asked.id, lease.epoch, lease.owner_token, lease.owner,
   LEFT JOIN LATERAL (SELECT * FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run ON true
 
 -- name: read_journals
--- The whole journal for its holder; for others only how the run ended. Moments in microseconds, whatever the DateStyle.
+-- The whole journal for its holder; for others only how the run ended. Moments as seconds, whatever the DateStyle.
 SELECT asked.id, step.seq, step.key, step.kind, step.record, step.at, step.epoch
   FROM unnest(%(ids)s::text[], %(randoms)s::text[]) AS asked (id, random)
  CROSS JOIN LATERAL (
-       SELECT seq, key, kind, record::text, (extract(epoch FROM created_at) * 1000000)::bigint AS at, epoch
+       SELECT seq, key, kind, record::text, extract(epoch FROM created_at)::float8 AS at, epoch
          FROM {steps}
         WHERE workflow_id = asked.id
           AND (kind IN ('result', 'failure')

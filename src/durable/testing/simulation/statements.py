@@ -156,8 +156,7 @@ def _read_journals(tables: Tables, statement: Statement, values: Any) -> Progres
         for seq in sorted(tables.seqs.get(run_id, ())):
             step = tables.steps.visible((run_id, seq), statement)
             if step is not None and (whole or step.kind in _ENDS):
-                at = round(step.created_at * 1_000_000)
-                rows.append((run_id, seq, step.key, step.kind, step.record, at, step.epoch))
+                rows.append((run_id, seq, step.key, step.kind, step.record, step.created_at, step.epoch))
     return Result(rows, len(rows))
 
 
