@@ -24,11 +24,11 @@ from durable.errors import (
     UnreadableRecord,
     UnstorableValue,
 )
-from durable.snapshot import Record, checked_name
+from durable.snapshot import checked_name
 from durable.stores._postgres.connections import Lane
 from durable.stores._postgres.process import Process
 from durable.stores._postgres.schema import cleaning
-from durable.stores._postgres.statements import Names, statements
+from durable.stores._postgres.statements import Names, statements, stored
 from durable.stores.listing import (
     FORCE_ADVICE,
     NO_MOMENT,
@@ -99,7 +99,7 @@ class SnapshotVerbs:
 
         def saved(lane: Lane) -> None:
             with _transaction(lane):
-                self._lock(lane, id, row, force=force)
+                self._lock(lane, id, row, force=force, epoch=checked.execution.epoch)
                 lane.execute(self._query("write"), values)
                 lane.execute(self._query("delete_journals"), values)
 
@@ -122,7 +122,7 @@ class SnapshotVerbs:
 
         def replaced(lane: Lane) -> None:
             with _transaction(lane):
-                self._lock(lane, run_id, row, force=False)
+                self._lock(lane, run_id, row, force=False, epoch=new.execution.epoch)
                 if self._read(lane, run_id, row) != old:
                     raise ConcurrentExecution(run_id, "somebody who has changed it meanwhile")
                 lane.execute(self._query("write"), values)
@@ -154,10 +154,10 @@ class SnapshotVerbs:
         rows = lane.execute(self._query("load"), {"id": row}).fetchall()
         if not rows:
             return None
-        (*_, kind, text), *journal = rows
+        (_, _, kind, text, _, _), *journal = rows
         if kind != "header":
             raise UnreadableRecord(id, "the header", "it is missing, and its journal is there")
-        return whole(text, [Record(*line) for line in journal], run_id=id)
+        return whole(text, [stored(*line) for line in journal], run_id=id)
 
     def delete(self, id: str, *, force: bool = False) -> None:
         """Forget the run, with its journal and the signals that it has not received. Quiet when there is none.
@@ -211,7 +211,9 @@ class SnapshotVerbs:
         def batch(lane: Lane) -> tuple[int, int]:
             found = [row for (row,) in lane.execute(old, values)]
             with _transaction(lane):
-                free = [row for (row,) in lane.execute(self._query("lock_runs"), {"ids": found, "force": False})]
+                free = [
+                    row for (row,) in lane.execute(self._query("lock_runs"), {"ids": found, "force": False, "epoch": 0})
+                ]
                 gone = [row for (row,) in lane.execute(delete_old, values | {"ids": free})]
                 lane.execute(self._query("delete_journals"), {"ids": gone})
                 lane.execute(self._query("delete_signals"), {"ids": gone})
@@ -256,8 +258,8 @@ class SnapshotVerbs:
         checked_name("a run's id", id)
         return checked_name("a run's id, with the store's prefix,", self._prefix + id) if self._prefix else id
 
-    def _lock(self, lane: Lane, id: str, row: str, *, force: bool) -> None:
-        values = {"ids": [row], "id": row, "force": force or not self._excludes}
+    def _lock(self, lane: Lane, id: str, row: str, *, force: bool, epoch: int = 0) -> None:
+        values = {"ids": [row], "id": row, "force": force or not self._excludes, "epoch": epoch}
         if lane.execute(self._query("lock_runs"), values).rowcount == 0:
             owner, left = lane.execute(self._query("holder"), values).fetchone() or ("somebody", 0.0)
             raise ConcurrentExecution(id, owner, max(0.0, left), FORCE_ADVICE)
