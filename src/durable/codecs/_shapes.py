@@ -67,7 +67,7 @@ class Shape:
         else:
             for name, item in state.items():
                 object.__setattr__(value, name, item)
-        return _with_beside(value, beside)
+        return _with_beside(value, beside) if beside else value
 
     def _fitted(self, class_: type, state: dict[str, Any]) -> dict[str, Any]:
         return {name: state[name] if name in state else self.default(class_, name) for name in self.names}
@@ -192,7 +192,7 @@ class PydanticModel(Shape):
         for name, item in its_own.items():
             if hasattr(_of_class(class_, name), "__set__"):  # a RootModel has no place for them
                 object.__setattr__(value, name, item)
-        return _with_beside(value, beside)
+        return _with_beside(value, beside) if beside else value
 
     def default(self, class_: Any, name: str) -> Any:
         """Of the field, or by its factory."""
