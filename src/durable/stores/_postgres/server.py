@@ -217,7 +217,7 @@ def _wait_until_gone(data: Path, *, first: int = 0) -> None:
     A killed one stays there until its supervisor looks, and another server would not start beside it.
     """
     with contextlib.suppress(OSError, ValueError):  # no such file, no such process
-        pid = int((data / "postmaster.pid").read_text().split("\n", 1)[0])
+        pid = int((data / "postmaster.pid").read_bytes().split(b"\n", 1)[0])
         os.kill(pid, first)
         deadline = time.monotonic() + _GONE
         while (data / "postmaster.pid").exists() and time.monotonic() < deadline:
@@ -250,7 +250,7 @@ def _candidates() -> Iterator[Path]:
 
 
 def _version(binaries: Path) -> str:
-    command = [binaries / "postgres", "--version"]
+    command: list[str | Path] = [binaries / "postgres", "--version"]
     answer = subprocess.run(command, capture_output=True, text=True, check=True, env=_environment())  # noqa: S603
     return answer.stdout.split()[2].split(".")[0]
 
