@@ -6,7 +6,7 @@ from durable._decorator import idempotency_key, step
 from durable._run import run
 from durable._state import delete_state, has_state, list_pending, result, status
 from durable._step import AsyncStep, Step
-from durable.codecs import alias
+from durable.codecs import alias, stored_as
 from durable.documents import Snapshot
 from durable.errors import (
     AccessDenied,
@@ -101,4 +101,5 @@ __all__ = [
     "signal",
     "status",
     "step",
+    "stored_as",
 ]

@@ -15,7 +15,14 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, assert_never
 
-from durable._bodies import awaitable_in_vain, awaited_within, called_within, can_be_awaited, on_a_thread
+from durable._bodies import (
+    awaitable_in_vain,
+    awaited_within,
+    called_within,
+    can_be_awaited,
+    needs_a_thread,
+    on_a_thread,
+)
 from durable._decorator import Options, enter, leave
 from durable._driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Body, Driver
 from durable._engine.decisions import (
@@ -263,8 +270,7 @@ class AsyncDriver(Driver):
                 if can_be_awaited(value):
                     value = await value
             else:
-                blocks = not inspect.iscoroutinefunction(body.fn)
-                value = await awaited_within(timeout, call.name, body.call, blocks=blocks)
+                value = await awaited_within(timeout, call.name, body.call, blocks=needs_a_thread(body.fn))
         except Exception as exception:
             return self._failed(call, exception, attempt, body.terms.policy)
         finally:

@@ -101,6 +101,7 @@ class Driver:
         self._execution = execution
         self._store = store
         self._codec = codec
+        self._check_promise: Callable[..., None] | None = getattr(codec, "check_promise", None)
         self._clock = clock
         self._runs = runs
         self._terms = terms
@@ -163,6 +164,8 @@ class Driver:
         if not callable(cast(object, fn)):
             advice = "pass the function and its arguments, or a thunk: step(name, lambda: fn(arg))"
             raise InvalidArgument(f"step {name!r}: {type(fn).__name__} is not a function: {advice}")
+        if body.annotation is not None and self._check_promise is not None:
+            self._check_promise(body.annotation, what=f"the result of step {name!r}")
         if kwargs:  # charge(order) and charge(order=order) are the same call
             bound = inspect.signature(fn).bind(*args, **kwargs)
             args, kwargs = bound.args, bound.kwargs

@@ -187,6 +187,8 @@ def planned(
         raise ConcurrentExecution(id, "the very run that makes this call", advice=advice)
     codec, clock = codec_of(store), clock_of(store)
     takes = _takes(fn, given=input is not OMITTED)
+    if (promise := returns(fn)) is not None and (check := getattr(codec, "check_promise", None)) is not None:
+        check(promise, what=f"the result of workflow {_name(fn)!r}")
     text = None
     if input is not OMITTED:
         text = codec.encode(input, what="the input", annotation=accepts(fn, _WITH_INPUT - 1))

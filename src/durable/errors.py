@@ -45,8 +45,9 @@ No message carries a password, a connection string or a stored value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeAlias
 
 __all__ = [
     "AccessDenied",
@@ -88,12 +89,18 @@ __all__ = [
 ]
 
 
+_Class: TypeAlias = type[BaseException]
+
+
 class DurableWarning(UserWarning):
     """Something works, but not as durably as it looks."""
 
 
 class DurableError(Exception):
     """The root of every error that leaves this library."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Fields may be given by keyword, which BaseException.args does not see; pickle goes through the fields.
@@ -211,15 +218,31 @@ class UnstorableValue(DurableError):
 class StepFailed(DurableError):
     """A recorded exception whose class cannot be rebuilt in this process.
 
-    `type` is its dotted name, `message` its text; `remote_traceback` the text of its traceback when it was recorded.
+    `type` is the dotted name of its class, `bases` are those of the classes that it can be caught by besides; `message` is
+    its text, `remote_traceback` the text of its traceback when it was recorded. `attributes` is what of it could be stored,
+    decoded, by name. Match it by class with `is_a`:
+
+        try:
+            step("fetch", fetch)
+        except durable.StepFailed as error:
+            if not error.is_a(httpx.HTTPStatusError):
+                raise
     """
 
     type: str
     message: str
     remote_traceback: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    bases: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}"
+
+    def is_a(self, classes: _Class | tuple[_Class, ...], /) -> bool:
+        """Whether the exception that was raised is one of this class, or of one of these, as `isinstance` would have it."""
+        given = classes if isinstance(classes, tuple) else (classes,)
+        names = {self.type, *self.bases}
+        return any(issubclass(StepFailed, one) or f"{one.__module__}.{one.__qualname__}" in names for one in given)
 
 
 @dataclass(eq=False, repr=False)

@@ -80,7 +80,10 @@ class Kind(StrEnum):
 
 
 class ErrorRecord(Struct, frozen=True, omit_defaults=True, gc=False):
-    """An exception as JSON. `type` is its class, `module:Class`; `args` is absent when they could not come back.
+    """An exception as JSON. `type` is its class, `module:Class`, and `bases` are those that it can be caught by besides.
+
+    `args` are its arguments and `state` is what it carries besides. Without `args` it is not rebuilt, and `state` is what of
+    it is plain.
 
     `sealed` is all but the type as the store's codec wrote it, where that is another than JSON's; the rest is empty then.
     """
@@ -88,6 +91,8 @@ class ErrorRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     type: str
     message: str
     args: Raw | UnsetType = UNSET
+    state: Raw | UnsetType = UNSET
+    bases: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     cause: ErrorRecord | None = None
     members: tuple[ErrorRecord, ...] = ()

@@ -103,8 +103,8 @@ def _cached(annotation: Any) -> Check | None:
         return _Instance(type(None), "None")
     if isinstance(annotation, NewType):
         return _check(annotation.__supertype__)
-    if hasattr(annotation, "__value__"):  # type X = … (Python 3.12)
-        return _check(annotation.__value__)
+    if hasattr(annotation, "__value__"):  # type X = … (Python 3.12), which may stand within itself
+        return _Alias(annotation)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is None:
         return _of_class(annotation) if isinstance(annotation, type) else None
@@ -145,6 +145,19 @@ class _Instance:
         if isinstance(value, self._class):
             return None
         return path, f"{its_type(value)} was returned where {self._name} is promised"
+
+
+class _Alias:
+    """What a `type` statement stands for, looked up when a value is there: by then each level of it is one of the value."""
+
+    __slots__ = ("_alias",)
+
+    def __init__(self, alias: Any) -> None:
+        self._alias = alias
+
+    def __call__(self, value: Any, path: str) -> Wrong | None:
+        check = _check(self._alias.__value__)
+        return None if check is None else check(value, path)
 
 
 def _certainly(part: Check | None, values: Iterable[Any]) -> bool:

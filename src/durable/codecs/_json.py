@@ -12,6 +12,7 @@ import msgspec
 
 from durable.codecs._advice import DATA_CLASSES, its_type
 from durable.codecs._annotations import mismatch
+from durable.codecs._promises import check_promise
 from durable.codecs._reading import Reading
 from durable.codecs._tags import TAG_IN_TEXT, Misread, Refusal
 from durable.codecs._writing import Writing
@@ -66,6 +67,15 @@ class JsonCodec:
         except _UNLIKE_JSON:
             pass
         return self._tagged(value, what, annotation)
+
+    def check_promise(self, annotation: Any, *, what: str) -> None:
+        """Raise `UnstorableValue` for a return annotation of which no value can be stored, before the body is called."""
+        try:
+            check_promise(annotation)
+        except Refusal as refusal:
+            raise UnstorableValue(what, "$", refusal.problem, f"Nothing was called. {refusal.advice}") from None
+        except TypeError:  # it cannot be hashed
+            return
 
     def decode(self, text: bytes, *, run_id: str, where: str, annotation: Any = None) -> Any:
         """Decode what `encode` wrote."""
