@@ -54,7 +54,9 @@ def postgres(
     - `table` names the documented table; the journal, the leases, the signals and a view stand beside it (`durable_steps`,
       `durable_locks`, `durable_signals`, `durable_runs`). One that another tool of its format has made is shared with it.
     - `schema` is where they all are, by default wherever the role's search path leads.
-    - `prefix` is put before every id, so that several stores can share the tables and never see each other's runs.
+    - `prefix` is put before every id, so that several stores can share the tables. It ends in a separator (`tenant1:`, or any
+      other punctuation), so that no other name is begun by it. What lies below it is one tree: a store of `a:` holds the
+      runs of `a:b:` too, and one without a prefix holds all.
     - `auto_create_table`: make the tables at first use. If not, they are checked, and `SchemaMismatch` says what is missing;
       `python -m durable.stores` prints the script that makes them.
     - `lock`: a run that somebody is executing is refused to others. Its table's name can be given instead of True. With
@@ -70,8 +72,8 @@ def postgres(
       `synchronous_commit=off` is turned on in our own connections, where these lead to PostgreSQL directly.
     - `take_over_dead=False` lets a run whose owner died on this machine wait for its lease instead of going on at once.
 
-    Raises `InvalidArgument` without URL and pool, or with both, and for names that PostgreSQL could not keep (63 bytes); at
-    first use `StoreUnavailable`, `AccessDenied`, `UnsuitableServer` (another database than PostgreSQL 12 or newer, a standby,
+    Raises `InvalidArgument` without URL and pool, or with both, for a prefix that ends in no separator, and for names that
+    PostgreSQL could not keep (63 bytes); at first use `StoreUnavailable`, `AccessDenied`, `UnsuitableServer` (another database than PostgreSQL 12 or newer, a standby,
     read-only sessions) or `SchemaMismatch`.
     """
     if url is None and pool is None:

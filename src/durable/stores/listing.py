@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
@@ -22,6 +23,7 @@ Progress: TypeAlias = Callable[[int], object]
 PAGE: Final = 100  # snapshots in a page, and runs deleted in one transaction
 NO_MOMENT: Final = datetime.min.replace(tzinfo=UTC)  # of a row that another tool wrote without one
 FORCE_ADVICE: Final = "Wait until it has ended, or pass force=True: whoever executes it can then write nothing more."
+SEPARATORS: Final = string.punctuation  # what a store's prefix may end in: no name goes on after it, so none is begun by it
 _LARGEST_PAGE: Final = 100_000
 
 
@@ -87,8 +89,20 @@ def asked_to_purge(older_than: object, status: object) -> tuple[float, RunStatus
 
 
 def checked_prefix(prefix: object) -> str:
-    """A store's prefix: text that an id can begin with."""
-    return "" if prefix == "" else checked_name("prefix", prefix)
+    """A store's prefix: text that an id can begin with, up to and with a separator.
+
+    Without one the store of `tenant1` would hold the runs of `tenant10` too: it would list them, and purge them.
+    """
+    if prefix == "":
+        return ""
+    checked = checked_name("prefix", prefix)
+    if checked[-1] not in SEPARATORS:
+        shown = checked[-40:]
+        raise InvalidArgument(
+            f"prefix {shown!r} must end in a separator, like ':' or '/' (one of {SEPARATORS}): without one this store would "
+            f"also see, and purge, the runs of a prefix that begins with it, like {shown + '0'!r}: write {shown + ':'!r}"
+        )
+    return checked
 
 
 def checked_snapshot(id: str, snapshot: Snapshot | Mapping[str, Any]) -> Snapshot:

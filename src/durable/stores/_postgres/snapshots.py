@@ -180,7 +180,8 @@ class SnapshotVerbs:
     ) -> Sequence[Listed]:
         """A page of ids with the moment of their last save, begin or end, newest first; equal moments by id, descending.
 
-        `prefix` is taken literally, and comes after the store's own. `status` "running" means under a lease that lasts,
+        `prefix` is what ids begin with, taken literally, after the store's own prefix: a search, and no border of anybody's, so it
+        need not end in a separator. `status` "running" means under a lease that lasts,
         "interrupted" without one. `after` is the last line of the page before: no line comes twice, and none is left out
         but such as were written meanwhile, which are newer.
         """

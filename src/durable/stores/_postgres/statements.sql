@@ -3,8 +3,8 @@
 
 -- name: take_leases
 -- Take each lease if nobody holds it and the run is one that its claim may execute (the same conditions as
--- `runs.executable`). The first look locks nothing, so that polling does not disturb a holder; what it let through is
--- checked again under the row lock. Time is the server's.
+-- `runs.executable`; `is_foreign` is that of `runs`). The first look locks nothing, so that polling does not disturb a
+-- holder; what it let through is checked again under the row lock. Time is the server's.
 WITH asked AS (
     SELECT *
       FROM json_to_recordset(%(claims)s::json) AS asked (
@@ -14,7 +14,7 @@ WITH asked AS (
 INSERT INTO {locks} AS lease (workflow_id, epoch, owner_token, owner, expires_at)
 SELECT asked.id, 1, '1:' || asked.random, asked.owner, clock_timestamp() + make_interval(secs => asked.seconds)
   FROM asked
-  LEFT JOIN LATERAL (SELECT id, snapshot FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run ON true
+  LEFT JOIN LATERAL (SELECT id, snapshot, {foreign} AS is_foreign FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run ON true
   LEFT JOIN LATERAL (
        SELECT owner_token, expires_at FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS held ON true
  WHERE (held.expires_at > clock_timestamp() AND held.owner_token IS DISTINCT FROM asked.dead) IS NOT TRUE
@@ -22,13 +22,12 @@ SELECT asked.id, 1, '1:' || asked.random, asked.owner, clock_timestamp() + make_
            WHEN run.id IS NULL THEN asked.may_create
            WHEN run.snapshot->'formatVersion' IS DISTINCT FROM '1' THEN run.snapshot->>'kind' = 'ResumeState'
            WHEN jsonb_typeof(run.snapshot->'execution'->'status') IS DISTINCT FROM 'string' THEN false
-           ELSE COALESCE(run.snapshot->>'workflowName', '') IN ('', asked.workflow)
+           ELSE (run.is_foreign OR run.snapshot->>'workflowName' = asked.workflow)
                 AND COALESCE(run.snapshot->'metadata'->'version', to_jsonb(asked.version)) = to_jsonb(asked.version)
                 AND (asked.input_hash IS NULL
-                     OR COALESCE(run.snapshot->>'workflowName', '') = ''
+                     OR run.is_foreign
                      OR run.snapshot->'metadata'->>'inputHash' IS NOT DISTINCT FROM asked.input_hash)
-                AND (run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed'
-                     OR COALESCE(run.snapshot->>'workflowName', '') = '')
+                AND (run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed' OR run.is_foreign)
                 AND (asked.after_failure
                      OR (run.snapshot->'execution'->>'status' IN ('failed', 'cancelled')) IS NOT TRUE)
        END
@@ -66,24 +65,28 @@ WITH asked AS (
 ), again AS (
     UPDATE {snapshots} AS run
        SET snapshot = CASE
-               WHEN COALESCE(run.snapshot->>'workflowName', '') <> '' THEN run.snapshot
+               WHEN NOT {foreign} THEN run.snapshot
                ELSE mine.header || run.snapshot || jsonb_build_object(
                        'workflowName', mine.header->'workflowName',
-                       'metadata', mine.header->'metadata' || COALESCE(NULLIF(run.snapshot->'metadata', 'null'), '{}'))
+                       'metadata', mine.header->'metadata' || COALESCE(
+                           CASE jsonb_typeof(run.snapshot->'metadata')
+                               WHEN 'object' THEN (run.snapshot->'metadata') - {foreign_metadata}
+                               WHEN 'null' THEN NULL
+                               ELSE run.snapshot->'metadata' END, '{}'))
                END || jsonb_build_object('execution', jsonb_build_object('status', 'running', 'lastUpdated', now())),
            updated_at = now()
       FROM mine
      WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM mine)) AND run.id = mine.workflow_id
-       AND (run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed'
-            OR COALESCE(run.snapshot->>'workflowName', '') = '')
+       AND (run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed' OR {foreign})
        AND (mine.after_failure OR (run.snapshot->'execution'->>'status' IN ('failed', 'cancelled')) IS NOT TRUE)
 )
 INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
 SELECT mine.workflow_id, 0, 'input', 'input', 0, mine.epoch, mine.input::json
   FROM mine
-  LEFT JOIN LATERAL (SELECT snapshot FROM {snapshots} WHERE id = mine.workflow_id OFFSET 0) AS old ON true
+  LEFT JOIN LATERAL (
+       SELECT {foreign} AS is_foreign FROM {snapshots} WHERE id = mine.workflow_id OFFSET 0) AS old ON true
  WHERE mine.input IS NOT NULL
-   AND (mine.workflow_id IN (SELECT id FROM fresh) OR COALESCE(old.snapshot->>'workflowName', '') = '')
+   AND (mine.workflow_id IN (SELECT id FROM fresh) OR old.is_foreign)
 ON CONFLICT (workflow_id, seq) DO NOTHING
 
 -- name: read_runs

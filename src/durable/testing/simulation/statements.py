@@ -32,6 +32,7 @@ __all__ = ["STATEMENTS", "Verb"]
 _ENDS: Final = frozenset({Kind.RESULT.value, Kind.FAILURE.value})
 _STOPPED: Final = frozenset({Status.FAILED.value, Status.CANCELLED.value})
 _FORMAT: Final = 1
+_FOREIGN: Final = ("stepOrder", "stepArgs", "lastStepKey")  # in the metadata of another tool's rows
 
 
 Verb: TypeAlias = Callable[[Tables, Statement, Any], Progress[Result]]
@@ -76,14 +77,19 @@ def _may_execute(run: Header | None, asked: dict[str, Any]) -> bool:
     if not isinstance(run.status, str):
         return False
     metadata: Any = document.get("metadata") or {}
-    workflow = document.get("workflowName") or ""
+    foreign = _is_foreign(document)
     return (
-        workflow in ("", asked["workflow"])
+        (foreign or document.get("workflowName") == asked["workflow"])
         and metadata.get("version", asked["version"]) == asked["version"]
-        and (asked["input_hash"] is None or workflow == "" or metadata.get("inputHash") == asked["input_hash"])
-        and (run.status != Status.COMPLETED or workflow == "")
+        and (asked["input_hash"] is None or foreign or metadata.get("inputHash") == asked["input_hash"])
+        and (run.status != Status.COMPLETED or foreign)
         and (asked["after_failure"] or run.status not in _STOPPED)
     )
+
+
+def _is_foreign(document: dict[str, Any]) -> bool:
+    metadata: Any = document.get("metadata") or {}
+    return not document.get("workflowName") or any(word in metadata for word in _FOREIGN)
 
 
 def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -107,23 +113,26 @@ def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
     written = 0
     for asked, epoch in mine:
         old = tables.snapshots.visible(asked["id"], statement)
-        named = old is not None and (old.snapshot.get("workflowName") or "") != ""
-        if asked["input"] is not None and (asked["id"] in fresh or not named):
+        foreign = old is not None and _is_foreign(old.snapshot)
+        if asked["input"] is not None and (asked["id"] in fresh or foreign):
             record = Step(asked["id"], 0, Kind.INPUT.value, Kind.INPUT.value, 0, epoch, asked["input"])
             written += yield from _appended(tables, statement, record)
     for asked, _ in mine:
 
         def may(run: Header, asked: dict[str, Any] = asked) -> bool:
-            return (run.status != Status.COMPLETED or not (run.snapshot.get("workflowName") or "")) and (
+            return (run.status != Status.COMPLETED or _is_foreign(run.snapshot)) and (
                 asked["after_failure"] or run.status not in _STOPPED
             )
 
         def running(run: Header, asked: dict[str, Any] = asked) -> Header:
             document = run.snapshot
-            if not (document.get("workflowName") or ""):
+            if _is_foreign(document):
                 header = asked["header"]
                 known: dict[str, Any] = document.get("metadata") or {}
-                metadata: dict[str, Any] = {**header["metadata"], **known}
+                metadata: dict[str, Any] = {
+                    **header["metadata"],
+                    **{word: value for word, value in known.items() if word not in _FOREIGN},
+                }
                 document = {**header, **document, "workflowName": header["workflowName"], "metadata": metadata}
             execution = {"status": Status.RUNNING.value, "lastUpdated": moment}
             return Header(run.id, {**document, "execution": execution}, statement.now)
