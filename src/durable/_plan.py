@@ -218,7 +218,9 @@ def _check(options: Options) -> None:
     if not isinstance(options.metadata, Mapping | None):
         raise InvalidArgument(f"metadata must be a mapping, not {type(options.metadata).__name__}")
     if _RESERVED & set(options.metadata or ()):
-        raise InvalidArgument(f"metadata must not have the keys {sorted(_RESERVED)}: they are the library's own, or tell another tool's runs")
+        raise InvalidArgument(
+            f"metadata must not have the keys {sorted(_RESERVED)}: they are the library's own, or tell another tool's runs"
+        )
     if options.cancel is not None and not isinstance(options.cancel, threading.Event):
         raise InvalidArgument(f"cancel must be a threading.Event, not {type(options.cancel).__name__}")
     if options.on_event is not None and not callable(options.on_event):

@@ -23,6 +23,7 @@ from durable.snapshot import Execution, Header, Kind, Record, Status
 from durable.stores._postgres.connections import Lane
 from durable.stores._postgres.statements import numbered
 from durable.stores._postgres.writer import ABSENT, Job
+from durable.stores.listing import headless
 
 _OVERHEAD = 200  # bytes that an entry takes besides its text, about
 _TAKEN = "another execution has taken it over"
@@ -387,8 +388,9 @@ def _claim_row(claiming: Claiming) -> dict[str, Any]:
 
 def _claim_reply(claiming: Claiming, standing: dict[str, Any], records: dict[str, list[Record]], server: str) -> Any:
     """The reply to a claim and the token that stands there now, or the error as a value."""
-    claim, (epoch, token, owner, expires_in, document) = claiming.claim, standing[claiming.row]
-    header, told, problem = None, list[Record](), None
+    claim, (epoch, token, owner, expires_in, document, is_headless) = claiming.claim, standing[claiming.row]
+    header, told = None, list[Record]()
+    problem: DurableError | None = headless(claim.run_id) if is_headless else None
     if document is not None:
         try:
             header, told = header_and_records(document, run_id=claim.run_id)

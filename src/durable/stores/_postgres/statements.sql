@@ -3,7 +3,7 @@
 
 -- name: take_leases
 -- Take each lease if nobody holds it and the run is one that its claim may execute (the same conditions as
--- `runs.executable`; `is_foreign` is that of `runs`). The first look locks nothing, so that polling does not disturb a
+-- `runs.executable`; `is_foreign` is that of `runs`; a journal without its header is nobody's to go on with). The first look locks nothing, so that polling does not disturb a
 -- holder; what it let through is checked again under the row lock. Time is the server's.
 WITH asked AS (
     SELECT *
@@ -19,7 +19,8 @@ SELECT asked.id, 1, '1:' || asked.random, asked.owner, clock_timestamp() + make_
        SELECT owner_token, expires_at FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS held ON true
  WHERE (held.expires_at > clock_timestamp() AND held.owner_token IS DISTINCT FROM asked.dead) IS NOT TRUE
    AND CASE
-           WHEN run.id IS NULL THEN asked.may_create
+           WHEN run.id IS NULL
+           THEN asked.may_create AND NOT EXISTS (SELECT FROM {steps} WHERE workflow_id = asked.id)
            WHEN run.snapshot->'formatVersion' IS DISTINCT FROM '1' THEN run.snapshot->>'kind' = 'ResumeState'
            WHEN jsonb_typeof(run.snapshot->'execution'->'status') IS DISTINCT FROM 'string' THEN false
            ELSE (run.is_foreign OR run.snapshot->>'workflowName' = asked.workflow)
@@ -92,7 +93,8 @@ ON CONFLICT (workflow_id, seq) DO NOTHING
 -- name: read_runs
 SELECT asked.id, lease.epoch, lease.owner_token, lease.owner,
        extract(epoch FROM lease.expires_at - clock_timestamp())::float8 AS expires_in,
-       run.snapshot::text
+       run.snapshot::text,
+       CASE WHEN run.id IS NULL THEN EXISTS (SELECT FROM {steps} WHERE workflow_id = asked.id) END AS is_headless
   FROM unnest(%(ids)s::text[]) AS asked (id)
   LEFT JOIN LATERAL (SELECT * FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS lease ON true
   LEFT JOIN LATERAL (SELECT * FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run ON true

@@ -48,7 +48,11 @@ def _take_leases(tables: Tables, statement: Statement, values: Any) -> Progress[
         held = tables.locks.visible(asked["id"], statement)
         if held is not None and held.expires_at > statement.clock() and held.owner_token != asked["dead"]:
             continue
-        if _may_execute(tables.snapshots.visible(asked["id"], statement), asked):
+        run, has_journal = (
+            tables.snapshots.visible(asked["id"], statement),
+            _has_journal(tables, statement, asked["id"]),
+        )
+        if _may_execute(run, asked, has_journal=has_journal):
             chosen.append((asked, statement.clock() + asked["seconds"]))
     taken = 0
     for asked, expires_at in chosen:
@@ -68,9 +72,9 @@ def _take_leases(tables: Tables, statement: Statement, values: Any) -> Progress[
     return Result([], taken)
 
 
-def _may_execute(run: Header | None, asked: dict[str, Any]) -> bool:
+def _may_execute(run: Header | None, asked: dict[str, Any], *, has_journal: bool) -> bool:
     if run is None:
-        return bool(asked["may_create"])
+        return bool(asked["may_create"]) and not has_journal
     document = run.snapshot
     if document.get("formatVersion") != _FORMAT:
         return document.get("kind") == "ResumeState"
@@ -148,12 +152,17 @@ def _read_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
         lease = tables.locks.visible(run_id, statement)
         run = tables.snapshots.visible(run_id, statement)
         document = None if run is None else _encode(run.snapshot).decode()
+        is_headless = _has_journal(tables, statement, run_id) if run is None else None
         if lease is None:
-            rows.append((run_id, None, None, None, None, document))
+            rows.append((run_id, None, None, None, None, document, is_headless))
         else:
             left = lease.expires_at - statement.clock()
-            rows.append((run_id, lease.epoch, lease.owner_token, lease.owner, left, document))
+            rows.append((run_id, lease.epoch, lease.owner_token, lease.owner, left, document, is_headless))
     return Result(rows, len(rows))
+
+
+def _has_journal(tables: Tables, statement: Statement, run_id: str) -> bool:
+    return any(tables.steps.visible((run_id, seq), statement) is not None for seq in tables.seqs.get(run_id, ()))
 
 
 def _read_journals(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
