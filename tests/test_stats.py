@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -132,8 +133,6 @@ def test_a_journal_without_a_header_is_counted_refused_and_purged(
 
 def test_an_async_run_is_refused_too(database: Database) -> None:
     """The other colour, and with an input."""
-    import asyncio
-
     async def waits(step: durable.AsyncStep, _: None, given: int) -> int:
         return given
 

@@ -280,6 +280,8 @@ class Execution:
     def _wait(self, seconds: float, reading: Reading, look: float = LONGEST_WAIT) -> Wait:
         if self.deadline is not None:
             seconds = min(seconds, self.deadline - reading.elapsed)
+        if seconds > LONGEST_WAIT:
+            self.lease.waits(reading.elapsed)
         return Wait(seconds, look)
 
     def _attempt_failed(self, call: Call, reading: Reading, error: ErrorRecord, again_in: float) -> StepDecision:

@@ -68,7 +68,7 @@ class MemoryStore:
         self._numbers = itertools.count(1)
         self._aio: ThreadedStore | None = None
         self._closed = False
-        self._heartbeat = Heartbeat(self._renew, self.clock)
+        self._heartbeat = Heartbeat(self._renew, self._look, self.clock)
 
     def __repr__(self) -> str:
         return "<durable store in memory>"
@@ -321,6 +321,12 @@ class MemoryStore:
                     standing[lease.token] = True
                 lease.cancelled = run is not None and run.cancelled
         return standing
+
+    def _look(self, leases: Sequence[Lease]) -> None:
+        with self._lock:
+            for lease in leases:
+                run = self._runs.get(lease.run_id)
+                lease.cancelled = run is not None and run.cancelled
 
     def _set_status(self, run: _Run, status: Status) -> None:
         assert run.header is not None  # noqa: S101 -- written by the same begin

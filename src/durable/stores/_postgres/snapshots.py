@@ -203,8 +203,8 @@ class SnapshotVerbs:
         page = asked(prefix, limit, status, after)
         after_what = "nothing" if after is None else "no moment" if after.updated_at == NO_MOMENT else "a moment"
         by_lease = page.status in _BY_LEASE
-        name, status = ("list_by_lease", _BY_LEASE[page.status]) if by_lease else ("list", _STATUSES[page.status])
-        query = self._query(name, prefix=page.prefix, status=status, after=_AFTER[after_what])
+        name, condition = ("list_by_lease", _BY_LEASE[page.status]) if by_lease else ("list", _STATUSES[page.status])
+        query = self._query(name, prefix=page.prefix, status=condition, after=_AFTER[after_what])
         values: dict[str, Any] = {"prefix": self._prefix + page.prefix, "limit": page.limit}
         if after is not None:
             values |= {"moment": after.updated_at, "id": self._prefix + after.id}
@@ -228,8 +228,8 @@ class SnapshotVerbs:
         """Delete the runs whose last save, begin or end lies more than `older_than` seconds back; how many there were.
 
         `status` says which: "completed", "failed", "cancelled", "interrupted", or None for all of these; never one that
-        somebody is executing. With any, journals go whose header was deleted by SQL, by the moment of their last record. It goes in transactions of a hundred runs, oldest first, and `progress` is called after each
-        with the number of runs deleted so far. What is interrupted has deleted what it said, and can be called again.
+        somebody is executing. With any, journals go whose header was deleted by SQL, by the moment of their last record. It
+        goes in transactions of a hundred runs, oldest first, and `progress` is called after each with the number deleted so far. What is interrupted has deleted what it said, and can be called again.
         """
         seconds, wanted = asked_to_purge(older_than, status)
         condition = _STATUSES[wanted]
@@ -427,7 +427,7 @@ def _query(names: Names, name: str, parts: tuple[tuple[str, str], ...]) -> bytes
 
 def _journals(size: int) -> str:
     """Where the ids of journals are looked for, whose table has this size. Each run has one lease, and many records."""
-    return f"SELECT {'DISTINCT workflow_id FROM {steps}' if size <= _SMALL else 'workflow_id FROM {locks}'}"
+    return f"SELECT {'DISTINCT workflow_id FROM {steps}' if size <= _SMALL else 'workflow_id FROM {locks}'}"  # noqa: S608 -- two texts
 
 
 def _moment(at: datetime | None) -> datetime:
