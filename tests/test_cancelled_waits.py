@@ -64,7 +64,16 @@ async def two_wait_async(step: durable.AsyncStep, _: Any) -> None:
         group.create_task(step.wait_for("denied"))
 
 
-WAITS = [sleeps, waits_for, waits_for_a_while, backs_off, sleeps_async, waits_for_async, backs_off_async, two_wait_async]
+WAITS = [
+    sleeps,
+    waits_for,
+    waits_for_a_while,
+    backs_off,
+    sleeps_async,
+    waits_for_async,
+    backs_off_async,
+    two_wait_async,
+]
 
 
 @pytest.fixture
@@ -123,9 +132,7 @@ def test_whoever_waits_for_a_run_hears_of_it_too(database: Database, aside: Thre
     assert left.result(30.0) - cancelled < HEARD_WITHIN
 
 
-def test_a_later_wait_of_a_run_that_has_long_been_busy_hears_too(
-    database: Database, aside: ThreadPoolExecutor
-) -> None:
+def test_a_later_wait_of_a_run_that_has_long_been_busy_hears_too(database: Database, aside: ThreadPoolExecutor) -> None:
     """The heartbeat sleeps until its renewal: a wait that begins wakes it."""
     first, go = threading.Event(), threading.Event()
 

@@ -133,6 +133,7 @@ def test_a_journal_without_a_header_is_counted_refused_and_purged(
 
 def test_an_async_run_is_refused_too(database: Database) -> None:
     """The other colour, and with an input."""
+
     async def waits(step: durable.AsyncStep, _: None, given: int) -> int:
         return given
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from durable.errors import InvalidArgument
+from durable.errors import DurableError, InvalidArgument
 
 RENEWALS_PER_LEASE: Final = 3  # two renewals in a row may fail before the lease is in danger
 SHORTEST: Final = (
@@ -36,7 +36,7 @@ class Lease:
     """
 
     __slots__ = (
-        "_counter", "cancelled", "deadline", "epoch", "lost", "on_wait", "records", "row", "run_id", "seconds", "sent",
+        "_counter", "cancelled", "deadline", "epoch", "gone", "lost", "on_wait", "records", "refusal", "row", "run_id", "seconds", "sent",
         "server", "token", "waited",
     )  # fmt: skip
 
@@ -54,6 +54,8 @@ class Lease:
         self.server = ""
         self._counter = itertools.count(1)
         self.lost: str | None = None
+        self.refusal: DurableError | None = None  # where the store could say more of that than a reason
+        self.gone: str | None = None  # why its row may have gone, where this process has made it go
         self.cancelled = False
         self.waited = -math.inf  # when its holder was last seen to wait
         self.on_wait: Callable[[], object] | None = None

@@ -272,7 +272,7 @@ class Execution:
         if reading.cancelled or self.lease.cancelled:
             return RunCancelled(self.run_id)
         if reason := self.lease.ended(reading.elapsed):
-            return LeaseLost(self.run_id, reason)
+            return self.lease.refusal or LeaseLost(self.run_id, reason)
         if self.deadline is not None and reading.elapsed >= self.deadline:
             return DeadlineExceeded(self.run_id)
         return None

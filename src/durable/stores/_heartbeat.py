@@ -60,6 +60,13 @@ class Heartbeat:
         with self._changed:
             self._kept.pop(lease.token, None)
 
+    def deleted(self, rows: Sequence[str]) -> None:
+        """The runs of these rows are being deleted here: it is not the database that has lost them."""
+        with self._changed:
+            for lease, _ in self._kept.values():
+                if lease.row in rows:
+                    lease.gone = "the run was deleted"
+
     def close(self) -> None:
         """End the thread, after the renewal that it may be in."""
         with self._changed:

@@ -307,8 +307,11 @@ class MemoryStore:
         run = self._runs.get(lease.run_id)
         if run is not None and run.cancelled:
             raise RunCancelled(lease.run_id)
-        if run is None or run.token != lease.token:
-            raise LeaseLost(lease.run_id, "another execution has taken it over")
+        if run is None:
+            raise LeaseLost(lease.run_id, "the run was deleted")
+        if run.token != lease.token:
+            taken = run.epoch != lease.epoch
+            raise LeaseLost(lease.run_id, "another execution has taken it over" if taken else "it was given back")
         return run
 
     def _renew(self, leases: Sequence[Lease]) -> dict[str, bool]:

@@ -7,7 +7,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 from msgspec import Raw, Struct
@@ -27,6 +27,7 @@ from durable.stores.listing import headless
 
 _OVERHEAD = 200  # bytes that an entry takes besides its text, about
 _TAKEN = "another execution has taken it over"
+_RETURNED = "it was given back"
 NOT_ITS_OWN = "a record that is not its own stands in its place"
 
 _json = msgspec.json.Encoder()
@@ -120,11 +121,28 @@ def receive_job(lease: Lease, name: str, taken: Sequence[int]) -> Job:
     return Job(Verb.RECEIVE, lease.run_id, _OVERHEAD, lease.deadline, what=what, payload=row)
 
 
-def refused(lease: Lease, token: str | None, owner: str | None) -> DurableError | None:
-    """Why this lease may write no more, by what stands in its row; None when it may."""
+Standing: TypeAlias = tuple[str | None, str | None, int]
+"""What stands in a lease's row: token, owner, epoch."""
+
+
+def refused(lease: Lease, standing: Standing | None) -> DurableError | None:
+    """Why this lease may write no more, by what stands in its row, if there is one; None when it may.
+
+    An epoch only rises. One that is lower, or another's under the same, is of a time before this claim, or of a row that was
+    made anew after the run had been deleted; so is none at all. Which of the two, only who has seen the deletion can tell.
+    """
+    token, owner, epoch = standing or (None, None, -1)
     if token == lease.token:
         return None
-    return RunCancelled(lease.run_id) if token is None and owner == "cancelled" else LeaseLost(lease.run_id, _TAKEN)
+    if epoch > lease.epoch or (epoch == lease.epoch and token is None):
+        if token is None and owner == "cancelled":
+            return RunCancelled(lease.run_id)
+        return LeaseLost(lease.run_id, _TAKEN if epoch > lease.epoch else _RETURNED)
+    if lease.gone is not None:
+        return LeaseLost(lease.run_id, lease.gone)
+    return RecordsLost(
+        lease.run_id, "its lease is not there any more" if standing is None else "its lease is an earlier one"
+    )
 
 
 def strange(lane: Lane, leases: Iterable[Lease]) -> Sequence[tuple[Lease, int]]:
@@ -188,18 +206,16 @@ class Statements:
         with _transaction(lane):
             leases = lane.also(self._sql[leases_by], (ids,))
             nonces = lane.also(self._sql["read_nonces"], (ids, seqs))
-        owners = {run_id: (token, owner) for run_id, token, owner in leases}
+        owners: dict[str, Standing] = {run_id: standing for run_id, *standing in leases}
         found = {(run_id, seq): nonce for run_id, seq, nonce in nonces}
         return [self._fate(write, owners, found) for write in writes]
 
-    def _fate(
-        self, write: Writing, owners: dict[str, tuple[str | None, str | None]], found: dict[tuple[str, int], int]
-    ) -> Any:
+    def _fate(self, write: Writing, owners: Mapping[str, Standing], found: Mapping[tuple[str, int], int]) -> Any:
         lease = write.lease
         nonce = found.get((lease.row, write.record.seq))
         if nonce == write.nonce:
             return None
-        if refusal := refused(lease, *owners.get(lease.row, (None, None))):
+        if refusal := refused(lease, owners.get(lease.row)):
             return refusal
         return ABSENT if nonce is None else LeaseLost(lease.run_id, NOT_ITS_OWN)
 

@@ -15,10 +15,10 @@ from psycopg.rows import tuple_row
 from durable._engine.batches import LARGE, Verb
 from durable._engine.leases import RENEWALS_PER_LEASE, Lease
 from durable.clocks import Clock
-from durable.errors import DurableError
+from durable.errors import DurableError, RunCancelled
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._owner import Owner
-from durable.stores._postgres.commits import Statements
+from durable.stores._postgres.commits import Standing, Statements, refused
 from durable.stores._postgres.connections import Connection, Connections
 from durable.stores._postgres.transactions import Transactions
 from durable.stores._postgres.writer import Job, Writer
@@ -100,7 +100,12 @@ class Process:
         with self._heard(patience) as ask:
             standing: dict[str, bool] = dict(ask("renew", columns))
             if lost := [lease for lease in leases if lease.token not in standing]:
-                self._note_cancelled(ask, lost)
+                rows: dict[str, Standing] = {
+                    row: left for row, *left in ask("read_leases", ([lease.row for lease in lost],))
+                }
+                for lease in lost:
+                    lease.refusal = refused(lease, rows.get(lease.row))
+                    lease.cancelled = isinstance(lease.refusal, RunCancelled)
             return standing
 
     def _look(self, leases: Sequence[Lease]) -> None:

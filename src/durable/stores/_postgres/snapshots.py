@@ -187,6 +187,7 @@ class SnapshotVerbs:
                 self._lock(lane, id, row, force=force)
                 for name in ("delete_header", "delete_journals", "delete_signals", "delete_leases"):
                     lane.execute(self._query(name), values)
+                self.process.heartbeat.deleted([row])
 
         self._done(deleted)
 
@@ -245,6 +246,7 @@ class SnapshotVerbs:
                 lane.execute(self._query("delete_journals"), {"ids": gone})
                 lane.execute(self._query("delete_signals"), {"ids": gone})
                 lane.execute(self._query("delete_leases"), {"ids": gone})
+                self.process.heartbeat.deleted(gone)
             return len(found), len(gone)
 
         def orphans(lane: Lane) -> tuple[int, int]:

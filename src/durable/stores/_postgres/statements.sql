@@ -236,15 +236,15 @@ UPDATE {snapshots} AS run
 
 -- name: lock_leases
 -- Whoever still has a write in flight under one of these leases holds its row: after this its fate is settled.
-SELECT lease.workflow_id, lease.owner_token, lease.owner
+SELECT lease.workflow_id, lease.owner_token, lease.owner, lease.epoch
   FROM (SELECT DISTINCT id FROM unnest(%s::text[]) AS asked (id) ORDER BY id) AS run
- CROSS JOIN LATERAL (SELECT workflow_id, owner_token, owner FROM {locks} WHERE workflow_id = run.id FOR UPDATE) AS lease
+ CROSS JOIN LATERAL (SELECT workflow_id, owner_token, owner, epoch FROM {locks} WHERE workflow_id = run.id FOR UPDATE) AS lease
 
 -- name: read_leases
 -- Enough where the reply to a write came, and said that nothing was written: what kept it out is committed.
-SELECT lease.workflow_id, lease.owner_token, lease.owner
+SELECT lease.workflow_id, lease.owner_token, lease.owner, lease.epoch
   FROM unnest(%s::text[]) AS asked (id)
- CROSS JOIN LATERAL (SELECT workflow_id, owner_token, owner FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS lease
+ CROSS JOIN LATERAL (SELECT workflow_id, owner_token, owner, epoch FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS lease
 
 -- name: count_records
 SELECT asked.id, (SELECT count(*) FROM {steps} WHERE workflow_id = asked.id) FROM unnest(%s::text[]) AS asked (id)

@@ -281,9 +281,10 @@ class PostgresTransaction:
             finally:
                 owner.connections.watchdog.unwatch(lane.connection)
             self._number, *self._settings = next(settings)[:_SETTINGS]
-            token, holder, self._epoch = fence.fetchone() or (None, None, 0)
-            if refusal := refused(lease, token, holder):
+            standing = fence.fetchone()
+            if refusal := refused(lease, standing):
                 raise refusal
+            self._epoch = lease.epoch
             if lost:
                 raise RecordsLost(lease.run_id)
         except BaseException:

@@ -307,7 +307,7 @@ def _lock_leases(tables: Tables, statement: Statement, values: Any) -> Progress[
     for run_id in sorted(set(values[0])):
         lease: Lease | None = yield from statement.locked(tables.locks, run_id, UPDATE)
         if lease is not None:
-            rows.append((run_id, lease.owner_token, lease.owner))
+            rows.append((run_id, lease.owner_token, lease.owner, lease.epoch))
     return Result(rows, len(rows))
 
 
@@ -315,7 +315,7 @@ def _read_leases(tables: Tables, statement: Statement, values: Any) -> Progress[
     yield POINT
     seen = ((run_id, tables.locks.visible(run_id, statement)) for run_id in values[0])
     rows: list[tuple[Any, ...]] = [
-        (run_id, lease.owner_token, lease.owner) for run_id, lease in seen if lease is not None
+        (run_id, lease.owner_token, lease.owner, lease.epoch) for run_id, lease in seen if lease is not None
     ]
     return Result(rows, len(rows))
 
