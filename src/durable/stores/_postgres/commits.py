@@ -15,14 +15,15 @@ from msgspec import Raw, Struct
 from durable._engine.batches import Verb, latest_under
 from durable._engine.decisions import Claim, Granted, Refused
 from durable._engine.leases import Lease
-from durable._engine.runs import described
+from durable._engine.runs import described, executable
 from durable.clocks import Clock
 from durable.documents import header_and_records
 from durable.errors import DurableError, LeaseLost, RecordsLost, RunCancelled
 from durable.snapshot import Execution, Header, Kind, Record, Status
 from durable.stores._postgres.connections import Lane
 from durable.stores._postgres.statements import numbered
-from durable.stores._postgres.writer import ABSENT, Job
+from durable.stores._postgres.demands import hiding
+from durable.stores._postgres.writer import ABSENT, Job, dropped
 from durable.stores.listing import headless
 
 _OVERHEAD = 200  # bytes that an entry takes besides its text, about
@@ -404,21 +405,30 @@ def _claim_row(claiming: Claiming) -> dict[str, Any]:
 
 def _claim_reply(claiming: Claiming, standing: dict[str, Any], records: dict[str, list[Record]], server: str) -> Any:
     """The reply to a claim and the token that stands there now, or the error as a value."""
-    claim, (epoch, token, owner, expires_in, document, is_headless) = claiming.claim, standing[claiming.row]
+    claim, (epoch, token, owner, expires_in, document, is_headless, is_hidden) = claiming.claim, standing[claiming.row]
     header, told = None, list[Record]()
-    problem: DurableError | None = headless(claim.run_id) if is_headless else None
+    is_mine = token is not None and token == f"{epoch}:{claiming.random}" and claiming.sent is not None
+    problem: DurableError | None = None
+    if is_hidden:
+        problem = hiding()
+    elif is_headless:
+        problem = headless(claim.run_id)
+    elif is_mine and document is None:
+        problem = dropped("documented runs")
     if document is not None:
         try:
             header, told = header_and_records(document, run_id=claim.run_id)
         except DurableError as unreadable:
-            problem = unreadable
-    if document is not None and token == f"{epoch}:{claiming.random}" and claiming.sent is not None:
+            problem = problem or unreadable
+    if is_mine:
         lease = Lease(claim.run_id, token, epoch, claim.seconds, claiming.sent, claiming.row)
         lease.known(len(records[claiming.row]), server)
         known = header or Header(claim.workflow, Execution(Status.RUNNING))
         return Granted(lease, known, told + records[claiming.row], problem=problem), token
     if problem is not None:
         return problem
+    if epoch is None and executable(claim, header):  # the lease was free, was taken, and is not there
+        return ABSENT
     ends = [record for record in told if record.kind in (Kind.RESULT, Kind.FAILURE)]
     held = token is not None and expires_in > 0
     return Refused(header, ends + records[claiming.row], owner if held else None, expires_in if held else None), token

@@ -28,9 +28,11 @@ from durable.errors import (
 from durable.snapshot import Record, checked_name
 from durable.stores._owner import HOST, is_dead
 from durable.stores._postgres.connections import Lane
+from durable.stores._postgres.demands import hiding
 from durable.stores._postgres.process import Process
 from durable.stores._postgres.schema import cleaning
 from durable.stores._postgres.statements import Names, statements
+from durable.stores._postgres.writer import dropped
 from durable.stores.listing import (
     FORCE_ADVICE,
     NO_MOMENT,
@@ -115,7 +117,7 @@ class SnapshotVerbs:
         def saved(lane: Lane) -> None:
             with _transaction(lane):
                 self._lock(lane, id, row, force=force)
-                lane.execute(self._query("write"), values)
+                self._write(lane, values)
                 lane.execute(self._query("delete_journals"), values)
 
         self._done(saved)
@@ -140,7 +142,7 @@ class SnapshotVerbs:
                 self._lock(lane, run_id, row, force=False)
                 if self._read(lane, run_id, row) != old:
                     raise ConcurrentExecution(run_id, "somebody who has changed it meanwhile")
-                lane.execute(self._query("write"), values)
+                self._write(lane, values)
                 lane.execute(self._query("delete_journals"), values)
                 lane.execute(self._query("write_journal"), values)
 
@@ -149,6 +151,10 @@ class SnapshotVerbs:
         except ConcurrentExecution:
             return False
         return True
+
+    def _write(self, lane: Lane, values: Mapping[str, Any]) -> None:
+        if lane.execute(self._query("write"), values).rowcount != 1:
+            raise dropped("documented runs")
 
     def _dated(self, snapshot: Snapshot) -> Snapshot:
         """With the moment of this change, where it says none."""
@@ -168,6 +174,7 @@ class SnapshotVerbs:
     def _read(self, lane: Lane, id: str, row: str) -> Snapshot | None:
         rows = lane.execute(self._query("load"), {"id": row}).fetchall()
         if not rows:
+            self._check_nothing(lane, id, row)
             return None
         (*_, kind, text), *journal = rows
         if kind != "header":
@@ -187,6 +194,8 @@ class SnapshotVerbs:
                 self._lock(lane, id, row, force=force)
                 for name in ("delete_header", "delete_journals", "delete_signals", "delete_leases"):
                     lane.execute(self._query(name), values)
+                if lane.execute(self._query("is_left"), values).fetchone() == (True,):
+                    raise dropped("documented runs, or of the journal")
                 self.process.heartbeat.deleted([row])
 
         self._done(deleted)
@@ -302,8 +311,8 @@ class SnapshotVerbs:
 
         def asked(lane: Lane) -> Any:
             found = lane.execute(self._query("status"), values).fetchone()
-            if found is None and lane.execute(self._query("is_orphan"), values).fetchone() == (True,):
-                raise headless(id)
+            if found is None:
+                self._check_nothing(lane, id, values["id"])
             return found
 
         found = self._done(asked)
@@ -313,6 +322,14 @@ class SnapshotVerbs:
         if (stand := stands(status, held=held and not self._is_dead(owner, token))) is None:
             raise UnreadableRecord(id, "the snapshot", f"its status is {status[:40]!r}, which is not known here")
         return stand
+
+    def _check_nothing(self, lane: Lane, id: str, row: str) -> None:
+        """That a run which was not found is not there: neither hidden, nor without its header only."""
+        is_hidden, has_journal = lane.execute(self._query("why_nothing"), {"id": row}).fetchone() or (False, False)
+        if is_hidden:
+            raise hiding()
+        if has_journal:
+            raise headless(id)
 
     def _row(self, id: str) -> str:
         checked_name("a run's id", id)

@@ -98,8 +98,13 @@ SELECT COALESCE(run.snapshot->'execution'->>'status', 'running'), lease.owner_to
     ON lease.workflow_id = run.id AND lease.owner_token IS NOT NULL AND lease.expires_at > clock_timestamp()
  WHERE run.id = %(id)s
 
--- name: is_orphan
-SELECT EXISTS (SELECT FROM {steps} WHERE workflow_id = %(id)s)
+-- name: why_nothing
+-- Of a run that is not there: whether it may be hidden, and whether its journal is there.
+SELECT row_security_active({snapshots_text}) OR row_security_active({steps_text}),
+       EXISTS (SELECT FROM {steps} WHERE workflow_id = %(id)s)
+
+-- name: is_left
+SELECT EXISTS (SELECT FROM {snapshots} WHERE id = %(id)s) OR EXISTS (SELECT FROM {steps} WHERE workflow_id = %(id)s)
 
 -- name: counts
 -- The leases that last are few: they are looked for once, and not for each run. By owner, who may be proven dead.

@@ -94,7 +94,9 @@ ON CONFLICT (workflow_id, seq) DO NOTHING
 SELECT asked.id, lease.epoch, lease.owner_token, lease.owner,
        extract(epoch FROM lease.expires_at - clock_timestamp())::float8 AS expires_in,
        run.snapshot::text,
-       CASE WHEN run.id IS NULL THEN EXISTS (SELECT FROM {steps} WHERE workflow_id = asked.id) END AS is_headless
+       CASE WHEN run.id IS NULL THEN EXISTS (SELECT FROM {steps} WHERE workflow_id = asked.id) END AS is_headless,
+       row_security_active({steps_text}) OR row_security_active({snapshots_text})
+       OR row_security_active({locks_text}) OR row_security_active({signals_text}) AS is_hidden
   FROM unnest(%(ids)s::text[]) AS asked (id)
   LEFT JOIN LATERAL (SELECT * FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS lease ON true
   LEFT JOIN LATERAL (SELECT * FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run ON true
@@ -170,13 +172,18 @@ SELECT set_config('search_path', %s, true), set_config('role', %s, true),
 
 -- name: transaction_record
 -- Into the transaction that was begun with the fence, or not at all: in any other the epoch is NULL, which is refused, and
--- with it the COMMIT that follows.
-INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, record, epoch)
-VALUES (%s, %s, %s, %s, %s, %s::json, CASE WHEN txid_current() = %s THEN %s::bigint END)
+-- with it the COMMIT that follows. Likewise where a trigger drops it: the body's work must not be committed without it.
+WITH written AS (
+    INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, record, epoch)
+    VALUES (%s, %s, %s, %s, %s, %s::json, CASE WHEN txid_current() = %s THEN %s::bigint END)
+    RETURNING seq
+)
+SELECT 1 / count(*) FROM written
 
 -- name: finish_batch
 -- The lease row before the header before the journal, as everywhere; the leases in the order of their ids. The answer is
--- the runs that were finished: those whose lease is held, and whose records are all there.
+-- the runs that were finished: those whose lease is held, whose header is there, and whose records all are. Where a trigger
+-- drops one of the rows the division fails, and with it the whole.
 WITH asked AS MATERIALIZED (
     SELECT *
       FROM json_to_recordset(%s::json) AS asked (
@@ -186,6 +193,7 @@ WITH asked AS MATERIALIZED (
       FROM (SELECT id, token
               FROM asked
              WHERE records <= (SELECT count(*) FROM {steps} WHERE workflow_id = asked.id)
+               AND EXISTS (SELECT FROM {snapshots} WHERE id = asked.id)
              ORDER BY id) AS run
      CROSS JOIN LATERAL (
            SELECT workflow_id FROM {locks}
@@ -207,12 +215,18 @@ WITH asked AS MATERIALIZED (
       JOIN asked ON asked.id = lease.workflow_id
      WHERE run.id = lease.workflow_id
     RETURNING run.id, lease.epoch
+), ended AS (
+    INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
+    SELECT header.id, asked.seq, asked.key, asked.kind, asked.nonce, header.epoch, asked.record::json
+      FROM header
+      JOIN asked ON asked.id = header.id
+    RETURNING workflow_id
 )
-INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
-SELECT header.id, asked.seq, asked.key, asked.kind, asked.nonce, header.epoch, asked.record::json
-  FROM header
-  JOIN asked ON asked.id = header.id
-RETURNING workflow_id
+SELECT workflow_id
+  FROM ended
+ UNION ALL
+SELECT NULL
+ WHERE 1 / ((SELECT count(*) FROM ended) = (SELECT count(*) FROM held))::integer = 0
 
 -- name: release_batch
 WITH held AS MATERIALIZED (
@@ -340,6 +354,12 @@ SELECT asked.name, array_agg(attribute.attname::text)
  WHERE index.indisunique AND index.indimmediate AND index.indisvalid
    AND index.indpred IS NULL AND index.indexprs IS NULL
  GROUP BY asked.name, index.indexrelid
+
+-- name: tables
+-- What an ordinary table is not: emptied by a crash, or with rows that this role may not see.
+SELECT asked.name, class.relpersistence <> 'p', row_security_active(class.oid)
+  FROM unnest(%(tables)s::text[]) AS asked (name)
+  JOIN pg_class AS class ON class.oid = to_regclass(asked.name)
 
 -- name: version
 SELECT max(version) FROM {migrations}

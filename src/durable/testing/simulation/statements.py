@@ -154,10 +154,10 @@ def _read_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
         document = None if run is None else _encode(run.snapshot).decode()
         is_headless = _has_journal(tables, statement, run_id) if run is None else None
         if lease is None:
-            rows.append((run_id, None, None, None, None, document, is_headless))
+            rows.append((run_id, None, None, None, None, document, is_headless, False))
         else:
             left = lease.expires_at - statement.clock()
-            rows.append((run_id, lease.epoch, lease.owner_token, lease.owner, left, document, is_headless))
+            rows.append((run_id, lease.epoch, lease.owner_token, lease.owner, left, document, is_headless, False))
     return Result(rows, len(rows))
 
 
@@ -227,7 +227,7 @@ def _transaction_record(tables: Tables, statement: Statement, values: Any) -> Pr
     if statement.transaction.id != txid:
         raise Violation("steps", "23502")
     yield from _appended(tables, statement, Step(run_id, seq, key, kind, nonce, epoch, record), ignores=False)
-    return Result([], 1)
+    return Result([(1,)], 1)
 
 
 def _move(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -253,6 +253,8 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
     for run_id in sorted(asked):
         places = ((run_id, seq) for seq in tables.seqs.get(run_id, ()))
         if asked[run_id]["records"] > sum(tables.steps.visible(place, statement) is not None for place in places):
+            continue
+        if tables.snapshots.visible(run_id, statement) is None:
             continue
         owned = _owned_by(asked[run_id]["token"])
         if (yield from statement.locked(tables.locks, run_id, UPDATE, owned)) is not None:
