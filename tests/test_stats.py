@@ -148,3 +148,62 @@ def test_an_async_run_is_refused_too(database: Database) -> None:
     assert store.stats().orphaned == 1, "also where its lease's row is gone"
     assert store.purge(older_than=0) == 1
     assert asyncio.run(durable.run(None, waits, id="x", store=store, input=2)) == 2
+
+
+def test_a_header_without_its_journal_is_not_begun_anew(database: Database) -> None:
+    """Where it can be known: by an input that is said and not there, and by a result; nothing is written."""
+
+    def takes(step: durable.Step, _: None, given: int) -> int:
+        if given == 1:
+            raise KeyboardInterrupt
+        return step("one", lambda: given)
+
+    store = database.store()
+    with pytest.raises(KeyboardInterrupt):
+        durable.run(None, takes, id="open", store=store, input=1)
+    durable.run(None, takes, id="done", store=store, input=2)
+    database.execute("DELETE FROM durable_steps")
+    for name, given in (("open", 1), ("done", 2)):
+        documents = database.header(name)
+        with pytest.raises(UnreadableRecord):
+            durable.run(None, takes, id=name, store=store, input=given)
+        assert database.journal(name) == []
+        header = database.header(name)
+        assert header is not None
+        assert documents is not None
+        assert (header["metadata"], header["execution"]["status"]) == (
+            documents["metadata"],
+            documents["execution"]["status"],
+        )
+        store.delete(name)
+        assert durable.run(None, takes, id=name, store=store, input=3) == 3
+
+
+def test_a_header_deleted_under_an_execution(database: Database) -> None:
+    """Its end is refused by name, and nothing of it is taken for a completed run."""
+    store = database.store()
+
+    def loses(step: durable.Step, _: None) -> int:
+        value = step("one", lambda: 1)
+        database.execute("DELETE FROM durable_snapshots")
+        return value
+
+    with pytest.raises(durable.RecordsLost):
+        durable.run(None, loses, id="x", store=store)
+    with pytest.raises(UnreadableRecord, match=r"store\.delete\(id\)"):
+        durable.run(None, loses, id="x", store=store)
+    store.delete("x")
+    assert store.stats().orphaned == 0
+
+
+def test_a_lease_deleted_and_signals_left(database: Database) -> None:
+    """Without its lease's row an interrupted run goes on; signals to a run that is gone are heard by the next of its id."""
+    store = database.store()
+    with pytest.raises(KeyboardInterrupt):
+        durable.run(None, interrupted, id="x", store=store)
+    database.execute("DELETE FROM durable_locks")
+    assert store.status("x") == "interrupted"
+    assert durable.run(None, work, id="y", store=store) == 3
+    durable.signal(store, "gone", "approved", 7)
+    assert (store.load("gone"), store.status("gone"), store.stats().orphaned) == (None, None, 0)
+    assert durable.run(None, lambda step, _: step.wait_for("approved"), id="gone", store=store) == 7
