@@ -30,16 +30,16 @@ TOLD = {
 def store(request: pytest.FixtureRequest) -> Iterator[Any]:
     if request.param == "postgres":
         database: Database = request.getfixturevalue("database")
-        store = database.store()
-        store.list()
+        kept_there = database.store()
+        kept_there.list()
         for row in ROWS:
             database.execute(
                 "INSERT INTO durable_snapshots VALUES (%s, %s::jsonb, now())", row["id"], json.dumps(row["snapshot"])
             )
-        yield store
+        yield kept_there
         return
     with memory() as kept:
-        store = kept if request.param == "memory" else Shelf()
+        store: Any = kept if request.param == "memory" else Shelf()
         for row in ROWS:
             store.save(row["id"], Snapshot.from_document(row["snapshot"]))
         yield store
@@ -49,7 +49,11 @@ def replayed(row: dict[str, Any], ran: list[str]) -> Any:
     """A workflow of the row's steps."""
 
     def workflow(step: durable.Step, _: None, given: int) -> list[Any]:
-        return [step(key, lambda key=key: ran.append(key) or "again", key=key) for key in steps(row)] + [given]
+        def again(key: str) -> str:
+            ran.append(key)
+            return "again"
+
+        return [step(key, again, key, key=key) for key in steps(row)] + [given]
 
     return workflow
 
@@ -135,8 +139,12 @@ def test_a_run_whose_id_is_its_workflows_name_stays_ours(database: Database) -> 
     """The name alone tells nothing: a completed run of ours is not executed again."""
     ran = list[int]()
 
+    def one() -> int:
+        ran.append(1)
+        return 5
+
     def checkout(step: durable.Step, _: None) -> int:
-        return step("one", lambda: ran.append(1) or 5)
+        return step("one", one)
 
     with memory() as kept:
         for store in (database.store(), database.store(prefix="orders:"), kept, Shelf()):

@@ -136,8 +136,12 @@ def test_a_later_wait_of_a_run_that_has_long_been_busy_hears_too(database: Datab
     """The heartbeat sleeps until its renewal: a wait that begins wakes it."""
     first, go = threading.Event(), threading.Event()
 
+    def works() -> bool:
+        first.set()
+        return go.wait(30.0)
+
     def works_and_sleeps(step: durable.Step, _: Any) -> None:
-        step("works", lambda: (first.set(), go.wait(30.0)) and None)
+        step("works", works)
         step.sleep("nap", 3600.0)
 
     left = aside.submit(execute, works_and_sleeps, database.store())
@@ -205,12 +209,18 @@ def test_a_run_that_does_not_wait_asks_nothing(
 
     def busy(step: durable.Step, _: Any) -> int:
         failures = list[int]()
+
+        def once() -> None:
+            failures.append(1)
+            if len(failures) == 1:
+                raise OSError
+
         for n in range(20):
             step(f"step-{n}", lambda: 1)
         step("slow", lambda: time.sleep(1.2))
         step(
             "fails",
-            lambda: failures.append(1) or 1 // (len(failures) - 1),
+            once,
             retry=tenacity.Retrying(wait=tenacity.wait_fixed(0.2)),
         )
         step.sleep("nap", 0.5)

@@ -14,7 +14,7 @@ import pytest
 
 import durable
 from durable._engine.decisions import Granted
-from durable.stores import PostgresStore, embedded
+from durable.stores import Listed, PostgresStore, _owner, embedded
 from durable.stores._postgres import snapshots
 from durable.testing.run_stores import a_claim
 from support import Database
@@ -50,7 +50,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         child.communicate()
 
 
-def told(store: PostgresStore, name: str) -> set[tuple[Any, ...]]:
+def told(store: PostgresStore, name: str) -> set[str]:
     """What each way of asking says: of the run, whether it is listed as running, and as interrupted, and the counts."""
 
     async def awaited() -> tuple[Any, ...]:
@@ -123,7 +123,7 @@ def test_pages_are_whole_and_each_owner_is_looked_at_once(database: Database, mo
         looked.append(str(owner))
         return real(owner, token)
 
-    real = snapshots.is_dead
+    real = _owner.is_dead
     owners = [database.store() for _ in range(6)]
     for number in range(60):
         hold(owners[number % 6], f"run-{number:02}")
@@ -136,7 +136,8 @@ def test_pages_are_whole_and_each_owner_is_looked_at_once(database: Database, mo
     gone = {f"run-{number:02}" for number in range(60) if number % 6 < 3 and number != 0} | {"run-05"}
     for status, expected in (("interrupted", gone), ("running", {f"run-{n:02}" for n in range(60)} - gone)):
         for limit in (1, 7, 100):
-            seen, last, pages = list[str](), None, 0
+            seen, pages = list[str](), 0
+            last: Listed | None = None
             while page := store.list(status=status, limit=limit, after=last):  # type: ignore[arg-type]
                 pages += 1
                 assert len(page) == min(limit, len(expected) - len(seen))

@@ -42,7 +42,7 @@ STATES = {
 }
 
 
-def moves(database: Database, statement: str) -> Callable[[], None]:
+def moves(database: Database, statement: str) -> Callable[[], object]:
     return lambda: database.execute(statement) and None
 
 
@@ -111,10 +111,10 @@ def test_who_has_deleted_it_knows(database: Database, verb: str) -> None:
 
     with memory() as kept:
         for runner, changer in ((mine, mine), (kept, kept)):
-            with pytest.raises(LeaseLost, match="deleted|taken it over"):
+            with pytest.raises(LeaseLost, match=r"deleted|taken it over"):
                 durable.run({"act": lambda store=changer: change(store)}, writes, id="x", store=runner)
     mine.delete("x")
-    with pytest.raises(RecordsLost if verb == "delete" else LeaseLost, match="deleted|taken it over"):
+    with pytest.raises(RecordsLost if verb == "delete" else LeaseLost, match=r"deleted|taken it over"):
         durable.run({"act": lambda: change(other)}, writes, id="x", store=mine)
 
 

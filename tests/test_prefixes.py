@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import durable
 from durable.errors import InvalidArgument
 from durable.stores import PostgresStore, memory, postgres
+from durable.stores.listing import RunStatus
 from support import Database
 
 NEIGHBOURS = [("t1:", "t10:"), ("t/", "t2/"), ("a:b:", "a:bc:"), ("A_", "a_"), ("ü:", "ü1:"), ("x-", "x.")]
@@ -25,8 +26,7 @@ def interrupted(step: durable.Step, _: None) -> None:
 
 def looks(store: PostgresStore) -> list[Any]:
     """All that can be asked of a store without an id."""
-    states = ("completed", "failed", "cancelled", "interrupted", "running")
-    pages = [[line.id for line in store.list(status=status)] for status in (None, *states)]
+    pages = [[line.id for line in store.list(status=status)] for status in (None, *get_args(RunStatus))]
     stats = store.stats()
     return [*pages, stats._replace(bytes=0), [line.id for line in durable.list_pending(store)]]
 

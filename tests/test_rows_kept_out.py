@@ -158,8 +158,12 @@ def test_row_level_security_is_refused(database: Database, table: str, opened: b
     role, ran = f"{database.schema}_app", list[int]()
     admin = database.store()
 
+    def body() -> int:
+        ran.append(1)
+        return 42
+
     def interrupted(step: durable.Step, _: None) -> int:
-        value = step("one", lambda: ran.append(1) or 42)
+        value = step("one", body)
         if len(ran) == 1 and not again:
             raise KeyboardInterrupt
         return int(value)

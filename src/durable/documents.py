@@ -11,9 +11,9 @@ The document is the wire format of the documented table, and readable by any too
  "metadata": {"version": 1}, "input": {"order": 7}, "failure": {"error": {"type": "…"}, "again": ["ship"]}}
 ```
 
-What awaitly wrote is read as well: its snapshots, which know no step's `name` and say as `workflowName` nothing, or the run's id
-(`runs.is_foreign` tells them), and its resume states, `{"kind": "ResumeState", "steps": [[key, step], …]}`. In its format a recorded failure is a step that ran; here it
-runs again, so it is shown and not replayed.
+What awaitly wrote is read as well: its snapshots, which know no step's `name`, and say as `workflowName` nothing or the run's
+id (`runs.is_foreign` tells them); and its resume states, `{"kind": "ResumeState", "steps": [[key, step], …]}`. In its format a
+recorded failure is a step that ran; here it runs again, so it is shown and not replayed.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ class Lease:
     """
 
     __slots__ = (
-        "_counter", "cancelled", "deadline", "epoch", "gone", "lost", "on_wait", "records", "refusal", "row", "run_id", "seconds", "sent",
-        "server", "token", "waited",
+        "_counter", "cancelled", "deadline", "epoch", "gone", "lost", "on_wait", "records", "refusal", "row",
+        "run_id", "seconds", "sent", "server", "token", "waited",
     )  # fmt: skip
 
     def __init__(

@@ -91,7 +91,9 @@ def admitted(
         return ClaimAgain(0.0, claim, granted)  # stopped between two of the claim's statements, likewise
     if isinstance(reply, Granted):
         if "inputHash" in reply.header.metadata and not any(record.kind == Kind.INPUT for record in reply.records):
-            problem = "the header says that there is one: the journal was deleted, and store.delete(id) takes away the rest"
+            problem = (
+                "the header says that there is one: the journal was deleted, and store.delete(id) takes away the rest"
+            )
             return Decline(UnreadableRecord(claim.run_id, "the input", problem), granted)
         return Proceed(reply)
     if reply.owner is not None:

@@ -68,13 +68,13 @@ def postgres(
     - `max_transactions`: how many `step.transaction` of this process may be open at once; each has a connection, of the pool if
       there is one (two of which are left to checkpoints, where it has so many). The others wait.
     - `strict`: refuse a server whose settings let it lose what it acknowledged (`fsync`, `full_page_writes` or
-      `synchronous_commit` off) with `UnsuitableServer`. Otherwise the log warns of them at first use. A role's
-      `synchronous_commit=off` is turned on in our own connections, where these lead to PostgreSQL directly.
+      `synchronous_commit` off), and UNLOGGED tables, with `UnsuitableServer`. Otherwise the log warns of them at first use.
+      A role's `synchronous_commit=off` is turned on in our own connections, where these lead to PostgreSQL directly.
     - `take_over_dead=False` lets a run whose owner died on this machine wait for its lease instead of going on at once.
 
     Raises `InvalidArgument` without URL and pool, or with both, for a prefix that ends in no separator, and for names that
-    PostgreSQL could not keep (63 bytes); at first use `StoreUnavailable`, `AccessDenied`, `UnsuitableServer` (another database than PostgreSQL 12 or newer, a standby,
-    read-only sessions) or `SchemaMismatch`.
+    PostgreSQL could not keep (63 bytes); at first use `StoreUnavailable`, `AccessDenied`, `UnsuitableServer` (another database
+    than PostgreSQL 12 or newer, a standby, read-only sessions) or `SchemaMismatch`.
     """
     if url is None and pool is None:
         url = os.environ.get("DATABASE_URL") or None

@@ -21,8 +21,8 @@ from durable.documents import header_and_records
 from durable.errors import DurableError, LeaseLost, RecordsLost, RunCancelled
 from durable.snapshot import Execution, Header, Kind, Record, Status
 from durable.stores._postgres.connections import Lane
-from durable.stores._postgres.statements import numbered
 from durable.stores._postgres.demands import hiding
+from durable.stores._postgres.statements import numbered
 from durable.stores._postgres.writer import ABSENT, Job, dropped
 from durable.stores.listing import headless
 
@@ -407,7 +407,7 @@ def _claim_reply(claiming: Claiming, standing: dict[str, Any], records: dict[str
     """The reply to a claim and the token that stands there now, or the error as a value."""
     claim, (epoch, token, owner, expires_in, document, is_headless, is_hidden) = claiming.claim, standing[claiming.row]
     header, told = None, list[Record]()
-    is_mine = token is not None and token == f"{epoch}:{claiming.random}" and claiming.sent is not None
+    is_mine = token is not None and token == f"{epoch}:{claiming.random}"
     problem: DurableError | None = None
     if is_hidden:
         problem = hiding()
@@ -420,7 +420,7 @@ def _claim_reply(claiming: Claiming, standing: dict[str, Any], records: dict[str
             header, told = header_and_records(document, run_id=claim.run_id)
         except DurableError as unreadable:
             problem = problem or unreadable
-    if is_mine:
+    if is_mine and claiming.sent is not None:
         lease = Lease(claim.run_id, token, epoch, claim.seconds, claiming.sent, claiming.row)
         lease.known(len(records[claiming.row]), server)
         known = header or Header(claim.workflow, Execution(Status.RUNNING))

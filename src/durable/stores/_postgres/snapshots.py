@@ -205,10 +205,10 @@ class SnapshotVerbs:
     ) -> Sequence[Listed]:
         """A page of ids with the moment of their last save, begin or end, newest first; equal moments by id, descending.
 
-        `prefix` is what ids begin with, taken literally, after the store's own prefix: a search, and no border of anybody's, so it
-        need not end in a separator. `status` "running" means under a lease that lasts, "interrupted" without one, or under that
-        of an owner which is proven to have died on this machine. `after` is the last line of the page before: no line comes twice, and none is left out
-        but such as were written meanwhile, which are newer.
+        `prefix` is what ids begin with, taken literally, after the store's own prefix: a search, and no border between tenants,
+        so it need not end in a separator. `status` "running" means under a lease that lasts, "interrupted" without one, or
+        under that of an owner which is proven to have died on this machine. `after` is the last line of the page before: no
+        line comes twice, and none is left out but such as were written meanwhile, which are newer.
         """
         page = asked(prefix, limit, status, after)
         after_what = "nothing" if after is None else "no moment" if after.updated_at == NO_MOMENT else "a moment"
@@ -221,7 +221,7 @@ class SnapshotVerbs:
         owners = {self.process.owner.text: False} if by_lease else {}  # whether each is dead
         while True:
             values |= {"host": HOST, "known": [*owners], "dead": [owner for owner, dead in owners.items() if dead]}
-            rows = self._done(lambda lane: lane.execute(query, values).fetchall())
+            rows = self._done(lambda lane, values=values: lane.execute(query, values).fetchall())  # type: ignore[misc]
             held = {owner: token for *_, owner, token in rows if owner not in (None, *owners)}
             found = {owner: self._is_dead(owner, token) for owner, token in held.items()}
             owners |= found
@@ -239,7 +239,8 @@ class SnapshotVerbs:
 
         `status` says which: "completed", "failed", "cancelled", "interrupted", or None for all of these; never one that
         somebody is executing. With any, journals go whose header was deleted by SQL, by the moment of their last record. It
-        goes in transactions of a hundred runs, oldest first, and `progress` is called after each with the number deleted so far. What is interrupted has deleted what it said, and can be called again.
+        goes in transactions of a hundred runs, oldest first, and `progress` is called after each with the number deleted so
+        far. What is interrupted has deleted what it said, and can be called again.
         """
         seconds, wanted = asked_to_purge(older_than, status)
         condition = _STATUSES[wanted]
