@@ -207,7 +207,7 @@ class Statements:
         with _transaction(lane):
             leases = lane.also(self._sql[leases_by], (ids,))
             nonces = lane.also(self._sql["read_nonces"], (ids, seqs))
-        owners: dict[str, Standing] = {run_id: standing for run_id, *standing in leases}
+        owners: dict[str, Standing] = {run_id: (token, owner, epoch) for run_id, token, owner, epoch in leases}
         found = {(run_id, seq): nonce for run_id, seq, nonce in nonces}
         return [self._fate(write, owners, found) for write in writes]
 

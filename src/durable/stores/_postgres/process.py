@@ -101,7 +101,8 @@ class Process:
             standing: dict[str, bool] = dict(ask("renew", columns))
             if lost := [lease for lease in leases if lease.token not in standing]:
                 rows: dict[str, Standing] = {
-                    row: left for row, *left in ask("read_leases", ([lease.row for lease in lost],))
+                    row: (token, owner, epoch)
+                    for row, token, owner, epoch in ask("read_leases", ([lease.row for lease in lost],))
                 }
                 for lease in lost:
                     lease.refusal = refused(lease, rows.get(lease.row))

@@ -189,21 +189,16 @@ WITH asked AS MATERIALIZED (
       FROM json_to_recordset(%s::json) AS asked (
            id text, token text, status text, records bigint, seq integer, key text, kind text, nonce bigint, record text)
 ), held AS MATERIALIZED (
-    SELECT lease.workflow_id
+    SELECT lease.workflow_id, lease.epoch
       FROM (SELECT id, token
               FROM asked
              WHERE records <= (SELECT count(*) FROM {steps} WHERE workflow_id = asked.id)
                AND EXISTS (SELECT FROM {snapshots} WHERE id = asked.id)
              ORDER BY id) AS run
      CROSS JOIN LATERAL (
-           SELECT workflow_id FROM {locks}
+           SELECT workflow_id, epoch FROM {locks}
             WHERE workflow_id = run.id AND owner_token = run.token
               FOR UPDATE) AS lease
-), lease AS (
-    UPDATE {locks} AS given_back
-       SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
-     WHERE given_back.workflow_id = ANY (ARRAY(SELECT workflow_id FROM held))
-    RETURNING given_back.workflow_id, given_back.epoch
 ), header AS (
     UPDATE {snapshots} AS run
        SET snapshot = run.snapshot || jsonb_build_object('execution', jsonb_strip_nulls(jsonb_build_object(
@@ -211,10 +206,10 @@ WITH asked AS MATERIALIZED (
                'lastUpdated', now(),
                'completedAt', CASE WHEN asked.status = 'completed' THEN now() END))),
            updated_at = now()
-      FROM lease
-      JOIN asked ON asked.id = lease.workflow_id
-     WHERE run.id = lease.workflow_id
-    RETURNING run.id, lease.epoch
+      FROM held
+      JOIN asked ON asked.id = held.workflow_id
+     WHERE run.id = held.workflow_id
+    RETURNING run.id, held.epoch
 ), ended AS (
     INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
     SELECT header.id, asked.seq, asked.key, asked.kind, asked.nonce, header.epoch, asked.record::json
@@ -222,11 +217,11 @@ WITH asked AS MATERIALIZED (
       JOIN asked ON asked.id = header.id
     RETURNING workflow_id
 )
-SELECT workflow_id
-  FROM ended
- UNION ALL
-SELECT NULL
- WHERE 1 / ((SELECT count(*) FROM ended) = (SELECT count(*) FROM held))::integer = 0
+UPDATE {locks} AS given_back
+   SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
+ WHERE given_back.workflow_id = ANY (ARRAY(SELECT workflow_id FROM ended))
+   AND 1 / ((SELECT count(*) FROM ended) = (SELECT count(*) FROM held))::integer = 1
+RETURNING given_back.workflow_id
 
 -- name: release_batch
 WITH held AS MATERIALIZED (
