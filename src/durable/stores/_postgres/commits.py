@@ -407,7 +407,7 @@ def _claim_reply(claiming: Claiming, standing: dict[str, Any], records: dict[str
     """The reply to a claim and the token that stands there now, or the error as a value."""
     claim, (epoch, token, owner, expires_in, document, is_headless, is_hidden) = claiming.claim, standing[claiming.row]
     header, told = None, list[Record]()
-    is_mine = token is not None and token == f"{epoch}:{claiming.random}"
+    is_mine = token == f"{epoch}:{claiming.random}"
     problem: DurableError | None = None
     if is_hidden:
         problem = hiding()
@@ -420,7 +420,7 @@ def _claim_reply(claiming: Claiming, standing: dict[str, Any], records: dict[str
             header, told = header_and_records(document, run_id=claim.run_id)
         except DurableError as unreadable:
             problem = problem or unreadable
-    if is_mine and claiming.sent is not None:
+    if is_mine and token is not None and claiming.sent is not None:
         lease = Lease(claim.run_id, token, epoch, claim.seconds, claiming.sent, claiming.row)
         lease.known(len(records[claiming.row]), server)
         known = header or Header(claim.workflow, Execution(Status.RUNNING))
