@@ -160,7 +160,7 @@ class BlockingDriver(Driver):
 
     def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
         with self._lock:
-            reading = UNREAD if type(outcome) in self._timeless else self._reading()
+            reading = UNREAD if outcome is self._timeless else self._reading(outcome)
             decision = self._execution.advance(call, outcome, reading)
             if self._waiting:
                 self._changed.notify_all()
@@ -368,7 +368,7 @@ class AsyncDriver(Driver):
             self._advance(call, Interrupted(type(reason).__name__))
 
     def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
-        reading = UNREAD if type(outcome) in self._timeless else self._reading()
+        reading = UNREAD if outcome is self._timeless else self._reading(outcome)
         decision = self._execution.advance(call, outcome, reading)
         if self._change is not None:
             self._change.set_result(None)

@@ -62,7 +62,6 @@ ACKNOWLEDGED: Final = Acknowledged()
 SILENT: Final = Silent()
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
 UNREAD: Final = Reading(_NEVER, 0.0)
-_TIMELESS: Final = frozenset[type[StepOutcome]]({Returned, Acknowledged})  # where nobody listens
 
 
 class Body(Struct, frozen=True):
@@ -107,7 +106,8 @@ class Driver:
         self._terms = terms
         self._cancel = cancel
         self._open: dict[Call, tuple[Transaction, Attempt]] = {}
-        self._timeless = _TIMELESS if execution.tell is None else frozenset[type[StepOutcome]]()
+        self._untold = execution.tell is None
+        self._timeless = ACKNOWLEDGED if self._untold else None  # of which only a listener wants to know when it came
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of run {self._execution.run_id!r}>"
@@ -133,7 +133,10 @@ class Driver:
         keys = ", ".join(self._execution.keys_running)
         _log.warning("run %r has ended but for its running steps, and waits for them: %s", self._execution.run_id, keys)
 
-    def _reading(self) -> Reading:
+    def _reading(self, outcome: StepOutcome | None = None) -> Reading:
+        """The world as it is now. Where nobody listens, all that counts of a return is how long the body took."""
+        if self._untold and type(outcome) is Returned:
+            return Reading(_NEVER, self._clock.elapsed())
         cancelled = self._cancel is not None and self._cancel.is_set()
         return Reading(self._clock.now(), self._clock.elapsed(), cancelled)
 

@@ -4,7 +4,8 @@ The document is the wire format of the documented table, and readable by any too
 
 ```json
 {"formatVersion": 1, "workflowName": "checkout",
- "steps": {"charge": {"name": "charge", "ok": true, "value": {"payment": "p-1"}},
+ "steps": {"charge": {"name": "charge", "ok": true, "value": {"payment": "p-1"},
+                      "at": "2026-01-15T10:29:58.125000Z", "epoch": 1},
            "ship": {"name": "ship", "ok": false, "error": {"type": "builtins:OSError", "message": "no ship"},
                     "cause": {"type": "error", "name": "OSError", "message": "no ship"}}},
  "execution": {"status": "failed", "lastUpdated": "2026-01-15T10:30:00+00:00"},
@@ -19,7 +20,8 @@ recorded failure is a step that ran; here it runs again, so it is shown and not 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Self, cast
+from datetime import datetime
+from typing import Any, Final, Self, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, structs
@@ -27,12 +29,15 @@ from msgspec import UNSET, Raw, Struct, UnsetType, structs
 from durable.errors import InvalidArgument, UnreadableRecord
 from durable.snapshot import (
     FORMAT_VERSION,
+    MAX_EARLIER,
     AttemptRecord,
+    Epoch,
     ErrorRecord,
     Execution,
     FailureRecord,
     Header,
     Kind,
+    Moment,
     Record,
     Status,
     StepRecord,
@@ -97,7 +102,7 @@ class Snapshot(Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
         header, records = _header(stored, run_id), list(_records(stored, run_id))
         named = {record.key: _step(record, run_id) for record in records if record.kind == Kind.STEP}
         foreign = {key: step for key, raw in _steps(stored, run_id) if (step := _foreign_failure(raw)) is not None}
-        parts = {record.kind: record.text for record in records if record.kind not in (Kind.STEP, Kind.ATTEMPT)}
+        parts = {record.kind: record for record in records if record.kind not in (Kind.STEP, Kind.ATTEMPT)}
         return cls(
             workflow_name=header.workflow_name,
             steps=named | foreign,
@@ -125,7 +130,7 @@ def snapshot_of(header: Header, records: Iterable[Record], *, run_id: str) -> Sn
     """A run's header and journal as one document: of a key the latest record."""
     steps: dict[str, StepRecord] = {}
     attempts: dict[str, AttemptRecord] = {}
-    parts: dict[str, str] = {}
+    parts: dict[str, Record] = {}
     failure: FailureRecord | None = None
     again: set[str] = set()
     mended = False
@@ -141,12 +146,12 @@ def snapshot_of(header: Header, records: Iterable[Record], *, run_id: str) -> Sn
             attempts[record.key] = _attempt(record, run_id)
             mended |= failure is not None
         elif record.kind == Kind.FAILURE:
-            last = _failure(record.text, run_id)
+            last = _failure(record, run_id)
             known = failure.ambiguous if failure else ()
             failure = structs.replace(last, ambiguous=tuple(dict.fromkeys((*known, *last.ambiguous))))
             again |= set(last.again)
         else:
-            parts[record.kind] = record.text
+            parts[record.kind] = record
     if mended:  # what came before may lie on a path that is never taken again: no replay is held to its order
         steps = {key: structs.replace(step, unordered=True) for key, step in steps.items()}
     if failure is not None:
@@ -211,6 +216,13 @@ class _Stored(Struct, rename="camel"):
     failure: Raw | UnsetType = UNSET
 
 
+class _Stamp(Struct):
+    """What a document says of a record, and a journal has columns for."""
+
+    at: Moment | None = None
+    epoch: Epoch = 0
+
+
 class _ForeignStep(Struct):
     """A step as awaitly writes it."""
 
@@ -223,8 +235,14 @@ class _ForeignStep(Struct):
 
 _encode: Final = msgspec.json.Encoder().encode
 _read_stored: Final = msgspec.json.Decoder(_Stored)
+_read_stamp: Final = msgspec.json.Decoder(_Stamp)
 _read_foreign: Final = msgspec.json.Decoder(_ForeignStep)
 _read_object: Final = msgspec.json.Decoder(dict[str, Raw])
+_readers: Final[Mapping[str, msgspec.json.Decoder[Any]]] = {
+    Kind.STEP: msgspec.json.Decoder(StepRecord),
+    Kind.ATTEMPT: msgspec.json.Decoder(AttemptRecord),
+    Kind.FAILURE: msgspec.json.Decoder(FailureRecord),
+}
 _read_pairs: Final = msgspec.json.Decoder(list[tuple[str, Raw]])
 
 
@@ -265,20 +283,45 @@ def _steps(stored: _Stored, run_id: str) -> Sequence[tuple[str, Raw]]:
 
 
 def _records(stored: _Stored, run_id: str) -> Iterator[Record]:
-    steps = [(key, Kind.STEP, text) for key, raw in _steps(stored, run_id) if (text := _step_text(raw)) is not None] + [
-        (key, Kind.ATTEMPT, bytes(raw).decode()) for key, raw in stored.attempts.items()
+    lines = [
+        *((key, Kind.STEP, text) for key, raw in _steps(stored, run_id) if (text := _step_text(raw)) is not None),
+        *((key, Kind.ATTEMPT, bytes(raw).decode()) for key, raw in stored.attempts.items()),
     ]
-    ends = [(kind, getattr(stored, kind)) for kind in (Kind.RESULT, Kind.FAILURE)]
-    parts = [(kind, bytes(part).decode()) for kind, part in ends if part is not UNSET]
-    seq = -len(steps) - len(parts)
+    if stored.failure is not UNSET:
+        lines.append((Kind.FAILURE, Kind.FAILURE, bytes(stored.failure).decode()))
+    execution, seq = stored.execution or Execution(Status.RUNNING), -len(lines) - (stored.result is not UNSET)
     if stored.input is not UNSET:
-        yield Record(seq - 1, Kind.INPUT, Kind.INPUT, bytes(stored.input).decode())
-    for key, kind, text in steps:
-        yield Record(seq, key, kind, text)
+        # The first claim has written it. Which epoch that was is known while all executions are.
+        first = execution.earlier[0].epoch if execution.earlier else execution.epoch
+        epoch = first if len(execution.earlier) < MAX_EARLIER else 0
+        text = bytes(stored.input).decode()
+        yield Record(seq - 1, Kind.INPUT, Kind.INPUT, text, _moment(execution.started_at), epoch)
+    for key, kind, text in lines:
+        yield _stamped(Record(seq, key, kind, text))
         seq += 1
-    for kind, text in parts:
-        yield Record(seq, kind, kind, text)
-        seq += 1
+    if stored.result is not UNSET:
+        text = bytes(stored.result).decode()
+        yield Record(seq, Kind.RESULT, Kind.RESULT, text, _moment(execution.completed_at), execution.epoch)
+
+
+def _stamped(record: Record) -> Record:
+    """A record of a document as a journal has it, which says in columns when it was stored."""
+    try:
+        stamp = _read_stamp.decode(record.text)
+        if stamp.at is None and not stamp.epoch:
+            return record
+        content = _readers[record.kind].decode(record.text)
+    except msgspec.MsgspecError:
+        return record  # none that its reader will take, who says so
+    return Record(*record[:3], render(structs.replace(content, at=None, epoch=0)), stamp.at, stamp.epoch)
+
+
+def _moment(text: str | None) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return moment if moment.tzinfo is not None else None
 
 
 def _step_text(raw: Raw) -> str | None:
@@ -328,16 +371,27 @@ def _shown(step: StepRecord) -> Any:
 
 
 def _step(record: Record, run_id: str) -> StepRecord:
-    return parse(record.text, StepRecord, run_id=run_id, where=f"the step {record.key!r}")
+    return _dated(record, parse(record.text, StepRecord, run_id=run_id, where=f"the step {record.key!r}"))
 
 
 def _attempt(record: Record, run_id: str) -> AttemptRecord:
-    return parse(record.text, AttemptRecord, run_id=run_id, where=f"the attempt of step {record.key!r}")
+    where = f"the attempt of step {record.key!r}"
+    return _dated(record, parse(record.text, AttemptRecord, run_id=run_id, where=where))
 
 
-def _failure(text: str, run_id: str) -> FailureRecord:
-    return parse(text, FailureRecord, run_id=run_id, where="the failure")
+def _failure(record: Record, run_id: str) -> FailureRecord:
+    return _dated(record, parse(record.text, FailureRecord, run_id=run_id, where="the failure"))
 
 
-def _raw(text: str | None) -> Raw | UnsetType:
-    return UNSET if text is None else Raw(text.encode())
+_C = TypeVar("_C", StepRecord, AttemptRecord, FailureRecord)
+
+
+def _dated(record: Record, content: _C) -> _C:
+    """A record's content as a document has it, which says within it when it was stored."""
+    if record.at is None and not record.epoch:
+        return content
+    return structs.replace(content, at=record.at, epoch=record.epoch)
+
+
+def _raw(record: Record | None) -> Raw | UnsetType:
+    return UNSET if record is None else Raw(record.text.encode())

@@ -138,7 +138,7 @@ def _imported_class(name: str) -> type[Exception] | None:
 
 
 def _type_name(class_: type) -> str:
-    return f"{class_.__module__}:{class_.__qualname__}"
+    return _clean(f"{class_.__module__}:{class_.__qualname__}")
 
 
 def _members(exception: BaseException) -> tuple[BaseException, ...]:

@@ -14,7 +14,7 @@ from durable._run import run
 from durable._step import AsyncStep, Pending, Step
 from durable.documents import Snapshot
 from durable.events import Listener
-from durable.snapshot import Execution, Status, checked_name
+from durable.snapshot import Status, checked_name, standing
 from durable.stores import memory
 from durable.stores.listing import checked_snapshot
 
@@ -129,5 +129,5 @@ def _to_be_resumed(state: Snapshot) -> Snapshot:
     """The state as one that a run goes on from: not over, whatever it was."""
     if state.execution.status != Status.COMPLETED:
         return state
-    execution = Execution(Status.RUNNING, last_updated=state.execution.last_updated)
+    execution = standing(state.execution, Status.RUNNING, state.execution.last_updated)
     return structs.replace(state, execution=execution, result=UNSET)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from durable._engine.blame import blamed
+from durable._engine.blame import blamed, origin
 from durable._engine.decisions import (
     Admission,
     Claim,
@@ -195,7 +195,7 @@ def raised(execution: Execution, exception: Exception, error: ErrorRecord) -> Co
     if execution.error is not None:
         return _aborted(execution, execution.error)
     again = tuple(key for key in blamed(exception, execution.lease.token) if execution.journal.may_run_again(key))
-    return _failed(execution, FailureRecord(error, again))
+    return _failed(execution, FailureRecord(error, again, step=origin(exception, execution.lease.token)))
 
 
 def left(execution: Execution, exception: BaseException) -> Conclusion:
@@ -214,7 +214,7 @@ def _aborted(execution: Execution, error: DurableError) -> Conclusion:
         return Release(error, execution.journal.former_status())
     # Remembered, since the next execution might otherwise hand one branch's value to the other before it notices.
     named = ErrorRecord(f"{AmbiguousKey.__module__}:{AmbiguousKey.__qualname__}", str(error))
-    return _failed(execution, FailureRecord(named, ambiguous=(error.key,)))
+    return _failed(execution, FailureRecord(named, ambiguous=(error.key,), step=error.key))
 
 
 def _failed(execution: Execution, failure: FailureRecord) -> Finish:

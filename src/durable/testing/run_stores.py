@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from threading import Barrier
 from typing import Any
 
@@ -195,6 +196,29 @@ class RunStoreSuite:
         reply = granted(store.begin(a_claim(), alive))
         assert [record.seq for record in reply.records] == list(range(1, 101))
         store.release(reply.lease)
+
+    def test_a_record_that_is_read_says_when_and_under_which_lease_it_was_stored(self, store: RunStore) -> None:
+        """By the store's clock, so in the order in which they were written; and under leases that are counted."""
+        first = granted(store.begin(a_claim(input=b"7", input_hash="h"), alive)).lease
+        store.checkpoint(first, a_step(1, "one"))
+        store.release(first)
+        second = granted(store.begin(a_claim(), alive))
+        store.checkpoint(second.lease, a_step(2, "two"))
+        store.finish(second.lease, Status.FAILED, FAILURE)
+        third = granted(store.begin(a_claim(), alive))
+        store.release(third.lease)
+        records, epochs = third.records, (first.epoch, second.lease.epoch)
+        assert [(record.key, record.epoch) for record in records] == [
+            ("input", epochs[0]),
+            ("one", epochs[0]),
+            ("two", epochs[1]),
+            ("failure", epochs[1]),
+        ]
+        assert epochs[0] < epochs[1] < third.lease.epoch
+        moments = [record.at for record in records if record.at is not None]
+        assert len(moments) == len(records)
+        assert moments == sorted(moments)
+        assert all(moment.utcoffset() == timedelta(0) for moment in moments)
 
     def test_a_run_is_replaced_while_it_is_what_was_loaded(self, store: RunStore) -> None:
         """Not once it has been written, nor while somebody executes it; and what replaced it is what is granted."""

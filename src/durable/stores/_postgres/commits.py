@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -22,7 +21,7 @@ from durable.errors import DurableError, LeaseLost, RecordsLost, RunCancelled
 from durable.snapshot import Execution, Header, Kind, Record, Status
 from durable.stores._postgres.connections import Lane
 from durable.stores._postgres.demands import hiding
-from durable.stores._postgres.statements import numbered
+from durable.stores._postgres.statements import numbered, stored
 from durable.stores._postgres.writer import ABSENT, Job, dropped
 from durable.stores.listing import headless
 
@@ -242,9 +241,8 @@ class Statements:
             runs = lane.also(self._sql["read_runs"], values)
             journals = lane.also(self._sql["read_journals"], values)
         records: dict[str, list[Record]] = {run_id: [] for run_id in ids}
-        for run_id, seq, key, kind, text in journals:
-            # One text for all kinds alike: a text for each record would be a tenth of all that a resumed run holds.
-            records[run_id].append(Record(seq, key, sys.intern(kind), text))
+        for run_id, seq, key, kind, text, at, epoch in journals:
+            records[run_id].append(stored(seq, key, kind, text, at, epoch))
         standing = {row[0]: row[1:] for row in runs}
         return [_claim_reply(claiming, standing, records, lane.server) for claiming in claimings]
 

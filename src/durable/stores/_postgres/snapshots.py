@@ -25,13 +25,13 @@ from durable.errors import (
     UnreadableRecord,
     UnstorableValue,
 )
-from durable.snapshot import Record, checked_name
+from durable.snapshot import checked_name
 from durable.stores._owner import HOST, is_dead
 from durable.stores._postgres.connections import Lane
 from durable.stores._postgres.demands import hiding
 from durable.stores._postgres.process import Process
 from durable.stores._postgres.schema import cleaning
-from durable.stores._postgres.statements import Names, statements
+from durable.stores._postgres.statements import Names, statements, stored
 from durable.stores._postgres.writer import dropped
 from durable.stores.listing import (
     FORCE_ADVICE,
@@ -116,7 +116,7 @@ class SnapshotVerbs:
 
         def saved(lane: Lane) -> None:
             with _transaction(lane):
-                self._lock(lane, id, row, force=force)
+                self._lock(lane, id, row, force=force, epoch=checked.execution.epoch)
                 self._write(lane, values)
                 lane.execute(self._query("delete_journals"), values)
 
@@ -139,7 +139,7 @@ class SnapshotVerbs:
 
         def replaced(lane: Lane) -> None:
             with _transaction(lane):
-                self._lock(lane, run_id, row, force=False)
+                self._lock(lane, run_id, row, force=False, epoch=new.execution.epoch)
                 if self._read(lane, run_id, row) != old:
                     raise ConcurrentExecution(run_id, "somebody who has changed it meanwhile")
                 self._write(lane, values)
@@ -176,10 +176,10 @@ class SnapshotVerbs:
         if not rows:
             self._check_nothing(lane, id, row)
             return None
-        (*_, kind, text), *journal = rows
+        (_, _, kind, text, _, _), *journal = rows
         if kind != "header":
             raise headless(id)
-        return whole(text, [Record(*line) for line in journal], run_id=id)
+        return whole(text, [stored(*line) for line in journal], run_id=id)
 
     def delete(self, id: str, *, force: bool = False) -> None:
         """Forget the run, with its journal and the signals that it has not received. Quiet when there is none.
@@ -246,12 +246,14 @@ class SnapshotVerbs:
         condition = _STATUSES[wanted]
         old = self._query("old", status=condition, idle=f"NOT {_HELD}")
         delete_old = self._query("delete_old", status=condition)
-        values: dict[str, Any] = {"prefix": self._prefix, "limit": PAGE, "force": False}
+        values: dict[str, Any] = {"prefix": self._prefix, "limit": PAGE, "force": False, "epoch": 0}
 
         def batch(lane: Lane) -> tuple[int, int]:
             found = [row for (row,) in lane.execute(old, values)]
             with _transaction(lane):
-                free = [row for (row,) in lane.execute(self._query("lock_runs"), {"ids": found, "force": False})]
+                free = [
+                    row for (row,) in lane.execute(self._query("lock_runs"), {"ids": found, "force": False, "epoch": 0})
+                ]
                 gone = [row for (row,) in lane.execute(delete_old, values | {"ids": free})]
                 lane.execute(self._query("delete_journals"), {"ids": gone})
                 lane.execute(self._query("delete_signals"), {"ids": gone})
@@ -264,7 +266,7 @@ class SnapshotVerbs:
             old_orphans = self._query("old_orphans", of="run.workflow_id", journals=_journals(size))
             found = [row for (row,) in lane.execute(old_orphans, values)]
             with _transaction(lane):
-                free = [row for (row,) in lane.execute(self._query("lock_runs"), {"ids": found, "force": False})]
+                free = [row for (row,) in lane.execute(self._query("lock_runs"), values | {"ids": found})]
                 gone = [row for (row,) in lane.execute(self._query("still_orphans"), {"ids": free})]
                 for name in ("delete_journals", "delete_signals", "delete_leases"):
                     lane.execute(self._query(name), {"ids": gone})
@@ -336,8 +338,8 @@ class SnapshotVerbs:
         checked_name("a run's id", id)
         return checked_name("a run's id, with the store's prefix,", self._prefix + id) if self._prefix else id
 
-    def _lock(self, lane: Lane, id: str, row: str, *, force: bool) -> None:
-        values = {"ids": [row], "id": row, "force": force or not self._excludes}
+    def _lock(self, lane: Lane, id: str, row: str, *, force: bool, epoch: int = 0) -> None:
+        values = {"ids": [row], "id": row, "force": force or not self._excludes, "epoch": epoch}
         if lane.execute(self._query("lock_runs"), values).rowcount == 0:
             owner, left = lane.execute(self._query("holder"), values).fetchone() or ("somebody", 0.0)
             raise ConcurrentExecution(id, owner, max(0.0, left), FORCE_ADVICE)

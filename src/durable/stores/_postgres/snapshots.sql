@@ -3,19 +3,24 @@
 -- which sees the owner's last commit.
 
 -- name: load
-SELECT seq, key, kind, text
-  FROM (SELECT NULL::integer AS seq, '' AS key, 'header' AS kind, snapshot::text AS text FROM {snapshots} WHERE id = %(id)s
+SELECT seq, key, kind, text, at, epoch
+  FROM (SELECT NULL::integer AS seq, '' AS key, 'header' AS kind, snapshot::text AS text, NULL::float8 AS at, 0 AS epoch
+          FROM {snapshots}
+         WHERE id = %(id)s
          UNION ALL
-        SELECT seq, key, kind, record::text FROM {steps} WHERE workflow_id = %(id)s) AS line
+        SELECT seq, key, kind, record::text, extract(epoch FROM created_at)::float8, epoch
+          FROM {steps}
+         WHERE workflow_id = %(id)s) AS line
  ORDER BY seq NULLS FIRST
 
 -- name: lock_runs
--- The answer is the runs that nobody was executing, or that are taken from whoever was.
+-- The answer is the runs that nobody was executing, or that are taken from whoever was. Epochs go on to be counted from that of
+-- the header that is written, if that comes from elsewhere.
 INSERT INTO {locks} AS lease (workflow_id, epoch, expires_at)
-SELECT id, 0, clock_timestamp()
+SELECT id, %(epoch)s, clock_timestamp()
   FROM (SELECT DISTINCT id FROM unnest(%(ids)s::text[]) AS asked (id) ORDER BY id) AS asked
 ON CONFLICT (workflow_id) DO UPDATE
-   SET epoch = lease.epoch + 1, owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
+   SET epoch = GREATEST(lease.epoch + 1, excluded.epoch), owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
  WHERE lease.owner_token IS NULL OR lease.expires_at <= clock_timestamp() OR %(force)s
 RETURNING workflow_id
 
@@ -30,11 +35,13 @@ VALUES (%(id)s, %(snapshot)s::jsonb, clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET snapshot = excluded.snapshot, updated_at = excluded.updated_at
 
 -- name: write_journal
-INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
-SELECT lease.workflow_id, line.seq, line.key, line.kind, 0, lease.epoch, line.record::json
+INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record, created_at)
+SELECT lease.workflow_id, line.seq, line.key, line.kind, 0, COALESCE(NULLIF(line.epoch, 0), lease.epoch),
+       line.record::json, COALESCE(line.at, now())
   FROM (SELECT workflow_id, epoch FROM {locks} WHERE workflow_id = %(id)s OFFSET 0) AS lease
  CROSS JOIN (
-       SELECT (told->>0)::integer AS seq, told->>1 AS key, told->>2 AS kind, told->>3 AS record
+       SELECT (told->>0)::integer AS seq, told->>1 AS key, told->>2 AS kind, told->>3 AS record,
+              (told->>4)::timestamptz AS at, (told->>5)::bigint AS epoch
          FROM json_array_elements(%(records)s::json) AS told) AS line
 
 -- name: delete_header

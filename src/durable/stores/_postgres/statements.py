@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache, cached_property
 from importlib import resources
 from typing import Final
@@ -15,6 +17,7 @@ from psycopg import sql
 
 from durable._engine.runs import FOREIGN_METADATA
 from durable.errors import InvalidArgument
+from durable.snapshot import Record
 
 _MAX_IDENTIFIER_BYTES: Final = 63  # PostgreSQL silently truncates longer ones, so that two names could become one
 _HERE: Final = resources.files("durable.stores._postgres")
@@ -121,3 +124,9 @@ def migrations(names: Names) -> dict[int, bytes]:
 
 def _without_comments(text: str) -> str:
     return re.sub(r"^--.*\n?", "", text, flags=re.MULTILINE).strip()
+
+
+def stored(seq: int, key: str, kind: str, text: str, at: float, epoch: int) -> Record:
+    """A record as a journal's row has it; `at` is in seconds since 1970, whose microseconds a float keeps until 2242."""
+    # One text for all kinds alike: a text for each record would be a tenth of all that a resumed run holds.
+    return Record(seq, key, sys.intern(kind), text, datetime.fromtimestamp(at, UTC), epoch)

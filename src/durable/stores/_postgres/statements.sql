@@ -50,15 +50,20 @@ WITH asked AS (
       FROM json_to_recordset(%(claims)s::json) AS asked (
            id text, random text, header jsonb, input text, after_failure boolean)
 ), mine AS MATERIALIZED (
-    SELECT lease.workflow_id, lease.epoch, run.header, run.input, run.after_failure
+    SELECT lease.workflow_id, lease.epoch, split_part(lease.owner, ' ', 1) AS owner,
+           run.header, run.input, run.after_failure
       FROM (SELECT * FROM asked ORDER BY id) AS run
      CROSS JOIN LATERAL (
-           SELECT workflow_id, epoch FROM {locks}
+           SELECT workflow_id, epoch, owner FROM {locks}
             WHERE workflow_id = run.id AND owner_token = epoch || ':' || run.random
               FOR KEY SHARE) AS lease
 ), fresh AS (
     INSERT INTO {snapshots} (id, snapshot, updated_at)
-    SELECT workflow_id, jsonb_set(header, ARRAY['execution', 'lastUpdated'], to_jsonb(now())), now()
+    SELECT workflow_id,
+           header || jsonb_build_object('execution', jsonb_build_object(
+               'status', 'running', 'lastUpdated', now(), 'startedAt', now(),
+               'epoch', epoch, 'owner', owner, 'began', now())),
+           now()
       FROM mine
      ORDER BY workflow_id
     ON CONFLICT (id) DO NOTHING
@@ -74,7 +79,27 @@ WITH asked AS (
                                WHEN 'object' THEN (run.snapshot->'metadata') - {foreign_metadata}
                                WHEN 'null' THEN NULL
                                ELSE run.snapshot->'metadata' END, '{}'))
-               END || jsonb_build_object('execution', jsonb_build_object('status', 'running', 'lastUpdated', now())),
+               END || jsonb_build_object('execution', (
+                   SELECT jsonb_strip_nulls(jsonb_build_object(
+                              'status', 'running',
+                              'lastUpdated', now(),
+                              'startedAt', COALESCE(NULLIF(old.of->>'startedAt', ''), to_jsonb(now())#>>'{}'),
+                              'epoch', mine.epoch,
+                              'owner', mine.owner,
+                              'began', CASE WHEN old.is_this THEN old.of->'began' ELSE to_jsonb(now()) END,
+                              'earlier', CASE
+                                  WHEN old.is_this OR old.of->'epoch' IS NULL THEN old.of->'earlier'
+                                  WHEN jsonb_array_length(old.before) < 10 THEN old.before || old.last
+                                  ELSE (old.before || old.last) - 0 END))
+                     FROM (SELECT this.of,
+                                  this.of->'epoch' = to_jsonb(mine.epoch) AND this.of->>'owner' = mine.owner AS is_this,
+                                  CASE WHEN jsonb_typeof(this.of->'earlier') = 'array'
+                                       THEN this.of->'earlier' ELSE '[]' END AS before,
+                                  jsonb_build_array(jsonb_build_object(
+                                      'epoch', this.of->'epoch',
+                                      'owner', COALESCE(this.of->'owner', '""'),
+                                      'began', COALESCE(this.of->'began', '""'))) AS last
+                             FROM (SELECT run.snapshot->'execution' AS of) AS this) AS old)),
            updated_at = now()
       FROM mine
      WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM mine)) AND run.id = mine.workflow_id
@@ -102,11 +127,12 @@ SELECT asked.id, lease.epoch, lease.owner_token, lease.owner,
   LEFT JOIN LATERAL (SELECT * FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run ON true
 
 -- name: read_journals
--- The whole journal for its holder; for others only how the run ended.
-SELECT asked.id, step.seq, step.key, step.kind, step.record
+-- The whole journal for its holder; for others only how the run ended. Moments as seconds, whatever the DateStyle.
+SELECT asked.id, step.seq, step.key, step.kind, step.record, step.at, step.epoch
   FROM unnest(%(ids)s::text[], %(randoms)s::text[]) AS asked (id, random)
  CROSS JOIN LATERAL (
-       SELECT seq, key, kind, record::text FROM {steps}
+       SELECT seq, key, kind, record::text, extract(epoch FROM created_at)::float8 AS at, epoch
+         FROM {steps}
         WHERE workflow_id = asked.id
           AND (kind IN ('result', 'failure')
                OR EXISTS (
@@ -173,9 +199,10 @@ SELECT set_config('search_path', %s, true), set_config('role', %s, true),
 -- name: transaction_record
 -- Into the transaction that was begun with the fence, or not at all: in any other the epoch is NULL, which is refused, and
 -- with it the COMMIT that follows. Likewise where a trigger drops it: the body's work must not be committed without it.
+-- `now()` was before the body.
 WITH written AS (
-    INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, record, epoch)
-    VALUES (%s, %s, %s, %s, %s, %s::json, CASE WHEN txid_current() = %s THEN %s::bigint END)
+    INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, record, epoch, created_at)
+    VALUES (%s, %s, %s, %s, %s, %s::json, CASE WHEN txid_current() = %s THEN %s::bigint END, clock_timestamp())
     RETURNING seq
 )
 SELECT 1 / count(*) FROM written
@@ -201,10 +228,15 @@ WITH asked AS MATERIALIZED (
               FOR UPDATE) AS lease
 ), header AS (
     UPDATE {snapshots} AS run
-       SET snapshot = run.snapshot || jsonb_build_object('execution', jsonb_strip_nulls(jsonb_build_object(
-               'status', asked.status,
-               'lastUpdated', now(),
-               'completedAt', CASE WHEN asked.status = 'completed' THEN now() END))),
+       SET snapshot = run.snapshot || jsonb_build_object('execution', jsonb_strip_nulls(
+               COALESCE(run.snapshot->'execution', '{}') || jsonb_build_object(
+                   'status', asked.status,
+                   'lastUpdated', now(),
+                   'completedAt', CASE WHEN asked.status = 'completed' THEN now() END,
+                   'error', CASE WHEN asked.status = 'failed' AND asked.record::json->'error'->>'type' IS NOT NULL
+                                 THEN jsonb_build_object(
+                                     'type', asked.record::json->'error'->>'type',
+                                     'step', NULLIF(asked.record::json->>'step', '')) END))),
            updated_at = now()
       FROM held
       JOIN asked ON asked.id = held.workflow_id
@@ -224,6 +256,7 @@ UPDATE {locks} AS given_back
 RETURNING given_back.workflow_id
 
 -- name: release_batch
+-- A run that goes back to having failed says again why.
 WITH held AS MATERIALIZED (
     SELECT lease.workflow_id, run.status
       FROM (SELECT * FROM unnest(%s::text[], %s::text[], %s::text[]) AS asked (id, token, status) ORDER BY id) AS run
@@ -238,7 +271,18 @@ WITH held AS MATERIALIZED (
     RETURNING workflow_id
 )
 UPDATE {snapshots} AS run
-   SET snapshot = jsonb_set(run.snapshot, ARRAY['execution', 'status'], to_jsonb(held.status))
+   SET snapshot = run.snapshot || jsonb_build_object('execution', jsonb_strip_nulls(
+           COALESCE(run.snapshot->'execution', '{}') || jsonb_build_object(
+               'status', held.status,
+               'error', CASE WHEN held.status = 'failed' THEN (
+                   SELECT jsonb_build_object(
+                              'type', failure.record->'error'->>'type', 'step', NULLIF(failure.record->>'step', ''))
+                     FROM (SELECT 1 AS place, seq, record FROM {steps} WHERE workflow_id = run.id AND kind = 'failure'
+                            UNION ALL
+                           SELECT 0, 0, (run.snapshot->'failure')::json WHERE run.snapshot->'failure' IS NOT NULL) AS failure
+                    WHERE failure.record->'error'->>'type' IS NOT NULL
+                    ORDER BY place DESC, seq DESC
+                    LIMIT 1) END)))
   FROM given_back
   JOIN held USING (workflow_id)
  WHERE run.id = given_back.workflow_id AND held.status IS NOT NULL
@@ -302,7 +346,8 @@ WITH held AS MATERIALIZED (
 ), header AS (
     UPDATE {snapshots} AS run
        SET snapshot = run.snapshot || jsonb_build_object(
-               'execution', jsonb_build_object('status', 'cancelled', 'lastUpdated', now())),
+               'execution', ((run.snapshot->'execution') - ARRAY['completedAt', 'currentStepId', 'error'])
+                            || jsonb_build_object('status', 'cancelled', 'lastUpdated', now())),
            updated_at = now()
      WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM held))
        AND run.snapshot->'execution'->>'status' = 'running'

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from durable.snapshot import Kind, Status
+from durable.snapshot import MAX_EARLIER, Kind, Status
 from durable.testing.simulation.database import (
     KEY_SHARE,
     NO_KEY_UPDATE,
@@ -97,7 +97,7 @@ def _is_foreign(document: dict[str, Any]) -> bool:
 
 
 def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
-    mine: list[tuple[dict[str, Any], int]] = []
+    mine: list[tuple[dict[str, Any], int, str]] = []
     for asked in sorted(_decode(values["claims"]), key=_by_id):
 
         def is_mine(lease: Lease, random: str = asked["random"]) -> bool:
@@ -105,30 +105,30 @@ def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
 
         lease: Lease | None = yield from statement.locked(tables.locks, asked["id"], KEY_SHARE, is_mine)
         if lease is not None:
-            mine.append((asked, lease.epoch))
+            mine.append((asked, lease.epoch, str(lease.owner).partition(" ")[0]))
     moment = _iso(statement.now)
     fresh: set[str] = set()
-    for asked, _ in mine:
-        header = asked["header"]
-        execution = {**header["execution"], "lastUpdated": moment}
-        new = Header(asked["id"], {**header, "execution": execution}, statement.now)
+    for asked, epoch, owner in mine:
+        execution = _taken_up({}, epoch, owner, moment)
+        new = Header(asked["id"], {**asked["header"], "execution": execution}, statement.now)
         if (yield from statement.insert(tables.snapshots, new.id, new)):
             fresh.add(new.id)
     written = 0
-    for asked, epoch in mine:
+    for asked, epoch, _ in mine:
         old = tables.snapshots.visible(asked["id"], statement)
         foreign = old is not None and _is_foreign(old.snapshot)
         if asked["input"] is not None and (asked["id"] in fresh or foreign):
-            record = Step(asked["id"], 0, Kind.INPUT.value, Kind.INPUT.value, 0, epoch, asked["input"])
+            place, kind = (asked["id"], 0), Kind.INPUT.value
+            record = Step(*place, kind, kind, 0, epoch, asked["input"], statement.now)
             written += yield from _appended(tables, statement, record)
-    for asked, _ in mine:
+    for asked, epoch, owner in mine:
 
         def may(run: Header, asked: dict[str, Any] = asked) -> bool:
             return (run.status != Status.COMPLETED or _is_foreign(run.snapshot)) and (
                 asked["after_failure"] or run.status not in _STOPPED
             )
 
-        def running(run: Header, asked: dict[str, Any] = asked) -> Header:
+        def running(run: Header, asked: dict[str, Any] = asked, epoch: int = epoch, owner: str = owner) -> Header:
             document = run.snapshot
             if _is_foreign(document):
                 header = asked["header"]
@@ -138,7 +138,7 @@ def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
                     **{word: value for word, value in known.items() if word not in _FOREIGN},
                 }
                 document = {**header, **document, "workflowName": header["workflowName"], "metadata": metadata}
-            execution = {"status": Status.RUNNING.value, "lastUpdated": moment}
+            execution = _taken_up(run.snapshot.get("execution") or {}, epoch, owner, moment)
             return Header(run.id, {**document, "execution": execution}, statement.now)
 
         yield from statement.update(tables.snapshots, asked["id"], may, running)
@@ -174,7 +174,7 @@ def _read_journals(tables: Tables, statement: Statement, values: Any) -> Progres
         for seq in sorted(tables.seqs.get(run_id, ())):
             step = tables.steps.visible((run_id, seq), statement)
             if step is not None and (whole or step.kind in _ENDS):
-                rows.append((run_id, seq, step.key, step.kind, step.record))
+                rows.append((run_id, seq, step.key, step.kind, step.record, step.created_at, step.epoch))
     return Result(rows, len(rows))
 
 
@@ -183,7 +183,8 @@ def _checkpoint(tables: Tables, statement: Statement, values: Any) -> Progress[R
     lease: Lease | None = yield from statement.locked(tables.locks, run_id, KEY_SHARE, _owned_by(token))
     if lease is None:
         return Result([], 0)
-    written = yield from _appended(tables, statement, Step(run_id, seq, key, kind, nonce, lease.epoch, record))
+    step = Step(run_id, seq, key, kind, nonce, lease.epoch, record, statement.now)
+    written = yield from _appended(tables, statement, step)
     return Result([], int(written))
 
 
@@ -198,7 +199,7 @@ def _checkpoint_batch(tables: Tables, statement: Statement, values: Any) -> Prog
     for row in asked:
         lease = leases.get(row["id"])
         if lease is not None and lease.owner_token == row["token"]:
-            step = Step(row["id"], row["seq"], row["key"], row["kind"], row["nonce"], lease.epoch, row["record"])
+            step = _step_of(row, lease.epoch, statement.now)
             if (yield from _appended(tables, statement, step)):
                 continue
         missing.append((row["n"],))
@@ -226,7 +227,8 @@ def _transaction_record(tables: Tables, statement: Statement, values: Any) -> Pr
     run_id, seq, key, kind, nonce, record, txid, epoch = values
     if statement.transaction.id != txid:
         raise Violation("steps", "23502")
-    yield from _appended(tables, statement, Step(run_id, seq, key, kind, nonce, epoch, record), ignores=False)
+    step = Step(run_id, seq, key, kind, nonce, epoch, record, statement.clock())
+    yield from _appended(tables, statement, step, ignores=False)
     return Result([(1,)], 1)
 
 
@@ -264,23 +266,25 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
         lease = yield from statement.update(tables.locks, run_id, None, _given_back(statement))
         if lease is not None:
             leases.append(lease)
-    moment, ended = _iso(statement.now), list[Lease]()
+    moment, finished = _iso(statement.now), list[Lease]()
     for lease in leases:
         status = asked[lease.workflow_id]["status"]
-        execution = {"status": status, "lastUpdated": moment}
+        ended: dict[str, Any] = {"status": status, "lastUpdated": moment}
         if status == Status.COMPLETED:
-            execution["completedAt"] = moment
+            ended["completedAt"] = moment
+        elif status == Status.FAILED:
+            ended |= _error(asked[lease.workflow_id]["record"])
 
-        def over(run: Header, execution: dict[str, Any] = execution) -> Header:
+        def over(run: Header, ended: dict[str, Any] = ended) -> Header:
+            execution = {**run.snapshot["execution"], **ended}
             return Header(run.id, {**run.snapshot, "execution": execution}, statement.now)
 
         if (yield from statement.update(tables.snapshots, lease.workflow_id, None, over)) is not None:
-            ended.append(lease)
-    for lease in ended:
+            finished.append(lease)
+    for lease in finished:
         row = asked[lease.workflow_id]
-        record = Step(row["id"], row["seq"], row["key"], row["kind"], row["nonce"], lease.epoch, row["record"])
-        yield from _appended(tables, statement, record, ignores=False)
-    return Result([(lease.workflow_id,) for lease in ended], len(ended))
+        yield from _appended(tables, statement, _step_of(row, lease.epoch, statement.now), ignores=False)
+    return Result([(lease.workflow_id,) for lease in finished], len(finished))
 
 
 def _release_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -294,10 +298,14 @@ def _release_batch(tables: Tables, statement: Statement, values: Any) -> Progres
     written = 0
     for run_id, status in held:
         if status is not None:
+            error: dict[str, Any] = {}
+            for step in _visible(tables, statement, run_id):
+                if status == Status.FAILED and step.kind == Kind.FAILURE:
+                    error |= _error(step.record)
 
-            def back(run: Header, status: str = str(status)) -> Header:
+            def back(run: Header, status: str = str(status), error: dict[str, Any] = error) -> Header:
                 document = run.snapshot
-                execution = {**document["execution"], "status": status}
+                execution = {**document["execution"], "status": status, **error}
                 return Header(run.id, {**document, "execution": execution}, run.updated_at)
 
             written += (yield from statement.update(tables.snapshots, run_id, None, back)) is not None
@@ -382,11 +390,14 @@ def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress
     for run_id in sorted(values[0]):
         if (yield from statement.locked(tables.locks, run_id, UPDATE)) is not None:
             held.append(run_id)  # noqa: PERF401 -- a comprehension cannot yield
-    execution = {"status": Status.CANCELLED.value, "lastUpdated": _iso(statement.now)}
+    cancelled_now = {"status": Status.CANCELLED.value, "lastUpdated": _iso(statement.now)}
+    gone = {"completedAt", "currentStepId", "error"}
     done: list[str] = []
     for run_id in held:
 
         def cancelled(run: Header) -> Header:
+            kept = {name: value for name, value in run.snapshot["execution"].items() if name not in gone}
+            execution = kept | cancelled_now
             return Header(run.id, {**run.snapshot, "execution": execution}, statement.now)
 
         if (yield from statement.update(tables.snapshots, run_id, _is_running, cancelled)) is not None:
@@ -459,6 +470,37 @@ def _appended(tables: Tables, statement: Statement, step: Step, *, ignores: bool
     if inserted:
         tables.seqs.setdefault(step.workflow_id, set()).add(step.seq)
     return inserted
+
+
+def _step_of(row: dict[str, Any], epoch: int, at: float) -> Step:
+    return Step(row["id"], row["seq"], row["key"], row["kind"], row["nonce"], epoch, row["record"], at)
+
+
+def _visible(tables: Tables, statement: Statement, run_id: str) -> list[Step]:
+    steps = (tables.steps.visible((run_id, seq), statement) for seq in sorted(tables.seqs.get(run_id, ())))
+    return list(filter(None, steps))
+
+
+def _taken_up(execution: dict[str, Any], epoch: int, owner: str, moment: str) -> dict[str, Any]:
+    """The execution of a header, once its run is claimed."""
+    taken: dict[str, Any] = {"status": Status.RUNNING.value, "lastUpdated": moment}
+    taken |= {"startedAt": execution.get("startedAt") or moment, "epoch": epoch, "owner": owner, "began": moment}
+    earlier: list[Any] = execution.get("earlier") or []
+    if (execution.get("epoch"), execution.get("owner")) == (epoch, owner):
+        taken["began"] = execution["began"]
+    elif "epoch" in execution:
+        last = {name: execution.get(name, "") for name in ("epoch", "owner", "began")}
+        earlier = [*earlier, last][-MAX_EARLIER:]
+    return {**taken, "earlier": earlier} if earlier else taken
+
+
+def _error(record: str) -> dict[str, Any]:
+    """What a header says of a failure record, if that says anything."""
+    failure = _decode(record)
+    if "error" not in failure:
+        return {}
+    step = {"step": failure["step"]} if failure.get("step") else {}
+    return {"error": {"type": failure["error"]["type"], **step}}
 
 
 def _records(text: str) -> list[dict[str, Any]]:
