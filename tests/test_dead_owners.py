@@ -149,8 +149,8 @@ def test_pages_are_whole_and_each_owner_is_looked_at_once(database: Database, mo
     assert store.stats()[:2] == (60 - len(gone), len(gone))
     assert len(looked) <= 6
     looked.clear()
-    for status in (None, "completed", "failed", "cancelled"):
-        store.list(status=status)  # type: ignore[arg-type]
+    for other in (None, "completed", "failed", "cancelled"):
+        store.list(status=other)  # type: ignore[arg-type]
     assert looked == []
 
 
