@@ -28,6 +28,14 @@ DOCUMENTS: Final[tuple[dict[str, Any], ...]] = (
     {"formatVersion": 1, "workflowName": "w", "execution": {"status": 7}},
     {"formatVersion": 2, "workflowName": "w", "execution": {"status": "running"}},
     {"kind": "ResumeState", "steps": [], "execution": {"status": "running"}},
+    {
+        "formatVersion": 1,
+        "workflowName": "a",
+        "execution": {"status": "running"},
+        "metadata": {"stepOrder": [], "of": 1},
+    },
+    {"formatVersion": 1, "workflowName": "b", "execution": {"status": "completed"}, "metadata": {"stepArgs": [None]}},
+    {"formatVersion": 1, "workflowName": "w", "execution": {"status": "failed"}, "metadata": {"lastStepKey": "x"}},
 )
 
 WAITS: Final = [

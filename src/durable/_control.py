@@ -14,8 +14,8 @@ __all__ = ["cancel", "cancel_async", "signal", "signal_async"]
 def cancel(store: AnyStore, id: str) -> bool:
     """Stop the run `id`, wherever it is executed. True when it was running (or interrupted), and is now `cancelled`.
 
-    Its owner can write nothing more: it stops with `RunCancelled` at its next checkpoint, at the latest when it renews its
-    lease. What was recorded is kept, and `durable.run` with this id goes on from there. Raises `InvalidArgument`, and the
+    Its owner can write nothing more: it stops with `RunCancelled` at its next checkpoint, or within two seconds where it
+    waits. What was recorded is kept, and `durable.run` with this id goes on from there. Raises `InvalidArgument`, and the
     store's errors.
     """
     return run_store(store).cancel(checked_name("a run's id", id))

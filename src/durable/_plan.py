@@ -38,7 +38,7 @@ from durable.stores.protocol import RunStore
 OMITTED: Final[Any] = ...
 _WITHOUT_INPUT: Final = 2  # arguments: fn(step, deps)
 _WITH_INPUT: Final = 3  # fn(step, deps, input)
-_RESERVED: Final = {"version", "inputHash"}
+_RESERVED: Final = {"version", "inputHash", *runs.FOREIGN_METADATA}
 
 
 class Options(NamedTuple):
@@ -220,7 +220,9 @@ def _check(options: Options) -> None:
     if not isinstance(options.metadata, Mapping | None):
         raise InvalidArgument(f"metadata must be a mapping, not {type(options.metadata).__name__}")
     if _RESERVED & set(options.metadata or ()):
-        raise InvalidArgument(f"metadata must not have the keys {sorted(_RESERVED)}: they are the library's own")
+        raise InvalidArgument(
+            f"metadata must not have the keys {sorted(_RESERVED)}: they are the library's own, or tell another tool's runs"
+        )
     if options.cancel is not None and not isinstance(options.cancel, threading.Event):
         raise InvalidArgument(f"cancel must be a threading.Event, not {type(options.cancel).__name__}")
     if options.on_event is not None and not callable(options.on_event):

@@ -12,9 +12,9 @@ The document is the wire format of the documented table, and readable by any too
  "metadata": {"version": 1}, "input": {"order": 7}, "failure": {"error": {"type": "…"}, "again": ["ship"]}}
 ```
 
-What awaitly wrote is read as well: its snapshots, which know no `workflowName` and no step's `name`, and its resume
-states, `{"kind": "ResumeState", "steps": [[key, step], …]}`. In its format a recorded failure is a step that ran; here it
-runs again, so it is shown and not replayed.
+What awaitly wrote is read as well: its snapshots, which know no step's `name`, and say as `workflowName` nothing or the run's
+id (`runs.is_foreign` tells them); and its resume states, `{"kind": "ResumeState", "steps": [[key, step], …]}`. In its format a
+recorded failure is a step that ran; here it runs again, so it is shown and not replayed.
 """
 
 from __future__ import annotations
@@ -229,6 +229,7 @@ class _ForeignStep(Struct):
     ok: bool
     name: str = ""
     value: Raw | UnsetType = UNSET
+    error: Any = None
     cause: Any = None
 
 
@@ -343,10 +344,17 @@ def _foreign_failure(raw: Raw) -> StepRecord | None:
         return None
     if step.ok or step.name:
         return None
-    cause: object = step.cause
-    said = cast(dict[str, Any], cause) if isinstance(cause, dict) else {}
-    message = said.get("message", said.get("stringRepresentation", ""))
-    return StepRecord("", ok=False, error=ErrorRecord(str(said.get("name", "thrown")), str(message)))
+    said, error = _words(step.cause), step.error
+    if said.get("originalType") == "undefined" or not said:  # nothing was thrown: the step returned this error
+        told = _words(error)
+        kind, message = told.get("type", "error"), told.get("message", error if isinstance(error, str) else "")
+    else:
+        kind, message = said.get("name", "thrown"), said.get("message", said.get("stringRepresentation", ""))
+    return StepRecord("", ok=False, error=ErrorRecord(str(kind), str(message)))
+
+
+def _words(part: object) -> dict[str, Any]:
+    return cast(dict[str, Any], part) if isinstance(part, dict) else {}
 
 
 def _or_null(value: Raw | UnsetType) -> Raw:

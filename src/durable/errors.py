@@ -401,15 +401,18 @@ class UnreadableRecord(HistoryError):
 
 @dataclass(eq=False, repr=False)
 class RecordsLost(HistoryError):
-    """Nothing more was written, since records of the run are gone that the database had acknowledged."""
+    """Nothing more was written, since what the database had acknowledged of the run is gone; `reason` says how that shows."""
 
     run_id: str
+    reason: str = ""
 
     def __str__(self) -> str:
+        gone = self.reason or "records of it that the database had acknowledged are not there any more"
+        deleted = "the run was deleted with force=True, or the database" if self.reason else "it"
         return (
-            f"run {self.run_id!r}: records of it that the database had acknowledged are not there any more: it has gone back "
-            f"to an earlier state (a fail-over to a standby that was behind, or a backup). Nothing more was added to it. Call "
-            f"durable.run again with this id: it goes on from what is there, and the steps whose records are lost run again."
+            f"run {self.run_id!r}: {gone}: {deleted} has gone back to an earlier state (a fail-over to a standby that was "
+            f"behind, or a backup). Nothing more was added to it. Call durable.run again with this id: it goes on from what is "
+            f"there, and the steps whose records are lost run again."
         )
 
 

@@ -46,6 +46,10 @@ from durable.snapshot import FORMAT_VERSION, ErrorRecord, FailureRecord, Header,
 
 _MOST_TURNS: Final = 20
 
+# Of awaitly's `durable.run`, in its metadata. It also writes a workflow's name, which is the run's id or its end. Ours has
+# none of these: a user's metadata may not, and the first claim takes them out.
+FOREIGN_METADATA: Final = ("stepOrder", "stepArgs", "lastStepKey")
+
 
 def admitted(
     claim: Claim,
@@ -86,6 +90,11 @@ def admitted(
     if granted is not None and header is not None and not claim.after_failure and _stopped(header):
         return ClaimAgain(0.0, claim, granted)  # stopped between two of the claim's statements, likewise
     if isinstance(reply, Granted):
+        if "inputHash" in reply.header.metadata and not any(record.kind == Kind.INPUT for record in reply.records):
+            problem = (
+                "the header says that there is one: the journal was deleted, and store.delete(id) takes away the rest"
+            )
+            return Decline(UnreadableRecord(claim.run_id, "the input", problem), granted)
         return Proceed(reply)
     if reply.owner is not None:
         if not waits:
@@ -130,13 +139,14 @@ def _ended(header: Header) -> bool:
 
 
 def is_foreign(header: Header) -> bool:
-    """Whether another tool wrote this, without a workflow's name: the first claim of it gives it one, and its input."""
-    return not header.workflow_name
+    """Whether another tool wrote this, and no claim of ours was granted since: the first gives it a workflow and an input."""
+    return not header.workflow_name or any(word in header.metadata for word in FOREIGN_METADATA)
 
 
 def adopted(claim: Claim, header: Header) -> Header:
     """The header of what another tool wrote, as it is once this claim is granted."""
-    return replace(header, workflow_name=claim.workflow, metadata={**described(claim), **header.metadata})
+    known = {word: value for word, value in header.metadata.items() if word not in FOREIGN_METADATA}
+    return replace(header, workflow_name=claim.workflow, metadata={**described(claim), **known})
 
 
 def described(claim: Claim) -> dict[str, Any]:

@@ -272,7 +272,7 @@ class Execution:
         if reading.cancelled or self.lease.cancelled:
             return RunCancelled(self.run_id)
         if reason := self.lease.ended(reading.elapsed):
-            return LeaseLost(self.run_id, reason)
+            return self.lease.refusal or LeaseLost(self.run_id, reason)
         if self.deadline is not None and reading.elapsed >= self.deadline:
             return DeadlineExceeded(self.run_id)
         return None
@@ -280,6 +280,8 @@ class Execution:
     def _wait(self, seconds: float, reading: Reading, look: float = LONGEST_WAIT) -> Wait:
         if self.deadline is not None:
             seconds = min(seconds, self.deadline - reading.elapsed)
+        if seconds > LONGEST_WAIT:
+            self.lease.waits(reading.elapsed)
         return Wait(seconds, look)
 
     def _attempt_failed(self, call: Call, reading: Reading, error: ErrorRecord, again_in: float) -> StepDecision:

@@ -69,7 +69,7 @@ class MemoryStore:
         self._numbers = itertools.count(1)
         self._aio: ThreadedStore | None = None
         self._closed = False
-        self._heartbeat = Heartbeat(self._renew, self.clock)
+        self._heartbeat = Heartbeat(self._renew, self._look, self.clock)
 
     def __repr__(self) -> str:
         return "<durable store in memory>"
@@ -315,8 +315,11 @@ class MemoryStore:
         run = self._runs.get(lease.run_id)
         if run is not None and run.cancelled:
             raise RunCancelled(lease.run_id)
-        if run is None or run.token != lease.token:
-            raise LeaseLost(lease.run_id, "another execution has taken it over")
+        if run is None:
+            raise LeaseLost(lease.run_id, "the run was deleted")
+        if run.token != lease.token:
+            taken = run.epoch != lease.epoch
+            raise LeaseLost(lease.run_id, "another execution has taken it over" if taken else "it was given back")
         return run
 
     def _renew(self, leases: Sequence[Lease]) -> dict[str, bool]:
@@ -329,6 +332,12 @@ class MemoryStore:
                     standing[lease.token] = True
                 lease.cancelled = run is not None and run.cancelled
         return standing
+
+    def _look(self, leases: Sequence[Lease]) -> None:
+        with self._lock:
+            for lease in leases:
+                run = self._runs.get(lease.run_id)
+                lease.cancelled = run is not None and run.cancelled
 
     def _keep(self, run: _Run, record: Record) -> None:
         run.records[record.seq] = self._dated(record, run.epoch)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+HOST: Final = f"{socket.gethostname()}:"  # what the owners of this machine begin with
 _KEEP_STALE: Final = 7 * 24 * 3600.0  # seconds: files of dead owners prove their death; much later nobody asks
 
 
@@ -57,7 +58,7 @@ class Owner:
 
 def this_process() -> str:
     """This process as people know it, and as a run's header names who executed it."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+    return f"{HOST}{os.getpid()}"
 
 
 _locks: Final[set[int]] = set()

@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 from msgspec import Raw, Struct
@@ -14,17 +14,20 @@ from msgspec import Raw, Struct
 from durable._engine.batches import Verb, latest_under
 from durable._engine.decisions import Claim, Granted, Refused
 from durable._engine.leases import Lease
-from durable._engine.runs import described
+from durable._engine.runs import described, executable
 from durable.clocks import Clock
 from durable.documents import header_and_records
 from durable.errors import DurableError, LeaseLost, RecordsLost, RunCancelled
 from durable.snapshot import Execution, Header, Kind, Record, Status
 from durable.stores._postgres.connections import Lane
+from durable.stores._postgres.demands import hiding
 from durable.stores._postgres.statements import numbered, stored
-from durable.stores._postgres.writer import ABSENT, Job
+from durable.stores._postgres.writer import ABSENT, Job, dropped
+from durable.stores.listing import headless
 
 _OVERHEAD = 200  # bytes that an entry takes besides its text, about
 _TAKEN = "another execution has taken it over"
+_RETURNED = "it was given back"
 NOT_ITS_OWN = "a record that is not its own stands in its place"
 
 _json = msgspec.json.Encoder()
@@ -118,11 +121,28 @@ def receive_job(lease: Lease, name: str, taken: Sequence[int]) -> Job:
     return Job(Verb.RECEIVE, lease.run_id, _OVERHEAD, lease.deadline, what=what, payload=row)
 
 
-def refused(lease: Lease, token: str | None, owner: str | None) -> DurableError | None:
-    """Why this lease may write no more, by what stands in its row; None when it may."""
+Standing: TypeAlias = tuple[str | None, str | None, int]
+"""What stands in a lease's row: token, owner, epoch."""
+
+
+def refused(lease: Lease, standing: Standing | None) -> DurableError | None:
+    """Why this lease may write no more, by what stands in its row, if there is one; None when it may.
+
+    An epoch only rises. One that is lower, or another's under the same, is of a time before this claim, or of a row that was
+    made anew after the run had been deleted; so is none at all. Which of the two, only who has seen the deletion can tell.
+    """
+    token, owner, epoch = standing or (None, None, -1)
     if token == lease.token:
         return None
-    return RunCancelled(lease.run_id) if token is None and owner == "cancelled" else LeaseLost(lease.run_id, _TAKEN)
+    if epoch > lease.epoch or (epoch == lease.epoch and token is None):
+        if token is None and owner == "cancelled":
+            return RunCancelled(lease.run_id)
+        return LeaseLost(lease.run_id, _TAKEN if epoch > lease.epoch else _RETURNED)
+    if lease.gone is not None:
+        return LeaseLost(lease.run_id, lease.gone)
+    return RecordsLost(
+        lease.run_id, "its lease is not there any more" if standing is None else "its lease is an earlier one"
+    )
 
 
 def strange(lane: Lane, leases: Iterable[Lease]) -> Sequence[tuple[Lease, int]]:
@@ -186,18 +206,16 @@ class Statements:
         with _transaction(lane):
             leases = lane.also(self._sql[leases_by], (ids,))
             nonces = lane.also(self._sql["read_nonces"], (ids, seqs))
-        owners = {run_id: (token, owner) for run_id, token, owner in leases}
+        owners: dict[str, Standing] = {run_id: (token, owner, epoch) for run_id, token, owner, epoch in leases}
         found = {(run_id, seq): nonce for run_id, seq, nonce in nonces}
         return [self._fate(write, owners, found) for write in writes]
 
-    def _fate(
-        self, write: Writing, owners: dict[str, tuple[str | None, str | None]], found: dict[tuple[str, int], int]
-    ) -> Any:
+    def _fate(self, write: Writing, owners: Mapping[str, Standing], found: Mapping[tuple[str, int], int]) -> Any:
         lease = write.lease
         nonce = found.get((lease.row, write.record.seq))
         if nonce == write.nonce:
             return None
-        if refusal := refused(lease, *owners.get(lease.row, (None, None))):
+        if refusal := refused(lease, owners.get(lease.row)):
             return refusal
         return ABSENT if nonce is None else LeaseLost(lease.run_id, NOT_ITS_OWN)
 
@@ -385,20 +403,30 @@ def _claim_row(claiming: Claiming) -> dict[str, Any]:
 
 def _claim_reply(claiming: Claiming, standing: dict[str, Any], records: dict[str, list[Record]], server: str) -> Any:
     """The reply to a claim and the token that stands there now, or the error as a value."""
-    claim, (epoch, token, owner, expires_in, document) = claiming.claim, standing[claiming.row]
-    header, told, problem = None, list[Record](), None
+    claim, (epoch, token, owner, expires_in, document, is_headless, is_hidden) = claiming.claim, standing[claiming.row]
+    header, told = None, list[Record]()
+    is_mine = token == f"{epoch}:{claiming.random}"
+    problem: DurableError | None = None
+    if is_hidden:
+        problem = hiding()
+    elif is_headless:
+        problem = headless(claim.run_id)
+    elif is_mine and document is None:
+        problem = dropped("documented runs")
     if document is not None:
         try:
             header, told = header_and_records(document, run_id=claim.run_id)
         except DurableError as unreadable:
-            problem = unreadable
-    if document is not None and token == f"{epoch}:{claiming.random}" and claiming.sent is not None:
+            problem = problem or unreadable
+    if is_mine and token is not None and claiming.sent is not None:
         lease = Lease(claim.run_id, token, epoch, claim.seconds, claiming.sent, claiming.row)
         lease.known(len(records[claiming.row]), server)
         known = header or Header(claim.workflow, Execution(Status.RUNNING))
         return Granted(lease, known, told + records[claiming.row], problem=problem), token
     if problem is not None:
         return problem
+    if epoch is None and executable(claim, header):  # the lease was free, was taken, and is not there
+        return ABSENT
     ends = [record for record in told if record.kind in (Kind.RESULT, Kind.FAILURE)]
     held = token is not None and expires_in > 0
     return Refused(header, ends + records[claiming.row], owner if held else None, expires_in if held else None), token

@@ -8,7 +8,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.rows import tuple_row
 
-from durable.errors import UnsuitableServer
+from durable.errors import SchemaMismatch, UnsuitableServer
 
 OLDEST: Final = 12  # PostgreSQL's major version
 
@@ -71,6 +71,15 @@ def condition(connection: psycopg.Connection[Any], where: str) -> dict[str, str 
     in_recovery, read_only, settings = row
     refuse_read_only(where, standby=bool(in_recovery), read_only=read_only == "on")
     return dict(zip(names, settings, strict=True))
+
+
+def hiding() -> SchemaMismatch:
+    """The error of tables whose rows a policy may hide: a journal that is hidden would be taken for none."""
+    return SchemaMismatch(
+        "of the journal, the leases, the signals or the documented runs",
+        "row-level security is active there for this role, and may hide rows: a hidden record would be taken for none",
+        "Let the role be the tables' owner, or ALTER ROLE … BYPASSRLS, or turn it off there; keep tenants apart by schema=.",
+    )
 
 
 def refuse_read_only(where: str, *, standby: bool, read_only: bool) -> None:

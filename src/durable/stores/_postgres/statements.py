@@ -15,11 +15,20 @@ from typing import Final
 
 from psycopg import sql
 
+from durable._engine.runs import FOREIGN_METADATA
 from durable.errors import InvalidArgument
 from durable.snapshot import Record
 
 _MAX_IDENTIFIER_BYTES: Final = 63  # PostgreSQL silently truncates longer ones, so that two names could become one
 _HERE: Final = resources.files("durable.stores._postgres")
+
+_FOREIGN_METADATA: Final = f"'{{{','.join(FOREIGN_METADATA)}}}'::text[]"
+# What statements have in common. `foreign` is `runs.is_foreign` of a row's `snapshot`.
+_PARTS: Final = {
+    "{foreign}": f"(COALESCE(snapshot->>'workflowName', '') = '' "
+    f"OR COALESCE(snapshot->'metadata' ?| {_FOREIGN_METADATA}, false))",
+    "{foreign_metadata}": _FOREIGN_METADATA,
+}
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,8 @@ def _index_name(table: str, suffix: str) -> str:
 def statements(names: Names, file: str = "statements.sql") -> Mapping[str, bytes]:
     """Each statement of a file by its name."""
     text = (_HERE / file).read_text("utf-8")
+    for part, meaning in _PARTS.items():
+        text = text.replace(part, meaning)
     parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)[1:]
     named = zip(parts[::2], parts[1::2], strict=True)
     return {name: names.fill(_without_comments(part)).encode() for name, part in named}

@@ -3,8 +3,8 @@
 
 -- name: take_leases
 -- Take each lease if nobody holds it and the run is one that its claim may execute (the same conditions as
--- `runs.executable`). The first look locks nothing, so that polling does not disturb a holder; what it let through is
--- checked again under the row lock. Time is the server's.
+-- `runs.executable`; `is_foreign` is that of `runs`; a journal without its header is nobody's to go on with). The first look locks nothing, so that polling does not disturb a
+-- holder; what it let through is checked again under the row lock. Time is the server's.
 WITH asked AS (
     SELECT *
       FROM json_to_recordset(%(claims)s::json) AS asked (
@@ -14,21 +14,21 @@ WITH asked AS (
 INSERT INTO {locks} AS lease (workflow_id, epoch, owner_token, owner, expires_at)
 SELECT asked.id, 1, '1:' || asked.random, asked.owner, clock_timestamp() + make_interval(secs => asked.seconds)
   FROM asked
-  LEFT JOIN LATERAL (SELECT id, snapshot FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run ON true
+  LEFT JOIN LATERAL (SELECT id, snapshot, {foreign} AS is_foreign FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run ON true
   LEFT JOIN LATERAL (
        SELECT owner_token, expires_at FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS held ON true
  WHERE (held.expires_at > clock_timestamp() AND held.owner_token IS DISTINCT FROM asked.dead) IS NOT TRUE
    AND CASE
-           WHEN run.id IS NULL THEN asked.may_create
+           WHEN run.id IS NULL
+           THEN asked.may_create AND NOT EXISTS (SELECT FROM {steps} WHERE workflow_id = asked.id)
            WHEN run.snapshot->'formatVersion' IS DISTINCT FROM '1' THEN run.snapshot->>'kind' = 'ResumeState'
            WHEN jsonb_typeof(run.snapshot->'execution'->'status') IS DISTINCT FROM 'string' THEN false
-           ELSE COALESCE(run.snapshot->>'workflowName', '') IN ('', asked.workflow)
+           ELSE (run.is_foreign OR run.snapshot->>'workflowName' = asked.workflow)
                 AND COALESCE(run.snapshot->'metadata'->'version', to_jsonb(asked.version)) = to_jsonb(asked.version)
                 AND (asked.input_hash IS NULL
-                     OR COALESCE(run.snapshot->>'workflowName', '') = ''
+                     OR run.is_foreign
                      OR run.snapshot->'metadata'->>'inputHash' IS NOT DISTINCT FROM asked.input_hash)
-                AND (run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed'
-                     OR COALESCE(run.snapshot->>'workflowName', '') = '')
+                AND (run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed' OR run.is_foreign)
                 AND (asked.after_failure
                      OR (run.snapshot->'execution'->>'status' IN ('failed', 'cancelled')) IS NOT TRUE)
        END
@@ -71,10 +71,14 @@ WITH asked AS (
 ), again AS (
     UPDATE {snapshots} AS run
        SET snapshot = CASE
-               WHEN COALESCE(run.snapshot->>'workflowName', '') <> '' THEN run.snapshot
+               WHEN NOT {foreign} THEN run.snapshot
                ELSE mine.header || run.snapshot || jsonb_build_object(
                        'workflowName', mine.header->'workflowName',
-                       'metadata', mine.header->'metadata' || COALESCE(NULLIF(run.snapshot->'metadata', 'null'), '{}'))
+                       'metadata', mine.header->'metadata' || COALESCE(
+                           CASE jsonb_typeof(run.snapshot->'metadata')
+                               WHEN 'object' THEN (run.snapshot->'metadata') - {foreign_metadata}
+                               WHEN 'null' THEN NULL
+                               ELSE run.snapshot->'metadata' END, '{}'))
                END || jsonb_build_object('execution', (
                    SELECT jsonb_strip_nulls(jsonb_build_object(
                               'status', 'running',
@@ -99,22 +103,25 @@ WITH asked AS (
            updated_at = now()
       FROM mine
      WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM mine)) AND run.id = mine.workflow_id
-       AND (run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed'
-            OR COALESCE(run.snapshot->>'workflowName', '') = '')
+       AND (run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed' OR {foreign})
        AND (mine.after_failure OR (run.snapshot->'execution'->>'status' IN ('failed', 'cancelled')) IS NOT TRUE)
 )
 INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
 SELECT mine.workflow_id, 0, 'input', 'input', 0, mine.epoch, mine.input::json
   FROM mine
-  LEFT JOIN LATERAL (SELECT snapshot FROM {snapshots} WHERE id = mine.workflow_id OFFSET 0) AS old ON true
+  LEFT JOIN LATERAL (
+       SELECT {foreign} AS is_foreign FROM {snapshots} WHERE id = mine.workflow_id OFFSET 0) AS old ON true
  WHERE mine.input IS NOT NULL
-   AND (mine.workflow_id IN (SELECT id FROM fresh) OR COALESCE(old.snapshot->>'workflowName', '') = '')
+   AND (mine.workflow_id IN (SELECT id FROM fresh) OR old.is_foreign)
 ON CONFLICT (workflow_id, seq) DO NOTHING
 
 -- name: read_runs
 SELECT asked.id, lease.epoch, lease.owner_token, lease.owner,
        extract(epoch FROM lease.expires_at - clock_timestamp())::float8 AS expires_in,
-       run.snapshot::text
+       run.snapshot::text,
+       CASE WHEN run.id IS NULL THEN EXISTS (SELECT FROM {steps} WHERE workflow_id = asked.id) END AS is_headless,
+       row_security_active({steps_text}) OR row_security_active({snapshots_text})
+       OR row_security_active({locks_text}) OR row_security_active({signals_text}) AS is_hidden
   FROM unnest(%(ids)s::text[]) AS asked (id)
   LEFT JOIN LATERAL (SELECT * FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS lease ON true
   LEFT JOIN LATERAL (SELECT * FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run ON true
@@ -191,32 +198,34 @@ SELECT set_config('search_path', %s, true), set_config('role', %s, true),
 
 -- name: transaction_record
 -- Into the transaction that was begun with the fence, or not at all: in any other the epoch is NULL, which is refused, and
--- with it the COMMIT that follows. `now()` was before the body.
-INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, record, epoch, created_at)
-VALUES (%s, %s, %s, %s, %s, %s::json, CASE WHEN txid_current() = %s THEN %s::bigint END, clock_timestamp())
+-- with it the COMMIT that follows. Likewise where a trigger drops it: the body's work must not be committed without it.
+-- `now()` was before the body.
+WITH written AS (
+    INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, record, epoch, created_at)
+    VALUES (%s, %s, %s, %s, %s, %s::json, CASE WHEN txid_current() = %s THEN %s::bigint END, clock_timestamp())
+    RETURNING seq
+)
+SELECT 1 / count(*) FROM written
 
 -- name: finish_batch
 -- The lease row before the header before the journal, as everywhere; the leases in the order of their ids. The answer is
--- the runs that were finished: those whose lease is held, and whose records are all there.
+-- the runs that were finished: those whose lease is held, whose header is there, and whose records all are. Where a trigger
+-- drops one of the rows the division fails, and with it the whole.
 WITH asked AS MATERIALIZED (
     SELECT *
       FROM json_to_recordset(%s::json) AS asked (
            id text, token text, status text, records bigint, seq integer, key text, kind text, nonce bigint, record text)
 ), held AS MATERIALIZED (
-    SELECT lease.workflow_id
+    SELECT lease.workflow_id, lease.epoch
       FROM (SELECT id, token
               FROM asked
              WHERE records <= (SELECT count(*) FROM {steps} WHERE workflow_id = asked.id)
+               AND EXISTS (SELECT FROM {snapshots} WHERE id = asked.id)
              ORDER BY id) AS run
      CROSS JOIN LATERAL (
-           SELECT workflow_id FROM {locks}
+           SELECT workflow_id, epoch FROM {locks}
             WHERE workflow_id = run.id AND owner_token = run.token
               FOR UPDATE) AS lease
-), lease AS (
-    UPDATE {locks} AS given_back
-       SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
-     WHERE given_back.workflow_id = ANY (ARRAY(SELECT workflow_id FROM held))
-    RETURNING given_back.workflow_id, given_back.epoch
 ), header AS (
     UPDATE {snapshots} AS run
        SET snapshot = run.snapshot || jsonb_build_object('execution', jsonb_strip_nulls(
@@ -229,16 +238,22 @@ WITH asked AS MATERIALIZED (
                                      'type', asked.record::json->'error'->>'type',
                                      'step', NULLIF(asked.record::json->>'step', '')) END))),
            updated_at = now()
-      FROM lease
-      JOIN asked ON asked.id = lease.workflow_id
-     WHERE run.id = lease.workflow_id
-    RETURNING run.id, lease.epoch
+      FROM held
+      JOIN asked ON asked.id = held.workflow_id
+     WHERE run.id = held.workflow_id
+    RETURNING run.id, held.epoch
+), ended AS (
+    INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
+    SELECT header.id, asked.seq, asked.key, asked.kind, asked.nonce, header.epoch, asked.record::json
+      FROM header
+      JOIN asked ON asked.id = header.id
+    RETURNING workflow_id
 )
-INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
-SELECT header.id, asked.seq, asked.key, asked.kind, asked.nonce, header.epoch, asked.record::json
-  FROM header
-  JOIN asked ON asked.id = header.id
-RETURNING workflow_id
+UPDATE {locks} AS given_back
+   SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
+ WHERE given_back.workflow_id = ANY (ARRAY(SELECT workflow_id FROM ended))
+   AND 1 / ((SELECT count(*) FROM ended) = (SELECT count(*) FROM held))::integer = 1
+RETURNING given_back.workflow_id
 
 -- name: release_batch
 -- A run that goes back to having failed says again why.
@@ -274,15 +289,15 @@ UPDATE {snapshots} AS run
 
 -- name: lock_leases
 -- Whoever still has a write in flight under one of these leases holds its row: after this its fate is settled.
-SELECT lease.workflow_id, lease.owner_token, lease.owner
+SELECT lease.workflow_id, lease.owner_token, lease.owner, lease.epoch
   FROM (SELECT DISTINCT id FROM unnest(%s::text[]) AS asked (id) ORDER BY id) AS run
- CROSS JOIN LATERAL (SELECT workflow_id, owner_token, owner FROM {locks} WHERE workflow_id = run.id FOR UPDATE) AS lease
+ CROSS JOIN LATERAL (SELECT workflow_id, owner_token, owner, epoch FROM {locks} WHERE workflow_id = run.id FOR UPDATE) AS lease
 
 -- name: read_leases
 -- Enough where the reply to a write came, and said that nothing was written: what kept it out is committed.
-SELECT lease.workflow_id, lease.owner_token, lease.owner
+SELECT lease.workflow_id, lease.owner_token, lease.owner, lease.epoch
   FROM unnest(%s::text[]) AS asked (id)
- CROSS JOIN LATERAL (SELECT workflow_id, owner_token, owner FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS lease
+ CROSS JOIN LATERAL (SELECT workflow_id, owner_token, owner, epoch FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS lease
 
 -- name: count_records
 SELECT asked.id, (SELECT count(*) FROM {steps} WHERE workflow_id = asked.id) FROM unnest(%s::text[]) AS asked (id)
@@ -379,6 +394,12 @@ SELECT asked.name, array_agg(attribute.attname::text)
  WHERE index.indisunique AND index.indimmediate AND index.indisvalid
    AND index.indpred IS NULL AND index.indexprs IS NULL
  GROUP BY asked.name, index.indexrelid
+
+-- name: tables
+-- What an ordinary table is not: emptied by a crash, or with rows that this role may not see.
+SELECT asked.name, class.relpersistence <> 'p', row_security_active(class.oid)
+  FROM unnest(%(tables)s::text[]) AS asked (name)
+  JOIN pg_class AS class ON class.oid = to_regclass(asked.name)
 
 -- name: version
 SELECT max(version) FROM {migrations}

@@ -47,7 +47,7 @@ from durable.stores._postgres.commits import (
 from durable.stores._postgres.connections import INSISTENCE, Connections, Lane
 from durable.stores._postgres.lent import ENDED, Lent, lent
 from durable.stores._postgres.watchdog import shut_down
-from durable.stores._postgres.writer import Job
+from durable.stores._postgres.writer import DROPPED, Job, dropped
 from durable.stores.protocol import Isolation, RolledBack
 
 T = TypeVar("T")
@@ -281,9 +281,10 @@ class PostgresTransaction:
             finally:
                 owner.connections.watchdog.unwatch(lane.connection)
             self._number, *self._settings = next(settings)[:_SETTINGS]
-            token, holder, self._epoch = fence.fetchone() or (None, None, 0)
-            if refusal := refused(lease, token, holder):
+            standing = fence.fetchone()
+            if refusal := refused(lease, standing):
                 raise refusal
+            self._epoch = lease.epoch
             if lost:
                 raise RecordsLost(lease.run_id)
         except BaseException:
@@ -336,6 +337,8 @@ class PostgresTransaction:
                 return TransactionMisused(self._name, ENDED)
             case _ if state == _NOT_UNIQUE:
                 return LeaseLost(self._lease.run_id, NOT_ITS_OWN)
+            case _ if state == DROPPED:  # and not by the user: the record was not written
+                return dropped("journal")
             case Verdict.REFUSED:
                 return UnstorableValue(job.what, "$", f"PostgreSQL refused it with SQLSTATE {state}")
             case _:

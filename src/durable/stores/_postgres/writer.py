@@ -17,13 +17,21 @@ from typing import Any, Final, Protocol
 import psycopg
 
 from durable._engine import batches
-from durable._engine.batches import Backlog, Entry, Verdict
+from durable._engine.batches import Backlog, Entry, Verb, Verdict
 from durable.clocks import Clock
-from durable.errors import DurableError, InvalidArgument, OutcomeUnknown, StoreUnavailable, UnstorableValue
+from durable.errors import (
+    DurableError,
+    InvalidArgument,
+    OutcomeUnknown,
+    SchemaMismatch,
+    StoreUnavailable,
+    UnstorableValue,
+)
 from durable.stores._postgres.connections import Connections, Lane
 from durable.stores._postgres.watchdog import Watchdog
 
 ABSENT: Final = object()
+DROPPED: Final = "22012"  # SQLSTATE of division by zero, by which a statement of ours says that a row was not written
 
 _log = logging.getLogger("durable")
 
@@ -35,6 +43,7 @@ class Job(Entry, eq=False):
     payload: Any = None
     answer: Any = None
     done: bool = False
+    vanished: bool = False  # once it was performed without an error, and not there afterwards
     trouble: DurableError | None = None
     orphaned: Callable[[Job], object] | None = None  # called when the answer finds nobody to take it
     failure: DurableError | None = None
@@ -297,7 +306,10 @@ class Writer:
             return []
         absent: list[Job] = []
         for job, answer in zip(jobs, answers, strict=True):
-            if answer is ABSENT:
+            if answer is ABSENT and job.vanished and not job.unknown:
+                job.failure = dropped("leases" if job.verb is Verb.CLAIM else "journal")
+            elif answer is ABSENT:
+                job.vanished |= not job.unknown
                 job.unknown = False
                 absent.append(job)
             elif isinstance(answer, DurableError):
@@ -314,6 +326,9 @@ class Writer:
         # By its SQLSTATE only: the server's own words may quote the value.
         state = getattr(problem, "sqlstate", None)
         for job in jobs:
+            if state == DROPPED and job.verb is Verb.FINISH:
+                job.failure = dropped("journal")
+                continue
             refusal = f"PostgreSQL refused it with SQLSTATE {state} ({type(problem).__name__})"
             job.failure = UnstorableValue(job.what, "$", refusal)
         tell(jobs)
@@ -326,6 +341,15 @@ class Writer:
             else:
                 job.failure = job.trouble or StoreUnavailable(self._connections.where, "it did not answer in time")
         tell(jobs)
+
+
+def dropped(table: str) -> SchemaMismatch:
+    """The error of a row that PostgreSQL takes, and that is not there: nothing can be kept, and asking again is in vain."""
+    return SchemaMismatch(
+        f"of the {table}",
+        "PostgreSQL took a row and it is not there: a trigger or a rule drops it, or row-level security hides it",
+        "Nothing was recorded. Look at the triggers, rules and policies of the tables of durable: none may keep rows out.",
+    )
 
 
 def _unsettled() -> threading.Lock:

@@ -32,6 +32,7 @@ __all__ = ["STATEMENTS", "Verb"]
 _ENDS: Final = frozenset({Kind.RESULT.value, Kind.FAILURE.value})
 _STOPPED: Final = frozenset({Status.FAILED.value, Status.CANCELLED.value})
 _FORMAT: Final = 1
+_FOREIGN: Final = ("stepOrder", "stepArgs", "lastStepKey")  # in the metadata of another tool's rows
 
 
 Verb: TypeAlias = Callable[[Tables, Statement, Any], Progress[Result]]
@@ -47,7 +48,11 @@ def _take_leases(tables: Tables, statement: Statement, values: Any) -> Progress[
         held = tables.locks.visible(asked["id"], statement)
         if held is not None and held.expires_at > statement.clock() and held.owner_token != asked["dead"]:
             continue
-        if _may_execute(tables.snapshots.visible(asked["id"], statement), asked):
+        run, has_journal = (
+            tables.snapshots.visible(asked["id"], statement),
+            _has_journal(tables, statement, asked["id"]),
+        )
+        if _may_execute(run, asked, has_journal=has_journal):
             chosen.append((asked, statement.clock() + asked["seconds"]))
     taken = 0
     for asked, expires_at in chosen:
@@ -67,23 +72,28 @@ def _take_leases(tables: Tables, statement: Statement, values: Any) -> Progress[
     return Result([], taken)
 
 
-def _may_execute(run: Header | None, asked: dict[str, Any]) -> bool:
+def _may_execute(run: Header | None, asked: dict[str, Any], *, has_journal: bool) -> bool:
     if run is None:
-        return bool(asked["may_create"])
+        return bool(asked["may_create"]) and not has_journal
     document = run.snapshot
     if document.get("formatVersion") != _FORMAT:
         return document.get("kind") == "ResumeState"
     if not isinstance(run.status, str):
         return False
     metadata: Any = document.get("metadata") or {}
-    workflow = document.get("workflowName") or ""
+    foreign = _is_foreign(document)
     return (
-        workflow in ("", asked["workflow"])
+        (foreign or document.get("workflowName") == asked["workflow"])
         and metadata.get("version", asked["version"]) == asked["version"]
-        and (asked["input_hash"] is None or workflow == "" or metadata.get("inputHash") == asked["input_hash"])
-        and (run.status != Status.COMPLETED or workflow == "")
+        and (asked["input_hash"] is None or foreign or metadata.get("inputHash") == asked["input_hash"])
+        and (run.status != Status.COMPLETED or foreign)
         and (asked["after_failure"] or run.status not in _STOPPED)
     )
+
+
+def _is_foreign(document: dict[str, Any]) -> bool:
+    metadata: Any = document.get("metadata") or {}
+    return not document.get("workflowName") or any(word in metadata for word in _FOREIGN)
 
 
 def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -106,24 +116,27 @@ def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
     written = 0
     for asked, epoch, _ in mine:
         old = tables.snapshots.visible(asked["id"], statement)
-        named = old is not None and (old.snapshot.get("workflowName") or "") != ""
-        if asked["input"] is not None and (asked["id"] in fresh or not named):
+        foreign = old is not None and _is_foreign(old.snapshot)
+        if asked["input"] is not None and (asked["id"] in fresh or foreign):
             place, kind = (asked["id"], 0), Kind.INPUT.value
             record = Step(*place, kind, kind, 0, epoch, asked["input"], statement.now)
             written += yield from _appended(tables, statement, record)
     for asked, epoch, owner in mine:
 
         def may(run: Header, asked: dict[str, Any] = asked) -> bool:
-            return (run.status != Status.COMPLETED or not (run.snapshot.get("workflowName") or "")) and (
+            return (run.status != Status.COMPLETED or _is_foreign(run.snapshot)) and (
                 asked["after_failure"] or run.status not in _STOPPED
             )
 
         def running(run: Header, asked: dict[str, Any] = asked, epoch: int = epoch, owner: str = owner) -> Header:
             document = run.snapshot
-            if not (document.get("workflowName") or ""):
+            if _is_foreign(document):
                 header = asked["header"]
                 known: dict[str, Any] = document.get("metadata") or {}
-                metadata: dict[str, Any] = {**header["metadata"], **known}
+                metadata: dict[str, Any] = {
+                    **header["metadata"],
+                    **{word: value for word, value in known.items() if word not in _FOREIGN},
+                }
                 document = {**header, **document, "workflowName": header["workflowName"], "metadata": metadata}
             execution = _taken_up(run.snapshot.get("execution") or {}, epoch, owner, moment)
             return Header(run.id, {**document, "execution": execution}, statement.now)
@@ -139,12 +152,17 @@ def _read_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
         lease = tables.locks.visible(run_id, statement)
         run = tables.snapshots.visible(run_id, statement)
         document = None if run is None else _encode(run.snapshot).decode()
+        is_headless = _has_journal(tables, statement, run_id) if run is None else None
         if lease is None:
-            rows.append((run_id, None, None, None, None, document))
+            rows.append((run_id, None, None, None, None, document, is_headless, False))
         else:
             left = lease.expires_at - statement.clock()
-            rows.append((run_id, lease.epoch, lease.owner_token, lease.owner, left, document))
+            rows.append((run_id, lease.epoch, lease.owner_token, lease.owner, left, document, is_headless, False))
     return Result(rows, len(rows))
+
+
+def _has_journal(tables: Tables, statement: Statement, run_id: str) -> bool:
+    return any(tables.steps.visible((run_id, seq), statement) is not None for seq in tables.seqs.get(run_id, ()))
 
 
 def _read_journals(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -211,7 +229,7 @@ def _transaction_record(tables: Tables, statement: Statement, values: Any) -> Pr
         raise Violation("steps", "23502")
     step = Step(run_id, seq, key, kind, nonce, epoch, record, statement.clock())
     yield from _appended(tables, statement, step, ignores=False)
-    return Result([], 1)
+    return Result([(1,)], 1)
 
 
 def _move(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -237,6 +255,8 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
     for run_id in sorted(asked):
         places = ((run_id, seq) for seq in tables.seqs.get(run_id, ()))
         if asked[run_id]["records"] > sum(tables.steps.visible(place, statement) is not None for place in places):
+            continue
+        if tables.snapshots.visible(run_id, statement) is None:
             continue
         owned = _owned_by(asked[run_id]["token"])
         if (yield from statement.locked(tables.locks, run_id, UPDATE, owned)) is not None:
@@ -297,7 +317,7 @@ def _lock_leases(tables: Tables, statement: Statement, values: Any) -> Progress[
     for run_id in sorted(set(values[0])):
         lease: Lease | None = yield from statement.locked(tables.locks, run_id, UPDATE)
         if lease is not None:
-            rows.append((run_id, lease.owner_token, lease.owner))
+            rows.append((run_id, lease.owner_token, lease.owner, lease.epoch))
     return Result(rows, len(rows))
 
 
@@ -305,7 +325,7 @@ def _read_leases(tables: Tables, statement: Statement, values: Any) -> Progress[
     yield POINT
     seen = ((run_id, tables.locks.visible(run_id, statement)) for run_id in values[0])
     rows: list[tuple[Any, ...]] = [
-        (run_id, lease.owner_token, lease.owner) for run_id, lease in seen if lease is not None
+        (run_id, lease.owner_token, lease.owner, lease.epoch) for run_id, lease in seen if lease is not None
     ]
     return Result(rows, len(rows))
 
