@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 import msgspec
 from msgspec import UNSET, Raw
 
+from durable._border import shorten
 from durable.codecs import Codec, JsonCodec
 from durable.errors import DurableError, StepFailed, UnreadableRecord
 from durable.snapshot import ErrorRecord
@@ -182,6 +183,7 @@ def _text(exception: BaseException) -> str:
 
 
 def _traceback(exception: BaseException) -> str:
+    shorten(exception)
     try:
         return _clean("".join(traceback.format_exception(exception, chain=False)), keep_end=True)
     except Exception:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from psycopg_pool import ConnectionPool
 
+from durable._border import public
 from durable.codecs import Codec
 from durable.errors import InvalidArgument
 from durable.stores._memory import MemoryStore
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 
+@public("postgres")
 def postgres(
     url: str | None = None,
     *,
@@ -105,6 +107,7 @@ def postgres(
     )
 
 
+@public("script")
 def script(
     *,
     table: str = "durable_snapshots",
@@ -135,6 +138,7 @@ class EmbeddedStore(PostgresStore):
         self._server.close()
 
 
+@public("embedded")
 def embedded(
     path: str | os.PathLike[str] = ".durable",
     *,
@@ -153,6 +157,7 @@ def embedded(
     return EmbeddedStore(Server(path), names, codec)
 
 
+@public("memory")
 def memory(*, codec: Codec | Sequence[Codec] | None = None) -> MemoryStore:
     """A store in this process: for unit tests, gone when the process ends. `codec` as for `postgres`."""
     return MemoryStore(codec=codec)
