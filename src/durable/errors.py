@@ -97,7 +97,11 @@ class DurableWarning(UserWarning):
 _UNWINDING: Final = "__durable_unwinding__"
 
 
-class DurableError(Exception):
+class _Settling(BaseException):
+    """What `Unwind` and `DurableError` extend alike: only so can an object of the one become one of the other."""
+
+
+class DurableError(_Settling, Exception):
     """The root of every error that leaves this library."""
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -107,7 +111,7 @@ class DurableError(Exception):
         return type(self), tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
 
 
-class Unwind(BaseException):
+class Unwind(_Settling):
     """Control flow: leave the workflow now.
 
     A `BaseException`, because `except Exception` in a workflow must not be able to swallow the loss of a lease and go
