@@ -58,12 +58,13 @@ def test_a_snippet_of_the_docs_runs(snippet: str, tmp_path: Path) -> None:
     assert told.returncode == 0, told.stdout + told.stderr
 
 
-@pytest.mark.parametrize("example", ["checkout.py", "checkout_async.py"])
-def test_the_checkout_is_killed_and_tells_its_story(example: str, tmp_path: Path) -> None:
-    """`make demo`, and its async twin."""
-    told = subprocess.run(
-        [sys.executable, ROOT / "examples" / example], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+CHECKOUTS = [["-m", "durable.demo"], [ROOT / "examples" / "checkout.py"], [ROOT / "examples" / "checkout_async.py"]]
+
+
+@pytest.mark.parametrize("program", CHECKOUTS, ids=lambda program: Path(program[-1]).name)
+def test_the_checkout_is_killed_and_tells_its_story(program: list[str], tmp_path: Path) -> None:
+    """`make demo`, by both its names, and its async twin."""
+    told = subprocess.run([sys.executable, *program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
     assert told.stderr == ""
     assert re.search(r"charge card +remembered, not run again", told.stdout)
@@ -88,6 +89,18 @@ def test_the_readmes_two_commands_are_there() -> None:
     for command in ("make demo", "make test"):
         assert command in readme[:900]
         assert re.search(rf"^{command.split()[1]}:", makefile, flags=re.MULTILINE)
+
+
+def test_the_first_command_says_what_to_install(tmp_path: Path) -> None:
+    """Where there is no PostgreSQL to be started: in one line."""
+    program = (
+        "import runpy, sys; from durable.stores._postgres import server; server._candidates = lambda: iter(())\n"
+        "sys.argv = ['demo']; runpy.run_module('durable.demo', run_name='__main__')"
+    )
+    told = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout) == (1, "")
+    (line,) = told.stderr.splitlines()
+    assert "pip install 'durable-postgres[embedded]'" in line
 
 
 def test_the_simulations_page_runs(tmp_path: Path) -> None:

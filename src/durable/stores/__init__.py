@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from durable import (
+    _environment as _environment,
+)  # first, and also where another `durable/__init__.py` has replaced ours
+
+# isort: split
 import os
 from collections.abc import Sequence
 
