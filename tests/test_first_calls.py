@@ -202,6 +202,37 @@ def test_a_mistake_within_a_function_is_its_own(store: MemoryStore) -> None:
         durable.run({}, lambda step, _: step("charge", charge), id="2", store=store)  # type: ignore[arg-type]
 
 
+def test_arguments_that_are_given_as_args(store: MemoryStore) -> None:
+    """As `threading.Thread` takes them."""
+    for given in ({"args": (1,)}, {"kwargs": {"order": 1}}):
+        (text,) = said_in_a_run(store, lambda step, given=given: step("charge", charge, **given))  # type: ignore[misc]
+        assert "given its arguments by position, step('charge', charge, order)" in text
+        assert "The options of step(...) are key=" in text
+
+
+NO_STORES: dict[str, tuple[Any, str]] = {
+    "a URL": ("postgresql://localhost/x", "not str"),
+    "an id": ("run-1", "not str"),
+    "nothing": (None, "not NoneType"),
+    "a function": (postgres, "not postgres itself: call it, postgres(…)"),
+    "a class": (MemoryStore, "not MemoryStore itself: call it, MemoryStore(…)"),
+}
+
+
+@pytest.mark.parametrize("what", NO_STORES)
+def test_what_is_no_store(what: str) -> None:
+    """Also where a store and an id have changed places."""
+    given, words = NO_STORES[what]
+    for verb in (durable.status, durable.result, durable.has_state, durable.delete_state, durable.cancel):
+        assert words in said(partial(verb, given, "run-1"))
+        awaited: Callable[..., Any] = getattr(durable.aio, verb.__name__)
+        assert words in said(lambda awaited=awaited: asyncio.run(awaited(given, "run-1")))  # type: ignore[misc]
+    assert words in said(partial(durable.signal, given, "run-1", "name"))
+    assert words in said(partial(durable.list_pending, given))
+    if given is not None:
+        assert words in said(lambda: durable.run({}, lambda step, _: 1, id="1", store=given))
+
+
 # -- signatures -------------------------------------------------------------------------------------------------------
 
 

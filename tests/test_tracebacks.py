@@ -246,6 +246,41 @@ def test_a_mistake_in_a_call(
     assert chained(problem) == [error.__name__]
 
 
+def test_what_the_dependencies_do_not_have(store: MemoryStore) -> None:
+    """One line of ours, whatever the dependencies are."""
+
+    class Deps:
+        """One with a property that fails."""
+
+        @property
+        def broken(self) -> int:
+            body()
+            return 1
+
+    calls: list[tuple[Any, Any]] = [
+        ({"a": 1}, lambda deps: deps.b),
+        ({"a": 1}, lambda deps: deps["b"]),
+        (None, lambda deps: deps.b),
+        (Deps(), lambda deps: deps.b),
+        (Deps(), lambda deps: deps.broken),
+    ]
+    for number, (deps, call) in enumerate(calls):
+        problem = raised(lambda: durable.run(deps, lambda _, deps: call(deps), id=str(number), store=store))  # noqa: B023
+        assert lines(problem).count("ours") == 2, lines(problem)
+
+
+def test_no_line_of_the_border_itself(store: MemoryStore) -> None:
+    """Its own frames say nothing: what is shown is the function that was called."""
+
+    def workflow(step: durable.Step, _: object) -> None:
+        step.transaction("t", lambda connection: None)
+
+    problem = raised(lambda: durable.run({}, workflow, id="1", store=store))
+    assert "_border" not in "".join(traceback.format_exception(problem))
+    problem = Colour(is_async=False).run(lambda step: step("one", deeper), store=memory())
+    assert "_border" not in "".join(traceback.format_exception(problem))
+
+
 @pytest.mark.parametrize("colour", BOTH)
 @pytest.mark.parametrize("what", ["drift", "cancelled", "deadline", "lease"])
 def test_an_error_that_ends_the_run_shows_where_the_workflow_was_left(

@@ -124,7 +124,8 @@ def _cut(link: Exception, *, ours: bool) -> None:
             last = after if _is_ours(entries[after].tb_frame) else last
             after += 1
         if ours or _leads_out(entries[last:]):
-            kept.append(entries[at])
+            stretch = entries[at : last + 1]
+            kept.append(next((one for one in stretch if one.tb_frame.f_code.co_filename != __file__), stretch[0]))
         else:
             kept += entries[at : last + 1]  # a mistake of ours
         at = after if ours and after == len(entries) else last + 1
@@ -185,15 +186,16 @@ def _misfit(
     given = tuple(signature.parameters.values())
     if given and given[0].name == "self":
         signature, args, given = signature.replace(parameters=given[1:]), args[1:], given[1:]
+    names = {one.name for one in given if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY)}
     options = [one.name for one in given if one.kind is one.KEYWORD_ONLY]
     options = options or [one.name for one in given if one.kind is one.POSITIONAL_OR_KEYWORD]
     shown = f"{name}({', '.join(_plain(one) for one in given)})"
     try:
-        bound = signature.bind_partial(*args, **{key: kwargs[key] for key in kwargs if key in signature.parameters})
+        bound = signature.bind_partial(*args, **{key: kwargs[key] for key in kwargs if key in names})
     except TypeError:  # too many, or one of them twice
         text = str(problem).partition("() ")[2] or str(problem)
         return InvalidArgument(f"{name}(...) {text}: it is called as {shown}")
-    if unknown := [key for key in kwargs if key not in signature.parameters]:
+    if unknown := [key for key in kwargs if key not in names]:
         function = bound.arguments.get("fn")
         named = "; ".join(_unknown(name, key, options, bound.arguments, kwargs) for key in unknown[:3])
         listed = ", ".join(f"{option}=" for option in options) or "none"
@@ -217,8 +219,10 @@ def _by_position(name: str, given: dict[str, Any], unknown: list[str]) -> str:
     """What to write where keywords were meant for the function that was given with them."""
     parameters, function = _parameters_of(given["fn"]), getattr(given["fn"], "__name__", "fn")
     meant = [key for key in unknown if key in parameters]
-    if not name.startswith("step") or not (meant or "**" in parameters):
+    if not name.startswith("step") or not (meant or "**" in parameters or {"args", "kwargs"} & set(unknown)):
         return ""
+    if {"args", "kwargs"} & set(unknown):
+        meant = sorted(parameters - {"**"}) or ["arg"]
     first, key = repr(given.get("name", "name")), (meant or unknown)[0]
     if name == "step.map":
         return f"Each item is the function's argument: {name}({first}, lambda item: {function}(item, {key}={key}), items). "

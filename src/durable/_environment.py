@@ -18,8 +18,8 @@ _PACKAGE: Final = "durable"
 def _check_system() -> None:
     """Raise `ImportError` on a system that is not POSIX."""
     try:  # for locks that end with their process, and for the account of an embedded server
-        import fcntl  # noqa: F401, PLC0415
-        import pwd  # noqa: F401, PLC0415
+        for module in ("fcntl", "pwd"):
+            __import__(module)
     except ImportError as problem:
         raise ImportError(
             f"durable needs a POSIX system, like Linux or macOS, and this Python has no module {problem.name!r}. "

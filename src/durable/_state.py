@@ -44,7 +44,7 @@ class _Leased(SnapshotStore, Protocol):
 
 
 def _knows_leases(store: object) -> TypeGuard[_Leased]:
-    return hasattr(store, "begin") and hasattr(store, "status")
+    return hasattr(store, "begin") and hasattr(store, "status") and not isinstance(store, type)
 
 
 @public("durable.result")
