@@ -19,7 +19,7 @@ import tenacity
 
 import durable
 from durable import _driver
-from durable.stores import MemoryStore, memory, postgres
+from durable.stores import MemoryStore, embedded, memory, postgres
 from durable.testing import Rehearsal
 from support import Database
 
@@ -336,6 +336,15 @@ def test_a_store_that_is_out_of_reach(colour: Colour) -> None:
     assert type(problem) is durable.StoreUnavailable
     assert lines(problem) == ["caller", "ours"]
     assert "IndexError" not in chained(problem)
+
+
+def test_a_server_that_cannot_be_started(tmp_path: Path) -> None:
+    """The message says what the system said."""
+    (tmp_path / "file").touch()
+    problem = raised(lambda: embedded(tmp_path / "file" / "within"))
+    assert type(problem) is durable.ServerNotStarted
+    assert lines(problem) == ["<lambda>", "ours"]
+    assert chained(problem) == ["ServerNotStarted"]
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ class Server:
                 self.socket_directory = self._start()
         except OSError as problem:
             advice = "Choose another directory: embedded(path=…) must be able to write there."
-            raise ServerNotStarted(f"{self._base}: {problem}", advice) from problem
+            raise ServerNotStarted(f"{self._base}: {problem}", advice) from None
 
     @property
     def url(self) -> str:
