@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -52,13 +51,11 @@ def _check_installation() -> None:
 
 def _has_more_than_its_own(here: Path) -> bool:
     """Whether the directory holds what our distribution did not install there."""
-    try:
-        files = metadata.distribution(_OURS).files or []
-    except metadata.PackageNotFoundError:
+    record = next(here.parent.glob(f"{_OURS.replace('-', '_')}-*.dist-info/RECORD"), None)
+    if record is None:  # an editable installation
         return False
-    own = {file.parts[1] for file in files if len(file.parts) > 1 and file.parts[0] == _PACKAGE}
-    if not own:  # an editable installation
-        return False
+    lines = record.read_text("utf-8").splitlines()
+    own = {line.split("/")[1].partition(",")[0] for line in lines if line.startswith(f"{_PACKAGE}/")}
     return any(entry.name not in own and entry.name != "__pycache__" for entry in here.iterdir())
 
 
@@ -75,6 +72,8 @@ def _owners(places: list[Path]) -> list[str]:
     """The other distributions that have installed a package of this name there."""
     if not places:
         return []
+    from importlib import metadata  # noqa: PLC0415 -- it takes its time, and is almost never asked
+
     return sorted(
         {
             one.name
