@@ -337,6 +337,17 @@ def test_a_timedelta_wherever_seconds_are_asked_for() -> None:
         assert durable.run({}, workflow, id="1", store=rehearsal, **options) == [True, 1, 1, [1]]
 
 
+def test_a_timedelta_on_the_clock_of_a_test() -> None:
+    clock, heard = JumpingClock(patience=timedelta(seconds=10)), list[str]()
+    clock.after(timedelta(minutes=1), lambda: heard.append("after"))
+    clock.advance(timedelta(seconds=59))
+    assert (clock.elapsed(), heard) == (59.0, [])
+    clock.advance(1)
+    assert (clock.elapsed(), heard) == (60.0, ["after"])
+    assert "not str" in said(lambda: clock.advance("1"))  # type: ignore[arg-type]
+    assert "zero or more" in said(lambda: clock.advance(timedelta(seconds=-1)))
+
+
 def test_a_timedelta_as_an_age(database: Database) -> None:
     store = database.store()
     durable.run({}, lambda step, _: 1, id="1", store=store)
