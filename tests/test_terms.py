@@ -190,7 +190,7 @@ def test_the_attempts_are_told_and_stored(database: Database) -> None:
             "a result is recorded and not tried again",
         ),
         ({"timeout": "30s"}, "timeout must be a number of seconds"),
-        ({"timeout": timedelta(seconds=3)}, "timeout must be a number of seconds, like 30 or 0.5, not timedelta"),
+        ({"timeout": timedelta(0)}, "positive number"),
         ({"timeout": 0}, "positive number"),
         ({"timeout": float("nan")}, "positive number"),
         ({"timeout": True}, "timeout must be a number of seconds"),

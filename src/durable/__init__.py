@@ -1,5 +1,8 @@
 """Durable workflows: ordinary Python functions, checkpointed in your own PostgreSQL."""
 
+from durable import _environment as _environment  # first: it says what is missing
+
+# isort: split
 from durable import aio
 from durable._control import cancel, signal
 from durable._decorator import idempotency_key, step

@@ -12,9 +12,18 @@ from concurrent.futures import Future
 from types import CoroutineType
 from typing import Any, Final
 
+from durable._border import calls_out
 from durable.errors import ColourMismatch, StepTimeout
 
-__all__ = ["awaitable_in_vain", "awaited_within", "called_within", "can_be_awaited", "needs_a_thread", "on_a_thread"]
+__all__ = [
+    "awaitable_in_vain",
+    "awaited_within",
+    "called_too_early",
+    "called_within",
+    "can_be_awaited",
+    "needs_a_thread",
+    "on_a_thread",
+]
 
 _ABANDONED: Final = "A thread cannot be stopped: the body goes on there, and what becomes of it is not recorded."
 _HELD_THE_LOOP: Final = (
@@ -39,6 +48,16 @@ def awaitable_in_vain(name: str, value: Any, why: str) -> ColourMismatch:
     return ColourMismatch(f"step {name!r} returned something to await, {why}")
 
 
+def called_too_early(value: Any) -> str:
+    """What is wrong with a step that was given this value in the place of its function."""
+    what = f"{type(value).__name__} is not a function. Pass the function without calling it, and then its arguments"
+    if inspect.iscoroutine(value):
+        value.close()  # it will never be awaited, and says so here rather than in a warning
+        function = value.__name__
+        return f"{what}: step(name, {function}, arg) instead of step(name, {function}(arg))"
+    return f"{what}, step(name, fn, arg), or a thunk, step(name, lambda: fn(arg))"
+
+
 def called_within(seconds: float, name: str, body: Callable[[], Any]) -> Any:
     """What the body returns or raises, or `StepTimeout`: it is then left to itself, on a thread of its own."""
     answer = on_a_thread(name, body)
@@ -58,6 +77,7 @@ def needs_a_thread(fn: object) -> bool:
     return not (inspect.iscoroutinefunction(fn) or getattr(fn, "__name__", "") == "<lambda>")
 
 
+@calls_out
 async def awaited_within(seconds: float, name: str, body: Callable[[], Any], *, blocks: bool) -> Any:
     """The same for asyncio: what can be awaited is cancelled; a body that blocks has a thread, and is left to itself."""
     advice, limit = _ABANDONED if blocks else "", asyncio.timeout(seconds)

@@ -23,6 +23,7 @@ from durable._bodies import (
     needs_a_thread,
     on_a_thread,
 )
+from durable._border import calls_out, shorten
 from durable._decorator import Options, enter, leave
 from durable._driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Body, Driver
 from durable._engine.decisions import (
@@ -44,7 +45,7 @@ from durable._engine.decisions import (
     Wait,
 )
 from durable._engine.journal import Call
-from durable.errors import ColourMismatch, DurableError, Unwind
+from durable.errors import ColourMismatch, DurableError
 from durable.snapshot import Record
 
 
@@ -76,6 +77,7 @@ class BlockingDriver(Driver):
             call = self._draw(name, key, body, fingerprint, threading.current_thread())
         return self._driven(call, body)
 
+    @calls_out
     def _driven(self, call: Call, body: Body) -> Any:
         outcome: StepOutcome = ASKED
         try:
@@ -102,13 +104,15 @@ class BlockingDriver(Driver):
                     case Raise(error):
                         raise error
                     case Abort(error):
-                        raise Unwind(error)
+                        raise self.leaving(error)
                     case never:
                         assert_never(never)
         except BaseException as reason:
             self._abandoned(call, reason)
+            shorten(reason)
             raise
 
+    @calls_out
     def _attempted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
         token, timeout = enter(self.frame(call.key)), body.terms.timeout
         try:
@@ -152,7 +156,7 @@ class BlockingDriver(Driver):
                 case Wait(seconds, look):
                     self._clock.sleep(seconds, look)
                 case Abort(error):
-                    raise Unwind(error)
+                    raise self.leaving(error)
                 case None:
                     return
                 case never:
@@ -227,6 +231,7 @@ class AsyncDriver(Driver):
         call = self._draw(name, key, body, fingerprint, asyncio.current_task())
         return self._driven(call, body)
 
+    @calls_out
     async def _driven(self, call: Call, body: Body) -> Any:
         outcome: StepOutcome = ASKED
         try:
@@ -253,13 +258,15 @@ class AsyncDriver(Driver):
                     case Raise(error):
                         raise error
                     case Abort(error):
-                        raise Unwind(error)
+                        raise self.leaving(error)
                     case never:
                         assert_never(never)
         except BaseException as reason:
             self._abandoned(call, reason)
+            shorten(reason)
             raise
 
+    @calls_out
     async def _attempted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
         if (room := self._store.aio.room()) is not None:
             await self._admitted(room)
@@ -283,7 +290,7 @@ class AsyncDriver(Driver):
             await room
             room = self._store.aio.room()
         if stop := self._execution.stopped(self._reading()):
-            raise Unwind(stop.error)
+            raise self.leaving(stop.error)
 
     async def _transacted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
         try:
@@ -358,7 +365,7 @@ class AsyncDriver(Driver):
                 case Wait(seconds, look):
                     await self._clock.asleep(seconds, look)
                 case Abort(error):
-                    raise Unwind(error)
+                    raise self.leaving(error)
                 case None:
                     return
                 case never:

@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast, o
 import tenacity
 from msgspec import Struct
 
+from durable._border import public
+from durable._durations import Duration
 from durable._terms import PLAIN, Terms, terms
 from durable.errors import InvalidArgument
 from durable.snapshot import checked_name
@@ -85,16 +87,17 @@ def step(
     *,
     name: str | None = ...,
     retry: tenacity.BaseRetrying | None = ...,
-    timeout: float | None = ...,
+    timeout: Duration | None = ...,
     at_most_once: bool = ...,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+@public("@durable.step")
 def step(
     fn: Callable[P, R] | None = None,
     /,
     *,
     name: str | None = None,
     retry: tenacity.BaseRetrying | None = None,
-    timeout: float | None = None,
+    timeout: Duration | None = None,
     at_most_once: bool = False,
 ) -> Any:
     """Make a function a step wherever a workflow calls it.
@@ -117,7 +120,7 @@ def step(
 
 def _decorated(fn: Callable[P, R], name: str | None, given: Terms) -> Callable[P, R]:
     if not callable(fn):
-        raise InvalidArgument(f"@durable.step decorates a function, not {type(fn).__name__}")
+        raise InvalidArgument(_no_function(fn))
     options = Options(checked_name("a step's name", name or getattr(fn, "__name__", "")), fn, given)
 
     @functools.wraps(fn)
@@ -134,6 +137,11 @@ def _decorated(fn: Callable[P, R], name: str | None, given: Terms) -> Callable[P
     if sys.version_info >= (3, 12) and inspect.iscoroutinefunction(fn):
         inspect.markcoroutinefunction(wrapper)
     return wrapper
+
+
+def _no_function(given: object) -> str:
+    advice = f": write @durable.step(name={given!r})" if isinstance(given, str) else ""
+    return f"@durable.step decorates a function, not {type(given).__name__}{advice}"
 
 
 def mark(function: object, options: Options) -> None:

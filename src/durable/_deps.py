@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any, cast
 
+from durable._border import calls_out
 from durable._decorator import Driver, current_frame, mark, options_of
 
 
@@ -27,11 +28,13 @@ class BoundDeps:
         deps: object = object.__getattribute__(self, "_durable_deps")
         return type(deps)
 
+    @calls_out
     def __getattr__(self, name: str) -> Any:
         deps: Any = object.__getattribute__(self, "_durable_deps")
         value = _item(cast(Mapping[str, Any], deps), name) if isinstance(deps, Mapping) else getattr(deps, name)
         return _bound(value, object.__getattribute__(self, "_durable_driver"))
 
+    @calls_out
     def __getitem__(self, name: Any) -> Any:
         deps: Any = object.__getattribute__(self, "_durable_deps")
         return _bound(deps[name], object.__getattribute__(self, "_durable_driver"))
@@ -52,6 +55,7 @@ class BoundDeps:
         return repr(object.__getattribute__(self, "_durable_deps"))
 
 
+@calls_out
 def _item(deps: Mapping[str, Any], name: str) -> Any:
     try:
         return deps[name]

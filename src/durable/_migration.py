@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 from msgspec import UNSET, structs
 
+from durable._border import calls_out
 from durable.codecs import Codec
 from durable.documents import Snapshot
 from durable.errors import InvalidArgument, VersionMismatch
@@ -33,6 +34,7 @@ def checked_answer(given: object) -> None:
         )
 
 
+@calls_out
 def answer_to(given: OnVersionMismatch | None, mismatch: VersionMismatch, stored: Snapshot) -> Any:
     """What the user says to this run, perhaps still to be awaited."""
     if not callable(given):

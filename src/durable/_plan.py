@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from durable._decorator import Driver, current_frame
 from durable._deps import BoundDeps
+from durable._durations import Duration, in_seconds
 from durable._engine import runs
 from durable._engine.decisions import Admission, Claim, ClaimReply, Decline, Granted, Reading
 from durable._engine.journal import Journal
@@ -47,9 +48,9 @@ class Options(NamedTuple):
     version: int
     on_version_mismatch: OnVersionMismatch | None
     on_conflict: str
-    wait_timeout: float | None
-    lease: float
-    deadline: float | datetime | None
+    wait_timeout: Duration | None
+    lease: Duration
+    deadline: Duration | datetime | None
     metadata: Mapping[str, Any] | None
     cancel: threading.Event | None
     retry: object
@@ -131,6 +132,7 @@ class Plan(Struct, frozen=True, eq=False):
         try:
             options = self.options
             waits, wait_timeout = options.on_conflict == "wait", options.wait_timeout
+            wait_timeout = None if wait_timeout is None else in_seconds("wait_timeout", wait_timeout)
             migrates = options.on_version_mismatch not in (None, "raise")
             return runs.admitted(
                 claim, reply, waits=waits, wait_timeout=wait_timeout, waited=waited, polls=polls, migrates=migrates
@@ -186,7 +188,7 @@ def planned(
         advice = "A run cannot wait for itself: call the function, or give the inner run an id of its own."
         raise ConcurrentExecution(id, "the very run that makes this call", advice=advice)
     codec, clock = codec_of(store), clock_of(store)
-    takes = _takes(fn, given=input is not OMITTED)
+    takes = _takes(fn, deps, given=input is not OMITTED)
     if (promise := returns(fn)) is not None and (check := getattr(codec, "check_promise", None)) is not None:
         check(promise, what=f"the result of workflow {_name(fn)!r}")
     text = None
@@ -215,8 +217,8 @@ def _check(options: Options) -> None:
     checked_answer(options.on_version_mismatch)
     if on_conflict not in ("raise", "wait"):
         raise InvalidArgument(f'on_conflict must be "raise" or "wait", not {on_conflict!r}')
-    if wait_timeout is not None and not (isinstance(wait_timeout, int | float) and wait_timeout >= 0):
-        raise InvalidArgument(f"wait_timeout must be a number of seconds or None, not {wait_timeout!r}")
+    if wait_timeout is not None and not in_seconds("wait_timeout", wait_timeout) >= 0:
+        raise InvalidArgument(f"wait_timeout must be a number of seconds, zero or more, or None, not {wait_timeout!r}")
     if not isinstance(options.metadata, Mapping | None):
         raise InvalidArgument(f"metadata must be a mapping, not {type(options.metadata).__name__}")
     if _RESERVED & set(options.metadata or ()):
@@ -229,7 +231,7 @@ def _check(options: Options) -> None:
         raise InvalidArgument(f"on_event must be a function of one event, not {type(options.on_event).__name__}")
 
 
-def _deadline(deadline: float | datetime | None, clock: Clock) -> float | None:
+def _deadline(deadline: Duration | datetime | None, clock: Clock) -> float | None:
     """The deadline as a reading of the elapsed-time clock."""
     if isinstance(deadline, datetime):
         if deadline.tzinfo is None:
@@ -241,10 +243,11 @@ def _deadline(deadline: float | datetime | None, clock: Clock) -> float | None:
     return None if seconds is None else clock.elapsed() + seconds
 
 
-def _takes(fn: Any, *, given: bool) -> frozenset[int]:
+def _takes(fn: Any, deps: Any, *, given: bool) -> frozenset[int]:
     """With how many arguments the workflow can be called; `InvalidArgument` when not as it would have to be."""
     if not callable(fn):
-        raise InvalidArgument(f"the workflow must be a function fn(step, deps), not {type(fn).__name__}")
+        order = ": it comes second, durable.run(deps, fn, id=…)" if callable(deps) else ""
+        raise InvalidArgument(f"the workflow must be a function fn(step, deps), not {type(fn).__name__}{order}")
     fits = _arities(fn)
     if _WITH_INPUT in fits if given else fits:
         return fits
@@ -302,6 +305,6 @@ def _store_of_this_process() -> MemoryStore:
                 "durable.run without store= remembers runs in this process only, and forgets them when it ends; "
                 "pass store=postgres(url), or store=embedded() to try it with a real PostgreSQL",
                 DurableWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         return _process_store

@@ -45,9 +45,10 @@ No message carries a password, a connection string or a stored value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
+from weakref import WeakSet
 
 __all__ = [
     "AccessDenied",
@@ -96,7 +97,14 @@ class DurableWarning(UserWarning):
     """Something works, but not as durably as it looks."""
 
 
-class DurableError(Exception):
+_UNWINDING: Final = "__durable_unwinding__"
+
+
+class _Settling(BaseException):
+    """What `Unwind` and `DurableError` extend alike: only so can an object of the one become one of the other."""
+
+
+class DurableError(_Settling, Exception):
     """The root of every error that leaves this library."""
 
     def __repr__(self) -> str:
@@ -109,17 +117,34 @@ class DurableError(Exception):
         return type(self), tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
 
 
-class Unwind(BaseException):
+class Unwind(_Settling):
     """Control flow: leave the workflow now.
 
     A `BaseException`, because `except Exception` in a workflow must not be able to swallow the loss of a lease and go
     on without durability. `durable.run` turns it into the `DurableError` it carries. (The reasoning is that of
     `asyncio.CancelledError` and `trio.Cancelled`.)
+
+    One that outlives its run, since a task, a future or the user's own code has kept it, becomes that error in its place:
+    see `settle`.
     """
 
     def __init__(self, error: DurableError) -> None:
         super().__init__(error)
         self.error = error
+        error.__dict__.setdefault(_UNWINDING, WeakSet()).add(self)
+
+    @staticmethod
+    def settle(error: DurableError) -> None:
+        """The workflow that this error had to leave is over: whatever still carries it is an ordinary error from now on."""
+        kept: Iterable[Unwind] = error.__dict__.pop(_UNWINDING, ())
+        for unwind in list(kept):
+            try:
+                unwind.__class__ = type(error)  # type: ignore[assignment] # in place: this very object is what was kept
+            except TypeError:  # a store's own class of error, of another layout
+                continue
+            unwind.__dict__.clear()
+            unwind.__dict__.update(error.__dict__)
+            unwind.args = error.args
 
 
 @dataclass(eq=False, repr=False)

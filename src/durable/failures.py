@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from durable._border import shorten
 from durable.codecs import Codec, JsonCodec
 from durable.codecs._exceptions import Parts, bases_of, put_together, take_apart
 from durable.codecs._names import found, name_of, own_name
@@ -226,6 +227,7 @@ def _text(exception: BaseException) -> str:
 
 
 def _traceback(exception: BaseException) -> str:
+    shorten(exception)
     try:
         return _clean("".join(traceback.format_exception(exception, chain=False)), keep_end=True)
     except Exception:

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias, TypeVar
+from uuid import UUID
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
@@ -305,12 +306,24 @@ def _without_payload(problem: Exception) -> str:
     return str(problem) if isinstance(problem, msgspec.ValidationError) else "it is not the JSON of a record"
 
 
+def _as_a_string(name: object) -> str:
+    """What to write instead of something that is meant to be a name."""
+    if isinstance(name, int | UUID) and not isinstance(name, bool):
+        return f": write str(…) around it, so that it is the same text wherever this name is given ({str(name)[:40]!r})"
+    if isinstance(name, bytes):
+        return ": decode it"
+    if callable(name):
+        function = getattr(name, "__name__", "fn")
+        return f": it comes first, then the function and its arguments, like step({function!r}, {function}, …)"
+    return ""
+
+
 def checked_name(what: str, name: object) -> str:
     """`name`, when it can be an id, key or step name; else `InvalidArgument` saying why not."""
     if type(name) is str and name.isascii() and 0 < len(name) <= MAX_NAME_BYTES and "\0" not in name:
         return name  # as almost always, and asked twice a step
     if not isinstance(name, str):
-        raise InvalidArgument(f"{what} must be a string, not {type(name).__name__}")
+        raise InvalidArgument(f"{what} must be a string, not {type(name).__name__}{_as_a_string(name)}")
     if not name:
         raise InvalidArgument(f"{what} must not be empty")
     if "\0" in name:

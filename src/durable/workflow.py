@@ -9,6 +9,7 @@ from typing import Any, Final, Generic, TypeVar, overload
 
 from msgspec import UNSET, structs
 
+from durable._border import public
 from durable._plan import OMITTED
 from durable._run import run
 from durable._step import AsyncStep, Pending, Step
@@ -41,6 +42,7 @@ class Workflow(Generic[D]):
     id one execution goes on.
     """
 
+    @public("Workflow")
     def __init__(self, name: str, deps: D, *, on_event: Listener | None = None, version: int = 1) -> None:
         self._name = checked_name("a workflow's name", name)
         self._deps = deps
@@ -50,6 +52,16 @@ class Workflow(Generic[D]):
     def __repr__(self) -> str:
         return f"<Workflow {self._name!r}>"
 
+    @overload
+    def run(self, fn: Callable[[Step, D], T], *, resume_state: Snapshot | Mapping[str, Any] | None = ...) -> T: ...
+    @overload
+    def run(
+        self,
+        fn: Callable[[Step, D, I], T],
+        *,
+        resume_state: Snapshot | Mapping[str, Any] | None = ...,
+        input: I = ...,
+    ) -> T: ...
     @overload
     def run(
         self,
@@ -65,16 +77,7 @@ class Workflow(Generic[D]):
         resume_state: Snapshot | Mapping[str, Any] | None = ...,
         input: I = ...,
     ) -> Pending[T]: ...
-    @overload
-    def run(self, fn: Callable[[Step, D], T], *, resume_state: Snapshot | Mapping[str, Any] | None = ...) -> T: ...
-    @overload
-    def run(
-        self,
-        fn: Callable[[Step, D, I], T],
-        *,
-        resume_state: Snapshot | Mapping[str, Any] | None = ...,
-        input: I = ...,
-    ) -> T: ...
+    @public("Workflow.run")
     def run(
         self, fn: Callable[..., Any], *, resume_state: Snapshot | Mapping[str, Any] | None = None, input: Any = OMITTED
     ) -> Any:

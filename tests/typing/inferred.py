@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any, assert_type
 
@@ -70,6 +71,8 @@ def checkout(step: Step, deps: Deps) -> Receipt:
     assert_type(step.map("measure", len, ["a", "b"], return_exceptions=True), list[int | Exception])
     assert_type(step.transaction("book", book, order), Receipt)
     step.sleep("cool down", 3600)
+    step.sleep("cool down again", timedelta(hours=1))
+    assert_type(step("fetch", fetch, "o-1", key="in time", timeout=timedelta(seconds=30)), Order)
     assert_type(step.wait_for("approved", timeout=60), Any)
     return step("charge", deps.charge, order)
 
@@ -129,6 +132,7 @@ async def runs(deps: Deps) -> None:
     assert_type(durable.run(deps, by_input, id="2", input=Order(1)), Receipt)
     assert_type(await durable.run(deps, checkout_async, id="3", store=store, on_conflict="wait"), Receipt)
     assert_type(await durable.run(deps, by_input_async, id="4", input=Order(1), deadline=60), Receipt)
+    assert_type(durable.run(deps, checkout, id="1", lease=timedelta(seconds=30), deadline=timedelta(hours=1)), Receipt)
     several = asyncio.gather(durable.run(deps, checkout_async, id="5"), durable.run(deps, checkout_async, id="6"))
     assert_type(await several, tuple[Receipt, Receipt])
     durable.signal(store, "1", "approved", {"by": "ada"})

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Final
 
+from durable._durations import in_seconds
 from durable.errors import DurableError, InvalidArgument
 
 RENEWALS_PER_LEASE: Final = 3  # two renewals in a row may fail before the lease is in danger
@@ -106,13 +107,12 @@ class Lease:
 
 def checked_seconds(seconds: object) -> float:
     """`seconds`, when it can be the length of a lease; else `InvalidArgument`."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise InvalidArgument(f"lease must be a number of seconds, not {type(seconds).__name__}")
-    if not SHORTEST <= seconds <= LONGEST:  # neither is NaN
+    duration = in_seconds("lease", seconds)
+    if not SHORTEST <= duration <= LONGEST:  # neither is NaN
         raise InvalidArgument(
             f"lease must be between {SHORTEST} seconds and a day ({LONGEST} seconds), not {seconds!r}"
         )
-    return float(seconds)
+    return duration
 
 
 def poll_delay(polls: int) -> float:

@@ -18,8 +18,6 @@ _ARRAYS: Final = ("numpy", "pandas", "torch", "polars", "pyarrow")
 def advice_for(class_: type) -> str:
     """A sentence for whoever returned an instance of this class."""
     package = class_.__module__.partition(".")[0]
-    if issubclass(class_, Iterator):
-        return "Return list(...) of it: what it yields, not the iterator."
     if issubclass(class_, Awaitable):
         return "Await it, and return what it gives."
     if issubclass(class_, BaseException):
@@ -33,6 +31,8 @@ def advice_for(class_: type) -> str:
         return "Convert it first, for example with .item(), .tolist() or .to_dict()."
     if package in _HANDLES:
         return "Return the data that it leads to, or what opens it again, such as a path."
+    if issubclass(class_, Iterator):
+        return "Return list(...) of it: what it yields, not the iterator."
     if issubclass(class_, type | types.FunctionType | types.ModuleType | types.MethodType | types.BuiltinFunctionType):
         return "Return a name for it, and look it up where it is used."
     for plain in (str, int, float, dict, list, tuple, set, frozenset, bytes):

@@ -78,7 +78,7 @@ def _restored(exception: E, state: Mapping[str, Any]) -> E:
 
 def bases_of(class_: type) -> Iterator[type]:
     """The classes that an exception of this class can be caught by, but those that catch nearly everything."""
-    return (base for base in class_.__mro__[1:] if base not in _TOO_GENERAL)
+    return (base for base in class_.__mro__[1:] if base not in _TOO_GENERAL and not base.__name__.startswith("_"))
 
 
 def _builtin_base(class_: type) -> type[BaseException]:

@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from durable._border import public
 from durable.codecs._advice import DATA_CLASSES, its_type
 from durable.codecs._annotations import mismatch
 from durable.codecs._promises import check_promise
@@ -41,6 +42,7 @@ class JsonCodec:
 
     name = "json"
 
+    @public("JsonCodec")
     def __init__(self, *, max_payload: int = 100 * 1024 * 1024) -> None:
         if type(max_payload) is not int or not 0 < max_payload <= _MOST_BYTES:
             raise InvalidArgument(f"max_payload must be a number of bytes from 1 to {_MOST_BYTES}, not {max_payload!r}")

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from durable import (
+    _environment as _environment,
+)  # first, and also where another `durable/__init__.py` has replaced ours
+
+# isort: split
 import os
 from collections.abc import Sequence
 
 from psycopg_pool import ConnectionPool
 
+from durable._border import public
 from durable.codecs import Codec
 from durable.errors import InvalidArgument
 from durable.stores._memory import MemoryStore
@@ -33,6 +39,7 @@ __all__ = [
 ]
 
 
+@public("postgres")
 def postgres(
     url: str | None = None,
     *,
@@ -107,6 +114,7 @@ def postgres(
     )
 
 
+@public("script")
 def script(
     *,
     table: str = "durable_snapshots",
@@ -137,6 +145,7 @@ class EmbeddedStore(PostgresStore):
         self._server.close()
 
 
+@public("embedded")
 def embedded(
     path: str | os.PathLike[str] = ".durable",
     *,
@@ -155,6 +164,7 @@ def embedded(
     return EmbeddedStore(Server(path), names, codec)
 
 
+@public("memory")
 def memory(*, codec: Codec | Sequence[Codec] | None = None) -> MemoryStore:
     """A store in this process: for unit tests, gone when the process ends. `codec` as for `postgres`."""
     return MemoryStore(codec=codec)

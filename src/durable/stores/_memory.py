@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Self
 
 from msgspec import structs
 
+from durable._border import public_verbs
+from durable._durations import Duration
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import Lease
 from durable._engine.runs import adopted, executable, is_foreign
@@ -57,6 +59,7 @@ class _Signal(NamedTuple):
     payload: str
 
 
+@public_verbs("store", "save", "load", "delete", "list", "purge", "stats", "status")
 class MemoryStore:
     """Runs kept in this process: the model that every store is compared with."""
 
@@ -222,7 +225,7 @@ class MemoryStore:
         return [line for line in lines if after is None or _newest_last(line) < _newest_last(after)][: page.limit]
 
     def purge(
-        self, *, older_than: float, status: RunStatus | None = "completed", progress: Progress | None = None
+        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
     ) -> int:
         """See `PostgresStore.purge`."""
         seconds, wanted = asked_to_purge(older_than, status)

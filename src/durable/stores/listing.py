@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
+from durable._durations import in_seconds
 from durable.documents import Snapshot
 from durable.errors import InvalidArgument, UnreadableRecord
 from durable.snapshot import checked_name
@@ -86,12 +87,13 @@ def asked(prefix: object, limit: object, status: object, after: object) -> Asked
 
 def asked_to_purge(older_than: object, status: object) -> tuple[float, RunStatus | None]:
     """Age in seconds and status of what is to go, or `InvalidArgument`."""
-    if isinstance(older_than, bool) or not isinstance(older_than, int | float) or not 0 <= older_than < math.inf:
+    seconds = in_seconds("older_than", older_than)
+    if not 0 <= seconds < math.inf:
         raise InvalidArgument(f"older_than must be a number of seconds, zero or more, not {older_than!r}")
     checked = _status(status)
     if checked == "running":
         raise InvalidArgument('runs that somebody is executing are never purged: status may not be "running"')
-    return float(older_than), checked
+    return seconds, checked
 
 
 def checked_prefix(prefix: object) -> str:

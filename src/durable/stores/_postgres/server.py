@@ -67,12 +67,12 @@ class Server:
         self._base = Path(path).absolute()
         self._hold: int | None = None
         try:
-            self._base.mkdir(parents=True, exist_ok=True)
+            _make(self._base)
             with _locked(self._base / "lock"):
                 self.socket_directory = self._start()
         except OSError as problem:
             advice = "Choose another directory: embedded(path=…) must be able to write there."
-            raise ServerNotStarted(f"{self._base}: {problem}", advice) from problem
+            raise ServerNotStarted(f"{self._base}: {problem}", advice) from None
 
     @property
     def url(self) -> str:
@@ -138,6 +138,13 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _make(base: Path) -> None:
+    """The directory, which is nobody's source code: git leaves it alone from the beginning."""
+    if not base.exists():
+        base.mkdir(parents=True, exist_ok=True)
+        (base / ".gitignore").write_text("*\n")
 
 
 def _account() -> _Account:

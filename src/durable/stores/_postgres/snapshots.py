@@ -14,6 +14,8 @@ import msgspec
 import psycopg
 from msgspec import UNSET, structs
 
+from durable._border import public_verbs
+from durable._durations import Duration
 from durable.clocks import Clock
 from durable.documents import Snapshot, journal_of, whole
 from durable.errors import (
@@ -88,6 +90,7 @@ _AFTER: Final[Mapping[str, str]] = {
 _json: Final = msgspec.json.Encoder()
 
 
+@public_verbs("store", "save", "load", "delete", "list", "purge", "stats", "status")
 class SnapshotVerbs:
     """What a PostgreSQL store can do with whole snapshots."""
 
@@ -233,7 +236,7 @@ class SnapshotVerbs:
         return self._take_over_dead and owner is not None and owner.startswith(HOST) and is_dead(owner, token)
 
     def purge(
-        self, *, older_than: float, status: RunStatus | None = "completed", progress: Progress | None = None
+        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
     ) -> int:
         """Delete the runs whose last save, begin or end lies more than `older_than` seconds back; how many there were.
 
@@ -384,6 +387,7 @@ class SnapshotVerbs:
             process.connections.give_back(lane)
 
 
+@public_verbs("store.aio", "save", "load", "delete", "list", "purge", "stats", "status")
 class AsyncSnapshotVerbs:
     """The same verbs as coroutines, each in a thread of its event loop's executor. A cancelled one goes on there."""
 
@@ -413,7 +417,7 @@ class AsyncSnapshotVerbs:
         return await asyncio.to_thread(self._snapshots.list, prefix=prefix, limit=limit, status=status, after=after)
 
     async def purge(
-        self, *, older_than: float, status: RunStatus | None = "completed", progress: Progress | None = None
+        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
     ) -> int:
         """See `SnapshotVerbs.purge`; `progress` is called in the thread."""
         return await asyncio.to_thread(self._snapshots.purge, older_than=older_than, status=status, progress=progress)

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 import psycopg
 from psycopg.pq import TransactionStatus
 
+from durable._border import calls_out
 from durable._engine import batches
 from durable._engine.batches import Entry, Verb, Verdict, latest_under
 from durable._engine.leases import Lease
@@ -292,6 +293,7 @@ class PostgresTransaction:
             raise
         return lane
 
+    @calls_out
     def _called(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         with self._state:
             assert self._lane is not None, "a body before its transaction"  # noqa: S101 -- a bug, not an input
