@@ -150,7 +150,7 @@ def test_pages_are_whole_and_each_owner_is_looked_at_once(database: Database, mo
     assert len(looked) <= 6
     looked.clear()
     for other in (None, "completed", "failed", "cancelled"):
-        store.list(status=other)  # type: ignore[arg-type]
+        store.list(status=other)
     assert looked == []
 
 
