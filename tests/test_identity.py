@@ -155,7 +155,7 @@ def test_another_function_of_the_same_name_is_another_workflow(store: Any, kind:
     except (ValueError, Left):
         value = None
     before = store.load("r")
-    with pytest.raises(durable.RunMismatch, match="@durable.workflow\\(name='") as told:
+    with pytest.raises(durable.RunMismatch, match=r"@durable\.workflow\(name='") as told:
         durable.run({}, other(), id="r", store=store)
     assert told.value.what == "function"
     assert store.load("r") == before
