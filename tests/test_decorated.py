@@ -433,7 +433,9 @@ def test_a_function_that_becomes_a_method_later(store: Any) -> None:
     """Set on a class from outside, under another name, below a decorator, and for a class of classes."""
 
     class Meta(type):
-        meta = durable.step(name="meta")(lambda cls, x: x * 2)
+        @durable.step
+        def meta(cls, x: int) -> int:
+            return x * 2
 
     class Late(metaclass=Meta):
         lock = threading.Lock()
@@ -441,8 +443,11 @@ def test_a_function_that_becomes_a_method_later(store: Any) -> None:
     def outside(self: Any, x: int) -> int:
         return x * 2
 
+    def outside_too(self: Any, x: int) -> int:
+        return x
+
     Late.one = durable.step(outside)  # type: ignore[attr-defined]
-    Late.two = twice(durable.step(name="two")(lambda self, x: x))  # type: ignore[attr-defined]
+    Late.two = twice(durable.step(name="two")(outside_too))  # type: ignore[attr-defined]
 
     def workflow(step: durable.Step, deps: Any) -> list[int]:
         late: Any = Late()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -113,22 +114,20 @@ def test_what_differs_from_its_default_counts(library: str) -> None:
     """A new field with another value, a default of another type, and each field by its own name."""
     before = fingerprint(deployed(library, *BEFORE).Order(n=1))
     shop = deployed(library, *BEFORE, "note: Any = 1", "mark: Any = 1", "empty: Any = None")
-    others = [
-        shop.Order(n=1, **changes)
-        for changes in (
-            {},
-            {"note": 2},
-            {"note": True},
-            {"note": 1.0},
-            {"mark": 2},
-            {"note": 2, "mark": 2},
-            {"note": None},
-            {"empty": 1},
-            {"empty": ()},
-            {"empty": []},
-            {"currency": "USD"},
-        )
-    ]
+    changed: tuple[dict[str, Any], ...] = (
+        {},
+        {"note": 2},
+        {"note": True},
+        {"note": 1.0},
+        {"mark": 2},
+        {"note": 2, "mark": 2},
+        {"note": None},
+        {"empty": 1},
+        {"empty": ()},
+        {"empty": []},
+        {"currency": "USD"},
+    )
+    others = [shop.Order(n=1, **changes) for changes in changed]
     told = [fingerprint(other) for other in others]
     assert told[0] == before
     assert len(set(told)) == len(told)
@@ -235,6 +234,4 @@ def test_values_that_look_like_the_codecs_trees_are_told_apart(values: list[Any]
 
 def _forged(value: Any) -> Any:
     """The tree that the codec writes of a value, as a value of its own."""
-    import json
-
     return json.loads(CODEC.encode(value, what="it"))

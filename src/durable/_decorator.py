@@ -1,5 +1,8 @@
 """`@durable.step`: a plain function outside a workflow, a step inside one."""
 
+# Everything here is of functions and classes that only their owners know.
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import functools

@@ -1,5 +1,8 @@
 """`@durable.workflow`, and what a workflow function is called in the header of its runs."""
 
+# Everything here is of functions and classes that only their owners know.
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+
 from __future__ import annotations
 
 import functools
@@ -65,7 +68,7 @@ def workflow(name: Any = None) -> Any:
     return functools.partial(_marked, given=given)
 
 
-def _marked(fn: F, given: _Given) -> F:
+def _marked(fn: Any, given: _Given) -> Any:
     target: Any = fn.__func__ if isinstance(fn, staticmethod | classmethod) else fn
     if not callable(target):
         raise InvalidArgument(
