@@ -43,11 +43,12 @@ class Receivers:
     Where a decorator hides what it decorates, the place that the function was defined in says so.
     """
 
-    __slots__ = ("_known", "_step")
+    __slots__ = ("_known", "_step", "others")
 
     def __init__(self, step: object) -> None:
         self._step = step
         self._known: dict[type, bool] = {}
+        self.others: set[type] = set()  # whose instances are certainly no receivers; looked at in each call
 
     def has(self, first: object) -> bool:
         """Whether a call's first argument is the instance, or the class, that the step was called on."""
@@ -57,9 +58,12 @@ class Receivers:
         except KeyError:
             if len(self._known) >= _MOST_CLASSES:  # of those that are made anew again and again
                 self._known.clear()
+                self.others.clear()
             known = self._known[class_] = self._is_method_of(class_) or (
                 class_ is first and self._is_method_of(type(class_))
             )
+            if not known and class_ is not first:
+                self.others.add(class_)
             return known
         except TypeError:  # a class without a hash
             return self._is_method_of(class_)
@@ -110,7 +114,8 @@ class Options(NamedTuple):
 
     def of(self, args: tuple[Any, ...]) -> tuple[Options, tuple[Any, ...]]:
         """The options and arguments of a call with these: the instance that a method was called on is no argument."""
-        if args and self.receivers is not None and self.receivers.has(args[0]):
+        receivers = self.receivers
+        if args and receivers is not None and type(args[0]) not in receivers.others and receivers.has(args[0]):
             return self._replace(fn=MethodType(self.fn, args[0])), args[1:]
         return self, args
 
@@ -221,12 +226,13 @@ def _decorated(fn: Callable[P, R], name: str | None, given: Terms) -> Callable[P
         frame = current_frame.get()
         if frame is None or frame.inside is not None:
             return fn(*args, **kwargs)
-        if args:
+        if args and type(args[0]) not in others:
             called, rest = marked.of(args)
             return cast(R, frame.driver.call_decorated(called, rest, dict(kwargs)))
         return cast(R, frame.driver.call_decorated(marked, args, dict(kwargs)))
 
-    marked = mark(wrapper, options._replace(receivers=Receivers(wrapper)))
+    receivers = Receivers(wrapper)
+    others, marked = receivers.others, mark(wrapper, options._replace(receivers=receivers))
     if inspect.iscoroutinefunction(fn):
         _mark_as_async(wrapper)
     return wrapper

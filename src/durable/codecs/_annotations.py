@@ -15,10 +15,11 @@ import inspect
 import types
 import typing
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from typing import Any, Literal, NewType, Union, cast
+from typing import Any, Final, Literal, NewType, Union, cast
 
 from durable.codecs._advice import its_type
 
+_TAKES_ANY: Final = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS  # as what a decorator puts around a function does
 Wrong = tuple[str, str]  # path, problem
 Check = Callable[[Any, str], Wrong | None]
 
@@ -35,6 +36,13 @@ def returns(fn: Any) -> Any:
     annotation = _resolved(function, "return")
     if getattr(annotation, "__origin__", None) in (Awaitable, Coroutine):  # what awaiting it gives
         annotation = typing.get_args(annotation)[-1]
+    code = function.__code__
+    if (
+        code.co_qualname == function.__qualname__
+        and not code.co_flags & _TAKES_ANY
+        and not hasattr(function, "__wrapped__")
+    ):  # as almost always
+        return annotation
     return annotation if annotation is None or _is_own(function) else _perhaps(annotation)
 
 
@@ -70,7 +78,7 @@ def _function(fn: Any) -> types.FunctionType | None:
 
 def _is_own(function: types.FunctionType) -> bool:
     """Whether a function's annotations were written at it, and not copied to it."""
-    code, annotations = function.__code__, function.__annotations__
+    code, annotations = function.__code__, function.__annotations__  # (see also the usual case, in `returns`)
     if code.co_qualname != function.__qualname__:
         return False
     wrapped = getattr(function, "__wrapped__", None)
@@ -92,7 +100,8 @@ def _resolved(function: types.FunctionType, name: str) -> Any:
         # Anew each time, which takes as long as a look into a cache by function, and knows a class that was defined again.
         try:
             owner = inspect.unwrap(function) if hasattr(function, "__wrapped__") else function
-            annotation = eval(_compiled(annotation), owner.__globals__, _enclosed(owner))  # noqa: S307 -- of the user's code
+            enclosed = None if owner.__closure__ is None else _enclosed(owner)
+            annotation = eval(_compiled(annotation), owner.__globals__, enclosed)  # noqa: S307 -- of the user's code
         except Exception:  # a name that exists for type checkers only, or in another function only
             return None
     if annotation is None:
@@ -100,13 +109,10 @@ def _resolved(function: types.FunctionType, name: str) -> Any:
     return None if annotation is Any or annotation is object else annotation
 
 
-def _enclosed(function: types.FunctionType) -> dict[str, Any] | None:
+def _enclosed(function: types.FunctionType) -> dict[str, Any]:
     """What the function has of those around it, such as a class that is defined there."""
-    cells = function.__closure__
-    if cells is None:
-        return None
     names: dict[str, Any] = {}
-    for name, cell in zip(function.__code__.co_freevars, cells, strict=True):
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             names[name] = cell.cell_contents
         except ValueError:  # not yet, or no more
