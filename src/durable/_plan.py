@@ -190,7 +190,7 @@ def planned(
     codec, clock = codec_of(store), clock_of(store)
     takes = _takes(fn, deps, given=input is not OMITTED)
     if (promise := returns(fn)) is not None and (check := getattr(codec, "check_promise", None)) is not None:
-        check(promise, what=f"the result of workflow {_name(fn)!r}")
+        check(promise, what=f"the result of workflow {identity_of(fn).name!r}")
     text = None
     if input is not OMITTED:
         text = codec.encode(input, what="the input", annotation=accepts(fn, _WITH_INPUT - 1))
