@@ -128,6 +128,7 @@ def workflow_of(seen: dict[str, Any], *, replays: bool, stops: bool = False) -> 
 
     flaky = failing if replays else Flaky()
 
+    @durable.workflow(name="golden")  # its module depends on how this file is run
     def golden(step: durable.Step, _: Any, given: Any) -> Any:
         seen["input"] = given
         for key, value in VALUES.items():

@@ -62,6 +62,7 @@ class Pair:
         claim = Claim(
             run_id=self.chance.choice(IDS),
             workflow="w" if of < 0.9 else "v",
+            function=self.chance.choice((None, None, "m:f", "m:f", "m:f", "n:f")),
             version=1 if self.chance.random() < 0.9 else 2,
             seconds=3600.0,
             input=b"7" if of < 0.8 else None,

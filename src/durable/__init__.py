@@ -9,6 +9,7 @@ from durable._decorator import idempotency_key, step
 from durable._run import run
 from durable._state import delete_state, has_state, list_pending, result, status
 from durable._step import AsyncStep, Step
+from durable._workflow import workflow
 from durable.codecs import alias, stored_as
 from durable.documents import Snapshot
 from durable.errors import (
@@ -49,7 +50,7 @@ from durable.errors import (
     WorkflowDrift,
 )
 from durable.events import ResumeStateCollector
-from durable.workflow import Workflow
+from durable.resume import Workflow
 
 __all__ = [
     "AccessDenied",
@@ -105,4 +106,5 @@ __all__ = [
     "status",
     "step",
     "stored_as",
+    "workflow",
 ]

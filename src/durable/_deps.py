@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any, cast
 
 from durable._border import calls_out
-from durable._decorator import Driver, current_frame, mark, options_of
+from durable._decorator import Driver, current_frame, enter, leave, mark, options_of
 
 
 class BoundDeps:
@@ -74,7 +75,34 @@ def _bound(value: Any, driver: Driver) -> Any:
         frame = current_frame.get()
         if frame is not None and frame.inside is not None:
             return options.fn(*args, **kwargs)
-        return driver.call_decorated(options, args, kwargs)
+        called, rest = options.of(args)
+        return driver.call_decorated(called, rest, kwargs)
 
-    mark(bound, options)
-    return bound
+    @functools.wraps(value)
+    def around(*args: Any, **kwargs: Any) -> Any:
+        frame = current_frame.get()
+        if frame is not None and (frame.driver is driver or frame.inside is not None):
+            return value(*args, **kwargs)
+        token = enter(driver.frame())
+        try:
+            return value(*args, **kwargs)
+        finally:
+            leave(token)
+
+    @functools.wraps(value)
+    async def awaited_around(*args: Any, **kwargs: Any) -> Any:
+        frame = current_frame.get()
+        if frame is not None and (frame.driver is driver or frame.inside is not None):
+            return await value(*args, **kwargs)
+        token = enter(driver.frame())
+        try:
+            return await value(*args, **kwargs)
+        finally:
+            leave(token)
+
+    if options.fn is not value:
+        chosen: Any = bound
+    else:  # a decorator stands above the step, which finds its run by the frame
+        chosen = awaited_around if inspect.iscoroutinefunction(value) else around
+    mark(chosen, options)
+    return chosen

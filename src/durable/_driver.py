@@ -159,6 +159,7 @@ class Driver:
         options = options_of(fn)
         if options is None:
             return self._body(fn, args, {}, terms)
+        options, args = options.of(args)
         return self._body(options.fn, args, {}, terms.over(options.terms))
 
     def _fingerprint(self, name: str, key: str | None, body: Body) -> str:

@@ -8,7 +8,6 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import partial
 from types import CodeType, FunctionType
 from typing import Any, Final, NamedTuple
 
@@ -25,6 +24,7 @@ from durable._engine.leases import checked_seconds
 from durable._engine.steps import Execution
 from durable._migration import OnVersionMismatch, answer_to, checked_answer, migrated
 from durable._terms import Terms, checked_timeout, terms
+from durable._workflow import identity_of
 from durable.clocks import Clock, clock_of
 from durable.codecs import Codec, accepts, checked_plain, codec_of, returns
 from durable.documents import Snapshot
@@ -39,7 +39,7 @@ from durable.stores.protocol import RunStore
 OMITTED: Final[Any] = ...
 _WITHOUT_INPUT: Final = 2  # arguments: fn(step, deps)
 _WITH_INPUT: Final = 3  # fn(step, deps, input)
-_RESERVED: Final = {"version", "inputHash", *runs.FOREIGN_METADATA}
+_RESERVED: Final = {"version", "inputHash", "workflowFunction", *runs.FOREIGN_METADATA}
 
 
 class Options(NamedTuple):
@@ -190,15 +190,17 @@ def planned(
     codec, clock = codec_of(store), clock_of(store)
     takes = _takes(fn, deps, given=input is not OMITTED)
     if (promise := returns(fn)) is not None and (check := getattr(codec, "check_promise", None)) is not None:
-        check(promise, what=f"the result of workflow {_name(fn)!r}")
+        check(promise, what=f"the result of workflow {identity_of(fn).name!r}")
     text = None
     if input is not OMITTED:
         text = codec.encode(input, what="the input", annotation=accepts(fn, _WITH_INPUT - 1))
+    name, function = identity_of(fn)
     metadata = dict(options.metadata or {})
     checked_plain(metadata, what="the metadata")
     claim = Claim(
         run_id=id,
-        workflow=checked_name("a workflow's name", _name(fn)),
+        workflow=name,
+        function=function,
         version=options.version,
         seconds=checked_seconds(options.lease),
         input=text,
@@ -252,7 +254,7 @@ def _takes(fn: Any, deps: Any, *, given: bool) -> frozenset[int]:
     if _WITH_INPUT in fits if given else fits:
         return fits
     wanted = "fn(step, deps, input), since input= was given" if given else "fn(step, deps)"
-    raise InvalidArgument(f"the workflow {_name(fn)}{inspect.signature(fn)} must be callable as {wanted}")
+    raise InvalidArgument(f"the workflow {identity_of(fn).name}{inspect.signature(fn)} must be callable as {wanted}")
 
 
 def _arities(fn: Any) -> frozenset[int]:
@@ -261,7 +263,9 @@ def _arities(fn: Any) -> frozenset[int]:
     try:
         signature = inspect.signature(fn)
     except ValueError:
-        raise InvalidArgument(f"the workflow {_name(fn)!r} is not a function fn(step, deps) of yours") from None
+        raise InvalidArgument(
+            f"the workflow {identity_of(fn).name!r} is not a function fn(step, deps) of yours"
+        ) from None
     return frozenset(count for count in (_WITHOUT_INPUT, _WITH_INPUT) if _binds(signature, count))
 
 
@@ -284,12 +288,6 @@ def _binds(signature: inspect.Signature, count: int) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _name(fn: Any) -> str:
-    while isinstance(fn, partial):
-        fn = fn.func
-    return str(getattr(fn, "__name__", type(fn).__name__))
 
 
 _process_lock = threading.Lock()

@@ -156,7 +156,8 @@ def run(
     """Execute the workflow `fn` as the run `id`, or go on with it where it stopped.
 
     - `deps` is handed to `fn`: an object with attributes, or a mapping whose items become attributes.
-    - `fn(step, deps)`, or `fn(step, deps, input)`; for an `async def` this returns a coroutine.
+    - `fn(step, deps)`, or `fn(step, deps, input)`; for an `async def` this returns a coroutine. A run belongs to its
+      function, or to the name that `durable.workflow` has given it.
     - `store` keeps the run; without one it lives in this process only, and a `DurableWarning` says so once.
     - `input` is recorded at the first call; omitted at a later one, the recorded input is used.
     - `version` of the workflow, recorded at the first call. `on_version_mismatch` says what becomes of a run that another

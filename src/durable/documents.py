@@ -54,9 +54,9 @@ _SOMEBODYS: Final = "?"
 class Snapshot(Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
     """The whole stored state of a run: what it was started with, what is remembered of its steps, and how it ended.
 
-    `workflow_name` is empty where another tool did not say it. `metadata` holds `version`, `inputHash` and what the user
-    gave. `attempts` are what is known of steps that have begun and not settled. `input` and `result` are JSON texts, absent
-    where there is none; `failure` says how a run failed.
+    `workflow_name` is empty where another tool did not say it. `metadata` holds `version`, `inputHash`, `workflowFunction`
+    and what the user gave. `attempts` are what is known of steps that have begun and not settled. `input` and `result` are
+    JSON texts, absent where there is none; `failure` says how a run failed.
     """
 
     workflow_name: str = ""

@@ -337,17 +337,19 @@ class HistoryError(DurableError):
 
 @dataclass(eq=False, repr=False)
 class RunMismatch(HistoryError):
-    """The id belongs to a run of another workflow, or of other input."""
+    """The id belongs to a run of another workflow, or of other input. `what` is "workflow", "function" or "input"."""
 
     run_id: str
     what: str
     stored: str
     given: str
+    advice: str = ""
 
     def __str__(self) -> str:
         return (
             f"run {self.run_id!r} was started with the {self.what} {self.stored}, not {self.given}. An id names one "
             f"execution of one workflow: use another id for this one, or call it as it was started."
+            f"{' ' * bool(self.advice)}{self.advice}"
         )
 
 

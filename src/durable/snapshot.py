@@ -212,7 +212,11 @@ class Execution(Struct, frozen=True, omit_defaults=True, rename="camel"):
 
 
 class Header(Struct, frozen=True, rename="camel"):
-    """The document in the documented table. `metadata` holds `version`, `inputHash`, and what the user gave."""
+    """The document in the documented table.
+
+    `metadata` holds `version`, `inputHash`, `workflowFunction` (`module:qualified.name`, absent where the workflow's name
+    was given), and what the user gave.
+    """
 
     workflow_name: str
     execution: Execution

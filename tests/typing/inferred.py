@@ -45,6 +45,26 @@ def charge(order: Order, times: int = 1) -> Receipt: ...  # type: ignore[empty-b
 async def charge_async(order: Order) -> Receipt: ...  # type: ignore[empty-body]
 
 
+@durable.workflow(name="named")
+def named(step: Step, deps: Deps, order: Order) -> Receipt: ...  # type: ignore[empty-body]
+
+
+@durable.workflow
+async def named_async(step: AsyncStep, deps: Deps) -> Receipt: ...  # type: ignore[empty-body]
+
+
+@durable.workflow("object")
+class Named:
+    def __call__(self, step: Step, deps: Deps) -> int: ...  # type: ignore[empty-body]
+
+
+async def workflows_keep_their_types(deps: Deps) -> None:
+    assert_type(durable.run(deps, named, id="n", input=Order(1)), Receipt)
+    assert_type(await durable.run(deps, named_async, id="a"), Receipt)
+    assert_type(durable.run(deps, Named(), id="o"), int)
+    assert_type(durable.workflow(name="part")(partial(fetch, "o-1"))(), Order)
+
+
 @dataclass
 class Deps:
     """As people write them: functions, decorated ones among them, and callables that are only described."""

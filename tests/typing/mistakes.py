@@ -37,6 +37,7 @@ def charge(euros: int) -> str:
 
 def workflow(step: Step, deps: Deps) -> None:
     step("fetch", fetch)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    durable.workflow(name=7)(fetch)  # type: ignore[call-overload] # pyright: ignore[reportArgumentType]
     step("fetch", fetch, 5)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     step("fetch", fetch, "o-1", "o-2")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     step("fetch", fetch("o-1"))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]

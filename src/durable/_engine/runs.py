@@ -152,6 +152,8 @@ def adopted(claim: Claim, header: Header) -> Header:
 def described(claim: Claim) -> dict[str, Any]:
     """The metadata of a run that this claim begins."""
     known: dict[str, Any] = {**claim.metadata, "version": claim.version}
+    if claim.function is not None:
+        known["workflowFunction"] = claim.function
     return known if claim.input_hash is None else {**known, "inputHash": claim.input_hash}
 
 
@@ -168,7 +170,12 @@ def _mismatch(claim: Claim, header: Header) -> HistoryError | None:
         problem = f"its format is {header.format_version} and this library reads {FORMAT_VERSION}"
         return UnreadableRecord(claim.run_id, "the header", problem)
     if not is_foreign(header) and header.workflow_name != claim.workflow:
-        return RunMismatch(claim.run_id, "workflow", repr(header.workflow_name), repr(claim.workflow))
+        advice = _as_it_was_called(header.workflow_name)
+        return RunMismatch(claim.run_id, "workflow", repr(header.workflow_name), repr(claim.workflow), advice)
+    function = header.metadata.get("workflowFunction")
+    if None not in (function, claim.function) and function != claim.function and not is_foreign(header):
+        advice = _as_it_was_called(header.workflow_name)
+        return RunMismatch(claim.run_id, "function", repr(function), repr(claim.function), advice)
     stored_input = header.metadata.get("inputHash")
     if claim.input_hash is not None and stored_input != claim.input_hash and not is_foreign(header):
         stored = f"with hash {stored_input}" if stored_input else "of no input at all"
@@ -177,6 +184,13 @@ def _mismatch(claim: Claim, header: Header) -> HistoryError | None:
     if version != claim.version:
         return VersionMismatch(claim.run_id, version, claim.version)
     return None
+
+
+def _as_it_was_called(name: str) -> str:
+    return (
+        f"If this is the same workflow, and its function was moved or renamed, give it the name that it had: "
+        f"@durable.workflow(name={name!r})."
+    )
 
 
 def _last(records: Sequence[Record], kind: Kind) -> Record | None:

@@ -13,6 +13,7 @@ import msgspec
 
 from durable.codecs import _kinds
 from durable.codecs._advice import advice_for
+from durable.codecs._compared import Compared
 from durable.codecs._names import found, name_of
 from durable.codecs._shapes import BESIDE, Shape, shape_of
 from durable.codecs._tags import TAG, Refusal
@@ -29,8 +30,8 @@ class Writing:
     """One value on its way. Every container looks up the writers of its parts itself: a call less for each.
 
     `annotation` helps to find classes; `careful` looks into each int and string, which is done only once something is
-    known to be wrong with one; `canonical` makes equal trees of equal values, and does not ask whether classes can be
-    found again.
+    known to be wrong with one; `canonical` makes equal trees of equal values, without what does not count in `_compared`, and
+    does not ask whether classes can be found again.
     """
 
     def __init__(self, annotation: Any = None, *, careful: bool = False, canonical: bool = False) -> None:
@@ -152,6 +153,8 @@ class Writing:
                 "Define it at the top level of its module, name it in the function's return annotation, or give it a "
                 "name of its own with @durable.alias.",
             )
+        if self._canonical:
+            shape = Compared(class_, shape, _canonical_text)
         self._classes[class_] = name, shape
         return name, shape
 
@@ -174,6 +177,10 @@ _writers: Final = _WRITERS.get
 def is_known(class_: type) -> bool:
     """Whether values of exactly this type have a form of their own in JSON, or a tag."""
     return class_ in _TRUSTED or class_ in _WRITERS
+
+
+def _canonical_text(value: Any) -> bytes:
+    return _sorted_text(Writing(canonical=True).tree(value))
 
 
 _of_object: Final[Callable[[Any, Any], Any]] = Writing.of_object

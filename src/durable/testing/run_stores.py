@@ -152,10 +152,12 @@ class RunStoreSuite:
         refused(store.begin(a_claim(after_failure=False), alive))
 
     def test_another_run_under_the_same_id_is_refused(self, store: RunStore) -> None:
-        """Another workflow, version or input; nothing is changed by it."""
-        store.release(granted(store.begin(a_claim(input=b"1", input_hash="h"), alive)).lease)
+        """Another workflow, function, version or input; nothing is changed by it."""
+        first = a_claim(function="shop:checkout", input=b"1", input_hash="h")
+        store.release(granted(store.begin(first, alive)).lease)
         changes: tuple[dict[str, Any], ...] = (
             {"workflow": "other"},
+            {"function": "library:checkout"},
             {"version": 2},
             {"input": b"2", "input_hash": "i"},
         )
@@ -163,7 +165,10 @@ class RunStoreSuite:
             reply = refused(store.begin(a_claim(**change), alive))
             assert reply.header is not None
             assert reply.header.workflow_name == "checkout"
-        assert granted(store.begin(a_claim(), alive)).lease.epoch == 2
+        lease = granted(store.begin(a_claim(), alive)).lease  # of a workflow whose name was given
+        assert lease.epoch == 2
+        store.release(lease)
+        assert granted(store.begin(a_claim(function="shop:checkout"), alive)).lease.epoch == 3
 
     def test_a_claim_that_may_not_create_creates_nothing(self, store: RunStore) -> None:
         """It is refused without a header."""

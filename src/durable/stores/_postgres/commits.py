@@ -392,6 +392,7 @@ def _claim_row(claiming: Claiming) -> dict[str, Any]:
         "seconds": claim.seconds,
         "dead": claiming.dead,
         "workflow": claim.workflow,
+        "function": claim.function,
         "version": claim.version,
         "input_hash": claim.input_hash,
         "after_failure": claim.after_failure,

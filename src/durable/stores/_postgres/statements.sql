@@ -8,8 +8,8 @@
 WITH asked AS (
     SELECT *
       FROM json_to_recordset(%(claims)s::json) AS asked (
-           id text, random text, owner text, seconds float8, dead text, workflow text, version bigint, input_hash text,
-           after_failure boolean, may_create boolean)
+           id text, random text, owner text, seconds float8, dead text, workflow text, function text, version bigint,
+           input_hash text, after_failure boolean, may_create boolean)
 )
 INSERT INTO {locks} AS lease (workflow_id, epoch, owner_token, owner, expires_at)
 SELECT asked.id, 1, '1:' || asked.random, asked.owner, clock_timestamp() + make_interval(secs => asked.seconds)
@@ -24,6 +24,9 @@ SELECT asked.id, 1, '1:' || asked.random, asked.owner, clock_timestamp() + make_
            WHEN run.snapshot->'formatVersion' IS DISTINCT FROM '1' THEN run.snapshot->>'kind' = 'ResumeState'
            WHEN jsonb_typeof(run.snapshot->'execution'->'status') IS DISTINCT FROM 'string' THEN false
            ELSE (run.is_foreign OR run.snapshot->>'workflowName' = asked.workflow)
+                AND (asked.function IS NULL
+                     OR run.is_foreign
+                     OR COALESCE(run.snapshot->'metadata'->>'workflowFunction', asked.function) = asked.function)
                 AND COALESCE(run.snapshot->'metadata'->'version', to_jsonb(asked.version)) = to_jsonb(asked.version)
                 AND (asked.input_hash IS NULL
                      OR run.is_foreign

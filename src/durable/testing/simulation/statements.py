@@ -84,6 +84,7 @@ def _may_execute(run: Header | None, asked: dict[str, Any], *, has_journal: bool
     foreign = _is_foreign(document)
     return (
         (foreign or document.get("workflowName") == asked["workflow"])
+        and (asked["function"] is None or foreign or metadata.get("workflowFunction") in (None, asked["function"]))
         and metadata.get("version", asked["version"]) == asked["version"]
         and (asked["input_hash"] is None or foreign or metadata.get("inputHash") == asked["input_hash"])
         and (run.status != Status.COMPLETED or foreign)

@@ -13,6 +13,7 @@ from durable._border import public
 from durable._plan import OMITTED
 from durable._run import run
 from durable._step import AsyncStep, Pending, Step
+from durable._workflow import workflow
 from durable.documents import Snapshot
 from durable.events import Listener
 from durable.snapshot import Status, checked_name, standing
@@ -117,8 +118,7 @@ class Workflow(Generic[D]):
             return await fn(*args)
 
         wrapped = functools.update_wrapper(awaited if _is_async(fn) else called, fn, assigned=())
-        wrapped.__name__ = self._name
-        return wrapped
+        return workflow(name=self._name)(wrapped)
 
 
 _run: Final[Callable[..., Any]] = run  # the overloads are for callers who know what they call
