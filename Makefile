@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test nightly chaos endurance soak check docs matrix bench clean
 
 demo: $(VENV)/.demo
-	@$(BIN)/python examples/checkout.py
+	@$(BIN)/python -m durable.demo
 
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n 2 -q

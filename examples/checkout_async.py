@@ -1,4 +1,4 @@
-"""The same checkout, async.
+"""The checkout of `durable.demo`, async.
 
 python examples/checkout_async.py          kills it in the middle, and starts it again
 python examples/checkout_async.py once     runs it to its end
@@ -9,11 +9,36 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from demo import narrate, play, setting
-from shop import AsyncShop
-
 import durable
+from durable.demo import DIRECTORY, Shop, narrate, play, setting
 from durable.stores import embedded
+
+
+class AsyncShop:
+    """The same shop for async workflows: each deed is done in a thread, so that the event loop is free meanwhile."""
+
+    def __init__(self, shop: Shop) -> None:
+        self._shop = shop
+
+    async def fetch_user(self, user_id: str) -> dict[str, Any]:
+        """See `Shop.fetch_user`."""
+        return await asyncio.to_thread(self._shop.fetch_user, user_id)
+
+    async def reserve_stock(self, items: list[str]) -> dict[str, Any]:
+        """See `Shop.reserve_stock`."""
+        return await asyncio.to_thread(self._shop.reserve_stock, items)
+
+    async def charge_card(self, card: str, euros: int) -> dict[str, Any]:
+        """See `Shop.charge_card`."""
+        return await asyncio.to_thread(self._shop.charge_card, card, euros)
+
+    async def create_order(self, user_id: str, reservation: dict[str, Any], payment: dict[str, Any]) -> dict[str, Any]:
+        """See `Shop.create_order`."""
+        return await asyncio.to_thread(self._shop.create_order, user_id, reservation, payment)
+
+    async def send_receipt(self, email: str, order: dict[str, Any]) -> str:
+        """See `Shop.send_receipt`."""
+        return await asyncio.to_thread(self._shop.send_receipt, email, order)
 
 
 async def checkout(step: durable.AsyncStep, shop: AsyncShop) -> dict[str, Any]:
@@ -30,10 +55,11 @@ async def checkout(step: durable.AsyncStep, shop: AsyncShop) -> dict[str, Any]:
 
 def once() -> None:
     """Run the checkout, or go on with it where it stopped: it is the same call."""
-    run_id, log = setting()
-    with embedded(".durable") as store:
-        asyncio.run(durable.run(AsyncShop(log), checkout, id=run_id, store=store, on_event=narrate))
+    given = setting()
+    shop = AsyncShop(Shop(given.log, given.stuck))
+    with embedded(DIRECTORY) as store:
+        asyncio.run(durable.run(shop, checkout, id=given.run_id, store=store, on_event=narrate))
 
 
 if __name__ == "__main__":
-    play(__file__, once)
+    play([__file__], once)

@@ -20,7 +20,7 @@ from durable.testing.simulation.tables import ACCOUNTS, Account, Header, Lease, 
 from support import Database
 
 _GIVES_UP = 30.0  # seconds, after which it is neither done nor waiting
-_MOMENTS = ("lastUpdated", "completedAt")
+_MOMENTS = ("lastUpdated", "completedAt", "startedAt", "began")
 _WAITING = re.compile(r"process \d+ still waiting for \w+ on (.+) after")
 
 _LOCKS = """
@@ -311,7 +311,7 @@ class Comparison:
         mine: list[tuple[Any, ...]] = [
             *(("locks", *lease[:4], lease.expires_at > self.time) for lease in locks),
             *(("snapshots", run.id, _document(run.snapshot)) for run in runs),
-            *(("steps", *step) for step in steps),
+            *(("steps", *step[:-1]) for step in steps),
             *(("signals", *signal) for signal in signals),
             *(("accounts", *account) for account in accounts if account.name.startswith(self.prefix)),
             *(("effects", *effect) for effect in effects),
@@ -384,17 +384,19 @@ def _comparable(statement: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[A
         return [() for _ in rows]
     if statement == "read_runs":
         return [
-            (*row[:4], row[4] is not None and row[4] > 0, row[5], _document(row[6] and json.loads(row[6])))
+            (*row[:4], row[4] is not None and row[4] > 0, row[5], _document(row[6] and json.loads(row[6])), *row[7:])
             for row in rows
         ]
     if statement == "read_journals":  # without how much of a record is stored
-        return [row[:6] for row in rows]
+        return [(*row[:6], row[6] is not None, row[7]) for row in rows]
     return sorted(rows)
 
 
 def _document(document: Any) -> Any:
     """A header, whose moments are only there or not."""
     if isinstance(document, dict) and isinstance(execution := document.get("execution"), dict):
-        known = {name: name in _MOMENTS or value for name, value in execution.items()}
+        known: dict[str, Any] = {name: name in _MOMENTS or value for name, value in execution.items()}
+        if "earlier" in known:
+            known["earlier"] = [{**earlier, "began": True} for earlier in known["earlier"]]
         return {**document, "execution": known}
     return document

@@ -245,7 +245,7 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 def postmaster(home: Path) -> int | None:
     """The server's process, while its data directory says that there is one."""
     try:
-        return int((home / "data" / "postmaster.pid").read_text("ascii").split("\n", 1)[0])
+        return int((home / "data" / "postmaster.pid").read_bytes().split(b"\n", 1)[0])
     except (FileNotFoundError, ValueError):
         return None
 

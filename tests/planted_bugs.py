@@ -87,7 +87,7 @@ def _unfenced(holds: Any) -> Mapping[str, Any]:
         yield POINT
         written = False
         if holds(tables.locks.visible(run_id, statement), token, statement.now):
-            step = Step(run_id, seq, key, kind, nonce, int(token.partition(":")[0]), record)
+            step = Step(run_id, seq, key, kind, nonce, int(token.partition(":")[0]), record, statement.now)
             written = yield from sql._appended(tables, statement, step)
         return Result([], int(written))
 

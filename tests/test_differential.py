@@ -23,11 +23,26 @@ DOCUMENTS: Final[tuple[dict[str, Any], ...]] = (
     {"formatVersion": 1, "workflowName": "", "steps": {}, "execution": {"status": "completed"}, "metadata": {"of": 1}},
     {"formatVersion": 1, "workflowName": "w", "steps": {}, "execution": {"status": "failed"}, "metadata": None},
     {"formatVersion": 1, "workflowName": "w", "execution": {"status": "cancelled"}, "metadata": {"inputHash": "h"}},
+    {
+        "formatVersion": 1,
+        "workflowName": "w",
+        "execution": {"status": "failed"},
+        "metadata": {"workflowFunction": "m:f", "version": 1},
+    },
+    {"formatVersion": 1, "execution": {"status": "running"}, "metadata": {"workflowFunction": "n:f"}},
     {"formatVersion": 1, "workflowName": "w", "execution": {"status": "running"}, "metadata": {"version": 2}},
     {"formatVersion": 1, "workflowName": "other", "execution": {"status": "running"}},
     {"formatVersion": 1, "workflowName": "w", "execution": {"status": 7}},
     {"formatVersion": 2, "workflowName": "w", "execution": {"status": "running"}},
     {"kind": "ResumeState", "steps": [], "execution": {"status": "running"}},
+    {
+        "formatVersion": 1,
+        "workflowName": "a",
+        "execution": {"status": "running"},
+        "metadata": {"stepOrder": [], "of": 1},
+    },
+    {"formatVersion": 1, "workflowName": "b", "execution": {"status": "completed"}, "metadata": {"stepArgs": [None]}},
+    {"formatVersion": 1, "workflowName": "w", "execution": {"status": "failed"}, "metadata": {"lastStepKey": "x"}},
 )
 
 WAITS: Final = [
@@ -195,6 +210,7 @@ class Script:
                 "seconds": chance.choice((LONG, -LONG)),
                 "dead": self._token(run_id) if chance.random() < 0.3 else None,
                 "workflow": "w",
+                "function": chance.choice((None, None, "m:f", "n:f")),
                 "version": 1,
                 "input_hash": chance.choice((None, None, "h", "other")),
                 "after_failure": chance.random() < 0.8,

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
+import json
+import smtplib
+import subprocess
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+import attrs
+import msgspec
 import pytest
 
 import durable
+import durable.testing
 from durable.codecs import JsonCodec
 from durable.failures import from_record, to_record
 from durable.snapshot import FailureRecord, render
@@ -46,10 +53,79 @@ class Silent(Exception):
 
 
 class Picky(Exception):
-    """It does not rebuild: its constructor takes something else."""
+    """Its constructor takes something else than it hands on."""
 
     def __init__(self, *, code: int) -> None:
         super().__init__(f"code {code}")
+        self.code = code
+
+
+@dataclasses.dataclass
+class Declared(Exception):
+    """A data class: its fields, and what the decorator makes of them."""
+
+    code: int
+    at: dt.date | None = None
+
+
+@attrs.define(auto_exc=True)
+class Slotted(Exception):
+    """Its field lives in a slot."""
+
+    code: int
+
+
+class Worded(Exception):
+    """It calls no constructor of its base, and makes its text of an attribute."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"code {self.code}"
+
+
+class Named(KeyError):
+    """Built on a built-in one, with a text of its own."""
+
+    def __init__(self, table: str, *, column: str) -> None:
+        super().__init__(f"{table}.{column}")
+        self.place = {"table": table, "column": (column, 1)}
+
+
+class Several(ExceptionGroup[Exception]):
+    """A group that carries something."""
+
+    code = 0
+
+    def __new__(cls, message: str, exceptions: list[Exception], code: int = 0) -> Any:
+        self = super().__new__(cls, message, exceptions)
+        self.code = code
+        return self
+
+    def __init__(self, message: str, exceptions: list[Exception], code: int = 0) -> None: ...
+
+
+class Holding(Exception):
+    """It holds what cannot be stored, and something that can."""
+
+    def __init__(self, message: str, response: object) -> None:
+        super().__init__(message)
+        self.response = response
+        self.status = 502
+        self.at = dt.date(2031, 5, 1)
+
+
+class Above(Exception):
+    """What `Below` can be caught by."""
+
+
+def parsing(text: str) -> Exception:
+    try:
+        json.loads(text)
+    except ValueError as problem:
+        return problem
+    raise AssertionError
 
 
 def through(exception: BaseException) -> Exception:
@@ -78,6 +154,12 @@ def odd_notes() -> Exception:
     return problem
 
 
+def stateful(state: object = 404) -> Exception:
+    problem = ValueError("x")
+    problem.status = state  # type: ignore[attr-defined]
+    return problem
+
+
 def same_class() -> dict[str, Exception]:
     """New ones each time: one that was raised keeps alive whatever its traceback leads to."""
     return {
@@ -86,6 +168,22 @@ def same_class() -> dict[str, Exception]:
         "typed arguments": Typed(Decimal("1.5"), dt.date(2031, 5, 1), (1, {2}), Colour.RED, Line("tea", Decimal(3))),
         "a text made of arguments": Coded(3, dt.date(2031, 5, 1)),
         "an OSError's parts": OSError(2, "no", "file"),
+        "two file names": FileNotFoundError(2, "no", "file", None, "other"),
+        "a keyword": Picky(code=3),
+        "a data class": Declared(7, dt.date(2031, 5, 1)),
+        "a slot": Slotted(7),
+        "a text made of an attribute": Worded(7),
+        "a built-in base": Named("orders", column="id"),
+        "a group that carries something": Several("g", [ValueError("a")], 7),
+        "a process that failed": subprocess.CalledProcessError(1, ["ls", "-l"], stderr="no"),
+        "JSON that is none": parsing('{"a"'),
+        "bytes that are no text": UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+        "a module that is not there": ImportError("no", name="shop", path="/shop.py"),
+        "a syntax error": SyntaxError("bad", ("shop.py", 1, 2, "x y")),
+        "a mail that was refused": smtplib.SMTPResponseException(550, "no"),
+        "the end of an iterator": StopIteration(3),
+        "an attribute that was set from outside": stateful(),
+        "one of ours": durable.UnstorableValue("it", "$.a", "no", "Do."),
         "a message of 10 MB": ValueError("x" * 10_000_000),
         "a key of 10 MB": KeyError("x" * 10_000_000),
         "a message with NUL and a surrogate": ValueError("a\0b\ud800"),
@@ -101,7 +199,8 @@ def step_failed() -> dict[str, Exception]:
     """What does not rebuild."""
     return {
         "an argument that cannot come back": ValueError(Plain()),
-        "a picky one": Picky(code=3),
+        "an attribute that cannot come back": Holding("x", object()),
+        "an attribute of 100 KB": stateful("x" * 100_000),
         "a class of a function": type("Local", (Exception,), {"__qualname__": "f.<locals>.Local"})("x"),
         "no module": type("Odd", (Exception,), {"__module__": "not.there"})("x"),
     }
@@ -116,8 +215,19 @@ def test_it_comes_back_as_its_class(name: str) -> None:
     once, twice = (from_record(record, CODEC, run_id="r", where="a step") for _ in range(2))
     assert type(once) is type(twice) is type(exception)
     assert repr(once) == repr(twice)
+    assert carried(once) == carried(twice) == carried(exception)
     # What was recorded of it once, is recorded of it again: a second execution of the workflow sees no other exception.
     assert to_record(once, CODEC).args == record.args or len(str(exception)) > 8000
+
+
+def carried(exception: Exception) -> dict[str, Any]:
+    """What it carries besides its arguments, its notes and its causes."""
+    slots = {"code": exception.code} if isinstance(exception, Slotted) else {}
+    fields = {
+        name: getattr(exception, name, None) for name in ("errno", "filename", "filename2", "name", "path", "value")
+    }
+    state = {name: item for name, item in vars(exception).items() if not name.startswith("__")}
+    return fields | state | slots
 
 
 @pytest.mark.parametrize("name", step_failed())
@@ -127,6 +237,118 @@ def test_otherwise_it_is_step_failed(name: str) -> None:
     back = through(exception)
     assert isinstance(back, durable.StepFailed)
     assert type(exception).__name__ in back.type
+
+
+def test_step_failed_tells_its_class_and_what_of_it_is_plain(database: Database) -> None:
+    """`is_a` as `isinstance` would have it, also of a class that is not there; `attributes` decoded; live and replayed."""
+
+    class Stop(BaseException):
+        pass
+
+    below = type("Below", (Above, TimeoutError), {"__qualname__": "f.<locals>.Below", "__module__": "not.there"})
+    seen: list[Any] = []
+
+    def workflow(step: durable.Step, _: Any) -> None:
+        for key, exception in (("holding", Holding("x", object())), ("below", below("x"))):
+            try:
+                step("fails", raising(exception), key=key)
+            except durable.StepFailed as problem:
+                classes = (Holding, Above, TimeoutError, OSError, ValueError, Exception, (KeyError, Above), ())
+                seen.append(([problem.is_a(one) for one in classes], problem.attributes))
+        raise Stop
+
+    store = database.store()
+    for _ in range(2):
+        with pytest.raises(Stop):
+            durable.run(None, workflow, id="r", store=store)
+    assert seen[:2] == seen[2:]
+    assert seen[:2] == [
+        ([True, False, False, False, False, True, False, False], {"status": 502, "at": dt.date(2031, 5, 1)}),
+        ([False, True, True, True, False, True, True, False], {}),
+    ]
+
+
+@durable.alias("shop.old:Declined")
+class Refused(Exception):
+    """It was once called otherwise."""
+
+
+def test_a_class_that_was_renamed_is_found_by_its_alias() -> None:
+    """As data classes are."""
+    record = to_record(Refused("x"), CODEC)
+    assert record.type == "shop.old:Declined"
+    assert type(through(Refused("x"))) is Refused
+    unlike = through(Holding("x", object()))
+    assert isinstance(unlike, durable.StepFailed)
+    assert not unlike.is_a(Refused)
+    held = Refused("x")
+    held.response = object()  # type: ignore[attr-defined]
+    back = through(held)
+    assert isinstance(back, durable.StepFailed)
+    assert back.is_a(Refused)
+
+
+called: list[str] = []
+
+
+class Loud(Exception):
+    """Every method that a record could start."""
+
+    def __new__(cls, *_: Any) -> Any:
+        called.append("__new__")
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        called.append("__init__")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        called.append("__setattr__")
+        super().__setattr__(name, value)
+
+    def __setstate__(self, state: Any) -> None:
+        called.append("__setstate__")
+
+    @property
+    def code(self) -> int:
+        return 0
+
+    @code.setter
+    def code(self, _: int) -> None:
+        called.append("code")
+
+
+class LoudGroup(ExceptionGroup[Exception]):
+    """The same for groups."""
+
+    def __new__(cls, *arguments: Any) -> Any:
+        called.append("__new__")
+        return super().__new__(cls, *arguments)
+
+    def __init__(self, *_: Any) -> None:
+        called.append("__init__")
+
+
+@pytest.mark.parametrize("class_", [Loud, LoudGroup])
+def test_no_constructor_runs_because_a_row_says_so(class_: type[Exception]) -> None:
+    """FAULTS 178: whatever its arguments and its state are."""
+    member = to_record(ValueError("a"), CODEC)
+    forged = type(member)(
+        type=f"{__name__}:{class_.__name__}",
+        message="x",
+        args=msgspec.Raw(b'["x"]'),
+        state=msgspec.Raw(b'{"code": 1, "args": [7], "__class__": 1, "__cause__": 2, "__dict__": {"a": 1}}'),
+        members=(member,) if class_ is LoudGroup else (),
+    )
+    called.clear()
+    back = from_record(forged, CODEC, run_id="r", where="a step")
+    assert (type(back), called) == (class_, [])
+    assert back.__cause__ is None
+
+
+def test_whether_an_exception_survives_can_be_asked() -> None:
+    """For a test of the user's own."""
+    assert all(durable.testing.survives(exception) for exception in same_class().values())
+    assert not any(durable.testing.survives(exception) for exception in step_failed().values())
 
 
 def test_one_whose_text_cannot_be_made_is_its_class_too() -> None:

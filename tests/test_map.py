@@ -183,7 +183,7 @@ def test_a_lost_lease_ends_it(database: Database, is_async: bool) -> None:
     def body(item: int) -> int:
         ran.append(item)
         if item == 2:
-            database.execute("UPDATE durable_locks SET owner_token = 'thief'")
+            database.execute("UPDATE durable_locks SET epoch = epoch + 1, owner_token = 'thief'")
         return item
 
     with pytest.raises(durable.LeaseLost):

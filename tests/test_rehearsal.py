@@ -143,9 +143,9 @@ def test_a_signal_from_another_thread_is_heard(rehearsal: Rehearsal) -> None:
 
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), "1", True])
 def test_time_passes_in_seconds(rehearsal: Rehearsal, seconds: Any) -> None:
-    """And in nothing else."""
+    """Or a `timedelta`, and in nothing else."""
     for pass_by in (rehearsal.clock.advance, lambda it: rehearsal.clock.after(it, lambda: None)):
-        with pytest.raises(durable.InvalidArgument, match="time passes in seconds"):
+        with pytest.raises(durable.InvalidArgument, match="the time that passes must be"):
             pass_by(seconds)
 
 

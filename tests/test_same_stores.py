@@ -22,6 +22,7 @@ from support import Database
 SEQUENCES: Final = int(os.environ.get("DURABLE_SEQUENCES", "25"))
 LENGTH: Final = 40
 IDS: Final = ("a", "b")
+MOMENTS: Final = ("at", "lastUpdated", "completedAt", "startedAt", "began")
 MUST_OCCUR: Final = {
     *("begin granted", "begin refused: held", "begin refused: ended", "begin refused: other"),
     *("checkpoint done", "checkpoint LeaseLost", "checkpoint RunCancelled"),
@@ -61,6 +62,7 @@ class Pair:
         claim = Claim(
             run_id=self.chance.choice(IDS),
             workflow="w" if of < 0.9 else "v",
+            function=self.chance.choice((None, None, "m:f", "m:f", "m:f", "n:f")),
             version=1 if self.chance.random() < 0.9 else 2,
             seconds=3600.0,
             input=b"7" if of < 0.8 else None,
@@ -145,10 +147,16 @@ class Pair:
         snapshot = store.load(run_id)
         if snapshot is None:
             return None
-        document = snapshot.document()
-        execution = document["execution"]
-        document["execution"] = {name: execution["status"] if name == "status" else "then" for name in execution}
-        return store.status(run_id), json.dumps(document, sort_keys=True)
+        return store.status(run_id), json.dumps(_undated(snapshot.document()), sort_keys=True)
+
+
+def _undated(document: Any) -> Any:
+    """A document, whose moments are only there or not."""
+    if isinstance(document, list):
+        return [_undated(part) for part in document]
+    if not isinstance(document, dict):
+        return document
+    return {name: "then" if name in MOMENTS else _undated(part) for name, part in document.items()}
 
 
 def _step(seq: int) -> Record:

@@ -6,6 +6,7 @@ import contextlib
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 import durable
 from durable.documents import Snapshot
@@ -28,7 +29,12 @@ def test_what_a_run_leaves_is_loaded_as_one_document(database: Database) -> None
     durable.run(None, checkout, id="x", store=store, on_event=collector.handle_event)
     loaded = store.load("x")
     assert loaded is not None
-    assert loaded.steps == collector.resume_state().steps
+    collected = collector.resume_state().steps
+    assert list(collected) == list(loaded.steps)
+    for key, step in loaded.steps.items():  # dated by the server's clock, and by this process's
+        assert structs.replace(step, at=collected[key].at) == collected[key]
+        assert None not in (step.at, collected[key].at)
+        assert step.epoch == 1
     assert loaded.result == collector.resume_state().result
     ((viewed,),) = database.execute("SELECT snapshot FROM durable_runs WHERE id = 'x'")
     assert viewed == loaded.document()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -190,7 +190,7 @@ def test_the_attempts_are_told_and_stored(database: Database) -> None:
             "a result is recorded and not tried again",
         ),
         ({"timeout": "30s"}, "timeout must be a number of seconds"),
-        ({"timeout": timedelta(seconds=3)}, "timeout must be a number of seconds, like 30 or 0.5, not timedelta"),
+        ({"timeout": timedelta(0)}, "positive number"),
         ({"timeout": 0}, "positive number"),
         ({"timeout": float("nan")}, "positive number"),
         ({"timeout": True}, "timeout must be a number of seconds"),
@@ -273,14 +273,89 @@ def test_an_async_body_is_cancelled(database: Database) -> None:
 def test_a_blocking_body_of_an_async_workflow_has_a_thread(database: Database) -> None:
     release = threading.Event()
 
+    def where() -> str:
+        return threading.current_thread().name
+
     async def workflow(step: durable.AsyncStep, deps: Any) -> str:
         with pytest.raises(durable.StepTimeout, match="goes on there"):
             await step("stuck", release.wait, timeout=0.05)
-        thread = await step("where", lambda: threading.current_thread().name, timeout=30)
+        thread = await step("where", where, timeout=30)
         release.set()
         return thread
 
     assert asyncio.run(durable.run({}, workflow, id="a", store=database.store())) == "durable-step where"
+
+
+async def one() -> int:
+    return 1
+
+
+THUNKS: dict[str, Callable[[], Any]] = {
+    "gather": lambda: asyncio.gather(one(), one()),
+    "a task": lambda: asyncio.create_task(one()),
+    "a future": lambda: asyncio.get_running_loop().run_in_executor(None, sum, [1, 1]),
+    "a coroutine": lambda: one(),
+    "a value": lambda: len(asyncio.all_tasks()) > 0,
+    "the task": lambda: asyncio.current_task() is not None,
+}
+
+
+@pytest.mark.parametrize("name", THUNKS)
+def test_a_thunk_is_called_on_its_event_loop_with_a_timeout_as_without(database: Database, name: str) -> None:
+    async def workflow(step: durable.AsyncStep, deps: Any) -> list[Any]:
+        return [await step("a", THUNKS[name]), await step("b", THUNKS[name], timeout=30)]
+
+    without, within = asyncio.run(durable.run({}, workflow, id="a", store=database.store()))
+    assert without == within
+
+
+def test_a_thunk_that_blocks_its_loop_for_too_long_is_told_what_to_do(database: Database) -> None:
+    """It cannot be stopped; it is not taken for one that was in time."""
+
+    async def workflow(step: durable.AsyncStep, deps: Any) -> None:
+        await step("a", lambda: threading.Event().wait(0.05), timeout=0.01)
+
+    with pytest.raises(durable.StepTimeout, match=r"blocked that until it returned.*step\(name, fn, arg\)"):
+        asyncio.run(durable.run({}, workflow, id="a", store=database.store()))
+
+
+def test_a_function_that_wants_the_loop_in_its_thread_is_told_what_to_do(database: Database) -> None:
+    def both() -> Any:
+        return asyncio.get_running_loop()
+
+    async def workflow(step: durable.AsyncStep, deps: Any) -> None:
+        await step("a", both, timeout=30)
+
+    with pytest.raises(RuntimeError, match="no running event loop") as told:
+        asyncio.run(durable.run({}, workflow, id="a", store=database.store()))
+    assert "make it `async def`" in told.value.__notes__[0]
+
+
+@pytest.mark.parametrize("problem", [StopIteration(3), StopAsyncIteration(), GeneratorExit(), EOFError()])
+@pytest.mark.parametrize("timeout", [None, 30.0])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_whatever_a_body_raises_is_no_timeout(
+    database: Database, problem: BaseException, timeout: float | None, is_async: bool
+) -> None:
+    """Also what no coroutine can raise: Python makes a RuntimeError of a StopIteration there."""
+
+    def body() -> None:
+        raise problem
+
+    def workflow(step: durable.Step, deps: Any) -> None:
+        step("a", body, timeout=timeout)
+
+    async def async_workflow(step: durable.AsyncStep, deps: Any) -> None:
+        await step("a", body, timeout=timeout)
+
+    store = database.store()
+    with pytest.raises((type(problem), RuntimeError)):
+        if is_async:
+            asyncio.run(durable.run({}, async_workflow, id="a", store=store))
+        else:
+            durable.run({}, workflow, id="a", store=store)
+    if isinstance(problem, Exception):
+        assert store.status("a") == "failed"
 
 
 @pytest.mark.parametrize("is_async", [False, True])

@@ -19,7 +19,6 @@ from durable.errors import (
     LeaseLost,
     NestedStep,
     RunCancelled,
-    StepFailed,
     StepTimeout,
     StoreUnavailable,
     TransactionMisused,
@@ -392,7 +391,7 @@ def test_one_that_always_is_the_victim_fails_with_that(
         raise psycopg.errors.DeadlockDetected("always")
 
     retry = tenacity.Retrying(stop=tenacity.stop_after_attempt(2))
-    with pytest.raises(StepFailed, match="DeadlockDetected: always"):
+    with pytest.raises(psycopg.errors.DeadlockDetected, match="always"):
         run(database.store(), body, retry=retry)
     assert table.calls == 40
     assert table.rows == []
@@ -424,7 +423,7 @@ def test_what_is_deferred_to_the_commit_is_the_bodys_failure(database: Database,
         connection.execute(f"INSERT INTO {database.schema}.entries VALUES (7)")
 
     store = database.store()
-    with pytest.raises(StepFailed, match="ForeignKeyViolation: insert or update on table"):
+    with pytest.raises(psycopg.errors.ForeignKeyViolation, match="insert or update on table"):
         run(store, body)
     assert (table.rows, recorded(database)) == ([], [False])
     database.execute("INSERT INTO accounts VALUES (7)")
@@ -528,7 +527,7 @@ def test_an_ended_session_and_an_ended_statement(database: Database, table: Tabl
         assert run(store, table.and_then(killed)) == "a line"
         assert (table.calls, table.rows) == (2, ["a line"])
     else:
-        with pytest.raises(StepFailed, match=r"psycopg.errors.QueryCanceled: .* due to user request"):
+        with pytest.raises(psycopg.errors.QueryCanceled, match="due to user request"):
             run(store, table.and_then(killed))
         assert (table.calls, table.rows, recorded(database)) == (1, [], [False])
 
@@ -536,7 +535,7 @@ def test_an_ended_session_and_an_ended_statement(database: Database, table: Tabl
 def test_a_timeout_of_the_bodys_own_statements_is_its_failure(database: Database, table: Table, run: Run) -> None:
     """FAULTS 45, 47: `statement_timeout`, `lock_timeout`. The record and the COMMIT are under those of the beginning."""
     slow = lambda connection: connection.execute("SET LOCAL statement_timeout TO '10ms'; SELECT pg_sleep(10)")  # noqa: E731
-    with pytest.raises(StepFailed, match=r"QueryCanceled: .* due to statement timeout"):
+    with pytest.raises(psycopg.errors.QueryCanceled, match="due to statement timeout"):
         run(database.store(), table.and_then(slow), id="slow")
     with psycopg.connect(database.url) as other:
         other.execute(f"LOCK TABLE {table.name}")
@@ -545,7 +544,7 @@ def test_a_timeout_of_the_bodys_own_statements_is_its_failure(database: Database
             connection.execute("SET LOCAL lock_timeout TO '10ms'")
             table.book(connection)
 
-        with pytest.raises(StepFailed, match=r"LockNotAvailable: .* due to lock timeout"):
+        with pytest.raises(psycopg.errors.LockNotAvailable, match="due to lock timeout"):
             run(database.store(), body, id="locked")
     assert table.rows == []
 

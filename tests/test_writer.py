@@ -279,7 +279,7 @@ def store(database: Database) -> Iterator[PostgresStore]:
 def test_of_a_batch_only_what_is_refused_fails(database: Database, store: PostgresStore) -> None:
     """FAULTS 115: a record that PostgreSQL does not take for JSON, one too deep for it, a lost lease, one taken place."""
     good, lost = leased(store, "good", "lost")
-    database.execute("UPDATE durable_locks SET owner_token = 'thief' WHERE workflow_id = 'lost'")
+    database.execute("UPDATE durable_locks SET epoch = epoch + 1, owner_token = 'thief' WHERE workflow_id = 'lost'")
     store.checkpoint(good, record(900))
     jobs = {number: checkpoint_job(good, record(number)) for number in range(1, 101)}
     jobs[17] = checkpoint_job(good, record(17, '{"ok": tru}'))
@@ -330,7 +330,7 @@ def test_of_a_batch_of_ends_only_what_is_refused_fails(database: Database, store
     """FAULTS 115, for finishes; each is its own run, and what failed is as it was."""
     ids = [f"run-{number}" for number in range(12)]
     leases = leased(store, *ids)
-    database.execute("UPDATE durable_locks SET owner_token = 'thief' WHERE workflow_id = 'run-5'")
+    database.execute("UPDATE durable_locks SET epoch = epoch + 1, owner_token = 'thief' WHERE workflow_id = 'run-5'")
     texts = ["{" if number == 3 else str(number) for number in range(12)]
     jobs = [
         finish_job(lease, Status.COMPLETED, Record(1, "result", Kind.RESULT, text))
@@ -469,7 +469,7 @@ def test_a_run_whose_lease_ends_while_it_waits_for_room_starts_no_body(
         late = asyncio.ensure_future(step("late", lambda: bodies.append("late")))
         while not writer._crowd:  # noqa: ASYNC110 -- a poll is what it is
             await asyncio.sleep(0.001)
-        database.execute("UPDATE durable_locks SET owner_token = 'thief' WHERE workflow_id = 'run'")
+        database.execute("UPDATE durable_locks SET epoch = epoch + 1, owner_token = 'thief' WHERE workflow_id = 'run'")
         (lease,) = (lease for lease, _ in store.process.heartbeat._kept.values() if lease.run_id == "run")
         store.process.heartbeat.beat()
         assert lease.lost
@@ -794,7 +794,7 @@ def test_two_stores_prepare_on_one_lent_connection(database: Database) -> None:
     """Under names that are not each other's."""
     database.store().list()
     with ConnectionPool(database.url, min_size=1, max_size=1, open=True) as pool:
-        for prefix in ("a", "b"):
+        for prefix in ("a:", "b:"):
             with postgres(pool=pool, schema=database.schema, prefix=prefix) as store:
                 durable.run(None, lambda step, _: step("one", lambda: 1), id="run", store=store)
                 assert store.process.connections.prepares

@@ -353,6 +353,7 @@ STANDARD = [
     of("`Fraction`", fractions.Fraction(1, 3)),
     of("`Path`", pathlib.PurePosixPath("/tmp/x")),
     of("`IPv4Address`", ipaddress.IPv4Address("10.0.0.1")),
+    of("`IPv6Network`", ipaddress.IPv6Network("fe80::/64")),
     of("`re.Pattern`", re.compile("a+")),
     of("`ZoneInfo`", BERLIN),
 ]

@@ -1,12 +1,16 @@
 """Durable workflows: ordinary Python functions, checkpointed in your own PostgreSQL."""
 
+from durable import _environment as _environment  # first: it says what is missing
+
+# isort: split
 from durable import aio
 from durable._control import cancel, signal
 from durable._decorator import idempotency_key, step
 from durable._run import run
 from durable._state import delete_state, has_state, list_pending, result, status
 from durable._step import AsyncStep, Step
-from durable.codecs import alias
+from durable._workflow import workflow
+from durable.codecs import alias, stored_as
 from durable.documents import Snapshot
 from durable.errors import (
     AccessDenied,
@@ -46,7 +50,7 @@ from durable.errors import (
     WorkflowDrift,
 )
 from durable.events import ResumeStateCollector
-from durable.workflow import Workflow
+from durable.resume import Workflow
 
 __all__ = [
     "AccessDenied",
@@ -101,4 +105,6 @@ __all__ = [
     "signal",
     "status",
     "step",
+    "stored_as",
+    "workflow",
 ]

@@ -12,11 +12,24 @@ from concurrent.futures import Future
 from types import CoroutineType
 from typing import Any, Final
 
+from durable._border import calls_out
 from durable.errors import ColourMismatch, StepTimeout
 
-__all__ = ["awaitable_in_vain", "awaited_within", "called_within", "can_be_awaited", "on_a_thread"]
+__all__ = [
+    "awaitable_in_vain",
+    "awaited_within",
+    "called_too_early",
+    "called_within",
+    "can_be_awaited",
+    "needs_a_thread",
+    "on_a_thread",
+]
 
 _ABANDONED: Final = "A thread cannot be stopped: the body goes on there, and what becomes of it is not recorded."
+_HELD_THE_LOOP: Final = (
+    "It was called on the event loop, as a thunk is, and blocked that until it returned. Pass the function and its arguments, "
+    "step(name, fn, arg), and it has a thread."
+)
 _NEVER_AWAITED: Final = frozenset({type(None), bool, int, float, str, bytes, list, dict, tuple})
 
 _log = logging.getLogger("durable")
@@ -35,6 +48,16 @@ def awaitable_in_vain(name: str, value: Any, why: str) -> ColourMismatch:
     return ColourMismatch(f"step {name!r} returned something to await, {why}")
 
 
+def called_too_early(value: Any) -> str:
+    """What is wrong with a step that was given this value in the place of its function."""
+    what = f"{type(value).__name__} is not a function. Pass the function without calling it, and then its arguments"
+    if inspect.iscoroutine(value):
+        value.close()  # it will never be awaited, and says so here rather than in a warning
+        function = value.__name__
+        return f"{what}: step(name, {function}, arg) instead of step(name, {function}(arg))"
+    return f"{what}, step(name, fn, arg), or a thunk, step(name, lambda: fn(arg))"
+
+
 def called_within(seconds: float, name: str, body: Callable[[], Any]) -> Any:
     """What the body returns or raises, or `StepTimeout`: it is then left to itself, on a thread of its own."""
     answer = on_a_thread(name, body)
@@ -46,20 +69,53 @@ def called_within(seconds: float, name: str, body: Callable[[], Any]) -> Any:
     raise _timed_out(name, seconds, _ABANDONED)
 
 
+def needs_a_thread(fn: object) -> bool:
+    """Whether a function with a timeout is taken for one that blocks its thread, in an async workflow.
+
+    A thunk is not: `lambda: client.get(url)` makes something to await, on its event loop. Nothing tells what else it may be.
+    """
+    return not (inspect.iscoroutinefunction(fn) or getattr(fn, "__name__", "") == "<lambda>")
+
+
+@calls_out
 async def awaited_within(seconds: float, name: str, body: Callable[[], Any], *, blocks: bool) -> Any:
     """The same for asyncio: what can be awaited is cancelled; a body that blocks has a thread, and is left to itself."""
     advice, limit = _ABANDONED if blocks else "", asyncio.timeout(seconds)
+    loop, latest = asyncio.get_running_loop(), asyncio.get_running_loop().time() + seconds
     try:
         async with limit:
-            value = await asyncio.wrap_future(on_a_thread(name, body)) if blocks else body()
+            value = await _awaited_from_a_thread(name, body) if blocks else body()
             if can_be_awaited(value):
                 advice = ""
                 value = await value
+            elif not blocks and loop.time() > latest:
+                raise StepTimeout(name, seconds, _HELD_THE_LOOP)
             return value
     except TimeoutError:
-        if not limit.expired():  # the body's own
+        if not limit.expired():  # the body's own, or of one that never let go of the loop
             raise
     raise _timed_out(name, seconds, advice)
+
+
+async def _awaited_from_a_thread(name: str, body: Callable[[], Any]) -> Any:
+    # What came of it is handed over as a value: asyncio's futures take no StopIteration, and would never be done.
+    answer: Future[Future[Any]] = on_a_thread(name, lambda: _settled(body))
+    settled = await asyncio.wrap_future(answer)
+    problem = settled.exception()
+    if isinstance(problem, RuntimeError) and "event loop" in str(problem):
+        problem.add_note(
+            f"step {name!r} has a timeout, so that its function was called in a thread: make it `async def` for the event loop"
+        )
+    return settled.result()
+
+
+def _settled(body: Callable[[], Any]) -> Future[Any]:
+    answer: Future[Any] = Future()
+    try:
+        answer.set_result(body())
+    except BaseException as problem:
+        answer.set_exception(problem)
+    return answer
 
 
 def _timed_out(name: str, seconds: float, advice: str) -> StepTimeout:

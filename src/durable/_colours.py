@@ -15,7 +15,15 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, assert_never
 
-from durable._bodies import awaitable_in_vain, awaited_within, called_within, can_be_awaited, on_a_thread
+from durable._bodies import (
+    awaitable_in_vain,
+    awaited_within,
+    called_within,
+    can_be_awaited,
+    needs_a_thread,
+    on_a_thread,
+)
+from durable._border import calls_out, shorten
 from durable._decorator import Options, enter, leave
 from durable._driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Body, Driver
 from durable._engine.decisions import (
@@ -37,7 +45,7 @@ from durable._engine.decisions import (
     Wait,
 )
 from durable._engine.journal import Call
-from durable.errors import ColourMismatch, DurableError, Unwind
+from durable.errors import ColourMismatch, DurableError
 from durable.snapshot import Record
 
 
@@ -69,6 +77,7 @@ class BlockingDriver(Driver):
             call = self._draw(name, key, body, fingerprint, threading.current_thread())
         return self._driven(call, body)
 
+    @calls_out
     def _driven(self, call: Call, body: Body) -> Any:
         outcome: StepOutcome = ASKED
         try:
@@ -95,13 +104,15 @@ class BlockingDriver(Driver):
                     case Raise(error):
                         raise error
                     case Abort(error):
-                        raise Unwind(error)
+                        raise self.leaving(error)
                     case never:
                         assert_never(never)
         except BaseException as reason:
             self._abandoned(call, reason)
+            shorten(reason)
             raise
 
+    @calls_out
     def _attempted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
         token, timeout = enter(self.frame(call.key)), body.terms.timeout
         try:
@@ -145,7 +156,7 @@ class BlockingDriver(Driver):
                 case Wait(seconds, look):
                     self._clock.sleep(seconds, look)
                 case Abort(error):
-                    raise Unwind(error)
+                    raise self.leaving(error)
                 case None:
                     return
                 case never:
@@ -160,7 +171,7 @@ class BlockingDriver(Driver):
 
     def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
         with self._lock:
-            reading = UNREAD if type(outcome) in self._timeless else self._reading()
+            reading = UNREAD if outcome is self._timeless else self._reading(outcome)
             decision = self._execution.advance(call, outcome, reading)
             if self._waiting:
                 self._changed.notify_all()
@@ -220,6 +231,7 @@ class AsyncDriver(Driver):
         call = self._draw(name, key, body, fingerprint, asyncio.current_task())
         return self._driven(call, body)
 
+    @calls_out
     async def _driven(self, call: Call, body: Body) -> Any:
         outcome: StepOutcome = ASKED
         try:
@@ -246,13 +258,15 @@ class AsyncDriver(Driver):
                     case Raise(error):
                         raise error
                     case Abort(error):
-                        raise Unwind(error)
+                        raise self.leaving(error)
                     case never:
                         assert_never(never)
         except BaseException as reason:
             self._abandoned(call, reason)
+            shorten(reason)
             raise
 
+    @calls_out
     async def _attempted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
         if (room := self._store.aio.room()) is not None:
             await self._admitted(room)
@@ -263,8 +277,7 @@ class AsyncDriver(Driver):
                 if can_be_awaited(value):
                     value = await value
             else:
-                blocks = not inspect.iscoroutinefunction(body.fn)
-                value = await awaited_within(timeout, call.name, body.call, blocks=blocks)
+                value = await awaited_within(timeout, call.name, body.call, blocks=needs_a_thread(body.fn))
         except Exception as exception:
             return self._failed(call, exception, attempt, body.terms.policy)
         finally:
@@ -277,7 +290,7 @@ class AsyncDriver(Driver):
             await room
             room = self._store.aio.room()
         if stop := self._execution.stopped(self._reading()):
-            raise Unwind(stop.error)
+            raise self.leaving(stop.error)
 
     async def _transacted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
         try:
@@ -352,7 +365,7 @@ class AsyncDriver(Driver):
                 case Wait(seconds, look):
                     await self._clock.asleep(seconds, look)
                 case Abort(error):
-                    raise Unwind(error)
+                    raise self.leaving(error)
                 case None:
                     return
                 case never:
@@ -368,7 +381,7 @@ class AsyncDriver(Driver):
             self._advance(call, Interrupted(type(reason).__name__))
 
     def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
-        reading = UNREAD if type(outcome) in self._timeless else self._reading()
+        reading = UNREAD if outcome is self._timeless else self._reading(outcome)
         decision = self._execution.advance(call, outcome, reading)
         if self._change is not None:
             self._change.set_result(None)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any, cast
 
-from durable._decorator import Driver, current_frame, mark, options_of
+from durable._border import calls_out
+from durable._decorator import Driver, current_frame, enter, leave, mark, options_of
 
 
 class BoundDeps:
@@ -27,11 +29,13 @@ class BoundDeps:
         deps: object = object.__getattribute__(self, "_durable_deps")
         return type(deps)
 
+    @calls_out
     def __getattr__(self, name: str) -> Any:
         deps: Any = object.__getattribute__(self, "_durable_deps")
         value = _item(cast(Mapping[str, Any], deps), name) if isinstance(deps, Mapping) else getattr(deps, name)
         return _bound(value, object.__getattribute__(self, "_durable_driver"))
 
+    @calls_out
     def __getitem__(self, name: Any) -> Any:
         deps: Any = object.__getattribute__(self, "_durable_deps")
         return _bound(deps[name], object.__getattribute__(self, "_durable_driver"))
@@ -52,6 +56,7 @@ class BoundDeps:
         return repr(object.__getattribute__(self, "_durable_deps"))
 
 
+@calls_out
 def _item(deps: Mapping[str, Any], name: str) -> Any:
     try:
         return deps[name]
@@ -70,7 +75,34 @@ def _bound(value: Any, driver: Driver) -> Any:
         frame = current_frame.get()
         if frame is not None and frame.inside is not None:
             return options.fn(*args, **kwargs)
-        return driver.call_decorated(options, args, kwargs)
+        called, rest = options.of(args)
+        return driver.call_decorated(called, rest, kwargs)
 
-    mark(bound, options)
-    return bound
+    @functools.wraps(value)
+    def around(*args: Any, **kwargs: Any) -> Any:
+        frame = current_frame.get()
+        if frame is not None and (frame.driver is driver or frame.inside is not None):
+            return value(*args, **kwargs)
+        token = enter(driver.frame())
+        try:
+            return value(*args, **kwargs)
+        finally:
+            leave(token)
+
+    @functools.wraps(value)
+    async def awaited_around(*args: Any, **kwargs: Any) -> Any:
+        frame = current_frame.get()
+        if frame is not None and (frame.driver is driver or frame.inside is not None):
+            return await value(*args, **kwargs)
+        token = enter(driver.frame())
+        try:
+            return await value(*args, **kwargs)
+        finally:
+            leave(token)
+
+    if options.fn is not value:
+        chosen: Any = bound
+    else:  # a decorator stands above the step, which finds its run by the frame
+        chosen = awaited_around if inspect.iscoroutinefunction(value) else around
+    mark(chosen, options)
+    return chosen

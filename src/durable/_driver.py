@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import sys
@@ -14,8 +15,10 @@ from typing import Any, Final, cast, get_args
 
 from msgspec import Struct
 
-from durable._bodies import awaitable_in_vain, called_within, can_be_awaited
+from durable._bodies import awaitable_in_vain, called_too_early, called_within, can_be_awaited
+from durable._border import calls_out
 from durable._decorator import Frame, Options, current_frame, enter, leave, options_of
+from durable._durations import Duration, in_seconds
 from durable._engine.blame import marked
 from durable._engine.decisions import (
     Abort,
@@ -48,6 +51,7 @@ from durable.errors import (
     StepTimeout,
     TransactionMisused,
     UnstorableValue,
+    Unwind,
 )
 from durable.failures import from_record, to_record
 from durable.snapshot import Record, StepRecord, checked_name
@@ -62,7 +66,6 @@ ACKNOWLEDGED: Final = Acknowledged()
 SILENT: Final = Silent()
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
 UNREAD: Final = Reading(_NEVER, 0.0)
-_TIMELESS: Final = frozenset[type[StepOutcome]]({Returned, Acknowledged})  # where nobody listens
 
 
 class Body(Struct, frozen=True):
@@ -81,6 +84,7 @@ class Body(Struct, frozen=True):
     patience: float | None = None
     isolation: Isolation | None = None
 
+    @calls_out
     def call(self) -> Any:
         """What the body returns."""
         return self.fn(*self.args, **self.kwargs)
@@ -102,12 +106,14 @@ class Driver:
         self._execution = execution
         self._store = store
         self._codec = codec
+        self._check_promise: Callable[..., None] | None = getattr(codec, "check_promise", None)
         self._clock = clock
         self._runs = runs
         self._terms = terms
         self._cancel = cancel
         self._open: dict[Call, tuple[Transaction, Attempt]] = {}
-        self._timeless = _TIMELESS if execution.tell is None else frozenset[type[StepOutcome]]()
+        self._untold = execution.tell is None
+        self._timeless = ACKNOWLEDGED if self._untold else None  # of which only a listener wants to know when it came
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of run {self._execution.run_id!r}>"
@@ -119,6 +125,10 @@ class Driver:
     def call_decorated(self, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `_decorator.Driver`."""
         raise NotImplementedError
+
+    def leaving(self, error: DurableError) -> BaseException:
+        """What a call raises where the run must not go on: an ordinary error once there is no workflow to be left."""
+        return copy.copy(error) if self._execution.over else Unwind(error)
 
     def look(self) -> None:
         """Say which bodies have been silent for too long; called by the heartbeat's thread."""
@@ -133,7 +143,10 @@ class Driver:
         keys = ", ".join(self._execution.keys_running)
         _log.warning("run %r has ended but for its running steps, and waits for them: %s", self._execution.run_id, keys)
 
-    def _reading(self) -> Reading:
+    def _reading(self, outcome: StepOutcome | None = None) -> Reading:
+        """The world as it is now. Where nobody listens, all that counts of a return is how long the body took."""
+        if self._untold and type(outcome) is Returned:
+            return Reading(_NEVER, self._clock.elapsed())
         cancelled = self._cancel is not None and self._cancel.is_set()
         return Reading(self._clock.now(), self._clock.elapsed(), cancelled)
 
@@ -146,6 +159,7 @@ class Driver:
         options = options_of(fn)
         if options is None:
             return self._body(fn, args, {}, terms)
+        options, args = options.of(args)
         return self._body(options.fn, args, {}, terms.over(options.terms))
 
     def _fingerprint(self, name: str, key: str | None, body: Body) -> str:
@@ -158,8 +172,9 @@ class Driver:
         if key is not None:
             checked_name("a step's key", key)
         if not callable(cast(object, fn)):
-            advice = "pass the function and its arguments, or a thunk: step(name, lambda: fn(arg))"
-            raise InvalidArgument(f"step {name!r}: {type(fn).__name__} is not a function: {advice}")
+            raise InvalidArgument(f"step {name!r}: {called_too_early(fn)}")
+        if body.annotation is not None and self._check_promise is not None:
+            self._check_promise(body.annotation, what=f"the result of step {name!r}")
         if kwargs:  # charge(order) and charge(order=order) are the same call
             bound = inspect.signature(fn).bind(*args, **kwargs)
             args, kwargs = bound.args, bound.kwargs
@@ -177,16 +192,19 @@ class Driver:
         call.transacts = body.isolation is not None
         return call
 
-    def _sleeping(self, seconds: float | datetime) -> Body:
+    def _sleeping(self, seconds: Duration | datetime) -> Body:
         """The body of a sleep: it says when to wake up, and that is what is remembered."""
+        duration = timedelta()
         if isinstance(seconds, datetime):
             if seconds.tzinfo is None:
                 raise InvalidArgument("sleep until an aware datetime, like datetime.now(UTC) + timedelta(hours=1)")
-        elif isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < _LONGEST_SLEEP:
+        elif 0 <= (given := in_seconds("the time to sleep", seconds)) < _LONGEST_SLEEP:
+            duration = timedelta(seconds=given)
+        else:
             raise InvalidArgument(f"sleep for a number of seconds, or until an aware datetime, not {seconds!r}")
 
         def wakes_at() -> str:
-            until = seconds if isinstance(seconds, datetime) else self._clock.now() + timedelta(seconds=seconds)
+            until = seconds if isinstance(seconds, datetime) else self._clock.now() + duration
             return until.astimezone(UTC).isoformat()
 
         return Body(wakes_at, (), {}, PLAIN)
@@ -195,7 +213,7 @@ class Driver:
         moment = datetime.fromisoformat(str(until))
         return self._execution.rest(moment, self._reading())
 
-    def _listening(self, name: str, timeout: float | None) -> Body:
+    def _listening(self, name: str, timeout: Duration | None) -> Body:
         """The body of a wait for a signal."""
         patience = checked_timeout("timeout", timeout)
 
@@ -303,6 +321,7 @@ class Driver:
             problem.advice = after_the_body(value, problem.advice)
             return Unstorable(problem)
 
+    @calls_out
     def _failed(self, call: Call, exception: Exception, attempt: Attempt, policy: Policy | None) -> Raised:
         again_in = None
         if policy is not None:
@@ -313,6 +332,7 @@ class Driver:
         call.original = exception
         return Raised(to_record(exception, self._codec), again_in)
 
+    @calls_out
     def _handed_out(self, call: Call, record: StepRecord, body: Body) -> Any:
         where = f"the record of step {call.key!r}"
         if record.error is None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+from durable._border import calls_out, public
 from durable.errors import InvalidArgument
 from durable.snapshot import checked_name
 
@@ -23,6 +24,7 @@ class Items:
     Raises `InvalidArgument` for keys that are not names or occur twice, and for a number that cannot be.
     """
 
+    @calls_out
     def __init__(
         self,
         name: str,
@@ -81,6 +83,7 @@ def mapped(items: Items, called: Callable[[str, Any], Any]) -> list[Any]:
     return items.result()
 
 
+@public("step.map")
 async def mapped_async(items: Items, called: Callable[[str, Any], Coroutine[Any, Any, Any]]) -> list[Any]:
     """The same, in tasks. One that fails lets the others end the item that they are at; a cancellation is passed on."""
 
@@ -102,6 +105,7 @@ async def mapped_async(items: Items, called: Callable[[str, Any], Coroutine[Any,
     return items.result()
 
 
+@calls_out
 def _keys(name: str, items: Sequence[Any], key: Callable[[Any], object] | None) -> list[str]:
     checked_name("a step's name", name)
     parts = range(len(items)) if key is None else [key(item) for item in items]

@@ -8,10 +8,11 @@ from typing import Any, Literal, TypeAlias, cast
 
 from msgspec import UNSET, structs
 
+from durable._border import calls_out
 from durable.codecs import Codec
 from durable.documents import Snapshot
 from durable.errors import InvalidArgument, VersionMismatch
-from durable.snapshot import Execution, Status
+from durable.snapshot import Status, standing
 from durable.stores.listing import checked_snapshot
 
 __all__ = ["Migrated", "OnVersionMismatch", "answer_to", "checked_answer", "migrated"]
@@ -33,6 +34,7 @@ def checked_answer(given: object) -> None:
         )
 
 
+@calls_out
 def answer_to(given: OnVersionMismatch | None, mismatch: VersionMismatch, stored: Snapshot) -> Any:
     """What the user says to this run, perhaps still to be awaited."""
     if not callable(given):
@@ -50,12 +52,11 @@ def migrated(answer: object, mismatch: VersionMismatch, stored: Snapshot, codec:
         case "raise" | None:
             raise mismatch
         case "clear":
-            moment = stored.execution.last_updated
             state = structs.replace(
                 stored,
                 steps={},
                 attempts={},
-                execution=Execution(Status.RUNNING, last_updated=moment),
+                execution=standing(stored.execution, Status.RUNNING, stored.execution.last_updated),
                 result=UNSET,
                 failure=None,
             )
@@ -72,6 +73,13 @@ def migrated(answer: object, mismatch: VersionMismatch, stored: Snapshot, codec:
     elif state.input != stored.input:
         given = codec.decode(bytes(state.input), run_id=mismatch.run_id, where="the migrated input")
         described["inputHash"] = codec.fingerprint(given, what="the migrated input")
+    if not state.execution.epoch:
+        known = stored.execution
+        execution = structs.replace(
+            state.execution, started_at=known.started_at, epoch=known.epoch, owner=known.owner, began=known.began,
+            earlier=known.earlier,
+        )  # fmt: skip
+        state = structs.replace(state, execution=execution)
     # In what order another version made its calls binds nobody.
     steps = {key: structs.replace(step, unordered=True) for key, step in state.steps.items()}
     return structs.replace(state, workflow_name=stored.workflow_name, steps=steps, metadata=described)

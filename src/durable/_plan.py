@@ -8,7 +8,6 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import partial
 from types import CodeType, FunctionType
 from typing import Any, Final, NamedTuple
 
@@ -17,6 +16,7 @@ from msgspec.structs import replace
 
 from durable._decorator import Driver, current_frame
 from durable._deps import BoundDeps
+from durable._durations import Duration, in_seconds
 from durable._engine import runs
 from durable._engine.decisions import Admission, Claim, ClaimReply, Decline, Granted, Reading
 from durable._engine.journal import Journal
@@ -24,6 +24,7 @@ from durable._engine.leases import checked_seconds
 from durable._engine.steps import Execution
 from durable._migration import OnVersionMismatch, answer_to, checked_answer, migrated
 from durable._terms import Terms, checked_timeout, terms
+from durable._workflow import identity_of
 from durable.clocks import Clock, clock_of
 from durable.codecs import Codec, accepts, checked_plain, codec_of, returns
 from durable.documents import Snapshot
@@ -38,7 +39,7 @@ from durable.stores.protocol import RunStore
 OMITTED: Final[Any] = ...
 _WITHOUT_INPUT: Final = 2  # arguments: fn(step, deps)
 _WITH_INPUT: Final = 3  # fn(step, deps, input)
-_RESERVED: Final = {"version", "inputHash"}
+_RESERVED: Final = {"version", "inputHash", "workflowFunction", *runs.FOREIGN_METADATA}
 
 
 class Options(NamedTuple):
@@ -47,9 +48,9 @@ class Options(NamedTuple):
     version: int
     on_version_mismatch: OnVersionMismatch | None
     on_conflict: str
-    wait_timeout: float | None
-    lease: float
-    deadline: float | datetime | None
+    wait_timeout: Duration | None
+    lease: Duration
+    deadline: Duration | datetime | None
     metadata: Mapping[str, Any] | None
     cancel: threading.Event | None
     retry: object
@@ -131,6 +132,7 @@ class Plan(Struct, frozen=True, eq=False):
         try:
             options = self.options
             waits, wait_timeout = options.on_conflict == "wait", options.wait_timeout
+            wait_timeout = None if wait_timeout is None else in_seconds("wait_timeout", wait_timeout)
             migrates = options.on_version_mismatch not in (None, "raise")
             return runs.admitted(
                 claim, reply, waits=waits, wait_timeout=wait_timeout, waited=waited, polls=polls, migrates=migrates
@@ -186,15 +188,19 @@ def planned(
         advice = "A run cannot wait for itself: call the function, or give the inner run an id of its own."
         raise ConcurrentExecution(id, "the very run that makes this call", advice=advice)
     codec, clock = codec_of(store), clock_of(store)
-    takes = _takes(fn, given=input is not OMITTED)
+    takes = _takes(fn, deps, given=input is not OMITTED)
+    if (promise := returns(fn)) is not None and (check := getattr(codec, "check_promise", None)) is not None:
+        check(promise, what=f"the result of workflow {identity_of(fn).name!r}")
     text = None
     if input is not OMITTED:
         text = codec.encode(input, what="the input", annotation=accepts(fn, _WITH_INPUT - 1))
+    name, function = identity_of(fn)
     metadata = dict(options.metadata or {})
     checked_plain(metadata, what="the metadata")
     claim = Claim(
         run_id=id,
-        workflow=checked_name("a workflow's name", _name(fn)),
+        workflow=name,
+        function=function,
         version=options.version,
         seconds=checked_seconds(options.lease),
         input=text,
@@ -213,19 +219,21 @@ def _check(options: Options) -> None:
     checked_answer(options.on_version_mismatch)
     if on_conflict not in ("raise", "wait"):
         raise InvalidArgument(f'on_conflict must be "raise" or "wait", not {on_conflict!r}')
-    if wait_timeout is not None and not (isinstance(wait_timeout, int | float) and wait_timeout >= 0):
-        raise InvalidArgument(f"wait_timeout must be a number of seconds or None, not {wait_timeout!r}")
+    if wait_timeout is not None and not in_seconds("wait_timeout", wait_timeout) >= 0:
+        raise InvalidArgument(f"wait_timeout must be a number of seconds, zero or more, or None, not {wait_timeout!r}")
     if not isinstance(options.metadata, Mapping | None):
         raise InvalidArgument(f"metadata must be a mapping, not {type(options.metadata).__name__}")
     if _RESERVED & set(options.metadata or ()):
-        raise InvalidArgument(f"metadata must not have the keys {sorted(_RESERVED)}: they are the library's own")
+        raise InvalidArgument(
+            f"metadata must not have the keys {sorted(_RESERVED)}: they are the library's own, or tell another tool's runs"
+        )
     if options.cancel is not None and not isinstance(options.cancel, threading.Event):
         raise InvalidArgument(f"cancel must be a threading.Event, not {type(options.cancel).__name__}")
     if options.on_event is not None and not callable(options.on_event):
         raise InvalidArgument(f"on_event must be a function of one event, not {type(options.on_event).__name__}")
 
 
-def _deadline(deadline: float | datetime | None, clock: Clock) -> float | None:
+def _deadline(deadline: Duration | datetime | None, clock: Clock) -> float | None:
     """The deadline as a reading of the elapsed-time clock."""
     if isinstance(deadline, datetime):
         if deadline.tzinfo is None:
@@ -237,15 +245,16 @@ def _deadline(deadline: float | datetime | None, clock: Clock) -> float | None:
     return None if seconds is None else clock.elapsed() + seconds
 
 
-def _takes(fn: Any, *, given: bool) -> frozenset[int]:
+def _takes(fn: Any, deps: Any, *, given: bool) -> frozenset[int]:
     """With how many arguments the workflow can be called; `InvalidArgument` when not as it would have to be."""
     if not callable(fn):
-        raise InvalidArgument(f"the workflow must be a function fn(step, deps), not {type(fn).__name__}")
+        order = ": it comes second, durable.run(deps, fn, id=…)" if callable(deps) else ""
+        raise InvalidArgument(f"the workflow must be a function fn(step, deps), not {type(fn).__name__}{order}")
     fits = _arities(fn)
     if _WITH_INPUT in fits if given else fits:
         return fits
     wanted = "fn(step, deps, input), since input= was given" if given else "fn(step, deps)"
-    raise InvalidArgument(f"the workflow {_name(fn)}{inspect.signature(fn)} must be callable as {wanted}")
+    raise InvalidArgument(f"the workflow {identity_of(fn).name}{inspect.signature(fn)} must be callable as {wanted}")
 
 
 def _arities(fn: Any) -> frozenset[int]:
@@ -254,7 +263,9 @@ def _arities(fn: Any) -> frozenset[int]:
     try:
         signature = inspect.signature(fn)
     except ValueError:
-        raise InvalidArgument(f"the workflow {_name(fn)!r} is not a function fn(step, deps) of yours") from None
+        raise InvalidArgument(
+            f"the workflow {identity_of(fn).name!r} is not a function fn(step, deps) of yours"
+        ) from None
     return frozenset(count for count in (_WITHOUT_INPUT, _WITH_INPUT) if _binds(signature, count))
 
 
@@ -279,12 +290,6 @@ def _binds(signature: inspect.Signature, count: int) -> bool:
     return True
 
 
-def _name(fn: Any) -> str:
-    while isinstance(fn, partial):
-        fn = fn.func
-    return str(getattr(fn, "__name__", type(fn).__name__))
-
-
 _process_lock = threading.Lock()
 _process_store: MemoryStore | None = None
 
@@ -298,6 +303,6 @@ def _store_of_this_process() -> MemoryStore:
                 "durable.run without store= remembers runs in this process only, and forgets them when it ends; "
                 "pass store=postgres(url), or store=embedded() to try it with a real PostgreSQL",
                 DurableWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         return _process_store

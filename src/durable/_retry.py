@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import tenacity
 
+from durable._border import calls_out
 from durable.errors import DurableError, InvalidArgument, StepTimeout
 
 __all__ = ["Policy"]
@@ -40,6 +41,7 @@ class Policy:
             )
         self._retrying = retry
 
+    @calls_out
     def again_in(self, exception: Exception, attempt: int, seconds: float) -> float | None:
         """Seconds until the next attempt, after the `attempt`-th failed `seconds` after the first began; None: give up."""
         if isinstance(exception, DurableError) and not isinstance(exception, StepTimeout):

@@ -14,7 +14,9 @@ from typing import Any, Final, Literal, TypeVar, assert_never, overload
 
 import tenacity
 
+from durable._border import calls_out, public, shorten
 from durable._decorator import current_frame, enter, leave
+from durable._durations import Duration
 from durable._engine import runs
 from durable._engine.decisions import (
     Claim,
@@ -38,6 +40,7 @@ from durable._step import AsyncStep, Pending, Step
 from durable.errors import (
     ColourMismatch,
     DurableError,
+    Unwind,
     VersionMismatch,
 )
 from durable.events import Listener
@@ -60,43 +63,6 @@ _log = logging.getLogger("durable")
 @overload
 def run(
     deps: D,
-    fn: Callable[[AsyncStep, D], Coroutine[Any, Any, T]],
-    *,
-    id: str,
-    store: AnyStore | None = ...,
-    version: int = ...,
-    on_version_mismatch: OnVersionMismatch | None = ...,
-    on_conflict: OnConflict = ...,
-    wait_timeout: float | None = ...,
-    lease: float = ...,
-    deadline: float | datetime | None = ...,
-    metadata: Mapping[str, Any] | None = ...,
-    cancel: threading.Event | None = ...,
-    retry: tenacity.BaseRetrying | None = ...,
-    on_event: Listener | None = ...,
-) -> Pending[T]: ...
-@overload
-def run(
-    deps: D,
-    fn: Callable[[AsyncStep, D, I], Coroutine[Any, Any, T]],
-    *,
-    id: str,
-    store: AnyStore | None = ...,
-    input: I = ...,
-    version: int = ...,
-    on_version_mismatch: OnVersionMismatch | None = ...,
-    on_conflict: OnConflict = ...,
-    wait_timeout: float | None = ...,
-    lease: float = ...,
-    deadline: float | datetime | None = ...,
-    metadata: Mapping[str, Any] | None = ...,
-    cancel: threading.Event | None = ...,
-    retry: tenacity.BaseRetrying | None = ...,
-    on_event: Listener | None = ...,
-) -> Pending[T]: ...
-@overload
-def run(
-    deps: D,
     fn: Callable[[Step, D], T],
     *,
     id: str,
@@ -104,9 +70,9 @@ def run(
     version: int = ...,
     on_version_mismatch: OnVersionMismatch | None = ...,
     on_conflict: OnConflict = ...,
-    wait_timeout: float | None = ...,
-    lease: float = ...,
-    deadline: float | datetime | None = ...,
+    wait_timeout: Duration | None = ...,
+    lease: Duration = ...,
+    deadline: Duration | datetime | None = ...,
     metadata: Mapping[str, Any] | None = ...,
     cancel: threading.Event | None = ...,
     retry: tenacity.BaseRetrying | None = ...,
@@ -123,14 +89,52 @@ def run(
     version: int = ...,
     on_version_mismatch: OnVersionMismatch | None = ...,
     on_conflict: OnConflict = ...,
-    wait_timeout: float | None = ...,
-    lease: float = ...,
-    deadline: float | datetime | None = ...,
+    wait_timeout: Duration | None = ...,
+    lease: Duration = ...,
+    deadline: Duration | datetime | None = ...,
     metadata: Mapping[str, Any] | None = ...,
     cancel: threading.Event | None = ...,
     retry: tenacity.BaseRetrying | None = ...,
     on_event: Listener | None = ...,
 ) -> T: ...
+@overload
+def run(
+    deps: D,
+    fn: Callable[[AsyncStep, D], Coroutine[Any, Any, T]],
+    *,
+    id: str,
+    store: AnyStore | None = ...,
+    version: int = ...,
+    on_version_mismatch: OnVersionMismatch | None = ...,
+    on_conflict: OnConflict = ...,
+    wait_timeout: Duration | None = ...,
+    lease: Duration = ...,
+    deadline: Duration | datetime | None = ...,
+    metadata: Mapping[str, Any] | None = ...,
+    cancel: threading.Event | None = ...,
+    retry: tenacity.BaseRetrying | None = ...,
+    on_event: Listener | None = ...,
+) -> Pending[T]: ...
+@overload
+def run(
+    deps: D,
+    fn: Callable[[AsyncStep, D, I], Coroutine[Any, Any, T]],
+    *,
+    id: str,
+    store: AnyStore | None = ...,
+    input: I = ...,
+    version: int = ...,
+    on_version_mismatch: OnVersionMismatch | None = ...,
+    on_conflict: OnConflict = ...,
+    wait_timeout: Duration | None = ...,
+    lease: Duration = ...,
+    deadline: Duration | datetime | None = ...,
+    metadata: Mapping[str, Any] | None = ...,
+    cancel: threading.Event | None = ...,
+    retry: tenacity.BaseRetrying | None = ...,
+    on_event: Listener | None = ...,
+) -> Pending[T]: ...
+@public("durable.run")
 def run(
     deps: Any,
     fn: Callable[..., Any],
@@ -141,9 +145,9 @@ def run(
     version: int = 1,
     on_version_mismatch: OnVersionMismatch | None = None,
     on_conflict: OnConflict = "raise",
-    wait_timeout: float | None = None,
-    lease: float = 30.0,
-    deadline: float | datetime | None = None,
+    wait_timeout: Duration | None = None,
+    lease: Duration = 30.0,
+    deadline: Duration | datetime | None = None,
     metadata: Mapping[str, Any] | None = None,
     cancel: threading.Event | None = None,
     retry: tenacity.BaseRetrying | None = None,
@@ -152,7 +156,8 @@ def run(
     """Execute the workflow `fn` as the run `id`, or go on with it where it stopped.
 
     - `deps` is handed to `fn`: an object with attributes, or a mapping whose items become attributes.
-    - `fn(step, deps)`, or `fn(step, deps, input)`; for an `async def` this returns a coroutine.
+    - `fn(step, deps)`, or `fn(step, deps, input)`; for an `async def` this returns a coroutine. A run belongs to its
+      function, or to the name that `durable.workflow` has given it.
     - `store` keeps the run; without one it lives in this process only, and a `DurableWarning` says so once.
     - `input` is recorded at the first call; omitted at a later one, the recorded input is used.
     - `version` of the workflow, recorded at the first call. `on_version_mismatch` says what becomes of a run that another
@@ -166,6 +171,7 @@ def run(
       than the longest time that this process may be frozen (garbage collection, a C call that holds the GIL).
     - `deadline`: seconds from now, or an aware `datetime`, after which no further step begins: `DeadlineExceeded`. A body
       that is still running then is not stopped, but its lease is not renewed any more.
+    - A `timedelta` will do wherever seconds are asked for.
     - `metadata`: JSON values kept in the run's header, for people and queries.
     - `cancel`: a `threading.Event`; once it is set the run is `cancelled` at the next step, or in a wait within a second.
     - `retry`: a `tenacity.Retrying` for every step that has no policy of its own; see `step`.
@@ -229,12 +235,17 @@ class BlockingRun(_Either):
         super().__init__(plan)
         self._new_driver = driver
 
+    @calls_out
     def outcome(self) -> Any:
         try:
             return self._admitted()
+        except Exception as problem:
+            shorten(problem)
+            raise
         finally:
             self._over = True
 
+    @calls_out
     def _admitted(self) -> Any:
         plan, claim, polls = self._plan, self._plan.claim, 0
         began = self._clock.elapsed()
@@ -262,6 +273,7 @@ class BlockingRun(_Either):
                 case never:
                     assert_never(never)
 
+    @calls_out
     def _executed(self, lease: Lease) -> Any:
         plan, end = self._plan, _End()
         try:
@@ -283,6 +295,7 @@ class BlockingRun(_Either):
             end.left(exception)
             driver.settle(_PATIENCE, exception)
         finally:
+            execution.over = True
             leave(token)
         match end.conclusion(execution):
             case Finish(status, record) as finish:
@@ -325,12 +338,17 @@ class AsyncRun(_Either):
         super().__init__(plan)
         self._new_driver = driver
 
+    @calls_out
     async def outcome(self) -> Any:
         try:
             return await self._admitted()
+        except Exception as problem:
+            shorten(problem)
+            raise
         finally:
             self._over = True
 
+    @calls_out
     async def _admitted(self) -> Any:
         plan, claim, polls = self._plan, self._plan.claim, 0
         began = self._clock.elapsed()
@@ -358,6 +376,7 @@ class AsyncRun(_Either):
                 case never:
                     assert_never(never)
 
+    @calls_out
     async def _executed(self, lease: Lease) -> Any:
         plan, end = self._plan, _End()
         try:
@@ -379,6 +398,7 @@ class AsyncRun(_Either):
             end.left(exception)
             await driver.settle(_PATIENCE, exception)
         finally:
+            execution.over = True
             leave(token)
         match end.conclusion(execution):
             case Finish(status, record) as finish:
@@ -469,10 +489,16 @@ class _End:
 
     def conclusion(self, execution: Execution) -> Conclusion:
         if isinstance(self.exception, Exception) and self._error is not None:
-            return runs.raised(execution, self.exception, self._error)
-        if self.exception is not None:
-            return runs.left(execution, self.exception)
-        return runs.returned(execution, self._value)
+            conclusion = runs.raised(execution, self.exception, self._error)
+        elif self.exception is not None:
+            conclusion = runs.left(execution, self.exception)
+        else:
+            conclusion = runs.returned(execution, self._value)
+        if (error := execution.error) is not None:
+            if self.exception is not None and not isinstance(self.exception, Exception):
+                error.__traceback__ = self.exception.__traceback__  # it shows where the workflow was left
+            Unwind.settle(error)
+        return conclusion
 
     def outcome(self, plan: Plan, execution: Execution, finish: Finish) -> Any:
         """The end is committed: what the caller of `run` gets."""

@@ -9,11 +9,12 @@ from typing import Any, Protocol, TypeGuard
 
 from msgspec import UNSET
 
+from durable._border import calls_out, public
 from durable.codecs import Codec, codec_of
 from durable.documents import Snapshot, named
 from durable.errors import RunNotFound, RunNotOver, UnreadableRecord
 from durable.failures import from_record
-from durable.snapshot import Status
+from durable.snapshot import Status, checked_name
 from durable.stores._given import blocking, is_awaited
 from durable.stores.listing import PAGE, Listed, RunStatus
 from durable.stores.protocol import AsyncSnapshotStore, SnapshotStore
@@ -43,9 +44,10 @@ class _Leased(SnapshotStore, Protocol):
 
 
 def _knows_leases(store: object) -> TypeGuard[_Leased]:
-    return hasattr(store, "begin") and hasattr(store, "status")
+    return hasattr(store, "begin") and hasattr(store, "status") and not isinstance(store, type)
 
 
+@public("durable.result")
 def result(store: SnapshotStore, id: str) -> Any:
     """The result of a completed run, as its record gives it back. Nothing is called.
 
@@ -55,11 +57,13 @@ def result(store: SnapshotStore, id: str) -> Any:
     return _result_of(_loaded(blocking(store, "result"), id), id, codec_of(store))
 
 
+@public("durable.aio.result")
 async def result_async(store: SnapshotStore | AsyncSnapshotStore, id: str) -> Any:
     """`durable.result` for asyncio, and for a store whose verbs are coroutines."""
     return _result_of(await _loaded_async(store, id), id, codec_of(store))
 
 
+@calls_out
 def _result_of(snapshot: Snapshot | None, id: str, codec: Codec) -> Any:
     if snapshot is None:
         raise RunNotFound(id)
@@ -72,6 +76,7 @@ def _result_of(snapshot: Snapshot | None, id: str, codec: Codec) -> Any:
             raise RunNotOver(id, stands)
 
 
+@public("durable.status")
 def status(store: SnapshotStore, id: str) -> str | None:
     """Where a run stands: "running", "interrupted", "completed", "failed" or "cancelled"; None when nothing is stored.
 
@@ -83,6 +88,7 @@ def status(store: SnapshotStore, id: str) -> str | None:
     return None if snapshot is None else snapshot.execution.status
 
 
+@public("durable.aio.status")
 async def status_async(store: SnapshotStore | AsyncSnapshotStore, id: str) -> str | None:
     """`durable.status` for asyncio."""
     if _knows_leases(store):
@@ -91,29 +97,34 @@ async def status_async(store: SnapshotStore | AsyncSnapshotStore, id: str) -> st
     return None if snapshot is None else snapshot.execution.status
 
 
+@public("durable.has_state")
 def has_state(store: SnapshotStore, id: str) -> bool:
     """Whether anything is stored under this id."""
     return status(blocking(store, "has_state"), id) is not None
 
 
+@public("durable.aio.has_state")
 async def has_state_async(store: SnapshotStore | AsyncSnapshotStore, id: str) -> bool:
     """`durable.has_state` for asyncio."""
     return await status_async(store, id) is not None
 
 
+@public("durable.delete_state")
 def delete_state(store: SnapshotStore, id: str) -> None:
     """Forget a run: its steps run again if the id is used again. Quiet when there is none.
 
     Raises `ConcurrentExecution` when somebody is executing it, where the store can know; see `PostgresStore.delete`.
     """
-    blocking(store, "delete_state").delete(id)
+    blocking(store, "delete_state").delete(checked_name("a run's id", id))
 
 
+@public("durable.aio.delete_state")
 async def delete_state_async(store: SnapshotStore | AsyncSnapshotStore, id: str) -> None:
     """`durable.delete_state` for asyncio."""
-    await _awaited(store).delete(id)
+    await _awaited(store).delete(checked_name("a run's id", id))
 
 
+@public("durable.list_pending")
 def list_pending(store: SnapshotStore, *, prefix: str = "", limit: int = PAGE) -> Sequence[Listed]:
     """A page of the runs that are interrupted: running, and nobody executes them. Newest first.
 
@@ -134,6 +145,7 @@ def list_pending(store: SnapshotStore, *, prefix: str = "", limit: int = PAGE) -
     return pending
 
 
+@public("durable.aio.list_pending")
 async def list_pending_async(
     store: SnapshotStore | AsyncSnapshotStore, *, prefix: str = "", limit: int = PAGE
 ) -> Sequence[Listed]:
@@ -154,14 +166,14 @@ async def list_pending_async(
 
 def _loaded(store: SnapshotStore, id: str) -> Snapshot | None:
     try:
-        return store.load(id)
+        return store.load(checked_name("a run's id", id))
     except UnreadableRecord as problem:
         raise named(problem, id) from None
 
 
 async def _loaded_async(store: SnapshotStore | AsyncSnapshotStore, id: str) -> Snapshot | None:
     try:
-        return await _awaited(store).load(id)
+        return await _awaited(store).load(checked_name("a run's id", id))
     except UnreadableRecord as problem:
         raise named(problem, id) from None
 

@@ -9,7 +9,9 @@ from typing import Any, Literal, TypeAlias, TypeVar, TypeVarTuple, overload
 import tenacity
 from psycopg import Connection
 
+from durable._border import public
 from durable._colours import AsyncDriver, BlockingDriver
+from durable._durations import Duration
 from durable._map import Items, mapped, mapped_async
 from durable._terms import terms
 from durable.stores.protocol import Isolation
@@ -27,6 +29,7 @@ Pending: TypeAlias = Coroutine[None, None, T]
 class Step(BlockingDriver):
     """`step(...)` in a blocking workflow."""
 
+    @public("step")
     def __call__(
         self,
         name: str,
@@ -34,15 +37,15 @@ class Step(BlockingDriver):
         *args: *Ts,
         key: str | None = None,
         retry: tenacity.BaseRetrying | None = None,
-        timeout: float | None = None,
+        timeout: Duration | None = None,
         at_most_once: bool = False,
     ) -> T:
         """Call `fn(*args)` once and remember its outcome under `key` (by default the name, numbered on repetition).
 
         - `retry`: a `tenacity.Retrying` whose `stop`, `wait` and `retry` say when a body that raised is called again. The
           attempts and the next one's moment are recorded, and a restart goes on from there.
-        - `timeout`: seconds for each attempt, after which `StepTimeout` is raised in its place. The body then goes on in a
-          thread of its own, and nothing is recorded of it.
+        - `timeout`: seconds, or a `timedelta`, for each attempt, after which `StepTimeout` is raised in its place. The body
+          then goes on in a thread of its own, and nothing is recorded of it.
         - `at_most_once`: record that the body begins before it does (one more commit). Found begun and not ended, the step
           raises `StepInterrupted`; its body is never started again, not even to resume a failed run.
 
@@ -65,7 +68,7 @@ class Step(BlockingDriver):
         max_concurrency: int | None = ...,
         return_exceptions: Literal[False] = ...,
         retry: tenacity.BaseRetrying | None = ...,
-        timeout: float | None = ...,
+        timeout: Duration | None = ...,
     ) -> list[T]: ...
     @overload
     def map(
@@ -78,8 +81,9 @@ class Step(BlockingDriver):
         max_concurrency: int | None = ...,
         return_exceptions: Literal[True],
         retry: tenacity.BaseRetrying | None = ...,
-        timeout: float | None = ...,
+        timeout: Duration | None = ...,
     ) -> list[T | Exception]: ...
+    @public("step.map")
     def map(
         self,
         name: str,
@@ -90,7 +94,7 @@ class Step(BlockingDriver):
         max_concurrency: int | None = None,
         return_exceptions: bool = False,
         retry: tenacity.BaseRetrying | None = None,
-        timeout: float | None = None,
+        timeout: Duration | None = None,
     ) -> list[Any]:
         """Call `fn(item)` for each item, a step each, on `max_concurrency` threads (32 by default); the results in order.
 
@@ -102,11 +106,16 @@ class Step(BlockingDriver):
         every = Items(name, items, key, max_concurrency, return_exceptions=return_exceptions)
         return mapped(every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given)))
 
-    def sleep(self, name: str, seconds: float | datetime, *, key: str | None = None) -> None:
-        """Let `seconds` pass, or until an aware `datetime`. The moment of waking is recorded: restarts do not begin anew."""
+    @public("step.sleep")
+    def sleep(self, name: str, seconds: Duration | datetime, *, key: str | None = None) -> None:
+        """Let `seconds` (or a `timedelta`) pass, or wait until an aware `datetime`.
+
+        The moment of waking is recorded: restarts do not begin anew.
+        """
         self._rested(self._called(name, key, self._sleeping(seconds)))
 
-    def wait_for(self, name: str, *, timeout: float | None = None, key: str | None = None) -> Any:
+    @public("step.wait_for")
+    def wait_for(self, name: str, *, timeout: Duration | None = None, key: str | None = None) -> Any:
         """Wait for `durable.signal(store, id, name, payload)`, from any process, and return the payload.
 
         Signals of a name are received in their order, each by one call, also when they were sent before. After `timeout`
@@ -114,6 +123,7 @@ class Step(BlockingDriver):
         """
         return self._called(name, key, self._listening(name, timeout))
 
+    @public("step.transaction")
     def transaction(
         self,
         name: str,
@@ -121,7 +131,7 @@ class Step(BlockingDriver):
         *args: *Ts,
         key: str | None = None,
         retry: tenacity.BaseRetrying | None = None,
-        timeout: float | None = None,
+        timeout: Duration | None = None,
         isolation: Isolation = "read committed",
     ) -> T:
         """Call `fn(connection, *args)` in a transaction of the store's database, and commit it together with the step's record.
@@ -151,7 +161,7 @@ class AsyncStep(AsyncDriver):
         *args: *Ts,
         key: str | None = ...,
         retry: tenacity.BaseRetrying | None = ...,
-        timeout: float | None = ...,
+        timeout: Duration | None = ...,
         at_most_once: bool = ...,
     ) -> Pending[T]: ...
     @overload
@@ -162,17 +172,18 @@ class AsyncStep(AsyncDriver):
         *args: *Ts,
         key: str | None = ...,
         retry: tenacity.BaseRetrying | None = ...,
-        timeout: float | None = ...,
+        timeout: Duration | None = ...,
         at_most_once: bool = ...,
     ) -> Pending[T]: ...
-    def __call__(  # type: ignore[misc] # mypy: *Ts is not Any
+    @public("step")  # type: ignore[misc] # mypy: *Ts is not Any
+    def __call__(
         self,
         name: str,
         fn: Any,
         *args: Any,
         key: str | None = None,
         retry: tenacity.BaseRetrying | None = None,
-        timeout: float | None = None,
+        timeout: Duration | None = None,
         at_most_once: bool = False,
     ) -> Any:
         """Call `fn(*args)`, and await what it returns if that can be awaited; otherwise as `Step`.
@@ -194,7 +205,7 @@ class AsyncStep(AsyncDriver):
         max_concurrency: int | None = ...,
         return_exceptions: Literal[False] = ...,
         retry: tenacity.BaseRetrying | None = ...,
-        timeout: float | None = ...,
+        timeout: Duration | None = ...,
     ) -> Pending[list[T]]: ...
     @overload
     def map(
@@ -207,7 +218,7 @@ class AsyncStep(AsyncDriver):
         max_concurrency: int | None = ...,
         return_exceptions: Literal[True],
         retry: tenacity.BaseRetrying | None = ...,
-        timeout: float | None = ...,
+        timeout: Duration | None = ...,
     ) -> Pending[list[T | Exception]]: ...
     @overload
     def map(
@@ -220,7 +231,7 @@ class AsyncStep(AsyncDriver):
         max_concurrency: int | None = ...,
         return_exceptions: Literal[False] = ...,
         retry: tenacity.BaseRetrying | None = ...,
-        timeout: float | None = ...,
+        timeout: Duration | None = ...,
     ) -> Pending[list[T]]: ...
     @overload
     def map(
@@ -233,8 +244,9 @@ class AsyncStep(AsyncDriver):
         max_concurrency: int | None = ...,
         return_exceptions: Literal[True],
         retry: tenacity.BaseRetrying | None = ...,
-        timeout: float | None = ...,
+        timeout: Duration | None = ...,
     ) -> Pending[list[T | Exception]]: ...
+    @public("step.map")
     def map(
         self,
         name: str,
@@ -245,21 +257,24 @@ class AsyncStep(AsyncDriver):
         max_concurrency: int | None = None,
         return_exceptions: bool = False,
         retry: tenacity.BaseRetrying | None = None,
-        timeout: float | None = None,
+        timeout: Duration | None = None,
     ) -> Pending[list[Any]]:
         """See `Step.map`; on tasks."""
         given = terms(retry, timeout)
         every = Items(name, items, key, max_concurrency, return_exceptions=return_exceptions)
         return mapped_async(every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given)))
 
-    def sleep(self, name: str, seconds: float | datetime, *, key: str | None = None) -> Pending[None]:
+    @public("step.sleep")
+    def sleep(self, name: str, seconds: Duration | datetime, *, key: str | None = None) -> Pending[None]:
         """See `Step.sleep`."""
         return self._rested(self._called(name, key, self._sleeping(seconds)))
 
-    def wait_for(self, name: str, *, timeout: float | None = None, key: str | None = None) -> Pending[Any]:
+    @public("step.wait_for")
+    def wait_for(self, name: str, *, timeout: Duration | None = None, key: str | None = None) -> Pending[Any]:
         """See `Step.wait_for`."""
         return self._called(name, key, self._listening(name, timeout))
 
+    @public("step.transaction")
     def transaction(
         self,
         name: str,
@@ -267,7 +282,7 @@ class AsyncStep(AsyncDriver):
         *args: *Ts,
         key: str | None = None,
         retry: tenacity.BaseRetrying | None = None,
-        timeout: float | None = None,
+        timeout: Duration | None = None,
         isolation: Isolation = "read committed",
     ) -> Pending[T]:
         """See `Step.transaction`; `fn` is called in a thread of the store's."""

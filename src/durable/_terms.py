@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final, NamedTuple
 
+from durable._durations import in_seconds
 from durable._retry import Policy
 from durable.errors import InvalidArgument
 
@@ -46,8 +47,7 @@ def checked_timeout(what: str, seconds: object) -> float | None:
     """`seconds`, when they can be waited for; else `InvalidArgument`."""
     if seconds is None:
         return None
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise InvalidArgument(f"{what} must be a number of seconds, like 30 or 0.5, not {type(seconds).__name__}")
-    if not 0 < seconds < math.inf:
+    duration = in_seconds(what, seconds)
+    if not 0 < duration < math.inf:
         raise InvalidArgument(f"{what} must be a positive number of seconds, not {seconds!r}")
-    return float(seconds)
+    return duration

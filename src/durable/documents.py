@@ -4,22 +4,24 @@ The document is the wire format of the documented table, and readable by any too
 
 ```json
 {"formatVersion": 1, "workflowName": "checkout",
- "steps": {"charge": {"name": "charge", "ok": true, "value": {"payment": "p-1"}},
+ "steps": {"charge": {"name": "charge", "ok": true, "value": {"payment": "p-1"},
+                      "at": "2026-01-15T10:29:58.125000Z", "epoch": 1},
            "ship": {"name": "ship", "ok": false, "error": {"type": "builtins:OSError", "message": "no ship"},
                     "cause": {"type": "error", "name": "OSError", "message": "no ship"}}},
  "execution": {"status": "failed", "lastUpdated": "2026-01-15T10:30:00+00:00"},
  "metadata": {"version": 1}, "input": {"order": 7}, "failure": {"error": {"type": "…"}, "again": ["ship"]}}
 ```
 
-What awaitly wrote is read as well: its snapshots, which know no `workflowName` and no step's `name`, and its resume
-states, `{"kind": "ResumeState", "steps": [[key, step], …]}`. In its format a recorded failure is a step that ran; here it
-runs again, so it is shown and not replayed.
+What awaitly wrote is read as well: its snapshots, which know no step's `name`, and say as `workflowName` nothing or the run's
+id (`runs.is_foreign` tells them); and its resume states, `{"kind": "ResumeState", "steps": [[key, step], …]}`. In its format a
+recorded failure is a step that ran; here it runs again, so it is shown and not replayed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Self, cast
+from datetime import datetime
+from typing import Any, Final, Self, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, structs
@@ -27,12 +29,15 @@ from msgspec import UNSET, Raw, Struct, UnsetType, structs
 from durable.errors import InvalidArgument, UnreadableRecord
 from durable.snapshot import (
     FORMAT_VERSION,
+    MAX_EARLIER,
     AttemptRecord,
+    Epoch,
     ErrorRecord,
     Execution,
     FailureRecord,
     Header,
     Kind,
+    Moment,
     Record,
     Status,
     StepRecord,
@@ -49,9 +54,9 @@ _SOMEBODYS: Final = "?"
 class Snapshot(Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
     """The whole stored state of a run: what it was started with, what is remembered of its steps, and how it ended.
 
-    `workflow_name` is empty where another tool did not say it. `metadata` holds `version`, `inputHash` and what the user
-    gave. `attempts` are what is known of steps that have begun and not settled. `input` and `result` are JSON texts, absent
-    where there is none; `failure` says how a run failed.
+    `workflow_name` is empty where another tool did not say it. `metadata` holds `version`, `inputHash`, `workflowFunction`
+    and what the user gave. `attempts` are what is known of steps that have begun and not settled. `input` and `result` are
+    JSON texts, absent where there is none; `failure` says how a run failed.
     """
 
     workflow_name: str = ""
@@ -97,7 +102,7 @@ class Snapshot(Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
         header, records = _header(stored, run_id), list(_records(stored, run_id))
         named = {record.key: _step(record, run_id) for record in records if record.kind == Kind.STEP}
         foreign = {key: step for key, raw in _steps(stored, run_id) if (step := _foreign_failure(raw)) is not None}
-        parts = {record.kind: record.text for record in records if record.kind not in (Kind.STEP, Kind.ATTEMPT)}
+        parts = {record.kind: record for record in records if record.kind not in (Kind.STEP, Kind.ATTEMPT)}
         return cls(
             workflow_name=header.workflow_name,
             steps=named | foreign,
@@ -125,7 +130,7 @@ def snapshot_of(header: Header, records: Iterable[Record], *, run_id: str) -> Sn
     """A run's header and journal as one document: of a key the latest record."""
     steps: dict[str, StepRecord] = {}
     attempts: dict[str, AttemptRecord] = {}
-    parts: dict[str, str] = {}
+    parts: dict[str, Record] = {}
     failure: FailureRecord | None = None
     again: set[str] = set()
     mended = False
@@ -141,12 +146,12 @@ def snapshot_of(header: Header, records: Iterable[Record], *, run_id: str) -> Sn
             attempts[record.key] = _attempt(record, run_id)
             mended |= failure is not None
         elif record.kind == Kind.FAILURE:
-            last = _failure(record.text, run_id)
+            last = _failure(record, run_id)
             known = failure.ambiguous if failure else ()
             failure = structs.replace(last, ambiguous=tuple(dict.fromkeys((*known, *last.ambiguous))))
             again |= set(last.again)
         else:
-            parts[record.kind] = record.text
+            parts[record.kind] = record
     if mended:  # what came before may lie on a path that is never taken again: no replay is held to its order
         steps = {key: structs.replace(step, unordered=True) for key, step in steps.items()}
     if failure is not None:
@@ -211,19 +216,33 @@ class _Stored(Struct, rename="camel"):
     failure: Raw | UnsetType = UNSET
 
 
+class _Stamp(Struct):
+    """What a document says of a record, and a journal has columns for."""
+
+    at: Moment | None = None
+    epoch: Epoch = 0
+
+
 class _ForeignStep(Struct):
     """A step as awaitly writes it."""
 
     ok: bool
     name: str = ""
     value: Raw | UnsetType = UNSET
+    error: Any = None
     cause: Any = None
 
 
 _encode: Final = msgspec.json.Encoder().encode
 _read_stored: Final = msgspec.json.Decoder(_Stored)
+_read_stamp: Final = msgspec.json.Decoder(_Stamp)
 _read_foreign: Final = msgspec.json.Decoder(_ForeignStep)
 _read_object: Final = msgspec.json.Decoder(dict[str, Raw])
+_readers: Final[Mapping[str, msgspec.json.Decoder[Any]]] = {
+    Kind.STEP: msgspec.json.Decoder(StepRecord),
+    Kind.ATTEMPT: msgspec.json.Decoder(AttemptRecord),
+    Kind.FAILURE: msgspec.json.Decoder(FailureRecord),
+}
 _read_pairs: Final = msgspec.json.Decoder(list[tuple[str, Raw]])
 
 
@@ -264,20 +283,45 @@ def _steps(stored: _Stored, run_id: str) -> Sequence[tuple[str, Raw]]:
 
 
 def _records(stored: _Stored, run_id: str) -> Iterator[Record]:
-    steps = [(key, Kind.STEP, text) for key, raw in _steps(stored, run_id) if (text := _step_text(raw)) is not None] + [
-        (key, Kind.ATTEMPT, bytes(raw).decode()) for key, raw in stored.attempts.items()
+    lines = [
+        *((key, Kind.STEP, text) for key, raw in _steps(stored, run_id) if (text := _step_text(raw)) is not None),
+        *((key, Kind.ATTEMPT, bytes(raw).decode()) for key, raw in stored.attempts.items()),
     ]
-    ends = [(kind, getattr(stored, kind)) for kind in (Kind.RESULT, Kind.FAILURE)]
-    parts = [(kind, bytes(part).decode()) for kind, part in ends if part is not UNSET]
-    seq = -len(steps) - len(parts)
+    if stored.failure is not UNSET:
+        lines.append((Kind.FAILURE, Kind.FAILURE, bytes(stored.failure).decode()))
+    execution, seq = stored.execution or Execution(Status.RUNNING), -len(lines) - (stored.result is not UNSET)
     if stored.input is not UNSET:
-        yield Record(seq - 1, Kind.INPUT, Kind.INPUT, bytes(stored.input).decode())
-    for key, kind, text in steps:
-        yield Record(seq, key, kind, text)
+        # The first claim has written it. Which epoch that was is known while all executions are.
+        first = execution.earlier[0].epoch if execution.earlier else execution.epoch
+        epoch = first if len(execution.earlier) < MAX_EARLIER else 0
+        text = bytes(stored.input).decode()
+        yield Record(seq - 1, Kind.INPUT, Kind.INPUT, text, _moment(execution.started_at), epoch)
+    for key, kind, text in lines:
+        yield _stamped(Record(seq, key, kind, text))
         seq += 1
-    for kind, text in parts:
-        yield Record(seq, kind, kind, text)
-        seq += 1
+    if stored.result is not UNSET:
+        text = bytes(stored.result).decode()
+        yield Record(seq, Kind.RESULT, Kind.RESULT, text, _moment(execution.completed_at), execution.epoch)
+
+
+def _stamped(record: Record) -> Record:
+    """A record of a document as a journal has it, which says in columns when it was stored."""
+    try:
+        stamp = _read_stamp.decode(record.text)
+        if stamp.at is None and not stamp.epoch:
+            return record
+        content = _readers[record.kind].decode(record.text)
+    except msgspec.MsgspecError:
+        return record  # none that its reader will take, who says so
+    return Record(*record[:3], render(structs.replace(content, at=None, epoch=0)), stamp.at, stamp.epoch)
+
+
+def _moment(text: str | None) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+    return moment if moment.tzinfo is not None else None
 
 
 def _step_text(raw: Raw) -> str | None:
@@ -300,10 +344,17 @@ def _foreign_failure(raw: Raw) -> StepRecord | None:
         return None
     if step.ok or step.name:
         return None
-    cause: object = step.cause
-    said = cast(dict[str, Any], cause) if isinstance(cause, dict) else {}
-    message = said.get("message", said.get("stringRepresentation", ""))
-    return StepRecord("", ok=False, error=ErrorRecord(str(said.get("name", "thrown")), str(message)))
+    said, error = _words(step.cause), step.error
+    if said.get("originalType") == "undefined" or not said:  # nothing was thrown: the step returned this error
+        told = _words(error)
+        kind, message = told.get("type", "error"), told.get("message", error if isinstance(error, str) else "")
+    else:
+        kind, message = said.get("name", "thrown"), said.get("message", said.get("stringRepresentation", ""))
+    return StepRecord("", ok=False, error=ErrorRecord(str(kind), str(message)))
+
+
+def _words(part: object) -> dict[str, Any]:
+    return cast(dict[str, Any], part) if isinstance(part, dict) else {}
 
 
 def _or_null(value: Raw | UnsetType) -> Raw:
@@ -320,16 +371,27 @@ def _shown(step: StepRecord) -> Any:
 
 
 def _step(record: Record, run_id: str) -> StepRecord:
-    return parse(record.text, StepRecord, run_id=run_id, where=f"the step {record.key!r}")
+    return _dated(record, parse(record.text, StepRecord, run_id=run_id, where=f"the step {record.key!r}"))
 
 
 def _attempt(record: Record, run_id: str) -> AttemptRecord:
-    return parse(record.text, AttemptRecord, run_id=run_id, where=f"the attempt of step {record.key!r}")
+    where = f"the attempt of step {record.key!r}"
+    return _dated(record, parse(record.text, AttemptRecord, run_id=run_id, where=where))
 
 
-def _failure(text: str, run_id: str) -> FailureRecord:
-    return parse(text, FailureRecord, run_id=run_id, where="the failure")
+def _failure(record: Record, run_id: str) -> FailureRecord:
+    return _dated(record, parse(record.text, FailureRecord, run_id=run_id, where="the failure"))
 
 
-def _raw(text: str | None) -> Raw | UnsetType:
-    return UNSET if text is None else Raw(text.encode())
+_C = TypeVar("_C", StepRecord, AttemptRecord, FailureRecord)
+
+
+def _dated(record: Record, content: _C) -> _C:
+    """A record's content as a document has it, which says within it when it was stored."""
+    if record.at is None and not record.epoch:
+        return content
+    return structs.replace(content, at=record.at, epoch=record.epoch)
+
+
+def _raw(record: Record | None) -> Raw | UnsetType:
+    return UNSET if record is None else Raw(record.text.encode())

@@ -45,8 +45,10 @@ No message carries a password, a connection string or a stored value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, TypeAlias
+from weakref import WeakSet
 
 __all__ = [
     "AccessDenied",
@@ -88,12 +90,25 @@ __all__ = [
 ]
 
 
+_Class: TypeAlias = type[BaseException]
+
+
 class DurableWarning(UserWarning):
     """Something works, but not as durably as it looks."""
 
 
-class DurableError(Exception):
+_UNWINDING: Final = "__durable_unwinding__"
+
+
+class _Settling(BaseException):
+    """What `Unwind` and `DurableError` extend alike: only so can an object of the one become one of the other."""
+
+
+class DurableError(_Settling, Exception):
     """The root of every error that leaves this library."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Fields may be given by keyword, which BaseException.args does not see; pickle goes through the fields.
@@ -102,17 +117,34 @@ class DurableError(Exception):
         return type(self), tuple(getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
 
 
-class Unwind(BaseException):
+class Unwind(_Settling):
     """Control flow: leave the workflow now.
 
     A `BaseException`, because `except Exception` in a workflow must not be able to swallow the loss of a lease and go
     on without durability. `durable.run` turns it into the `DurableError` it carries. (The reasoning is that of
     `asyncio.CancelledError` and `trio.Cancelled`.)
+
+    One that outlives its run, since a task, a future or the user's own code has kept it, becomes that error in its place:
+    see `settle`.
     """
 
     def __init__(self, error: DurableError) -> None:
         super().__init__(error)
         self.error = error
+        error.__dict__.setdefault(_UNWINDING, WeakSet()).add(self)
+
+    @staticmethod
+    def settle(error: DurableError) -> None:
+        """The workflow that this error had to leave is over: whatever still carries it is an ordinary error from now on."""
+        kept: Iterable[Unwind] = error.__dict__.pop(_UNWINDING, ())
+        for unwind in list(kept):
+            try:
+                unwind.__class__ = type(error)  # type: ignore[assignment] # in place: this very object is what was kept
+            except TypeError:  # a store's own class of error, of another layout
+                continue
+            unwind.__dict__.clear()
+            unwind.__dict__.update(error.__dict__)
+            unwind.args = error.args
 
 
 @dataclass(eq=False, repr=False)
@@ -211,15 +243,31 @@ class UnstorableValue(DurableError):
 class StepFailed(DurableError):
     """A recorded exception whose class cannot be rebuilt in this process.
 
-    `type` is its dotted name, `message` its text; `remote_traceback` the text of its traceback when it was recorded.
+    `type` is the dotted name of its class, `bases` are those of the classes that it can be caught by besides; `message` is
+    its text, `remote_traceback` the text of its traceback when it was recorded. `attributes` is what of it could be stored,
+    decoded, by name. Match it by class with `is_a`:
+
+        try:
+            step("fetch", fetch)
+        except durable.StepFailed as error:
+            if not error.is_a(httpx.HTTPStatusError):
+                raise
     """
 
     type: str
     message: str
     remote_traceback: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    bases: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}"
+
+    def is_a(self, classes: _Class | tuple[_Class, ...], /) -> bool:
+        """Whether the exception that was raised is one of this class, or of one of these, as `isinstance` would have it."""
+        given = classes if isinstance(classes, tuple) else (classes,)
+        names = {self.type, *self.bases}
+        return any(issubclass(StepFailed, one) or f"{one.__module__}.{one.__qualname__}" in names for one in given)
 
 
 @dataclass(eq=False, repr=False)
@@ -289,17 +337,19 @@ class HistoryError(DurableError):
 
 @dataclass(eq=False, repr=False)
 class RunMismatch(HistoryError):
-    """The id belongs to a run of another workflow, or of other input."""
+    """The id belongs to a run of another workflow, or of other input. `what` is "workflow", "function" or "input"."""
 
     run_id: str
     what: str
     stored: str
     given: str
+    advice: str = ""
 
     def __str__(self) -> str:
         return (
             f"run {self.run_id!r} was started with the {self.what} {self.stored}, not {self.given}. An id names one "
             f"execution of one workflow: use another id for this one, or call it as it was started."
+            f"{' ' * bool(self.advice)}{self.advice}"
         )
 
 
@@ -378,15 +428,18 @@ class UnreadableRecord(HistoryError):
 
 @dataclass(eq=False, repr=False)
 class RecordsLost(HistoryError):
-    """Nothing more was written, since records of the run are gone that the database had acknowledged."""
+    """Nothing more was written, since what the database had acknowledged of the run is gone; `reason` says how that shows."""
 
     run_id: str
+    reason: str = ""
 
     def __str__(self) -> str:
+        gone = self.reason or "records of it that the database had acknowledged are not there any more"
+        deleted = "the run was deleted with force=True, or the database" if self.reason else "it"
         return (
-            f"run {self.run_id!r}: records of it that the database had acknowledged are not there any more: it has gone back "
-            f"to an earlier state (a fail-over to a standby that was behind, or a backup). Nothing more was added to it. Call "
-            f"durable.run again with this id: it goes on from what is there, and the steps whose records are lost run again."
+            f"run {self.run_id!r}: {gone}: {deleted} has gone back to an earlier state (a fail-over to a standby that was "
+            f"behind, or a backup). Nothing more was added to it. Call durable.run again with this id: it goes on from what is "
+            f"there, and the steps whose records are lost run again."
         )
 
 

@@ -14,7 +14,18 @@ from typing import TypeAlias
 from msgspec import structs
 
 from durable.documents import Snapshot, snapshot_of
-from durable.snapshot import AttemptRecord, Execution, FailureRecord, Header, Kind, Record, Status, StepRecord, render
+from durable.snapshot import (
+    AttemptRecord,
+    Execution,
+    FailureRecord,
+    Header,
+    Kind,
+    Record,
+    Status,
+    StepRecord,
+    render,
+    standing,
+)
 
 __all__ = [
     "Event",
@@ -142,14 +153,19 @@ class StepRemembered(StepEvent):
 
 @dataclass(frozen=True, slots=True)
 class StepRecorded(StepEvent):
-    """The checkpoint of a fresh outcome is acknowledged; from here on the body never runs again.
-
-    The last attempt was the `attempt`-th, and its body took so many `seconds`.
-    """
+    """The checkpoint of a fresh outcome is acknowledged; from here on the body never runs again."""
 
     record: StepRecord = field(repr=False)
-    seconds: float = 0.0
-    attempt: int = 1
+
+    @property
+    def seconds(self) -> float:
+        """How long the body took in its last attempt, to the millisecond."""
+        return self.record.seconds
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt was the last one, counted from 1 over all executions."""
+        return self.record.attempt
 
     @property
     def ok(self) -> bool:
@@ -205,27 +221,29 @@ class ResumeStateCollector:
 
     def __init__(self) -> None:
         self._run_id = ""
+        self._epoch = 0
         self._header = Header("", Execution(Status.RUNNING))
         self._records: list[Record] = []
 
     def handle_event(self, event: RunEvent) -> None:
         """Take note of one event."""
         match event:
-            case RunBegan(run_id=run_id, at=at, workflow=workflow, header=header, records=records):
+            case RunBegan(run_id=run_id, at=at, workflow=workflow, epoch=epoch, header=header, records=records):
+                self._epoch = epoch
                 self._run_id, self._records = run_id, list(records)
                 self._header = header or Header(workflow, Execution(Status.RUNNING))
                 self._is(Status.RUNNING, at)
             case StepRecorded(at=at, key=key, record=record):
-                self._add(key, Kind.STEP, render(record))
+                self._add(key, Kind.STEP, render(record), at)
                 self._is(Status.RUNNING, at)
             case StepRemembered(at=at, key=key, record=record):
-                self._add(key, Kind.ATTEMPT, render(record))
+                self._add(key, Kind.ATTEMPT, render(record), at)
                 self._is(Status.RUNNING, at)
             case RunCompleted(at=at, result=result):
-                self._add(Kind.RESULT, Kind.RESULT, result)
+                self._add(Kind.RESULT, Kind.RESULT, result, at)
                 self._is(Status.COMPLETED, at)
             case RunFailed(at=at, failure=FailureRecord() as failure):
-                self._add(Kind.FAILURE, Kind.FAILURE, render(failure))
+                self._add(Kind.FAILURE, Kind.FAILURE, render(failure), at)
                 self._is(Status.FAILED, at)
             case _:
                 pass
@@ -234,11 +252,9 @@ class ResumeStateCollector:
         """The run's snapshot as far as it has come, for `store.save` and `resume_state=`."""
         return snapshot_of(self._header, self._records, run_id=self._run_id)
 
-    def _add(self, key: str, kind: Kind, text: str) -> None:
-        self._records.append(Record(len(self._records), key, kind, text))
+    def _add(self, key: str, kind: Kind, text: str, at: datetime) -> None:
+        self._records.append(Record(len(self._records), key, kind, text, at, self._epoch))
 
     def _is(self, status: Status, at: datetime) -> None:
-        moment = at.isoformat()
-        completed_at = moment if status is Status.COMPLETED else None
-        execution = Execution(status, last_updated=moment, completed_at=completed_at)
+        execution = standing(self._header.execution, status, at.isoformat(), self._records)
         self._header = structs.replace(self._header, execution=execution)

@@ -1,29 +1,31 @@
 """An exception as a record, and back.
 
-Live and replayed failures are alike: what a step raises is always the exception rebuilt from its record, of the same
-class when that is an `Exception` already imported here which its arguments rebuild, else `StepFailed`. Nothing is ever
-imported because a row says so.
+Live and replayed failures are alike: what a step raises is always the exception rebuilt from its record. It is of the same
+class where that is an `Exception` already imported here, and its arguments and what it carries besides are plain enough to
+give an equal one; else it is `StepFailed`. Nothing is imported, and no constructor called, because a row says so.
 """
 
 from __future__ import annotations
 
-import builtins
-import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import msgspec
-from msgspec import UNSET, Raw
+from msgspec import UNSET, Raw, UnsetType
 
+from durable._border import shorten
 from durable.codecs import Codec, JsonCodec
-from durable.errors import DurableError, StepFailed, UnreadableRecord
+from durable.codecs._exceptions import Parts, bases_of, put_together, take_apart
+from durable.codecs._names import found, name_of, own_name
+from durable.errors import StepFailed, UnreadableRecord
 from durable.snapshot import ErrorRecord
 
 __all__ = ["from_record", "to_record"]
 
 _MAX_TEXT: Final = 8 * 1024  # characters of a message, note or traceback
-_MAX_ARGUMENTS: Final = 64 * 1024  # bytes of JSON
+_MAX_STATE: Final = 64 * 1024  # bytes of JSON, of the arguments and of what it carries besides
+_MAX_BASES: Final = 20
 _MAX_DEPTH: Final = 8  # of causes and groups: a cause may be its own
 _MAX_RECORDS: Final = 100  # of one failure, members and causes together
 
@@ -77,10 +79,14 @@ class _Records:
         if len(kept) < len(members):
             notes.append(f"{len(members) - len(kept):,} more of its {len(members):,} exceptions were not stored")
         cause = exception.__cause__ if depth < _MAX_DEPTH and self._left > 0 else None
+        kind = type(exception)
+        args, state = _stored_parts(exception, self._codec)
         return ErrorRecord(
-            type=_type_name(type(exception)),
+            type=_name(kind),
             message=_text(exception),
-            args=_arguments(exception, self._codec),
+            args=args,
+            state=state,
+            bases=tuple(_name(base) for base in bases_of(kind))[:_MAX_BASES],
             notes=tuple(notes),
             cause=None if cause is None else self.of(cause, depth + 1),
             members=tuple(kept),
@@ -89,9 +95,19 @@ class _Records:
 
 
 def _raised(record: ErrorRecord, codec: Codec, run_id: str, where: str) -> Exception:
-    exception = _rebuilt(record, codec, run_id, where)
+    members = [_raised(member, codec, run_id, where) for member in record.members]
+    state: dict[str, Any] = {}
+    if record.state is not UNSET:
+        state = codec.decode(bytes(record.state), run_id=run_id, where=where)
+    exception = _rebuilt(record, members, state, codec, run_id, where)
     if exception is None:
-        exception = StepFailed(record.type.replace(":", "."), record.message, record.traceback)
+        exception = StepFailed(
+            type=record.type.replace(":", "."),
+            message=record.message,
+            remote_traceback=record.traceback,
+            attributes=state,
+            bases=_names_of_bases(record),
+        )
     if record.notes:
         exception.__notes__ = list(record.notes)
     if record.cause is not None:
@@ -99,46 +115,94 @@ def _raised(record: ErrorRecord, codec: Codec, run_id: str, where: str) -> Excep
     return exception
 
 
-def _rebuilt(record: ErrorRecord, codec: Codec, run_id: str, where: str) -> Exception | None:
+def _names_of_bases(record: ErrorRecord) -> tuple[str, ...]:
+    """Dotted, of when it was recorded and of now: its class may have been renamed since, with an alias."""
     class_ = _imported_class(record.type)
-    if class_ is None:
+    now = () if class_ is None else tuple(own_name(one) for one in (class_, *bases_of(class_)))
+    return tuple(dict.fromkeys(name.replace(":", ".") for name in record.bases + now))
+
+
+def _rebuilt(
+    record: ErrorRecord, members: Sequence[BaseException], state: Any, codec: Codec, run_id: str, where: str
+) -> Exception | None:
+    class_ = _imported_class(record.type)
+    if class_ is None or record.args is UNSET:
         return None
     try:
-        if _is_group(class_):
-            members = [_raised(member, codec, run_id, where) for member in record.members]
-            exception = _grouped(class_, record.message, members)
-        elif record.args is UNSET:
-            return None
-        else:
-            arguments = codec.decode(bytes(record.args), run_id=run_id, where=where)
-            exception = class_(*arguments)
-            if _text(exception) != record.message:
-                return None
-    except Exception:  # a constructor of the user's may raise anything; then the class does not rebuild
+        args = codec.decode(bytes(record.args), run_id=run_id, where=where)
+        parts = Parts((*args, members) if _is_group(class_) else tuple(args), state)
+        made = (one for one in put_together(class_, parts) if type(one) is class_ and _text(one) == record.message)
+        return next(made, None)
+    except Exception:  # the class has changed
         return None
-    return exception if type(exception) is class_ else None
+
+
+def _stored_parts(exception: BaseException, codec: Codec) -> tuple[Raw | UnsetType, Raw | UnsetType]:
+    """The JSON of arguments and state where they give an equal exception of the class; else what of the state is plain."""
+    state: dict[str, Any] = {}
+    try:
+        for parts in take_apart(exception):
+            state = {**parts.state, **state}
+            texts = _written(exception, parts, codec)
+            if texts is not None and _is_given_back(exception, texts, codec):
+                return texts
+    except Exception:  # __reduce__ of the user's
+        state = dict(state)
+    return UNSET, _plain_part(state, codec)
+
+
+def _written(exception: BaseException, parts: Parts, codec: Codec) -> tuple[Raw, Raw | UnsetType] | None:
+    args = parts.args[:1] if _is_group(type(exception)) else parts.args
+    if len(args) == 1 and type(args[0]) is str:
+        args = (_clean(args[0]),)  # a message, which is stored truncated too: its class is worth more
+    try:
+        text = codec.encode(list(args), what="the arguments of an exception")
+        state = codec.encode(parts.state, what="what an exception carries") if parts.state else b""
+    except Exception:  # an encoder may ask an object of the user's
+        return None
+    if max(len(text), len(state)) > _MAX_STATE:
+        return None
+    return Raw(text), Raw(state) if state else UNSET
+
+
+def _is_given_back(exception: BaseException, texts: tuple[Raw, Raw | UnsetType], codec: Codec) -> bool:
+    """Whether what was written gives an exception of the class with the same text, of which the same would be written."""
+    record = ErrorRecord(_name(type(exception)), _text(exception), args=texts[0], state=texts[1])
+    try:
+        state: dict[str, Any] = {} if texts[1] is UNSET else codec.decode(bytes(texts[1]), run_id="", where="")
+        again = _rebuilt(record, _members(exception), state, codec, "", "")
+        return again is not None and any(_written(again, parts, codec) == texts for parts in take_apart(again))
+    except Exception:
+        return False
+
+
+def _plain_part(state: dict[str, Any], codec: Codec) -> Raw | UnsetType:
+    """What of the state can be stored, for `StepFailed.attributes`."""
+    plain: dict[str, Any] = {}
+    left = _MAX_STATE
+    for name, item in state.items():
+        try:
+            left -= len(codec.encode({name: item}, what="an attribute of an exception"))
+        except Exception:  # noqa: S112 -- what cannot be stored is left out: the rest may be what is asked for
+            continue
+        if left < 0:
+            break
+        plain[name] = item
+    return Raw(codec.encode(plain, what="the attributes of an exception")) if plain else UNSET
 
 
 def _is_group(class_: type[Any]) -> bool:
-    return issubclass(class_, ExceptionGroup)
-
-
-def _grouped(class_: Callable[..., Exception], message: str, members: list[Exception]) -> Exception:
-    return class_(message, members)
+    return issubclass(class_, BaseExceptionGroup)
 
 
 def _imported_class(name: str) -> type[Exception] | None:
-    module_name, _, qualname = name.partition(":")
-    found: Any = builtins if module_name == "builtins" else sys.modules.get(module_name)
-    for part in qualname.split("."):
-        found = getattr(found, "__dict__", {}).get(part)
-    if isinstance(found, type) and issubclass(found, Exception):
-        return found
-    return None
+    class_ = found(name, None)
+    return class_ if class_ is not None and issubclass(class_, Exception) else None
 
 
-def _type_name(class_: type) -> str:
-    return f"{class_.__module__}:{class_.__qualname__}"
+def _name(class_: type) -> str:
+    """A class's name in records, which may be any text at all."""
+    return _clean(name_of(class_))
 
 
 def _members(exception: BaseException) -> tuple[BaseException, ...]:
@@ -154,25 +218,6 @@ def _notes(exception: BaseException) -> list[str]:
     return [note for note in cast(list[Any], notes) if isinstance(note, str)]
 
 
-def _arguments(exception: BaseException, codec: Codec) -> Any:
-    if isinstance(exception, BaseExceptionGroup):
-        return UNSET
-    try:
-        _, arguments, *state = cast(tuple[Any, ...], exception.__reduce__())
-        if (
-            state
-            and set(state[0] or ()) - {"__notes__", "__durable_origin__"}
-            and not isinstance(exception, DurableError)
-        ):
-            return UNSET  # what it carries besides its arguments would be lost: StepFailed says so
-        if len(arguments) == 1 and type(arguments[0]) is str:
-            arguments = (_clean(arguments[0]),)  # a message, which is stored truncated too: its class is worth more
-        text = codec.encode(list(arguments), what="the arguments of an exception")
-    except Exception:
-        return UNSET
-    return Raw(text) if len(text) <= _MAX_ARGUMENTS else UNSET
-
-
 def _text(exception: BaseException) -> str:
     try:
         text = str(getattr(exception, "message", "") if _members(exception) else exception)
@@ -182,6 +227,7 @@ def _text(exception: BaseException) -> str:
 
 
 def _traceback(exception: BaseException) -> str:
+    shorten(exception)
     try:
         return _clean("".join(traceback.format_exception(exception, chain=False)), keep_end=True)
     except Exception:

@@ -16,33 +16,49 @@ JSON that SQL can read: `record->'value'->>'total'`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias, TypeVar
+from uuid import UUID
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
 
 from durable.errors import InvalidArgument, UnreadableRecord
 
 __all__ = [
     "FORMAT_VERSION",
+    "MAX_EARLIER",
+    "NO_TIME",
     "AttemptRecord",
+    "EarlierExecution",
+    "Epoch",
     "ErrorRecord",
+    "ErrorSummary",
     "Execution",
     "FailureRecord",
     "Header",
     "Kind",
+    "Moment",
     "Record",
     "Status",
     "StepRecord",
     "checked_name",
     "parse",
     "render",
+    "standing",
+    "taken_up",
 ]
 
 FORMAT_VERSION: Final = 1
+NO_TIME: Final = 0.0  # the very object is left out of a record: a body of less than half a millisecond costs no bytes
+MAX_EARLIER: Final = 10  # executions that a header remembers besides the last
 MAX_NAME_BYTES: Final = 512  # an id or key above this could break its btree index; the limit must be ours
+
+
+Moment: TypeAlias = Annotated[datetime, Meta(tz=True)]
+Epoch: TypeAlias = Annotated[int, Meta(ge=0, lt=2**62)]  # so that PostgreSQL's bigint holds the next one too
 
 
 class Status(StrEnum):
@@ -65,7 +81,10 @@ class Kind(StrEnum):
 
 
 class ErrorRecord(Struct, frozen=True, omit_defaults=True, gc=False):
-    """An exception as JSON. `type` is its class, `module:Class`; `args` is absent when they could not come back.
+    """An exception as JSON. `type` is its class, `module:Class`, and `bases` are those that it can be caught by besides.
+
+    `args` are its arguments and `state` is what it carries besides. Without `args` it is not rebuilt, and `state` is what of
+    it is plain.
 
     `sealed` is all but the type as the store's codec wrote it, where that is another than JSON's; the rest is empty then.
     """
@@ -73,6 +92,8 @@ class ErrorRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     type: str
     message: str
     args: Raw | UnsetType = UNSET
+    state: Raw | UnsetType = UNSET
+    bases: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     cause: ErrorRecord | None = None
     members: tuple[ErrorRecord, ...] = ()
@@ -89,7 +110,11 @@ class StepRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     `auto` says that the key was drawn from the name; `concurrent` that the step was called outside the workflow's own
     task, or beside another; `unordered` that a replay need not come by here (it was called while an exception was handled,
     or after a step that left no record); `fingerprint` is a hash of its arguments, absent for a thunk; `once` that the
-    body must not be started again, however it ended; `signal` is the number of the signal that it received.
+    body must not be started again, however it ended; `signal` is the number of the signal that it received. The `attempt`-th
+    attempt was the last, and its body took so many `seconds`, to the millisecond: from `at - seconds` to `at`, but for the
+    time of the commit. What a retry or a wait took before is not in it.
+
+    `at` and `epoch` are those of its `Record`, once it is part of a document; a journal has columns for them.
     """
 
     name: str
@@ -102,6 +127,10 @@ class StepRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     fingerprint: str = ""
     once: bool = False
     signal: int | None = None
+    seconds: float = NO_TIME
+    attempt: int = 1
+    at: Moment | None = None
+    epoch: Epoch = 0
 
     def __repr__(self) -> str:
         return f"<StepRecord of {self.name!r}, {'ok' if self.ok else 'failed'}>"
@@ -116,7 +145,7 @@ class AttemptRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     """What is known of a step that has not settled: its attempt `number` has failed, and the next is `due`.
 
     Without `due` that attempt has begun, which is recorded for at-most-once steps only. `began` is when the first attempt
-    did. Moments are aware, in UTC.
+    did. Moments are aware, in UTC; `at` and `epoch` as in a `StepRecord`.
     """
 
     name: str
@@ -125,30 +154,69 @@ class AttemptRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     due: datetime | None = None
     error: ErrorRecord | None = None
     fingerprint: str = ""
+    at: Moment | None = None
+    epoch: Epoch = 0
 
 
 class FailureRecord(Struct, frozen=True, omit_defaults=True):
     """How a run failed: its exception, and the `again` keys, whose recorded failures led to it and run again.
 
-    `ambiguous` names steps that several branches called without a key: no execution may number them any more.
+    `ambiguous` names steps that several branches called without a key: no execution may number them any more. `step` is the
+    key of the step that raised the exception, or the one it came of first; `at` and `epoch` are as in a `StepRecord`.
     """
 
     error: ErrorRecord
     again: tuple[str, ...] = ()
     ambiguous: tuple[str, ...] = ()
+    step: str = ""
+    at: Moment | None = None
+    epoch: Epoch = 0
+
+
+class ErrorSummary(Struct, frozen=True, omit_defaults=True, gc=False):
+    """What ended a failed run, for filters: the exception's class, `module:Class`, and the key of the step that raised it.
+
+    `step` is empty where no step did. The message is left out: it may quote a value.
+    """
+
+    type: str
+    step: str = ""
+
+
+class EarlierExecution(Struct, frozen=True, gc=False):
+    """An execution of a run before the last one; see `Execution`."""
+
+    epoch: Epoch
+    owner: str
+    began: str
 
 
 class Execution(Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """Where a run stands. Moments are ISO 8601 texts by the server's clock."""
+    """Where a run stands, and its last execution. Moments are ISO 8601 texts by the server's clock.
+
+    The run was claimed first at `started_at`. `epoch` counts its leases from 1: the last one was given to `owner`, a process
+    as `host:pid`, when it `began`; `earlier` are the up to ten executions before that, the oldest first. `error` is there
+    while the run stands as failed.
+    """
 
     status: str
     last_updated: str = ""
     completed_at: str | None = None
     current_step_id: str | None = None
+    started_at: str = ""
+    epoch: Epoch = 0
+    owner: str = ""
+    began: str = ""
+    earlier: tuple[EarlierExecution, ...] = ()
+    error: ErrorSummary | None = None
 
 
 class Header(Struct, frozen=True, rename="camel"):
-    """The document in the documented table. `metadata` holds `version`, `inputHash`, and what the user gave."""
+    """The document in the documented table.
+
+    `metadata` holds `version`, `inputHash`, `workflowFunction` (`module:qualified.name`, absent where the workflow's name
+    was given), and what the user gave.
+    """
 
     workflow_name: str
     execution: Execution
@@ -158,12 +226,19 @@ class Header(Struct, frozen=True, rename="camel"):
 
 
 class Record(NamedTuple):
-    """A line of the journal: its place, its key, its kind and its JSON text."""
+    """A line of the journal: its place, its key, its kind and its JSON text.
+
+    `at` is when it was stored, by the store's clock, aware and in UTC; `epoch` under which lease of the run, counted from 1.
+    Both are the store's to say: None and 0 in a record that is still to be written, and in one of a document that was saved
+    without them.
+    """
 
     seq: int
     key: str
     kind: str
     text: str
+    at: datetime | None = None
+    epoch: int = 0
 
     def __repr__(self) -> str:
         return f"<Record {self.seq} of {self.key!r}, {self.kind}>"
@@ -174,6 +249,47 @@ _encoder: Final = msgspec.json.Encoder()
 _decoders: Final[dict[type, msgspec.json.Decoder[Any]]] = {
     type_: msgspec.json.Decoder(type_) for type_ in (StepRecord, AttemptRecord, FailureRecord, Header)
 }
+
+
+def taken_up(execution: Execution, *, epoch: int, owner: str, moment: str) -> Execution:
+    """Where a run stands once it is claimed. The same claim again, whose reply was lost, changes nothing of it."""
+    earlier, began = execution.earlier, moment
+    if (execution.epoch, execution.owner) == (epoch, owner):
+        began = execution.began
+    elif execution.epoch:
+        last = EarlierExecution(execution.epoch, execution.owner, execution.began)
+        earlier = (*earlier, last)[-MAX_EARLIER:]
+    return Execution(
+        Status.RUNNING,
+        last_updated=moment,
+        started_at=execution.started_at or moment,
+        epoch=epoch,
+        owner=owner,
+        began=began,
+        earlier=earlier,
+    )
+
+
+def standing(execution: Execution, status: str, moment: str, records: Sequence[Record] = ()) -> Execution:
+    """Where a run stands from this moment on; for one that is failed its `records` say why."""
+    failed = (record for record in reversed(records) if record.kind == Kind.FAILURE)
+    failure = next(failed, None) if status == Status.FAILED else None
+    return structs.replace(
+        execution,
+        status=status,
+        last_updated=moment,
+        completed_at=moment if status == Status.COMPLETED else None,
+        current_step_id=None,
+        error=None if failure is None else _summary(failure),
+    )
+
+
+def _summary(failure: Record) -> ErrorSummary | None:
+    try:
+        content: FailureRecord = _decoders[FailureRecord].decode(failure.text)
+    except msgspec.MsgspecError:
+        return None  # it will be refused when it is read
+    return ErrorSummary(content.error.type, content.step)
 
 
 def render(content: StepRecord | AttemptRecord | FailureRecord) -> str:
@@ -194,12 +310,24 @@ def _without_payload(problem: Exception) -> str:
     return str(problem) if isinstance(problem, msgspec.ValidationError) else "it is not the JSON of a record"
 
 
+def _as_a_string(name: object) -> str:
+    """What to write instead of something that is meant to be a name."""
+    if isinstance(name, int | UUID) and not isinstance(name, bool):
+        return f": write str(…) around it, so that it is the same text wherever this name is given ({str(name)[:40]!r})"
+    if isinstance(name, bytes):
+        return ": decode it"
+    if callable(name):
+        function = getattr(name, "__name__", "fn")
+        return f": it comes first, then the function and its arguments, like step({function!r}, {function}, …)"
+    return ""
+
+
 def checked_name(what: str, name: object) -> str:
     """`name`, when it can be an id, key or step name; else `InvalidArgument` saying why not."""
     if type(name) is str and name.isascii() and 0 < len(name) <= MAX_NAME_BYTES and "\0" not in name:
         return name  # as almost always, and asked twice a step
     if not isinstance(name, str):
-        raise InvalidArgument(f"{what} must be a string, not {type(name).__name__}")
+        raise InvalidArgument(f"{what} must be a string, not {type(name).__name__}{_as_a_string(name)}")
     if not name:
         raise InvalidArgument(f"{what} must not be empty")
     if "\0" in name:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any, assert_type
 
@@ -44,6 +45,26 @@ def charge(order: Order, times: int = 1) -> Receipt: ...  # type: ignore[empty-b
 async def charge_async(order: Order) -> Receipt: ...  # type: ignore[empty-body]
 
 
+@durable.workflow(name="named")
+def named(step: Step, deps: Deps, order: Order) -> Receipt: ...  # type: ignore[empty-body]
+
+
+@durable.workflow
+async def named_async(step: AsyncStep, deps: Deps) -> Receipt: ...  # type: ignore[empty-body]
+
+
+@durable.workflow("object")
+class Named:
+    def __call__(self, step: Step, deps: Deps) -> int: ...  # type: ignore[empty-body]
+
+
+async def workflows_keep_their_types(deps: Deps) -> None:
+    assert_type(durable.run(deps, named, id="n", input=Order(1)), Receipt)
+    assert_type(await durable.run(deps, named_async, id="a"), Receipt)
+    assert_type(durable.run(deps, Named(), id="o"), int)
+    assert_type(durable.workflow(name="part")(partial(fetch, "o-1"))(), Order)
+
+
 @dataclass
 class Deps:
     """As people write them: functions, decorated ones among them, and callables that are only described."""
@@ -70,6 +91,8 @@ def checkout(step: Step, deps: Deps) -> Receipt:
     assert_type(step.map("measure", len, ["a", "b"], return_exceptions=True), list[int | Exception])
     assert_type(step.transaction("book", book, order), Receipt)
     step.sleep("cool down", 3600)
+    step.sleep("cool down again", timedelta(hours=1))
+    assert_type(step("fetch", fetch, "o-1", key="in time", timeout=timedelta(seconds=30)), Order)
     assert_type(step.wait_for("approved", timeout=60), Any)
     return step("charge", deps.charge, order)
 
@@ -129,6 +152,7 @@ async def runs(deps: Deps) -> None:
     assert_type(durable.run(deps, by_input, id="2", input=Order(1)), Receipt)
     assert_type(await durable.run(deps, checkout_async, id="3", store=store, on_conflict="wait"), Receipt)
     assert_type(await durable.run(deps, by_input_async, id="4", input=Order(1), deadline=60), Receipt)
+    assert_type(durable.run(deps, checkout, id="1", lease=timedelta(seconds=30), deadline=timedelta(hours=1)), Receipt)
     several = asyncio.gather(durable.run(deps, checkout_async, id="5"), durable.run(deps, checkout_async, id="6"))
     assert_type(await several, tuple[Receipt, Receipt])
     durable.signal(store, "1", "approved", {"by": "ada"})

@@ -37,6 +37,7 @@ def charge(euros: int) -> str:
 
 def workflow(step: Step, deps: Deps) -> None:
     step("fetch", fetch)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    durable.workflow(name=7)(fetch)  # type: ignore[call-overload] # pyright: ignore[reportArgumentType]
     step("fetch", fetch, 5)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     step("fetch", fetch, "o-1", "o-2")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     step("fetch", fetch("o-1"))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
@@ -44,6 +45,7 @@ def workflow(step: Step, deps: Deps) -> None:
     step("fetch", fetch, "o-1", timeout="30s")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     step("fetch", fetch, "o-1", retry=5)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     step("fetch", fetch, order_id="o-1")  # type: ignore[call-arg, arg-type] # pyright: ignore[reportCallIssue]
+    step("fetch", fetch, "o-1", timout=5)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     total: str = step("fetch", fetch, "o-1")  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
     charge("42")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     deps.limits  # type: ignore[attr-defined] # pyright: ignore[reportUnknownMemberType, reportAttributeAccessIssue]
@@ -75,6 +77,7 @@ async def runs(deps: Deps) -> None:
     durable.run(deps, workflow, id=7)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue, reportArgumentType]
     durable.run(deps, workflow, id="1", store="postgresql://localhost/x")  # type: ignore[call-overload] # pyright: ignore[reportCallIssue, reportArgumentType]
     durable.run(deps, workflow, id="1", on_conflict="retry")  # type: ignore[call-overload] # pyright: ignore[reportCallIssue, reportArgumentType]
+    durable.run(deps, workflow, id="1", stor=store)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
     durable.run("deps", workflow, id="1")  # type: ignore[arg-type] # pyright: ignore[reportCallIssue, reportArgumentType]
     durable.run(deps, without_deps, id="1")  # type: ignore[arg-type] # pyright: ignore[reportCallIssue, reportArgumentType]
     durable.run(deps, with_input, id="1", input="seven")  # type: ignore[arg-type] # pyright: ignore[reportCallIssue, reportArgumentType]

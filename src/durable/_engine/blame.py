@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from typing import Final, TypeVar, cast
 
 _ORIGIN: Final = "__durable_origin__"
@@ -17,18 +19,26 @@ def marked(exception: _E, token: str, key: str) -> _E:
 
 def blamed(exception: BaseException, token: str) -> tuple[str, ...]:
     """The keys whose exceptions can be reached from this one through cause, context and group membership, sorted."""
-    keys: set[str] = set()
+    return tuple(sorted(set(_origins(exception, token))))
+
+
+def origin(exception: BaseException, token: str) -> str:
+    """The key of the step that raised this exception, or else one that it came of; empty when none did."""
+    return next(_origins(exception, token), "")
+
+
+def _origins(exception: BaseException, token: str) -> Iterator[str]:
+    """The nearest first."""
     seen: set[int] = set()
-    open_ends: list[BaseException | None] = [exception]
+    open_ends: deque[BaseException | None] = deque([exception])
     while open_ends:
-        link = open_ends.pop()
+        link = open_ends.popleft()
         if link is None or id(link) in seen:
             continue
         seen.add(id(link))
-        origin = getattr(link, _ORIGIN, None)
-        if origin is not None and origin[0] == token:
-            keys.add(origin[1])
+        mark = getattr(link, _ORIGIN, None)
+        if mark is not None and mark[0] == token:
+            yield mark[1]
         open_ends += [link.__cause__, link.__context__]
         if isinstance(link, BaseExceptionGroup):
             open_ends += cast(BaseExceptionGroup[BaseException], link).exceptions
-    return tuple(sorted(keys))

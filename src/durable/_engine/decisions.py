@@ -185,6 +185,7 @@ StepOutcome: TypeAlias = (
 class Claim(Struct, frozen=True, kw_only=True):
     """A request for the right to run `run_id`.
 
+    `function` is that of the workflow, as `module:qualified.name`; None where the workflow's name was given, and tells enough.
     `input` is its JSON, None when none was given; `input_hash` its fingerprint. `seconds` is the lease's length.
     `after_failure` says whether a run that has failed, or was cancelled, may be taken up again (not by one who only
     waited for it), `create` whether a run that is not there may be started (not without the input that its workflow needs).
@@ -192,6 +193,7 @@ class Claim(Struct, frozen=True, kw_only=True):
 
     run_id: str
     workflow: str
+    function: str | None = None
     version: int
     seconds: float
     input: bytes | None = None

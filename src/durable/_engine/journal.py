@@ -56,7 +56,6 @@ class Call(Struct, eq=False):
     first: datetime | None = None
     due: datetime | None = None
     began: float = 0.0
-    seconds: float = 0.0
     attempt: AttemptRecord | None = None
     record: StepRecord | None = None
     original: BaseException | None = None
@@ -98,7 +97,7 @@ class Journal:
     def _load(self, records: Sequence[Record]) -> None:
         seqs: dict[str, int] = {}
         off_path: set[str] = set()
-        for seq, key, kind, text in records:
+        for seq, key, kind, text, _at, _epoch in records:
             if seq > self.next_seq:
                 # One is missing, which a fail-over to an older prefix has lost: what follows it says nothing about order.
                 self._unordered = True

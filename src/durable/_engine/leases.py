@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Callable
 from typing import Final
 
-from durable.errors import InvalidArgument
+from durable._durations import in_seconds
+from durable.errors import DurableError, InvalidArgument
 
 RENEWALS_PER_LEASE: Final = 3  # two renewals in a row may fail before the lease is in danger
 SHORTEST: Final = (
@@ -13,6 +16,7 @@ SHORTEST: Final = (
 )
 LONGEST: Final = 86_400.0
 LONGEST_WAIT: Final = 1.0  # seconds, after which whoever waits has a look at the lease
+LOOK_EVERY: Final = 0.5  # seconds between two questions whether runs that wait were cancelled, one for all of a process
 
 # Two clocks are slewed by up to 500 ppm each (NTP), and may run apart by twice that. By so much sooner a lease ends here.
 _SURE: Final = 1.0 - 0.001
@@ -29,12 +33,12 @@ class Lease:
     their clocks may be a little fast. Renewals are
     told by one thread and read by others; each is one assignment. `records` counts those of the run that its holder knows to
     be stored, as of a `server`: that is how he notices that it has gone back to an earlier state. Both are the store's, and
-    stay empty where it does not look.
+    stay empty where it does not look. `on_wait` is called when its holder begins to wait.
     """
 
     __slots__ = (
-        "_counter", "cancelled", "deadline", "epoch", "lost", "records", "row", "run_id", "seconds", "sent", "server",
-        "token",
+        "_counter", "cancelled", "deadline", "epoch", "gone", "lost", "on_wait", "records", "refusal", "row",
+        "run_id", "seconds", "sent", "server", "token", "waited",
     )  # fmt: skip
 
     def __init__(
@@ -51,7 +55,11 @@ class Lease:
         self.server = ""
         self._counter = itertools.count(1)
         self.lost: str | None = None
+        self.refusal: DurableError | None = None  # where the store could say more of that than a reason
+        self.gone: str | None = None  # why its row may have gone, where this process has made it go
         self.cancelled = False
+        self.waited = -math.inf  # when its holder was last seen to wait
+        self.on_wait: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
         return f"<Lease on {self.run_id!r}, epoch {self.epoch}{', lost' if self.lost else ''}>"
@@ -73,6 +81,17 @@ class Lease:
         self.sent = sent
         self.deadline = sent + self.seconds * _SURE
 
+    def waits(self, elapsed: float) -> None:
+        """Its holder waits, at this reading, and will for more than a moment: a cancellation is to be heard soon."""
+        begins = not self.is_waiting(elapsed)
+        self.waited = elapsed
+        if begins and self.on_wait is not None:
+            self.on_wait()
+
+    def is_waiting(self, elapsed: float) -> bool:
+        """Whether its holder waits at this reading: it has said so, as it does at each of its looks."""
+        return elapsed - self.waited < 2 * LONGEST_WAIT
+
     def due(self) -> float:
         """When the next renewal should be sent."""
         return self.sent + self.seconds / RENEWALS_PER_LEASE
@@ -88,13 +107,12 @@ class Lease:
 
 def checked_seconds(seconds: object) -> float:
     """`seconds`, when it can be the length of a lease; else `InvalidArgument`."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise InvalidArgument(f"lease must be a number of seconds, not {type(seconds).__name__}")
-    if not SHORTEST <= seconds <= LONGEST:  # neither is NaN
+    duration = in_seconds("lease", seconds)
+    if not SHORTEST <= duration <= LONGEST:  # neither is NaN
         raise InvalidArgument(
             f"lease must be between {SHORTEST} seconds and a day ({LONGEST} seconds), not {seconds!r}"
         )
-    return float(seconds)
+    return duration
 
 
 def poll_delay(polls: int) -> float:

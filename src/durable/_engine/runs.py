@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from durable._engine.blame import blamed
+from durable._engine.blame import blamed, origin
 from durable._engine.decisions import (
     Admission,
     Claim,
@@ -45,6 +45,10 @@ from durable.events import KeysUnused, RunCompleted, RunFailed, RunInterrupted
 from durable.snapshot import FORMAT_VERSION, ErrorRecord, FailureRecord, Header, Kind, Record, Status, parse, render
 
 _MOST_TURNS: Final = 20
+
+# Of awaitly's `durable.run`, in its metadata. It also writes a workflow's name, which is the run's id or its end. Ours has
+# none of these: a user's metadata may not, and the first claim takes them out.
+FOREIGN_METADATA: Final = ("stepOrder", "stepArgs", "lastStepKey")
 
 
 def admitted(
@@ -86,6 +90,11 @@ def admitted(
     if granted is not None and header is not None and not claim.after_failure and _stopped(header):
         return ClaimAgain(0.0, claim, granted)  # stopped between two of the claim's statements, likewise
     if isinstance(reply, Granted):
+        if "inputHash" in reply.header.metadata and not any(record.kind == Kind.INPUT for record in reply.records):
+            problem = (
+                "the header says that there is one: the journal was deleted, and store.delete(id) takes away the rest"
+            )
+            return Decline(UnreadableRecord(claim.run_id, "the input", problem), granted)
         return Proceed(reply)
     if reply.owner is not None:
         if not waits:
@@ -130,18 +139,21 @@ def _ended(header: Header) -> bool:
 
 
 def is_foreign(header: Header) -> bool:
-    """Whether another tool wrote this, without a workflow's name: the first claim of it gives it one, and its input."""
-    return not header.workflow_name
+    """Whether another tool wrote this, and no claim of ours was granted since: the first gives it a workflow and an input."""
+    return not header.workflow_name or any(word in header.metadata for word in FOREIGN_METADATA)
 
 
 def adopted(claim: Claim, header: Header) -> Header:
     """The header of what another tool wrote, as it is once this claim is granted."""
-    return replace(header, workflow_name=claim.workflow, metadata={**described(claim), **header.metadata})
+    known = {word: value for word, value in header.metadata.items() if word not in FOREIGN_METADATA}
+    return replace(header, workflow_name=claim.workflow, metadata={**described(claim), **known})
 
 
 def described(claim: Claim) -> dict[str, Any]:
     """The metadata of a run that this claim begins."""
     known: dict[str, Any] = {**claim.metadata, "version": claim.version}
+    if claim.function is not None:
+        known["workflowFunction"] = claim.function
     return known if claim.input_hash is None else {**known, "inputHash": claim.input_hash}
 
 
@@ -158,7 +170,12 @@ def _mismatch(claim: Claim, header: Header) -> HistoryError | None:
         problem = f"its format is {header.format_version} and this library reads {FORMAT_VERSION}"
         return UnreadableRecord(claim.run_id, "the header", problem)
     if not is_foreign(header) and header.workflow_name != claim.workflow:
-        return RunMismatch(claim.run_id, "workflow", repr(header.workflow_name), repr(claim.workflow))
+        advice = _as_it_was_called(header.workflow_name)
+        return RunMismatch(claim.run_id, "workflow", repr(header.workflow_name), repr(claim.workflow), advice)
+    function = header.metadata.get("workflowFunction")
+    if None not in (function, claim.function) and function != claim.function and not is_foreign(header):
+        advice = _as_it_was_called(header.workflow_name)
+        return RunMismatch(claim.run_id, "function", repr(function), repr(claim.function), advice)
     stored_input = header.metadata.get("inputHash")
     if claim.input_hash is not None and stored_input != claim.input_hash and not is_foreign(header):
         stored = f"with hash {stored_input}" if stored_input else "of no input at all"
@@ -167,6 +184,13 @@ def _mismatch(claim: Claim, header: Header) -> HistoryError | None:
     if version != claim.version:
         return VersionMismatch(claim.run_id, version, claim.version)
     return None
+
+
+def _as_it_was_called(name: str) -> str:
+    return (
+        f"If this is the same workflow, and its function was moved or renamed, give it the name that it had: "
+        f"@durable.workflow(name={name!r})."
+    )
 
 
 def _last(records: Sequence[Record], kind: Kind) -> Record | None:
@@ -185,7 +209,7 @@ def raised(execution: Execution, exception: Exception, error: ErrorRecord) -> Co
     if execution.error is not None:
         return _aborted(execution, execution.error)
     again = tuple(key for key in blamed(exception, execution.lease.token) if execution.journal.may_run_again(key))
-    return _failed(execution, FailureRecord(error, again))
+    return _failed(execution, FailureRecord(error, again, step=origin(exception, execution.lease.token)))
 
 
 def left(execution: Execution, exception: BaseException) -> Conclusion:
@@ -204,7 +228,7 @@ def _aborted(execution: Execution, error: DurableError) -> Conclusion:
         return Release(error, execution.journal.former_status())
     # Remembered, since the next execution might otherwise hand one branch's value to the other before it notices.
     named = ErrorRecord(f"{AmbiguousKey.__module__}:{AmbiguousKey.__qualname__}", str(error))
-    return _failed(execution, FailureRecord(named, ambiguous=(error.key,)))
+    return _failed(execution, FailureRecord(named, ambiguous=(error.key,), step=error.key))
 
 
 def _failed(execution: Execution, failure: FailureRecord) -> Finish:

@@ -57,7 +57,7 @@ from durable.events import (
     StepRetrying,
     StepStalled,
 )
-from durable.snapshot import AttemptRecord, ErrorRecord, Kind, Record, StepRecord, render
+from durable.snapshot import NO_TIME, AttemptRecord, ErrorRecord, Kind, Record, StepRecord, render
 
 STALLED_AFTER: Final = 3  # leases
 _LONGEST_BACK_OFF: Final = 366 * 24 * 3600.0  # seconds: a policy's overflow must not become an error of dates
@@ -272,7 +272,7 @@ class Execution:
         if reading.cancelled or self.lease.cancelled:
             return RunCancelled(self.run_id)
         if reason := self.lease.ended(reading.elapsed):
-            return LeaseLost(self.run_id, reason)
+            return self.lease.refusal or LeaseLost(self.run_id, reason)
         if self.deadline is not None and reading.elapsed >= self.deadline:
             return DeadlineExceeded(self.run_id)
         return None
@@ -280,6 +280,8 @@ class Execution:
     def _wait(self, seconds: float, reading: Reading, look: float = LONGEST_WAIT) -> Wait:
         if self.deadline is not None:
             seconds = min(seconds, self.deadline - reading.elapsed)
+        if seconds > LONGEST_WAIT:
+            self.lease.waits(reading.elapsed)
         return Wait(seconds, look)
 
     def _attempt_failed(self, call: Call, reading: Reading, error: ErrorRecord, again_in: float) -> StepDecision:
@@ -315,7 +317,7 @@ class Execution:
         if self.error is not None:
             self._left(call, reading, type(self.error).__name__)
             return Abort(self.error)
-        call.seconds = reading.elapsed - call.began
+        milliseconds = int((reading.elapsed - call.began) * 1000 + 0.5)
         call.record = StepRecord(
             name=call.name,
             ok=ok,
@@ -327,6 +329,8 @@ class Execution:
             fingerprint=call.fingerprint,
             once=call.at_most_once,
             signal=call.signal,
+            seconds=milliseconds / 1000 if milliseconds else NO_TIME,
+            attempt=max(call.attempts, 1),  # a signal has none
         )
         call.phase = Phase.SENDING
         record = Record(self._place(call), call.key, _STEP, render(call.record))
@@ -346,9 +350,7 @@ class Execution:
         self._forget(call, told=True)
         self.journal.settle(call.key, call.record)
         if self.tell is not None:
-            attempt = max(call.attempts, 1)  # a signal has none
-            told = StepRecorded(self.run_id, reading.at, call.key, call.name, call.record, call.seconds, attempt)
-            self.tell(told)
+            self.tell(StepRecorded(self.run_id, reading.at, call.key, call.name, call.record))
         return Replay(call.record)
 
     def _interrupted(self, call: Call, reading: Reading, reason: str) -> Abort:

@@ -10,8 +10,10 @@ stands, so that all around it stays readable in SQL; the fields of a data class 
     {"$type": "shop:Receipt", "number": 7, "lines": [{"$type": "shop:Line", "name": "tea", "price": 3}]}
 
 `_writing` makes such a tree from a value and `_reading` a value from such a tree; `_kinds` are the types of the standard
-library, `_shapes` the data classes, `_names` how a class is found again; `_annotations` compares a result with what its
-function promises; `_json` is the codec of it all, and `_several` chooses among codecs by the name in a record.
+library, `_shapes` the data classes, `_stored` what is stored as something plainer, `_names` how a class is found again;
+`_annotations` compares a result with what its function promises, `_promises` knows the promises that cannot be kept;
+`_exceptions` takes an exception apart; `_json` is the codec of it all, and `_several` chooses among codecs by the name in a
+record.
 """
 
 from durable.codecs._advice import after_the_body
@@ -19,6 +21,7 @@ from durable.codecs._annotations import accepts, returns
 from durable.codecs._json import JsonCodec, checked_plain
 from durable.codecs._names import alias
 from durable.codecs._several import Codecs, chosen, codec_of
+from durable.codecs._stored import stored_as
 from durable.codecs.protocol import Codec
 
 __all__ = [
@@ -32,4 +35,5 @@ __all__ = [
     "chosen",
     "codec_of",
     "returns",
+    "stored_as",
 ]

@@ -18,22 +18,27 @@ _ARRAYS: Final = ("numpy", "pandas", "torch", "polars", "pyarrow")
 def advice_for(class_: type) -> str:
     """A sentence for whoever returned an instance of this class."""
     package = class_.__module__.partition(".")[0]
-    if issubclass(class_, Iterator):
-        return "Return list(...) of it: what it yields, not the iterator."
     if issubclass(class_, Awaitable):
         return "Await it, and return what it gives."
     if issubclass(class_, BaseException):
         return "Raise it: exceptions are remembered too."
+    if package == "pydantic" and class_.__qualname__.startswith("Secret"):
+        return (
+            "It keeps its value out of logs, and a record would show it: return where to find it; or store it on purpose, "
+            "with durable.stored_as, in a store whose codec encrypts."
+        )
     if package in _ARRAYS:
         return "Convert it first, for example with .item(), .tolist() or .to_dict()."
     if package in _HANDLES:
         return "Return the data that it leads to, or what opens it again, such as a path."
+    if issubclass(class_, Iterator):
+        return "Return list(...) of it: what it yields, not the iterator."
     if issubclass(class_, type | types.FunctionType | types.ModuleType | types.MethodType | types.BuiltinFunctionType):
         return "Return a name for it, and look it up where it is used."
     for plain in (str, int, float, dict, list, tuple, set, frozenset, bytes):
         if issubclass(class_, plain):
-            return f"Return a plain {plain.__name__} made from it, or a data class."
-    return f"Return plain data, or make its class {DATA_CLASSES}."
+            return f"Return a plain {plain.__name__} made from it, or a data class, or teach it with durable.stored_as."
+    return f"Return plain data, make its class {DATA_CLASSES}, or teach it with durable.stored_as."
 
 
 def its_type(value: Any) -> str:

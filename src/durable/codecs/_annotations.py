@@ -15,48 +15,83 @@ import inspect
 import types
 import typing
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
-from typing import Any, Literal, NewType, Union, cast
+from typing import Any, Final, Literal, NewType, Union, cast
 
 from durable.codecs._advice import its_type
 
+_TAKES_ANY: Final = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS  # as what a decorator puts around a function does
 Wrong = tuple[str, str]  # path, problem
 Check = Callable[[Any, str], Wrong | None]
 
 
 def returns(fn: Any) -> Any:
-    """The resolved return annotation of a function, or None when it has none, or one that cannot be resolved."""
+    """The resolved return annotation of a function, or None when it has none, or one that cannot be resolved.
+
+    One that a decorator has copied from the function that it decorates is no promise of the decorator's: what it returns may
+    be that, or anything. It is `X | Any`, in which the classes of X are still found.
+    """
     function = fn if type(fn) is types.FunctionType else _function(fn)
     if function is None or "return" not in function.__annotations__:
         return None
     annotation = _resolved(function, "return")
     if getattr(annotation, "__origin__", None) in (Awaitable, Coroutine):  # what awaiting it gives
-        return typing.get_args(annotation)[-1]
-    return annotation
+        annotation = typing.get_args(annotation)[-1]
+    code = function.__code__
+    if (
+        code.co_qualname == function.__qualname__
+        and not code.co_flags & _TAKES_ANY
+        and not hasattr(function, "__wrapped__")
+    ):  # as almost always
+        return annotation
+    return annotation if annotation is None or _is_own(function) else _perhaps(annotation)
 
 
 def accepts(fn: Any, position: int) -> Any:
-    """The resolved annotation of a function's parameter at this position, counted from 0; None as for `returns`."""
+    """The resolved annotation of a function's parameter at this position, counted from 0; as for `returns`."""
     function = _function(fn)
     if function is None or not function.__annotations__:
         return None
     try:
         name = list(inspect.signature(fn).parameters)[position]
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, TypeError):
         return None
-    return _resolved(function, name) if name in function.__annotations__ else None
+    if name not in function.__annotations__:
+        return None
+    annotation = _resolved(function, name)
+    is_own = _is_own(function) and not hasattr(function, "__signature__")
+    return annotation if annotation is None or is_own else _perhaps(annotation)
 
 
 def _function(fn: Any) -> types.FunctionType | None:
+    # By the type itself: an object that answers for another calls itself by that one's class.
     while True:
-        if isinstance(fn, functools.partial):
-            fn = cast(Any, fn).func
-        elif isinstance(fn, types.MethodType):
+        if issubclass(type(fn), functools.partial):
+            fn = fn.func
+        elif type(fn) is types.MethodType:
             fn = fn.__func__
         else:
             break
-    if not isinstance(fn, types.FunctionType):
+    if type(fn) is not types.FunctionType:
         fn = getattr(type(fn), "__call__", None)  # noqa: B004 -- the function behind it is wanted
-    return fn if isinstance(fn, types.FunctionType) else None
+    return fn if type(fn) is types.FunctionType else None
+
+
+def _is_own(function: types.FunctionType) -> bool:
+    """Whether a function's annotations were written at it, and not copied to it."""
+    code, annotations = function.__code__, function.__annotations__  # (see also the usual case, in `returns`)
+    if code.co_qualname != function.__qualname__:
+        return False
+    wrapped = getattr(function, "__wrapped__", None)
+    if wrapped is not None and annotations == getattr(wrapped, "__annotations__", None):
+        return False
+    return len(annotations) == 1 or all(name in code.co_varnames for name in annotations if name != "return")
+
+
+def _perhaps(annotation: Any) -> Any:
+    try:
+        return Union[annotation, Any]  # noqa: UP007 -- it may be of any kind
+    except TypeError:  # it is none for typing
+        return None
 
 
 def _resolved(function: types.FunctionType, name: str) -> Any:
@@ -65,12 +100,24 @@ def _resolved(function: types.FunctionType, name: str) -> Any:
         # Anew each time, which takes as long as a look into a cache by function, and knows a class that was defined again.
         try:
             owner = inspect.unwrap(function) if hasattr(function, "__wrapped__") else function
-            annotation = eval(_compiled(annotation), owner.__globals__)  # noqa: S307 -- of the user's code
+            enclosed = None if owner.__closure__ is None else _enclosed(owner)
+            annotation = eval(_compiled(annotation), owner.__globals__, enclosed)  # noqa: S307 -- of the user's code
         except Exception:  # a name that exists for type checkers only, or in another function only
             return None
     if annotation is None:
         return types.NoneType
     return None if annotation is Any or annotation is object else annotation
+
+
+def _enclosed(function: types.FunctionType) -> dict[str, Any]:
+    """What the function has of those around it, such as a class that is defined there."""
+    names: dict[str, Any] = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            names[name] = cell.cell_contents
+        except ValueError:  # not yet, or no more
+            continue
+    return names
 
 
 @functools.lru_cache(maxsize=1024)
@@ -103,8 +150,8 @@ def _cached(annotation: Any) -> Check | None:
         return _Instance(type(None), "None")
     if isinstance(annotation, NewType):
         return _check(annotation.__supertype__)
-    if hasattr(annotation, "__value__"):  # type X = … (Python 3.12)
-        return _check(annotation.__value__)
+    if hasattr(annotation, "__value__"):  # type X = … (Python 3.12), which may stand within itself
+        return _Alias(annotation)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is None:
         return _of_class(annotation) if isinstance(annotation, type) else None
@@ -145,6 +192,19 @@ class _Instance:
         if isinstance(value, self._class):
             return None
         return path, f"{its_type(value)} was returned where {self._name} is promised"
+
+
+class _Alias:
+    """What a `type` statement stands for, looked up when a value is there: by then each level of it is one of the value."""
+
+    __slots__ = ("_alias",)
+
+    def __init__(self, alias: Any) -> None:
+        self._alias = alias
+
+    def __call__(self, value: Any, path: str) -> Wrong | None:
+        check = _check(self._alias.__value__)
+        return None if check is None else check(value, path)
 
 
 def _certainly(part: Check | None, values: Iterable[Any]) -> bool:

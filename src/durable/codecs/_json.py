@@ -10,8 +10,10 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from durable._border import public
 from durable.codecs._advice import DATA_CLASSES, its_type
 from durable.codecs._annotations import mismatch
+from durable.codecs._promises import check_promise
 from durable.codecs._reading import Reading
 from durable.codecs._tags import TAG_IN_TEXT, Misread, Refusal
 from durable.codecs._writing import Writing
@@ -40,6 +42,7 @@ class JsonCodec:
 
     name = "json"
 
+    @public("JsonCodec")
     def __init__(self, *, max_payload: int = 100 * 1024 * 1024) -> None:
         if type(max_payload) is not int or not 0 < max_payload <= _MOST_BYTES:
             raise InvalidArgument(f"max_payload must be a number of bytes from 1 to {_MOST_BYTES}, not {max_payload!r}")
@@ -67,6 +70,15 @@ class JsonCodec:
             pass
         return self._tagged(value, what, annotation)
 
+    def check_promise(self, annotation: Any, *, what: str) -> None:
+        """Raise `UnstorableValue` for a return annotation of which no value can be stored, before the body is called."""
+        try:
+            check_promise(annotation)
+        except Refusal as refusal:
+            raise UnstorableValue(what, "$", refusal.problem, f"Nothing was called. {refusal.advice}") from None
+        except TypeError:  # it cannot be hashed
+            return
+
     def decode(self, text: bytes, *, run_id: str, where: str, annotation: Any = None) -> Any:
         """Decode what `encode` wrote."""
         try:
@@ -83,10 +95,14 @@ class JsonCodec:
             raise UnreadableRecord(run_id, where, f"a tagged part is not of its kind ({_kind(problem)})") from None
 
     def fingerprint(self, value: Any, *, what: str) -> str:
-        """64 bits of BLAKE2 over the JSON with sorted keys: arguments that change by accident differ by far."""
+        """64 bits of BLAKE2 over the JSON with sorted keys: arguments that change by accident differ by far.
+
+        What looks like a tag is written with tags, like all that JSON does not know. A data class is told by its fields as far
+        as they differ from their defaults, so that a field with a default can be added, or taken away again.
+        """
         try:
             text = _encode_sorted(value)
-            if _decode(text) != value:
+            if (_DOLLAR in text and TAG_IN_TEXT in text) or _decode(text) != value:
                 text = b""
         except Exception:  # comparing may ask an object of the user's
             text = b""

@@ -16,11 +16,12 @@ from durable.codecs._tags import TAG, Misread, Refusal
 Tree = dict[str, Any]
 
 _DURATION: Final = re.compile(r"P(-?\d+)DT(\d+)\.(\d{6})S", re.ASCII)
+_ANY_YEAR: Final = 2001
 # ZoneInfo looks for a zone in directories and in the package tzdata: what a row says must be no more than a zone's name.
 _ZONE: Final = re.compile(r"[A-Za-z0-9_+-]{1,40}(/[A-Za-z0-9_+-]{1,40}){0,3}", re.ASCII)
 
 
-def _write_zone(tree: Tree, zone: tzinfo | None) -> Tree:
+def _write_zone(tree: Tree, zone: tzinfo | None, value: datetime | None) -> Tree:
     if zone is None or zone is UTC:
         return tree
     if type(zone) is ZoneInfo:
@@ -31,11 +32,28 @@ def _write_zone(tree: Tree, zone: tzinfo | None) -> Tree:
         _, *name = zone.__getinitargs__()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue,reportUnknownMemberType,reportUnknownVariableType]
         if name:
             tree["zoneName"] = name[0]
+    elif (offset := _fixed_offset(zone, value)) is not None:  # as pydantic, dateutil, pytz and others make them
+        name = zone.tzname(value)
+        if name and name != str(timezone(offset)):
+            tree["zoneName"] = name
     else:
         kind = type(zone)
         advice = "Use datetime.UTC, datetime.timezone or zoneinfo.ZoneInfo."
         raise Refusal(f"its tzinfo is a {kind.__module__}.{kind.__qualname__}, which cannot be named", advice)
     return tree
+
+
+def _fixed_offset(zone: tzinfo, value: datetime | None) -> timedelta | None:
+    """The offset of a zone that has the same one all year round, and says so; None for any other."""
+    year = value.year if value is not None else _ANY_YEAR
+    moments = [None, *(datetime(year, month, 1, tzinfo=zone) for month in range(1, 13))]
+    try:
+        offsets = {zone.utcoffset(moment) for moment in moments}
+        saved = {zone.dst(moment) for moment in moments}
+    except Exception:  # a zone of the user's that does not answer for one of them
+        return None
+    offset = offsets.pop()
+    return offset if not offsets and saved <= {None, timedelta(0)} else None
 
 
 def _read_zone(tree: Tree, offset: timedelta | None, zone: tzinfo | None) -> tzinfo | None:
@@ -49,7 +67,7 @@ def _read_zone(tree: Tree, offset: timedelta | None, zone: tzinfo | None) -> tzi
 
 
 def _write_datetime(_: object, value: datetime) -> Tree:
-    tree = _write_zone({TAG: "datetime", "value": value.isoformat()}, value.tzinfo)
+    tree = _write_zone({TAG: "datetime", "value": value.isoformat()}, value.tzinfo, value)
     if value.fold:
         tree["fold"] = 1
     return tree
@@ -63,7 +81,7 @@ def _read_datetime(tree: Tree) -> datetime:
 
 
 def _write_time(_: object, value: time) -> Tree:
-    tree = _write_zone({TAG: "time", "value": value.isoformat()}, value.tzinfo)
+    tree = _write_zone({TAG: "time", "value": value.isoformat()}, value.tzinfo, None)
     if value.fold:
         tree["fold"] = 1
     return tree

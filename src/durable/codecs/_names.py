@@ -102,6 +102,8 @@ def _mentioned(annotation: Any) -> Iterator[type]:
             continue
         seen.add(id(place))
         open_ends += typing.get_args(place)
+        if hasattr(place, "__value__"):  # type X = … (Python 3.12)
+            open_ends.append(place.__value__)
         if isinstance(place, type):
             yield place
             open_ends += _field_types(place)

@@ -87,6 +87,6 @@ class Reading:
             )
         shape = shape_of(class_)
         if shape is None:
-            raise Misread(f"{shown} is not a data class")
+            raise Misread(f"{shown} is not a data class, and durable.stored_as was not called for it here")
         self._classes[name] = class_, shape
         return class_, shape

@@ -92,6 +92,12 @@ class Codecs:
             told = f"its codec {sealed.name!r} failed with {type(problem).__name__}"
             raise UnreadableRecord(run_id, where, told) from None
 
+    def check_promise(self, annotation: Any, *, what: str) -> None:
+        """The first codec's; one that says nothing promises nothing."""
+        checks = getattr(self._writer, "check_promise", None)
+        if checks is not None:
+            checks(annotation, what=what)
+
     def fingerprint(self, value: Any, *, what: str) -> str:
         """The first codec's."""
         try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import EnumType, Flag
 from functools import cached_property
 from typing import Any, Final, cast
@@ -21,7 +21,8 @@ import msgspec
 
 from durable.codecs._tags import TAG, Misread, Refusal
 
-# Beside the fields, and no part of the value: how it was made, and what is computed from it.
+BESIDE: Final = "$attributes"  # what an instance carries besides the fields of its class, as many SDKs' models do
+# In the instance's dict, and no part of the value: how it was made, and what is computed from it.
 _NOT_STATE: Final = {"__orig_class__", "_attrs_cached_hash"}
 
 
@@ -36,21 +37,29 @@ class Shape:
             raise Refusal(f"a field of its class is called {TAG}", "Call it otherwise.")
 
     def state(self, value: Any) -> Mapping[str, Any]:
-        """The fields of an instance, by name; `Refusal` when there is more to it."""
+        """The fields of an instance, by name, and what it carries besides; `Refusal` when a field is missing."""
         own = cast(dict[str, Any], getattr(value, "__dict__", {}))
         if tuple(own) == self.names or own.keys() == self.known:  # the first takes a third of the second
             return own
-        for extra in sorted(own.keys() - self.known - _NOT_STATE):
-            if not isinstance(_of_class(type(value), extra), cached_property):
-                raise Refusal(f"it carries {extra!r} besides the fields of its class", "Declare it as a field.")
         try:
-            return {name: getattr(value, name) for name in self.names}
+            state = {name: getattr(value, name) for name in self.names}
         except AttributeError:
             raise Refusal("a field of it has no value", "Give every field one.") from None
+        if beside := self.beside(value):
+            state[BESIDE] = beside
+        return state
+
+    def beside(self, value: Any) -> dict[str, Any]:
+        """What an instance carries besides its fields, but what a `cached_property` has computed from them."""
+        own = cast(dict[str, Any], getattr(value, "__dict__", {}))
+        names = (name for name in own if name not in self.known and name not in _NOT_STATE)
+        return {name: own[name] for name in names if not isinstance(_of_class(type(value), name), cached_property)}
 
     def build(self, class_: type, state: dict[str, Any]) -> Any:
         """A new instance; a field that its class had not yet takes its default, one that it has no more is left out."""
+        beside: dict[str, Any] = {}
         if tuple(state) != self.names and state.keys() != self.known:
+            beside = state.pop(BESIDE, beside)
             state = self._fitted(class_, state)
         value: Any = object.__new__(class_)
         if self._in_dict:
@@ -58,7 +67,7 @@ class Shape:
         else:
             for name, item in state.items():
                 object.__setattr__(value, name, item)
-        return value
+        return _with_beside(value, beside) if beside else value
 
     def _fitted(self, class_: type, state: dict[str, Any]) -> dict[str, Any]:
         return {name: state[name] if name in state else self.default(class_, name) for name in self.names}
@@ -118,7 +127,8 @@ class StructClass(Shape):
 
     def build(self, class_: type, state: dict[str, Any]) -> Any:
         """By its class, which fills in defaults; `__post_init__` is called, as msgspec itself does."""
-        return class_(**{name: item for name, item in state.items() if name in self.known})
+        value = class_(**{name: item for name, item in state.items() if name in self.known})
+        return _with_beside(value, state.get(BESIDE, {}))
 
 
 class NamedTupleClass(Shape):
@@ -129,13 +139,15 @@ class NamedTupleClass(Shape):
 
     def state(self, value: Any) -> Mapping[str, Any]:
         """The items by name."""
-        for extra in sorted(getattr(value, "__dict__", {})):
-            raise Refusal(f"it carries {extra!r} besides its items", "Declare it as a field.")
-        return dict(zip(self.names, tuple.__iter__(value), strict=True))
+        state = dict(zip(self.names, tuple.__iter__(value), strict=True))
+        if beside := self.beside(value):
+            state[BESIDE] = beside
+        return state
 
     def build(self, class_: Any, state: dict[str, Any]) -> Any:
         """From the items in their order."""
-        return tuple.__new__(class_, self._fitted(class_, state).values())
+        beside = state.pop(BESIDE, {})
+        return _with_beside(tuple.__new__(class_, self._fitted(class_, state).values()), beside)
 
     def default(self, class_: Any, name: str) -> Any:
         """Of the field."""
@@ -144,7 +156,7 @@ class NamedTupleClass(Shape):
 
 
 class PydanticModel(Shape):
-    """A `pydantic.BaseModel`: its fields, what was set of them, extra and private ones."""
+    """A `pydantic.BaseModel`: its fields, what was set of them, extra and private ones, and what was put beside them."""
 
     _SET: Final = "$set"
     _EXTRA: Final = "$extra"
@@ -167,20 +179,20 @@ class PydanticModel(Shape):
     def build(self, class_: Any, state: dict[str, Any]) -> Any:
         """As unpickling does it: nothing is validated a second time."""
         fields_set = set(state.pop(self._SET, self.known))
-        extra, private = state.pop(self._EXTRA, {}), state.pop(self._PRIVATE, {})
+        extra, private, beside = state.pop(self._EXTRA, {}), state.pop(self._PRIVATE, {}), state.pop(BESIDE, {})
         if state.keys() != self.known:
             state = self._fitted(class_, state)
         value = class_.__new__(class_)
         object.__setattr__(value, "__dict__", state)
         object.__setattr__(value, "__pydantic_fields_set__", fields_set)
-        beside = {
+        its_own = {
             "__pydantic_extra__": extra if class_.model_config.get("extra") == "allow" else None,
             "__pydantic_private__": private if class_.__private_attributes__ else None,
         }
-        for name, item in beside.items():
+        for name, item in its_own.items():
             if hasattr(_of_class(class_, name), "__set__"):  # a RootModel has no place for them
                 object.__setattr__(value, name, item)
-        return value
+        return _with_beside(value, beside) if beside else value
 
     def default(self, class_: Any, name: str) -> Any:
         """Of the field, or by its factory."""
@@ -216,7 +228,34 @@ class EnumClass(Shape):
         return class_(state["value"])
 
 
+class Stored(Shape):
+    """A class that is stored as something plainer; see `_stored`."""
+
+    def __init__(self, to_plain: Callable[[Any], Any], from_plain: Callable[[Any], Any]) -> None:
+        super().__init__(("value",))
+        self._to_plain = to_plain
+        self._from_plain = from_plain
+
+    def state(self, value: Any) -> Mapping[str, Any]:
+        """What `to_plain` makes of it."""
+        try:
+            return {"value": self._to_plain(value)}
+        except Exception as problem:
+            raise Refusal(f"its to_plain raised {type(problem).__name__}", "See durable.stored_as.") from None
+
+    def build(self, class_: type, state: dict[str, Any]) -> Any:
+        """What `from_plain` makes of that."""
+        try:
+            value = self._from_plain(state["value"])
+        except Exception as problem:
+            raise Misread(f"the from_plain of {class_.__qualname__} raised {type(problem).__name__}") from None
+        if type(value) is not class_:
+            raise Misread(f"the from_plain of {class_.__qualname__} made a {type(value).__name__}")
+        return value
+
+
 _shapes: Final[WeakKeyDictionary[type, Shape]] = WeakKeyDictionary()
+recipes: Final[dict[str, Callable[[type], Shape | None]]] = {}  # for the classes of a package, by its name
 
 
 def shape_of(class_: type) -> Shape | None:
@@ -229,7 +268,15 @@ def shape_of(class_: type) -> Shape | None:
     return shape
 
 
+def give_shape(class_: type, shape: Shape) -> None:
+    """Let instances of exactly this class be written like that."""
+    _shapes[class_] = shape
+
+
 def _new_shape(class_: Any) -> Shape | None:
+    recipe = recipes.get(class_.__module__.partition(".")[0])
+    if recipe is not None and (shape := recipe(class_)) is not None:
+        return shape
     if isinstance(class_, EnumType):
         return EnumClass()
     if issubclass(class_, msgspec.Struct):
@@ -252,6 +299,12 @@ def _in_dict(class_: type, names: tuple[str, ...]) -> bool:
         raise Refusal("its class is built on a type that holds more than fields", "Hold that in a field.") from None
     behind = (_of_class(class_, name) for name in names)
     return hasattr(blank, "__dict__") and not any(hasattr(place, "__set__") for place in behind)
+
+
+def _with_beside(value: Any, beside: Mapping[str, Any]) -> Any:
+    if beside:
+        value.__dict__.update(beside)  # no attribute is set, which could start a setter
+    return value
 
 
 def _of_class(class_: type, name: str) -> object:

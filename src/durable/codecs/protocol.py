@@ -10,7 +10,9 @@ __all__ = ["Codec"]
 class Codec(Protocol):
     """How values are written. All three verbs are called from any thread, and never wait for anything.
 
-    `annotation` is what the function that made the value says it returns, None when it says nothing.
+    `annotation` is what the function that made the value says it returns, None when it says nothing. A codec may have a
+    fourth verb, `check_promise(annotation, *, what)`, which raises `UnstorableValue` for an annotation of which it can
+    write no value: it is asked before a body is called.
     """
 
     @property

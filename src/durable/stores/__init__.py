@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from durable import (
+    _environment as _environment,
+)  # first, and also where another `durable/__init__.py` has replaced ours
+
+# isort: split
 import os
 from collections.abc import Sequence
 
 from psycopg_pool import ConnectionPool
 
+from durable._border import public
 from durable.codecs import Codec
 from durable.errors import InvalidArgument
 from durable.stores._memory import MemoryStore
@@ -33,6 +39,7 @@ __all__ = [
 ]
 
 
+@public("postgres")
 def postgres(
     url: str | None = None,
     *,
@@ -54,7 +61,9 @@ def postgres(
     - `table` names the documented table; the journal, the leases, the signals and a view stand beside it (`durable_steps`,
       `durable_locks`, `durable_signals`, `durable_runs`). One that another tool of its format has made is shared with it.
     - `schema` is where they all are, by default wherever the role's search path leads.
-    - `prefix` is put before every id, so that several stores can share the tables and never see each other's runs.
+    - `prefix` is put before every id, so that several stores can share the tables. It ends in a separator (`tenant1:`, or any
+      other punctuation), so that no other name is begun by it. What lies below it is one tree: a store of `a:` holds the
+      runs of `a:b:` too, and one without a prefix holds all.
     - `auto_create_table`: make the tables at first use. If not, they are checked, and `SchemaMismatch` says what is missing;
       `python -m durable.stores` prints the script that makes them.
     - `lock`: a run that somebody is executing is refused to others. Its table's name can be given instead of True. With
@@ -66,13 +75,13 @@ def postgres(
     - `max_transactions`: how many `step.transaction` of this process may be open at once; each has a connection, of the pool if
       there is one (two of which are left to checkpoints, where it has so many). The others wait.
     - `strict`: refuse a server whose settings let it lose what it acknowledged (`fsync`, `full_page_writes` or
-      `synchronous_commit` off) with `UnsuitableServer`. Otherwise the log warns of them at first use. A role's
-      `synchronous_commit=off` is turned on in our own connections, where these lead to PostgreSQL directly.
+      `synchronous_commit` off), and UNLOGGED tables, with `UnsuitableServer`. Otherwise the log warns of them at first use.
+      A role's `synchronous_commit=off` is turned on in our own connections, where these lead to PostgreSQL directly.
     - `take_over_dead=False` lets a run whose owner died on this machine wait for its lease instead of going on at once.
 
-    Raises `InvalidArgument` without URL and pool, or with both, and for names that PostgreSQL could not keep (63 bytes); at
-    first use `StoreUnavailable`, `AccessDenied`, `UnsuitableServer` (another database than PostgreSQL 12 or newer, a standby,
-    read-only sessions) or `SchemaMismatch`.
+    Raises `InvalidArgument` without URL and pool, or with both, for a prefix that ends in no separator, and for names that
+    PostgreSQL could not keep (63 bytes); at first use `StoreUnavailable`, `AccessDenied`, `UnsuitableServer` (another database
+    than PostgreSQL 12 or newer, a standby, read-only sessions) or `SchemaMismatch`.
     """
     if url is None and pool is None:
         url = os.environ.get("DATABASE_URL") or None
@@ -105,6 +114,7 @@ def postgres(
     )
 
 
+@public("script")
 def script(
     *,
     table: str = "durable_snapshots",
@@ -135,6 +145,7 @@ class EmbeddedStore(PostgresStore):
         self._server.close()
 
 
+@public("embedded")
 def embedded(
     path: str | os.PathLike[str] = ".durable",
     *,
@@ -153,6 +164,7 @@ def embedded(
     return EmbeddedStore(Server(path), names, codec)
 
 
+@public("memory")
 def memory(*, codec: Codec | Sequence[Codec] | None = None) -> MemoryStore:
     """A store in this process: for unit tests, gone when the process ends. `codec` as for `postgres`."""
     return MemoryStore(codec=codec)

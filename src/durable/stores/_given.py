@@ -28,17 +28,24 @@ def run_store(store: AnyStore) -> RunStore:
             )
         runs: RunStore = given
         return runs
-    verbs = (*_VERBS, "close")
-    if isinstance(store, str | type) or not all(hasattr(store, verb) for verb in verbs):
-        raise InvalidArgument(
-            f"store must be a store, like postgres(url) or embedded(), or an object with the verbs "
-            f"{', '.join(verbs)}, not {store if isinstance(store, type) else type(store).__name__}"
-        )
+    _check(store, (*_VERBS, "close"))
     return AwaitedSnapshots(given) if is_awaited(store) else WholeSnapshots(given)
 
 
+def _check(store: object, verbs: tuple[str, ...]) -> None:
+    if isinstance(store, str | type) or not all(hasattr(store, verb) for verb in verbs):
+        given, called = type(store).__name__, getattr(store, "__name__", "")
+        if callable(store) and called:
+            given = f"{called} itself: call it, {called}(…)"
+        raise InvalidArgument(
+            f"store must be a store, like postgres(url) or embedded(), or an object with the verbs "
+            f"{', '.join(verbs)}, not {given}"
+        )
+
+
 def is_awaited(store: object) -> bool:
-    """Whether its verbs are coroutines; `InvalidArgument` if some are and some are not."""
+    """Whether its verbs are coroutines; `InvalidArgument` if some are and some are not, or if it has none."""
+    _check(store, _VERBS)
     awaited = [verb for verb in _VERBS if inspect.iscoroutinefunction(getattr(store, verb, None))]
     if awaited and len(awaited) < len(_VERBS):
         rest = ", ".join(verb for verb in _VERBS if verb not in awaited)

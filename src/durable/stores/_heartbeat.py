@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from durable._engine.leases import Lease
+from durable._engine.leases import LOOK_EVERY, Lease
 from durable.clocks import Clock
 
 _RETRY: Final = 0.1  # of the shortest lease: how soon a failed renewal is tried again
@@ -21,10 +23,22 @@ class Heartbeat:
     `renew` is given leases and returns the tokens that still stand, each with whether it was renewed (or was out of reach
     for the moment); it is called by this thread only, so it may keep a connection of its own. When it raises, it is called
     again until the leases' deadlines have passed: one failed renewal is not a lost lease.
+
+    `look` is given the leases whose holders wait, twice a second while there are some, and notes on them that their runs were
+    cancelled. One question for all of them: it costs the same for one run and for a thousand. When it raises, there is a pause
+    of ten looks: a cancellation is heard with the next renewal at the latest.
     """
 
-    def __init__(self, renew: Callable[[Sequence[Lease]], Mapping[str, bool]], clock: Clock) -> None:
+    def __init__(
+        self,
+        renew: Callable[[Sequence[Lease]], Mapping[str, bool]],
+        look: Callable[[Sequence[Lease]], object],
+        clock: Clock,
+    ) -> None:
         self._renew = renew
+        self._look = look
+        self._next_look = 0.0
+        self._pid = os.getpid()
         self._clock = clock
         self._kept: dict[str, tuple[Lease, Callable[[], bool]]] = {}
         self._changed = threading.Condition()
@@ -35,6 +49,7 @@ class Heartbeat:
         """Renew this lease from now on, for as long as `alive()` says that somebody works under it."""
         with self._changed:
             self._kept[lease.token] = (lease, alive)
+            lease.on_wait = self._wake
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="durable-heartbeat", daemon=True)
                 self._thread.start()
@@ -44,6 +59,13 @@ class Heartbeat:
         """Renew it no more."""
         with self._changed:
             self._kept.pop(lease.token, None)
+
+    def deleted(self, rows: Sequence[str]) -> None:
+        """The runs of these rows are being deleted here: it is not the database that has lost them."""
+        with self._changed:
+            for lease, _ in self._kept.values():
+                if lease.row in rows:
+                    lease.gone = "the run was deleted"
 
     def close(self) -> None:
         """End the thread, after the renewal that it may be in."""
@@ -61,6 +83,7 @@ class Heartbeat:
         leases = [lease for lease, alive in kept if self._lives(lease, alive)]
         if not leases:
             return True
+        self._next_look = max(self._next_look, self._clock.elapsed() + LOOK_EVERY)  # which is as good as a look
         sent = self._clock.elapsed()
         try:
             standing = self._renew(leases)
@@ -87,6 +110,25 @@ class Heartbeat:
             if self._kept.pop(lease.token, None) is not None:
                 lease.lost = "another execution has taken it over"
 
+    def _wake(self) -> None:
+        if os.getpid() != self._pid:  # a run in flight at a fork, in the child: the lock may be held for ever there
+            return
+        with self._changed:
+            self._changed.notify()
+
+    def _looked(self) -> None:
+        """Ask whether runs that wait were cancelled."""
+        now = self._clock.elapsed()
+        with self._changed:
+            waiting = [lease for lease, _ in self._kept.values() if lease.is_waiting(now) and not lease.cancelled]
+        self._next_look = now + LOOK_EVERY
+        try:
+            if waiting:
+                self._look(waiting)
+        except Exception as problem:
+            _log.debug("%d runs that wait could not be looked at (%s)", len(waiting), type(problem).__name__)
+            self._next_look = now + 10 * LOOK_EVERY
+
     def _run(self) -> None:
         pause = 0.0
         while True:
@@ -94,13 +136,19 @@ class Heartbeat:
                 self._changed.wait_for(lambda: self._closed or self._kept)
                 if self._closed:
                     return
-                wait = max(pause, self._next_due() - self._clock.elapsed())
-                if wait > 0:
-                    pause = 0.0
-                    self._changed.wait(wait)
+                now = self._clock.elapsed()
+                wait = max(pause, self._next_due() - now)
+                is_waited = any(lease.is_waiting(now) and not lease.cancelled for lease, _ in self._kept.values())
+                looks_in = max(0.0, self._next_look - now) if is_waited else math.inf
+                if wait > 0 and looks_in > 0:
+                    self._changed.wait(min(wait, looks_in))
+                    pause = max(0.0, pause - (self._clock.elapsed() - now))
                     continue
                 shortest = min(lease.seconds for lease, _ in self._kept.values())
-            pause = 0.0 if self.beat() else shortest * _RETRY
+            if wait > 0:
+                self._looked()
+            else:
+                pause = 0.0 if self.beat() else shortest * _RETRY
 
     def _next_due(self) -> float:
         return min(lease.due() for lease, _ in self._kept.values())

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Self
 
 from msgspec import structs
 
+from durable._border import public_verbs
+from durable._durations import Duration
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import Lease
 from durable._engine.runs import adopted, executable, is_foreign
@@ -19,8 +21,9 @@ from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, chosen
 from durable.documents import Snapshot, journal_of, snapshot_of
 from durable.errors import ConcurrentExecution, InvalidArgument, LeaseLost, RunCancelled
-from durable.snapshot import Execution, Header, Kind, Record, Status, checked_name
+from durable.snapshot import Execution, Header, Kind, Record, Status, checked_name, standing, taken_up
 from durable.stores._heartbeat import Heartbeat
+from durable.stores._owner import this_process
 from durable.stores._threads import ThreadedStore
 from durable.stores.listing import (
     FORCE_ADVICE,
@@ -56,6 +59,7 @@ class _Signal(NamedTuple):
     payload: str
 
 
+@public_verbs("store", "save", "load", "delete", "list", "purge", "stats", "status")
 class MemoryStore:
     """Runs kept in this process: the model that every store is compared with."""
 
@@ -68,7 +72,7 @@ class MemoryStore:
         self._numbers = itertools.count(1)
         self._aio: ThreadedStore | None = None
         self._closed = False
-        self._heartbeat = Heartbeat(self._renew, self.clock)
+        self._heartbeat = Heartbeat(self._renew, self._look, self.clock)
 
     def __repr__(self) -> str:
         return "<durable store in memory>"
@@ -96,8 +100,11 @@ class MemoryStore:
             if is_foreign(run.header):
                 run.header = adopted(claim, run.header)
                 if claim.input is not None:
-                    run.records[0] = Record(0, Kind.INPUT, Kind.INPUT, claim.input.decode())
-            self._set_status(run, Status.RUNNING)
+                    self._keep(run, Record(0, Kind.INPUT, Kind.INPUT, claim.input.decode()))
+            run.updated_at = self.clock.now()
+            moment, execution = run.updated_at.isoformat(), run.header.execution
+            execution = taken_up(execution, epoch=run.epoch, owner=this_process(), moment=moment)
+            run.header = structs.replace(run.header, execution=execution)
             lease = Lease(claim.run_id, run.token, run.epoch, claim.seconds, sent)
             granted = Granted(lease, run.header, _in_order(run))
         self._heartbeat.keep(lease, alive)
@@ -107,13 +114,13 @@ class MemoryStore:
         """See `RunStore.checkpoint`."""
         with self._lock:
             run = self._fenced(lease)
-            run.records[record.seq] = record
+            self._keep(run, record)
 
     def finish(self, lease: Lease, status: Status, record: Record) -> None:
         """See `RunStore.finish`."""
         with self._lock:
             run = self._fenced(lease)
-            run.records[record.seq] = record
+            self._keep(run, record)
             self._set_status(run, status)
             run.token = None
         self._heartbeat.drop(lease)
@@ -163,9 +170,11 @@ class MemoryStore:
         checked_name("a run's id", id)
         header, records = journal_of(checked_snapshot(id, snapshot))
         with self._lock:
-            run = self._free(id, force) or _Run()
-            self._runs[id] = run
-            run.epoch, run.token, run.cancelled = run.epoch + 1, None, False
+            run = self._free(id, force)
+            epoch = 0 if run is None else run.epoch + 1
+            run = self._runs[id] = run or _Run()
+            # Those of a run that was copied from elsewhere go on to be counted as they were there.
+            run.epoch, run.token, run.cancelled = max(epoch, header.execution.epoch), None, False
             run.records = {record.seq: record for record in records}
             run.updated_at = self.clock.now()
             if not header.execution.last_updated:
@@ -190,6 +199,8 @@ class MemoryStore:
             if run is None or self._held(run) or self.load(run_id) != old:
                 return False
             self.save(run_id, new)
+            for record in _in_order(run):
+                run.records[record.seq] = self._dated(record, run.epoch)
             return True
 
     def delete(self, id: str, *, force: bool = False) -> None:
@@ -214,7 +225,7 @@ class MemoryStore:
         return [line for line in lines if after is None or _newest_last(line) < _newest_last(after)][: page.limit]
 
     def purge(
-        self, *, older_than: float, status: RunStatus | None = "completed", progress: Progress | None = None
+        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
     ) -> int:
         """See `PostgresStore.purge`."""
         seconds, wanted = asked_to_purge(older_than, status)
@@ -307,8 +318,11 @@ class MemoryStore:
         run = self._runs.get(lease.run_id)
         if run is not None and run.cancelled:
             raise RunCancelled(lease.run_id)
-        if run is None or run.token != lease.token:
-            raise LeaseLost(lease.run_id, "another execution has taken it over")
+        if run is None:
+            raise LeaseLost(lease.run_id, "the run was deleted")
+        if run.token != lease.token:
+            taken = run.epoch != lease.epoch
+            raise LeaseLost(lease.run_id, "another execution has taken it over" if taken else "it was given back")
         return run
 
     def _renew(self, leases: Sequence[Lease]) -> dict[str, bool]:
@@ -322,12 +336,25 @@ class MemoryStore:
                 lease.cancelled = run is not None and run.cancelled
         return standing
 
+    def _look(self, leases: Sequence[Lease]) -> None:
+        with self._lock:
+            for lease in leases:
+                run = self._runs.get(lease.run_id)
+                lease.cancelled = run is not None and run.cancelled
+
+    def _keep(self, run: _Run, record: Record) -> None:
+        run.records[record.seq] = self._dated(record, run.epoch)
+
+    def _dated(self, record: Record, epoch: int) -> Record:
+        """The record, and when and under which lease it was stored, where it does not say."""
+        seq, key, kind, text, at, under = record
+        return Record(seq, key, kind, text, at or self.clock.now(), under or epoch)
+
     def _set_status(self, run: _Run, status: Status) -> None:
         assert run.header is not None  # noqa: S101 -- written by the same begin
         run.updated_at = self.clock.now()
-        moment = run.updated_at.isoformat()
-        completed_at = moment if status is Status.COMPLETED else None
-        execution = Execution(status, last_updated=moment, completed_at=completed_at)
+        records = _in_order(run) if status is Status.FAILED else ()
+        execution = standing(run.header.execution, status, run.updated_at.isoformat(), records)
         run.header = structs.replace(run.header, execution=execution)
 
 

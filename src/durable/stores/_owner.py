@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+HOST: Final = f"{socket.gethostname()}:"  # what the owners of this machine begin with
 _KEEP_STALE: Final = 7 * 24 * 3600.0  # seconds: files of dead owners prove their death; much later nobody asks
 
 
@@ -32,7 +33,7 @@ class Owner:
         with contextlib.suppress(OSError):  # without the file a restart waits for the lease, which is always right
             self._make_file()
         # For the lease: who owns it, and where the proof lies.
-        self.text = f"{socket.gethostname()}:{os.getpid()} {self._path or ''}".rstrip()
+        self.text = f"{this_process()} {self._path or ''}".rstrip()
 
     def close(self) -> None:
         """Take the file away: whatever lease is still held is to end by itself."""
@@ -53,6 +54,11 @@ class Owner:
         os.write(lock, content)
         self._path, self._lock = path, lock
         _locks.add(lock)
+
+
+def this_process() -> str:
+    """This process as people know it, and as a run's header names who executed it."""
+    return f"{HOST}{os.getpid()}"
 
 
 _locks: Final[set[int]] = set()

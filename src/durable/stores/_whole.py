@@ -25,7 +25,7 @@ from durable.errors import (
     StoreUnavailable,
     UnreadableRecord,
 )
-from durable.snapshot import Execution, Header, Record, Status
+from durable.snapshot import Execution, Header, Record, Status, standing
 from durable.stores._memory import MemoryStore
 from durable.stores._threads import ThreadedStore
 from durable.stores.protocol import AsyncSnapshotStore, Isolation, SnapshotStore, Transaction
@@ -102,10 +102,11 @@ class Whole:
         return reply
 
     def _checkpointed(self, lease: Lease, record: Record, status: Status | None = None) -> Work[None]:
+        record = Record(*record[:4], self._clock.now(), lease.epoch)
         self._leases.checkpoint(lease, record)
-        header = self._header if status is None else self._as(status)
         self._records.append(record)
         try:
+            header = self._header if status is None else self._as(status)
             yield from self._saved(lease.run_id, f"the record {record.key!r}", header)
         except BaseException:
             self._records.remove(record)
@@ -156,9 +157,7 @@ class Whole:
             self._leases.delete(lease.run_id)
 
     def _as(self, status: Status) -> Header:
-        moment = self._clock.now().isoformat()
-        completed_at = moment if status is Status.COMPLETED else None
-        execution = Execution(status, last_updated=moment, completed_at=completed_at)
+        execution = standing(self._header.execution, status, self._clock.now().isoformat(), self._records)
         return structs.replace(self._header, execution=execution)
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:  # noqa: ARG002

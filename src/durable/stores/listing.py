@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
+from durable._durations import in_seconds
 from durable.documents import Snapshot
-from durable.errors import InvalidArgument
+from durable.errors import InvalidArgument, UnreadableRecord
 from durable.snapshot import checked_name
 
 __all__ = ["Asked", "Listed", "Progress", "RunStatus", "Stats"]
@@ -22,6 +24,9 @@ Progress: TypeAlias = Callable[[int], object]
 PAGE: Final = 100  # snapshots in a page, and runs deleted in one transaction
 NO_MOMENT: Final = datetime.min.replace(tzinfo=UTC)  # of a row that another tool wrote without one
 FORCE_ADVICE: Final = "Wait until it has ended, or pass force=True: whoever executes it can then write nothing more."
+SEPARATORS: Final = (
+    string.punctuation
+)  # what a store's prefix may end in: no name goes on after it, so none is begun by it
 _LARGEST_PAGE: Final = 100_000
 
 
@@ -35,10 +40,12 @@ class Listed(NamedTuple):
 class Stats(NamedTuple):
     """How much a store holds: runs by where they stand, records of the journal, and bytes on disk, indexes included.
 
-    `unreadable` are those whose status is a word that nobody knows.
+    `unreadable` are those whose status is a word that nobody knows. `orphaned` are journals whose header somebody has
+    deleted, which are no runs: `purge` takes them, and `delete(id)` each.
 
-    The runs are those of the store's prefix; `records` (an estimate, where counting would read everything) and `bytes`
-    are those of its tables.
+    Runs, records and orphans are those of the store's prefix, `bytes` those of its whole tables. All are exact, but where the
+    journals take more than 128 MiB: there `records` `is_estimate` (never 0 where there are some), by the server's statistics,
+    and an orphan without a row among the leases, which every run leaves there, is not seen.
     """
 
     running: int
@@ -49,6 +56,8 @@ class Stats(NamedTuple):
     unreadable: int
     records: int
     bytes: int
+    orphaned: int = 0
+    is_estimate: bool = False
 
     @property
     def runs(self) -> int:
@@ -78,17 +87,30 @@ def asked(prefix: object, limit: object, status: object, after: object) -> Asked
 
 def asked_to_purge(older_than: object, status: object) -> tuple[float, RunStatus | None]:
     """Age in seconds and status of what is to go, or `InvalidArgument`."""
-    if isinstance(older_than, bool) or not isinstance(older_than, int | float) or not 0 <= older_than < math.inf:
+    seconds = in_seconds("older_than", older_than)
+    if not 0 <= seconds < math.inf:
         raise InvalidArgument(f"older_than must be a number of seconds, zero or more, not {older_than!r}")
     checked = _status(status)
     if checked == "running":
         raise InvalidArgument('runs that somebody is executing are never purged: status may not be "running"')
-    return float(older_than), checked
+    return seconds, checked
 
 
 def checked_prefix(prefix: object) -> str:
-    """A store's prefix: text that an id can begin with."""
-    return "" if prefix == "" else checked_name("prefix", prefix)
+    """A store's prefix: text that an id can begin with, up to and with a separator.
+
+    Without one the store of `tenant1` would hold the runs of `tenant10` too: it would list them, and purge them.
+    """
+    if prefix == "":
+        return ""
+    checked = checked_name("prefix", prefix)
+    if checked[-1] not in SEPARATORS:
+        shown = checked[-40:]
+        raise InvalidArgument(
+            f"prefix {shown!r} must end in a separator, like ':' or '/' (one of {SEPARATORS}): without one this store would "
+            f"also see, and purge, the runs of a prefix that begins with it, like {shown + '0'!r}: write {shown + ':'!r}"
+        )
+    return checked
 
 
 def checked_snapshot(id: str, snapshot: Snapshot | Mapping[str, Any]) -> Snapshot:
@@ -98,6 +120,13 @@ def checked_snapshot(id: str, snapshot: Snapshot | Mapping[str, Any]) -> Snapsho
     if not isinstance(snapshot, Mapping):
         raise InvalidArgument(f"a snapshot or its document can be saved, not {type(snapshot).__name__}")
     return Snapshot.from_document(snapshot, run_id=id)
+
+
+def headless(id: str) -> UnreadableRecord:
+    """The error of a run whose header is gone, and whose journal is there: what it would replay is nobody's any more."""
+    return UnreadableRecord(
+        id, "the header", "it is missing, and its journal is there: store.delete(id) takes away what is left of the run"
+    )
 
 
 def stands(status: str, *, held: bool) -> RunStatus | None:

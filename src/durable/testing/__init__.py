@@ -8,6 +8,7 @@ from durable.testing.replays import Replayed, replay
 from durable.testing.run_stores import RunStoreSuite
 from durable.testing.scripts import Script
 from durable.testing.snapshot_stores import LeasedStoreSuite, SnapshotStoreSuite
+from durable.testing.survival import survives
 from durable.testing.transactions import TransactionSuite
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "SnapshotStoreSuite",
     "TransactionSuite",
     "replay",
+    "survives",
 ]

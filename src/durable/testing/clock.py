@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from durable._durations import Duration, in_seconds
 from durable.errors import DurableError, InvalidArgument, Unwind
 
 __all__ = ["JumpingClock", "RehearsalError", "Watch"]
@@ -41,11 +42,11 @@ class JumpingClock:
     signal without time-out, is given `patience` real seconds, in which the test may send it; then `RehearsalError`.
     """
 
-    def __init__(self, start: datetime = _START, *, patience: float = 10.0) -> None:
+    def __init__(self, start: datetime = _START, *, patience: Duration = 10.0) -> None:
         if start.tzinfo is None:
             raise InvalidArgument("start must be an aware datetime, like datetime(2026, 1, 1, tzinfo=UTC)")
         self._start = start.astimezone(UTC)
-        self._patience = patience
+        self._patience = in_seconds("patience", patience)
         self._elapsed = 0.0
         self._changed = threading.Condition()
         self._open: set[Watch] = set()
@@ -67,7 +68,7 @@ class JumpingClock:
         """Seconds that have passed on this clock since its start."""
         return self._elapsed
 
-    def after(self, seconds: float, action: Action) -> None:
+    def after(self, seconds: Duration, action: Action) -> None:
         """Call `action()` when so many seconds have passed from now on: a signal, a cancellation, the world's next move.
 
         It is called by the run that is woken with it, or by `advance`. An async function is awaited, in an async workflow.
@@ -76,7 +77,7 @@ class JumpingClock:
             heapq.heappush(self._actions, (self._elapsed + _checked(seconds), next(self._numbers), action))
             self.stirred()
 
-    def advance(self, seconds: float) -> None:
+    def advance(self, seconds: Duration) -> None:
         """Let time pass, whoever works: what is due meanwhile is called, and who waits for it is woken."""
         until = self._elapsed + _checked(seconds)
         while (action := self._to(until)) is not None:
@@ -344,9 +345,10 @@ class _Waiter:
 
 
 def _checked(seconds: Any) -> float:
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
-        raise InvalidArgument(f"time passes in seconds, zero or more, not {seconds!r}")
-    return float(seconds)
+    duration = in_seconds("the time that passes", seconds)
+    if not 0 <= duration < math.inf:
+        raise InvalidArgument(f"the time that passes must be seconds, zero or more, not {seconds!r}")
+    return duration
 
 
 def _finish(answer: object) -> None:

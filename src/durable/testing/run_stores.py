@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from threading import Barrier
 from typing import Any
 
@@ -151,10 +152,12 @@ class RunStoreSuite:
         refused(store.begin(a_claim(after_failure=False), alive))
 
     def test_another_run_under_the_same_id_is_refused(self, store: RunStore) -> None:
-        """Another workflow, version or input; nothing is changed by it."""
-        store.release(granted(store.begin(a_claim(input=b"1", input_hash="h"), alive)).lease)
+        """Another workflow, function, version or input; nothing is changed by it."""
+        first = a_claim(function="shop:checkout", input=b"1", input_hash="h")
+        store.release(granted(store.begin(first, alive)).lease)
         changes: tuple[dict[str, Any], ...] = (
             {"workflow": "other"},
+            {"function": "library:checkout"},
             {"version": 2},
             {"input": b"2", "input_hash": "i"},
         )
@@ -162,7 +165,10 @@ class RunStoreSuite:
             reply = refused(store.begin(a_claim(**change), alive))
             assert reply.header is not None
             assert reply.header.workflow_name == "checkout"
-        assert granted(store.begin(a_claim(), alive)).lease.epoch == 2
+        lease = granted(store.begin(a_claim(), alive)).lease  # of a workflow whose name was given
+        assert lease.epoch == 2
+        store.release(lease)
+        assert granted(store.begin(a_claim(function="shop:checkout"), alive)).lease.epoch == 3
 
     def test_a_claim_that_may_not_create_creates_nothing(self, store: RunStore) -> None:
         """It is refused without a header."""
@@ -195,6 +201,29 @@ class RunStoreSuite:
         reply = granted(store.begin(a_claim(), alive))
         assert [record.seq for record in reply.records] == list(range(1, 101))
         store.release(reply.lease)
+
+    def test_a_record_that_is_read_says_when_and_under_which_lease_it_was_stored(self, store: RunStore) -> None:
+        """By the store's clock, so in the order in which they were written; and under leases that are counted."""
+        first = granted(store.begin(a_claim(input=b"7", input_hash="h"), alive)).lease
+        store.checkpoint(first, a_step(1, "one"))
+        store.release(first)
+        second = granted(store.begin(a_claim(), alive))
+        store.checkpoint(second.lease, a_step(2, "two"))
+        store.finish(second.lease, Status.FAILED, FAILURE)
+        third = granted(store.begin(a_claim(), alive))
+        store.release(third.lease)
+        records, epochs = third.records, (first.epoch, second.lease.epoch)
+        assert [(record.key, record.epoch) for record in records] == [
+            ("input", epochs[0]),
+            ("one", epochs[0]),
+            ("two", epochs[1]),
+            ("failure", epochs[1]),
+        ]
+        assert epochs[0] < epochs[1] < third.lease.epoch
+        moments = [record.at for record in records if record.at is not None]
+        assert len(moments) == len(records)
+        assert moments == sorted(moments)
+        assert all(moment.utcoffset() == timedelta(0) for moment in moments)
 
     def test_a_run_is_replaced_while_it_is_what_was_loaded(self, store: RunStore) -> None:
         """Not once it has been written, nor while somebody executes it; and what replaced it is what is granted."""

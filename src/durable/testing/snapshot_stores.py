@@ -64,6 +64,17 @@ class SnapshotStoreSuite:
             "name": "three",
             "ok": False,
             "error": {"type": "builtins:ValueError", "message": "no", "args": ["no"]},
+            "seconds": 0.125,
+            "attempt": 2,
+            "at": "2026-01-15T10:30:00.000001Z",
+            "epoch": 3,
+        }
+        began = {"epoch": 2, "owner": "app-1:7", "began": "2026-01-15T10:28:00+00:00"}
+        document["execution"] |= {
+            "startedAt": "2026-01-15T10:28:00+00:00",
+            "epoch": 3,
+            "owner": "app-2:7",
+            "earlier": [began],
         }
         document |= {"input": {"order": 7}, "failure": {"error": {"type": "builtins:ValueError", "message": "no"}}}
         snapshot = Snapshot.from_document(document)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 from msgspec import Raw, Struct
@@ -16,19 +15,22 @@ from durable._engine import batches
 from durable._engine.batches import MOST_BYTES, MOST_RECORDS, SLOWEST, Verb, latest_under
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import Lease
-from durable._engine.runs import described
+from durable._engine.runs import described, executable
 from durable.clocks import Clock
 from durable.documents import header_and_records
 from durable.errors import DurableError, LeaseLost, RecordsLost, RunCancelled
 from durable.snapshot import Execution, Header, Kind, Record, Status
 from durable.stores._postgres.connections import Lane
-from durable.stores._postgres.statements import numbered
-from durable.stores._postgres.writer import ABSENT, Job
+from durable.stores._postgres.demands import hiding
+from durable.stores._postgres.statements import numbered, stored
+from durable.stores._postgres.writer import ABSENT, Job, dropped
+from durable.stores.listing import headless
 
 _OVERHEAD = 200  # bytes that an entry takes besides its text, about
 _BEFORE_ALL = -(2**31)  # the place of no record
 _OVER = "it had ended before the reply to its claim came"
 _TAKEN = "another execution has taken it over"
+_RETURNED = "it was given back"
 NOT_ITS_OWN = "a record that is not its own stands in its place"
 
 _json = msgspec.json.Encoder()
@@ -66,13 +68,22 @@ class Found:
     """
 
     __slots__ = (
-        "_standing", "document", "is_long", "lease", "mine", "place", "random", "records", "row", "run_id", "server", "size",
+        "_is_free", "_standing",
+        "document", "is_long", "lease", "mine", "place", "problem", "random", "records", "row", "run_id", "server", "size",
         "token", "workflow",
     )  # fmt: skip
 
     def __init__(self, claiming: Claiming, standing: Sequence[Any], server: str) -> None:
         claim = claiming.claim
-        epoch, token, owner, expires_in, exists, document = standing
+        epoch, token, owner, expires_in, exists, document, is_headless, is_hidden = standing
+        is_mine = token == f"{epoch}:{claiming.random}"
+        self.problem: DurableError | None = None
+        if is_hidden:
+            self.problem = hiding()
+        elif is_headless:
+            self.problem = headless(claim.run_id)
+        elif is_mine and not exists:
+            self.problem = dropped("documented runs")
         self.run_id, self.row, self.workflow = claim.run_id, claiming.row, claim.workflow
         self.random = claiming.random
         self.token: str | None = token
@@ -84,7 +95,8 @@ class Found:
         self.server = server
         self.lease: Lease | None = None
         self._standing = (owner, expires_in) if token is not None and expires_in > 0 else (None, None)
-        if exists and claiming.sent is not None and token == f"{epoch}:{claiming.random}":
+        self._is_free = epoch is None
+        if is_mine and token is not None and claiming.sent is not None:
             self.lease = Lease(claim.run_id, token, epoch, claim.seconds, claiming.sent, claiming.row)
 
     @property
@@ -100,21 +112,30 @@ class Found:
     def add(self, rows: Sequence[tuple[Any, ...]]) -> None:
         """One more page, as rows of `read_journals`."""
         self.place = None
-        for number, (_, _, seq, key, kind, text, size) in enumerate(rows):
+        for number, (_, _, seq, key, kind, text, at, epoch, size) in enumerate(rows):
             if text is None or number == MOST_RECORDS:
                 self.place, self.size = seq, max(MOST_BYTES, size)
                 return
-            # One text for all kinds alike: a text for each record would be a tenth of all that a resumed run holds.
-            self.records.append(Record(seq, key, sys.intern(kind), text))
+            self.records.append(stored(seq, key, kind, text, at, epoch))
+
+    def is_dropped(self, claim: Claim) -> bool:
+        """Whether the lease was free, was taken, and is not there."""
+        if not self._is_free or self.problem is not None or self.is_long:
+            return False
+        try:
+            header = None if self.document is None else header_and_records(self.document, run_id=self.run_id)[0]
+        except DurableError:
+            return False
+        return executable(claim, header)
 
     def reply(self) -> ClaimReply:
         """The reply to the claim, or its error raised."""
-        header, told, problem = None, list[Record](), None
+        header, told, problem = None, list[Record](), self.problem
         if self.document is not None:
             try:
                 header, told = header_and_records(self.document, run_id=self.run_id)
             except DurableError as unreadable:
-                problem = unreadable
+                problem = problem or unreadable
         if self.lease is not None:
             known = header or Header(self.workflow, Execution(Status.RUNNING))
             self.lease.known(len(self.records), self.server)
@@ -210,11 +231,28 @@ def receive_job(lease: Lease, name: str, taken: Sequence[int]) -> Job:
     return Job(Verb.RECEIVE, lease.run_id, _OVERHEAD, lease.deadline, what=what, payload=row)
 
 
-def refused(lease: Lease, token: str | None, owner: str | None) -> DurableError | None:
-    """Why this lease may write no more, by what stands in its row; None when it may."""
+Standing: TypeAlias = tuple[str | None, str | None, int]
+"""What stands in a lease's row: token, owner, epoch."""
+
+
+def refused(lease: Lease, standing: Standing | None) -> DurableError | None:
+    """Why this lease may write no more, by what stands in its row, if there is one; None when it may.
+
+    An epoch only rises. One that is lower, or another's under the same, is of a time before this claim, or of a row that was
+    made anew after the run had been deleted; so is none at all. Which of the two, only who has seen the deletion can tell.
+    """
+    token, owner, epoch = standing or (None, None, -1)
     if token == lease.token:
         return None
-    return RunCancelled(lease.run_id) if token is None and owner == "cancelled" else LeaseLost(lease.run_id, _TAKEN)
+    if epoch > lease.epoch or (epoch == lease.epoch and token is None):
+        if token is None and owner == "cancelled":
+            return RunCancelled(lease.run_id)
+        return LeaseLost(lease.run_id, _TAKEN if epoch > lease.epoch else _RETURNED)
+    if lease.gone is not None:
+        return LeaseLost(lease.run_id, lease.gone)
+    return RecordsLost(
+        lease.run_id, "its lease is not there any more" if standing is None else "its lease is an earlier one"
+    )
 
 
 def strange(lane: Lane, leases: Iterable[Lease]) -> Sequence[tuple[Lease, int]]:
@@ -281,18 +319,16 @@ class Statements:
         with _transaction(lane):
             leases = lane.also(self._sql[leases_by], (ids,))
             nonces = lane.also(self._sql["read_nonces"], (ids, seqs))
-        owners = {run_id: (token, owner) for run_id, token, owner in leases}
+        owners: dict[str, Standing] = {run_id: (token, owner, epoch) for run_id, token, owner, epoch in leases}
         found = {(run_id, seq): nonce for run_id, seq, nonce in nonces}
         return [self._fate(write, owners, found) for write in writes]
 
-    def _fate(
-        self, write: Writing, owners: dict[str, tuple[str | None, str | None]], found: dict[tuple[str, int], int]
-    ) -> Any:
+    def _fate(self, write: Writing, owners: Mapping[str, Standing], found: Mapping[tuple[str, int], int]) -> Any:
         lease = write.lease
         nonce = found.get((lease.row, write.record.seq))
         if nonce == write.nonce:
             return None
-        if refusal := refused(lease, *owners.get(lease.row, (None, None))):
+        if refusal := refused(lease, owners.get(lease.row)):
             return refusal
         return ABSENT if nonce is None else LeaseLost(lease.run_id, NOT_ITS_OWN)
 
@@ -325,7 +361,10 @@ class Statements:
         answers = [Found(claiming, standing[claiming.row], lane.server) for claiming in claimings]
         for found in answers:
             found.add(pages.get(found.row, ()))
-        return answers
+        return [
+            ABSENT if found.is_dropped(claiming.claim) else found
+            for claiming, found in zip(claimings, answers, strict=True)
+        ]
 
     def _read(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         return [self._read_one(lane, job.payload) for job in jobs]
@@ -525,6 +564,7 @@ def _claim_row(claiming: Claiming) -> dict[str, Any]:
         "seconds": claim.seconds,
         "dead": claiming.dead,
         "workflow": claim.workflow,
+        "function": claim.function,
         "version": claim.version,
         "input_hash": claim.input_hash,
         "after_failure": claim.after_failure,

@@ -139,7 +139,7 @@ class Connections:
         self,
         url: str | None,
         pool: Pool | None,
-        prepare: Callable[[Connection], None],
+        prepare: Callable[[Connection], Sequence[str]],
         clock: Clock,
         *,
         strict: bool = False,
@@ -305,7 +305,7 @@ class Connections:
                     demands.check_kind(connection, self.where)
                     self.prepares = _is_direct(connection)
                     self._look_at(demands.condition(connection, self.where))
-                    self._prepare(connection)
+                    self._doubt(self._prepare(connection))
                 finally:
                     self.watchdog.unwatch(connection)
                 self.ready = True
@@ -324,9 +324,13 @@ class Connections:
         if self._pool is None and self.prepares and settings.get("synchronous_commit") == "off":
             self.insists = True
             del settings["synchronous_commit"]
-        doubts = demands.doubts(settings)
+        self._doubt(demands.doubts(settings))
+
+    def _doubt(self, doubts: Sequence[str]) -> None:
         if doubts and self._strict:
-            raise UnsuitableServer(self.where, "; ".join(doubts), "Turn that on, or go without strict=True.")
+            raise UnsuitableServer(
+                self.where, "; ".join(doubts), "Turn that on (of a table: SET LOGGED), or go without strict=True."
+            )
         for doubt in doubts:
             _log.warning("PostgreSQL at %s: %s; postgres(url, strict=True) refuses such a server", self.where, doubt)
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.rows import tuple_row
 
-from durable.errors import UnsuitableServer
+from durable.errors import SchemaMismatch, UnsuitableServer
 
 OLDEST: Final = 12  # PostgreSQL's major version
 
@@ -84,6 +84,15 @@ def condition(connection: psycopg.Connection[Any], where: str) -> dict[str, str 
         problem = f"the database's encoding is {encoding}, which cannot hold every text that a step may return"
         raise UnsuitableServer(where, problem, _ANOTHER_DATABASE)
     return {**found, "extensions": ",".join(sorted(extensions))}
+
+
+def hiding() -> SchemaMismatch:
+    """The error of tables whose rows a policy may hide: a journal that is hidden would be taken for none."""
+    return SchemaMismatch(
+        "of the journal, the leases, the signals or the documented runs",
+        "row-level security is active there for this role, and may hide rows: a hidden record would be taken for none",
+        "Let the role be the tables' owner, or ALTER ROLE … BYPASSRLS, or turn it off there; keep tenants apart by schema=.",
+    )
 
 
 def refuse_read_only(where: str, *, standby: bool, read_only: bool) -> None:

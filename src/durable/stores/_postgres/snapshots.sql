@@ -3,19 +3,24 @@
 -- which sees the owner's last commit.
 
 -- name: load
-SELECT seq, key, kind, text
-  FROM (SELECT NULL::integer AS seq, '' AS key, 'header' AS kind, snapshot::text AS text FROM {snapshots} WHERE id = %(id)s
+SELECT seq, key, kind, text, at, epoch
+  FROM (SELECT NULL::integer AS seq, '' AS key, 'header' AS kind, snapshot::text AS text, NULL::float8 AS at, 0 AS epoch
+          FROM {snapshots}
+         WHERE id = %(id)s
          UNION ALL
-        SELECT seq, key, kind, record::text FROM {steps} WHERE workflow_id = %(id)s) AS line
+        SELECT seq, key, kind, record::text, extract(epoch FROM created_at)::float8, epoch
+          FROM {steps}
+         WHERE workflow_id = %(id)s) AS line
  ORDER BY seq NULLS FIRST
 
 -- name: lock_runs
--- The answer is the runs that nobody was executing, or that are taken from whoever was.
+-- The answer is the runs that nobody was executing, or that are taken from whoever was. Epochs go on to be counted from that of
+-- the header that is written, if that comes from elsewhere.
 INSERT INTO {locks} AS lease (workflow_id, epoch, expires_at)
-SELECT id, 0, clock_timestamp()
+SELECT id, %(epoch)s, clock_timestamp()
   FROM (SELECT DISTINCT id FROM unnest(%(ids)s::text[]) AS asked (id) ORDER BY id) AS asked
 ON CONFLICT (workflow_id) DO UPDATE
-   SET epoch = lease.epoch + 1, owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
+   SET epoch = GREATEST(lease.epoch + 1, excluded.epoch), owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
  WHERE lease.owner_token IS NULL OR lease.expires_at <= clock_timestamp() OR %(force)s
 RETURNING workflow_id
 
@@ -30,11 +35,13 @@ VALUES (%(id)s, %(snapshot)s::jsonb, clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET snapshot = excluded.snapshot, updated_at = excluded.updated_at
 
 -- name: write_journal
-INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
-SELECT lease.workflow_id, line.seq, line.key, line.kind, 0, lease.epoch, line.record::json
+INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record, created_at)
+SELECT lease.workflow_id, line.seq, line.key, line.kind, 0, COALESCE(NULLIF(line.epoch, 0), lease.epoch),
+       line.record::json, COALESCE(line.at, now())
   FROM (SELECT workflow_id, epoch FROM {locks} WHERE workflow_id = %(id)s OFFSET 0) AS lease
  CROSS JOIN (
-       SELECT (told->>0)::integer AS seq, told->>1 AS key, told->>2 AS kind, told->>3 AS record
+       SELECT (told->>0)::integer AS seq, told->>1 AS key, told->>2 AS kind, told->>3 AS record,
+              (told->>4)::timestamptz AS at, (told->>5)::bigint AS epoch
          FROM json_array_elements(%(records)s::json) AS told) AS line
 
 -- name: delete_header
@@ -50,8 +57,23 @@ DELETE FROM {signals} WHERE workflow_id = ANY (%(ids)s)
 DELETE FROM {locks} WHERE workflow_id = ANY (%(ids)s)
 
 -- name: list
-SELECT id, updated_at
+SELECT run.id, run.updated_at, NULL, NULL
   FROM {snapshots} AS run
+ WHERE {status}
+   AND {prefixed}
+   AND {after}
+ ORDER BY updated_at DESC, id DESC
+ LIMIT %(limit)s
+
+-- name: list_by_lease
+-- Who holds the lease is told where its owner may be proven dead here, and is not known yet to be dead, or alive.
+SELECT run.id, run.updated_at, lease.owner, lease.owner_token
+  FROM {snapshots} AS run
+  LEFT JOIN LATERAL (
+       SELECT owner, owner_token, starts_with(owner, %(host)s) AND owner <> ALL (%(known)s::text[]) AS is_doubtful
+         FROM {locks}
+        WHERE workflow_id = run.id AND owner_token IS NOT NULL AND expires_at > clock_timestamp()
+       OFFSET 0) AS lease ON true
  WHERE {status}
    AND {prefixed}
    AND {after}
@@ -77,17 +99,72 @@ RETURNING id
 SELECT clock_timestamp() - make_interval(secs => %(seconds)s)
 
 -- name: status
-SELECT COALESCE(snapshot->'execution'->>'status', 'running'), {held}
+SELECT COALESCE(run.snapshot->'execution'->>'status', 'running'), lease.owner_token IS NOT NULL, lease.owner, lease.owner_token
   FROM {snapshots} AS run
- WHERE id = %(id)s
+  LEFT JOIN {locks} AS lease
+    ON lease.workflow_id = run.id AND lease.owner_token IS NOT NULL AND lease.expires_at > clock_timestamp()
+ WHERE run.id = %(id)s
+
+-- name: why_nothing
+-- Of a run that is not there: whether it may be hidden, and whether its journal is there.
+SELECT row_security_active({snapshots_text}) OR row_security_active({steps_text}),
+       EXISTS (SELECT FROM {steps} WHERE workflow_id = %(id)s)
+
+-- name: is_left
+SELECT EXISTS (SELECT FROM {snapshots} WHERE id = %(id)s) OR EXISTS (SELECT FROM {steps} WHERE workflow_id = %(id)s)
 
 -- name: counts
-SELECT COALESCE(snapshot->'execution'->>'status', 'running'), {held}, count(*)
+-- The leases that last are few: they are looked for once, and not for each run. By owner, who may be proven dead.
+SELECT COALESCE(run.snapshot->'execution'->>'status', 'running'),
+       held.owner_token IS NOT NULL, held.owner, min(held.owner_token), count(*)
   FROM {snapshots} AS run
+  LEFT JOIN (
+       SELECT workflow_id, owner, owner_token
+         FROM {locks}
+        WHERE owner_token IS NOT NULL AND expires_at > clock_timestamp()) AS held ON held.workflow_id = run.id
  WHERE {prefixed}
- GROUP BY 1, 2
+ GROUP BY 1, 2, 3
 
 -- name: sizes
-SELECT (SELECT GREATEST(reltuples, 0)::bigint FROM pg_class WHERE oid = {steps_text}::regclass),
+-- The planner's own estimate of rows, which counts pages that came after the last ANALYZE; and 200 bytes each before any.
+SELECT pg_relation_size({steps_text}::regclass),
+       (SELECT ceil(CASE WHEN reltuples > 0 AND relpages > 0
+                         THEN reltuples / relpages * (pg_relation_size(oid) / current_setting('block_size')::integer)
+                         ELSE pg_relation_size(oid) / 200.0 END)::bigint
+          FROM pg_class WHERE oid = {steps_text}::regclass),
        pg_total_relation_size({snapshots_text}::regclass) + pg_total_relation_size({steps_text}::regclass)
        + pg_total_relation_size({locks_text}::regclass) + pg_total_relation_size({signals_text}::regclass)
+
+-- name: records
+SELECT count(*) FROM {steps} AS run WHERE {prefixed}
+
+-- name: share
+-- How many of all runs are those of the prefix, from 0 to 1.
+SELECT COALESCE(avg({prefixed}::integer), 1)::float8 FROM {snapshots} AS run
+
+-- name: orphans
+-- `journals` are the ids that a journal may have: those of the journals themselves, or of the leases, which are fewer.
+SELECT count(*)
+  FROM ({journals}) AS run
+ WHERE {prefixed}
+   AND NOT EXISTS (SELECT FROM {snapshots} WHERE id = run.workflow_id)
+   AND EXISTS (SELECT FROM {steps} WHERE workflow_id = run.workflow_id)
+
+-- name: old_orphans
+-- What nobody executes, and whose last record is old enough.
+SELECT orphan.workflow_id
+  FROM (SELECT run.workflow_id
+          FROM ({journals}) AS run
+         WHERE {prefixed}
+           AND NOT EXISTS (SELECT FROM {snapshots} WHERE id = run.workflow_id)
+        OFFSET 0) AS orphan
+ WHERE NOT EXISTS (
+       SELECT FROM {locks}
+        WHERE workflow_id = orphan.workflow_id AND owner_token IS NOT NULL AND expires_at > clock_timestamp())
+   AND (SELECT max(created_at) FROM {steps} WHERE workflow_id = orphan.workflow_id) < %(before)s
+ LIMIT %(limit)s
+
+-- name: still_orphans
+SELECT asked.id
+  FROM unnest(%(ids)s::text[]) AS asked (id)
+ WHERE NOT EXISTS (SELECT FROM {snapshots} WHERE id = asked.id)

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache, cached_property
 from importlib import resources
 from typing import Final
 
 from psycopg import sql
 
+from durable._engine.runs import FOREIGN_METADATA
 from durable.errors import InvalidArgument
+from durable.snapshot import Record
 
 _MAX_IDENTIFIER_BYTES: Final = 63  # PostgreSQL silently truncates longer ones, so that two names could become one
 # As the files here write them: a function's name is small, and its parenthesis follows at once.
@@ -27,6 +31,14 @@ _FUNCTION: Final = re.compile(rf"(?<![\w.%])(?!{_GRAMMAR})([a-z_][a-z0-9_]*)\(")
 _OPERATOR: Final = re.compile(r"\|\||->>|->")  # those that are found by one operand where the other is a mere literal
 _QUOTED: Final = re.compile(r"""('(?:[^']|'')*'|"[^"]*"|--[^\n]*)""")
 _HERE: Final = resources.files("durable.stores._postgres")
+
+_FOREIGN_METADATA: Final = f"'{{{','.join(FOREIGN_METADATA)}}}'::text[]"
+# What statements have in common. `foreign` is `runs.is_foreign` of a row's `snapshot`.
+_PARTS: Final = {
+    "{foreign}": f"(COALESCE(snapshot->>'workflowName', '') = '' "
+    f"OR COALESCE(snapshot->'metadata' ?| {_FOREIGN_METADATA}, false))",
+    "{foreign_metadata}": _FOREIGN_METADATA,
+}
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,8 @@ def _index_name(table: str, suffix: str) -> str:
 def statements(names: Names, file: str = "statements.sql") -> Mapping[str, bytes]:
     """Each statement of a file by its name."""
     text = (_HERE / file).read_text("utf-8")
+    for part, meaning in _PARTS.items():
+        text = text.replace(part, meaning)
     parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)[1:]
     named = zip(parts[::2], parts[1::2], strict=True)
     return {name: names.fill(qualified(_without_comments(part))).encode() for name, part in named}
@@ -129,3 +143,9 @@ def migrations(names: Names) -> dict[int, bytes]:
 
 def _without_comments(text: str) -> str:
     return re.sub(r"^--.*\n?", "", text, flags=re.MULTILINE).strip()
+
+
+def stored(seq: int, key: str, kind: str, text: str, at: float, epoch: int) -> Record:
+    """A record as a journal's row has it; `at` is in seconds since 1970, whose microseconds a float keeps until 2242."""
+    # One text for all kinds alike: a text for each record would be a tenth of all that a resumed run holds.
+    return Record(seq, key, sys.intern(kind), text, datetime.fromtimestamp(at, UTC), epoch)

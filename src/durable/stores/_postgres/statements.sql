@@ -3,32 +3,35 @@
 
 -- name: take_leases
 -- Take each lease if nobody holds it and the run is one that its claim may execute (the same conditions as
--- `runs.executable`). The first look locks nothing, so that polling does not disturb a holder; what it let through is
--- checked again under the row lock. Time is the server's.
+-- `runs.executable`; `is_foreign` is that of `runs`; a journal without its header is nobody's to go on with). The first look locks nothing, so that polling does not disturb a
+-- holder; what it let through is checked again under the row lock. Time is the server's.
 WITH asked AS (
     SELECT *
       FROM json_to_recordset(%(claims)s::json) AS asked (
-           id text, random text, owner text, seconds float8, dead text, workflow text, version bigint, input_hash text,
-           after_failure boolean, may_create boolean)
+           id text, random text, owner text, seconds float8, dead text, workflow text, function text, version bigint,
+           input_hash text, after_failure boolean, may_create boolean)
 )
 INSERT INTO {locks} AS lease (workflow_id, epoch, owner_token, owner, expires_at)
 SELECT asked.id, 1, '1:' || asked.random, asked.owner, clock_timestamp() + make_interval(secs => asked.seconds)
   FROM asked
-  LEFT JOIN LATERAL (SELECT id, snapshot FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run ON true
+  LEFT JOIN LATERAL (SELECT id, snapshot, {foreign} AS is_foreign FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run ON true
   LEFT JOIN LATERAL (
        SELECT owner_token, expires_at FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS held ON true
  WHERE (held.expires_at > clock_timestamp() AND held.owner_token IS DISTINCT FROM asked.dead) IS NOT TRUE
    AND CASE
-           WHEN run.id IS NULL THEN asked.may_create
+           WHEN run.id IS NULL
+           THEN asked.may_create AND NOT EXISTS (SELECT FROM {steps} WHERE workflow_id = asked.id)
            WHEN run.snapshot->'formatVersion' IS DISTINCT FROM '1' THEN run.snapshot->>'kind' = 'ResumeState'
            WHEN jsonb_typeof(run.snapshot->'execution'->'status') IS DISTINCT FROM 'string' THEN false
-           ELSE COALESCE(run.snapshot->>'workflowName', '') IN ('', asked.workflow)
+           ELSE (run.is_foreign OR run.snapshot->>'workflowName' = asked.workflow)
+                AND (asked.function IS NULL
+                     OR run.is_foreign
+                     OR COALESCE(run.snapshot->'metadata'->>'workflowFunction', asked.function) = asked.function)
                 AND COALESCE(run.snapshot->'metadata'->'version', to_jsonb(asked.version)) = to_jsonb(asked.version)
                 AND (asked.input_hash IS NULL
-                     OR COALESCE(run.snapshot->>'workflowName', '') = ''
+                     OR run.is_foreign
                      OR run.snapshot->'metadata'->>'inputHash' IS NOT DISTINCT FROM asked.input_hash)
-                AND (run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed'
-                     OR COALESCE(run.snapshot->>'workflowName', '') = '')
+                AND (run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed' OR run.is_foreign)
                 AND (asked.after_failure
                      OR (run.snapshot->'execution'->>'status' IN ('failed', 'cancelled')) IS NOT TRUE)
        END
@@ -50,15 +53,20 @@ WITH asked AS (
       FROM json_to_recordset(%(openings)s::json) AS asked (
            id text, random text, header jsonb, input text, after_failure boolean)
 ), mine AS MATERIALIZED (
-    SELECT lease.workflow_id, lease.epoch, run.header, run.input, run.after_failure
+    SELECT lease.workflow_id, lease.epoch, split_part(lease.owner, ' ', 1) AS owner,
+           run.header, run.input, run.after_failure
       FROM (SELECT * FROM asked ORDER BY id) AS run
      CROSS JOIN LATERAL (
-           SELECT workflow_id, epoch FROM {locks}
+           SELECT workflow_id, epoch, owner FROM {locks}
             WHERE workflow_id = run.id AND owner_token = epoch || ':' || run.random
               FOR KEY SHARE) AS lease
 ), fresh AS (
     INSERT INTO {snapshots} (id, snapshot, updated_at)
-    SELECT workflow_id, jsonb_set(header, ARRAY['execution', 'lastUpdated'], to_jsonb(now())), now()
+    SELECT workflow_id,
+           header || jsonb_build_object('execution', jsonb_build_object(
+               'status', 'running', 'lastUpdated', now(), 'startedAt', now(),
+               'epoch', epoch, 'owner', owner, 'began', now())),
+           now()
       FROM mine
      ORDER BY workflow_id
     ON CONFLICT (id) DO NOTHING
@@ -66,31 +74,58 @@ WITH asked AS (
 ), again AS (
     UPDATE {snapshots} AS run
        SET snapshot = CASE
-               WHEN COALESCE(run.snapshot->>'workflowName', '') <> '' THEN run.snapshot
+               WHEN NOT {foreign} THEN run.snapshot
                ELSE mine.header || run.snapshot || jsonb_build_object(
                        'workflowName', mine.header->'workflowName',
-                       'metadata', mine.header->'metadata' || COALESCE(NULLIF(run.snapshot->'metadata', 'null'), '{}'))
-               END || jsonb_build_object('execution', jsonb_build_object('status', 'running', 'lastUpdated', now())),
+                       'metadata', mine.header->'metadata' || COALESCE(
+                           CASE jsonb_typeof(run.snapshot->'metadata')
+                               WHEN 'object' THEN (run.snapshot->'metadata') - {foreign_metadata}
+                               WHEN 'null' THEN NULL
+                               ELSE run.snapshot->'metadata' END, '{}'))
+               END || jsonb_build_object('execution', (
+                   SELECT jsonb_strip_nulls(jsonb_build_object(
+                              'status', 'running',
+                              'lastUpdated', now(),
+                              'startedAt', COALESCE(NULLIF(old.of->>'startedAt', ''), to_jsonb(now())#>>'{}'),
+                              'epoch', mine.epoch,
+                              'owner', mine.owner,
+                              'began', CASE WHEN old.is_this THEN old.of->'began' ELSE to_jsonb(now()) END,
+                              'earlier', CASE
+                                  WHEN old.is_this OR old.of->'epoch' IS NULL THEN old.of->'earlier'
+                                  WHEN jsonb_array_length(old.before) < 10 THEN old.before || old.last
+                                  ELSE (old.before || old.last) - 0 END))
+                     FROM (SELECT this.of,
+                                  this.of->'epoch' = to_jsonb(mine.epoch) AND this.of->>'owner' = mine.owner AS is_this,
+                                  CASE WHEN jsonb_typeof(this.of->'earlier') = 'array'
+                                       THEN this.of->'earlier' ELSE '[]' END AS before,
+                                  jsonb_build_array(jsonb_build_object(
+                                      'epoch', this.of->'epoch',
+                                      'owner', COALESCE(this.of->'owner', '""'),
+                                      'began', COALESCE(this.of->'began', '""'))) AS last
+                             FROM (SELECT run.snapshot->'execution' AS of) AS this) AS old)),
            updated_at = now()
       FROM mine
      WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM mine)) AND run.id = mine.workflow_id
-       AND (run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed'
-            OR COALESCE(run.snapshot->>'workflowName', '') = '')
+       AND (run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed' OR {foreign})
        AND (mine.after_failure OR (run.snapshot->'execution'->>'status' IN ('failed', 'cancelled')) IS NOT TRUE)
 )
 INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
 SELECT mine.workflow_id, 0, 'input', 'input', 0, mine.epoch, mine.input::json
   FROM mine
-  LEFT JOIN LATERAL (SELECT snapshot FROM {snapshots} WHERE id = mine.workflow_id OFFSET 0) AS old ON true
+  LEFT JOIN LATERAL (
+       SELECT {foreign} AS is_foreign FROM {snapshots} WHERE id = mine.workflow_id OFFSET 0) AS old ON true
  WHERE mine.input IS NOT NULL
-   AND (mine.workflow_id IN (SELECT id FROM fresh) OR COALESCE(old.snapshot->>'workflowName', '') = '')
+   AND (mine.workflow_id IN (SELECT id FROM fresh) OR old.is_foreign)
 ON CONFLICT (workflow_id, seq) DO NOTHING
 
 -- name: read_runs
 -- A long document is left where it is, and read when the lease is known to be renewed.
 SELECT asked.id, lease.epoch, lease.owner_token, lease.owner,
        extract(epoch FROM lease.expires_at - clock_timestamp())::float8 AS expires_in,
-       run.id IS NOT NULL, CASE WHEN pg_column_size(run.snapshot) <= %(most)s THEN run.snapshot::text END
+       run.id IS NOT NULL, CASE WHEN pg_column_size(run.snapshot) <= %(most)s THEN run.snapshot::text END,
+       CASE WHEN run.id IS NULL THEN EXISTS (SELECT FROM {steps} WHERE workflow_id = asked.id) END AS is_headless,
+       row_security_active({steps_text}) OR row_security_active({snapshots_text})
+       OR row_security_active({locks_text}) OR row_security_active({signals_text}) AS is_hidden
   FROM unnest(%(ids)s::text[]) AS asked (id)
   LEFT JOIN LATERAL (SELECT * FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS lease ON true
   LEFT JOIN LATERAL (SELECT * FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run ON true
@@ -101,9 +136,9 @@ SELECT snapshot::text FROM {snapshots} WHERE id = %s
 -- name: read_journals
 -- A page of each journal for its holder; for others only how the run ended. A page has the record at the place where it
 -- begins, however long, and as many bytes more as are asked for. The first that does not fit comes without its text: there the
--- next page begins. What is stored is counted first, so that nothing long is uncompressed in vain.
+-- next page begins. Moments as seconds, whatever the DateStyle. What is stored is counted first, so that nothing long is uncompressed in vain.
 SELECT asked.id, asked.mine, step.seq, step.key, step.kind,
-       CASE WHEN stored <= %(most)s AND size <= %(most)s THEN step.record::text END, step.octets
+       CASE WHEN stored <= %(most)s AND size <= %(most)s THEN step.record::text END, step.at, step.epoch, step.octets
   FROM (SELECT id, since, EXISTS (
                    SELECT FROM {locks} AS lease
                     WHERE lease.workflow_id = id AND lease.owner_token = lease.epoch || ':' || random) AS mine
@@ -111,12 +146,12 @@ SELECT asked.id, asked.mine, step.seq, step.key, step.kind,
         OFFSET 0) AS asked
  CROSS JOIN LATERAL (
        SELECT *, sum(octets) OVER (ORDER BY seq) AS size
-         FROM (SELECT seq, key, kind, record, stored, CASE
+         FROM (SELECT seq, key, kind, record, at, epoch, stored, CASE
                           WHEN seq = asked.since THEN 0
                           WHEN stored <= %(most)s THEN octet_length(record::text)
                           ELSE own END AS octets
                  FROM (SELECT *, sum(own) OVER (ORDER BY seq) AS stored
-                         FROM (SELECT seq, key, kind, record,
+                         FROM (SELECT seq, key, kind, record, extract(epoch FROM created_at)::float8 AS at, epoch,
                                       CASE WHEN seq = asked.since THEN 0 ELSE pg_column_size(record) END AS own
                                  FROM {steps}
                                 WHERE workflow_id = asked.id AND seq >= asked.since
@@ -185,51 +220,65 @@ SELECT set_config('search_path', %s, true), set_config('role', %s, true),
 
 -- name: transaction_record
 -- Into the transaction that was begun with the fence, or not at all: in any other the epoch is NULL, which is refused, and
--- with it the COMMIT that follows.
-INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, record, epoch)
-VALUES (%s, %s, %s, %s, %s, %s::json, CASE WHEN txid_current() = %s THEN %s::bigint END)
+-- with it the COMMIT that follows. Likewise where a trigger drops it: the body's work must not be committed without it.
+-- `now()` was before the body.
+WITH written AS (
+    INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, record, epoch, created_at)
+    VALUES (%s, %s, %s, %s, %s, %s::json, CASE WHEN txid_current() = %s THEN %s::bigint END, clock_timestamp())
+    RETURNING seq
+)
+SELECT 1 / count(*) FROM written
 
 -- name: finish_batch
 -- The lease row before the header before the journal, as everywhere; the leases in the order of their ids. The answer is
--- the runs that were finished: those whose lease is held, and whose records are all there.
+-- the runs that were finished: those whose lease is held, whose header is there, and whose records all are. Where a trigger
+-- drops one of the rows the division fails, and with it the whole.
 WITH asked AS MATERIALIZED (
     SELECT *
       FROM json_to_recordset(%s::json) AS asked (
            id text, token text, status text, records bigint, seq integer, key text, kind text, nonce bigint, record text)
 ), held AS MATERIALIZED (
-    SELECT lease.workflow_id
+    SELECT lease.workflow_id, lease.epoch
       FROM (SELECT id, token
               FROM asked
              WHERE records <= (SELECT count(*) FROM {steps} WHERE workflow_id = asked.id)
+               AND EXISTS (SELECT FROM {snapshots} WHERE id = asked.id)
              ORDER BY id) AS run
      CROSS JOIN LATERAL (
-           SELECT workflow_id FROM {locks}
+           SELECT workflow_id, epoch FROM {locks}
             WHERE workflow_id = run.id AND owner_token = run.token
               FOR UPDATE) AS lease
-), lease AS (
-    UPDATE {locks} AS given_back
-       SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
-     WHERE given_back.workflow_id = ANY (ARRAY(SELECT workflow_id FROM held))
-    RETURNING given_back.workflow_id, given_back.epoch
 ), header AS (
     UPDATE {snapshots} AS run
-       SET snapshot = run.snapshot || jsonb_build_object('execution', jsonb_strip_nulls(jsonb_build_object(
-               'status', asked.status,
-               'lastUpdated', now(),
-               'completedAt', CASE WHEN asked.status = 'completed' THEN now() END))),
+       SET snapshot = run.snapshot || jsonb_build_object('execution', jsonb_strip_nulls(
+               COALESCE(run.snapshot->'execution', '{}') || jsonb_build_object(
+                   'status', asked.status,
+                   'lastUpdated', now(),
+                   'completedAt', CASE WHEN asked.status = 'completed' THEN now() END,
+                   'error', CASE WHEN asked.status = 'failed' AND asked.record::json->'error'->>'type' IS NOT NULL
+                                 THEN jsonb_build_object(
+                                     'type', asked.record::json->'error'->>'type',
+                                     'step', NULLIF(asked.record::json->>'step', '')) END))),
            updated_at = now()
-      FROM lease
-      JOIN asked ON asked.id = lease.workflow_id
-     WHERE run.id = lease.workflow_id
-    RETURNING run.id, lease.epoch
+      FROM held
+      JOIN asked ON asked.id = held.workflow_id
+     WHERE run.id = held.workflow_id
+    RETURNING run.id, held.epoch
+), ended AS (
+    INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
+    SELECT header.id, asked.seq, asked.key, asked.kind, asked.nonce, header.epoch, asked.record::json
+      FROM header
+      JOIN asked ON asked.id = header.id
+    RETURNING workflow_id
 )
-INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
-SELECT header.id, asked.seq, asked.key, asked.kind, asked.nonce, header.epoch, asked.record::json
-  FROM header
-  JOIN asked ON asked.id = header.id
-RETURNING workflow_id
+UPDATE {locks} AS given_back
+   SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
+ WHERE given_back.workflow_id = ANY (ARRAY(SELECT workflow_id FROM ended))
+   AND 1 / ((SELECT count(*) FROM ended) = (SELECT count(*) FROM held))::integer = 1
+RETURNING given_back.workflow_id
 
 -- name: release_batch
+-- A run that goes back to having failed says again why.
 WITH held AS MATERIALIZED (
     SELECT lease.workflow_id, run.status
       FROM (SELECT * FROM unnest(%s::text[], %s::text[], %s::text[]) AS asked (id, token, status) ORDER BY id) AS run
@@ -244,22 +293,33 @@ WITH held AS MATERIALIZED (
     RETURNING workflow_id
 )
 UPDATE {snapshots} AS run
-   SET snapshot = jsonb_set(run.snapshot, ARRAY['execution', 'status'], to_jsonb(held.status))
+   SET snapshot = run.snapshot || jsonb_build_object('execution', jsonb_strip_nulls(
+           COALESCE(run.snapshot->'execution', '{}') || jsonb_build_object(
+               'status', held.status,
+               'error', CASE WHEN held.status = 'failed' THEN (
+                   SELECT jsonb_build_object(
+                              'type', failure.record->'error'->>'type', 'step', NULLIF(failure.record->>'step', ''))
+                     FROM (SELECT 1 AS place, seq, record FROM {steps} WHERE workflow_id = run.id AND kind = 'failure'
+                            UNION ALL
+                           SELECT 0, 0, (run.snapshot->'failure')::json WHERE run.snapshot->'failure' IS NOT NULL) AS failure
+                    WHERE failure.record->'error'->>'type' IS NOT NULL
+                    ORDER BY place DESC, seq DESC
+                    LIMIT 1) END)))
   FROM given_back
   JOIN held USING (workflow_id)
  WHERE run.id = given_back.workflow_id AND held.status IS NOT NULL
 
 -- name: lock_leases
 -- Whoever still has a write in flight under one of these leases holds its row: after this its fate is settled.
-SELECT lease.workflow_id, lease.owner_token, lease.owner
+SELECT lease.workflow_id, lease.owner_token, lease.owner, lease.epoch
   FROM (SELECT DISTINCT id FROM unnest(%s::text[]) AS asked (id) ORDER BY id) AS run
- CROSS JOIN LATERAL (SELECT workflow_id, owner_token, owner FROM {locks} WHERE workflow_id = run.id FOR UPDATE) AS lease
+ CROSS JOIN LATERAL (SELECT workflow_id, owner_token, owner, epoch FROM {locks} WHERE workflow_id = run.id FOR UPDATE) AS lease
 
 -- name: read_leases
 -- Enough where the reply to a write came, and said that nothing was written: what kept it out is committed.
-SELECT lease.workflow_id, lease.owner_token, lease.owner
+SELECT lease.workflow_id, lease.owner_token, lease.owner, lease.epoch
   FROM unnest(%s::text[]) AS asked (id)
- CROSS JOIN LATERAL (SELECT workflow_id, owner_token, owner FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS lease
+ CROSS JOIN LATERAL (SELECT workflow_id, owner_token, owner, epoch FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS lease
 
 -- name: count_records
 SELECT asked.id, (SELECT count(*) FROM {steps} WHERE workflow_id = asked.id) FROM unnest(%s::text[]) AS asked (id)
@@ -308,7 +368,8 @@ WITH held AS MATERIALIZED (
 ), header AS (
     UPDATE {snapshots} AS run
        SET snapshot = run.snapshot || jsonb_build_object(
-               'execution', jsonb_build_object('status', 'cancelled', 'lastUpdated', now())),
+               'execution', ((run.snapshot->'execution') - ARRAY['completedAt', 'currentStepId', 'error'])
+                            || jsonb_build_object('status', 'cancelled', 'lastUpdated', now())),
            updated_at = now()
      WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM held))
        AND run.snapshot->'execution'->>'status' = 'running'
@@ -355,6 +416,12 @@ SELECT asked.name, array_agg(attribute.attname::text)
  WHERE index.indisunique AND index.indimmediate AND index.indisvalid
    AND index.indpred IS NULL AND index.indexprs IS NULL
  GROUP BY asked.name, index.indexrelid
+
+-- name: tables
+-- What an ordinary table is not: emptied by a crash, or with rows that this role may not see.
+SELECT asked.name, class.relpersistence <> 'p', row_security_active(class.oid)
+  FROM unnest(%(tables)s::text[]) AS asked (name)
+  JOIN pg_class AS class ON class.oid = to_regclass(asked.name)
 
 -- name: version
 SELECT max(version) FROM {migrations}

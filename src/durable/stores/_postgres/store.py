@@ -258,6 +258,7 @@ class PostgresStore(SnapshotVerbs):
 
     def dropped(self, lease: Lease) -> None:
         """Renew this lease no more."""
+        lease.gone = lease.gone or "it was given back"
         self.process.heartbeat.drop(lease)
 
     def _give_back(self, claimed: Job) -> None:

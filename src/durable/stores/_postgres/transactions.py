@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 import psycopg
 from psycopg.pq import TransactionStatus
 
+from durable._border import calls_out
 from durable._engine import batches
 from durable._engine.batches import Entry, Verb, Verdict, latest_under
 from durable._engine.leases import Lease
@@ -48,7 +49,7 @@ from durable.stores._postgres.connections import INSISTENCE, Connections, Lane
 from durable.stores._postgres.lent import ENDED, Lent, lent
 from durable.stores._postgres.meanings import words
 from durable.stores._postgres.watchdog import shut_down
-from durable.stores._postgres.writer import Job
+from durable.stores._postgres.writer import DROPPED, Job, dropped
 from durable.stores.protocol import Isolation, RolledBack
 
 T = TypeVar("T")
@@ -295,9 +296,10 @@ class PostgresTransaction:
             finally:
                 owner.connections.watchdog.unwatch(lane.connection)
             self._number, *self._settings = next(settings)[:_SETTINGS]
-            token, holder, self._epoch = fence.fetchone() or (None, None, 0)
-            if refusal := refused(lease, token, holder):
+            standing = fence.fetchone()
+            if refusal := refused(lease, standing):
                 raise refusal
+            self._epoch = lease.epoch
             if lost:
                 raise RecordsLost(lease.run_id)
         except BaseException:
@@ -305,6 +307,7 @@ class PostgresTransaction:
             raise
         return lane
 
+    @calls_out
     def _called(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         with self._state:
             assert self._lane is not None, "a body before its transaction"  # noqa: S101 -- a bug, not an input
@@ -350,6 +353,8 @@ class PostgresTransaction:
                 return TransactionMisused(self._name, ENDED)
             case _ if state == _NOT_UNIQUE:
                 return LeaseLost(self._lease.run_id, NOT_ITS_OWN)
+            case _ if state == DROPPED:  # and not by the user: the record was not written
+                return dropped("journal")
             case Verdict.REFUSED:
                 return UnstorableValue(job.what, "$", f"PostgreSQL refused it with SQLSTATE {state}")
             case _:

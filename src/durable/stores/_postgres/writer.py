@@ -19,13 +19,21 @@ import psycopg
 from durable._engine import batches
 from durable._engine.batches import Backlog, Entry, Verb, Verdict
 from durable.clocks import Clock
-from durable.errors import DurableError, InvalidArgument, OutcomeUnknown, StoreUnavailable, UnstorableValue
+from durable.errors import (
+    DurableError,
+    InvalidArgument,
+    OutcomeUnknown,
+    SchemaMismatch,
+    StoreUnavailable,
+    UnstorableValue,
+)
 from durable.stores._postgres.connections import Connections, Lane
 from durable.stores._postgres.watchdog import Watchdog
 
 ABSENT: Final = object()
 _WITH_VALUES: Final = (Verb.CHECKPOINT, Verb.FINISH, Verb.SIGNAL)
 _OF_DATA: Final = ("22", "54")  # classes of SQLSTATE: of a claim, it is its input
+DROPPED: Final = "22012"  # SQLSTATE of division by zero, by which a statement of ours says that a row was not written
 
 _log = logging.getLogger("durable")
 
@@ -37,6 +45,7 @@ class Job(Entry, eq=False):
     payload: Any = None
     answer: Any = None
     done: bool = False
+    vanished: bool = False  # once it was performed without an error, and not there afterwards
     trouble: DurableError | None = None
     orphaned: Callable[[Job], object] | None = None  # called when the answer finds nobody to take it
     failure: DurableError | None = None
@@ -300,7 +309,10 @@ class Writer:
             return []
         absent: list[Job] = []
         for job, answer in zip(jobs, answers, strict=True):
-            if answer is ABSENT:
+            if answer is ABSENT and job.vanished and not job.unknown:
+                job.failure = dropped("leases" if job.verb is Verb.CLAIM else "journal")
+            elif answer is ABSENT:
+                job.vanished |= not job.unknown
                 job.unknown = False
                 absent.append(job)
             elif isinstance(answer, DurableError):
@@ -318,7 +330,9 @@ class Writer:
         state = getattr(problem, "sqlstate", None)
         refusal = f"PostgreSQL refused it with SQLSTATE {state} ({type(problem).__name__})"
         for job in jobs:
-            if job.verb in _WITH_VALUES or (state or "").startswith(_OF_DATA):
+            if state == DROPPED and job.verb is Verb.FINISH:
+                job.failure = dropped("journal")
+            elif job.verb in _WITH_VALUES or (state or "").startswith(_OF_DATA):
                 job.failure = UnstorableValue(job.what, "$", refusal)
             else:
                 job.failure = job.trouble
@@ -332,6 +346,15 @@ class Writer:
             else:
                 job.failure = job.trouble or StoreUnavailable(self._connections.where, "it did not answer in time")
         tell(jobs)
+
+
+def dropped(table: str) -> SchemaMismatch:
+    """The error of a row that PostgreSQL takes, and that is not there: nothing can be kept, and asking again is in vain."""
+    return SchemaMismatch(
+        f"of the {table}",
+        "PostgreSQL took a row and it is not there: a trigger or a rule drops it, or row-level security hides it",
+        "Nothing was recorded. Look at the triggers, rules and policies of the tables of durable: none may keep rows out.",
+    )
 
 
 def _unsettled() -> threading.Lock:

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from durable.snapshot import Kind, Status
+from durable.snapshot import MAX_EARLIER, Kind, Status
 from durable.testing.simulation.database import (
     KEY_SHARE,
     NO_KEY_UPDATE,
@@ -32,6 +32,7 @@ __all__ = ["STATEMENTS", "Verb"]
 _ENDS: Final = frozenset({Kind.RESULT.value, Kind.FAILURE.value})
 _STOPPED: Final = frozenset({Status.FAILED.value, Status.CANCELLED.value})
 _FORMAT: Final = 1
+_FOREIGN: Final = ("stepOrder", "stepArgs", "lastStepKey")  # in the metadata of another tool's rows
 
 
 Verb: TypeAlias = Callable[[Tables, Statement, Any], Progress[Result]]
@@ -47,7 +48,11 @@ def _take_leases(tables: Tables, statement: Statement, values: Any) -> Progress[
         held = tables.locks.visible(asked["id"], statement)
         if held is not None and held.expires_at > statement.clock() and held.owner_token != asked["dead"]:
             continue
-        if _may_execute(tables.snapshots.visible(asked["id"], statement), asked):
+        run, has_journal = (
+            tables.snapshots.visible(asked["id"], statement),
+            _has_journal(tables, statement, asked["id"]),
+        )
+        if _may_execute(run, asked, has_journal=has_journal):
             chosen.append((asked, statement.clock() + asked["seconds"]))
     taken = 0
     for asked, expires_at in chosen:
@@ -67,27 +72,33 @@ def _take_leases(tables: Tables, statement: Statement, values: Any) -> Progress[
     return Result([], taken)
 
 
-def _may_execute(run: Header | None, asked: dict[str, Any]) -> bool:
+def _may_execute(run: Header | None, asked: dict[str, Any], *, has_journal: bool) -> bool:
     if run is None:
-        return bool(asked["may_create"])
+        return bool(asked["may_create"]) and not has_journal
     document = run.snapshot
     if document.get("formatVersion") != _FORMAT:
         return document.get("kind") == "ResumeState"
     if not isinstance(run.status, str):
         return False
     metadata: Any = document.get("metadata") or {}
-    workflow = document.get("workflowName") or ""
+    foreign = _is_foreign(document)
     return (
-        workflow in ("", asked["workflow"])
+        (foreign or document.get("workflowName") == asked["workflow"])
+        and (asked["function"] is None or foreign or metadata.get("workflowFunction") in (None, asked["function"]))
         and metadata.get("version", asked["version"]) == asked["version"]
-        and (asked["input_hash"] is None or workflow == "" or metadata.get("inputHash") == asked["input_hash"])
-        and (run.status != Status.COMPLETED or workflow == "")
+        and (asked["input_hash"] is None or foreign or metadata.get("inputHash") == asked["input_hash"])
+        and (run.status != Status.COMPLETED or foreign)
         and (asked["after_failure"] or run.status not in _STOPPED)
     )
 
 
+def _is_foreign(document: dict[str, Any]) -> bool:
+    metadata: Any = document.get("metadata") or {}
+    return not document.get("workflowName") or any(word in metadata for word in _FOREIGN)
+
+
 def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
-    mine: list[tuple[dict[str, Any], int]] = []
+    mine: list[tuple[dict[str, Any], int, str]] = []
     for asked in sorted(_decode(values["openings"]), key=_by_id):
 
         def is_mine(lease: Lease, random: str = asked["random"]) -> bool:
@@ -95,37 +106,40 @@ def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
 
         lease: Lease | None = yield from statement.locked(tables.locks, asked["id"], KEY_SHARE, is_mine)
         if lease is not None:
-            mine.append((asked, lease.epoch))
+            mine.append((asked, lease.epoch, str(lease.owner).partition(" ")[0]))
     moment = _iso(statement.now)
     fresh: set[str] = set()
-    for asked, _ in mine:
-        header = asked["header"]
-        execution = {**header["execution"], "lastUpdated": moment}
-        new = Header(asked["id"], {**header, "execution": execution}, statement.now)
+    for asked, epoch, owner in mine:
+        execution = _taken_up({}, epoch, owner, moment)
+        new = Header(asked["id"], {**asked["header"], "execution": execution}, statement.now)
         if (yield from statement.insert(tables.snapshots, new.id, new)):
             fresh.add(new.id)
     written = 0
-    for asked, epoch in mine:
+    for asked, epoch, _ in mine:
         old = tables.snapshots.visible(asked["id"], statement)
-        named = old is not None and (old.snapshot.get("workflowName") or "") != ""
-        if asked["input"] is not None and (asked["id"] in fresh or not named):
-            record = Step(asked["id"], 0, Kind.INPUT.value, Kind.INPUT.value, 0, epoch, asked["input"])
+        foreign = old is not None and _is_foreign(old.snapshot)
+        if asked["input"] is not None and (asked["id"] in fresh or foreign):
+            place, kind = (asked["id"], 0), Kind.INPUT.value
+            record = Step(*place, kind, kind, 0, epoch, asked["input"], statement.now)
             written += yield from _appended(tables, statement, record)
-    for asked, _ in mine:
+    for asked, epoch, owner in mine:
 
         def may(run: Header, asked: dict[str, Any] = asked) -> bool:
-            return (run.status != Status.COMPLETED or not (run.snapshot.get("workflowName") or "")) and (
+            return (run.status != Status.COMPLETED or _is_foreign(run.snapshot)) and (
                 asked["after_failure"] or run.status not in _STOPPED
             )
 
-        def running(run: Header, asked: dict[str, Any] = asked) -> Header:
+        def running(run: Header, asked: dict[str, Any] = asked, epoch: int = epoch, owner: str = owner) -> Header:
             document = run.snapshot
-            if not (document.get("workflowName") or ""):
+            if _is_foreign(document):
                 header = asked["header"]
                 known: dict[str, Any] = document.get("metadata") or {}
-                metadata: dict[str, Any] = {**header["metadata"], **known}
+                metadata: dict[str, Any] = {
+                    **header["metadata"],
+                    **{word: value for word, value in known.items() if word not in _FOREIGN},
+                }
                 document = {**header, **document, "workflowName": header["workflowName"], "metadata": metadata}
-            execution = {"status": Status.RUNNING.value, "lastUpdated": moment}
+            execution = _taken_up(run.snapshot.get("execution") or {}, epoch, owner, moment)
             return Header(run.id, {**document, "execution": execution}, statement.now)
 
         yield from statement.update(tables.snapshots, asked["id"], may, running)
@@ -140,12 +154,18 @@ def _read_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
         run = tables.snapshots.visible(run_id, statement)
         text = "" if run is None else _encode(run.snapshot).decode()
         document = text if run is not None and len(text) <= values["most"] else None
+        is_headless = _has_journal(tables, statement, run_id) if run is None else None
+        seen = (run is not None, document, is_headless, False)
         if lease is None:
-            rows.append((run_id, None, None, None, None, run is not None, document))
+            rows.append((run_id, None, None, None, None, *seen))
         else:
             left = lease.expires_at - statement.clock()
-            rows.append((run_id, lease.epoch, lease.owner_token, lease.owner, left, run is not None, document))
+            rows.append((run_id, lease.epoch, lease.owner_token, lease.owner, left, *seen))
     return Result(rows, len(rows))
+
+
+def _has_journal(tables: Tables, statement: Statement, run_id: str) -> bool:
+    return any(tables.steps.visible((run_id, seq), statement) is not None for seq in tables.seqs.get(run_id, ()))
 
 
 def _read_journals(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -164,9 +184,8 @@ def _read_journals(tables: Tables, statement: Statement, values: Any) -> Progres
                 break
             octets = 0 if seq == since else len(step.record.encode())
             size += octets
-            rows.append(
-                (run_id, mine, seq, step.key, step.kind, step.record if size <= values["most"] else None, octets)
-            )
+            text = step.record if size <= values["most"] else None
+            rows.append((run_id, mine, seq, step.key, step.kind, text, step.created_at, step.epoch, octets))
     return Result(rows, len(rows))
 
 
@@ -175,7 +194,8 @@ def _checkpoint(tables: Tables, statement: Statement, values: Any) -> Progress[R
     lease: Lease | None = yield from statement.locked(tables.locks, run_id, KEY_SHARE, _owned_by(token))
     if lease is None:
         return Result([], 0)
-    written = yield from _appended(tables, statement, Step(run_id, seq, key, kind, nonce, lease.epoch, record))
+    step = Step(run_id, seq, key, kind, nonce, lease.epoch, record, statement.now)
+    written = yield from _appended(tables, statement, step)
     return Result([], int(written))
 
 
@@ -190,7 +210,7 @@ def _checkpoint_batch(tables: Tables, statement: Statement, values: Any) -> Prog
     for row in asked:
         lease = leases.get(row["id"])
         if lease is not None and lease.owner_token == row["token"]:
-            step = Step(row["id"], row["seq"], row["key"], row["kind"], row["nonce"], lease.epoch, row["record"])
+            step = _step_of(row, lease.epoch, statement.now)
             if (yield from _appended(tables, statement, step)):
                 continue
         missing.append((row["n"],))
@@ -218,8 +238,9 @@ def _transaction_record(tables: Tables, statement: Statement, values: Any) -> Pr
     run_id, seq, key, kind, nonce, record, txid, epoch = values
     if statement.transaction.id != txid:
         raise Violation("steps", "23502")
-    yield from _appended(tables, statement, Step(run_id, seq, key, kind, nonce, epoch, record), ignores=False)
-    return Result([], 1)
+    step = Step(run_id, seq, key, kind, nonce, epoch, record, statement.clock())
+    yield from _appended(tables, statement, step, ignores=False)
+    return Result([(1,)], 1)
 
 
 def _move(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -246,6 +267,8 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
         places = ((run_id, seq) for seq in tables.seqs.get(run_id, ()))
         if asked[run_id]["records"] > sum(tables.steps.visible(place, statement) is not None for place in places):
             continue
+        if tables.snapshots.visible(run_id, statement) is None:
+            continue
         owned = _owned_by(asked[run_id]["token"])
         if (yield from statement.locked(tables.locks, run_id, UPDATE, owned)) is not None:
             held.append(run_id)
@@ -254,23 +277,25 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
         lease = yield from statement.update(tables.locks, run_id, None, _given_back(statement))
         if lease is not None:
             leases.append(lease)
-    moment, ended = _iso(statement.now), list[Lease]()
+    moment, finished = _iso(statement.now), list[Lease]()
     for lease in leases:
         status = asked[lease.workflow_id]["status"]
-        execution = {"status": status, "lastUpdated": moment}
+        ended: dict[str, Any] = {"status": status, "lastUpdated": moment}
         if status == Status.COMPLETED:
-            execution["completedAt"] = moment
+            ended["completedAt"] = moment
+        elif status == Status.FAILED:
+            ended |= _error(asked[lease.workflow_id]["record"])
 
-        def over(run: Header, execution: dict[str, Any] = execution) -> Header:
+        def over(run: Header, ended: dict[str, Any] = ended) -> Header:
+            execution = {**run.snapshot["execution"], **ended}
             return Header(run.id, {**run.snapshot, "execution": execution}, statement.now)
 
         if (yield from statement.update(tables.snapshots, lease.workflow_id, None, over)) is not None:
-            ended.append(lease)
-    for lease in ended:
+            finished.append(lease)
+    for lease in finished:
         row = asked[lease.workflow_id]
-        record = Step(row["id"], row["seq"], row["key"], row["kind"], row["nonce"], lease.epoch, row["record"])
-        yield from _appended(tables, statement, record, ignores=False)
-    return Result([(lease.workflow_id,) for lease in ended], len(ended))
+        yield from _appended(tables, statement, _step_of(row, lease.epoch, statement.now), ignores=False)
+    return Result([(lease.workflow_id,) for lease in finished], len(finished))
 
 
 def _release_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -284,10 +309,14 @@ def _release_batch(tables: Tables, statement: Statement, values: Any) -> Progres
     written = 0
     for run_id, status in held:
         if status is not None:
+            error: dict[str, Any] = {}
+            for step in _visible(tables, statement, run_id):
+                if status == Status.FAILED and step.kind == Kind.FAILURE:
+                    error |= _error(step.record)
 
-            def back(run: Header, status: str = str(status)) -> Header:
+            def back(run: Header, status: str = str(status), error: dict[str, Any] = error) -> Header:
                 document = run.snapshot
-                execution = {**document["execution"], "status": status}
+                execution = {**document["execution"], "status": status, **error}
                 return Header(run.id, {**document, "execution": execution}, run.updated_at)
 
             written += (yield from statement.update(tables.snapshots, run_id, None, back)) is not None
@@ -299,7 +328,7 @@ def _lock_leases(tables: Tables, statement: Statement, values: Any) -> Progress[
     for run_id in sorted(set(values[0])):
         lease: Lease | None = yield from statement.locked(tables.locks, run_id, UPDATE)
         if lease is not None:
-            rows.append((run_id, lease.owner_token, lease.owner))
+            rows.append((run_id, lease.owner_token, lease.owner, lease.epoch))
     return Result(rows, len(rows))
 
 
@@ -307,7 +336,7 @@ def _read_leases(tables: Tables, statement: Statement, values: Any) -> Progress[
     yield POINT
     seen = ((run_id, tables.locks.visible(run_id, statement)) for run_id in values[0])
     rows: list[tuple[Any, ...]] = [
-        (run_id, lease.owner_token, lease.owner) for run_id, lease in seen if lease is not None
+        (run_id, lease.owner_token, lease.owner, lease.epoch) for run_id, lease in seen if lease is not None
     ]
     return Result(rows, len(rows))
 
@@ -372,11 +401,14 @@ def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress
     for run_id in sorted(values[0]):
         if (yield from statement.locked(tables.locks, run_id, UPDATE)) is not None:
             held.append(run_id)  # noqa: PERF401 -- a comprehension cannot yield
-    execution = {"status": Status.CANCELLED.value, "lastUpdated": _iso(statement.now)}
+    cancelled_now = {"status": Status.CANCELLED.value, "lastUpdated": _iso(statement.now)}
+    gone = {"completedAt", "currentStepId", "error"}
     done: list[str] = []
     for run_id in held:
 
         def cancelled(run: Header) -> Header:
+            kept = {name: value for name, value in run.snapshot["execution"].items() if name not in gone}
+            execution = kept | cancelled_now
             return Header(run.id, {**run.snapshot, "execution": execution}, statement.now)
 
         if (yield from statement.update(tables.snapshots, run_id, _is_running, cancelled)) is not None:
@@ -449,6 +481,37 @@ def _appended(tables: Tables, statement: Statement, step: Step, *, ignores: bool
     if inserted:
         tables.seqs.setdefault(step.workflow_id, set()).add(step.seq)
     return inserted
+
+
+def _step_of(row: dict[str, Any], epoch: int, at: float) -> Step:
+    return Step(row["id"], row["seq"], row["key"], row["kind"], row["nonce"], epoch, row["record"], at)
+
+
+def _visible(tables: Tables, statement: Statement, run_id: str) -> list[Step]:
+    steps = (tables.steps.visible((run_id, seq), statement) for seq in sorted(tables.seqs.get(run_id, ())))
+    return list(filter(None, steps))
+
+
+def _taken_up(execution: dict[str, Any], epoch: int, owner: str, moment: str) -> dict[str, Any]:
+    """The execution of a header, once its run is claimed."""
+    taken: dict[str, Any] = {"status": Status.RUNNING.value, "lastUpdated": moment}
+    taken |= {"startedAt": execution.get("startedAt") or moment, "epoch": epoch, "owner": owner, "began": moment}
+    earlier: list[Any] = execution.get("earlier") or []
+    if (execution.get("epoch"), execution.get("owner")) == (epoch, owner):
+        taken["began"] = execution["began"]
+    elif "epoch" in execution:
+        last = {name: execution.get(name, "") for name in ("epoch", "owner", "began")}
+        earlier = [*earlier, last][-MAX_EARLIER:]
+    return {**taken, "earlier": earlier} if earlier else taken
+
+
+def _error(record: str) -> dict[str, Any]:
+    """What a header says of a failure record, if that says anything."""
+    failure = _decode(record)
+    if "error" not in failure:
+        return {}
+    step = {"step": failure["step"]} if failure.get("step") else {}
+    return {"error": {"type": failure["error"]["type"], **step}}
 
 
 def _records(text: str) -> list[dict[str, Any]]:

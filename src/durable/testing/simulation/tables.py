@@ -57,6 +57,7 @@ class Step(NamedTuple):
     nonce: int
     epoch: int
     record: str
+    created_at: float
 
 
 class Signal(NamedTuple):

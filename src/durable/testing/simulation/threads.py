@@ -7,6 +7,7 @@ not what a real scheduler may do between two lines.
 from __future__ import annotations
 
 import concurrent.futures
+import inspect
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol, Self, TypeVar
@@ -348,8 +349,10 @@ def rebound(class_: C, names: Mapping[str, Any]) -> C:
 
 def with_names(function: types.FunctionType, names: Mapping[str, Any]) -> types.FunctionType:
     """The function with other meanings for some of its module's names."""
-    if not names.keys() & set(_names_of(function.__code__)):
+    inner: types.FunctionType = inspect.unwrap(function)  # not its border: see `durable._border`
+    if not names.keys() & set(_names_of(inner.__code__)):
         return function
+    function = inner
     meanings = {**function.__globals__, **names}
     copy = types.FunctionType(
         function.__code__, meanings, function.__name__, function.__defaults__, function.__closure__

@@ -36,7 +36,8 @@ CREATE TABLE {locks} (
     UNIQUE (workflow_id, owner_token)
 ) WITH (fillfactor = 50);
 
--- Header and journal as one document, for people and other tools: of a key the latest record, absent parts left out.
+-- Header and journal as one document, for people and other tools: of a key the latest record, absent parts left out. What the
+-- journal has columns for, `at` and `epoch`, is put into a record's text: through jsonb its numbers would change.
 CREATE VIEW {runs} AS
 SELECT run.id,
        (SELECT json_object_agg(part.name, part.content ORDER BY part.place)
@@ -73,7 +74,12 @@ SELECT run.id,
               (array_agg(latest.record) FILTER (WHERE latest.kind = 'result'))[1] AS result,
               (array_agg(latest.record) FILTER (WHERE latest.kind = 'failure'))[1] AS failure
          FROM (SELECT DISTINCT ON (replace(every.kind, 'attempt', 'step'), every.key) every.*
-                 FROM (SELECT 1 AS place, step.seq, step.kind, step.key, step.record
+                 FROM (SELECT 1 AS place, step.seq, step.kind, step.key,
+                              CASE WHEN step.kind IN ('step', 'attempt', 'failure') AND step.record::text ~ '^\s*{\s*"'
+                                   THEN (regexp_replace(step.record::text, '}\s*$', ',"at":"')
+                                         || to_char(step.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+                                         || '","epoch":' || step.epoch || '}')::json
+                                   ELSE step.record END AS record
                          FROM {steps} AS step
                         WHERE step.workflow_id = run.id
                         UNION ALL

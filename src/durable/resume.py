@@ -9,12 +9,14 @@ from typing import Any, Final, Generic, TypeVar, overload
 
 from msgspec import UNSET, structs
 
+from durable._border import public
 from durable._plan import OMITTED
 from durable._run import run
 from durable._step import AsyncStep, Pending, Step
+from durable._workflow import workflow
 from durable.documents import Snapshot
 from durable.events import Listener
-from durable.snapshot import Execution, Status, checked_name
+from durable.snapshot import Status, checked_name, standing
 from durable.stores import memory
 from durable.stores.listing import checked_snapshot
 
@@ -41,6 +43,7 @@ class Workflow(Generic[D]):
     id one execution goes on.
     """
 
+    @public("Workflow")
     def __init__(self, name: str, deps: D, *, on_event: Listener | None = None, version: int = 1) -> None:
         self._name = checked_name("a workflow's name", name)
         self._deps = deps
@@ -50,6 +53,16 @@ class Workflow(Generic[D]):
     def __repr__(self) -> str:
         return f"<Workflow {self._name!r}>"
 
+    @overload
+    def run(self, fn: Callable[[Step, D], T], *, resume_state: Snapshot | Mapping[str, Any] | None = ...) -> T: ...
+    @overload
+    def run(
+        self,
+        fn: Callable[[Step, D, I], T],
+        *,
+        resume_state: Snapshot | Mapping[str, Any] | None = ...,
+        input: I = ...,
+    ) -> T: ...
     @overload
     def run(
         self,
@@ -65,16 +78,7 @@ class Workflow(Generic[D]):
         resume_state: Snapshot | Mapping[str, Any] | None = ...,
         input: I = ...,
     ) -> Pending[T]: ...
-    @overload
-    def run(self, fn: Callable[[Step, D], T], *, resume_state: Snapshot | Mapping[str, Any] | None = ...) -> T: ...
-    @overload
-    def run(
-        self,
-        fn: Callable[[Step, D, I], T],
-        *,
-        resume_state: Snapshot | Mapping[str, Any] | None = ...,
-        input: I = ...,
-    ) -> T: ...
+    @public("Workflow.run")
     def run(
         self, fn: Callable[..., Any], *, resume_state: Snapshot | Mapping[str, Any] | None = None, input: Any = OMITTED
     ) -> Any:
@@ -114,8 +118,7 @@ class Workflow(Generic[D]):
             return await fn(*args)
 
         wrapped = functools.update_wrapper(awaited if _is_async(fn) else called, fn, assigned=())
-        wrapped.__name__ = self._name
-        return wrapped
+        return workflow(name=self._name)(wrapped)
 
 
 _run: Final[Callable[..., Any]] = run  # the overloads are for callers who know what they call
@@ -129,5 +132,5 @@ def _to_be_resumed(state: Snapshot) -> Snapshot:
     """The state as one that a run goes on from: not over, whatever it was."""
     if state.execution.status != Status.COMPLETED:
         return state
-    execution = Execution(Status.RUNNING, last_updated=state.execution.last_updated)
+    execution = standing(state.execution, Status.RUNNING, state.execution.last_updated)
     return structs.replace(state, execution=execution, result=UNSET)

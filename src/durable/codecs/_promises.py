@@ -1,0 +1,90 @@
+"""What can be known of a value before it is there: a return annotation that no record can keep."""
+
+# Everything here is of types that only their owners know.
+# pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import functools
+import io
+import types
+import typing
+from abc import ABCMeta
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from typing import Any, Final, NewType, Union
+
+from durable.codecs._advice import advice_for
+from durable.codecs._shapes import shape_of
+from durable.codecs._tags import Refusal
+from durable.codecs._writing import is_known
+
+# Abstract, and still certain: whatever yields or reads is used up when it has done so.
+_USED_UP: Final = (
+    Iterator,
+    Generator,
+    AsyncIterator,
+    AsyncGenerator,
+    io.IOBase,
+    typing.IO,
+    typing.TextIO,
+    typing.BinaryIO,
+)
+_MOST_SUBCLASSES: Final = 100  # that are looked at
+
+
+@functools.lru_cache(
+    maxsize=1024
+)  # which keeps what is in order, and no exception: a class may be taught, or subclassed
+def check_promise(annotation: Any) -> None:
+    """Raise `Refusal` for an annotation of which no value can be stored; pass where one could be, or nobody can tell."""
+    class_ = _hopeless(annotation, set())
+    if class_ is not None:
+        name = class_.__qualname__ if class_.__module__ == "builtins" else f"{class_.__module__}.{class_.__qualname__}"
+        raise Refusal(f"{name} is promised, and no value of that type could be stored", advice_for(class_))
+
+
+def _hopeless(annotation: Any, seen: set[int]) -> type | None:
+    """The class of which no instance can be stored, if every value of the annotation is one."""
+    if id(annotation) in seen:
+        return None
+    seen.add(id(annotation))
+    if isinstance(annotation, NewType):
+        return _hopeless(annotation.__supertype__, seen)
+    if hasattr(annotation, "__value__"):  # type X = … (Python 3.12)
+        return _hopeless(annotation.__value__, seen)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _hopeless(arguments[0], seen)
+    if origin is Union or origin is types.UnionType:
+        found = [_hopeless(argument, seen) for argument in arguments]
+        return found[0] if all(found) else None
+    class_ = annotation if origin is None else origin
+    return class_ if isinstance(class_, type) and _is_hopeless(class_) else None
+
+
+def _is_hopeless(class_: type) -> bool:
+    if class_ in _USED_UP or issubclass(class_, io.IOBase):
+        return True
+    if class_ in (object, Any, types.NoneType) or getattr(class_, "_is_protocol", False) or typing.is_typeddict(class_):
+        return False
+    if isinstance(class_, ABCMeta) and class_.__abstractmethods__:
+        return False  # what is registered with it is not known
+    return all(_is_refused(one) for one in _with_subclasses(class_))
+
+
+def _with_subclasses(class_: type) -> list[type]:
+    classes = [class_]
+    for one in classes:
+        if len(classes) > _MOST_SUBCLASSES:
+            return [object]
+        classes += type.__subclasses__(one)
+    return classes
+
+
+def _is_refused(class_: type) -> bool:
+    if class_ is object or is_known(class_) or class_.__module__ == "freezegun.api":
+        return False
+    try:
+        return shape_of(class_) is None
+    except Refusal:
+        return True

@@ -1,0 +1,187 @@
+"""A return annotation that no record can keep is refused at the call, before anything has happened."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import dataclasses
+import datetime as dt
+import enum
+import io
+import pathlib
+import socket
+import threading
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Annotated, Any, Generic, NewType, Protocol, TypeVar
+
+import numpy as np
+import pydantic
+import pytest
+import typing_extensions
+
+import durable
+from durable.codecs import Codecs, JsonCodec
+from durable.stores import memory
+
+T = TypeVar("T")
+
+
+class Plain:
+    """Neither a data class, nor taught."""
+
+
+class Base:
+    """Some of its subclasses can be stored."""
+
+
+@dataclasses.dataclass
+class Kept(Base):
+    x: int = 0
+
+
+class Abstract(ABC):
+    @abstractmethod
+    def price(self) -> int: ...
+
+
+class Structural(Protocol):
+    x: int
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+@dataclasses.dataclass
+class Box(Generic[T]):
+    item: T
+
+
+class Model(pydantic.BaseModel):
+    x: int = 0
+
+
+class Row(typing.TypedDict):
+    x: int
+
+
+class Number(int):
+    """Of which nothing is left in JSON."""
+
+
+HOPELESS = {
+    "an iterator": Iterator[int],
+    "a generator": typing.Generator[int, None, None],
+    "an async iterator": typing.AsyncIterator[int],
+    "an open file": typing.TextIO,
+    "a buffer": io.BytesIO,
+    "a socket": socket.socket,
+    "a lock": threading.Event,
+    "a plain class": Plain,
+    "one of two": Plain | socket.socket,
+    "an array": np.ndarray,
+    "a secret": pydantic.SecretStr,
+    "an int of one's own": Number,
+    "a counter": collections.Counter[str],
+    "annotated": Annotated[Plain, "x"],
+    "a new type": NewType("Handle", Plain),
+    "an alias": typing_extensions.TypeAliasType("Alias", Plain),
+    "an event loop": asyncio.AbstractEventLoop,
+}
+
+POSSIBLE = {
+    "anything": Any,
+    "an object": object,
+    "nothing": None,
+    "an iterable": Iterable[int],
+    "a sequence": Sequence[Plain],
+    "a mapping": Mapping[str, Plain],
+    "a list, which may be empty": list[Plain],
+    "one of two": Plain | None,
+    "a base class": Base,
+    "an abstract class": Abstract,
+    "a protocol": Structural,
+    "a data class": Kept,
+    "a generic one": Box[Plain],
+    "a model": Model,
+    "an enumeration": Colour,
+    "a typed dict": Row,
+    "a type variable": T,
+    "numbers": float | int | Decimal,
+    "a moment": dt.datetime,
+    "a path": pathlib.Path,
+    "a text of a name": "Plain",
+    "a literal": typing.Literal["a"],
+    "numpy's float": np.float64,
+    "a callable": typing.Callable[[], int],
+    "any of two": Any | socket.socket,
+}
+
+
+def promising(annotation: Any, called: list[str]) -> Any:
+    def body(*_: Any) -> Any:
+        called.append("body")
+
+    body.__annotations__["return"] = annotation
+    return body
+
+
+@pytest.mark.parametrize("name", HOPELESS)
+@pytest.mark.parametrize("codec", [JsonCodec(), Codecs([JsonCodec()])], ids=["one codec", "several"])
+def test_it_is_refused_before_the_body(name: str, codec: Any) -> None:
+    """By name, in a step and as the result of a workflow; nothing is stored."""
+    called: list[str] = []
+    body = promising(HOPELESS[name], called)
+    with memory(codec=codec) as store:
+        with pytest.raises(durable.UnstorableValue, match=r"result of step 'a'.*promised.*Nothing was called") as told:
+            durable.run(None, lambda step, _: step("a", body), id="r", store=store)
+        assert told.value.advice
+        with pytest.raises(durable.UnstorableValue, match="result of workflow"):
+            durable.run(None, body, id="s", store=store)
+        assert store.load("s") is None
+    assert called == []
+
+
+@pytest.mark.parametrize("name", POSSIBLE)
+def test_what_may_be_kept_is_called(name: str) -> None:
+    """Whatever nobody can tell before the value is there."""
+    JsonCodec().check_promise(POSSIBLE[name], what="it")
+
+
+def test_a_class_that_is_taught_later_is_no_longer_refused() -> None:
+    """And one that gets a subclass which can be stored."""
+
+    class Late: ...
+
+    codec = JsonCodec()
+    with pytest.raises(durable.UnstorableValue):
+        codec.check_promise(Late, what="it")
+
+    @dataclasses.dataclass
+    class Later(Late):
+        x: int
+
+    codec.check_promise(Late, what="it")
+
+    class Taught: ...
+
+    with pytest.raises(durable.UnstorableValue):
+        codec.check_promise(Taught, what="it")
+    durable.stored_as(Taught, lambda _: 1, lambda _: Taught())
+    codec.check_promise(Taught, what="it")
+
+
+def test_a_coroutine_promises_what_awaiting_it_gives() -> None:
+    """Async bodies: before they are called."""
+
+    async def body() -> Iterator[int]:
+        raise AssertionError
+
+    async def workflow(step: durable.AsyncStep, _: None) -> None:
+        await step("a", body)
+
+    with memory() as store, pytest.raises(durable.UnstorableValue, match="Nothing was called"):
+        asyncio.run(durable.run(None, workflow, id="r", store=store))
