@@ -240,7 +240,7 @@ def test_a_standby_that_was_behind_has_forgotten() -> None:
     world.database.fail_over(behind)
     two = world.session()
     assert two.run("read_nonces", (["r"], [0])).result.rows == []
-    assert two.run("lock_leases", (["r"],)).result.rows == [("r", "1:x.1", "me")]
+    assert two.run("lock_leases", (["r"],)).result.rows == [("r", "1:x.1", "me", 1)]
 
 
 def test_finish_cancel_and_release_change_what_they_say() -> None:

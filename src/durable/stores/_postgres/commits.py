@@ -395,7 +395,7 @@ class Statements:
         if found.lease is None:
             return LeaseLost(found.run_id, "it was deleted, or begun anew, while how it had ended was read")
         row = lane.execute(self._sql["read_leases"], ([found.row],)).fetchone()
-        return refused(found.lease, *(row[1:] if row else (None, None))) or RecordsLost(found.run_id)
+        return refused(found.lease, row[1:] if row else None) or RecordsLost(found.run_id)
 
     def _renew(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         leases: list[Lease] = [job.payload for job in jobs]
