@@ -47,6 +47,7 @@ def port_of(proxy: Proxy) -> int:
     return int(str(conninfo_to_dict(proxy.url)["port"]))
 
 
+@durable.workflow(name="one")
 def one(step: durable.Step, _: None) -> int:
     return step("one", lambda: 1)
 
@@ -227,15 +228,16 @@ def lease_of(database: Database) -> str | None:
 def left_with_its_lease(store: PostgresStore, proxy: Proxy, stack: ExitStack, colour: str) -> None:
     """A run whose lease cannot be given back, since the database has gone in the midst of it."""
 
+    @durable.workflow(name="one")
     def workflow(step: durable.Step, _: None) -> int:
         stack.enter_context(unreachable(proxy))
         raise KeyboardInterrupt
 
+    @durable.workflow(name="one")
     async def workflow_async(step: durable.AsyncStep, _: None) -> int:
         stack.enter_context(unreachable(proxy))
         raise KeyboardInterrupt
 
-    workflow.__name__ = workflow_async.__name__ = "one"
     with pytest.raises(KeyboardInterrupt):
         if colour == "sync":
             durable.run(None, workflow, id="run", store=store)

@@ -83,6 +83,7 @@ def interrupted(store: PostgresStore, sizes: list[int]) -> list[str]:
     """A run that is left with values of these sizes in its journal; the values."""
     values = [long(size) for size in sizes]
 
+    @durable.workflow(name="workflow")
     def workflow(step: durable.Step, _: None) -> None:
         for number, value in enumerate(values):
             step("value", lambda value=value: value, key=str(number))  # type: ignore[misc]
@@ -101,9 +102,11 @@ def bodies(count: int) -> tuple[list[int], Callable[..., list[str]], Callable[..
         ran.append(number)
         return ""
 
+    @durable.workflow(name="workflow")
     def workflow(step: durable.Step, _: None) -> list[str]:
         return [step("value", lambda number=number: body(number), key=str(number)) for number in range(count)]  # type: ignore[misc]
 
+    @durable.workflow(name="workflow")
     async def workflow_async(step: durable.AsyncStep, _: None) -> list[str]:
         async def body_async(number: int) -> str:
             return body(number)
@@ -113,7 +116,6 @@ def bodies(count: int) -> tuple[list[int], Callable[..., list[str]], Callable[..
             for number in range(count)
         ]
 
-    workflow_async.__name__ = workflow.__name__  # one and the same, by their name
     return ran, workflow, workflow_async
 
 
@@ -198,16 +200,17 @@ def test_others_do_not_wait_for_what_is_long(database: Database, what: str) -> N
         interrupted(database.store(), [LONG])
     elif what == "result":
 
+        @durable.workflow(name="workflow")
         def ended(_step: durable.Step, _: None) -> str:
             return value
 
-        ended.__name__ = "workflow"
         durable.run(None, ended, id="run", store=database.store())
     else:
         durable.run(None, lambda _step, _: None, id="tables", store=database.store())
     Stuck.way = "to client" if what in ("journal", "result") else "to server"
     Stuck.free, Stuck.stands = threading.Event(), threading.Event()
 
+    @durable.workflow(name="workflow")
     def workflow(step: durable.Step, _: None, given: str = "") -> int:
         if what == "value":
             step("long", lambda: value)

@@ -69,7 +69,7 @@ class Names:
         }
         known = {name: value.as_string(None) for name, value in {**qualified, **indexes}.items()}
         # As values, for what looks a table up by its name.
-        return known | {f"{name}_text": sql.Literal(known[name]).as_string(None) for name in qualified}
+        return known | {f"{name}_text": _literal(known[name]) for name in qualified}
 
     def fill(self, text: str) -> str:
         """The SQL with the names in place of `{snapshots}` and its like, for psycopg: a `%` in a name is no placeholder."""
@@ -90,6 +90,12 @@ class Names:
     @property
     def _stem(self) -> str:
         return "durable" if self.table == "durable_snapshots" else self.table
+
+
+def _literal(text: str) -> str:
+    """As SQL: not by psycopg's dumpers, which may be the application's, and whatever standard_conforming_strings is."""
+    doubled = text.replace("'", "''")
+    return "E'{}'".format(doubled.replace("\\", "\\\\")) if "\\" in doubled else f"'{doubled}'"
 
 
 def _check_identifier(what: str, name: object) -> None:
