@@ -158,8 +158,8 @@ def test_the_hosts_of_a_url(parts: dict[str, str], expected: list[tuple[str, str
 # -- a store ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", ["silent first", "silent last", "closed first", "two silent", "pool", "environment"])
-def test_a_stopped_host_costs_no_patience(database: Database, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("order", ["silent first", "silent last", "closed first", "two silent", "pool"])
+def test_a_stopped_host_costs_no_patience(database: Database, order: str) -> None:
     """A run begins, and ends, well before a single host's patience of ten seconds is over; the good host is then first."""
     with Proxy(database.url) as proxy, silent(2) as ports, ExitStack() as stack:
         good = port_of(proxy)
@@ -172,11 +172,6 @@ def test_a_stopped_host_costs_no_patience(database: Database, order: str, monkey
         if order == "pool":
             pool = stack.enter_context(ConnectionPool(make_conninfo(url, connect_timeout=2), min_size=1, open=True))
             store = stack.enter_context(postgres(pool=pool, schema=database.schema))
-        elif order == "environment":
-            parts = conninfo_to_dict(url)
-            monkeypatch.setenv("PGHOST", str(parts.pop("host")))
-            monkeypatch.setenv("PGPORT", str(parts.pop("port")))
-            store = database.store(make_conninfo(**parts))  # type: ignore[arg-type]
         else:
             store = database.store(url)
         connections = store.process.connections
@@ -186,6 +181,17 @@ def test_a_stopped_host_costs_no_patience(database: Database, order: str, monkey
         assert connections._good is not None
         assert connections._good.port == str(good)
         first.close()
+
+
+def test_hosts_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As libpq takes them: where the URL names none; and of several the one that takes writes."""
+    monkeypatch.setenv("PGHOST", "a,b")
+    monkeypatch.setenv("PGPORT", "1,2")
+    with postgres("dbname=x") as store:
+        parts = store.process.connections._parts
+    assert (parts["host"], parts["port"], parts["target_session_attrs"]) == ("a,b", "1,2", "read-write")
+    with postgres("host=c dbname=x") as store:
+        assert store.process.connections._parts["host"] == "c"
 
 
 def test_what_every_host_refuses_is_said_at_once(database: Database) -> None:

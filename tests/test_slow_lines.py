@@ -188,7 +188,7 @@ def test_a_long_document_is_resumed(slow: PostgresStore) -> None:
     )
     slow.save("run", saved)
     ran, workflow, _ = bodies(1)
-    assert durable.run(None, workflow, id="run", store=slow, lease=LEASE) == [value]
+    assert durable.run(None, workflow, id="run", store=slow, lease=2 * LEASE) == [value]
     assert ran == []
 
 
