@@ -10,6 +10,9 @@ import pytest
 from psycopg import sql
 
 from durable.stores import PostgresStore, postgres
+from pgbouncer import program
+
+needs_pgbouncer = pytest.mark.skipif(program() is None, reason="PgBouncer is not installed: apt-get install pgbouncer")
 
 POISONS = (
     "{}", "[]", "7", '"text"', "null", '{"formatVersion": 2, "steps": {}, "execution": {"status": "running"}}',

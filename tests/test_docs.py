@@ -17,6 +17,7 @@ import durable
 from durable import errors
 from durable.stores import PostgresStore
 from ownership_children import wait_until
+from programs import run_program
 from support import Database
 
 PROGRAMS = ("docs/postgres.md", "docs/operations.md")  # their snippets go on from each other
@@ -33,9 +34,7 @@ def test_the_readmes_screen_of_code_runs_and_runs_again(tmp_path: Path) -> None:
     (screen,) = snippets("README.md")
     (tmp_path / "checkout.py").write_text(screen)
     command = [sys.executable, "-W", "error", "checkout.py"]
-    first, second = (
-        subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False) for _ in range(2)
-    )
+    first, second = (run_program(command, cwd=tmp_path) for _ in range(2))
     assert (first.returncode, first.stderr) == (0, "")
     assert first.stdout == "paid {'payment': 'p-1', 'card': 'card-7', 'euros': 42}\np-1\n"
     assert second.stdout == "p-1\n"
@@ -56,7 +55,7 @@ def test_a_snippet_of_the_docs_runs(snippet: str, tmp_path: Path) -> None:
     (tmp_path / "snippet.py").write_text(snippet)
     tested = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"] if "\ndef test_" in snippet else []
     command = [sys.executable, "-W", "error", *tested, "snippet.py"]
-    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    told = run_program(command, cwd=tmp_path)
     assert told.returncode == 0, told.stdout + told.stderr
 
 
@@ -66,7 +65,7 @@ CHECKOUTS = [["-m", "durable.demo"], [ROOT / "examples" / "checkout.py"], [ROOT 
 @pytest.mark.parametrize("program", CHECKOUTS, ids=lambda program: Path(program[-1]).name)
 def test_the_checkout_is_killed_and_tells_its_story(program: list[str], tmp_path: Path) -> None:
     """`make demo`, by both its names, and its async twin."""
-    told = subprocess.run([sys.executable, *program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    told = run_program([sys.executable, *program], cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert told.stderr == ""
     assert re.search(r"charge card +remembered, not run again", told.stdout)
@@ -76,9 +75,7 @@ def test_the_checkout_is_killed_and_tells_its_story(program: list[str], tmp_path
 
 def test_the_transfers_are_killed_and_the_sum_never_changes(tmp_path: Path) -> None:
     """It looks at the accounts after each kill, and fails if they are wrong."""
-    told = subprocess.run(
-        [sys.executable, ROOT / "examples" / "transfer.py"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    told = run_program([sys.executable, ROOT / "examples" / "transfer.py"], cwd=tmp_path)
     assert (told.returncode, told.stderr) == (0, "")
     kills = re.search(r"300 transfers, (\d+) times kill -9: each was applied once", told.stdout)
     assert kills is not None
@@ -109,9 +106,7 @@ def test_the_simulations_page_runs(tmp_path: Path) -> None:
     """Its snippet, and the commands are there."""
     (snippet,) = snippets("docs/simulation.md")
     program = "import logging\nlogging.disable(50)\n" + snippet
-    told = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    told = run_program([sys.executable, "-W", "error", "-c", program], cwd=tmp_path)
     assert (told.returncode, told.stderr) == (0, "")
     assert told.stdout.startswith("None ")
     assert '"seed": 7' in told.stdout
@@ -130,9 +125,7 @@ def test_a_page_that_is_one_program_runs_from_top_to_bottom(page: str, database:
     program = re.sub(r"^pool = (.*)$", r"pools.append(pool := \1)", program, flags=re.MULTILINE)
     closing = "for each in [*opened, *pools]:\n    each.close()\n"
     (tmp_path / "page.py").write_text("opened, pools = [], []\n" + program + "\n" + closing)
-    told = subprocess.run(
-        [sys.executable, "-W", "error", "page.py"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    told = run_program([sys.executable, "-W", "error", "page.py"], cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert told.stderr == ""
     text = (ROOT / page).read_text("utf-8")
@@ -151,9 +144,7 @@ def test_the_first_steps_are_as_they_are_told(tmp_path: Path) -> None:
     )
     for part in shown.split("$ python ")[1:]:
         command, *lines = part.strip().split("\n")
-        done = subprocess.run(
-            [sys.executable, "-u", *command.split()], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        done = run_program([sys.executable, "-u", *command.split()], cwd=tmp_path)
         killed = done.returncode == -signal.SIGKILL
         assert (*done.stdout.splitlines(), *["Killed"] * killed) == tuple(lines), done.stderr
 
