@@ -21,7 +21,7 @@ from durable.stores import embedded
 
 NAMES = ("Ada", "Grace", "Edsger")
 COUNT = 300
-MOST = 60  # transfers that a process records before it is killed, at most
+MOST = 90  # transfers that a process records before it is killed, at most
 
 
 def transfer(connection: psycopg.Connection[Any], number: int, payer: str, payee: str, cents: int) -> str:

@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from durable.stores._postgres.server import Server
 from stages import EngineStage, Stage, memory_stage, postgres_stage
-from support import Database
+from support import Database, end_looking
 
 _ROOT = Path(__file__).resolve().parent.parent
 _DEAF: Final = 30.0  # seconds after a test's limit, from which on its process has not heard the signal and is ended
@@ -70,6 +70,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Where nothing may be skipped, a session in which something was has failed."""
+    end_looking()
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get(_SKIPS_FORBIDDEN) and reporter is not None and reporter.stats.get("skipped"):
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
@@ -98,7 +99,9 @@ def database_url(server_url: str, worker_id: str) -> Iterator[str]:
     name = sql.Identifier(f"durable_test_{worker_id}_{os.getpid()}")  # other sessions may share the server
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'").format(name))
-    yield make_conninfo(server_url, dbname=f"durable_test_{worker_id}_{os.getpid()}")
+    url = make_conninfo(server_url, dbname=f"durable_test_{worker_id}_{os.getpid()}")
+    yield url
+    end_looking()
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE {}").format(name))
 

@@ -23,8 +23,8 @@ def run_program(
     Raises `TimeoutError`, with what it has said so far, when it has not ended after `limit` seconds, and
     `subprocess.CalledProcessError` when `check` is true and it has failed.
     """
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, text=True, start_new_session=True, **options) as process:
+    options |= {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, start_new_session=True, **options) as process:
         try:
             out, err = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired as late:

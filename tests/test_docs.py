@@ -16,6 +16,7 @@ from psycopg.conninfo import make_conninfo
 import durable
 from durable import errors
 from durable.stores import PostgresStore
+from machine import prepared
 from ownership_children import wait_until
 from programs import run_program
 from support import Database
@@ -53,6 +54,8 @@ def _snippets() -> list[Any]:
 def test_a_snippet_of_the_docs_runs(snippet: str, tmp_path: Path) -> None:
     """Each by itself, as somebody would who copies it; tests are run by pytest."""
     (tmp_path / "snippet.py").write_text(snippet)
+    if "embedded(" in snippet:
+        prepared(tmp_path / ".durable")
     tested = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"] if "\ndef test_" in snippet else []
     command = [sys.executable, "-W", "error", *tested, "snippet.py"]
     told = run_program(command, cwd=tmp_path)
@@ -62,9 +65,11 @@ def test_a_snippet_of_the_docs_runs(snippet: str, tmp_path: Path) -> None:
 CHECKOUTS = [["-m", "durable.demo"], [ROOT / "examples" / "checkout.py"], [ROOT / "examples" / "checkout_async.py"]]
 
 
+@pytest.mark.long(3)
 @pytest.mark.parametrize("program", CHECKOUTS, ids=lambda program: Path(program[-1]).name)
 def test_the_checkout_is_killed_and_tells_its_story(program: list[str], tmp_path: Path) -> None:
     """`make demo`, by both its names, and its async twin."""
+    prepared(tmp_path / ".durable")
     told = run_program([sys.executable, *program], cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert told.stderr == ""
@@ -73,8 +78,10 @@ def test_the_checkout_is_killed_and_tells_its_story(program: list[str], tmp_path
     assert "none that was recorded ran again" in told.stdout
 
 
+@pytest.mark.long(5)
 def test_the_transfers_are_killed_and_the_sum_never_changes(tmp_path: Path) -> None:
     """It looks at the accounts after each kill, and fails if they are wrong."""
+    prepared(tmp_path / ".durable")
     told = run_program([sys.executable, ROOT / "examples" / "transfer.py"], cwd=tmp_path)
     assert (told.returncode, told.stderr) == (0, "")
     kills = re.search(r"300 transfers, (\d+) times kill -9: each was applied once", told.stdout)

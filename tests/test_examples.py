@@ -30,6 +30,7 @@ def url(database: Database) -> str:
     return make_conninfo(database.url, options=f"-csearch_path={database.schema}")
 
 
+@pytest.mark.long(4)
 @pytest.mark.parametrize(
     ("example", "says"),
     [

@@ -7,6 +7,8 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Final
 
+import pytest
+
 from programs import run_program
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -101,6 +103,7 @@ def test_a_script_that_was_never_played_fails_its_test(tmp_path: Path) -> None:
     assert "scripted, and never called: chrage (called were: charge)" in said
 
 
+@pytest.mark.long(5)
 def test_options_reach_every_test_and_are_checked(tmp_path: Path) -> None:
     """On the command line, and in a marker."""
     text = """

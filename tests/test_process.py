@@ -407,6 +407,7 @@ def test_who_has_lost_his_lease_is_told_so_though_the_next_owner_is_in_a_transac
     assert [seen.problem for seen in spy.seen if seen.problem is not None] == [], "somebody waited, and gave up"
 
 
+@pytest.mark.long(3)
 def test_a_listener_that_blocks_costs_no_lease(database: Database) -> None:
     """FAULTS 21: what it is told of a body that is silent comes by a thread of its own, and no lock is held meanwhile."""
     store, stalled, over = database.store(), threading.Event(), threading.Event()

@@ -205,6 +205,7 @@ def test_several_hosts(url: str, tmp_path: Path) -> None:
         assert str(tmp_path) in repr(store)
 
 
+@pytest.mark.long(10)
 def test_a_host_that_takes_no_writes_is_passed_over(url: str) -> None:
     """Of several hosts that are all read-only none is used."""
     host = str(conninfo_to_dict(url)["host"])
@@ -823,6 +824,7 @@ def test_a_journal_without_its_header_is_not_nothing(store: PostgresStore, datab
         store.load("x")
 
 
+@pytest.mark.long(10)
 def test_no_secret_in_any_error_repr_or_log(caplog: pytest.LogCaptureFixture) -> None:
     """FAULTS 105: a password in the URL, with several hosts, through the verbs."""
     caplog.set_level(0)

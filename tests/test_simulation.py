@@ -81,6 +81,7 @@ def test_a_scenario_survives_its_file() -> None:
         assert from_json(to_json(scenario)) == scenario
 
 
+@pytest.mark.long(4)
 def test_a_failing_scenario_is_made_small() -> None:
     """Down to what the failure needs, and it still fails."""
     bug = next(bug for bug in BUGS if bug.name == "failure replayed for ever")
