@@ -38,7 +38,7 @@ def run_program(
     return done
 
 
-def limited(target: Callable[..., None], *arguments: Any) -> None:
-    """Do this in a process of its own, which the kernel ends after `LIMIT` seconds, whatever it waits for."""
-    signal.alarm(LIMIT)
+def limited(target: Callable[..., None], *arguments: Any, seconds: int = LIMIT) -> None:
+    """Do this in a process of its own, which the kernel ends after so many seconds, whatever it waits for."""
+    signal.alarm(seconds)
     target(*arguments)
