@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,7 @@ def test_the_first_command_says_what_to_install(tmp_path: Path) -> None:
         "import runpy, sys; from durable.stores._postgres import server; server._candidates = lambda: iter(())\n"
         "sys.argv = ['demo']; runpy.run_module('durable.demo', run_name='__main__')"
     )
-    told = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    told = run_program([sys.executable, "-c", program], cwd=tmp_path)
     assert (told.returncode, told.stdout) == (1, "")
     (line,) = told.stderr.splitlines()
     assert "pip install 'durable-postgres[embedded]'" in line
