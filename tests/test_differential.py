@@ -8,6 +8,8 @@ import random
 from collections import Counter
 from typing import Any, Final
 
+import pytest
+
 from differential import Both, Comparison, compared
 from support import Database
 
@@ -284,6 +286,7 @@ ALONE: Final = [
 ]
 
 
+@pytest.mark.long(6)
 def test_the_model_and_postgresql_say_and_leave_the_same(database: Database) -> None:
     """Two and three connections, interleaved, until all that `OCCURS` has been compared."""
     with compared(database, 3) as comparison:
