@@ -397,6 +397,7 @@ def _claim_row(claiming: Claiming) -> dict[str, Any]:
         "input_hash": claim.input_hash,
         "after_failure": claim.after_failure,
         "may_create": claim.create,
+        "amends": claim.amends,
         "header": Header(claim.workflow, Execution(Status.RUNNING), metadata=described(claim)),
         "input": None if claim.input is None else claim.input.decode(),
     }
