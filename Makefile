@@ -8,8 +8,11 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.demo
 	@$(BIN)/python -m durable.demo
 
+# Three at once on two cores, since tests also wait; what takes long is begun first (tests/conftest.py). Each skipped test is named with
+# its reason.
+WORKERS ?= 3
 test: $(VENV)/.test
-	@$(BIN)/python -m pytest -n 2 -q
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q -rs
 
 # A million seeds of the simulation (make nightly SEEDS=100000 for a tenth of it), an hour of chaos beside an hour in which nothing
 # may grow, and every planted bug; what was counted is added to docs/reliability.json, and the page is made of it.
@@ -17,7 +20,8 @@ SEEDS ?= 1000000
 MINUTES ?= 60
 nightly: $(VENV)/.test
 	@$(BIN)/python benchmarks/simulation.py --seeds $(SEEDS) --nightly $(SEED_FIGURES)
-	@DURABLE_DIFFERENTIAL=5000 DURABLE_SEQUENCES=1000 $(BIN)/python -m pytest -q tests/test_differential.py tests/test_same_stores.py
+	@DURABLE_DIFFERENTIAL=5000 DURABLE_SEQUENCES=1000 DURABLE_KILLS=250 $(BIN)/python -m pytest -q --timeout 7200 \
+		tests/test_differential.py tests/test_same_stores.py tests/test_kill.py
 	@$(MAKE) --no-print-directory -j 2 chaos endurance
 	@cd tests && ../$(BIN)/python -m chaos plants $(FIGURES)
 	@cd tests && ../$(BIN)/python -m chaos page
@@ -70,7 +74,7 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	@$(INSTALL) -e '.[embedded]'
 	@touch $@
 
-$(VENV)/.test: pyproject.toml $(VENV)/.demo
+$(VENV)/.test: pyproject.toml requirements/test.txt $(VENV)/.demo
 	@$(INSTALL) -r requirements/test.txt
 	@touch $@
 

@@ -2,6 +2,7 @@
 
 python examples/agent.py                         plays it all: kill -9 in the middle of a booking, and a second process
 python examples/agent.py answer ID LEDGER        lets the agent work on the run ID, or go on with it
+python examples/agent.py answer ID LEDGER silent the same, with a restaurant that books and does not confirm
 
 The model is a stand-in that follows a script, so that this needs no network and no key.
 """
@@ -22,6 +23,7 @@ import durable
 
 Message: TypeAlias = dict[str, Any]
 
+_SILENCE = 300.0  # seconds, which no process in this story lives to see
 QUESTION = "Book a table for two where the pasta is best, and tell me what it will cost."
 
 
@@ -48,8 +50,9 @@ class Model:
 class Tools:
     """What the agent can do in the world."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, *, silent: bool) -> None:
         self._ledger = ledger
+        self._silent = silent
 
     def search(self, query: str) -> list[str]:
         """Look something up."""
@@ -62,7 +65,8 @@ class Tools:
         self._ledger.write("asks for a table")
         if f"booked: {booking}" not in self._ledger.deeds():
             self._ledger.write(f"booked: {booking}")
-        time.sleep(0.5)  # the restaurant is slow to confirm; this is when the process is killed
+            if self._silent:
+                time.sleep(_SILENCE)  # this is when the process is killed
         return booking
 
     def add(self, amounts: list[int]) -> int:
@@ -83,10 +87,10 @@ def agent(step: durable.Step, deps: dict[str, Any], question: str) -> str:
         conversation = [*conversation, reply, {"outcome": outcome}]
 
 
-def answer(run_id: str, path: Path) -> None:
+def answer(run_id: str, path: Path, *, silent: bool = False) -> None:
     """Let the agent work until it has its answer."""
     ledger = Ledger(path)
-    deps = {"model": Model(ledger), "tools": Tools(ledger)}
+    deps = {"model": Model(ledger), "tools": Tools(ledger, silent=silent)}
     with open_store() as store:
         print(f"    {durable.run(deps, agent, id=run_id, store=store, input=QUESTION)}")
 
@@ -96,7 +100,7 @@ def play() -> None:
     with tempfile.TemporaryDirectory() as directory, open_store():
         ledger, run_id = Ledger(Path(directory) / "world"), f"agent-{os.getpid()}-{time.time_ns()}"
         print(f"{QUESTION}\n")
-        first = start(__file__, "answer", run_id, str(ledger.path))
+        first = start(__file__, "answer", run_id, str(ledger.path), "silent")
         wait_until(lambda: any(deed.startswith("booked") for deed in ledger.deeds()), "a booking", first)
         kill(first, "before the restaurant had confirmed the table")
         finish(start(__file__, "answer", run_id, str(ledger.path)))
@@ -119,5 +123,7 @@ if __name__ == "__main__":
             play()
         case ["answer", run_id, ledger]:
             answer(run_id, Path(ledger))
+        case ["answer", run_id, ledger, "silent"]:
+            answer(run_id, Path(ledger), silent=True)
         case _:
             sys.exit(__doc__)

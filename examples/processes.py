@@ -12,7 +12,7 @@ from pathlib import Path
 
 from durable.stores import PostgresStore, embedded, postgres
 
-_PATIENCE = 60.0  # seconds until a story that does not go on is given up
+_PATIENCE = 200.0  # seconds until a story that does not go on is given up
 
 
 class Ledger:

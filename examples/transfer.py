@@ -1,4 +1,4 @@
-"""Money moves between accounts, and the process that moves it is killed at random moments until all is done.
+"""Money moves between accounts, and the process that moves it is killed again and again until all is done.
 
 python examples/transfer.py          kills it and starts it again: the sum never changes, each transfer is applied once
 python examples/transfer.py once     goes on with the transfers where they stopped
@@ -16,10 +16,12 @@ from typing import Any
 import psycopg
 
 import durable
+from durable import events
 from durable.stores import embedded
 
 NAMES = ("Ada", "Grace", "Edsger")
 COUNT = 300
+MOST = 90  # transfers that a process records before it is killed, at most
 
 
 def transfer(connection: psycopg.Connection[Any], number: int, payer: str, payee: str, cents: int) -> str:
@@ -41,16 +43,26 @@ def transfers(step: durable.Step, _: None) -> int:
 def once() -> None:
     """Go on with the transfers where they stopped."""
     with embedded(".durable") as store:
-        print("goes on", flush=True)
-        durable.run(None, transfers, id=os.environ.get("DEMO_RUN", "transfers"), store=store)
+        durable.run(None, transfers, id=os.environ.get("DEMO_RUN", "transfers"), store=store, on_event=report)
+
+
+def report(event: events.RunEvent) -> None:
+    """Print a line for each transfer that is recorded."""
+    if isinstance(event, events.StepRecorded):
+        print(event.key, flush=True)
 
 
 def killed_or_done() -> bool:
-    """Let a process go on with the transfers, and kill it at some moment; whether it was done before that."""
+    """Let a process go on with the transfers, and kill it when it has recorded some more; whether it was done before that.
+
+    The number is drawn and at least one, so each process gets further, however slow the machine. What the process does
+    meanwhile decides where in a transfer the kill strikes.
+    """
+    more = random.randint(1, MOST)
     with subprocess.Popen([sys.executable, __file__, "once"], stdout=subprocess.PIPE) as process:
-        process.stdout.readline()  # type: ignore[union-attr]
-        time.sleep(random.uniform(0, 0.1))
-        process.kill()
+        for recorded, _ in enumerate(process.stdout or (), start=1):
+            if recorded == more:
+                process.kill()
     return process.returncode == 0
 
 

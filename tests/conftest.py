@@ -1,22 +1,85 @@
-"""A real PostgreSQL for every test: a database per test worker, a schema per test."""
+"""A real PostgreSQL for every test: a database per test worker, a schema per test. What takes longest is begun first."""
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 import psycopg
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from durable.stores._postgres.server import Server
 from stages import EngineStage, Stage, memory_stage, postgres_stage
-from support import Database
+from support import Database, end_looking
 
 _ROOT = Path(__file__).resolve().parent.parent
+_DEAF: Final = 30.0  # seconds after a test's limit, from which on its process has not heard the signal and is ended
+_SKIPS_FORBIDDEN: Final = (
+    "DURABLE_NO_SKIPS"  # in the environment: a skipped test fails the session, as .ci/run wants it
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deal what takes long to the test workers, longest first; the rest stays in its order, beside its neighbours.
+
+    `--dist worksteal` gives each worker as many neighbours as the next, and lets one that is done take from the end of
+    another's: so each worker begins with its share of what is long, and what is short evens out the end.
+    """
+    cost = {item: max((float(mark.args[0]) for mark in item.iter_markers("long")), default=0.0) for item in items}
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    longest = sorted((item for item in items if cost[item]), key=lambda item: -cost[item])
+    items[:] = _dealt(longest, [item for item in items if not cost[item]], workers)
+
+
+def _dealt(longest: Sequence[pytest.Item], rest: Sequence[pytest.Item], workers: int) -> list[pytest.Item]:
+    """For each worker a share of both; xdist cuts the list into parts of these very sizes."""
+    order: list[pytest.Item] = []
+    left, taken = len(longest) + len(rest), 0
+    for number in range(workers):
+        size = left // (workers - number)
+        left -= size
+        share = longest[number::workers][:size]
+        filling = size - len(share)
+        order += [*share, *rest[taken : taken + filling]]
+        taken += filling
+    return order
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """End the process of a test that does not hear that its time is over; its threads' stacks are printed."""
+    option, config = item.config.getoption, item.config
+    limit = float(option("timeout") or os.environ.get("PYTEST_TIMEOUT") or config.getini("timeout"))
+    if limit and not option("usepdb"):
+        stderr = config.stash[fault_handler_stderr_fd_key]
+        faulthandler.dump_traceback_later(limit + _DEAF, exit=True, file=stderr)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where nothing may be skipped, a session in which something was has failed."""
+    end_looking()
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get(_SKIPS_FORBIDDEN) and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say why such a session has failed."""
+    if os.environ.get(_SKIPS_FORBIDDEN) and (skipped := len(terminalreporter.stats.get("skipped", ()))):
+        terminalreporter.write_line(f"{skipped} skipped, and ${_SKIPS_FORBIDDEN} forbids it", red=True)
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +99,9 @@ def database_url(server_url: str, worker_id: str) -> Iterator[str]:
     name = sql.Identifier(f"durable_test_{worker_id}_{os.getpid()}")  # other sessions may share the server
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'").format(name))
-    yield make_conninfo(server_url, dbname=f"durable_test_{worker_id}_{os.getpid()}")
+    url = make_conninfo(server_url, dbname=f"durable_test_{worker_id}_{os.getpid()}")
+    yield url
+    end_looking()
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE {}").format(name))
 

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import durable
 from durable.stores import PostgresStore, embedded, postgres
+from programs import limited
 
 PATIENCE: Final = 30.0  # seconds until a test that waits for something gives up; never what a test measures
 
@@ -182,7 +183,7 @@ class Child:
     def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
         start_forkserver(__name__)
         self._pipe, theirs = _CONTEXT.Pipe()
-        self.process = _CONTEXT.Process(target=target, args=(theirs, *arguments), daemon=True)
+        self.process = _CONTEXT.Process(target=limited, args=(target, theirs, *arguments), daemon=True)
         self.process.start()
         theirs.close()
 

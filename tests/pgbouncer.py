@@ -1,7 +1,7 @@
 """A real PgBouncer in front of a test's database.
 
-It comes from Debian's packages (`apt-get install pgbouncer`), which `.ci/run` must install for these tests to run there:
-nothing here fetches anything.
+It comes from Debian's packages (`apt-get install pgbouncer`), which `.ci/run` installs. Nothing here fetches anything: where
+it is not, `support.needs_pgbouncer` skips the tests, and says so.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 A *story* is a generator: it yields an `Ask` (one step) or `Together` (some at once), is sent what the step returns, and is
 thrown what it raises. So it is written once, and each stage performs it through its own driver.
 
+A story's `except` and `finally` are left whenever it yields. Where it matters what is in flight, a *program* takes its place:
+an `async def` that awaits `step(...)` like any async workflow, and is run by both drivers and by the engine all the same.
+
 Every stage can *die*: at the n-th boundary of a life the process is as good as gone. Nothing is released, nothing is
 said; the next life finds what was committed by then.
 """
@@ -10,16 +13,19 @@ said; the next life finds what was committed by then.
 from __future__ import annotations
 
 import asyncio
+import inspect
+import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, cast
 
 import durable
 from durable._engine import runs
-from durable._engine.blame import marked
+from durable._engine.blame import InFlight, in_flight, marked
+from durable._engine.cuts import aside, retried
 from durable._engine.decisions import (
     Abort,
     Acknowledged,
@@ -34,6 +40,7 @@ from durable._engine.decisions import (
     Granted,
     Interrupted,
     Join,
+    Leave,
     Proceed,
     Raise,
     Raised,
@@ -59,7 +66,7 @@ from durable.codecs import JsonCodec
 from durable.documents import Snapshot
 from durable.errors import Unwind
 from durable.failures import from_record, to_record
-from durable.snapshot import ErrorRecord, Header, Kind, Record, Status, StepRecord
+from durable.snapshot import ErrorRecord, Header, Kind, Record, Status, StepRecord, standing
 from durable.snapshot import Execution as Standing
 from durable.stores import MemoryStore, PostgresStore
 from durable.stores.protocol import Isolation, Transaction
@@ -109,6 +116,7 @@ class WaitFor(NamedTuple):
 
 Demand: TypeAlias = Ask | Transfer | Together | Sleep | WaitFor
 Story: TypeAlias = Callable[..., Generator[Any, Any, Any]]
+Program: TypeAlias = Callable[[Any, Any], Coroutine[Any, Any, Any]]
 
 
 class Died(BaseException):
@@ -121,6 +129,8 @@ class World:
 
     failing: set[str] = field(default_factory=set)
     failures: Counter[str] = field(default_factory=Counter)  # that are still to come
+    interrupting: set[str] = field(default_factory=set)  # bodies in which Ctrl-C comes
+    endless: set[str] = field(default_factory=set)  # bodies that wait until they are cancelled
     bodies: list[str] = field(default_factory=list)
     boundaries: Boundaries | None = None
     table: str = "booked"
@@ -130,6 +140,8 @@ class World:
         if self.boundaries is not None:
             self.boundaries.pass_one("before body")
         self.bodies.append(what)
+        if what in self.interrupting:
+            raise KeyboardInterrupt
         if what in self.failing or self.failures[what] > 0:
             self.failures[what] -= 1
             raise ValueError(f"{what} failed")
@@ -166,12 +178,18 @@ class Boundaries:
 class Stage(Protocol):
     """A way to live one life of a story."""
 
-    def run(self, story: Story, world: World, *, id: str = "run-1", dies_at: int | None = None, **options: Any) -> Any:
+    def run(
+        self, story: Story | Program, world: World, *, id: str = "run-1", dies_at: int | None = None, **options: Any
+    ) -> Any:
         """One `durable.run`; raises what it raises, or `Died`. Says in `boundaries` which ones it passed."""
         ...
 
     def signal(self, id: str, name: str, payload: Any) -> None:
         """`durable.signal`."""
+        ...
+
+    def retry(self, id: str, **options: Any) -> list[str]:
+        """`durable.retry`."""
         ...
 
     boundaries: Boundaries
@@ -199,7 +217,7 @@ class EngineStage:
 
     def run(
         self,
-        story: Story,
+        story: Story | Program,
         world: World,
         *,
         id: str = "run-1",
@@ -249,8 +267,10 @@ class EngineStage:
         epoch = self._epochs[claim.run_id]
         return Granted(Lease(claim.run_id, f"{epoch}:x", epoch, claim.seconds, 0.0), header, list(records))
 
-    def _executed(self, story: Story, world: World, granted: Granted) -> Any:
+    def _executed(self, story: Story | Program, world: World, granted: Granted) -> Any:
         journal = Journal(granted.lease.run_id, granted.records, "main")
+        if journal.undecided:
+            raise durable.RetryRefused(journal.run_id, journal.undecided)
         execution = Execution(story.__name__, journal, granted.lease, None)
         arguments = [world]
         if journal.input is not None:
@@ -259,28 +279,40 @@ class EngineStage:
         exception: BaseException | None = None
         value: Any = None
         try:
-            value = told(story(*arguments), lambda ask: self._asked(execution, ask))
+            if is_program(story):
+                value = at_once(story(_EngineSteps(lambda ask: self._asked(execution, ask)), world))
+            else:
+                value = told(cast(Story, story)(*arguments), lambda ask: self._asked(execution, ask))
             conclusion = runs.returned(execution, self._codec.encode(value, what="the result"))
         except Exception as problem:
             exception, error = problem, to_record(problem, self._codec)
             conclusion = runs.raised(execution, problem, error)
-        except Unwind as unwind:
-            exception, conclusion = unwind, runs.left(execution, unwind)
+        except Died:
+            raise
+        except BaseException as leaving:
+            exception, conclusion = leaving, runs.left(execution, leaving)
         match conclusion:
             case Finish(status, record):
                 self.boundaries.pass_one("before finish")
                 self._records[granted.lease.run_id].append(record)
                 header = self._headers[granted.lease.run_id]
-                self._headers[granted.lease.run_id] = Header(
-                    header.workflow_name, Standing(status), metadata=header.metadata
-                )
+                stands = standing(Standing(status), status, "", [record])
+                self._headers[granted.lease.run_id] = Header(header.workflow_name, stands, metadata=header.metadata)
                 self.boundaries.pass_one("finish committed")
                 if exception is not None:
                     raise exception
                 return value
             case Release(reason):
-                assert reason is not None
-                raise reason
+                assert exception is not None
+                raise reason or exception
+
+    def retry(self, id: str, **options: Any) -> list[str]:
+        """Set steps aside."""
+        records, header, from_step = self._records[id], self._headers[id], options.get("from_step")
+        found = retried(id, header, records, from_step, even_effects=options.get("even_effects", False))
+        records.append(aside(found, records, from_step))
+        self._headers[id] = Header(header.workflow_name, Standing(Status.RUNNING), metadata=header.metadata)
+        return list(found.keys)
 
     def signal(self, id: str, name: str, payload: Any) -> None:
         """Send a signal."""
@@ -288,7 +320,8 @@ class EngineStage:
 
     def _slept(self, execution: Execution, sleep: Sleep) -> None:
         until = self._now + timedelta(seconds=sleep.seconds)
-        woken = datetime.fromisoformat(self._asked(execution, Ask(sleep.name, lambda: until.isoformat())))
+        asleep = Ask(sleep.name, lambda: until.isoformat(), terms={"rests": True})
+        woken = datetime.fromisoformat(self._asked(execution, asleep))
         while (decision := execution.rest(woken, self._reading)) is not None:
             assert isinstance(decision, Wait)
             self._now += timedelta(seconds=decision.seconds)
@@ -329,8 +362,10 @@ class EngineStage:
             call.listens, call.patience = True, ask.timeout
             return call
         fingerprint = self._codec.fingerprint(list(ask.args), what="an argument") if ask.args else ""
-        call = execution.call(ask.name, ask.key, fingerprint, "main")
-        call.at_most_once = ask.terms.get("at_most_once", False)
+        cleanup, amid = ask.terms.get("cleanup", False), _in_flight(execution)
+        decides = not (cleanup or ask.terms.get("rests", False))
+        call = execution.call(ask.name, ask.key, fingerprint, "main", amid, decides=decides)
+        call.at_most_once, call.cleanup = ask.terms.get("at_most_once", False), cleanup
         call.transacts = isinstance(ask, Transfer)
         return call
 
@@ -367,6 +402,9 @@ class EngineStage:
                     seconds = (self._now - began).total_seconds()
                     again_in = None if policy is None else policy.again_in(problem, number, seconds)
                     return Raised(to_record(problem, self._codec), again_in)
+                except BaseException as leaving:
+                    execution.advance(call, Interrupted(type(leaving).__name__), self._reading)
+                    raise
             case Checkpoint(record):
                 self.boundaries.pass_one("before checkpoint")
                 self._records[execution.run_id].append(record)
@@ -384,6 +422,8 @@ class EngineStage:
                 raise error
             case Abort(error):
                 raise Unwind(error)
+            case Leave(interruption):
+                raise interruption
 
     def _handed_out(self, execution: Execution, call: Call, record: StepRecord) -> Any:
         self.boundaries.pass_one("acknowledged")
@@ -391,6 +431,70 @@ class EngineStage:
             return self._codec.decode(record.json, run_id=execution.run_id, where="a step")
         exception = from_record(record.error, self._codec, run_id=execution.run_id, where="a step")
         raise marked(exception, execution.lease.token, call.key)
+
+
+def _in_flight(execution: Execution) -> InFlight | None:
+    exception = sys.exception()
+    if exception is None:
+        return None
+    token, cancellation = execution.lease.token, asyncio.CancelledError
+    return in_flight(exception, None, token, "main", cancellation=cancellation, is_cancelled=lambda: False)
+
+
+class _EngineSteps:
+    """`step` for a program on the pure engine."""
+
+    def __init__(self, perform: Callable[[Demand], Any]) -> None:
+        self._perform = perform
+
+    async def __call__(
+        self, name: str, fn: Callable[..., Any], *args: Any, key: str | None = None, **terms: Any
+    ) -> Any:
+        return self._perform(Ask(name, fn, args, key, terms))
+
+    async def map(self, name: str, fn: Callable[..., Any], items: Iterable[Any], **terms: Any) -> list[Any]:
+        return [self._perform(Ask(name, fn, (item,), f"{name}[{n}]", terms)) for n, item in enumerate(items)]
+
+    async def sleep(self, name: str, seconds: float) -> None:
+        self._perform(Sleep(name, seconds))
+
+    async def transaction(
+        self, name: str, fn: Callable[..., Any], *args: Any, key: str | None = None, **terms: Any
+    ) -> Any:
+        return self._perform(Transfer(name, fn, args, key, terms))
+
+
+class _BlockingSteps:
+    """`step` for a program in a blocking workflow: nothing it gives has to be waited for."""
+
+    def __init__(self, step: durable.Step) -> None:
+        self._step = step
+
+    async def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._step(*args, **options)
+
+    async def map(self, *args: Any, **options: Any) -> Any:
+        return self._step.map(*args, **options)
+
+    async def sleep(self, *args: Any, **options: Any) -> Any:
+        return self._step.sleep(*args, **options)
+
+    async def transaction(self, *args: Any, **options: Any) -> Any:
+        return self._step.transaction(*args, **options)
+
+
+def is_program(story: Story | Program) -> TypeGuard[Program]:
+    """Whether it is told by an `async def`."""
+    return inspect.iscoroutinefunction(story)
+
+
+def at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns that waits for nothing."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    raise AssertionError("it waits for something")
 
 
 class _Settled(NamedTuple):
@@ -601,11 +705,18 @@ class StoreStage:
     def booked(self) -> list[str]:
         return self._booked()
 
-    def run(self, story: Story, world: World, *, id: str = "run-1", dies_at: int | None = None, **options: Any) -> Any:
+    def run(
+        self, story: Story | Program, world: World, *, id: str = "run-1", dies_at: int | None = None, **options: Any
+    ) -> Any:
         world.boundaries = self.boundaries = Boundaries(dies_at)
         world.table = self.table
         store = DyingStore(self._store, self.boundaries)
-        workflow = _async_workflow(story) if self._is_async else _workflow(story)
+        workflow: Any
+        if is_program(story):
+            workflow = story if self._is_async else _blocking(story)
+        else:
+            generator = cast(Story, story)
+            workflow = _async_workflow(generator) if self._is_async else _workflow(generator)
         if "input" in options or _wants_input(story):
             inner = workflow
             workflow = _named(story, _with_input_async(inner) if self._is_async else _with_input(inner))
@@ -622,12 +733,24 @@ class StoreStage:
         else:
             durable.signal(self._store, id, name, payload)
 
+    def retry(self, id: str, **options: Any) -> list[str]:
+        if self._is_async:
+            return asyncio.run(durable.aio.retry(self._store, id, **options))
+        return durable.retry(self._store, id, **options)
 
-def _wants_input(story: Story) -> bool:
-    return story.__code__.co_argcount > 1
+
+def _wants_input(story: Any) -> bool:
+    return not inspect.iscoroutinefunction(story) and bool(story.__code__.co_argcount > 1)
 
 
-def _named(story: Story, workflow: Any) -> Any:
+def _blocking(program: Any) -> Any:
+    def workflow(step: durable.Step, deps: Any) -> Any:
+        return at_once(program(_BlockingSteps(step), deps))
+
+    return _named(program, workflow)
+
+
+def _named(story: Any, workflow: Any) -> Any:
     workflow.__name__ = story.__name__
     return workflow
 

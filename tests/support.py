@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from typing import Any
+import select
+import threading
+from collections.abc import Iterator
+from typing import Any, Final
 
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 
 from durable.stores import PostgresStore, postgres
+from pgbouncer import program
+
+needs_pgbouncer = pytest.mark.skipif(program() is None, reason="PgBouncer is not installed: apt-get install pgbouncer")
 
 POISONS = (
     "{}", "[]", "7", '"text"', "null", '{"formatVersion": 2, "steps": {}, "execution": {"status": "running"}}',
@@ -21,6 +29,41 @@ POISONS = (
     '{"formatVersion": 1, "workflowName": "checkout", "steps": {}, "execution": {"status": "completed"}}',
 )  # fmt: skip
 """FAULTS 97: JSON that is no snapshot of a run of `checkout`, and must never be taken for none."""
+
+
+_LOOKS: Final[dict[str, psycopg.Connection[Any]]] = {}  # by URL; of the main thread
+
+
+@contextlib.contextmanager
+def looking(url: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection to look behind the stores with, in autocommit.
+
+    The main thread's is kept from test to test, since a new one costs more than most queries. A thread gets one for this once: it may be
+    meant to wait.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        with psycopg.connect(url, autocommit=True) as connection:
+            yield connection
+        return
+    kept = _LOOKS.pop(url) if url in _LOOKS else None  # it is not for a look within a look
+    if kept is not None and select.select([kept.fileno()], [], [], 0)[0]:
+        kept.close()  # nothing was asked: what the server has to say is that it has ended this session
+        kept = None
+    connection = kept or psycopg.connect(url, autocommit=True, prepare_threshold=None)
+    try:
+        connection.execute("RESET ALL; RESET SESSION AUTHORIZATION")
+        yield connection
+    finally:
+        if connection.info.transaction_status is TransactionStatus.IDLE and url not in _LOOKS:
+            _LOOKS[url] = connection
+        else:
+            connection.close()
+
+
+def end_looking() -> None:
+    """Close what `looking` has kept."""
+    while _LOOKS:
+        _LOOKS.popitem()[1].close()
 
 
 class Database:
@@ -39,7 +82,7 @@ class Database:
 
     def execute(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Rows of a query with this schema on its search path."""
-        with psycopg.connect(self.url, autocommit=True) as connection:
+        with looking(self.url) as connection:
             connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(self.schema)))
             cursor = connection.execute(query, parameters)
             return cursor.fetchall() if cursor.description else []
@@ -76,7 +119,7 @@ class Database:
         """Close what is open, and remove the schema."""
         for store in self._stores:
             store.close()
-        with psycopg.connect(self.url, autocommit=True) as connection:
+        with looking(self.url) as connection:
             connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.schema)))
 
 

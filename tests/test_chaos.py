@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,8 @@ from chaos.leaks import LEAKS
 from chaos.page import write
 from chaos.plans import PLANS, TRAPS
 from chaos.plants import PLANTS
+from programs import run_program
+from support import needs_pgbouncer
 
 _HERE = Path(__file__).resolve().parent
 _QUICKLY_CAUGHT = ("no fence", "acknowledged before commit")
@@ -25,25 +26,30 @@ _QUICKLY_CAUGHT = ("no fence", "acknowledged before commit")
 
 def runner(*arguments: str) -> str:
     """What the runner says in a process of its own, which must end well. It forks, so it is not run in this one."""
-    command = [sys.executable, "-m", "chaos", *arguments]
-    done = subprocess.run(command, cwd=_HERE, capture_output=True, text=True, timeout=240)
+    done = run_program([sys.executable, "-m", "chaos", *arguments], cwd=_HERE)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 @pytest.mark.parametrize(
-    "plans", [("everything", "servers"), ("fail-over", "forgetful fail-over", "disk")], ids=" ".join
+    "plans",
+    [
+        pytest.param(("everything", "servers"), marks=[pytest.mark.long(18), needs_pgbouncer]),
+        pytest.param(("fail-over", "forgetful fail-over", "disk"), marks=pytest.mark.long(17)),
+    ],
+    ids=" ".join,
 )
 def test_a_little_chaos(plans: tuple[str, ...]) -> None:
     """FAULTS 10, 12, 16-18, 31-35, 40, 41, 50, 60: all that strikes, and what must hold; `make nightly` has more of it.
 
     When it fails it says where it has left its witnesses. A small disk is a mount, which not everybody may make.
     """
-    said = runner("play", *plans, "--rounds", "1", "--runs", "4")
+    said = runner("play", *plans, "--rounds", "1", "--runs", "2")  # of each kind; `make nightly` plays 20, for an hour
     for plan in plans:
         assert re.search(rf"{plan} 1: \d+ s|{plan}: not played, mount", said), said
 
 
+@pytest.mark.long(15)
 @pytest.mark.parametrize("plant", _QUICKLY_CAUGHT)
 def test_planted_bugs_are_caught(plant: str) -> None:
     """By the witnesses: a run that only does not end would not do. `make nightly` plants them all."""

@@ -35,6 +35,7 @@ LEAVES = {
         "_abandoned",
         "_advance",
         "_changed",
+        "_is_cancelled",
         "_wait_until",
     },
     (BlockingRun, AsyncRun): {"__init__", "_begun", "_give_back", "_migrated"},

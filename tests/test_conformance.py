@@ -14,11 +14,9 @@ from durable.testing import (
     SnapshotStoreSuite,
     TransactionSuite,
 )
-from pgbouncer import bouncer, program
-from support import Database
+from pgbouncer import bouncer
+from support import Database, needs_pgbouncer
 from test_whole_snapshots import AsyncShelf, Shelf
-
-needs_pgbouncer = pytest.mark.skipif(program() is None, reason="PgBouncer is not installed: apt-get install pgbouncer")
 
 
 class InMemory:

@@ -20,8 +20,8 @@ from durable.stores._postgres import server as servers
 from durable.stores._postgres.demands import doubts, objection
 from durable.stores._postgres.server import Server
 from ownership_children import wait_until
-from pgbouncer import bouncer, program
-from support import Database
+from pgbouncer import bouncer
+from support import Database, needs_pgbouncer
 
 
 def workflow(step: durable.Step, _: Any) -> str:
@@ -244,7 +244,7 @@ def test_a_lent_session_is_left_as_it_is_and_told(
         assert database.execute("SELECT id FROM durable_snapshots ORDER BY id") == [("x",), ("y",)]
 
 
-@pytest.mark.skipif(program() is None, reason="PgBouncer is not installed: apt-get install pgbouncer")
+@needs_pgbouncer
 def test_behind_a_pooler_it_is_told(database: Database, careless: str, caplog: pytest.LogCaptureFixture) -> None:
     """FAULTS 55: a session there is anybody's."""
     with bouncer(careless) as started, database.store(started.url) as store:

@@ -8,6 +8,8 @@ import random
 from collections import Counter
 from typing import Any, Final
 
+import pytest
+
 from differential import Both, Comparison, compared
 from support import Database
 
@@ -22,6 +24,7 @@ DOCUMENTS: Final[tuple[dict[str, Any], ...]] = (
     {"formatVersion": 1, "steps": {}, "execution": {"status": "running"}},
     {"formatVersion": 1, "workflowName": "", "steps": {}, "execution": {"status": "completed"}, "metadata": {"of": 1}},
     {"formatVersion": 1, "workflowName": "w", "steps": {}, "execution": {"status": "failed"}, "metadata": None},
+    {"formatVersion": 1, "workflowName": "w", "steps": {}, "execution": {"status": "failed", "needsDecision": True}},
     {"formatVersion": 1, "workflowName": "w", "execution": {"status": "cancelled"}, "metadata": {"inputHash": "h"}},
     {
         "formatVersion": 1,
@@ -43,6 +46,13 @@ DOCUMENTS: Final[tuple[dict[str, Any], ...]] = (
     },
     {"formatVersion": 1, "workflowName": "b", "execution": {"status": "completed"}, "metadata": {"stepArgs": [None]}},
     {"formatVersion": 1, "workflowName": "w", "execution": {"status": "failed"}, "metadata": {"lastStepKey": "x"}},
+)
+
+ENDS: Final = (
+    ("completed", "result", '{"x": 1}'),
+    ("failed", "failure", '{"x": 1}'),
+    ("failed", "failure", '{"undecided": ["k0"]}'),
+    ("running", "aside", '{"seqs": [0], "undecided": []}'),
 )
 
 WAITS: Final = [
@@ -177,7 +187,8 @@ class Script:
                 rows.append({"n": len(rows), **self._row(ids[0], self._token(ids[0])), "nonce": 5})  # its own, as ever
                 return (json.dumps(rows),)
             case "finish_batch":
-                end = {"status": chance.choice(("completed", "failed")), "record": '{"x": 1}', "kind": "result"}
+                status, kind, record = chance.choice(ENDS)
+                end = {"status": status, "record": record, "kind": kind}
                 rows = [self._row(run_id, token) for run_id, token in zip(ids, tokens, strict=True)]
                 records = chance.choice((0, 0, 0, 2))
                 return (json.dumps([{**row, **end, "seq": row["seq"] + 1, "records": records} for row in rows]),)
@@ -215,6 +226,7 @@ class Script:
                 "input_hash": chance.choice((None, None, "h", "other")),
                 "after_failure": chance.random() < 0.8,
                 "may_create": chance.random() < 0.8,
+                "amends": chance.random() < 0.2,
                 "header": {**header, "metadata": {"version": 1}},
                 "input": chance.choice((None, '{"b": 1, "a": 2.0}')),
             }
@@ -288,6 +300,7 @@ ALONE: Final = [
 ]
 
 
+@pytest.mark.long(6)
 def test_the_model_and_postgresql_say_and_leave_the_same(database: Database) -> None:
     """Two and three connections, interleaved, until all that `OCCURS` has been compared."""
     with compared(database, 3) as comparison:

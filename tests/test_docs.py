@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from psycopg.conninfo import make_conninfo
 import durable
 from durable import errors
 from durable.stores import PostgresStore
+from machine import prepared
 from ownership_children import wait_until
+from programs import run_program
 from support import Database
 
 PROGRAMS = ("docs/postgres.md", "docs/operations.md")  # their snippets go on from each other
@@ -33,9 +34,7 @@ def test_the_readmes_screen_of_code_runs_and_runs_again(tmp_path: Path) -> None:
     (screen,) = snippets("README.md")
     (tmp_path / "checkout.py").write_text(screen)
     command = [sys.executable, "-W", "error", "checkout.py"]
-    first, second = (
-        subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False) for _ in range(2)
-    )
+    first, second = (run_program(command, cwd=tmp_path) for _ in range(2))
     assert (first.returncode, first.stderr) == (0, "")
     assert first.stdout == "paid {'payment': 'p-1', 'card': 'card-7', 'euros': 42}\np-1\n"
     assert second.stdout == "p-1\n"
@@ -54,19 +53,23 @@ def _snippets() -> list[Any]:
 def test_a_snippet_of_the_docs_runs(snippet: str, tmp_path: Path) -> None:
     """Each by itself, as somebody would who copies it; tests are run by pytest."""
     (tmp_path / "snippet.py").write_text(snippet)
+    if "embedded(" in snippet:
+        prepared(tmp_path / ".durable")
     tested = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"] if "\ndef test_" in snippet else []
     command = [sys.executable, "-W", "error", *tested, "snippet.py"]
-    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    told = run_program(command, cwd=tmp_path)
     assert told.returncode == 0, told.stdout + told.stderr
 
 
 CHECKOUTS = [["-m", "durable.demo"], [ROOT / "examples" / "checkout.py"], [ROOT / "examples" / "checkout_async.py"]]
 
 
+@pytest.mark.long(3)
 @pytest.mark.parametrize("program", CHECKOUTS, ids=lambda program: Path(program[-1]).name)
 def test_the_checkout_is_killed_and_tells_its_story(program: list[str], tmp_path: Path) -> None:
     """`make demo`, by both its names, and its async twin."""
-    told = subprocess.run([sys.executable, *program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    prepared(tmp_path / ".durable")
+    told = run_program([sys.executable, *program], cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert told.stderr == ""
     assert re.search(r"charge card +remembered, not run again", told.stdout)
@@ -74,11 +77,11 @@ def test_the_checkout_is_killed_and_tells_its_story(program: list[str], tmp_path
     assert "none that was recorded ran again" in told.stdout
 
 
+@pytest.mark.long(5)
 def test_the_transfers_are_killed_and_the_sum_never_changes(tmp_path: Path) -> None:
     """It looks at the accounts after each kill, and fails if they are wrong."""
-    told = subprocess.run(
-        [sys.executable, ROOT / "examples" / "transfer.py"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    prepared(tmp_path / ".durable")
+    told = run_program([sys.executable, ROOT / "examples" / "transfer.py"], cwd=tmp_path)
     assert (told.returncode, told.stderr) == (0, "")
     kills = re.search(r"300 transfers, (\d+) times kill -9: each was applied once", told.stdout)
     assert kills is not None
@@ -99,7 +102,7 @@ def test_the_first_command_says_what_to_install(tmp_path: Path) -> None:
         "import runpy, sys; from durable.stores._postgres import server; server._candidates = lambda: iter(())\n"
         "sys.argv = ['demo']; runpy.run_module('durable.demo', run_name='__main__')"
     )
-    told = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    told = run_program([sys.executable, "-c", program], cwd=tmp_path)
     assert (told.returncode, told.stdout) == (1, "")
     (line,) = told.stderr.splitlines()
     assert "pip install 'durable-postgres[embedded]'" in line
@@ -109,9 +112,7 @@ def test_the_simulations_page_runs(tmp_path: Path) -> None:
     """Its snippet, and the commands are there."""
     (snippet,) = snippets("docs/simulation.md")
     program = "import logging\nlogging.disable(50)\n" + snippet
-    told = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    told = run_program([sys.executable, "-W", "error", "-c", program], cwd=tmp_path)
     assert (told.returncode, told.stderr) == (0, "")
     assert told.stdout.startswith("None ")
     assert '"seed": 7' in told.stdout
@@ -130,9 +131,7 @@ def test_a_page_that_is_one_program_runs_from_top_to_bottom(page: str, database:
     program = re.sub(r"^pool = (.*)$", r"pools.append(pool := \1)", program, flags=re.MULTILINE)
     closing = "for each in [*opened, *pools]:\n    each.close()\n"
     (tmp_path / "page.py").write_text("opened, pools = [], []\n" + program + "\n" + closing)
-    told = subprocess.run(
-        [sys.executable, "-W", "error", "page.py"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    told = run_program([sys.executable, "-W", "error", "page.py"], cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert told.stderr == ""
     text = (ROOT / page).read_text("utf-8")
@@ -151,9 +150,7 @@ def test_the_first_steps_are_as_they_are_told(tmp_path: Path) -> None:
     )
     for part in shown.split("$ python ")[1:]:
         command, *lines = part.strip().split("\n")
-        done = subprocess.run(
-            [sys.executable, "-u", *command.split()], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        done = run_program([sys.executable, "-u", *command.split()], cwd=tmp_path)
         killed = done.returncode == -signal.SIGKILL
         assert (*done.stdout.splitlines(), *["Killed"] * killed) == tuple(lines), done.stderr
 

@@ -17,6 +17,7 @@ _CHANCE = random.Random(57)
 _NOISE = [_CHANCE.gauss(0, 1) for _ in _TIMES]
 
 
+@pytest.mark.long(8)
 def test_a_moment_of_the_hour(server_url: str) -> None:
     """FAULTS 57, 91 in small: everything happens in it, both ways, and nothing is left. How it grows, an hour tells."""
     hours = lived(server_url, _SECONDS)
@@ -38,6 +39,7 @@ def test_a_moment_of_the_hour(server_url: str) -> None:
         assert hour.afterwards.keys() == hour.courses.keys() - {*gauges.PROCESS}
 
 
+@pytest.mark.long(5)
 @pytest.mark.parametrize("leak", ["a connection a run", "no purge"])
 def test_leaks_that_a_moment_shows(server_url: str, leak: str) -> None:
     """By a law that holds at any length. The others are found by how they grow, which takes minutes."""

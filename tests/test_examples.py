@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from psycopg.conninfo import make_conninfo
 
 from durable.stores import postgres
 from ownership_children import PATIENCE
+from programs import run_program
 from support import Database
 
 EXAMPLES: Final = Path(__file__).resolve().parent.parent / "examples"
@@ -30,6 +30,7 @@ def url(database: Database) -> str:
     return make_conninfo(database.url, options=f"-csearch_path={database.schema}")
 
 
+@pytest.mark.long(4)
 @pytest.mark.parametrize(
     ("example", "says"),
     [
@@ -42,7 +43,7 @@ def test_an_example_tells_its_story(example: str, says: str, url: str, tmp_path:
     """With a kill -9 in the middle."""
     command = [sys.executable, "-W", "error", str(EXAMPLES / example)]
     environment = {**os.environ, "DATABASE_URL": url}
-    told = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    told = run_program(command, cwd=tmp_path, env=environment)
     assert (told.returncode, told.stderr) == (0, "")
     assert "kill -9" in told.stdout
     assert says in told.stdout

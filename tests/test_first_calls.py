@@ -23,6 +23,7 @@ from durable.codecs import JsonCodec
 from durable.stores import MemoryStore, embedded, memory, postgres, script
 from durable.stores._postgres.snapshots import SnapshotVerbs
 from durable.testing import JumpingClock, Rehearsal
+from programs import run_program
 from support import Database
 
 UUID_ID = UUID("12345678-1234-5678-1234-567812345678")
@@ -416,5 +417,5 @@ def test_a_warning_points_at_the_users_line(tmp_path: Path) -> None:
     """Not at one of ours."""
     program = tmp_path / "program.py"
     program.write_text("import durable\n\ndurable.run({}, lambda step, deps: 1, id='1')\n")
-    told = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True).stderr
+    told = run_program([sys.executable, program], check=True).stderr
     assert f"{program}:3: DurableWarning" in told

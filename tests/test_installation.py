@@ -6,7 +6,6 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -16,18 +15,17 @@ from typing import Any
 
 import pytest
 
+from programs import run_program
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def told(program: str, *arguments: str, path: list[Path] | None = None, **environment: str) -> tuple[int, str, str]:
     """What a Python says, with these directories at the head of its path."""
     environment["PYTHONPATH"] = os.pathsep.join(map(str, path or []))
-    done = subprocess.run(
+    done = run_program(
         [sys.executable, *arguments, "-c", program],
         env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     return done.returncode, done.stdout.strip(), done.stderr.strip()
 

@@ -455,6 +455,7 @@ def test_a_backend_terminated_in_a_checkpoint_is_not_noticed(database: Database,
     assert [seen.answers for seen in spy.of("read_back", Verb.CHECKPOINT)] == [[ABSENT]]
 
 
+@pytest.mark.long(3)
 def test_backends_terminated_all_the_time_are_not_noticed(database: Database) -> None:
     """FAULTS 33, in small: ten runs, and every 30 ms all connections are gone."""
     name = f"doomed-{secrets.token_hex(4)}"

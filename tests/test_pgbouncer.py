@@ -22,10 +22,10 @@ import durable
 from durable.errors import ConcurrentExecution, DurableError
 from durable.stores import PostgresStore
 from ownership_children import Child, Orders, Scene, execute, process_of, run_as_ordered, traces, wait_until
-from pgbouncer import Bouncer, bouncer, program
-from support import Database
+from pgbouncer import Bouncer, bouncer
+from support import Database, needs_pgbouncer
 
-pytestmark = pytest.mark.skipif(program() is None, reason="PgBouncer is not installed: apt-get install pgbouncer")
+pytestmark = needs_pgbouncer
 
 RESULT = ["one by new", "two by new", "three by new"]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
 from typing import Final
+
+import pytest
+
+from programs import run_program
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 
@@ -27,7 +30,7 @@ def said_of(directory: Path, text: str, *options: str) -> str:
         "no:xdist",
         *options,
     ]
-    return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False).stdout
+    return run_program(command, cwd=directory).stdout
 
 
 def test_pytest_starts_without_durable_and_durable_without_pytest() -> None:
@@ -40,7 +43,7 @@ def test_pytest_starts_without_durable_and_durable_without_pytest() -> None:
         import durable, durable.testing
         assert not [name for name in sys.modules if "pytest" in name]
     """
-    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
+    run_program([sys.executable, "-W", "error", "-c", program], check=True)
 
 
 _TESTS: Final = """
@@ -100,6 +103,7 @@ def test_a_script_that_was_never_played_fails_its_test(tmp_path: Path) -> None:
     assert "scripted, and never called: chrage (called were: charge)" in said
 
 
+@pytest.mark.long(5)
 def test_options_reach_every_test_and_are_checked(tmp_path: Path) -> None:
     """On the command line, and in a marker."""
     text = """

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import random
-import subprocess
 import sys
 import textwrap
 import threading
@@ -37,6 +36,7 @@ from durable.stores._postgres.commits import Found, checkpoint_job
 from durable.stores._postgres.connections import Connections
 from ownership_children import PATIENCE, Child, process_of, wait_until
 from process_children import fork_in_a_body
+from programs import run_program
 from support import Database
 from writer_spies import spy_on, writer_of
 
@@ -234,7 +234,7 @@ def test_the_interpreter_ends_at_once_and_quietly(database: Database, ending: st
     """FAULTS 79: with heartbeat, writer and watchdog alive."""
     body = textwrap.dedent(ENDINGS[ending])
     command = [sys.executable, "-c", PROGRAM + body, database.url, database.schema]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = run_program(command, limit=PATIENCE)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -407,6 +407,7 @@ def test_who_has_lost_his_lease_is_told_so_though_the_next_owner_is_in_a_transac
     assert [seen.problem for seen in spy.seen if seen.problem is not None] == [], "somebody waited, and gave up"
 
 
+@pytest.mark.long(3)
 def test_a_listener_that_blocks_costs_no_lease(database: Database) -> None:
     """FAULTS 21: what it is told of a body that is silent comes by a thread of its own, and no lock is held meanwhile."""
     store, stalled, over = database.store(), threading.Event(), threading.Event()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ import durable
 from durable import ResumeStateCollector, Workflow
 from durable.stores import Listed, PostgresStore, SnapshotStore, embedded, memory, postgres, script
 from durable.stores._postgres.server import Server
+from programs import run_program
 from support import POISONS, Database
 
 USER = {"id": "123", "name": "Ada"}
@@ -205,6 +205,7 @@ def test_several_hosts(url: str, tmp_path: Path) -> None:
         assert str(tmp_path) in repr(store)
 
 
+@pytest.mark.long(10)
 def test_a_host_that_takes_no_writes_is_passed_over(url: str) -> None:
     """Of several hosts that are all read-only none is used."""
     host = str(conninfo_to_dict(url)["host"])
@@ -326,7 +327,7 @@ def test_the_script_is_what_a_dba_needs_and_dml_is_enough_afterwards(database: D
     """FAULTS 106: printed, applied by the owner, used by a role that may create nothing."""
     role = f"{database.schema}_app"
     command = [sys.executable, "-m", "durable.stores", "--schema", database.schema, "--role", role]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout
+    printed = run_program(command, check=True, env=os.environ).stdout
     assert printed == script(schema=database.schema, role=role)
     with psycopg.connect(database.url, autocommit=True) as owner:
         owner.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
@@ -823,6 +824,7 @@ def test_a_journal_without_its_header_is_not_nothing(store: PostgresStore, datab
         store.load("x")
 
 
+@pytest.mark.long(10)
 def test_no_secret_in_any_error_repr_or_log(caplog: pytest.LogCaptureFixture) -> None:
     """FAULTS 105: a password in the URL, with several hosts, through the verbs."""
     caplog.set_level(0)

@@ -608,6 +608,9 @@ def test_a_failure_is_replayed_too(replaying: Rehearsal) -> None:
     assert replaying.bodies == ["charge", "apologise"]
     assert replaying.status("run-1") == "failed"
     replaying.script("charge", 5)
+    with pytest.raises(durable.RetryRefused, match="'apologise'"):
+        performed(careful, replaying)
+    assert durable.retry(replaying, "run-1") == ["apologise"]
     assert performed(careful, replaying) == "charged"
 
 

@@ -7,7 +7,6 @@ process of its own, whose main thread belongs to nobody else.
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from durable import AsyncStep, Step
 from durable._decorator import enter
 from durable.stores import MemoryStore, PostgresStore, memory
 from ownership_children import PATIENCE
+from programs import run_program
 from support import Database
 
 # -- event loops ----------------------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def test_an_interrupt_just_after_a_frame_was_entered_leaves_none_behind(after: i
 def storm(database: Database, body: str) -> None:
     """A process of its own, which ends well and quietly."""
     command = [sys.executable, "-c", PROLOGUE + textwrap.dedent(body) + "\nstore.close()\n", database.url]
-    done = subprocess.run([*command, database.schema], capture_output=True, text=True, timeout=60, check=False)
+    done = run_program([*command, database.schema])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done.stderr
 
 

@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import logging
 import os
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from durable.stores._given import run_store
 from durable.stores.protocol import AsyncRunStore, RolledBack, RunStore, SnapshotStore
 from durable.testing.run_stores import a_claim, alive
 from durable.testing.snapshot_stores import a_document
+from programs import run_program
 from support import Database
 from test_whole_snapshots import AsyncShelf, Shelf
 
@@ -342,7 +342,7 @@ def test_the_command_line(arguments: list[str]) -> None:
     """FAULTS 105: `python -m durable.stores` knows $DATABASE_URL as little as $PGPASSWORD."""
     secrets = {"DATABASE_URL": f"postgresql://u:{PASSWORD}@127.0.0.1:1/db", "PGPASSWORD": PASSWORD}
     command = [sys.executable, "-X", "dev", "-m", "durable.stores", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | secrets)
+    done = run_program(command, env=os.environ | secrets)
     assert done.stdout + done.stderr
     assert PASSWORD not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr

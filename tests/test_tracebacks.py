@@ -21,6 +21,7 @@ import durable
 from durable import _driver
 from durable.stores import MemoryStore, embedded, memory, postgres
 from durable.testing import Rehearsal
+from programs import run_program
 from support import Database
 
 OURS = str(Path(durable.__file__).parent)
@@ -492,9 +493,8 @@ def test_it_is_what_python_prints(tmp_path: Path) -> None:
         "def checkout(step, deps):\n    return step('charge', charge, 7)\n"
         "with memory() as store:\n    durable.run({}, checkout, id='1', store=store)\n"
     )
-    import subprocess  # noqa: PLC0415
 
-    told = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False).stderr
+    told = run_program([sys.executable, program]).stderr
     shown = [line.split(", ")[-1].strip() for line in told.splitlines() if line.startswith("  File")]
     assert shown == ["in <module>", "in run", "in checkout", "in __call__", "in charge"]
     assert told.rstrip().endswith("KeyError: 7")

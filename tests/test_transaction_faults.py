@@ -25,9 +25,9 @@ from durable.errors import (
 )
 from durable.stores import memory
 from ownership_children import PATIENCE, wait_until
-from pgbouncer import bouncer, program
+from pgbouncer import bouncer
 from proxy import Count, Link, Moment, Proxy
-from support import Database, needs
+from support import Database, needs, needs_pgbouncer
 from test_whole_snapshots import Shelf
 
 Body: TypeAlias = Callable[..., Any]
@@ -825,7 +825,7 @@ def _expires(database: Database) -> Any:
     return database.execute("SELECT expires_at FROM durable_locks WHERE workflow_id = 'run'")[0][0]
 
 
-@pytest.mark.skipif(program() is None, reason="PgBouncer is not installed: apt-get install pgbouncer")
+@needs_pgbouncer
 def test_through_pgbouncer(database: Database, table: Table, run: Run) -> None:
     """FAULTS 53: in transaction mode, many at once, one of them losing its session."""
     with bouncer(database.url) as started, database.store(started.url) as store:

@@ -137,6 +137,7 @@ def test_values_and_arguments_are_inferred() -> None:
     assert callable(typed_async)
 
 
+@pytest.mark.long(3)
 def test_a_death_at_every_boundary_books_once(stage: Stage) -> None:
     """Never doubled, never missing, never half; what was acknowledged is not even tried again."""
     for story, whole in ((paying, booked("pay", "book")), (at_once, booked("part-0", "part-1", "part-2"))):

@@ -411,6 +411,7 @@ def watch() -> Callable[[], None]:
     return lambda: None
 
 
+@pytest.mark.long(4)
 @settings(MANY, max_examples=5 * EXAMPLES)
 @given(st.recursive(scalars, mangled, max_leaves=8))
 @example({"$type": "os:system", "value": "true"})

@@ -160,6 +160,7 @@ def test_no_payload_in_errors_reprs_and_logs(database: Database, caplog: pytest.
 # -- sizes ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long(5)
 @pytest.mark.parametrize("megabytes", [1, 10, 100])
 def test_large_results_come_back(database: Database, megabytes: int) -> None:
     """FAULTS 89: up to `max_payload`, under a lease that is kept alive meanwhile."""

@@ -4,7 +4,7 @@ from durable import _environment as _environment  # first: it says what is missi
 
 # isort: split
 from durable import aio
-from durable._control import cancel, signal
+from durable._control import cancel, retry, signal
 from durable._decorator import idempotency_key, step
 from durable._run import run
 from durable._state import delete_state, has_state, list_pending, result, status
@@ -28,6 +28,7 @@ from durable.errors import (
     OutcomeUnknown,
     OwnershipError,
     RecordsLost,
+    RetryRefused,
     RunCancelled,
     RunMismatch,
     RunNotFound,
@@ -70,6 +71,7 @@ __all__ = [
     "OwnershipError",
     "RecordsLost",
     "ResumeStateCollector",
+    "RetryRefused",
     "RunCancelled",
     "RunMismatch",
     "RunNotFound",
@@ -101,6 +103,7 @@ __all__ = [
     "idempotency_key",
     "list_pending",
     "result",
+    "retry",
     "run",
     "signal",
     "status",

@@ -26,6 +26,7 @@ from durable._bodies import (
 from durable._border import calls_out, shorten
 from durable._decorator import Options, enter, leave
 from durable._driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Body, Driver
+from durable._engine.blame import InFlight
 from durable._engine.decisions import (
     Abort,
     Attempt,
@@ -33,6 +34,7 @@ from durable._engine.decisions import (
     Commit,
     Interrupted,
     Join,
+    Leave,
     Raise,
     Receive,
     Received,
@@ -71,11 +73,18 @@ class BlockingDriver(Driver):
         """Wait until no checkpoint is on its way, `seconds` at most."""
         self._wait_until(lambda: not self._execution.committing, seconds)
 
-    def _called(self, name: str, key: str | None, body: Body) -> Any:
+    def _called(self, name: str, key: str | None, body: Body, amid: InFlight | None = None) -> Any:
+        """What the step gives; `amid` is what is in flight where the call was handed on, if it was."""
         fingerprint = self._fingerprint(name, key, body)
         with self._lock:
-            call = self._draw(name, key, body, fingerprint, threading.current_thread())
+            call = self._draw(name, key, body, fingerprint, threading.current_thread(), amid)
         return self._driven(call, body)
+
+    def _branch(self) -> object:
+        return threading.current_thread()
+
+    def _is_cancelled(self) -> bool:
+        return False
 
     @calls_out
     def _driven(self, call: Call, body: Body) -> Any:
@@ -105,6 +114,8 @@ class BlockingDriver(Driver):
                         raise error
                     case Abort(error):
                         raise self.leaving(error)
+                    case Leave(interruption):
+                        raise interruption
                     case never:
                         assert_never(never)
         except BaseException as reason:
@@ -224,12 +235,20 @@ class AsyncDriver(Driver):
                 while self._execution.committing:
                     await self._changed()
 
-    def _called(self, name: str, key: str | None, body: Body) -> Coroutine[Any, Any, Any]:
+    def _called(self, name: str, key: str | None, body: Body, amid: InFlight | None = None) -> Coroutine[Any, Any, Any]:
+        """What the step gives; `amid` is what is in flight where the call was handed on, if it was."""
         fingerprint = self._fingerprint(name, key, body)
         if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- the one way to ask without raising
             raise ColourMismatch(f"step {name!r} belongs to an async workflow: call it on that workflow's event loop")
-        call = self._draw(name, key, body, fingerprint, asyncio.current_task())
+        call = self._draw(name, key, body, fingerprint, asyncio.current_task(), amid)
         return self._driven(call, body)
+
+    def _branch(self) -> object:
+        return asyncio.current_task()
+
+    def _is_cancelled(self) -> bool:
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
 
     @calls_out
     async def _driven(self, call: Call, body: Body) -> Any:
@@ -259,6 +278,8 @@ class AsyncDriver(Driver):
                         raise error
                     case Abort(error):
                         raise self.leaving(error)
+                    case Leave(interruption):
+                        raise interruption
                     case never:
                         assert_never(never)
         except BaseException as reason:

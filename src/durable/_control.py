@@ -1,15 +1,28 @@
-"""What anybody may ask of a run from outside: to stop, or to hear something."""
+"""What can be asked of a run from outside: to stop, to hear something, or to go on from an earlier step."""
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
 
 from durable._border import public
+from durable._engine.cuts import Cut, aside, retried
+from durable._engine.decisions import Claim, ClaimReply, Granted
+from durable._engine.leases import Lease
 from durable.codecs import codec_of
-from durable.snapshot import checked_name
+from durable.documents import Snapshot, journal_of
+from durable.errors import ConcurrentExecution, InvalidArgument, RunNotFound
+from durable.snapshot import Header, Record, Status, checked_name
 from durable.stores._given import AnyStore, run_store
+from durable.stores.protocol import RunStore
 
-__all__ = ["cancel", "cancel_async", "signal", "signal_async"]
+__all__ = ["cancel", "cancel_async", "retry", "retry_async", "signal", "signal_async"]
+
+_LEASE: Final = 30.0  # seconds in which a run is read and one record is written
+_BUSY: Final = "Wait until that has ended, or stop it with durable.cancel: only then can its steps be set aside."
+
+_retrying: Final = set[asyncio.Task[list[str]]]()  # an event loop holds its tasks weakly
 
 
 @public("durable.cancel")
@@ -43,6 +56,152 @@ def signal(store: AnyStore, id: str, name: str, payload: Any = None) -> None:
 async def signal_async(store: AnyStore, id: str, name: str, payload: Any = None) -> None:
     """The same for asyncio."""
     await run_store(store).aio.signal(*_checked(store, id, name, payload))
+
+
+@public("durable.retry")
+def retry(
+    store: AnyStore, id: str, *, from_step: str | None = None, even_effects: bool = False, dry_run: bool = False
+) -> list[str]:
+    """Let the run `id` be taken up again: set steps aside, so that the next `durable.run` of this id runs them again.
+
+    - Without `from_step`, the steps that a refused run (`RetryRefused`) names. With it, the step of that key and every step
+      that started after it was recorded. Their records stay in the journal; they count no more.
+    - `even_effects`: also where transactions and at-most-once steps are among them, whose effects stand.
+    - `dry_run`: only say which it would be.
+
+    Returns the keys of the steps set aside, in the order of their records. The run is `interrupted` then, and nothing is
+    called before the next `durable.run`.
+
+    Raises `RetryRefused` for a completed run, or where effects stand in the way; `ConcurrentExecution` when the run is being
+    executed; `RunNotFound`; `InvalidArgument` where no step of this key is recorded; `UnreadableRecord`, and the store's
+    errors. Nothing was changed then, but after `OutcomeUnknown` the steps may have been set aside.
+    """
+    asked, runs = _asked(id, from_step, even_effects=even_effects, dry_run=dry_run), run_store(store)
+    claim = asked.claim(runs.load(id))
+    if claim is None:
+        return asked.keys
+    try:
+        lease = asked.lease(runs.begin(claim, asked.goes_on))
+        try:
+            record = asked.record()
+            if record is None:
+                runs.release(lease)
+            else:
+                runs.finish(lease, Status.RUNNING, record)
+        except BaseException:
+            runs.release(lease)
+            raise
+    finally:
+        asked.over = True
+    return asked.keys
+
+
+@public("durable.aio.retry")
+async def retry_async(
+    store: AnyStore, id: str, *, from_step: str | None = None, even_effects: bool = False, dry_run: bool = False
+) -> list[str]:
+    """The same for asyncio. Cancelled, it goes on by itself."""
+    asked, runs = _asked(id, from_step, even_effects=even_effects, dry_run=dry_run), run_store(store)
+    task = asyncio.ensure_future(_retried(runs, asked))
+    _retrying.add(task)
+    task.add_done_callback(_retrying.discard)
+    return await asyncio.shield(task)
+
+
+async def _retried(runs: RunStore, asked: _Asked) -> list[str]:
+    claim = asked.claim(await runs.aio.load(asked.run_id))
+    if claim is None:
+        return asked.keys
+    try:
+        lease = asked.lease(await runs.aio.begin(claim, asked.goes_on))
+        try:
+            record = asked.record()
+            if record is None:
+                await runs.aio.release(lease)
+            else:
+                await runs.aio.finish(lease, Status.RUNNING, record)
+        except BaseException:
+            await runs.aio.release(lease)
+            raise
+    finally:
+        asked.over = True
+    return asked.keys
+
+
+class _Asked:
+    """One call of `retry`, of which the store is asked in either colour."""
+
+    def __init__(self, run_id: str, from_step: str | None, *, even_effects: bool, dry_run: bool) -> None:
+        self.run_id = run_id
+        self._from_step = from_step
+        self._even_effects = even_effects
+        self._dry_run = dry_run
+        self._granted: Granted | None = None
+        self._cut = Cut()
+        self.over = False
+
+    def goes_on(self) -> bool:
+        """Whether the lease is still needed; asked by the heartbeat. Ctrl-C may come before the lease is known here."""
+        return not self.over
+
+    @property
+    def keys(self) -> list[str]:
+        """What is set aside."""
+        return list(self._cut.keys)
+
+    def claim(self, stored: Snapshot | None) -> Claim | None:
+        """The claim under which it is done; None where nothing is to be done. Refused before anything is changed."""
+        if stored is None:
+            raise RunNotFound(self.run_id)
+        header, records = journal_of(stored)
+        self._decide(header, records)
+        if self._dry_run and header.execution.status != Status.RUNNING:
+            return None
+        version = header.metadata.get("version", 1)
+        return Claim(
+            run_id=self.run_id,
+            workflow=header.workflow_name,
+            version=version,
+            seconds=_LEASE,
+            create=False,
+            amends=True,
+        )
+
+    def lease(self, reply: ClaimReply) -> Lease:
+        """The lease, where it was granted."""
+        if isinstance(reply, Granted):
+            self._granted = reply
+            return reply.lease
+        if reply.owner is not None:
+            raise ConcurrentExecution(self.run_id, reply.owner, reply.expires_in or 0.0, _BUSY)
+        if reply.header is None:
+            raise RunNotFound(self.run_id)
+        self._decide(reply.header, reply.records)  # it may have been completed meanwhile
+        raise ConcurrentExecution(self.run_id, "another call, which has just ended", advice=_BUSY)
+
+    def record(self) -> Record | None:
+        """The record to be written under the lease; None where nothing is to be written."""
+        granted = self._granted
+        assert granted is not None, "asked for before the lease"  # noqa: S101 -- our own mistake, not an input
+        if granted.problem is not None:
+            raise granted.problem
+        header, records = granted.header, granted.records
+        self._decide(header, records)
+        if self._dry_run or (not self._cut.keys and header.execution.status == Status.RUNNING):
+            return None
+        return aside(self._cut, records, self._from_step)
+
+    def _decide(self, header: Header, records: Sequence[Record]) -> None:
+        self._cut = retried(self.run_id, header, records, self._from_step, even_effects=self._even_effects)
+
+
+def _asked(id: object, from_step: object, *, even_effects: object, dry_run: object) -> _Asked:
+    run_id = checked_name("a run's id", id)
+    key = None if from_step is None else checked_name("from_step", from_step)
+    for name, flag in (("even_effects", even_effects), ("dry_run", dry_run)):
+        if not isinstance(flag, bool):
+            raise InvalidArgument(f"{name} must be True or False, not {type(flag).__name__}")
+    return _Asked(run_id, key, even_effects=bool(even_effects), dry_run=bool(dry_run))
 
 
 def _checked(store: AnyStore, id: str, name: str, payload: Any) -> tuple[str, str, str]:

@@ -180,6 +180,7 @@ def step(
     retry: tenacity.BaseRetrying | None = ...,
     timeout: Duration | None = ...,
     at_most_once: bool = ...,
+    cleanup: bool = ...,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 @public("@durable.step")
 def step(
@@ -190,13 +191,14 @@ def step(
     retry: tenacity.BaseRetrying | None = None,
     timeout: Duration | None = None,
     at_most_once: bool = False,
+    cleanup: bool = False,
 ) -> Any:
     """Make a function a step wherever a workflow calls it.
 
     `name` is the step's name, by default the function's. In a workflow, `charge(order)` and `deps.charge(order)` are
     remembered under an automatic key (`charge`, then `charge#2`); use `step("charge", charge, order, key=…)` to choose
-    the key. Outside a workflow, and inside another step's body, it is the plain function that it was. `retry`, `timeout`
-    and `at_most_once` are as for `step(...)`, where they can be given again for one call.
+    the key. Outside a workflow, and inside another step's body, it is the plain function that it was. `retry`, `timeout`,
+    `at_most_once` and `cleanup` are as for `step(...)`, where they can be given again for one call.
 
     Methods of every kind are steps as well; the instance or class that they are called on is no argument. A decorator
     above this one is applied to what the step gives, anew at each replay, in `charge(order)` and `deps.charge(order)` alike;
@@ -207,7 +209,7 @@ def step(
 
     Raises `InvalidArgument` for something that is not a function, or a name that cannot be one.
     """
-    given = terms(retry, timeout, at_most_once)
+    given = terms(retry, timeout, at_most_once, cleanup)
     if fn is None:
         return functools.partial(_decorated, name=name, given=given)
     return _decorated(fn, name, given)

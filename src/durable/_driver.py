@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import inspect
 import logging
@@ -19,7 +20,7 @@ from durable._bodies import awaitable_in_vain, called_too_early, called_within, 
 from durable._border import calls_out
 from durable._decorator import Frame, Options, current_frame, enter, leave, options_of
 from durable._durations import Duration, in_seconds
-from durable._engine.blame import marked
+from durable._engine.blame import InFlight, in_flight, marked
 from durable._engine.decisions import (
     Abort,
     Acknowledged,
@@ -72,7 +73,7 @@ class Body(Struct, frozen=True):
     """What a step calls, and on which terms.
 
     Its value is written and read by its `annotation`. One that `listens` is called when its `patience` is at its end. One
-    with an `isolation` works in a transaction, and gets its connection as first argument.
+    with an `isolation` works in a transaction, and gets its connection as first argument. One that `rests` is a sleep's.
     """
 
     fn: Callable[..., Any]
@@ -83,6 +84,7 @@ class Body(Struct, frozen=True):
     listens: bool = False
     patience: float | None = None
     isolation: Isolation | None = None
+    rests: bool = False
 
     @calls_out
     def call(self) -> Any:
@@ -111,6 +113,7 @@ class Driver:
         self._runs = runs
         self._terms = terms
         self._cancel = cancel
+        self._before = sys.exception()  # what the caller of `run` is handling has nothing to do with the workflow
         self._open: dict[Call, tuple[Transaction, Attempt]] = {}
         self._untold = execution.tell is None
         self._timeless = ACKNOWLEDGED if self._untold else None  # of which only a listener wants to know when it came
@@ -183,14 +186,42 @@ class Driver:
         arguments = [*args, kwargs] if kwargs else list(args)
         return self._codec.fingerprint(arguments, what=f"an argument of step {name!r}")
 
-    def _draw(self, name: str, key: str | None, body: Body, fingerprint: str, branch: object) -> Call:
-        call = self._execution.call(name, key, fingerprint, branch, unwinding=sys.exception() is not None)
-        if body.terms is not PLAIN:
-            call.at_most_once = body.terms.at_most_once
+    def _draw(
+        self, name: str, key: str | None, body: Body, fingerprint: str, branch: object, amid: InFlight | None
+    ) -> Call:
+        terms, exception = body.terms, sys.exception()
+        if exception is None and amid is None:
+            call = self._execution.call(name, key, fingerprint, branch)
+        else:
+            amid, decides = amid or self._in_flight(exception), not (body.rests or terms.cleanup)
+            call = self._execution.call(name, key, fingerprint, branch, amid, decides=decides)
+        if terms is not PLAIN:
+            call.at_most_once, call.cleanup = terms.at_most_once, terms.cleanup
         if body.listens:
             call.listens, call.patience = True, body.patience
         call.transacts = body.isolation is not None
         return call
+
+    def _in_flight(self, exception: BaseException | None) -> InFlight | None:
+        """What is in flight where this exception is being handled, if it was raised since the workflow was entered."""
+        if exception is None or exception is self._before:
+            return None
+        return in_flight(
+            exception,
+            self._before,
+            self._execution.lease.token,
+            self._branch(),
+            cancellation=asyncio.CancelledError,
+            is_cancelled=self._is_cancelled,
+        )
+
+    def _branch(self) -> object:
+        """The thread or task that calls."""
+        raise NotImplementedError
+
+    def _is_cancelled(self) -> bool:
+        """Whether it has been asked to end."""
+        raise NotImplementedError
 
     def _sleeping(self, seconds: Duration | datetime) -> Body:
         """The body of a sleep: it says when to wake up, and that is what is remembered."""
@@ -207,7 +238,7 @@ class Driver:
             until = seconds if isinstance(seconds, datetime) else self._clock.now() + duration
             return until.astimezone(UTC).isoformat()
 
-        return Body(wakes_at, (), {}, PLAIN)
+        return Body(wakes_at, (), {}, PLAIN, rests=True)
 
     def _resting(self, until: object) -> Wait | Abort | None:
         moment = datetime.fromisoformat(str(until))

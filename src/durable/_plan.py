@@ -28,7 +28,14 @@ from durable._workflow import identity_of
 from durable.clocks import Clock, clock_of
 from durable.codecs import Codec, accepts, checked_plain, codec_of, returns
 from durable.documents import Snapshot
-from durable.errors import ConcurrentExecution, DurableWarning, HistoryError, InvalidArgument, VersionMismatch
+from durable.errors import (
+    ConcurrentExecution,
+    DurableWarning,
+    HistoryError,
+    InvalidArgument,
+    RetryRefused,
+    VersionMismatch,
+)
 from durable.events import LeaseTaken, Listener, RunBegan, RunEvent, RunReturned, safely
 from durable.failures import from_record
 from durable.snapshot import ErrorRecord, checked_name
@@ -159,9 +166,11 @@ class Plan(Struct, frozen=True, eq=False):
         return from_record(error, self.codec, run_id=self.claim.run_id, where="the failure")
 
     def execution(self, granted: Granted, main: object) -> Execution:
-        """The machine that decides for this execution, its journal loaded."""
+        """The machine that decides for this execution, its journal loaded; `RetryRefused` where that takes a decision."""
         run_id, at = self.claim.run_id, self.clock.now()
         journal = Journal(run_id, granted.records, main)
+        if journal.undecided:
+            raise RetryRefused(run_id, journal.undecided)
         if granted.taken_from is not None:
             self.tell(LeaseTaken(run_id, at, granted.taken_from))
         epoch, recorded = granted.lease.epoch, journal.recorded

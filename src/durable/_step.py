@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import datetime
 from typing import Any, Literal, TypeAlias, TypeVar, TypeVarTuple, overload
@@ -39,6 +40,7 @@ class Step(BlockingDriver):
         retry: tenacity.BaseRetrying | None = None,
         timeout: Duration | None = None,
         at_most_once: bool = False,
+        cleanup: bool = False,
     ) -> T:
         """Call `fn(*args)` once and remember its outcome under `key` (by default the name, numbered on repetition).
 
@@ -48,13 +50,15 @@ class Step(BlockingDriver):
           then goes on in a thread of its own, and nothing is recorded of it.
         - `at_most_once`: record that the body begins before it does (one more commit). Found begun and not ended, the step
           raises `StepInterrupted`; its body is never started again, not even to resume a failed run.
+        - `cleanup`: what is to be done whenever the run is left, like a notification or an unlock. The step never keeps a
+          failed run from being taken up again, and is then done anew; so its value is good for this execution only.
 
         Returns what the record gives back: a new copy of the value. Raises what the body raised, rebuilt from its
         record; `KeyConflict`, `NestedStep`, `InvalidArgument`, `UnstorableValue` for a call that cannot be remembered.
         Where the run must not go on (its lease lost, its code drifted), control leaves the workflow past any
         `except Exception`.
         """
-        value: T = self._called(name, key, self._plain_body(fn, args, terms(retry, timeout, at_most_once)))
+        value: T = self._called(name, key, self._plain_body(fn, args, terms(retry, timeout, at_most_once, cleanup)))
         return value
 
     @overload
@@ -69,6 +73,7 @@ class Step(BlockingDriver):
         return_exceptions: Literal[False] = ...,
         retry: tenacity.BaseRetrying | None = ...,
         timeout: Duration | None = ...,
+        cleanup: bool = ...,
     ) -> list[T]: ...
     @overload
     def map(
@@ -82,6 +87,7 @@ class Step(BlockingDriver):
         return_exceptions: Literal[True],
         retry: tenacity.BaseRetrying | None = ...,
         timeout: Duration | None = ...,
+        cleanup: bool = ...,
     ) -> list[T | Exception]: ...
     @public("step.map")
     def map(
@@ -95,16 +101,18 @@ class Step(BlockingDriver):
         return_exceptions: bool = False,
         retry: tenacity.BaseRetrying | None = None,
         timeout: Duration | None = None,
+        cleanup: bool = False,
     ) -> list[Any]:
         """Call `fn(item)` for each item, a step each, on `max_concurrency` threads (32 by default); the results in order.
 
         An item's key is `name[0]`, `name[1]` …, or `name[…]` of what `key(item)` says: choose it where the items may come in
         another order. Each is recorded as it ends, and only the missing ones run when the run is resumed. When one fails, no
-        other is begun, and its exception is raised; with `return_exceptions=True` it stands in the list instead.
+        other is begun, and its exception is raised; with `return_exceptions=True` it stands in the list instead. `cleanup` as
+        for `step(...)`.
         """
-        given = terms(retry, timeout)
+        given, amid = terms(retry, timeout, cleanup=cleanup), self._in_flight(sys.exception())
         every = Items(name, items, key, max_concurrency, return_exceptions=return_exceptions)
-        return mapped(every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given)))
+        return mapped(every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given), amid))
 
     @public("step.sleep")
     def sleep(self, name: str, seconds: Duration | datetime, *, key: str | None = None) -> None:
@@ -132,6 +140,7 @@ class Step(BlockingDriver):
         key: str | None = None,
         retry: tenacity.BaseRetrying | None = None,
         timeout: Duration | None = None,
+        cleanup: bool = False,
         isolation: Isolation = "read committed",
     ) -> T:
         """Call `fn(connection, *args)` in a transaction of the store's database, and commit it together with the step's record.
@@ -142,10 +151,11 @@ class Step(BlockingDriver):
         does elsewhere happens at least once, as in any step: a deadlock, a serialization failure, the loss of the
         connection, or a server that is out of disk space or memory has it called again.
 
-        `key`, `retry`, `timeout`, the value and the errors are as for `step(...)`; besides these, `TransactionMisused` for a
-        body that ends the transaction or tries to. A store that is no PostgreSQL ends the run with `InvalidArgument`.
+        `key`, `retry`, `timeout`, `cleanup`, the value and the errors are as for `step(...)`; besides these,
+        `TransactionMisused` for a body that ends the transaction or tries to. A store that is no PostgreSQL ends the run
+        with `InvalidArgument`.
         """
-        body = self._transacting(name, fn, args, terms(retry, timeout), isolation)
+        body = self._transacting(name, fn, args, terms(retry, timeout, cleanup=cleanup), isolation)
         value: T = self._called(name, key, body)
         return value
 
@@ -163,6 +173,7 @@ class AsyncStep(AsyncDriver):
         retry: tenacity.BaseRetrying | None = ...,
         timeout: Duration | None = ...,
         at_most_once: bool = ...,
+        cleanup: bool = ...,
     ) -> Pending[T]: ...
     @overload
     def __call__(
@@ -174,6 +185,7 @@ class AsyncStep(AsyncDriver):
         retry: tenacity.BaseRetrying | None = ...,
         timeout: Duration | None = ...,
         at_most_once: bool = ...,
+        cleanup: bool = ...,
     ) -> Pending[T]: ...
     @public("step")  # type: ignore[misc] # mypy: *Ts is not Any
     def __call__(
@@ -185,6 +197,7 @@ class AsyncStep(AsyncDriver):
         retry: tenacity.BaseRetrying | None = None,
         timeout: Duration | None = None,
         at_most_once: bool = False,
+        cleanup: bool = False,
     ) -> Any:
         """Call `fn(*args)`, and await what it returns if that can be awaited; otherwise as `Step`.
 
@@ -192,7 +205,7 @@ class AsyncStep(AsyncDriver):
         event loop: use `asyncio.to_thread` in it if it takes long. With a `timeout` an async body is cancelled, and a
         blocking one runs in a thread of its own.
         """
-        return self._called(name, key, self._plain_body(fn, args, terms(retry, timeout, at_most_once)))
+        return self._called(name, key, self._plain_body(fn, args, terms(retry, timeout, at_most_once, cleanup)))
 
     @overload
     def map(
@@ -206,6 +219,7 @@ class AsyncStep(AsyncDriver):
         return_exceptions: Literal[False] = ...,
         retry: tenacity.BaseRetrying | None = ...,
         timeout: Duration | None = ...,
+        cleanup: bool = ...,
     ) -> Pending[list[T]]: ...
     @overload
     def map(
@@ -219,6 +233,7 @@ class AsyncStep(AsyncDriver):
         return_exceptions: Literal[True],
         retry: tenacity.BaseRetrying | None = ...,
         timeout: Duration | None = ...,
+        cleanup: bool = ...,
     ) -> Pending[list[T | Exception]]: ...
     @overload
     def map(
@@ -232,6 +247,7 @@ class AsyncStep(AsyncDriver):
         return_exceptions: Literal[False] = ...,
         retry: tenacity.BaseRetrying | None = ...,
         timeout: Duration | None = ...,
+        cleanup: bool = ...,
     ) -> Pending[list[T]]: ...
     @overload
     def map(
@@ -245,6 +261,7 @@ class AsyncStep(AsyncDriver):
         return_exceptions: Literal[True],
         retry: tenacity.BaseRetrying | None = ...,
         timeout: Duration | None = ...,
+        cleanup: bool = ...,
     ) -> Pending[list[T | Exception]]: ...
     @public("step.map")
     def map(
@@ -258,11 +275,14 @@ class AsyncStep(AsyncDriver):
         return_exceptions: bool = False,
         retry: tenacity.BaseRetrying | None = None,
         timeout: Duration | None = None,
+        cleanup: bool = False,
     ) -> Pending[list[Any]]:
         """See `Step.map`; on tasks."""
-        given = terms(retry, timeout)
+        given, amid = terms(retry, timeout, cleanup=cleanup), self._in_flight(sys.exception())
         every = Items(name, items, key, max_concurrency, return_exceptions=return_exceptions)
-        return mapped_async(every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given)))
+        return mapped_async(
+            every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given), amid)
+        )
 
     @public("step.sleep")
     def sleep(self, name: str, seconds: Duration | datetime, *, key: str | None = None) -> Pending[None]:
@@ -283,7 +303,10 @@ class AsyncStep(AsyncDriver):
         key: str | None = None,
         retry: tenacity.BaseRetrying | None = None,
         timeout: Duration | None = None,
+        cleanup: bool = False,
         isolation: Isolation = "read committed",
     ) -> Pending[T]:
         """See `Step.transaction`; `fn` is called in a thread of the store's."""
-        return self._called(name, key, self._transacting(name, fn, args, terms(retry, timeout), isolation))
+        return self._called(
+            name, key, self._transacting(name, fn, args, terms(retry, timeout, cleanup=cleanup), isolation)
+        )

@@ -13,11 +13,15 @@ __all__ = ["PLAIN", "Terms", "checked_timeout", "terms"]
 
 
 class Terms(NamedTuple):
-    """`timeout` in seconds for each attempt; `at_most_once`: the body is never started again, whatever became of it."""
+    """`timeout` in seconds for each attempt; `at_most_once`: the body is never started again, whatever became of it.
+
+    `cleanup`: it is done anew whenever the run is taken up again.
+    """
 
     policy: Policy | None = None
     timeout: float | None = None
     at_most_once: bool = False
+    cleanup: bool = False
 
     def over(self, others: Terms) -> Terms:
         """These, and those of the `others` that are not given here."""
@@ -26,21 +30,29 @@ class Terms(NamedTuple):
             policy=None if at_most_once else self.policy or others.policy,
             timeout=others.timeout if self.timeout is None else self.timeout,
             at_most_once=at_most_once,
+            cleanup=not at_most_once and (self.cleanup or others.cleanup),
         )
 
 
 PLAIN: Final = Terms()
 
 
-def terms(retry: object, timeout: object, at_most_once: object = False) -> Terms:
+def terms(retry: object, timeout: object, at_most_once: object = False, cleanup: object = False) -> Terms:
     """The terms as a user gave them; `InvalidArgument` for those that cannot be kept."""
-    if retry is None and timeout is None and at_most_once is False:
+    if retry is None and timeout is None and at_most_once is False and cleanup is False:
         return PLAIN
     if not isinstance(at_most_once, bool):
         raise InvalidArgument(f"at_most_once must be True or False, not {type(at_most_once).__name__}")
+    if not isinstance(cleanup, bool):
+        raise InvalidArgument(f"cleanup must be True or False, not {type(cleanup).__name__}")
+    if at_most_once and cleanup:
+        raise InvalidArgument(
+            "clean-up is done anew whenever the run is taken up again, which a step that runs at most once cannot be: give "
+            "cleanup= or at_most_once=, not both"
+        )
     if at_most_once and retry is not None:
         raise InvalidArgument("a step is retried or it runs at most once: give retry= or at_most_once=, not both")
-    return Terms(None if retry is None else Policy(retry), checked_timeout("timeout", timeout), at_most_once)
+    return Terms(None if retry is None else Policy(retry), checked_timeout("timeout", timeout), at_most_once, cleanup)
 
 
 def checked_timeout(what: str, seconds: object) -> float | None:

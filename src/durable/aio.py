@@ -5,6 +5,7 @@ coroutines.
 """
 
 from durable._control import cancel_async as cancel
+from durable._control import retry_async as retry
 from durable._control import signal_async as signal
 from durable._state import delete_state_async as delete_state
 from durable._state import has_state_async as has_state
@@ -12,4 +13,4 @@ from durable._state import list_pending_async as list_pending
 from durable._state import result_async as result
 from durable._state import status_async as status
 
-__all__ = ["cancel", "delete_state", "has_state", "list_pending", "result", "signal", "status"]
+__all__ = ["cancel", "delete_state", "has_state", "list_pending", "result", "retry", "signal", "status"]

@@ -19,6 +19,7 @@ recorded failure is a step that ran; here it runs again, so it is shown and not 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Self, TypeVar, cast
@@ -43,9 +44,10 @@ from durable.snapshot import (
     StepRecord,
     parse,
     render,
+    set_aside,
 )
 
-__all__ = ["Snapshot", "header_and_records", "journal_of", "named", "snapshot_of", "whole"]
+__all__ = ["Snapshot", "as_history", "header_and_records", "journal_of", "named", "snapshot_of", "whole"]
 
 _RESUME_STATE: Final = "ResumeState"
 _SOMEBODYS: Final = "?"
@@ -127,7 +129,10 @@ class Snapshot(Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
 
 
 def snapshot_of(header: Header, records: Iterable[Record], *, run_id: str) -> Snapshot:
-    """A run's header and journal as one document: of a key the latest record."""
+    """A run's header and journal as one document: of a key the latest record that was not set aside."""
+    records = tuple(records)
+    gone = set_aside(records, run_id=run_id)
+    seqs: dict[str, int] = {}
     steps: dict[str, StepRecord] = {}
     attempts: dict[str, AttemptRecord] = {}
     parts: dict[str, Record] = {}
@@ -135,10 +140,13 @@ def snapshot_of(header: Header, records: Iterable[Record], *, run_id: str) -> Sn
     again: set[str] = set()
     mended = False
     for record in records:
-        if record.kind == Kind.STEP:
+        if record.seq in gone:
+            mended |= failure is not None
+        elif record.kind == Kind.STEP:
             steps.pop(record.key, None)
             attempts.pop(record.key, None)
             steps[record.key] = _step(record, run_id)
+            seqs[record.key] = record.seq
             again.discard(record.key)
             mended |= failure is not None
         elif record.kind == Kind.ATTEMPT:
@@ -150,10 +158,16 @@ def snapshot_of(header: Header, records: Iterable[Record], *, run_id: str) -> Sn
             known = failure.ambiguous if failure else ()
             failure = structs.replace(last, ambiguous=tuple(dict.fromkeys((*known, *last.ambiguous))))
             again |= set(last.again)
+        elif record.kind == Kind.ASIDE:
+            mended = True
+            if failure is not None:  # it has been decided on
+                failure = structs.replace(failure, undecided=())
         else:
             parts[record.kind] = record
     if mended:  # what came before may lie on a path that is never taken again: no replay is held to its order
         steps = {key: structs.replace(step, unordered=True) for key, step in steps.items()}
+    first = min((record.seq for record in records if record.kind != Kind.INPUT), default=0)
+    steps = _renumbered(steps, seqs, min(first, 0))
     if failure is not None:
         failure = structs.replace(failure, again=tuple(key for key in steps if key in again))
     return Snapshot(
@@ -166,6 +180,35 @@ def snapshot_of(header: Header, records: Iterable[Record], *, run_id: str) -> Sn
         result=_raw(parts.get(Kind.RESULT)),
         failure=failure if header.execution.status != Status.COMPLETED else None,
     )
+
+
+def _renumbered(steps: dict[str, StepRecord], seqs: dict[str, int], first: int) -> dict[str, StepRecord]:
+    """The steps as a document has them: where one `started` is counted by its steps, and not by the places of a journal.
+
+    `first` is the place of the journal's own document, if it began with one.
+    """
+    if all(step.started is None for step in steps.values()):
+        return steps
+    places = [seqs[key] for key in steps]
+    renumbered: dict[str, StepRecord] = {}
+    for place, (key, step) in enumerate(steps.items()):
+        started = None
+        if step.started is not None:
+            seq = step.started + first if places[place] < 0 else step.started
+            started = bisect_left(places, seq)
+        renumbered[key] = structs.replace(step, started=None if started == place else started)
+    return renumbered
+
+
+def as_history(snapshot: Snapshot) -> Snapshot:
+    """The run with all that it did for history, also what it did while it was being left, and its clean-up."""
+    steps = {
+        key: structs.replace(step, left=None, cleanup=False) if step.cleanup or step.left is not None else step
+        for key, step in snapshot.steps.items()
+    }
+    failure = snapshot.failure and structs.replace(snapshot.failure, undecided=())
+    execution = structs.replace(snapshot.execution, needs_decision=False)
+    return structs.replace(snapshot, steps=steps, failure=failure, execution=execution)
 
 
 def named(problem: UnreadableRecord, run_id: str) -> UnreadableRecord:

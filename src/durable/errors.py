@@ -22,6 +22,7 @@ Exception
     │   ├── RunMismatch        another workflow or another input under this id
     │   ├── VersionMismatch    another version of the workflow
     │   ├── WorkflowDrift      the code no longer matches its journal
+    │   ├── RetryRefused       it did more while it failed or was being left, which takes a decision
     │   ├── RunNotFound        nothing is stored under this id
     │   ├── RunNotOver         it has no result yet
     │   ├── UnreadableRecord   a stored line that cannot be understood
@@ -66,6 +67,7 @@ __all__ = [
     "OutcomeUnknown",
     "OwnershipError",
     "RecordsLost",
+    "RetryRefused",
     "RunCancelled",
     "RunMismatch",
     "RunNotFound",
@@ -382,6 +384,27 @@ class WorkflowDrift(HistoryError):
             f"run {self.run_id!r}: at step {self.key!r} the code no longer matches the journal: {self.difference}. Its "
             f"recorded value was not handed out, and no body was started after it. Restore the old order or arguments, "
             f"give new steps an explicit key=, or start the new code under another id."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class RetryRefused(HistoryError):
+    """The run is not taken up again before it is decided what becomes of its `steps` (keys). Nothing was called."""
+
+    run_id: str
+    steps: tuple[str, ...]
+    problem: str = ""
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f"run {self.run_id!r} is not taken up again: {self.problem}."
+        names, run_id = ", ".join(map(repr, self.steps)), self.run_id
+        return (
+            f"run {run_id!r} went on while it failed or was being left: it did {names}, and is not taken up again as if that "
+            f"had not been. Either durable.retry(store, {run_id!r}) sets these steps aside, and they can run again; or "
+            f"durable.retry(store, {run_id!r}, from_step=KEY) sets aside the step KEY and all that started after it. "
+            f"(Transactions and at-most-once steps take even_effects=True.) A step that is to be done whenever a run is left, "
+            f"and may always be done again, is declared with cleanup=True."
         )
 
 

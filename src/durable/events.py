@@ -153,7 +153,7 @@ class StepRemembered(StepEvent):
 
 @dataclass(frozen=True, slots=True)
 class StepRecorded(StepEvent):
-    """The checkpoint of a fresh outcome is acknowledged; from here on the body never runs again."""
+    """The checkpoint of a fresh outcome is acknowledged; from here on the body does not run again by itself."""
 
     record: StepRecord = field(repr=False)
 

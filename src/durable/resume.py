@@ -14,7 +14,7 @@ from durable._plan import OMITTED
 from durable._run import run
 from durable._step import AsyncStep, Pending, Step
 from durable._workflow import workflow
-from durable.documents import Snapshot
+from durable.documents import Snapshot, as_history
 from durable.events import Listener
 from durable.snapshot import Status, checked_name, standing
 from durable.stores import memory
@@ -133,4 +133,4 @@ def _to_be_resumed(state: Snapshot) -> Snapshot:
     if state.execution.status != Status.COMPLETED:
         return state
     execution = standing(state.execution, Status.RUNNING, state.execution.last_updated)
-    return structs.replace(state, execution=execution, result=UNSET)
+    return structs.replace(as_history(state), execution=execution, result=UNSET)

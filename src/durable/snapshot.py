@@ -9,6 +9,7 @@ A run is stored as one header document and a journal of records. Column by colum
 | `step` | the step's key | a `StepRecord` |
 | `result` | `result` | the result's JSON |
 | `failure` | `failure` | a `FailureRecord` |
+| `aside` | `aside` | an `AsideRecord`: earlier records that count no more |
 
 `seq` is given by the lease holder and grows; where a key occurs twice the greater `seq` counts. Everything here is plain
 JSON that SQL can read: `record->'value'->>'total'`.
@@ -16,7 +17,7 @@ JSON that SQL can read: `record->'value'->>'total'`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias, TypeVar
@@ -31,6 +32,7 @@ __all__ = [
     "FORMAT_VERSION",
     "MAX_EARLIER",
     "NO_TIME",
+    "AsideRecord",
     "AttemptRecord",
     "EarlierExecution",
     "Epoch",
@@ -47,8 +49,10 @@ __all__ = [
     "checked_name",
     "parse",
     "render",
+    "set_aside",
     "standing",
     "taken_up",
+    "undecided",
 ]
 
 FORMAT_VERSION: Final = 1
@@ -78,6 +82,7 @@ class Kind(StrEnum):
     STEP = "step"
     RESULT = "result"
     FAILURE = "failure"
+    ASIDE = "aside"
 
 
 class ErrorRecord(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -110,11 +115,17 @@ class StepRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     `auto` says that the key was drawn from the name; `concurrent` that the step was called outside the workflow's own
     task, or beside another; `unordered` that a replay need not come by here (it was called while an exception was handled,
     or after a step that left no record); `fingerprint` is a hash of its arguments, absent for a thunk; `once` that the
-    body must not be started again, however it ended; `signal` is the number of the signal that it received. The `attempt`-th
-    attempt was the last, and its body took so many `seconds`, to the millisecond: from `at - seconds` to `at`, but for the
-    time of the commit. What a retry or a wait took before is not in it.
+    body must not be started again, however it ended; `signal` is the number of the signal that it received; `transaction`
+    that its body's work was committed with this record. The `attempt`-th attempt was the last, and its body took so many
+    `seconds`, to the millisecond: from `at - seconds` to `at`, but for the time of the commit. What a retry or a wait took
+    before is not in it.
 
     `at` and `epoch` are those of its `Record`, once it is part of a document; a journal has columns for them.
+
+    What a run did while it was failing or being left: `started` is the place of the next record when the step was called,
+    absent where that is this record's own; `amid` the keys of the steps whose exceptions were in flight then; `left` the
+    epoch of the lease where a cancellation was in flight, so that the record counts only if the workflow went on; `kept` the
+    keys of such steps after which it did go on; `cleanup` that the step is called anew whenever the run is taken up again.
     """
 
     name: str
@@ -127,6 +138,12 @@ class StepRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     fingerprint: str = ""
     once: bool = False
     signal: int | None = None
+    transaction: bool = False
+    started: int | None = None
+    amid: tuple[str, ...] = ()
+    left: int | None = None
+    kept: tuple[str, ...] = ()
+    cleanup: bool = False
     seconds: float = NO_TIME
     attempt: int = 1
     at: Moment | None = None
@@ -163,14 +180,27 @@ class FailureRecord(Struct, frozen=True, omit_defaults=True):
 
     `ambiguous` names steps that several branches called without a key: no execution may number them any more. `step` is the
     key of the step that raised the exception, or the one it came of first; `at` and `epoch` are as in a `StepRecord`.
+
+    `undecided` are the steps that were called while the exception that ended the run was in flight: before the run is taken
+    up again, `durable.retry` has to say what becomes of them. `kept` as in a `StepRecord`.
     """
 
     error: ErrorRecord
     again: tuple[str, ...] = ()
     ambiguous: tuple[str, ...] = ()
+    undecided: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
     step: str = ""
     at: Moment | None = None
     epoch: Epoch = 0
+
+
+class AsideRecord(Struct, frozen=True, omit_defaults=True, gc=False):
+    """The places of the records that count no more, and the `keys` whose records they are; `from_step` as given to `retry`."""
+
+    seqs: tuple[int, ...]
+    keys: tuple[str, ...] = ()
+    from_step: str = ""
 
 
 class ErrorSummary(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -197,6 +227,7 @@ class Execution(Struct, frozen=True, omit_defaults=True, rename="camel"):
     The run was claimed first at `started_at`. `epoch` counts its leases from 1: the last one was given to `owner`, a process
     as `host:pid`, when it `began`; `earlier` are the up to ten executions before that, the oldest first. `error` is there
     while the run stands as failed.
+    `needs_decision` says that a failed run is not taken up again before `durable.retry` has set some steps aside.
     """
 
     status: str
@@ -209,6 +240,7 @@ class Execution(Struct, frozen=True, omit_defaults=True, rename="camel"):
     began: str = ""
     earlier: tuple[EarlierExecution, ...] = ()
     error: ErrorSummary | None = None
+    needs_decision: bool = False
 
 
 class Header(Struct, frozen=True, rename="camel"):
@@ -247,7 +279,7 @@ class Record(NamedTuple):
 _T = TypeVar("_T")
 _encoder: Final = msgspec.json.Encoder()
 _decoders: Final[dict[type, msgspec.json.Decoder[Any]]] = {
-    type_: msgspec.json.Decoder(type_) for type_ in (StepRecord, AttemptRecord, FailureRecord, Header)
+    type_: msgspec.json.Decoder(type_) for type_ in (StepRecord, AttemptRecord, FailureRecord, AsideRecord, Header)
 }
 
 
@@ -273,26 +305,28 @@ def taken_up(execution: Execution, *, epoch: int, owner: str, moment: str) -> Ex
 def standing(execution: Execution, status: str, moment: str, records: Sequence[Record] = ()) -> Execution:
     """Where a run stands from this moment on; for one that is failed its `records` say why."""
     failed = (record for record in reversed(records) if record.kind == Kind.FAILURE)
-    failure = next(failed, None) if status == Status.FAILED else None
+    last = next(failed, None) if status == Status.FAILED else None
+    failure = None if last is None else _failure(last)
     return structs.replace(
         execution,
         status=status,
         last_updated=moment,
         completed_at=moment if status == Status.COMPLETED else None,
         current_step_id=None,
-        error=None if failure is None else _summary(failure),
+        error=None if failure is None else ErrorSummary(failure.error.type, failure.step),
+        needs_decision=failure is not None and bool(failure.undecided),
     )
 
 
-def _summary(failure: Record) -> ErrorSummary | None:
+def _failure(record: Record) -> FailureRecord | None:
     try:
-        content: FailureRecord = _decoders[FailureRecord].decode(failure.text)
+        content: FailureRecord = _decoders[FailureRecord].decode(record.text)
     except msgspec.MsgspecError:
         return None  # it will be refused when it is read
-    return ErrorSummary(content.error.type, content.step)
+    return content
 
 
-def render(content: StepRecord | AttemptRecord | FailureRecord) -> str:
+def render(content: StepRecord | AttemptRecord | FailureRecord | AsideRecord) -> str:
     """The JSON text of a record."""
     return _encoder.encode(content).decode()
 
@@ -304,6 +338,23 @@ def parse(text: str, type_: type[_T], *, run_id: str, where: str) -> _T:
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as problem:
         raise UnreadableRecord(run_id, where, _without_payload(problem)) from None
     return content
+
+
+def set_aside(records: Iterable[Record], *, run_id: str) -> frozenset[int]:
+    """The places of the records that others among them have set aside."""
+    asides = [record for record in records if record.kind == Kind.ASIDE]
+    return frozenset(
+        seq
+        for record in asides
+        for seq in parse(record.text, AsideRecord, run_id=run_id, where=f"the aside record (seq {record.seq})").seqs
+    )
+
+
+def undecided(record: Record, *, run_id: str) -> tuple[str, ...]:
+    """The steps that a run's last record leaves to be decided on; none where it is no failure."""
+    if record.kind != Kind.FAILURE:
+        return ()
+    return parse(record.text, FailureRecord, run_id=run_id, where="the failure record").undecided
 
 
 def _without_payload(problem: Exception) -> str:

@@ -15,6 +15,7 @@ from typing import Final
 from chaos.effects import Log
 from chaos.worker import Orders, work
 from ownership_children import start_forkserver
+from programs import limited
 
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 _SURPRISES: Final = 20  # workers that end as none should; then the round is given up
@@ -104,7 +105,7 @@ class Crew:
         return self._started(orders)
 
     def _started(self, orders: Orders) -> BaseProcess:
-        process = _CONTEXT.Process(target=work, args=(orders,), daemon=True)
+        process = _CONTEXT.Process(target=limited, args=(work, orders), daemon=True)
         process.start()
         return process
 

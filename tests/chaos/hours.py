@@ -19,9 +19,10 @@ from psycopg.conninfo import make_conninfo
 
 from chaos import gauges
 from chaos.flatness import MEMORY, ROOM, Course, course, quarter
-from chaos.resident import TRANSACTIONS, Orders, Pace, Report, pace, reside
+from chaos.resident import TRANSACTIONS, Orders, Report, pace, reside
 from chaos.traffic import DRAWERS, TILL
 from ownership_children import start_forkserver
+from programs import LIMIT, limited
 
 FREE: Final = "alone"
 HELD: Final = "beside an open transaction"
@@ -68,13 +69,13 @@ class Hour:
 class _Watched:
     """A resident under the eyes of this process."""
 
-    def __init__(self, tenant: Tenant, url: str, directory: Path, pace: Pace) -> None:
+    def __init__(self, tenant: Tenant, url: str, directory: Path, seconds: float) -> None:
         self.name = tenant.name
         self.held = tenant.held
         self.url = url
         self._pipe, theirs = _CONTEXT.Pipe()
-        orders = Orders(url, str(directory), pace, tenant.leak)
-        self._process = _CONTEXT.Process(target=reside, args=(orders, theirs), daemon=True)
+        orders, limit = Orders(url, str(directory), pace(seconds), tenant.leak), {"seconds": LIMIT + round(2 * seconds)}
+        self._process = _CONTEXT.Process(target=limited, args=(reside, orders, theirs), kwargs=limit, daemon=True)
         self._process.start()
         theirs.close()
         self.at: list[float] = []
@@ -118,7 +119,7 @@ def lived(server: str, seconds: float, tenants: Sequence[Tenant] = PAIR, record:
         watched = []
         for tenant in tenants:
             url = stack.enter_context(_database(server))
-            watched.append(_Watched(tenant, url, directory, pace(seconds)))
+            watched.append(_Watched(tenant, url, directory, seconds))
             stack.callback(watched[-1].kill)
         began, looks = time.monotonic(), round(seconds / every)
         moments = [began + n * every for n in range(1, looks + 1 + round(looks * _AFTERWARDS) * held)]

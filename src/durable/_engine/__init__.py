@@ -14,6 +14,7 @@ A step, told as a conversation:
                                         Join()               it is running: wait, then ask again
                                         Raise(error)         this call is wrong
                                         Abort(error)         this run must not go on
+                                        Leave(interruption)  the process is being left: begin nothing
                                         Attempt()            call the body
     Returned(value) | Raised(error) →   Checkpoint(record)   make it durable
     Acknowledged()                  →   Replay(record)       a fresh value takes the road of a replayed one
@@ -21,8 +22,8 @@ A step, told as a conversation:
 A run, around it: `Claim` → `runs.admitted` → execute → `runs.concluded` → `Finish` or `Release`.
 
 Where what lives: `decisions` the vocabulary · `journal` keys, replay, drift · `steps` the machine of one execution ·
-`runs` how an execution is admitted and concluded · `blame` which failures led to a failure · `leases` how long we may
-write.
+`runs` how an execution is admitted and concluded · `blame` which failures led to a failure, and what is in flight at a
+call · `cuts` what a run forgets when it is taken up from an earlier step · `leases` how long we may write.
 
 Three rules carry the rest:
 

@@ -1,13 +1,39 @@
-"""Which steps' failures led to an exception."""
+"""Which steps' failures led to an exception, and what is in flight when a step is called."""
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from inspect import CO_ASYNC_GENERATOR, CO_GENERATOR
 from typing import Final, TypeVar, cast
 
+from msgspec import Struct
+
+from durable.errors import Unwind
+
 _ORIGIN: Final = "__durable_origin__"
+_OWN: Final = "\0"  # begins the tag of an exception that no step of this execution raised: no key can
 _E = TypeVar("_E", bound=BaseException)
+_numbers: Final = itertools.count(1)
+
+
+class InFlight(Struct, frozen=True, eq=False):
+    """The exceptions that were raised since the workflow was entered and are being handled where a step is called.
+
+    `tags` tell them apart: the key of the step that raised one, or a tag of its own. `interruption` is the one that ends the
+    process or its work here (None: there is none); `is_cancelled` says that a cancellation is among them, in `branch`.
+    """
+
+    tags: frozenset[str]
+    branch: object
+    is_cancelled: bool = False
+    interruption: BaseException | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of the steps whose exceptions are in flight, sorted."""
+        return _keys(self.tags)
 
 
 def marked(exception: _E, token: str, key: str) -> _E:
@@ -19,26 +45,86 @@ def marked(exception: _E, token: str, key: str) -> _E:
 
 def blamed(exception: BaseException, token: str) -> tuple[str, ...]:
     """The keys whose exceptions can be reached from this one through cause, context and group membership, sorted."""
-    return tuple(sorted(set(_origins(exception, token))))
+    return _keys(tags_of(exception, token))
 
 
 def origin(exception: BaseException, token: str) -> str:
     """The key of the step that raised this exception, or else one that it came of; empty when none did."""
-    return next(_origins(exception, token), "")
+    return next((tag for tag in _tags(exception, token) if not tag.startswith(_OWN)), "")
 
 
-def _origins(exception: BaseException, token: str) -> Iterator[str]:
+def tags_of(exception: BaseException, token: str) -> frozenset[str]:
+    """The tags (see `InFlight`) of all exceptions that can be reached from this one, and were in flight at some call."""
+    return frozenset(_tags(exception, token))
+
+
+def in_flight(
+    exception: BaseException,
+    before: BaseException | None,
+    token: str,
+    branch: object,
+    *,
+    cancellation: type[BaseException],
+    is_cancelled: Callable[[], bool],
+) -> InFlight | None:
+    """What is in flight where `exception` is being handled; None if all of it was when the workflow was entered (`before`).
+
+    Classes of `cancellation` end a task's work and not the process. One that has been turned into an `Exception` (as a
+    time-out does) is in flight no more, unless `is_cancelled()` says that its task is still asked to end.
+    """
+    known = {id(link) for link, _ in _linked(before, set())}
+    tags, interruption, cancelled = set[str](), None, False
+    for link, is_direct in _linked(exception, known):
+        if isinstance(link, Exception):
+            tag = _tag(link, token)
+            if tag is None:
+                marked(link, "", tag := f"{_OWN}{next(_numbers)}")
+            tags.add(tag)
+        elif isinstance(link, cancellation):
+            cancelled = cancelled or is_direct or is_cancelled()
+        elif not (isinstance(link, Unwind | BaseExceptionGroup) or _closes_a_generator(link)):
+            interruption = interruption or link
+    if not tags and not cancelled and interruption is None:
+        return None
+    return InFlight(frozenset(tags), branch, cancelled, interruption)
+
+
+def _tags(exception: BaseException, token: str) -> Iterator[str]:
     """The nearest first."""
-    seen: set[int] = set()
-    open_ends: deque[BaseException | None] = deque([exception])
+    tags = (_tag(link, token) for link, _ in _linked(exception, set()))
+    return (tag for tag in tags if tag is not None)
+
+
+def _linked(exception: BaseException | None, seen: set[int]) -> Iterator[tuple[BaseException, bool]]:
+    """What can be reached from an exception and was not seen before, the nearest first, and whether by membership alone."""
+    open_ends: deque[tuple[BaseException | None, bool]] = deque([(exception, True)])
     while open_ends:
-        link = open_ends.popleft()
+        link, is_direct = open_ends.popleft()
         if link is None or id(link) in seen:
             continue
         seen.add(id(link))
-        mark = getattr(link, _ORIGIN, None)
-        if mark is not None and mark[0] == token:
-            yield mark[1]
-        open_ends += [link.__cause__, link.__context__]
+        yield link, is_direct
+        open_ends += [(link.__cause__, False), (link.__context__, False)]
         if isinstance(link, BaseExceptionGroup):
-            open_ends += cast(BaseExceptionGroup[BaseException], link).exceptions
+            members = cast(BaseExceptionGroup[BaseException], link).exceptions
+            open_ends += [(member, is_direct) for member in members]
+
+
+def _tag(exception: BaseException, token: str) -> str | None:
+    origin: tuple[str, str] | None = getattr(exception, _ORIGIN, None)
+    if origin is None:
+        return None
+    of, key = origin
+    return key if of in (token, "") else f"{_OWN}{of}:{key}"
+
+
+def _keys(tags: frozenset[str]) -> tuple[str, ...]:
+    return tuple(sorted(tag for tag in tags if not tag.startswith(_OWN)))
+
+
+def _closes_a_generator(exception: BaseException) -> bool:
+    """Whether this is how a generator is closed that is not needed any more: nothing else is being left."""
+    trace = exception.__traceback__
+    if not isinstance(exception, GeneratorExit) or trace is None or trace.tb_next is not None:
+        return False
+    return bool(trace.tb_frame.f_code.co_flags & (CO_GENERATOR | CO_ASYNC_GENERATOR))

@@ -102,7 +102,15 @@ class Abort(Struct, frozen=True):
     error: DurableError
 
 
-StepDecision: TypeAlias = Replay | Attempt | Transact | Wait | Receive | Checkpoint | Commit | Join | Raise | Abort
+class Leave(Struct, frozen=True):
+    """Raise this again at the call: the process, or its work here, is being ended, and nothing more is begun."""
+
+    interruption: BaseException
+
+
+StepDecision: TypeAlias = (
+    Replay | Attempt | Transact | Wait | Receive | Checkpoint | Commit | Join | Raise | Abort | Leave
+)
 
 
 # -- outcomes of a step -------------------------------------------------------------------------------------------
@@ -189,6 +197,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     `input` is its JSON, None when none was given; `input_hash` its fingerprint. `seconds` is the lease's length.
     `after_failure` says whether a run that has failed, or was cancelled, may be taken up again (not by one who only
     waited for it), `create` whether a run that is not there may be started (not without the input that its workflow needs).
+    One that `amends` asks for the run in order to change what it remembers, not to execute it: its header stays as it is.
     """
 
     run_id: str
@@ -201,6 +210,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     after_failure: bool = True
     create: bool = True
+    amends: bool = False
 
     def __repr__(self) -> str:
         return f"<Claim of run {self.run_id!r} of {self.workflow!r}, version {self.version}>"

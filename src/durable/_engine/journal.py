@@ -8,9 +8,10 @@ from enum import Enum
 
 from msgspec import UNSET, Struct
 
-from durable._engine.decisions import Abort, Raise
+from durable._engine.blame import InFlight
+from durable._engine.decisions import Abort, Leave, Raise
 from durable.errors import AmbiguousKey, KeyConflict, UnreadableRecord, WorkflowDrift
-from durable.snapshot import AttemptRecord, FailureRecord, Kind, Record, Status, StepRecord, parse
+from durable.snapshot import AttemptRecord, FailureRecord, Kind, Record, Status, StepRecord, parse, set_aside
 
 
 class Phase(Enum):
@@ -30,7 +31,9 @@ class Call(Struct, eq=False):
     when the last one did, in elapsed seconds. A call that `listens` waits for a signal of its name, with `patience` in
     seconds (None: for ever); it has had so many `looks` for it, and `signal` is the number of the one that came. A call
     that `transacts` has its body in a transaction; that was the victim of so many `conflicts`, or was lost, and `seq` is
-    the place that its record was given before.
+    the place that its record was given before. `started` is the place of the next record when the call was made, `amid` what
+    it was made amid; one that is `left` was made while a cancellation was in flight, and `kept` are those after which the
+    workflow went on; `cleanup` is done anew by every execution.
     """
 
     key: str
@@ -38,7 +41,7 @@ class Call(Struct, eq=False):
     fingerprint: str = ""
     auto: bool = False
     concurrent: bool = False
-    refusal: Raise | Abort | None = None
+    refusal: Raise | Abort | Leave | None = None
     unordered: bool = False
     opened: bool = False
     stalled: bool = False
@@ -51,6 +54,11 @@ class Call(Struct, eq=False):
     conflicts: int = 0
     lost: int = 0
     seq: int | None = None
+    started: int = 0
+    amid: tuple[str, ...] = ()
+    left: bool = False
+    kept: tuple[str, ...] = ()
+    cleanup: bool = False
     phase: Phase = Phase.DRAWN
     attempts: int = 0
     first: datetime | None = None
@@ -88,6 +96,15 @@ class Journal:
             False  # whether a call was left without a record: a replay may take another way from here on
         )
         self._ambiguous: set[str] = set()
+        self._forgotten: set[str] = set()  # keys of which a record was set aside: asked for again, they are not new
+        self._amid: dict[
+            str, frozenset[str]
+        ] = {}  # of the calls made while exceptions were in flight: which, by their tags
+        self._left: dict[
+            object, list[Call]
+        ] = {}  # calls made while their branch was being cancelled, and nothing since
+        self.kept: list[str] = []  # of these, the ones after which it went on, until a record says so
+        self.undecided: tuple[str, ...] = ()  # what has to be decided on before this run goes on
         self._ordered: set[str] = set()  # recorded automatic keys that a sequential replay must ask for before new ones
         self._load(records)
         self.recorded = len(self._settled)
@@ -97,21 +114,30 @@ class Journal:
     def _load(self, records: Sequence[Record]) -> None:
         seqs: dict[str, int] = {}
         off_path: set[str] = set()
+        left: dict[str, StepRecord] = {}
+        gone = set_aside(records, run_id=self.run_id)
         for seq, key, kind, text, _at, _epoch in records:
             if seq > self.next_seq:
                 # One is missing, which a fail-over to an older prefix has lost: what follows it says nothing about order.
                 self._unordered = True
             if seq >= self.next_seq:
                 self.next_seq = seq + 1
+            if seq in gone:
+                self._forgotten.add(key)
+                continue
             try:
                 if kind == Kind.STEP:
-                    self._load_step(key, parse(text, StepRecord, run_id=self.run_id, where=key))
+                    self._load_step(key, parse(text, StepRecord, run_id=self.run_id, where=key), left)
                     seqs[key] = seq
                     off_path.discard(key)  # on the path again, if it had failed
                 elif kind == Kind.ATTEMPT:
                     self._attempted[key] = parse(text, AttemptRecord, run_id=self.run_id, where=key)
                 elif kind == Kind.FAILURE:
-                    self._load_failure(seq, parse(text, FailureRecord, run_id=self.run_id, where=key), seqs, off_path)
+                    failure = parse(text, FailureRecord, run_id=self.run_id, where=key)
+                    self._load_failure(seq, failure, seqs, off_path)
+                    _keep(left, failure.kept)
+                elif kind == Kind.ASIDE:
+                    self.undecided = ()
                 elif kind == Kind.INPUT:
                     self.input = text.encode()
                 else:
@@ -119,14 +145,28 @@ class Journal:
             except UnreadableRecord as problem:
                 problem.where = f"the {kind} record {key!r} (seq {seq})"
                 raise
+        self._forget(left)
         self._ordered = {key for key, record in self._settled.items() if record.auto and key not in off_path}
 
-    def _load_step(self, key: str, record: StepRecord) -> None:
+    def _forget(self, left: dict[str, StepRecord]) -> None:
+        """Set aside what was done while a process was being left, and what is to be done by every execution."""
+        self.undecided += tuple(key for key, record in left.items() if record.once or record.transaction)
+        gone = left.keys() | {key for key, record in self._settled.items() if record.cleanup}
+        self._forgotten |= gone
+        for key in gone:
+            self._settled.pop(key, None)
+
+    def _load_step(self, key: str, record: StepRecord, left: dict[str, StepRecord]) -> None:
         if record.value is UNSET if record.ok else record.error is None:
             raise UnreadableRecord(self.run_id, key, "it says neither a value nor an error")
         self._settled[key] = record
         if self._attempted:
             self._attempted.pop(key, None)
+        if left:
+            left.pop(key, None)
+            _keep(left, record.kept)
+        if record.left is not None:
+            left[key] = record
         if record.signal is not None:
             self.receive(record.name, record.signal)
         if record.concurrent:
@@ -136,17 +176,28 @@ class Journal:
 
     def _load_failure(self, seq: int, failure: FailureRecord, seqs: dict[str, int], off_path: set[str]) -> None:
         self._ambiguous |= set(failure.ambiguous)
+        self.undecided = failure.undecided
         # What was done after a failure that is now mended may lie on a path that is never taken again.
         mended_from = min((seqs[failed] for failed in failure.again if failed in seqs), default=seq)
         off_path |= {step for step, at in seqs.items() if at >= mended_from}
         for failed in failure.again:
             self._settled.pop(failed, None)
 
-    def draw(self, name: str, key: str | None, fingerprint: str, branch: object, *, unwinding: bool = False) -> Call:
+    def draw(
+        self,
+        name: str,
+        key: str | None,
+        fingerprint: str,
+        branch: object,
+        amid: InFlight | None = None,
+        *,
+        decides: bool = True,
+    ) -> Call:
         """The call that `step(name, …)` makes in `branch` (a task or thread), under its key.
 
         A use of a key that has been drawn before, with the same name and arguments, is another call of the same step.
-        `unwinding` says that it is made while an exception is being handled: mended code may never come there.
+        `amid` is what is in flight: mended code may never come there. `decides` says that the step takes a decision if
+        that ends the run (sleeps and clean-up take none).
         """
         beside = branch is not self._main or self._open > 0
         self._concurrent = self._concurrent or beside
@@ -159,7 +210,12 @@ class Journal:
             self._repeats[name] = repeat
             key = name if repeat == 1 else f"{name}#{repeat}"
         call = Call(key, name, fingerprint, auto, beside)
-        call.unordered = self._left_untold or unwinding
+        call.unordered = self._left_untold or amid is not None
+        call.started = self.next_seq
+        if amid is not None:
+            self._drawn_amid(call, amid, decides=decides)
+        if self._left and (amid is None or not amid.is_cancelled):
+            self._went_on(branch)
         asked = (name, fingerprint, auto)
         earlier = self._asked.setdefault(key, asked)
         call.refusal = (None if earlier is asked else self._conflict(call, *earlier)) or self._drift(call)
@@ -167,6 +223,41 @@ class Journal:
         if call.refusal is None and key not in self._settled:
             self._begin(call)
         return call
+
+    def _drawn_amid(self, call: Call, amid: InFlight, *, decides: bool) -> None:
+        call.amid = amid.keys
+        if decides and amid.tags:
+            self._amid[call.key] = self._amid.get(call.key, frozenset()) | amid.tags
+        if amid.is_cancelled:
+            call.left = True
+            self._left.setdefault(amid.branch, []).append(call)
+
+    def _went_on(self, branch: object) -> None:
+        """A branch that was being cancelled has caught that: what it did meanwhile is history."""
+        for call in self._left.pop(branch, ()):
+            if call.record is None:
+                call.left = False
+            else:
+                self.kept.append(call.key)
+
+    def take_kept(self, *, at_the_end: bool = False) -> tuple[str, ...]:
+        """The keys of steps that ran while a branch was being cancelled, and are history now; each is said once.
+
+        `at_the_end` of a run that says how it ended, that is all of them.
+        """
+        if at_the_end:
+            for branch in list(self._left):
+                self._went_on(branch)
+        kept, self.kept = tuple(self.kept), []
+        return kept
+
+    def drawn_amid(self, tags: frozenset[str]) -> tuple[str, ...]:
+        """The steps that have a value and were called while one of these exceptions was in flight, in their order."""
+        return tuple(
+            key
+            for key, amid in self._amid.items()
+            if amid & tags and key not in tags and (record := self._settled.get(key)) is not None and record.ok
+        )
 
     def _begin(self, call: Call) -> None:
         if self._alone is not None:
@@ -194,6 +285,8 @@ class Journal:
         if record is not None:
             recorded = _difference(record.name, record.fingerprint, call)
             difference = f"it was recorded with {recorded}" if recorded else ""
+        elif call.key in self._forgotten:
+            return None
         elif self._ordered and call.auto and not (self._concurrent or self._unordered or self._left_untold):
             unasked = ", ".join(sorted(map(repr, self._ordered))[:5])
             difference = f"it is new, and comes before recorded steps that have not been asked for ({unasked})"
@@ -254,6 +347,11 @@ class Journal:
         """Whether the key's record is a failure, of a step that need not run at most once."""
         record = self._settled.get(key)
         return record is not None and not record.ok and not record.once
+
+
+def _keep(left: dict[str, StepRecord], kept: Sequence[str]) -> None:
+    for key in kept:
+        left.pop(key, None)
 
 
 def _difference(name: str, fingerprint: str, call: Call) -> str:

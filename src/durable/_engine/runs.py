@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from durable._engine.blame import blamed, origin
+from durable._engine.blame import blamed, origin, tags_of
 from durable._engine.decisions import (
     Admission,
     Claim,
@@ -34,6 +34,7 @@ from durable.errors import (
     DurableError,
     HistoryError,
     InvalidArgument,
+    RetryRefused,
     RunCancelled,
     RunMismatch,
     UnreadableRecord,
@@ -42,7 +43,18 @@ from durable.errors import (
     WaitTimedOut,
 )
 from durable.events import KeysUnused, RunCompleted, RunFailed, RunInterrupted
-from durable.snapshot import FORMAT_VERSION, ErrorRecord, FailureRecord, Header, Kind, Record, Status, parse, render
+from durable.snapshot import (
+    FORMAT_VERSION,
+    ErrorRecord,
+    FailureRecord,
+    Header,
+    Kind,
+    Record,
+    Status,
+    parse,
+    render,
+    undecided,
+)
 
 _MOST_TURNS: Final = 20
 
@@ -87,7 +99,7 @@ def admitted(
                 UnreadableRecord(claim.run_id, "the result", "the run is completed but has no result record")
             )
         return Return(result.text.encode())
-    if granted is not None and header is not None and not claim.after_failure and _stopped(header):
+    if granted is not None and header is not None and not executable(claim, header):
         return ClaimAgain(0.0, claim, granted)  # stopped between two of the claim's statements, likewise
     if isinstance(reply, Granted):
         if "inputHash" in reply.header.metadata and not any(record.kind == Kind.INPUT for record in reply.records):
@@ -107,6 +119,8 @@ def admitted(
         return _stored_failure(claim, reply)
     if not claim.after_failure and header is not None and header.execution.status == Status.CANCELLED:
         return Decline(RunCancelled(claim.run_id))
+    if header is not None and _is_undecided(header):
+        return _undecided(claim, reply)
     if header is None and not claim.create:
         problem = "its workflow takes an input, none was given, and no run of this id is stored that has one"
         return Decline(InvalidArgument(f"run {claim.run_id!r}: {problem}: pass input="))
@@ -125,12 +139,18 @@ def executable(claim: Claim, header: Header | None) -> bool:
     if header is None:
         return claim.create
     stopped = _stopped(header) and not claim.after_failure
-    return not (_ended(header) or stopped or _mismatch(claim, header))
+    undecided = _is_undecided(header) and not claim.amends
+    return not (_ended(header) or stopped or undecided or _mismatch(claim, header))
 
 
 def _stopped(header: Header) -> bool:
     """Whether the run has ended without a result, so that `run` may take it up again."""
     return header.execution.status in (Status.FAILED, Status.CANCELLED)
+
+
+def _is_undecided(header: Header) -> bool:
+    """Whether the run has failed, and is not taken up again before it is decided what becomes of some steps."""
+    return header.execution.status == Status.FAILED and header.execution.needs_decision
 
 
 def _ended(header: Header) -> bool:
@@ -162,6 +182,11 @@ def _stored_failure(claim: Claim, reply: Refused) -> Admission:
     if failure is None:
         return Decline(UnreadableRecord(claim.run_id, "the failure", "the run has failed but has no failure record"))
     return Reraise(parse(failure.text, FailureRecord, run_id=claim.run_id, where="the failure record").error)
+
+
+def _undecided(claim: Claim, reply: Refused) -> Decline:
+    failure = _last(reply.records, Kind.FAILURE)
+    return Decline(RetryRefused(claim.run_id, () if failure is None else undecided(failure, run_id=claim.run_id)))
 
 
 def _mismatch(claim: Claim, header: Header) -> HistoryError | None:
@@ -208,8 +233,11 @@ def raised(execution: Execution, exception: Exception, error: ErrorRecord) -> Co
     """The workflow raised, and this is the exception's record: the failures that led to it are to run again."""
     if execution.error is not None:
         return _aborted(execution, execution.error)
-    again = tuple(key for key in blamed(exception, execution.lease.token) if execution.journal.may_run_again(key))
-    return _failed(execution, FailureRecord(error, again, step=origin(exception, execution.lease.token)))
+    token, journal = execution.lease.token, execution.journal
+    again = tuple(key for key in blamed(exception, token) if journal.may_run_again(key))
+    undecided, kept = journal.drawn_amid(tags_of(exception, token)), journal.take_kept(at_the_end=True)
+    failure = FailureRecord(error, again, step=origin(exception, token), undecided=undecided, kept=kept)
+    return _failed(execution, failure)
 
 
 def left(execution: Execution, exception: BaseException) -> Conclusion:
@@ -228,7 +256,8 @@ def _aborted(execution: Execution, error: DurableError) -> Conclusion:
         return Release(error, execution.journal.former_status())
     # Remembered, since the next execution might otherwise hand one branch's value to the other before it notices.
     named = ErrorRecord(f"{AmbiguousKey.__module__}:{AmbiguousKey.__qualname__}", str(error))
-    return _failed(execution, FailureRecord(named, ambiguous=(error.key,), step=error.key))
+    kept = execution.journal.take_kept(at_the_end=True)
+    return _failed(execution, FailureRecord(named, ambiguous=(error.key,), step=error.key, kept=kept))
 
 
 def _failed(execution: Execution, failure: FailureRecord) -> Finish:

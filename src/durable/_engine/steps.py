@@ -8,8 +8,10 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from msgspec import UNSET, Raw, UnsetType
+from msgspec.structs import replace
 
 from durable._engine.batches import pause
+from durable._engine.blame import InFlight
 from durable._engine.decisions import (
     Abort,
     Acknowledged,
@@ -19,6 +21,7 @@ from durable._engine.decisions import (
     Commit,
     Interrupted,
     Join,
+    Leave,
     Raise,
     Raised,
     Reading,
@@ -112,9 +115,23 @@ class Execution:
         """Whether a step of this key is running, which `Join` waits for."""
         return call.key in self._running
 
-    def call(self, name: str, key: str | None, fingerprint: str, branch: object, *, unwinding: bool = False) -> Call:
-        """Draw the key of a call. What is wrong with it comes as the first decision."""
-        call = self.journal.draw(name, key, fingerprint, branch, unwinding=unwinding)
+    def call(
+        self,
+        name: str,
+        key: str | None,
+        fingerprint: str,
+        branch: object,
+        amid: InFlight | None = None,
+        *,
+        decides: bool = True,
+    ) -> Call:
+        """Draw the key of a call. What is wrong with it comes as the first decision.
+
+        `amid` is what is in flight there; `decides` as for `Journal.draw`. An interruption begins nothing: no key is drawn.
+        """
+        if amid is not None and amid.interruption is not None:
+            return Call(key or name, name, fingerprint, refusal=Leave(amid.interruption))
+        call = self.journal.draw(name, key, fingerprint, branch, amid, decides=decides)
         if isinstance(call.refusal, Abort):
             self.abort(call.refusal.error)
         return call
@@ -171,6 +188,8 @@ class Execution:
 
     def _asked(self, call: Call, reading: Reading) -> StepDecision:
         if self.error is not None:
+            if isinstance(call.refusal, Leave):  # what ends the process is not to become an error of ours
+                return call.refusal
             self._left(call, reading, type(self.error).__name__)
             return Abort(self.error)
         if call.refusal is not None:
@@ -248,7 +267,7 @@ class Execution:
             call.lost += 1
         if call.conflicts >= MOST_CONFLICTS or call.lost >= MOST_LOSSES:
             return self.advance(call, otherwise, reading)
-        call.phase, call.attempts = Phase.WAITING, call.attempts - 1
+        call.phase, call.attempts, call.record = Phase.WAITING, call.attempts - 1, None
         return self._wait(pause(call.conflicts + call.lost), reading)
 
     def _begin(self, call: Call, reading: Reading) -> Attempt | Transact:
@@ -318,6 +337,7 @@ class Execution:
             self._left(call, reading, type(self.error).__name__)
             return Abort(self.error)
         milliseconds = int((reading.elapsed - call.began) * 1000 + 0.5)
+        seq = self._place(call)
         call.record = StepRecord(
             name=call.name,
             ok=ok,
@@ -332,12 +352,27 @@ class Execution:
             seconds=milliseconds / 1000 if milliseconds else NO_TIME,
             attempt=max(call.attempts, 1),  # a signal has none
         )
+        if seq != call.started or call.unordered or call.transacts or call.cleanup or self.journal.kept:
+            call.record = self._marked(call, call.record, seq)
         call.phase = Phase.SENDING
-        record = Record(self._place(call), call.key, _STEP, render(call.record))
+        record = Record(seq, call.key, _STEP, render(call.record))
         if not (call.transacts and ok):
             return Checkpoint(record)
         call.seq = record.seq  # until it is known to be filled
         return Commit(record)
+
+    def _marked(self, call: Call, record: StepRecord, seq: int) -> StepRecord:
+        """The record with what few have to say: what the call was made amid, and what becomes of it in another execution."""
+        call.kept += self.journal.take_kept()
+        return replace(
+            record,
+            transaction=call.transacts,
+            started=None if call.started == seq else call.started,
+            amid=call.amid,
+            left=self.lease.epoch if call.left and not call.cleanup else None,
+            kept=call.kept,
+            cleanup=call.cleanup,
+        )
 
     def _acknowledged(self, call: Call, reading: Reading) -> StepDecision:
         if call.record is None:

@@ -97,14 +97,15 @@ class MemoryStore:
             run.expires = sent + claim.seconds
             if run.header is None:
                 run.header = Header("", Execution(Status.RUNNING))
-            if is_foreign(run.header):
+            if is_foreign(run.header) and not claim.amends:
                 run.header = adopted(claim, run.header)
                 if claim.input is not None:
                     self._keep(run, Record(0, Kind.INPUT, Kind.INPUT, claim.input.decode()))
-            run.updated_at = self.clock.now()
-            moment, execution = run.updated_at.isoformat(), run.header.execution
-            execution = taken_up(execution, epoch=run.epoch, owner=this_process(), moment=moment)
-            run.header = structs.replace(run.header, execution=execution)
+            if not claim.amends:
+                run.updated_at = self.clock.now()
+                moment, execution = run.updated_at.isoformat(), run.header.execution
+                execution = taken_up(execution, epoch=run.epoch, owner=this_process(), moment=moment)
+                run.header = structs.replace(run.header, execution=execution)
             lease = Lease(claim.run_id, run.token, run.epoch, claim.seconds, sent)
             granted = Granted(lease, run.header, _in_order(run))
         self._heartbeat.keep(lease, alive)

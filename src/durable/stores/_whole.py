@@ -94,6 +94,8 @@ class Whole:
         reply = self._leases.begin(claim, alive)
         if isinstance(reply, Granted):
             self._header, self._records = reply.header, list(reply.records)
+            if claim.amends:
+                return reply
             try:
                 yield from self._saved(claim.run_id, "the claim", self._header)
             except BaseException:

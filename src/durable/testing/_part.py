@@ -19,7 +19,7 @@ from durable._plan import Plan
 from durable.clocks import SystemClock
 from durable.documents import Snapshot
 from durable.errors import DurableError, Unwind, WorkflowDrift
-from durable.snapshot import Kind, Record, Status
+from durable.snapshot import Kind, Record, Status, StepRecord, parse, render
 from durable.stores._threads import ThreadedStore
 from durable.stores.protocol import Isolation, Transaction
 from durable.testing._thunks import contents
@@ -142,7 +142,18 @@ class Part:
         real = self._granted = reply.lease
         self._lease = Lease(real.run_id, real.token, real.epoch, real.seconds, math.inf, real.row)
         self._rehearsal.on_stage((self.identity, self._run_id), self)
-        return Granted(self._lease, reply.header, reply.records, reply.taken_from, reply.problem)
+        records = reply.records if self._replays is None else [self._as_history(record) for record in reply.records]
+        return Granted(self._lease, reply.header, records, reply.taken_from, reply.problem)
+
+    def _as_history(self, record: Record) -> Record:
+        """A record of the execution that is being replayed, which is still the same one: nothing of it is done anew."""
+        assert self._replays is not None
+        if record.kind != Kind.STEP or record.key not in self._replays.recorded:
+            return record
+        step = parse(record.text, StepRecord, run_id=self._run_id, where=record.key)
+        if not step.cleanup and step.left is None:
+            return record
+        return record._replace(text=render(structs.replace(step, left=None, cleanup=False)))
 
     def checkpoint(self, lease: Lease, record: Record) -> None:  # noqa: ARG002
         """See `RunStore`."""

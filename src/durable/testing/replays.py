@@ -22,7 +22,7 @@ from durable._run import AsyncRun, BlockingRun, run
 from durable._step import AsyncStep, Step
 from durable.clocks import SystemClock
 from durable.codecs import Codec
-from durable.documents import Snapshot
+from durable.documents import Snapshot, as_history
 from durable.errors import AmbiguousKey, DurableError, HistoryError, KeyConflict, Unwind, WorkflowDrift
 from durable.snapshot import Execution as Standing
 from durable.snapshot import Status
@@ -241,6 +241,7 @@ def _snapshot(source: Source, run_id: str) -> Snapshot:
 
 def _without_its_end(snapshot: Snapshot) -> Snapshot:
     """The run before its workflow returned: to find out what it returns today."""
+    snapshot = as_history(snapshot)
     if snapshot.execution.status != Status.COMPLETED:
         return snapshot
     standing = Standing(Status.RUNNING, last_updated=snapshot.execution.last_updated)

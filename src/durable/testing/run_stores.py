@@ -151,6 +151,27 @@ class RunStoreSuite:
         store.release(reply.lease, Status.FAILED)
         refused(store.begin(a_claim(after_failure=False), alive))
 
+    def test_a_failure_that_needs_a_decision_is_taken_up_by_who_amends_it(self, store: RunStore) -> None:
+        """Any other claim is refused, with the failure; one that amends finds the header as it was, and leaves it so."""
+        text = FAILURE.text[:-1] + ',"undecided":["refund"]}'
+        store.finish(granted(store.begin(a_claim(), alive)).lease, Status.FAILED, FAILURE._replace(text=text))
+        reply = refused(store.begin(a_claim(), alive))
+        assert reply.header is not None
+        assert (reply.header.execution.status, reply.header.execution.needs_decision) == (Status.FAILED, True)
+        assert reply.owner is None
+        amended = granted(store.begin(a_claim(amends=True, create=False), alive))
+        assert amended.header == reply.header
+        refused(store.begin(a_claim(), alive))
+        store.release(amended.lease)
+        assert refused(store.begin(a_claim(), alive)).header == reply.header
+
+        lease = granted(store.begin(a_claim(amends=True, create=False), alive)).lease
+        store.finish(lease, Status.RUNNING, Record(100, Kind.ASIDE, Kind.ASIDE, '{"seqs":[]}'))
+        again = granted(store.begin(a_claim(), alive))
+        assert not again.header.execution.needs_decision
+        assert again.header.execution.error is None
+        store.release(again.lease)
+
     def test_another_run_under_the_same_id_is_refused(self, store: RunStore) -> None:
         """Another workflow, function, version or input; nothing is changed by it."""
         first = a_claim(function="shop:checkout", input=b"1", input_hash="h")

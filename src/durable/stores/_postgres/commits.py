@@ -569,6 +569,7 @@ def _claim_row(claiming: Claiming) -> dict[str, Any]:
         "input_hash": claim.input_hash,
         "after_failure": claim.after_failure,
         "may_create": claim.create,
+        "amends": claim.amends,
     }
 
 
@@ -578,6 +579,7 @@ def _opening_row(claiming: Claiming) -> dict[str, Any]:
         "id": claiming.row,
         "random": claiming.random,
         "after_failure": claim.after_failure,
+        "amends": claim.amends,
         "header": Header(claim.workflow, Execution(Status.RUNNING), metadata=described(claim)),
         "input": None if claim.input is None else claim.input.decode(),
     }

@@ -9,7 +9,7 @@ WITH asked AS (
     SELECT *
       FROM json_to_recordset(%(claims)s::json) AS asked (
            id text, random text, owner text, seconds float8, dead text, workflow text, function text, version bigint,
-           input_hash text, after_failure boolean, may_create boolean)
+           input_hash text, after_failure boolean, may_create boolean, amends boolean)
 )
 INSERT INTO {locks} AS lease (workflow_id, epoch, owner_token, owner, expires_at)
 SELECT asked.id, 1, '1:' || asked.random, asked.owner, clock_timestamp() + make_interval(secs => asked.seconds)
@@ -34,6 +34,7 @@ SELECT asked.id, 1, '1:' || asked.random, asked.owner, clock_timestamp() + make_
                 AND (run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed' OR run.is_foreign)
                 AND (asked.after_failure
                      OR (run.snapshot->'execution'->>'status' IN ('failed', 'cancelled')) IS NOT TRUE)
+                AND (asked.amends OR run.snapshot->'execution'->'needsDecision' IS DISTINCT FROM 'true')
        END
  ORDER BY asked.id
 ON CONFLICT (workflow_id) DO UPDATE
@@ -46,16 +47,17 @@ ON CONFLICT (workflow_id) DO UPDATE
 -- name: open_runs
 -- Where the lease is now ours: write the header and input of a new run, or mark an old one as running; what another tool
 -- wrote, without a workflow's name, becomes this workflow's. Doing it twice, when the reply to the first time was lost,
--- changes nothing. A run that ended after the first look, and that its claim may not take up again, is left as it ended. The
--- lease is locked also where it was taken before: a claim that was sent twice may come when its run is just being ended.
+-- changes nothing. A run that ended after the first look, and that its claim may not take up again, is left as it ended, and
+-- so is one that is only to be amended. The lease is locked also where it was taken before: a claim that was sent twice may
+-- come when its run is just being ended.
 WITH asked AS (
     SELECT *
       FROM json_to_recordset(%(openings)s::json) AS asked (
-           id text, random text, header jsonb, input text, after_failure boolean)
+           id text, random text, header jsonb, input text, after_failure boolean, amends boolean)
 ), mine AS MATERIALIZED (
     SELECT lease.workflow_id, lease.epoch, split_part(lease.owner, ' ', 1) AS owner,
            run.header, run.input, run.after_failure
-      FROM (SELECT * FROM asked ORDER BY id) AS run
+      FROM (SELECT * FROM asked WHERE amends IS NOT TRUE ORDER BY id) AS run
      CROSS JOIN LATERAL (
            SELECT workflow_id, epoch, owner FROM {locks}
             WHERE workflow_id = run.id AND owner_token = epoch || ':' || run.random
@@ -108,6 +110,7 @@ WITH asked AS (
      WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM mine)) AND run.id = mine.workflow_id
        AND (run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed' OR {foreign})
        AND (mine.after_failure OR (run.snapshot->'execution'->>'status' IN ('failed', 'cancelled')) IS NOT TRUE)
+       AND run.snapshot->'execution'->'needsDecision' IS DISTINCT FROM 'true'
 )
 INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
 SELECT mine.workflow_id, 0, 'input', 'input', 0, mine.epoch, mine.input::json
@@ -258,7 +261,9 @@ WITH asked AS MATERIALIZED (
                    'error', CASE WHEN asked.status = 'failed' AND asked.record::json->'error'->>'type' IS NOT NULL
                                  THEN jsonb_build_object(
                                      'type', asked.record::json->'error'->>'type',
-                                     'step', NULLIF(asked.record::json->>'step', '')) END))),
+                                     'step', NULLIF(asked.record::json->>'step', '')) END,
+                   'needsDecision', CASE WHEN asked.status = 'failed' AND asked.record::json->'undecided' IS NOT NULL
+                                         THEN true END))),
            updated_at = now()
       FROM held
       JOIN asked ON asked.id = held.workflow_id

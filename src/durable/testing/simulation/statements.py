@@ -31,6 +31,7 @@ __all__ = ["STATEMENTS", "Verb"]
 
 _ENDS: Final = frozenset({Kind.RESULT.value, Kind.FAILURE.value})
 _STOPPED: Final = frozenset({Status.FAILED.value, Status.CANCELLED.value})
+_OF_AN_END: Final = frozenset({"completedAt", "error", "needsDecision"})
 _FORMAT: Final = 1
 _FOREIGN: Final = ("stepOrder", "stepArgs", "lastStepKey")  # in the metadata of another tool's rows
 
@@ -89,12 +90,18 @@ def _may_execute(run: Header | None, asked: dict[str, Any], *, has_journal: bool
         and (asked["input_hash"] is None or foreign or metadata.get("inputHash") == asked["input_hash"])
         and (run.status != Status.COMPLETED or foreign)
         and (asked["after_failure"] or run.status not in _STOPPED)
+        and (asked["amends"] or not _needs_decision(run))
     )
 
 
 def _is_foreign(document: dict[str, Any]) -> bool:
     metadata: Any = document.get("metadata") or {}
     return not document.get("workflowName") or any(word in metadata for word in _FOREIGN)
+
+
+def _needs_decision(run: Header) -> bool:
+    execution: Any = run.snapshot.get("execution") or {}
+    return execution.get("needsDecision") is True
 
 
 def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -104,6 +111,8 @@ def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
         def is_mine(lease: Lease, random: str = asked["random"]) -> bool:
             return lease.owner_token == f"{lease.epoch}:{random}"
 
+        if asked["amends"]:
+            continue
         lease: Lease | None = yield from statement.locked(tables.locks, asked["id"], KEY_SHARE, is_mine)
         if lease is not None:
             mine.append((asked, lease.epoch, str(lease.owner).partition(" ")[0]))
@@ -125,8 +134,10 @@ def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
     for asked, epoch, owner in mine:
 
         def may(run: Header, asked: dict[str, Any] = asked) -> bool:
-            return (run.status != Status.COMPLETED or _is_foreign(run.snapshot)) and (
-                asked["after_failure"] or run.status not in _STOPPED
+            return (
+                (run.status != Status.COMPLETED or _is_foreign(run.snapshot))
+                and (asked["after_failure"] or run.status not in _STOPPED)
+                and not _needs_decision(run)
             )
 
         def running(run: Header, asked: dict[str, Any] = asked, epoch: int = epoch, owner: str = owner) -> Header:
@@ -285,9 +296,12 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
             ended["completedAt"] = moment
         elif status == Status.FAILED:
             ended |= _error(asked[lease.workflow_id]["record"])
+            if "undecided" in _decode(asked[lease.workflow_id]["record"]):
+                ended["needsDecision"] = True
 
         def over(run: Header, ended: dict[str, Any] = ended) -> Header:
-            execution = {**run.snapshot["execution"], **ended}
+            known = {name: value for name, value in run.snapshot["execution"].items() if name not in _OF_AN_END}
+            execution = {**known, **ended}
             return Header(run.id, {**run.snapshot, "execution": execution}, statement.now)
 
         if (yield from statement.update(tables.snapshots, lease.workflow_id, None, over)) is not None:

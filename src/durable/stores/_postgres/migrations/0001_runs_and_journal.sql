@@ -36,8 +36,9 @@ CREATE TABLE {locks} (
     UNIQUE (workflow_id, owner_token)
 ) WITH (fillfactor = 50);
 
--- Header and journal as one document, for people and other tools: of a key the latest record, absent parts left out. What the
--- journal has columns for, `at` and `epoch`, is put into a record's text: through jsonb its numbers would change.
+-- Header and journal as one document, for people and other tools: of a key the latest record that was not set aside, absent
+-- parts left out. What the journal has columns for, `at` and `epoch`, is put into a record's text: through jsonb its numbers
+-- would change.
 CREATE VIEW {runs} AS
 SELECT run.id,
        (SELECT json_object_agg(part.name, part.content ORDER BY part.place)
@@ -57,6 +58,16 @@ SELECT run.id,
          WHERE part.content IS NOT NULL) AS snapshot,
        run.updated_at
   FROM {snapshots} AS run
+ CROSS JOIN LATERAL (
+       SELECT ARRAY(SELECT gone.seq::integer
+                      FROM {steps} AS step
+                     CROSS JOIN LATERAL json_array_elements_text(step.record->'seqs') AS gone (seq)
+                     WHERE step.workflow_id = run.id AND step.kind = 'aside') AS seqs,
+              ARRAY(SELECT gone.key
+                      FROM {steps} AS step
+                     CROSS JOIN LATERAL json_array_elements_text(step.record->'keys') AS gone (key)
+                     WHERE step.workflow_id = run.id AND step.kind = 'aside') AS keys
+       ) AS aside
  CROSS JOIN LATERAL (
        SELECT json_object_agg(latest.key,
                   CASE WHEN latest.record->>'ok' = 'false' AND latest.record->'cause' IS NULL
@@ -81,7 +92,7 @@ SELECT run.id,
                                          || '","epoch":' || step.epoch || '}')::json
                                    ELSE step.record END AS record
                          FROM {steps} AS step
-                        WHERE step.workflow_id = run.id
+                        WHERE step.workflow_id = run.id AND step.kind <> 'aside' AND step.seq <> ALL (aside.seqs)
                         UNION ALL
                        SELECT 0, 0, 'step', saved.key, saved.value::json
                          FROM jsonb_each(CASE WHEN jsonb_typeof(run.snapshot->'steps') = 'object'
@@ -96,5 +107,6 @@ SELECT run.id,
                                                         THEN run.snapshot->'steps' ELSE '[]' END)
                               WITH ORDINALITY AS pair (step, place)
                       ) AS every
+                WHERE every.place = 1 OR every.key <> ALL (aside.keys)
                 ORDER BY replace(every.kind, 'attempt', 'step'), every.key, every.place DESC, every.seq DESC) AS latest
        ) AS journal;
