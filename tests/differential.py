@@ -383,9 +383,12 @@ def _comparable(statement: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[A
     if statement == "transaction_settings":  # its number and the session's settings: each has its own
         return [() for _ in rows]
     if statement == "read_runs":
-        return [(*row[:4], row[4] is not None and row[4] > 0, _document(row[5] and json.loads(row[5]))) for row in rows]
-    if statement == "read_journals":
-        return [(*row[:5], row[5] is not None, row[6]) for row in rows]
+        return [
+            (*row[:4], row[4] is not None and row[4] > 0, row[5], _document(row[6] and json.loads(row[6])), *row[7:])
+            for row in rows
+        ]
+    if statement == "read_journals":  # without how much of a record is stored
+        return [(*row[:6], row[6] is not None, row[7]) for row in rows]
     return sorted(rows)
 
 

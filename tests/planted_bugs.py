@@ -125,13 +125,13 @@ def _from_the_reply(lease: Lease, _: float) -> None:
     lease.deadline = lease.sent + lease.seconds
 
 
-_claim_reply = commits._claim_reply
+_found = commits.Found
 _claim_row = commits._claim_row
 
 
 def _claimed_at_the_reply(claiming: Any, *args: Any) -> Any:
     claiming.sent = acting().clock.elapsed()
-    return _claim_reply(claiming, *args)
+    return _found(claiming, *args)
 
 
 def _with_own_time(claiming: Any) -> Any:
@@ -166,7 +166,8 @@ def _load_before_claim() -> Conditions:
 
     def read_journals(tables: Tables, statement: Any, values: Any) -> Any:
         result = yield from STATEMENTS["read_journals"](tables, statement, values)
-        rows = [row for row in loaded.get(statement.transaction, result.rows) if row in result.rows]
+        before = loaded.get(statement.transaction)
+        rows = [row for row in result.rows if before is None or (row[0], *row[2:6]) in before]
         return Result(rows, len(rows))
 
     return _with(take_leases=take_leases, read_journals=read_journals)
@@ -251,7 +252,7 @@ BUGS = [
         "the unique index dropped",
         6000,
         Conditions(keys={**KEY_COLUMNS, "locks": frozenset({"workflow_id"})}),
-        first=1800,
+        first=8000,
     ),
     Bug("fence by time", 2000, _with(**_unfenced(_by_time)), first=600),
     Bug("a hole that nobody notices", 1000, patches=[(commits, "without_records", lambda *_: ())]),
@@ -259,7 +260,7 @@ BUGS = [
     Bug(
         "deadline counted from the reply",
         1000,
-        patches=[(Lease, "renewed", _from_the_reply), (commits, "_claim_reply", _claimed_at_the_reply)],
+        patches=[(Lease, "renewed", _from_the_reply), (commits, "Found", _claimed_at_the_reply)],
         first=60,
     ),
     Bug("load before claim", 3000, _load_before_claim(), first=1200),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,15 @@ def workflow(step: durable.Step, _: Any) -> str:
         ("PostgreSQL 11.22 on x86_64-pc-linux-gnu, compiled by gcc (GCC) 6.4.0, 64-bit", "PostgreSQL 11.22"),
         ("PostgreSQL 9.6.24 on x86_64-pc-linux-gnu", "PostgreSQL 9.6.24"),
         ("SomethingElse 3.1", "SomethingElse"),
+        (
+            "PostgreSQL 16.4 on x86_64-pc-linux-gnu, compiled by emcc (Emscripten gcc/clang-like replacement) 3.1.72, 32-bit",
+            "PGlite",
+        ),
+        (
+            "PostgreSQL 18.3 (PGlite 0.5.8) on wasm32-unknown-emscripten, compiled by emcc (Emscripten), 32-bit",
+            "PGlite",
+        ),
+        ("PostgreSQL 18.3 (PGlite 0.5.5) on wasm32-unknown-linux-gnu, compiled by clang, 32-bit", "PGlite"),
         ("", "nothing"),
     ],
 )
@@ -273,3 +283,30 @@ def test_durable_is_not_loud_where_all_is_well(database: Database, caplog: pytes
     with database.store(strict=True) as store:
         durable.run(None, workflow, id="x", store=store)
     assert caplog.text == ""
+
+
+# -- what a database can hold, and who else writes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "EUC_JP"])
+def test_a_database_that_cannot_hold_every_text_is_refused(database: Database, encoding: str) -> None:
+    """R-F12: before anything is written, and not once a step has returned what it cannot hold."""
+    name = f"encoded_{secrets.token_hex(4)}"
+    with psycopg.connect(database.url, autocommit=True) as connection:
+        made = "CREATE DATABASE {} TEMPLATE template0 ENCODING {} LC_COLLATE 'C' LC_CTYPE 'C'"
+        connection.execute(sql.SQL(made).format(sql.Identifier(name), sql.Literal(encoding)))
+        try:
+            with postgres(make_conninfo(database.url, dbname=name)) as store:
+                for attempt in (lambda: durable.run(None, workflow, id="x", store=store), lambda: store.load("x")):
+                    with pytest.raises(durable.UnsuitableServer, match=f"{encoding}.*UTF8"):
+                        attempt()
+            with psycopg.connect(make_conninfo(database.url, dbname=name)) as inside:
+                assert inside.execute("SELECT to_regclass('durable_snapshots')").fetchone() == (None,)
+        finally:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.mark.parametrize("extension", ["spock", "bdr", "pgactive"])
+def test_an_extension_that_lets_several_servers_write_is_told(extension: str) -> None:
+    assert extension in "".join(doubts({"extensions": f"plpgsql,{extension}"}))
+    assert doubts({"extensions": f"plpgsql,{extension}_other"}) == []

@@ -233,9 +233,13 @@ class Script:
             claims.append(claim)
         return {
             "claims": json.dumps(claims),
+            "openings": json.dumps(claims),
             "dead": [claim["dead"] for claim in claims if claim["dead"]],
             "ids": [claim["id"] for claim in claims],
             "randoms": [claim["random"] for claim in claims],
+            "places": [chance.choice((-(2**31), 0, 1)) for _ in claims],
+            "most": chance.choice((0, 1000)),
+            "rows": chance.choice((1, 1000)),
         }
 
     def _body(self, run_id: str) -> list[tuple[str, Any]]:

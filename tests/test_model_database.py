@@ -48,7 +48,9 @@ def a_claim(run_id: str = "r", random: str = "x.1", **changes: Any) -> dict[str,
         "input": None,
         **changes,
     }
-    return {"claims": json.dumps([asked]), "dead": [], "ids": [run_id], "randoms": [random]}
+    claims = json.dumps([asked])
+    page = {"places": [0], "most": 1000, "rows": 1000}
+    return {"claims": claims, "openings": claims, "dead": [], "ids": [run_id], "randoms": [random], **page}
 
 
 def claimed(session: Session, **of: Any) -> list[Running]:
@@ -106,7 +108,7 @@ def test_a_claim_waits_for_the_checkpoint_in_flight_and_reads_it() -> None:
     assert not is_blocked(taking)
     assert taking.proceed()
     two.run("open_runs", values)
-    assert [row[2] for row in two.run("read_journals", values).result.rows] == ["k0"]
+    assert [row[3] for row in two.run("read_journals", values).result.rows] == ["k0"]
 
 
 def test_without_the_index_the_new_owner_reads_an_empty_journal_and_the_zombie_commits() -> None:
@@ -238,7 +240,7 @@ def test_a_standby_that_was_behind_has_forgotten() -> None:
     world.database.fail_over(behind)
     two = world.session()
     assert two.run("read_nonces", (["r"], [0])).result.rows == []
-    assert two.run("lock_leases", (["r"],)).result.rows == [("r", "1:x.1", "me")]
+    assert two.run("lock_leases", (["r"],)).result.rows == [("r", "1:x.1", "me", 1)]
 
 
 def test_finish_cancel_and_release_change_what_they_say() -> None:

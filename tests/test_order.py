@@ -359,7 +359,7 @@ def test_whoever_only_waited_never_takes_up_what_stopped_meanwhile(database: Dat
     claims = '[{"id": "a", "random": "mine", "header": {"execution": {}}, "input": null, "after_failure": false}]'
     names = statements(Names(schema=database.schema))
     with psycopg.connect(database.url, autocommit=True) as connection:
-        connection.execute(names["open_runs"], {"claims": claims})
+        connection.execute(names["open_runs"], {"openings": claims})
     assert database.everything()[0] == before[0]
     assert database.status("a") == "failed"
 

@@ -7,17 +7,21 @@ two clients that number theirs alike, mean something else.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
+from psycopg import sql
 from psycopg_pool import ConnectionPool
 
 import durable
 from durable.errors import ConcurrentExecution, DurableError
 from durable.stores import PostgresStore
-from ownership_children import Child, Orders, Scene, execute, process_of, run_as_ordered, traces
+from ownership_children import Child, Orders, Scene, execute, process_of, run_as_ordered, traces, wait_until
 from pgbouncer import Bouncer, bouncer
 from support import Database, needs_pgbouncer
 
@@ -244,3 +248,103 @@ def test_statement_mode_is_refused(database: Database) -> None:
     ):
         durable.run(None, squares, id="refused", store=store, input=1)
     assert database.execute("SELECT to_regclass('durable_snapshots')") == [(None,)]
+
+
+class Murderer:
+    """Holds up whatever touches a table, and ends the backends that wait there, time and again."""
+
+    def __init__(self, database: Database, lock: str, rounds: int) -> None:
+        self._database = database
+        self._lock = lock
+        self._rounds = rounds
+        self._thread = ThreadPoolExecutor(1)
+        self._working: Future[None] | None = None
+        self.ended = 0
+
+    def strike(self) -> None:
+        """From here on, once; the statements that come next are those that it is about."""
+        if self._working is None:
+            locked = threading.Event()
+            self._working = self._thread.submit(self._strike, locked)
+            assert locked.wait(10)
+
+    def done(self) -> None:
+        """Wait for its end."""
+        assert self._working is not None
+        self._working.result()
+
+    def _strike(self, locked: threading.Event) -> None:
+        with psycopg.connect(self._database.url) as connection:
+            connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(self._database.schema)))
+            connection.execute(self._lock.encode())
+            locked.set()
+            for _ in range(self._rounds):
+                wait_until(self._end_waiting, "something that waits in the server")
+
+    def _end_waiting(self) -> int:
+        query = """
+            SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
+             WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE %s"""
+        ((count,),) = self._database.execute(query, f"%{self._database.schema}%")
+        self.ended += count
+        return int(count)
+
+
+LEASES = "SELECT FROM durable_locks FOR UPDATE"
+JOURNALS = "LOCK TABLE durable_steps IN SHARE MODE"
+
+
+@pytest.mark.parametrize("lock", [LEASES, JOURNALS], ids=["leases", "journals"])
+@pytest.mark.parametrize("way", ["single", "batch", "transaction", "last", "signal"])
+def test_an_ended_backend_is_not_noticed(store: PostgresStore, database: Database, way: str, lock: str) -> None:
+    """FAULTS 33, 183: PgBouncer answers one statement with two errors, the server's last word and its own."""
+    murderer, bodies = Murderer(database, lock, rounds=3), list[int]()
+
+    def body(number: int) -> int:
+        bodies.append(number)
+        murderer.strike()
+        return number
+
+    async def body_async(number: int) -> int:
+        return body(number)
+
+    def booked(connection: psycopg.Connection[Any], number: int) -> int:
+        connection.execute(f"INSERT INTO {database.schema}.booked VALUES (%s)", [number])
+        murderer.strike()  # before the record is written
+        return number
+
+    def one_by_one(step: durable.Step, _: None) -> list[int]:
+        return [step("n", body, number, key=str(number)) for number in range(3)]
+
+    def in_transactions(step: durable.Step, _: None) -> list[int]:
+        if lock == LEASES:
+            murderer.strike()  # before the fence
+        return [step.transaction("n", booked, number, key=str(number)) for number in range(3)]
+
+    def at_the_end(step: durable.Step, _: None) -> list[int]:
+        murderer.strike()
+        return [0, 1, 2]
+
+    def signalled(step: durable.Step, _: None) -> list[int]:
+        murderer.strike()
+        durable.signal(store, "run", "go", [0, 1, 2])
+        value: list[int] = step.wait_for("go", timeout=20)
+        return value
+
+    async def all_at_once(step: durable.AsyncStep, _: None) -> list[int]:
+        await step("first", body_async, -1)
+        return await asyncio.gather(*(step("n", body_async, n, key=str(n)) for n in range(3)))
+
+    durable.run(None, squares, id="tables", store=store, input=1)
+    database.execute("CREATE TABLE booked (number integer PRIMARY KEY)")
+    blocking = {"single": one_by_one, "transaction": in_transactions, "last": at_the_end, "signal": signalled}
+    if way == "batch":
+        assert asyncio.run(durable.run(None, all_at_once, id="run", store=store)) == [0, 1, 2]
+    else:
+        assert durable.run(None, blocking[way], id="run", store=store) == [0, 1, 2]
+    murderer.done()
+    assert murderer.ended >= 3
+    assert len(bodies) == len(set(bodies)), "a body ran twice"
+    assert database.status("run") == "completed"
+    if way == "transaction":
+        assert sorted(database.execute("SELECT number FROM booked")) == [(0,), (1,), (2,)]

@@ -32,7 +32,7 @@ from durable.errors import LeaseLost
 from durable.events import RunEvent, StepStalled
 from durable.snapshot import Kind, Record, Status
 from durable.stores import PostgresStore, postgres
-from durable.stores._postgres.commits import checkpoint_job
+from durable.stores._postgres.commits import Found, checkpoint_job
 from durable.stores._postgres.connections import Connections
 from ownership_children import PATIENCE, Child, process_of, wait_until
 from process_children import fork_in_a_body
@@ -286,9 +286,9 @@ def test_locks_taken_in_every_order_never_meet(database: Database) -> None:  # n
             jobs += [store.releasing(lease) for lease in mine[1::2]]
             jobs += [store.claiming(claim(run_id), None) for run_id in chosen]
             for outcome in await asyncio.gather(*map(writer.submit, jobs), return_exceptions=True):
-                if isinstance(outcome, tuple) and isinstance(outcome[0], Granted):
+                if isinstance(outcome, Found) and outcome.lease is not None:
                     with lock:
-                        leases[outcome[0].lease.run_id] = outcome[0].lease
+                        leases[outcome.lease.run_id] = outcome.lease
             done[3 + number] += 1
 
     def deadlocks() -> int:

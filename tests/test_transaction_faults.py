@@ -407,7 +407,7 @@ def test_a_server_that_is_out_of_something_is_no_failure_of_the_bodys(
     assert run(database.store(), fails) == "a line"
     assert table.rows == ["a line"]
     always = table.and_then(*[lambda connection: connection.execute(full)] * 100)
-    with pytest.raises(StoreUnavailable, match="no space left"):
+    with pytest.raises(StoreUnavailable, match="SQLSTATE 53100"):
         run(database.store(), always, id="always")
     assert database.status("always") == "running"
 

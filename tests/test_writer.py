@@ -19,7 +19,7 @@ import durable
 from durable import AsyncStep, Step
 from durable._engine import batches
 from durable._engine.batches import Backlog, Entry, Verb, Verdict, latest_under
-from durable._engine.decisions import Claim, Granted, Refused
+from durable._engine.decisions import Claim, Granted
 from durable._engine.leases import Lease
 from durable.snapshot import Kind, Record, Status
 from durable.stores import PostgresStore, postgres
@@ -692,14 +692,13 @@ def test_of_two_claims_of_a_run_in_a_batch_one_is_granted(database: Database, st
     leased(store, "warm-up")
     jobs = [store.claiming(claim(f"run-{number % 5}"), None) for number in range(15)]
     outcomes = together(store, jobs)
-    granted = [reply.lease.run_id for reply, _ in outcomes if isinstance(reply, Granted)]
-    refused = [reply for reply, _ in outcomes if isinstance(reply, Refused)]
-    assert sorted(granted) == [f"run-{number}" for number in range(5)]
+    granted = [found.lease for found in outcomes if found.lease is not None]
+    refused = [found for found in outcomes if found.lease is None]
+    assert sorted(lease.run_id for lease in granted) == [f"run-{number}" for number in range(5)]
     assert len(refused) == 10
-    assert all(reply.owner is not None for reply in refused)
-    for reply, _ in outcomes:
-        if isinstance(reply, Granted):
-            store.release(reply.lease)
+    assert all(found.owner is not None for found in refused)
+    for lease in granted:
+        store.release(lease)
 
 
 DEEP: Any = "bottom"

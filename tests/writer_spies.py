@@ -63,21 +63,24 @@ def name_of(job: Job) -> Any:
     match job.verb:
         case Verb.CLAIM:
             return job.payload.random
-        case Verb.RELEASE:
+        case Verb.RELEASE | Verb.RETURN | Verb.RENEW:
             return job.run_id
+        case Verb.READ:
+            return job.payload.place
         case _:
             return job.payload.nonce
 
 
-def writer_of(store: PostgresStore, which: Literal["small", "large", "claims"] = "small") -> Writer:
-    """A store's writer, for small entries, for large ones, or for claims."""
+def writer_of(store: PostgresStore, which: Literal["small", "large", "claims", "long"] = "small") -> Writer:
+    """A store's writer: for small entries, for large ones, for claims, or for what is long of these."""
     writer: Writer = getattr(process_of(store), f"_{which}")
     return writer
 
 
 def spy_on(store: PostgresStore, *, large: bool = False) -> Spy:
-    """Watch a store's writers from now on: that for large entries, or the two for all others."""
-    writers = [writer_of(store, "large")] if large else [writer_of(store), writer_of(store, "claims")]
+    """Watch a store's writers from now on: that for large entries, or those for all others."""
+    ways: tuple[Literal["small", "claims", "long"], ...] = ("small", "claims", "long")
+    writers = [writer_of(store, "large")] if large else [writer_of(store, way) for way in ways]
     spy = Spy(writers[0]._performer)
     for writer in writers:
         writer._performer = spy

@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from durable._engine.decisions import Granted
 from durable.snapshot import Kind
 from durable.stores._postgres import schema, statements
 from durable.stores._postgres import store as stores
-from durable.stores._postgres.commits import Statements, checkpoint_job
+from durable.stores._postgres.commits import Found, Statements, checkpoint_job
 from durable.stores._postgres.store import AsyncPostgresStore, PostgresStore
 from durable.stores._postgres.transactions import PostgresTransaction
 from durable.stores._postgres.writer import ABSENT
@@ -71,14 +70,14 @@ def taken_from_the_living() -> None:
 
 def last_record_overlooked() -> None:
     """Whoever takes a run over does not see its last record."""
-    kept = PostgresStore.kept
+    told = Found.reply
 
-    def forgetting(store: PostgresStore, reply: Any, alive: Callable[[], bool]) -> Any:
-        if isinstance(reply, Granted) and reply.records and reply.records[-1].kind == Kind.STEP:
-            reply.records.pop()  # type: ignore[attr-defined]
-        return kept(store, reply, alive)
+    def forgetting(found: Found) -> Any:
+        if found.lease is not None and found.records and found.records[-1].kind == Kind.STEP:
+            found.records.pop()
+        return told(found)
 
-    _replace(PostgresStore, "kept", forgetting)
+    _replace(Found, "reply", forgetting)
 
 
 def transaction_in_two() -> None:

@@ -19,12 +19,15 @@ MOST_ENTRIES: Final = 500  # a batch is as fast per record at 500 as it gets
 FEWEST: Final = 16  # that are not worth a commit of their own for each half
 MOST_BYTES: Final = 4 * 1024 * 1024  # keeps a batch within some 10 ms on the wire and in the parser
 LARGE: Final = 256 * 1024  # an entry above this goes by itself, on a way of its own: small ones never wait behind it
+SLOWEST: Final = 250_000  # bytes a second of a line that is slow and works
+MOST_RECORDS: Final = 10_000  # of a journal, that are read at once
 MOST_CONFLICTS: Final = 20  # times that an entry may be the victim of a conflict before that is an error
 MOST_WAITING: Final = 64 * 1024 * 1024  # bytes that may wait before whoever adds more has to wait too
 
 _LONGEST_WAIT: Final = 30.0  # seconds, under a shorter lease that is being renewed all the while
-_LONGEST_SILENCE: Final = 10.0  # seconds that a server may take to answer before its connection is given up
+_LONGEST_SILENCE: Final = 10.0  # seconds in which no byte comes or goes, before a connection is given up
 _SHORTEST_SILENCE: Final = 0.2
+_SHORTEST_PAGE: Final = 16 * 1024
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 1.0
 
@@ -33,10 +36,13 @@ class Verb(StrEnum):
     """What an entry asks of the store; each is one statement for any number of entries."""
 
     CLAIM = "claim"
+    READ = "read"
+    RENEW = "renew"
     CHECKPOINT = "checkpoint"
     SETTLE = "settle"
     FINISH = "finish"
     RELEASE = "release"
+    RETURN = "return"  # the same, which nobody waits for: it is tried until the lease has ended by itself
     CANCEL = "cancel"
     SIGNAL = "signal"
     RECEIVE = "receive"
@@ -69,9 +75,17 @@ class Entry(Struct, eq=False):
         return self.latest if self.lease is None else min(self.latest, self.lease.deadline)
 
 
-def latest_under(lease: Lease) -> float:
-    """When the answer to what is written under a lease is due at the latest, however often that is renewed meanwhile."""
-    return lease.sent + max(lease.seconds, _LONGEST_WAIT)
+def latest_under(lease: Lease, size: int = 0) -> float:
+    """When the answer to what is written under a lease is due at the latest, however often that is renewed meanwhile.
+
+    `size` in bytes, of what a slow line takes its time for.
+    """
+    return lease.sent + max(lease.seconds, _LONGEST_WAIT) + size / SLOWEST
+
+
+def page(claims: int) -> int:
+    """How many bytes of its journal each of so many claims brings at once; the rest of a longer one is read in pages."""
+    return max(_SHORTEST_PAGE, min(LARGE, MOST_BYTES // claims))
 
 
 E = TypeVar("E", bound=Entry)
@@ -173,12 +187,16 @@ def verdict(sqlstate: str | None, *, sent: bool = True) -> Verdict:
         return Verdict.CONFLICT
     if sqlstate in _UNPREPARED:
         return Verdict.UNPREPARED
-    return _BY_CLASS.get(sqlstate[:2], Verdict.FINAL)
+    if sqlstate[:2] in _FINAL:
+        return Verdict.FINAL
+    return _BY_CLASS.get(sqlstate[:2], Verdict.REFUSED)  # somebody's own: a trigger may raise any
 
 
 _NO_REPLY: Final = ("40003", "57P01", "57P02", "57P03", "57P05", "25P03", "25P04")
 _CONFLICTS: Final = ("40001", "40P01")
 _UNPREPARED: Final = ("26000", "42P05")
+# Of the connection, the statement, or the server: another record would fare no better.
+_FINAL: Final = ("0A", "21", "24", "26", "28", "2B", "2D", "34", "3B", "3D", "3F", "42", "72", "F0", "XX")
 _BY_CLASS: Final = {
     "22": Verdict.REFUSED,  # data exception
     "23": Verdict.REFUSED,  # integrity constraint
@@ -250,7 +268,7 @@ def deadline(batch: list[E]) -> float:
 
 
 def silence(deadline: float, elapsed: float) -> float:
-    """Seconds to wait for the reply to a batch: time must be left to read back what became of it."""
+    """Seconds to wait for a sign of the reply to a batch: time must be left to read back what became of it."""
     return min(_LONGEST_SILENCE, max(_SHORTEST_SILENCE, (deadline - elapsed) / 2))
 
 

@@ -11,8 +11,9 @@ from typing import Any, TypeAlias
 import msgspec
 from msgspec import Raw, Struct
 
-from durable._engine.batches import Verb, latest_under
-from durable._engine.decisions import Claim, Granted, Refused
+from durable._engine import batches
+from durable._engine.batches import MOST_BYTES, MOST_RECORDS, SLOWEST, Verb, latest_under
+from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import Lease
 from durable._engine.runs import described, executable
 from durable.clocks import Clock
@@ -26,6 +27,8 @@ from durable.stores._postgres.writer import ABSENT, Job, dropped
 from durable.stores.listing import headless
 
 _OVERHEAD = 200  # bytes that an entry takes besides its text, about
+_BEFORE_ALL = -(2**31)  # the place of no record
+_OVER = "it had ended before the reply to its claim came"
 _TAKEN = "another execution has taken it over"
 _RETURNED = "it was given back"
 NOT_ITS_OWN = "a record that is not its own stands in its place"
@@ -57,20 +60,120 @@ class Writing(Struct, eq=False, gc=False):
     status: Status | None = None
 
 
+class Found:
+    """What a claim has found, as far as it is read: a short journal at once, the rest of a longer one page by page.
+
+    `lease` is the claim's own, if it was granted. `place` is where the next page begins, None when all is read; `is_long`
+    says the same of the document.
+    """
+
+    __slots__ = (
+        "_is_free", "_standing",
+        "document", "is_long", "lease", "mine", "place", "problem", "random", "records", "row", "run_id", "server", "size",
+        "token", "workflow",
+    )  # fmt: skip
+
+    def __init__(self, claiming: Claiming, standing: Sequence[Any], server: str) -> None:
+        claim = claiming.claim
+        epoch, token, owner, expires_in, exists, document, is_headless, is_hidden = standing
+        is_mine = token == f"{epoch}:{claiming.random}"
+        self.problem: DurableError | None = None
+        if is_hidden:
+            self.problem = hiding()
+        elif is_headless:
+            self.problem = headless(claim.run_id)
+        elif is_mine and not exists:
+            self.problem = dropped("documented runs")
+        self.run_id, self.row, self.workflow = claim.run_id, claiming.row, claim.workflow
+        self.random = claiming.random
+        self.token: str | None = token
+        self.document: str | None = document
+        self.is_long = exists and document is None
+        self.records: list[Record] = []
+        self.place: int | None = None
+        self.size = MOST_BYTES  # of the next page, about
+        self.server = server
+        self.lease: Lease | None = None
+        self._standing = (owner, expires_in) if token is not None and expires_in > 0 else (None, None)
+        self._is_free = epoch is None
+        if is_mine and token is not None and claiming.sent is not None:
+            self.lease = Lease(claim.run_id, token, epoch, claim.seconds, claiming.sent, claiming.row)
+
+    @property
+    def owner(self) -> str | None:
+        """Who holds the lease, if somebody else does."""
+        return None if self.lease is not None else self._standing[0]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything is read."""
+        return self.place is None and not self.is_long
+
+    def add(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """One more page, as rows of `read_journals`."""
+        self.place = None
+        for number, (_, _, seq, key, kind, text, at, epoch, size) in enumerate(rows):
+            if text is None or number == MOST_RECORDS:
+                self.place, self.size = seq, max(MOST_BYTES, size)
+                return
+            self.records.append(stored(seq, key, kind, text, at, epoch))
+
+    def is_dropped(self, claim: Claim) -> bool:
+        """Whether the lease was free, was taken, and is not there."""
+        if not self._is_free or self.problem is not None or self.is_long:
+            return False
+        try:
+            header = None if self.document is None else header_and_records(self.document, run_id=self.run_id)[0]
+        except DurableError:
+            return False
+        return executable(claim, header)
+
+    def reply(self) -> ClaimReply:
+        """The reply to the claim, or its error raised."""
+        header, told, problem = None, list[Record](), self.problem
+        if self.document is not None:
+            try:
+                header, told = header_and_records(self.document, run_id=self.run_id)
+            except DurableError as unreadable:
+                problem = problem or unreadable
+        if self.lease is not None:
+            known = header or Header(self.workflow, Execution(Status.RUNNING))
+            self.lease.known(len(self.records), self.server)
+            return Granted(self.lease, known, told + self.records, problem=problem)
+        if problem is not None:
+            raise problem
+        ends = [record for record in told if record.kind in (Kind.RESULT, Kind.FAILURE)]
+        return Refused(header, ends + self.records, *self._standing)
+
+
 def claim_job(payload: Claiming, deadline: float) -> Job:
-    """A job that begins a run."""
+    """A job that begins a run. Its answer is what it has `Found`."""
     claim = payload.claim
     size = len(claim.input or b"") + 2 * _OVERHEAD
+    deadline += size / SLOWEST
     return Job(Verb.CLAIM, claim.run_id, size, deadline, what=f"the claim of run {claim.run_id!r}", payload=payload)
+
+
+def read_job(found: Found, deadline: float) -> Job:
+    """A job that reads more of what a claim has found, and adds it there."""
+    lease, size = found.lease, found.size
+    latest = deadline + size / SLOWEST if lease is None else latest_under(lease, size)
+    return Job(Verb.READ, found.run_id, size, latest, lease, what="the reading of its journal", payload=found)
+
+
+def renew_job(lease: Lease, deadline: float) -> Job:
+    """A job that renews a lease, whose own clock may have run out: by the server's it may stand."""
+    return Job(Verb.RENEW, lease.run_id, _OVERHEAD, deadline, what="the renewal of its lease", payload=lease)
 
 
 def checkpoint_job(lease: Lease, record: Record) -> Job:
     """A job that appends a record."""
+    size = len(record.text) + _OVERHEAD
     return Job(
         Verb.CHECKPOINT,
         lease.run_id,
-        len(record.text) + _OVERHEAD,
-        latest_under(lease),
+        size,
+        latest_under(lease, size),
         lease,
         what=f"step {record.key!r}",
         payload=Writing(lease, record, random.getrandbits(63)),
@@ -86,11 +189,12 @@ def settle_job(checkpoint: Job) -> Job:
 
 def finish_job(lease: Lease, status: Status, record: Record) -> Job:
     """A job that ends a run."""
+    size = len(record.text) + _OVERHEAD
     return Job(
         Verb.FINISH,
         lease.run_id,
-        len(record.text) + _OVERHEAD,
-        latest_under(lease),
+        size,
+        latest_under(lease, size),
         lease,
         what=f"the run's end ({status})",
         payload=Writing(lease, record, random.getrandbits(63), status),
@@ -101,6 +205,12 @@ def release_job(lease: Lease, status: Status | None, deadline: float) -> Job:
     """A job that gives a lease back."""
     payload = (lease, status)
     return Job(Verb.RELEASE, lease.run_id, _OVERHEAD, deadline, what="the release of its lease", payload=payload)
+
+
+def return_job(lease: Lease, status: Status | None, deadline: float) -> Job:
+    """A job that gives a lease back when the database can be reached again."""
+    payload = (lease, status)
+    return Job(Verb.RETURN, lease.run_id, _OVERHEAD, deadline, what="the release of its lease", payload=payload)
 
 
 def cancel_job(run_id: str, row: str, deadline: float) -> Job:
@@ -176,10 +286,13 @@ class Statements:
         self._clock = clock
         self._verbs: dict[Verb, Callable[[Lane, Sequence[Job]], Sequence[Any]]] = {
             Verb.CLAIM: self._claim,
+            Verb.READ: self._read,
+            Verb.RENEW: self._renew,
             Verb.CHECKPOINT: self._checkpoint,
             Verb.SETTLE: self._settle,
             Verb.FINISH: self._finish,
             Verb.RELEASE: self._release,
+            Verb.RETURN: self._release,
             Verb.CANCEL: self._cancel,
             Verb.SIGNAL: self._signal,
             Verb.RECEIVE: self._receive,
@@ -228,23 +341,75 @@ class Statements:
         sent = self._clock.elapsed()
         for claiming in claimings:
             claiming.sent = sent if claiming.sent is None else claiming.sent
-        ids = [claiming.row for claiming in claimings]
         values = {
             "claims": _json.encode([_claim_row(claiming) for claiming in claimings]).decode(),
+            "openings": _json.encode([_opening_row(claiming) for claiming in claimings]).decode(),
             "dead": [claiming.dead for claiming in claimings if claiming.dead],
-            "ids": ids,
+            "ids": [claiming.row for claiming in claimings],
             "randoms": [claiming.random for claiming in claimings],
+            "places": [_BEFORE_ALL for _ in claimings],
+            "most": batches.page(len(jobs)),
+            "rows": MOST_RECORDS + 1,
         }
         with _transaction(lane):
             lane.also(self._sql["take_leases"], values)
             lane.also(self._sql["open_runs"], values)
             runs = lane.also(self._sql["read_runs"], values)
             journals = lane.also(self._sql["read_journals"], values)
-        records: dict[str, list[Record]] = {run_id: [] for run_id in ids}
-        for run_id, seq, key, kind, text, at, epoch in journals:
-            records[run_id].append(stored(seq, key, kind, text, at, epoch))
+        pages = _by_run(journals)
         standing = {row[0]: row[1:] for row in runs}
-        return [_claim_reply(claiming, standing, records, lane.server) for claiming in claimings]
+        answers = [Found(claiming, standing[claiming.row], lane.server) for claiming in claimings]
+        for found in answers:
+            found.add(pages.get(found.row, ()))
+        return [
+            ABSENT if found.is_dropped(claiming.claim) else found
+            for claiming, found in zip(claimings, answers, strict=True)
+        ]
+
+    def _read(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        return [self._read_one(lane, job.payload) for job in jobs]
+
+    def _read_one(self, lane: Lane, found: Found) -> DurableError | None:
+        """One page more, or the document. A lease is looked at in the very snapshot in which its journal is read."""
+        if found.is_long:
+            row = lane.execute(self._sql["read_document"], (found.row,)).fetchone()
+            if row is None:
+                return self._vanished(lane, found)
+            found.document, found.is_long = row[0], False
+        elif found.place is not None:
+            values = {
+                "ids": [found.row],
+                "randoms": [found.random],
+                "places": [found.place],
+                "most": MOST_BYTES,
+                "rows": MOST_RECORDS + 1,
+            }
+            rows = lane.execute(self._sql["read_journals"], values).fetchall()
+            if not rows or (found.lease is not None and not rows[0][1]):
+                return self._vanished(lane, found)
+            found.add(rows)
+        return None
+
+    def _vanished(self, lane: Lane, found: Found) -> DurableError:
+        """Why what was just there is there no more."""
+        if found.lease is None:
+            return LeaseLost(found.run_id, "it was deleted, or begun anew, while how it had ended was read")
+        row = lane.execute(self._sql["read_leases"], ([found.row],)).fetchone()
+        return refused(found.lease, row[1:] if row else None) or RecordsLost(found.run_id)
+
+    def _renew(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+        leases: list[Lease] = [job.payload for job in jobs]
+        sent = self._clock.elapsed()
+        columns = (
+            [lease.row for lease in leases],
+            [lease.token for lease in leases],
+            [lease.seconds for lease in leases],
+        )
+        standing: dict[str, bool] = dict(lane.execute(self._sql["renew"], columns).fetchall())
+        for lease in leases:
+            if standing.get(lease.token):
+                lease.renewed(sent)
+        return [None if standing.get(lease.token) else LeaseLost(lease.run_id, _OVER) for lease in leases]
 
     def _checkpoint(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         """Nothing is added to a run that another server, which this lane leads to, does not have whole."""
@@ -311,6 +476,13 @@ class Statements:
             n: (number, payload) for n, number, payload in lane.execute(self._sql["receive_batch"], (_numbered(jobs),))
         }
         return [found.get(n) for n in range(len(jobs))]
+
+
+def _by_run(rows: Iterable[tuple[Any, ...]]) -> dict[str, list[tuple[Any, ...]]]:
+    pages: dict[str, list[tuple[Any, ...]]] = {}
+    for row in rows:
+        pages.setdefault(row[0], []).append(row)
+    return pages
 
 
 def _numbered(jobs: Sequence[Job]) -> str:
@@ -398,40 +570,19 @@ def _claim_row(claiming: Claiming) -> dict[str, Any]:
         "after_failure": claim.after_failure,
         "may_create": claim.create,
         "amends": claim.amends,
-        "header": Header(claim.workflow, Execution(Status.RUNNING), metadata=described(claim)),
-        "input": None if claim.input is None else claim.input.decode(),
     }
 
 
-def _claim_reply(claiming: Claiming, standing: dict[str, Any], records: dict[str, list[Record]], server: str) -> Any:
-    """The reply to a claim and the token that stands there now, or the error as a value."""
-    claim, (epoch, token, owner, expires_in, document, is_headless, is_hidden) = claiming.claim, standing[claiming.row]
-    header, told = None, list[Record]()
-    is_mine = token == f"{epoch}:{claiming.random}"
-    problem: DurableError | None = None
-    if is_hidden:
-        problem = hiding()
-    elif is_headless:
-        problem = headless(claim.run_id)
-    elif is_mine and document is None:
-        problem = dropped("documented runs")
-    if document is not None:
-        try:
-            header, told = header_and_records(document, run_id=claim.run_id)
-        except DurableError as unreadable:
-            problem = problem or unreadable
-    if is_mine and token is not None and claiming.sent is not None:
-        lease = Lease(claim.run_id, token, epoch, claim.seconds, claiming.sent, claiming.row)
-        lease.known(len(records[claiming.row]), server)
-        known = header or Header(claim.workflow, Execution(Status.RUNNING))
-        return Granted(lease, known, told + records[claiming.row], problem=problem), token
-    if problem is not None:
-        return problem
-    if epoch is None and executable(claim, header):  # the lease was free, was taken, and is not there
-        return ABSENT
-    ends = [record for record in told if record.kind in (Kind.RESULT, Kind.FAILURE)]
-    held = token is not None and expires_in > 0
-    return Refused(header, ends + records[claiming.row], owner if held else None, expires_in if held else None), token
+def _opening_row(claiming: Claiming) -> dict[str, Any]:
+    claim = claiming.claim
+    return {
+        "id": claiming.row,
+        "random": claiming.random,
+        "after_failure": claim.after_failure,
+        "amends": claim.amends,
+        "header": Header(claim.workflow, Execution(Status.RUNNING), metadata=described(claim)),
+        "input": None if claim.input is None else claim.input.decode(),
+    }
 
 
 @contextmanager

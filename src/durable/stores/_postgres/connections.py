@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import re
+import os
 import threading
 from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import Future
@@ -22,8 +22,10 @@ from psycopg.pq import ExecStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from durable.clocks import Clock
-from durable.errors import AccessDenied, DurableError, InvalidArgument, StoreUnavailable, UnsuitableServer
-from durable.stores._postgres import demands
+from durable.errors import DurableError, InvalidArgument, StoreUnavailable, UnsuitableServer
+from durable.stores._postgres import demands, hosts
+from durable.stores._postgres.cursors import OwnCursor
+from durable.stores._postgres.meanings import meaning
 from durable.stores._postgres.watchdog import Watchdog
 
 Connection: TypeAlias = psycopg.Connection[Any]
@@ -37,31 +39,21 @@ _LONGEST_LENDING: Final = 30.0
 _SHORTEST_WAIT: Final = 0.2
 # A connection that nobody answers on is noticed by the kernel: after 5 s of silence it asks, three times in 6 s.
 _DEFAULTS: Final = {
-    "connect_timeout": str(_LONGEST_CONNECTING),
     "application_name": "durable",
     "keepalives_idle": "5",
     "keepalives_interval": "2",
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
-# While connecting there is no SQLSTATE, only the server's last word. It is a refusal, unless it says "not now".
-_SIGNS_OF_ABSENCE: Final = (
-    "the database system is",
-    "terminating connection",
-    "too many",
-    "remaining connection slots",
-    "FATAL:  could not ",  # write or read a file of its own, as on a full disk; fork
-    "out of memory",
-    "out of shared memory",
-)
 _UTF_8: Final = "utf-8"
 _numbers: Final = itertools.count()  # of prepared statements: another store may use the same connection of a pool
 _log = logging.getLogger("durable")
 
-_NO_DATABASE: Final = re.compile(r'FATAL:.*database ".*" does not exist')
 INSISTENCE: Final = b"SET synchronous_commit = on"
 # A standby was started at another moment than its primary, and so was what a backup is restored into.
-_SERVER: Final = b"SELECT to_char(pg_postmaster_start_time() AT TIME ZONE 'UTC', 'YYYYMMDDHH24MISSUS')"
+_SERVER: Final = (
+    b"SELECT pg_catalog.to_char(pg_catalog.pg_postmaster_start_time() AT TIME ZONE 'UTC', 'YYYYMMDDHH24MISSUS')"
+)
 
 
 class Lane:
@@ -80,7 +72,7 @@ class Lane:
         self.autocommit = connection.autocommit
         self._encoding = connection.info.encoding
         self._prepared = prepared
-        self._cursor = connection.cursor(row_factory=tuple_row)
+        self._cursor = OwnCursor(connection)
 
     def wrote(self, query: bytes, values: Sequence[bytes]) -> int:
         """Execute a statement with `$1`, `$2` … that returns no rows; how many rows it wrote. The values are in UTF-8.
@@ -103,10 +95,13 @@ class Lane:
         return self._done()
 
     def _done(self) -> int:
-        (result,) = self.connection.wait(generators.execute(self.connection.pgconn))
-        if result.status != ExecStatus.COMMAND_OK:
-            raise error_from_result(result, self.connection.info.encoding)
-        return result.command_tuples or 0
+        results = self.connection.wait(generators.execute(self.connection.pgconn))
+        for result in results:  # the first error is the one that says why; a pooler adds its own to a server's last
+            if result.status != ExecStatus.COMMAND_OK:
+                raise error_from_result(result, self.connection.info.encoding)
+        if len(results) != 1:
+            raise psycopg.OperationalError(f"one statement was answered {len(results)} times")
+        return results[0].command_tuples or 0
 
     def _encoded(self, value: bytes) -> bytes:
         try:
@@ -121,11 +116,14 @@ class Lane:
 
     def execute(self, query: bytes, parameters: Any = None) -> psycopg.Cursor[Any]:
         """Execute a statement whose result is read before the next one."""
-        return self._cursor.execute(query, parameters, prepare=self.prepare)
+        self._cursor.execute(query, parameters, prepare=self.prepare)
+        return self._cursor
 
     def also(self, query: bytes, parameters: Any = None) -> psycopg.Cursor[Any]:
         """Execute a statement of a pipeline, whose result is read after its end."""
-        return self.connection.cursor(row_factory=tuple_row).execute(query, parameters, prepare=self.prepare)
+        cursor = OwnCursor(self.connection)
+        cursor.execute(query, parameters, prepare=self.prepare)
+        return cursor
 
 
 class Connections:
@@ -152,6 +150,7 @@ class Connections:
         self._clock = clock
         self._strict = strict
         self._opening = threading.Lock()
+        self._good: hosts.Host | None = None  # that was connected to last
         self._idle: list[Lane] = []
         self._late: list[Connection] = []
         # Of a lent connection it must be remembered what is prepared on it, for as long as it lives.
@@ -238,7 +237,7 @@ class Connections:
         if server is None:
             self.watchdog.watch(connection, self._clock.elapsed() + _LONGEST_CONNECTING)
             try:
-                cursor = connection.cursor(row_factory=tuple_row)
+                cursor = OwnCursor(connection)
                 server = str(cursor.execute(_SERVER, prepare=False).fetchall()[0][0])
             except psycopg.Error:
                 if connection.closed:
@@ -259,23 +258,7 @@ class Connections:
 
     def meaning(self, problem: psycopg.Error) -> DurableError:
         """What an error of the connection or the server means to a user; it never quotes a value or a password."""
-        state = problem.sqlstate
-        text = problem.diag.message_primary or _first_line(problem)
-        if state is not None and state.startswith("28"):
-            return AccessDenied(self.where, text)
-        if state == "3D000" or (state is None and _NO_DATABASE.search(text)):
-            return AccessDenied(self.where, text, "Create the database, or correct its name in the URL.")
-        if state == "25006":
-            return UnsuitableServer(self.where, text, demands.ANOTHER_SERVER)
-        if state == "42501":
-            return AccessDenied(self.where, text, "Grant the role what it lacks, or let another one create the tables.")
-        if (
-            state is None
-            and ("FATAL:" in str(problem) or "no password supplied" in str(problem))
-            and not any(sign in str(problem) for sign in _SIGNS_OF_ABSENCE)
-        ):
-            return AccessDenied(self.where, text)
-        return StoreUnavailable(self.where, text)
+        return meaning(problem, self.where)
 
     def _left(self, until: float) -> float:
         return max(_SHORTEST_WAIT, until - self._clock.elapsed())
@@ -284,6 +267,7 @@ class Connections:
         try:
             connection = self._connected(min(_LONGEST_CONNECTING, max(_SHORTEST_CONNECTING, math.ceil(seconds))))
             try:
+                connection.cursor_factory = OwnCursor
                 self._make_ready(connection)
             except BaseException:
                 connection.close()
@@ -296,12 +280,22 @@ class Connections:
             made.set_result(connection)
 
     def _connected(self, seconds: int) -> Connection:
-        if self._pool is not None:
-            return _connected_like(self._pool, seconds)
-        given = self._parts["connect_timeout"]
+        """A connection to the first host that gives one, the one that was good last before all others."""
+        pool, parts = self._pool, self._parts if self._pool is None else _parts_of(self._pool)
+        order = sorted(hosts.hosts(parts), key=lambda host: host != self._good)
+        given = str(parts.get("connect_timeout") or (_SHORTEST_CONNECTING if len(order) > 1 else _LONGEST_CONNECTING))
         patience = min(seconds, int(given) or seconds) if given.isdigit() else given
-        parts: dict[str, Any] = {**self._parts, "connect_timeout": patience}
-        return psycopg.connect(**parts, autocommit=True, prepare_threshold=None)
+
+        def connect(host: hosts.Host) -> Connection:
+            wanted: dict[str, Any] = {**host.parameters, "connect_timeout": patience}
+            if pool is not None:
+                return _connected_like(pool, wanted)
+            return psycopg.connect(**{**parts, **wanted}, autocommit=True, prepare_threshold=None)
+
+        if len(order) == 1:
+            return connect(order[0])
+        self._good, connection = hosts.first(order, connect, seconds)
+        return connection
 
     def _make_ready(self, connection: Connection) -> None:
         with self._opening:
@@ -385,7 +379,7 @@ def _is_direct(connection: Connection) -> bool:
     Behind a pooler a prepared statement may belong to another client by the next time, under the same name: then it is
     not an error, but *another statement*. So it must be known beforehand.
     """
-    row = connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
+    row = connection.execute("SELECT pg_catalog.pg_backend_pid()", prepare=False).fetchone()
     return row is not None and row[0] == connection.info.backend_pid
 
 
@@ -403,7 +397,7 @@ def _parts(url: str | None) -> dict[str, str]:
             "the database URL cannot be read: it should look like postgresql://user@host:5432/dbname "
             "(percent-encode special characters in the password: / is %2F, @ is %40)"
         ) from None
-    given = {key: str(value) for key, value in parts.items() if value is not None}
+    given = _with_environment({key: str(value) for key, value in parts.items() if value is not None})
     several = "," in given.get("host", "") + given.get("hostaddr", "")
     # Of several hosts the one that takes writes: a journal read from a standby would be an old one.
     return {
@@ -414,22 +408,38 @@ def _parts(url: str | None) -> dict[str, str]:
     }
 
 
+def _with_environment(parts: dict[str, str]) -> dict[str, str]:
+    """With what libpq would take from the environment of where the database is."""
+    if "host" in parts or "hostaddr" in parts or "service" in parts:
+        return parts
+    known = {name: os.environ.get(f"PG{name.upper()}") for name in ("host", "hostaddr", "port")}
+    return {**{name: value for name, value in known.items() if value}, **parts}
+
+
 def _are_numbers(ports: object) -> bool:
     return ports is None or all(port.isdigit() for port in str(ports).split(",") if port)
 
 
-def _connected_like(pool: Pool, seconds: int) -> Connection:
+def _made_of(pool: Pool) -> tuple[str, dict[str, Any]]:
+    """What a pool makes its connections of."""
+    kwargs = (pool.kwargs() if callable(pool.kwargs) else pool.kwargs) or {}
+    return (pool.conninfo() if callable(pool.conninfo) else pool.conninfo), dict(kwargs)
+
+
+def _parts_of(pool: Pool) -> dict[str, Any]:
+    conninfo, kwargs = _made_of(pool)
+    named = ("host", "hostaddr", "port", "service", "connect_timeout")
+    parts = {**conninfo_to_dict(conninfo), **{name: kwargs[name] for name in named if name in kwargs}}
+    return _with_environment({name: str(value) for name, value in parts.items() if value is not None})
+
+
+def _connected_like(pool: Pool, wanted: dict[str, Any]) -> Connection:
     """A connection as the pool would make it, its `configure` included, that does not count among the pool's."""
-    kwargs = {"connect_timeout": seconds, **((pool.kwargs() if callable(pool.kwargs) else pool.kwargs) or {})}
-    conninfo = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
-    connection: Connection = pool.connection_class.connect(conninfo, **kwargs)
+    conninfo, kwargs = _made_of(pool)
+    connection: Connection = pool.connection_class.connect(conninfo, **{**kwargs, **wanted})
     configure = getattr(pool, "_configure", None)
     if configure is not None:
         configure(connection)
     connection.autocommit = True
     connection.row_factory = tuple_row
     return connection
-
-
-def _first_line(problem: Exception) -> str:
-    return str(problem).strip().split("\n", 1)[0]

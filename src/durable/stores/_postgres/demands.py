@@ -24,11 +24,20 @@ _OTHERS: Final = {
     "questdb": "QuestDB",
     "opengauss": "openGauss",
     "gaussdb": "GaussDB",
+    # One process, one session at a time: what several connections hold, it does not keep apart.
+    "pglite": "PGlite",
+    "emscripten": "PGlite",
+    "wasm32": "PGlite",
 }
 _CONDITION: Final = """
-SELECT pg_is_in_recovery(), current_setting('transaction_read_only'),
-       ARRAY(SELECT current_setting(name, true) FROM unnest(%(names)s::text[]) AS asked (name))
+SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only'),
+       ARRAY(SELECT pg_catalog.current_setting(name, true) FROM pg_catalog.unnest(%(names)s::text[]) AS asked (name)),
+       ARRAY(SELECT extname::text FROM pg_catalog.pg_extension)
 """
+_ENCODING: Final = "UTF8"
+_ANOTHER_DATABASE: Final = "Name a database in UTF8: CREATE DATABASE ... TEMPLATE template0 ENCODING 'UTF8'."
+# Extensions that let several servers take writes: each has its own locks, and so its own owner of a run.
+_WRITERS: Final = ("spock", "bdr", "pgactive")
 ANOTHER_SERVER: Final = (
     "Name the primary in the URL; of several hosts (postgresql://a,b/db) the one is used that takes writes."
 )
@@ -44,7 +53,7 @@ _DOUBTS: Final = {
 def check_kind(connection: psycopg.Connection[Any], where: str) -> None:
     """`UnsuitableServer` for what is no PostgreSQL, or one that is too old."""
     with connection.cursor(row_factory=tuple_row) as cursor:
-        (said,) = cursor.execute("SELECT version()", prepare=False).fetchone() or ("",)
+        (said,) = cursor.execute("SELECT pg_catalog.version()", prepare=False).fetchone() or ("",)
     if (problem := objection(str(said))) is not None:
         advice = f"durable needs PostgreSQL {OLDEST} or newer, since its leases stand on how that locks rows."
         raise UnsuitableServer(where, problem, advice)
@@ -65,12 +74,16 @@ def objection(version: str) -> str | None:
 
 def condition(connection: psycopg.Connection[Any], where: str) -> dict[str, str | None]:
     """The settings that bear on what is acknowledged; `UnsuitableServer` when nothing can be written here."""
-    names = [*_DOUBTS, "synchronous_standby_names"]
+    names = [*_DOUBTS, "synchronous_standby_names", "server_encoding"]
     with connection.cursor(row_factory=tuple_row) as cursor:
-        row = cursor.execute(_CONDITION, {"names": names}, prepare=False).fetchone() or (False, "off", [])
-    in_recovery, read_only, settings = row
+        row = cursor.execute(_CONDITION, {"names": names}, prepare=False).fetchone() or (False, "off", [], [])
+    in_recovery, read_only, settings, extensions = row
     refuse_read_only(where, standby=bool(in_recovery), read_only=read_only == "on")
-    return dict(zip(names, settings, strict=True))
+    found: dict[str, str | None] = dict(zip(names, settings, strict=True))
+    if (encoding := found.pop("server_encoding")) != _ENCODING:
+        problem = f"the database's encoding is {encoding}, which cannot hold every text that a step may return"
+        raise UnsuitableServer(where, problem, _ANOTHER_DATABASE)
+    return {**found, "extensions": ",".join(sorted(extensions))}
 
 
 def hiding() -> SchemaMismatch:
@@ -95,4 +108,10 @@ def doubts(settings: Mapping[str, str | None]) -> list[str]:
     found = [f"{name} is off: {cost}" for name, cost in _DOUBTS.items() if settings.get(name) == "off"]
     if settings.get("synchronous_standby_names") and settings.get("synchronous_commit") == "local":
         found.append("synchronous_commit is local: a fail-over to the synchronous standby may lose the last steps")
+    found += [
+        f"the extension {extension} lets several servers take writes: let every process use the same one, since a lease "
+        f"that is held on one is not held on another"
+        for extension in _WRITERS
+        if extension in (settings.get("extensions") or "").split(",")
+    ]
     return found

@@ -6,10 +6,12 @@ from functools import cache
 from typing import Any, Final, NoReturn, cast
 
 import psycopg
+from psycopg.adapt import AdaptersMap
 from psycopg.pq import PipelineStatus, TransactionStatus
 
 from durable.errors import TransactionMisused
 from durable.stores._postgres.connections import Connection
+from durable.stores._postgres.cursors import OwnCursor
 from durable.stores._postgres.watchdog import shut_down
 
 __all__ = ["ENDED", "Lent", "lent"]
@@ -36,6 +38,7 @@ class Lent(psycopg.Connection[Any]):
 
     _step: str
     _over: bool
+    _found: tuple[list[Any], list[Any], int | None]
     ended: bool
 
     def __del__(self, *_: Any) -> None:
@@ -87,7 +90,7 @@ class Lent(psycopg.Connection[Any]):
     def take_away(self) -> TransactionMisused | None:
         """Let nothing more be done with it. The error is what keeps the transaction from being committed."""
         free = self.lock.acquire(timeout=_LONGEST_WAIT)
-        self._over = True
+        self.revoke()
         if not free:
             shut_down(self)  # else whoever ends the transaction would wait for that statement too
             return TransactionMisused(self._step, _NOT_SOUND[TransactionStatus.ACTIVE])
@@ -100,8 +103,10 @@ class Lent(psycopg.Connection[Any]):
         return None if problem is None else TransactionMisused(self._step, problem)
 
     def revoke(self) -> None:
-        """Let nothing more be begun with it, without waiting for anybody."""
-        self._over = True
+        """Let nothing more be begun with it, without waiting for anybody; what the body has set on it is as it was."""
+        if not self._over:
+            self._over = True
+            self._notice_handlers[:], self._notify_handlers[:], self._prepared.prepare_threshold = self._found
 
     def _refuse(self, what: str) -> NoReturn:
         raise TransactionMisused(self._step, f"the body may not use {what}")
@@ -110,8 +115,21 @@ class Lent(psycopg.Connection[Any]):
 def lent(connection: Connection, step: str) -> Lent:
     """A face of this connection for the body of a step."""
     face: Lent = object.__new__(_face_of(cast(Any, type(connection))))
-    # The same socket, lock, adapters and prepared statements. What is set on the face stays there.
-    face.__dict__.update(connection.__dict__, _autocommit=False, _step=step, _over=False, ended=False)
+    # The same socket, lock and prepared statements. What is set on the face stays there, adapters as well: of a connection of
+    # ours they are those that the application has registered for all of its own.
+    is_ours = connection.cursor_factory is OwnCursor
+    adapters = AdaptersMap(psycopg.adapters if is_ours else connection.adapters)
+    face.__dict__.update(
+        connection.__dict__, _autocommit=False, _adapters=adapters, _step=step, _over=False, ended=False
+    )
+    if is_ours:
+        face.cursor_factory = psycopg.Cursor
+    parts = face.__dict__
+    face.__dict__["_found"] = (
+        list(parts["_notice_handlers"]),
+        list(parts["_notify_handlers"]),
+        parts["_prepared"].prepare_threshold,
+    )
     return face
 
 

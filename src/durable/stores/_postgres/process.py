@@ -42,10 +42,12 @@ class Process:
         self._small = Writer(statements, connections, clock, self.watchdog)
         self._large = Writer(statements, connections, clock, self.watchdog)
         self._claims = Writer(statements, connections, clock, self.watchdog)
+        self._long = Writer(statements, connections, clock, self.watchdog)
         self.transactions = Transactions(connections, sql, clock, self.perform, max_transactions)
         self.heartbeat = Heartbeat(self._renew, self._look, clock)
         self._heartbeat_connection: Connection | None = None
         self._closing = threading.Lock()
+        self._unreturned: dict[str, float] = {}  # the claims whose lease may stand there still, and until when
 
     @property
     def used(self) -> bool:
@@ -56,12 +58,25 @@ class Process:
         """The way for this job.
 
         What is small never waits behind what is large, and neither behind what waits until somebody else's transaction has
-        ended: a claim may, of a run whose last owner stands still in the midst of one. So claims of any size wait for claims
-        only.
+        ended: a claim may, of a run whose last owner stands still in the midst of one. So claims wait for claims only. And
+        these not for what of a claim is long: an input that it brings, a journal that it finds.
         """
-        if job.verb is Verb.CLAIM:
+        if job.verb is Verb.CLAIM and job.size <= LARGE:
             return self._claims
+        if job.verb is Verb.CLAIM or job.verb is Verb.READ:
+            return self._long
         return self._large if job.size > LARGE or job.verb in _ASIDE else self._small
+
+    def left(self, claim: str, seconds: float) -> None:
+        """The lease of this claim of ours could not be given back: nobody works under it, and it may stand so long."""
+        now = self._clock.elapsed()
+        self._unreturned = {name: end for name, end in self._unreturned.items() if end > now}
+        self._unreturned[claim] = now + seconds
+
+    def has_left(self, token: str | None) -> bool:
+        """Whether this token is of a lease that could not be given back."""
+        end = self._unreturned.get((token or "").partition(":")[2])
+        return end is not None and end > self._clock.elapsed()
 
     def perform(self, job: Job) -> Any:
         """Commit a job and return its answer, or raise its error. Blocks."""
@@ -80,6 +95,7 @@ class Process:
         with self._closing:
             for writer in (
                 self._claims,
+                self._long,
                 self._small,
                 self._large,
             ):  # what a claim brought that nobody took is given back

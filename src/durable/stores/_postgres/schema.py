@@ -11,7 +11,7 @@ from psycopg import sql
 
 from durable.errors import AccessDenied, SchemaMismatch
 from durable.stores._postgres.demands import hiding
-from durable.stores._postgres.statements import Names, migrations, statements
+from durable.stores._postgres.statements import Names, migrations, qualified, statements
 
 _LOCK_SPACE: Final = 0x64757261  # "dura": ours among the advisory locks of the application
 
@@ -159,14 +159,14 @@ _TO_RUN: Final = {
 }
 _UNKNOWN: Final = ("?", None, "?", False)
 _LET: Final = "A script for whoever may create tables is printed by: python -m durable.stores"
-_ROLE: Final = """
+_ROLE: Final = qualified("""
 SELECT current_user, COALESCE(%(schema)s, current_schema()), current_database(),
        EXISTS (SELECT FROM pg_namespace WHERE nspname = COALESCE(%(schema)s, current_schema()))
-"""
-_MAY: Final = """
+""")
+_MAY: Final = qualified("""
 SELECT bool_and(has_table_privilege(%(table)s, trim(asked.right)))
   FROM unnest(string_to_array(%(rights)s, ',')) AS asked ("right")
-"""
+""")
 
 
 def _version(connection: psycopg.Connection[Any], names: Names) -> int:
@@ -194,7 +194,7 @@ def _migrate(connection: psycopg.Connection[Any], names: Names) -> int:
     tables = zlib.crc32(names.quoted["snapshots"].encode()) - 2**31
     connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
     try:
-        connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (_LOCK_SPACE, tables))
+        connection.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s, %s)", (_LOCK_SPACE, tables))
         if names.schema is not None and not _one(connection, _SCHEMA_EXISTS, {"schema": names.schema}):
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(names.schema)))
         connection.execute(known["create_migrations"], {})

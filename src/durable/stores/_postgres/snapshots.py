@@ -362,7 +362,7 @@ class SnapshotVerbs:
                 return self._once(work)
             except psycopg.Error as problem:
                 state = problem.sqlstate
-                if state is not None and state[:2] in ("22", "54"):
+                if state is not None and state[:2] in ("22", "54") and not problem.diag.context:
                     raise UnstorableValue("the snapshot", "$", "PostgreSQL refuses it as jsonb") from None
                 lost = state is None or state.startswith(_TRANSIENT)
                 meaning = connections.meaning(problem)

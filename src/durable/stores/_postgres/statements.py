@@ -1,4 +1,8 @@
-"""The SQL of the store, read from `statements.sql` and `migrations/`, with the tables' names filled in."""
+"""The SQL of the store, read from `statements.sql` and `migrations/`, with the tables' names filled in.
+
+Its functions and operators are PostgreSQL's own, and are named so. By their mere names they would be looked for on the search
+path, where a function of the same name with arguments that fit better is preferred, whoever has made it.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,12 @@ from durable.errors import InvalidArgument
 from durable.snapshot import Record
 
 _MAX_IDENTIFIER_BYTES: Final = 63  # PostgreSQL silently truncates longer ones, so that two names could become one
+# As the files here write them: a function's name is small, and its parenthesis follows at once.
+# What is the grammar's own is looked for in that schema anyway: the trimming of text, and `unnest` of several arrays at once.
+_GRAMMAR: Final = r"(?:extract|trim|substring|position|overlay)\(|unnest\((?:%\(\w+\)s|[^(),])+,"
+_FUNCTION: Final = re.compile(rf"(?<![\w.%])(?!{_GRAMMAR})([a-z_][a-z0-9_]*)\(")
+_OPERATOR: Final = re.compile(r"\|\||->>|->")  # those that are found by one operand where the other is a mere literal
+_QUOTED: Final = re.compile(r"""('(?:[^']|'')*'|"[^"]*"|--[^\n]*)""")
 _HERE: Final = resources.files("durable.stores._postgres")
 
 _FOREIGN_METADATA: Final = f"'{{{','.join(FOREIGN_METADATA)}}}'::text[]"
@@ -59,7 +69,7 @@ class Names:
         }
         known = {name: value.as_string(None) for name, value in {**qualified, **indexes}.items()}
         # As values, for what looks a table up by its name.
-        return known | {f"{name}_text": sql.Literal(known[name]).as_string(None) for name in qualified}
+        return known | {f"{name}_text": _literal(known[name]) for name in qualified}
 
     def fill(self, text: str) -> str:
         """The SQL with the names in place of `{snapshots}` and its like, for psycopg: a `%` in a name is no placeholder."""
@@ -80,6 +90,12 @@ class Names:
     @property
     def _stem(self) -> str:
         return "durable" if self.table == "durable_snapshots" else self.table
+
+
+def _literal(text: str) -> str:
+    """As SQL: not by psycopg's dumpers, which may be the application's, and whatever standard_conforming_strings is."""
+    doubled = text.replace("'", "''")
+    return "E'{}'".format(doubled.replace("\\", "\\\\")) if "\\" in doubled else f"'{doubled}'"
 
 
 def _check_identifier(what: str, name: object) -> None:
@@ -107,7 +123,16 @@ def statements(names: Names, file: str = "statements.sql") -> Mapping[str, bytes
         text = text.replace(part, meaning)
     parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)[1:]
     named = zip(parts[::2], parts[1::2], strict=True)
-    return {name: names.fill(_without_comments(part)).encode() for name, part in named}
+    return {name: names.fill(qualified(_without_comments(part))).encode() for name, part in named}
+
+
+def qualified(text: str) -> str:
+    """SQL of ours, with its functions and operators taken from PostgreSQL's own schema, whatever the search path."""
+    parts = _QUOTED.split(text)  # every other one is a literal, a quoted name, or a comment
+    for number in range(0, len(parts), 2):
+        called = _FUNCTION.sub(r"pg_catalog.\1(", parts[number])
+        parts[number] = _OPERATOR.sub(lambda found: f" OPERATOR(pg_catalog.{found[0]}) ", called)
+    return "".join(parts)
 
 
 def numbered(query: bytes) -> bytes:
@@ -119,7 +144,7 @@ def numbered(query: bytes) -> bytes:
 def migrations(names: Names) -> dict[int, bytes]:
     """Each migration by its number, in order."""
     files = sorted((file for file in (_HERE / "migrations").iterdir() if file.name.endswith(".sql")), key=str)
-    return {int(file.name[:4]): names.script(file.read_text("utf-8")).encode() for file in files}
+    return {int(file.name[:4]): names.script(qualified(file.read_text("utf-8"))).encode() for file in files}
 
 
 def _without_comments(text: str) -> str:

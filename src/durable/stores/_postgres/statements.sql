@@ -52,7 +52,7 @@ ON CONFLICT (workflow_id) DO UPDATE
 -- come when its run is just being ended.
 WITH asked AS (
     SELECT *
-      FROM json_to_recordset(%(claims)s::json) AS asked (
+      FROM json_to_recordset(%(openings)s::json) AS asked (
            id text, random text, header jsonb, input text, after_failure boolean, amends boolean)
 ), mine AS MATERIALIZED (
     SELECT lease.workflow_id, lease.epoch, split_part(lease.owner, ' ', 1) AS owner,
@@ -122,9 +122,10 @@ SELECT mine.workflow_id, 0, 'input', 'input', 0, mine.epoch, mine.input::json
 ON CONFLICT (workflow_id, seq) DO NOTHING
 
 -- name: read_runs
+-- A long document is left where it is, and read when the lease is known to be renewed.
 SELECT asked.id, lease.epoch, lease.owner_token, lease.owner,
        extract(epoch FROM lease.expires_at - clock_timestamp())::float8 AS expires_in,
-       run.snapshot::text,
+       run.id IS NOT NULL, CASE WHEN pg_column_size(run.snapshot) <= %(most)s THEN run.snapshot::text END,
        CASE WHEN run.id IS NULL THEN EXISTS (SELECT FROM {steps} WHERE workflow_id = asked.id) END AS is_headless,
        row_security_active({steps_text}) OR row_security_active({snapshots_text})
        OR row_security_active({locks_text}) OR row_security_active({signals_text}) AS is_hidden
@@ -132,20 +133,38 @@ SELECT asked.id, lease.epoch, lease.owner_token, lease.owner,
   LEFT JOIN LATERAL (SELECT * FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS lease ON true
   LEFT JOIN LATERAL (SELECT * FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run ON true
 
+-- name: read_document
+SELECT snapshot::text FROM {snapshots} WHERE id = %s
+
 -- name: read_journals
--- The whole journal for its holder; for others only how the run ended. Moments as seconds, whatever the DateStyle.
-SELECT asked.id, step.seq, step.key, step.kind, step.record, step.at, step.epoch
-  FROM unnest(%(ids)s::text[], %(randoms)s::text[]) AS asked (id, random)
- CROSS JOIN LATERAL (
-       SELECT seq, key, kind, record::text, extract(epoch FROM created_at)::float8 AS at, epoch
-         FROM {steps}
-        WHERE workflow_id = asked.id
-          AND (kind IN ('result', 'failure')
-               OR EXISTS (
+-- A page of each journal for its holder; for others only how the run ended. A page has the record at the place where it
+-- begins, however long, and as many bytes more as are asked for. The first that does not fit comes without its text: there the
+-- next page begins. Moments as seconds, whatever the DateStyle. What is stored is counted first, so that nothing long is uncompressed in vain.
+SELECT asked.id, asked.mine, step.seq, step.key, step.kind,
+       CASE WHEN stored <= %(most)s AND size <= %(most)s THEN step.record::text END, step.at, step.epoch, step.octets
+  FROM (SELECT id, since, EXISTS (
                    SELECT FROM {locks} AS lease
-                    WHERE lease.workflow_id = asked.id AND lease.owner_token = lease.epoch || ':' || asked.random))
+                    WHERE lease.workflow_id = id AND lease.owner_token = lease.epoch || ':' || random) AS mine
+          FROM unnest(%(ids)s::text[], %(randoms)s::text[], %(places)s::integer[]) AS asked (id, random, since)
+        OFFSET 0) AS asked
+ CROSS JOIN LATERAL (
+       SELECT *, sum(octets) OVER (ORDER BY seq) AS size
+         FROM (SELECT seq, key, kind, record, at, epoch, stored, CASE
+                          WHEN seq = asked.since THEN 0
+                          WHEN stored <= %(most)s THEN octet_length(record::text)
+                          ELSE own END AS octets
+                 FROM (SELECT *, sum(own) OVER (ORDER BY seq) AS stored
+                         FROM (SELECT seq, key, kind, record, extract(epoch FROM created_at)::float8 AS at, epoch,
+                                      CASE WHEN seq = asked.since THEN 0 ELSE pg_column_size(record) END AS own
+                                 FROM {steps}
+                                WHERE workflow_id = asked.id AND seq >= asked.since
+                                  AND (asked.mine OR kind IN ('result', 'failure'))
+                                ORDER BY seq
+                                LIMIT %(rows)s) AS few) AS counted
+                WHERE stored - own <= %(most)s) AS measured
         ORDER BY seq
        OFFSET 0) AS step
+ WHERE size - octets <= %(most)s
 
 -- name: checkpoint
 -- One round trip, one commit. The key-share lock is the fence: it waits for whoever is changing the token, and then looks

@@ -11,22 +11,26 @@ from typing import Any, Final, Self
 
 from msgspec.structs import replace
 
-from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
+from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, chosen
-from durable.errors import LeaseLost
+from durable.errors import DurableError, LeaseLost, OutcomeUnknown, StoreUnavailable
 from durable.snapshot import Record, Status
 from durable.stores._owner import is_dead
 from durable.stores._postgres import schema
 from durable.stores._postgres.commits import (
     Claiming,
+    Found,
     cancel_job,
     checkpoint_job,
     claim_job,
     finish_job,
+    read_job,
     receive_job,
     release_job,
+    renew_job,
+    return_job,
     signal_job,
 )
 from durable.stores._postgres.connections import Connections, Pool
@@ -107,12 +111,28 @@ class PostgresStore(SnapshotVerbs):
         return self._aio
 
     def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
-        """See `RunStore.begin`. One round trip; two when the last owner was found dead on this machine."""
-        reply, token = self._performed(self.claiming(claim, None))
-        if dead := self.dead_token(reply, token):
-            again, _ = self._performed(self.claiming(claim, dead))
-            reply = taken_from(reply, again)
-        return self.kept(reply, alive)
+        """See `RunStore.begin`. One round trip; two when the last owner was found dead on this machine.
+
+        The journal of more than a few hundred KB is read in pages, when its lease is being renewed already.
+        """
+        claiming = self.claiming(claim, None)
+        try:
+            found: Found = self._performed(claiming)
+        except OutcomeUnknown:
+            self.process.left(claiming.payload.random, claim.seconds)
+            raise
+        dead_owner = None
+        if dead := self.dead_token(found):
+            dead_owner = None if self.process.has_left(dead) else found.owner
+            found = self._performed(self.claiming(claim, dead))
+        self.keep(found, alive)
+        try:
+            while (job := self.reading(found, alive)) is not None:
+                self._performed(job)
+            return taken_from(dead_owner, found.reply())
+        except BaseException:
+            self.give_up(found)
+            raise
 
     def checkpoint(self, lease: Lease, record: Record) -> None:
         """See `RunStore.checkpoint`. One round trip, one commit, shared with whoever waits at the same time."""
@@ -127,7 +147,11 @@ class PostgresStore(SnapshotVerbs):
         """See `RunStore.release`. One round trip, one commit, shared likewise."""
         self.dropped(lease)
         if self.is_held_here(lease):
-            self._performed(self.releasing(lease, status))
+            try:
+                self._performed(self.releasing(lease, status))
+            except DurableError:
+                self.leave(lease, status)
+                raise
 
     def cancel(self, run_id: str) -> bool:
         """See `RunStore.cancel`. One round trip, one commit, shared likewise."""
@@ -190,18 +214,47 @@ class PostgresStore(SnapshotVerbs):
             raise LeaseLost(lease.run_id, "it belongs to the process that this one was forked from")
         return process
 
-    def dead_token(self, reply: ClaimReply, token: str | None) -> str | None:
+    def dead_token(self, found: Found) -> str | None:
         """The token that stands in the way and may be taken over: its owner is dead, or nobody is kept out here."""
-        if not isinstance(reply, Refused) or reply.owner is None:
+        if found.owner is None:
             return None
-        dead = not self._excludes or (self._take_over_dead and is_dead(reply.owner, token))
-        return token if dead else None
+        dead = (
+            not self._excludes
+            or (self._take_over_dead and is_dead(found.owner, found.token))
+            or self.process.has_left(found.token)
+        )
+        return found.token if dead else None
 
-    def kept(self, reply: ClaimReply, alive: Callable[[], bool]) -> ClaimReply:
-        """The reply; a lease that was granted is renewed from now on."""
-        if isinstance(reply, Granted):
-            self.process.heartbeat.keep(reply.lease, alive)
-        return reply
+    def keep(self, found: Found, alive: Callable[[], bool]) -> None:
+        """A lease that was granted is renewed from now on."""
+        if found.lease is not None:
+            self.process.heartbeat.keep(found.lease, alive)
+
+    def reading(self, found: Found, alive: Callable[[], bool]) -> Job | None:
+        """What is to be done before the reply to a claim is whole; None when it is, or when nobody waits for it any more."""
+        now, lease = self.clock.elapsed(), found.lease
+        if lease is not None and lease.ended(now) is not None and lease.lost is None:
+            return renew_job(lease, now + lease.seconds)  # what was long in coming may be in time all the same
+        if found.is_whole:
+            return None
+        if lease is not None and (problem := lease.ended(now)) is not None:
+            raise LeaseLost(lease.run_id, problem)
+        if not alive():
+            raise StoreUnavailable(self.process.connections.where, "nobody waits any more for what is read")
+        return read_job(found, now + _ANSWER_WITHIN)
+
+    def give_up(self, found: Found) -> None:
+        """What was claimed, and cannot be read, is given back, and nobody waits for that."""
+        if found.lease is not None:
+            self.dropped(found.lease)
+            self.leave(found.lease)
+
+    def leave(self, lease: Lease, status: Status | None = None) -> None:
+        """Give a lease back when the database answers, and wait for nothing; until then this process may take it at once."""
+        process = self.process
+        process.left(lease.token.partition(":")[2], lease.seconds)
+        job = return_job(lease, status, self.clock.elapsed() + lease.seconds)
+        process.writer(job).post(job)
 
     def dropped(self, lease: Lease) -> None:
         """Renew this lease no more."""
@@ -209,9 +262,8 @@ class PostgresStore(SnapshotVerbs):
         self.process.heartbeat.drop(lease)
 
     def _give_back(self, claimed: Job) -> None:
-        if claimed.failure is None and isinstance(granted := claimed.answer[0], Granted):
-            job = self.releasing(granted.lease)
-            self.process.writer(job).post(job)
+        if claimed.failure is None:
+            self.give_up(claimed.answer)
 
     def _performed(self, job: Job) -> Any:
         return self.process.perform(job)
@@ -231,7 +283,9 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
 
     def begin(self, claim: Claim, alive: Callable[[], bool]) -> asyncio.Future[ClaimReply]:
         """See `PostgresStore.begin`."""
-        return asyncio.ensure_future(self._begun(claim, alive))
+        begun = asyncio.ensure_future(self._begun(claim, alive))
+        begun.add_done_callback(_has_ended)
+        return begun
 
     def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> asyncio.Future[None]:
         """See `PostgresStore.checkpoint` and `AsyncRunStore.checkpoint`."""
@@ -250,7 +304,9 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
         """See `PostgresStore.release`."""
         self._store.dropped(lease)
         if self._store.is_held_here(lease):
-            return self._submitted(self._store.releasing(lease, status))
+            released: asyncio.Future[None] = self._submitted(self._store.releasing(lease, status))
+            released.add_done_callback(lambda done: self._store.leave(lease, status) if _has_failed(done) else None)
+            return released
         nothing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         nothing.set_result(None)
         return nothing
@@ -277,18 +333,41 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
 
     async def _begun(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
         store = self._store
-        reply, token = await self._submitted(store.claiming(claim, None))
-        if dead := store.dead_token(reply, token):
-            again, _ = await self._submitted(store.claiming(claim, dead))
-            reply = taken_from(reply, again)
-        return store.kept(reply, alive)
+        claiming = store.claiming(claim, None)
+        try:
+            found: Found = await self._submitted(claiming)
+        except OutcomeUnknown:
+            store.process.left(claiming.payload.random, claim.seconds)
+            raise
+        dead_owner = None
+        if dead := store.dead_token(found):
+            dead_owner = None if store.process.has_left(dead) else found.owner
+            found = await self._submitted(store.claiming(claim, dead))
+        store.keep(found, alive)
+        try:
+            while (job := store.reading(found, alive)) is not None:
+                await self._submitted(job)
+            return taken_from(dead_owner, found.reply())
+        except BaseException:
+            store.give_up(found)
+            raise
 
     def _submitted(self, job: Job) -> asyncio.Future[Any]:
         return self._store.process.submit(job)
 
 
-def taken_from(refused: ClaimReply, reply: ClaimReply) -> ClaimReply:
+def _has_failed(done: asyncio.Future[Any]) -> bool:
+    return not done.cancelled() and isinstance(done.exception(), DurableError)
+
+
+def _has_ended(begun: asyncio.Future[ClaimReply]) -> None:
+    """Whoever was cancelled does not ask what became of it any more, and asyncio need not complain of that."""
+    if not begun.cancelled():
+        begun.exception()
+
+
+def taken_from(dead: str | None, reply: ClaimReply) -> ClaimReply:
     """The reply to a claim over a dead owner's lease."""
-    if isinstance(refused, Refused) and isinstance(reply, Granted):
-        return replace(reply, taken_from=refused.owner)
+    if dead is not None and isinstance(reply, Granted):
+        return replace(reply, taken_from=dead)
     return reply

@@ -47,6 +47,7 @@ from durable.stores._postgres.commits import (
 )
 from durable.stores._postgres.connections import INSISTENCE, Connections, Lane
 from durable.stores._postgres.lent import ENDED, Lent, lent
+from durable.stores._postgres.meanings import words
 from durable.stores._postgres.watchdog import shut_down
 from durable.stores._postgres.writer import DROPPED, Job, dropped
 from durable.stores.protocol import Isolation, RolledBack
@@ -55,7 +56,15 @@ T = TypeVar("T")
 
 _RESERVED: Final = 2  # connections of a user's pool that are left to checkpoints, where it has so many
 _STATEMENTS_UNTIL_PREPARED: Final = 5  # of the body's own, psycopg's default
-_NEW_AGAIN: Final = (b"RESET ALL", b"RESET SESSION AUTHORIZATION", b"DISCARD TEMP")
+_NEW_AGAIN: Final = (
+    b"RESET ALL",
+    b"RESET SESSION AUTHORIZATION",
+    b"DISCARD TEMP",
+    b"CLOSE ALL",
+    b"SELECT pg_catalog.pg_advisory_unlock_all()",
+)
+# By a statement of the body's own, which psycopg knows nothing of; that it would deallocate its own as well is worth a look.
+_PREPARED: Final = b"SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql LIMIT 1"
 _within: Final[ContextVar[bool]] = ContextVar("durable_within_transaction", default=False)
 
 _SETTINGS: Final = 5  # columns, the first of which is the transaction's number
@@ -184,11 +193,13 @@ class PostgresTransaction:
             self._epoch,
         )
         now = owner.clock.elapsed()
-        watchdog.watch(lane.connection, now + batches.silence(job.deadline, now))
+        watchdog.watch(lane.connection, now + batches.silence(job.deadline, now), job.size / batches.SLOWEST)
         try:
             with lane.connection.pipeline():
                 lane.also(owner.sql["restore_settings"], self._settings)
                 written = lane.also(owner.sql["transaction_record"], row)
+                if owner.connections.pool_size is None and owner.connections.prepares:
+                    lane.also(b"UNLISTEN *")  # here, as it takes effect with the commit, as a LISTEN does
                 lane.also(b"COMMIT")
         except psycopg.Error as problem:
             failure, lost = problem, lane.connection.closed
@@ -273,11 +284,14 @@ class PostgresTransaction:
                     lane.also(self._begin)
                     for statement in _NEW_AGAIN if used else ():
                         lane.also(statement)
+                    prepared = lane.also(_PREPARED) if used else None
                     if used and owner.connections.insists:
                         lane.also(INSISTENCE)
                     idle = (lease.seconds, f"{lease.seconds * 1000:.0f}")
                     settings = lane.also(owner.sql["transaction_settings"], idle)
                     fence = lane.also(owner.sql["transaction_fence"], (lease.row,))
+                if prepared is not None and prepared.rowcount > 0:
+                    lane.execute(b"DEALLOCATE ALL")
                 lost = without_records(lane, owner.sql, strangers)
             finally:
                 owner.connections.watchdog.unwatch(lane.connection)
@@ -353,13 +367,13 @@ class PostgresTransaction:
         except (LeaseLost, RunCancelled):
             raise
         except DurableError:
-            raise OutcomeUnknown(job.run_id, job.what, type(problem).__name__) from problem
+            raise OutcomeUnknown(job.run_id, job.what, type(problem).__name__) from None
         if not committed:
-            raise self._lost(problem) from problem
+            raise self._lost(problem) from None
         self._lease.recorded()
 
     def _lost(self, problem: psycopg.Error | None) -> RolledBack:
-        why = "" if problem is None else f" ({problem.diag.message_primary or type(problem).__name__})"
+        why = "" if problem is None else f" ({words(problem)})"
         bounds = (
             f"A body may leave it idle for as long as the lease lasts, {self._lease.seconds:g} s, or the server's "
             f"idle_in_transaction_session_timeout, and take as long as its transaction_timeout, if it has them"

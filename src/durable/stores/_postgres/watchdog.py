@@ -2,6 +2,11 @@
 
 A query timeout is no help against a server that has stopped answering: cancelling needs the server too. Shutting the
 socket down ends the wait at once, whatever the other side does.
+
+Silence is counted from the last byte that came, or that the other side has acknowledged: what is large, on a line that is
+slow, takes longer than any silence. The kernel counts those bytes, so that looking at them costs nothing but for whoever
+has waited for a while. Where it does not (a Unix socket; another system than Linux), a wait is given the time that a slow
+line would take for so much.
 """
 
 from __future__ import annotations
@@ -9,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import threading
 from typing import Any, Final
 
@@ -17,6 +23,10 @@ import psycopg
 from durable.clocks import Clock
 
 _LOOK: Final = 0.25  # seconds between two looks at what is being watched
+_TCP_INFO: Final = getattr(
+    socket, "TCP_INFO", None
+)  # of Linux, whose layout this is; since 4.1 with these two counters
+_COUNTERS: Final = struct.Struct("=120xQQ")  # bytes that were acknowledged, bytes that came
 
 
 class Watchdog:
@@ -25,13 +35,19 @@ class Watchdog:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.RLock()  # a signal handler may come while it is held
-        self._watched: dict[psycopg.Connection[Any], float] = {}
+        self._watched: dict[psycopg.Connection[Any], tuple[float, float]] = {}
+        self._looks: dict[
+            psycopg.Connection[Any], _Look
+        ] = {}  # at those that have waited for a while; the thread's own
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
 
-    def watch(self, connection: psycopg.Connection[Any], until: float) -> None:
-        """End the connection if it is still watched at this reading of the clock."""
-        self._watched[connection] = until
+    def watch(self, connection: psycopg.Connection[Any], until: float, allowance: float = 0.0) -> None:
+        """End the connection if it is still watched at this reading of the clock, and nothing came or went all the while.
+
+        `allowance`: seconds that it may take longer than that where nobody can tell whether anything comes or goes.
+        """
+        self._watched[connection] = (until, allowance)
         if self._thread is None:
             self._start()
 
@@ -56,10 +72,49 @@ class Watchdog:
         while not self._closed.wait(_LOOK):
             now = self._clock.elapsed()
             with self._lock:  # while it is held, no watched connection is closed and no descriptor used anew
-                for connection, end in list(self._watched.items()):
-                    if end <= now:
+                looks, self._looks = self._looks, {}
+                for connection, watched in list(self._watched.items()):
+                    look = looks.get(connection)
+                    if look is None or look.watched is not watched:
+                        look = _Look(connection, watched, now)
+                    if look.is_over(now):
                         del self._watched[connection]
                         shut_down(connection)
+                    else:
+                        self._looks[connection] = look
+
+
+class _Look:
+    """What is seen of one wait, from the first time that it is looked at."""
+
+    def __init__(self, connection: psycopg.Connection[Any], watched: tuple[float, float], now: float) -> None:
+        until, allowance = watched
+        self.watched = watched
+        self._connection = connection
+        self._moved = _moved(connection)
+        if self._moved is None:
+            self._patience, self._until = 0.0, until + allowance
+        else:  # whatever came before this look went unseen: until the next one it has the benefit of the doubt
+            self._patience = max(until - now, _LOOK)
+            self._until = now + self._patience
+
+    def is_over(self, now: float) -> bool:
+        if self._moved is not None and (moved := _moved(self._connection)) != self._moved:
+            self._moved, self._until = moved, now + self._patience
+        return self._until <= now
+
+
+def _moved(connection: psycopg.Connection[Any]) -> tuple[int, int] | None:
+    """How many bytes have gone, and have come, on a connection; None where nobody counts them."""
+    if _TCP_INFO is None:
+        return None
+    try:
+        with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+            counters = duplicate.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _COUNTERS.size)
+        gone, come = _COUNTERS.unpack(counters)
+    except (OSError, psycopg.Error, struct.error):
+        return None
+    return gone, come
 
 
 def shut_down(connection: psycopg.Connection[Any]) -> None:

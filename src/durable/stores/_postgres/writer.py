@@ -31,6 +31,8 @@ from durable.stores._postgres.connections import Connections, Lane
 from durable.stores._postgres.watchdog import Watchdog
 
 ABSENT: Final = object()
+_WITH_VALUES: Final = (Verb.CHECKPOINT, Verb.FINISH, Verb.SIGNAL)
+_OF_DATA: Final = ("22", "54")  # classes of SQLSTATE: of a claim, it is its input
 DROPPED: Final = "22012"  # SQLSTATE of division by zero, by which a statement of ours says that a row was not written
 
 _log = logging.getLogger("durable")
@@ -288,7 +290,8 @@ class Writer:
         deadline = batches.deadline(jobs)
         lane = self._connections.take(deadline)
         now = self._clock.elapsed()
-        self._watchdog.watch(lane.connection, now + batches.silence(deadline, now))
+        size = jobs[0].size if len(jobs) == 1 else sum(job.size for job in jobs)
+        self._watchdog.watch(lane.connection, now + batches.silence(deadline, now), size / batches.SLOWEST)
         try:
             if jobs[0].unknown:
                 return self._performer.read_back(lane, jobs)
@@ -325,12 +328,14 @@ class Writer:
     def _refuse(self, jobs: list[Job], problem: Exception) -> None:
         # By its SQLSTATE only: the server's own words may quote the value.
         state = getattr(problem, "sqlstate", None)
+        refusal = f"PostgreSQL refused it with SQLSTATE {state} ({type(problem).__name__})"
         for job in jobs:
             if state == DROPPED and job.verb is Verb.FINISH:
                 job.failure = dropped("journal")
-                continue
-            refusal = f"PostgreSQL refused it with SQLSTATE {state} ({type(problem).__name__})"
-            job.failure = UnstorableValue(job.what, "$", refusal)
+            elif job.verb in _WITH_VALUES or (state or "").startswith(_OF_DATA):
+                job.failure = UnstorableValue(job.what, "$", refusal)
+            else:
+                job.failure = job.trouble
         tell(jobs)
 
     def _give_up(self, jobs: list[Job], reason: str = "") -> None:

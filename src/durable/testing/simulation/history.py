@@ -125,6 +125,7 @@ class History:
         self._answers: list[Answered] = []
         self._cancelled: set[str] = set()  # runs whose lease was ever taken away by `cancel`
         self._dead: set[str] = set()  # marks in the tokens of processes that are gone
+        self._left: set[str] = set()  # claims under which their own process works no more
         self._drifts: Counter[str] = Counter()
         self._swapped: set[str] = set()  # runs where one branch was given another's value
         self._stopped: set[str] = set()  # runs that were ever failed or cancelled
@@ -256,6 +257,10 @@ class History:
         """A process is gone; this is in its tokens."""
         self._dead.add(mark)
 
+    def left(self, claim: str) -> None:
+        """The lease of this claim is not given back, and nobody works under it."""
+        self._left.add(claim)
+
     def drifted(self, run: str, *, renamed: bool) -> bool:
         """`run` was refused as changed. Whether it is to be given up: neither the new code nor the old can go on with it."""
         if not renamed:
@@ -318,9 +323,12 @@ class History:
             raise self._broken("I5", f"the epoch of {after.workflow_id} went from {before.epoch} to {after.epoch}")
         if before.owner_token is not None:
             if before.expires_at > clock:
-                if before.owner_token.partition(":")[2].partition(".")[0] not in self._dead:
+                claim, taker = (token.partition(":")[2] for token in (before.owner_token, after.owner_token))
+                mark = claim.partition(".")[0]
+                own = claim in self._left and mark == taker.partition(".")[0]
+                if not own and mark not in self._dead:
                     raise self._broken("I5", f"the lease of {after.workflow_id} was taken while it had time left")
-                self.seen["a dead owner's lease taken over"] += 1
+                self.seen["an own lease taken again" if own else "a dead owner's lease taken over"] += 1
             self.seen["a take-over"] += 1
 
     def _audit_step(

@@ -238,6 +238,17 @@ _Transactions: Final[Any] = threads.rebound(Transactions, {**_OURS, "Lane": Lane
 _Process: Final[Any] = threads.rebound(
     Process, {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner, "Transactions": _Transactions}
 )
+
+
+class _OwnProcess(_Process):  # type: ignore[misc]
+    """One of which the history is told what it leaves to be taken again."""
+
+    def left(self, claim: str, seconds: float) -> None:
+        """See `Process.left`."""
+        acting().place.history.left(claim)
+        cast(Any, super()).left(claim, seconds)
+
+
 RealTransaction: Final[Any] = threads.rebound(PostgresTransaction, {**_OURS, "lent": Lent, "shut_down": Wire.close})
 
 
@@ -287,4 +298,4 @@ class _Store(_RealStore):  # type: ignore[misc]
         self._sql = _SQL
 
     def _new_process(self) -> Any:
-        return _Process(self._life.connections, _SQL, self._life.clock, _MOST_TRANSACTIONS)
+        return _OwnProcess(self._life.connections, _SQL, self._life.clock, _MOST_TRANSACTIONS)

@@ -17,7 +17,9 @@ BEGIN: Final = "BEGIN"
 COMMIT: Final = "COMMIT"
 ROLLBACK: Final = "ROLLBACK"
 CONFLICT: Final = "CONFLICT"  # in place of a statement: the server refuses it with the SQLSTATE that stands with it
-_SESSION: Final = frozenset({"RESET", "DISCARD"})  # of nothing that is modelled
+_SESSION: Final = frozenset(
+    {"RESET", "DISCARD", "CLOSE", "UNLISTEN", "SELECT", "DEALLOCATE"}
+)  # of nothing that is modelled
 UNANSWERED: Final = frozenset({BEGIN, COMMIT, ROLLBACK, *_SESSION})  # statements without a result of their own
 _LOOKS: Final = 1.0  # seconds after which a statement under way in a step's transaction sees that its client has gone
 _WAKING: Final = 0.0001  # seconds

@@ -106,7 +106,7 @@ def _needs_decision(run: Header) -> bool:
 
 def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     mine: list[tuple[dict[str, Any], int, str]] = []
-    for asked in sorted(_decode(values["claims"]), key=_by_id):
+    for asked in sorted(_decode(values["openings"]), key=_by_id):
 
         def is_mine(lease: Lease, random: str = asked["random"]) -> bool:
             return lease.owner_token == f"{lease.epoch}:{random}"
@@ -163,13 +163,15 @@ def _read_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
     for run_id in values["ids"]:
         lease = tables.locks.visible(run_id, statement)
         run = tables.snapshots.visible(run_id, statement)
-        document = None if run is None else _encode(run.snapshot).decode()
+        text = "" if run is None else _encode(run.snapshot).decode()
+        document = text if run is not None and len(text) <= values["most"] else None
         is_headless = _has_journal(tables, statement, run_id) if run is None else None
+        seen = (run is not None, document, is_headless, False)
         if lease is None:
-            rows.append((run_id, None, None, None, None, document, is_headless, False))
+            rows.append((run_id, None, None, None, None, *seen))
         else:
             left = lease.expires_at - statement.clock()
-            rows.append((run_id, lease.epoch, lease.owner_token, lease.owner, left, document, is_headless, False))
+            rows.append((run_id, lease.epoch, lease.owner_token, lease.owner, left, *seen))
     return Result(rows, len(rows))
 
 
@@ -180,13 +182,21 @@ def _has_journal(tables: Tables, statement: Statement, run_id: str) -> bool:
 def _read_journals(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     yield POINT
     rows: list[tuple[Any, ...]] = []
-    for run_id, random in zip(values["ids"], values["randoms"], strict=True):
+    for run_id, random, since in zip(values["ids"], values["randoms"], values["places"], strict=True):
         lease = tables.locks.visible(run_id, statement)
-        whole = lease is not None and lease.owner_token == f"{lease.epoch}:{random}"
+        mine = lease is not None and lease.owner_token == f"{lease.epoch}:{random}"
+        size = few = 0
         for seq in sorted(tables.seqs.get(run_id, ())):
             step = tables.steps.visible((run_id, seq), statement)
-            if step is not None and (whole or step.kind in _ENDS):
-                rows.append((run_id, seq, step.key, step.kind, step.record, step.created_at, step.epoch))
+            if step is None or seq < since or not (mine or step.kind in _ENDS):
+                continue
+            few += 1
+            if few > values["rows"] or size > values["most"]:
+                break
+            octets = 0 if seq == since else len(step.record.encode())
+            size += octets
+            text = step.record if size <= values["most"] else None
+            rows.append((run_id, mine, seq, step.key, step.kind, text, step.created_at, step.epoch, octets))
     return Result(rows, len(rows))
 
 

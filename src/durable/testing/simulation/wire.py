@@ -356,7 +356,7 @@ class Connections:
         """This."""
         return self
 
-    def watch(self, connection: Wire, until: float) -> None:
+    def watch(self, connection: Wire, until: float, allowance: float = 0.0) -> None:  # noqa: ARG002 -- all is counted here
         """See `Watchdog`."""
         connection.silent_after = until
 

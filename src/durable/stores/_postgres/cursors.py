@@ -1,0 +1,42 @@
+"""The cursor of our own statements, which no setting of the application's reaches."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import psycopg
+from psycopg import postgres
+from psycopg.adapt import AdaptersMap
+from psycopg.pq import Format
+from psycopg.rows import tuple_row
+from psycopg.types import TypesRegistry, array
+
+
+def _as_psycopg_comes() -> AdaptersMap:
+    types = TypesRegistry()
+    postgres.register_default_types(types)
+    adapters = AdaptersMap(types=types)
+    postgres.register_default_adapters(adapters)
+    array.register_all_arrays(adapters)
+    return adapters
+
+
+_ADAPTERS: Final = _as_psycopg_comes()
+
+
+class OwnCursor(psycopg.Cursor[Any]):
+    """Tuples, by psycopg's own adapters: what the application registers, for all connections or for one, is for its SQL.
+
+    What has parameters is answered in binary, so that no DateStyle, IntervalStyle or extra_float_digits is in it.
+    """
+
+    def __init__(self, connection: psycopg.Connection[Any], **_: Any) -> None:
+        super().__init__(connection, row_factory=tuple_row)
+        self._adapters = AdaptersMap(_ADAPTERS)
+
+    def execute(
+        self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
+    ) -> Any:
+        """As psycopg has it."""
+        self.format = Format.BINARY if params is not None or binary else Format.TEXT
+        return super().execute(query, params, prepare=prepare)
