@@ -7,14 +7,22 @@ import contextvars
 import inspect
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import CoroutineType
 from typing import Any, Final
 
 from durable.errors import ColourMismatch, StepTimeout
 
-__all__ = ["awaitable_in_vain", "awaited_within", "called_within", "can_be_awaited", "needs_a_thread", "on_a_thread"]
+__all__ = [
+    "awaitable_in_vain",
+    "awaited_within",
+    "called_within",
+    "can_be_awaited",
+    "needs_a_thread",
+    "never_awaited",
+    "on_a_thread",
+]
 
 _ABANDONED: Final = "A thread cannot be stopped: the body goes on there, and what becomes of it is not recorded."
 _HELD_THE_LOOP: Final = (
@@ -37,6 +45,14 @@ def awaitable_in_vain(name: str, value: Any, why: str) -> ColourMismatch:
     if inspect.iscoroutine(value):
         value.close()  # it will never be awaited, and says so here rather than in a warning
     return ColourMismatch(f"step {name!r} returned something to await, {why}")
+
+
+def never_awaited(names: Sequence[str]) -> str:
+    """What is said of steps that an async workflow has called, and nothing has awaited."""
+    if len(names) == 1:
+        return f"step {names[0]!r} was called and never awaited, so it did not run: await it, as in `await step(...)`"
+    several = ", ".join(map(repr, names))
+    return f"steps {several} were called and never awaited, so they did not run: await them, as in `await step(...)`"
 
 
 def called_within(seconds: float, name: str, body: Callable[[], Any]) -> Any:

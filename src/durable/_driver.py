@@ -68,7 +68,8 @@ class Body(Struct, frozen=True):
     """What a step calls, and on which terms.
 
     Its value is written and read by its `annotation`. One that `listens` is called when its `patience` is at its end. One
-    with an `isolation` works in a transaction, and gets its connection as first argument.
+    with an `isolation` works in a transaction, and gets its connection as first argument. The value of one that `rests` is the
+    moment until which the workflow then sleeps.
     """
 
     fn: Callable[..., Any]
@@ -79,6 +80,7 @@ class Body(Struct, frozen=True):
     listens: bool = False
     patience: float | None = None
     isolation: Isolation | None = None
+    rests: bool = False
 
     def call(self) -> Any:
         """What the body returns."""
@@ -195,7 +197,7 @@ class Driver:
             until = seconds if isinstance(seconds, datetime) else self._clock.now() + timedelta(seconds=seconds)
             return until.astimezone(UTC).isoformat()
 
-        return Body(wakes_at, (), {}, PLAIN)
+        return Body(wakes_at, (), {}, PLAIN, rests=True)
 
     def _resting(self, until: object) -> Wait | Abort | None:
         moment = datetime.fromisoformat(str(until))

@@ -91,6 +91,12 @@ class Plan(Struct, frozen=True, eq=False):
         return replace(self, store=store, clock=clock, deadline=_deadline(self.options.deadline, clock))
 
     @property
+    def is_async(self) -> bool:
+        """Whether the workflow is to be awaited."""
+        fn = self.fn
+        return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+
+    @property
     def is_late(self) -> bool:
         """Whether the deadline is past."""
         return self.deadline is not None and self.clock.elapsed() >= self.deadline

@@ -184,10 +184,9 @@ def run(
         version, on_version_mismatch, on_conflict, wait_timeout, lease, deadline, metadata, cancel, retry, on_event
     )
     plan = planned(deps, fn, id, store, input, options)
-    is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
     if (rehearse := getattr(plan.store, "rehearse", None)) is not None:  # see durable.testing.Rehearsal
-        return rehearse(plan, is_async=is_async)
-    if is_async:
+        return rehearse(plan, is_async=plan.is_async)
+    if plan.is_async:
         return AsyncRun(plan).outcome()
     before = current_frame.get()
     try:
@@ -274,8 +273,12 @@ class BlockingRun(_Either):
             raise
         try:
             try:
-                end.returned(plan, plan.fn(*arguments))
+                value = plan.fn(*arguments)
+                driver.see_begun()
+                end.returned(plan, value)
             except Exception as exception:
+                execution.over = True
+                driver.see_begun(exception)
                 end.raised(plan, exception)
             execution.over = True
             driver.drain()
@@ -370,8 +373,12 @@ class AsyncRun(_Either):
             raise
         try:
             try:
-                end.returned(plan, await plan.fn(*arguments))
+                value = await plan.fn(*arguments)
+                await driver.see_begun()
+                end.returned(plan, value)
             except Exception as exception:
+                execution.over = True
+                await driver.see_begun(exception)
                 end.raised(plan, exception)
             execution.over = True
             await driver.drain()
@@ -453,10 +460,14 @@ class _End:
 
     def returned(self, plan: Plan, value: Any) -> None:
         if inspect.isawaitable(value):
-            raise ColourMismatch(
-                f"workflow {plan.claim.workflow!r} returned something to await, but is not an async function: "
-                f"define it with `async def`"
+            if inspect.iscoroutine(value):
+                value.close()  # it will never be awaited, and says so here rather than in a warning
+            advice = (
+                "await it there, and return what it gives"
+                if plan.is_async
+                else "but is not an async function: define it with `async def`"
             )
+            raise ColourMismatch(f"workflow {plan.claim.workflow!r} returned something to await: {advice}")
         self._value = plan.encoded(value)
 
     def raised(self, plan: Plan, exception: Exception) -> None:

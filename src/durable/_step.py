@@ -10,7 +10,7 @@ import tenacity
 from psycopg import Connection
 
 from durable._colours import AsyncDriver, BlockingDriver
-from durable._map import Items, mapped, mapped_async
+from durable._map import Items
 from durable._terms import terms
 from durable.stores.protocol import Isolation
 
@@ -100,11 +100,11 @@ class Step(BlockingDriver):
         """
         given = terms(retry, timeout)
         every = Items(name, items, key, max_concurrency, return_exceptions=return_exceptions)
-        return mapped(every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given)))
+        return self._mapped(every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given)))
 
     def sleep(self, name: str, seconds: float | datetime, *, key: str | None = None) -> None:
         """Let `seconds` pass, or until an aware `datetime`. The moment of waking is recorded: restarts do not begin anew."""
-        self._rested(self._called(name, key, self._sleeping(seconds)))
+        self._called(name, key, self._sleeping(seconds))
 
     def wait_for(self, name: str, *, timeout: float | None = None, key: str | None = None) -> Any:
         """Wait for `durable.signal(store, id, name, payload)`, from any process, and return the payload.
@@ -177,7 +177,8 @@ class AsyncStep(AsyncDriver):
     ) -> Any:
         """Call `fn(*args)`, and await what it returns if that can be awaited; otherwise as `Step`.
 
-        The key is drawn at this call, the body begins when the coroutine is awaited. A blocking function runs on the
+        The key is drawn at this call, the body begins when the coroutine is awaited; a run is not completed while one never was
+        (`ColourMismatch`), and waits for tasks that the workflow has left behind with a step. A blocking function runs on the
         event loop: use `asyncio.to_thread` in it if it takes long. With a `timeout` an async body is cancelled, and a
         blocking one runs in a thread of its own.
         """
@@ -250,11 +251,11 @@ class AsyncStep(AsyncDriver):
         """See `Step.map`; on tasks."""
         given = terms(retry, timeout)
         every = Items(name, items, key, max_concurrency, return_exceptions=return_exceptions)
-        return mapped_async(every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given)))
+        return self._mapped(every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given)))
 
     def sleep(self, name: str, seconds: float | datetime, *, key: str | None = None) -> Pending[None]:
         """See `Step.sleep`."""
-        return self._rested(self._called(name, key, self._sleeping(seconds)))
+        return self._called(name, key, self._sleeping(seconds))
 
     def wait_for(self, name: str, *, timeout: float | None = None, key: str | None = None) -> Pending[Any]:
         """See `Step.wait_for`."""
