@@ -22,6 +22,7 @@ LEAVES = {
         "call_decorated",
         "drain",
         "settle",
+        "_settled",
         "see_begun",
         "_forgotten",
         "_mapped",
@@ -39,7 +40,7 @@ LEAVES = {
         "_changed",
         "_wait_until",
     },
-    (BlockingRun, AsyncRun): {"__init__", "_begun", "_give_back", "_migrated"},
+    (BlockingRun, AsyncRun): {"__init__", "_begun", "_finished", "_give_back", "_give_back_late", "_migrated"},
     (WholeSnapshots, _Verbs): {"__init__", "close", "_called"},
 }
 

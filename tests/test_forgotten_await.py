@@ -132,7 +132,7 @@ FORGOTTEN = [
 def _ran(store: MemoryStore, workflow: Workflow) -> Any:
     async def main() -> Any:
         return await durable.run(
-            {"charge": charge, "kept": [], "never": asyncio.Event()}, workflow, id="r", store=store
+            {"charge": charge, "kept": list[Any](), "never": asyncio.Event()}, workflow, id="r", store=store
         )
 
     return asyncio.run(main())

@@ -46,6 +46,7 @@ from durable._engine.decisions import (
 )
 from durable._engine.journal import Call
 from durable._map import Items, mapped, mapped_async
+from durable._shielded import see_through
 from durable.errors import ColourMismatch, DurableError, Unwind
 from durable.snapshot import Record
 
@@ -252,12 +253,16 @@ class AsyncDriver(Driver):
     async def settle(self, seconds: float, reason: BaseException) -> None:
         """Wait until no checkpoint is on its way, `seconds` at most; not at all in a coroutine that is being closed."""
         if not isinstance(reason, GeneratorExit):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await asyncio.sleep(0)  # what has a task ends in it
-                    while self._execution.committing:
-                        await self._changed()
+            with contextlib.suppress(asyncio.CancelledError):  # `reason` is raised, once this is over
+                await see_through(asyncio.ensure_future(self._settled(seconds)), seconds)
         self._forgotten()
+
+    async def _settled(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.sleep(0)  # a task that has not begun ends in this turn
+                while self._execution.committing:
+                    await self._changed()
 
     def _called(self, name: str, key: str | None, body: Body) -> Coroutine[Any, Any, Any]:
         fingerprint = self._fingerprint(name, key, body)

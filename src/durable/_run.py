@@ -34,6 +34,7 @@ from durable._engine.leases import Lease
 from durable._engine.steps import Execution
 from durable._migration import OnVersionMismatch
 from durable._plan import OMITTED, Options, Plan, planned
+from durable._shielded import see_through
 from durable._step import AsyncStep, Pending, Step
 from durable.errors import (
     ColourMismatch,
@@ -42,7 +43,7 @@ from durable.errors import (
 )
 from durable.events import Listener
 from durable.failures import to_record
-from durable.snapshot import ErrorRecord, Status
+from durable.snapshot import ErrorRecord, Record, Status
 from durable.stores._given import AnyStore
 from durable.stores.protocol import RunStore, SnapshotStore
 
@@ -268,8 +269,8 @@ class BlockingRun(_Either):
             self._driver = driver = self._new_driver(execution, *plan.for_driver)
             arguments = plan.arguments(driver, execution.journal)
             token = enter(driver.frame())
-        except BaseException:
-            self._give_back(lease)
+        except BaseException as reason:
+            self._give_back(lease, None, reason)
             raise
         try:
             try:
@@ -290,7 +291,7 @@ class BlockingRun(_Either):
         match end.conclusion(execution):
             case Finish(status, record) as finish:
                 try:
-                    self._store.finish(lease, status, record)
+                    self._finished(lease, status, record)
                 except DurableError as error:
                     self._give_back(lease)
                     raise end.interruption(plan, execution, error) from end.exception
@@ -304,6 +305,9 @@ class BlockingRun(_Either):
     def _begun(self, claim: Claim) -> ClaimReply:
         thread = threading.current_thread()
         return self._store.begin(claim, lambda: self._alive(thread.is_alive()))
+
+    def _finished(self, lease: Lease, status: Status, record: Record) -> None:
+        self._store.finish(lease, status, record)
 
     def _migrated(self, mismatch: VersionMismatch) -> None:
         stored = self._store.load(mismatch.run_id)
@@ -368,8 +372,8 @@ class AsyncRun(_Either):
             self._driver = driver = self._new_driver(execution, *plan.for_driver)
             arguments = plan.arguments(driver, execution.journal)
             token = enter(driver.frame())
-        except BaseException:
-            await self._give_back(lease)
+        except BaseException as reason:
+            await self._give_back(lease, None, reason)
             raise
         try:
             try:
@@ -390,7 +394,7 @@ class AsyncRun(_Either):
         match end.conclusion(execution):
             case Finish(status, record) as finish:
                 try:
-                    await self._store.aio.finish(lease, status, record)
+                    await self._finished(lease, status, record)
                 except DurableError as error:
                     await self._give_back(lease)
                     raise end.interruption(plan, execution, error) from end.exception
@@ -421,12 +425,20 @@ class AsyncRun(_Either):
 
         reply = self._store.aio.begin(claim, alive)
         try:
-            return await asyncio.shield(reply)
-        except asyncio.CancelledError:  # a lease that is granted all the same is given back when it comes
-            await asyncio.wait([reply], timeout=_PATIENCE)
-            if reply.done() and reply.exception() is None and isinstance(granted := reply.result(), Granted):
-                await self._give_back(granted.lease)
+            return await see_through(reply, _PATIENCE)
+        except BaseException as reason:  # a lease that is granted all the same is given back, now or when it comes
+            if not reply.done():
+                reply.add_done_callback(self._give_back_late)
+            elif reply.exception() is None and isinstance(granted := reply.result(), Granted):
+                await self._give_back(granted.lease, None, reason)
             raise
+
+    def _give_back_late(self, reply: asyncio.Future[ClaimReply]) -> None:
+        if not reply.cancelled() and reply.exception() is None and isinstance(granted := reply.result(), Granted):
+            self._store.aio.release(granted.lease)
+
+    async def _finished(self, lease: Lease, status: Status, record: Record) -> None:
+        await see_through(self._store.aio.finish(lease, status, record), _PATIENCE)
 
     async def _migrated(self, mismatch: VersionMismatch) -> None:
         stored = await self._store.aio.load(mismatch.run_id)
@@ -445,7 +457,11 @@ class AsyncRun(_Either):
                     self._store.aio.release(lease, status)
                 return
             release = self._store.aio.release(lease, status)  # begun here, and not cancelled with this task
-            await asyncio.wait([release], timeout=_PATIENCE)
+            try:
+                await see_through(asyncio.ensure_future(asyncio.wait([release], timeout=_PATIENCE)), _PATIENCE)
+            except asyncio.CancelledError:
+                if reason is None:
+                    raise  # else `reason` is on its way
             if release.done() and isinstance(problem := release.exception(), DurableError):
                 _left_to_end(lease, problem)
 
