@@ -36,6 +36,7 @@ from durable._engine.journal import Call
 from durable._engine.leases import LONGEST_WAIT
 from durable._engine.steps import Execution
 from durable._retry import Policy
+from durable._stack import require_stack
 from durable._terms import PLAIN, Terms, checked_timeout
 from durable.clocks import Clock
 from durable.codecs import Codec, after_the_body, returns
@@ -156,6 +157,7 @@ class Driver:
 
     def _fingerprint(self, name: str, key: str | None, body: Body) -> str:
         """The fingerprint of a call's arguments, once the call itself has been found sound."""
+        require_stack()
         fn, args, kwargs = body.fn, body.args, body.kwargs
         frame = current_frame.get()
         if frame is not None and frame.driver is self and frame.inside is not None:

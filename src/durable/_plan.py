@@ -23,6 +23,7 @@ from durable._engine.journal import Journal
 from durable._engine.leases import checked_seconds
 from durable._engine.steps import Execution
 from durable._migration import OnVersionMismatch, answer_to, checked_answer, migrated
+from durable._stack import require_stack
 from durable._terms import Terms, checked_timeout, terms
 from durable.clocks import Clock, clock_of
 from durable.codecs import Codec, accepts, checked_plain, codec_of, returns
@@ -183,6 +184,7 @@ def planned(
     options: Options,
 ) -> Plan:
     """The call, checked: every mistake that can be seen without the store is named here, before it is asked."""
+    require_stack()
     checked_name("a run's id", id)
     store = run_store(_store_of_this_process() if given is None else given)
     _check(options)
