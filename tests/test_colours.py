@@ -27,6 +27,7 @@ LEAVES = {
         "_forgotten",
         "_mapped",
         "_called",
+        "_drawn",
         "_admitted",
         "_attempted",
         "_checkpointed",
@@ -41,7 +42,7 @@ LEAVES = {
         "_wait_until",
     },
     (BlockingRun, AsyncRun): {"__init__", "_begun", "_finished", "_give_back", "_give_back_late", "_migrated"},
-    (WholeSnapshots, _Verbs): {"__init__", "close", "_called"},
+    (WholeSnapshots, _Verbs): {"__init__", "begin", "close", "release", "replace", "_called"},
 }
 
 _SAME_BUT_FOR_COLOUR = {

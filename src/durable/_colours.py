@@ -45,6 +45,7 @@ from durable._engine.decisions import (
     Wait,
 )
 from durable._engine.journal import Call
+from durable._locks import locked
 from durable._map import Items, mapped, mapped_async
 from durable._shielded import see_through
 from durable.errors import ColourMismatch, DurableError, Unwind
@@ -80,9 +81,12 @@ class BlockingDriver(Driver):
 
     def _called(self, name: str, key: str | None, body: Body) -> Any:
         fingerprint = self._fingerprint(name, key, body)
-        with self._lock:
-            call = self._draw(name, key, body, fingerprint, threading.current_thread())
+        call = self._drawn(name, key, body, fingerprint)
         return self._rested(call, body) if body.rests else self._driven(call, body)
+
+    @locked
+    def _drawn(self, name: str, key: str | None, body: Body, fingerprint: str) -> Call:
+        return self._draw(name, key, body, fingerprint, threading.current_thread())
 
     def _mapped(self, every: Items, called: Callable[[str, Any], Any]) -> list[Any]:
         return mapped(every, called)
@@ -141,14 +145,25 @@ class BlockingDriver(Driver):
         return self._performed(call, attempt, body, transaction)
 
     def _committed(self, call: Call, body: Body, record: Record) -> StepOutcome:
-        return self._committing(call, body, record)
+        return self._committing(call, body, record, partial(self._answered_late, call))
 
-    def _checkpointed(self, _: Call, record: Record) -> StepOutcome:
+    def _checkpointed(self, call: Call, record: Record) -> StepOutcome:
+        late = partial(self._answered_late, call)
         try:
-            self._store.checkpoint(self._execution.lease, record)
+            # On one line: nothing comes between the answer and that it is known.
+            call.stored = self._store.checkpoint(self._execution.lease, record, late) is None  # type: ignore[func-returns-value]
         except DurableError as error:
             return Rejected(error)
         return ACKNOWLEDGED
+
+    def _answered_late(self, call: Call, error: BaseException | None) -> None:
+        """An interrupt has come in place of the answer, which is this: what is recorded stays so, and the interrupt goes on."""
+        if error is None:
+            self._advance(call, ACKNOWLEDGED)
+        elif isinstance(error, DurableError):
+            self._advance(call, Rejected(error))
+        else:
+            call.stored = False
 
     def _received(self, signal: str, taken: Sequence[int]) -> StepOutcome:
         try:
@@ -177,21 +192,21 @@ class BlockingDriver(Driver):
         self._forsaken(call)
         self._advance(call, Interrupted(type(reason).__name__))
 
+    @locked
     def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
-        with self._lock:
-            reading = UNREAD if outcome is self._timeless else self._reading(outcome)
-            decision = self._execution.advance(call, outcome, reading)
-            if self._waiting:
-                self._changed.notify_all()
-            return decision
+        reading = UNREAD if outcome is self._timeless else self._reading(outcome)
+        decision = self._execution.advance(call, outcome, reading)
+        if self._waiting:
+            self._changed.notify_all()
+        return decision
 
+    @locked
     def _wait_until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
-        with self._lock:
-            self._waiting += 1
-            try:
-                return self._changed.wait_for(condition, seconds)
-            finally:
-                self._waiting -= 1
+        self._waiting += 1
+        try:
+            return self._changed.wait_for(condition, seconds)
+        finally:
+            self._waiting -= 1
 
 
 class AsyncDriver(Driver):
@@ -371,6 +386,7 @@ class AsyncDriver(Driver):
             self._abandoned(call, asyncio.CancelledError())
 
     async def _checkpointed(self, call: Call, record: Record) -> StepOutcome:
+        call.stored = None
         answer = self._store.aio.checkpoint(self._execution.lease, record, partial(self._answered_late, call))
         self._unanswered.add(call)
         try:

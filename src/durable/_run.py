@@ -34,6 +34,7 @@ from durable._engine.leases import Lease
 from durable._engine.steps import Execution
 from durable._migration import OnVersionMismatch
 from durable._plan import OMITTED, Options, Plan, planned
+from durable._reports import say
 from durable._shielded import see_through
 from durable._step import AsyncStep, Pending, Step
 from durable.errors import (
@@ -189,11 +190,14 @@ def run(
         return rehearse(plan, is_async=plan.is_async)
     if plan.is_async:
         return AsyncRun(plan).outcome()
-    before = current_frame.get()
+    before, blocking = current_frame.get(), BlockingRun(plan)
     try:
-        return BlockingRun(plan).outcome()
-    finally:  # also when a signal handler has raised between the entering of a frame and the `try` that leaves it
-        current_frame.set(before)
+        return blocking.outcome()
+    finally:  # also when a signal handler has raised where nothing else could see to it
+        try:
+            blocking.give_all_back()
+        finally:
+            current_frame.set(before)
 
 
 class _Either:
@@ -206,12 +210,24 @@ class _Either:
         self._driver: Step | AsyncStep | None = None
         self._over = False
         self._granted: Granted | None = None  # until its journal is loaded
+        self._execution: Execution | None = None
 
     def _loaded(self, main: object) -> Execution:
         """The machine for what was granted, which is let go: half of what a resumed run would hold are its journal's texts."""
         granted, self._granted = self._granted, None
         assert granted is not None, "asked for twice"  # noqa: S101 -- our own mistake, not an input
-        return self._plan.execution(granted, main)
+        self._execution = self._plan.execution(granted, main)
+        return self._execution
+
+    def _is_back(self, lease: Lease) -> None:
+        """The lease needs no giving back any more."""
+        with contextlib.suppress(ValueError):
+            self._plan.claim.taken.remove(lease)
+
+    def _left_over(self) -> list[tuple[Lease, Status | None]]:
+        """The leases that this call of `run` still has, though it is over, and what their run goes back to."""
+        status = None if self._execution is None else self._execution.journal.former_status()
+        return [(lease, status) for lease in list(self._plan.claim.taken)]
 
     def _alive(self, running: bool) -> bool:
         """Whether somebody still works under the lease; asked by the heartbeat, which has a look at the steps too."""
@@ -232,6 +248,10 @@ class BlockingRun(_Either):
     def outcome(self) -> Any:
         try:
             return self._admitted()
+        except BaseException as reason:
+            self._over = True
+            self.give_all_back(reason)
+            raise
         finally:
             self._over = True
 
@@ -308,6 +328,7 @@ class BlockingRun(_Either):
 
     def _finished(self, lease: Lease, status: Status, record: Record) -> None:
         self._store.finish(lease, status, record)
+        self._is_back(lease)
 
     def _migrated(self, mismatch: VersionMismatch) -> None:
         stored = self._store.load(mismatch.run_id)
@@ -317,12 +338,18 @@ class BlockingRun(_Either):
                 raise _async_answer(answer)
             self._store.replace(mismatch.run_id, stored, self._plan.migrated(answer, mismatch, stored))
 
+    def give_all_back(self, reason: BaseException | None = None) -> None:
+        """Whatever an interrupt has kept from being given back."""
+        for lease, status in self._left_over():
+            self._give_back(lease, status, reason)
+
     def _give_back(self, lease: Lease | None, status: Status | None = None, _: BaseException | None = None) -> None:
         if lease is not None:
             try:
                 self._store.release(lease, status)
             except DurableError as problem:  # whatever it is, it must not replace what the run has come to
                 _left_to_end(lease, problem)
+            self._is_back(lease)
 
 
 class AsyncRun(_Either):
@@ -335,6 +362,10 @@ class AsyncRun(_Either):
     async def outcome(self) -> Any:
         try:
             return await self._admitted()
+        except BaseException as reason:
+            self._over = True
+            await self.give_all_back(reason)
+            raise
         finally:
             self._over = True
 
@@ -439,6 +470,7 @@ class AsyncRun(_Either):
 
     async def _finished(self, lease: Lease, status: Status, record: Record) -> None:
         await see_through(self._store.aio.finish(lease, status, record), _PATIENCE)
+        self._is_back(lease)
 
     async def _migrated(self, mismatch: VersionMismatch) -> None:
         stored = await self._store.aio.load(mismatch.run_id)
@@ -448,10 +480,16 @@ class AsyncRun(_Either):
                 answer = await answer
             await self._store.aio.replace(mismatch.run_id, stored, self._plan.migrated(answer, mismatch, stored))
 
+    async def give_all_back(self, reason: BaseException | None = None) -> None:
+        """Whatever an interrupt has kept from being given back."""
+        for lease, status in self._left_over():
+            await self._give_back(lease, status, reason)
+
     async def _give_back(
         self, lease: Lease | None, status: Status | None = None, reason: BaseException | None = None
     ) -> None:
         if lease is not None:
+            self._is_back(lease)
             if isinstance(reason, GeneratorExit):  # the coroutine is being closed, and may not wait any more
                 with contextlib.suppress(RuntimeError):  # nor can it ask where the event loop is gone: the lease ends
                     self._store.aio.release(lease, status)
@@ -527,6 +565,5 @@ def _async_answer(answer: Any) -> ColourMismatch:
 
 
 def _left_to_end(lease: Lease, problem: DurableError) -> None:
-    _log.warning(
-        "the lease on run %r could not be given back (%s) and ends by itself", lease.run_id, type(problem).__name__
-    )
+    message = "the lease on run %r could not be given back (%s) and ends by itself"
+    say(_log, logging.WARNING, message, lease.run_id, type(problem).__name__)

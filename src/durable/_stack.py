@@ -24,7 +24,7 @@ def require_stack() -> None:
     """Raise `RecursionError` here, where nothing has begun yet, rather than a few calls later, in the midst of it."""
     if sys.version_info >= (3, 12):  # the limit is one of Python's frames, and they can be counted
         try:
-            sys._getframe(max(sys.getrecursionlimit() - _FRAMES, 1))
+            sys._getframe(max(sys.getrecursionlimit() - _FRAMES, 1))  # noqa: SLF001 -- the one way to count them
         except ValueError:  # there are not so many
             return
         raise RecursionError("maximum recursion depth exceeded: too few frames are left for a step")

@@ -84,7 +84,7 @@ def last_record_overlooked() -> None:
 def transaction_in_two() -> None:
     """A transaction's effect is committed first, and its record afterwards."""
 
-    def commit(self: PostgresTransaction, record: Any) -> None:
+    def commit(self: PostgresTransaction, record: Any, _late: Any = None) -> None:
         lane, lease = self._lane, self._lease
         assert lane is not None
         lane.connection.execute(b"COMMIT", prepare=False)

@@ -30,7 +30,8 @@ class Call(Struct, eq=False):
     when the last one did, in elapsed seconds. A call that `listens` waits for a signal of its name, with `patience` in
     seconds (None: for ever); it has had so many `looks` for it, and `signal` is the number of the one that came. A call
     that `transacts` has its body in a transaction; that was the victim of so many `conflicts`, or was lost, and `seq` is
-    the place that its record was given before.
+    the place that its record was given before. `stored` is what its driver knows of the record that it is to send, where an
+    interrupt may leave no chance to report it: True once that is acknowledged, None while it is not known.
     """
 
     key: str
@@ -51,6 +52,7 @@ class Call(Struct, eq=False):
     conflicts: int = 0
     lost: int = 0
     seq: int | None = None
+    stored: bool | None = False
     phase: Phase = Phase.DRAWN
     attempts: int = 0
     first: datetime | None = None

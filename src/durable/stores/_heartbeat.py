@@ -8,8 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from durable._engine.leases import Lease
+from durable._locks import locked
+from durable._reports import report
 from durable.clocks import Clock
+from durable.stores._daemons import started
 
+_SHORTEST_PAUSE: Final = 0.05  # seconds, after a turn that failed
 _RETRY: Final = 0.1  # of the shortest lease: how soon a failed renewal is tried again
 
 _log = logging.getLogger("durable")
@@ -27,27 +31,30 @@ class Heartbeat:
         self._renew = renew
         self._clock = clock
         self._kept: dict[str, tuple[Lease, Callable[[], bool]]] = {}
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # a signal handler may come while it is held
+        self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._closed = False
 
+    @locked
     def keep(self, lease: Lease, alive: Callable[[], bool]) -> None:
-        """Renew this lease from now on, for as long as `alive()` says that somebody works under it."""
-        with self._changed:
-            self._kept[lease.token] = (lease, alive)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="durable-heartbeat", daemon=True)
-                self._thread.start()
-            self._changed.notify()
+        """Renew this lease from now on, for as long as `alive()` says that somebody works under it.
 
+        `StoreUnavailable` when its thread cannot be started; the lease is not kept then.
+        """
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = started("durable-heartbeat", self._run)
+        self._kept[lease.token] = (lease, alive)
+        self._changed.notify()
+
+    @locked
     def drop(self, lease: Lease) -> None:
         """Renew it no more."""
-        with self._changed:
-            self._kept.pop(lease.token, None)
+        self._kept.pop(lease.token, None)
 
     def close(self) -> None:
         """End the thread, after the renewal that it may be in."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify()
             thread = self._thread
@@ -56,7 +63,7 @@ class Heartbeat:
 
     def beat(self) -> bool:
         """Renew every lease once; False when some could not be."""
-        with self._changed:
+        with self._lock:
             kept = list(self._kept.values())
         leases = [lease for lease, alive in kept if self._lives(lease, alive)]
         if not leases:
@@ -65,7 +72,8 @@ class Heartbeat:
         try:
             standing = self._renew(leases)
         except Exception as problem:
-            _log.warning("%d leases could not be renewed (%s); trying again", len(leases), type(problem).__name__)
+            message = "%d leases could not be renewed (%s); trying again"
+            report(_log, logging.WARNING, message, len(leases), type(problem).__name__)
             return False
         for lease in leases:
             if lease.token not in standing:
@@ -75,32 +83,43 @@ class Heartbeat:
         return all(standing.values())
 
     def _lives(self, lease: Lease, alive: Callable[[], bool]) -> bool:
-        if alive():  # not under the lock: this is the driver's own code, which may take its time
+        try:  # not under the lock: this is the driver's own code, which may take its time
+            if alive():
+                return True
+        except Exception as problem:  # says nothing about whether it lives, and must not cost the others their leases
+            report(_log, logging.ERROR, "run %r could not be looked at", lease.run_id, problem=problem)
             return True
-        with self._changed:
+        with self._lock:
             if self._kept.pop(lease.token, None) is not None:
-                _log.warning("the driver of run %r is gone; its lease is left to end", lease.run_id)
+                report(_log, logging.WARNING, "the driver of run %r is gone; its lease is left to end", lease.run_id)
         return False
 
     def _lost(self, lease: Lease) -> None:
-        with self._changed:  # unless it was given back while the renewal was under way
+        with self._lock:  # unless it was given back while the renewal was under way
             if self._kept.pop(lease.token, None) is not None:
                 lease.lost = "another execution has taken it over"
 
     def _run(self) -> None:
-        pause = 0.0
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._kept)
-                if self._closed:
-                    return
-                wait = max(pause, self._next_due() - self._clock.elapsed())
-                if wait > 0:
-                    pause = 0.0
-                    self._changed.wait(wait)
-                    continue
-                shortest = min(lease.seconds for lease, _ in self._kept.values())
-            pause = 0.0 if self.beat() else shortest * _RETRY
+        pause: float | None = 0.0
+        while pause is not None:
+            try:
+                pause = self._turn(pause)
+            except Exception as problem:
+                report(_log, logging.ERROR, "the heartbeat failed, and goes on", problem=problem)
+                pause = _SHORTEST_PAUSE
+
+    def _turn(self, pause: float) -> float | None:
+        """Wait until the first lease is due, then renew all; seconds to pause before the next turn, None at the end."""
+        with self._lock:
+            self._changed.wait_for(lambda: self._closed or self._kept)
+            if self._closed:
+                return None
+            wait = max(pause, self._next_due() - self._clock.elapsed())
+            if wait > 0:
+                self._changed.wait(wait)
+                return 0.0
+            shortest = min(lease.seconds for lease, _ in self._kept.values())
+        return 0.0 if self.beat() else shortest * _RETRY
 
     def _next_due(self) -> float:
         return min(lease.due() for lease, _ in self._kept.values())

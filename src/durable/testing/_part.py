@@ -21,7 +21,7 @@ from durable.documents import Snapshot
 from durable.errors import DurableError, Unwind, WorkflowDrift
 from durable.snapshot import Kind, Record, Status
 from durable.stores._threads import ThreadedStore
-from durable.stores.protocol import Isolation, Transaction
+from durable.stores.protocol import Isolation, Late, Transaction
 from durable.testing._thunks import contents
 from durable.testing.clock import Watch
 from durable.testing.crashes import Place
@@ -144,10 +144,10 @@ class Part:
         self._rehearsal.on_stage((self.identity, self._run_id), self)
         return Granted(self._lease, reply.header, reply.records, reply.taken_from, reply.problem)
 
-    def checkpoint(self, lease: Lease, record: Record) -> None:  # noqa: ARG002
+    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:  # noqa: ARG002
         """See `RunStore`."""
         with self._asking():
-            self._store.checkpoint(self._holding(), record)
+            self._store.checkpoint(self._holding(), record, late)
         self.committed(record)
 
     def finish(self, lease: Lease, status: Status, record: Record) -> None:  # noqa: ARG002
@@ -302,10 +302,10 @@ class _Staged:
         """See `Transaction`."""
         return self._transaction.call(fn, args)
 
-    def commit(self, record: Record) -> None:
+    def commit(self, record: Record, late: Late | None = None) -> None:
         """See `Transaction`."""
         with self._part.watch.at_work():
-            self._transaction.commit(record)
+            self._transaction.commit(record, late)
         self._part.committed(record)
 
     def rollback(self) -> None:

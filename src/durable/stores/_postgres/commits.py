@@ -395,6 +395,7 @@ def _claim_reply(claiming: Claiming, standing: dict[str, Any], records: dict[str
     if document is not None and token == f"{epoch}:{claiming.random}" and claiming.sent is not None:
         lease = Lease(claim.run_id, token, epoch, claim.seconds, claiming.sent, claiming.row)
         lease.known(len(records[claiming.row]), server)
+        claim.taken.append(lease)
         known = header or Header(claim.workflow, Execution(Status.RUNNING))
         return Granted(lease, known, told + records[claiming.row], problem=problem), token
     if problem is not None:

@@ -15,7 +15,7 @@ from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import Lease
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, chosen
-from durable.errors import LeaseLost
+from durable.errors import DurableError, LeaseLost
 from durable.snapshot import Record, Status
 from durable.stores._owner import is_dead
 from durable.stores._postgres import schema
@@ -114,9 +114,18 @@ class PostgresStore(SnapshotVerbs):
             reply = taken_from(reply, again)
         return self.kept(reply, alive)
 
-    def checkpoint(self, lease: Lease, record: Record) -> None:
+    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:
         """See `RunStore.checkpoint`. One round trip, one commit, shared with whoever waits at the same time."""
-        self.held_here(lease).perform(checkpoint_job(lease, record))
+        job = None
+        try:
+            job = checkpoint_job(lease, record)
+            self.held_here(lease).perform(job)
+        except DurableError:
+            raise
+        except BaseException as interrupt:
+            if late is not None:
+                late(interrupt if job is None else job.fate(interrupt))
+            raise
 
     def finish(self, lease: Lease, status: Status, record: Record) -> None:
         """See `RunStore.finish`. One round trip, one commit, shared likewise."""

@@ -7,6 +7,7 @@ socket down ends the wait at once, whatever the other side does.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import threading
@@ -14,7 +15,12 @@ from typing import Any, Final
 
 import psycopg
 
+from durable._locks import locked
+from durable._reports import report
 from durable.clocks import Clock
+from durable.stores._daemons import started
+
+_log = logging.getLogger("durable")
 
 _LOOK: Final = 0.25  # seconds between two looks at what is being watched
 
@@ -32,34 +38,41 @@ class Watchdog:
     def watch(self, connection: psycopg.Connection[Any], until: float) -> None:
         """End the connection if it is still watched at this reading of the clock."""
         self._watched[connection] = until
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
             self._start()
 
+    @locked
     def unwatch(self, connection: psycopg.Connection[Any]) -> None:
         """The reply has come."""
-        with self._lock:  # not while the connection is just being ended
-            self._watched.pop(connection, None)
+        self._watched.pop(connection, None)  # not while the connection is just being ended
 
     def close(self) -> None:
         """End the thread."""
         self._closed.set()
         if self._thread is not None:
             self._thread.join()
+        self._watched.clear()  # an interrupt may have left something
 
+    @locked
     def _start(self) -> None:
-        with self._lock:
-            if self._thread is None and not self._closed.is_set():
-                self._thread = threading.Thread(target=self._run, name="durable-watchdog", daemon=True)
-                self._thread.start()
+        if (self._thread is None or not self._thread.is_alive()) and not self._closed.is_set():
+            self._thread = started("durable-watchdog", self._run)
 
     def _run(self) -> None:
         while not self._closed.wait(_LOOK):
-            now = self._clock.elapsed()
-            with self._lock:  # while it is held, no watched connection is closed and no descriptor used anew
-                for connection, end in list(self._watched.items()):
-                    if end <= now:
-                        del self._watched[connection]
-                        shut_down(connection)
+            try:
+                self._turn()
+            except Exception as problem:
+                report(_log, logging.ERROR, "the watchdog failed, and goes on", problem=problem)
+
+    @locked
+    def _turn(self) -> None:
+        """End what is late. Meanwhile no watched connection is closed, and no descriptor used anew."""
+        now = self._clock.elapsed()
+        for connection, end in list(self._watched.items()):
+            if end <= now:
+                shut_down(connection)
+                del self._watched[connection]
 
 
 def shut_down(connection: psycopg.Connection[Any]) -> None:
