@@ -25,10 +25,10 @@ def _body(connection: Any) -> int:
     return int(connection.execute("SELECT 1").fetchone()[0])
 
 
-async def _workflow(step: Any, nap: float) -> list[int]:
+async def _workflow(step: Any, deps: Any) -> list[int]:
     first = await step("a", lambda: 1)
     second = await step.transaction("t", _body)
-    await asyncio.sleep(nap)
+    await asyncio.sleep(deps.nap)
     return [first, second, await step("b", lambda: 2)]
 
 
@@ -41,7 +41,7 @@ def _ran(store: PostgresStore, id: str, nap: float = 0.0, lease: float = 30.0) -
 
     def work() -> None:
         try:
-            came.append(asyncio.run(durable.run(nap, _workflow, id=id, store=store, lease=lease)))
+            came.append(asyncio.run(durable.run({"nap": nap}, _workflow, id=id, store=store, lease=lease)))
         except BaseException as problem:
             came.append(problem)
 

@@ -11,7 +11,7 @@ from durable._engine.leases import Lease
 from durable._locks import locked
 from durable._reports import report
 from durable.clocks import Clock
-from durable.stores._daemons import started
+from durable.stores._daemons import kept_up
 
 _SHORTEST_PAUSE: Final = 0.05  # seconds, after a turn that failed
 _RETRY: Final = 0.1  # of the shortest lease: how soon a failed renewal is tried again
@@ -35,6 +35,7 @@ class Heartbeat:
         self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._pause = 0.0  # seconds, before the next turn
 
     @locked
     def keep(self, lease: Lease, alive: Callable[[], bool]) -> None:
@@ -43,7 +44,7 @@ class Heartbeat:
         `StoreUnavailable` when its thread cannot be started; the lease is not kept then.
         """
         if self._thread is None or not self._thread.is_alive():
-            self._thread = started("durable-heartbeat", self._run)
+            self._thread = kept_up("durable-heartbeat", self._turn, self._failed)
         self._kept[lease.token] = (lease, alive)
         self._changed.notify()
 
@@ -99,27 +100,24 @@ class Heartbeat:
             if self._kept.pop(lease.token, None) is not None:
                 lease.lost = "another execution has taken it over"
 
-    def _run(self) -> None:
-        pause: float | None = 0.0
-        while pause is not None:
-            try:
-                pause = self._turn(pause)
-            except Exception as problem:
-                report(_log, logging.ERROR, "the heartbeat failed, and goes on", problem=problem)
-                pause = _SHORTEST_PAUSE
+    def _failed(self, problem: Exception) -> None:
+        report(_log, logging.ERROR, "the heartbeat failed, and goes on", problem=problem)
+        self._pause = _SHORTEST_PAUSE
 
-    def _turn(self, pause: float) -> float | None:
-        """Wait until the first lease is due, then renew all; seconds to pause before the next turn, None at the end."""
+    def _turn(self) -> bool:
+        """Wait until the first lease is due, then renew all; False at the end."""
         with self._lock:
             self._changed.wait_for(lambda: self._closed or self._kept)
             if self._closed:
-                return None
-            wait = max(pause, self._next_due() - self._clock.elapsed())
+                return False
+            wait = max(self._pause, self._next_due() - self._clock.elapsed())
             if wait > 0:
+                self._pause = 0.0
                 self._changed.wait(wait)
-                return 0.0
+                return True
             shortest = min(lease.seconds for lease, _ in self._kept.values())
-        return 0.0 if self.beat() else shortest * _RETRY
+        self._pause = 0.0 if self.beat() else shortest * _RETRY
+        return True
 
     def _next_due(self) -> float:
         return min(lease.due() for lease, _ in self._kept.values())

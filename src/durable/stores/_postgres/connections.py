@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import Future
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -23,7 +23,7 @@ from psycopg.rows import tuple_row
 
 from durable.clocks import Clock
 from durable.errors import AccessDenied, DurableError, InvalidArgument, StoreUnavailable, UnsuitableServer
-from durable.stores._daemons import started
+from durable.stores._daemons import kept_up
 from durable.stores._postgres import demands
 from durable.stores._postgres.watchdog import Watchdog
 
@@ -196,7 +196,7 @@ class Connections:
             return self._late.pop()
         seconds = self._left(until)
         made: Future[Connection] = Future()
-        started("durable-connecting", self._make, made, seconds)
+        kept_up("durable-connecting", partial(self._make, made, seconds), partial(_cannot, made))
         connection: Connection | None = None
         try:
             connection = made.result(seconds)
@@ -298,6 +298,8 @@ class Connections:
                 raise
         except psycopg.Error as problem:
             made.set_exception(self.meaning(problem))
+        except MemoryError as problem:
+            made.set_exception(StoreUnavailable(self.where, f"no connection could be made ({type(problem).__name__})"))
         except BaseException as problem:
             made.set_exception(problem)
         else:
@@ -383,6 +385,11 @@ class Connections:
                 connection.close()
             raise
         return lane
+
+
+def _cannot(made: Future[Connection], problem: Exception) -> None:
+    if not made.done():
+        made.set_exception(problem)
 
 
 def is_sound(connection: Connection) -> bool:

@@ -18,7 +18,7 @@ import psycopg
 from durable._locks import locked
 from durable._reports import report
 from durable.clocks import Clock
-from durable.stores._daemons import started
+from durable.stores._daemons import kept_up
 
 _log = logging.getLogger("durable")
 
@@ -56,17 +56,19 @@ class Watchdog:
     @locked
     def _start(self) -> None:
         if (self._thread is None or not self._thread.is_alive()) and not self._closed.is_set():
-            self._thread = started("durable-watchdog", self._run)
+            self._thread = kept_up("durable-watchdog", self._turn, self._failed)
 
-    def _run(self) -> None:
-        while not self._closed.wait(_LOOK):
-            try:
-                self._turn()
-            except Exception as problem:
-                report(_log, logging.ERROR, "the watchdog failed, and goes on", problem=problem)
+    def _failed(self, problem: Exception) -> None:
+        report(_log, logging.ERROR, "the watchdog failed, and goes on", problem=problem)
+
+    def _turn(self) -> bool:
+        if self._closed.wait(_LOOK):
+            return False
+        self._end_late()
+        return True
 
     @locked
-    def _turn(self) -> None:
+    def _end_late(self) -> None:
         """End what is late. Meanwhile no watched connection is closed, and no descriptor used anew."""
         now = self._clock.elapsed()
         for connection, end in list(self._watched.items()):

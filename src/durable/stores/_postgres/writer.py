@@ -17,12 +17,12 @@ from typing import Any, Final, Protocol
 import psycopg
 
 from durable._engine import batches
-from durable._engine.batches import Backlog, Entry, Verdict
+from durable._engine.batches import Backlog, Entry, Verb, Verdict
 from durable._locks import locked
 from durable._reports import report
 from durable.clocks import Clock
 from durable.errors import DurableError, InvalidArgument, OutcomeUnknown, StoreUnavailable, UnstorableValue
-from durable.stores._daemons import started
+from durable.stores._daemons import kept_up
 from durable.stores._postgres.connections import Connections, Lane
 from durable.stores._postgres.watchdog import Watchdog
 
@@ -227,7 +227,7 @@ class Writer:
         if self._thread is None or not self._thread.is_alive():
             if self._thread is not None and self._busy == self._thread.ident:
                 self._recover("its thread ended")
-            self._thread = started("durable-writer", self._run)
+            self._thread = kept_up("durable-writer", self._turn, self._failed)
 
     def _give_lane_back(self) -> None:
         """What an interrupted batch has left behind."""
@@ -250,14 +250,9 @@ class Writer:
             with contextlib.suppress(RuntimeError):  # its loop is closed
                 waiting.get_loop().call_soon_threadsafe(_enter, waiting)
 
-    def _run(self) -> None:
-        while True:
-            try:
-                if not self._turn():
-                    return
-            except Exception as problem:  # no memory, for example: the end of one batch, and not of the writer
-                with self._lock:
-                    self._recover(type(problem).__name__)
+    @locked
+    def _failed(self, problem: Exception) -> None:
+        self._recover(type(problem).__name__)
 
     def _recover(self, reason: str) -> None:
         """A turn has ended in the midst: nobody must wait for what it had in hand, and what waits is taken up."""
@@ -294,9 +289,13 @@ class Writer:
         try:
             return self._settled(batch)
         except Exception as problem:
-            self._give_up([job for job in batch if not job.done], type(problem).__name__)
+            # A claim may have been granted, and nobody would know of its lease: what became of it is looked up, once.
+            again = [job for job in batch if not job.done and job.verb is Verb.CLAIM and not job.unknown]
+            for job in again:
+                job.unknown = job.doubtful = True
+            self._give_up([job for job in batch if not job.done and job not in again], type(problem).__name__)
             report(_log, logging.ERROR, "the writer failed; the entries that it held are given up", problem=problem)
-            return []
+            return again
 
     def _work(self, batch: list[Job]) -> None:
         later = self._worked(batch)

@@ -16,7 +16,7 @@ from durable import _bodies, _run
 from durable._map import Items, mapped
 from durable._step import AsyncStep, Step
 from durable.snapshot import Record
-from durable.stores._daemons import Daemons, started
+from durable.stores._daemons import Daemons
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._postgres import writer
 from durable.stores._postgres.process import Process
@@ -227,8 +227,20 @@ def _body_on_a_thread(name: str, body: Callable[[], Any]) -> Any:
     return body_on_a_thread(name, body)  # whatever stands there: planted bugs do
 
 
+def _kept_up(_: str, turn: Callable[[], object], __: object) -> Any:
+    """See `stores._daemons`: nothing fails here, and nothing may wait until a thread has begun."""
+
+    def run() -> None:
+        while turn():
+            pass
+
+    thread = _threading.Thread(run)
+    thread.start()
+    return thread
+
+
 _OURS: Final = {"threading": _threading}
-_STARTED: Final = {**_OURS, "started": threads.with_names(cast(Any, started), _OURS)}
+_STARTED: Final = {**_OURS, "kept_up": _kept_up}
 _unsettled: Final = cast(Any, writer)._unsettled  # noqa: SLF001 -- what stands in a module stands in for it here
 _Writer: Final[Any] = threads.rebound(
     Writer, {**_STARTED, "tell": _told, "_unsettled": threads.with_names(_unsettled, _OURS)}
