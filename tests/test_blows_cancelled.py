@@ -14,6 +14,8 @@ from blows import KINDS, Tally, places, store_of
 from durable.stores._given import AnyStore
 from support import Database
 
+execute: Any = durable.run  # in either colour
+
 _LEASE = 30.0
 _PATIENCE = 15.0  # seconds, after which something hangs; all of it takes milliseconds
 
@@ -92,10 +94,10 @@ def test_a_cancellation_at_every_suspension(kind: str, mode: str, database: Data
 
     async def main() -> None:
         store = store_of(kind, database)
-        await durable.run(None, workflow, id="warm", store=store)
+        await execute(None, workflow, id="warm", store=store)
         for n in places(1):
             struck = _Struck(
-                durable.run(None, workflow, id=f"r{n}", store=store, lease=_LEASE), lambda at, n=n: strike(n, at)
+                execute(None, workflow, id=f"r{n}", store=store, lease=_LEASE), lambda at, n=n: strike(n, at)
             )
             if not await _survives(struck, store, workflow, tally, str(n)) or struck.suspensions < n:
                 break
@@ -112,7 +114,7 @@ def test_a_scope_of_anyio_that_is_cancelled_at_every_suspension(kind: str, datab
 
     async def main() -> None:
         store = store_of(kind, database)
-        await durable.run(None, workflow, id="warm", store=store)
+        await execute(None, workflow, id="warm", store=store)
         for n in places(1):
             reached = False
 
@@ -127,7 +129,7 @@ def test_a_scope_of_anyio_that_is_cancelled_at_every_suspension(kind: str, datab
                             asyncio.get_running_loop().call_soon(scope.cancel)
                         return False
 
-                    return await _Struck(durable.run(None, workflow, id=f"r{n}", store=store, lease=_LEASE), strike)
+                    return await _Struck(execute(None, workflow, id=f"r{n}", store=store, lease=_LEASE), strike)
 
             if not await _survives(scoped(), store, workflow, tally, str(n)) or not reached:
                 break
@@ -150,10 +152,10 @@ async def _survives(struck: Any, store: AnyStore, workflow: Callable[..., Any], 
     tally.blows += 1
     tally.came["cancelled" if run.cancelled() else type(run.exception() or run.result()).__name__] += 1
     async with asyncio.timeout(_PATIENCE):
-        if await durable.run(None, _another, id=f"another {at}", store=store) != 1:
+        if await execute(None, _another, id=f"another {at}", store=store) != 1:
             tally.stores_lost.append(at)
         try:
-            result = await durable.run(None, workflow, id=f"r{at}", store=store)
+            result = await execute(None, workflow, id=f"r{at}", store=store)
         except durable.ConcurrentExecution:
             tally.leases_kept.append(at)
         else:
@@ -175,7 +177,7 @@ def test_a_second_interrupt_of_asyncio_run_gives_the_lease_back(kind: str, datab
         return int(await step("x", body))
 
     async def main() -> None:
-        run = asyncio.ensure_future(durable.run(None, workflow, id="r", store=store))
+        run = asyncio.ensure_future(execute(None, workflow, id="r", store=store))
         await asyncio.sleep(0.05)
         run.cancel()
         await asyncio.sleep(0)
@@ -183,10 +185,10 @@ def test_a_second_interrupt_of_asyncio_run_gives_the_lease_back(kind: str, datab
 
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(main())
-    assert asyncio.run(durable.run(None, _another, id="again", store=store)) == 1
+    assert asyncio.run(execute(None, _another, id="again", store=store)) == 1
 
     async def mended(step: Any, _: Any) -> int:
         return int(await step("x", lambda: 1))
 
     mended.__name__ = mended.__qualname__ = "workflow"
-    assert asyncio.run(durable.run(None, mended, id="r", store=store)) == 1
+    assert asyncio.run(execute(None, mended, id="r", store=store)) == 1

@@ -15,6 +15,8 @@ import durable
 from blows import KINDS, Tally, places, store_of
 from support import Database
 
+execute: Any = durable.run  # in either colour
+
 _SOURCE = str(Path(durable.__file__).parent)
 _PATIENCE = 20.0  # seconds, after which something hangs
 _RESULT = [1, 2, [3, 4]]
@@ -72,13 +74,13 @@ def test_an_exception_at_every_line(kind: str, blow: type[BaseException], databa
     def struck(n: int, strike: _Strike) -> Any:
         sys.settrace(strike)
         try:
-            return durable.run(None, workflow, id=f"r{n}", store=store)
+            return execute(None, workflow, id=f"r{n}", store=store)
         except BaseException as problem:
             return problem
         finally:
             sys.settrace(None)
 
-    durable.run(None, workflow, id="warm", store=store)
+    execute(None, workflow, id="warm", store=store)
     for n in places(31):
         strike = _Strike(n, blow)
         came = within(lambda n=n, strike=strike: struck(n, strike))
@@ -124,10 +126,10 @@ def within(call: Any) -> Any:
 
 def asked(tally: Tally, at: str, store: Any, workflow: Any, id: str, result: Any) -> None:
     """Does another run work, and is the id free at once?"""
-    another = within(lambda: durable.run(None, lambda step, _: step("x", lambda: 1), id=f"another {at}", store=store))
+    another = within(lambda: execute(None, lambda step, _: step("x", lambda: 1), id=f"another {at}", store=store))
     if another != 1:
         tally.stores_lost.append(f"{at}: {another!r}")
-    again = within(lambda: durable.run(None, workflow, id=id, store=store))
+    again = within(lambda: execute(None, workflow, id=id, store=store))
     if isinstance(again, durable.ConcurrentExecution):
         tally.leases_kept.append(f"{at}: {again!r}")
     elif again != result:

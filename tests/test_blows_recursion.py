@@ -13,6 +13,8 @@ import durable
 from blows import KINDS, STRIDE, Tally, store_of
 from support import Database
 
+execute: Any = durable.run  # in either colour
+
 _DEEPEST = 200  # frames before the end of the stack, more than a step takes
 _THINNED = 19
 _PATIENCE = 15.0
@@ -70,7 +72,7 @@ def test_a_step_at_every_depth(kind: str, what: Callable[[Any], Any], database: 
             tally,
             str(spare),
             store,
-            lambda spare=spare: durable.run(None, workflow, id=f"r{spare}", input=spare, store=store),
+            lambda spare=spare: execute(None, workflow, id=f"r{spare}", input=spare, store=store),
         )
     assert {"too deep", "1"} <= set(tally.came)
     tally.show(f"a stack that ends in {what.__name__.strip('_')}, {kind}")
@@ -88,12 +90,12 @@ def test_a_run_at_every_depth(kind: str, database: Database) -> None:
 
         def run(spare: int = spare) -> Any:
             try:
-                return _deep(lambda: durable.run(None, workflow, id=f"r{spare}", store=store), spare)
+                return _deep(lambda: execute(None, workflow, id=f"r{spare}", store=store), spare)
             except RecursionError:
                 return "too deep"
 
         _strike(tally, str(spare), store, run)
-        if durable.run(None, workflow, id=f"r{spare}", store=store) != 1:
+        if execute(None, workflow, id=f"r{spare}", store=store) != 1:
             tally.wrong.append(str(spare))
     assert {"too deep", "1"} <= set(tally.came)
     tally.show(f"a stack that ends in a run, {kind}")
@@ -118,5 +120,5 @@ def _strike(tally: Tally, at: str, store: Any, run: Callable[[], Any]) -> None:
     tally.came[str(came[0])] += 1
     if came[0] not in (1, "too deep"):
         tally.wrong.append(f"{at}: {came[0]!r}")
-    if durable.run(None, lambda step, _: step("x", lambda: 1), id=f"another {at}", store=store) != 1:
+    if execute(None, lambda step, _: step("x", lambda: 1), id=f"another {at}", store=store) != 1:
         tally.stores_lost.append(at)

@@ -16,6 +16,8 @@ from blows import STRIDE, Tally, store_of
 from durable.stores import embedded
 from support import Database
 
+execute: Any = durable.run  # in either colour
+
 _BLOWS = 1000 // STRIDE if STRIDE else 60
 _PATIENCE = 20.0  # seconds, after which something hangs
 _KINDS = ("memory", "postgres", "five verbs", "embedded")
@@ -91,7 +93,7 @@ def test_a_signal_at_any_moment(
     armed, longest = False, 0.0
     began = time.monotonic()
     for n in range(5):
-        durable.run(None, workflow, id=f"warm {n}", store=store)
+        execute(None, workflow, id=f"warm {n}", store=store)
     longest = (time.monotonic() - began) / 8 * (0.7 if where == "around its commit" else 1.2)
     for n in range(_BLOWS // (2 * len(_KINDS)) if STRIDE == 0 else _BLOWS):
         armed = True
@@ -99,7 +101,7 @@ def test_a_signal_at_any_moment(
             try:
                 if where == "in the run":
                     alarm.set(chance.uniform(1e-5, longest), blow)
-                came = durable.run(None, workflow, id=f"r{n}", store=store)
+                came = execute(None, workflow, id=f"r{n}", store=store)
             finally:
                 alarm.off()
         except BaseException as problem:
@@ -125,7 +127,7 @@ def _ask(tally: Tally, n: int, store: Any, workflow: Any) -> None:
     def work() -> None:
         for run_id, fn in (f"another {n}", lambda step, _: step("x", lambda: 1)), (f"r{n}", workflow):
             try:
-                came.append(durable.run(None, fn, id=run_id, store=store))
+                came.append(execute(None, fn, id=run_id, store=store))
             except BaseException as problem:
                 came.append(problem)
 

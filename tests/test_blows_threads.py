@@ -16,6 +16,8 @@ from blows import Tally, places
 from durable.stores import PostgresStore
 from support import Database
 
+execute: Any = durable.run  # in either colour
+
 _SOURCE = str(Path(durable.__file__).parent)
 _PATIENCE = 20.0  # seconds, after which something hangs
 _THREADS = ("durable-writer", "durable-heartbeat", "durable-watchdog", "durable-transaction", "durable-connecting")
@@ -41,7 +43,7 @@ def _ran(store: PostgresStore, id: str, nap: float = 0.0, lease: float = 30.0) -
 
     def work() -> None:
         try:
-            came.append(asyncio.run(durable.run({"nap": nap}, _workflow, id=id, store=store, lease=lease)))
+            came.append(asyncio.run(execute({"nap": nap}, _workflow, id=id, store=store, lease=lease)))
         except BaseException as problem:
             came.append(problem)
 
@@ -169,7 +171,7 @@ def test_a_log_handler_costs_no_lease(how: str, database: Database) -> None:
 
     def work(id: str, workflow: Callable[[Any, Any], Any]) -> None:
         try:
-            came[id] = durable.run(None, workflow, id=id, store=store, lease=0.7)
+            came[id] = execute(None, workflow, id=id, store=store, lease=0.7)
         except BaseException as problem:
             came[id] = problem
 

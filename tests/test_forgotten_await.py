@@ -14,6 +14,8 @@ import durable
 from durable.stores import MemoryStore, memory
 from support import Database
 
+execute: Any = durable.run  # in either colour
+
 Workflow = Callable[[Any, Any], Awaitable[Any]]
 
 
@@ -131,7 +133,7 @@ FORGOTTEN = [
 
 def _ran(store: MemoryStore, workflow: Workflow) -> Any:
     async def main() -> Any:
-        return await durable.run(
+        return await execute(
             {"charge": charge, "kept": list[Any](), "never": asyncio.Event()}, workflow, id="r", store=store
         )
 
@@ -288,7 +290,7 @@ def test_on_postgres(database: Database) -> None:
     store = database.store()
 
     async def main() -> None:
-        await durable.run(None, among_others, id="r", store=store)
+        await execute(None, among_others, id="r", store=store)
 
     with pytest.raises(durable.ColourMismatch, match="'pay'"):
         asyncio.run(main())

@@ -14,7 +14,7 @@ from typing import Any, Final, cast, get_args
 from msgspec import Struct
 
 from durable._bodies import awaitable_in_vain, called_within, can_be_awaited
-from durable._decorator import Frame, Options, current_frame, enter, leave, options_of
+from durable._decorator import Frame, Options, Running, current_frame, enter, leave, options_of
 from durable._engine.blame import marked
 from durable._engine.decisions import (
     Abort,
@@ -97,7 +97,7 @@ class Driver:
         store: RunStore,
         codec: Codec,
         clock: Clock,
-        runs: tuple[tuple[object, str], ...],
+        runs: tuple[Running, ...],
         terms: Terms = PLAIN,
         cancel: Event | None = None,
     ) -> None:

@@ -253,7 +253,7 @@ class BlockingRun(_Either):
             self.give_all_back(reason)
             raise
         finally:
-            self._over = True
+            self._over = self._plan.here.over = True
 
     def _admitted(self) -> Any:
         plan, claim, polls = self._plan, self._plan.claim, 0
@@ -367,7 +367,7 @@ class AsyncRun(_Either):
             await self.give_all_back(reason)
             raise
         finally:
-            self._over = True
+            self._over = self._plan.here.over = True
 
     async def _admitted(self) -> Any:
         plan, claim, polls = self._plan, self._plan.claim, 0

@@ -57,7 +57,7 @@ class Part:
         self._rehearsal = rehearsal
         self._store = store
         self._run_id = plan.claim.run_id
-        self._outer = [watch for run in plan.outer if (watch := rehearsal.watch_of(run)) is not None]
+        self._outer = [watch for run in plan.outer if (watch := rehearsal.watch_of((run.identity, run.id))) is not None]
         self._replays = replays
         self._seen: dict[str, object] = {}
         self._names: dict[str, str] = {}

@@ -221,6 +221,15 @@ class Connections:
         lane.is_lent = True
         return lane
 
+    def spare(self) -> Lane | None:
+        """A connection that is at hand, if one is; to be given back."""
+        try:
+            lane = self._idle.pop()
+        except IndexError:
+            return None
+        lane.is_lent = True
+        return lane
+
     def give_back(self, lane: Lane) -> None:
         """Take a connection back, whatever state it is in; quiet when it is back already."""
         connection = lane.connection

@@ -10,6 +10,8 @@ again, since the body's part is gone: the body must do it anew, which the engine
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -17,6 +19,7 @@ from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 
 import psycopg
+from psycopg.sql import SQL, Literal
 
 from durable._engine import batches
 from durable._engine.batches import Entry, Verb, Verdict, latest_under
@@ -52,6 +55,8 @@ from durable.stores.protocol import CommitRefused, Isolation, Late, RolledBack
 
 T = TypeVar("T")
 
+_log = logging.getLogger("durable")
+
 _RESERVED: Final = 2  # connections of a user's pool that are left to checkpoints, where it has so many
 _STATEMENTS_UNTIL_PREPARED: Final = 5  # of the body's own, psycopg's default
 _NEW_AGAIN: Final = (b"RESET ALL", b"RESET SESSION AUTHORIZATION", b"DISCARD TEMP")
@@ -62,6 +67,9 @@ _LONGEST_ROLLBACK: Final = 10.0  # seconds, after which the connection is closed
 _NOT_NULL: Final = "23502"
 _NOT_UNIQUE: Final = "23505"
 _READ_ONLY: Final = "25006"
+_PREPARED: Final = b"SELECT gid FROM pg_prepared_xacts WHERE transaction = %s::text::xid"
+_XID: Final = 0xFFFFFFFF  # a transaction's number is that and an epoch
+PREPARED: Final = "the body prepared the transaction (PREPARE TRANSACTION), which has been rolled back"
 _LOST: Final = "the connection was lost before the transaction was committed"
 
 
@@ -114,6 +122,7 @@ class Transactions:
         self.room = Room(most)
         self.daemons = Daemons("durable-transaction", most)
         self._idle: list[Lane] = []
+        self._borrowed: set[Lane] = set()  # of the writer's
         self._closed = False
 
     def take(self, until: float) -> tuple[Lane, bool]:
@@ -126,7 +135,14 @@ class Transactions:
             lane.is_lent = True
             return lane, connections.prepares
         except IndexError:
-            connection = connections.connect(until)
+            try:
+                connection = connections.connect(until)
+            except StoreUnavailable:  # too many, perhaps: then the writer's, as long as it needs none
+                spare = connections.spare()
+                if spare is None:
+                    raise
+                self._borrowed.add(spare)
+                return spare, connections.prepares
             try:
                 connection.prepare_threshold = _STATEMENTS_UNTIL_PREPARED if connections.prepares else None
                 return Lane(connection, {}, connections.server_of(connection)), False
@@ -137,6 +153,10 @@ class Transactions:
     def give_back(self, lane: Lane) -> None:
         """Take it back, whatever state it is in."""
         if self.connections.pool_size is not None:
+            self.connections.give_back(lane)
+            return
+        if lane in self._borrowed:
+            self._borrowed.discard(lane)
             self.connections.give_back(lane)
             return
         if not lane.is_lent:
@@ -171,6 +191,8 @@ class PostgresTransaction:
         self._lent: Lent | None = None
         self._busy = 0  # the thread in `begin` or `call`, which sees to the end of what was abandoned meanwhile
         self._abandoned = False
+        self._around: PostgresTransaction | None = None  # in whose body this one is called
+        self._pid = os.getpid()
         self._job: Job | None = None
         self._sent = False  # that, and the COMMIT
 
@@ -196,7 +218,7 @@ class PostgresTransaction:
     def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """See `protocol.Transaction`."""
         self._enter()
-        around = _within.get()
+        self._around = around = _within.get()
         try:
             _within.set(self)
             return self._called(fn, args)
@@ -271,7 +293,7 @@ class PostgresTransaction:
         """See `protocol.Transaction`."""
         with self._lock:
             lane = None if self._is_busy else self._lane
-        if lane is None:
+        if lane is None or os.getpid() != self._pid:
             return
         watchdog, clock = self._owner.connections.watchdog, self._owner.clock
         watchdog.watch(lane.connection, clock.elapsed() + _LONGEST_ROLLBACK)
@@ -290,7 +312,7 @@ class PostgresTransaction:
             self._abandoned = True
             if self._lent is not None:
                 self._lent.revoke()
-            if self._lane is not None:
+            if self._lane is not None and os.getpid() == self._pid:
                 shut_down(self._lane.connection)
             busy = self._is_busy
             if not busy:
@@ -361,7 +383,8 @@ class PostgresTransaction:
         try:
             value = fn(face, *args)
         except Exception as problem:
-            misuse = face.take_away()
+            self._refuse_child()
+            misuse = self._taken_away(face)
             errors = list(_database_errors(problem))
             if conflict := next(filter(_is_conflict, errors), None):
                 raise RolledBack(conflict) from problem
@@ -372,12 +395,34 @@ class PostgresTransaction:
             if misuse is not None and face.ended:
                 raise misuse from problem
             raise
-        misuse = face.take_away()
+        self._refuse_child()
+        misuse = self._taken_away(face)
         if misuse is not None:  # first: it may be what has closed the connection
             raise misuse
         if connection.closed:
             raise self._lost(None)
         return value
+
+    def _refuse_child(self) -> None:
+        if os.getpid() != self._pid:
+            raise LeaseLost(
+                self._lease.run_id, "it belongs to the process that this one was forked from, in a step's body"
+            )
+
+    def _taken_away(self, face: Lent) -> TransactionMisused | None:
+        """What keeps it from being committed. A transaction that the body has prepared is rolled back: it holds the lease."""
+        misuse = face.take_away()
+        lane = self._lane
+        if misuse is None or lane is None or not face.ended or lane.connection.closed:
+            return misuse
+        try:
+            prepared = lane.execute(_PREPARED, (self._number & _XID,)).fetchall()
+            for (name,) in prepared:
+                lane.execute(SQL("ROLLBACK PREPARED {}").format(Literal(name)).as_bytes(lane.connection))
+        except psycopg.Error as problem:
+            _log.warning("step %r: a prepared transaction could not be looked for (%s)", self._name, problem.sqlstate)
+            return misuse
+        return TransactionMisused(self._name, PREPARED) if prepared else misuse
 
     @locked
     def _lend(self) -> tuple[psycopg.Connection[Any], Lent]:
@@ -453,6 +498,8 @@ class PostgresTransaction:
     @locked
     def _end(self) -> None:
         """Let go of everything. An interrupt may come in the midst, and this be called again."""
+        if os.getpid() != self._pid:  # a forked child: all of it is the parent's
+            return
         if self._lane is not None:
             self._owner.connections.watchdog.unwatch(self._lane.connection)
             self._owner.give_back(self._lane)
@@ -460,9 +507,32 @@ class PostgresTransaction:
         self._owner.room.leave(self)
 
     @property
+    def name(self) -> str:
+        """The step's name."""
+        return self._name
+
+    @property
+    def around(self) -> PostgresTransaction | None:
+        """The transaction in whose body this one is called."""
+        return self._around
+
+    def holds(self, where: str, row: str) -> bool:
+        """Whether this is the row of its lease, in this database."""
+        return self._lease.row == row and self._owner.connections.where == where
+
+    @property
     def is_open(self) -> bool:
         """Whether it was begun, and has not ended."""
         return self._lane is not None
+
+
+def refuse_own_run(where: str, row: str, what: str) -> None:
+    """`TransactionMisused` in the body of a transaction under this row's lease: it would wait for its own end."""
+    around = _within.get()
+    while around is not None:
+        if around.is_open and around.holds(where, row):
+            raise TransactionMisused(around.name, f"the body {what} the run that it is a step of, whose lease it holds")
+        around = around.around
 
 
 def _is_within() -> bool:

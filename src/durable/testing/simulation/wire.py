@@ -398,6 +398,10 @@ class Connections:
         """See `connections.Connections`."""
         return connection.era
 
+    def spare(self) -> Lane | None:
+        """See `connections.Connections`."""
+        return None
+
     def give_back(self, lane: Lane) -> None:
         """See `connections.Connections`."""
         if not lane.is_lent:
