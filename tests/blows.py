@@ -36,7 +36,7 @@ class Dictionary:
     """A store of five verbs, as a user writes one."""
 
     def __init__(self) -> None:
-        self.saved: dict[str, str] = {}
+        self.saved: dict[str, bytes] = {}
 
     def save(self, id: str, snapshot: Snapshot) -> None:
         self.saved[id] = snapshot.to_json()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
@@ -96,9 +97,8 @@ def test_a_cancellation_at_every_suspension(kind: str, mode: str, database: Data
         store = store_of(kind, database)
         await execute(None, workflow, id="warm", store=store)
         for n in places(1):
-            struck = _Struck(
-                execute(None, workflow, id=f"r{n}", store=store, lease=_LEASE), lambda at, n=n: strike(n, at)
-            )
+            run = execute(None, workflow, id=f"r{n}", store=store, lease=_LEASE)
+            struck = _Struck(run, functools.partial(strike, n))
             if not await _survives(struck, store, workflow, tally, str(n)) or struck.suspensions < n:
                 break
 

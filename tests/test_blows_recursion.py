@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from collections.abc import Callable
@@ -68,12 +69,8 @@ def test_a_step_at_every_depth(kind: str, what: Callable[[Any], Any], database: 
 
     mended.__name__ = mended.__qualname__ = "workflow"
     for spare in range(-3, _DEEPEST, STRIDE or _THINNED):
-        _strike(
-            tally,
-            str(spare),
-            store,
-            lambda spare=spare: execute(None, workflow, id=f"r{spare}", input=spare, store=store),
-        )
+        run = functools.partial(execute, None, workflow, id=f"r{spare}", input=spare, store=store)
+        _strike(tally, str(spare), store, run)
     assert {"too deep", "1"} <= set(tally.came)
     tally.show(f"a stack that ends in {what.__name__.strip('_')}, {kind}")
 

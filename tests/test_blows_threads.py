@@ -83,7 +83,7 @@ def quiet() -> Iterator[None]:
     before, threading.excepthook = threading.excepthook, lambda _: None
     yield
     threading.excepthook = before
-    threading.settrace(None)  # type: ignore[arg-type]
+    threading.settrace(None)
 
 
 @pytest.mark.usefixtures("quiet")
@@ -99,7 +99,7 @@ def test_a_fault_at_every_line(victim: str, database: Database) -> None:
         fault.arm(n)
         threading.settrace(fault)
         came = _ran(store, f"r{n}", nap, lease)
-        threading.settrace(None)  # type: ignore[arg-type]
+        threading.settrace(None)
         if not fault.where:
             break
         at = f"{n} {fault.where}"
@@ -141,9 +141,9 @@ def test_a_thread_that_cannot_be_started(victim: str, database: Database, monkey
 
 
 class _Handler(logging.Handler):
-    def __init__(self, does: Callable[[logging.LogRecord], None]) -> None:
+    def __init__(self, does: Callable[[logging.LogRecord], object]) -> None:
         super().__init__()
-        self.emit = does  # type: ignore[method-assign]
+        self.emit = does  # type: ignore[method-assign, assignment]
 
 
 def _raises(_: logging.LogRecord) -> None:
@@ -154,7 +154,7 @@ def _raises(_: logging.LogRecord) -> None:
 def test_a_log_handler_costs_no_lease(how: str, database: Database) -> None:
     """A body that stalls is reported by the heartbeat's thread, which all leases of the process depend on."""
     log, store, release = logging.getLogger("durable"), database.store(), threading.Event()
-    handler = _Handler(_raises if "raises" in how else lambda _: release.wait(_PATIENCE) and None)
+    handler = _Handler(_raises if "raises" in how else lambda _: release.wait(_PATIENCE))
     if "filter" in how:
         log.addFilter(_raises)  # type: ignore[arg-type]
     log.addHandler(handler)

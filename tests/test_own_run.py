@@ -82,7 +82,12 @@ def test_what_concerns_another_run_is_done(database: Database) -> None:
     execute(None, lambda step, _: step("a", lambda: 1), id="other", store=store)
 
     def workflow(step: Any, _: Any) -> Any:
-        return step.transaction("t", lambda _: (durable.signal(store, "r", "s", 1), store.delete("other")) and 1)
+        def body(_: Any) -> int:
+            durable.signal(store, "r", "s", 1)
+            store.delete("other")
+            return 1
+
+        return step.transaction("t", body)
 
     assert within(lambda: execute(None, workflow, id="r", store=store)) == 1
     assert store.status("other") is None

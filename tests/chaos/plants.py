@@ -40,7 +40,7 @@ def no_index() -> None:
 def acknowledged_before_commit() -> None:
     """A checkpoint is acknowledged, and written a little later."""
 
-    def checkpoint(store: PostgresStore, lease: Any, record: Any) -> None:
+    def checkpoint(store: PostgresStore, lease: Any, record: Any, _late: Any = None) -> None:
         threading.Timer(_LATE, store._performed, [checkpoint_job(lease, record)]).start()
 
     def awaited(aio: AsyncPostgresStore, lease: Any, record: Any, _: Any = None) -> asyncio.Future[None]:
