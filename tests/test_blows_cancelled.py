@@ -1,5 +1,8 @@
 """A cancellation at every suspension: once, twice, at every one from there on, and by a scope of anyio."""
 
+# pyright: reportUnknownLambdaType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# (`execute` takes workflows of either colour, as Any.)
+
 from __future__ import annotations
 
 import asyncio

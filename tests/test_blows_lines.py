@@ -1,5 +1,8 @@
 """An exception at every line of the library that a blocking run executes, as a signal handler may raise it anywhere."""
 
+# pyright: reportUnknownLambdaType=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (`execute` takes workflows of either colour, as Any.)
+
 from __future__ import annotations
 
 import contextlib

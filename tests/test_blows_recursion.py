@@ -1,8 +1,12 @@
 """A stack that ends somewhere in the midst of a step: the run ends, and others run."""
 
+# pyright: reportUnknownLambdaType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# (`execute` takes workflows of either colour, as Any.)
+
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 import threading
 from collections.abc import Callable
@@ -26,7 +30,8 @@ def _descend(work: Callable[[], Any], left: int) -> Any:
 
 
 def _deep(work: Callable[[], Any], spare: int) -> Any:
-    frame, depth = sys._getframe(), 0
+    frame, depth = inspect.currentframe(), 0
+    assert frame is not None
     while frame.f_back is not None:
         frame, depth = frame.f_back, depth + 1
     return _descend(work, max(0, sys.getrecursionlimit() - depth - spare))

@@ -1,5 +1,8 @@
 """Real signals, at random moments of a run: what their handler raises comes out as itself, and nothing is left behind."""
 
+# pyright: reportUnknownLambdaType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# (`execute` takes workflows of either colour, as Any.)
+
 from __future__ import annotations
 
 import random

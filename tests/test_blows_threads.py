@@ -1,5 +1,8 @@
 """A fault at every line of each thread of ours, a thread that cannot be started, and log handlers that raise or take long."""
 
+# pyright: reportUnknownLambdaType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# (`execute` takes workflows of either colour, as Any.)
+
 from __future__ import annotations
 
 import asyncio

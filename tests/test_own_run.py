@@ -1,5 +1,8 @@
 """A body that does something to what it stands in, a task that outlives its run, and an owner whose descriptors are closed."""
 
+# pyright: reportUnknownLambdaType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# (`execute` takes workflows of either colour, as Any.)
+
 from __future__ import annotations
 
 import asyncio

@@ -27,6 +27,6 @@ def locked(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
 
     @functools.wraps(method)
     def under_lock(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with self._lock: return method(self, *args, **kwargs)  # noqa: E701  # fmt: skip
+        with self._lock: return method(self, *args, **kwargs)  # noqa: E701  # pyright: ignore[reportPrivateUsage]  # fmt: skip
 
     return under_lock
