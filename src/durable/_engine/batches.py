@@ -102,6 +102,11 @@ class Backlog(Generic[E]):
             queue.append((self._arrivals, entry))
         self._count(entry.size)
 
+    def mend(self) -> None:
+        """After a fault in the midst of `take` or `expired`: no empty queue may be left."""
+        self._waiting = {kind: queue for kind, queue in self._waiting.items() if queue}
+        self._count(0)
+
     def holds(self, entry: E) -> bool:
         """Whether this very entry waits."""
         return any(waiting is entry for queue in self._waiting.values() for _, waiting in queue)

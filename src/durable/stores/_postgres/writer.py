@@ -258,6 +258,7 @@ class Writer:
         """A turn has ended in the midst: nobody must wait for what it had in hand, and what waits is taken up."""
         self._give_lane_back()
         self._busy = 0
+        self._backlog.mend()
         self._give_up([job for job in self._backlog.taken if not job.done and not self._backlog.holds(job)], reason)
         self._wake.set()
 
