@@ -14,14 +14,15 @@ WORKERS ?= 3
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q -rs
 
-# A million seeds of the simulation (make nightly SEEDS=100000 for a tenth of it), an hour of chaos beside an hour in which nothing
-# may grow, and every planted bug; what was counted is added to docs/reliability.json, and the page is made of it.
+# A million seeds of the simulation (make nightly SEEDS=100000 for a tenth of it), a blow at every place (tests/blows.py), an hour of
+# chaos beside an hour in which nothing may grow, and every planted bug; what was counted is added to docs/reliability.json, and the page is made of it.
 SEEDS ?= 1000000
 MINUTES ?= 60
 nightly: $(VENV)/.test
 	@$(BIN)/python benchmarks/simulation.py --seeds $(SEEDS) --nightly $(SEED_FIGURES)
 	@DURABLE_DIFFERENTIAL=5000 DURABLE_SEQUENCES=1000 DURABLE_KILLS=250 $(BIN)/python -m pytest -q --timeout 7200 \
 		tests/test_differential.py tests/test_same_stores.py tests/test_kill.py
+	@DURABLE_BLOWS=1 $(BIN)/python -m pytest -q -n 2 -rP --timeout 7200 tests/test_blows_*.py
 	@$(MAKE) --no-print-directory -j 2 chaos endurance
 	@cd tests && ../$(BIN)/python -m chaos plants $(FIGURES)
 	@cd tests && ../$(BIN)/python -m chaos page

@@ -152,10 +152,10 @@ def greet(step: durable.Step, _: None) -> str:
 def _pause_before_second_checkpoint(store: PostgresStore, meet: Callable[[str], object]) -> None:
     checkpoint = store.checkpoint
 
-    def paused(lease: Any, record: Any) -> None:
+    def paused(lease: Any, record: Any, late: Any = None) -> None:
         if record.key == "two":
             meet("checkpoint")
-        checkpoint(lease, record)
+        checkpoint(lease, record, late)
 
     store.checkpoint = paused  # type: ignore[method-assign]
 

@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
-from durable import _step
+from durable import _colours
 from durable._decorator import current_frame
 from durable._engine import leases, runs
 from durable._engine.batches import Entry
@@ -275,7 +275,7 @@ BUGS = [
     Bug("automatic keys shared by branches", 1000, patches=[(Journal, "_is_ambiguous", _never)], first=600),
     Bug("failure replayed for ever", 1000, patches=[(runs, "blamed", _nobody)]),
     Bug("retry after a lost reply without a nonce", 1000, patches=[(Statements, "_fate", _fate_without_nonce)]),
-    Bug("a map in the order of completion", 1000, patches=[(_step, "mapped_async", _mapped_as_they_end)]),
+    Bug("a map in the order of completion", 1000, patches=[(_colours, "mapped_async", _mapped_as_they_end)]),
     Bug("a transaction without its fence", 1000, _with(transaction_fence=_unlocked), first=400),
     Bug(
         "a transaction whose record comes after it",

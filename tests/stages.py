@@ -69,7 +69,7 @@ from durable.failures import from_record, to_record
 from durable.snapshot import ErrorRecord, Header, Kind, Record, Status, StepRecord, standing
 from durable.snapshot import Execution as Standing
 from durable.stores import MemoryStore, PostgresStore
-from durable.stores.protocol import Isolation, Transaction
+from durable.stores.protocol import Isolation, Late, Transaction
 from support import Database
 
 
@@ -559,9 +559,9 @@ class DyingStore:
         self._boundaries.pass_one("claim committed")
         return reply
 
-    def checkpoint(self, lease: Lease, record: Record) -> None:
+    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:
         self._boundaries.pass_one("before checkpoint")
-        self._store.checkpoint(lease, record)
+        self._store.checkpoint(lease, record, late)
         self._boundaries.pass_one("checkpoint committed")
 
     def finish(self, lease: Lease, status: Status, record: Record) -> None:
@@ -615,13 +615,13 @@ class DyingTransaction:
     def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         return self._transaction.call(fn, args)
 
-    def commit(self, record: Record) -> None:
+    def commit(self, record: Record, late: Late | None = None) -> None:
         try:
             self._boundaries.pass_one("before commit")
         except Died:
             self._transaction.abandon()
             raise
-        self._transaction.commit(record)
+        self._transaction.commit(record, late)
         self._boundaries.pass_one("committed")
 
     def rollback(self) -> None:

@@ -745,9 +745,7 @@ def test_an_owner_not_proven_dead_keeps_its_lease(
     file = owner_file(database)
     assert file.is_file()
     if fate == "dead":  # as the kernel does it: the lock goes, the file stays
-        assert process_of(owner).owner._lock is not None
-        os.close(process_of(owner).owner._lock)
-        process_of(owner).owner._lock = None
+        _unlock(owner)
     disguise(file)
     events: list[RunEvent] = []
     before = database.everything()
@@ -766,15 +764,23 @@ def contest(step: durable.Step, _: None) -> str:
 
 
 @pytest.mark.usefixtures("owner_files")
+def _unlock(store: PostgresStore) -> None:
+    """As the end of its process does: nothing refers to the open file any more."""
+    owner = process_of(store).owner
+    assert owner._lock is not None
+    if owner._kept is not None:
+        owner._kept.close()
+    os.close(owner._lock)
+    owner._kept = owner._lock = None
+
+
 def test_an_owner_whose_file_is_as_it_was_and_unlocked_is_dead(database: Database) -> None:
     """FAULTS 121: without any of the disguises, so that the test above could fail."""
     owner = database.store()
     granted(owner)
     with pytest.raises(durable.ConcurrentExecution):
         durable.run(None, contest, id="contested", store=database.store())
-    assert process_of(owner).owner._lock is not None
-    os.close(process_of(owner).owner._lock)
-    process_of(owner).owner._lock = None
+    _unlock(owner)
     assert durable.run(None, contest, id="contested", store=database.store()) == "one"
 
 

@@ -560,13 +560,20 @@ def test_a_lent_connection_whose_server_is_not_told(
 ) -> None:
     """FAULTS 51, 80: a signal handler raises while it is asked, or its server has ended it. It goes back to the pool."""
 
-    def interrupted(*_: Any) -> str:
-        raise KeyboardInterrupt
+    asked = Connections.server_of
+
+    def interrupted(connections: Connections, connection: Any) -> str:
+        if threading.current_thread() is threading.main_thread():  # where signals are handled
+            raise KeyboardInterrupt
+        return asked(connections, connection)
 
     with monkeypatch.context() as patch:
         patch.setattr(Connections, "server_of", interrupted)
+        asked_for = claim("run")
         with pytest.raises(KeyboardInterrupt):
-            borrower.begin(claim("run", 1.0), lambda: True)
+            borrower.begin(asked_for, lambda: True)
+    for lease in asked_for.taken:  # the writer's thread has seen to the rest of it
+        borrower.release(lease)
     database.execute("SELECT pg_terminate_backend(%s, 10000)", backend(pool))
     assert isinstance(borrower.begin(claim("run"), lambda: True), Granted)
     borrower.close()

@@ -21,6 +21,7 @@ from durable._engine import batches
 from durable._engine.batches import Backlog, Entry, Verb, Verdict, latest_under
 from durable._engine.decisions import Claim, Granted
 from durable._engine.leases import Lease
+from durable._reports import flush
 from durable.snapshot import Kind, Record, Status
 from durable.stores import PostgresStore, postgres
 from durable.stores._postgres.commits import checkpoint_job, finish_job
@@ -257,7 +258,7 @@ def together(store: PostgresStore, jobs: Sequence[Job], *, large: bool = False) 
 
     def seized() -> bool:
         with writer._lock:
-            was_busy, writer._busy = writer._busy, True
+            was_busy, writer._busy = writer._busy, -1
             return not was_busy
 
     async def handed_over() -> list[Any]:
@@ -541,6 +542,7 @@ def test_the_writers_own_death_is_told_and_survived(
     outcomes = together(store, [checkpoint_job(lease, record(number)) for number in range(1, 4)])
     assert [type(outcome) for outcome in outcomes] == [durable.OutcomeUnknown] * 3
     assert "RecursionError" in str(outcomes[0])
+    flush(5.0)
     assert "the writer failed" in caplog.text
     assert together(store, [checkpoint_job(lease, record(number)) for number in range(4, 7)]) == [None] * 3
     store.checkpoint(lease, record(7))
@@ -676,7 +678,7 @@ def test_each_event_loop_is_woken_once_for_a_batch(database: Database, store: Po
         real = loop.call_soon_threadsafe
         loop.call_soon_threadsafe = lambda *args, **kwargs: (calls.append(args[0]), real(*args, **kwargs))[1]  # type: ignore[method-assign, func-returns-value]
         with writer._lock:
-            writer._busy = True
+            writer._busy = -1
         futures = [writer.submit(job) for job in jobs]
         with writer._lock:
             writer._free([])

@@ -7,7 +7,7 @@ import contextvars
 import inspect
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import CoroutineType
 from typing import Any, Final
@@ -22,6 +22,7 @@ __all__ = [
     "called_within",
     "can_be_awaited",
     "needs_a_thread",
+    "never_awaited",
     "on_a_thread",
 ]
 
@@ -56,6 +57,14 @@ def called_too_early(value: Any) -> str:
         function = value.__name__
         return f"{what}: step(name, {function}, arg) instead of step(name, {function}(arg))"
     return f"{what}, step(name, fn, arg), or a thunk, step(name, lambda: fn(arg))"
+
+
+def never_awaited(names: Sequence[str]) -> str:
+    """What is said of steps that an async workflow has called, and nothing has awaited."""
+    if len(names) == 1:
+        return f"step {names[0]!r} was called and never awaited, so it did not run: await it, as in `await step(...)`"
+    several = ", ".join(map(repr, names))
+    return f"steps {several} were called and never awaited, so they did not run: await them, as in `await step(...)`"
 
 
 def called_within(seconds: float, name: str, body: Callable[[], Any]) -> Any:

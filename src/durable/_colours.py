@@ -13,7 +13,7 @@ import inspect
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
 from durable._bodies import (
     awaitable_in_vain,
@@ -21,6 +21,7 @@ from durable._bodies import (
     called_within,
     can_be_awaited,
     needs_a_thread,
+    never_awaited,
     on_a_thread,
 )
 from durable._border import calls_out, shorten
@@ -47,8 +48,13 @@ from durable._engine.decisions import (
     Wait,
 )
 from durable._engine.journal import Call
+from durable._locks import locked
+from durable._map import Items, mapped, mapped_async
+from durable._shielded import see_through
 from durable.errors import ColourMismatch, DurableError
 from durable.snapshot import Record
+
+_MAX_TURNS: Final = 10  # of the event loop, for tasks within tasks to begin what they have called
 
 
 class BlockingDriver(Driver):
@@ -64,6 +70,9 @@ class BlockingDriver(Driver):
         """See `_decorator.Driver`."""
         return self._called(options.name, None, self._body(options.fn, args, kwargs, options.terms))
 
+    def see_begun(self, failure: Exception | None = None) -> None:
+        """Nothing is left to begin: a blocking step begins where it is called."""
+
     def drain(self) -> None:
         """Wait until no step is running."""
         while not self._wait_until(lambda: self._execution.idle, self._execution.lease.seconds):
@@ -76,9 +85,15 @@ class BlockingDriver(Driver):
     def _called(self, name: str, key: str | None, body: Body, amid: InFlight | None = None) -> Any:
         """What the step gives; `amid` is what is in flight where the call was handed on, if it was."""
         fingerprint = self._fingerprint(name, key, body)
-        with self._lock:
-            call = self._draw(name, key, body, fingerprint, threading.current_thread(), amid)
-        return self._driven(call, body)
+        call = self._drawn(name, key, body, fingerprint, amid)
+        return self._rested(call, body) if body.rests else self._driven(call, body)
+
+    @locked
+    def _drawn(self, name: str, key: str | None, body: Body, fingerprint: str, amid: InFlight | None) -> Call:
+        return self._draw(name, key, body, fingerprint, threading.current_thread(), amid)
+
+    def _mapped(self, every: Items, called: Callable[[str, Any], Any]) -> list[Any]:
+        return mapped(every, called)
 
     def _branch(self) -> object:
         return threading.current_thread()
@@ -145,14 +160,25 @@ class BlockingDriver(Driver):
         return self._performed(call, attempt, body, transaction)
 
     def _committed(self, call: Call, body: Body, record: Record) -> StepOutcome:
-        return self._committing(call, body, record)
+        return self._committing(call, body, record, partial(self._answered_late, call))
 
-    def _checkpointed(self, _: Call, record: Record) -> StepOutcome:
+    def _checkpointed(self, call: Call, record: Record) -> StepOutcome:
+        late = partial(self._answered_late, call)
         try:
-            self._store.checkpoint(self._execution.lease, record)
+            # On one line: nothing comes between the answer and that it is known.
+            call.stored = self._store.checkpoint(self._execution.lease, record, late) is None  # type: ignore[func-returns-value]
         except DurableError as error:
             return Rejected(error)
         return ACKNOWLEDGED
+
+    def _answered_late(self, call: Call, error: BaseException | None) -> None:
+        """An interrupt has come in place of the answer, which is this: what is recorded stays so, and the interrupt goes on."""
+        if error is None:
+            self._advance(call, ACKNOWLEDGED)
+        elif isinstance(error, DurableError):
+            self._advance(call, Rejected(error))
+        else:
+            call.stored = False
 
     def _received(self, signal: str, taken: Sequence[int]) -> StepOutcome:
         try:
@@ -161,7 +187,8 @@ class BlockingDriver(Driver):
             return Rejected(error)
         return SILENT if found is None else Received(found[0], found[1].encode())
 
-    def _rested(self, until: object) -> None:
+    def _rested(self, call: Call, body: Body) -> None:
+        until = self._driven(call, body)
         while True:
             match self._resting(until):
                 case Wait(seconds, look):
@@ -180,21 +207,21 @@ class BlockingDriver(Driver):
         self._forsaken(call)
         self._advance(call, Interrupted(type(reason).__name__))
 
+    @locked
     def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
-        with self._lock:
-            reading = UNREAD if outcome is self._timeless else self._reading(outcome)
-            decision = self._execution.advance(call, outcome, reading)
-            if self._waiting:
-                self._changed.notify_all()
-            return decision
+        reading = UNREAD if outcome is self._timeless else self._reading(outcome)
+        decision = self._execution.advance(call, outcome, reading)
+        if self._waiting:
+            self._changed.notify_all()
+        return decision
 
+    @locked
     def _wait_until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
-        with self._lock:
-            self._waiting += 1
-            try:
-                return self._changed.wait_for(condition, seconds)
-            finally:
-                self._waiting -= 1
+        self._waiting += 1
+        try:
+            return self._changed.wait_for(condition, seconds)
+        finally:
+            self._waiting -= 1
 
 
 class AsyncDriver(Driver):
@@ -205,6 +232,7 @@ class AsyncDriver(Driver):
         self._loop = asyncio.get_running_loop()
         self._change: asyncio.Future[None] | None = None
         self._unanswered: set[Call] = set()  # calls whose checkpoints are on their way
+        self._unbegun: dict[Call | Items, Coroutine[Any, Any, Any]] = {}  # what was handed out, until it is awaited
 
     def call_decorated(self, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `_decorator.Driver`."""
@@ -215,6 +243,32 @@ class AsyncDriver(Driver):
                 f'call it as `await step("{name}", {getattr(fn, "__name__", "fn")}, ...)`, so that its checkpoint is awaited'
             )
         return self._called(name, None, self._body(fn, args, kwargs, options.terms))
+
+    async def see_begun(self, failure: Exception | None = None) -> None:
+        """Let the tasks begin that the workflow has left behind, and say which of its steps nothing awaits.
+
+        `ColourMismatch`; where the workflow has failed with something else, that gets a note.
+        """
+        for _ in range(_MAX_TURNS):
+            await asyncio.sleep(0)  # each task that has been made begins in this turn, and may make another
+            if not self._unbegun:
+                return
+        names = self._forgotten()
+        if not names:
+            return
+        if failure is None:
+            raise ColourMismatch(never_awaited(names))
+        failure.add_note(never_awaited(names))
+
+    def _forgotten(self) -> list[str]:
+        """The names of the steps that nothing has awaited. From here on they can no longer be."""
+        unbegun, self._unbegun = self._unbegun, {}
+        names: list[str] = []
+        for step, coroutine in unbegun.items():
+            if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:  # not of a task that was cancelled
+                names.append(step.name)
+                coroutine.close()  # else it would say in a warning what is said here, without the step's name
+        return names
 
     async def drain(self) -> None:
         """Wait until no step is running."""
@@ -228,10 +282,15 @@ class AsyncDriver(Driver):
 
     async def settle(self, seconds: float, reason: BaseException) -> None:
         """Wait until no checkpoint is on its way, `seconds` at most; not at all in a coroutine that is being closed."""
-        if isinstance(reason, GeneratorExit):
-            return
+        if not isinstance(reason, GeneratorExit):
+            with contextlib.suppress(asyncio.CancelledError):  # `reason` is raised, once this is over
+                await see_through(asyncio.ensure_future(self._settled(seconds)), seconds)
+        self._forgotten()
+
+    async def _settled(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
+                await asyncio.sleep(0)  # a task that has not begun ends in this turn
                 while self._execution.committing:
                     await self._changed()
 
@@ -241,7 +300,16 @@ class AsyncDriver(Driver):
         if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- the one way to ask without raising
             raise ColourMismatch(f"step {name!r} belongs to an async workflow: call it on that workflow's event loop")
         call = self._draw(name, key, body, fingerprint, asyncio.current_task(), amid)
-        return self._driven(call, body)
+        self._unbegun[call] = handed_out = self._rested(call, body) if body.rests else self._driven(call, body)
+        return handed_out
+
+    def _mapped(self, every: Items, called: Callable[[str, Any], Coroutine[Any, Any, Any]]) -> Coroutine[Any, Any, Any]:
+        async def begun() -> list[Any]:
+            self._unbegun.pop(every, None)
+            return await mapped_async(every, called)
+
+        self._unbegun[every] = handed_out = begun()
+        return handed_out
 
     def _branch(self) -> object:
         return asyncio.current_task()
@@ -346,6 +414,7 @@ class AsyncDriver(Driver):
             self._abandoned(call, asyncio.CancelledError())
 
     async def _checkpointed(self, call: Call, record: Record) -> StepOutcome:
+        call.stored = None
         answer = self._store.aio.checkpoint(self._execution.lease, record, partial(self._answered_late, call))
         self._unanswered.add(call)
         try:
@@ -379,8 +448,8 @@ class AsyncDriver(Driver):
             return Rejected(error)
         return SILENT if found is None else Received(found[0], found[1].encode())
 
-    async def _rested(self, falling_asleep: Coroutine[Any, Any, Any]) -> None:
-        until = await falling_asleep
+    async def _rested(self, call: Call, body: Body) -> None:
+        until = await self._driven(call, body)
         while True:
             match self._resting(until):
                 case Wait(seconds, look):
@@ -402,6 +471,8 @@ class AsyncDriver(Driver):
             self._advance(call, Interrupted(type(reason).__name__))
 
     def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
+        if outcome is ASKED:
+            self._unbegun.pop(call, None)
         reading = UNREAD if outcome is self._timeless else self._reading(outcome)
         decision = self._execution.advance(call, outcome, reading)
         if self._change is not None:

@@ -132,15 +132,23 @@ class Driver(Protocol):
         ...
 
 
+class Running(Struct, eq=False):
+    """A run that is being executed, as long as it is."""
+
+    identity: object  # of its store
+    id: str
+    over: bool = False
+
+
 class Frame(Struct, frozen=True, eq=False):
     """Where a piece of code runs: under which driver, in which step's body (None: in the workflow itself).
 
-    `runs` are the runs that it is part of, outermost first, as (store, id).
+    `runs` are the runs that it is part of, outermost first.
     """
 
     driver: Driver
     inside: str | None
-    runs: tuple[tuple[object, str], ...]
+    runs: tuple[Running, ...]
 
 
 current_frame: Final[ContextVar[Frame | None]] = ContextVar("durable_frame", default=None)
@@ -167,7 +175,7 @@ def idempotency_key() -> str:
     frame = current_frame.get()
     if frame is None or frame.inside is None:
         raise InvalidArgument("idempotency_key() is for the body of a step, and this is not in one")
-    _, run_id = frame.runs[-1]
+    run_id = frame.runs[-1].id
     return hashlib.blake2b(f"{len(run_id)}:{run_id}{frame.inside}".encode(), digest_size=16).hexdigest()
 
 

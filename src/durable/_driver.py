@@ -7,7 +7,6 @@ import copy
 import inspect
 import logging
 import sys
-import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -18,7 +17,7 @@ from msgspec import Struct
 
 from durable._bodies import awaitable_in_vain, called_too_early, called_within, can_be_awaited
 from durable._border import calls_out
-from durable._decorator import Frame, Options, current_frame, enter, leave, options_of
+from durable._decorator import Frame, Options, Running, current_frame, enter, leave, options_of
 from durable._durations import Duration, in_seconds
 from durable._engine.blame import InFlight, in_flight, marked
 from durable._engine.decisions import (
@@ -39,7 +38,9 @@ from durable._engine.decisions import (
 from durable._engine.journal import Call
 from durable._engine.leases import LONGEST_WAIT
 from durable._engine.steps import Execution
+from durable._reports import report, say, tell_aside
 from durable._retry import Policy
+from durable._stack import require_stack
 from durable._terms import PLAIN, Terms, checked_timeout
 from durable.clocks import Clock
 from durable.codecs import Codec, after_the_body, returns
@@ -56,7 +57,7 @@ from durable.errors import (
 )
 from durable.failures import from_record, to_record
 from durable.snapshot import Record, StepRecord, checked_name
-from durable.stores.protocol import Isolation, RolledBack, RunStore, Transaction
+from durable.stores.protocol import CommitRefused, Isolation, Late, RolledBack, RunStore, Transaction
 
 _log = logging.getLogger("durable")
 
@@ -73,7 +74,8 @@ class Body(Struct, frozen=True):
     """What a step calls, and on which terms.
 
     Its value is written and read by its `annotation`. One that `listens` is called when its `patience` is at its end. One
-    with an `isolation` works in a transaction, and gets its connection as first argument. One that `rests` is a sleep's.
+    with an `isolation` works in a transaction, and gets its connection as first argument. The value of one that `rests` is the
+    moment until which the workflow then sleeps.
     """
 
     fn: Callable[..., Any]
@@ -101,7 +103,7 @@ class Driver:
         store: RunStore,
         codec: Codec,
         clock: Clock,
-        runs: tuple[tuple[object, str], ...],
+        runs: tuple[Running, ...],
         terms: Terms = PLAIN,
         cancel: Event | None = None,
     ) -> None:
@@ -136,15 +138,15 @@ class Driver:
     def look(self) -> None:
         """Say which bodies have been silent for too long; called by the heartbeat's thread."""
         for event in self._execution.stalled(Reading(self._clock.now(), self._clock.elapsed())):
-            _log.warning("run %r: step %r has been running for %.0f s", event.run_id, event.key, event.seconds)
-            if (
-                tell := self._execution.tell
-            ) is not None:  # elsewhere: a listener that takes its time must not cost a lease
-                threading.Thread(target=tell, args=(event,), name="durable-listener", daemon=True).start()
+            message = "run %r: step %r has been running for %.0f s"
+            report(_log, logging.WARNING, message, event.run_id, event.key, event.seconds)
+            if (tell := self._execution.tell) is not None:  # a listener that takes its time must not cost a lease
+                tell_aside(tell, event)
 
     def _still_running(self) -> None:
         keys = ", ".join(self._execution.keys_running)
-        _log.warning("run %r has ended but for its running steps, and waits for them: %s", self._execution.run_id, keys)
+        message = "run %r has ended but for its running steps, and waits for them: %s"
+        say(_log, logging.WARNING, message, self._execution.run_id, keys)
 
     def _reading(self, outcome: StepOutcome | None = None) -> Reading:
         """The world as it is now. Where nobody listens, all that counts of a return is how long the body took."""
@@ -167,6 +169,7 @@ class Driver:
 
     def _fingerprint(self, name: str, key: str | None, body: Body) -> str:
         """The fingerprint of a call's arguments, once the call itself has been found sound."""
+        require_stack()
         fn, args, kwargs = body.fn, body.args, body.kwargs
         frame = current_frame.get()
         if frame is not None and frame.driver is self and frame.inside is not None:
@@ -288,8 +291,8 @@ class Driver:
             return outcome
         finally:
             if not returned:
-                self._open.pop(call, None)
                 transaction.rollback()
+                self._open.pop(call, None)
 
     def _begun_and_called(self, call: Call, attempt: Attempt, body: Body, transaction: Transaction) -> StepOutcome:
         try:
@@ -318,20 +321,23 @@ class Driver:
             )
         return self._encoded(call, value, body)
 
-    def _committing(self, call: Call, body: Body, record: Record) -> StepOutcome:
+    def _committing(self, call: Call, body: Body, record: Record, late: Late | None = None) -> StepOutcome:
         """What comes of committing an open transaction with this record. Blocks."""
-        transaction, attempt = self._open.pop(call)
+        transaction, attempt = self._open[call]
         try:
-            transaction.commit(record)
+            call.stored = transaction.commit(record, late) is None  # type: ignore[func-returns-value] # see `_checkpointed`
         except RolledBack as undone:
-            return self._undone(call, undone, attempt, body)
+            outcome: StepOutcome = self._undone(call, undone, attempt, body)
+        except TransactionMisused as error:
+            outcome = self._failed(call, error, attempt, body.terms.policy)
         except DurableError as error:
-            if isinstance(error, TransactionMisused):
-                return self._failed(call, error, attempt, body.terms.policy)
-            return Rejected(error)
-        except Exception as exception:
-            return self._failed(call, exception, attempt, body.terms.policy)
-        return ACKNOWLEDGED
+            outcome = Rejected(error)
+        except CommitRefused as refused:
+            outcome = self._failed(call, refused.problem, attempt, body.terms.policy)
+        else:
+            outcome = ACKNOWLEDGED
+        self._open.pop(call, None)  # an interrupt leaves it there, to be abandoned
+        return outcome
 
     def _undone(self, call: Call, undone: RolledBack, attempt: Attempt, body: Body) -> Undone:
         problem = undone.problem
@@ -340,9 +346,13 @@ class Driver:
         return Undone(self._failed(call, problem, attempt, body.terms.policy))
 
     def _forsaken(self, call: Call) -> None:
-        """Nobody waits for this call any more: what its transaction did is undone."""
+        """Nobody waits for this call any more: what its transaction did is undone, and its body's frame is left."""
+        frame = current_frame.get()
+        if frame is not None and frame.driver is self and frame.inside is not None:  # entered, and interrupted there
+            current_frame.set(self.frame())
         if call in self._open:
-            self._open.pop(call)[0].abandon()
+            self._open[call][0].abandon()
+            self._open.pop(call, None)
 
     def _encoded(self, call: Call, value: Any, body: Body) -> Returned | Unstorable:
         try:

@@ -34,6 +34,7 @@ class Items:
         *,
         return_exceptions: bool,
     ) -> None:
+        self.name = name
         self.items = list(items)
         self.keys = _keys(name, self.items, key)
         self.at_once = min(_checked(max_concurrency), len(self.items))

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from durable._decorator import Driver, current_frame
+from durable._decorator import Driver, Running, current_frame
 from durable._deps import BoundDeps
 from durable._durations import Duration, in_seconds
 from durable._engine import runs
@@ -23,6 +23,7 @@ from durable._engine.journal import Journal
 from durable._engine.leases import checked_seconds
 from durable._engine.steps import Execution
 from durable._migration import OnVersionMismatch, answer_to, checked_answer, migrated
+from durable._stack import require_stack
 from durable._terms import Terms, checked_timeout, terms
 from durable._workflow import identity_of
 from durable.clocks import Clock, clock_of
@@ -75,7 +76,8 @@ class Plan(Struct, frozen=True, eq=False):
     options: Options
     terms: Terms
     deadline: float | None
-    outer: tuple[tuple[object, str], ...]
+    outer: tuple[Running, ...]
+    here: Running
     codec: Codec
     clock: Clock
 
@@ -83,20 +85,26 @@ class Plan(Struct, frozen=True, eq=False):
         return f"<Plan of run {self.claim.run_id!r} of {self.claim.workflow!r}>"
 
     @property
-    def runs(self) -> tuple[tuple[object, str], ...]:
+    def runs(self) -> tuple[Running, ...]:
         """This run and those that it is called from."""
-        return (*self.outer, (self.store.identity, self.claim.run_id))
+        return (*self.outer, self.here)
 
     @property
     def for_driver(
         self,
-    ) -> tuple[RunStore, Codec, Clock, tuple[tuple[object, str], ...], Terms, threading.Event | None]:
+    ) -> tuple[RunStore, Codec, Clock, tuple[Running, ...], Terms, threading.Event | None]:
         """What a driver works with, besides its execution."""
         return self.store, self.codec, self.clock, self.runs, self.terms, self.options.cancel
 
     def rehearsed(self, store: RunStore, clock: Clock) -> Plan:
         """The same call on another store, by another clock."""
         return replace(self, store=store, clock=clock, deadline=_deadline(self.options.deadline, clock))
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the workflow is to be awaited."""
+        fn = self.fn
+        return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 
     @property
     def is_late(self) -> bool:
@@ -188,12 +196,14 @@ def planned(
     options: Options,
 ) -> Plan:
     """The call, checked: every mistake that can be seen without the store is named here, before it is asked."""
+    require_stack()
     checked_name("a run's id", id)
     store = run_store(_store_of_this_process() if given is None else given)
     _check(options)
     frame = current_frame.get()
-    outer = () if frame is None else frame.runs
-    if (store.identity, id) in outer:
+    outer = () if frame is None else tuple(run for run in frame.runs if not run.over)  # a task may outlive its run
+    identity = store.identity
+    if any(run.id == id and run.identity == identity for run in outer):
         advice = "A run cannot wait for itself: call the function, or give the inner run an id of its own."
         raise ConcurrentExecution(id, "the very run that makes this call", advice=advice)
     codec, clock = codec_of(store), clock_of(store)
@@ -218,7 +228,20 @@ def planned(
         create=text is not None or _WITHOUT_INPUT in takes,
     )
     at = _deadline(options.deadline, clock)
-    return Plan(deps, fn, claim, store, takes, options, terms(options.retry, None), at, outer, codec, clock)
+    return Plan(
+        deps,
+        fn,
+        claim,
+        store,
+        takes,
+        options,
+        terms(options.retry, None),
+        at,
+        outer,
+        Running(identity, id),
+        codec,
+        clock,
+    )
 
 
 def _check(options: Options) -> None:

@@ -36,6 +36,8 @@ from durable._engine.leases import Lease
 from durable._engine.steps import Execution
 from durable._migration import OnVersionMismatch
 from durable._plan import OMITTED, Options, Plan, planned
+from durable._reports import say
+from durable._shielded import see_through
 from durable._step import AsyncStep, Pending, Step
 from durable.errors import (
     ColourMismatch,
@@ -45,7 +47,7 @@ from durable.errors import (
 )
 from durable.events import Listener
 from durable.failures import to_record
-from durable.snapshot import ErrorRecord, Status
+from durable.snapshot import ErrorRecord, Record, Status
 from durable.stores._given import AnyStore
 from durable.stores.protocol import RunStore, SnapshotStore
 
@@ -190,16 +192,18 @@ def run(
         version, on_version_mismatch, on_conflict, wait_timeout, lease, deadline, metadata, cancel, retry, on_event
     )
     plan = planned(deps, fn, id, store, input, options)
-    is_async = inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
     if (rehearse := getattr(plan.store, "rehearse", None)) is not None:  # see durable.testing.Rehearsal
-        return rehearse(plan, is_async=is_async)
-    if is_async:
+        return rehearse(plan, is_async=plan.is_async)
+    if plan.is_async:
         return AsyncRun(plan).outcome()
-    before = current_frame.get()
+    before, blocking = current_frame.get(), BlockingRun(plan)
     try:
-        return BlockingRun(plan).outcome()
-    finally:  # also when a signal handler has raised between the entering of a frame and the `try` that leaves it
-        current_frame.set(before)
+        return blocking.outcome()
+    finally:  # also when a signal handler has raised where nothing else could see to it
+        try:
+            blocking.give_all_back()
+        finally:
+            current_frame.set(before)
 
 
 class _Either:
@@ -212,12 +216,24 @@ class _Either:
         self._driver: Step | AsyncStep | None = None
         self._over = False
         self._granted: Granted | None = None  # until its journal is loaded
+        self._execution: Execution | None = None
 
     def _loaded(self, main: object) -> Execution:
         """The machine for what was granted, which is let go: half of what a resumed run would hold are its journal's texts."""
         granted, self._granted = self._granted, None
         assert granted is not None, "asked for twice"  # noqa: S101 -- our own mistake, not an input
-        return self._plan.execution(granted, main)
+        self._execution = self._plan.execution(granted, main)
+        return self._execution
+
+    def _is_back(self, lease: Lease) -> None:
+        """The lease needs no giving back any more."""
+        with contextlib.suppress(ValueError):
+            self._plan.claim.taken.remove(lease)
+
+    def _left_over(self) -> list[tuple[Lease, Status | None]]:
+        """The leases that this call of `run` still has, though it is over, and what their run goes back to."""
+        status = None if self._execution is None else self._execution.journal.former_status()
+        return [(lease, status) for lease in list(self._plan.claim.taken)]
 
     def _alive(self, running: bool) -> bool:
         """Whether somebody still works under the lease; asked by the heartbeat, which has a look at the steps too."""
@@ -239,11 +255,14 @@ class BlockingRun(_Either):
     def outcome(self) -> Any:
         try:
             return self._admitted()
-        except Exception as problem:
-            shorten(problem)
+        except BaseException as reason:
+            if isinstance(reason, Exception):
+                shorten(reason)
+            self._over = True
+            self.give_all_back(reason)
             raise
         finally:
-            self._over = True
+            self._over = self._plan.here.over = True
 
     @calls_out
     def _admitted(self) -> Any:
@@ -281,13 +300,17 @@ class BlockingRun(_Either):
             self._driver = driver = self._new_driver(execution, *plan.for_driver)
             arguments = plan.arguments(driver, execution.journal)
             token = enter(driver.frame())
-        except BaseException:
-            self._give_back(lease)
+        except BaseException as reason:
+            self._give_back(lease, None, reason)
             raise
         try:
             try:
-                end.returned(plan, plan.fn(*arguments))
+                value = plan.fn(*arguments)
+                driver.see_begun()
+                end.returned(plan, value)
             except Exception as exception:
+                execution.over = True
+                driver.see_begun(exception)
                 end.raised(plan, exception)
             execution.over = True
             driver.drain()
@@ -300,7 +323,7 @@ class BlockingRun(_Either):
         match end.conclusion(execution):
             case Finish(status, record) as finish:
                 try:
-                    self._store.finish(lease, status, record)
+                    self._finished(lease, status, record)
                 except DurableError as error:
                     self._give_back(lease)
                     raise end.interruption(plan, execution, error) from end.exception
@@ -315,6 +338,10 @@ class BlockingRun(_Either):
         thread = threading.current_thread()
         return self._store.begin(claim, lambda: self._alive(thread.is_alive()))
 
+    def _finished(self, lease: Lease, status: Status, record: Record) -> None:
+        self._store.finish(lease, status, record)
+        self._is_back(lease)
+
     def _migrated(self, mismatch: VersionMismatch) -> None:
         stored = self._store.load(mismatch.run_id)
         if stored is not None:
@@ -323,12 +350,18 @@ class BlockingRun(_Either):
                 raise _async_answer(answer)
             self._store.replace(mismatch.run_id, stored, self._plan.migrated(answer, mismatch, stored))
 
+    def give_all_back(self, reason: BaseException | None = None) -> None:
+        """Whatever an interrupt has kept from being given back."""
+        for lease, status in self._left_over():
+            self._give_back(lease, status, reason)
+
     def _give_back(self, lease: Lease | None, status: Status | None = None, _: BaseException | None = None) -> None:
         if lease is not None:
             try:
                 self._store.release(lease, status)
             except DurableError as problem:  # whatever it is, it must not replace what the run has come to
                 _left_to_end(lease, problem)
+            self._is_back(lease)
 
 
 class AsyncRun(_Either):
@@ -342,11 +375,14 @@ class AsyncRun(_Either):
     async def outcome(self) -> Any:
         try:
             return await self._admitted()
-        except Exception as problem:
-            shorten(problem)
+        except BaseException as reason:
+            if isinstance(reason, Exception):
+                shorten(reason)
+            self._over = True
+            await self.give_all_back(reason)
             raise
         finally:
-            self._over = True
+            self._over = self._plan.here.over = True
 
     @calls_out
     async def _admitted(self) -> Any:
@@ -384,13 +420,17 @@ class AsyncRun(_Either):
             self._driver = driver = self._new_driver(execution, *plan.for_driver)
             arguments = plan.arguments(driver, execution.journal)
             token = enter(driver.frame())
-        except BaseException:
-            await self._give_back(lease)
+        except BaseException as reason:
+            await self._give_back(lease, None, reason)
             raise
         try:
             try:
-                end.returned(plan, await plan.fn(*arguments))
+                value = await plan.fn(*arguments)
+                await driver.see_begun()
+                end.returned(plan, value)
             except Exception as exception:
+                execution.over = True
+                await driver.see_begun(exception)
                 end.raised(plan, exception)
             execution.over = True
             await driver.drain()
@@ -403,7 +443,7 @@ class AsyncRun(_Either):
         match end.conclusion(execution):
             case Finish(status, record) as finish:
                 try:
-                    await self._store.aio.finish(lease, status, record)
+                    await self._finished(lease, status, record)
                 except DurableError as error:
                     await self._give_back(lease)
                     raise end.interruption(plan, execution, error) from end.exception
@@ -434,12 +474,21 @@ class AsyncRun(_Either):
 
         reply = self._store.aio.begin(claim, alive)
         try:
-            return await asyncio.shield(reply)
-        except asyncio.CancelledError:  # a lease that is granted all the same is given back when it comes
-            await asyncio.wait([reply], timeout=_PATIENCE)
-            if reply.done() and reply.exception() is None and isinstance(granted := reply.result(), Granted):
-                await self._give_back(granted.lease)
+            return await see_through(reply, _PATIENCE)
+        except BaseException as reason:  # a lease that is granted all the same is given back, now or when it comes
+            if not reply.done():
+                reply.add_done_callback(self._give_back_late)
+            elif reply.exception() is None and isinstance(granted := reply.result(), Granted):
+                await self._give_back(granted.lease, None, reason)
             raise
+
+    def _give_back_late(self, reply: asyncio.Future[ClaimReply]) -> None:
+        if not reply.cancelled() and reply.exception() is None and isinstance(granted := reply.result(), Granted):
+            self._store.aio.release(granted.lease)
+
+    async def _finished(self, lease: Lease, status: Status, record: Record) -> None:
+        await see_through(self._store.aio.finish(lease, status, record), _PATIENCE)
+        self._is_back(lease)
 
     async def _migrated(self, mismatch: VersionMismatch) -> None:
         stored = await self._store.aio.load(mismatch.run_id)
@@ -449,16 +498,26 @@ class AsyncRun(_Either):
                 answer = await answer
             await self._store.aio.replace(mismatch.run_id, stored, self._plan.migrated(answer, mismatch, stored))
 
+    async def give_all_back(self, reason: BaseException | None = None) -> None:
+        """Whatever an interrupt has kept from being given back."""
+        for lease, status in self._left_over():
+            await self._give_back(lease, status, reason)
+
     async def _give_back(
         self, lease: Lease | None, status: Status | None = None, reason: BaseException | None = None
     ) -> None:
         if lease is not None:
+            self._is_back(lease)
             if isinstance(reason, GeneratorExit):  # the coroutine is being closed, and may not wait any more
                 with contextlib.suppress(RuntimeError):  # nor can it ask where the event loop is gone: the lease ends
                     self._store.aio.release(lease, status)
                 return
             release = self._store.aio.release(lease, status)  # begun here, and not cancelled with this task
-            await asyncio.wait([release], timeout=_PATIENCE)
+            try:
+                await see_through(asyncio.ensure_future(asyncio.wait([release], timeout=_PATIENCE)), _PATIENCE)
+            except asyncio.CancelledError:
+                if reason is None:
+                    raise  # else `reason` is on its way
             if release.done() and isinstance(problem := release.exception(), DurableError):
                 _left_to_end(lease, problem)
 
@@ -473,10 +532,14 @@ class _End:
 
     def returned(self, plan: Plan, value: Any) -> None:
         if inspect.isawaitable(value):
-            raise ColourMismatch(
-                f"workflow {plan.claim.workflow!r} returned something to await, but is not an async function: "
-                f"define it with `async def`"
+            if inspect.iscoroutine(value):
+                value.close()  # it will never be awaited, and says so here rather than in a warning
+            advice = (
+                "await it there, and return what it gives"
+                if plan.is_async
+                else "but is not an async function: define it with `async def`"
             )
+            raise ColourMismatch(f"workflow {plan.claim.workflow!r} returned something to await: {advice}")
         self._value = plan.encoded(value)
 
     def raised(self, plan: Plan, exception: Exception) -> None:
@@ -526,6 +589,5 @@ def _async_answer(answer: Any) -> ColourMismatch:
 
 
 def _left_to_end(lease: Lease, problem: DurableError) -> None:
-    _log.warning(
-        "the lease on run %r could not be given back (%s) and ends by itself", lease.run_id, type(problem).__name__
-    )
+    message = "the lease on run %r could not be given back (%s) and ends by itself"
+    say(_log, logging.WARNING, message, lease.run_id, type(problem).__name__)

@@ -13,7 +13,7 @@ from psycopg import Connection
 from durable._border import public
 from durable._colours import AsyncDriver, BlockingDriver
 from durable._durations import Duration
-from durable._map import Items, mapped, mapped_async
+from durable._map import Items
 from durable._terms import terms
 from durable.stores.protocol import Isolation
 
@@ -112,7 +112,9 @@ class Step(BlockingDriver):
         """
         given, amid = terms(retry, timeout, cleanup=cleanup), self._in_flight(sys.exception())
         every = Items(name, items, key, max_concurrency, return_exceptions=return_exceptions)
-        return mapped(every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given), amid))
+        return self._mapped(
+            every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given), amid)
+        )
 
     @public("step.sleep")
     def sleep(self, name: str, seconds: Duration | datetime, *, key: str | None = None) -> None:
@@ -120,7 +122,7 @@ class Step(BlockingDriver):
 
         The moment of waking is recorded: restarts do not begin anew.
         """
-        self._rested(self._called(name, key, self._sleeping(seconds)))
+        self._called(name, key, self._sleeping(seconds))
 
     @public("step.wait_for")
     def wait_for(self, name: str, *, timeout: Duration | None = None, key: str | None = None) -> Any:
@@ -201,7 +203,8 @@ class AsyncStep(AsyncDriver):
     ) -> Any:
         """Call `fn(*args)`, and await what it returns if that can be awaited; otherwise as `Step`.
 
-        The key is drawn at this call, the body begins when the coroutine is awaited. A blocking function runs on the
+        The key is drawn at this call, the body begins when the coroutine is awaited; a run is not completed while one never was
+        (`ColourMismatch`), and waits for tasks that the workflow has left behind with a step. A blocking function runs on the
         event loop: use `asyncio.to_thread` in it if it takes long. With a `timeout` an async body is cancelled, and a
         blocking one runs in a thread of its own.
         """
@@ -280,14 +283,14 @@ class AsyncStep(AsyncDriver):
         """See `Step.map`; on tasks."""
         given, amid = terms(retry, timeout, cleanup=cleanup), self._in_flight(sys.exception())
         every = Items(name, items, key, max_concurrency, return_exceptions=return_exceptions)
-        return mapped_async(
+        return self._mapped(
             every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given), amid)
         )
 
     @public("step.sleep")
     def sleep(self, name: str, seconds: Duration | datetime, *, key: str | None = None) -> Pending[None]:
         """See `Step.sleep`."""
-        return self._rested(self._called(name, key, self._sleeping(seconds)))
+        return self._called(name, key, self._sleeping(seconds))
 
     @public("step.wait_for")
     def wait_for(self, name: str, *, timeout: Duration | None = None, key: str | None = None) -> Pending[Any]:

@@ -161,7 +161,7 @@ class InvalidArgument(DurableError, ValueError):
 
 @dataclass(eq=False, repr=False)
 class ColourMismatch(DurableError, TypeError):
-    """An async function in a blocking workflow, or a blocking one called bare in an async workflow."""
+    """An async function in a blocking workflow, a blocking one called bare in an async workflow, or a step never awaited."""
 
     problem: str
 

@@ -39,7 +39,7 @@ def no_index() -> None:
 def acknowledged_before_commit() -> None:
     """A checkpoint is acknowledged, and written a little later."""
 
-    def checkpoint(store: PostgresStore, lease: Any, record: Any) -> None:
+    def checkpoint(store: PostgresStore, lease: Any, record: Any, _late: Any = None) -> None:
         threading.Timer(_LATE, store._performed, [checkpoint_job(lease, record)]).start()
 
     def awaited(aio: AsyncPostgresStore, lease: Any, record: Any, _: Any = None) -> asyncio.Future[None]:
@@ -83,7 +83,7 @@ def last_record_overlooked() -> None:
 def transaction_in_two() -> None:
     """A transaction's effect is committed first, and its record afterwards."""
 
-    def commit(self: PostgresTransaction, record: Any) -> None:
+    def commit(self: PostgresTransaction, record: Any, _late: Any = None) -> None:
         lane, lease = self._lane, self._lease
         assert lane is not None
         lane.connection.execute(b"COMMIT", prepare=False)

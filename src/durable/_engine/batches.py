@@ -98,6 +98,7 @@ class Backlog(Generic[E]):
         self._waiting: dict[tuple[Verb, bool], deque[tuple[int, E]]] = {}
         self._arrivals = 0
         self._taken_last = 0
+        self.taken: list[E] = []  # the last batch
         self.bytes = 0
         self.full = False  # whether whoever has more must wait
 
@@ -110,9 +111,19 @@ class Backlog(Generic[E]):
         kind = (entry.verb, entry.unknown)
         queue = self._waiting.get(kind)
         if queue is None:
-            queue = self._waiting[kind] = deque()
-        queue.append((self._arrivals, entry))
+            self._waiting[kind] = deque([(self._arrivals, entry)])  # at once: an interrupt must leave no empty queue
+        else:
+            queue.append((self._arrivals, entry))
         self._count(entry.size)
+
+    def mend(self) -> None:
+        """After a fault in the midst of `take` or `expired`: no empty queue may be left."""
+        self._waiting = {kind: queue for kind, queue in self._waiting.items() if queue}
+        self._count(0)
+
+    def holds(self, entry: E) -> bool:
+        """Whether this very entry waits."""
+        return any(waiting is entry for queue in self._waiting.values() for _, waiting in queue)
 
     def take(self) -> list[E]:
         """The next batch: the kind of entry that has waited longest, as many as fit, one claim per run at the most.
@@ -120,23 +131,31 @@ class Backlog(Generic[E]):
         Of those in circulation (what waits, and what the last batch answered) it is one half: so that while one half is
         being committed the other is at work, where otherwise all would come, and wait, together.
         """
+        self.taken = batch = list[
+            E
+        ]()  # from the start: whatever ends this in the midst, they are found there, or still wait
         kind = min(self._waiting, key=lambda kind: self._waiting[kind][0][0])
         queue = self._waiting[kind]
-        batch: list[E] = []
-        held_back: list[tuple[int, E]] = []
         runs: set[str] = set()
         size = 0
         most = max(FEWEST, min(MOST_ENTRIES, (len(queue) + self._taken_last + 1) // 2))
-        while queue and len(batch) < most and (not batch or size + queue[0][1].size <= MOST_BYTES):
-            arrival, entry = queue.popleft()
-            if kind[0] is not Verb.CHECKPOINT:
-                if entry.run_id in runs:  # a statement cannot take one lease twice
-                    held_back.append((arrival, entry))
-                    continue
-                runs.add(entry.run_id)
+        one_of_a_run = kind[0] is not Verb.CHECKPOINT  # a statement cannot take one lease twice
+        seen = 0
+        for _, entry in queue:
+            if len(batch) == most or (batch and size + entry.size > MOST_BYTES):
+                break
+            seen += 1
+            if one_of_a_run and entry.run_id in runs:
+                continue
+            runs.add(entry.run_id)
             batch.append(entry)
             size += entry.size
-        queue.extendleft(reversed(held_back))
+        if seen > len(batch):
+            chosen = set(map(id, batch))
+            queue = self._waiting[kind] = deque(item for item in queue if id(item[1]) not in chosen)
+        else:
+            for _ in range(seen):
+                queue.popleft()
         if not queue:
             del self._waiting[kind]
         self._count(-size)
@@ -145,7 +164,7 @@ class Backlog(Generic[E]):
 
     def expired(self, elapsed: float) -> list[E]:
         """Take out the entries whose deadline has passed."""
-        late: list[E] = []
+        self.taken = late = list[E]()
         for kind, queue in list(self._waiting.items()):
             kept: deque[tuple[int, E]] = deque()
             for item in queue:
@@ -161,7 +180,7 @@ class Backlog(Generic[E]):
         return late
 
     def _count(self, size: int) -> None:
-        self.bytes += size
+        self.bytes = self.bytes + size if self._waiting else 0
         self.full = self.bytes >= MOST_WAITING
 
 

@@ -167,7 +167,7 @@ class Undone(Struct, frozen=True):
 
 
 class Interrupted(Struct, frozen=True, gc=False):
-    """The body, or the wait for its checkpoint, was left by something that is not an `Exception`."""
+    """The step was left by an exception that is not its body's: an interrupt, or a cancellation. See `Call.stored`."""
 
     reason: str
 
@@ -198,6 +198,8 @@ class Claim(Struct, frozen=True, kw_only=True):
     `after_failure` says whether a run that has failed, or was cancelled, may be taken up again (not by one who only
     waited for it), `create` whether a run that is not there may be started (not without the input that its workflow needs).
     One that `amends` asks for the run in order to change what it remembers, not to execute it: its header stays as it is.
+    `taken` are the leases that were granted for it and not given back: a store adds one as soon as it knows, so that a caller
+    who is interrupted before the reply finds it there.
     """
 
     run_id: str
@@ -211,6 +213,7 @@ class Claim(Struct, frozen=True, kw_only=True):
     after_failure: bool = True
     create: bool = True
     amends: bool = False
+    taken: list[Lease] = field(default_factory=list[Lease])
 
     def __repr__(self) -> str:
         return f"<Claim of run {self.run_id!r} of {self.workflow!r}, version {self.version}>"

@@ -33,7 +33,8 @@ class Call(Struct, eq=False):
     that `transacts` has its body in a transaction; that was the victim of so many `conflicts`, or was lost, and `seq` is
     the place that its record was given before. `started` is the place of the next record when the call was made, `amid` what
     it was made amid; one that is `left` was made while a cancellation was in flight, and `kept` are those after which the
-    workflow went on; `cleanup` is done anew by every execution.
+    workflow went on; `cleanup` is done anew by every execution. `stored` is what its driver knows of the record that it is to
+    send, where an interrupt may leave no chance to report it: True once that is acknowledged, None while it is not known.
     """
 
     key: str
@@ -59,6 +60,7 @@ class Call(Struct, eq=False):
     left: bool = False
     kept: tuple[str, ...] = ()
     cleanup: bool = False
+    stored: bool | None = False
     phase: Phase = Phase.DRAWN
     attempts: int = 0
     first: datetime | None = None

@@ -316,7 +316,8 @@ class Execution:
         return self._remember(call, failed)
 
     def _remember(self, call: Call, attempt: AttemptRecord) -> Checkpoint:
-        call.phase, call.attempt, call.record = Phase.SENDING, attempt, None
+        call.stored, call.attempt, call.record = False, attempt, None
+        call.phase = Phase.SENDING
         return Checkpoint(Record(self._place(call), call.key, _ATTEMPT, render(attempt)))
 
     def _place(self, call: Call) -> int:
@@ -354,6 +355,7 @@ class Execution:
         )
         if seq != call.started or call.unordered or call.transacts or call.cleanup or self.journal.kept:
             call.record = self._marked(call, call.record, seq)
+        call.stored = False
         call.phase = Phase.SENDING
         record = Record(seq, call.key, _STEP, render(call.record))
         if not (call.transacts and ok):
@@ -382,16 +384,19 @@ class Execution:
                 self.tell(StepRemembered(self.run_id, reading.at, call.key, call.name, call.attempt))
             call.phase, call.conflicts, call.lost = Phase.WAITING, 0, 0
             return Wait(0.0)
+        self.journal.settle(call.key, call.record)  # first: an interrupt may come, and this be reported again
         self._forget(call, told=True)
-        self.journal.settle(call.key, call.record)
         if self.tell is not None:
             self.tell(StepRecorded(self.run_id, reading.at, call.key, call.name, call.record))
         return Replay(call.record)
 
     def _interrupted(self, call: Call, reading: Reading, reason: str) -> Abort:
         if self._running.get(call.key) is call and call.phase is Phase.SENDING:
-            # The checkpoint was on its way. Whether it arrived is for the next execution to read, not for us to guess.
-            self.abort(OutcomeUnknown(self.run_id, f"step {call.key!r}", f"{reason} came before the reply"))
+            if call.stored:
+                self._acknowledged(call, reading)
+            elif call.stored is None:
+                # It was on its way. Whether it arrived is for the next execution to read, not for us to guess.
+                self.abort(OutcomeUnknown(self.run_id, f"step {call.key!r}", f"{reason} came before the reply"))
         self._left(call, reading, reason)
         return Abort(self.error or RunOver(self.run_id, call.name))
 

@@ -9,11 +9,11 @@ from typing import Any, NoReturn, TypeVar
 from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
 from durable.documents import Snapshot
-from durable.errors import ColourMismatch
+from durable.errors import ColourMismatch, DurableError
 from durable.snapshot import Record, Status
 from durable.stores._threads import CalledStore
 from durable.stores._whole import Whole, Work
-from durable.stores.protocol import AsyncSnapshotStore
+from durable.stores.protocol import AsyncSnapshotStore, Late
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class AwaitedSnapshots(Whole):
         """Not for a blocking workflow."""
         self._refuse(f"run {claim.run_id!r}")
 
-    def checkpoint(self, lease: Lease, record: Record) -> None:  # noqa: ARG002
+    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:  # noqa: ARG002
         """Not for a blocking workflow."""
         self._refuse(f"run {lease.run_id!r}")
 
@@ -71,10 +71,17 @@ class _Verbs(Whole):
         async with self.turn(claim.run_id):
             return await self._done(self._begun(claim, alive))
 
-    async def checkpoint(self, lease: Lease, record: Record) -> None:
+    async def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:
         """See `RunStore.checkpoint`."""
-        async with self._saving:
-            await self._done(self._checkpointed(lease, record))
+        try:
+            async with self._saving:
+                await self._done(self._checkpointed(lease, record))
+        except DurableError:
+            raise
+        except BaseException as interrupt:  # what the next save writes is what will be stored
+            if late is not None:
+                late(None if record in self._records else interrupt)
+            raise
 
     async def finish(self, lease: Lease, status: Status, record: Record) -> None:
         """See `RunStore.finish`."""

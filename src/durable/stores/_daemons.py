@@ -1,16 +1,50 @@
-"""Daemon threads: for work that blocks, so many at once, none of which keeps the interpreter from exiting."""
+"""Daemon threads, none of which keeps the interpreter from exiting, and that no fault of one turn is the end of."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-__all__ = ["Daemons"]
+from durable.errors import StoreUnavailable
+
+__all__ = ["Daemons", "kept_up"]
 
 T = TypeVar("T")
+
+_LOOK = 0.05  # seconds between looks at whether a thread that is being started still lives
+
+
+def kept_up(name: str, turn: Callable[[], object], failed: Callable[[Exception], object]) -> threading.Thread:
+    """A daemon thread, started, that calls `turn` until it returns something false.
+
+    What a turn raises (no memory, for example) goes to `failed`, and the thread goes on. `StoreUnavailable` where none can be
+    started: that may be possible later.
+    """
+    begun = threading.Event()
+
+    def run() -> None:
+        while True:
+            try:
+                begun.set()
+                while turn():
+                    pass
+                return
+            except Exception as problem:
+                failed(problem)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    try:
+        thread.start()
+    except (RuntimeError, MemoryError) as problem:
+        raise StoreUnavailable("this process", f"no thread can be started for {name} ({problem})") from problem
+    while not begun.wait(_LOOK):
+        if not thread.is_alive():
+            raise StoreUnavailable("this process", f"the thread {name} ended before it began")
+    return thread
 
 
 class Daemons:
@@ -24,30 +58,64 @@ class Daemons:
         self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
 
     def submit(self, work: Callable[[], T], *, at_once: bool = False) -> Future[T]:
-        """What `work` comes to. Not called if it is cancelled before its turn; `at_once` there is a thread more for it."""
+        """What `work` comes to. Not called if it is cancelled before its turn; `at_once` there is a thread more for it.
+
+        `StoreUnavailable` where no thread can be started for it.
+        """
         answer: Future[T] = Future()
+        given = (answer, work)
         with self._lock:
             if at_once:
-                self._waiting.appendleft((answer, work))
+                self._waiting.appendleft(given)
             else:
-                self._waiting.append((answer, work))
+                self._waiting.append(given)
             full = self._threads >= self._most and not at_once
             if not full:
                 self._threads += 1
         if not full:
-            threading.Thread(target=self._run, name=self._name, daemon=True).start()
+            hand = _Hand(self)
+            try:
+                kept_up(self._name, hand.turn, hand.failed)
+            except BaseException:
+                with self._lock:
+                    self._threads -= 1
+                    with contextlib.suppress(ValueError):  # another thread has begun with it
+                        self._waiting.remove(given)
+                raise
         return answer
 
-    def _run(self) -> None:
-        while True:
-            with self._lock:
-                if not self._waiting:
-                    self._threads -= 1
-                    return
-                answer, work = self._waiting.popleft()
-            if answer.set_running_or_notify_cancel():
-                _work(answer, work)
-            del answer, work  # a result must not live until the next one
+    def take(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+        """What is next; None, and there is a thread less, when there is nothing."""
+        with self._lock:
+            if self._waiting:
+                return self._waiting.popleft()
+            self._threads -= 1
+            return None
+
+
+class _Hand:
+    """One thread's work."""
+
+    def __init__(self, daemons: Daemons) -> None:
+        self._daemons = daemons
+        self._given: tuple[Future[Any], Callable[[], Any]] | None = None
+
+    def turn(self) -> bool:
+        """Do what is next, if anything is."""
+        self._given = self._daemons.take()
+        if self._given is None:
+            return False
+        answer, work = self._given
+        if answer.set_running_or_notify_cancel():
+            _work(answer, work)
+        self._given = None
+        return True
+
+    def failed(self, problem: Exception) -> None:
+        """A fault of ours: whoever waits is told."""
+        given, self._given = self._given, None
+        if given is not None and not given[0].done():
+            given[0].set_exception(problem)
 
 
 def _work(answer: Future[Any], work: Callable[[], Any]) -> None:

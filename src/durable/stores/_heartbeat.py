@@ -10,8 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from durable._engine.leases import LOOK_EVERY, Lease
+from durable._locks import locked
+from durable._reports import report
 from durable.clocks import Clock
+from durable.stores._daemons import kept_up
 
+_SHORTEST_PAUSE: Final = 0.05  # seconds, after a turn that failed
 _RETRY: Final = 0.1  # of the shortest lease: how soon a failed renewal is tried again
 
 _log = logging.getLogger("durable")
@@ -41,35 +45,39 @@ class Heartbeat:
         self._pid = os.getpid()
         self._clock = clock
         self._kept: dict[str, tuple[Lease, Callable[[], bool]]] = {}
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # a signal handler may come while it is held
+        self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._pause = 0.0  # seconds, before the next turn
 
+    @locked
     def keep(self, lease: Lease, alive: Callable[[], bool]) -> None:
-        """Renew this lease from now on, for as long as `alive()` says that somebody works under it."""
-        with self._changed:
-            self._kept[lease.token] = (lease, alive)
-            lease.on_wait = self._wake
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="durable-heartbeat", daemon=True)
-                self._thread.start()
-            self._changed.notify()
+        """Renew this lease from now on, for as long as `alive()` says that somebody works under it.
 
+        `StoreUnavailable` when its thread cannot be started; the lease is not kept then.
+        """
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = kept_up("durable-heartbeat", self._turn, self._failed)
+        self._kept[lease.token] = (lease, alive)
+        lease.on_wait = self._wake
+        self._changed.notify()
+
+    @locked
     def drop(self, lease: Lease) -> None:
         """Renew it no more."""
-        with self._changed:
-            self._kept.pop(lease.token, None)
+        self._kept.pop(lease.token, None)
 
+    @locked
     def deleted(self, rows: Sequence[str]) -> None:
         """The runs of these rows are being deleted here: it is not the database that has lost them."""
-        with self._changed:
-            for lease, _ in self._kept.values():
-                if lease.row in rows:
-                    lease.gone = "the run was deleted"
+        for lease, _ in self._kept.values():
+            if lease.row in rows:
+                lease.gone = "the run was deleted"
 
     def close(self) -> None:
         """End the thread, after the renewal that it may be in."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify()
             thread = self._thread
@@ -78,7 +86,7 @@ class Heartbeat:
 
     def beat(self) -> bool:
         """Renew every lease once; False when some could not be."""
-        with self._changed:
+        with self._lock:
             kept = list(self._kept.values())
         leases = [lease for lease, alive in kept if self._lives(lease, alive)]
         if not leases:
@@ -88,7 +96,8 @@ class Heartbeat:
         try:
             standing = self._renew(leases)
         except Exception as problem:
-            _log.warning("%d leases could not be renewed (%s); trying again", len(leases), type(problem).__name__)
+            message = "%d leases could not be renewed (%s); trying again"
+            report(_log, logging.WARNING, message, len(leases), type(problem).__name__)
             return False
         for lease in leases:
             if lease.token not in standing:
@@ -98,57 +107,66 @@ class Heartbeat:
         return all(standing.values())
 
     def _lives(self, lease: Lease, alive: Callable[[], bool]) -> bool:
-        if alive():  # not under the lock: this is the driver's own code, which may take its time
+        try:  # not under the lock: this is the driver's own code, which may take its time
+            if alive():
+                return True
+        except Exception as problem:  # says nothing about whether it lives, and must not cost the others their leases
+            report(_log, logging.ERROR, "run %r could not be looked at", lease.run_id, problem=problem)
             return True
-        with self._changed:
+        with self._lock:
             if self._kept.pop(lease.token, None) is not None:
-                _log.warning("the driver of run %r is gone; its lease is left to end", lease.run_id)
+                report(_log, logging.WARNING, "the driver of run %r is gone; its lease is left to end", lease.run_id)
         return False
 
     def _lost(self, lease: Lease) -> None:
-        with self._changed:  # unless it was given back while the renewal was under way
+        with self._lock:  # unless it was given back while the renewal was under way
             if self._kept.pop(lease.token, None) is not None:
                 lease.lost = "another execution has taken it over"
 
     def _wake(self) -> None:
         if os.getpid() != self._pid:  # a run in flight at a fork, in the child: the lock may be held for ever there
             return
-        with self._changed:
+        with self._lock:
             self._changed.notify()
 
     def _looked(self) -> None:
         """Ask whether runs that wait were cancelled."""
         now = self._clock.elapsed()
-        with self._changed:
+        with self._lock:
             waiting = [lease for lease, _ in self._kept.values() if lease.is_waiting(now) and not lease.cancelled]
         self._next_look = now + LOOK_EVERY
         try:
             if waiting:
                 self._look(waiting)
         except Exception as problem:
-            _log.debug("%d runs that wait could not be looked at (%s)", len(waiting), type(problem).__name__)
+            kind = type(problem).__name__
+            report(_log, logging.DEBUG, "%d runs that wait could not be looked at (%s)", len(waiting), kind)
             self._next_look = now + 10 * LOOK_EVERY
 
-    def _run(self) -> None:
-        pause = 0.0
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._kept)
-                if self._closed:
-                    return
-                now = self._clock.elapsed()
-                wait = max(pause, self._next_due() - now)
-                is_waited = any(lease.is_waiting(now) and not lease.cancelled for lease, _ in self._kept.values())
-                looks_in = max(0.0, self._next_look - now) if is_waited else math.inf
-                if wait > 0 and looks_in > 0:
-                    self._changed.wait(min(wait, looks_in))
-                    pause = max(0.0, pause - (self._clock.elapsed() - now))
-                    continue
-                shortest = min(lease.seconds for lease, _ in self._kept.values())
-            if wait > 0:
-                self._looked()
-            else:
-                pause = 0.0 if self.beat() else shortest * _RETRY
+    def _failed(self, problem: Exception) -> None:
+        report(_log, logging.ERROR, "the heartbeat failed, and goes on", problem=problem)
+        self._pause = _SHORTEST_PAUSE
+
+    def _turn(self) -> bool:
+        """Wait until the first lease is due, or runs that wait are to be looked at, and do that; False at the end."""
+        with self._lock:
+            self._changed.wait_for(lambda: self._closed or self._kept)
+            if self._closed:
+                return False
+            now = self._clock.elapsed()
+            wait = max(self._pause, self._next_due() - now)
+            is_waited = any(lease.is_waiting(now) and not lease.cancelled for lease, _ in self._kept.values())
+            looks_in = max(0.0, self._next_look - now) if is_waited else math.inf
+            if wait > 0 and looks_in > 0:
+                self._changed.wait(min(wait, looks_in))
+                self._pause = max(0.0, self._pause - (self._clock.elapsed() - now))
+                return True
+            shortest = min(lease.seconds for lease, _ in self._kept.values())
+        if wait > 0:
+            self._looked()
+        else:
+            self._pause = 0.0 if self.beat() else shortest * _RETRY
+        return True
 
     def _next_due(self) -> float:
         return min(lease.due() for lease, _ in self._kept.values())

@@ -6,7 +6,7 @@ import itertools
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Self
 
@@ -17,10 +17,11 @@ from durable._durations import Duration
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import Lease
 from durable._engine.runs import adopted, executable, is_foreign
+from durable._locks import locked
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, chosen
 from durable.documents import Snapshot, journal_of, snapshot_of
-from durable.errors import ConcurrentExecution, InvalidArgument, LeaseLost, RunCancelled
+from durable.errors import ConcurrentExecution, DurableError, InvalidArgument, LeaseLost, RunCancelled
 from durable.snapshot import Execution, Header, Kind, Record, Status, checked_name, standing, taken_up
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._owner import this_process
@@ -38,7 +39,7 @@ from durable.stores.listing import (
     checked_snapshot,
     stands,
 )
-from durable.stores.protocol import Isolation, Transaction
+from durable.stores.protocol import Isolation, Late, Transaction
 
 
 @dataclass(slots=True)
@@ -79,85 +80,99 @@ class MemoryStore:
 
     def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
         """See `RunStore.begin`."""
-        with self._lock:
-            if self._closed:
-                raise InvalidArgument("the store is closed")
-            sent = self.clock.elapsed()
-            run = self._runs.get(claim.run_id) or _Run()
-            held = run.token is not None and run.expires > sent
-            if held or not executable(claim, run.header):
-                endings = [record for record in _in_order(run) if record.kind in (Kind.RESULT, Kind.FAILURE)]
-                return Refused(
-                    run.header, endings, "this process" if held else None, run.expires - sent if held else None
-                )
-            self._runs[claim.run_id] = run
-            run.epoch += 1
-            run.token = f"{run.epoch}:{secrets.token_hex(8)}"
-            run.cancelled = False
-            run.expires = sent + claim.seconds
-            if run.header is None:
-                run.header = Header("", Execution(Status.RUNNING))
-            if is_foreign(run.header) and not claim.amends:
-                run.header = adopted(claim, run.header)
+        reply = self._begun(claim)
+        if isinstance(reply, Granted):
+            self._heartbeat.keep(reply.lease, alive)
+        return reply
+
+    @locked
+    def _begun(self, claim: Claim) -> ClaimReply:
+        if self._closed:
+            raise InvalidArgument("the store is closed")
+        sent = self.clock.elapsed()
+        run = self._runs.get(claim.run_id) or _Run()
+        held = run.token is not None and run.expires > sent
+        if held or not executable(claim, run.header):
+            endings = [record for record in _in_order(run) if record.kind in (Kind.RESULT, Kind.FAILURE)]
+            return Refused(run.header, endings, "this process" if held else None, run.expires - sent if held else None)
+        header = run.header or Header("", Execution(Status.RUNNING))
+        records, epoch, at = run.records, run.epoch + 1, run.updated_at
+        if not claim.amends:
+            at = self.clock.now()
+            if is_foreign(header):
+                header = adopted(claim, header)
                 if claim.input is not None:
-                    self._keep(run, Record(0, Kind.INPUT, Kind.INPUT, claim.input.decode()))
-            if not claim.amends:
-                run.updated_at = self.clock.now()
-                moment, execution = run.updated_at.isoformat(), run.header.execution
-                execution = taken_up(execution, epoch=run.epoch, owner=this_process(), moment=moment)
-                run.header = structs.replace(run.header, execution=execution)
-            lease = Lease(claim.run_id, run.token, run.epoch, claim.seconds, sent)
-            granted = Granted(lease, run.header, _in_order(run))
-        self._heartbeat.keep(lease, alive)
+                    given = Record(0, Kind.INPUT, Kind.INPUT, claim.input.decode())
+                    records = records | {0: self._dated(given, epoch)}
+            execution = taken_up(header.execution, epoch=epoch, owner=this_process(), moment=at.isoformat())
+            header = structs.replace(header, execution=execution)
+        lease = Lease(claim.run_id, f"{epoch}:{secrets.token_hex(8)}", epoch, claim.seconds, sent)
+        granted = Granted(lease, header, [records[seq] for seq in sorted(records)])
+        claim.taken.append(lease)  # first, and the run in one piece: an interrupt comes where it will
+        self._runs[claim.run_id] = _Run(header, records, at, epoch, lease.token, sent + claim.seconds)
         return granted
 
-    def checkpoint(self, lease: Lease, record: Record) -> None:
+    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:
         """See `RunStore.checkpoint`."""
-        with self._lock:
-            run = self._fenced(lease)
-            self._keep(run, record)
+        try:
+            self._write(lease, record)
+        except DurableError:
+            raise
+        except BaseException as interrupt:
+            if late is not None:
+                run = self._runs.get(lease.run_id)
+                late(None if run is not None and _is_there(run, record) else interrupt)
+            raise
+
+    @locked
+    def _write(self, lease: Lease, record: Record) -> None:
+        run = self._fenced(lease)
+        run.records[record.seq] = self._dated(record, run.epoch)
 
     def finish(self, lease: Lease, status: Status, record: Record) -> None:
         """See `RunStore.finish`."""
-        with self._lock:
-            run = self._fenced(lease)
-            self._keep(run, record)
-            self._set_status(run, status)
-            run.token = None
+        self._end(lease, status, record)
         self._heartbeat.drop(lease)
+
+    @locked
+    def _end(self, lease: Lease, status: Status, record: Record) -> None:
+        run = self._fenced(lease)
+        records = run.records | {record.seq: self._dated(record, run.epoch)}
+        self._runs[lease.run_id] = self._standing(run, status, records=records, token=None)
 
     def release(self, lease: Lease, status: Status | None = None) -> None:
         """See `RunStore.release`."""
         self._heartbeat.drop(lease)
-        with self._lock:
-            run = self._runs.get(lease.run_id)
-            if run is not None and run.token == lease.token:
-                run.token = None
-                if status is not None:
-                    self._set_status(run, status)
+        self._let_go(lease, status)
 
+    @locked
+    def _let_go(self, lease: Lease, status: Status | None) -> None:
+        run = self._runs.get(lease.run_id)
+        if run is not None and run.token == lease.token:
+            free = replace(run, token=None)
+            self._runs[lease.run_id] = free if status is None else self._standing(free, status)
+
+    @locked
     def cancel(self, run_id: str) -> bool:
         """See `RunStore.cancel`."""
-        with self._lock:
-            run = self._runs.get(run_id)
-            if run is None or run.header is None or run.header.execution.status != Status.RUNNING:
-                return False
-            run.token, run.cancelled = None, True
-            self._set_status(run, Status.CANCELLED)
-            return True
+        run = self._runs.get(run_id)
+        if run is None or run.header is None or run.header.execution.status != Status.RUNNING:
+            return False
+        self._runs[run_id] = self._standing(run, Status.CANCELLED, token=None, cancelled=True)
+        return True
 
+    @locked
     def signal(self, run_id: str, name: str, payload: str) -> None:
         """See `RunStore.signal`."""
-        with self._lock:
-            self._signals.append(_Signal(next(self._numbers), run_id, name, payload))
+        self._signals.append(_Signal(next(self._numbers), run_id, name, payload))
 
+    @locked
     def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
         """See `RunStore.receive`."""
-        with self._lock:
-            for number, run_id, named, payload in self._signals:
-                if (run_id, named) == (lease.run_id, name) and number not in taken:
-                    return number, payload
-            return None
+        for number, run_id, named, payload in self._signals:
+            if (run_id, named) == (lease.run_id, name) and number not in taken:
+                return number, payload
+        return None
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:  # noqa: ARG002
         """Not here: there is no database to do anything in."""
@@ -170,46 +185,44 @@ class MemoryStore:
         """See `PostgresStore.save`."""
         checked_name("a run's id", id)
         header, records = journal_of(checked_snapshot(id, snapshot))
-        with self._lock:
-            run = self._free(id, force)
-            epoch = 0 if run is None else run.epoch + 1
-            run = self._runs[id] = run or _Run()
-            # Those of a run that was copied from elsewhere go on to be counted as they were there.
-            run.epoch, run.token, run.cancelled = max(epoch, header.execution.epoch), None, False
-            run.records = {record.seq: record for record in records}
-            run.updated_at = self.clock.now()
-            if not header.execution.last_updated:
-                execution = structs.replace(header.execution, last_updated=run.updated_at.isoformat())
-                header = structs.replace(header, execution=execution)
-            run.header = header
+        self._put(id, header, records, force)
+
+    @locked
+    def _put(self, id: str, header: Header, records: Sequence[Record], force: bool) -> None:
+        run = self._free(id, force)
+        at = self.clock.now()
+        if not header.execution.last_updated:
+            execution = structs.replace(header.execution, last_updated=at.isoformat())
+            header = structs.replace(header, execution=execution)
+        by_seq = {record.seq: record for record in records}
+        # Those of a run that was copied from elsewhere go on to be counted as they were there.
+        epoch = max(0 if run is None else run.epoch + 1, header.execution.epoch)
+        self._runs[id] = _Run(header, by_seq, updated_at=at, epoch=epoch)
 
     def load(self, id: str) -> Snapshot | None:
         """See `PostgresStore.load`."""
         checked_name("a run's id", id)
-        with self._lock:
-            run = self._runs.get(id)
-            if run is None or run.header is None:
-                return None
-            header, records = run.header, _in_order(run)
+        stored = self._stored(id)
+        if stored is None:
+            return None
+        header, records = stored
         return snapshot_of(header, records, run_id=id)
 
+    @locked
     def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
         """See `RunStore.replace`."""
-        with self._lock:
-            run = self._runs.get(run_id)
-            if run is None or self._held(run) or self.load(run_id) != old:
-                return False
-            self.save(run_id, new)
-            for record in _in_order(run):
-                run.records[record.seq] = self._dated(record, run.epoch)
-            return True
+        run = self._runs.get(run_id)
+        if run is None or self._held(run) or self.load(run_id) != old:
+            return False
+        self.save(run_id, new)
+        return True
 
+    @locked
     def delete(self, id: str, *, force: bool = False) -> None:
         """See `PostgresStore.delete`."""
         checked_name("a run's id", id)
-        with self._lock:
-            self._free(id, force)
-            self._forget(id)
+        self._free(id, force)
+        self._forget(id)
 
     def list(
         self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
@@ -260,12 +273,12 @@ class MemoryStore:
             bytes=sum(map(len, texts)),
         )
 
+    @locked
     def status(self, id: str) -> RunStatus | None:
         """See `PostgresStore.status`."""
         checked_name("a run's id", id)
-        with self._lock:
-            run = self._runs.get(id)
-            return None if run is None else self._stands(run)
+        run = self._runs.get(id)
+        return None if run is None else self._stands(run)
 
     @property
     def identity(self) -> object:
@@ -294,6 +307,11 @@ class MemoryStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @locked
+    def _stored(self, id: str) -> tuple[Header, Sequence[Record]] | None:
+        run = self._runs.get(id)
+        return None if run is None or run.header is None else (run.header, _in_order(run))
 
     def _held(self, run: _Run) -> bool:
         return run.token is not None and run.expires > self.clock.elapsed()
@@ -337,26 +355,29 @@ class MemoryStore:
                 lease.cancelled = run is not None and run.cancelled
         return standing
 
+    @locked
     def _look(self, leases: Sequence[Lease]) -> None:
-        with self._lock:
-            for lease in leases:
-                run = self._runs.get(lease.run_id)
-                lease.cancelled = run is not None and run.cancelled
-
-    def _keep(self, run: _Run, record: Record) -> None:
-        run.records[record.seq] = self._dated(record, run.epoch)
+        for lease in leases:
+            run = self._runs.get(lease.run_id)
+            lease.cancelled = run is not None and run.cancelled
 
     def _dated(self, record: Record, epoch: int) -> Record:
         """The record, and when and under which lease it was stored, where it does not say."""
         seq, key, kind, text, at, under = record
         return Record(seq, key, kind, text, at or self.clock.now(), under or epoch)
 
-    def _set_status(self, run: _Run, status: Status) -> None:
+    def _standing(self, run: _Run, status: Status, **changes: Any) -> _Run:
+        """The run with these changes and this status, to be put in its place: whoever looks sees all of it or nothing."""
         assert run.header is not None  # noqa: S101 -- written by the same begin
-        run.updated_at = self.clock.now()
-        records = _in_order(run) if status is Status.FAILED else ()
-        execution = standing(run.header.execution, status, run.updated_at.isoformat(), records)
-        run.header = structs.replace(run.header, execution=execution)
+        at, changed = self.clock.now(), replace(run, **changes)
+        records = _in_order(changed) if status is Status.FAILED else ()
+        execution = standing(run.header.execution, status, at.isoformat(), records)
+        return replace(changed, header=structs.replace(run.header, execution=execution), updated_at=at)
+
+
+def _is_there(run: _Run, record: Record) -> bool:
+    stored = run.records.get(record.seq)
+    return stored is not None and (stored.key, stored.kind, stored.text) == (record.key, record.kind, record.text)
 
 
 def _newest_last(line: Listed) -> tuple[datetime, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import mmap
 import os
 import secrets
 import socket
@@ -30,6 +31,7 @@ class Owner:
         self.instance = secrets.token_hex(8)
         self._path: Path | None = None
         self._lock: int | None = None
+        self._kept: mmap.mmap | None = None
         with contextlib.suppress(OSError):  # without the file a restart waits for the lease, which is always right
             self._make_file()
         # For the lease: who owns it, and where the proof lies.
@@ -40,9 +42,13 @@ class Owner:
         if self._path is not None and self._lock is not None:
             with contextlib.suppress(OSError):
                 self._path.unlink()
-            _locks.discard(self._lock)
-            os.close(self._lock)
-            self._path = self._lock = None
+            if _locks.pop(self._lock, None) == _identity(self._lock):
+                if self._kept is not None:
+                    self._kept.close()
+                os.close(self._lock)
+            else:  # closed by someone else, and perhaps of another file by now, as the mapping's own may be: left alone
+                _lost.append(self._kept)
+            self._path = self._lock = self._kept = None
 
     def _make_file(self) -> None:
         content = _content(self.instance)
@@ -52,8 +58,13 @@ class Owner:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(lock, content)
+        # A lock lasts as long as anything refers to the open file. Its descriptor may be closed by someone else
+        # (`os.closerange`, or a second `close` of the same number); a mapping is not.
+        if (not_in_children := getattr(mmap, "MADV_DONTFORK", None)) is not None:
+            self._kept = mmap.mmap(lock, len(content), prot=mmap.PROT_READ)
+            self._kept.madvise(not_in_children)
         self._path, self._lock = path, lock
-        _locks.add(lock)
+        _locks[lock] = _identity(lock)
 
 
 def this_process() -> str:
@@ -61,14 +72,26 @@ def this_process() -> str:
     return f"{HOST}{os.getpid()}"
 
 
-_locks: Final[set[int]] = set()
+_locks: Final[dict[int, tuple[int, int] | None]] = {}  # descriptors, each with the file that it is of
+_lost: Final[list[object]] = []
+
+
+def _identity(descriptor: int) -> tuple[int, int] | None:
+    """The file that this is a descriptor of."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _let_go() -> None:
-    """In a forked child: it must not hold its parent's locks beyond the parent's death."""
+    """In a forked child: it must not hold its parent's locks beyond the parent's death. It has no mapping of theirs."""
     while _locks:
-        with contextlib.suppress(OSError):
-            os.close(_locks.pop())
+        lock, file = _locks.popitem()
+        if file == _identity(lock):
+            with contextlib.suppress(OSError):
+                os.close(lock)
 
 
 os.register_at_fork(after_in_child=_let_go)

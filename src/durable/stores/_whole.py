@@ -13,6 +13,7 @@ from msgspec import structs
 
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
+from durable._locks import locked
 from durable.clocks import SystemClock
 from durable.codecs import Codec, codec_of
 from durable.documents import Snapshot, named, snapshot_of
@@ -28,7 +29,7 @@ from durable.errors import (
 from durable.snapshot import Execution, Header, Record, Status, standing
 from durable.stores._memory import MemoryStore
 from durable.stores._threads import ThreadedStore
-from durable.stores.protocol import AsyncSnapshotStore, Isolation, SnapshotStore, Transaction
+from durable.stores.protocol import AsyncSnapshotStore, Isolation, Late, SnapshotStore, Transaction
 
 T = TypeVar("T")
 
@@ -185,13 +186,21 @@ class WholeSnapshots(Whole):
 
     def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
         """See `RunStore.begin`."""
-        with self.turn(claim.run_id):
+        with (turn := self.turn(claim.run_id)).take():
+            turn.thread = threading.get_ident()
             return self._done(self._begun(claim, alive))
 
-    def checkpoint(self, lease: Lease, record: Record) -> None:
+    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:
         """See `RunStore.checkpoint`."""
-        with self._saving:
-            self._done(self._checkpointed(lease, record))
+        try:
+            with self._saving:
+                self._done(self._checkpointed(lease, record))
+        except DurableError:
+            raise
+        except BaseException as interrupt:  # what the next save writes is what will be stored
+            if late is not None:
+                late(None if record in self._records else interrupt)
+            raise
 
     def finish(self, lease: Lease, status: Status, record: Record) -> None:
         """See `RunStore.finish`."""
@@ -201,7 +210,8 @@ class WholeSnapshots(Whole):
 
     def release(self, lease: Lease, status: Status | None = None) -> None:
         """See `RunStore.release`."""
-        with self.turn(lease.run_id):
+        with (turn := self.turn(lease.run_id)).take():
+            turn.thread = threading.get_ident()
             try:
                 if status is not None:
                     with self._saving:
@@ -215,7 +225,8 @@ class WholeSnapshots(Whole):
 
     def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
         """See `RunStore.replace`; as far as this process knows."""
-        with self.turn(run_id):
+        with (turn := self.turn(run_id)).take():
+            turn.thread = threading.get_ident()
             return self._done(self._replaced(run_id, old, new))
 
     @property
@@ -259,22 +270,19 @@ class Turn:
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
         self._lock = threading.Lock()
-        self._thread = 0
+        self.thread = 0  # of its holder, who says so
 
-    def __enter__(self) -> None:
-        if self._thread == threading.get_ident():
+    def take(self) -> threading.Lock:
+        """For `with`: the lock itself, so that no interrupt comes between its taking and its giving back."""
+        if self.thread == threading.get_ident() and self._lock.locked():
             raise ConcurrentExecution(self._run_id, "this very thread")
-        self._lock.acquire()
-        self._thread = threading.get_ident()
-
-    def __exit__(self, *_: object) -> None:
-        self._thread = 0
-        self._lock.release()
+        return self._lock
 
     async def __aenter__(self) -> None:
         # Its holder may be on another event loop, which nobody can await. It is held for one load and one save.
         while not self._lock.acquire(blocking=False):  # noqa: ASYNC110 -- see above
             await asyncio.sleep(_LOOK_AGAIN)
+        self.thread = 0
 
     async def __aexit__(self, *_: object) -> None:
         self._lock.release()
@@ -287,10 +295,10 @@ class _Leases(MemoryStore):
         super().__init__()
         self._turns: weakref.WeakValueDictionary[str, Turn] = weakref.WeakValueDictionary()
 
+    @locked
     def turn(self, run_id: str) -> Turn:
         """This run's."""
-        with self._lock:
-            return self._turns.setdefault(run_id, Turn(run_id))
+        return self._turns.setdefault(run_id, Turn(run_id))
 
 
 _known: Final[dict[int, _Leases]] = {}

@@ -57,6 +57,9 @@ class SnapshotStore(Protocol):
         ...
 
 
+Late: TypeAlias = Callable[[BaseException | None], object]
+
+
 class AsyncSnapshotStore(Protocol):
     """The same five verbs as coroutines: what an async workflow can be run on. All of them, `close` at your choice."""
 
@@ -93,14 +96,18 @@ class RunStore(Protocol):
 
         Granted: the epoch has risen by one, the token is new, a new run's header and input are written, and no earlier
         owner can write any more: the records returned are all that there will ever be from them. The store renews the
-        lease by itself while `alive()` is true, until it is given back.
+        lease by itself while `alive()` is true, until it is given back. It is in `claim.taken` as soon as it is known.
 
         Refused: nothing was changed.
         """
         ...
 
-    def checkpoint(self, lease: Lease, record: Record) -> None:
-        """Append a record to the journal, if the lease's token still stands; else `LeaseLost`."""
+    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:
+        """Append a record to the journal, if the lease's token still stands; else `LeaseLost`.
+
+        When the caller is interrupted (a signal handler raises), `late` is called before that goes on, with what has become of
+        the record: None when it is stored, the store's error (`OutcomeUnknown` too), or the interrupt when it was not sent.
+        """
         ...
 
     def finish(self, lease: Lease, status: Status, record: Record) -> None:
@@ -179,11 +186,12 @@ class Transaction(Protocol):
         """
         ...
 
-    def commit(self, record: Record) -> None:
+    def commit(self, record: Record, late: Late | None = None) -> None:
         """Commit what the body did together with this record.
 
-        Raises `RolledBack`, `LeaseLost`, `RunCancelled`, `TransactionMisused`, and what the database has against the body's
-        work as late as that: nothing was committed. `OutcomeUnknown` when it cannot be told.
+        Raises `RolledBack`, `LeaseLost`, `RunCancelled`, `TransactionMisused`, and `CommitRefused` for what the database has
+        against the body's work as late as that: nothing was committed. `OutcomeUnknown` when it cannot be told.
+        When the caller is interrupted, `late` is called as for `RunStore.checkpoint`.
         """
         ...
 
@@ -211,7 +219,12 @@ class RolledBack(Exception):
         self.problem = problem
 
 
-Late: TypeAlias = Callable[[BaseException | None], object]
+class CommitRefused(Exception):
+    """The database has something against what a body did, a deferred constraint for example; nothing was committed."""
+
+    def __init__(self, problem: Exception) -> None:
+        super().__init__(problem)
+        self.problem = problem
 
 
 class AsyncRunStore(Protocol):

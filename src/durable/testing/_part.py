@@ -21,7 +21,7 @@ from durable.documents import Snapshot
 from durable.errors import DurableError, Unwind, WorkflowDrift
 from durable.snapshot import Kind, Record, Status, StepRecord, parse, render
 from durable.stores._threads import ThreadedStore
-from durable.stores.protocol import Isolation, Transaction
+from durable.stores.protocol import Isolation, Late, Transaction
 from durable.testing._thunks import contents
 from durable.testing.clock import Watch
 from durable.testing.crashes import Place
@@ -57,7 +57,7 @@ class Part:
         self._rehearsal = rehearsal
         self._store = store
         self._run_id = plan.claim.run_id
-        self._outer = [watch for run in plan.outer if (watch := rehearsal.watch_of(run)) is not None]
+        self._outer = [watch for run in plan.outer if (watch := rehearsal.watch_of((run.identity, run.id))) is not None]
         self._replays = replays
         self._seen: dict[str, object] = {}
         self._names: dict[str, str] = {}
@@ -155,10 +155,10 @@ class Part:
             return record
         return record._replace(text=render(structs.replace(step, left=None, cleanup=False)))
 
-    def checkpoint(self, lease: Lease, record: Record) -> None:  # noqa: ARG002
+    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:  # noqa: ARG002
         """See `RunStore`."""
         with self._asking():
-            self._store.checkpoint(self._holding(), record)
+            self._store.checkpoint(self._holding(), record, late)
         self.committed(record)
 
     def finish(self, lease: Lease, status: Status, record: Record) -> None:  # noqa: ARG002
@@ -313,10 +313,10 @@ class _Staged:
         """See `Transaction`."""
         return self._transaction.call(fn, args)
 
-    def commit(self, record: Record) -> None:
+    def commit(self, record: Record, late: Late | None = None) -> None:
         """See `Transaction`."""
         with self._part.watch.at_work():
-            self._transaction.commit(record)
+            self._transaction.commit(record, late)
         self._part.committed(record)
 
     def rollback(self) -> None:

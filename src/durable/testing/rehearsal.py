@@ -18,7 +18,7 @@ from durable.snapshot import Record, Status
 from durable.stores import MemoryStore, PostgresStore, memory
 from durable.stores._threads import ThreadedStore
 from durable.stores.listing import PAGE, Listed, RunStatus
-from durable.stores.protocol import Isolation, Transaction
+from durable.stores.protocol import Isolation, Late, Transaction
 from durable.testing._drivers import AsyncRehearsedStep, RehearsedStep
 from durable.testing._part import Again, Part, Replays
 from durable.testing.clock import JumpingClock, Watch
@@ -157,9 +157,9 @@ class Rehearsal:
         """See `RunStore`."""
         return self._store.begin(claim, alive)
 
-    def checkpoint(self, lease: Lease, record: Record) -> None:
+    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:
         """See `RunStore`."""
-        self._store.checkpoint(lease, record)
+        self._store.checkpoint(lease, record, late)
 
     def finish(self, lease: Lease, status: Status, record: Record) -> None:
         """See `RunStore`."""

@@ -98,6 +98,7 @@ class Found:
         self._is_free = epoch is None
         if is_mine and token is not None and claiming.sent is not None:
             self.lease = Lease(claim.run_id, token, epoch, claim.seconds, claiming.sent, claiming.row)
+            claim.taken.append(self.lease)
 
     @property
     def owner(self) -> str | None:

@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import Future
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -18,11 +18,12 @@ import psycopg_pool
 from psycopg import generators
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import UntranslatableCharacter, error_from_result
-from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from durable.clocks import Clock
 from durable.errors import DurableError, InvalidArgument, StoreUnavailable, UnsuitableServer
+from durable.stores._daemons import kept_up
 from durable.stores._postgres import demands, hosts
 from durable.stores._postgres.cursors import OwnCursor
 from durable.stores._postgres.meanings import meaning
@@ -63,11 +64,12 @@ class Lane:
     when that was started. Empty where nobody can tell.
     """
 
-    __slots__ = ("_cursor", "_encoding", "_prepared", "autocommit", "connection", "prepare", "server")
+    __slots__ = ("_cursor", "_encoding", "_prepared", "autocommit", "connection", "is_lent", "prepare", "server")
 
     def __init__(self, connection: Connection, prepared: MutableMapping[bytes, bytes], server: str) -> None:
         self.connection = connection
         self.server = server
+        self.is_lent = True
         self.prepare: bool | None = None
         self.autocommit = connection.autocommit
         self._encoding = connection.info.encoding
@@ -193,13 +195,15 @@ class Connections:
             return self._late.pop()
         seconds = self._left(until)
         made: Future[Connection] = Future()
-        threading.Thread(target=self._make, args=(made, seconds), name="durable-connecting", daemon=True).start()
+        kept_up("durable-connecting", partial(self._make, made, seconds), partial(_cannot, made))
+        connection: Connection | None = None
         try:
-            return made.result(seconds)
+            connection = made.result(seconds)
+            return connection
         except TimeoutError:
             raise StoreUnavailable(self.where, f"no connection came about within {seconds:.1f} s") from None
         finally:
-            if not made.done():
+            if connection is None:  # too late, or interrupted: for the next who wants one
                 made.add_done_callback(self._keep)
             del made  # an error would refer to itself through it
 
@@ -213,13 +217,26 @@ class Connections:
         except IndexError:
             lane = self._lane(self.connect(until) if self._pool is None else self._lent(until))
         lane.prepare = None if self.prepares else False
+        lane.is_lent = True
+        return lane
+
+    def spare(self) -> Lane | None:
+        """A connection that is at hand, if one is; to be given back."""
+        try:
+            lane = self._idle.pop()
+        except IndexError:
+            return None
+        lane.is_lent = True
         return lane
 
     def give_back(self, lane: Lane) -> None:
-        """Take a connection back, whatever state it is in."""
+        """Take a connection back, whatever state it is in; quiet when it is back already."""
         connection = lane.connection
-        if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+        if not lane.is_lent:
+            return
+        if not is_sound(connection):
             connection.close()
+        lane.is_lent = False  # before it is another's, whatever interrupts this
         if self._pool is not None:
             if not connection.closed:
                 connection.autocommit = lane.autocommit
@@ -274,6 +291,8 @@ class Connections:
                 raise
         except psycopg.Error as problem:
             made.set_exception(self.meaning(problem))
+        except MemoryError as problem:
+            made.set_exception(StoreUnavailable(self.where, f"no connection could be made ({type(problem).__name__})"))
         except BaseException as problem:
             made.set_exception(problem)
         else:
@@ -369,8 +388,21 @@ class Connections:
         except BaseException:  # what a signal handler raises, too
             if self._pool is not None:
                 self._pool.putconn(connection)
+            else:
+                connection.close()
             raise
         return lane
+
+
+def _cannot(made: Future[Connection], problem: Exception) -> None:
+    if not made.done():
+        made.set_exception(problem)
+
+
+def is_sound(connection: Connection) -> bool:
+    """Whether nothing is under way on it, as an interrupt may have left it."""
+    wire = connection.pgconn
+    return wire.transaction_status == TransactionStatus.IDLE and wire.pipeline_status == PipelineStatus.OFF
 
 
 def _is_direct(connection: Connection) -> bool:

@@ -106,6 +106,10 @@ class SnapshotVerbs:
         """What this process holds: its connections."""
         raise NotImplementedError
 
+    def refuse_own(self, run_id: str, what: str) -> None:
+        """Not in a transaction under that run's lease."""
+        raise NotImplementedError
+
     def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
         """Keep this snapshot, or document of one, under the id, in place of what was there, journal and all.
 
@@ -114,6 +118,7 @@ class SnapshotVerbs:
         Raises `ConcurrentExecution` when somebody is executing the run, unless `force`: then they can write no more, and
         their `run` raises `LeaseLost`. `UnreadableRecord` when the document is none that this version knows.
         """
+        self.refuse_own(id, "saves another state of")
         row, checked = self._row(id), self._dated(checked_snapshot(id, snapshot))
         values = {"id": row, "ids": [row], "snapshot": checked.to_json().decode()}
 
@@ -130,6 +135,7 @@ class SnapshotVerbs:
 
         The journal stays one: `jsonb` would make another value of a float like 1e16 or -0.0, and reorder dicts.
         """
+        self.refuse_own(run_id, "replaces")
         row = self._row(run_id)
         shown = {key: step for key, step in new.steps.items() if not (step.ok or step.name)}  # another tool's failures
         document = structs.replace(self._dated(new), steps=shown, attempts={}, input=UNSET, result=UNSET, failure=None)
@@ -189,6 +195,7 @@ class SnapshotVerbs:
 
         Raises `ConcurrentExecution` when somebody is executing it, unless `force`: see `save`.
         """
+        self.refuse_own(id, "deletes")
         row = self._row(id)
         values = {"id": row, "ids": [row]}
 

@@ -37,7 +37,7 @@ from durable.stores._postgres.connections import Connections, Pool
 from durable.stores._postgres.process import Process
 from durable.stores._postgres.snapshots import AsyncSnapshotVerbs, SnapshotVerbs
 from durable.stores._postgres.statements import Names, statements
-from durable.stores._postgres.transactions import PostgresTransaction
+from durable.stores._postgres.transactions import PostgresTransaction, refuse_own_run
 from durable.stores._postgres.writer import Job
 from durable.stores.listing import checked_prefix
 from durable.stores.protocol import Isolation, Late
@@ -134,9 +134,18 @@ class PostgresStore(SnapshotVerbs):
             self.give_up(found)
             raise
 
-    def checkpoint(self, lease: Lease, record: Record) -> None:
+    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:
         """See `RunStore.checkpoint`. One round trip, one commit, shared with whoever waits at the same time."""
-        self.held_here(lease).perform(checkpoint_job(lease, record))
+        job = None
+        try:
+            job = checkpoint_job(lease, record)
+            self.held_here(lease).perform(job)
+        except DurableError:
+            raise
+        except BaseException as interrupt:
+            if late is not None:
+                late(interrupt if job is None else job.fate(interrupt))
+            raise
 
     def finish(self, lease: Lease, status: Status, record: Record) -> None:
         """See `RunStore.finish`. One round trip, one commit, shared likewise."""
@@ -197,11 +206,16 @@ class PostgresStore(SnapshotVerbs):
 
     def cancelling(self, run_id: str) -> Job:
         """The job of a cancellation."""
+        self.refuse_own(run_id, "cancels")
         return cancel_job(run_id, self._row(run_id), self.clock.elapsed() + _ANSWER_WITHIN)
 
     def signalling(self, run_id: str, name: str, payload: str) -> Job:
         """The job of a signal."""
         return signal_job(run_id, self._row(run_id), name, payload, self.clock.elapsed() + _ANSWER_WITHIN)
+
+    def refuse_own(self, run_id: str, what: str) -> None:
+        """See `transactions.refuse_own_run`."""
+        refuse_own_run(self.process.connections.where, self._row(run_id), what)
 
     def is_held_here(self, lease: Lease) -> bool:
         """Whether the lease is this process's own, not that of the one which forked it."""

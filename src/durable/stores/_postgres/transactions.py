@@ -10,6 +10,8 @@ again, since the body's part is gone: the body must do it anew, which the engine
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -17,12 +19,13 @@ from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg.sql import SQL, Literal
 
 from durable._border import calls_out
 from durable._engine import batches
 from durable._engine.batches import Entry, Verb, Verdict, latest_under
 from durable._engine.leases import Lease
+from durable._locks import locked
 from durable.clocks import Clock
 from durable.errors import (
     DurableError,
@@ -45,14 +48,16 @@ from durable.stores._postgres.commits import (
     strange,
     without_records,
 )
-from durable.stores._postgres.connections import INSISTENCE, Connections, Lane
+from durable.stores._postgres.connections import INSISTENCE, Connections, Lane, is_sound
 from durable.stores._postgres.lent import ENDED, Lent, lent
 from durable.stores._postgres.meanings import words
 from durable.stores._postgres.watchdog import shut_down
 from durable.stores._postgres.writer import DROPPED, Job, dropped
-from durable.stores.protocol import Isolation, RolledBack
+from durable.stores.protocol import CommitRefused, Isolation, Late, RolledBack
 
 T = TypeVar("T")
+
+_log = logging.getLogger("durable")
 
 _RESERVED: Final = 2  # connections of a user's pool that are left to checkpoints, where it has so many
 _STATEMENTS_UNTIL_PREPARED: Final = 5  # of the body's own, psycopg's default
@@ -65,14 +70,46 @@ _NEW_AGAIN: Final = (
 )
 # By a statement of the body's own, which psycopg knows nothing of; that it would deallocate its own as well is worth a look.
 _PREPARED: Final = b"SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql LIMIT 1"
-_within: Final[ContextVar[bool]] = ContextVar("durable_within_transaction", default=False)
+_within: Final[ContextVar[PostgresTransaction | None]] = ContextVar("durable_within_transaction", default=None)
 
 _SETTINGS: Final = 5  # columns, the first of which is the transaction's number
 _LONGEST_ROLLBACK: Final = 10.0  # seconds, after which the connection is closed, which does the same
 _NOT_NULL: Final = "23502"
 _NOT_UNIQUE: Final = "23505"
 _READ_ONLY: Final = "25006"
+_PREPARED_GID: Final = b"SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE transaction = %s::text::xid"
+_XID: Final = 0xFFFFFFFF  # a transaction's number is that and an epoch
+PREPARED: Final = "the body prepared the transaction (PREPARE TRANSACTION), which has been rolled back"
 _LOST: Final = "the connection was lost before the transaction was committed"
+
+
+class Room:
+    """Places for so many at once. Each has its own, so that giving one back twice is as good as once."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._holders: set[object] = set()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+
+    @property
+    def left(self) -> int:
+        """How many places are free."""
+        return self._most - len(self._holders)
+
+    @locked
+    def enter(self, holder: object, seconds: float) -> bool:
+        """Take a place; False when none came free within `seconds`."""
+        if not self._changed.wait_for(lambda: self.left > 0, seconds):
+            return False
+        self._holders.add(holder)
+        return True
+
+    @locked
+    def leave(self, holder: object) -> None:
+        """Give its place back."""
+        self._holders.discard(holder)
+        self._changed.notify()
 
 
 class Transactions:
@@ -92,9 +129,10 @@ class Transactions:
         self.settle = settle
         size = connections.pool_size
         most = most if size is None else min(most, max(1, size - _RESERVED))
-        self.room = threading.Semaphore(most)
+        self.room = Room(most)
         self.daemons = Daemons("durable-transaction", most)
         self._idle: list[Lane] = []
+        self._borrowed: set[Lane] = set()  # of the writer's
         self._closed = False
 
     def take(self, until: float) -> tuple[Lane, bool]:
@@ -103,22 +141,43 @@ class Transactions:
         if connections.pool_size is not None:
             return connections.take(until), False
         try:
-            return self._idle.pop(), connections.prepares
+            lane = self._idle.pop()
+            lane.is_lent = True
+            return lane, connections.prepares
         except IndexError:
-            connection = connections.connect(until)
-            connection.prepare_threshold = _STATEMENTS_UNTIL_PREPARED if connections.prepares else None
-            return Lane(connection, {}, connections.server_of(connection)), False
+            try:
+                connection = connections.connect(until)
+            except StoreUnavailable:  # too many, perhaps: then the writer's, as long as it needs none
+                spare = connections.spare()
+                if spare is None:
+                    raise
+                self._borrowed.add(spare)
+                return spare, connections.prepares
+            try:
+                connection.prepare_threshold = _STATEMENTS_UNTIL_PREPARED if connections.prepares else None
+                return Lane(connection, {}, connections.server_of(connection)), False
+            except BaseException:
+                connection.close()
+                raise
 
     def give_back(self, lane: Lane) -> None:
         """Take it back, whatever state it is in."""
         if self.connections.pool_size is not None:
             self.connections.give_back(lane)
-        elif lane.connection.pgconn.transaction_status != TransactionStatus.IDLE:
-            lane.connection.close()
-        else:
+            return
+        if lane in self._borrowed:
+            self._borrowed.discard(lane)
+            self.connections.give_back(lane)
+            return
+        if not lane.is_lent:
+            return
+        lane.is_lent = False  # before it is another's, whatever interrupts this
+        if is_sound(lane.connection):
             self._idle.append(lane)
-            if self._closed:
-                self.close()
+        else:
+            lane.connection.close()
+        if self._closed:
+            self.close()
 
     def close(self) -> None:
         """Close what is at hand. A transaction under way ends by itself, and its connection with it."""
@@ -137,51 +196,78 @@ class PostgresTransaction:
         self._begin = f"BEGIN ISOLATION LEVEL {isolation.upper()}".encode()
         self._settings: Sequence[str] = ()
         self._number = self._epoch = 0
-        self._state = threading.Lock()  # guards what follows
+        self._lock = threading.RLock()  # guards what follows; a signal handler may come while it is held
         self._lane: Lane | None = None
         self._lent: Lent | None = None
-        self._busy = False  # a thread is in `begin` or `call`: it sees to the end of what was abandoned meanwhile
+        self._busy = 0  # the thread in `begin` or `call`, which sees to the end of what was abandoned meanwhile
         self._abandoned = False
-        self._made_room = False  # for others, before the end
+        self._around: PostgresTransaction | None = None  # in whose body this one is called
+        self._pid = os.getpid()
+        self._job: Job | None = None
+        self._sent = False  # that, and the COMMIT
 
     def begin(self, seconds: float) -> bool:
         """See `protocol.Transaction`. One round trip, in which a connection that was used before is made as new."""
         self._enter()
         try:
-            if not self._owner.room.acquire(timeout=0.0 if _within.get() else seconds):
-                if _within.get():  # its body waits for this one, and perhaps they all do
+            if not self._owner.room.enter(self, 0.0 if _is_within() else seconds):
+                if _is_within():  # its body waits for this one, and perhaps they all do
                     raise InvalidArgument(
                         f"step.transaction({self._name!r}) is begun inside the body of another one, and there is room for none "
                         f"more: raise max_transactions of postgres(), or execute the inner run outside"
                     )
                 return False
-            try:
-                lane = self._opened()
-            except BaseException:
-                self._owner.room.release()
-                raise
-            with self._state:
-                self._lane = lane
+            self._open()
             return True
+        except BaseException:
+            self._end()
+            raise
         finally:
             self._leave()
 
     def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """See `protocol.Transaction`."""
         self._enter()
-        token = _within.set(True)
+        self._around = around = _within.get()
         try:
+            _within.set(self)
             return self._called(fn, args)
         finally:
-            _within.reset(token)
+            _within.set(around)
             self._leave()
 
-    def commit(self, record: Record) -> None:
+    def commit(self, record: Record, late: Late | None = None) -> None:
         """See `protocol.Transaction`. One round trip."""
+        try:
+            self._commit(record)
+        except (DurableError, RolledBack, CommitRefused):
+            raise
+        except BaseException as interrupt:
+            self._end()
+            if late is not None:
+                self._tell(interrupt, late)
+            raise
+
+    def _tell(self, interrupt: BaseException, late: Late) -> None:
+        """Find out what has become of a commit that was interrupted."""
+        try:
+            if not self._sent or self._job is None:
+                late(interrupt)
+                return
+            self._settle(self._job, psycopg.OperationalError(type(interrupt).__name__))
+        except RolledBack:
+            late(interrupt)
+        except DurableError as problem:
+            late(problem)
+        else:
+            late(None)
+
+    def _commit(self, record: Record) -> None:
         owner, lease, lane, written = self._owner, self._lease, self._lane, None
         if lane is None:
             raise RolledBack(StoreUnavailable(owner.connections.where, _LOST))
-        job, watchdog = checkpoint_job(lease, record), owner.connections.watchdog
+        self._job = job = checkpoint_job(lease, record)
+        watchdog = owner.connections.watchdog
         row = (
             lease.row,
             record.seq,
@@ -194,6 +280,7 @@ class PostgresTransaction:
         )
         now = owner.clock.elapsed()
         watchdog.watch(lane.connection, now + batches.silence(job.deadline, now), job.size / batches.SLOWEST)
+        self._sent = True
         try:
             with lane.connection.pipeline():
                 lane.also(owner.sql["restore_settings"], self._settings)
@@ -216,9 +303,9 @@ class PostgresTransaction:
 
     def rollback(self) -> None:
         """See `protocol.Transaction`."""
-        with self._state:
-            lane = None if self._busy else self._lane
-        if lane is None:
+        with self._lock:
+            lane = None if self._is_busy else self._lane
+        if lane is None or os.getpid() != self._pid:
             return
         watchdog, clock = self._owner.connections.watchdog, self._owner.clock
         watchdog.watch(lane.connection, clock.elapsed() + _LONGEST_ROLLBACK)
@@ -233,33 +320,32 @@ class PostgresTransaction:
     def abandon(self) -> None:
         """See `protocol.Transaction`. The socket is shut down: the server rolls back when it sees that."""
         connections = self._owner.connections
-        with self._state:
+        with self._lock:
             self._abandoned = True
             if self._lent is not None:
                 self._lent.revoke()
-            if self._lane is not None:
+            if self._lane is not None and os.getpid() == self._pid:
                 shut_down(self._lane.connection)
-            busy = self._busy
-            # A body that goes on and on keeps no room from others: its own connection is as good as closed. One of a pool
-            # is still missing there until it is given back.
-            makes_room = busy and self._lane is not None and not self._made_room and connections.pool_size is None
-            self._made_room |= makes_room
-        if makes_room:
-            self._owner.room.release()
-        if not busy:
-            self._end()
+            busy = self._is_busy
+            if not busy:
+                self._end()
+            elif self._lane is not None and connections.pool_size is None:
+                # A body that goes on and on keeps no room from others: its own connection is as good as closed. One of a
+                # pool is still missing there until it is given back.
+                self._owner.room.leave(self)
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
         """See `protocol.Transaction`."""
-        return self._owner.daemons.submit(work, at_once=_within.get())
+        return self._owner.daemons.submit(work, at_once=_is_within())
 
-    def _opened(self) -> Lane:
-        """A connection in the transaction, which is the lease's. While the database is out of reach it is tried again."""
+    def _open(self) -> None:
+        """Have a connection in the transaction, which is the lease's. While the database is out of reach it is tried again."""
         connections, clock = self._owner.connections, self._owner.clock
         waits, failures = Entry(Verb.CHECKPOINT, self._lease.run_id, 0, latest_under(self._lease), self._lease), 0
         while True:
             try:
-                return self._tried(waits.deadline)
+                self._try(waits.deadline)
+                return
             except (psycopg.Error, StoreUnavailable) as problem:
                 sent = isinstance(problem, psycopg.Error)
                 verdict = batches.verdict(getattr(problem, "sqlstate", None), sent=sent)
@@ -271,9 +357,10 @@ class PostgresTransaction:
             failures += 1
             clock.sleep(batches.pause(failures))
 
-    def _tried(self, until: float) -> Lane:
+    def _try(self, until: float) -> None:
         owner, lease = self._owner, self._lease
-        lane, used = owner.take(until)
+        self._lane, used = owner.take(until)
+        lane = self._lane
         try:
             lane.prepare = owner.connections.prepares
             now = owner.clock.elapsed()
@@ -304,19 +391,17 @@ class PostgresTransaction:
                 raise RecordsLost(lease.run_id)
         except BaseException:
             owner.give_back(lane)
+            self._lane = None
             raise
-        return lane
 
     @calls_out
     def _called(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        with self._state:
-            assert self._lane is not None, "a body before its transaction"  # noqa: S101 -- a bug, not an input
-            connection = self._lane.connection
-            self._lent = face = lent(connection, self._name)
+        connection, face = self._lend()
         try:
             value = fn(face, *args)
         except Exception as problem:
-            misuse = face.take_away()
+            self._refuse_child()
+            misuse = self._taken_away(face)
             errors = list(_database_errors(problem))
             if conflict := next(filter(_is_conflict, errors), None):
                 raise RolledBack(conflict) from problem
@@ -327,12 +412,40 @@ class PostgresTransaction:
             if misuse is not None and face.ended:
                 raise misuse from problem
             raise
-        misuse = face.take_away()
+        self._refuse_child()
+        misuse = self._taken_away(face)
         if misuse is not None:  # first: it may be what has closed the connection
             raise misuse
         if connection.closed:
             raise self._lost(None)
         return value
+
+    def _refuse_child(self) -> None:
+        if os.getpid() != self._pid:
+            raise LeaseLost(
+                self._lease.run_id, "it belongs to the process that this one was forked from, in a step's body"
+            )
+
+    def _taken_away(self, face: Lent) -> TransactionMisused | None:
+        """What keeps it from being committed. A transaction that the body has prepared is rolled back: it holds the lease."""
+        misuse = face.take_away()
+        lane = self._lane
+        if misuse is None or lane is None or not face.ended or lane.connection.closed:
+            return misuse
+        try:
+            prepared = lane.execute(_PREPARED_GID, (self._number & _XID,)).fetchall()
+            for (name,) in prepared:
+                lane.execute(SQL("ROLLBACK PREPARED {}").format(Literal(name)).as_bytes(lane.connection))
+        except psycopg.Error as problem:
+            _log.warning("step %r: a prepared transaction could not be looked for (%s)", self._name, problem.sqlstate)
+            return misuse
+        return TransactionMisused(self._name, PREPARED) if prepared else misuse
+
+    @locked
+    def _lend(self) -> tuple[psycopg.Connection[Any], Lent]:
+        assert self._lane is not None, "a body before its transaction"  # noqa: S101 -- a bug, not an input
+        self._lent = lent(self._lane.connection, self._name)
+        return self._lane.connection, self._lent
 
     def _refusal(self, problem: psycopg.Error, job: Job, *, written: bool) -> Exception:
         """What it means that the record, or the COMMIT after it, was refused: nothing was committed."""
@@ -348,7 +461,7 @@ class PostgresTransaction:
                 connections.prepares &= verdict is not Verdict.UNPREPARED
                 return RolledBack(connections.meaning(problem))
             case _ if written:  # what was deferred until the COMMIT, like a constraint of the user's
-                return problem
+                return CommitRefused(problem)
             case _ if state == _NOT_NULL:
                 return TransactionMisused(self._name, ENDED)
             case _ if state == _NOT_UNIQUE:
@@ -380,30 +493,71 @@ class PostgresTransaction:
         )
         return RolledBack(StoreUnavailable(self._owner.connections.where, f"{_LOST}{why}. {bounds}"))
 
+    @locked
     def _enter(self) -> None:
-        with self._state:
-            if self._abandoned:
-                raise RolledBack(
-                    StoreUnavailable(self._owner.connections.where, "nobody waits for the transaction any more")
-                )
-            self._busy = True
+        if self._abandoned:
+            raise RolledBack(
+                StoreUnavailable(self._owner.connections.where, "nobody waits for the transaction any more")
+            )
+        self._busy = threading.get_ident()
 
+    @property
+    def _is_busy(self) -> bool:
+        """Whether another thread works in it. This one may be what an interrupt has left of that."""
+        return self._busy not in (0, threading.get_ident())
+
+    @locked
     def _leave(self) -> None:
-        with self._state:
-            self._busy = False
-            abandoned = self._abandoned
-            if self._lent is not None:
-                self._lent.revoke()
-        if abandoned:
+        self._busy = 0
+        if self._lent is not None:
+            self._lent.revoke()
+        if self._abandoned:
             self._end()
 
+    @locked
     def _end(self) -> None:
-        with self._state:
-            lane, self._lane = self._lane, None
-        if lane is not None:
-            self._owner.give_back(lane)
-            if not self._made_room:
-                self._owner.room.release()
+        """Let go of everything. An interrupt may come in the midst, and this be called again."""
+        if os.getpid() != self._pid:  # a forked child: all of it is the parent's
+            return
+        if self._lane is not None:
+            self._owner.connections.watchdog.unwatch(self._lane.connection)
+            self._owner.give_back(self._lane)
+            self._lane = None
+        self._owner.room.leave(self)
+
+    @property
+    def name(self) -> str:
+        """The step's name."""
+        return self._name
+
+    @property
+    def around(self) -> PostgresTransaction | None:
+        """The transaction in whose body this one is called."""
+        return self._around
+
+    def holds(self, where: str, row: str) -> bool:
+        """Whether this is the row of its lease, in this database."""
+        return self._lease.row == row and self._owner.connections.where == where
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was begun, and has not ended."""
+        return self._lane is not None
+
+
+def refuse_own_run(where: str, row: str, what: str) -> None:
+    """`TransactionMisused` in the body of a transaction under this row's lease: it would wait for its own end."""
+    around = _within.get()
+    while around is not None:
+        if around.is_open and around.holds(where, row):
+            raise TransactionMisused(around.name, f"the body {what} the run that it is a step of, whose lease it holds")
+        around = around.around
+
+
+def _is_within() -> bool:
+    """Whether this is the body of a transaction."""
+    around = _within.get()
+    return around is not None and around.is_open
 
 
 def _database_errors(problem: BaseException) -> Iterator[psycopg.Error]:

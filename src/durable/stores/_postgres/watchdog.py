@@ -12,6 +12,7 @@ line would take for so much.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import struct
@@ -20,7 +21,12 @@ from typing import Any, Final
 
 import psycopg
 
+from durable._locks import locked
+from durable._reports import report
 from durable.clocks import Clock
+from durable.stores._daemons import kept_up
+
+_log = logging.getLogger("durable")
 
 _LOOK: Final = 0.25  # seconds between two looks at what is being watched
 _TCP_INFO: Final = getattr(
@@ -48,40 +54,49 @@ class Watchdog:
         `allowance`: seconds that it may take longer than that where nobody can tell whether anything comes or goes.
         """
         self._watched[connection] = (until, allowance)
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
             self._start()
 
+    @locked
     def unwatch(self, connection: psycopg.Connection[Any]) -> None:
         """The reply has come."""
-        with self._lock:  # not while the connection is just being ended
-            self._watched.pop(connection, None)
+        self._watched.pop(connection, None)  # not while the connection is just being ended
 
     def close(self) -> None:
         """End the thread."""
         self._closed.set()
         if self._thread is not None:
             self._thread.join()
+        self._watched.clear()  # an interrupt may have left something
 
+    @locked
     def _start(self) -> None:
-        with self._lock:
-            if self._thread is None and not self._closed.is_set():
-                self._thread = threading.Thread(target=self._run, name="durable-watchdog", daemon=True)
-                self._thread.start()
+        if (self._thread is None or not self._thread.is_alive()) and not self._closed.is_set():
+            self._thread = kept_up("durable-watchdog", self._turn, self._failed)
 
-    def _run(self) -> None:
-        while not self._closed.wait(_LOOK):
-            now = self._clock.elapsed()
-            with self._lock:  # while it is held, no watched connection is closed and no descriptor used anew
-                looks, self._looks = self._looks, {}
-                for connection, watched in list(self._watched.items()):
-                    look = looks.get(connection)
-                    if look is None or look.watched is not watched:
-                        look = _Look(connection, watched, now)
-                    if look.is_over(now):
-                        del self._watched[connection]
-                        shut_down(connection)
-                    else:
-                        self._looks[connection] = look
+    def _failed(self, problem: Exception) -> None:
+        report(_log, logging.ERROR, "the watchdog failed, and goes on", problem=problem)
+
+    def _turn(self) -> bool:
+        if self._closed.wait(_LOOK):
+            return False
+        self._end_late()
+        return True
+
+    @locked
+    def _end_late(self) -> None:
+        """End what is late. Meanwhile no watched connection is closed, and no descriptor used anew."""
+        now = self._clock.elapsed()
+        looks, self._looks = self._looks, {}
+        for connection, watched in list(self._watched.items()):
+            look = looks.get(connection)
+            if look is None or look.watched is not watched:
+                look = _Look(connection, watched, now)
+            if look.is_over(now):
+                shut_down(connection)
+                del self._watched[connection]
+            else:
+                self._looks[connection] = look
 
 
 class _Look:

@@ -18,6 +18,8 @@ import psycopg
 
 from durable._engine import batches
 from durable._engine.batches import Backlog, Entry, Verb, Verdict
+from durable._locks import locked
+from durable._reports import report
 from durable.clocks import Clock
 from durable.errors import (
     DurableError,
@@ -27,6 +29,7 @@ from durable.errors import (
     StoreUnavailable,
     UnstorableValue,
 )
+from durable.stores._daemons import kept_up
 from durable.stores._postgres.connections import Connections, Lane
 from durable.stores._postgres.watchdog import Watchdog
 
@@ -34,6 +37,8 @@ ABSENT: Final = object()
 _WITH_VALUES: Final = (Verb.CHECKPOINT, Verb.FINISH, Verb.SIGNAL)
 _OF_DATA: Final = ("22", "54")  # classes of SQLSTATE: of a claim, it is its input
 DROPPED: Final = "22012"  # SQLSTATE of division by zero, by which a statement of ours says that a row was not written
+
+_LONGEST_HANDOVER: Final = 5.0  # seconds that an interrupted caller waits to know what has become of its job
 
 _log = logging.getLogger("durable")
 
@@ -50,8 +55,16 @@ class Job(Entry, eq=False):
     orphaned: Callable[[Job], object] | None = None  # called when the answer finds nobody to take it
     failure: DurableError | None = None
     settled: threading.Lock | None = None  # held until the answer is there
+    added: bool = False  # to the backlog
+    abandoned: bool = False  # its thread was interrupted, and does not wait any more
     future: asyncio.Future[Any] | None = None
     loop: asyncio.AbstractEventLoop | None = None
+
+    def fate(self, interrupt: BaseException) -> BaseException | None:
+        """What has become of it, for a caller who was interrupted: None, its error, or the interrupt if it was not begun."""
+        if self.done:
+            return self.failure
+        return OutcomeUnknown(self.run_id, self.what, type(interrupt).__name__) if self.added else interrupt
 
     def result(self) -> Any:
         """The answer, or its error raised."""
@@ -87,41 +100,70 @@ class Writer:
         self._closing = threading.Event()
         self._closed = False  # the same, for a look at each job
         self._backlog: Backlog[Job] = Backlog()
-        self._busy = False  # somebody, a caller or the thread, is performing a batch
-        self._leader = 0  # the thread of that caller
+        self._busy = 0  # the thread that is performing a batch: a caller's, or the writer's own
         self._failures = 0  # in a row; while there are some, the thread alone performs
         self._thread: threading.Thread | None = None
+        self._lane: Lane | None = None  # in use, by the batch that is being performed
 
     def perform(self, job: Job) -> Any:
         """Commit a job and return its answer, or raise its error. Blocks."""
         thread = threading.get_ident()
         if self._interrupted(thread):
             return self._performed_aside(job)
-        leads, later = False, list[Job]()
         try:
-            with self._lock:
-                self._check_open()
-                leads = not (self._busy or self._backlog or self._failures)
-                if leads:
-                    self._busy = True
-                    self._leader = thread
-                else:
-                    job.settled = _unsettled()
-                    self._wait_for_room(job)
-                    self._check_open()
-                    self._add(job)
-            if leads:
-                later = self._worked([job])
-        finally:  # also when an interrupt comes: a writer that stays busy would be the end of everybody
-            if leads:
-                try:
-                    self._led(later)
-                except BaseException:  # one more interrupt
-                    self._led([])
-                    raise
-        if job.settled is not None:
-            job.settled.acquire()
+            if self._leads(job, thread):
+                self._led(self._settled([job]))
+            if job.settled is not None:
+                job.settled.acquire()
+        except BaseException as interrupt:
+            # A writer that stays busy would be the end of all others, and a job half done the end of its run.
+            try:
+                self._hand_over(job, thread)
+            except BaseException:  # one more
+                self._hand_over(job, thread)
+                raise
+            if isinstance(interrupt, Exception) and job.failure is not None:
+                raise job.failure from interrupt
+            raise
         return job.result()
+
+    @locked
+    def _leads(self, job: Job, thread: int) -> bool:
+        """Whether this thread performs the job itself, which others wait for; else it waits for its turn."""
+        self._check_open()
+        if not (self._busy or self._backlog or self._failures):
+            self._busy = thread
+            return True
+        job.settled = _unsettled()
+        self._wait_for_room(job)
+        self._check_open()
+        self._add(job)
+        return False
+
+    def _hand_over(self, job: Job, thread: int) -> None:
+        """An interrupt has struck: the writer's thread sees to the rest. Its answer is waited for, so that it is known."""
+        settled = self._handed_over(job, thread)
+        if settled is None:
+            return
+        if not settled.acquire(timeout=_LONGEST_HANDOVER):
+            job.abandoned = True
+            if settled.acquire(blocking=False):  # just now, and whoever answered may not have seen that nobody waits
+                orphan(job)
+
+    @locked
+    def _handed_over(self, job: Job, thread: int) -> threading.Lock | None:
+        """What to wait for; None when nothing was begun, or it is over."""
+        if self._busy == thread:
+            self._busy = 0
+            self._give_lane_back()
+            if not job.done and not self._backlog.holds(job):
+                job.settled = job.settled or _unsettled()
+                job.unknown = job.doubtful = job.added = True
+                self._backlog.add(job)
+        if self._backlog:
+            self._ensure_thread()
+            self._wake.set()
+        return job.settled if job.added and not job.done else None
 
     def submit(self, job: Job) -> asyncio.Future[Any]:
         """Commit a job; the future of its answer. The job goes its way if the future is cancelled."""
@@ -161,7 +203,7 @@ class Writer:
 
     def _interrupted(self, thread: int) -> bool:
         """Whether this is a signal handler (or a finalizer) in the midst of this thread's own turn at the writer."""
-        return self._leader == thread or self._lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001
+        return self._busy == thread or self._lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001
 
     def _performed_aside(self, job: Job) -> Any:
         """Commit a job by itself, on a connection of its own, and touch nothing that may be half changed."""
@@ -173,25 +215,37 @@ class Writer:
             self._give_up([job])
         return job.result()
 
+    @locked
     def _led(self, later: list[Job]) -> None:
-        with self._lock:
-            for job in later:  # to be tried again, which is the thread's business
-                job.settled = _unsettled()
-                self._add(job)
-            self._leader = 0
-            self._free(later)
+        self._free(later)
+        for job in later:  # to be tried again, which is the thread's business
+            job.settled = _unsettled()
+            self._add(job)
 
     def _check_open(self) -> None:
         if self._closed:
             raise InvalidArgument("the store is closed")
 
     def _add(self, job: Job) -> None:
+        self._ensure_thread()
+        job.added = True
         self._backlog.add(job)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="durable-writer", daemon=True)
-            self._thread.start()
         if not self._busy:
             self._wake.set()
+
+    def _ensure_thread(self) -> None:
+        """Start the thread, also after the end of one that something has ended in the midst of its work."""
+        if self._thread is None or not self._thread.is_alive():
+            if self._thread is not None and self._busy == self._thread.ident:
+                self._recover("its thread ended")
+            self._thread = kept_up("durable-writer", self._turn, self._failed)
+
+    def _give_lane_back(self) -> None:
+        """What an interrupted batch has left behind."""
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            self._watchdog.unwatch(lane.connection)
+            self._connections.give_back(lane)
 
     def _wait_for_room(self, job: Job) -> None:
         while self._backlog.full and not self._closed:
@@ -207,9 +261,17 @@ class Writer:
             with contextlib.suppress(RuntimeError):  # its loop is closed
                 waiting.get_loop().call_soon_threadsafe(_enter, waiting)
 
-    def _run(self) -> None:
-        while self._turn():
-            pass
+    @locked
+    def _failed(self, problem: Exception) -> None:
+        self._recover(type(problem).__name__)
+
+    def _recover(self, reason: str) -> None:
+        """A turn has ended in the midst: nobody must wait for what it had in hand, and what waits is taken up."""
+        self._give_lane_back()
+        self._busy = 0
+        self._backlog.mend()
+        self._give_up([job for job in self._backlog.taken if not job.done and not self._backlog.holds(job)], reason)
+        self._wake.set()
 
     def _turn(self) -> bool:
         """Wait for something to do, and do it; False when that was the last time."""
@@ -220,11 +282,11 @@ class Writer:
             if self._busy:
                 return True  # whoever is performing wakes this thread when it is done
             late = self._late()
+            self._give_up(late)
             if self._backlog:
+                self._busy = threading.get_ident()
                 batch = self._backlog.take()
-                self._busy = True
             self._let_in()
-        self._give_up(late)
         if batch:
             self._work(batch)
         return bool(batch) or not self._closed
@@ -239,15 +301,20 @@ class Writer:
         try:
             return self._settled(batch)
         except Exception as problem:
-            _log.exception("the writer failed; the entries that it held are given up")
-            self._give_up([job for job in batch if not job.done], type(problem).__name__)
-            return []
+            # A claim may have been granted, and nobody would know of its lease: what became of it is looked up, once.
+            again = [job for job in batch if not job.done and job.verb is Verb.CLAIM and not job.unknown]
+            for job in again:
+                job.unknown = job.doubtful = True
+            self._give_up([job for job in batch if not job.done and job not in again], type(problem).__name__)
+            report(_log, logging.ERROR, "the writer failed; the entries that it held are given up", problem=problem)
+            return again
 
     def _work(self, batch: list[Job]) -> None:
         later = self._worked(batch)
         with self._lock:
             for job in later:
                 self._backlog.add(job)
+            self._backlog.taken = []
             failures = self._failures + 1 if later else 0
         if later:
             self._closing.wait(batches.pause(failures))
@@ -255,8 +322,8 @@ class Writer:
             self._free(later)
 
     def _free(self, later: list[Job]) -> None:
-        self._busy = False
         self._failures = self._failures + 1 if later else 0
+        self._busy = 0
         if self._backlog or self._closed:
             self._wake.set()
 
@@ -288,16 +355,17 @@ class Writer:
 
     def _attempted(self, jobs: list[Job]) -> Sequence[Any]:
         deadline = batches.deadline(jobs)
-        lane = self._connections.take(deadline)
-        now = self._clock.elapsed()
-        size = jobs[0].size if len(jobs) == 1 else sum(job.size for job in jobs)
-        self._watchdog.watch(lane.connection, now + batches.silence(deadline, now), size / batches.SLOWEST)
+        self._lane = lane = self._connections.take(deadline)
         try:
+            now = self._clock.elapsed()
+            size = jobs[0].size if len(jobs) == 1 else sum(job.size for job in jobs)
+            self._watchdog.watch(lane.connection, now + batches.silence(deadline, now), size / batches.SLOWEST)
             if jobs[0].unknown:
                 return self._performer.read_back(lane, jobs)
             return self._performer.perform(lane, jobs)
         finally:
             self._watchdog.unwatch(lane.connection)
+            self._lane = None
             self._connections.give_back(lane)
 
     def _answered(self, jobs: list[Job], answers: Sequence[Any]) -> list[list[Job]]:
@@ -371,9 +439,13 @@ def tell(jobs: Sequence[Job]) -> None:
         return
     by_loop: dict[asyncio.AbstractEventLoop, list[Job]] = {}
     for job in jobs:
+        if job.done:
+            continue
         job.done = True
         if job.settled is not None:
             job.settled.release()
+            if job.abandoned:
+                orphan(job)
         elif job.loop is not None:
             by_loop.setdefault(job.loop, []).append(job)
     for loop, waiting in by_loop.items():
@@ -381,13 +453,13 @@ def tell(jobs: Sequence[Job]) -> None:
             loop.call_soon_threadsafe(_resolve, waiting)
         except RuntimeError:  # closed meanwhile
             for job in waiting:
-                _orphan(job)
+                orphan(job)
 
 
 def _resolve(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.future is None or job.future.done():  # cancelled: its task has gone
-            _orphan(job)
+            orphan(job)
         elif job.failure is not None:
             job.future.set_exception(job.failure)
         else:
@@ -399,9 +471,9 @@ def _enter(waiting: asyncio.Future[None]) -> None:
         waiting.set_result(None)
 
 
-def _orphan(job: Job) -> None:
+def orphan(job: Job) -> None:
     if job.orphaned is not None:
         try:
             job.orphaned(job)
         except Exception as problem:  # for example of a loop that is closed: no reason to leave the others unanswered
-            _log.debug("nobody could be told what became of %s (%s)", job.what, type(problem).__name__)
+            report(_log, logging.DEBUG, "nobody could be told what became of %s (%s)", job.what, type(problem).__name__)

@@ -22,7 +22,7 @@ from durable.stores._postgres import writer
 from durable.stores._postgres.process import Process
 from durable.stores._postgres.statements import Names
 from durable.stores._postgres.store import PostgresStore
-from durable.stores._postgres.transactions import PostgresTransaction, Transactions
+from durable.stores._postgres.transactions import PostgresTransaction, Room, Transactions
 from durable.stores._postgres.writer import Writer, tell
 from durable.testing.simulation import threads
 from durable.testing.simulation.history import History
@@ -30,7 +30,7 @@ from durable.testing.simulation.loop import Loop
 from durable.testing.simulation.server import Server
 from durable.testing.simulation.statements import STATEMENTS
 from durable.testing.simulation.timeline import Timeline
-from durable.testing.simulation.wire import Connections, Fate, Lane, Lent, Wire
+from durable.testing.simulation.wire import Connections, Fate, Lane, Lent, Wire, is_sound
 
 __all__ = ["Life", "Place", "RealTransaction", "acting", "is_behind", "nobody_acts", "run_here"]
 
@@ -227,14 +227,30 @@ def _body_on_a_thread(name: str, body: Callable[[], Any]) -> Any:
     return body_on_a_thread(name, body)  # whatever stands there: planted bugs do
 
 
+def _kept_up(_: str, turn: Callable[[], object], __: object) -> Any:
+    """See `stores._daemons`: nothing fails here, and nothing may wait until a thread has begun."""
+
+    def run() -> None:
+        while turn():
+            pass
+
+    thread = _threading.Thread(run)
+    thread.start()
+    return thread
+
+
 _OURS: Final = {"threading": _threading}
+_STARTED: Final = {**_OURS, "kept_up": _kept_up}
 _unsettled: Final = cast(Any, writer)._unsettled  # noqa: SLF001 -- what stands in a module stands in for it here
 _Writer: Final[Any] = threads.rebound(
-    Writer, {**_OURS, "tell": _told, "_unsettled": threads.with_names(_unsettled, _OURS)}
+    Writer, {**_STARTED, "tell": _told, "_unsettled": threads.with_names(_unsettled, _OURS)}
 )
-_Heartbeat: Final[Any] = threads.rebound(Heartbeat, _OURS)
-_Daemons: Final[Any] = threads.rebound(Daemons, {**_OURS, "Future": _threading.Future})
-_Transactions: Final[Any] = threads.rebound(Transactions, {**_OURS, "Lane": Lane, "Daemons": _Daemons})
+_Heartbeat: Final[Any] = threads.rebound(Heartbeat, _STARTED)
+_Daemons: Final[Any] = threads.rebound(Daemons, {**_STARTED, "Future": _threading.Future})
+_Room: Final[Any] = threads.rebound(Room, _OURS)
+_Transactions: Final[Any] = threads.rebound(
+    Transactions, {**_OURS, "Lane": Lane, "Daemons": _Daemons, "Room": _Room, "is_sound": is_sound}
+)
 _Process: Final[Any] = threads.rebound(
     Process, {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner, "Transactions": _Transactions}
 )
@@ -255,11 +271,11 @@ RealTransaction: Final[Any] = threads.rebound(PostgresTransaction, {**_OURS, "le
 class _Transaction(RealTransaction):  # type: ignore[misc]
     """One whose end the history is told."""
 
-    def commit(self, record: Record) -> None:
+    def commit(self, record: Record, late: Any = None) -> None:
         """See `protocol.Transaction`."""
         history = acting().place.history
         try:
-            cast(Any, super()).commit(record)
+            cast(Any, super()).commit(record, late)
         except Exception as problem:
             history.committed(self._lease, record, problem)
             raise

@@ -14,6 +14,8 @@ from typing import Any, Final, Protocol, Self, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
+from durable._locks import locked
+
 __all__ = ["Host", "Thread", "Threading", "rebound", "wait"]
 
 C = TypeVar("C", bound=type)
@@ -68,6 +70,11 @@ class Thread:
         self._greenlet: greenlet | None = None
         self._joining: list[Callable[[object], None]] = []
 
+    @property
+    def ident(self) -> int | None:
+        """See `threading.Thread.ident`."""
+        return None if self._greenlet is None else id(self._greenlet)
+
     def start(self) -> None:
         """See `threading.Thread.start`."""
         # Its parent, to which it returns, is whoever lets events happen; not the thread that starts it.
@@ -109,10 +116,11 @@ class Lock:
         self._held = False
         self._waiting: list[Callable[[object], None]] = []
 
-    def acquire(self) -> bool:
+    def acquire(self, *, blocking: bool = True, timeout: float | None = None) -> bool:
         """See `threading.Lock.acquire`."""
         while self._held:
-            wait(self._host, None, self._waiting.append)
+            if not blocking or wait(self._host, timeout, self._waiting.append) is None:
+                return False
         self._held = True
         return True
 
@@ -334,6 +342,9 @@ class Threading:
         return self.host
 
 
+_UNDER_LOCK = locked(lambda _: None).__code__
+
+
 def rebound(class_: C, names: Mapping[str, Any]) -> C:
     """The class with other meanings for some of its module's names: its own code, and nothing of the module is changed."""
     methods: dict[str, Any] = {}
@@ -348,7 +359,10 @@ def rebound(class_: C, names: Mapping[str, Any]) -> C:
 
 
 def with_names(function: types.FunctionType, names: Mapping[str, Any]) -> types.FunctionType:
-    """The function with other meanings for some of its module's names."""
+    """The function with other meanings for some of its module's names; of a method under a lock, the method itself."""
+    method = getattr(function, "__wrapped__", None)
+    if isinstance(method, types.FunctionType) and function.__code__ is _UNDER_LOCK:
+        return locked(with_names(method, names))  # type: ignore[return-value]
     inner: types.FunctionType = inspect.unwrap(function)  # not its border: see `durable._border`
     if not names.keys() & set(_names_of(inner.__code__)):
         return function

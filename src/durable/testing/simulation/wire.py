@@ -314,10 +314,11 @@ class Lent:
 class Lane:
     """See `connections.Lane`."""
 
-    __slots__ = ("connection", "prepare", "server")
+    __slots__ = ("connection", "is_lent", "prepare", "server")
 
     def __init__(self, connection: Wire, _: object, server: str) -> None:
         self.connection = connection
+        self.is_lent = True
         self.server = server
         self.prepare: bool | None = None
 
@@ -335,6 +336,11 @@ class Lane:
         """See `connections.Lane`: a checkpoint's columns, as the wire has them."""
         seq, key, kind, nonce, record, row, token = (value.decode() for value in values)
         return self.connection.execute(query, (int(seq), key, kind, int(nonce), record, row, token)).rowcount
+
+
+def is_sound(connection: Wire) -> bool:
+    """See `connections.is_sound`."""
+    return connection.transaction_status == TransactionStatus.IDLE
 
 
 class Connections:
@@ -374,6 +380,7 @@ class Connections:
         while self._idle:
             lane = self._idle.pop()
             if not lane.connection.closed:
+                lane.is_lent = True
                 return lane
         wire = self.connect(until)
         return Lane(wire, {}, self.server_of(wire))
@@ -391,9 +398,16 @@ class Connections:
         """See `connections.Connections`."""
         return connection.era
 
+    def spare(self) -> Lane | None:
+        """See `connections.Connections`."""
+        return None
+
     def give_back(self, lane: Lane) -> None:
         """See `connections.Connections`."""
-        if lane.connection.transaction_status != TransactionStatus.IDLE:
+        if not lane.is_lent:
+            return
+        lane.is_lent = False
+        if not is_sound(lane.connection):
             lane.connection.close()
         else:
             self._idle.append(lane)

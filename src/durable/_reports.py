@@ -1,0 +1,91 @@
+"""Log records from where nothing may be held up: by a handler that is slow, or that raises."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+__all__ = ["flush", "report", "say", "tell_aside"]
+
+_MAX_WAITING: Final = 1000  # of records that a handler has not taken yet; more are left out, and counted
+_IDLE: Final = 1.0  # seconds without a record, after which the thread ends
+
+
+class _Reporter:
+    """Calls what is handed over, one after the other, on a thread that lives while there is something to call."""
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self._lock = threading.RLock()
+        self._thread: threading.Thread | None = None
+
+    def call(self, work: Callable[[], object]) -> None:
+        """Hand over. Never raises, and never waits for what is called."""
+        with contextlib.suppress(Exception):  # no thread can be started, or there is no memory: then it is not said
+            if self._waiting.qsize() < _MAX_WAITING:
+                self._waiting.put(work)
+            with self._lock:
+                if self._thread is None or not self._thread.is_alive():
+                    thread = threading.Thread(target=self._run, name="durable-reports", daemon=True)
+                    thread.start()
+                    self._thread = thread
+
+    def flush(self, seconds: float) -> None:
+        """Wait until what was handed over so far has been called, `seconds` at most."""
+        called = threading.Event()
+        self.call(called.set)
+        called.wait(seconds)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                work = self._waiting.get(timeout=_IDLE)
+            except queue.Empty:
+                with self._lock:
+                    if self._waiting.empty():
+                        self._thread = None
+                        return
+                continue
+            with contextlib.suppress(BaseException):  # a filter, a handler or a listener of the user's
+                work()
+            del work
+
+
+_reporter = _Reporter()
+
+
+def report(log: logging.Logger, level: int, message: str, *values: Any, problem: BaseException | None = None) -> None:
+    """Log, on a thread of its own: here a lease or a commit depends on going on."""
+    if log.isEnabledFor(level):
+        info = None if problem is None else (type(problem), problem, problem.__traceback__)
+        _reporter.call(lambda: log.log(level, message, *values, exc_info=info))
+
+
+def say(log: logging.Logger, level: int, message: str, *values: Any) -> None:
+    """Log here and now; what a filter or a handler raises is not the caller's."""
+    with contextlib.suppress(Exception):
+        log.log(level, message, *values)
+
+
+def flush(seconds: float) -> None:
+    """Wait until what was reported so far has been logged, `seconds` at most."""
+    _reporter.flush(seconds)
+
+
+def tell_aside(listener: Callable[[Any], object], event: Any) -> None:
+    """Tell a listener, likewise."""
+    _reporter.call(lambda: listener(event))
+
+
+def _renew() -> None:
+    """In a forked child: the thread was its parent's."""
+    global _reporter  # noqa: PLW0603 -- one per process is what it is
+    _reporter = _Reporter()
+
+
+os.register_at_fork(after_in_child=_renew)

@@ -1,0 +1,34 @@
+"""Waiting that no cancellation cuts short."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+__all__ = ["see_through"]
+
+T = TypeVar("T")
+
+
+async def see_through(work: asyncio.Future[T], seconds: float) -> T:
+    """What becomes of `work`. A cancellation of the caller is raised when that is known, or `seconds` after it came.
+
+    However many come: a scope of anyio cancels at every suspension, and Ctrl-C is pressed again. What `work` raises goes first.
+    """
+    loop = asyncio.get_running_loop()
+    cancelled: asyncio.CancelledError | None = None
+    until: float | None = None
+    while not work.done():
+        left = None if until is None else until - loop.time()
+        if left is not None and left <= 0:
+            break
+        try:
+            await asyncio.wait([work], timeout=left)
+        except asyncio.CancelledError as error:
+            if cancelled is None:
+                cancelled, until = error, loop.time() + seconds
+    if work.done() and not work.cancelled() and (problem := work.exception()) is not None:
+        raise problem
+    if cancelled is not None:
+        raise cancelled
+    return work.result()

@@ -1,0 +1,139 @@
+"""An exception at every line of the library that a blocking run executes, as a signal handler may raise it anywhere."""
+
+# pyright: reportUnknownLambdaType=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# (`execute` takes workflows of either colour, as Any.)
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import durable
+from blows import KINDS, Tally, places, store_of
+from support import Database
+
+execute: Any = durable.run  # in either colour
+
+_SOURCE = str(Path(durable.__file__).parent)
+_PATIENCE = 20.0  # seconds, after which something hangs
+_RESULT = [1, 2, [3, 4]]
+
+
+class SoftLimit(Exception):
+    """What a handler raises that is meant for `except Exception`."""
+
+
+class _Strike:
+    """A trace function that raises at the n-th line of the library's."""
+
+    def __init__(self, n: int, blow: type[BaseException]) -> None:
+        self._left = n
+        self._blow = blow
+        self.where = ""
+
+    def __call__(self, frame: Any, _event: str, _: Any) -> Any:
+        return self._line if frame.f_code.co_filename.startswith(_SOURCE) else None
+
+    def _line(self, frame: Any, event: str, _: Any) -> Any:
+        if event == "line":
+            self._left -= 1
+            if not self._left:
+                sys.settrace(None)
+                self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
+                raise self._blow
+        return self._line
+
+
+def _body(connection: Any) -> int:
+    return int(connection.execute("SELECT 1").fetchone()[0])
+
+
+def _workflow(step: Any, transacts: bool) -> list[Any]:
+    first = step("a", lambda: 1)
+    with contextlib.suppress(ZeroDivisionError):
+        step("fails", lambda: 1 / 0)
+    if transacts:
+        step.transaction("t", _body)
+    step.sleep("s", 0.001)
+    return [first, step("b", lambda: 2), step.map("m", int, [3, 4], max_concurrency=1)]
+
+
+@pytest.mark.filterwarnings("ignore:.*was deleted while still open", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("blow", [KeyboardInterrupt, SoftLimit], ids=lambda blow: blow.__name__)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exception_at_every_line(kind: str, blow: type[BaseException], database: Database) -> None:
+    """It comes out of `run` as itself, or the run had come to its end."""
+    tally, store, transacts = Tally(), store_of(kind, database), kind == "postgres"
+
+    def workflow(step: Any, _: Any) -> Any:
+        return _workflow(step, transacts)
+
+    def struck(n: int, strike: _Strike) -> Any:
+        sys.settrace(strike)
+        try:
+            return execute(None, workflow, id=f"r{n}", store=store)
+        except BaseException as problem:
+            return problem
+        finally:
+            sys.settrace(None)
+
+    execute(None, workflow, id="warm", store=store)
+    for n in places(31):
+        strike = _Strike(n, blow)
+        came = within(lambda n=n, strike=strike: struck(n, strike))
+        if not strike.where:
+            break
+        at = f"{n} {strike.where}"
+        tally.blows += 1
+        tally.came[type(came).__name__] += 1
+        if came == HANGS:
+            tally.hangs.append(at)
+        elif not isinstance(came, blow) and came != _RESULT and not _is_guarded(came, strike.where):
+            tally.wrong.append(f"{at}: {came!r}")
+        asked(tally, at, store, workflow, f"r{n}", _RESULT)
+    gc.collect()  # a connection that was being handed over is closed with its last reference
+    tally.show(f"{blow.__name__} at every line, {kind}")
+
+
+def _is_guarded(came: Any, where: str) -> bool:
+    """Whether this struck around code of the user's, whose exceptions are expected there: a failure's text, a store's verb."""
+    if where.startswith(("failures.py", "_json.py", "_writing.py", "_reading.py", "events.py")):
+        return isinstance(came, durable.DurableError)
+    return isinstance(came, durable.StoreError) and "raised SoftLimit" in str(came)
+
+
+HANGS = "hangs"
+
+
+def within(call: Any) -> Any:
+    """What a call comes to on a thread of its own."""
+    came: list[Any] = []
+
+    def work() -> None:
+        try:
+            came.append(call())
+        except BaseException as problem:
+            came.append(problem)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
+    return came[0] if came else HANGS
+
+
+def asked(tally: Tally, at: str, store: Any, workflow: Any, id: str, result: Any) -> None:
+    """Does another run work, and is the id free at once?"""
+    another = within(lambda: execute(None, lambda step, _: step("x", lambda: 1), id=f"another {at}", store=store))
+    if another != 1:
+        tally.stores_lost.append(f"{at}: {another!r}")
+    again = within(lambda: execute(None, workflow, id=id, store=store))
+    if isinstance(again, durable.ConcurrentExecution):
+        tally.leases_kept.append(f"{at}: {again!r}")
+    elif again != result:
+        tally.wrong.append(f"{at}: again {again!r}")
