@@ -47,7 +47,7 @@ def main(seconds: float) -> None:
     over = threading.Event()
 
     def workflow(step: durable.Step, _: None) -> None:
-        for _ in range(200):
+        for _number in range(200):
             step("step", lambda: 1)
             acknowledged.append(time.monotonic())
             time.sleep(0.02)

@@ -43,9 +43,11 @@ def _seed() -> Path:
 class Machine:
     """A server that can be brought down and up again."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *settings: str) -> None:
         self._home = home
-        self._servers = [Server(prepared(home))]
+        with (prepared(home) / "data" / "postgresql.auto.conf").open("a") as file:
+            file.writelines(f"{setting}\n" for setting in settings)
+        self._servers = [Server(home)]
         self.url = self._servers[0].url
 
     def down(self, how: signal.Signals) -> None:

@@ -199,6 +199,7 @@ def test_a_record_is_dated_after_its_body_by_the_servers_clock(database: Databas
 def left_twice(store: Any) -> None:
     """A run that has failed in two executions: an input, steps, a failure."""
 
+    @durable.workflow(name="workflow")
     def workflow(step: durable.Step, _: None, order: int) -> None:
         step("one", lambda: order)
         step("two", lambda: {"b": 1e16, "a": -0.0})
@@ -279,6 +280,7 @@ def test_a_migrated_run_keeps_its_timeline(store: Any, answer: str) -> None:
             document["execution"] = {"status": "running"}
         return document
 
+    @durable.workflow(name="workflow")
     def workflow(step: durable.Step, _: None, __: int) -> None:
         raise Stop
 
@@ -508,9 +510,9 @@ def test_a_claim_that_comes_twice_is_one_execution(database: Database) -> None:
     for times in range(3):
         first, again = store.claiming(a_claim(), None), store.claiming(a_claim(), None)
         again.payload = first.payload
-        reply, _ = store.process.perform(first)
+        reply = store.process.perform(first).reply()
         before = loaded(store).execution
-        same, _ = store.process.perform(again)
+        same = store.process.perform(again).reply()
         after = loaded(store).execution
         assert isinstance(reply, Granted)
         assert isinstance(same, Granted)

@@ -215,6 +215,9 @@ class MemoryStore:
         if run is None or self._held(run) or self.load(run_id) != old:
             return False
         self.save(run_id, new)
+        run = self._runs[run_id]
+        dated = {seq: self._dated(record, run.epoch) for seq, record in run.records.items()}
+        self._runs[run_id] = replace(run, records=dated)
         return True
 
     @locked
