@@ -309,7 +309,8 @@ class Connections:
             wanted: dict[str, Any] = {**host.parameters, "connect_timeout": patience}
             if pool is not None:
                 return _connected_like(pool, wanted)
-            return psycopg.connect(**{**parts, **wanted}, autocommit=True, prepare_threshold=None)
+            every: dict[str, Any] = {**parts, **wanted}
+            return psycopg.connect(**every, autocommit=True, prepare_threshold=None)
 
         if len(order) == 1:
             return connect(order[0])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from importlib import resources
-from typing import Final
+from typing import Final, LiteralString, cast
 
 from psycopg import sql
 
@@ -126,13 +126,13 @@ def statements(names: Names, file: str = "statements.sql") -> Mapping[str, bytes
     return {name: names.fill(qualified(_without_comments(part))).encode() for name, part in named}
 
 
-def qualified(text: str) -> str:
+def qualified(text: str) -> LiteralString:
     """SQL of ours, with its functions and operators taken from PostgreSQL's own schema, whatever the search path."""
     parts = _QUOTED.split(text)  # every other one is a literal, a quoted name, or a comment
     for number in range(0, len(parts), 2):
         called = _FUNCTION.sub(r"pg_catalog.\1(", parts[number])
         parts[number] = _OPERATOR.sub(lambda found: f" OPERATOR(pg_catalog.{found[0]}) ", called)
-    return "".join(parts)
+    return cast(LiteralString, "".join(parts))
 
 
 def numbered(query: bytes) -> bytes:
