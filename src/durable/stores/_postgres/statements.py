@@ -132,7 +132,7 @@ def qualified(text: str) -> LiteralString:
     for number in range(0, len(parts), 2):
         called = _FUNCTION.sub(r"pg_catalog.\1(", parts[number])
         parts[number] = _OPERATOR.sub(lambda found: f" OPERATOR(pg_catalog.{found[0]}) ", called)
-    return cast(LiteralString, "".join(parts))
+    return cast(LiteralString, "".join(parts))  # type: ignore[redundant-cast]  # not to pyright
 
 
 def numbered(query: bytes) -> bytes:
