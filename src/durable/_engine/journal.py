@@ -88,6 +88,7 @@ class Journal:
         # What each key was first drawn with: its name, its fingerprint, whether it came from the name. Not the call, which
         # would be kept for as long as the run goes on, with all that it has been through.
         self._asked: dict[str, tuple[str, str, bool]] = {}
+        self._last_asked = ("", "", False)
         self._repeats: dict[str, int] = {}
         self._drawn_by: dict[str, object] = {}
         self._concurrent = False  # whether, in this history or now, calls overlapped or came from several branches
@@ -219,6 +220,9 @@ class Journal:
         if self._left and (amid is None or not amid.is_cancelled):
             self._went_on(branch)
         asked = (name, fingerprint, auto)
+        if asked == self._last_asked:  # in a loop of thunks one is kept for all of them
+            asked = self._last_asked
+        self._last_asked = asked
         earlier = self._asked.setdefault(key, asked)
         call.refusal = (None if earlier is asked else self._conflict(call, *earlier)) or self._drift(call)
         self._ordered.discard(key)

@@ -203,7 +203,7 @@ _WHATEVER_THE_SHELL_SAYS: Final = {
         "sslnegotiation": "postgres",
         "gssencmode": "disable",
         "channel_binding": "disable",
-        "require_auth": "",
+        "require_auth": "none,password,md5,gss,sspi,scram-sha-256",  # any: an empty one would be none of them
         "requirepeer": "",
         "min_protocol_version": "3.0",
         "target_session_attrs": "any",
