@@ -176,6 +176,7 @@ def test_a_second_interrupt_of_asyncio_run_gives_the_lease_back(kind: str, datab
         await asyncio.sleep(60)
         return 1
 
+    @durable.workflow(name="workflow")
     async def workflow(step: Any, _: Any) -> int:
         return int(await step("x", body))
 
@@ -190,8 +191,8 @@ def test_a_second_interrupt_of_asyncio_run_gives_the_lease_back(kind: str, datab
         asyncio.run(main())
     assert asyncio.run(execute(None, _another, id="again", store=store)) == 1
 
+    @durable.workflow(name="workflow")
     async def mended(step: Any, _: Any) -> int:
         return int(await step("x", lambda: 1))
 
-    mended.__name__ = mended.__qualname__ = "workflow"
     assert asyncio.run(execute(None, mended, id="r", store=store)) == 1

@@ -393,7 +393,7 @@ def test_a_checkpoint_that_times_out_for_too_long_is_a_definite_failure(database
     store, deps = database.store(make_conninfo(database.url, options="-c statement_timeout=60ms")), Bodies()
     obstacle = Obstacle(database)
     deps.meanwhile = obstacle.put_in
-    with pytest.raises(durable.StoreUnavailable, match="timeout"):
+    with pytest.raises(durable.StoreUnavailable, match="57014"):
         run(store, workflow, deps, lease=0.5)
     obstacle.take_away()
     assert database.status(RUN) == "running"

@@ -89,12 +89,12 @@ class Lent(psycopg.Connection[Any]):
 
     def take_away(self) -> TransactionMisused | None:
         """Let nothing more be done with it. The error is what keeps the transaction from being committed."""
-        free = self.lock.acquire(timeout=_LONGEST_WAIT)
         self.revoke()
+        # In one line: what strikes between two would leave it locked, and the end of the transaction waiting for it.
+        free = self.lock.acquire(timeout=_LONGEST_WAIT) and self.lock.release() is None
         if not free:
-            shut_down(self)  # else whoever ends the transaction would wait for that statement too
+            shut_down(self)  # else the end of the transaction would wait for that statement too
             return TransactionMisused(self._step, _NOT_SOUND[TransactionStatus.ACTIVE])
-        self.lock.release()
         if self.ended:
             return TransactionMisused(self._step, ENDED)
         if self.pgconn.pipeline_status != PipelineStatus.OFF:

@@ -441,19 +441,23 @@ def tell(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.done:
             continue
-        job.done = True
-        if job.settled is not None:
-            job.settled.release()
-            if job.abandoned:
-                orphan(job)
-        elif job.loop is not None:
+        if job.loop is not None:
             by_loop.setdefault(job.loop, []).append(job)
+            continue
+        # Done only when its caller is awake: what ends this turn in between is followed by another that tells it.
+        if job.settled is not None and job.settled.locked():
+            job.settled.release()
+        job.done = True
+        if job.settled is not None and job.abandoned:
+            orphan(job)
     for loop, waiting in by_loop.items():
         try:
             loop.call_soon_threadsafe(_resolve, waiting)
         except RuntimeError:  # closed meanwhile
             for job in waiting:
                 orphan(job)
+        for job in waiting:
+            job.done = True
 
 
 def _resolve(jobs: Sequence[Job]) -> None:
