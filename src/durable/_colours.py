@@ -190,7 +190,7 @@ class BlockingDriver(Driver):
     def _rested(self, call: Call, body: Body) -> None:
         until = self._driven(call, body)
         while True:
-            match self._resting(until):
+            match self._resting(call, until):
                 case Wait(seconds, look):
                     self._clock.sleep(seconds, look)
                 case Abort(error):
@@ -451,7 +451,7 @@ class AsyncDriver(Driver):
     async def _rested(self, call: Call, body: Body) -> None:
         until = await self._driven(call, body)
         while True:
-            match self._resting(until):
+            match self._resting(call, until):
                 case Wait(seconds, look):
                     await self._clock.asleep(seconds, look)
                 case Abort(error):

@@ -8,7 +8,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from threading import Event
 from typing import Any, Final, cast, get_args
@@ -18,7 +18,7 @@ from msgspec import Struct
 from durable._bodies import awaitable_in_vain, called_too_early, called_within, can_be_awaited
 from durable._border import calls_out
 from durable._decorator import Frame, Options, Running, current_frame, enter, leave, options_of
-from durable._durations import Duration, in_seconds
+from durable._durations import MAX_SECONDS, Duration, checked_duration, in_utc, later, shown
 from durable._engine.blame import InFlight, in_flight, marked
 from durable._engine.decisions import (
     Abort,
@@ -52,6 +52,7 @@ from durable.errors import (
     SignalTimedOut,
     StepTimeout,
     TransactionMisused,
+    UnreadableRecord,
     UnstorableValue,
     Unwind,
 )
@@ -60,8 +61,6 @@ from durable.snapshot import Record, StepRecord, checked_name
 from durable.stores.protocol import CommitRefused, Isolation, Late, RolledBack, RunStore, Transaction
 
 _log = logging.getLogger("durable")
-
-_LONGEST_SLEEP: Final = 100 * 366 * 24 * 3600.0
 
 ASKED: Final = Asked()
 ACKNOWLEDGED: Final = Acknowledged()
@@ -228,24 +227,29 @@ class Driver:
 
     def _sleeping(self, seconds: Duration | datetime) -> Body:
         """The body of a sleep: it says when to wake up, and that is what is remembered."""
-        duration = timedelta()
         if isinstance(seconds, datetime):
-            if seconds.tzinfo is None:
-                raise InvalidArgument("sleep until an aware datetime, like datetime.now(UTC) + timedelta(hours=1)")
-        elif 0 <= (given := in_seconds("the time to sleep", seconds)) < _LONGEST_SLEEP:
-            duration = timedelta(seconds=given)
-        else:
-            raise InvalidArgument(f"sleep for a number of seconds, or until an aware datetime, not {seconds!r}")
+            until = in_utc("the moment to sleep until", seconds)
+            if (until - self._clock.now()).total_seconds() > MAX_SECONDS:
+                raise InvalidArgument(
+                    f"the moment to sleep until must lie within a hundred years, not at {shown(seconds)}; "
+                    f"step.wait_for without timeout= waits for ever"
+                )
+            return Body(until.isoformat, (), {}, PLAIN, rests=True)
+        duration = checked_duration("the time to sleep, if it is no aware datetime,", seconds, zero=True)
 
         def wakes_at() -> str:
-            until = seconds if isinstance(seconds, datetime) else self._clock.now() + duration
-            return until.astimezone(UTC).isoformat()
+            return later(self._clock.now(), duration).isoformat()
 
         return Body(wakes_at, (), {}, PLAIN, rests=True)
 
-    def _resting(self, until: object) -> Wait | Abort | None:
-        moment = datetime.fromisoformat(str(until))
-        return self._execution.rest(moment, self._reading())
+    def _resting(self, call: Call, until: object) -> Wait | Abort | None:
+        try:
+            moment = datetime.fromisoformat(str(until))
+            return self._execution.rest(moment, self._reading())
+        except (TypeError, ValueError):  # a naive one, or none
+            where = f"the record of step {call.key!r}"
+            problem = f"{shown(until)} is no moment to sleep until"
+            raise UnreadableRecord(self._execution.run_id, where, problem) from None
 
     def _listening(self, name: str, timeout: Duration | None) -> Body:
         """The body of a wait for a signal."""
