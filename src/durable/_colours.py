@@ -144,7 +144,7 @@ class BlockingDriver(Driver):
         try:
             value = body.call() if timeout is None else called_within(timeout, call.name, body.call)
         except Exception as exception:
-            return self._failed(call, exception, attempt, body.terms.policy)
+            return self._failed(call, exception, attempt, body)
         finally:
             leave(token)
         if can_be_awaited(value):
@@ -368,7 +368,7 @@ class AsyncDriver(Driver):
             else:
                 value = await awaited_within(timeout, call.name, body.call, blocks=needs_a_thread(body.fn))
         except Exception as exception:
-            return self._failed(call, exception, attempt, body.terms.policy)
+            return self._failed(call, exception, attempt, body)
         finally:
             leave(token)
         return self._encoded(call, value, body)

@@ -39,7 +39,6 @@ from durable._engine.journal import Call
 from durable._engine.leases import LONGEST_WAIT
 from durable._engine.steps import Execution
 from durable._reports import report, say, tell_aside
-from durable._retry import Policy
 from durable._stack import require_stack
 from durable._terms import PLAIN, Terms, checked_timeout
 from durable.clocks import Clock
@@ -316,7 +315,7 @@ class Driver:
         except Exception as exception:
             if isinstance(exception, StepTimeout):
                 transaction.abandon()
-            return self._failed(call, exception, attempt, body.terms.policy)
+            return self._failed(call, exception, attempt, body)
         finally:
             leave(token)
         if can_be_awaited(value):
@@ -333,11 +332,11 @@ class Driver:
         except RolledBack as undone:
             outcome: StepOutcome = self._undone(call, undone, attempt, body)
         except TransactionMisused as error:
-            outcome = self._failed(call, error, attempt, body.terms.policy)
+            outcome = self._failed(call, error, attempt, body)
         except DurableError as error:
             outcome = Rejected(error)
         except CommitRefused as refused:
-            outcome = self._failed(call, refused.problem, attempt, body.terms.policy)
+            outcome = self._failed(call, refused.problem, attempt, body)
         else:
             outcome = ACKNOWLEDGED
         self._open.pop(call, None)  # an interrupt leaves it there, to be abandoned
@@ -347,7 +346,7 @@ class Driver:
         problem = undone.problem
         if isinstance(problem, DurableError):
             return Undone(Rejected(problem))
-        return Undone(self._failed(call, problem, attempt, body.terms.policy))
+        return Undone(self._failed(call, problem, attempt, body))
 
     def _forsaken(self, call: Call) -> None:
         """Nobody waits for this call any more: what its transaction did is undone, and its body's frame is left."""
@@ -359,19 +358,27 @@ class Driver:
             self._open.pop(call, None)
 
     def _encoded(self, call: Call, value: Any, body: Body) -> Returned | Unstorable:
+        policy = body.terms.policy
         try:
+            if policy is not None:
+                policy.check_result(value, call.attempts, body.fn, body.args, body.kwargs)
             what = f"the result of step {call.key!r}"
             return Returned(self._codec.encode(value, what=what, annotation=body.annotation))
         except UnstorableValue as problem:
             problem.advice = after_the_body(value, problem.advice)
             return Unstorable(problem)
+        except InvalidArgument as problem:
+            return Unstorable(problem)
 
     @calls_out
-    def _failed(self, call: Call, exception: Exception, attempt: Attempt, policy: Policy | None) -> Raised:
-        again_in = None
+    def _failed(self, call: Call, exception: Exception, attempt: Attempt, body: Body) -> Raised | Unstorable:
+        again_in, policy = None, body.terms.policy
         if policy is not None:
             seconds = (self._clock.now() - attempt.began).total_seconds()
-            again_in = policy.again_in(exception, attempt.number, seconds)
+            try:
+                again_in = policy.again_in(exception, attempt.number, seconds, body.fn, body.args, body.kwargs)
+            except InvalidArgument as problem:  # whether this was the last attempt, nobody can say
+                return Unstorable(problem)
         if again_in is None and attempt.number > 1:
             exception.add_note(f"step {call.key!r} failed in {attempt.number} attempts")
         call.original = exception

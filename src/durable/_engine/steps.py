@@ -260,11 +260,11 @@ class Execution:
         call.looks += 1
         return self._wait(left, reading, poll_delay(call.looks - 1))
 
-    def _undone(self, call: Call, otherwise: Raised | Rejected, reading: Reading) -> StepDecision:
-        if isinstance(otherwise, Raised):
-            call.conflicts += 1
-        else:
+    def _undone(self, call: Call, otherwise: Raised | Unstorable | Rejected, reading: Reading) -> StepDecision:
+        if isinstance(otherwise, Rejected):
             call.lost += 1
+        else:
+            call.conflicts += 1
         if call.conflicts >= MOST_CONFLICTS or call.lost >= MOST_LOSSES:
             return self.advance(call, otherwise, reading)
         call.phase, call.attempts, call.record = Phase.WAITING, call.attempts - 1, None
