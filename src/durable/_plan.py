@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from durable._decorator import Driver, Running, current_frame
-from durable._deps import BoundDeps
+from durable._deps import bound_deps
 from durable._durations import Duration, checked_duration, in_seconds, in_utc
 from durable._engine import runs
 from durable._engine.decisions import Admission, Claim, ClaimReply, Decline, Granted, Reading
@@ -122,7 +122,7 @@ class Plan(Struct, frozen=True, eq=False):
 
     def arguments(self, driver: Driver, journal: Journal) -> tuple[Any, ...]:
         """What the workflow function is called with."""
-        deps = BoundDeps(self.deps, driver)
+        deps = bound_deps(self.deps, driver)
         if journal.input is not None and _WITH_INPUT in self.takes:
             annotation = accepts(self.fn, _WITH_INPUT - 1)
             run_id = self.claim.run_id

@@ -71,7 +71,7 @@ class Policy:
                 f"{_EXAMPLE}"
             )
         self._retrying = retry
-        self._judges_results = retry.enabled and not all(_is_tenacitys(type(part)) for part in _parts(retry.retry))
+        self._judges_results = retry.enabled and not all(_is_tenacitys(cast(type, type(part))) for part in _parts(retry.retry))
 
     @calls_out
     def again_in(
@@ -171,7 +171,7 @@ def _combined(part: Any) -> tuple[Any, ...]:
     for name in ("retries", "stops", "wait_funcs", "strategies"):
         inner = getattr(part, name, None)
         if isinstance(inner, tuple | list):
-            return tuple(inner)
+            return tuple(cast(list[Any], inner))
     return ()
 
 
