@@ -71,7 +71,9 @@ class Policy:
                 f"{_EXAMPLE}"
             )
         self._retrying = retry
-        self._judges_results = retry.enabled and not all(_is_tenacitys(cast(type, type(part))) for part in _parts(retry.retry))
+        self._judges_results = retry.enabled and not all(
+            _is_tenacitys(cast(type, type(part))) for part in _parts(retry.retry)
+        )
 
     @calls_out
     def again_in(
