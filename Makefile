@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test nightly chaos endurance soak check docs matrix bench clean
+.PHONY: demo test nightly chaos endurance soak check docs matrix sdks bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python -m durable.demo
@@ -56,6 +56,10 @@ docs: $(VENV)/.docs
 matrix: $(VENV)/.test
 	@$(BIN)/python tests/matrix.py
 
+# What the most used SDKs return and raise, given to a step; writes a table of docs/values.md.
+sdks: $(VENV)/.sdks
+	@$(BIN)/python tests/sdks.py
+
 # Everybody takes turns with the limits: some six minutes. Writes docs/performance.md and its charts.
 bench: $(VENV)/.bench
 	@$(BIN)/python benchmarks/run.py --page
@@ -82,6 +86,10 @@ $(VENV)/.test: pyproject.toml requirements/test.txt $(VENV)/.demo
 # What the benchmark is measured beside; without it those rows are left out.
 $(VENV)/.bench: requirements/peers.txt $(VENV)/.test
 	@$(INSTALL) -r requirements/peers.txt
+	@touch $@
+
+$(VENV)/.sdks: requirements/sdks.txt $(VENV)/.demo
+	@$(INSTALL) -r requirements/sdks.txt
 	@touch $@
 
 $(VENV)/.check: pyproject.toml $(VENV)/.test

@@ -144,7 +144,7 @@ class BlockingDriver(Driver):
         try:
             value = body.call() if timeout is None else called_within(timeout, call.name, body.call)
         except Exception as exception:
-            return self._failed(call, exception, attempt, body.terms.policy)
+            return self._failed(call, exception, attempt, body)
         finally:
             leave(token)
         if can_be_awaited(value):
@@ -190,7 +190,7 @@ class BlockingDriver(Driver):
     def _rested(self, call: Call, body: Body) -> None:
         until = self._driven(call, body)
         while True:
-            match self._resting(until):
+            match self._resting(call, until):
                 case Wait(seconds, look):
                     self._clock.sleep(seconds, look)
                 case Abort(error):
@@ -368,7 +368,7 @@ class AsyncDriver(Driver):
             else:
                 value = await awaited_within(timeout, call.name, body.call, blocks=needs_a_thread(body.fn))
         except Exception as exception:
-            return self._failed(call, exception, attempt, body.terms.policy)
+            return self._failed(call, exception, attempt, body)
         finally:
             leave(token)
         return self._encoded(call, value, body)
@@ -451,7 +451,7 @@ class AsyncDriver(Driver):
     async def _rested(self, call: Call, body: Body) -> None:
         until = await self._driven(call, body)
         while True:
-            match self._resting(until):
+            match self._resting(call, until):
                 case Wait(seconds, look):
                     await self._clock.asleep(seconds, look)
                 case Abort(error):

@@ -8,7 +8,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from threading import Event
 from typing import Any, Final, cast, get_args
@@ -18,7 +18,7 @@ from msgspec import Struct
 from durable._bodies import awaitable_in_vain, called_too_early, called_within, can_be_awaited
 from durable._border import calls_out
 from durable._decorator import Frame, Options, Running, current_frame, enter, leave, options_of
-from durable._durations import Duration, in_seconds
+from durable._durations import MAX_SECONDS, Duration, checked_duration, in_utc, later, shown
 from durable._engine.blame import InFlight, in_flight, marked
 from durable._engine.decisions import (
     Abort,
@@ -39,7 +39,6 @@ from durable._engine.journal import Call
 from durable._engine.leases import LONGEST_WAIT
 from durable._engine.steps import Execution
 from durable._reports import report, say, tell_aside
-from durable._retry import Policy
 from durable._stack import require_stack
 from durable._terms import PLAIN, Terms, checked_timeout
 from durable.clocks import Clock
@@ -52,6 +51,7 @@ from durable.errors import (
     SignalTimedOut,
     StepTimeout,
     TransactionMisused,
+    UnreadableRecord,
     UnstorableValue,
     Unwind,
 )
@@ -60,8 +60,6 @@ from durable.snapshot import Record, StepRecord, checked_name
 from durable.stores.protocol import CommitRefused, Isolation, Late, RolledBack, RunStore, Transaction
 
 _log = logging.getLogger("durable")
-
-_LONGEST_SLEEP: Final = 100 * 366 * 24 * 3600.0
 
 ASKED: Final = Asked()
 ACKNOWLEDGED: Final = Acknowledged()
@@ -228,24 +226,29 @@ class Driver:
 
     def _sleeping(self, seconds: Duration | datetime) -> Body:
         """The body of a sleep: it says when to wake up, and that is what is remembered."""
-        duration = timedelta()
         if isinstance(seconds, datetime):
-            if seconds.tzinfo is None:
-                raise InvalidArgument("sleep until an aware datetime, like datetime.now(UTC) + timedelta(hours=1)")
-        elif 0 <= (given := in_seconds("the time to sleep", seconds)) < _LONGEST_SLEEP:
-            duration = timedelta(seconds=given)
-        else:
-            raise InvalidArgument(f"sleep for a number of seconds, or until an aware datetime, not {seconds!r}")
+            until = in_utc("the moment to sleep until", seconds)
+            if (until - self._clock.now()).total_seconds() > MAX_SECONDS:
+                raise InvalidArgument(
+                    f"the moment to sleep until must lie within a hundred years, not at {shown(seconds)}; "
+                    f"step.wait_for without timeout= waits for ever"
+                )
+            return Body(until.isoformat, (), {}, PLAIN, rests=True)
+        duration = checked_duration("the time to sleep, if it is no aware datetime,", seconds, zero=True)
 
         def wakes_at() -> str:
-            until = seconds if isinstance(seconds, datetime) else self._clock.now() + duration
-            return until.astimezone(UTC).isoformat()
+            return later(self._clock.now(), duration).isoformat()
 
         return Body(wakes_at, (), {}, PLAIN, rests=True)
 
-    def _resting(self, until: object) -> Wait | Abort | None:
-        moment = datetime.fromisoformat(str(until))
-        return self._execution.rest(moment, self._reading())
+    def _resting(self, call: Call, until: object) -> Wait | Abort | None:
+        try:
+            moment = datetime.fromisoformat(str(until))
+            return self._execution.rest(moment, self._reading())
+        except (TypeError, ValueError):  # a naive one, or none
+            where = f"the record of step {call.key!r}"
+            problem = f"{shown(until)} is no moment to sleep until"
+            raise UnreadableRecord(self._execution.run_id, where, problem) from None
 
     def _listening(self, name: str, timeout: Duration | None) -> Body:
         """The body of a wait for a signal."""
@@ -312,7 +315,7 @@ class Driver:
         except Exception as exception:
             if isinstance(exception, StepTimeout):
                 transaction.abandon()
-            return self._failed(call, exception, attempt, body.terms.policy)
+            return self._failed(call, exception, attempt, body)
         finally:
             leave(token)
         if can_be_awaited(value):
@@ -329,11 +332,11 @@ class Driver:
         except RolledBack as undone:
             outcome: StepOutcome = self._undone(call, undone, attempt, body)
         except TransactionMisused as error:
-            outcome = self._failed(call, error, attempt, body.terms.policy)
+            outcome = self._failed(call, error, attempt, body)
         except DurableError as error:
             outcome = Rejected(error)
         except CommitRefused as refused:
-            outcome = self._failed(call, refused.problem, attempt, body.terms.policy)
+            outcome = self._failed(call, refused.problem, attempt, body)
         else:
             outcome = ACKNOWLEDGED
         self._open.pop(call, None)  # an interrupt leaves it there, to be abandoned
@@ -343,7 +346,7 @@ class Driver:
         problem = undone.problem
         if isinstance(problem, DurableError):
             return Undone(Rejected(problem))
-        return Undone(self._failed(call, problem, attempt, body.terms.policy))
+        return Undone(self._failed(call, problem, attempt, body))
 
     def _forsaken(self, call: Call) -> None:
         """Nobody waits for this call any more: what its transaction did is undone, and its body's frame is left."""
@@ -355,19 +358,27 @@ class Driver:
             self._open.pop(call, None)
 
     def _encoded(self, call: Call, value: Any, body: Body) -> Returned | Unstorable:
+        policy = body.terms.policy
         try:
+            if policy is not None:
+                policy.check_result(value, call.attempts, body.fn, body.args, body.kwargs)
             what = f"the result of step {call.key!r}"
             return Returned(self._codec.encode(value, what=what, annotation=body.annotation))
         except UnstorableValue as problem:
             problem.advice = after_the_body(value, problem.advice)
             return Unstorable(problem)
+        except InvalidArgument as problem:
+            return Unstorable(problem)
 
     @calls_out
-    def _failed(self, call: Call, exception: Exception, attempt: Attempt, policy: Policy | None) -> Raised:
-        again_in = None
+    def _failed(self, call: Call, exception: Exception, attempt: Attempt, body: Body) -> Raised | Unstorable:
+        again_in, policy = None, body.terms.policy
         if policy is not None:
             seconds = (self._clock.now() - attempt.began).total_seconds()
-            again_in = policy.again_in(exception, attempt.number, seconds)
+            try:
+                again_in = policy.again_in(exception, attempt.number, seconds, body.fn, body.args, body.kwargs)
+            except InvalidArgument as problem:  # whether this was the last attempt, nobody can say
+                return Unstorable(problem)
         if again_in is None and attempt.number > 1:
             exception.add_note(f"step {call.key!r} failed in {attempt.number} attempts")
         call.original = exception

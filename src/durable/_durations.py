@@ -1,16 +1,23 @@
-"""How long something is to take: seconds, or a `timedelta`, wherever a time is asked for."""
+"""How long something is to take (seconds, or a `timedelta`), and until when; what no calendar holds is refused by name."""
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import TypeAlias
+from datetime import UTC, datetime, timedelta
+from typing import Final, TypeAlias
 
 from durable.errors import InvalidArgument
 
-__all__ = ["Duration", "in_seconds"]
+__all__ = ["MAX_SECONDS", "Duration", "checked_duration", "in_seconds", "in_utc", "later", "shown"]
 
 Duration: TypeAlias = float | timedelta
 """Seconds, or a `timedelta`."""
+
+MAX_SECONDS: Final = 100 * 366 * 24 * 3600.0
+"""A hundred years, the longest that is waited for. Threads, event loops and dates all count further than that."""
+
+_SHOWN: Final = 80  # characters
+_LAST: Final = datetime.max.replace(tzinfo=UTC)
+_EXAMPLE: Final = "like datetime.now(UTC) + timedelta(hours=1)"
 
 
 def in_seconds(what: str, given: object) -> float:
@@ -25,3 +32,52 @@ def in_seconds(what: str, given: object) -> float:
         return float(given)
     except OverflowError:
         raise InvalidArgument(f"{what} must be a number of seconds that fits into a float, not one so large") from None
+
+
+def checked_duration(what: str, given: object, *, zero: bool = False) -> float:
+    """A duration in seconds that can be waited for (one of none only if `zero`); else an `InvalidArgument` about `what`."""
+    seconds = in_seconds(what, given)
+    if not (seconds > 0 or (zero and seconds == 0)):  # NaN is neither
+        wanted = "a number of seconds, zero or more" if zero else "a positive number of seconds"
+        raise InvalidArgument(f"{what} must be {wanted}, not {shown(given)}")
+    if seconds > MAX_SECONDS:
+        raise InvalidArgument(
+            f"{what} must be a number of seconds, at most {MAX_SECONDS:.0f} (a hundred years), not {shown(given)}"
+        )
+    return seconds
+
+
+def in_utc(what: str, moment: datetime) -> datetime:
+    """The moment in UTC; an `InvalidArgument` about `what` when it has no offset from it, or lies beyond its years."""
+    try:
+        if moment.utcoffset() is None:
+            raise InvalidArgument(
+                f"{what} must be an aware datetime, {_EXAMPLE}; {shown(moment)} has no offset from UTC"
+            )
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise InvalidArgument(
+            f"{what} must lie within the years 1 to 9999 of UTC, and {shown(moment)} does not"
+        ) from None
+    except InvalidArgument:
+        raise
+    except Exception as problem:
+        zone = type(moment.tzinfo).__name__
+        raise InvalidArgument(f"{what} must be an aware datetime, {_EXAMPLE}; its {zone} says: {problem}") from problem
+
+
+def later(moment: datetime, seconds: float) -> datetime:
+    """The moment after so many seconds, or the last one that there is."""
+    try:
+        return moment + timedelta(seconds=seconds)
+    except OverflowError:
+        return _LAST
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it. (Python does not write an int of thousands of digits.)"""
+    try:
+        text = repr(value)
+    except Exception:  # a user's own may do anything
+        return f"{type(value).__name__} that cannot be shown"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -15,8 +15,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from durable._decorator import Driver, Running, current_frame
-from durable._deps import BoundDeps
-from durable._durations import Duration, in_seconds
+from durable._deps import bound_deps
+from durable._durations import Duration, checked_duration, in_seconds, in_utc
 from durable._engine import runs
 from durable._engine.decisions import Admission, Claim, ClaimReply, Decline, Granted, Reading
 from durable._engine.journal import Journal
@@ -122,7 +122,7 @@ class Plan(Struct, frozen=True, eq=False):
 
     def arguments(self, driver: Driver, journal: Journal) -> tuple[Any, ...]:
         """What the workflow function is called with."""
-        deps = BoundDeps(self.deps, driver)
+        deps = bound_deps(self.deps, driver)
         if journal.input is not None and _WITH_INPUT in self.takes:
             annotation = accepts(self.fn, _WITH_INPUT - 1)
             run_id = self.claim.run_id
@@ -251,8 +251,8 @@ def _check(options: Options) -> None:
     checked_answer(options.on_version_mismatch)
     if on_conflict not in ("raise", "wait"):
         raise InvalidArgument(f'on_conflict must be "raise" or "wait", not {on_conflict!r}')
-    if wait_timeout is not None and not in_seconds("wait_timeout", wait_timeout) >= 0:
-        raise InvalidArgument(f"wait_timeout must be a number of seconds, zero or more, or None, not {wait_timeout!r}")
+    if wait_timeout is not None:
+        checked_duration("wait_timeout", wait_timeout, zero=True)
     if not isinstance(options.metadata, Mapping | None):
         raise InvalidArgument(f"metadata must be a mapping, not {type(options.metadata).__name__}")
     if _RESERVED & set(options.metadata or ()):
@@ -268,11 +268,7 @@ def _check(options: Options) -> None:
 def _deadline(deadline: Duration | datetime | None, clock: Clock) -> float | None:
     """The deadline as a reading of the elapsed-time clock."""
     if isinstance(deadline, datetime):
-        if deadline.tzinfo is None:
-            raise InvalidArgument(
-                "deadline must be seconds or an aware datetime, like datetime.now(UTC) + timedelta(hours=1)"
-            )
-        return clock.elapsed() + (deadline - clock.now()).total_seconds()
+        return clock.elapsed() + (in_utc("deadline", deadline) - clock.now()).total_seconds()
     seconds = checked_timeout("deadline", deadline)
     return None if seconds is None else clock.elapsed() + seconds
 

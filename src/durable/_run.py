@@ -157,7 +157,8 @@ def run(
 ) -> Any:
     """Execute the workflow `fn` as the run `id`, or go on with it where it stopped.
 
-    - `deps` is handed to `fn`: an object with attributes, or a mapping whose items become attributes.
+    - `deps` is handed to `fn`: an object, or a mapping, whose items become attributes. Where a step is in it, or may be, `fn`
+      is given a view of it that behaves alike, and whose steps belong to this run in any thread.
     - `fn(step, deps)`, or `fn(step, deps, input)`; for an `async def` this returns a coroutine. A run belongs to its
       function, or to the name that `durable.workflow` has given it.
     - `store` keeps the run; without one it lives in this process only, and a `DurableWarning` says so once.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Final, NamedTuple
 
-from durable._durations import in_seconds
+from durable._durations import checked_duration
 from durable._retry import Policy
 from durable.errors import InvalidArgument
 
@@ -57,9 +56,4 @@ def terms(retry: object, timeout: object, at_most_once: object = False, cleanup:
 
 def checked_timeout(what: str, seconds: object) -> float | None:
     """`seconds`, when they can be waited for; else `InvalidArgument`."""
-    if seconds is None:
-        return None
-    duration = in_seconds(what, seconds)
-    if not 0 < duration < math.inf:
-        raise InvalidArgument(f"{what} must be a positive number of seconds, not {seconds!r}")
-    return duration
+    return None if seconds is None else checked_duration(what, seconds)

@@ -151,7 +151,7 @@ class Silent(Struct, frozen=True, gc=False):
 
 
 class Unstorable(Struct, frozen=True):
-    """The body returned something that cannot be stored."""
+    """The body has ended in something that cannot be recorded: a value that cannot be stored, or a policy that cannot say."""
 
     error: DurableError
 
@@ -160,10 +160,10 @@ class Undone(Struct, frozen=True):
     """The transaction was rolled back through no fault of the body's, so nothing of the attempt has happened.
 
     `otherwise` is the outcome when that happens again and again: the body's own failure, where it is always the victim of
-    a conflict, or a rejection, where the database is lost each time.
+    a conflict (or what its policy said of it), or a rejection, where the database is lost each time.
     """
 
-    otherwise: Raised | Rejected
+    otherwise: Raised | Unstorable | Rejected
 
 
 class Interrupted(Struct, frozen=True, gc=False):

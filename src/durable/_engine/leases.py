@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from durable._durations import in_seconds
+from durable._durations import in_seconds, shown
 from durable.errors import DurableError, InvalidArgument
 
 RENEWALS_PER_LEASE: Final = 3  # two renewals in a row may fail before the lease is in danger
@@ -110,7 +110,7 @@ def checked_seconds(seconds: object) -> float:
     duration = in_seconds("lease", seconds)
     if not SHORTEST <= duration <= LONGEST:  # neither is NaN
         raise InvalidArgument(
-            f"lease must be between {SHORTEST} seconds and a day ({LONGEST} seconds), not {seconds!r}"
+            f"lease must be between {SHORTEST} seconds and a day ({LONGEST} seconds), not {shown(seconds)}"
         )
     return duration
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 from msgspec import UNSET, Raw, UnsetType
 from msgspec.structs import replace
 
+from durable._durations import MAX_SECONDS, later
 from durable._engine.batches import pause
 from durable._engine.blame import InFlight
 from durable._engine.decisions import (
@@ -63,7 +64,6 @@ from durable.events import (
 from durable.snapshot import NO_TIME, AttemptRecord, ErrorRecord, Kind, Record, StepRecord, render
 
 STALLED_AFTER: Final = 3  # leases
-_LONGEST_BACK_OFF: Final = 366 * 24 * 3600.0  # seconds: a policy's overflow must not become an error of dates
 MOST_CONFLICTS: Final = 20  # times that a transaction of one attempt may be the victim of others, as in `batches`
 MOST_LOSSES: Final = 5  # … that the database may be lost under one, which a body could be the cause of
 _STEP: Final = Kind.STEP.value
@@ -243,7 +243,7 @@ class Execution:
 
     def _listen(self, call: Call, reading: Reading) -> StepDecision:
         if call.patience is not None and call.due is None:
-            call.first, call.due = reading.at, reading.at + timedelta(seconds=min(call.patience, _LONGEST_BACK_OFF))
+            call.first, call.due = reading.at, later(reading.at, call.patience)
             until = AttemptRecord(call.name, 0, call.first, call.due, fingerprint=call.fingerprint)
             return self._remember(call, until)
         call.phase = Phase.WAITING
@@ -260,11 +260,11 @@ class Execution:
         call.looks += 1
         return self._wait(left, reading, poll_delay(call.looks - 1))
 
-    def _undone(self, call: Call, otherwise: Raised | Rejected, reading: Reading) -> StepDecision:
-        if isinstance(otherwise, Raised):
-            call.conflicts += 1
-        else:
+    def _undone(self, call: Call, otherwise: Raised | Unstorable | Rejected, reading: Reading) -> StepDecision:
+        if isinstance(otherwise, Rejected):
             call.lost += 1
+        else:
+            call.conflicts += 1
         if call.conflicts >= MOST_CONFLICTS or call.lost >= MOST_LOSSES:
             return self.advance(call, otherwise, reading)
         call.phase, call.attempts, call.record = Phase.WAITING, call.attempts - 1, None
@@ -308,7 +308,7 @@ class Execution:
             self._left(call, reading, type(self.error).__name__)
             return Abort(self.error)
         assert call.first is not None, "failed before it began"  # noqa: S101 -- a driver's bug, not an input
-        call.due = reading.at + timedelta(seconds=min(max(again_in, 0.0), _LONGEST_BACK_OFF))
+        call.due = later(reading.at, min(again_in, MAX_SECONDS))
         failed = AttemptRecord(call.name, call.attempts, call.first, call.due, error, call.fingerprint)
         if self.tell is not None:
             kind = error.type.replace(":", ".")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import string
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
-from durable._durations import in_seconds
+from durable._durations import checked_duration
 from durable.documents import Snapshot
 from durable.errors import InvalidArgument, UnreadableRecord
 from durable.snapshot import checked_name
@@ -87,9 +86,7 @@ def asked(prefix: object, limit: object, status: object, after: object) -> Asked
 
 def asked_to_purge(older_than: object, status: object) -> tuple[float, RunStatus | None]:
     """Age in seconds and status of what is to go, or `InvalidArgument`."""
-    seconds = in_seconds("older_than", older_than)
-    if not 0 <= seconds < math.inf:
-        raise InvalidArgument(f"older_than must be a number of seconds, zero or more, not {older_than!r}")
+    seconds = checked_duration("older_than", older_than, zero=True)
     checked = _status(status)
     if checked == "running":
         raise InvalidArgument('runs that somebody is executing are never purged: status may not be "running"')

@@ -16,10 +16,10 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
-from durable._durations import Duration, in_seconds
+from durable._durations import Duration, checked_duration, in_seconds, in_utc, later
 from durable.errors import DurableError, InvalidArgument, Unwind
 
 __all__ = ["JumpingClock", "RehearsalError", "Watch"]
@@ -43,9 +43,7 @@ class JumpingClock:
     """
 
     def __init__(self, start: datetime = _START, *, patience: Duration = 10.0) -> None:
-        if start.tzinfo is None:
-            raise InvalidArgument("start must be an aware datetime, like datetime(2026, 1, 1, tzinfo=UTC)")
-        self._start = start.astimezone(UTC)
+        self._start = in_utc("start", start)
         self._patience = in_seconds("patience", patience)
         self._elapsed = 0.0
         self._changed = threading.Condition()
@@ -62,7 +60,7 @@ class JumpingClock:
 
     def now(self) -> datetime:
         """The moment."""
-        return self._start + timedelta(seconds=self._elapsed)
+        return later(self._start, self._elapsed)
 
     def elapsed(self) -> float:
         """Seconds that have passed on this clock since its start."""
@@ -345,10 +343,7 @@ class _Waiter:
 
 
 def _checked(seconds: Any) -> float:
-    duration = in_seconds("the time that passes", seconds)
-    if not 0 <= duration < math.inf:
-        raise InvalidArgument(f"the time that passes must be seconds, zero or more, not {seconds!r}")
-    return duration
+    return checked_duration("the time that passes", seconds, zero=True)
 
 
 def _finish(answer: object) -> None:
