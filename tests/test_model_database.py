@@ -38,6 +38,7 @@ def a_claim(run_id: str = "r", random: str = "x.1", **changes: Any) -> dict[str,
         "input_hash": None,
         "after_failure": True,
         "may_create": True,
+        "amends": False,
         "header": {
             "workflowName": "w",
             "execution": {"status": "running"},
