@@ -133,7 +133,7 @@ class Proxying(Exception):
     """Hands on what it is asked for, as SDKs' errors do, to a response that may not be there: never an `AttributeError`."""
 
     def __getattr__(self, name: str) -> Any:
-        return {}[name]
+        raise KeyError(name)
 
 
 class Answering(Exception):

@@ -188,7 +188,7 @@ def is_stand_in(class_: type) -> bool:
     return (
         hasattr(class_, "__get_pydantic_core_schema__")
         and class_.__bases__ == (object,)
-        and class_.__init__ is object.__init__
+        and "__init__" not in vars(class_)
     )
 
 

@@ -67,7 +67,8 @@ def _is_hopeless(class_: type) -> bool:
         return True
     if any(class_ is one for one in (object, Any, types.NoneType)) or is_typed_dict(class_) or is_stand_in(class_):
         return False
-    if type(class_).__instancecheck__ is not type.__instancecheck__:
+    metaclass: Any = type(class_)
+    if metaclass.__instancecheck__ is not type.__instancecheck__:
         return False  # an ABC or a protocol: what its metaclass takes for an instance is not known
     return all(_is_refused(one) for one in _with_subclasses(class_))
 
