@@ -16,7 +16,7 @@ import pytest
 from psycopg import sql
 
 import durable
-from durable.errors import SchemaMismatch, UnsuitableServer
+from durable.errors import AccessDenied, SchemaMismatch, UnsuitableServer
 from durable.stores._postgres.connections import Lane
 from support import Database
 
@@ -256,6 +256,29 @@ def test_a_rule_is_named_or_refused(database: Database) -> None:
     database.execute("DROP RULE nothing ON durable_steps")
     # Anew: PostgreSQL keeps a prepared statement that the rule has made nothing of.
     assert durable.run(None, work, id="x", store=database.store()) == 6
+
+
+@pytest.mark.parametrize(
+    ("verb", "table", "operation"),
+    [
+        ("run", "durable_snapshots", "UPDATE"),
+        ("run", "durable_locks", "UPDATE"),
+        ("cancel", "durable_locks", "UPDATE"),
+        ("signal", "durable_signals", "INSERT"),
+        *[("delete", table, "DELETE") for table in NAMED],
+    ],
+)
+def test_a_rule_is_no_outage(database: Database, verb: str, table: str, operation: str) -> None:
+    """PostgreSQL cannot do what is asked of a table with such a rule, ever: the host and the port are not what to look at."""
+    store = database.store()
+    with pytest.raises(KeyboardInterrupt):
+        durable.run(None, interrupt, id="x", store=store)
+    database.execute(f"CREATE RULE nothing AS ON {operation} TO {table} DO INSTEAD NOTHING")
+    before = database.everything()
+    with pytest.raises(AccessDenied, match="rule") as it:
+        VERBS[verb](database.store())
+    assert "port" not in str(it.value)
+    assert database.everything() == before
 
 
 @pytest.mark.parametrize("table", ["durable_steps", "durable_snapshots", "durable_locks", "durable_signals"])

@@ -425,7 +425,7 @@ def dropped(table: str) -> SchemaMismatch:
     return SchemaMismatch(
         f"of the {table}",
         "PostgreSQL took a change and did not make it: a trigger or a rule drops the row, or row-level security hides it",
-        "Nothing was changed. Look at the triggers, rules and policies of this table: none may keep a row out, or as it is.",
+        "Nothing was changed. Look at the triggers, rules and policies of our tables: none may keep a row out, or as it is.",
     )
 
 
