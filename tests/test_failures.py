@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 import msgspec
 import pytest
+import tenacity
 
 import durable
 import durable.testing
@@ -128,6 +129,39 @@ def parsing(text: str) -> Exception:
     raise AssertionError
 
 
+class Proxying(Exception):
+    """Hands on what it is asked for, as SDKs' errors do, to a response that may not be there: never an `AttributeError`."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise KeyError(name)
+
+
+class Answering(Exception):
+    """Has an answer to everything."""
+
+    def __getattr__(self, name: str) -> Any:
+        return 7
+
+
+class Recursing(Exception):
+    """Asks itself."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.response, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    number: int
+
+
+class Unchanging(Exception):
+    """Takes no attribute at all, as a frozen data class."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise TypeError(name)
+
+
 def through(exception: BaseException) -> Exception:
     """As a replay would raise it."""
     return from_record(to_record(exception, CODEC), CODEC, run_id="r", where="a step")
@@ -151,6 +185,13 @@ def cyclic() -> Exception:
 def odd_notes() -> Exception:
     problem = ValueError("x")
     problem.__notes__ = ["fine", 3, "\0\ud800", "x" * 100_000]  # type: ignore[list-item]
+    return problem
+
+
+def unchanging() -> Exception:
+    problem = Unchanging("x")
+    BaseException.__setattr__(problem, "__notes__", ["n"])
+    BaseException.__setattr__(problem, "__cause__", Frozen(1))
     return problem
 
 
@@ -188,6 +229,10 @@ def same_class() -> dict[str, Exception]:
         "a key of 10 MB": KeyError("x" * 10_000_000),
         "a message with NUL and a surrogate": ValueError("a\0b\ud800"),
         "a group": ExceptionGroup("g", [ValueError("a"), ExceptionGroup("h", [KeyError("k")])]),
+        "one that looks its attributes up": Proxying("x"),
+        "one that has an answer to everything": Answering("x"),
+        "one that asks itself": Recursing("x"),
+        "one that takes no attribute": unchanging(),
         "a cyclic cause": cyclic(),
         "a cause of a cause of …": caused(1000),
         "notes that are none": odd_notes(),
@@ -223,9 +268,8 @@ def test_it_comes_back_as_its_class(name: str) -> None:
 def carried(exception: Exception) -> dict[str, Any]:
     """What it carries besides its arguments, its notes and its causes."""
     slots = {"code": exception.code} if isinstance(exception, Slotted) else {}
-    fields = {
-        name: getattr(exception, name, None) for name in ("errno", "filename", "filename2", "name", "path", "value")
-    }
+    names = ("errno", "filename", "filename2", "name", "path", "value")
+    fields = {name: getattr(exception, name) for name in names if hasattr(type(exception), name)}
     state = {name: item for name, item in vars(exception).items() if not name.startswith("__")}
     return fields | state | slots
 
@@ -401,6 +445,28 @@ def test_live_and_replayed_are_alike_in_a_run(
     live, replayed = seen
     assert live == replayed
     assert len(live) == 3 * len(exceptions())
+
+
+@pytest.mark.parametrize("class_", [Proxying, Answering, Recursing, Unchanging, Frozen])
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_what_a_class_does_with_attributes_is_not_met(class_: Any, attempts: int) -> None:
+    """Caught and handed on, after retries, with a traceback that is cut: it is the user's exception at every place."""
+    retry = tenacity.Retrying(stop=tenacity.stop_after_attempt(attempts), wait=tenacity.wait_none())
+
+    def workflow(step: durable.Step, _: Any) -> None:
+        try:
+            step("fails", raising(class_(1)), retry=retry)
+        except class_ as problem:
+            notes = [] if attempts == 1 else ["step 'fails' failed in 2 attempts"]
+            assert vars(problem).get("__notes__", []) == notes
+            raise
+
+    with memory() as store:
+        for _ in range(2):
+            with pytest.raises(class_) as it:
+                durable.run(None, workflow, id="r", store=store)
+            assert type(it.value) is class_
+        assert store.status("r") == "failed"
 
 
 def raising(exception: Exception) -> Any:

@@ -78,6 +78,8 @@ MISSPELT: dict[str, tuple[Callable[[], Any], str]] = {
     "decorator's timeout": (lambda: durable.step(time_out=3), "timeout="),  # type: ignore[call-overload]
     "codec": (lambda: JsonCodec(max_payloads=3), "max_payload="),  # type: ignore[call-arg]
     "workflow": (lambda: durable.Workflow("w", {}, versoin=3), "version="),  # type: ignore[call-arg]
+    "workflow's decorator": (lambda: durable.workflow(nam="checkout"), "name="),  # type: ignore[call-overload]
+    "teaching": (lambda: durable.stored_as(Exception, to_plan=str, from_plain=Exception), "to_plain="),  # type: ignore[call-arg]
     "list": (lambda: memory().list(prefx="a"), "prefix="),  # type: ignore[call-arg]
     "purge": (lambda: memory().purge(olderthan=3), "older_than="),  # type: ignore[call-arg]
 }

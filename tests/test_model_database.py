@@ -38,6 +38,7 @@ def a_claim(run_id: str = "r", random: str = "x.1", **changes: Any) -> dict[str,
         "input_hash": None,
         "after_failure": True,
         "may_create": True,
+        "amends": False,
         "header": {
             "workflowName": "w",
             "execution": {"status": "running"},
@@ -250,7 +251,7 @@ def test_finish_cancel_and_release_change_what_they_say() -> None:
     rows = [{"id": "r", "token": "1:x.1", "seq": 1, "key": "result", "kind": "result", "nonce": 9, "records": 0}]
     end = json.dumps([{**rows[0], "status": "completed", "record": "1"}])
     claimed(one)
-    assert one.run("cancel_batch", (["r", "other"],)).result.rows == [("r",)]
+    assert one.run("cancel_batch", (["r", "other"],)).result.rows == [("r", True)]
     assert one.run("cancelled", (["r"],)).result.rows == [("r",)]
     assert one.run("finish_batch", (end,)).result.rows == []
     claimed(one, random="y.1")

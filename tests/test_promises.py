@@ -8,6 +8,8 @@ import dataclasses
 import datetime as dt
 import enum
 import io
+import ipaddress
+import numbers
 import pathlib
 import socket
 import threading
@@ -149,6 +151,90 @@ def test_it_is_refused_before_the_body(name: str, codec: Any) -> None:
 def test_what_may_be_kept_is_called(name: str) -> None:
     """Whatever nobody can tell before the value is there."""
     JsonCodec().check_promise(POSSIBLE[name], what="it")
+
+
+class Registered(ABC):  # noqa: B024 -- a class without an abstract method is the case
+    """Abstract by its name only: what is registered with it is one of it."""
+
+
+Registered.register(Kept)
+
+
+class Hooked(ABC):  # noqa: B024
+    @classmethod
+    def __subclasshook__(cls, other: type) -> bool:
+        return other is int
+
+
+class _Judging(type):
+    def __instancecheck__(cls, value: object) -> bool:
+        return value == 3
+
+
+class Judged(metaclass=_Judging):
+    """An instance is what its metaclass says."""
+
+
+class _Alike(type):
+    """Whose classes cannot be told apart."""
+
+    def __eq__(cls, other: object) -> bool:
+        return True
+
+    def __hash__(cls) -> int:
+        return 1
+
+
+@dataclasses.dataclass(eq=False)
+class Alike(metaclass=_Alike):
+    x: int = 0
+
+
+class LaterRow(typing_extensions.TypedDict):
+    """As pydantic asks for it below Python 3.12."""
+
+    x: int
+
+
+class Positive:
+    """Nothing is an instance: an annotation from which pydantic makes another type's schema."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _source: Any, _handler: Any) -> Any: ...
+
+
+RETURNED: dict[str, tuple[Any, Any]] = {
+    "what is registered with an ABC": (Registered, Kept(1)),
+    "what a hook says": (Hooked, 3),
+    "what a metaclass says": (Judged, 3),
+    "an abstract number": (numbers.Number, 3),
+    "a class that equals any other": (Alike, Alike(1)),
+    "a typed dict of typing_extensions": (LaterRow, {"x": 1}),
+    "pydantic's base class": (pydantic.BaseModel, Model(x=1)),
+    "pydantic's aware moment": (pydantic.AwareDatetime, dt.datetime(2024, 1, 1, tzinfo=dt.UTC)),
+    "pydantic's past date": (pydantic.PastDate, dt.date(2024, 1, 1)),
+    "pydantic's JSON": (pydantic.Json, {"a": 1}),
+    "pydantic's address": (pydantic.IPvAnyAddress, ipaddress.ip_address("10.0.0.1")),
+    "pydantic's mail address": (pydantic.EmailStr, "a@b.example"),
+    "an annotation of one's own for pydantic": (Positive, 3),
+    "one of these in a list": (list[pydantic.AwareDatetime], [dt.datetime(2024, 1, 1, tzinfo=dt.UTC)]),
+    "one of these or nothing": (pydantic.AwareDatetime | None, dt.datetime(2024, 1, 1, tzinfo=dt.UTC)),
+}
+
+
+@pytest.mark.parametrize("name", RETURNED)
+def test_what_is_returned_as_promised_comes_back(name: str) -> None:
+    """No annotation that type checkers take for the value's is a reason to refuse it, before the body or after."""
+    annotation, value = RETURNED[name]
+    body = promising(annotation, [])
+
+    def returning(*_: Any) -> Any:
+        return value
+
+    returning.__annotations__ = body.__annotations__
+    with memory() as store:
+        back = durable.run(None, lambda step, _: step("a", returning), id="r", store=store)
+    assert vars(back) == vars(value) if isinstance(value, Alike) else back == value
 
 
 def test_a_class_that_is_taught_later_is_no_longer_refused() -> None:

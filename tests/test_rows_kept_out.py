@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -15,7 +16,7 @@ import pytest
 from psycopg import sql
 
 import durable
-from durable.errors import SchemaMismatch, UnsuitableServer
+from durable.errors import AccessDenied, SchemaMismatch, UnsuitableServer
 from durable.stores._postgres.connections import Lane
 from support import Database
 
@@ -138,6 +139,112 @@ def test_save_and_delete_say_so_too(database: Database) -> None:
     assert durable.run(None, work, id="z", store=store) == 6
 
 
+NAMED = {
+    "durable_steps": "the journal",
+    "durable_snapshots": "the documented runs",
+    "durable_locks": "the leases",
+    "durable_signals": "the signals",
+}
+VERBS: dict[str, Callable[[Any], Any]] = {
+    "run": lambda store: durable.run(None, work, id="x", store=store),
+    "run, waiting": lambda store: durable.run(None, work, id="x", store=store, on_conflict="wait"),
+    "cancel": lambda store: durable.cancel(store, "x"),
+    "signal": lambda store: durable.signal(store, "x", "go", 1),
+    "save": lambda store: store.save("x", {"kind": "ResumeState", "steps": []}),
+    "delete": lambda store: store.delete("x"),
+    "purge": lambda store: store.purge(older_than=0, status=None),
+}
+KEPT_OUT = [  # a verb whose row of a table is dropped, or is left as it is
+    *[("run", "durable_snapshots", "UPDATE"), ("run", "durable_locks", "UPDATE"), ("run", "durable_locks", "INSERT")],
+    ("run, waiting", "durable_locks", "UPDATE"),
+    *[("cancel", "durable_snapshots", "UPDATE"), ("cancel", "durable_locks", "UPDATE")],
+    ("signal", "durable_signals", "INSERT"),
+    *[
+        ("save", "durable_steps", "DELETE"),
+        ("save", "durable_locks", "UPDATE"),
+        ("save", "durable_snapshots", "UPDATE"),
+    ],
+    *[("delete", table, "DELETE") for table in NAMED],
+    *[("purge", table, "DELETE") for table in NAMED],
+    ("delete", "durable_locks", "UPDATE"),
+]
+
+
+@pytest.mark.parametrize(("verb", "table", "operation"), KEPT_OUT)
+def test_every_verb_names_the_table(database: Database, verb: str, table: str, operation: str) -> None:
+    """Whatever it is that does not happen: at once, and with all as it was, so that it can be done again."""
+    store = database.store()
+    fails = [True]
+
+    def interrupted(step: durable.Step, _: None) -> int:
+        value = step("one", lambda: 1) + step("once", lambda: 2)
+        if fails:
+            raise KeyboardInterrupt
+        return int(value)
+
+    def done(verb: str) -> Any:
+        if verb.startswith("run"):
+            return durable.run(None, interrupted, id="x", store=store, on_conflict="wait" if "," in verb else "raise")
+        return VERBS[verb](store)
+
+    with pytest.raises(KeyboardInterrupt):
+        done("run")
+    fails.clear()
+    durable.signal(store, "x", "other", 1)
+    of = {"durable_snapshots": "id"}.get(table, "workflow_id")
+    drop(database, table, operation, f"{'OLD' if operation == 'DELETE' else 'NEW'}.{of} = ''x''")
+    before = database.everything()
+    with pytest.raises(SchemaMismatch, match=f"the table of {NAMED[table]} .*trigger"):
+        done(verb)
+    if verb != "run":
+        assert database.everything() == before
+    database.execute("DROP FUNCTION skip() CASCADE")
+    done(verb)
+    if verb.startswith("run"):
+        assert database.status("x") == "completed"
+    elif verb in ("delete", "purge"):
+        assert database.everything() == [[], [], []]
+        assert database.execute("SELECT 1 FROM durable_signals") == []
+
+
+def test_a_migration_does_not_lose_a_record_to_a_trigger(database: Database) -> None:
+    """A journal is replaced by one of the same length, or not at all."""
+    store = database.store()
+    durable.run(None, work, id="x", store=store)
+    database.execute("UPDATE durable_snapshots SET snapshot = jsonb_set(snapshot, '{execution,status}', '\"failed\"')")
+    old = store.load("x")
+    assert old is not None
+    drop(database, "durable_steps", "INSERT", "NEW.workflow_id = ''x'' AND NEW.key = ''once''")
+    before = database.everything()
+    with pytest.raises(SchemaMismatch, match="the table of the journal"):
+        store.replace("x", old, old)
+    assert database.everything() == before
+
+
+def test_cancelling_a_run_that_ends_meanwhile_is_no_fault(database: Database) -> None:
+    """What was running when the cancellation began, and has ended when it comes by, is not cancelled; nothing is said of triggers."""
+    store = database.store()
+    with pytest.raises(KeyboardInterrupt):
+        durable.run(None, interrupt, id="x", store=store)
+    with psycopg.connect(database.url) as ending, ThreadPoolExecutor() as pool:
+        ending.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(database.schema)))
+        ending.execute("SELECT FROM durable_locks WHERE workflow_id = 'x' FOR UPDATE")
+        cancelled = pool.submit(durable.cancel, store, "x")
+        while not database.execute("SELECT 1 FROM pg_locks WHERE NOT granted"):
+            assert not cancelled.done()
+        ending.execute(
+            "UPDATE durable_snapshots SET snapshot = jsonb_set(snapshot, '{execution,status}', '\"failed\"')"
+        )
+        ending.commit()
+        assert cancelled.result() is False
+
+
+def interrupt(step: durable.Step, _: None) -> None:
+    """A run that stays interrupted."""
+    step("one", lambda: 1)
+    raise KeyboardInterrupt
+
+
 def test_a_rule_is_named_or_refused(database: Database) -> None:
     """`DO INSTEAD NOTHING`: PostgreSQL itself refuses it beside ON CONFLICT; nothing hangs either way."""
     store = database.store()
@@ -149,6 +256,29 @@ def test_a_rule_is_named_or_refused(database: Database) -> None:
     database.execute("DROP RULE nothing ON durable_steps")
     # Anew: PostgreSQL keeps a prepared statement that the rule has made nothing of.
     assert durable.run(None, work, id="x", store=database.store()) == 6
+
+
+@pytest.mark.parametrize(
+    ("verb", "table", "operation"),
+    [
+        ("run", "durable_snapshots", "UPDATE"),
+        ("run", "durable_locks", "UPDATE"),
+        ("cancel", "durable_locks", "UPDATE"),
+        ("signal", "durable_signals", "INSERT"),
+        *[("delete", table, "DELETE") for table in NAMED],
+    ],
+)
+def test_a_rule_is_no_outage(database: Database, verb: str, table: str, operation: str) -> None:
+    """PostgreSQL cannot do what is asked of a table with such a rule, ever: the host and the port are not what to look at."""
+    store = database.store()
+    with pytest.raises(KeyboardInterrupt):
+        durable.run(None, interrupt, id="x", store=store)
+    database.execute(f"CREATE RULE nothing AS ON {operation} TO {table} DO INSTEAD NOTHING")
+    before = database.everything()
+    with pytest.raises(AccessDenied, match="rule") as it:
+        VERBS[verb](database.store())
+    assert "port" not in str(it.value)
+    assert database.everything() == before
 
 
 @pytest.mark.parametrize("table", ["durable_steps", "durable_snapshots", "durable_locks", "durable_signals"])

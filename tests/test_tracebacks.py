@@ -469,6 +469,25 @@ def test_an_interruption_keeps_every_line(store: MemoryStore) -> None:
     assert lines(problem)[-1] == "interrupted"
 
 
+def test_a_cancellation_that_led_to_an_error_is_as_short(store: MemoryStore) -> None:
+    """`asyncio.timeout` is how many wait: its `TimeoutError` came of a cancellation in the body."""
+
+    async def waiting() -> None:
+        await asyncio.Event().wait()
+
+    async def workflow(step: durable.AsyncStep, _: object) -> None:
+        async with asyncio.timeout(0.01):
+            await step("waits", waiting)
+
+    problem = raised(lambda: asyncio.run(durable.run({}, workflow, id="1", store=store)))
+    assert isinstance(problem, TimeoutError)
+    assert problem.__cause__ is not None
+    told = lines(problem.__cause__)
+    assert told.count("ours") == 1
+    assert told[0] == "workflow"
+    assert "waiting" in told
+
+
 def test_a_group_has_short_members(store: MemoryStore) -> None:
     """`TaskGroup`: each member's lines, as they came."""
 

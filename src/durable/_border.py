@@ -11,6 +11,7 @@ import functools
 import inspect
 import os
 import sysconfig
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
@@ -88,13 +89,13 @@ def shorten(exception: BaseException) -> None:
     """Leave of ours only what a user needs to see in an exception's tracebacks, and in those of what led to it.
 
     The first line is kept, so call it in the frame that is to be the border. A `KeyboardInterrupt` and the like stay as they
-    are: where it struck is what they tell.
+    are: where it struck is what they tell. A cancellation that led to an error, as to a `TimeoutError`, is cut like one.
     """
     seen: set[int] = set()
     links: list[tuple[BaseException, bool]] = [(exception, False)]
     while links and len(seen) < _MAX_LINKS:
         link, translated = links.pop()
-        if id(link) in seen or not isinstance(link, Exception):
+        if id(link) in seen or not isinstance(link, Exception | CancelledError):
             continue
         seen.add(id(link))
         ours = translated or isinstance(link, DurableError)
@@ -110,7 +111,7 @@ def shorten(exception: BaseException) -> None:
                 links.append((context, False))
 
 
-def _cut(link: Exception, *, ours: bool) -> None:
+def _cut(link: BaseException, *, ours: bool) -> None:
     entries = list(_entries(link.__traceback__))
     kept: list[TracebackType] = []
     at = 0
@@ -133,7 +134,7 @@ def _cut(link: Exception, *, ours: bool) -> None:
         shortened: TracebackType | None = None
         for entry in reversed(kept):
             shortened = TracebackType(shortened, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
-        link.__traceback__ = shortened
+        BaseException.with_traceback(link, shortened)  # a class may take no attribute
 
 
 def _leads_out(entries: list[TracebackType]) -> bool:
@@ -148,7 +149,7 @@ def _leads_out(entries: list[TracebackType]) -> bool:
 
 def _without_this_frame(problem: Exception) -> None:
     if problem.__traceback__ is not None and problem.__traceback__.tb_next is not None:
-        problem.__traceback__ = problem.__traceback__.tb_next
+        BaseException.with_traceback(problem, problem.__traceback__.tb_next)
     shorten(problem)
 
 

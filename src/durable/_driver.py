@@ -379,10 +379,10 @@ class Driver:
                 again_in = policy.again_in(exception, attempt.number, seconds, body.fn, body.args, body.kwargs)
             except InvalidArgument as problem:  # whether this was the last attempt, nobody can say
                 return Unstorable(problem)
-        if again_in is None and attempt.number > 1:
-            exception.add_note(f"step {call.key!r} failed in {attempt.number} attempts")
+        is_last = again_in is None and attempt.number > 1
+        note = f"step {call.key!r} failed in {attempt.number} attempts" if is_last else ""
         call.original = exception
-        return Raised(to_record(exception, self._codec), again_in)
+        return Raised(to_record(exception, self._codec, note=note), again_in)
 
     @calls_out
     def _handed_out(self, call: Call, record: StepRecord, body: Body) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, Final, NamedTuple, TypeVar, cast, overload
 
+from durable._border import public
 from durable.errors import InvalidArgument
 from durable.snapshot import checked_name
 
@@ -46,6 +47,7 @@ class Identity(NamedTuple):
 def workflow(fn: F, /) -> F: ...
 @overload
 def workflow(name: str | None = None) -> Callable[[F], F]: ...
+@public("@durable.workflow")
 def workflow(name: Any = None) -> Any:
     """Mark a function as a workflow, and give it a name that outlasts the function's own.
 

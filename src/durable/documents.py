@@ -222,10 +222,18 @@ def whole(text: str, journal: Sequence[Record], *, run_id: str) -> Snapshot:
     if not journal:
         return document
     header, records = header_and_records(text, run_id=run_id)
-    snapshot = snapshot_of(header, [*records, *journal], run_id=run_id)
-    # Another tool's failures are no records, but a reader should see them as long as nothing has come in their place.
-    shown = {key: step for key, step in document.steps.items() if not step.name and key not in snapshot.attempts}
-    return structs.replace(snapshot, steps=shown | snapshot.steps)
+    return with_foreign_failures(snapshot_of(header, [*records, *journal], run_id=run_id), foreign_failures(document))
+
+
+def foreign_failures(snapshot: Snapshot) -> dict[str, StepRecord]:
+    """The failed steps of another tool, by key: they are no records, since they run again."""
+    return {key: step for key, step in snapshot.steps.items() if not (step.ok or step.name)}
+
+
+def with_foreign_failures(snapshot: Snapshot, failures: Mapping[str, StepRecord]) -> Snapshot:
+    """The run with those that a reader should see: where nothing has come in their place."""
+    shown = {key: step for key, step in failures.items() if key not in snapshot.attempts}
+    return structs.replace(snapshot, steps=shown | snapshot.steps) if shown else snapshot
 
 
 def journal_of(snapshot: Snapshot) -> tuple[Header, list[Record]]:

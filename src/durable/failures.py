@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Raw, UnsetType, structs
 
 from durable._border import shorten
 from durable.codecs import Codec, JsonCodec
@@ -34,14 +34,16 @@ _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(ErrorRecord).decode
 
 
-def to_record(exception: BaseException, codec: Codec) -> ErrorRecord:
+def to_record(exception: BaseException, codec: Codec, *, note: str = "") -> ErrorRecord:
     """The record of any exception whatever: a run is never lost because its *error* could not be stored.
+
+    `note` is one more than it has. Nothing is set on the exception itself, nor asked of what its class answers for attributes.
 
     Under another codec than JSON's all but the class's name goes through it: a message may say as much as a value.
     """
     if codec.name == JsonCodec.name:
-        return _Records(codec).of(exception)
-    record = _Records(_json).of(exception)
+        return _noted(_Records(codec).of(exception), note)
+    record = _noted(_Records(_json).of(exception), note)
     try:
         sealed = codec.encode(_encode(record).decode(), what="an exception")
     except Exception:  # a codec of the user's may raise anything; then its class is all that may be shown
@@ -59,6 +61,10 @@ def from_record(record: ErrorRecord, codec: Codec, *, run_id: str, where: str) -
             raise UnreadableRecord(run_id, where, "what its codec gives is not an exception's record") from None
         codec = _json
     return _raised(record, codec, run_id, where)
+
+
+def _noted(record: ErrorRecord, note: str) -> ErrorRecord:
+    return structs.replace(record, notes=(*record.notes, note)) if note else record
 
 
 _UNTOLD: Final = "(the store's codec could not write its text)"
@@ -108,10 +114,11 @@ def _raised(record: ErrorRecord, codec: Codec, run_id: str, where: str) -> Excep
             attributes=state,
             bases=_names_of_bases(record),
         )
+    # As attributes of any exception, whatever its class says to being changed.
     if record.notes:
-        exception.__notes__ = list(record.notes)
+        BaseException.__setattr__(exception, "__notes__", list(record.notes))
     if record.cause is not None:
-        exception.__cause__ = _raised(record.cause, codec, run_id, where)
+        BaseException.__setattr__(exception, "__cause__", _raised(record.cause, codec, run_id, where))
     return exception
 
 
@@ -212,7 +219,7 @@ def _members(exception: BaseException) -> tuple[BaseException, ...]:
 
 
 def _notes(exception: BaseException) -> list[str]:
-    notes = getattr(exception, "__notes__", None)
+    notes = exception.__dict__.get("__notes__")
     if not isinstance(notes, list | tuple):
         return []
     return [note for note in cast(list[Any], notes) if isinstance(note, str)]

@@ -111,7 +111,7 @@ def _linked(exception: BaseException | None, seen: set[int]) -> Iterator[tuple[B
 
 
 def _tag(exception: BaseException, token: str) -> str | None:
-    origin: tuple[str, str] | None = getattr(exception, _ORIGIN, None)
+    origin: tuple[str, str] | None = exception.__dict__.get(_ORIGIN)  # a class may answer for any attribute
     if origin is None:
         return None
     of, key = origin

@@ -167,15 +167,29 @@ def _cached(annotation: Any) -> Check | None:
 
 
 def _of_class(class_: type) -> Check | None:
-    if class_ is object or (
-        getattr(class_, "_is_protocol", False) and not getattr(class_, "_is_runtime_protocol", False)
-    ):
+    if class_ is object or is_stand_in(class_):
         return None
-    if typing.is_typeddict(class_):
+    if getattr(class_, "_is_protocol", False) and not getattr(class_, "_is_runtime_protocol", False):
+        return None
+    if is_typed_dict(class_):
         return _Instance(dict, class_.__name__)
     if class_ is float:
         return _Instance((float, int), "float")  # as type checkers have it
     return _Instance(class_, class_.__qualname__)
+
+
+def is_typed_dict(class_: type) -> bool:
+    """Whether a class stands for plain dicts: also one by `typing_extensions`, which pydantic asks for below Python 3.12."""
+    return typing.is_typeddict(class_) or (issubclass(class_, dict) and hasattr(class_, "__total__"))
+
+
+def is_stand_in(class_: type) -> bool:
+    """Whether a class stands for values of other classes, as pydantic's `AwareDatetime` does: it has no instances."""
+    return (
+        hasattr(class_, "__get_pydantic_core_schema__")
+        and class_.__bases__ == (object,)
+        and "__init__" not in vars(class_)
+    )
 
 
 class _Instance:

@@ -9,11 +9,11 @@ import functools
 import io
 import types
 import typing
-from abc import ABCMeta
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from typing import Any, Final, NewType, Union
 
 from durable.codecs._advice import advice_for
+from durable.codecs._annotations import is_stand_in, is_typed_dict
 from durable.codecs._shapes import shape_of
 from durable.codecs._tags import Refusal
 from durable.codecs._writing import is_known
@@ -63,12 +63,13 @@ def _hopeless(annotation: Any, seen: set[int]) -> type | None:
 
 
 def _is_hopeless(class_: type) -> bool:
-    if class_ in _USED_UP or issubclass(class_, io.IOBase):
+    if any(class_ is one for one in _USED_UP) or issubclass(class_, io.IOBase):
         return True
-    if class_ in (object, Any, types.NoneType) or getattr(class_, "_is_protocol", False) or typing.is_typeddict(class_):
+    if any(class_ is one for one in (object, Any, types.NoneType)) or is_typed_dict(class_) or is_stand_in(class_):
         return False
-    if isinstance(class_, ABCMeta) and class_.__abstractmethods__:
-        return False  # what is registered with it is not known
+    metaclass: Any = type(class_)
+    if metaclass.__instancecheck__ is not type.__instancecheck__:
+        return False  # an ABC or a protocol: what its metaclass takes for an instance is not known
     return all(_is_refused(one) for one in _with_subclasses(class_))
 
 
@@ -88,3 +89,5 @@ def _is_refused(class_: type) -> bool:
         return shape_of(class_) is None
     except Refusal:
         return True
+    except Exception:  # a metaclass of the user's
+        return False

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from durable._border import public
 from durable.codecs._names import alias
 from durable.codecs._shapes import Shape, Stored, give_shape, recipes
 from durable.codecs._writing import is_known
@@ -20,6 +21,7 @@ from durable.errors import InvalidArgument
 V = TypeVar("V")
 
 
+@public("durable.stored_as")
 def stored_as(type_: type[V], to_plain: Callable[[V], Any], from_plain: Callable[[Any], V]) -> None:
     """Let values of a type be stored as something plainer, wherever they stand. ::
 

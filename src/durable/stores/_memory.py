@@ -20,9 +20,9 @@ from durable._engine.runs import adopted, executable, is_foreign
 from durable._locks import locked
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, chosen
-from durable.documents import Snapshot, journal_of, snapshot_of
+from durable.documents import Snapshot, foreign_failures, journal_of, snapshot_of, with_foreign_failures
 from durable.errors import ConcurrentExecution, DurableError, InvalidArgument, LeaseLost, RunCancelled
-from durable.snapshot import Execution, Header, Kind, Record, Status, checked_name, standing, taken_up
+from durable.snapshot import Execution, Header, Kind, Record, Status, StepRecord, checked_name, standing, taken_up
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._owner import this_process
 from durable.stores._threads import ThreadedStore
@@ -51,6 +51,7 @@ class _Run:
     token: str | None = None
     expires: float = 0.0
     cancelled: bool = False
+    foreign: dict[str, StepRecord] = field(default_factory=dict[str, StepRecord])  # another tool's failures
 
 
 class _Signal(NamedTuple):
@@ -109,7 +110,9 @@ class MemoryStore:
         lease = Lease(claim.run_id, f"{epoch}:{secrets.token_hex(8)}", epoch, claim.seconds, sent)
         granted = Granted(lease, header, [records[seq] for seq in sorted(records)])
         claim.taken.append(lease)  # first, and the run in one piece: an interrupt comes where it will
-        self._runs[claim.run_id] = _Run(header, records, at, epoch, lease.token, sent + claim.seconds)
+        self._runs[claim.run_id] = _Run(
+            header, records, at, epoch, lease.token, sent + claim.seconds, foreign=run.foreign
+        )
         return granted
 
     def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:
@@ -184,11 +187,14 @@ class MemoryStore:
     def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
         """See `PostgresStore.save`."""
         checked_name("a run's id", id)
-        header, records = journal_of(checked_snapshot(id, snapshot))
-        self._put(id, header, records, force)
+        checked = checked_snapshot(id, snapshot)
+        header, records = journal_of(checked)
+        self._put(id, header, records, foreign_failures(checked), force)
 
     @locked
-    def _put(self, id: str, header: Header, records: Sequence[Record], force: bool) -> None:
+    def _put(
+        self, id: str, header: Header, records: Sequence[Record], foreign: dict[str, StepRecord], force: bool
+    ) -> None:
         run = self._free(id, force)
         at = self.clock.now()
         if not header.execution.last_updated:
@@ -197,7 +203,7 @@ class MemoryStore:
         by_seq = {record.seq: record for record in records}
         # Those of a run that was copied from elsewhere go on to be counted as they were there.
         epoch = max(0 if run is None else run.epoch + 1, header.execution.epoch)
-        self._runs[id] = _Run(header, by_seq, updated_at=at, epoch=epoch)
+        self._runs[id] = _Run(header, by_seq, at, epoch, foreign=foreign)
 
     def load(self, id: str) -> Snapshot | None:
         """See `PostgresStore.load`."""
@@ -205,8 +211,8 @@ class MemoryStore:
         stored = self._stored(id)
         if stored is None:
             return None
-        header, records = stored
-        return snapshot_of(header, records, run_id=id)
+        header, records, foreign = stored
+        return with_foreign_failures(snapshot_of(header, records, run_id=id), foreign)
 
     @locked
     def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
@@ -312,9 +318,9 @@ class MemoryStore:
         self.close()
 
     @locked
-    def _stored(self, id: str) -> tuple[Header, Sequence[Record]] | None:
+    def _stored(self, id: str) -> tuple[Header, Sequence[Record], Mapping[str, StepRecord]] | None:
         run = self._runs.get(id)
-        return None if run is None or run.header is None else (run.header, _in_order(run))
+        return None if run is None or run.header is None else (run.header, _in_order(run), run.foreign)
 
     def _held(self, run: _Run) -> bool:
         return run.token is not None and run.expires > self.clock.elapsed()

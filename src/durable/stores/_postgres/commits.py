@@ -31,6 +31,7 @@ _BEFORE_ALL = -(2**31)  # the place of no record
 _OVER = "it had ended before the reply to its claim came"
 _TAKEN = "another execution has taken it over"
 _RETURNED = "it was given back"
+_NEVER = -1
 NOT_ITS_OWN = "a record that is not its own stands in its place"
 
 _json = msgspec.json.Encoder()
@@ -40,7 +41,7 @@ _claims = itertools.count(1)  # of this process, whose `instance` is random
 class Claiming:
     """The payload of a claim. `random` makes its token, and no other claim's; sent twice, it is the same claim."""
 
-    __slots__ = ("claim", "dead", "owner", "random", "row", "sent")
+    __slots__ = ("claim", "dead", "free_at", "owner", "random", "row", "sent")
 
     def __init__(self, claim: Claim, row: str, instance: str, owner: str, dead: str | None) -> None:
         self.claim = claim
@@ -49,6 +50,7 @@ class Claiming:
         self.owner = owner
         self.dead = dead
         self.sent: float | None = None
+        self.free_at = _NEVER  # the epoch of the lease that was refused, and free; 0 where there was none
 
 
 class Writing(Struct, eq=False, gc=False):
@@ -68,7 +70,7 @@ class Found:
     """
 
     __slots__ = (
-        "_is_free", "_standing",
+        "_free_at", "_standing",
         "document", "is_long", "lease", "mine", "place", "problem", "random", "records", "row", "run_id", "server", "size",
         "token", "workflow",
     )  # fmt: skip
@@ -95,7 +97,8 @@ class Found:
         self.server = server
         self.lease: Lease | None = None
         self._standing = (owner, expires_in) if token is not None and expires_in > 0 else (None, None)
-        self._is_free = epoch is None
+        # The epoch of a lease that nobody holds; 0 where there is none.
+        self._free_at = epoch or 0 if self._standing == (None, None) else None
         if is_mine and token is not None and claiming.sent is not None:
             self.lease = Lease(claim.run_id, token, epoch, claim.seconds, claiming.sent, claiming.row)
             claim.taken.append(self.lease)
@@ -119,15 +122,19 @@ class Found:
                 return
             self.records.append(stored(seq, key, kind, text, at, epoch))
 
-    def is_dropped(self, claim: Claim) -> bool:
-        """Whether the lease was free, was taken, and is not there."""
-        if not self._is_free or self.problem is not None or self.is_long:
+    def is_worth_another_try(self, claiming: Claiming) -> bool:
+        """Whether the lease is free and was not given all the same: another has just given it back.
+
+        Twice under one epoch it was free all the time: what takes it is dropped, which the writer says of a second `ABSENT`.
+        """
+        if self._free_at is None or self.lease is not None or self.problem is not None or self.is_long:
             return False
         try:
             header = None if self.document is None else header_and_records(self.document, run_id=self.run_id)[0]
         except DurableError:
             return False
-        return executable(claim, header)
+        seen, claiming.free_at = claiming.free_at, self._free_at
+        return seen in (_NEVER, self._free_at) and executable(claiming.claim, header)
 
     def reply(self) -> ClaimReply:
         """The reply to the claim, or its error raised."""
@@ -363,7 +370,7 @@ class Statements:
         for found in answers:
             found.add(pages.get(found.row, ()))
         return [
-            ABSENT if found.is_dropped(claiming.claim) else found
+            ABSENT if found.is_worth_another_try(claiming) else found
             for claiming, found in zip(claimings, answers, strict=True)
         ]
 
@@ -465,12 +472,12 @@ class Statements:
 
     def _cancel(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         rows = [job.payload for job in jobs]
-        cancelled = {row for (row,) in lane.execute(self._sql["cancel_batch"], (rows,))}
-        return [row in cancelled for row in rows]
+        were_cancelled: dict[str, bool] = dict(lane.execute(self._sql["cancel_batch"], (rows,)))
+        return [were_cancelled.get(row, False) or (ABSENT if row in were_cancelled else False) for row in rows]
 
     def _signal(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
-        lane.execute(self._sql["signal_batch"], (_numbered(jobs),))
-        return [None for _ in jobs]
+        missing = {n for (n,) in lane.execute(self._sql["signal_batch"], (_numbered(jobs),))}
+        return [ABSENT if n in missing else None for n in range(len(jobs))]
 
     def _receive(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         found = {

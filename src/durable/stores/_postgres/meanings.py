@@ -35,9 +35,10 @@ _SIGNS_OF_REFUSAL: Final = (
     "invalid connection option",
 )
 _NO_DATABASE: Final = re.compile(r'FATAL:.*database ".*" does not exist')
-# SQLSTATE classes in which PostgreSQL itself speaks of names, times and limits only: connections, read-only transactions,
+# SQLSTATE classes in which PostgreSQL itself speaks of names, times and limits only: connections, what it cannot do (as with
+# a table that has rules), read-only transactions,
 # authorization, catalogs and schemas, conflicts, names and rights, resources, locks, operators, its machine.
-_WITHOUT_VALUES: Final = ("08", "25", "28", "3D", "3F", "40", "42", "53", "55", "57", "58")
+_WITHOUT_VALUES: Final = ("08", "0A", "25", "28", "3D", "3F", "40", "42", "53", "55", "57", "58")
 _UNKNOWN_NAME: Final = ("42P01", "42703", "42883", "42704")
 _OF_OTHERS: Final = "A trigger, rule, policy or constraint on our tables may say so that is not ours."
 _NOT_THERE: Final = "Our tables were dropped or renamed, or the search_path leads elsewhere: postgres(url, schema=...)."
@@ -66,7 +67,7 @@ def meaning(problem: psycopg.Error, where: str) -> DurableError:
         return AccessDenied(where, text, "Grant the role what it lacks, or let another one create the tables.")
     if state in _UNKNOWN_NAME:
         return AccessDenied(where, text, _NOT_THERE)
-    if verdict(state) is Verdict.REFUSED:
+    if verdict(state) is Verdict.REFUSED or state.startswith("0A"):
         return AccessDenied(where, text, _OF_OTHERS)
     return StoreUnavailable(where, text)
 

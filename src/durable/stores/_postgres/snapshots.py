@@ -17,7 +17,7 @@ from msgspec import UNSET, structs
 from durable._border import public_verbs
 from durable._durations import Duration
 from durable.clocks import Clock
-from durable.documents import Snapshot, journal_of, whole
+from durable.documents import Snapshot, foreign_failures, journal_of, whole
 from durable.errors import (
     AccessDenied,
     ConcurrentExecution,
@@ -58,6 +58,13 @@ _RETRY: Final = 0.1  # seconds between two tries
 _SMALL: Final = (
     128 * 1024 * 1024
 )  # bytes of the journals' table, above which counting them takes longer than a look may
+_LOOKS: Final = 3  # at a lease that is free and cannot be taken: others may hold it for a moment each time
+_DELETIONS: Final = {  # and what each of them leaves nothing in
+    "delete_headers": "documented runs",
+    "delete_journals": "journal",
+    "delete_signals": "signals",
+    "delete_leases": "leases",
+}
 _TRANSIENT: Final = ("08", "40", "53", "57P")  # SQLSTATE: connection, serialisation, resources, restart
 
 _HELD: Final = (
@@ -126,7 +133,7 @@ class SnapshotVerbs:
             with _transaction(lane):
                 self._lock(lane, id, row, force=force, epoch=checked.execution.epoch)
                 self._write(lane, values)
-                lane.execute(self._query("delete_journals"), values)
+                self._delete(lane, [row], "delete_journals")
 
         self._done(saved)
 
@@ -137,13 +144,15 @@ class SnapshotVerbs:
         """
         self.refuse_own(run_id, "replaces")
         row = self._row(run_id)
-        shown = {key: step for key, step in new.steps.items() if not (step.ok or step.name)}  # another tool's failures
-        document = structs.replace(self._dated(new), steps=shown, attempts={}, input=UNSET, result=UNSET, failure=None)
+        records = journal_of(new)[1]
+        document = structs.replace(
+            self._dated(new), steps=foreign_failures(new), attempts={}, input=UNSET, result=UNSET, failure=None
+        )
         values = {
             "id": row,
             "ids": [row],
             "snapshot": document.to_json().decode(),
-            "records": _json.encode(journal_of(new)[1]).decode(),
+            "records": _json.encode(records).decode(),
         }
 
         def replaced(lane: Lane) -> None:
@@ -152,8 +161,9 @@ class SnapshotVerbs:
                 if self._read(lane, run_id, row) != old:
                     raise ConcurrentExecution(run_id, "somebody who has changed it meanwhile")
                 self._write(lane, values)
-                lane.execute(self._query("delete_journals"), values)
-                lane.execute(self._query("write_journal"), values)
+                self._delete(lane, [row], "delete_journals")
+                if lane.execute(self._query("write_journal"), values).rowcount != len(records):
+                    raise dropped("journal")
 
         try:
             self._done(replaced)
@@ -197,15 +207,11 @@ class SnapshotVerbs:
         """
         self.refuse_own(id, "deletes")
         row = self._row(id)
-        values = {"id": row, "ids": [row]}
 
         def deleted(lane: Lane) -> None:
             with _transaction(lane):
                 self._lock(lane, id, row, force=force)
-                for name in ("delete_header", "delete_journals", "delete_signals", "delete_leases"):
-                    lane.execute(self._query(name), values)
-                if lane.execute(self._query("is_left"), values).fetchone() == (True,):
-                    raise dropped("documented runs, or of the journal")
+                self._delete(lane, [row])
                 self.process.heartbeat.deleted([row])
 
         self._done(deleted)
@@ -255,7 +261,7 @@ class SnapshotVerbs:
         seconds, wanted = asked_to_purge(older_than, status)
         condition = _STATUSES[wanted]
         old = self._query("old", status=condition, idle=f"NOT {_HELD}")
-        delete_old = self._query("delete_old", status=condition)
+        still_old = self._query("still_old", status=condition)
         values: dict[str, Any] = {"prefix": self._prefix, "limit": PAGE, "force": False, "epoch": 0}
 
         def batch(lane: Lane) -> tuple[int, int]:
@@ -264,10 +270,8 @@ class SnapshotVerbs:
                 free = [
                     row for (row,) in lane.execute(self._query("lock_runs"), {"ids": found, "force": False, "epoch": 0})
                 ]
-                gone = [row for (row,) in lane.execute(delete_old, values | {"ids": free})]
-                lane.execute(self._query("delete_journals"), {"ids": gone})
-                lane.execute(self._query("delete_signals"), {"ids": gone})
-                lane.execute(self._query("delete_leases"), {"ids": gone})
+                gone = [row for (row,) in lane.execute(still_old, values | {"ids": free})]
+                self._delete(lane, gone)
                 self.process.heartbeat.deleted(gone)
             return len(found), len(gone)
 
@@ -278,8 +282,7 @@ class SnapshotVerbs:
             with _transaction(lane):
                 free = [row for (row,) in lane.execute(self._query("lock_runs"), values | {"ids": found})]
                 gone = [row for (row,) in lane.execute(self._query("still_orphans"), {"ids": free})]
-                for name in ("delete_journals", "delete_signals", "delete_leases"):
-                    lane.execute(self._query(name), {"ids": gone})
+                self._delete(lane, gone)
             return len(found), len(gone)
 
         (moment,) = self._done(lambda lane: lane.execute(self._query("moment"), {"seconds": seconds}).fetchall())
@@ -349,10 +352,21 @@ class SnapshotVerbs:
         return checked_name("a run's id, with the store's prefix,", self._prefix + id) if self._prefix else id
 
     def _lock(self, lane: Lane, id: str, row: str, *, force: bool, epoch: int = 0) -> None:
-        values = {"ids": [row], "id": row, "force": force or not self._excludes, "epoch": epoch}
-        if lane.execute(self._query("lock_runs"), values).rowcount == 0:
-            owner, left = lane.execute(self._query("holder"), values).fetchone() or ("somebody", 0.0)
-            raise ConcurrentExecution(id, owner, max(0.0, left), FORCE_ADVICE)
+        forced = force or not self._excludes
+        values = {"ids": [row], "id": row, "force": forced, "epoch": epoch}
+        for _ in range(_LOOKS):
+            if lane.execute(self._query("lock_runs"), values).rowcount:
+                return
+            owner, left = lane.execute(self._query("holder"), values).fetchone() or ("", 0.0)
+            if left > 0 and not forced:
+                raise ConcurrentExecution(id, owner, left, FORCE_ADVICE)
+        raise dropped("leases")
+
+    def _delete(self, lane: Lane, rows: Sequence[str], *names: str) -> None:
+        """Delete what there is of these runs, whose leases are held, or only what these statements do."""
+        for name in names or _DELETIONS:
+            if lane.execute(self._query(name), {"ids": rows}).fetchone() != (True,):
+                raise dropped(_DELETIONS[name])
 
     def _query(self, name: str, *, prefix: str = "", of: str = "run.id", **parts: str) -> bytes:
         """A statement with its parts filled in; the prefix is that `of` this column."""

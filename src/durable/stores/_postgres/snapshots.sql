@@ -44,17 +44,22 @@ SELECT lease.workflow_id, line.seq, line.key, line.kind, 0, COALESCE(NULLIF(line
               (told->>4)::timestamptz AS at, (told->>5)::bigint AS epoch
          FROM json_array_elements(%(records)s::json) AS told) AS line
 
--- name: delete_header
-DELETE FROM {snapshots} WHERE id = %(id)s
+-- name: delete_headers
+-- As the three below: the answer is whether all that was there went. A trigger may keep a row.
+WITH gone AS (DELETE FROM {snapshots} WHERE id = ANY (%(ids)s) RETURNING 1)
+SELECT (SELECT count(*) FROM gone) = (SELECT count(*) FROM {snapshots} WHERE id = ANY (%(ids)s))
 
 -- name: delete_journals
-DELETE FROM {steps} WHERE workflow_id = ANY (%(ids)s)
+WITH gone AS (DELETE FROM {steps} WHERE workflow_id = ANY (%(ids)s) RETURNING 1)
+SELECT (SELECT count(*) FROM gone) = (SELECT count(*) FROM {steps} WHERE workflow_id = ANY (%(ids)s))
 
 -- name: delete_signals
-DELETE FROM {signals} WHERE workflow_id = ANY (%(ids)s)
+WITH gone AS (DELETE FROM {signals} WHERE workflow_id = ANY (%(ids)s) RETURNING 1)
+SELECT (SELECT count(*) FROM gone) = (SELECT count(*) FROM {signals} WHERE workflow_id = ANY (%(ids)s))
 
 -- name: delete_leases
-DELETE FROM {locks} WHERE workflow_id = ANY (%(ids)s)
+WITH gone AS (DELETE FROM {locks} WHERE workflow_id = ANY (%(ids)s) RETURNING 1)
+SELECT (SELECT count(*) FROM gone) = (SELECT count(*) FROM {locks} WHERE workflow_id = ANY (%(ids)s))
 
 -- name: list
 SELECT run.id, run.updated_at, NULL, NULL
@@ -90,10 +95,9 @@ SELECT id
  ORDER BY updated_at, id
  LIMIT %(limit)s
 
--- name: delete_old
-DELETE FROM {snapshots} AS run
- WHERE id = ANY (%(ids)s) AND updated_at < %(before)s AND {status}
-RETURNING id
+-- name: still_old
+-- Their leases are held, so they stay what they are.
+SELECT id FROM {snapshots} AS run WHERE id = ANY (%(ids)s) AND updated_at < %(before)s AND {status}
 
 -- name: moment
 SELECT clock_timestamp() - make_interval(secs => %(seconds)s)
@@ -109,9 +113,6 @@ SELECT COALESCE(run.snapshot->'execution'->>'status', 'running'), lease.owner_to
 -- Of a run that is not there: whether it may be hidden, and whether its journal is there.
 SELECT row_security_active({snapshots_text}) OR row_security_active({steps_text}),
        EXISTS (SELECT FROM {steps} WHERE workflow_id = %(id)s)
-
--- name: is_left
-SELECT EXISTS (SELECT FROM {snapshots} WHERE id = %(id)s) OR EXISTS (SELECT FROM {steps} WHERE workflow_id = %(id)s)
 
 -- name: counts
 -- The leases that last are few: they are looked for once, and not for each run. By owner, who may be proven dead.

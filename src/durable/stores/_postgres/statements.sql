@@ -235,7 +235,7 @@ SELECT 1 / count(*) FROM written
 -- name: finish_batch
 -- The lease row before the header before the journal, as everywhere; the leases in the order of their ids. The answer is
 -- the runs that were finished: those whose lease is held, whose header is there, and whose records all are. Where a trigger
--- drops one of the rows the division fails, and with it the whole.
+-- drops a header the logarithm of 0 fails, where it drops a record the division by 0 does, and with them the whole.
 WITH asked AS MATERIALIZED (
     SELECT *
       FROM json_to_recordset(%s::json) AS asked (
@@ -279,7 +279,8 @@ WITH asked AS MATERIALIZED (
 UPDATE {locks} AS given_back
    SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
  WHERE given_back.workflow_id = ANY (ARRAY(SELECT workflow_id FROM ended))
-   AND 1 / ((SELECT count(*) FROM ended) = (SELECT count(*) FROM held))::integer = 1
+   AND ln(((SELECT count(*) FROM header) = (SELECT count(*) FROM held))::integer) = 0
+   AND 1 / ((SELECT count(*) FROM ended) = (SELECT count(*) FROM header))::integer = 1
 RETURNING given_back.workflow_id
 
 -- name: release_batch
@@ -365,7 +366,9 @@ SELECT workflow_id FROM {locks} WHERE workflow_id = ANY (%s::text[]) AND owner_t
 
 -- name: cancel_batch
 -- Take the lease from whoever holds it: what they have in flight is settled first, and they can write nothing more. A run
--- that has ended meanwhile is left as it is. The answer is the runs that were cancelled.
+-- that has ended meanwhile is left as it is. The answer is the runs that were cancelled, and those which were running when
+-- this began and are not cancelled: they have ended meanwhile, or a trigger keeps their headers as they are. Where one keeps a
+-- lease the square root of -1 fails, and with it the whole.
 WITH held AS MATERIALIZED (
     SELECT lease.workflow_id
       FROM (SELECT id FROM unnest(%s::text[]) AS asked (id) ORDER BY id) AS run
@@ -383,15 +386,33 @@ WITH held AS MATERIALIZED (
     UPDATE {locks}
        SET owner_token = NULL, owner = 'cancelled', expires_at = clock_timestamp()
      WHERE workflow_id = ANY (ARRAY(SELECT id FROM header))
+    RETURNING workflow_id
 )
-SELECT id FROM header
+SELECT run.id, header.id IS NOT NULL
+  FROM held
+ CROSS JOIN LATERAL (SELECT id, snapshot FROM {snapshots} WHERE id = held.workflow_id OFFSET 0) AS run
+  LEFT JOIN header ON header.id = run.id
+ WHERE (header.id IS NOT NULL OR run.snapshot->'execution'->>'status' = 'running')
+   AND sqrt(((SELECT count(*) FROM lease) = (SELECT count(*) FROM header))::integer - 1) = 0
 
 -- name: signal_batch
-INSERT INTO {signals} (workflow_id, name, payload, nonce)
-SELECT id, name, payload::json, nonce
-  FROM json_to_recordset(%s::json) AS asked (n integer, id text, name text, payload text, nonce bigint)
- ORDER BY n
-ON CONFLICT (workflow_id, nonce) DO NOTHING
+-- The answer is those that are not there: neither written now, nor before by a sending whose reply was lost.
+WITH asked AS MATERIALIZED (
+    SELECT *
+      FROM json_to_recordset(%s::json) AS asked (n integer, id text, name text, payload text, nonce bigint)
+), sent AS (
+    INSERT INTO {signals} (workflow_id, name, payload, nonce)
+    SELECT id, name, payload::json, nonce
+      FROM asked
+     ORDER BY n
+    ON CONFLICT (workflow_id, nonce) DO NOTHING
+    RETURNING workflow_id, nonce
+)
+SELECT asked.n
+  FROM asked
+  LEFT JOIN sent ON sent.workflow_id = asked.id AND sent.nonce = asked.nonce
+ WHERE sent.nonce IS NULL
+   AND NOT EXISTS (SELECT FROM {signals} AS signal WHERE signal.workflow_id = asked.id AND signal.nonce = asked.nonce)
 
 -- name: receive_batch
 -- The first signal of each name that was not received yet. By what was received, and not by the greatest number: a smaller

@@ -466,7 +466,7 @@ class PostgresTransaction:
                 return TransactionMisused(self._name, ENDED)
             case _ if state == _NOT_UNIQUE:
                 return LeaseLost(self._lease.run_id, NOT_ITS_OWN)
-            case _ if state == DROPPED:  # and not by the user: the record was not written
+            case _ if DROPPED.get(state or "") == "journal":  # and not by the user: the record was not written
                 return dropped("journal")
             case Verdict.REFUSED:
                 return UnstorableValue(job.what, "$", f"PostgreSQL refused it with SQLSTATE {state}")

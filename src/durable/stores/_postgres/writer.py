@@ -36,7 +36,11 @@ from durable.stores._postgres.watchdog import Watchdog
 ABSENT: Final = object()
 _WITH_VALUES: Final = (Verb.CHECKPOINT, Verb.FINISH, Verb.SIGNAL)
 _OF_DATA: Final = ("22", "54")  # classes of SQLSTATE: of a claim, it is its input
-DROPPED: Final = "22012"  # SQLSTATE of division by zero, by which a statement of ours says that a row was not written
+# The SQLSTATEs by which a statement of ours says that it could not write a row, and of which table: those of a division by
+# zero, of the logarithm of zero, and of a negative number's square root.
+DROPPED: Final = {"22012": "journal", "2201E": "documented runs", "2201F": "leases"}
+# Where a row was written without an error, twice, and is not there.
+_VANISHED_FROM: Final = {Verb.CLAIM: "leases", Verb.SIGNAL: "signals", Verb.CANCEL: "documented runs"}
 
 _LONGEST_HANDOVER: Final = 5.0  # seconds that an interrupted caller waits to know what has become of its job
 
@@ -378,7 +382,7 @@ class Writer:
         absent: list[Job] = []
         for job, answer in zip(jobs, answers, strict=True):
             if answer is ABSENT and job.vanished and not job.unknown:
-                job.failure = dropped("leases" if job.verb is Verb.CLAIM else "journal")
+                job.failure = dropped(_VANISHED_FROM.get(job.verb, "journal"))
             elif answer is ABSENT:
                 job.vanished |= not job.unknown
                 job.unknown = False
@@ -398,8 +402,8 @@ class Writer:
         state = getattr(problem, "sqlstate", None)
         refusal = f"PostgreSQL refused it with SQLSTATE {state} ({type(problem).__name__})"
         for job in jobs:
-            if state == DROPPED and job.verb is Verb.FINISH:
-                job.failure = dropped("journal")
+            if state in DROPPED and job.verb in (Verb.FINISH, Verb.CANCEL):
+                job.failure = dropped(DROPPED[state])
             elif job.verb in _WITH_VALUES or (state or "").startswith(_OF_DATA):
                 job.failure = UnstorableValue(job.what, "$", refusal)
             else:
@@ -417,11 +421,11 @@ class Writer:
 
 
 def dropped(table: str) -> SchemaMismatch:
-    """The error of a row that PostgreSQL takes, and that is not there: nothing can be kept, and asking again is in vain."""
+    """The error of a change that PostgreSQL takes, and that is not made: nothing can be kept, and asking again is in vain."""
     return SchemaMismatch(
         f"of the {table}",
-        "PostgreSQL took a row and it is not there: a trigger or a rule drops it, or row-level security hides it",
-        "Nothing was recorded. Look at the triggers, rules and policies of the tables of durable: none may keep rows out.",
+        "PostgreSQL took a change and did not make it: a trigger or a rule drops the row, or row-level security hides it",
+        "Nothing was changed. Look at the triggers, rules and policies of our tables: none may keep a row out, or as it is.",
     )
 
 

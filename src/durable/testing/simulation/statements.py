@@ -415,6 +415,8 @@ def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress
     for run_id in sorted(values[0]):
         if (yield from statement.locked(tables.locks, run_id, UPDATE)) is not None:
             held.append(run_id)  # noqa: PERF401 -- a comprehension cannot yield
+    seen = {run_id: tables.snapshots.visible(run_id, statement) for run_id in held}
+    were_running = [run_id for run_id, run in seen.items() if run is not None and _is_running(run)]
     cancelled_now = {"status": Status.CANCELLED.value, "lastUpdated": _iso(statement.now)}
     gone = {"completedAt", "currentStepId", "error"}
     done: list[str] = []
@@ -433,18 +435,21 @@ def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress
             return Lease(lease.workflow_id, lease.epoch, None, "cancelled", statement.clock())
 
         yield from statement.update(tables.locks, run_id, None, away)
-    return Result([(run_id,) for run_id in done], len(done))
+    rows = [(run_id, run_id in done) for run_id in held if run_id in done or run_id in were_running]
+    return Result(rows, len(rows))
 
 
 def _signal_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
-    written = 0
+    missing: list[tuple[int]] = []
     for row in sorted(_decode(values[0]), key=lambda row: row["n"]):
         tables.numbers[0] += 1
+        place = row["id"], row["nonce"]
         signal = Signal(tables.numbers[0], row["id"], row["name"], row["payload"], row["nonce"])
-        if (yield from statement.insert(tables.signals, (row["id"], row["nonce"]), signal)):
+        if (yield from statement.insert(tables.signals, place, signal)):
             tables.nonces.setdefault(row["id"], []).append(row["nonce"])
-            written += 1
-    return Result([], written)
+        elif tables.signals.visible(place, statement) is None:
+            missing.append((row["n"],))
+    return Result(missing, len(missing))
 
 
 def _receive_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
