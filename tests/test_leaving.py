@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from msgspec import Raw
@@ -244,6 +244,28 @@ async def caught_and_failed_later(step: Any, world: Any) -> str:
     return "done"
 
 
+async def told_before_and_asked_for_again(step: Any, world: Any) -> str:
+    await step("mail", world.do, "mail", key="mail")
+    try:
+        await step("work", world.do, "work")
+    except ValueError:
+        await step("mail", world.do, "mail", key="mail")
+        raise
+    return "done"
+
+
+async def asked_for_again_after_what_was_caught(step: Any, world: Any) -> str:
+    try:
+        await step("always", world.do, "always")
+    except ValueError:
+        await step("mail", world.do, "mail", key="mail")
+    try:
+        await step("work", world.do, "work")
+    finally:
+        await step("mail", world.do, "mail", key="mail")
+    return "done"
+
+
 RESUMED: dict[Program, Counter[str]] = {
     clean_log: Counter(work=2, log=2),
     clean_notify: Counter(work=2, notify=1),
@@ -256,6 +278,8 @@ RESUMED: dict[Program, Counter[str]] = {
     tried_by_hand: Counter(work=4),
     fallback_that_fails_too: Counter(work=3),
     caught_and_failed_later: Counter(always=1, fallback=1, work=2),
+    told_before_and_asked_for_again: Counter(mail=1, work=2),
+    asked_for_again_after_what_was_caught: Counter(always=1, mail=1, work=2),
 }
 
 
@@ -638,6 +662,122 @@ def test_what_the_workflow_went_on_after_is_history_also_for_one_that_is_killed(
     assert ended(awaiting, program, world, dies_at=deadly) is Died
     assert ended(awaiting, program, world) == "done"
     assert Counter(world.bodies)["unlock"] == 1
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def loser(step: Any, world: Any, begun: asyncio.Event) -> None:
+    async def endless() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    try:
+        await step("slow", endless)
+    finally:
+        await step("release", world.do, "release", at_most_once="at most once" in world.failing)
+
+
+async def a_race(step: Any, world: Any) -> None:
+    begun = asyncio.Event()
+    task = asyncio.create_task(loser(step, world, begun))
+    await begun.wait()
+    await step("fast", world.do, "fast")
+    await cancelled(task)
+    await step("next", world.do, "next")
+
+
+async def lost_a_race(step: Any, world: Any) -> str:
+    await a_race(step, world)
+    return cast(str, await step("work", partial(until_cancelled, world))) and "done"
+
+
+async def lost_a_race_in_a_child(step: Any, world: Any) -> str:
+    await asyncio.gather(a_race(step, world))
+    await until_cancelled(world)  # the main task has called no step since
+    return "done"
+
+
+async def lost_a_race_in_a_group(step: Any, world: Any) -> str:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(a_race(step, world))
+    await until_cancelled(world)
+    return "done"
+
+
+async def lost_to_a_sibling(step: Any, world: Any) -> str:
+    begun, over = asyncio.Event(), asyncio.Event()
+
+    async def sibling() -> None:
+        await over.wait()
+        await step("next", world.do, "next")
+
+    task, other = asyncio.create_task(loser(step, world, begun)), asyncio.create_task(sibling())
+    await begun.wait()
+    await step("fast", world.do, "fast")
+    await cancelled(task)
+    over.set()
+    await other
+    await until_cancelled(world)
+    return "done"
+
+
+RACES: list[Any] = [lost_a_race, lost_a_race_in_a_child, lost_a_race_in_a_group, lost_to_a_sibling]
+
+
+@pytest.mark.parametrize("program", RACES)
+@pytest.mark.parametrize("kind", ["at least once", "at most once"])
+def test_what_a_task_did_that_was_cancelled_by_the_workflow_is_history(
+    awaiting: StoreStage, program: Any, kind: str
+) -> None:
+    """Another branch has gone on, and the main task is not asked to end: so the process was not being left."""
+    world = endless()
+    world.failing = {kind}
+    assert ended(awaiting, program, world) is asyncio.CancelledError
+    mended(world)
+    world.failing = {kind}
+    assert ended(awaiting, program, world) == "done"
+    assert Counter(world.bodies) == Counter(fast=1, release=1, next=1, work=2)
+
+
+async def left_with_a_sibling(step: Any, world: Any) -> str:
+    main, unlocked = asyncio.current_task(), asyncio.Event()
+    assert main is not None
+
+    async def stubborn() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600 if world.endless else 0)
+        await (unlocked.wait() if world.endless else asyncio.sleep(0))
+        await step("note", world.do, "note")
+
+    async def work() -> str:
+        if world.endless:
+            main.cancel()
+            await asyncio.Event().wait()
+        return str(world.do("work"))
+
+    async def cleaned() -> None:
+        try:
+            await step("work", work)
+        finally:
+            await step("unlock", world.do, "unlock")
+            unlocked.set()
+
+    await asyncio.gather(stubborn(), cleaned())
+    return "done"
+
+
+def test_while_the_workflow_is_asked_to_end_a_sibling_that_goes_on_says_nothing_of_others(awaiting: StoreStage) -> None:
+    """Its own steps are history; what the other did on its way out is done again."""
+    world = endless()
+    assert ended(awaiting, left_with_a_sibling, world) is asyncio.CancelledError
+    assert Counter(world.bodies) == Counter(unlock=1, note=1)
+    mended(world)
+    assert ended(awaiting, left_with_a_sibling, world) == "done"
+    assert Counter(world.bodies) == Counter(work=1, unlock=2, note=1)
 
 
 async def siblings_of_a_failure(step: Any, world: Any) -> str:

@@ -233,6 +233,8 @@ class AsyncDriver(Driver):
         self._change: asyncio.Future[None] | None = None
         self._unanswered: set[Call] = set()  # calls whose checkpoints are on their way
         self._unbegun: dict[Call | Items, Coroutine[Any, Any, Any]] = {}  # what was handed out, until it is awaited
+        if (main := asyncio.current_task()) is not None:
+            self._execution.journal.is_asked_to_end = lambda: main.cancelling() > 0
 
     def call_decorated(self, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `_decorator.Driver`."""
