@@ -664,6 +664,99 @@ def test_what_the_workflow_went_on_after_is_history_also_for_one_that_is_killed(
     assert Counter(world.bodies)["unlock"] == 1
 
 
+async def until_timed_out(world: Any, limit: asyncio.Timeout | asyncio.Task[Any]) -> Any:
+    """A body that loses against its time, if it is endless."""
+    done = world.do("work")
+    if world.endless:
+        if isinstance(limit, asyncio.Task):
+            limit.cancel()
+        else:
+            limit.reschedule(asyncio.get_running_loop().time())
+        await asyncio.Event().wait()
+    return done
+
+
+async def refunded_in_time(step: Any, world: Any, limit: Any) -> None:
+    try:
+        await step("work", partial(until_timed_out, world, limit))
+    except asyncio.CancelledError:
+        await step("refund", world.do, "refund")
+        raise
+
+
+async def refunded_within_a_timeout(step: Any, world: Any) -> str:
+    async with asyncio.timeout(None) as limit:
+        await refunded_in_time(step, world, limit)
+    return "shipped"
+
+
+async def refunded_in_a_task_that_is_given_up(step: Any, world: Any) -> str:
+    async def work() -> None:
+        await refunded_in_time(step, world, asyncio.current_task())
+
+    try:
+        await asyncio.create_task(work())
+    except asyncio.CancelledError as problem:  # as asyncio.wait_for does
+        raise TimeoutError from problem
+    return "shipped"
+
+
+async def refunded_and_raised_as_another(step: Any, world: Any) -> str:
+    async with asyncio.timeout(None) as limit:
+        try:
+            await step("work", partial(until_timed_out, world, limit))
+        except asyncio.CancelledError:
+            await step("refund", world.do, "refund")
+            raise RuntimeError("given up") from None
+    return "shipped"
+
+
+async def refunded_where_a_group_is_left(step: Any, world: Any) -> str:
+    begun = asyncio.Event()
+
+    async def other() -> None:
+        await begun.wait()
+        if world.endless:
+            raise ValueError("the other")
+
+    async def work() -> Any:
+        begun.set()
+        done = world.do("work")
+        await (asyncio.Event().wait() if world.endless else asyncio.sleep(0))
+        return done
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(other())
+        try:
+            await step("work", work)
+        except asyncio.CancelledError:
+            await step("refund", world.do, "refund")
+            raise
+    return "shipped"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        refunded_within_a_timeout,
+        refunded_in_a_task_that_is_given_up,
+        refunded_and_raised_as_another,
+        refunded_where_a_group_is_left,
+    ],
+)
+def test_a_cancellation_that_came_to_be_the_failure_of_the_run_is_one(awaiting: StoreStage, program: Any) -> None:
+    """Never refunded and shipped: what was done while it was in flight takes a decision, as for any failure."""
+    world = endless()
+    assert ended(awaiting, program, world) in (TimeoutError, RuntimeError, ExceptionGroup)
+    mended(world)
+    with pytest.raises(durable.RetryRefused) as refused:
+        awaiting.run(program, world)
+    assert refused.value.steps == ("refund",)
+    assert awaiting.retry("run-1") == ["refund"]
+    assert awaiting.run(program, world) == "shipped"
+    assert Counter(world.bodies) == Counter(work=2, refund=1)
+
+
 async def cancelled(task: asyncio.Task[Any]) -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -1042,6 +1135,83 @@ def test_the_same_for_an_async_workflow_whose_loop_runs_in_an_except_block(store
     load = store.load("r")
     assert load is not None
     assert not any(step.left or step.amid for step in load.steps.values())
+
+
+@pytest.mark.parametrize("ends_by", [KeyboardInterrupt, SystemExit, OSError])
+def test_an_event_loop_that_is_run_in_an_except_block_ends_all_its_tasks(
+    store: MemoryStore, ends_by: type[BaseException]
+) -> None:
+    """As asyncio.run does: what its caller is handling is neither raised in the workflows nor a part of how they fail."""
+    begun, unlocked = list[str](), list[str]()
+
+    async def body(name: str) -> None:
+        begun.append(name)
+        await asyncio.Event().wait()
+
+    async def workflow(step: durable.AsyncStep, _: None, name: str) -> None:
+        try:
+            await step("work", body, name)
+        finally:
+            await step("unlock", unlocked.append, name)
+
+    async def bystander() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            unlocked.append("bystander")
+
+    async def main(names: list[str]) -> None:
+        runs = [durable.run(None, workflow, id=name, store=store, input=name) for name in names]
+        tasks = [asyncio.create_task(coroutine) for coroutine in (bystander(), *runs)]
+        while len(begun) < len(names):
+            await asyncio.sleep(0)
+        assert not any(task.done() for task in tasks)
+        raise ends_by
+
+    names = ["a", "b", "c"]
+    with pytest.raises(ends_by):
+        asyncio.run(main(names))
+    assert set(unlocked) == {*names, "bystander"}
+    assert {durable.status(store, name) for name in names} == {"interrupted"}
+
+
+def test_an_event_loop_that_goes_on_in_an_except_block_is_where_it_was(store: MemoryStore) -> None:
+    """The workflow fails by itself, and what it did before needs no decision."""
+    loop, gate = asyncio.new_event_loop(), asyncio.Event()
+    failing, done = {"work"}, list[str]()
+
+    def do(what: str) -> str:
+        done.append(what)
+        if what in failing:
+            raise ValueError(what)
+        return what
+
+    async def workflow(step: durable.AsyncStep, _: None) -> str:
+        await step("a", do, "a")
+        await gate.wait()
+        await step("b", do, "b")
+        return await step("work", do, "work")
+
+    async def begin() -> asyncio.Task[Any]:
+        task = asyncio.create_task(cast(Any, durable.run(None, workflow, id="a", store=store)))
+        while not done:
+            await asyncio.sleep(0)
+        return task
+
+    try:
+        task = loop.run_until_complete(begin())
+        try:
+            raise OSError("the application's")
+        except OSError:
+            gate.set()
+            with pytest.raises(ValueError, match="work"):
+                loop.run_until_complete(task)
+    finally:
+        loop.close()
+    failing.clear()
+    assert asyncio.run(cast(Any, durable.run(None, workflow, id="a", store=store))) == "work"
+    assert done == ["a", "b", "work", "work"]
 
 
 def test_a_generator_that_is_closed_early_interrupts_nothing(store: MemoryStore) -> None:

@@ -133,7 +133,7 @@ def _cut(link: Exception, *, ours: bool) -> None:
         shortened: TracebackType | None = None
         for entry in reversed(kept):
             shortened = TracebackType(shortened, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
-        link.__traceback__ = shortened
+        BaseException.with_traceback(link, shortened)  # past what its class makes of assignments, as all of ours are
 
 
 def _leads_out(entries: list[TracebackType]) -> bool:
@@ -148,7 +148,7 @@ def _leads_out(entries: list[TracebackType]) -> bool:
 
 def _without_this_frame(problem: Exception) -> None:
     if problem.__traceback__ is not None and problem.__traceback__.tb_next is not None:
-        problem.__traceback__ = problem.__traceback__.tb_next
+        BaseException.with_traceback(problem, problem.__traceback__.tb_next)
     shorten(problem)
 
 

@@ -27,7 +27,7 @@ from durable._bodies import (
 from durable._border import calls_out, shorten
 from durable._decorator import Options, enter, leave
 from durable._driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Body, Driver
-from durable._engine.blame import InFlight
+from durable._engine.blame import InFlight, is_handled_around, links
 from durable._engine.decisions import (
     Abort,
     Attempt,
@@ -94,6 +94,9 @@ class BlockingDriver(Driver):
 
     def _mapped(self, every: Items, called: Callable[[str, Any], Any]) -> list[Any]:
         return mapped(every, called)
+
+    def _handled_outside(self, _: BaseException) -> BaseException | None:
+        return self._before
 
     def _branch(self) -> object:
         return threading.current_thread()
@@ -312,6 +315,13 @@ class AsyncDriver(Driver):
 
         self._unbegun[every] = handed_out = begun()
         return handed_out
+
+    def _handled_outside(self, exception: BaseException) -> BaseException | None:
+        # An event loop may be run in an `except` block, and is where asyncio.run ends its tasks: what is handled there is
+        # not the workflow's, and an interruption raised again would leave all the other tasks as they stand.
+        task = asyncio.current_task()
+        root = None if task is None else getattr(task.get_coro(), "cr_frame", None)
+        return next((link for link in links(exception) if link is self._before or is_handled_around(root, link)), None)
 
     def _branch(self) -> object:
         return asyncio.current_task()

@@ -55,7 +55,7 @@ from durable.errors import (
     UnstorableValue,
     Unwind,
 )
-from durable.failures import from_record, to_record
+from durable.failures import from_record, noted, to_record
 from durable.snapshot import Record, StepRecord, checked_name
 from durable.stores.protocol import CommitRefused, Isolation, Late, RolledBack, RunStore, Transaction
 
@@ -211,12 +211,16 @@ class Driver:
             return None
         return in_flight(
             exception,
-            self._before,
+            self._handled_outside(exception),
             self._execution.lease.token,
             self._branch(),
             cancellation=asyncio.CancelledError,
             is_cancelled=self._is_cancelled,
         )
+
+    def _handled_outside(self, exception: BaseException) -> BaseException | None:
+        """What of this exception, and of what it came of, is handled by the caller of the workflow, or of its event loop."""
+        raise NotImplementedError
 
     def _branch(self) -> object:
         """The thread or task that calls."""
@@ -369,7 +373,7 @@ class Driver:
             seconds = (self._clock.now() - attempt.began).total_seconds()
             again_in = policy.again_in(exception, attempt.number, seconds)
         if again_in is None and attempt.number > 1:
-            exception.add_note(f"step {call.key!r} failed in {attempt.number} attempts")
+            noted(exception, f"step {call.key!r} failed in {attempt.number} attempts")
         call.original = exception
         return Raised(to_record(exception, self._codec), again_in)
 

@@ -21,7 +21,7 @@ from durable.codecs._names import found, name_of, own_name
 from durable.errors import StepFailed, UnreadableRecord
 from durable.snapshot import ErrorRecord
 
-__all__ = ["from_record", "to_record"]
+__all__ = ["from_record", "noted", "to_record"]
 
 _MAX_TEXT: Final = 8 * 1024  # characters of a message, note or traceback
 _MAX_STATE: Final = 64 * 1024  # bytes of JSON, of the arguments and of what it carries besides
@@ -109,10 +109,19 @@ def _raised(record: ErrorRecord, codec: Codec, run_id: str, where: str) -> Excep
             bases=_names_of_bases(record),
         )
     if record.notes:
-        exception.__notes__ = list(record.notes)
+        _set(exception, "__notes__", list(record.notes))
     if record.cause is not None:
-        exception.__cause__ = _raised(record.cause, codec, run_id, where)
+        _set(exception, "__cause__", _raised(record.cause, codec, run_id, where))
     return exception
+
+
+def noted(exception: BaseException, note: str) -> None:
+    """Add a note to an exception."""
+    _set(exception, "__notes__", [*_notes(exception), note])
+
+
+# Past what the exception's class makes of assignments: a frozen data class refuses them.
+_set: Final = BaseException.__setattr__
 
 
 def _names_of_bases(record: ErrorRecord) -> tuple[str, ...]:
@@ -212,7 +221,7 @@ def _members(exception: BaseException) -> tuple[BaseException, ...]:
 
 
 def _notes(exception: BaseException) -> list[str]:
-    notes = getattr(exception, "__notes__", None)
+    notes = BaseException.__getattribute__(exception, "__dict__").get("__notes__")
     if not isinstance(notes, list | tuple):
         return []
     return [note for note in cast(list[Any], notes) if isinstance(note, str)]
