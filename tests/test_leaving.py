@@ -1142,15 +1142,15 @@ def test_an_event_loop_that_is_run_in_an_except_block_ends_all_its_tasks(
     store: MemoryStore, ends_by: type[BaseException]
 ) -> None:
     """As asyncio.run does: what its caller is handling is neither raised in the workflows nor a part of how they fail."""
-    begun, unlocked = list[str](), list[str]()
+    names, begun, unlocked = ["a", "b", "c"], asyncio.Semaphore(0), list[str]()
 
-    async def body(name: str) -> None:
-        begun.append(name)
+    async def body() -> None:
+        begun.release()
         await asyncio.Event().wait()
 
     async def workflow(step: durable.AsyncStep, _: None, name: str) -> None:
         try:
-            await step("work", body, name)
+            await step("work", body)
         finally:
             await step("unlock", unlocked.append, name)
 
@@ -1161,24 +1161,23 @@ def test_an_event_loop_that_is_run_in_an_except_block_ends_all_its_tasks(
             await asyncio.sleep(0)
             unlocked.append("bystander")
 
-    async def main(names: list[str]) -> None:
+    async def main() -> None:
         runs = [durable.run(None, workflow, id=name, store=store, input=name) for name in names]
         tasks = [asyncio.create_task(coroutine) for coroutine in (bystander(), *runs)]
-        while len(begun) < len(names):
-            await asyncio.sleep(0)
+        for _ in names:
+            await begun.acquire()
         assert not any(task.done() for task in tasks)
         raise ends_by
 
-    names = ["a", "b", "c"]
     with pytest.raises(ends_by):
-        asyncio.run(main(names))
+        asyncio.run(main())
     assert set(unlocked) == {*names, "bystander"}
     assert {durable.status(store, name) for name in names} == {"interrupted"}
 
 
 def test_an_event_loop_that_goes_on_in_an_except_block_is_where_it_was(store: MemoryStore) -> None:
     """The workflow fails by itself, and what it did before needs no decision."""
-    loop, gate = asyncio.new_event_loop(), asyncio.Event()
+    loop, begun, gate = asyncio.new_event_loop(), asyncio.Event(), asyncio.Event()
     failing, done = {"work"}, list[str]()
 
     def do(what: str) -> str:
@@ -1189,14 +1188,14 @@ def test_an_event_loop_that_goes_on_in_an_except_block_is_where_it_was(store: Me
 
     async def workflow(step: durable.AsyncStep, _: None) -> str:
         await step("a", do, "a")
+        begun.set()
         await gate.wait()
         await step("b", do, "b")
         return await step("work", do, "work")
 
     async def begin() -> asyncio.Task[Any]:
         task = asyncio.create_task(cast(Any, durable.run(None, workflow, id="a", store=store)))
-        while not done:
-            await asyncio.sleep(0)
+        await begun.wait()
         return task
 
     try:
