@@ -664,6 +664,47 @@ def test_what_the_workflow_went_on_after_is_history_also_for_one_that_is_killed(
     assert Counter(world.bodies)["unlock"] == 1
 
 
+async def gathered_in_the_handler(step: Any, world: Any) -> str:
+    try:
+        await step("work", world.do, "work")
+    except ValueError:
+        await asyncio.gather(step("x", world.do, "x"), step("y", world.do, "y"))
+        raise
+    return "done"
+
+
+async def waited_for_in_the_handler(step: Any, world: Any) -> str:
+    try:
+        await step("work", world.do, "work")
+    except ValueError:
+        await asyncio.shield(step("x", world.do, "x"))
+        await asyncio.wait_for(step("y", world.do, "y"), 60)
+        raise
+    return "done"
+
+
+async def on_a_stack(step: Any, world: Any) -> str:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(step, "y", world.do, "y")
+        stack.push_async_callback(step, "x", world.do, "x")
+        await step("work", world.do, "work")
+    return "done"
+
+
+@pytest.mark.parametrize("program", [gathered_in_the_handler, waited_for_in_the_handler, on_a_stack])
+def test_steps_that_are_called_in_a_handler_are_seen_wherever_they_are_awaited(
+    awaiting: StoreStage, program: Any
+) -> None:
+    """A step is what it is where it is called; tasks of asyncio's own around it change nothing."""
+    world = failing()
+    assert ended(awaiting, program, world) is ValueError
+    mended(world)
+    with pytest.raises(durable.RetryRefused) as refused:
+        awaiting.run(program, world)
+    assert refused.value.steps == ("x", "y")
+    assert Counter(world.bodies) == Counter(work=1, x=1, y=1)
+
+
 async def until_timed_out(world: Any, limit: asyncio.Timeout | asyncio.Task[Any]) -> Any:
     """A body that loses against its time, if it is endless."""
     done = world.do("work")
