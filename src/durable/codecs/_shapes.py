@@ -117,8 +117,9 @@ class AttrsClass(Shape):
     def default(self, class_: Any, name: str, before: Mapping[str, Any]) -> Any:
         """Of the field, or by its factory, and converted."""
         library: Any = sys.modules["attr"]
-        field = next(field for field in class_.__attrs_attrs__ if field.name == name)
+        field: Any = next(field for field in class_.__attrs_attrs__ if field.name == name)
         default, converter = field.default, field.converter
+        own_way: Any = getattr(library, "Converter", ())  # not in every version
         if default is library.NOTHING:
             return super().default(class_, name, before)
         instance: Any = object.__new__(class_)  # for those that ask it for the fields before them
@@ -128,7 +129,7 @@ class AttrsClass(Shape):
             default = default.factory(instance) if default.takes_self else default.factory()
         if converter is None:
             return default
-        if isinstance(converter, getattr(library, "Converter", ())):
+        if isinstance(converter, own_way):
             return converter.__call__(default, instance, field)  # which the instance has, and not its class
         return converter(default)
 
