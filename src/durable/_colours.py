@@ -52,6 +52,7 @@ from durable._locks import locked
 from durable._map import Items, mapped, mapped_async
 from durable._shielded import see_through
 from durable.errors import ColourMismatch, DurableError
+from durable.failures import noted
 from durable.snapshot import Record
 
 _MAX_TURNS: Final = 10  # of the event loop, for tasks within tasks to begin what they have called
@@ -263,7 +264,7 @@ class AsyncDriver(Driver):
             return
         if failure is None:
             raise ColourMismatch(never_awaited(names))
-        failure.add_note(never_awaited(names))
+        noted(failure, never_awaited(names))
 
     def _forgotten(self) -> list[str]:
         """The names of the steps that nothing has awaited. From here on they can no longer be."""
