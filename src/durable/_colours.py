@@ -96,7 +96,7 @@ class BlockingDriver(Driver):
     def _mapped(self, every: Items, called: Callable[[str, Any], Any]) -> list[Any]:
         return mapped(every, called)
 
-    def _handled_outside(self, exception: BaseException) -> BaseException | None:
+    def _handled_outside(self, exception: BaseException) -> BaseException | None:  # noqa: ARG002 -- the async driver asks it
         return self._before
 
     def _branch(self) -> object:
