@@ -40,6 +40,7 @@ LEAVES = {
         "_advance",
         "_changed",
         "_is_cancelled",
+        "_handled_outside",
         "_wait_until",
     },
     (BlockingRun, AsyncRun): {"__init__", "_begun", "_finished", "_give_back", "_give_back_late", "_migrated"},

@@ -491,3 +491,65 @@ def failing(exception: Exception) -> Any:
         raise exception
 
     return workflow
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenError(Exception):
+    """It refuses every assignment, that of its own traceback too."""
+
+    code: int
+
+
+@attrs.frozen
+class FrozenByAttrs(Exception):
+    """The same by another library's way."""
+
+    code: int
+
+
+class Closed(Exception):
+    """The same by hand."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"pl4nted: {name}")
+
+
+class Absent(Exception):
+    """It answers for attributes that it does not have, and raises."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"pl4nted: {name}")
+
+
+@pytest.mark.parametrize("class_", [FrozenError, FrozenByAttrs, Closed, Absent])
+@pytest.mark.parametrize("way", ["alone", "of a cause", "with a note", "in several attempts"])
+def test_an_exception_that_refuses_attributes_is_one_like_any_other(class_: type[Exception], way: str) -> None:
+    """It is recorded, caught by its class, live and replayed, and ends the run as itself."""
+    works = False
+    again = tenacity.Retrying(stop=tenacity.stop_after_attempt(2), wait=tenacity.wait_none())
+
+    def work() -> str:
+        if works:
+            return "done"
+        problem = class_(402)
+        if way == "with a note":
+            BaseException.__setattr__(problem, "__notes__", ["a note"])
+        if way == "of a cause":
+            raise problem from class_(1)
+        raise problem
+
+    def workflow(step: durable.Step, _: None) -> str:
+        try:
+            return step("work", work, retry=again if way == "in several attempts" else None)
+        except class_:
+            step("note", lambda: 1)
+            raise
+
+    with memory() as store:
+        with pytest.raises(class_):
+            durable.run(None, workflow, id="a", store=store)
+        with pytest.raises(durable.RetryRefused):
+            durable.run(None, workflow, id="a", store=store)
+        assert durable.retry(store, "a") == ["note"]
+        works = True
+        assert durable.run(None, workflow, id="a", store=store) == "done"

@@ -114,6 +114,57 @@ def test_a_field_with_a_default_may_come_and_go(library: str, added: str, place:
     assert ran == ["mail", "mail"]
 
 
+ATTRS_DEFAULT = """y: int = attrs.field()
+    @y.default
+    def _of_y(self):
+        return self.n + len(self.currency)"""
+VALIDATED = """y: int = 0
+    model_config = pydantic.ConfigDict(validate_default=True)
+    @pydantic.field_validator("y")
+    @classmethod
+    def _one_more(cls, y):
+        return y + 1"""
+ASKING: dict[str, tuple[str, str, object]] = {
+    "attrs: of the instance": ("attrs", "y: int = attrs.Factory(lambda self: self.n + 1, takes_self=True)", 2),
+    "attrs: by a method": ("attrs", ATTRS_DEFAULT, 4),
+    "attrs: converted": ("attrs", "y: int = attrs.field(default='3', converter=int)", 3),
+    "attrs: converted by the instance": (
+        "attrs",
+        "y: Any = attrs.field(default=3, converter=attrs.Converter(lambda y, self: y + self.n, takes_self=True))",
+        4,
+    ),
+    "pydantic: of what was validated": (
+        "pydantic",
+        "y: int = pydantic.Field(default_factory=lambda given: given['n'] + 1)",
+        2,
+    ),
+    "pydantic: validated": ("pydantic", "y: int = pydantic.Field(default='3', validate_default=True)", 3),
+    "pydantic: validated by its class": ("pydantic", VALIDATED, 1),
+    "pydantic: by its alias": (
+        "pydantic",
+        "y: int = pydantic.Field(default='3', validate_default=True, validation_alias='why')",
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ASKING)
+@pytest.mark.parametrize("place", PLACES)
+def test_a_default_may_ask_the_instance_and_may_be_converted(kind: str, place: str) -> None:
+    """What is compared, and what a value of before is read as, is the field as a new instance has it."""
+    library, field, expected = ASKING[kind]
+    within = PLACES[place]
+    before = within(deployed(library, *BEFORE).Order(n=1))
+    stored, print_before = CODEC.encode(before, what="it"), fingerprint(before)
+    new = deployed(library, *BEFORE, field).Order(n=1)
+    assert new.y == expected
+    assert fingerprint(within(new)) == print_before
+    assert alike(CODEC.decode(stored, run_id="", where=""), within(new))
+    other = deployed(library, *BEFORE, field).Order(n=1)
+    object.__setattr__(other, "y", 77)
+    assert fingerprint(within(other)) != print_before
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_what_differs_from_its_default_counts(library: str) -> None:
     """A new field with another value, a default of another type, and each field by its own name."""

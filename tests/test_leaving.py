@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from msgspec import Raw
@@ -244,6 +244,28 @@ async def caught_and_failed_later(step: Any, world: Any) -> str:
     return "done"
 
 
+async def told_before_and_asked_for_again(step: Any, world: Any) -> str:
+    await step("mail", world.do, "mail", key="mail")
+    try:
+        await step("work", world.do, "work")
+    except ValueError:
+        await step("mail", world.do, "mail", key="mail")
+        raise
+    return "done"
+
+
+async def asked_for_again_after_what_was_caught(step: Any, world: Any) -> str:
+    try:
+        await step("always", world.do, "always")
+    except ValueError:
+        await step("mail", world.do, "mail", key="mail")
+    try:
+        await step("work", world.do, "work")
+    finally:
+        await step("mail", world.do, "mail", key="mail")
+    return "done"
+
+
 RESUMED: dict[Program, Counter[str]] = {
     clean_log: Counter(work=2, log=2),
     clean_notify: Counter(work=2, notify=1),
@@ -256,6 +278,8 @@ RESUMED: dict[Program, Counter[str]] = {
     tried_by_hand: Counter(work=4),
     fallback_that_fails_too: Counter(work=3),
     caught_and_failed_later: Counter(always=1, fallback=1, work=2),
+    told_before_and_asked_for_again: Counter(mail=1, work=2),
+    asked_for_again_after_what_was_caught: Counter(always=1, mail=1, work=2),
 }
 
 
@@ -640,6 +664,256 @@ def test_what_the_workflow_went_on_after_is_history_also_for_one_that_is_killed(
     assert Counter(world.bodies)["unlock"] == 1
 
 
+async def gathered_in_the_handler(step: Any, world: Any) -> str:
+    try:
+        await step("work", world.do, "work")
+    except ValueError:
+        await asyncio.gather(step("x", world.do, "x"), step("y", world.do, "y"))
+        raise
+    return "done"
+
+
+async def waited_for_in_the_handler(step: Any, world: Any) -> str:
+    try:
+        await step("work", world.do, "work")
+    except ValueError:
+        await asyncio.shield(step("x", world.do, "x"))
+        await asyncio.wait_for(step("y", world.do, "y"), 60)
+        raise
+    return "done"
+
+
+async def on_a_stack(step: Any, world: Any) -> str:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(step, "y", world.do, "y")
+        stack.push_async_callback(step, "x", world.do, "x")
+        await step("work", world.do, "work")
+    return "done"
+
+
+@pytest.mark.parametrize("program", [gathered_in_the_handler, waited_for_in_the_handler, on_a_stack])
+def test_steps_that_are_called_in_a_handler_are_seen_wherever_they_are_awaited(
+    awaiting: StoreStage, program: Any
+) -> None:
+    """A step is what it is where it is called; tasks of asyncio's own around it change nothing."""
+    world = failing()
+    assert ended(awaiting, program, world) is ValueError
+    mended(world)
+    with pytest.raises(durable.RetryRefused) as refused:
+        awaiting.run(program, world)
+    assert refused.value.steps == ("x", "y")
+    assert Counter(world.bodies) == Counter(work=1, x=1, y=1)
+
+
+async def until_timed_out(world: Any, limit: asyncio.Timeout | asyncio.Task[Any]) -> Any:
+    """A body that loses against its time, if it is endless."""
+    done = world.do("work")
+    if world.endless:
+        if isinstance(limit, asyncio.Task):
+            limit.cancel()
+        else:
+            limit.reschedule(asyncio.get_running_loop().time())
+        await asyncio.Event().wait()
+    return done
+
+
+async def refunded_in_time(step: Any, world: Any, limit: Any) -> None:
+    try:
+        await step("work", partial(until_timed_out, world, limit))
+    except asyncio.CancelledError:
+        await step("refund", world.do, "refund")
+        raise
+
+
+async def refunded_within_a_timeout(step: Any, world: Any) -> str:
+    async with asyncio.timeout(None) as limit:
+        await refunded_in_time(step, world, limit)
+    return "shipped"
+
+
+async def refunded_in_a_task_that_is_given_up(step: Any, world: Any) -> str:
+    async def work() -> None:
+        await refunded_in_time(step, world, asyncio.current_task())
+
+    try:
+        await asyncio.create_task(work())
+    except asyncio.CancelledError as problem:  # as asyncio.wait_for does
+        raise TimeoutError from problem
+    return "shipped"
+
+
+async def refunded_and_raised_as_another(step: Any, world: Any) -> str:
+    async with asyncio.timeout(None) as limit:
+        try:
+            await step("work", partial(until_timed_out, world, limit))
+        except asyncio.CancelledError:
+            await step("refund", world.do, "refund")
+            raise RuntimeError("given up") from None
+    return "shipped"
+
+
+async def refunded_where_a_group_is_left(step: Any, world: Any) -> str:
+    begun = asyncio.Event()
+
+    async def other() -> None:
+        await begun.wait()
+        if world.endless:
+            raise ValueError("the other")
+
+    async def work() -> Any:
+        begun.set()
+        done = world.do("work")
+        await (asyncio.Event().wait() if world.endless else asyncio.sleep(0))
+        return done
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(other())
+        try:
+            await step("work", work)
+        except asyncio.CancelledError:
+            await step("refund", world.do, "refund")
+            raise
+    return "shipped"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        refunded_within_a_timeout,
+        refunded_in_a_task_that_is_given_up,
+        refunded_and_raised_as_another,
+        refunded_where_a_group_is_left,
+    ],
+)
+def test_a_cancellation_that_came_to_be_the_failure_of_the_run_is_one(awaiting: StoreStage, program: Any) -> None:
+    """Never refunded and shipped: what was done while it was in flight takes a decision, as for any failure."""
+    world = endless()
+    assert ended(awaiting, program, world) in (TimeoutError, RuntimeError, ExceptionGroup)
+    mended(world)
+    with pytest.raises(durable.RetryRefused) as refused:
+        awaiting.run(program, world)
+    assert refused.value.steps == ("refund",)
+    assert awaiting.retry("run-1") == ["refund"]
+    assert awaiting.run(program, world) == "shipped"
+    assert Counter(world.bodies) == Counter(work=2, refund=1)
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def loser(step: Any, world: Any, begun: asyncio.Event) -> None:
+    async def endless() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    try:
+        await step("slow", endless)
+    finally:
+        await step("release", world.do, "release", at_most_once="at most once" in world.failing)
+
+
+async def a_race(step: Any, world: Any) -> None:
+    begun = asyncio.Event()
+    task = asyncio.create_task(loser(step, world, begun))
+    await begun.wait()
+    await step("fast", world.do, "fast")
+    await cancelled(task)
+    await step("next", world.do, "next")
+
+
+async def lost_a_race(step: Any, world: Any) -> str:
+    await a_race(step, world)
+    return cast(str, await step("work", partial(until_cancelled, world))) and "done"
+
+
+async def lost_a_race_in_a_child(step: Any, world: Any) -> str:
+    await asyncio.gather(a_race(step, world))
+    await until_cancelled(world)  # the main task has called no step since
+    return "done"
+
+
+async def lost_a_race_in_a_group(step: Any, world: Any) -> str:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(a_race(step, world))
+    await until_cancelled(world)
+    return "done"
+
+
+async def lost_to_a_sibling(step: Any, world: Any) -> str:
+    begun, over = asyncio.Event(), asyncio.Event()
+
+    async def sibling() -> None:
+        await over.wait()
+        await step("next", world.do, "next")
+
+    task, other = asyncio.create_task(loser(step, world, begun)), asyncio.create_task(sibling())
+    await begun.wait()
+    await step("fast", world.do, "fast")
+    await cancelled(task)
+    over.set()
+    await other
+    await until_cancelled(world)
+    return "done"
+
+
+RACES: list[Any] = [lost_a_race, lost_a_race_in_a_child, lost_a_race_in_a_group, lost_to_a_sibling]
+
+
+@pytest.mark.parametrize("program", RACES)
+@pytest.mark.parametrize("kind", ["at least once", "at most once"])
+def test_what_a_task_did_that_was_cancelled_by_the_workflow_is_history(
+    awaiting: StoreStage, program: Any, kind: str
+) -> None:
+    """Another branch has gone on, and the main task is not asked to end: so the process was not being left."""
+    world = endless()
+    world.failing = {kind}
+    assert ended(awaiting, program, world) is asyncio.CancelledError
+    mended(world)
+    world.failing = {kind}
+    assert ended(awaiting, program, world) == "done"
+    assert Counter(world.bodies) == Counter(fast=1, release=1, next=1, work=2)
+
+
+async def left_with_a_sibling(step: Any, world: Any) -> str:
+    main, unlocked = asyncio.current_task(), asyncio.Event()
+    assert main is not None
+
+    async def stubborn() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600 if world.endless else 0)
+        await (unlocked.wait() if world.endless else asyncio.sleep(0))
+        await step("note", world.do, "note")
+
+    async def work() -> str:
+        if world.endless:
+            main.cancel()
+            await asyncio.Event().wait()
+        return str(world.do("work"))
+
+    async def cleaned() -> None:
+        try:
+            await step("work", work)
+        finally:
+            await step("unlock", world.do, "unlock")
+            unlocked.set()
+
+    await asyncio.gather(stubborn(), cleaned())
+    return "done"
+
+
+def test_while_the_workflow_is_asked_to_end_a_sibling_that_goes_on_says_nothing_of_others(awaiting: StoreStage) -> None:
+    """Its own steps are history; what the other did on its way out is done again."""
+    world = endless()
+    assert ended(awaiting, left_with_a_sibling, world) is asyncio.CancelledError
+    assert Counter(world.bodies) == Counter(unlock=1, note=1)
+    mended(world)
+    assert ended(awaiting, left_with_a_sibling, world) == "done"
+    assert Counter(world.bodies) == Counter(work=1, unlock=2, note=1)
+
+
 async def siblings_of_a_failure(step: Any, world: Any) -> str:
     async def work() -> Any:
         return world.do("work")
@@ -902,6 +1176,82 @@ def test_the_same_for_an_async_workflow_whose_loop_runs_in_an_except_block(store
     load = store.load("r")
     assert load is not None
     assert not any(step.left or step.amid for step in load.steps.values())
+
+
+@pytest.mark.parametrize("ends_by", [KeyboardInterrupt, SystemExit, OSError])
+def test_an_event_loop_that_is_run_in_an_except_block_ends_all_its_tasks(
+    store: MemoryStore, ends_by: type[BaseException]
+) -> None:
+    """As asyncio.run does: what its caller is handling is neither raised in the workflows nor a part of how they fail."""
+    names, begun, unlocked = ["a", "b", "c"], asyncio.Semaphore(0), list[str]()
+
+    async def body() -> None:
+        begun.release()
+        await asyncio.Event().wait()
+
+    async def workflow(step: durable.AsyncStep, _: None, name: str) -> None:
+        try:
+            await step("work", body)
+        finally:
+            await step("unlock", unlocked.append, name)
+
+    async def bystander() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            unlocked.append("bystander")
+
+    async def main() -> None:
+        runs = [durable.run(None, workflow, id=name, store=store, input=name) for name in names]
+        tasks = [asyncio.create_task(coroutine) for coroutine in (bystander(), *runs)]
+        for _ in names:
+            await begun.acquire()
+        assert not any(task.done() for task in tasks)
+        raise ends_by
+
+    with pytest.raises(ends_by):
+        asyncio.run(main())
+    assert set(unlocked) == {*names, "bystander"}
+    assert {durable.status(store, name) for name in names} == {"interrupted"}
+
+
+def test_an_event_loop_that_goes_on_in_an_except_block_is_where_it_was(store: MemoryStore) -> None:
+    """The workflow fails by itself, and what it did before needs no decision."""
+    loop, begun, gate = asyncio.new_event_loop(), asyncio.Event(), asyncio.Event()
+    failing, done = {"work"}, list[str]()
+
+    def do(what: str) -> str:
+        done.append(what)
+        if what in failing:
+            raise ValueError(what)
+        return what
+
+    async def workflow(step: durable.AsyncStep, _: None) -> str:
+        await step("a", do, "a")
+        begun.set()
+        await gate.wait()
+        await step("b", do, "b")
+        return await step("work", do, "work")
+
+    async def begin() -> asyncio.Task[Any]:
+        task = asyncio.create_task(cast(Any, durable.run(None, workflow, id="a", store=store)))
+        await begun.wait()
+        return task
+
+    try:
+        task = loop.run_until_complete(begin())
+        try:
+            raise OSError("the application's")
+        except OSError:
+            gate.set()
+            with pytest.raises(ValueError, match="work"):
+                loop.run_until_complete(task)
+    finally:
+        loop.close()
+    failing.clear()
+    assert asyncio.run(cast(Any, durable.run(None, workflow, id="a", store=store))) == "work"
+    assert done == ["a", "b", "work", "work"]
 
 
 def test_a_generator_that_is_closed_early_interrupts_nothing(store: MemoryStore) -> None:

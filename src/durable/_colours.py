@@ -27,7 +27,7 @@ from durable._bodies import (
 from durable._border import calls_out, shorten
 from durable._decorator import Options, enter, leave
 from durable._driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Body, Driver
-from durable._engine.blame import InFlight
+from durable._engine.blame import InFlight, is_handled_around, links
 from durable._engine.decisions import (
     Abort,
     Attempt,
@@ -52,6 +52,7 @@ from durable._locks import locked
 from durable._map import Items, mapped, mapped_async
 from durable._shielded import see_through
 from durable.errors import ColourMismatch, DurableError
+from durable.failures import noted
 from durable.snapshot import Record
 
 _MAX_TURNS: Final = 10  # of the event loop, for tasks within tasks to begin what they have called
@@ -94,6 +95,9 @@ class BlockingDriver(Driver):
 
     def _mapped(self, every: Items, called: Callable[[str, Any], Any]) -> list[Any]:
         return mapped(every, called)
+
+    def _handled_outside(self, exception: BaseException) -> BaseException | None:  # noqa: ARG002 -- the async driver asks it
+        return self._before
 
     def _branch(self) -> object:
         return threading.current_thread()
@@ -233,6 +237,8 @@ class AsyncDriver(Driver):
         self._change: asyncio.Future[None] | None = None
         self._unanswered: set[Call] = set()  # calls whose checkpoints are on their way
         self._unbegun: dict[Call | Items, Coroutine[Any, Any, Any]] = {}  # what was handed out, until it is awaited
+        if (main := asyncio.current_task()) is not None:
+            self._execution.journal.is_asked_to_end = lambda: main.cancelling() > 0
 
     def call_decorated(self, options: Options, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `_decorator.Driver`."""
@@ -258,7 +264,7 @@ class AsyncDriver(Driver):
             return
         if failure is None:
             raise ColourMismatch(never_awaited(names))
-        failure.add_note(never_awaited(names))
+        noted(failure, never_awaited(names))
 
     def _forgotten(self) -> list[str]:
         """The names of the steps that nothing has awaited. From here on they can no longer be."""
@@ -310,6 +316,13 @@ class AsyncDriver(Driver):
 
         self._unbegun[every] = handed_out = begun()
         return handed_out
+
+    def _handled_outside(self, exception: BaseException) -> BaseException | None:
+        # An event loop may be run in an `except` block, and is where asyncio.run ends its tasks: what is handled there is
+        # not the workflow's, and an interruption raised again would leave all the other tasks as they stand.
+        task = asyncio.current_task()
+        root = None if task is None else getattr(task.get_coro(), "cr_frame", None)
+        return next((link for link in links(exception) if link is self._before or is_handled_around(root, link)), None)
 
     def _branch(self) -> object:
         return asyncio.current_task()

@@ -209,12 +209,16 @@ class Driver:
             return None
         return in_flight(
             exception,
-            self._before,
+            self._handled_outside(exception),
             self._execution.lease.token,
             self._branch(),
             cancellation=asyncio.CancelledError,
             is_cancelled=self._is_cancelled,
         )
+
+    def _handled_outside(self, exception: BaseException) -> BaseException | None:
+        """What of this exception, and of what it came of, is handled by the caller of the workflow, or of its event loop."""
+        raise NotImplementedError
 
     def _branch(self) -> object:
         """The thread or task that calls."""

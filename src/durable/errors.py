@@ -400,11 +400,11 @@ class RetryRefused(HistoryError):
             return f"run {self.run_id!r} is not taken up again: {self.problem}."
         names, run_id = ", ".join(map(repr, self.steps)), self.run_id
         return (
-            f"run {run_id!r} went on while it failed or was being left: it did {names}, and is not taken up again as if that "
-            f"had not been. Either durable.retry(store, {run_id!r}) sets these steps aside, and they can run again; or "
-            f"durable.retry(store, {run_id!r}, from_step=KEY) sets aside the step KEY and all that started after it. "
-            f"(Transactions and at-most-once steps take even_effects=True.) A step that is to be done whenever a run is left, "
-            f"and may always be done again, is declared with cleanup=True."
+            f"run {run_id!r} is not taken up again by itself: it did {names} because it was failing or being left, and that "
+            f"would stand beside a success. Decide with durable.retry(store, {run_id!r}), which sets these steps aside so that "
+            f"they can run again, or with durable.retry(store, {run_id!r}, from_step=KEY), which sets aside the step KEY and "
+            f"all that started after it was recorded. Transactions and at-most-once steps take even_effects=True. Declare a "
+            f"step with cleanup=True if it is to be done whenever a run is left, and may always be done again."
         )
 
 

@@ -21,7 +21,7 @@ from durable.codecs._names import found, name_of, own_name
 from durable.errors import StepFailed, UnreadableRecord
 from durable.snapshot import ErrorRecord
 
-__all__ = ["from_record", "to_record"]
+__all__ = ["from_record", "noted", "to_record"]
 
 _MAX_TEXT: Final = 8 * 1024  # characters of a message, note or traceback
 _MAX_STATE: Final = 64 * 1024  # bytes of JSON, of the arguments and of what it carries besides
@@ -122,6 +122,15 @@ def _raised(record: ErrorRecord, codec: Codec, run_id: str, where: str) -> Excep
     return exception
 
 
+def noted(exception: BaseException, note: str) -> None:
+    """Add a note to an exception."""
+    _set(exception, "__notes__", [*_notes(exception), note])
+
+
+# Past what the exception's class makes of assignments: a frozen data class refuses them.
+_set: Final = BaseException.__setattr__
+
+
 def _names_of_bases(record: ErrorRecord) -> tuple[str, ...]:
     """Dotted, of when it was recorded and of now: its class may have been renamed since, with an alias."""
     class_ = _imported_class(record.type)
@@ -219,7 +228,7 @@ def _members(exception: BaseException) -> tuple[BaseException, ...]:
 
 
 def _notes(exception: BaseException) -> list[str]:
-    notes = exception.__dict__.get("__notes__")
+    notes = BaseException.__getattribute__(exception, "__dict__").get("__notes__")
     if not isinstance(notes, list | tuple):
         return []
     return [note for note in cast(list[Any], notes) if isinstance(note, str)]

@@ -6,7 +6,8 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from inspect import CO_ASYNC_GENERATOR, CO_GENERATOR
-from typing import Final, TypeVar, cast
+from types import FrameType
+from typing import Any, Final, TypeVar, cast
 
 from msgspec import Struct
 
@@ -67,7 +68,7 @@ def in_flight(
     cancellation: type[BaseException],
     is_cancelled: Callable[[], bool],
 ) -> InFlight | None:
-    """What is in flight where `exception` is being handled; None if all of it was when the workflow was entered (`before`).
+    """What is in flight where `exception` is being handled; None if all of it is outside of the workflow (`before`).
 
     Classes of `cancellation` end a task's work and not the process. One that has been turned into an `Exception` (as a
     time-out does) is in flight no more, unless `is_cancelled()` says that its task is still asked to end.
@@ -75,23 +76,40 @@ def in_flight(
     known = {id(link) for link, _ in _linked(before, set())}
     tags, interruption, cancelled = set[str](), None, False
     for link, is_direct in _linked(exception, known):
-        if isinstance(link, Exception):
+        if isinstance(
+            link, Exception | cancellation
+        ):  # a cancellation too may come to be the failure of a run: a time-out
             tag = _tag(link, token)
             if tag is None:
                 marked(link, "", tag := f"{_OWN}{next(_numbers)}")
             tags.add(tag)
-        elif isinstance(link, cancellation):
+        if isinstance(link, cancellation):
             cancelled = cancelled or is_direct or is_cancelled()
-        elif not (isinstance(link, Unwind | BaseExceptionGroup) or _closes_a_generator(link)):
+        elif not (isinstance(link, Exception | Unwind | BaseExceptionGroup) or _closes_a_generator(link)):
             interruption = interruption or link
     if not tags and not cancelled and interruption is None:
         return None
     return InFlight(frozenset(tags), branch, cancelled, interruption)
 
 
+def links(exception: BaseException) -> Iterator[BaseException]:
+    """The exception, and what can be reached from it through cause, context and group membership, the nearest first."""
+    return (link for link, _ in _linked(exception, set()))
+
+
+def is_handled_around(frame: FrameType | None, exception: BaseException) -> bool:
+    """Whether an exception is being handled by one of the callers of this frame: it has got as far as there."""
+    trace, caller = exception.__traceback__, None if frame is None else frame.f_back
+    while caller is not None and trace is not None:
+        if caller is trace.tb_frame:
+            return True
+        caller = caller.f_back
+    return False
+
+
 def _tags(exception: BaseException, token: str) -> Iterator[str]:
     """The nearest first."""
-    tags = (_tag(link, token) for link, _ in _linked(exception, set()))
+    tags = (_tag(link, token) for link in links(exception))
     return (tag for tag in tags if tag is not None)
 
 
@@ -111,7 +129,9 @@ def _linked(exception: BaseException | None, seen: set[int]) -> Iterator[tuple[B
 
 
 def _tag(exception: BaseException, token: str) -> str | None:
-    origin: tuple[str, str] | None = exception.__dict__.get(_ORIGIN)  # a class may answer for any attribute
+    # Past whatever the exception's class makes of attributes that are not there.
+    state: dict[str, Any] = BaseException.__getattribute__(exception, "__dict__")
+    origin: tuple[str, str] | None = state.get(_ORIGIN)
     if origin is None:
         return None
     of, key = origin

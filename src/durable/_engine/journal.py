@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from enum import Enum
 
@@ -75,10 +75,12 @@ class Journal:
     """The settled steps of one run by key, and the keys that this execution has drawn.
 
     `main` is the identity of the task or thread that runs the workflow function; what another one draws is concurrent.
+    `is_asked_to_end` says whether the main one is being cancelled; its driver knows.
     """
 
     def __init__(self, run_id: str, records: Sequence[Record], main: object) -> None:
         self.run_id = run_id
+        self.is_asked_to_end: Callable[[], bool] = lambda: False
         self.next_seq = 0
         self.input: bytes | None = None
         self._main = main
@@ -215,15 +217,15 @@ class Journal:
         call = Call(key, name, fingerprint, auto, beside)
         call.unordered = self._left_untold or amid is not None
         call.started = self.next_seq
-        if amid is not None:
-            self._drawn_amid(call, amid, decides=decides)
-        if self._left and (amid is None or not amid.is_cancelled):
-            self._went_on(branch)
         asked = (name, fingerprint, auto)
         if asked == self._last_asked:  # in a loop of thunks one is kept for all of them
             asked = self._last_asked
         self._last_asked = asked
         earlier = self._asked.setdefault(key, asked)
+        if amid is not None:  # a step that was called before is what it was then, whatever asks for its value now
+            self._drawn_amid(call, amid, decides=decides and earlier is asked)
+        if self._left and (amid is None or not amid.is_cancelled):
+            self._went_on(branch)
         call.refusal = (None if earlier is asked else self._conflict(call, *earlier)) or self._drift(call)
         self._ordered.discard(key)
         if call.refusal is None and key not in self._settled:
@@ -233,18 +235,28 @@ class Journal:
     def _drawn_amid(self, call: Call, amid: InFlight, *, decides: bool) -> None:
         call.amid = amid.keys
         if decides and amid.tags:
-            self._amid[call.key] = self._amid.get(call.key, frozenset()) | amid.tags
+            self._amid[call.key] = amid.tags
         if amid.is_cancelled:
             call.left = True
             self._left.setdefault(amid.branch, []).append(call)
 
     def _went_on(self, branch: object) -> None:
-        """A branch that was being cancelled has caught that: what it did meanwhile is history."""
-        for call in self._left.pop(branch, ()):
-            if call.record is None:
-                call.left = False
-            else:
-                self.kept.append(call.key)
+        """A branch calls a step, and is not being cancelled: what was done while others were is history.
+
+        So is what it did itself, if it was. While the main branch is asked to end, the process may be: then of others nothing
+        is known. What the main branch does while it is being cancelled, only itself can make history.
+        """
+        if branch is self._main:
+            gone_by = list(self._left)
+        elif self.is_asked_to_end():
+            gone_by = [branch]
+        else:
+            gone_by = [left for left in self._left if left is not self._main]
+        for one in gone_by:
+            for call in self._left.pop(one, ()):
+                call.left = False  # also for a transaction that has to be begun again
+                if call.record is not None:
+                    self.kept.append(call.key)
 
     def take_kept(self, *, at_the_end: bool = False) -> tuple[str, ...]:
         """The keys of steps that ran while a branch was being cancelled, and are history now; each is said once.
@@ -252,8 +264,7 @@ class Journal:
         `at_the_end` of a run that says how it ended, that is all of them.
         """
         if at_the_end:
-            for branch in list(self._left):
-                self._went_on(branch)
+            self._went_on(self._main)
         kept, self.kept = tuple(self.kept), []
         return kept
 

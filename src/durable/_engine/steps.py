@@ -351,7 +351,7 @@ class Execution:
             once=call.at_most_once,
             signal=call.signal,
             seconds=milliseconds / 1000 if milliseconds else NO_TIME,
-            attempt=max(call.attempts, 1),  # a signal has none
+            attempt=call.attempts or 1,  # a signal has none
         )
         if seq != call.started or call.unordered or call.transacts or call.cleanup or self.journal.kept:
             call.record = self._marked(call, call.record, seq)

@@ -37,12 +37,13 @@ class Compared(Shape):
 
     def state(self, value: Any) -> Mapping[str, Any]:
         """The fields that count."""
-        state = dict(self._shape.state(value))
+        whole = self._shape.state(value)
+        state = dict(whole)
         for name in self._ignored:
             state.pop(name, None)
         for name in self._defaulted:
-            if name in state and self._is_default(state[name], _default, self._class, self._shape, name):
-                del state[name]
+            if name in whole and self._is_default(whole[name], _default, self._class, self._shape, name, whole):
+                state.pop(name, None)
         if isinstance(self._shape, PydanticModel):
             self._without_private_defaults(state)
         return state
@@ -105,13 +106,10 @@ def _of_struct(class_: Any, name: str) -> Any:
     return defaults[place] if place >= 0 else msgspec.NODEFAULT
 
 
-def _default(class_: Any, shape: Shape, name: str) -> Any:
-    """The default of a field, as an instance would have it."""
+def _default(class_: Any, shape: Shape, name: str, state: Mapping[str, Any]) -> Any:
+    """The default of a field, as an instance with this state would have it."""
     if isinstance(shape, StructClass):
         default = _of_struct(class_, name)
         return default.factory() if type(default).__name__ == "Factory" else default
-    default = shape.default(class_, name)
-    if isinstance(shape, AttrsClass):
-        converter = next(field.converter for field in class_.__attrs_attrs__ if field.name == name)
-        return default if converter is None else converter(default)
-    return default
+    before = shape.names[: shape.names.index(name)]
+    return shape.default(class_, name, {known: state[known] for known in before})

@@ -70,10 +70,13 @@ class Shape:
         return _with_beside(value, beside) if beside else value
 
     def _fitted(self, class_: type, state: dict[str, Any]) -> dict[str, Any]:
-        return {name: state[name] if name in state else self.default(class_, name) for name in self.names}
+        fitted: dict[str, Any] = {}
+        for name in self.names:
+            fitted[name] = state[name] if name in state else self.default(class_, name, fitted)
+        return fitted
 
-    def default(self, class_: type, name: str) -> Any:  # noqa: ARG002 -- for those who look
-        """The default of a field."""
+    def default(self, class_: type, name: str, before: Mapping[str, Any]) -> Any:  # noqa: ARG002 -- for those who look
+        """The default of a field, as a new instance would have it, whose fields up to there are `before`."""
         raise Misread(f"it has no {name!r}, and the class no default for it")
 
 
@@ -84,14 +87,14 @@ class DataClass(Shape):
         names = tuple(field.name for field in dataclasses.fields(class_))
         super().__init__(names, in_dict=_in_dict(class_, names))
 
-    def default(self, class_: type, name: str) -> Any:
+    def default(self, class_: type, name: str, before: Mapping[str, Any]) -> Any:
         """Of the field, or by its factory."""
         field = class_.__dataclass_fields__[name]  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
         if field.default is not dataclasses.MISSING:
             return field.default
         if field.default_factory is not dataclasses.MISSING:
             return field.default_factory()
-        return super().default(class_, name)
+        return super().default(class_, name, before)
 
 
 class AttrsClass(Shape):
@@ -111,12 +114,24 @@ class AttrsClass(Shape):
             object.__setattr__(value, "_attrs_cached_hash", None)
         return value
 
-    def default(self, class_: Any, name: str) -> Any:
-        """Of the field, or by its factory."""
-        default = next(field.default for field in class_.__attrs_attrs__ if field.name == name)
-        if getattr(default, "takes_self", False) or default is sys.modules["attr"].NOTHING:
-            return super().default(class_, name)
-        return default.factory() if hasattr(default, "factory") else default
+    def default(self, class_: Any, name: str, before: Mapping[str, Any]) -> Any:
+        """Of the field, or by its factory, and converted."""
+        library: Any = sys.modules["attr"]
+        field: Any = next(field for field in class_.__attrs_attrs__ if field.name == name)
+        default, converter = field.default, field.converter
+        own_way: Any = getattr(library, "Converter", ())  # not in every version
+        if default is library.NOTHING:
+            return super().default(class_, name, before)
+        instance: Any = object.__new__(class_)  # for those that ask it for the fields before them
+        for known, item in before.items():
+            object.__setattr__(instance, known, item)
+        if isinstance(default, library.Factory):
+            default = default.factory(instance) if default.takes_self else default.factory()
+        if converter is None:
+            return default
+        if isinstance(converter, own_way):
+            return converter.__call__(default, instance, field)  # which the instance has, and not its class
+        return converter(default)
 
 
 class StructClass(Shape):
@@ -149,10 +164,10 @@ class NamedTupleClass(Shape):
         beside = state.pop(BESIDE, {})
         return _with_beside(tuple.__new__(class_, self._fitted(class_, state).values()), beside)
 
-    def default(self, class_: Any, name: str) -> Any:
+    def default(self, class_: Any, name: str, before: Mapping[str, Any]) -> Any:
         """Of the field."""
         defaults = class_._field_defaults
-        return defaults[name] if name in defaults else super().default(class_, name)
+        return defaults[name] if name in defaults else super().default(class_, name, before)
 
 
 class PydanticModel(Shape):
@@ -194,12 +209,27 @@ class PydanticModel(Shape):
                 object.__setattr__(value, name, item)
         return _with_beside(value, beside) if beside else value
 
-    def default(self, class_: Any, name: str) -> Any:
-        """Of the field, or by its factory."""
+    def default(self, class_: Any, name: str, before: Mapping[str, Any]) -> Any:
+        """Of the field, or by its factory, and validated where the class wants that."""
         field = class_.__pydantic_fields__[name]
         if field.is_required():
-            return super().default(class_, name)
-        return field.get_default(call_default_factory=True)
+            return super().default(class_, name, before)
+        if getattr(field, "default_factory_takes_validated_data", False):
+            default = field.get_default(call_default_factory=True, validated_data=dict(before))
+        else:
+            default = field.get_default(call_default_factory=True)
+        validates = (
+            class_.model_config.get("validate_default") if field.validate_default is None else field.validate_default
+        )
+        if not validates:
+            return default
+        value = class_.__new__(class_)
+        object.__setattr__(value, "__dict__", dict(before))
+        object.__setattr__(value, "__pydantic_fields_set__", set(before))
+        object.__setattr__(value, "__pydantic_extra__", None)
+        object.__setattr__(value, "__pydantic_private__", None)
+        class_.__pydantic_validator__.validate_assignment(value, name, default)
+        return value.__dict__[name]
 
 
 class EnumClass(Shape):

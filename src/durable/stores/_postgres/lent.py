@@ -91,7 +91,7 @@ class Lent(psycopg.Connection[Any]):
         """Let nothing more be done with it. The error is what keeps the transaction from being committed."""
         self.revoke()
         # In one line: what strikes between two would leave it locked, and the end of the transaction waiting for it.
-        free = self.lock.acquire(timeout=_LONGEST_WAIT) and self.lock.release() is None
+        free = self.lock.acquire(timeout=_LONGEST_WAIT) and self.lock.release() is None  # type: ignore[func-returns-value]
         if not free:
             shut_down(self)  # else the end of the transaction would wait for that statement too
             return TransactionMisused(self._step, _NOT_SOUND[TransactionStatus.ACTIVE])
