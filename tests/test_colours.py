@@ -27,7 +27,6 @@ LEAVES = {
         "_forgotten",
         "_mapped",
         "_called",
-        "_drawn",
         "_admitted",
         "_attempted",
         "_checkpointed",

@@ -86,12 +86,9 @@ class BlockingDriver(Driver):
     def _called(self, name: str, key: str | None, body: Body, amid: InFlight | None = None) -> Any:
         """What the step gives; `amid` is what is in flight where the call was handed on, if it was."""
         fingerprint = self._fingerprint(name, key, body)
-        call = self._drawn(name, key, body, fingerprint, amid)
+        # In one line, as in `_locks`: nothing can strike between the call and the end of the block.
+        with self._lock: call = self._draw(name, key, body, fingerprint, threading.current_thread(), amid)  # noqa: E701  # fmt: skip
         return self._rested(call, body) if body.rests else self._driven(call, body)
-
-    @locked
-    def _drawn(self, name: str, key: str | None, body: Body, fingerprint: str, amid: InFlight | None) -> Call:
-        return self._draw(name, key, body, fingerprint, threading.current_thread(), amid)
 
     def _mapped(self, every: Items, called: Callable[[str, Any], Any]) -> list[Any]:
         return mapped(every, called)

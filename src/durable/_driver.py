@@ -109,6 +109,7 @@ class Driver:
         self._store = store
         self._codec = codec
         self._check_promise: Callable[..., None] | None = getattr(codec, "check_promise", None)
+        self._promised: object = None  # the promise that was looked at last, and can be kept
         self._clock = clock
         self._runs = runs
         self._terms = terms
@@ -177,8 +178,9 @@ class Driver:
             checked_name("a step's key", key)
         if not callable(cast(object, fn)):
             raise InvalidArgument(f"step {name!r}: {called_too_early(fn)}")
-        if body.annotation is not None and self._check_promise is not None:
+        if body.annotation is not None and body.annotation is not self._promised and self._check_promise is not None:
             self._check_promise(body.annotation, what=f"the result of step {name!r}")
+            self._promised = body.annotation
         if kwargs:  # charge(order) and charge(order=order) are the same call
             bound = inspect.signature(fn).bind(*args, **kwargs)
             args, kwargs = bound.args, bound.kwargs

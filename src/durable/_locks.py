@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from types import CodeType, FunctionType
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
 
-__all__ = ["locked"]
+__all__ = ["is_locked", "locked"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -25,8 +26,27 @@ def locked(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
     All in one line: a trace function, and what it raises, comes between two lines, also where a block is being left.
     """
 
-    @functools.wraps(method)
     def under_lock(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with self._lock: return method(self, *args, **kwargs)  # noqa: E701  # pyright: ignore[reportPrivateUsage]  # fmt: skip
 
-    return under_lock
+    # The same for a method of one and of two arguments, called several times a step: packing them costs as much again.
+    def of_one(self: Any, one: Any, /) -> Any:
+        with self._lock: return call(self, one)  # noqa: E701  # fmt: skip
+
+    def of_two(self: Any, one: Any, two: Any, /) -> Any:
+        with self._lock: return call(self, one, two)  # noqa: E701  # fmt: skip
+
+    call: Any = method
+    wrappers: dict[int, Any] = {2: of_one, 3: of_two}
+    code, optional = call.__code__, call.__defaults__ or call.__code__.co_kwonlyargcount
+    wrapper = under_lock if optional else wrappers.get(code.co_argcount, under_lock)
+    _codes.add(wrapper.__code__)
+    return cast(Callable[Concatenate[S, P], R], functools.wraps(method)(wrapper))
+
+
+def is_locked(function: FunctionType) -> bool:
+    """Whether this is a method under its lock."""
+    return function.__code__ in _codes
+
+
+_codes: Final = set[CodeType]()

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, Self, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from durable._locks import locked
+from durable._locks import is_locked, locked
 
 __all__ = ["Host", "Thread", "Threading", "rebound", "wait"]
 
@@ -342,9 +342,6 @@ class Threading:
         return self.host
 
 
-_UNDER_LOCK = locked(lambda _: None).__code__
-
-
 def rebound(class_: C, names: Mapping[str, Any]) -> C:
     """The class with other meanings for some of its module's names: its own code, and nothing of the module is changed."""
     methods: dict[str, Any] = {}
@@ -361,7 +358,7 @@ def rebound(class_: C, names: Mapping[str, Any]) -> C:
 def with_names(function: types.FunctionType, names: Mapping[str, Any]) -> types.FunctionType:
     """The function with other meanings for some of its module's names; of a method under a lock, the method itself."""
     method = getattr(function, "__wrapped__", None)
-    if isinstance(method, types.FunctionType) and function.__code__ is _UNDER_LOCK:
+    if isinstance(method, types.FunctionType) and is_locked(function):
         return locked(with_names(method, names))  # type: ignore[return-value]
     inner: types.FunctionType = inspect.unwrap(function)  # not its border: see `durable._border`
     if not names.keys() & set(_names_of(inner.__code__)):
