@@ -9,12 +9,16 @@ from typing import Any
 from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
+from msgspec.structs import replace
+
 from durable import _colours
 from durable._decorator import current_frame
-from durable._engine import leases, runs
+from durable._engine import cuts, leases, runs
 from durable._engine.batches import Entry
+from durable._engine.blame import InFlight
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
+from durable._engine.steps import Execution
 from durable._map import Items, mapped_async
 from durable.stores._postgres import commits
 from durable.stores._postgres.commits import Statements
@@ -236,6 +240,48 @@ def _taken_for_undone(self: Any, _: Any, problem: Any) -> None:
     raise self._lost(problem)
 
 
+# -- failing and being left -------------------------------------------------------------------------------------------
+
+
+def _recorded_after(self: Journal, tags: frozenset[str]) -> tuple[str, ...]:
+    """The steps that have a value, and were recorded after a step whose exception ended the run."""
+    order = list(self._settled)
+    failed = [place for place, key in enumerate(order) if key in tags]
+    return tuple(key for key in order[min(failed, default=len(order)) :] if self._settled[key].ok)
+
+
+_marked = Execution._marked
+_call = Execution.call
+_retried = cuts.cut
+
+
+def _marked_without_epoch(self: Execution, *args: Any) -> Any:
+    return replace(_marked(self, *args), left=None)
+
+
+def _called_all_the_same(self: Execution, *args: Any, **options: Any) -> Any:
+    given: list[Any] = [replace(arg, interruption=None) if isinstance(arg, InFlight) else arg for arg in args]
+    return _call(self, *given, **options)
+
+
+def _cut_of_one(journal: Any, from_step: str | None = None, *, run_id: str = "?") -> Any:
+    """The step itself, and nothing that started after it."""
+    found = _retried(journal, from_step, run_id=run_id)
+    if from_step is None:
+        return found
+    seqs = tuple(record.seq for record in journal if record.seq in found.seqs and record.key == from_step)
+    return cuts.Cut((from_step,), seqs)
+
+
+def _forgotten_but_for_clean_up(self: Journal, left: dict[str, Any]) -> None:
+    kept = {key: record for key, record in self._settled.items() if record.cleanup}
+    _forget(self, left)
+    self._settled |= kept
+
+
+_forget = Journal._forget
+
+
 # What the simulation has found in the product: with the mend undone, their files in the corpus fail again.
 MENDED = [
     Bug(
@@ -294,4 +340,14 @@ BUGS = [
         patches=[(life, "body_on_a_thread", _with_the_late_body)],
         first=250,
     ),
+    Bug("judged by journal order", 1000, patches=[(Journal, "drawn_amid", _recorded_after)]),
+    Bug("marks without an epoch", 3000, patches=[(Execution, "_marked", _marked_without_epoch)]),
+    Bug(
+        "the flag read after the grant",
+        1000,
+        patches=[(sql, "_needs_decision", _never), (runs, "_is_undecided", _never)],
+    ),
+    Bug("steps begun amid Ctrl-C", 1000, patches=[(Execution, "call", _called_all_the_same)]),
+    Bug("a retry that keeps what came after", 1000, patches=[(cuts, "cut", _cut_of_one)]),
+    Bug("clean-up that is kept", 1000, patches=[(Journal, "_forget", _forgotten_but_for_clean_up)]),
 ]

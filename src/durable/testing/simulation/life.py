@@ -313,5 +313,8 @@ class _Store(_RealStore):  # type: ignore[misc]
         cast(Any, super()).__init__("postgresql://simulated", _NAMES, clock=life.clock)
         self._sql = _SQL
 
+    def _query(self, name: str, **_: str) -> bytes:
+        return name.encode()
+
     def _new_process(self) -> Any:
         return _OwnProcess(self._life.connections, _SQL, self._life.clock, _MOST_TRANSACTIONS)

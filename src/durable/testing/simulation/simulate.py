@@ -9,7 +9,16 @@ from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from durable.errors import AmbiguousKey, DurableError, RunCancelled, StepFailed, WorkflowDrift
+from durable._control import retry
+from durable.errors import (
+    AmbiguousKey,
+    DurableError,
+    InvalidArgument,
+    RetryRefused,
+    RunCancelled,
+    StepFailed,
+    WorkflowDrift,
+)
 from durable.testing.simulation import programs
 from durable.testing.simulation.bodies import Bodies
 from durable.testing.simulation.history import Broken, History
@@ -27,6 +36,7 @@ _PATIENCE: Final = 90.0  # seconds after the last trouble, in which every run mu
 _AFTERWARDS: Final = 4.0  # seconds, in which what is late still arrives
 _MOST_EVENTS: Final = 60_000
 _SHARED_MACHINES: Final = 0.4
+_AGAIN: Final = frozenset({"gather", "guard", "interruption"})  # what lets bodies begin more often
 _RENAMED: Final = 500  # added to the site of a step that has another name
 
 
@@ -38,6 +48,7 @@ class Conditions(NamedTuple):
     early: bool = False
 
 
+_MENDED: Final = (ValueError, StepFailed, KeyboardInterrupt, asyncio.CancelledError)  # after which a run is retried
 _AS_IT_SHOULD_BE: Final = Conditions()
 
 
@@ -81,6 +92,8 @@ class _World:
         self.places = [_Place(self, number) for number in range(len(scenario.slots))]
         self.faults: Counter[str] = Counter()
         self.failed: Counter[tuple[str, int]] = Counter()  # how often a body has failed
+        self.interrupted: Counter[tuple[str, int]] = Counter()  # how often Ctrl-C came there
+        self.retried: set[int] = set()  # runs that were retried without need
         self.signalled: set[tuple[int, str]] = set()
         self.shares = self.timeline.chance(3) < _SHARED_MACHINES
         self.renamed = False  # whether any code was changed so that its records no longer fit
@@ -177,7 +190,7 @@ class _World:
                     count(name, branch)
 
         for n, run in enumerate(self.scenario.runs):
-            if not run.cancelled_at and not any(op.kind == "gather" for op in run.ops):
+            if not run.cancelled_at and not any(op.kind in _AGAIN for op in run.ops):
                 count(f"r{n}", run.ops)
         return due
 
@@ -262,6 +275,12 @@ class _Place:
         failed[run, op.site] += fails
         return fails
 
+    def interrupts(self, run: str, op: Op) -> bool:
+        interrupted = self.world.interrupted
+        comes = interrupted[run, op.site] < op.interrupts
+        interrupted[run, op.site] += comes
+        return comes
+
     def blind(self, op: Op, outcome: Any) -> bool:
         """See `bodies.Place`: the name is an automatic key, and with a thunk there are no arguments to tell."""
         world = self.world
@@ -331,6 +350,10 @@ class _Place:
             problem = asyncio.CancelledError() if task.cancelled() else task.exception()
             if self._is_over(run, spec, task.result() if problem is None else None, problem):
                 return
+            if (step := self._retried_from(run, spec, problem)) is not None:
+                done = life.loop.create_future()
+                Thread(life, self._retry, (life, run, step, done.set_result)).start()
+                await done
             tries += 1
             await life.clock.asleep(min(1.0, 0.02 * 2**tries))
 
@@ -349,12 +372,36 @@ class _Place:
                     on_conflict="wait" if waits else "raise",
                     lease=self.lease,
                 )
-            except Exception as raised:
+            except (Exception, KeyboardInterrupt) as raised:
                 problem = raised
             if self._is_over(run, spec, value, problem):
                 return
+            if (step := self._retried_from(run, spec, problem)) is not None:
+                self._retry(life, run, step)
             tries += 1
             life.clock.sleep(min(1.0, 0.02 * 2**tries))
+
+    def _retried_from(self, run: int, spec: Run, problem: BaseException | None) -> str | None:
+        """From which step the run is to be retried now ("": what it was refused for); None if it is not to be."""
+        world, keys = self.world, {op.site: f"k{op.site}" if op.keyed else op.name for op in _every(spec.ops)}
+        if isinstance(problem, RetryRefused):
+            return keys.get(spec.decided_from, "")
+        if spec.retried_from in keys and run not in world.retried and isinstance(problem, _MENDED):
+            world.retried.add(run)
+            return keys[spec.retried_from]
+        return None
+
+    def _retry(self, life: Life, run: int, step: str, done: Callable[[None], object] = lambda _: None) -> None:
+        try:
+            retry(life.store, f"r{run}", from_step=step or None, even_effects=True)
+        except DurableError as problem:
+            self.history.seen[f"retry: {type(problem).__name__}"] += 1
+            if step and isinstance(problem, InvalidArgument):  # that step is not recorded: by name, then
+                self._retry(life, run, "", done)
+                return
+        else:
+            self.history.seen["retry: done"] += 1
+        done(None)
 
     def _is_over(self, run: int, spec: Run, value: Any, problem: BaseException | None) -> bool:
         """Whether the caller has what he wanted."""
@@ -371,7 +418,12 @@ class _Place:
             case WorkflowDrift():
                 self.changed = 0 if self.changed else 2
                 over = self.history.drifted(name, renamed=self.world.renamed)
-            case DurableError() | ValueError() | StepFailed() | ExceptionGroup() | asyncio.CancelledError():
+            case RetryRefused():
+                self.history.refused(name, problem.steps)
+                over = False
+            case DurableError() | ValueError() | StepFailed() | ExceptionGroup():
+                over = False
+            case asyncio.CancelledError() | KeyboardInterrupt():
                 over = False
             case _:
                 raise problem

@@ -175,6 +175,24 @@ def _read_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
     return Result(rows, len(rows))
 
 
+def _load(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    run = tables.snapshots.visible(values["id"], statement)
+    rows: list[tuple[Any, ...]] = []
+    if run is not None:
+        rows.append((None, "", "header", _encode(run.snapshot).decode(), None, 0))
+    for seq in sorted(tables.seqs.get(values["id"], ())):
+        step = tables.steps.visible((values["id"], seq), statement)
+        if step is not None:
+            rows.append((seq, step.key, step.kind, step.record, step.created_at, step.epoch))
+    return Result(rows, len(rows))
+
+
+def _why_nothing(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    return Result([(False, _has_journal(tables, statement, values["id"]))], 1)
+
+
 def _has_journal(tables: Tables, statement: Statement, run_id: str) -> bool:
     return any(tables.steps.visible((run_id, seq), statement) is not None for seq in tables.seqs.get(run_id, ()))
 
@@ -483,6 +501,9 @@ STATEMENTS: Final[dict[str, Verb]] = {
     "cancel_batch": _cancel_batch,
     "signal_batch": _signal_batch,
     "receive_batch": _receive_batch,
+    # of whole snapshots
+    "load": _load,
+    "why_nothing": _why_nothing,
     # A user's own, in the body of a transaction.
     "move": _move,
     "effect": _effect,
