@@ -9,9 +9,10 @@ from typing import Any
 from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
+from greenlet import GreenletExit
 from msgspec.structs import replace
 
-from durable import _colours
+from durable import _colours, _run
 from durable._decorator import current_frame
 from durable._engine import cuts, leases, runs
 from durable._engine.batches import Entry
@@ -20,9 +21,11 @@ from durable._engine.journal import Journal
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
 from durable._map import Items, mapped_async
+from durable.errors import StoreUnavailable
 from durable.stores._postgres import commits
 from durable.stores._postgres.commits import Statements
-from durable.testing.simulation import life
+from durable.stores._postgres.writer import Writer
+from durable.testing.simulation import life, threads
 from durable.testing.simulation import statements as sql
 from durable.testing.simulation.database import POINT
 from durable.testing.simulation.life import acting
@@ -282,6 +285,46 @@ def _forgotten_but_for_clean_up(self: Journal, left: dict[str, Any]) -> None:
 _forget = Journal._forget
 
 
+# -- threads, neighbours, cancellations -----------------------------------------------------------------------------------
+
+
+_kept_up = life.kept_up
+_answered = Writer._answered
+
+
+def _of_one_life(name: str, turn: Any, _: Any) -> Any:
+    """A thread that is ended by what one of its turns raises, and is not missed."""
+    thread = _kept_up(name, turn, _ended)
+    thread.is_alive = lambda: True
+    return thread
+
+
+def _ended(problem: Exception) -> None:
+    raise GreenletExit from problem
+
+
+def _not_started(name: str, turn: Any, failed: Any) -> Any:
+    """One that could not be started is taken for started."""
+    try:
+        return _kept_up(name, turn, failed)
+    except StoreUnavailable:
+        thread = threads.Thread(acting(), turn)
+        thread.is_alive = lambda: True  # type: ignore[method-assign]
+        return thread
+
+
+def _sent_for_ever(self: Writer, jobs: Any, answers: Any) -> Any:
+    """What was dropped is sent again, however often."""
+    for job in jobs:
+        job.vanished = False
+    return _answered(self, jobs, answers)
+
+
+async def _not_seen_through(waited: Any, _: float) -> Any:
+    """A second cancellation is no reason to wait on."""
+    return await waited
+
+
 # What the simulation has found in the product: with the mend undone, their files in the corpus fail again.
 MENDED = [
     Bug(
@@ -349,5 +392,9 @@ BUGS = [
     ),
     Bug("steps begun amid Ctrl-C", 1000, patches=[(Execution, "call", _called_all_the_same)]),
     Bug("a retry that keeps what came after", 1000, patches=[(cuts, "cut", _cut_of_one)]),
+    Bug("a thread of one life", 1000, patches=[(life, "kept_up", _of_one_life)]),
+    Bug("a thread that did not start", 1000, patches=[(life, "kept_up", _not_started)]),
+    Bug("a dropped row is sent for ever", 1000, patches=[(life._Writer, "_answered", _sent_for_ever)]),
+    Bug("a second cancellation keeps the lease", 2000, patches=[(_run, "see_through", _not_seen_through)]),
     Bug("clean-up that is kept", 1000, patches=[(Journal, "_forget", _forgotten_but_for_clean_up)]),
 ]

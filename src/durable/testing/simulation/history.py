@@ -25,6 +25,7 @@ CANCELLED: Final = "a cancellation"
 INTERRUPTED: Final = "Ctrl-C"
 
 _MOST_DRIFTS: Final = 6
+_MOST_DROPS: Final = 3  # of one record: its sending, one repetition, and one more where a reply was lost
 
 # Situations that a large number of seeds must have led to: else what is said of them was never looked at.
 SOMETIMES: Final = (
@@ -40,9 +41,11 @@ SOMETIMES: Final = (
     "a lease taken away by cancel",
     "a record of kind attempt",
     "a record of kind failure",
+    "a record that was dropped",
     "a run that is cancelled",
     "a run that is completed",
     "a run that is failed",
+    "a run that is free when it is left",
     "a run that two versions of its code have spoilt",
     "a stopped run taken up by a claim that nobody waits for any more",
     "a take-over",
@@ -73,6 +76,7 @@ SOMETIMES: Final = (
     "run: OutcomeUnknown",
     "run: RecordsLost",
     "run: RetryRefused",
+    "run: SchemaMismatch",
     "run: RunCancelled",
     "run: StepTimeout",
     "run: StoreUnavailable",
@@ -328,6 +332,13 @@ class History:
                 raise self._broken("leaving", f"{what} ran while its workflow was being left")
         return False
 
+    def left_by(self, run: str, mark: str) -> None:
+        """`run` has been cancelled and left in this process, where nothing else goes wrong: its id is free."""
+        lease = self._tables.locks.committed(run)
+        self.seen["a run that is free when it is left"] += 1
+        if lease is not None and (lease.owner_token or "").partition(":")[2].partition(".")[0] == mark:
+            raise self._broken("free", f"{run} was cancelled and has been left, and its lease is kept: {lease}")
+
     def refused(self, run: str, keys: tuple[str, ...]) -> None:
         """`run` was refused until it is decided what becomes of these steps: each was called while something was in flight."""
         for key in keys:
@@ -572,6 +583,10 @@ class History:
         """
         for answer in self._answers:
             self._check(answer)
+        for record, times in self._tables.dropped.items():
+            self.seen["a record that was dropped"] += 1
+            if times > _MOST_DROPS:
+                raise self._broken("dropped", f"{record} was dropped {times} times, and was sent again each time")
         for run, may_be_cancelled in runs.items():
             header = self._tables.snapshots.committed(run)
             status = None if header is None else header.status

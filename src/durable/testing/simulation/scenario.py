@@ -102,7 +102,7 @@ HOWS: Final = {
     "caught": "where a cancellation came, which is caught",
 }
 
-# Each kind of fault with the occasions that are counted (an event of a process, a request, a body, seconds).
+# Each kind of fault with the occasions that are counted (an event, a request, a body, a thread's start or turn, seconds).
 FAULTS: Final = {
     "kill": "event",
     "pause": "event",
@@ -118,7 +118,12 @@ FAULTS: Final = {
     "restart": "time",
     "fail over": "time",
     "starve": "time",
+    "no thread": "thread",
+    "turn fails": "turn",
+    "cancel again": "event",
+    "drop rows": "time",
 }
+_LATER: Final = ("no thread", "turn fails", "cancel again", "drop rows")  # drawn apart, as failing paths are
 
 _EVENTS: Final = 90  # of a process, within which most of what matters happens
 _REQUESTS: Final = 14
@@ -148,11 +153,31 @@ def generated(seed: int) -> Scenario:
         scenario.slow = draw.choice((0.02, 0.1))
     if draw.random() < 0.4:
         scenario.stalls = draw.choice((0.03, 0.1, 0.3))
-    mix = draw.sample(sorted(FAULTS), draw.choice((1, 2, 3)))
+    mix = draw.sample(sorted(FAULTS.keys() - set(_LATER)), draw.choice((1, 2, 3)))
     for _ in range(draw.choice((0, 1, 1, 2, 2, 3, 4, 6))):
         scenario.faults.append(_fault(draw, draw.choice(mix), slots, scenario.lease))
     _add_failing_paths(Random(seed + _OTHER_CHANCE), scenario)  # noqa: S311
+    _add_faults(Random(seed + 2 * _OTHER_CHANCE), scenario)  # noqa: S311
     return scenario
+
+
+def _add_faults(draw: Random, scenario: Scenario) -> None:
+    if draw.random() < _STRAIGHT:
+        return
+    for kind in draw.choices(_LATER, k=draw.choice((1, 1, 2))):
+        slot = draw.randrange(len(scenario.slots))
+        match kind:
+            case "no thread":
+                scenario.faults.append(Fault(kind, slot, draw.randrange(1, 7)))
+            case "turn fails":
+                scenario.faults.append(Fault(kind, slot, draw.randrange(1, 30)))
+            case "cancel again":
+                scenario.faults.append(Fault(kind, slot, draw.randrange(1, _EVENTS), draw.choice((1, 2, 20))))
+                if draw.random() < _STRAIGHT:  # alone, so that nothing else keeps a lease
+                    scenario.faults, scenario.slow, scenario.stalls = scenario.faults[-1:], 0.0, 0.0
+            case _:
+                at = round(draw.random() * draw.choice((0.05, 0.5, 3.0)), 4)
+                scenario.faults.append(Fault(kind, -1, at, draw.choice((1, 2, 3, 6))))
 
 
 def _add_failing_paths(draw: Random, scenario: Scenario) -> None:

@@ -36,7 +36,9 @@ _PATIENCE: Final = 90.0  # seconds after the last trouble, in which every run mu
 _AFTERWARDS: Final = 4.0  # seconds, in which what is late still arrives
 _MOST_EVENTS: Final = 60_000
 _SHARED_MACHINES: Final = 0.4
+_CANCELS: Final = frozenset({"cancel await", "cancel again"})
 _AGAIN: Final = frozenset({"gather", "guard", "interruption"})  # what lets bodies begin more often
+_ANOTHER: Final = 0.0002  # seconds until the next of several cancellations
 _RENAMED: Final = 500  # added to the site of a step that has another name
 
 
@@ -171,10 +173,18 @@ class _World:
                 self.signalled = {sent for sent in self.signalled if sent[1] == "cancel"}
                 for place in self.places:  # the senders look whether what they sent is still there
                     place.send_signals(0.5)
+            case "drop rows":
+                self.server.tables.drops[0] += int(fault.amount)
             case "starve":
                 self.places[fault.slot].starved_until = self.timeline.now + fault.amount
             case never:
                 raise AssertionError(never)
+
+    @property
+    def only_cancels(self) -> bool:
+        """Whether nothing but cancellations goes wrong, so that no lease may be kept."""
+        scenario = self.scenario
+        return not (scenario.slow or scenario.stalls) and all(fault.kind in _CANCELS for fault in scenario.faults)
 
     def _is_calm(self) -> bool:
         return not (self.scenario.faults or self.scenario.slow or self.scenario.stalls)
@@ -208,7 +218,7 @@ class _Place:
         self.slow, self.lease = scenario.slow, scenario.lease
         self.skew, self.drift = slot.skew, slot.drift
         self.starved_until = 0.0
-        self.requests = self.messages = self.bodies = self.events = 0
+        self.requests = self.messages = self.bodies = self.events = self.threads = self.turns = 0
         self.calls = self.every_call()
         self.changed = 0  # how the code differs
         self.life: Life | None = None
@@ -218,6 +228,8 @@ class _Place:
         self._at_events = _by_occasion(mine, "event")
         self._at_requests = _by_occasion(mine, "request")
         self._at_bodies = _by_occasion(mine, "body")
+        self._at_threads = _by_occasion(mine, "thread")
+        self._at_turns = _by_occasion(mine, "turn")
 
     def every_call(self) -> dict[int, tuple[float, bool]]:
         """Each run that is to be called here: how long after the start, and whether the caller waits."""
@@ -294,6 +306,19 @@ class _Place:
         self.world.struck(faults[0], faults[0].amount)
         return faults[0].amount
 
+    def lacks_thread(self) -> bool:
+        self.threads += 1
+        return self._comes_to(self._at_threads, self.threads)
+
+    def turn_fails(self) -> bool:
+        self.turns += 1
+        return self._comes_to(self._at_turns, self.turns)
+
+    def _comes_to(self, faults: dict[int, list[Fault]], number: int) -> bool:
+        for fault in faults.get(number, ()):
+            self.world.struck(fault)
+        return number in faults
+
     def server_shows_dead(self, owner: str | None) -> bool:
         lives = {place.life.mark for place in self.world.places if place.life is not None and not place.life.dead}
         return self.world.shares and owner is not None and owner not in lives
@@ -309,16 +334,23 @@ class _Place:
             case "pause":
                 self.world.struck(fault, fault.amount)
                 life.paused_until = max(life.paused_until, self.timeline.now + fault.amount)
-            case "cancel await":
+            case "cancel await" | "cancel again":
                 running = [task for task in self.running if not task.done()]
                 if running:
                     self.world.struck(fault)
-                    running[self.events % len(running)].cancel()
+                    self._cancel_task(life, running[self.events % len(running)], int(fault.amount))
             case "step clock":
                 self.world.struck(fault)
                 self.skew += fault.amount
             case never:
                 raise AssertionError(never)
+
+    def _cancel_task(self, life: Life, task: asyncio.Task[Any], more: int) -> None:
+        """Now, and then so many times more, as anyio does: while what it holds is being given back."""
+        if not task.done():
+            task.cancel()
+            if more:
+                life.after(_ANOTHER, self._cancel_task, life, task, more - 1)
 
     def _workflow(self, run: int, spec: Run, make: Callable[..., Any]) -> Any:
         ops = spec.ops
@@ -348,6 +380,8 @@ class _Place:
             await asyncio.wait([task])
             self.running.remove(task)
             problem = asyncio.CancelledError() if task.cancelled() else task.exception()
+            if task.cancelled() and self.world.only_cancels:
+                self.history.left_by(f"r{run}", life.mark)
             if self._is_over(run, spec, task.result() if problem is None else None, problem):
                 return
             if (step := self._retried_from(run, spec, problem)) is not None:
