@@ -509,9 +509,8 @@ class AsyncRun(_Either):
         if lease is not None:
             self._is_back(lease)
             if isinstance(reason, GeneratorExit):  # the coroutine is being closed, and may not wait any more
-                with contextlib.suppress(
-                    RuntimeError, DurableError
-                ):  # nor ask where the event loop is gone: the lease ends
+                # Nor can it ask where the event loop is gone, or no thread can be started: the lease ends.
+                with contextlib.suppress(RuntimeError, DurableError):
                     self._store.aio.release(lease, status)
                 return
             try:
