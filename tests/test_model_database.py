@@ -36,6 +36,7 @@ def a_claim(run_id: str = "r", random: str = "x.1", **changes: Any) -> dict[str,
         "function": None,
         "version": 1,
         "input_hash": None,
+        "amends": False,
         "after_failure": True,
         "may_create": True,
         "header": {
