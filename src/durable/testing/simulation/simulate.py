@@ -91,6 +91,9 @@ class _World:
             self.timeline, scenario.stalls, conditions.statements, conditions.keys, early=conditions.early
         )
         self.history = History(self.server)
+        self.history.repeats = bool(scenario.slow or scenario.stalls) or any(
+            FAULTS[fault.kind] in ("request", "time") and fault.kind != "drop rows" for fault in scenario.faults
+        )
         self.places = [_Place(self, number) for number in range(len(scenario.slots))]
         self.faults: Counter[str] = Counter()
         self.failed: Counter[tuple[str, int]] = Counter()  # how often a body has failed
