@@ -456,9 +456,8 @@ class History:
             if old is not None and old.kind == Kind.STEP and (value := _outcome(old.record).value) in self._drawn
         }
         if aside.from_step and not self.forgets:
-            origin = next(
-                (values[s] for s in values if s in aside.seqs and self._key(values[s]) == aside.from_step), None
-            )
+            keyed = [s for s in aside.seqs if s in values and self._key(values[s]) == aside.from_step]
+            origin = values[max(keyed)] if keyed else None  # clean-up has a record of each execution
             known_at = self._moment if origin is None else self._first_told.get(origin, self._moment)
             for seq, value in values.items():
                 drawn = self._drawn[value]
