@@ -9,16 +9,23 @@ from typing import Any
 from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
-from durable import _colours
+from greenlet import GreenletExit
+from msgspec.structs import replace
+
+from durable import _colours, _run
 from durable._decorator import current_frame
-from durable._engine import leases, runs
+from durable._engine import cuts, leases, runs
 from durable._engine.batches import Entry
+from durable._engine.blame import InFlight
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
+from durable._engine.steps import Execution
 from durable._map import Items, mapped_async
+from durable.errors import StoreUnavailable
 from durable.stores._postgres import commits
 from durable.stores._postgres.commits import Statements
-from durable.testing.simulation import life
+from durable.stores._postgres.writer import Writer
+from durable.testing.simulation import life, threads
 from durable.testing.simulation import statements as sql
 from durable.testing.simulation.database import POINT
 from durable.testing.simulation.life import acting
@@ -236,6 +243,88 @@ def _taken_for_undone(self: Any, _: Any, problem: Any) -> None:
     raise self._lost(problem)
 
 
+# -- failing and being left -------------------------------------------------------------------------------------------
+
+
+def _recorded_after(self: Journal, tags: frozenset[str]) -> tuple[str, ...]:
+    """The steps that have a value, and were recorded after a step whose exception ended the run."""
+    order = list(self._settled)
+    failed = [place for place, key in enumerate(order) if key in tags]
+    return tuple(key for key in order[min(failed, default=len(order)) :] if self._settled[key].ok)
+
+
+_marked = Execution._marked
+_call = Execution.call
+_retried = cuts.cut
+
+
+def _marked_without_epoch(self: Execution, *args: Any) -> Any:
+    return replace(_marked(self, *args), left=None)
+
+
+def _called_all_the_same(self: Execution, *args: Any, **options: Any) -> Any:
+    given: list[Any] = [replace(arg, interruption=None) if isinstance(arg, InFlight) else arg for arg in args]
+    return _call(self, *given, **options)
+
+
+def _cut_of_one(journal: Any, from_step: str | None = None, *, run_id: str = "?") -> Any:
+    """The step itself, and nothing that started after it."""
+    found = _retried(journal, from_step, run_id=run_id)
+    if from_step is None:
+        return found
+    seqs = tuple(record.seq for record in journal if record.seq in found.seqs and record.key == from_step)
+    return cuts.Cut((from_step,), seqs)
+
+
+def _forgotten_but_for_clean_up(self: Journal, left: dict[str, Any]) -> None:
+    kept = {key: record for key, record in self._settled.items() if record.cleanup}
+    _forget(self, left)
+    self._settled |= kept
+
+
+_forget = Journal._forget
+
+
+# -- threads, neighbours, cancellations -----------------------------------------------------------------------------------
+
+
+_kept_up = life.kept_up
+_answered = Writer._answered
+
+
+def _of_one_life(name: str, turn: Any, _: Any) -> Any:
+    """A thread that is ended by what one of its turns raises, and is not missed."""
+    thread = _kept_up(name, turn, _ended)
+    thread.is_alive = lambda: True
+    return thread
+
+
+def _ended(problem: Exception) -> None:
+    raise GreenletExit from problem
+
+
+def _not_started(name: str, turn: Any, failed: Any) -> Any:
+    """One that could not be started is taken for started."""
+    try:
+        return _kept_up(name, turn, failed)
+    except StoreUnavailable:
+        thread = threads.Thread(acting(), turn)
+        thread.is_alive = lambda: True  # type: ignore[method-assign]
+        return thread
+
+
+def _sent_for_ever(self: Writer, jobs: Any, answers: Any) -> Any:
+    """What was dropped is sent again, however often."""
+    for job in jobs:
+        job.vanished = False
+    return _answered(self, jobs, answers)
+
+
+async def _not_seen_through(waited: Any, _: float) -> Any:
+    """A second cancellation is no reason to wait on."""
+    return await waited
+
+
 # What the simulation has found in the product: with the mend undone, their files in the corpus fail again.
 MENDED = [
     Bug(
@@ -294,4 +383,18 @@ BUGS = [
         patches=[(life, "body_on_a_thread", _with_the_late_body)],
         first=250,
     ),
+    Bug("judged by journal order", 1000, patches=[(Journal, "drawn_amid", _recorded_after)]),
+    Bug("marks without an epoch", 3000, patches=[(Execution, "_marked", _marked_without_epoch)]),
+    Bug(
+        "the flag read after the grant",
+        1000,
+        patches=[(sql, "_needs_decision", _never), (runs, "_is_undecided", _never)],
+    ),
+    Bug("steps begun amid Ctrl-C", 1000, patches=[(Execution, "call", _called_all_the_same)]),
+    Bug("a retry that keeps what came after", 1000, patches=[(cuts, "cut", _cut_of_one)]),
+    Bug("a thread of one life", 1000, patches=[(life, "kept_up", _of_one_life)]),
+    Bug("a thread that did not start", 1000, patches=[(life, "kept_up", _not_started)]),
+    Bug("a dropped row is sent for ever", 1000, patches=[(life._Writer, "_answered", _sent_for_ever)]),
+    Bug("a second cancellation keeps the lease", 2000, patches=[(_run, "see_through", _not_seen_through)]),
+    Bug("clean-up that is kept", 1000, patches=[(Journal, "_forget", _forgotten_but_for_clean_up)]),
 ]

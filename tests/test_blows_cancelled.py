@@ -1,4 +1,4 @@
-"""A cancellation at every suspension: once, twice, at every one from there on, and by a scope of anyio."""
+"""FAULTS 173: a cancellation at every suspension: once, twice, at every one from there on, and by a scope of anyio."""
 
 # pyright: reportUnknownLambdaType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # (`execute` takes workflows of either colour, as Any.)

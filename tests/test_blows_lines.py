@@ -1,4 +1,4 @@
-"""An exception at every line of the library that a blocking run executes, as a signal handler may raise it anywhere."""
+"""FAULTS 173: an exception at every line of the library that a blocking run executes, as a signal handler may raise it anywhere."""
 
 # pyright: reportUnknownLambdaType=false, reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # (`execute` takes workflows of either colour, as Any.)

@@ -1,4 +1,4 @@
-"""A stack that ends somewhere in the midst of a step: the run ends, and others run."""
+"""FAULTS 173: a stack that ends somewhere in the midst of a step: the run ends, and others run."""
 
 # pyright: reportUnknownLambdaType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # (`execute` takes workflows of either colour, as Any.)

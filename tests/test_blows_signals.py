@@ -1,4 +1,4 @@
-"""Real signals, at random moments of a run: what their handler raises comes out as itself, and nothing is left behind."""
+"""FAULTS 173: real signals, at random moments of a run: what their handler raises comes out as itself, and nothing is left behind."""
 
 # pyright: reportUnknownLambdaType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # (`execute` takes workflows of either colour, as Any.)

@@ -1,4 +1,4 @@
-"""A fault at every line of each thread of ours, a thread that cannot be started, and log handlers that raise or take long."""
+"""FAULTS 170: a fault at every line of each thread of ours, a thread that cannot be started, and log handlers that raise or take long."""
 
 # pyright: reportUnknownLambdaType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # (`execute` takes workflows of either colour, as Any.)
@@ -141,6 +141,26 @@ def test_a_thread_that_cannot_be_started(victim: str, database: Database, monkey
     assert came == _RESULT or (isinstance(came, durable.StoreUnavailable) and "thread" in str(came))
     assert _ran(store, "r") == _RESULT
     assert _ran(store, "another") == _RESULT
+
+
+def test_a_lease_that_no_thread_can_give_back(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the run has come to is told, and not that; its process may take it up again at once. (Found by the simulation.)"""
+    lives: list[str] = []
+
+    def refuses(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def workflow(_step: Any, deps: Any) -> str:
+        lives.append("begun")
+        if len(lives) == 1:  # nothing was recorded: the writer of small records has no thread yet
+            deps.patch.setattr(threading.Thread, "start", refuses)
+            raise asyncio.CancelledError
+        return "done"
+
+    with database.store() as store:
+        with monkeypatch.context() as patch, pytest.raises(asyncio.CancelledError):
+            asyncio.run(execute({"patch": patch}, workflow, id="r", store=store))
+        assert asyncio.run(execute({}, workflow, id="r", store=store)) == "done"
 
 
 class _Handler(logging.Handler):

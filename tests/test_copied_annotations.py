@@ -1,4 +1,4 @@
-"""Which annotations are a function's own promise, and which were copied to it."""
+"""FAULTS 180: which annotations are a function's own promise, and which were copied to it."""
 
 from __future__ import annotations
 

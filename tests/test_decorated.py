@@ -1,4 +1,4 @@
-"""Decorated steps as people have them: decorators above and below, methods of every kind, objects, and both colours."""
+"""FAULTS 180: decorators above and below a step, methods of every kind, objects, in both colours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""embedded() in the shell of a developer, and as root among other accounts: what is set there is not meant for it."""
+"""embedded() in the shell of a developer, and as root among other accounts: what is set there is not meant for it.
+
+FAULTS 184: also where a directory is shared with accounts that may make the same names in it.
+"""
 
 from __future__ import annotations
 

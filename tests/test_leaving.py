@@ -1,4 +1,4 @@
-"""What a run did while it was failing or being left: refused by name, set aside, or history; killed at every boundary."""
+"""FAULTS 179: what a run did while it failed or was left is refused by name, set aside, or history; killed at every boundary."""
 
 from __future__ import annotations
 

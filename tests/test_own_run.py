@@ -1,4 +1,4 @@
-"""A body that does something to what it stands in, a task that outlives its run, and an owner whose descriptors are closed."""
+"""FAULTS 174: a body that does something to what it stands in, a task that outlives its run, and an owner whose descriptors are closed."""
 
 # pyright: reportUnknownLambdaType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # (`execute` takes workflows of either colour, as Any.)

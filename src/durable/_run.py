@@ -510,10 +510,15 @@ class AsyncRun(_Either):
         if lease is not None:
             self._is_back(lease)
             if isinstance(reason, GeneratorExit):  # the coroutine is being closed, and may not wait any more
-                with contextlib.suppress(RuntimeError):  # nor can it ask where the event loop is gone: the lease ends
+                # Nor can it ask where the event loop is gone, or no thread can be started: the lease ends.
+                with contextlib.suppress(RuntimeError, DurableError):
                     self._store.aio.release(lease, status)
                 return
-            release = self._store.aio.release(lease, status)  # begun here, and not cancelled with this task
+            try:
+                release = self._store.aio.release(lease, status)  # begun here, and not cancelled with this task
+            except DurableError as refusal:  # where no thread can be started for it
+                _left_to_end(lease, refusal)
+                return
             try:
                 await see_through(asyncio.ensure_future(asyncio.wait([release], timeout=_PATIENCE)), _PATIENCE)
             except asyncio.CancelledError:

@@ -10,7 +10,8 @@ CREATE TABLE audit_writes (
     writer    text NOT NULL,
     lease     bigint,
     owner     text,
-    ended     boolean  -- the same transaction has given the lease back
+    ended     boolean, -- the same transaction has given the lease back
+    xact      text NOT NULL DEFAULT pg_current_xact_id()::text
 );
 
 CREATE FUNCTION audit_write() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -31,11 +31,13 @@ def answered(page: Path = ROOT / "docs" / "guarantees.md") -> set[int]:
     return {int(number) for told in _ANSWER.findall(text) for number in re.findall(r"\d+", told)}
 
 
-def table() -> str:
-    """All of them, in Markdown."""
+def table(*, neighbours: bool) -> str:
+    """The cases of what else uses the database and the machine, or all others, in Markdown."""
     tests, words = named(), answered()
     lines = ["| case | what happens | tests |", "| --- | --- | --- |"]
     for number, what in CASES.items():
+        if (number in NEIGHBOURS) != neighbours:
+            continue
         told = ", ".join(f"`{name}`" for name in tests.get(number, []))
         answer = "[answered](guarantees.md#cases-that-no-test-covers)" if number in words else ""
         lines.append(f"| {number} | {what} | {'; '.join(filter(None, [told, answer])) or '**nothing**'} |")
@@ -153,4 +155,20 @@ CASES: Final[dict[int, str]] = {
     120: "enumerations and subclasses",
     121: "a dead owner on this machine; a living one that cannot be seen",
     122: "code that catches everything when the lease is lost",
+    170: "a thread that cannot be started, or fails in a turn; log handlers that raise or are slow",
+    171: "a journal or value that takes longer on a slow line than the lease",
+    172: "a trigger, rule or row-level security that drops or hides rows",
+    173: "an exception at every line, a cancellation at every suspension, twice; signals; the end of the stack",
+    174: "a body that ends, deletes, cancels, forks or prepares (PREPARE TRANSACTION) what it stands in",
+    175: "a wall clock that steps within the life of a process",
+    176: "prefixes of which one begins another",
+    177: "another role's functions in a schema of the search path",
+    178: "rows that name other classes, fields that no class has",
+    179: "steps that ran while their workflow failed or was interrupted",
+    180: "decorators above a step, methods of every kind, annotations that were copied",
+    181: "the application's adapters, and what it sets on its connections",
+    183: "several hosts, one of them silent; two errors to one statement; leases that could not be given back",
+    184: "directories that other accounts can write to: programs of a server, its data, its socket",
 }
+
+NEIGHBOURS: Final = frozenset({54, 57, 106, 108, 172, 174, 176, 177, 181, 184})

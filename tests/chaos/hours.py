@@ -26,7 +26,7 @@ from programs import LIMIT, limited
 
 FREE: Final = "alone"
 HELD: Final = "beside an open transaction"
-CONNECTIONS: Final = 4 + TRANSACTIONS  # for small and large records, the heartbeat, a purge
+CONNECTIONS: Final = 6 + TRANSACTIONS  # for small and large records, claims, long journals, the heartbeat, a purge
 LONG_ENOUGH: Final = 600.0  # seconds, from which on growth is told from a beginning
 _AFTERWARDS: Final = 1 / 6  # of the time that the transaction was open
 _EVERY: Final = 10.0  # seconds between two looks

@@ -42,7 +42,8 @@ def write(path: Path) -> str:
         _plants(parts),
         hours_page.section(parts),
         _parts(parts),
-        f"## Cases\n\n{_CASES}\n\n{cases.table()}",
+        f"## Cases\n\n{_CASES}\n\n{cases.table(neighbours=False)}",
+        f"### Neighbours\n\n{_NEIGHBOURS}\n\n{cases.table(neighbours=True)}",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -65,6 +66,9 @@ What can be modelled is [simulated](simulation.md), a seed at a time."""
 _CASES: Final = """\
 The list of faults and abuse that this library is tested against, and the test files that name each. Where there is none,
 [guarantees.md](guarantees.md#cases-that-no-test-covers) says why."""
+
+_NEIGHBOURS: Final = """\
+What else uses the same database, the same server or the same machine: roles, triggers, policies, other stores, other accounts."""
 
 
 def _never(counts: Counter[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -318,7 +319,12 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
         """See `PostgresStore.release`."""
         self._store.dropped(lease)
         if self._store.is_held_here(lease):
-            released: asyncio.Future[None] = self._submitted(self._store.releasing(lease, status))
+            try:
+                released: asyncio.Future[None] = self._submitted(self._store.releasing(lease, status))
+            except StoreUnavailable:  # no thread can be started for it
+                with contextlib.suppress(StoreUnavailable):
+                    self._store.leave(lease, status)
+                raise
             released.add_done_callback(lambda done: self._store.leave(lease, status) if _has_failed(done) else None)
             return released
         nothing: asyncio.Future[None] = asyncio.get_running_loop().create_future()

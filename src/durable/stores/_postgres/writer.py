@@ -381,7 +381,9 @@ class Writer:
             return []
         absent: list[Job] = []
         for job, answer in zip(jobs, answers, strict=True):
-            if answer is ABSENT and job.vanished and not job.unknown:
+            if answer is ABSENT and job.vanished and not job.unknown and job.doubtful:  # one sending may still arrive
+                job.failure = OutcomeUnknown(job.run_id, job.what, "rows were dropped")
+            elif answer is ABSENT and job.vanished and not job.unknown:
                 job.failure = dropped(_VANISHED_FROM.get(job.verb, "journal"))
             elif answer is ABSENT:
                 job.vanished |= not job.unknown

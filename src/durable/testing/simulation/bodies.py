@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 from psycopg import errors
 
 from durable._decorator import current_frame
-from durable.testing.simulation.history import History
+from durable.testing.simulation.history import CANCELLED, FAILED, INTERRUPTED, Drawn, History
 from durable.testing.simulation.life import acting, is_behind
 from durable.testing.simulation.scenario import Op
 from durable.testing.simulation.tables import ACCOUNTS
@@ -16,6 +19,7 @@ from durable.testing.simulation.timeline import Timeline
 
 __all__ = ["Bodies", "Place"]
 
+_ENDS_THE_RUN: Final = frozenset({"except", "finally", "anyway"})  # guards that raise again what came
 _TOO_LONG: Final = 3  # timeouts
 
 
@@ -33,6 +37,10 @@ class Place(Protocol):
         """Whether this body is one that fails."""
         ...
 
+    def interrupts(self, run: str, op: Op) -> bool:
+        """Whether Ctrl-C comes here."""
+        ...
+
     def blind(self, op: Op, outcome: Any) -> bool:
         """Whether other code may have recorded this outcome under the step's name."""
         ...
@@ -44,11 +52,36 @@ class Bodies:
     def __init__(self, place: Place, run: str) -> None:
         self._place = place
         self._run = run
+        self._amid = Drawn()
+        self._drawn: dict[int, Drawn] = {}  # of each site, its last call
+
+    def called(self, op: Op) -> None:
+        """See `programs.Bodies`."""
+        drawn = self._amid._replace(moment=self._place.history.moment(), cleanup=op.cleanup)
+        for site in (op.site, *(item.site for branch in op.branches for item in branch)):
+            self._drawn[site] = drawn
+
+    @contextmanager
+    def amid(self, op: Op, problem: BaseException) -> Iterator[None]:
+        """See `programs.Bodies`."""
+        kind = FAILED if isinstance(problem, Exception) else INTERRUPTED
+        if isinstance(problem, asyncio.CancelledError):
+            kind = CANCELLED
+        self._amid = Drawn(amid=kind, ends=op.how in _ENDS_THE_RUN)
+        try:
+            yield
+        finally:
+            self._amid = Drawn()
+
+    def interrupts(self, op: Op) -> bool:
+        """See `programs.Bodies`."""
+        return self._place.interrupts(self._run, op)
 
     def begin(self, op: Op, *, late: bool) -> tuple[int, float]:
         """See `programs.Bodies`."""
         key, token = _under()
-        execution = self._place.history.body_starts(self._run, key, op.site, token, late=late or is_behind())
+        late, drawn = late or is_behind(), self._drawn.get(op.site, Drawn())
+        execution = self._place.history.body_starts(self._run, key, op.site, token, drawn, late=late)
         if not self._place.fails(self._run, op):
             return execution, op.ms / 1000
         if not op.timeout:
@@ -62,7 +95,7 @@ class Bodies:
             self.stop(seconds)
             self.work(0)
         key, token = _under()
-        execution = place.history.transaction_starts(run, key, op.site, token)
+        execution = place.history.transaction_starts(run, key, op.site, token, self._drawn.get(op.site, Drawn()))
         fails, seconds = place.fails(run, op), op.ms / 1000
         source, target = ACCOUNTS[:: 1 - 2 * (op.site % 2)]
         try:
@@ -93,7 +126,8 @@ class Bodies:
     def told(self, op: Op, outcome: Any, *, failed: bool = False) -> None:
         """See `programs.Bodies`."""
         shared, blind = op.name == "shared", self._place.blind(op, outcome)
-        self._place.history.told(self._run, op.site, outcome, failed=failed, shared=shared, blind=blind)
+        drawn, (_, token) = self._drawn.get(op.site, Drawn()), _under()
+        self._place.history.told(self._run, op.site, outcome, drawn, token, failed=failed, shared=shared, blind=blind)
 
     def work(self, seconds: float) -> None:
         """See `programs.Bodies`."""

@@ -17,9 +17,15 @@ from durable.testing.simulation.database import Change
 from durable.testing.simulation.server import Server
 from durable.testing.simulation.tables import Effect, Header, Lease, Step
 
-__all__ = ["SOMETIMES", "Broken", "History"]
+__all__ = ["CANCELLED", "FAILED", "INTERRUPTED", "SOMETIMES", "Broken", "Drawn", "History"]
+
+# What is in flight where a step is called.
+FAILED: Final = "a failure"
+CANCELLED: Final = "a cancellation"
+INTERRUPTED: Final = "Ctrl-C"
 
 _MOST_DRIFTS: Final = 6
+_MOST_DROPS: Final = 3  # of one record: its sending, one repetition, and one more where a reply was lost
 
 # Situations that a large number of seeds must have led to: else what is said of them was never looked at.
 SOMETIMES: Final = (
@@ -35,13 +41,23 @@ SOMETIMES: Final = (
     "a lease taken away by cancel",
     "a record of kind attempt",
     "a record of kind failure",
+    "a record that was dropped",
     "a run that is cancelled",
     "a run that is completed",
     "a run that is failed",
+    "a run that is free when it is left",
     "a run that two versions of its code have spoilt",
     "a stopped run taken up by a claim that nobody waits for any more",
     "a take-over",
+    "a retry by name",
+    "a retry from a step",
+    "a step that a retry has set aside",
+    "a step that began amid a cancellation",
+    "a step that began amid a failure",
+    "a step that ran amid a cancellation, and again",
+    "a step that was set aside, and ran again",
     "a transaction that was idle for too long",
+    "clean-up that was done anew",
     "a value that another branch was given, in a run that is then refused",
     "a wait for a row lock",
     "an effect that is committed with its record",
@@ -55,9 +71,12 @@ SOMETIMES: Final = (
     "run: CancelledError",
     "run: ConcurrentExecution",
     "run: ExceptionGroup",
+    "run: KeyboardInterrupt",
     "run: LeaseLost",
     "run: OutcomeUnknown",
     "run: RecordsLost",
+    "run: RetryRefused",
+    "run: SchemaMismatch",
     "run: RunCancelled",
     "run: StepTimeout",
     "run: StoreUnavailable",
@@ -90,6 +109,26 @@ class _Outcome(Struct):
 _OUTCOMES: Final = frozenset({Kind.STEP.value, Kind.ATTEMPT.value})
 _TIMED_OUT: Final = f"{StepTimeout.__module__}:{StepTimeout.__name__}"
 _outcome: Final = msgspec.json.Decoder(_Outcome).decode
+
+
+class _Aside(Struct):
+    """What a retry sets aside."""
+
+    seqs: list[int]
+    keys: list[str] = []
+    from_step: str = ""
+
+
+_aside: Final = msgspec.json.Decoder(_Aside).decode
+
+
+class Drawn(NamedTuple):
+    """How a workflow called a step: at which moment of the history, what was in flight, and whether it `ends` the run."""
+
+    moment: int = 0
+    amid: str = ""
+    ends: bool = False
+    cleanup: bool = False
 
 
 class Answered(NamedTuple):
@@ -131,6 +170,16 @@ class History:
         self._stopped: set[str] = set()  # runs that were ever failed or cancelled
         self._granted: dict[str, str] = {}  # of each run the token that was granted last
         self._tokens: set[str] = set()  # under which a body began
+        self.repeats = False  # whether what was sent may be lost, and is then sent again for that
+        self._foreign: set[tuple[str, int, Any]] = set()  # values that other code had recorded
+        self._moment = 0
+        self._drawn: dict[int, Drawn] = {}  # of each execution of a body, how its step was called
+        self._under: dict[int, str] = {}  # and the token of its lease
+        self._first_told: dict[int, int] = {}  # of each value the moment when a workflow had it
+        self._set_aside: dict[int, int] = {}  # of each value that a retry has set aside, the epoch of that
+        self._gone: dict[str, set[int]] = {}  # of each run the places of the records that were set aside
+        self._decided: set[int] = set()  # values of steps on the way out that a person has decided to keep
+        self._finished: set[str] = set()  # tokens under which a run was ended
         self.forgets = False  # whether a fail-over has lost what was acknowledged
         server.database.audit = self._audit
 
@@ -142,9 +191,14 @@ class History:
 
     # -- what processes do
 
-    def body_starts(self, run: str, key: str, site: int, token: str, *, late: bool) -> int:
+    def moment(self) -> int:
+        """A number that is greater than those of all that has happened."""
+        self._moment += 1
+        return self._moment
+
+    def body_starts(self, run: str, key: str, site: int, token: str, drawn: Drawn, *, late: bool) -> int:
         """A body begins under a lease; the number of this execution of it. `late`: it was stopped just before."""
-        execution = self._begins(run, key, site, token)
+        execution = self._begins(run, key, site, token, drawn)
         lease = self._tables.locks.committed(run)
         holds = lease is not None and lease.owner_token == token and lease.expires_at > self._server.database.clock()
         if late:
@@ -164,9 +218,9 @@ class History:
                 raise self._broken("I2", f"the body of site {site} of {run} began although it had been acknowledged")
         return execution
 
-    def transaction_starts(self, run: str, key: str, site: int, token: str) -> int:
+    def transaction_starts(self, run: str, key: str, site: int, token: str, drawn: Drawn) -> int:
         """The same for a body in a transaction, whose fence holds the lease. If it is lost, nothing is committed."""
-        execution = self._begins(run, key, site, token)
+        execution = self._begins(run, key, site, token, drawn)
         self._transacting.add(execution)
         lease = self._tables.locks.committed(run)
         if lease is None or lease.owner_token != token:
@@ -175,13 +229,35 @@ class History:
             raise self._broken("I2", f"the transaction of site {site} of {run} began although it had been acknowledged")
         return execution
 
-    def _begins(self, run: str, key: str, site: int, token: str) -> int:
+    def _begins(self, run: str, key: str, site: int, token: str, drawn: Drawn) -> int:
+        if drawn.amid == INTERRUPTED:
+            raise self._broken("leaving", f"a body of site {site} of {run} began while Ctrl-C was in flight")
+        if drawn.amid:
+            self.seen[f"a step that began amid {drawn.amid}"] += 1
         self._starts[run, site] += 1
         self._tokens.add(token)
         execution = sum(self._starts.values())
         self._sites[execution] = run, site
+        self._drawn[execution], self._under[execution] = drawn, token
+        self._forget_what_was_left(run, site, token)
+        if any(self._sites[value] == (run, site) for value in self._set_aside):
+            self.seen["a step that was set aside, and ran again"] += 1
         self._begun.setdefault((run, key), []).append(execution)
         return execution
+
+    def _forget_what_was_left(self, run: str, site: int, token: str) -> None:
+        """What ran amid a cancellation, and what is clean-up, may run again under another lease."""
+        value = self._told.get((run, site))
+        if value not in self._drawn or self._under[value] == token:
+            return
+        before = self._drawn[value]
+        if before.cleanup:
+            self.seen["clean-up that was done anew"] += 1
+        elif before.amid == CANCELLED and value not in self._transacting:
+            self.seen["a step that ran amid a cancellation, and again"] += 1
+        else:
+            return
+        del self._told[run, site]
 
     def conflicted(self, run: str, site: int) -> None:
         """A body is the victim of another transaction, and is due once more."""
@@ -198,7 +274,16 @@ class History:
         return self._sites.get(outcome) if isinstance(outcome, int) else None
 
     def told(
-        self, run: str, site: int, outcome: Any, *, failed: bool = False, shared: bool = False, blind: bool = False
+        self,
+        run: str,
+        site: int,
+        outcome: Any,
+        drawn: Drawn,
+        token: str,
+        *,
+        failed: bool = False,
+        shared: bool = False,
+        blind: bool = False,
     ) -> None:
         """A workflow was given the outcome of a step: an execution's number, or the one that failed. Where branches have
         `shared` its automatic key, it may be another's, if only the run does not end well then (the documented hole). Where
@@ -213,16 +298,56 @@ class History:
             return
         if blind and outcome != -1 - site and self.place_of(outcome) != (run, site):
             self.seen["a value that other code has recorded under the same name"] += 1
+            self._foreign.add((run, site, outcome))
             return
         if isinstance(outcome, int) and outcome != -1 - site and self._sites.get(outcome) != (run, site):
             raise self._broken("I4", f"site {site} of {run} was given what {self._sites.get(outcome)} returned")
         if outcome in self._transacting and self._tables.effects.committed(outcome) is None and not self.forgets:
             raise self._broken("together", f"site {site} of {run} was given {outcome}, whose effect is not committed")
+        if not self.forgets and outcome in self._drawn and self._is_past(run, site, outcome, drawn, token):
+            return
+        self._first_told.setdefault(outcome, self.moment())
         before = self._told.setdefault((run, site), outcome)
         if before != outcome:
             if not self.forgets:
                 raise self._broken("I4", f"site {site} of {run} was given {before}, and now {outcome}")
             self._told[run, site] = outcome
+
+    def _is_past(self, run: str, site: int, outcome: int, drawn: Drawn, token: str) -> bool:
+        """Whether this value counts no more, and is given to one who has lost the lease since."""
+        before, epoch = self._drawn[outcome], int(token.partition(":")[0])
+        what = f"site {site} of {run} was given {outcome}, which"
+        if outcome in self._set_aside:
+            if epoch > self._set_aside[outcome]:
+                raise self._broken("leaving", f"{what} was set aside before")
+            return True
+        if self._under[outcome] != token:
+            if before.cleanup:
+                raise self._broken("leaving", f"{what} is clean-up of an earlier execution")
+            if (
+                before.amid == CANCELLED
+                and before.ends
+                and not drawn.amid
+                and self._under[outcome] not in self._finished
+            ):
+                raise self._broken("leaving", f"{what} ran while its workflow was being left")
+        return False
+
+    def left_by(self, run: str, mark: str) -> None:
+        """`run` has been cancelled and left in this process, where nothing else goes wrong: its id is free."""
+        lease = self._tables.locks.committed(run)
+        self.seen["a run that is free when it is left"] += 1
+        if lease is not None and (lease.owner_token or "").partition(":")[2].partition(".")[0] == mark:
+            raise self._broken("free", f"{run} was cancelled and has been left, and its lease is kept: {lease}")
+
+    def refused(self, run: str, keys: tuple[str, ...]) -> None:
+        """`run` was refused until it is decided what becomes of these steps: each was called while something was in flight."""
+        for key in keys:
+            executions = [execution for execution in self._begun.get((run, key), ()) if self._drawn[execution].amid]
+            if not executions and not self.forgets:
+                raise self._broken(
+                    "leaving", f"{run} was refused for {key!r}, which was called while nothing was in flight"
+                )
 
     def answered(self, jobs: Any) -> None:
         """The writer answers."""
@@ -271,7 +396,12 @@ class History:
     def returned(self, run: str, sites: list[Any]) -> None:
         """`run` returned this to a caller: (site, outcome) of each step."""
         for site, outcome in sites:
-            if outcome is not None and self._told.get((run, site), outcome) != outcome and not self.forgets:
+            if (
+                outcome is not None
+                and (run, site, outcome) not in self._foreign
+                and self._told.get((run, site), outcome) != outcome
+                and not self.forgets
+            ):
                 raise self._broken("I8", f"{run} returned {outcome} for site {site}, which was {self._told[run, site]}")
 
     # -- what the database does
@@ -302,8 +432,53 @@ class History:
                     raise self._broken("I3", f"something was written to {change.after.id}, which is completed")
                 if change.after.status in (Status.FAILED, Status.CANCELLED):
                     self._stopped.add(change.after.id)
+                self._audit_decision(change.before, change.after, changes)
         if effects or moved:
             self._audit_effects(list(effects.values()), moved, ended)
+
+    def _audit_decision(self, before: Header | None, after: Header, changes: list[Change]) -> None:
+        """A run that is refused until something is decided stays as it is until then."""
+        if before is None or not before.snapshot["execution"].get("needsDecision"):
+            return
+        kinds = {change.after.kind for change in changes if type(change.after) is Step}
+        if not after.snapshot["execution"].get("needsDecision") and Kind.ASIDE not in kinds:
+            raise self._broken("leaving", f"{after.id} needs a decision, and went on without one")
+
+    def _audit_aside(self, step: Step) -> None:
+        """What is set aside: of a retry from a step, at least all that was called when its value was known."""
+        run, aside = step.workflow_id, _aside(step.record)
+        self.seen["a retry from a step" if aside.from_step else "a retry by name"] += 1
+        gone = self._gone.setdefault(run, set())
+        known = [self._tables.steps.committed((run, seq)) for seq in self._tables.seqs.get(run, ()) if seq not in gone]
+        values = {
+            old.seq: value
+            for old in known
+            if old is not None and old.kind == Kind.STEP and (value := _outcome(old.record).value) in self._drawn
+        }
+        if aside.from_step and not self.forgets:
+            keyed = [s for s in aside.seqs if s in values and self._key(values[s]) == aside.from_step]
+            origin = values[max(keyed)] if keyed else None  # clean-up has a record of each execution
+            known_at = self._moment if origin is None else self._first_told.get(origin, self._moment)
+            for seq, value in values.items():
+                drawn = self._drawn[value]
+                if drawn.moment > known_at and seq not in aside.seqs and not drawn.cleanup:
+                    what = f"was called when {aside.from_step!r} was known, and stays"
+                    raise self._broken("leaving", f"record {seq} of {run} {what}")
+        gone.update(aside.seqs)
+        for seq, value in values.items():
+            if seq in aside.seqs:
+                self.seen["a step that a retry has set aside"] += 1
+                self._set_aside[value] = step.epoch
+                site = self._sites[value][1]
+                if self._told.get((run, site)) == value:
+                    del self._told[run, site]
+                if value in (effects := self._effects.get((run, site), [])):
+                    effects.remove(value)
+            elif aside.from_step:
+                self._decided.add(value)
+
+    def _key(self, execution: int) -> str:
+        return next((key for (_, key), executions in self._begun.items() if execution in executions), "")
 
     def _audit_lease(self, before: Lease | None, after: Lease, clock: float, *, finishes: bool) -> None:
         if after.owner_token is not None:
@@ -343,6 +518,10 @@ class History:
                 "I3", f"record {after.seq} of {after.workflow_id} came under epoch {after.epoch}, when {lease}"
             )
         self.seen[f"a record of kind {after.kind}"] += 1
+        if after.kind == Kind.ASIDE:
+            self._audit_aside(after)
+        elif after.kind == Kind.FAILURE and (holder := lease if change is None else change.before) is not None:
+            self._finished.add(holder.owner_token or "")
         if after.kind in _OUTCOMES:
             self._audit_outcome(after, _outcome(after.record), effects)
         if self.forgets and after.kind != Kind.FAILURE:
@@ -404,6 +583,10 @@ class History:
         """
         for answer in self._answers:
             self._check(answer)
+        for record, times in self._tables.dropped.items():
+            self.seen["a record that was dropped"] += 1
+            if times > _MOST_DROPS and not self.repeats:
+                raise self._broken("dropped", f"{record} was dropped {times} times, and was sent again each time")
         for run, may_be_cancelled in runs.items():
             header = self._tables.snapshots.committed(run)
             status = None if header is None else header.status
@@ -434,12 +617,26 @@ class History:
         results = [json.loads(step.record) for step in steps if step.kind == Kind.RESULT]
         if len(results) != 1:
             raise self._broken("I4", f"{run} is completed and has not one result")
+        if not self.forgets:
+            self._check_way_out(run, steps)
         recorded = [json.loads(step.record).get("value") for step in steps if step.kind == Kind.STEP]
         for site, outcome in results[0]:
             if outcome is not None and outcome not in recorded:
                 raise self._broken(
                     "I8", f"{run} is completed, and site {site}, which returned {outcome}, has no record"
                 )
+
+    def _check_way_out(self, run: str, steps: list[Step]) -> None:
+        """Never refunded and shipped: what a workflow did because it failed does not stand beside its result."""
+        gone = self._gone.get(run, set())
+        for step in steps:
+            value = _outcome(step.record).value if step.kind == Kind.STEP else None
+            if value not in self._drawn or step.seq in gone or value in self._decided:
+                continue
+            drawn, transacts = self._drawn[value], value in self._transacting
+            is_kept = drawn.amid == FAILED or (drawn.amid == CANCELLED and transacts)
+            if drawn.ends and is_kept and not drawn.cleanup:
+                raise self._broken("leaving", f"{run} is completed, and {step.key!r}, done because it failed, stands")
 
     def _is_ghost(self, run: str) -> bool:
         """Whether it had stopped, and a claim that came too late for its sender has taken it up. (Known, and not mended.)"""

@@ -15,6 +15,7 @@ from greenlet import greenlet
 from durable import _bodies, _run
 from durable._map import Items, mapped
 from durable._step import AsyncStep, Step
+from durable.errors import StoreUnavailable
 from durable.snapshot import Record
 from durable.stores._daemons import Daemons
 from durable.stores._heartbeat import Heartbeat
@@ -32,7 +33,7 @@ from durable.testing.simulation.statements import STATEMENTS
 from durable.testing.simulation.timeline import Timeline
 from durable.testing.simulation.wire import Connections, Fate, Lane, Lent, Wire, is_sound
 
-__all__ = ["Life", "Place", "RealTransaction", "acting", "is_behind", "nobody_acts", "run_here"]
+__all__ = ["Life", "Place", "RealTransaction", "acting", "is_behind", "kept_up", "nobody_acts", "run_here"]
 
 _EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _SQL: Final = {name: name.encode() for name in STATEMENTS}
@@ -63,6 +64,14 @@ class Place(Protocol):
 
     def fate(self) -> Fate | None:
         """Of the request that is sent now."""
+        ...
+
+    def lacks_thread(self) -> bool:
+        """Whether the thread that is wanted now cannot be started."""
+        ...
+
+    def turn_fails(self) -> bool:
+        """Whether the turn of a thread that begins now fails."""
         ...
 
 
@@ -227,16 +236,34 @@ def _body_on_a_thread(name: str, body: Callable[[], Any]) -> Any:
     return body_on_a_thread(name, body)  # whatever stands there: planted bugs do
 
 
-def _kept_up(_: str, turn: Callable[[], object], __: object) -> Any:
-    """See `stores._daemons`: nothing fails here, and nothing may wait until a thread has begun."""
+def kept_up(name: str, turn: Callable[[], object], failed: Callable[[Exception], object]) -> Any:
+    """See `stores._daemons`: nothing may wait here until a thread has begun."""
+    place = acting().place
+    if not acting().dead and place.lacks_thread():
+        raise StoreUnavailable("this process", f"no thread can be started for {name}")
 
     def run() -> None:
-        while turn():
-            pass
+        while True:
+            try:
+                while not _fails(place) and turn():
+                    pass
+                return
+            except Exception as problem:
+                failed(problem)
 
     thread = _threading.Thread(run)
     thread.start()
     return thread
+
+
+def _fails(place: Place) -> bool:
+    if place.turn_fails():
+        raise MemoryError
+    return False
+
+
+def _kept_up(name: str, turn: Callable[[], object], failed: Callable[[Exception], object]) -> Any:
+    return kept_up(name, turn, failed)  # whatever stands there: planted bugs do
 
 
 _OURS: Final = {"threading": _threading}
@@ -312,6 +339,9 @@ class _Store(_RealStore):  # type: ignore[misc]
         self._life = life
         cast(Any, super()).__init__("postgresql://simulated", _NAMES, clock=life.clock)
         self._sql = _SQL
+
+    def _query(self, name: str, **_: str) -> bytes:
+        return name.encode()
 
     def _new_process(self) -> Any:
         return _OwnProcess(self._life.connections, _SQL, self._life.clock, _MOST_TRANSACTIONS)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
 
 import tenacity
+from greenlet import GreenletExit
 
 from durable.errors import StepFailed, StepInterrupted, StepTimeout
 from durable.testing.simulation.scenario import Op
@@ -17,6 +19,15 @@ _POLICIES: Final = {
     attempts: tenacity.Retrying(stop=tenacity.stop_after_attempt(attempts), wait=tenacity.wait_fixed(0.05))
     for attempts in (1, 2, 3)
 }
+_CATCHES: Final[dict[str, type[BaseException]]] = {
+    "except": Exception,
+    "finally": BaseException,
+    "anyway": BaseException,
+    "fallback": Exception,
+    "caught": asyncio.CancelledError,
+}
+_GOES_ON: Final = frozenset({"fallback", "caught"})
+_DEATHS: Final = (GreenletExit, GeneratorExit)  # how the simulation ends a process
 _FAILURES: Final = (ValueError, StepFailed, StepInterrupted, StepTimeout)
 
 
@@ -43,6 +54,18 @@ class Bodies(Protocol):
         """The process is stopped."""
         ...
 
+    def called(self, op: Op) -> None:
+        """The workflow calls this step, or this map."""
+        ...
+
+    def amid(self, op: Op, problem: BaseException) -> AbstractContextManager[None]:
+        """In here the second branch of a guard is done, because of this."""
+        ...
+
+    def interrupts(self, op: Op) -> bool:
+        """Whether Ctrl-C comes now."""
+        ...
+
     def told(self, op: Op, outcome: Any, *, failed: bool = False) -> None:
         """The workflow has the step's outcome."""
         ...
@@ -56,7 +79,7 @@ class Bodies(Protocol):
         ...
 
 
-def asynchronous(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
+def asynchronous(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:  # noqa: PLR0915 -- a short function for each kind of operation
     """An async workflow that does this; it returns (site, outcome) of everything."""
 
     async def workflow(step: Any, _: Any) -> list[Any]:
@@ -71,6 +94,8 @@ def asynchronous(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
                     async with asyncio.TaskGroup() as group:
                         for one in op.branches:
                             group.create_task(branch(step, one, done))
+                case "guard":
+                    await guarded(step, op, done)
                 case "map":
                     done += await mapped(step, op)
                 case "sleep":
@@ -79,6 +104,23 @@ def asynchronous(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
                     done.append([op.site, await waited(step, op)])
                 case _:
                     done.append([op.site, await stepped(step, op)])
+
+    async def guarded(step: Any, op: Op, done: list[Any]) -> None:
+        inside, out = op.branches
+        try:
+            await branch(step, inside, done)
+        except _DEATHS:
+            raise
+        except _CATCHES[op.how] as problem:
+            with bodies.amid(op, problem):
+                await branch(step, out, done)
+            if op.how not in _GOES_ON:
+                raise
+            if isinstance(problem, asyncio.CancelledError) and (task := asyncio.current_task()) is not None:
+                task.uncancel()
+        else:
+            if op.how == "finally":
+                await branch(step, out, done)
 
     async def waited(step: Any, op: Op) -> Any:
         outcome = await step.wait_for(op.name)
@@ -90,11 +132,13 @@ def asynchronous(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
             return await performed(op)
 
         given = [op.site] if op.given else []
+        bodies.called(op)
         try:
             if op.kind == "transaction":
                 outcome = await step.transaction(op.name, _transacting(bodies, op), *given, key=_key(op), **_terms(op))
             else:
-                outcome = await step(op.name, body, *given, key=_key(op), at_most_once=op.once, **_terms(op))
+                terms = {**_terms(op), "at_most_once": op.once, "cleanup": op.cleanup}
+                outcome = await step(op.name, body, *given, key=_key(op), **terms)
         except _FAILURES as problem:
             if _is_final(bodies, op, problem):
                 raise
@@ -108,6 +152,7 @@ def asynchronous(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
         async def body(site: int) -> int:
             return await performed(items[site])
 
+        bodies.called(op)
         try:
             outcomes = await step.map(op.name, body, list(items), **_options(op))
         except _FAILURES as problem:
@@ -129,13 +174,22 @@ def asynchronous(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
     return workflow
 
 
-def blocking(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
+def blocking(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:  # noqa: PLR0915 -- a short function for each kind of operation
     """The same, blocking: there are no branches."""
 
     def workflow(step: Any, _: Any) -> list[Any]:
         done: list[Any] = []
+        branch(step, ops, done)
+        return sorted(done)
+
+    def branch(step: Any, ops: Sequence[Op], done: list[Any]) -> None:
         for op in ops:
             match op.kind:
+                case "guard":
+                    guarded(step, op, done)
+                case "interruption":
+                    if bodies.interrupts(op):
+                        raise KeyboardInterrupt
                 case "map":
                     done += mapped(step, op)
                 case "sleep":
@@ -146,18 +200,34 @@ def blocking(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
                     done.append([op.site, outcome])
                 case _:
                     done.append([op.site, stepped(step, op)])
-        return done
+
+    def guarded(step: Any, op: Op, done: list[Any]) -> None:
+        inside, out = op.branches
+        try:
+            branch(step, inside, done)
+        except _DEATHS:
+            raise
+        except _CATCHES[op.how] as problem:
+            with bodies.amid(op, problem):
+                branch(step, out, done)
+            if op.how not in _GOES_ON:
+                raise
+        else:
+            if op.how == "finally":
+                branch(step, out, done)
 
     def stepped(step: Any, op: Op) -> Any:
         def body(*_: int) -> int:
             return performed(op)
 
         given = [op.site] if op.given else []
+        bodies.called(op)
         try:
             if op.kind == "transaction":
                 outcome = step.transaction(op.name, _transacting(bodies, op), *given, key=_key(op), **_terms(op))
             else:
-                outcome = step(op.name, body, *given, key=_key(op), at_most_once=op.once, **_terms(op))
+                terms = {**_terms(op), "at_most_once": op.once, "cleanup": op.cleanup}
+                outcome = step(op.name, body, *given, key=_key(op), **terms)
         except _FAILURES as problem:
             if _is_final(bodies, op, problem):
                 raise
@@ -171,6 +241,7 @@ def blocking(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
         def body(site: int) -> int:
             return performed(items[site])
 
+        bodies.called(op)
         try:
             outcomes = step.map(op.name, body, list(items), **_options(op))
         except _FAILURES as problem:
@@ -187,6 +258,8 @@ def blocking(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:
             execution, takes = bodies.begin(op, late=False)
         if takes:
             bodies.work(takes)
+        if op.interrupts and bodies.interrupts(op):
+            raise KeyboardInterrupt
         return bodies.end(execution)
 
     return workflow

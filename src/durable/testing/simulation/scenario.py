@@ -9,18 +9,20 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-__all__ = ["Fault", "Op", "Run", "Scenario", "Slot", "from_json", "generated", "to_json"]
+__all__ = ["HOWS", "Fault", "Op", "Run", "Scenario", "Slot", "from_json", "generated", "to_json"]
 
 
 class Op(Struct, omit_defaults=True):
     """What a workflow does: a `step`, a `sleep`, a `wait` for a signal, a `gather` of branches, a `map` over items, or a
-    `transaction`, which is a step that moves something between two accounts of the user's.
+    `transaction`, which is a step that moves something between two accounts of the user's; a `guard`, which does its first
+    branch, and its second one when that is left, as `how` says (see `HOWS`); or an `interruption` between two steps.
 
     `site` names the place in the code, whatever its key is. A step without `keyed` has an automatic key, its name. Its body
     is `given` its site as an argument, or is a thunk; it takes `ms`, and `fails` so many times in all; it is tried
     `attempts` times (0: no policy), at most `once`, and when it raises all the same the workflow has `caught` it. With a
     `timeout` (ms for each attempt; 0: none) a body that fails is one that takes too long. The items of a map are the steps
-    in its branches, `at_once` so many (0: all); `keyed`, `attempts`, `timeout` and `caught` are the map's own.
+    in its branches, `at_once` so many (0: all); `keyed`, `attempts`, `timeout` and `caught` are the map's own. A step that
+    is `cleanup` is declared so. The body of a step that `interrupts` is left by Ctrl-C so many times, as is an interruption.
     """
 
     kind: str
@@ -35,16 +37,26 @@ class Op(Struct, omit_defaults=True):
     given: bool = False
     timeout: int = 0
     at_once: int = 0
+    how: str = ""
+    cleanup: bool = False
+    interrupts: int = 0
     branches: list[list[Op]] = msgspec.field(default_factory=list["list[Op]"])
 
 
 class Run(Struct, omit_defaults=True):
-    """A workflow. `cancelled_at` seconds it is cancelled from outside; `resumed` says whether it is taken up again then."""
+    """A workflow. `cancelled_at` seconds it is cancelled from outside; `resumed` says whether it is taken up again then.
+
+    Where the run is refused until it is decided what becomes of some steps, they are set aside by name, or all from the step
+    of the site `decided_from` on. When it has failed or was interrupted for the first time, it is retried from the step of the
+    site `retried_from` (-1: neither).
+    """
 
     ops: list[Op]
     blocking: bool = False
     cancelled_at: float = 0.0
     resumed: bool = False
+    decided_from: int = -1
+    retried_from: int = -1
 
 
 class Slot(Struct, omit_defaults=True):
@@ -81,7 +93,16 @@ class Scenario(Struct, omit_defaults=True):
     stalls: float = 0.0
 
 
-# Each kind of fault with the occasions that are counted (an event of a process, a request, a body, seconds).
+# When the second branch of a guard is done, and whether the workflow goes on then.
+HOWS: Final = {
+    "except": "where an exception came, which is raised again",
+    "finally": "always; what came is raised again",
+    "anyway": "where anything came, Ctrl-C and cancellations too, which is raised again",
+    "fallback": "where an exception came, which is caught",
+    "caught": "where a cancellation came, which is caught",
+}
+
+# Each kind of fault with the occasions that are counted (an event, a request, a body, a thread's start or turn, seconds).
 FAULTS: Final = {
     "kill": "event",
     "pause": "event",
@@ -97,12 +118,20 @@ FAULTS: Final = {
     "restart": "time",
     "fail over": "time",
     "starve": "time",
+    "no thread": "thread",
+    "turn fails": "turn",
+    "cancel again": "event",
+    "drop rows": "time",
 }
+_LATER: Final = ("no thread", "turn fails", "cancel again", "drop rows")  # drawn apart, as failing paths are
 
 _EVENTS: Final = 90  # of a process, within which most of what matters happens
 _REQUESTS: Final = 14
 _BEFORE: Final = 200  # added to the site of a step that is put before another
 _THREE_ROUND_TRIPS: Final = 20  # ms
+_OTHER_CHANCE: Final = 1 << 40  # added to the seed of what was drawn before there were failing paths
+_STRAIGHT: Final = 0.6  # of all histories
+_GUARDED: Final = 300  # added to the sites of what is in a guard
 _ITEMS: Final = 1000  # times the site of a map and one more, and then the number of an item, is the site of the item
 
 
@@ -124,10 +153,91 @@ def generated(seed: int) -> Scenario:
         scenario.slow = draw.choice((0.02, 0.1))
     if draw.random() < 0.4:
         scenario.stalls = draw.choice((0.03, 0.1, 0.3))
-    mix = draw.sample(sorted(FAULTS), draw.choice((1, 2, 3)))
+    mix = draw.sample(sorted(FAULTS.keys() - set(_LATER)), draw.choice((1, 2, 3)))
     for _ in range(draw.choice((0, 1, 1, 2, 2, 3, 4, 6))):
         scenario.faults.append(_fault(draw, draw.choice(mix), slots, scenario.lease))
+    _add_failing_paths(Random(seed + _OTHER_CHANCE), scenario)  # noqa: S311
+    _add_faults(Random(seed + 2 * _OTHER_CHANCE), scenario)  # noqa: S311
     return scenario
+
+
+def _add_faults(draw: Random, scenario: Scenario) -> None:
+    if draw.random() < _STRAIGHT:
+        return
+    for kind in draw.choices(_LATER, k=draw.choice((1, 1, 2))):
+        slot = draw.randrange(len(scenario.slots))
+        match kind:
+            case "no thread":
+                scenario.faults.append(Fault(kind, slot, draw.randrange(1, 7)))
+            case "turn fails":
+                scenario.faults.append(Fault(kind, slot, draw.randrange(1, 30)))
+            case "cancel again":
+                scenario.faults.append(Fault(kind, slot, draw.randrange(1, _EVENTS), draw.choice((1, 2, 20))))
+                if draw.random() < _STRAIGHT:  # alone, so that nothing else keeps a lease
+                    scenario.faults, scenario.slow, scenario.stalls = scenario.faults[-1:], 0.0, 0.0
+            case _:
+                at = round(draw.random() * draw.choice((0.05, 0.5, 3.0)), 4)
+                scenario.faults.append(Fault(kind, -1, at, draw.choice((1, 2, 3, 6))))
+
+
+def _add_failing_paths(draw: Random, scenario: Scenario) -> None:
+    """Let some workflows do more while they fail or are left, and some runs be retried. The other chances stay as they are."""
+    if draw.random() < _STRAIGHT:
+        return
+    for slot in scenario.slots:  # as where a workflow sleeps
+        slot.skew = max(-1.5, min(slot.skew, 1.5))
+    for run in scenario.runs:
+        sites = iter(range(_GUARDED, _GUARDED + 100))
+        for _ in range(draw.choice((0, 1, 1, 2))):
+            run.ops.insert(draw.randrange(len(run.ops) + 1), _guard(draw, sites, blocking=run.blocking))
+        if run.blocking and draw.random() < 0.3:
+            interruption = Op("interruption", next(sites), interrupts=draw.choice((1, 2)))
+            run.ops.insert(draw.randrange(len(run.ops) + 1), interruption)
+        named = [op.site for op in _named(run.ops)]
+        if named and draw.random() < 0.3:
+            run.decided_from = draw.choice(named)
+        if named and draw.random() < 0.3:
+            run.retried_from = draw.choice(named)
+        if not run.blocking and draw.random() < 0.5:
+            number = draw.choice([n for n, slot in enumerate(scenario.slots) if slot.calls] or [0])
+            scenario.faults.append(Fault("cancel await", number, draw.randrange(5, _EVENTS)))
+
+
+def _guard(draw: Random, sites: Iterator[int], *, blocking: bool) -> Op:
+    guard = Op("guard", next(sites), how=draw.choice(("except", "except", "finally", "anyway", "fallback", "caught")))
+    if blocking and guard.how == "caught":
+        guard.how = "finally"
+    inside = [_op(draw, sites, 1) for _ in range(draw.choice((1, 2, 2)))]
+    if draw.random() < 0.8:
+        inside.append(Op("step", site := next(sites), f"s{site}", ms=draw.choice((0, 5, 400)), given=True))
+        if blocking and draw.random() < 0.4:
+            inside[-1].interrupts = 1
+        else:
+            inside[-1].fails = draw.choice((1, 1, 2))
+    out = [_on_the_way_out(draw, sites) for _ in range(draw.choice((1, 1, 2)))]
+    guard.branches = [inside, out]
+    return guard
+
+
+def _on_the_way_out(draw: Random, sites: Iterator[int]) -> Op:
+    site, kind = next(sites), draw.random()
+    if kind < 0.15:
+        return _map(draw, site)
+    if kind < 0.35:
+        return Op("transaction", site, f"t{site}", draw.random() < 0.4, draw.choice((0, 5)), given=True)
+    op = Op("step", site, f"s{site}", draw.random() < 0.4, draw.choice((0, 1, 5, 400)), given=True)
+    op.cleanup = draw.random() < 0.25
+    op.fails = int(draw.random() < 0.1)
+    return op
+
+
+def _named(ops: list[Op]) -> Iterator[Op]:
+    """The steps whose keys are known: not those which share a name."""
+    for op in ops:
+        if op.kind in ("step", "transaction") and (op.keyed or op.name.endswith(str(op.site))):
+            yield op
+        for branch in op.branches if op.kind == "guard" else ():
+            yield from _named(branch)
 
 
 def _skew(draw: Random, *, timed: bool) -> float:

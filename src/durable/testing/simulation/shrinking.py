@@ -19,6 +19,8 @@ _PLAIN: Final = (
     ("once", False),
     ("caught", False),
     ("keyed", False),
+    ("cleanup", False),
+    ("interrupts", 0),
 )
 
 
@@ -72,7 +74,7 @@ def _simpler(scenario: Scenario) -> Iterator[Scenario]:
             yield from _plainer(scenario, ("slots", number), name, 0.0)
         yield from _plainer(scenario, ("slots", number), "calls", [(run, 0.0, waits) for run, _, waits in slot.calls])
     for run, spec in enumerate(scenario.runs):
-        for name, plain in (("cancelled_at", 0.0), ("blocking", False)):
+        for name, plain in (("cancelled_at", 0.0), ("blocking", False), ("decided_from", -1), ("retried_from", -1)):
             yield from _plainer(scenario, ("runs", run), name, plain)
         for path in _paths(spec.ops):
             op: list[str | int] = ["runs", run, "ops", path[0]]

@@ -9,7 +9,16 @@ from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from durable.errors import AmbiguousKey, DurableError, RunCancelled, StepFailed, WorkflowDrift
+from durable._control import retry
+from durable.errors import (
+    AmbiguousKey,
+    DurableError,
+    InvalidArgument,
+    RetryRefused,
+    RunCancelled,
+    StepFailed,
+    WorkflowDrift,
+)
 from durable.testing.simulation import programs
 from durable.testing.simulation.bodies import Bodies
 from durable.testing.simulation.history import Broken, History
@@ -27,6 +36,9 @@ _PATIENCE: Final = 90.0  # seconds after the last trouble, in which every run mu
 _AFTERWARDS: Final = 4.0  # seconds, in which what is late still arrives
 _MOST_EVENTS: Final = 60_000
 _SHARED_MACHINES: Final = 0.4
+_CANCELS: Final = frozenset({"cancel await", "cancel again"})
+_AGAIN: Final = frozenset({"gather", "guard", "interruption"})  # what lets bodies begin more often
+_ANOTHER: Final = 0.0002  # seconds until the next of several cancellations
 _RENAMED: Final = 500  # added to the site of a step that has another name
 
 
@@ -38,6 +50,7 @@ class Conditions(NamedTuple):
     early: bool = False
 
 
+_MENDED: Final = (ValueError, StepFailed, KeyboardInterrupt, asyncio.CancelledError)  # after which a run is retried
 _AS_IT_SHOULD_BE: Final = Conditions()
 
 
@@ -78,9 +91,14 @@ class _World:
             self.timeline, scenario.stalls, conditions.statements, conditions.keys, early=conditions.early
         )
         self.history = History(self.server)
+        self.history.repeats = bool(scenario.slow or scenario.stalls) or any(
+            FAULTS[fault.kind] in ("request", "time") and fault.kind != "drop rows" for fault in scenario.faults
+        )
         self.places = [_Place(self, number) for number in range(len(scenario.slots))]
         self.faults: Counter[str] = Counter()
         self.failed: Counter[tuple[str, int]] = Counter()  # how often a body has failed
+        self.interrupted: Counter[tuple[str, int]] = Counter()  # how often Ctrl-C came there
+        self.retried: set[int] = set()  # runs that were retried without need
         self.signalled: set[tuple[int, str]] = set()
         self.shares = self.timeline.chance(3) < _SHARED_MACHINES
         self.renamed = False  # whether any code was changed so that its records no longer fit
@@ -158,10 +176,18 @@ class _World:
                 self.signalled = {sent for sent in self.signalled if sent[1] == "cancel"}
                 for place in self.places:  # the senders look whether what they sent is still there
                     place.send_signals(0.5)
+            case "drop rows":
+                self.server.tables.drops[0] += int(fault.amount)
             case "starve":
                 self.places[fault.slot].starved_until = self.timeline.now + fault.amount
             case never:
                 raise AssertionError(never)
+
+    @property
+    def only_cancels(self) -> bool:
+        """Whether nothing but cancellations goes wrong, so that no lease may be kept."""
+        scenario = self.scenario
+        return not (scenario.slow or scenario.stalls) and all(fault.kind in _CANCELS for fault in scenario.faults)
 
     def _is_calm(self) -> bool:
         return not (self.scenario.faults or self.scenario.slow or self.scenario.stalls)
@@ -177,7 +203,7 @@ class _World:
                     count(name, branch)
 
         for n, run in enumerate(self.scenario.runs):
-            if not run.cancelled_at and not any(op.kind == "gather" for op in run.ops):
+            if not run.cancelled_at and not any(op.kind in _AGAIN for op in run.ops):
                 count(f"r{n}", run.ops)
         return due
 
@@ -195,7 +221,7 @@ class _Place:
         self.slow, self.lease = scenario.slow, scenario.lease
         self.skew, self.drift = slot.skew, slot.drift
         self.starved_until = 0.0
-        self.requests = self.messages = self.bodies = self.events = 0
+        self.requests = self.messages = self.bodies = self.events = self.threads = self.turns = 0
         self.calls = self.every_call()
         self.changed = 0  # how the code differs
         self.life: Life | None = None
@@ -205,6 +231,8 @@ class _Place:
         self._at_events = _by_occasion(mine, "event")
         self._at_requests = _by_occasion(mine, "request")
         self._at_bodies = _by_occasion(mine, "body")
+        self._at_threads = _by_occasion(mine, "thread")
+        self._at_turns = _by_occasion(mine, "turn")
 
     def every_call(self) -> dict[int, tuple[float, bool]]:
         """Each run that is to be called here: how long after the start, and whether the caller waits."""
@@ -262,6 +290,12 @@ class _Place:
         failed[run, op.site] += fails
         return fails
 
+    def interrupts(self, run: str, op: Op) -> bool:
+        interrupted = self.world.interrupted
+        comes = interrupted[run, op.site] < op.interrupts
+        interrupted[run, op.site] += comes
+        return comes
+
     def blind(self, op: Op, outcome: Any) -> bool:
         """See `bodies.Place`: the name is an automatic key, and with a thunk there are no arguments to tell."""
         world = self.world
@@ -274,6 +308,19 @@ class _Place:
             return 0.0
         self.world.struck(faults[0], faults[0].amount)
         return faults[0].amount
+
+    def lacks_thread(self) -> bool:
+        self.threads += 1
+        return self._comes_to(self._at_threads, self.threads)
+
+    def turn_fails(self) -> bool:
+        self.turns += 1
+        return self._comes_to(self._at_turns, self.turns)
+
+    def _comes_to(self, faults: dict[int, list[Fault]], number: int) -> bool:
+        for fault in faults.get(number, ()):
+            self.world.struck(fault)
+        return number in faults
 
     def server_shows_dead(self, owner: str | None) -> bool:
         lives = {place.life.mark for place in self.world.places if place.life is not None and not place.life.dead}
@@ -290,16 +337,23 @@ class _Place:
             case "pause":
                 self.world.struck(fault, fault.amount)
                 life.paused_until = max(life.paused_until, self.timeline.now + fault.amount)
-            case "cancel await":
+            case "cancel await" | "cancel again":
                 running = [task for task in self.running if not task.done()]
                 if running:
                     self.world.struck(fault)
-                    running[self.events % len(running)].cancel()
+                    self._cancel_task(life, running[self.events % len(running)], int(fault.amount))
             case "step clock":
                 self.world.struck(fault)
                 self.skew += fault.amount
             case never:
                 raise AssertionError(never)
+
+    def _cancel_task(self, life: Life, task: asyncio.Task[Any], more: int) -> None:
+        """Now, and then so many times more, as anyio does: while what it holds is being given back."""
+        if not task.done():
+            task.cancel()
+            if more:
+                life.after(_ANOTHER, self._cancel_task, life, task, more - 1)
 
     def _workflow(self, run: int, spec: Run, make: Callable[..., Any]) -> Any:
         ops = spec.ops
@@ -329,8 +383,14 @@ class _Place:
             await asyncio.wait([task])
             self.running.remove(task)
             problem = asyncio.CancelledError() if task.cancelled() else task.exception()
+            if task.cancelled() and self.world.only_cancels:
+                self.history.left_by(f"r{run}", life.mark)
             if self._is_over(run, spec, task.result() if problem is None else None, problem):
                 return
+            if (step := self._retried_from(run, spec, problem)) is not None:
+                done = life.loop.create_future()
+                Thread(life, self._retry, (life, run, step, done.set_result)).start()
+                await done
             tries += 1
             await life.clock.asleep(min(1.0, 0.02 * 2**tries))
 
@@ -349,12 +409,36 @@ class _Place:
                     on_conflict="wait" if waits else "raise",
                     lease=self.lease,
                 )
-            except Exception as raised:
+            except (Exception, KeyboardInterrupt) as raised:
                 problem = raised
             if self._is_over(run, spec, value, problem):
                 return
+            if (step := self._retried_from(run, spec, problem)) is not None:
+                self._retry(life, run, step)
             tries += 1
             life.clock.sleep(min(1.0, 0.02 * 2**tries))
+
+    def _retried_from(self, run: int, spec: Run, problem: BaseException | None) -> str | None:
+        """From which step the run is to be retried now ("": what it was refused for); None if it is not to be."""
+        world, keys = self.world, {op.site: f"k{op.site}" if op.keyed else op.name for op in _every(spec.ops)}
+        if isinstance(problem, RetryRefused):
+            return keys.get(spec.decided_from, "")
+        if spec.retried_from in keys and run not in world.retried and isinstance(problem, _MENDED):
+            world.retried.add(run)
+            return keys[spec.retried_from]
+        return None
+
+    def _retry(self, life: Life, run: int, step: str, done: Callable[[None], object] = lambda _: None) -> None:
+        try:
+            retry(life.store, f"r{run}", from_step=step or None, even_effects=True)
+        except DurableError as problem:
+            self.history.seen[f"retry: {type(problem).__name__}"] += 1
+            if step and isinstance(problem, InvalidArgument):  # that step is not recorded: by name, then
+                self._retry(life, run, "", done)
+                return
+        else:
+            self.history.seen["retry: done"] += 1
+        done(None)
 
     def _is_over(self, run: int, spec: Run, value: Any, problem: BaseException | None) -> bool:
         """Whether the caller has what he wanted."""
@@ -371,7 +455,12 @@ class _Place:
             case WorkflowDrift():
                 self.changed = 0 if self.changed else 2
                 over = self.history.drifted(name, renamed=self.world.renamed)
-            case DurableError() | ValueError() | StepFailed() | ExceptionGroup() | asyncio.CancelledError():
+            case RetryRefused():
+                self.history.refused(name, problem.steps)
+                over = False
+            case DurableError() | ValueError() | StepFailed() | ExceptionGroup():
+                over = False
+            case asyncio.CancelledError() | KeyboardInterrupt():
                 over = False
             case _:
                 raise problem

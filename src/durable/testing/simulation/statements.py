@@ -33,6 +33,7 @@ _ENDS: Final = frozenset({Kind.RESULT.value, Kind.FAILURE.value})
 _STOPPED: Final = frozenset({Status.FAILED.value, Status.CANCELLED.value})
 _OF_AN_END: Final = frozenset({"completedAt", "error", "needsDecision"})
 _FORMAT: Final = 1
+_NOT_THERE: Final = "22012"  # division by zero: a record that must be written was dropped
 _FOREIGN: Final = ("stepOrder", "stepArgs", "lastStepKey")  # in the metadata of another tool's rows
 
 
@@ -175,6 +176,24 @@ def _read_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
     return Result(rows, len(rows))
 
 
+def _load(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    run = tables.snapshots.visible(values["id"], statement)
+    rows: list[tuple[Any, ...]] = []
+    if run is not None:
+        rows.append((None, "", "header", _encode(run.snapshot).decode(), None, 0))
+    for seq in sorted(tables.seqs.get(values["id"], ())):
+        step = tables.steps.visible((values["id"], seq), statement)
+        if step is not None:
+            rows.append((seq, step.key, step.kind, step.record, step.created_at, step.epoch))
+    return Result(rows, len(rows))
+
+
+def _why_nothing(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    return Result([(False, _has_journal(tables, statement, values["id"]))], 1)
+
+
 def _has_journal(tables: Tables, statement: Statement, run_id: str) -> bool:
     return any(tables.steps.visible((run_id, seq), statement) is not None for seq in tables.seqs.get(run_id, ()))
 
@@ -250,7 +269,8 @@ def _transaction_record(tables: Tables, statement: Statement, values: Any) -> Pr
     if statement.transaction.id != txid:
         raise Violation("steps", "23502")
     step = Step(run_id, seq, key, kind, nonce, epoch, record, statement.clock())
-    yield from _appended(tables, statement, step, ignores=False)
+    if not (yield from _appended(tables, statement, step, ignores=False)):
+        raise Violation("steps", _NOT_THERE)
     return Result([(1,)], 1)
 
 
@@ -308,7 +328,8 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
             finished.append(lease)
     for lease in finished:
         row = asked[lease.workflow_id]
-        yield from _appended(tables, statement, _step_of(row, lease.epoch, statement.now), ignores=False)
+        if not (yield from _appended(tables, statement, _step_of(row, lease.epoch, statement.now), ignores=False)):
+            raise Violation("steps", _NOT_THERE)
     return Result([(lease.workflow_id,) for lease in finished], len(finished))
 
 
@@ -488,6 +509,9 @@ STATEMENTS: Final[dict[str, Verb]] = {
     "cancel_batch": _cancel_batch,
     "signal_batch": _signal_batch,
     "receive_batch": _receive_batch,
+    # of whole snapshots
+    "load": _load,
+    "why_nothing": _why_nothing,
     # A user's own, in the body of a transaction.
     "move": _move,
     "effect": _effect,
@@ -496,6 +520,10 @@ STATEMENTS: Final[dict[str, Verb]] = {
 
 def _appended(tables: Tables, statement: Statement, step: Step, *, ignores: bool = True) -> Progress[bool]:
     key = step.workflow_id, step.seq
+    if tables.drops[0]:  # by a trigger, say: the statement succeeds, and the row is not there
+        tables.drops[0] -= 1
+        tables.dropped[*key, step.nonce] += 1
+        return False
     inserted: bool = yield from statement.insert(tables.steps, key, step, ignores=ignores)
     if inserted:
         tables.seqs.setdefault(step.workflow_id, set()).add(step.seq)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast
@@ -99,6 +100,9 @@ class Tables:
     seqs: dict[str, set[int]] = field(default_factory=dict[str, set[int]])  # an index: of each run, seqs ever inserted
     nonces: dict[str, list[int]] = field(default_factory=dict[str, list[int]])  # likewise of each run's signals
     numbers: list[int] = field(default_factory=lambda: [0])  # a sequence: what a rollback leaves stays used
+
+    drops: list[int] = field(default_factory=lambda: [0])  # so many records are dropped next, as by a trigger
+    dropped: Counter[tuple[str, int, int]] = field(default_factory=Counter[tuple[str, int, int]])  # run, seq, nonce
 
     def all(self) -> tuple[Table[Any], ...]:
         """The tables, in the order in which everybody locks."""
