@@ -11,6 +11,8 @@ demo: $(VENV)/.demo
 # Three at once on two cores, since tests also wait; what takes long is begun first (tests/conftest.py). Each skipped test is named with
 # its reason.
 WORKERS ?= 3
+# What was compiled is kept, whatever the shell says: else each of hundreds of child processes compiles the library anew.
+test nightly: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q -rs
 
