@@ -11,6 +11,8 @@ demo: $(VENV)/.demo
 # Three at once on two cores, since tests also wait; what takes long is begun first (tests/conftest.py). Each skipped test is named with
 # its reason.
 WORKERS ?= 3
+# What was compiled is kept, whatever the shell says: else each of hundreds of child processes compiles the library anew.
+test nightly: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q -rs
 
@@ -20,8 +22,8 @@ SEEDS ?= 1000000
 MINUTES ?= 60
 nightly: $(VENV)/.test
 	@$(BIN)/python benchmarks/simulation.py --seeds $(SEEDS) --nightly $(SEED_FIGURES)
-	@DURABLE_DIFFERENTIAL=5000 DURABLE_SEQUENCES=1000 DURABLE_KILLS=250 $(BIN)/python -m pytest -q --timeout 7200 \
-		tests/test_differential.py tests/test_same_stores.py tests/test_kill.py
+	@DURABLE_DIFFERENTIAL=5000 DURABLE_SEQUENCES=1000 DURABLE_KILLS=250 DURABLE_EXAMPLES=3000 $(BIN)/python -m pytest -q --timeout 7200 \
+		tests/test_differential.py tests/test_same_stores.py tests/test_kill.py tests/test_fingerprints.py tests/test_values_properties.py
 	@DURABLE_BLOWS=1 $(BIN)/python -m pytest -q -n 2 -rP --timeout 7200 tests/test_blows_*.py
 	@$(MAKE) --no-print-directory -j 2 chaos endurance
 	@cd tests && ../$(BIN)/python -m chaos plants $(FIGURES)

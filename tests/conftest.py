@@ -16,6 +16,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from durable.stores._postgres.server import Server
+from machine import shared_home
 from stages import EngineStage, Stage, memory_stage, postgres_stage
 from support import Database, end_looking
 
@@ -88,9 +89,10 @@ def server_url() -> Iterator[str]:
     if url := os.environ.get("DATABASE_URL"):
         yield url
         return
-    server = Server(_ROOT / ".durable-tests")
-    yield server.url
-    server.close()
+    with shared_home() as home:
+        server = Server(home)
+        yield server.url
+        server.close()
 
 
 @pytest.fixture(scope="session")

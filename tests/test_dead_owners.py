@@ -6,9 +6,10 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -18,6 +19,8 @@ from durable.stores import Listed, PostgresStore, _owner, embedded
 from durable.stores._postgres import snapshots
 from durable.testing.run_stores import a_claim
 from support import Database
+
+DAY: Final = 24 * 3600.0  # seconds
 
 CHILD = """
 import sys, durable, os
@@ -169,3 +172,30 @@ def test_an_owner_of_ones_own_is_alive(database: Database, monkeypatch: pytest.M
     monkeypatch.setattr(snapshots, "is_dead", lambda *_: False)
     end(one)
     assert database.store().status("a") == "running"
+
+
+def week_old(directory: Path, name: str) -> Path:
+    """The file of an owner that nobody asks about any more."""
+    file = directory / f"{name}.owner"
+    file.touch(0o600)
+    os.utime(file, (time.time() - 8 * DAY,) * 2)
+    return file
+
+
+@pytest.mark.usefixtures("owner_files")
+@pytest.mark.parametrize("elapsed", [2 * DAY, -2 * DAY], ids=["two days on", "the clock was set back by two days"])
+def test_files_of_long_dead_owners_are_looked_through_once_a_day(tmp_path: Path, elapsed: float) -> None:
+    """Many killed processes leave many files, and each start would look at each of them."""
+    _owner.Owner().close()
+    directory = tmp_path / f"durable-{os.getuid()}"
+    early = week_old(directory, "early")
+    live = _owner.Owner()
+    assert early.exists(), "looked through twice within a day"
+    assert live._path is not None
+    os.utime(live._path, (time.time() - 8 * DAY,) * 2)
+    os.utime(directory / "swept", (time.time() - elapsed,) * 2)
+    _owner.Owner().close()
+    assert not early.exists()
+    assert live._path.exists(), "a live owner's file was taken away"
+    live.close()
+    assert sorted(file.name for file in directory.iterdir()) == ["swept"]

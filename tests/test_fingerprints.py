@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -276,7 +277,8 @@ def _told(value: Any) -> Any:
             return type(value).__name__, repr(value)
 
 
-@settings(max_examples=3000, deadline=None, derandomize=True)
+# Repetitions of one kind: `make nightly` tries three thousand.
+@settings(max_examples=int(os.environ.get("DURABLE_EXAMPLES", "300")), deadline=None, derandomize=True)
 @given(st.lists(LOOKALIKES, min_size=2, max_size=6))
 def test_values_that_look_like_the_codecs_trees_are_told_apart(values: list[Any]) -> None:
     """Different values, different fingerprints; equal ones, equal ones; and each comes back as it was."""

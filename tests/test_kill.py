@@ -441,9 +441,9 @@ def test_what_a_dead_owner_had_sent_arrives_after_the_take_over(
     assert lives.epoch == 3
 
 
-# In each of the tests below: 8 × 8 within the run, 2 × 8 from the first connection on. More of them are repetitions: `make nightly` has
-# ten times as many here, and thousands, with every other fault beside them, in `chaos`.
-RANDOM_KILLS: Final = int(os.environ.get("DURABLE_KILLS", "8"))
+# In each of the tests below: 8 × 4 within the run, 2 × 4 from the first connection on. More of them are repetitions: `make nightly` has
+# sixty times as many here, and thousands, with every other fault beside them, in `chaos`.
+RANDOM_KILLS: Final = int(os.environ.get("DURABLE_KILLS", "4"))
 _LINES: Final = 2 + 2 * len(
     KEYS
 )  # that a life leaves in its log: that it began, each body and its acknowledgement, that it is complete

@@ -19,7 +19,7 @@ from durable.snapshot import Execution, Kind, Record, Status
 from durable.stores import MemoryStore, PostgresStore, memory
 from support import Database
 
-SEQUENCES: Final = int(os.environ.get("DURABLE_SEQUENCES", "25"))
+SEQUENCES: Final = int(os.environ.get("DURABLE_SEQUENCES", "10"))
 LENGTH: Final = 40
 IDS: Final = ("a", "b")
 MOMENTS: Final = ("at", "lastUpdated", "completedAt", "startedAt", "began")

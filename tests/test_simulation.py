@@ -13,8 +13,8 @@ from planted_bugs import BUGS, MENDED, Bug
 from programs import run_program
 
 # Repetitions of one kind: `make nightly` has a million seeds, these among them (benchmarks/simulation.py). Ten thousand were here, a
-# quarter of what all tests computed; the planted bugs, each near its seed, and the corpus say that the simulation finds what it should.
-SEEDS = int(os.environ.get("DURABLE_SEEDS", "2000"))
+# quarter of what all tests computed, of which a thousand are left; the planted bugs, each near its seed, and the corpus say that the simulation finds what it should.
+SEEDS = int(os.environ.get("DURABLE_SEEDS", "1000"))
 PARTS = 10
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
 CAUGHT = {bug.name: [file for file in CORPUS if file.stem == bug.file] for bug in [*BUGS, *MENDED]}
@@ -59,7 +59,7 @@ def test_a_mended_bug_is_found_again(bug: Bug) -> None:
 
 def test_the_same_seed_is_the_same_history() -> None:
     """Also in another process, where strings hash otherwise."""
-    seeds = range(100, 160)
+    seeds = range(100, 120)  # of a million in `make nightly`, whose figures must repeat
     here = [str(tell(seed)) for seed in seeds]
     assert here == [str(tell(seed)) for seed in seeds]
     program = f"import logging; logging.disable(50); import test_simulation as t\nfor s in {seeds!r}: print(t.tell(s))"
@@ -85,7 +85,7 @@ def test_a_scenario_survives_its_file() -> None:
 def test_a_failing_scenario_is_made_small() -> None:
     """Down to what the failure needs, and it still fails."""
     bug = next(bug for bug in BUGS if bug.name == "failure replayed for ever")
-    found = bug.caught()
+    found = bug.caught(bug.first)
     assert found is not None
     with bug.planted():
         small = shrunk(found[1], lambda scenario: simulated(scenario).broken is not None)

@@ -22,6 +22,7 @@ from typing import Final
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 HOST: Final = f"{socket.gethostname()}:"  # what the owners of this machine begin with
 _KEEP_STALE: Final = 7 * 24 * 3600.0  # seconds: files of dead owners prove their death; much later nobody asks
+_SWEEP_EVERY: Final = 24 * 3600.0  # seconds: to look at each file at each start costs more than the start
 
 
 class Owner:
@@ -134,7 +135,12 @@ def _directory() -> Path:
 
 
 def _sweep(directory: Path) -> None:
-    oldest = time.time() - _KEEP_STALE
+    now, last = time.time(), directory / "swept"
+    with contextlib.suppress(FileNotFoundError):
+        if abs(now - last.stat().st_mtime) < _SWEEP_EVERY:  # a clock that was set back does not put it off
+            return
+    last.touch(0o600)
+    oldest = now - _KEEP_STALE
     for file in directory.glob("*.owner"):
         with contextlib.suppress(OSError):
             if file.stat().st_mtime < oldest and _unlocked(file):
