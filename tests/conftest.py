@@ -105,6 +105,9 @@ def database_url(server_url: str, worker_id: str) -> Iterator[str]:
     yield url
     end_looking()
     with psycopg.connect(server_url, autocommit=True) as connection:
+        # Threads that a test has struck down may have left sessions behind.
+        ends = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+        connection.execute(ends, [f"durable_test_{worker_id}_{os.getpid()}"])
         connection.execute(sql.SQL("DROP DATABASE {}").format(name))
 
 

@@ -124,8 +124,17 @@ def test_whoever_waits_for_a_run_hears_of_it_too(database: Database, aside: Thre
     """`on_conflict="wait"`."""
     left = aside.submit(execute, sleeps, database.store())
     begun(database.store())
-    waiting = aside.submit(execute, sleeps, database.store(), on_conflict="wait")
-    time.sleep(SOON)
+    waits_at, refused = database.store(), threading.Event()
+    begin = waits_at.begin
+
+    def begun_and_told(*claim: Any) -> Any:  # one whose first claim came after the cancellation would take the run up
+        reply = begin(*claim)
+        refused.set()
+        return reply
+
+    waits_at.begin = begun_and_told  # type: ignore[method-assign,assignment]
+    waiting = aside.submit(execute, sleeps, waits_at, on_conflict="wait")
+    assert refused.wait(30.0)
     cancelled = time.monotonic()
     assert durable.cancel(database.store(), "x")
     assert waiting.result(30.0) - cancelled < HEARD_WITHIN

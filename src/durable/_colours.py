@@ -210,7 +210,7 @@ class BlockingDriver(Driver):
 
     @locked
     def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
-        reading = UNREAD if outcome is self._timeless else self._reading(outcome)
+        reading = UNREAD if type(outcome) in self._timeless else self._reading()
         decision = self._execution.advance(call, outcome, reading)
         if self._waiting:
             self._changed.notify_all()
@@ -483,7 +483,7 @@ class AsyncDriver(Driver):
     def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
         if outcome is ASKED:
             self._unbegun.pop(call, None)
-        reading = UNREAD if outcome is self._timeless else self._reading(outcome)
+        reading = UNREAD if type(outcome) in self._timeless else self._reading()
         decision = self._execution.advance(call, outcome, reading)
         if self._change is not None:
             self._change.set_result(None)

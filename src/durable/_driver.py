@@ -66,6 +66,7 @@ ACKNOWLEDGED: Final = Acknowledged()
 SILENT: Final = Silent()
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
 UNREAD: Final = Reading(_NEVER, 0.0)
+_TIMELESS: Final = frozenset[type[StepOutcome]]({Returned, Acknowledged})  # where no listener asks when they came
 
 
 class Body(Struct, frozen=True):
@@ -116,8 +117,7 @@ class Driver:
         self._cancel = cancel
         self._before = sys.exception()  # what the caller of `run` is handling has nothing to do with the workflow
         self._open: dict[Call, tuple[Transaction, Attempt]] = {}
-        self._untold = execution.tell is None
-        self._timeless = ACKNOWLEDGED if self._untold else None  # of which only a listener wants to know when it came
+        self._timeless = _TIMELESS if execution.tell is None else frozenset[type[StepOutcome]]()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of run {self._execution.run_id!r}>"
@@ -147,10 +147,7 @@ class Driver:
         message = "run %r has ended but for its running steps, and waits for them: %s"
         say(_log, logging.WARNING, message, self._execution.run_id, keys)
 
-    def _reading(self, outcome: StepOutcome | None = None) -> Reading:
-        """The world as it is now. Where nobody listens, all that counts of a return is how long the body took."""
-        if self._untold and type(outcome) is Returned:
-            return Reading(_NEVER, self._clock.elapsed())
+    def _reading(self) -> Reading:
         cancelled = self._cancel is not None and self._cancel.is_set()
         return Reading(self._clock.now(), self._clock.elapsed(), cancelled)
 
@@ -369,7 +366,7 @@ class Driver:
             if policy is not None:
                 policy.check_result(value, call.attempts, body.fn, body.args, body.kwargs)
             what = f"the result of step {call.key!r}"
-            return Returned(self._codec.encode(value, what=what, annotation=body.annotation))
+            return Returned(self._codec.encode(value, what=what, annotation=body.annotation), self._clock.elapsed())
         except UnstorableValue as problem:
             problem.advice = after_the_body(value, problem.advice)
             return Unstorable(problem)

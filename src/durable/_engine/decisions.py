@@ -121,9 +121,10 @@ class Asked(Struct, frozen=True, gc=False):
 
 
 class Returned(Struct, frozen=True, gc=False):
-    """The body returned; `value` is the JSON of what it returned."""
+    """The body returned; `value` is the JSON of what it returned, `elapsed` a reading of the elapsed-time clock (None: now)."""
 
     value: bytes
+    elapsed: float | None = None
 
     def __repr__(self) -> str:
         return f"<Returned {len(self.value)} bytes>"

@@ -63,6 +63,7 @@ from durable.events import (
 )
 from durable.snapshot import NO_TIME, AttemptRecord, ErrorRecord, Kind, Record, StepRecord, render
 
+_SHORTEST: Final = 0.0005  # seconds of a body: of anything shorter nothing is said
 STALLED_AFTER: Final = 3  # leases
 MOST_CONFLICTS: Final = 20  # times that a transaction of one attempt may be the victim of others, as in `batches`
 MOST_LOSSES: Final = 5  # … that the database may be lost under one, which a body could be the cause of
@@ -139,8 +140,8 @@ class Execution:
     def advance(self, call: Call, outcome: StepOutcome, reading: Reading) -> StepDecision:
         """What to do next for this call, after `outcome`, at this reading of the clock."""
         match outcome:
-            case Returned(value):
-                return self._checkpoint(call, reading, ok=True, value=Raw(value))
+            case Returned(value, elapsed):
+                return self._checkpoint(call, reading, ok=True, value=Raw(value), elapsed=elapsed)
             case Acknowledged():
                 return self._acknowledged(call, reading)
             case Asked():
@@ -333,11 +334,12 @@ class Execution:
         ok: bool,
         value: Raw | UnsetType = UNSET,
         error: ErrorRecord | None = None,
+        elapsed: float | None = None,
     ) -> StepDecision:
         if self.error is not None:
             self._left(call, reading, type(self.error).__name__)
             return Abort(self.error)
-        milliseconds = int((reading.elapsed - call.began) * 1000 + 0.5)
+        seconds = (reading.elapsed if elapsed is None else elapsed) - call.began
         seq = self._place(call)
         call.record = StepRecord(
             name=call.name,
@@ -350,7 +352,7 @@ class Execution:
             fingerprint=call.fingerprint,
             once=call.at_most_once,
             signal=call.signal,
-            seconds=milliseconds / 1000 if milliseconds else NO_TIME,
+            seconds=NO_TIME if seconds < _SHORTEST else int(seconds * 1000 + 0.5) / 1000,
             attempt=call.attempts or 1,  # a signal has none
         )
         if seq != call.started or call.unordered or call.transacts or call.cleanup or self.journal.kept:

@@ -18,23 +18,32 @@ T = TypeVar("T")
 _LOOK = 0.05  # seconds between looks at whether a thread that is being started still lives
 
 
-def kept_up(name: str, turn: Callable[[], object], failed: Callable[[Exception], object]) -> threading.Thread:
+def kept_up(
+    name: str,
+    turn: Callable[[], object],
+    failed: Callable[[Exception], object],
+    ended: Callable[[], object] | None = None,
+) -> threading.Thread:
     """A daemon thread, started, that calls `turn` until it returns something false.
 
-    What a turn raises (no memory, for example) goes to `failed`, and the thread goes on. `StoreUnavailable` where none can be
-    started: that may be possible later.
+    What a turn raises (no memory, for example) goes to `failed`, and the thread goes on; when it has ended all the same,
+    `ended` is called. `StoreUnavailable` where none can be started: that may be possible later.
     """
     begun = threading.Event()
 
     def run() -> None:
-        while True:
-            try:
-                begun.set()
-                while turn():
-                    pass
-                return
-            except Exception as problem:
-                failed(problem)
+        try:
+            while True:
+                try:
+                    begun.set()
+                    while turn():
+                        pass
+                    return
+                except Exception as problem:
+                    failed(problem)
+        finally:
+            if ended is not None:
+                ended()
 
     thread = threading.Thread(target=run, name=name, daemon=True)
     try:

@@ -98,12 +98,12 @@ class Lane:
 
     def _done(self) -> int:
         results = self.connection.wait(generators.execute(self.connection.pgconn))
+        if len(results) == 1 and results[0].status == ExecStatus.COMMAND_OK:
+            return results[0].command_tuples or 0
         for result in results:  # the first error is the one that says why; a pooler adds its own to a server's last
             if result.status != ExecStatus.COMMAND_OK:
                 raise error_from_result(result, self.connection.info.encoding)
-        if len(results) != 1:
-            raise psycopg.OperationalError(f"one statement was answered {len(results)} times")
-        return results[0].command_tuples or 0
+        raise psycopg.OperationalError(f"one statement was answered {len(results)} times")
 
     def _encoded(self, value: bytes) -> bytes:
         try:
