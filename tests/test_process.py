@@ -377,8 +377,9 @@ def test_a_claim_that_comes_twice_while_its_run_is_being_ended(database: Databas
         arrived = aside.submit(store.process.perform, again)
         wait_until(lambda: database.execute(waits) != [(0,)], "it to wait for the end")
         ender.commit()
-        arrived.result(PATIENCE)
-    assert database.status("run") == "failed", "it reads running, and nobody executes it"
+        found = arrived.result(PATIENCE)
+    # Its caller may ask once more and be granted the run; then there is a lease.
+    assert found.lease is not None or database.status("run") == "failed", "it reads running, and nobody executes it"
 
 
 def test_who_has_lost_his_lease_is_told_so_though_the_next_owner_is_in_a_transaction(database: Database) -> None:

@@ -86,8 +86,7 @@ class Heartbeat:
 
     def beat(self) -> bool:
         """Renew every lease once; False when some could not be."""
-        with self._lock:
-            kept = list(self._kept.values())
+        kept = self._standing()
         leases = [lease for lease, alive in kept if self._lives(lease, alive)]
         if not leases:
             return True
@@ -113,27 +112,35 @@ class Heartbeat:
         except Exception as problem:  # says nothing about whether it lives, and must not cost the others their leases
             report(_log, logging.ERROR, "run %r could not be looked at", lease.run_id, problem=problem)
             return True
-        with self._lock:
-            if self._kept.pop(lease.token, None) is not None:
-                report(_log, logging.WARNING, "the driver of run %r is gone; its lease is left to end", lease.run_id)
+        if self._is_dropped(lease):
+            report(_log, logging.WARNING, "the driver of run %r is gone; its lease is left to end", lease.run_id)
         return False
 
+    @locked
+    def _standing(self) -> list[tuple[Lease, Callable[[], bool]]]:
+        return list(self._kept.values())
+
+    @locked
+    def _is_dropped(self, lease: Lease) -> bool:
+        return self._kept.pop(lease.token, None) is not None
+
     def _lost(self, lease: Lease) -> None:
-        with self._lock:  # unless it was given back while the renewal was under way
-            if self._kept.pop(lease.token, None) is not None:
-                lease.lost = "another execution has taken it over"
+        if self._is_dropped(lease):  # unless it was given back while the renewal was under way
+            lease.lost = "another execution has taken it over"
 
     def _wake(self) -> None:
         if os.getpid() != self._pid:  # a run in flight at a fork, in the child: the lock may be held for ever there
             return
-        with self._lock:
-            self._changed.notify()
+        self._notify()
+
+    @locked
+    def _notify(self) -> None:
+        self._changed.notify()
 
     def _looked(self) -> None:
         """Ask whether runs that wait were cancelled."""
         now = self._clock.elapsed()
-        with self._lock:
-            waiting = [lease for lease, _ in self._kept.values() if lease.is_waiting(now) and not lease.cancelled]
+        waiting = [lease for lease, _ in self._standing() if lease.is_waiting(now) and not lease.cancelled]
         self._next_look = now + LOOK_EVERY
         try:
             if waiting:
@@ -149,24 +156,32 @@ class Heartbeat:
 
     def _turn(self) -> bool:
         """Wait until the first lease is due, or runs that wait are to be looked at, and do that; False at the end."""
-        with self._lock:
-            self._changed.wait_for(lambda: self._closed or self._kept)
-            if self._closed:
-                return False
-            now = self._clock.elapsed()
-            wait = max(self._pause, self._next_due() - now)
-            is_waited = any(lease.is_waiting(now) and not lease.cancelled for lease, _ in self._kept.values())
-            looks_in = max(0.0, self._next_look - now) if is_waited else math.inf
-            if wait > 0 and looks_in > 0:
-                self._changed.wait(min(wait, looks_in))
-                self._pause = max(0.0, self._pause - (self._clock.elapsed() - now))
-                return True
-            shortest = min(lease.seconds for lease, _ in self._kept.values())
-        if wait > 0:
-            self._looked()
-        else:
-            self._pause = 0.0 if self.beat() else shortest * _RETRY
-        return True
+        next_ = self._wait_for_next()
+        if next_ is not None:
+            next_()
+        return next_ is not None or not self._closed
+
+    @locked
+    def _wait_for_next(self) -> Callable[[], object] | None:
+        """What is to be done now; None after a wait, since by then it may be something else."""
+        self._changed.wait_for(lambda: self._closed or self._kept)
+        if self._closed:
+            return None
+        now = self._clock.elapsed()
+        wait = max(self._pause, self._next_due() - now)
+        is_waited = any(lease.is_waiting(now) and not lease.cancelled for lease, _ in self._kept.values())
+        looks_in = max(0.0, self._next_look - now) if is_waited else math.inf
+        if wait <= 0:
+            return self._beat_in_turn
+        if looks_in <= 0:
+            return self._looked
+        self._changed.wait(min(wait, looks_in))
+        self._pause = max(0.0, self._pause - (self._clock.elapsed() - now))
+        return None
+
+    def _beat_in_turn(self) -> None:
+        shortest = min((lease.seconds for lease, _ in self._standing()), default=0.0)
+        self._pause = 0.0 if self.beat() else shortest * _RETRY
 
     def _next_due(self) -> float:
         return min(lease.due() for lease, _ in self._kept.values())

@@ -303,8 +303,7 @@ class PostgresTransaction:
 
     def rollback(self) -> None:
         """See `protocol.Transaction`."""
-        with self._lock:
-            lane = None if self._is_busy else self._lane
+        with self._lock: lane = None if self._is_busy else self._lane  # noqa: E701  # fmt: skip
         if lane is None or os.getpid() != self._pid:
             return
         watchdog, clock = self._owner.connections.watchdog, self._owner.clock

@@ -280,20 +280,24 @@ class Writer:
     def _turn(self) -> bool:
         """Wait for something to do, and do it; False when that was the last time."""
         self._wake.wait()
-        batch: list[Job] = []
-        with self._lock:
-            self._wake.clear()
-            if self._busy:
-                return True  # whoever is performing wakes this thread when it is done
-            late = self._late()
-            self._give_up(late)
-            if self._backlog:
-                self._busy = threading.get_ident()
-                batch = self._backlog.take()
-            self._let_in()
+        batch = self._next()
         if batch:
             self._work(batch)
-        return bool(batch) or not self._closed
+        return batch is None or bool(batch) or not self._closed
+
+    @locked
+    def _next(self) -> list[Job] | None:
+        """What is to be performed now; None while another thread performs, which wakes this one when it is done."""
+        self._wake.clear()
+        if self._busy:
+            return None
+        self._give_up(self._late())
+        batch: list[Job] = []
+        if self._backlog:
+            self._busy = threading.get_ident()
+            batch = self._backlog.take()
+        self._let_in()
+        return batch
 
     def _late(self) -> list[Job]:
         if not self._failures:
@@ -315,15 +319,20 @@ class Writer:
 
     def _work(self, batch: list[Job]) -> None:
         later = self._worked(batch)
-        with self._lock:
-            for job in later:
-                self._backlog.add(job)
-            self._backlog.taken = []
-            failures = self._failures + 1 if later else 0
+        self._put_back(later)
         if later:
-            self._closing.wait(batches.pause(failures))
-        with self._lock:
-            self._free(later)
+            self._closing.wait(batches.pause(self._failures + 1))
+        self._freed(later)
+
+    @locked
+    def _put_back(self, later: list[Job]) -> None:
+        for job in later:
+            self._backlog.add(job)
+        self._backlog.taken = []
+
+    @locked
+    def _freed(self, later: list[Job]) -> None:
+        self._free(later)
 
     def _free(self, later: list[Job]) -> None:
         self._failures = self._failures + 1 if later else 0
