@@ -56,11 +56,11 @@ def _mapped(step: Any) -> Any:
     return step.map("deep", int, [1])[0]
 
 
-@pytest.mark.parametrize("what", [_step, _transaction, _fails, _mapped], ids=lambda what: what.__name__)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [(kind, what) for kind in KINDS for what in (_step, _fails, _mapped)] + [("postgres", _transaction)],
+)
 def test_a_step_at_every_depth(kind: str, what: Callable[[Any], Any], database: Database) -> None:
-    if what is _transaction and kind != "postgres":
-        pytest.skip("a transaction takes a database")
     tally, store = Tally(), store_of(kind, database)
 
     def workflow(step: Any, _: Any, spare: int) -> Any:

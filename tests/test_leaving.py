@@ -1053,20 +1053,19 @@ async def balanced_when_cancelled(step: Any, world: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("program", "make", "first"),
+    ("program", "make", "first", "is_async"),
     [
-        (balanced, failing, ValueError),
-        (balanced, interrupting, KeyboardInterrupt),
-        (balanced_when_cancelled, endless, asyncio.CancelledError),
+        (balanced, failing, ValueError, False),
+        (balanced, failing, ValueError, True),
+        (balanced, interrupting, KeyboardInterrupt, False),
+        (balanced, interrupting, KeyboardInterrupt, True),
+        (balanced_when_cancelled, endless, asyncio.CancelledError, True),  # a task is cancelled, no thread is
     ],
 )
-@pytest.mark.parametrize("is_async", [False, True])
 def test_money_is_given_back_once_and_never_for_what_was_shipped(
     database: Database, program: Any, make: Any, first: Any, is_async: bool
 ) -> None:
     """Charged in a transaction, refunded in one: killed at every boundary of the life in which `work` comes to nothing."""
-    if program is balanced_when_cancelled and not is_async:
-        pytest.skip("a task is cancelled, no thread is")
     stage = postgres_stage(database, is_async=is_async)
     expected = "shipped" if first is KeyboardInterrupt else ["refund"]
     undisturbed = make()
