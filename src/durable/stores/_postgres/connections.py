@@ -432,13 +432,12 @@ def _parts(url: str | None) -> dict[str, str]:
         ) from None
     given = _with_environment({key: str(value) for key, value in parts.items() if value is not None})
     several = "," in given.get("host", "") + given.get("hostaddr", "")
-    # Of several hosts the one that takes writes: a journal read from a standby would be an old one.
-    return {
-        **_DEFAULTS,
-        **({"target_session_attrs": "read-write"} if several else {}),
-        **given,
-        "client_encoding": "UTF8",
-    }
+    if several and given.get("target_session_attrs", "any") in _ANY_SERVER:
+        given["target_session_attrs"] = "read-write"  # a journal read from a standby would be an old one
+    return {**_DEFAULTS, **given, "client_encoding": "UTF8"}
+
+
+_ANY_SERVER: Final = ("any", "prefer-standby")
 
 
 def _with_environment(parts: dict[str, str]) -> dict[str, str]:
