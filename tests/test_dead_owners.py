@@ -105,10 +105,12 @@ def hold(store: PostgresStore, *names: str) -> None:
 
 def end(store: PostgresStore) -> None:
     """As the kernel does it when a process is gone: the lock goes, the file stays."""
-    lock = store.process.owner._lock
-    assert lock is not None
-    os.close(lock)
-    store.process.owner._lock = None
+    owner = store.process.owner
+    assert owner._lock is not None
+    os.close(owner._lock)
+    if owner._kept is not None:  # the mapping, which holds it as well
+        owner._kept.close()
+    owner._lock = owner._kept = None
 
 
 @pytest.fixture

@@ -63,7 +63,6 @@ WAITS: Final = [
     "release_batch",
     "lock_leases",
     "cancel_batch",
-    "signal_batch",
     "transaction_fence",
     "transaction_record",
     "move",
@@ -82,7 +81,6 @@ REPLIES: Final = [
     "renew",
     "cancelled",
     "cancel_batch",
-    "signal_batch",
     "receive_batch",
     "transaction_fence",
     "read_journals",
@@ -100,6 +98,7 @@ OCCURS: Final = frozenset(
         "ROLLBACK",
         "read_runs: something",
         "open_runs: something",
+        "signal_batch: nothing",  # it tells what is missing
         "three wait or hold",
     ]
 )

@@ -34,11 +34,25 @@ class Failing(Exception):
     """What some runs end with."""
 
 
+_earlier = Counter[str]()
+
+
+@pytest.fixture(autouse=True)
+def earlier() -> None:
+    """What other tests of this process have left, as those do whose threads are struck down."""
+    _earlier.clear()
+    _earlier.update(counted())
+
+
+def counted() -> Counter[str]:
+    gc.collect()  # does nothing, and says nothing, while another thread is collecting
+    return Counter(type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, OURS))
+
+
 def left_behind() -> Counter[str]:
-    """The objects of ours that are still reachable."""
+    """The objects of ours that are still reachable, and were not before the test."""
     for _ in range(100):
-        gc.collect()  # does nothing, and says nothing, while another thread is collecting
-        left = Counter(type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, OURS))
+        left = counted() - _earlier
         if not left:
             break
         time.sleep(0.01)
@@ -117,9 +131,14 @@ def test_a_resumed_run_lets_go_of_the_texts_that_it_was_loaded_from(database: Da
     """They would be half of what it holds: the journal is kept once, as it was read."""
     store, texts = database.store(), list[int]()
 
-    def after() -> None:
+    def kept() -> int:
         gc.collect()
-        texts.append(sum(type(thing) is Record for thing in gc.get_objects()))
+        return sum(type(thing) is Record for thing in gc.get_objects())
+
+    before = kept()  # of other tests in this process
+
+    def after() -> None:
+        texts.append(kept() - before)
         if len(texts) == 1:
             raise Interruption
 

@@ -267,7 +267,8 @@ def test_what_the_dependencies_do_not_have(store: MemoryStore) -> None:
     ]
     for number, (deps, call) in enumerate(calls):
         problem = raised(lambda: durable.run(deps, lambda _, deps: call(deps), id=str(number), store=store))  # noqa: B023
-        assert lines(problem).count("ours") == 2, lines(problem)
+        borders = 1 if deps is None else 2  # what has no step in it is given as it is
+        assert lines(problem).count("ours") == borders, lines(problem)
 
 
 def test_no_line_of_the_border_itself(store: MemoryStore) -> None:

@@ -404,8 +404,8 @@ def test_messages_of_all_kinds_have_the_type_and_the_way_out() -> None:
     problem = refusal({"items": [{}, {"price": Session()}]})
     assert problem.path == "$.items[1].price"
     assert str(problem).endswith(
-        "Session would not come back as it is. Return plain data, or make its class a dataclass, an attrs class, a "
-        "NamedTuple, a msgspec.Struct or a pydantic model."
+        "Session would not come back as it is. Return plain data, make its class a dataclass, an attrs class, a "
+        "NamedTuple, a msgspec.Struct or a pydantic model, or teach it with durable.stored_as."
     )
     assert "secret" not in str(problem)
     assert "list(...)" in refusal(iter([1])).advice

@@ -461,14 +461,15 @@ def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress
 
 
 def _signal_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
-    missing: list[tuple[int]] = []
+    missing, sent = list[tuple[int]](), set[tuple[str, int]]()
     for row in sorted(_decode(values[0]), key=lambda row: row["n"]):
         tables.numbers[0] += 1
         place = row["id"], row["nonce"]
         signal = Signal(tables.numbers[0], row["id"], row["name"], row["payload"], row["nonce"])
         if (yield from statement.insert(tables.signals, place, signal)):
             tables.nonces.setdefault(row["id"], []).append(row["nonce"])
-        elif tables.signals.visible(place, statement) is None:
+            sent.add(place)
+        elif place not in sent and tables.signals.visible(place, statement) is None:
             missing.append((row["n"],))
     return Result(missing, len(missing))
 

@@ -130,6 +130,10 @@ class Lock:
         if self._waiting:
             self._waiting.pop(0)(None)
 
+    def locked(self) -> bool:
+        """See `threading.Lock.locked`."""
+        return self._held
+
     def __enter__(self) -> None:
         self.acquire()
 
