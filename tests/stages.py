@@ -164,13 +164,14 @@ class Boundaries:
         self.deadly = deadly
         self.passed: list[str] = []
         self.dead = False
+        self.died_at = ""
 
     def pass_one(self, what: str) -> None:
         """The process passes a boundary, or dies there."""
         if self.dead:
             raise Died
         if len(self.passed) == self.deadly:
-            self.dead = True
+            self.dead, self.died_at = True, what
             raise Died
         self.passed.append(what)
 

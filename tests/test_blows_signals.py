@@ -115,7 +115,9 @@ def test_a_signal_at_any_moment(
         if isinstance(came, Hangs):
             tally.hangs.append(str(n))
             break
-        if came != [1, 1, 2] and not isinstance(came, blow):
+        # It may strike within a verb of the user's own store, whose exceptions are expected there.
+        is_the_stores = isinstance(came, durable.StoreError) and f"raised {blow.__name__}" in str(came)
+        if came != [1, 1, 2] and not isinstance(came, blow) and not is_the_stores:
             tally.wrong.append(f"{n}: {came!r}")
         _ask(tally, n, store, workflow)
     if kind == "embedded":
