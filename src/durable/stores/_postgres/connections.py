@@ -161,6 +161,7 @@ class Connections:
         self._closed = False
         self.watchdog = Watchdog(clock)
         self.ready = False
+        self.unfit: DurableError | None = None  # why no run may be kept there, though it can be looked at
         self.prepares = True
         self.insists = False  # on synchronous_commit, which the role has off
 
@@ -324,7 +325,9 @@ class Connections:
                 try:
                     demands.check_kind(connection, self.where)
                     self.prepares = _is_direct(connection)
-                    self._look_at(demands.condition(connection, self.where))
+                    settings = demands.condition(connection, self.where)
+                    self.unfit = demands.why_unfit(settings, self.where)
+                    self._look_at(settings)
                     self._doubt(self._prepare(connection))
                 finally:
                     self.watchdog.unwatch(connection)

@@ -80,10 +80,15 @@ def condition(connection: psycopg.Connection[Any], where: str) -> dict[str, str 
     in_recovery, read_only, settings, extensions = row
     refuse_read_only(where, standby=bool(in_recovery), read_only=read_only == "on")
     found: dict[str, str | None] = dict(zip(names, settings, strict=True))
-    if (encoding := found.pop("server_encoding")) != _ENCODING:
-        problem = f"the database's encoding is {encoding}, which cannot hold every text that a step may return"
-        raise UnsuitableServer(where, problem, _ANOTHER_DATABASE)
     return {**found, "extensions": ",".join(sorted(extensions))}
+
+
+def why_unfit(settings: dict[str, str | None], where: str) -> UnsuitableServer | None:
+    """Why no run may be kept here, though what is there can be read; takes the setting out."""
+    if (encoding := settings.pop("server_encoding")) == _ENCODING:
+        return None
+    problem = f"the database's encoding is {encoding}, which cannot hold every text that a step may return"
+    return UnsuitableServer(where, problem, _ANOTHER_DATABASE)
 
 
 def hiding() -> SchemaMismatch:

@@ -370,6 +370,8 @@ class Writer:
         deadline = batches.deadline(jobs)
         self._lane = lane = self._connections.take(deadline)
         try:
+            if self._connections.unfit is not None:
+                raise self._connections.unfit
             now = self._clock.elapsed()
             size = jobs[0].size if len(jobs) == 1 else sum(job.size for job in jobs)
             self._watchdog.watch(lane.connection, now + batches.silence(deadline, now), size / batches.SLOWEST)
