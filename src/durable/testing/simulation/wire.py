@@ -350,6 +350,7 @@ class Connections:
         self.where = _WHERE
         self.ready = False  # nothing to warn of when it is dropped
         self.prepares = True
+        self.unfit = None
         self.insists = False
         self.pool_size: int | None = None
         self._host = host
