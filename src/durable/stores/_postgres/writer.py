@@ -313,8 +313,8 @@ class Writer:
             again = [job for job in batch if not job.done and job.verb is Verb.CLAIM and not job.unknown]
             for job in again:
                 job.unknown = job.doubtful = True
-            self._give_up([job for job in batch if not job.done and job not in again], type(problem).__name__)
             report(_log, logging.ERROR, "the writer failed; the entries that it held are given up", problem=problem)
+            self._give_up([job for job in batch if not job.done and job not in again], type(problem).__name__)
             return again
 
     def _work(self, batch: list[Job]) -> None:
