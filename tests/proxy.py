@@ -16,7 +16,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Self, TypeAlias
 
@@ -52,7 +52,7 @@ class Moment(enum.Enum):
     """Where on its way a statement is when a trap springs."""
 
     SENT = "sent"  # the client has sent it, the server has not got it
-    FORWARDED = "forwarded"  # the server has got it, with everything up to its Sync
+    FORWARDED = "forwarded"  # the server has got it, with everything up to its Sync; the client gets no reply meanwhile
     ANSWERED = "answered"  # the server has answered, and committed if it was to; the client has got nothing of it
 
 
@@ -181,6 +181,7 @@ class Link:
         self._client = client
         self._server = server
         self._server_spoke = True
+        self._replying = threading.Lock()  # held while a trap acts on what was forwarded: no reply overtakes it
         # (number of the ReadyForQuery, trap) in order; the replies are held back while there is one.
         self._awaited: deque[tuple[int, Trap]] = deque()
         self._threads = [
@@ -225,9 +226,12 @@ class Link:
                             forwarded.append(trap)
                         case Moment.ANSWERED:
                             self._awaited.append((asked + 1, trap))
-                self._server.sendall(message)
-                if kind in _ANSWERED_BY_READY:
-                    asked += 1
+                if kind not in _ANSWERED_BY_READY:
+                    self._server.sendall(message)
+                    continue
+                asked += 1
+                with self._replying if forwarded else nullcontext():
+                    self._server.sendall(message)
                     while forwarded:
                         forwarded.pop(0).spring(self)
         except OSError:
@@ -259,7 +263,7 @@ class Link:
                         self._awaited[0][1].spring(self)
                         self._awaited.popleft()
                 if not self._awaited:
-                    with suppress(OSError):  # a dead client's replies are of interest all the same
+                    with self._replying, suppress(OSError):  # a dead client's replies are of interest all the same
                         self._client.sendall(held)
                     held.clear()
         except OSError:

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from ownership_children import wait_until
 from proxy import Count, Link, Moment, Proxy
 from support import Database
 
@@ -98,3 +99,18 @@ def test_springs_once_and_lets_pass(proxy: Proxy, connection: psycopg.Connection
     assert all(trap.sprung.wait(10.0) for trap in traps)
     assert seen[0] == "sent"
     assert sorted(seen[1:]) == ["answered", "forwarded"]  # two directions, two threads: either may be first
+
+
+def test_no_reply_overtakes_a_trap_on_what_was_forwarded(
+    database: Database, proxy: Proxy, connection: psycopg.Connection[Any]
+) -> None:
+    """However slowly it acts: a client that it cuts has learnt nothing."""
+
+    def cut(link: Link) -> None:
+        wait_until(lambda: database.execute("SELECT number FROM line") == [(1,)], "the row to be committed")
+        link.cut()
+
+    proxy.trap(Moment.FORWARDED, "INSERT", cut)
+
+    with pytest.raises(psycopg.OperationalError):
+        connection.execute("INSERT INTO line VALUES (1)")
