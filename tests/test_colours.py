@@ -37,6 +37,7 @@ LEAVES = {
         "_joined",
         "_abandoned",
         "_advance",
+        "_report_change",
         "_changed",
         "_is_cancelled",
         "_handled_outside",

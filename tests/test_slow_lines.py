@@ -19,7 +19,7 @@ import pytest
 
 import durable
 from durable._engine import batches
-from durable._engine.batches import LARGE, MOST_BYTES, Verb
+from durable._engine.batches import LARGE, MOST_BYTES, SLOWEST, Verb
 from durable._engine.decisions import Claim, Granted
 from durable.documents import Snapshot
 from durable.errors import LeaseLost
@@ -290,7 +290,7 @@ def test_what_is_silent_is_ended_all_the_same() -> None:
         server, _ = listening.accept()
     one, other = socket.socketpair()
     tcp, unix = Fake(client), Fake(one)
-    looks = {connection: watchdog._Look(connection, (10.0, 5.0), 0.0) for connection in (tcp, unix)}  # type: ignore[arg-type]
+    looks = {connection: watchdog._Look(connection, (10.0, 5 * SLOWEST), 0.0) for connection in (tcp, unix)}  # type: ignore[arg-type]
     for moment, sent in ((5.0, b"x"), (14.0, b"y"), (23.0, b"")):
         if sent:
             server.sendall(sent)

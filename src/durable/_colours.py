@@ -208,13 +208,16 @@ class BlockingDriver(Driver):
         self._forsaken(call)
         self._advance(call, Interrupted(type(reason).__name__))
 
-    @locked
     def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
         reading = UNREAD if type(outcome) in self._timeless else self._reading()
-        decision = self._execution.advance(call, outcome, reading)
+        with self._lock: decision = self._execution.advance(call, outcome, reading)  # noqa: E701  # fmt: skip
         if self._waiting:
-            self._changed.notify_all()
+            self._report_change()
         return decision
+
+    @locked
+    def _report_change(self) -> None:
+        self._changed.notify_all()
 
     @locked
     def _wait_until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:

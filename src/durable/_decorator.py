@@ -275,6 +275,9 @@ def options_of(fn: Any) -> Options | None:
     Of a bound method of a step, and of an object whose `__call__` is one, `fn` is bound as well. Where something stands
     above the step, `fn` is all of it.
     """
+    kind: Any = type(fn)
+    if kind is FunctionType and not fn.__dict__:  # a plain one, as almost always
+        return None
     options = getattr(fn, _MARK, None)
     if isinstance(options, Options):
         function = fn.__func__ if type(fn) is MethodType else fn

@@ -110,7 +110,9 @@ class Driver:
         self._store = store
         self._codec = codec
         self._check_promise: Callable[..., None] | None = getattr(codec, "check_promise", None)
-        self._promised: object = None  # the promise that was looked at last, and can be kept
+        # What was looked at last, and is sound: in a loop it is the same object.
+        self._promised: object = None
+        self._checked: object = None
         self._clock = clock
         self._runs = runs
         self._terms = terms
@@ -170,7 +172,8 @@ class Driver:
         frame = current_frame.get()
         if frame is not None and frame.driver is self and frame.inside is not None:
             raise NestedStep(name, frame.inside)
-        checked_name("a step's name", name)
+        if name is not self._checked:
+            self._checked = checked_name("a step's name", name)
         if key is not None:
             checked_name("a step's key", key)
         if not callable(cast(object, fn)):
@@ -197,9 +200,11 @@ class Driver:
             call = self._execution.call(name, key, fingerprint, branch, amid, decides=decides)
         if terms is not PLAIN:
             call.at_most_once, call.cleanup = terms.at_most_once, terms.cleanup
+            call.marked = call.marked or terms.at_most_once or terms.cleanup
         if body.listens:
-            call.listens, call.patience = True, body.patience
-        call.transacts = body.isolation is not None
+            call.listens, call.patience, call.marked = True, body.patience, True
+        if body.isolation is not None:
+            call.transacts = call.marked = True
         return call
 
     def _in_flight(self, exception: BaseException | None) -> InFlight | None:

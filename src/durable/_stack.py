@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 __all__ = ["require_stack"]
 
-_FRAMES: Final = 80  # a step takes some 20 of them; a log record, or an exception's traceback, as many again
+_FRAMES: Final = 50  # a step takes some 20 of them; an exception's traceback, or what a codec does, as many again
 
 
 def _nested(levels: int) -> Any:
@@ -20,12 +22,19 @@ def _nested(levels: int) -> Any:
 _TYPES: Final = _nested(_FRAMES)
 
 
-def require_stack() -> None:
-    """Raise `RecursionError` here, where nothing has begun yet, rather than a few calls later, in the midst of it."""
-    if sys.version_info >= (3, 12):  # the limit is one of Python's frames, and they can be counted
-        try:
-            sys._getframe(max(sys.getrecursionlimit() - _FRAMES, 1))  # noqa: SLF001 -- the one way to count them
-        except ValueError:  # there are not so many
-            return
-        raise RecursionError("maximum recursion depth exceeded: too few frames are left for a step")
-    isinstance(None, _TYPES)  # goes so deep, in C, where calls from C count as well
+def _count_frames() -> None:  # pyright: ignore[reportUnusedFunction] -- by the version
+    try:
+        sys._getframe(  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001 -- the one way to count them
+            max(sys.getrecursionlimit() - _FRAMES, 1)
+        )
+    except ValueError:  # there are not so many
+        return
+    raise RecursionError("maximum recursion depth exceeded: too few frames are left for a step")
+
+
+require_stack: Final[Callable[[], object]] = (
+    # From 3.12 on the limit is one of Python's frames, and they can be counted. Before, calls from C count as well: this
+    # goes so deep, in C.
+    _count_frames if sys.version_info >= (3, 12) else partial(isinstance, None, _TYPES)
+)
+"""Raises `RecursionError` where nothing has begun yet, rather than a few calls later, in the midst of it."""

@@ -340,22 +340,19 @@ class Execution:
             self._left(call, reading, type(self.error).__name__)
             return Abort(self.error)
         seconds = (reading.elapsed if elapsed is None else elapsed) - call.began
-        seq = self._place(call)
+        seq = self.journal.take_seq() if call.seq is None else self._place(call)
         call.record = StepRecord(
-            name=call.name,
-            ok=ok,
-            value=value,
-            error=error,
-            auto=call.auto,
-            concurrent=call.concurrent,
-            unordered=call.unordered,
+            call.name,
+            ok,
+            value,
+            error,
+            call.auto,
+            call.concurrent,
             fingerprint=call.fingerprint,
-            once=call.at_most_once,
-            signal=call.signal,
             seconds=NO_TIME if seconds < _SHORTEST else int(seconds * 1000 + 0.5) / 1000,
             attempt=call.attempts or 1,  # a signal has none
         )
-        if seq != call.started or call.unordered or call.transacts or call.cleanup or self.journal.kept:
+        if call.marked or seq != call.started or self.journal.kept:
             call.record = self._marked(call, call.record, seq)
         call.stored = False
         call.phase = Phase.SENDING
@@ -370,6 +367,9 @@ class Execution:
         call.kept += self.journal.take_kept()
         return replace(
             record,
+            unordered=call.unordered,
+            once=call.at_most_once,
+            signal=call.signal,
             transaction=call.transacts,
             started=None if call.started == seq else call.started,
             amid=call.amid,

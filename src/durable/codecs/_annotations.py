@@ -34,15 +34,11 @@ def returns(fn: Any) -> Any:
     if function is None or "return" not in function.__annotations__:
         return None
     annotation = _resolved(function, "return")
-    if getattr(annotation, "__origin__", None) in (Awaitable, Coroutine):  # what awaiting it gives
-        annotation = typing.get_args(annotation)[-1]
+    if type(annotation) is not type and getattr(annotation, "__origin__", None) in (Awaitable, Coroutine):
+        annotation = typing.get_args(annotation)[-1]  # what awaiting it gives
     code = function.__code__
-    if (
-        code.co_qualname == function.__qualname__
-        and not code.co_flags & _TAKES_ANY
-        and not hasattr(function, "__wrapped__")
-    ):  # as almost always
-        return annotation
+    if not (function.__dict__ or code.co_flags & _TAKES_ANY) and code.co_qualname == function.__qualname__:
+        return annotation  # as almost always
     return annotation if annotation is None or _is_own(function) else _perhaps(annotation)
 
 

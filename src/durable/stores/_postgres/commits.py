@@ -308,7 +308,7 @@ class Statements:
 
     def perform(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         """See `writer.Performer`."""
-        return _counted(jobs, self._verbs[jobs[0].verb](lane, jobs))
+        return self._verbs[jobs[0].verb](lane, jobs)
 
     def read_back(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         """See `writer.Performer`."""
@@ -421,6 +421,8 @@ class Statements:
 
     def _checkpoint(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         """Nothing is added to a run that another server, which this lane leads to, does not have whole."""
+        if len(jobs) == 1 and jobs[0].payload.lease.server == lane.server:  # as almost always
+            return self._written(lane, jobs)
         lost = without_records(lane, self._sql, strange(lane, (job.payload.lease for job in jobs)))
         if not lost:
             return self._written(lane, jobs)
@@ -428,8 +430,9 @@ class Statements:
         for job in jobs:
             (without if job.payload.lease in lost else whole).append(job)
         written = iter(self._written(lane, whole) if whole else ())
-        fates = iter(self._fates(lane, without, "read_leases"))
-        return [_whole(job, next(fates)) if job.payload.lease in lost else next(written) for job in jobs]
+        fates = self._fates(lane, without, "read_leases")
+        settled = iter(_counted(without, [_whole(job, fate) for job, fate in zip(without, fates, strict=True)]))
+        return [next(settled) if job.payload.lease in lost else next(written) for job in jobs]
 
     def _written(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         if len(jobs) == 1:
@@ -445,8 +448,9 @@ class Statements:
                 lease.token.encode(),
             )
             if lane.wrote(self._checkpoint_one, row) == 1:
+                lease.recorded()
                 return (None,)
-            return self._fates(lane, jobs, "read_leases")
+            return _counted(jobs, self._fates(lane, jobs, "read_leases"))
         rows = [_Row(n, *_columns(job.payload), Raw(job.payload.record.text.encode())) for n, job in enumerate(jobs)]
         text = _json.encode(rows).decode()
         missing: list[int] = [n for (n,) in lane.execute(self._sql["checkpoint_batch"], (text,))]
@@ -454,7 +458,7 @@ class Statements:
         if missing:
             for n, answer in zip(missing, self._fates(lane, [jobs[n] for n in missing], "read_leases"), strict=True):
                 answers[n] = answer
-        return answers
+        return _counted(jobs, answers)
 
     def _finish(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
         rows = [_end_row(job.payload) for job in jobs]

@@ -232,17 +232,18 @@ class Connections:
 
     def give_back(self, lane: Lane) -> None:
         """Take a connection back, whatever state it is in; quiet when it is back already."""
-        connection = lane.connection
         if not lane.is_lent:
             return
-        if not is_sound(connection):
+        connection = lane.connection
+        sound = is_sound(connection)
+        if not sound:
             connection.close()
         lane.is_lent = False  # before it is another's, whatever interrupts this
         if self._pool is not None:
-            if not connection.closed:
+            if sound:
                 connection.autocommit = lane.autocommit
             self._pool.putconn(connection)
-        elif not connection.closed:
+        elif sound:
             self._idle.append(lane)
             if self._closed:
                 self.close()

@@ -61,11 +61,12 @@ class Process:
         ended: a claim may, of a run whose last owner stands still in the midst of one. So claims wait for claims only. And
         these not for what of a claim is long: an input that it brings, a journal that it finds.
         """
-        if job.verb is Verb.CLAIM and job.size <= LARGE:
-            return self._claims
-        if job.verb is Verb.CLAIM or job.verb is Verb.READ:
-            return self._long
-        return self._large if job.size > LARGE or job.verb in _ASIDE else self._small
+        verb, is_large = job.verb, job.size > LARGE
+        if verb is Verb.CHECKPOINT:  # as almost always
+            return self._large if is_large else self._small
+        if verb is Verb.CLAIM or verb is Verb.READ:
+            return self._long if is_large or verb is Verb.READ else self._claims
+        return self._large if is_large or verb in _ASIDE else self._small
 
     def left(self, claim: str, seconds: float) -> None:
         """The lease of this claim of ours could not be given back: nobody works under it, and it may stand so long."""

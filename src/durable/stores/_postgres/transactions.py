@@ -279,7 +279,7 @@ class PostgresTransaction:
             self._epoch,
         )
         now = owner.clock.elapsed()
-        watchdog.watch(lane.connection, now + batches.silence(job.deadline, now), job.size / batches.SLOWEST)
+        watchdog.watch(lane.connection, now + batches.silence(job.deadline, now), job.size)
         self._sent = True
         try:
             with lane.connection.pipeline():

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import psycopg
 
+from durable._engine.batches import SLOWEST
 from durable._locks import locked
 from durable._reports import report
 from durable.clocks import Clock
@@ -41,7 +42,7 @@ class Watchdog:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.RLock()  # a signal handler may come while it is held
-        self._watched: dict[psycopg.Connection[Any], tuple[float, float]] = {}
+        self._watched: dict[psycopg.Connection[Any], tuple[float, int]] = {}
         self._looks: dict[
             psycopg.Connection[Any], _Look
         ] = {}  # at those that have waited for a while; the thread's own
@@ -49,19 +50,19 @@ class Watchdog:
         self._runs = False  # asked of with each statement: `is_alive` takes five times as long
         self._closed = threading.Event()
 
-    def watch(self, connection: psycopg.Connection[Any], until: float, allowance: float = 0.0) -> None:
+    def watch(self, connection: psycopg.Connection[Any], until: float, size: int = 0) -> None:
         """End the connection if it is still watched at this reading of the clock, and nothing came or went all the while.
 
-        `allowance`: seconds that it may take longer than that where nobody can tell whether anything comes or goes.
+        `size`: bytes that a slow line may take its time for, where the system cannot tell whether any come or go.
         """
-        self._watched[connection] = (until, allowance)
+        self._watched[connection] = (until, size)
         if not self._runs:
             self._start()
 
-    @locked
     def unwatch(self, connection: psycopg.Connection[Any]) -> None:
         """The reply has come."""
-        self._watched.pop(connection, None)  # not while the connection is just being ended
+        # Not while the connection is just being ended. In one line, as in `_locks`.
+        with self._lock: self._watched.pop(connection, None)  # noqa: E701  # fmt: skip
 
     def close(self) -> None:
         """End the thread."""
@@ -111,13 +112,13 @@ class Watchdog:
 class _Look:
     """What is seen of one wait, from the first time that it is looked at."""
 
-    def __init__(self, connection: psycopg.Connection[Any], watched: tuple[float, float], now: float) -> None:
-        until, allowance = watched
+    def __init__(self, connection: psycopg.Connection[Any], watched: tuple[float, int], now: float) -> None:
+        until, size = watched
         self.watched = watched
         self._connection = connection
         self._moved = _moved(connection)
         if self._moved is None:
-            self._patience, self._until = 0.0, until + allowance
+            self._patience, self._until = 0.0, until + size / SLOWEST
         else:  # whatever came before this look went unseen: until the next one it has the benefit of the doubt
             self._patience = max(until - now, _LOOK)
             self._until = now + self._patience

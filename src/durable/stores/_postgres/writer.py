@@ -115,8 +115,11 @@ class Writer:
         if self._interrupted(thread):
             return self._performed_aside(job)
         try:
-            if self._leads(job, thread):
-                self._led(self._settled([job]))
+            # In one line each, as in `_locks`.
+            with self._lock: leads = self._leads(job, thread)  # noqa: E701  # fmt: skip
+            if leads:
+                later = self._settled([job])
+                with self._lock: self._led(later)  # noqa: E701  # fmt: skip
             if job.settled is not None:
                 job.settled.acquire()
         except BaseException as interrupt:
@@ -131,7 +134,6 @@ class Writer:
             raise
         return job.result()
 
-    @locked
     def _leads(self, job: Job, thread: int) -> bool:
         """Whether this thread performs the job itself, which others wait for; else it waits for its turn."""
         self._check_open()
@@ -219,7 +221,6 @@ class Writer:
             self._give_up([job])
         return job.result()
 
-    @locked
     def _led(self, later: list[Job]) -> None:
         self._free(later)
         for job in later:  # to be tried again, which is the thread's business
@@ -367,21 +368,22 @@ class Writer:
         return later
 
     def _attempted(self, jobs: list[Job]) -> Sequence[Any]:
-        deadline = batches.deadline(jobs)
-        self._lane = lane = self._connections.take(deadline)
+        first, connections = jobs[0], self._connections
+        if len(jobs) == 1:
+            deadline, size = first.deadline, first.size
+        else:
+            deadline, size = batches.deadline(jobs), sum(job.size for job in jobs)
+        self._lane = lane = connections.take(deadline)
         try:
-            if self._connections.unfit is not None:
-                raise self._connections.unfit
+            if connections.unfit is not None:
+                raise connections.unfit
             now = self._clock.elapsed()
-            size = jobs[0].size if len(jobs) == 1 else sum(job.size for job in jobs)
-            self._watchdog.watch(lane.connection, now + batches.silence(deadline, now), size / batches.SLOWEST)
-            if jobs[0].unknown:
-                return self._performer.read_back(lane, jobs)
-            return self._performer.perform(lane, jobs)
+            self._watchdog.watch(lane.connection, now + batches.silence(deadline, now), size)
+            return (self._performer.read_back if first.unknown else self._performer.perform)(lane, jobs)
         finally:
             self._watchdog.unwatch(lane.connection)
             self._lane = None
-            self._connections.give_back(lane)
+            connections.give_back(lane)
 
     def _answered(self, jobs: list[Job], answers: Sequence[Any]) -> list[list[Job]]:
         """Answer the jobs that have an answer; those found absent are to be sent again, at once."""
