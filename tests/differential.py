@@ -14,9 +14,9 @@ from typing import Any
 import psycopg
 
 from durable.stores._postgres.statements import Names, statements
-from durable.testing.simulation.database import circular, serve
-from durable.testing.simulation.session import Running, Session
-from durable.testing.simulation.tables import ACCOUNTS, Account, Header, Lease, new_database
+from simulation.database import circular, serve
+from simulation.session import Running, Session
+from simulation.tables import ACCOUNTS, Account, Header, Lease, new_database
 from support import Database
 
 _GIVES_UP = 30.0  # seconds, after which it is neither done nor waiting

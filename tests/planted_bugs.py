@@ -25,14 +25,14 @@ from durable.errors import StoreUnavailable
 from durable.stores._postgres import commits
 from durable.stores._postgres.commits import Statements
 from durable.stores._postgres.writer import Writer
-from durable.testing.simulation import life, threads
-from durable.testing.simulation import statements as sql
-from durable.testing.simulation.database import POINT
-from durable.testing.simulation.life import acting
-from durable.testing.simulation.scenario import Scenario, generated
-from durable.testing.simulation.simulate import Conditions, Outcome, simulated
-from durable.testing.simulation.statements import STATEMENTS
-from durable.testing.simulation.tables import KEY_COLUMNS, Result, Step, Tables
+from simulation import life, threads
+from simulation import statements as sql
+from simulation.database import POINT
+from simulation.life import acting
+from simulation.scenario import Scenario, generated
+from simulation.simulate import Conditions, Outcome, simulated
+from simulation.statements import STATEMENTS
+from simulation.tables import KEY_COLUMNS, Result, Step, Tables
 
 _SOUND = Conditions()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -20,6 +21,7 @@ from ownership_children import wait_until
 from programs import run_program
 from support import Database
 
+CONTRIBUTORS = ("docs/simulation.md",)  # what they show is run from `tests/`
 PROGRAMS = ("docs/postgres.md", "docs/operations.md")  # their snippets go on from each other
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,21 +45,22 @@ def test_the_readmes_screen_of_code_runs_and_runs_again(tmp_path: Path) -> None:
 def _snippets() -> list[Any]:
     pages = sorted({page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").glob("*.md")} - set(PROGRAMS))
     return [
-        pytest.param(text, id=f"{page}-{number}")
+        pytest.param(text, page, id=f"{page}-{number}")
         for page in pages
         for number, text in enumerate(snippets(page), start=1)
     ]
 
 
-@pytest.mark.parametrize("snippet", _snippets())
-def test_a_snippet_of_the_docs_runs(snippet: str, tmp_path: Path) -> None:
-    """Each by itself, as somebody would who copies it; tests are run by pytest."""
+@pytest.mark.parametrize(("snippet", "page"), _snippets())
+def test_a_snippet_of_the_docs_runs(snippet: str, page: str, tmp_path: Path) -> None:
+    """Each by itself, copied to a file; tests are run by pytest, and a contributors' page has `tests/` on its path."""
     (tmp_path / "snippet.py").write_text(snippet)
     if "embedded(" in snippet:
         prepared(tmp_path / ".durable")
     tested = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"] if "\ndef test_" in snippet else []
     command = [sys.executable, "-W", "error", *tested, "snippet.py"]
-    told = run_program(command, cwd=tmp_path)
+    path = {"PYTHONPATH": str(ROOT / "tests")} if page in CONTRIBUTORS else {}
+    told = run_program(command, cwd=tmp_path, env=os.environ | path)
     assert told.returncode == 0, told.stdout + told.stderr
 
 
@@ -108,11 +111,11 @@ def test_the_first_command_says_what_to_install(tmp_path: Path) -> None:
     assert "pip install 'durable-postgres[embedded]'" in line
 
 
-def test_the_simulations_page_runs(tmp_path: Path) -> None:
-    """Its snippet, and the commands are there."""
+def test_the_simulations_page_runs() -> None:
+    """Its snippet, from `tests/`, as the page says."""
     (snippet,) = snippets("docs/simulation.md")
     program = "import logging\nlogging.disable(50)\n" + snippet
-    told = run_program([sys.executable, "-W", "error", "-c", program], cwd=tmp_path)
+    told = run_program([sys.executable, "-W", "error", "-c", program], cwd=ROOT / "tests")
     assert (told.returncode, told.stderr) == (0, "")
     assert told.stdout.startswith("None ")
     assert '"seed": 7' in told.stdout

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import email
 import importlib.util
 import os
 import re
 import shutil
 import sys
 import types
+import zipfile
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -151,6 +153,38 @@ def test_a_directory_that_nobody_installed_is_not_named(tmp_path: Path) -> None:
     (tmp_path / "theirs" / "durable" / "__init__.py").write_text("")
     path = [tmp_path / "ours", tmp_path / "theirs"]
     assert told(USES[0], "-W", "error", path=path) == (0, "", "")
+
+
+# -- what is built ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a wheel that is built from this checkout."""
+    place = tmp_path_factory.mktemp("wheel")
+    run_program([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", place], cwd=ROOT, check=True)
+    (wheel,) = place.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_the_wheel_has_every_file_of_the_product_and_no_other(built: dict[str, bytes]) -> None:
+    """SQL, migrations and `py.typed` with the modules; no test, and nothing of the simulation."""
+    source = ROOT / "src"
+    files = {path.relative_to(source).as_posix(): path for path in source.rglob("*") if path.is_file()}
+    ours = {name: path.read_bytes() for name, path in files.items() if "__pycache__" not in name}
+    assert {name: data for name, data in built.items() if ".dist-info/" not in name} == ours
+    kinds = {Path(name).suffix for name in ours}
+    assert kinds == {".py", ".sql", ".typed"}
+    assert not [name for name in built if "simulation" in name]
+
+
+def test_the_wheel_asks_for_nothing_that_only_tests_need(built: dict[str, bytes]) -> None:
+    """The extras are what users can want."""
+    (text,) = (data.decode() for name, data in built.items() if name.endswith(".dist-info/METADATA"))
+    told = email.message_from_string(text)
+    assert set(told.get_all("Provides-Extra", [])) == {"embedded", "encryption"}
+    assert "greenlet" not in " ".join(told.get_all("Requires-Dist", []))
 
 
 # -- what PyPI shows --------------------------------------------------------------------------------------------------

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from durable.testing.simulation.database import KEY_SHARE, NO_KEY_UPDATE, SHARE, UPDATE, Database, Table
-from durable.testing.simulation.server import BEGIN, Backend, Server
-from durable.testing.simulation.session import Refused, Running, Session
-from durable.testing.simulation.tables import KEY_COLUMNS, Account, new_database
-from durable.testing.simulation.timeline import Timeline
+from simulation.database import KEY_SHARE, NO_KEY_UPDATE, SHARE, UPDATE, Database, Table
+from simulation.server import BEGIN, Backend, Server
+from simulation.session import Refused, Running, Session
+from simulation.tables import KEY_COLUMNS, Account, new_database
+from simulation.timeline import Timeline
 
 
 class World:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from durable.testing.simulation import Fault, Op, Run, Scenario, Slot, from_json, generated, shrunk, simulated, to_json
 from planted_bugs import BUGS, MENDED, Bug
 from programs import run_program
+from simulation import Fault, Op, Run, Scenario, Slot, from_json, generated, shrunk, simulated, to_json
 
-# Repetitions of one kind: `make nightly` has a million seeds, these among them (benchmarks/simulation.py). Ten thousand were here, a
+# Repetitions of one kind: `make nightly` has a million seeds, these among them (tests/simulation/__main__.py). Ten thousand were here, a
 # quarter of what all tests computed, of which a thousand are left; the planted bugs, each near its seed, and the corpus say that the simulation finds what it should.
 SEEDS = int(os.environ.get("DURABLE_SEEDS", "1000"))
 PARTS = 10

@@ -1,13 +1,13 @@
 """Deterministic simulation: the real engine, drivers, leases and writer on a modelled database, in virtual time.
 
 `simulated(generated(seed))` lets one history happen and says whether an invariant broke; `shrunk` makes a failing one
-small; `to_json` keeps it. The same scenario always gives the same history. Needs the extra `simulation`.
+small; `to_json` keeps it. The same scenario always gives the same history.
 """
 
-from durable.testing.simulation.history import SOMETIMES, Broken
-from durable.testing.simulation.scenario import FAULTS, Fault, Op, Run, Scenario, Slot, from_json, generated, to_json
-from durable.testing.simulation.shrinking import shrunk
-from durable.testing.simulation.simulate import Conditions, Outcome, simulated
+from simulation.history import SOMETIMES, Broken
+from simulation.scenario import FAULTS, Fault, Op, Run, Scenario, Slot, from_json, generated, to_json
+from simulation.shrinking import shrunk
+from simulation.simulate import Conditions, Outcome, simulated
 
 __all__ = [
     "FAULTS",

@@ -1,6 +1,6 @@
 """What the simulation does: its rate, the faults and situations, the planted bugs and what it takes to find them.
 
-    python benchmarks/simulation.py [--seeds 10000] [--first 0] [--processes 2] [--bugs] [--nightly] [--figures FILE]
+    cd tests && python -m simulation [--seeds 10000] [--first 0] [--processes 2] [--bugs] [--nightly] [--figures FILE]
 
 `--bugs` looks for each planted bug and shrinks what finds it; `--corpus` writes that into tests/corpus. `--nightly` looks for
 them too, and fails when a situation of `SOMETIMES` has not occurred. The exit status is 1 when anything is not as it
@@ -19,13 +19,11 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
 from chaos.figures import Part, begun, keep
-from durable.testing.simulation import SOMETIMES, Scenario, generated, shrunk, simulated, to_json
 from planted_bugs import BUGS
+from simulation import SOMETIMES, Scenario, generated, shrunk, simulated, to_json
 
-_CORPUS = Path(__file__).parent.parent / "tests" / "corpus"
+_CORPUS = Path(__file__).parent.parent / "corpus"
 _PORTION = 500
 
 
@@ -132,7 +130,7 @@ def _bugs(part: Part, *, corpus: bool) -> bool:
 
 def main() -> int:
     """Print what was asked for."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser = argparse.ArgumentParser("python -m simulation", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--seeds", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
@@ -142,7 +140,7 @@ def main() -> int:
     parser.add_argument("--figures", type=Path)
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    part = begun(" ".join(["python benchmarks/simulation.py", *sys.argv[1:]]), f"from {options.first}")
+    part = begun(" ".join(["python -m simulation", *sys.argv[1:]]), f"from {options.first}")
     fine = not options.seeds or _seeds(options, part)
     if options.bugs or options.corpus or options.nightly:
         fine = _bugs(part, corpus=options.corpus) and fine

@@ -10,12 +10,12 @@ from typing import Any, Final, Protocol
 from psycopg import errors
 
 from durable._decorator import current_frame
-from durable.testing.simulation.history import CANCELLED, FAILED, INTERRUPTED, Drawn, History
-from durable.testing.simulation.life import acting, is_behind
-from durable.testing.simulation.scenario import Op
-from durable.testing.simulation.tables import ACCOUNTS
-from durable.testing.simulation.threads import wait
-from durable.testing.simulation.timeline import Timeline
+from simulation.history import CANCELLED, FAILED, INTERRUPTED, Drawn, History
+from simulation.life import acting, is_behind
+from simulation.scenario import Op
+from simulation.tables import ACCOUNTS
+from simulation.threads import wait
+from simulation.timeline import Timeline
 
 __all__ = ["Bodies", "Place"]
 

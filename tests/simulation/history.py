@@ -13,9 +13,9 @@ from durable._engine.batches import Verb
 from durable._engine.leases import Lease as HeldLease
 from durable.errors import LeaseLost, OutcomeUnknown, StepTimeout
 from durable.snapshot import Kind, Record, Status
-from durable.testing.simulation.database import Change
-from durable.testing.simulation.server import Server
-from durable.testing.simulation.tables import Effect, Header, Lease, Step
+from simulation.database import Change
+from simulation.server import Server
+from simulation.tables import Effect, Header, Lease, Step
 
 __all__ = ["CANCELLED", "FAILED", "INTERRUPTED", "SOMETIMES", "Broken", "Drawn", "History"]
 

@@ -25,13 +25,13 @@ from durable.stores._postgres.statements import Names
 from durable.stores._postgres.store import PostgresStore
 from durable.stores._postgres.transactions import PostgresTransaction, Room, Transactions
 from durable.stores._postgres.writer import Writer, tell
-from durable.testing.simulation import threads
-from durable.testing.simulation.history import History
-from durable.testing.simulation.loop import Loop
-from durable.testing.simulation.server import Server
-from durable.testing.simulation.statements import STATEMENTS
-from durable.testing.simulation.timeline import Timeline
-from durable.testing.simulation.wire import Connections, Fate, Lane, Lent, Wire, is_sound
+from simulation import threads
+from simulation.history import History
+from simulation.loop import Loop
+from simulation.server import Server
+from simulation.statements import STATEMENTS
+from simulation.timeline import Timeline
+from simulation.wire import Connections, Fate, Lane, Lent, Wire, is_sound
 
 __all__ = ["Life", "Place", "RealTransaction", "acting", "is_behind", "kept_up", "nobody_acts", "run_here"]
 

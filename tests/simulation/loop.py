@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
 from typing import Any, cast
 
-from durable.testing.simulation.threads import Host
+from simulation.threads import Host
 
 __all__ = ["Loop"]
 

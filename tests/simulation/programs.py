@@ -11,7 +11,7 @@ import tenacity
 from greenlet import GreenletExit
 
 from durable.errors import StepFailed, StepInterrupted, StepTimeout
-from durable.testing.simulation.scenario import Op
+from simulation.scenario import Op
 
 __all__ = ["Bodies", "asynchronous", "blocking"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
-from durable.testing.simulation.database import Wait
-from durable.testing.simulation.session import Refused, Running, Session
-from durable.testing.simulation.statements import STATEMENTS, Verb
-from durable.testing.simulation.tables import KEY_COLUMNS, Result, new_database
-from durable.testing.simulation.timeline import Timeline
+from simulation.database import Wait
+from simulation.session import Refused, Running, Session
+from simulation.statements import STATEMENTS, Verb
+from simulation.tables import KEY_COLUMNS, Result, new_database
+from simulation.timeline import Timeline
 
 __all__ = ["BEGIN", "COMMIT", "CONFLICT", "ROLLBACK", "UNANSWERED", "Backend", "Client", "Request", "Server"]
 

@@ -23,9 +23,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from durable.testing.simulation.database import Database, Progress, Transaction, Victim, Violation, Wait
-from durable.testing.simulation.statements import STATEMENTS, Verb
-from durable.testing.simulation.tables import Result, Tables
+from simulation.database import Database, Progress, Transaction, Victim, Violation, Wait
+from simulation.statements import STATEMENTS, Verb
+from simulation.tables import Result, Tables
 
 __all__ = ["Refused", "Running", "Session"]
 

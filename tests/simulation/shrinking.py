@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, Final
 
-from durable.testing.simulation.scenario import Op, Scenario, from_json, to_json
+from simulation.scenario import Op, Scenario, from_json, to_json
 
 __all__ = ["shrunk"]
 

@@ -19,16 +19,16 @@ from durable.errors import (
     StepFailed,
     WorkflowDrift,
 )
-from durable.testing.simulation import programs
-from durable.testing.simulation.bodies import Bodies
-from durable.testing.simulation.history import Broken, History
-from durable.testing.simulation.life import Life, nobody_acts, run_here
-from durable.testing.simulation.scenario import FAULTS, Fault, Op, Run, Scenario
-from durable.testing.simulation.server import Server
-from durable.testing.simulation.statements import Verb
-from durable.testing.simulation.tables import KEY_COLUMNS
-from durable.testing.simulation.threads import Thread
-from durable.testing.simulation.timeline import Timeline
+from simulation import programs
+from simulation.bodies import Bodies
+from simulation.history import Broken, History
+from simulation.life import Life, nobody_acts, run_here
+from simulation.scenario import FAULTS, Fault, Op, Run, Scenario
+from simulation.server import Server
+from simulation.statements import Verb
+from simulation.tables import KEY_COLUMNS
+from simulation.threads import Thread
+from simulation.timeline import Timeline
 
 __all__ = ["Conditions", "Outcome", "simulated"]
 

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from durable.snapshot import MAX_EARLIER, Kind, Status
-from durable.testing.simulation.database import (
+from simulation.database import (
     KEY_SHARE,
     NO_KEY_UPDATE,
     POINT,
@@ -25,7 +25,7 @@ from durable.testing.simulation.database import (
     Statement,
     Violation,
 )
-from durable.testing.simulation.tables import Account, Effect, Header, Lease, Result, Signal, Step, Tables
+from simulation.tables import Account, Effect, Header, Lease, Result, Signal, Step, Tables
 
 __all__ = ["STATEMENTS", "Verb"]
 

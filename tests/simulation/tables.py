@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, cast
 
-from durable.testing.simulation.database import Database, Table
+from simulation.database import Database, Table
 
 __all__ = [
     "ACCOUNTS",

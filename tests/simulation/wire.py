@@ -14,10 +14,10 @@ from psycopg.pq import TransactionStatus
 
 from durable.clocks import Clock
 from durable.errors import DurableError, StoreUnavailable, TransactionMisused
-from durable.testing.simulation import threads
-from durable.testing.simulation.server import BEGIN, CONFLICT, ROLLBACK, UNANSWERED, Backend, Request, Server
-from durable.testing.simulation.session import Refused
-from durable.testing.simulation.tables import Result
+from simulation import threads
+from simulation.server import BEGIN, CONFLICT, ROLLBACK, UNANSWERED, Backend, Request, Server
+from simulation.session import Refused
+from simulation.tables import Result
 
 __all__ = ["Connections", "Host", "Wire"]
 
