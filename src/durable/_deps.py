@@ -119,13 +119,17 @@ _lock: Final = threading.Lock()
 def _view_of(kind: type) -> type[BoundDeps]:
     """The class of views of this class's objects."""
     try:
-        with _lock:
-            view = _views.get(kind)
-            if view is None:
-                view = _views[kind] = _new_view(kind)
-            return view
+        # In one line, as in `_locks`.
+        with _lock: return _known_view(kind)  # noqa: E701  # fmt: skip
     except TypeError:  # its metaclass has no hash
         return _new_view(kind)
+
+
+def _known_view(kind: type) -> type[BoundDeps]:
+    view = _views.get(kind)
+    if view is None:
+        view = _views[kind] = _new_view(kind)
+    return view
 
 
 def _new_view(kind: type) -> type[BoundDeps]:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from durable._border import calls_out, public
+from durable._locks import locked
 from durable.errors import InvalidArgument
 from durable.snapshot import checked_name
 
@@ -44,21 +45,24 @@ class Items:
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
 
+    @locked
     def take(self) -> int | None:
         """The next item to be begun, if one is."""
-        with self._lock:
-            if self._failure is not None or self._next == len(self.items):
-                return None
-            self._next += 1
-            return self._next - 1
+        if self._failure is not None or self._next == len(self.items):
+            return None
+        self._next += 1
+        return self._next - 1
 
     def failed(self, index: int, problem: BaseException) -> None:
         """The item has failed: as an outcome, or as the end of them all."""
         if self._return_exceptions and isinstance(problem, Exception):
             self.outcomes[index] = problem
             return
-        with self._lock:
-            self._failure = self._failure or problem
+        self._end(problem)
+
+    @locked
+    def _end(self, problem: BaseException) -> None:
+        self._failure = self._failure or problem
 
     def result(self) -> list[Any]:
         """The outcomes in the order of the items, or the first failure, raised."""

@@ -323,14 +323,18 @@ _process_store: MemoryStore | None = None
 
 
 def _store_of_this_process() -> MemoryStore:
+    # In one line, as in `_locks`.
+    with _process_lock: return _made_once()  # noqa: E701  # fmt: skip
+
+
+def _made_once() -> MemoryStore:
     global _process_store  # noqa: PLW0603 -- one per process is what it is
-    with _process_lock:
-        if _process_store is None:
-            _process_store = MemoryStore()
-            warnings.warn(
-                "durable.run without store= remembers runs in this process only, and forgets them when it ends; "
-                "pass store=postgres(url), or store=embedded() to try it with a real PostgreSQL",
-                DurableWarning,
-                stacklevel=5,
-            )
-        return _process_store
+    if _process_store is None:
+        _process_store = MemoryStore()
+        warnings.warn(
+            "durable.run without store= remembers runs in this process only, and forgets them when it ends; "
+            "pass store=postgres(url), or store=embedded() to try it with a real PostgreSQL",
+            DurableWarning,
+            stacklevel=6,
+        )
+    return _process_store

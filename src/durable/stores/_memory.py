@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeAlias
 
 from msgspec import structs
 
@@ -30,6 +30,7 @@ from durable.stores.listing import (
     FORCE_ADVICE,
     NO_MOMENT,
     PAGE,
+    Asked,
     Listed,
     Progress,
     RunStatus,
@@ -40,6 +41,8 @@ from durable.stores.listing import (
     stands,
 )
 from durable.stores.protocol import Isolation, Late, Transaction
+
+_Lines: TypeAlias = list[Listed]
 
 
 @dataclass(slots=True)
@@ -238,39 +241,45 @@ class MemoryStore:
     ) -> Sequence[Listed]:
         """See `PostgresStore.list`."""
         page = asked(prefix, limit, status, after)
-        with self._lock:
-            lines = [
-                Listed(name, run.updated_at)
-                for name, run in self._runs.items()
-                if name.startswith(page.prefix) and page.status in (None, self._stands(run))
-            ]
+        lines = self._lines(page)
         lines.sort(key=_newest_last, reverse=True)
         return [line for line in lines if after is None or _newest_last(line) < _newest_last(after)][: page.limit]
+
+    @locked
+    def _lines(self, page: Asked) -> _Lines:
+        return [
+            Listed(name, run.updated_at)
+            for name, run in self._runs.items()
+            if name.startswith(page.prefix) and page.status in (None, self._stands(run))
+        ]
 
     def purge(
         self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
     ) -> int:
         """See `PostgresStore.purge`."""
-        seconds, wanted = asked_to_purge(older_than, status)
-        with self._lock:
-            before = self.clock.now() - timedelta(seconds=seconds)
-            old = [
-                name
-                for name, run in self._runs.items()
-                if run.updated_at < before and (stand := self._stands(run)) != "running" and wanted in (None, stand)
-            ]
-            for name in old:
-                self._forget(name)
-        if old and progress is not None:
-            progress(len(old))
+        purged = self._purge(*asked_to_purge(older_than, status))
+        if purged and progress is not None:
+            progress(purged)
+        return purged
+
+    @locked
+    def _purge(self, seconds: float, wanted: RunStatus | None) -> int:
+        before = self.clock.now() - timedelta(seconds=seconds)
+        old = [
+            name
+            for name, run in self._runs.items()
+            if run.updated_at < before and (stand := self._stands(run)) != "running" and wanted in (None, stand)
+        ]
+        for name in old:
+            self._forget(name)
         return len(old)
 
+    @locked
     def stats(self) -> Stats:
         """See `PostgresStore.stats`."""
-        with self._lock:
-            runs = list(self._runs.values())
-            stand = [self._stands(run) for run in runs]
-            texts = [record.text for run in runs for record in run.records.values()]
+        runs = self._runs.values()
+        stand = [self._stands(run) for run in runs]
+        texts = [record.text for run in runs for record in run.records.values()]
         return Stats(
             running=stand.count("running"),
             interrupted=stand.count("interrupted"),
@@ -297,17 +306,20 @@ class MemoryStore:
     @property
     def aio(self) -> ThreadedStore:
         """The same verbs for asyncio."""
-        with self._lock:
-            if self._aio is None:
-                self._aio = ThreadedStore(self, threads=1)
-            return self._aio
+        return self._for_asyncio()
+
+    @locked
+    def _for_asyncio(self) -> ThreadedStore:
+        if self._aio is None:
+            self._aio = ThreadedStore(self, threads=1)
+        return self._aio
 
     def close(self) -> None:
         """End the threads, and take no more claims."""
         self._closed = True
         self._heartbeat.close()
-        with self._lock:
-            aio, self._aio = self._aio, None
+        # In one line, as in `_locks`.
+        with self._lock: aio, self._aio = self._aio, None  # noqa: E701  # fmt: skip
         if aio is not None:
             aio.close()
 
@@ -353,15 +365,15 @@ class MemoryStore:
             raise LeaseLost(lease.run_id, "another execution has taken it over" if taken else "it was given back")
         return run
 
+    @locked
     def _renew(self, leases: Sequence[Lease]) -> dict[str, bool]:
         standing: dict[str, bool] = {}
-        with self._lock:
-            for lease in leases:
-                run = self._runs.get(lease.run_id)
-                if run is not None and run.token == lease.token:
-                    run.expires = self.clock.elapsed() + lease.seconds
-                    standing[lease.token] = True
-                lease.cancelled = run is not None and run.cancelled
+        for lease in leases:
+            run = self._runs.get(lease.run_id)
+            if run is not None and run.token == lease.token:
+                run.expires = self.clock.elapsed() + lease.seconds
+                standing[lease.token] = True
+            lease.cancelled = run is not None and run.cancelled
         return standing
 
     @locked

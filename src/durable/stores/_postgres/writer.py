@@ -175,37 +175,45 @@ class Writer:
         """Commit a job; the future of its answer. The job goes its way if the future is cancelled."""
         job.loop = loop = asyncio.get_running_loop()
         job.future = future = loop.create_future()
-        with self._lock:
-            self._check_open()
-            self._add(job)
+        self._accept(job)
         return future
+
+    @locked
+    def _accept(self, job: Job) -> None:
+        self._check_open()
+        self._add(job)
 
     def room(self) -> asyncio.Future[None] | None:
         """None while there is room for more; else what an event loop waits for before it starts more."""
-        if not self._backlog.full:
-            return None
-        with self._lock:
-            if not self._backlog.full or self._closed:
-                return None
-            self._crowd.append(asyncio.get_running_loop().create_future())
-            return self._crowd[-1]
+        return self._join_crowd() if self._backlog.full else None
 
+    @locked
+    def _join_crowd(self) -> asyncio.Future[None] | None:
+        if not self._backlog.full or self._closed:
+            return None
+        self._crowd.append(asyncio.get_running_loop().create_future())
+        return self._crowd[-1]
+
+    @locked
     def post(self, job: Job) -> None:
         """Commit a job that nobody waits for, unless it is too late for that."""
-        with self._lock:
-            if not self._closed:
-                self._add(job)
+        if not self._closed:
+            self._add(job)
 
     def close(self) -> None:
         """Commit what waits, if the database answers, and end the thread."""
-        with self._lock:
-            self._closing.set()
-            self._closed = True
-            self._let_in()
-            self._wake.set()
-            thread = self._thread
+        thread = self._shut()
         if thread is not None:
             thread.join()
+
+    @locked
+    def _shut(self) -> threading.Thread | None:
+        """Let nothing more in; the thread that commits the rest, if there is one."""
+        self._closing.set()
+        self._closed = True
+        self._let_in()
+        self._wake.set()
+        return self._thread
 
     def _interrupted(self, thread: int) -> bool:
         """Whether this is a signal handler (or a finalizer) in the midst of this thread's own turn at the writer."""
