@@ -9,7 +9,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -47,6 +47,12 @@ class _Alarm:
     def set(self, seconds: float, blow: type[BaseException]) -> None:
         self._blow = blow
         signal.setitimer(signal.ITIMER_REAL, seconds, _PATIENCE)
+
+    def strike(self, blow: type[BaseException]) -> None:
+        """At once."""
+        self._blow = blow
+        signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
+        signal.raise_signal(signal.SIGALRM)
 
     def off(self) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -123,6 +129,74 @@ def test_a_signal_at_any_moment(
     if kind == "embedded":
         store.close()
     tally.show(f"a signal {where}, {blow.__name__}, {kind}")
+
+
+class _StruckLock:
+    """A connection's lock; its methods do what they are for, and then the signal comes that was waiting for them to return."""
+
+    def __init__(self, lock: Any, at: str, strike: Callable[[], None]) -> None:
+        self._lock, self._at, self._strike = lock, at, strike
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._lock, name)
+
+        def struck(*args: Any, **options: Any) -> Any:
+            answer = method(*args, **options)
+            if name == self._at:
+                self._strike()
+            return answer
+
+        return struck
+
+    def __enter__(self) -> Any:  # a lock of C's is taken by `with` as by one instruction, and so it is left
+        return self._lock.__enter__()
+
+    def __exit__(self, *given: object) -> None:
+        self._lock.__exit__(*given)
+
+
+@pytest.mark.filterwarnings("ignore:.*was deleted while still open", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("blow", [Impatient, SoftLimit], ids=lambda blow: blow.__name__)
+@pytest.mark.parametrize("at", ["acquire", "release", "locked"])
+@pytest.mark.parametrize("under_way", [False, True], ids=["", "a statement is under way"])
+def test_a_signal_as_the_connection_is_taken_away(
+    at: str, under_way: bool, blow: type[BaseException], database: Database, alarm: _Alarm
+) -> None:
+    """A handler runs when a call into C returns, and so right after a lock was acquired by one."""
+    store, tally, threads = store_of("postgres", database), Tally(), list[threading.Thread]()
+
+    def body(connection: Any) -> int:
+        if not armed:
+            return 1
+        lock = connection.lock
+        if under_way:
+            threads.append(threading.Thread(target=lambda: connection.execute("SELECT pg_sleep(0.2)")))
+            threads[0].start()
+            while not lock.locked():
+                time.sleep(0.001)
+        connection.lock = _StruckLock(lock, at, lambda: alarm.strike(blow))
+        return 1
+
+    def workflow(step: Any, _: Any) -> Any:
+        return [step("a", lambda: 1), step.transaction("t", body), step("b", lambda: 2)]
+
+    armed = True
+    try:
+        came = execute(None, workflow, id="r0", store=store)
+    except BaseException as problem:
+        came = problem
+    finally:
+        alarm.off()
+    armed = False
+    for thread in threads:
+        thread.join()
+    tally.blows += 1
+    if isinstance(came, Hangs):
+        tally.hangs.append(at)
+    elif came != [1, 1, 2] and not isinstance(came, blow):
+        tally.wrong.append(f"{at}: {came!r}")
+    _ask(tally, 0, store, workflow)
+    tally.show(f"a signal after {at}, {blow.__name__}")
 
 
 def _ask(tally: Tally, n: int, store: Any, workflow: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cache
 from typing import Any, Final, NoReturn, cast
 
@@ -21,6 +22,7 @@ ENDED: Final = (
 )
 
 _LONGEST_WAIT: Final = 10.0  # seconds, for a statement that another thread of the body has under way when it returns
+_PAUSE: Final = 0.001
 _LONGEST_CANCEL: Final = 30.0  # psycopg's default
 
 _NOT_SOUND: Final = {
@@ -90,9 +92,7 @@ class Lent(psycopg.Connection[Any]):
     def take_away(self) -> TransactionMisused | None:
         """Let nothing more be done with it. The error is what keeps the transaction from being committed."""
         self.revoke()
-        # In one line: what strikes between two would leave it locked, and the end of the transaction waiting for it.
-        free = self.lock.acquire(timeout=_LONGEST_WAIT) and self.lock.release() is None  # type: ignore[func-returns-value]
-        if not free:
+        if not self._comes_free():
             shut_down(self)  # else the end of the transaction would wait for that statement too
             return TransactionMisused(self._step, _NOT_SOUND[TransactionStatus.ACTIVE])
         if self.ended:
@@ -101,6 +101,18 @@ class Lent(psycopg.Connection[Any]):
             return TransactionMisused(self._step, "the body returned with a pipeline still open")
         problem = _NOT_SOUND.get(TransactionStatus(self.pgconn.transaction_status))
         return None if problem is None else TransactionMisused(self._step, problem)
+
+    def _comes_free(self) -> bool:
+        """Whether no statement is under way any more. What is revoked begins none.
+
+        The lock is asked, not acquired: a signal's handler may raise as soon as it is, and would leave it locked.
+        """
+        until = time.monotonic() + _LONGEST_WAIT
+        while self.lock.locked():
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_PAUSE)
+        return True
 
     def revoke(self) -> None:
         """Let nothing more be begun with it, without waiting for anybody; what the body has set on it is as it was."""
