@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +95,22 @@ def quiet() -> Iterator[None]:
 def test_a_fault_at_every_line(victim: str, database: Database) -> None:
     """The run ends with its value or an error, and runs that come later on the same store have theirs."""
     nap, lease = (0.5, 0.5) if victim == "durable-heartbeat" else (0.0, 30.0)
+    numbers = places(41 if victim != "durable-heartbeat" else 23)
+    _strike(victim, numbers, database, nap, lease).show(f"a fault at every line of {victim}")
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.filterwarnings("ignore:.*was deleted while still open", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("victim", _THREADS)
+def test_a_fault_as_a_thread_begins(victim: str, database: Database) -> None:
+    """Whoever starts it holds a lock, and waits until it has begun."""
+    _strike(victim, range(1, 9), database, 0.0, 30.0).show(f"a fault at the first lines of {victim}")
+
+
+def _strike(victim: str, numbers: Iterable[int], database: Database, nap: float, lease: float) -> Tally:
     tally, fault = Tally(), _Fault(victim)
     database.store().status("warm")
-    for n in places(41 if victim != "durable-heartbeat" else 23):
+    for n in numbers:
         store = database.store()
         fault.arm(n)
         threading.settrace(fault)
@@ -110,7 +123,8 @@ def test_a_fault_at_every_line(victim: str, database: Database) -> None:
         tally.came[type(came).__name__] += 1
         if came == "hangs":
             tally.hangs.append(at)
-        elif came != _RESULT and not isinstance(came, durable.StoreError | MemoryError):
+            break
+        if came != _RESULT and not isinstance(came, durable.StoreError | MemoryError):
             tally.wrong.append(f"{at}: {came!r}")
         if (later := [_ran(store, f"later {n} {i}", nap, lease) for i in range(2)]) != [_RESULT] * 2:
             tally.stores_lost.append(f"{at}: {later!r}")
@@ -119,7 +133,7 @@ def test_a_fault_at_every_line(victim: str, database: Database) -> None:
         elif again != _RESULT:
             tally.wrong.append(f"{at}: again {again!r}")
         store.close()
-    tally.show(f"a fault at every line of {victim}")
+    return tally
 
 
 @pytest.mark.parametrize("victim", _THREADS)
