@@ -9,13 +9,22 @@ import dataclasses
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 import msgspec
 
-from durable.codecs._shapes import AttrsClass, DataClass, PydanticModel, Shape, StructClass
+from durable.codecs._shapes import (
+    AttrsClass,
+    DataClass,
+    EnumClass,
+    NamedTupleClass,
+    PydanticModel,
+    Shape,
+    Stored,
+    StructClass,
+)
 
-_SIZED: Final = frozenset({str, bytes, list, tuple, dict, set, frozenset})
+_PLAIN: Final = frozenset({bool, int, str, bytes})
+_SIZED: Final = frozenset({list, tuple, dict, set, frozenset})
 
 
 class Compared(Shape):
@@ -27,30 +36,35 @@ class Compared(Shape):
 
     def __init__(self, class_: type, shape: Shape, text: Callable[[Any], bytes]) -> None:
         super().__init__(shape.names)
-        self._class = class_
         self._shape = shape
         self._text = text
-        known = _known.get(class_)
-        if known is None:
-            known = _known[class_] = _ignored(class_, shape), _defaulted(class_, shape)
-        self._ignored, self._defaulted = known
+        self._ignored, self._defaulted = _ignored(class_, shape), _defaulted(class_, shape)
+        self._constant = _constant(class_, shape, self._defaulted)
+        self.is_whole = not (self._ignored or self._defaulted or isinstance(shape, PydanticModel))
 
     def state(self, value: Any) -> Mapping[str, Any]:
         """The fields that count."""
-        whole = self._shape.state(value)
+        class_, shape, constant = type(value), self._shape, self._constant
+        whole = shape.state(value)
         state = dict(whole)
         for name in self._ignored:
             state.pop(name, None)
         for name in self._defaulted:
-            if name in whole and self._is_default(whole[name], _default, self._class, self._shape, name, whole):
+            if name not in whole:
+                continue
+            if name in constant:
+                is_default = whole[name] is constant[name] or self._is_default(whole[name], constant.get, name)
+            else:
+                is_default = self._is_default(whole[name], _default, class_, shape, name, whole)
+            if is_default:
                 state.pop(name, None)
-        if isinstance(self._shape, PydanticModel):
-            self._without_private_defaults(state)
+        if isinstance(shape, PydanticModel):
+            self._without_private_defaults(class_, state)
         return state
 
-    def _without_private_defaults(self, state: dict[str, Any]) -> None:
+    def _without_private_defaults(self, class_: type, state: dict[str, Any]) -> None:
         state.pop("$set", None)  # pydantic's own == does not ask which fields were given
-        attributes: Any = getattr(self._class, "__private_attributes__", {})
+        attributes: Any = getattr(class_, "__private_attributes__", {})
         private = {
             name: item
             for name, item in state.pop("$private", {}).items()
@@ -65,14 +79,23 @@ class Compared(Shape):
             if item is default:
                 return True
             class_ = type(item)
-            if class_ is not type(default) or (class_ in _SIZED and len(item) != len(default)):
+            if class_ is not type(default):
+                return False
+            if class_ in _PLAIN:  # equal, and so is their text
+                return bool(item == default)
+            if class_ in _SIZED and len(item) != len(default):
                 return False
             return self._text(item) == self._text(default)
         except Exception:  # a factory of the user's, or a default that has no text: what cannot be compared counts
             return False
 
 
-_known: Final[WeakKeyDictionary[type, tuple[frozenset[str], tuple[str, ...]]]] = WeakKeyDictionary()
+def compared(class_: type, shape: Shape, text: Callable[[Any], bytes]) -> Shape:
+    """The shape of a class without what does not count: itself, where all of it does. `text` is always the same."""
+    if shape.compared is None:
+        without = None if isinstance(shape, EnumClass | Stored) else Compared(class_, shape, text)
+        shape.compared = shape if without is None or without.is_whole else without
+    return shape.compared
 
 
 def _ignored(class_: Any, shape: Shape) -> frozenset[str]:
@@ -100,6 +123,14 @@ def _defaulted(class_: Any, shape: Shape) -> tuple[str, ...]:
     return tuple(getattr(class_, "_field_defaults", ()))
 
 
+def _constant(class_: Any, shape: Shape, names: tuple[str, ...]) -> dict[str, Any]:
+    """The defaults that are the same for each instance, and for which nothing of the user's is called."""
+    if isinstance(shape, DataClass):
+        fields, missing = class_.__dataclass_fields__, dataclasses.MISSING
+        return {name: fields[name].default for name in names if fields[name].default is not missing}
+    return dict(class_._field_defaults) if isinstance(shape, NamedTupleClass) else {}
+
+
 def _of_struct(class_: Any, name: str) -> Any:
     fields, defaults = class_.__struct_fields__, class_.__struct_defaults__
     place = fields.index(name) - (len(fields) - len(defaults))
@@ -111,5 +142,7 @@ def _default(class_: Any, shape: Shape, name: str, state: Mapping[str, Any]) -> 
     if isinstance(shape, StructClass):
         default = _of_struct(class_, name)
         return default.factory() if type(default).__name__ == "Factory" else default
+    if isinstance(shape, DataClass):  # asks no instance
+        return shape.default(class_, name, {})
     before = shape.names[: shape.names.index(name)]
     return shape.default(class_, name, {known: state[known] for known in before})

@@ -33,6 +33,7 @@ class Shape:
         self.names = names
         self.known = frozenset(names)
         self._in_dict = in_dict
+        self.compared: Shape | None = None  # what fingerprints are made by; see `_compared`
         if TAG in self.known:
             raise Refusal(f"a field of its class is called {TAG}", "Call it otherwise.")
 
@@ -45,15 +46,14 @@ class Shape:
             state = {name: getattr(value, name) for name in self.names}
         except AttributeError:
             raise Refusal("a field of it has no value", "Give every field one.") from None
-        if beside := self.beside(value):
+        if own and (beside := self.beside(type(value), own)):
             state[BESIDE] = beside
         return state
 
-    def beside(self, value: Any) -> dict[str, Any]:
+    def beside(self, class_: type, own: dict[str, Any]) -> dict[str, Any]:
         """What an instance carries besides its fields, but what a `cached_property` has computed from them."""
-        own = cast(dict[str, Any], getattr(value, "__dict__", {}))
-        names = (name for name in own if name not in self.known and name not in _NOT_STATE)
-        return {name: own[name] for name in names if not isinstance(_of_class(type(value), name), cached_property)}
+        names = [name for name in own if name not in self.known and name not in _NOT_STATE]
+        return {name: own[name] for name in names if not isinstance(_of_class(class_, name), cached_property)}
 
     def build(self, class_: type, state: dict[str, Any]) -> Any:
         """A new instance; a field that its class had not yet takes its default, one that it has no more is left out."""
@@ -142,6 +142,8 @@ class StructClass(Shape):
 
     def build(self, class_: type, state: dict[str, Any]) -> Any:
         """By its class, which fills in defaults; `__post_init__` is called, as msgspec itself does."""
+        if state.keys() == self.known:
+            return class_(**state)
         value = class_(**{name: item for name, item in state.items() if name in self.known})
         return _with_beside(value, state.get(BESIDE, {}))
 
@@ -155,12 +157,15 @@ class NamedTupleClass(Shape):
     def state(self, value: Any) -> Mapping[str, Any]:
         """The items by name."""
         state = dict(zip(self.names, tuple.__iter__(value), strict=True))
-        if beside := self.beside(value):
+        own = getattr(value, "__dict__", None)
+        if own and (beside := self.beside(type(value), own)):
             state[BESIDE] = beside
         return state
 
     def build(self, class_: Any, state: dict[str, Any]) -> Any:
         """From the items in their order."""
+        if tuple(state) == self.names:
+            return tuple.__new__(class_, state.values())
         beside = state.pop(BESIDE, {})
         return _with_beside(tuple.__new__(class_, self._fitted(class_, state).values()), beside)
 

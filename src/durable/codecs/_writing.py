@@ -13,7 +13,7 @@ import msgspec
 
 from durable.codecs import _kinds
 from durable.codecs._advice import advice_for
-from durable.codecs._compared import Compared
+from durable.codecs._compared import compared
 from durable.codecs._names import found, name_of
 from durable.codecs._shapes import BESIDE, Shape, shape_of
 from durable.codecs._tags import TAG, Refusal
@@ -154,7 +154,7 @@ class Writing:
                 "name of its own with @durable.alias.",
             )
         if self._canonical:
-            shape = Compared(class_, shape, _canonical_text)
+            shape = compared(class_, shape, _canonical_text)
         self._classes[class_] = name, shape
         return name, shape
 
