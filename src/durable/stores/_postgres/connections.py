@@ -283,6 +283,8 @@ class Connections:
         return max(_SHORTEST_WAIT, until - self._clock.elapsed())
 
     def _make(self, made: Future[Connection], seconds: float) -> None:
+        if made.done():  # a fault of the thread's own was told, and this is its next turn
+            return
         try:
             connection = self._connected(min(_LONGEST_CONNECTING, max(_SHORTEST_CONNECTING, math.ceil(seconds))))
             try:
