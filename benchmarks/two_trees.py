@@ -1,6 +1,6 @@
 """CPU time of a plain step on PostgreSQL in two checkouts, in turns: the second one's over the first one's.
 
-    .venv/bin/python benchmarks/two_trees.py /tmp/before . [--pairs 20] [--steps 1000] [--url URL]
+    .venv/bin/python benchmarks/two_trees.py /tmp/before . [--pairs 20] [--steps 1000] [--only async] [--url URL]
 
 Each pair has a new process of either checkout, so that no layout of the memory is measured twenty times. Both get warm, then
 they take turns: first, second, second, first. What is compared is the processes' own CPU time, user's and system's, of all
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("after", type=Path)
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--steps", type=int, default=1000, help="of a turn")
+    parser.add_argument("--only", choices=WAYS)
     parser.add_argument("--url", help="a PostgreSQL to measure on (by default an embedded one)")
     parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -48,7 +49,7 @@ def main() -> None:
         return
     with contextlib.ExitStack() as stack:
         url = options.url or stack.enter_context(embedded(ROOT / ".durable-benchmarks")).url
-        for way in WAYS:
+        for way in [options.only] if options.only else WAYS:
             compare(way, (options.before, options.after), options.pairs, options.steps, url)
 
 
