@@ -29,6 +29,7 @@ from simulation.statements import Verb
 from simulation.tables import KEY_COLUMNS
 from simulation.threads import Thread
 from simulation.timeline import Timeline
+from simulation.tripwire import watched
 
 __all__ = ["Conditions", "Outcome", "simulated"]
 
@@ -67,15 +68,18 @@ def simulated(scenario: Scenario, conditions: Conditions = _AS_IT_SHOULD_BE) -> 
     """Let the scenario happen, and check it."""
     world = _World(scenario, conditions)
     broken: Broken | None = None
-    try:
-        world.run()
-    except Broken as problem:
-        broken = world.history.broken or problem
-    except Exception as problem:
-        broken = Broken("crash", f"{type(problem).__name__}: {problem}")
-        broken.__cause__ = problem
-    finally:
-        world.end()
+    with watched() as touched:
+        try:
+            world.run()
+        except Broken as problem:
+            broken = world.history.broken or problem
+        except Exception as problem:
+            broken = Broken("crash", f"{type(problem).__name__}: {problem}")
+            broken.__cause__ = problem
+        finally:
+            world.end()
+    if touched:  # whatever came of it: this is no simulation
+        broken = Broken("machine", touched[0])
     seen = world.history.seen
     seen["a wait for a row lock"] += world.server.waits
     seen["a deadlock"] += world.server.victims
@@ -221,7 +225,7 @@ class _Place:
         self.slow, self.lease = scenario.slow, scenario.lease
         self.skew, self.drift = slot.skew, slot.drift
         self.starved_until = 0.0
-        self.requests = self.messages = self.bodies = self.events = self.threads = self.turns = 0
+        self.requests = self.messages = self.numbers = self.bodies = self.events = self.threads = self.turns = 0
         self.calls = self.every_call()
         self.changed = 0  # how the code differs
         self.life: Life | None = None
