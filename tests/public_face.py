@@ -86,8 +86,8 @@ def _member(value: Any) -> str:
 
 
 def _signature(value: Any) -> str:
-    """As `inspect.signature` has it, without the quotes of annotations; "" where there is none."""
-    if not callable(value):
+    """As `inspect.signature` has it, without the quotes of annotations; "" where there is none, or it is not written in Python."""
+    if not (inspect.isclass(value) or inspect.isfunction(value)):
         return ""
     try:
         signature = inspect.signature(value)
