@@ -87,6 +87,14 @@ def _stripped(method: Any) -> str:
     return ast.unparse(_Stripper().visit(ast.parse(textwrap.dedent(inspect.getsource(method)))))
 
 
+# So many lines of each pair are compared today, with the colour stripped. It may only rise: what is named a leaf is compared no more.
+COMPARED = {
+    (BlockingDriver, AsyncDriver): 56,
+    (BlockingRun, AsyncRun): 84,
+    (WholeSnapshots, _Verbs): 32,
+}
+
+
 @pytest.mark.parametrize(("blocking", "awaiting"), LEAVES, ids=["step", "run", "whole snapshots"])
 def test_both_drivers_are_the_same_code(blocking: type, awaiting: type) -> None:
     """Whoever mends one colour mends the other."""
@@ -96,6 +104,12 @@ def test_both_drivers_are_the_same_code(blocking: type, awaiting: type) -> None:
     }
     compared = methods - leaves
     assert compared
+    lines = 0
     for name in compared:
-        assert _stripped(getattr(blocking, name)) == _stripped(getattr(awaiting, name)), name
+        stripped = _stripped(getattr(blocking, name))
+        assert stripped == _stripped(getattr(awaiting, name)), name
+        lines += len(stripped.splitlines())
     assert leaves <= methods, "a leaf that is no more"
+    before = COMPARED[blocking, awaiting]
+    print(f"{blocking.__name__} and {awaiting.__name__}: {lines} lines compared, {before} at least")
+    assert lines >= before, f"{before - lines} lines are compared no more: mend that, or say here why there are fewer"

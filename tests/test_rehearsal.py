@@ -12,6 +12,7 @@ import typing
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 
@@ -253,6 +254,33 @@ def test_the_deadline_of_a_run_is_on_the_clock(rehearsal: Rehearsal) -> None:
     assert rehearsal.clock.elapsed() == 3 * DAY
     assert performed(blocking_sleeper, rehearsal) == "awake"
     assert rehearsal.clock.elapsed() == 30 * DAY
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("kind", ["a duration", "a moment", "a wait"])
+def test_what_the_library_calls_itself_takes_no_script(kind: str, rehearsal: Rehearsal, is_async: bool) -> None:
+    """A sleep of either kind and a wait: their outcomes are the clock's and the sender's, and the script says it was not played."""
+    moment = rehearsal.clock.now() + timedelta(days=1)
+    script = rehearsal.script("rest", "scripted", "scripted")
+
+    def call(step: Any) -> Any:
+        if kind == "a wait":
+            return step.wait_for("rest", timeout=DAY)
+        return step.sleep("rest", moment if kind == "a moment" else DAY)
+
+    def blocking(step: durable.Step, deps: Any) -> str:
+        call(step)
+        return "awake"
+
+    async def awaiting(step: durable.AsyncStep, deps: Any) -> str:
+        await call(step)
+        return "awake"
+
+    with pytest.raises(durable.SignalTimedOut) if kind == "a wait" else nullcontext():
+        assert performed(awaiting if is_async else blocking, rehearsal) == "awake"
+    assert rehearsal.clock.elapsed() == DAY
+    assert not script.played
+    assert rehearsal.unplayed() == ("rest",)
 
 
 @pytest.mark.parametrize("workflow", [blocking_sleeper, async_sleeper])

@@ -74,7 +74,8 @@ class Body(Struct, frozen=True):
 
     Its value is written and read by its `annotation`. One that `listens` is called when its `patience` is at its end. One
     with an `isolation` works in a transaction, and gets its connection as first argument. The value of one that `rests` is the
-    moment until which the workflow then sleeps.
+    moment until which the workflow then sleeps. One of the library's `own`, a sleep's or a wait's, has no outcome for a test to
+    script.
     """
 
     fn: Callable[..., Any]
@@ -86,6 +87,7 @@ class Body(Struct, frozen=True):
     patience: float | None = None
     isolation: Isolation | None = None
     rests: bool = False
+    own: bool = False
 
     @calls_out
     def call(self) -> Any:
@@ -241,13 +243,13 @@ class Driver:
                     f"the moment to sleep until must lie within a hundred years, not at {shown(seconds)}; "
                     f"step.wait_for without timeout= waits for ever"
                 )
-            return Body(until.isoformat, (), {}, PLAIN, rests=True)
+            return Body(until.isoformat, (), {}, PLAIN, rests=True, own=True)
         duration = checked_duration("the time to sleep, if it is no aware datetime,", seconds, zero=True)
 
         def wakes_at() -> str:
             return later(self._clock.now(), duration).isoformat()
 
-        return Body(wakes_at, (), {}, PLAIN, rests=True)
+        return Body(wakes_at, (), {}, PLAIN, rests=True, own=True)
 
     def _resting(self, call: Call, until: object) -> Wait | Abort | None:
         try:
@@ -265,7 +267,7 @@ class Driver:
         def in_vain() -> None:
             raise SignalTimedOut(name, patience or 0.0)
 
-        return Body(in_vain, (), {}, PLAIN, listens=True, patience=patience)
+        return Body(in_vain, (), {}, PLAIN, listens=True, patience=patience, own=True)
 
     def _transacting(
         self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], given: Terms, isolation: object

@@ -1,11 +1,13 @@
 """What the simulation does: its rate, the faults and situations, the planted bugs and what it takes to find them.
 
     cd tests && python -m simulation [--seeds 10000] [--first 0] [--processes 2] [--bugs] [--nightly] [--figures FILE]
+    cd tests && python -m simulation --trace 7 | --renew-traces
 
 `--bugs` looks for each planted bug and shrinks what finds it; `--corpus` writes that into tests/corpus. `--nightly` looks for
 them too, and fails when a situation of `SOMETIMES` has not occurred. The exit status is 1 when anything is not as it
 must be; a failing seed is shrunk and printed as the file that the corpus would keep. What was counted is added to the file of
-`--figures`, like docs/reliability.json.
+`--figures`, like docs/reliability.json. `--trace` prints what is seen of a seed's history, and `--renew-traces` writes
+tests/golden/traces.txt anew (`traces.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 
 from chaos.figures import Part, begun, keep
 from planted_bugs import BUGS
-from simulation import SOMETIMES, Scenario, generated, shrunk, simulated, to_json
+from simulation import SOMETIMES, Scenario, generated, shrunk, simulated, to_json, traces, tripwire
 
 _CORPUS = Path(__file__).parent.parent / "corpus"
 _PORTION = 500
@@ -138,8 +140,17 @@ def main() -> int:
     parser.add_argument("--corpus", action="store_true")
     parser.add_argument("--nightly", action="store_true")
     parser.add_argument("--figures", type=Path)
+    parser.add_argument("--trace", type=int, metavar="SEED")
+    parser.add_argument("--renew-traces", action="store_true")
     options = parser.parse_args()
     logging.disable(logging.CRITICAL)
+    assert tripwire.is_laid, "the product was imported before the wires were laid"
+    if options.renew_traces:
+        traces.renew()
+        return 0
+    if options.trace is not None:
+        print("\n".join(traces.trace(options.trace)))
+        return 0
     part = begun(" ".join(["python -m simulation", *sys.argv[1:]]), f"from {options.first}")
     fine = not options.seeds or _seeds(options, part)
     if options.bugs or options.corpus or options.nightly:

@@ -19,10 +19,10 @@ from durable.errors import StoreUnavailable
 from durable.snapshot import Record
 from durable.stores._daemons import Daemons
 from durable.stores._heartbeat import Heartbeat
-from durable.stores._postgres import writer
+from durable.stores._postgres import commits, writer
 from durable.stores._postgres.process import Process
 from durable.stores._postgres.statements import Names
-from durable.stores._postgres.store import PostgresStore
+from durable.stores._postgres.store import AsyncPostgresStore, PostgresStore
 from durable.stores._postgres.transactions import PostgresTransaction, Room, Transactions
 from durable.stores._postgres.writer import Writer, tell
 from simulation import threads
@@ -57,6 +57,7 @@ class Place(Protocol):
     starved_until: float
     requests: int
     messages: int
+    numbers: int
 
     def happened(self, life: Life) -> None:
         """An event of the life is over."""
@@ -266,7 +267,21 @@ def _kept_up(name: str, turn: Callable[[], object], failed: Callable[[Exception]
     return kept_up(name, turn, failed)  # whatever stands there: planted bugs do
 
 
+class _Chance:
+    """What stands for `random`: numbers that no two askers share, and the same ones for the same seed."""
+
+    def getrandbits(self, bits: int) -> int:
+        """See `random.getrandbits`."""
+        place = acting().place
+        place.numbers += 1
+        return int(place.timeline.chance(5, place.number, place.numbers) * (1 << bits))
+
+
 _OURS: Final = {"threading": _threading}
+_RANDOM: Final = {"random": _Chance()}
+_CHECKPOINT: Final = {"checkpoint_job": threads.with_names(cast(Any, commits.checkpoint_job), _RANDOM)}
+_RECORDS: Final = {**_CHECKPOINT, "finish_job": threads.with_names(cast(Any, commits.finish_job), _RANDOM)}
+_SIGNAL: Final = {"signal_job": threads.with_names(cast(Any, commits.signal_job), _RANDOM)}
 _STARTED: Final = {**_OURS, "kept_up": _kept_up}
 _unsettled: Final = cast(Any, writer)._unsettled  # noqa: SLF001 -- what stands in a module stands in for it here
 _Writer: Final[Any] = threads.rebound(
@@ -276,7 +291,7 @@ _Heartbeat: Final[Any] = threads.rebound(Heartbeat, _STARTED)
 _Daemons: Final[Any] = threads.rebound(Daemons, {**_STARTED, "Future": _threading.Future})
 _Room: Final[Any] = threads.rebound(Room, _OURS)
 _Transactions: Final[Any] = threads.rebound(
-    Transactions, {**_OURS, "Lane": Lane, "Daemons": _Daemons, "Room": _Room, "is_sound": is_sound}
+    Transactions, {"Lane": Lane, "Daemons": _Daemons, "Room": _Room, "is_sound": is_sound}
 )
 _Process: Final[Any] = threads.rebound(
     Process, {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner, "Transactions": _Transactions}
@@ -292,7 +307,9 @@ class _OwnProcess(_Process):  # type: ignore[misc]
         cast(Any, super()).left(claim, seconds)
 
 
-RealTransaction: Final[Any] = threads.rebound(PostgresTransaction, {**_OURS, "lent": Lent, "shut_down": Wire.close})
+RealTransaction: Final[Any] = threads.rebound(
+    PostgresTransaction, {**_OURS, **_CHECKPOINT, "lent": Lent, "shut_down": Wire.close}
+)
 
 
 class _Transaction(RealTransaction):  # type: ignore[misc]
@@ -310,17 +327,24 @@ class _Transaction(RealTransaction):  # type: ignore[misc]
 
 
 _on_a_thread: Any = threads.with_names(cast(Any, _bodies.on_a_thread), {**_OURS, "Future": _threading.Future})
-_BODIES: Final = {
+_CALLED: Final = {
     "called_within": threads.with_names(cast(Any, _bodies.called_within), {"on_a_thread": _body_on_a_thread}),
-    "awaited_within": threads.with_names(cast(Any, _bodies.awaited_within), {"on_a_thread": _body_on_a_thread}),
+}
+_from_a_thread: Final = cast(Any, _bodies)._awaited_from_a_thread  # noqa: SLF001 -- likewise
+_AWAITED: Final = {
+    **_CALLED,
+    "awaited_within": threads.with_names(
+        cast(Any, _bodies.awaited_within),
+        {"_awaited_from_a_thread": threads.with_names(_from_a_thread, {"on_a_thread": _body_on_a_thread})},
+    ),
     "on_a_thread": _on_a_thread,
 }
 _ITEMS: Final = {
     "Items": threads.rebound(Items, _OURS),
     "mapped": threads.with_names(cast(Any, mapped), {"ThreadPoolExecutor": _threading.ThreadPoolExecutor}),
 }
-_BlockingStep: Final[Any] = threads.rebound(Step, {**_OURS, **_BODIES, **_ITEMS})
-_AsyncStep: Final[Any] = threads.rebound(AsyncStep, _BODIES)
+_BlockingStep: Final[Any] = threads.rebound(Step, {**_OURS, **_CALLED, **_ITEMS})
+_AsyncStep: Final[Any] = threads.rebound(AsyncStep, _AWAITED)
 _BlockingRun: Final[Any] = threads.rebound(_run.BlockingRun, _OURS)
 run_here: Final[Any] = threads.with_names(
     cast(Any, _run).run,
@@ -329,7 +353,16 @@ run_here: Final[Any] = threads.with_names(
         "AsyncRun": partial(_run.AsyncRun, driver=_AsyncStep),
     },
 )
-_RealStore: Final[Any] = threads.rebound(PostgresStore, {"is_dead": _is_dead, "PostgresTransaction": _Transaction})
+_RealStore: Final[Any] = threads.rebound(
+    PostgresStore,
+    {
+        **_RECORDS,
+        **_SIGNAL,
+        "is_dead": _is_dead,
+        "PostgresTransaction": _Transaction,
+        "AsyncPostgresStore": threads.rebound(AsyncPostgresStore, _RECORDS),
+    },
+)
 
 
 class _Store(_RealStore):  # type: ignore[misc]

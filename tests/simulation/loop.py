@@ -10,7 +10,25 @@ from typing import Any, cast
 
 from simulation.threads import Host
 
-__all__ = ["Loop"]
+__all__ = ["Group", "Loop"]
+
+
+class Group(asyncio.TaskGroup):
+    """One that cancels its tasks in the order of their making: asyncio has them in a set, in the order of their addresses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tasks: Any = _Ordered()
+
+
+class _Ordered(dict[object, None]):
+    """What a group asks of its set."""
+
+    def add(self, task: object) -> None:
+        self[task] = None
+
+    def discard(self, task: object) -> None:
+        self.pop(task, None)
 
 
 class _Handle:

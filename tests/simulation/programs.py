@@ -11,6 +11,7 @@ import tenacity
 from greenlet import GreenletExit
 
 from durable.errors import StepFailed, StepInterrupted, StepTimeout
+from simulation.loop import Group
 from simulation.scenario import Op
 
 __all__ = ["Bodies", "asynchronous", "blocking"]
@@ -91,7 +92,7 @@ def asynchronous(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:  # no
         for op in ops:
             match op.kind:
                 case "gather":
-                    async with asyncio.TaskGroup() as group:
+                    async with Group() as group:
                         for one in op.branches:
                             group.create_task(branch(step, one, done))
                 case "guard":

@@ -69,6 +69,7 @@ class Server:
         self.waits = 0  # for locks
         self.victims = 0
         self.starts = 0  # of another server, or of the same again
+        self.on_request: Callable[[int, Request], object] | None = None  # is told the backend's number
         self.idled = 0  # transactions that were ended for holding on without a statement
         self._backends: list[Backend] = []
         self._made = 0
@@ -137,6 +138,8 @@ class Backend:
         """Execute a request that has arrived; then reply, or do what is asked for instead."""
         if self.gone:
             return
+        if self.server.on_request is not None:
+            self.server.on_request(self.number, items)
         self._requests += 1
         self._items, self._answers, self._finished = list(items), [], finished
         self._go()

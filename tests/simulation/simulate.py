@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from msgspec.structs import replace
 
@@ -29,8 +29,9 @@ from simulation.statements import Verb
 from simulation.tables import KEY_COLUMNS
 from simulation.threads import Thread
 from simulation.timeline import Timeline
+from simulation.tripwire import watched
 
-__all__ = ["Conditions", "Outcome", "simulated"]
+__all__ = ["Conditions", "Outcome", "Witness", "simulated"]
 
 _PATIENCE: Final = 90.0  # seconds after the last trouble, in which every run must come to its end
 _AFTERWARDS: Final = 4.0  # seconds, in which what is late still arrives
@@ -54,6 +55,18 @@ _MENDED: Final = (ValueError, StepFailed, KeyboardInterrupt, asyncio.CancelledEr
 _AS_IT_SHOULD_BE: Final = Conditions()
 
 
+class Witness(Protocol):
+    """Is told of what can be seen from outside, in its order, at `now` on the timeline."""
+
+    def starts(self, server: Server) -> None:
+        """A world begins: its database is empty."""
+        ...
+
+    def saw(self, now: float, what: str) -> None:
+        """An event of a run, or what one of its callers has got."""
+        ...
+
+
 class Outcome(NamedTuple):
     """What became of a scenario: what is `broken`, if anything is; which faults came about; which situations occurred."""
 
@@ -63,19 +76,22 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def simulated(scenario: Scenario, conditions: Conditions = _AS_IT_SHOULD_BE) -> Outcome:
+def simulated(scenario: Scenario, conditions: Conditions = _AS_IT_SHOULD_BE, witness: Witness | None = None) -> Outcome:
     """Let the scenario happen, and check it."""
-    world = _World(scenario, conditions)
+    world = _World(scenario, conditions, witness)
     broken: Broken | None = None
-    try:
-        world.run()
-    except Broken as problem:
-        broken = world.history.broken or problem
-    except Exception as problem:
-        broken = Broken("crash", f"{type(problem).__name__}: {problem}")
-        broken.__cause__ = problem
-    finally:
-        world.end()
+    with watched() as touched:
+        try:
+            world.run()
+        except Broken as problem:
+            broken = world.history.broken or problem
+        except Exception as problem:
+            broken = Broken("crash", f"{type(problem).__name__}: {problem}")
+            broken.__cause__ = problem
+        finally:
+            world.end()
+    if touched:  # whatever came of it: this is no simulation
+        broken = Broken("machine", touched[0])
     seen = world.history.seen
     seen["a wait for a row lock"] += world.server.waits
     seen["a deadlock"] += world.server.victims
@@ -84,8 +100,9 @@ def simulated(scenario: Scenario, conditions: Conditions = _AS_IT_SHOULD_BE) -> 
 
 
 class _World:
-    def __init__(self, scenario: Scenario, conditions: Conditions) -> None:
+    def __init__(self, scenario: Scenario, conditions: Conditions, witness: Witness | None = None) -> None:
         self.scenario = scenario
+        self.witness = witness
         self.timeline = Timeline(scenario.seed)
         self.server = Server(
             self.timeline, scenario.stalls, conditions.statements, conditions.keys, early=conditions.early
@@ -107,6 +124,8 @@ class _World:
         }
         self.trouble = 0.0  # when the last of it is over
         self.unfinished = sum(len(slot.calls) for slot in scenario.slots)
+        if witness is not None:
+            witness.starts(self.server)
 
     def run(self) -> None:
         for place in self.places:
@@ -221,18 +240,23 @@ class _Place:
         self.slow, self.lease = scenario.slow, scenario.lease
         self.skew, self.drift = slot.skew, slot.drift
         self.starved_until = 0.0
-        self.requests = self.messages = self.bodies = self.events = self.threads = self.turns = 0
+        self.requests = self.messages = self.numbers = self.bodies = self.events = self.threads = self.turns = 0
         self.calls = self.every_call()
         self.changed = 0  # how the code differs
         self.life: Life | None = None
         self.running: list[asyncio.Task[Any]] = []
         self._lives = 0
+        self._seen: dict[str, Any] = {} if world.witness is None else {"on_event": self._saw}
         mine = [fault for fault in scenario.faults if fault.slot == number]
         self._at_events = _by_occasion(mine, "event")
         self._at_requests = _by_occasion(mine, "request")
         self._at_bodies = _by_occasion(mine, "body")
         self._at_threads = _by_occasion(mine, "thread")
         self._at_turns = _by_occasion(mine, "turn")
+
+    def _saw(self, what: object) -> None:
+        if self.world.witness is not None:
+            self.world.witness.saw(self.timeline.now, f"p{self.number} {what}")
 
     def every_call(self) -> dict[int, tuple[float, bool]]:
         """Each run that is to be called here: how long after the start, and whether the caller waits."""
@@ -376,7 +400,13 @@ class _Place:
         while True:
             workflow = self._workflow(run, spec, programs.asynchronous)
             calling = run_here(
-                {}, workflow, id=f"r{run}", store=life.store, on_conflict="wait" if waits else "raise", lease=self.lease
+                {},
+                workflow,
+                id=f"r{run}",
+                store=life.store,
+                on_conflict="wait" if waits else "raise",
+                lease=self.lease,
+                **self._seen,
             )
             task = life.loop.create_task(calling)
             self.running.append(task)
@@ -408,6 +438,7 @@ class _Place:
                     store=life.store,
                     on_conflict="wait" if waits else "raise",
                     lease=self.lease,
+                    **self._seen,
                 )
             except (Exception, KeyboardInterrupt) as raised:
                 problem = raised
@@ -444,6 +475,7 @@ class _Place:
         """Whether the caller has what he wanted."""
         name = f"r{run}"
         self.history.seen[f"run: {'returned' if problem is None else type(problem).__name__}"] += 1
+        self._saw(f"{name} gave {value!r}" if problem is None else f"{name} raised {type(problem).__name__}")
         match problem:
             case None:
                 self.history.returned(name, value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, Protocol, Self, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -347,24 +347,41 @@ class Threading:
 
 
 def rebound(class_: C, names: Mapping[str, Any]) -> C:
-    """The class with other meanings for some of its module's names: its own code, and nothing of the module is changed."""
+    """The class with other meanings for some of its module's names: its own code, and nothing of the module is changed.
+
+    Raises `LookupError` when one of the names occurs nowhere in it: it was renamed, and its meaning would be the old one again.
+    """
     methods: dict[str, Any] = {}
+    used: set[str] = set()
     for base in reversed(class_.__mro__):
         if base.__module__.startswith("durable."):
             for name, value in vars(base).items():
-                if isinstance(value, types.FunctionType):
-                    methods[name] = with_names(value, names)
-                elif isinstance(value, property) and isinstance(value.fget, types.FunctionType):
-                    methods[name] = property(with_names(value.fget, names))
+                function = value.fget if isinstance(value, property) else value
+                if isinstance(function, types.FunctionType):
+                    used |= names.keys() & _names_of(_innermost(function).__code__)
+                    copy = _copied(function, names)
+                    methods[name] = property(copy) if isinstance(value, property) else copy
+    _check_used(class_, names, used)
     return type(class_.__name__, (class_,), methods)  # type: ignore[return-value]
 
 
 def with_names(function: types.FunctionType, names: Mapping[str, Any]) -> types.FunctionType:
-    """The function with other meanings for some of its module's names; of a method under a lock, the method itself."""
+    """The function with other meanings for some of its module's names. Raises `LookupError` as `rebound` does."""
+    _check_used(function, names, _names_of(_innermost(function).__code__))
+    return _copied(function, names)
+
+
+def _check_used(what: Any, names: Mapping[str, Any], used: Collection[str]) -> None:
+    if missing := names.keys() - set(used):
+        raise LookupError(f"{what.__module__}.{what.__qualname__} has no use of {', '.join(sorted(missing))}")
+
+
+def _copied(function: types.FunctionType, names: Mapping[str, Any]) -> types.FunctionType:
+    """Of a method under a lock, the method itself is copied, and put under one again."""
     method = getattr(function, "__wrapped__", None)
     if isinstance(method, types.FunctionType) and is_locked(function):
-        return locked(with_names(method, names))  # type: ignore[return-value]
-    inner: types.FunctionType = inspect.unwrap(function)  # not its border: see `durable._border`
+        return locked(_copied(method, names))  # type: ignore[return-value]
+    inner = _innermost(function)
     if not names.keys() & set(_names_of(inner.__code__)):
         return function
     function = inner
@@ -374,6 +391,11 @@ def with_names(function: types.FunctionType, names: Mapping[str, Any]) -> types.
     )
     copy.__kwdefaults__ = function.__kwdefaults__
     return copy
+
+
+def _innermost(function: types.FunctionType) -> types.FunctionType:
+    inner: types.FunctionType = inspect.unwrap(function)  # not its border: see `durable._border`
+    return inner
 
 
 def _names_of(code: types.CodeType) -> set[str]:

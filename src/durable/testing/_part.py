@@ -99,7 +99,7 @@ class Part:
 
     def cast(self, call: Call, body: Body) -> Body:
         """What is called when the body would be."""
-        if body.listens or getattr(body.fn, "__module__", "") == Body.__module__:  # the library's own: sleeps and waits
+        if body.own:
             return body
         script = self._rehearsal.script_of(call.key, call.name)
         return body if script is None else structs.replace(body, fn=script.of(body.fn))
