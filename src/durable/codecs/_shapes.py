@@ -307,6 +307,10 @@ def _new_shape(class_: Any) -> Shape | None:
     recipe = recipes.get(class_.__module__.partition(".")[0])
     if recipe is not None and (shape := recipe(class_)) is not None:
         return shape
+    if hasattr(
+        class_, "_sa_class_manager"
+    ):  # an object of SQLAlchemy's mapper, also where it is a data class or a model
+        return None
     if isinstance(class_, EnumType):
         return EnumClass()
     if issubclass(class_, msgspec.Struct):
