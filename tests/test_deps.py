@@ -380,7 +380,8 @@ class Services:
 )
 def test_an_object_within_whose_call_is_a_step_keeps_its_attributes(kind: str) -> None:
     """It is a step, and all else that it is."""
-    payment, pair = Callable_(), namedtuple("pair", "payment")  # noqa: PYI024
+    payment: Any = Callable_()
+    pair: Any = namedtuple("pair", "payment")  # noqa: PYI024
     made: dict[str, Any] = {
         "a mapping": {"payment": payment},
         "a data class": Services(payment),

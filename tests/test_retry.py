@@ -128,7 +128,9 @@ def test_what_a_person_has_not_decided_on_still_waits_for_that(store: Any, retry
             raise
         step("ship", do, "ship")
 
-    run = lambda: durable.run({}, order, id="r", store=store)  # noqa: E731
+    def run() -> None:
+        durable.run({}, order, id="r", store=store)
+
     with pytest.raises(OSError, match="no work"):
         run()
     fails[0] = False
