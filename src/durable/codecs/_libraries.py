@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
+import msgspec
+
 from durable.codecs._shapes import Shape, Stored, recipes
 
 _Pairs = list[list[Any]]
@@ -44,6 +46,10 @@ def _numpy(class_: Any) -> Shape | None:
     if class_.__qualname__ == "timedelta64":
         return Stored(lambda it: [int(it.astype("int64")), it.dtype.name], lambda plain: array(plain[0], plain[1])[()])
     return None
+
+
+def _msgspec(class_: Any) -> Shape | None:
+    return Stored(lambda _: None, lambda _: msgspec.UNSET) if class_ is msgspec.UnsetType else None
 
 
 def _pandas(class_: Any) -> Shape | None:
@@ -132,6 +138,7 @@ def _row(plain: dict[str, Any] | _Pairs) -> Any:
 
 recipes.update(
     httpx=_httpx,
+    msgspec=_msgspec,
     numpy=_numpy,
     pandas=_pandas,
     psycopg=_psycopg,
