@@ -194,9 +194,9 @@ def test_what_cannot_be_kept_is_refused_with_the_way_out(name: str, is_promised:
 
 def test_a_row_made_for_one_cursor_has_its_own_way_out() -> None:
     """As psycopg's `namedtuple_row`: its class is nowhere to be found again."""
-    made: Any = collections.namedtuple("Found", "a")  # noqa: PYI024
+    Found: Any = collections.namedtuple("Found", "a")  # noqa: PYI024
     with pytest.raises(durable.UnstorableValue, match=r"_asdict\(\)"):
-        CODEC.encode(made(1), what="it")
+        CODEC.encode(Found(1), what="it")
 
 
 def test_a_mapped_object_within_a_row_is_named() -> None:
