@@ -110,7 +110,11 @@ class Registered(ABC):  # noqa: B024 -- a class without an abstract method is th
 Registered.register(Kept)
 
 
-class AboveRegistered(ABC):  # noqa: B024 -- as above
+class Marker(ABC):  # noqa: B024 -- as above
+    """Whose subclasses may be imported later."""
+
+
+class AboveRegistered(Marker):
     """What is registered below is one of it, too."""
 
 
@@ -186,6 +190,7 @@ POSSIBLE = {
     "no items": tuple[()],
     "items": tuple[Plain, ...],
     "an abstract class with others below": Registered,
+    "one that others are to be based on": Marker,
     "an abstract class one of whose subclasses has others": AboveRegistered,
     "a callable": typing.Callable[[], int],
     "any of two": Any | socket.socket,

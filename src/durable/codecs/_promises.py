@@ -10,7 +10,7 @@ import inspect
 import io
 import types
 import typing
-from abc import ABCMeta
+from abc import ABC, ABCMeta
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from importlib import import_module
 from typing import Any, Final, NewType, Union
@@ -84,11 +84,12 @@ def _is_told_by_its_subclasses(class_: type) -> bool:
     check = metaclass.__instancecheck__
     if check is type.__instancecheck__:
         return True
-    # Else an ABC or a protocol. One that has all its methods is a class like any, unless others were registered with it.
+    # Else an ABC or a protocol. One that has the methods which its bases ask for is a class like any, unless others were
+    # registered with it; one that is declared as an ABC is there for others to be based on, which may be defined later.
     is_of_abc = (
         check is ABCMeta.__instancecheck__ or check.__module__.partition(".")[0] == "pydantic"
     )  # which narrows it
-    if not is_of_abc or inspect.isabstract(class_):
+    if not is_of_abc or ABC in class_.__bases__ or inspect.isabstract(class_):
         return False
     hooks = (base.__module__ for base in class_.__mro__ if "__subclasshook__" in vars(base))
     return all(module in _KNOWN_HOOKS for module in hooks) and not any(map(_registered, _with_subclasses(class_)))
