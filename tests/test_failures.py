@@ -450,7 +450,28 @@ def test_live_and_replayed_are_alike_in_a_run(
     assert len(live) == 3 * len(exceptions())
 
 
-@pytest.mark.parametrize("class_", [Proxying, Answering, Recursing, Unchanging, Frozen])
+class Rewinding(Exception):
+    """It has its own mind about tracebacks."""
+
+    def with_traceback(self, _: Any) -> Any:
+        raise RuntimeError
+
+
+class Renewing(Exception):
+    """It answers with another one."""
+
+    def with_traceback(self, _: Any) -> Any:
+        return ValueError("another")
+
+
+class Noteless(Exception):
+    """It takes no notes."""
+
+    def add_note(self, _: str) -> None:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("class_", [Proxying, Answering, Recursing, Unchanging, Frozen, Rewinding, Renewing, Noteless])
 @pytest.mark.parametrize("attempts", [1, 2])
 def test_what_a_class_does_with_attributes_is_not_met(class_: Any, attempts: int) -> None:
     """Caught and handed on, after retries, with a traceback that is cut: it is the user's exception at every place."""

@@ -401,5 +401,5 @@ class Driver:
         exception = from_record(record.error, self._codec, run_id=self._execution.run_id, where=where)
         original, call.original = call.original, None
         if original is not None:  # the same exception as on a replay, with the live frames for whoever debugs it
-            exception = exception.with_traceback(original.__traceback__)
+            BaseException.with_traceback(exception, original.__traceback__)  # a class may have its own
         raise marked(exception, self._execution.lease.token, call.key)
