@@ -44,6 +44,9 @@ CANDIDATES = {"candidates": [{"content": {"role": "model", "parts": [{"text": "h
 CALL = {"name": "f", "args": {"a": 1}, "id": "1"}
 
 
+REFUSED = "after the body"
+
+
 def of(path: str) -> Any:
     """`module:name`."""
     module, _, name = path.partition(":")
@@ -121,7 +124,12 @@ KINDS: dict[str, tuple[str, Callable[[], Any]]] = {
 
 
 def outcome(value: Any) -> str:
-    """What becomes of it as a step's result or failure."""
+    """What becomes of it as a step's result or failure, and where it is refused also of what promises it."""
+    told = _outcome(value)
+    return told if told != REFUSED else f"refused, {_outcome(value, type(value))} where it is promised"
+
+
+def _outcome(value: Any, promised: Any = None) -> str:
     ran: list[int] = []
 
     def body() -> Any:
@@ -129,6 +137,9 @@ def outcome(value: Any) -> str:
         if isinstance(value, Exception):
             raise value
         return value
+
+    if promised is not None:
+        body.__annotations__["return"] = promised
 
     def workflow(step: durable.Step, deps: Any) -> None:
         try:
@@ -148,7 +159,7 @@ def outcome(value: Any) -> str:
         try:
             durable.run({}, workflow, id="a", store=store)
         except durable.UnstorableValue:
-            return "refused after the body" if ran else "refused before the body"
+            return REFUSED if ran else "before the body"
     return said[0]
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import copy
 import dataclasses
 import functools
 import threading
-from collections import ChainMap, OrderedDict, UserDict, defaultdict
+from collections import ChainMap, OrderedDict, UserDict, defaultdict, namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -367,6 +368,58 @@ def test_an_object_whose_call_is_a_step_keeps_its_attributes() -> None:
         for _ in range(2):
             assert durable.run(Callable_(), workflow, id="a", store=store) == ["x", "5 in elsewhere_0"]
         assert list(store.load("a").steps) == ["charge"]  # type: ignore[union-attr]
+
+
+@dataclasses.dataclass
+class Services:
+    payment: Callable_
+
+
+@pytest.mark.parametrize(
+    "kind", ["a mapping", "a data class", "a named tuple", "an item of a sequence", "an attribute"]
+)
+def test_an_object_within_whose_call_is_a_step_keeps_its_attributes(kind: str) -> None:
+    """It is a step, and all else that it is."""
+    payment: Any = Callable_()
+    pair: Any = namedtuple("pair", "payment")  # noqa: PYI024
+    made: dict[str, Any] = {
+        "a mapping": {"payment": payment},
+        "a data class": Services(payment),
+        "a named tuple": pair(payment),
+        "an item of a sequence": [payment],
+        "an attribute": SimpleNamespace(payment=payment),
+    }
+
+    def workflow(step: durable.Step, deps: Any) -> list[str]:
+        found = deps[0] if kind == "an item of a sequence" else deps.payment
+        assert isinstance(found, Callable_)
+        with ThreadPoolExecutor(1, "elsewhere") as pool:
+            return [found.url, pool.submit(found, 5).result(), step("once more", found, 6)]
+
+    with closing(memory()) as store:
+        for _ in range(2):
+            told = durable.run(made[kind], workflow, id="a", store=store)
+            assert told[:2] == ["x", "5 in elsewhere_0"]
+        assert list(store.load("a").steps) == ["charge", "once more"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("is_within", [True, False])
+def test_an_async_call_is_a_step_of_its_run_also_where_no_run_is_known(is_within: bool) -> None:
+    """In a context of its own, as for every step that the dependencies give out."""
+
+    class Asked:
+        @durable.step(name="ask")
+        async def __call__(self, n: int) -> int:
+            return n
+
+    async def workflow(step: durable.AsyncStep, deps: Any) -> int:
+        asked = deps.asked if is_within else deps
+        return await asyncio.get_running_loop().create_task(asked(1), context=contextvars.Context())
+
+    with closing(memory()) as store:
+        deps = {"asked": Asked()} if is_within else Asked()
+        assert asyncio.run(durable.run(deps, workflow, id="a", store=store)) == 1
+        assert list(store.load("a").steps) == ["ask"]  # type: ignore[union-attr]
 
 
 def test_a_step_can_be_all_that_there_is() -> None:

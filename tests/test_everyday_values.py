@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import collections
 import dataclasses
 import datetime as dt
+import enum
 import fractions
 import ipaddress
 import pathlib
@@ -238,9 +240,7 @@ def test_it_is_stored_as_something_plainer(name: str) -> None:
     assert CODEC.fingerprint([through(value)], what="it") == CODEC.fingerprint([value], what="it")
 
 
-@pytest.mark.parametrize(
-    "value", [np.array([1]), np.datetime64("2031-05-01"), np.longdouble(1), np.float64("nan"), np.complex128(1)]
-)
+@pytest.mark.parametrize("value", [np.array([1]), np.longdouble(1), np.float64("nan"), np.complex128(1), np.void(b"x")])
 def test_what_numpy_has_besides_is_refused(value: Any) -> None:
     """Rather than changed."""
     with pytest.raises(durable.UnstorableValue):
@@ -299,6 +299,22 @@ def test_a_process_that_was_not_taught_refuses_the_record_by_name() -> None:
 class Untaught: ...
 
 
+class Fields(typing.TypedDict):
+    x: int
+
+
+class Priced(abc.ABC):
+    @abc.abstractmethod
+    def price(self) -> int: ...
+
+
+class Structural(typing.Protocol):
+    x: int
+
+
+class Declined(Exception): ...
+
+
 class Faulty:
     """Its functions raise, or make something else."""
 
@@ -333,6 +349,19 @@ def test_functions_that_do_not_do_are_found_out_when_the_value_is_written(
         ((dt.datetime, str, str), "datetime comes back as it is already"),
         ((str, str, str), "str comes back as it is already"),
         ((dict, str, str), "dict comes back as it is already"),
+        ((Fields, str, str), "Fields comes back as it is already"),
+        ((object, str, str), "object is not the type of any value itself"),
+        ((collections.abc.Mapping, str, str), "Mapping is not the type of any value itself"),
+        ((Priced, str, str), "Priced is not the type of any value itself"),
+        ((Structural, str, str), "Structural is not the type of any value itself"),
+        ((pydantic.AwareDatetime, str, str), "AwareDatetime is not the type of any value itself"),
+        ((type, str, str), "type has classes for its instances"),
+        ((abc.ABCMeta, str, str), "ABCMeta has classes for its instances"),
+        ((enum.EnumType, str, str), "EnumType has classes for its instances"),
+        ((Exception, str, str), "Exception is an exception.*raise it"),
+        ((BaseException, str, str), "BaseException is an exception"),
+        ((KeyError, str, str), "KeyError is an exception"),
+        ((Declined, str, str), "Declined is an exception"),
     ],
 )
 def test_what_cannot_be_taught_is_refused(arguments: Any, told: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime as dt
 import json
@@ -209,6 +210,9 @@ def same_class() -> dict[str, Exception]:
         "typed arguments": Typed(Decimal("1.5"), dt.date(2031, 5, 1), (1, {2}), Colour.RED, Line("tea", Decimal(3))),
         "a text made of arguments": Coded(3, dt.date(2031, 5, 1)),
         "an OSError's parts": OSError(2, "no", "file"),
+        "the name of an attribute": AttributeError("no", name="price", obj=object()),
+        "the name of a name": NameError("no", name="price"),
+        "the name of a local one": UnboundLocalError("no", name="price"),
         "two file names": FileNotFoundError(2, "no", "file", None, "other"),
         "a keyword": Picky(code=3),
         "a data class": Declared(7, dt.date(2031, 5, 1)),
@@ -447,7 +451,28 @@ def test_live_and_replayed_are_alike_in_a_run(
     assert len(live) == 3 * len(exceptions())
 
 
-@pytest.mark.parametrize("class_", [Proxying, Answering, Recursing, Unchanging, Frozen])
+class Rewinding(Exception):
+    """It has its own mind about tracebacks."""
+
+    def with_traceback(self, _: Any) -> Any:
+        raise RuntimeError
+
+
+class Renewing(Exception):
+    """It answers with another one."""
+
+    def with_traceback(self, _: Any) -> Any:
+        return ValueError("another")
+
+
+class Noteless(Exception):
+    """It takes no notes."""
+
+    def add_note(self, _: str) -> None:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("class_", [Proxying, Answering, Recursing, Unchanging, Frozen, Rewinding, Renewing, Noteless])
 @pytest.mark.parametrize("attempts", [1, 2])
 def test_what_a_class_does_with_attributes_is_not_met(class_: Any, attempts: int) -> None:
     """Caught and handed on, after retries, with a traceback that is cut: it is the user's exception at every place."""
@@ -519,6 +544,99 @@ class Absent(Exception):
 
     def __getattr__(self, name: str) -> Any:
         raise RuntimeError(f"pl4nted: {name}")
+
+
+class Guarded(Exception):
+    """It tells nothing of itself."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+class Frameless(Exception):
+    @property
+    def __traceback__(self) -> Any:
+        raise RuntimeError
+
+    @__traceback__.setter
+    def __traceback__(self, _: Any) -> None: ...
+
+
+class Causeless(Exception):
+    @property
+    def __cause__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError
+
+
+class Stateless(Exception):
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override]
+        raise RuntimeError
+
+
+class Memberless(ExceptionGroup[Exception]):
+    def __new__(cls, *_: Any) -> Any:
+        return super().__new__(cls, "several", [ValueError()])
+
+    @property
+    def exceptions(self) -> Any:
+        raise RuntimeError
+
+
+class _Hashless(type):
+    def __eq__(cls, other: object) -> bool:
+        raise RuntimeError
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Classless(Exception, metaclass=_Hashless): ...
+
+
+@pytest.mark.parametrize("class_", [Guarded, Frameless, Causeless, Stateless, Memberless, Classless], ids=range(6))
+@pytest.mark.parametrize("is_async", [False, True])
+def test_one_that_lets_nobody_look_at_it_is_a_failure_too(class_: Any, is_async: bool) -> None:
+    """FAULTS 81: recorded once, live as on a replay; the body does not run again for it."""
+    bodies: list[int] = []
+    caught: list[str] = []
+    dies = [True]
+
+    def body() -> None:
+        bodies.append(1)
+        raise class_(1)
+
+    def end(problem: Exception) -> None:
+        caught.append(str(problem))
+        assert isinstance(problem, durable.StepFailed)
+        if dies:
+            dies.clear()
+            raise KeyboardInterrupt
+
+    def workflow(step: durable.Step, _: None) -> None:
+        try:
+            step("fails", body)
+        except Exception as problem:
+            end(problem)
+
+    async def async_workflow(step: durable.AsyncStep, _: None) -> None:
+        try:
+            await step("fails", body)
+        except Exception as problem:
+            end(problem)
+
+    def run() -> None:
+        if is_async:
+            asyncio.run(durable.run(None, async_workflow, id="r", store=store))
+        else:
+            durable.run(None, workflow, id="r", store=store)
+
+    with memory() as store:
+        with pytest.raises(KeyboardInterrupt):
+            run()
+        run()
+    assert caught == [caught[0]] * 2
+    assert class_.__qualname__ in caught[0]
+    assert bodies == [1]
 
 
 @pytest.mark.parametrize("class_", [FrozenError, FrozenByAttrs, Closed, Absent])

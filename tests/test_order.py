@@ -191,6 +191,70 @@ def test_a_thunk_repeated_in_the_order_of_completion_is_refused(store: MemorySto
     assert bodies == []
 
 
+async def gathered(step: Any, body: Any) -> list[str]:
+    return list(await asyncio.gather(*(step("one", body, n, key=f"one-{n}") for n in range(3))))
+
+
+async def mapped(step: Any, body: Any) -> list[str]:
+    return list(await step.map("one", body, range(3)))
+
+
+async def in_a_task_group(step: Any, body: Any) -> list[str]:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(step("one", body, n, key=f"one-{n}")) for n in range(3)]
+    return [task.result() for task in tasks]
+
+
+async def by_key_as_they_end(step: Any, body: Any) -> list[str]:
+    async def keyed(n: int) -> tuple[int, str]:
+        return n, await step("one", body, n, key=f"one-{n}")
+
+    ended = [await one for one in asyncio.as_completed([keyed(n) for n in range(3)])]
+    return [value for _, value in sorted(ended)]
+
+
+def mapped_in_threads(step: Any, body: Any) -> list[str]:
+    return list(step.map("one", body, range(3)))
+
+
+@pytest.mark.parametrize("workflow", [gathered, mapped, in_a_task_group, by_key_as_they_end, mapped_in_threads])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_each_branch_has_its_own_value_in_whatever_order_they_end(workflow: Any, order: tuple[int, ...]) -> None:
+    """FAULTS 182: live, and replayed after a crash at the end. (What the *first* to end is, is decided anew: docs/steps.md.)"""
+    turns = [threading.Event() for _ in range(4)]
+    turns[0].set()
+
+    def body(n: int) -> str:
+        place = order.index(n)
+        assert turns[place].wait(10)
+        turns[place + 1].set()
+        return f"value {n}"
+
+    async def async_body(n: int) -> str:
+        return await asyncio.to_thread(body, n)
+
+    def crashes(value: list[str], *, dies: bool) -> list[str]:
+        if dies:
+            raise Crash
+        return value
+
+    def life(*, dies: bool) -> Any:
+        if workflow is mapped_in_threads:
+            return lambda step, _: crashes(workflow(step, body), dies=dies)
+
+        async def awaited(step: durable.AsyncStep, _: Any) -> list[str]:
+            return crashes(await workflow(step, async_body), dies=dies)
+
+        return awaited
+
+    expected = [f"value {n}" for n in range(3)]
+    with contextlib.closing(memory()) as store:
+        crash(store, life(dies=True))
+        assert run(store, life(dies=False)) == expected
+        assert run(store, life(dies=False)) == expected
+    assert turns[3].is_set()
+
+
 def test_an_ambiguity_is_remembered(store: MemoryStore) -> None:
     """FAULTS 113 over two lives: whichever branch comes first then, it is not given the other's value."""
     log: list[str] = []

@@ -231,7 +231,12 @@ print("completed", flush=True)
 
 @pytest.mark.parametrize(
     "closes",
-    ["os.close(store.process.owner._lock)", "os.close(store.process.owner._lock); held = os.open('/dev/null', 0)"],
+    [
+        "os.close(store.process.owner._lock)",
+        "os.close(store.process.owner._lock); held = os.open('/dev/null', 0)",
+        "os.dup2(os.open('/dev/null', 0), store.process.owner._lock)",
+        "os.closerange(store.process.owner._lock, store.process.owner._lock + 1)",
+    ],
 )
 def test_an_owner_whose_lock_was_closed_is_not_taken_for_dead(closes: str, database: Database) -> None:
     """By a daemoniser's closerange, or a second close of the same number."""
@@ -254,7 +259,8 @@ def test_an_owner_whose_lock_was_closed_is_not_taken_for_dead(closes: str, datab
         assert owner.stdout.readline() == "completed\n"
 
 
-def test_a_role_with_two_connections_can_run_a_transaction(database: Database) -> None:
+@pytest.mark.parametrize("kind", ["blocking", "async", "one at a time"])
+def test_a_role_with_two_connections_can_run_a_transaction(database: Database, kind: str) -> None:
     """One is the heartbeat's; a transaction takes the writer's as long as that needs none."""
     role = f"durable_two_{secrets.token_hex(4)}"
     database.store().status("warm")
@@ -267,7 +273,8 @@ def test_a_role_with_two_connections_can_run_a_transaction(database: Database) -
             "GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {name}",
         ):
             connection.execute(sql.SQL(statement).format(name=name, schema=schema))
-        store = database.store(make_conninfo(database.url, user=role))
+        limit = {"max_transactions": 1} if kind == "one at a time" else {}
+        store = database.store(make_conninfo(database.url, user=role), **limit)
         release = threading.Event()
 
         def workflow(step: Any, _: Any) -> list[Any]:
@@ -275,8 +282,18 @@ def test_a_role_with_two_connections_can_run_a_transaction(database: Database) -
             several = [step.transaction(f"t{n}", lambda _: 2) for n in range(2)]
             return [naps, *several, step("b", lambda: 3)]
 
+        async def awaited(step: Any, _: Any) -> list[Any]:
+            naps = await step("nap", lambda: asyncio.sleep(0.6, 1))
+            several = [await step.transaction(f"t{n}", lambda _: 2) for n in range(2)]
+            return [naps, *several, await step("b", lambda: 3)]
+
+        def executed() -> Any:
+            if kind == "async":
+                return asyncio.run(durable.run(None, awaited, id="r", store=store, lease=1.0))
+            return execute(None, workflow, id="r", store=store, lease=1.0)
+
         try:
-            assert within(lambda: execute(None, workflow, id="r", store=store, lease=1.0)) == [1, 2, 2, 3]
+            assert within(executed) == [1, 2, 2, 3]
         finally:
             store.close()
             connection.execute(sql.SQL("DROP OWNED BY {}").format(name))

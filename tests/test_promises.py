@@ -19,9 +19,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, Generic, NewType, Protocol, TypeVar
 
+import httpx
 import numpy as np
+import pandas as pd
 import pydantic
+import pydantic.v1
 import pytest
+import sqlalchemy
+import sqlalchemy.orm
 import typing_extensions
 
 import durable
@@ -74,6 +79,51 @@ class Number(int):
     """Of which nothing is left in JSON."""
 
 
+class Implemented(Abstract):
+    """An ABC, and still a class like any."""
+
+    def price(self) -> int:
+        return 1
+
+
+class Old(pydantic.v1.BaseModel):
+    x: int = 0
+
+
+class MappedBase(sqlalchemy.orm.DeclarativeBase): ...
+
+
+class Mapped(MappedBase):
+    __tablename__ = "a"
+    id: sqlalchemy.orm.Mapped[int] = sqlalchemy.orm.mapped_column(primary_key=True)
+
+
+class MappedData(sqlalchemy.orm.MappedAsDataclass, MappedBase):
+    __tablename__ = "b"
+    id: sqlalchemy.orm.Mapped[int] = sqlalchemy.orm.mapped_column(primary_key=True)
+
+
+class Registered(ABC):  # noqa: B024 -- a class without an abstract method is the case
+    """Abstract by its name only: what is registered with it is one of it."""
+
+
+Registered.register(Kept)
+
+
+class Marker(ABC):  # noqa: B024 -- as above
+    """Whose subclasses may be imported later."""
+
+
+class AboveRegistered(Marker):
+    """What is registered below is one of it, too."""
+
+
+class BelowThat(AboveRegistered): ...
+
+
+BelowThat.register(Kept)
+
+
 HOPELESS = {
     "an iterator": Iterator[int],
     "a generator": typing.Generator[int, None, None],
@@ -92,6 +142,20 @@ HOPELESS = {
     "a new type": NewType("Handle", Plain),
     "an alias": typing_extensions.TypeAliasType("Alias", Plain),
     "an event loop": asyncio.AbstractEventLoop,
+    "a class": type,
+    "a class of these": type[int],
+    "a class of classes": type(ABC),
+    "an exception": Exception,
+    "an exception of a kind": KeyError,
+    "a pair, one of which cannot be": tuple[int, Plain],
+    "such a pair in a pair": tuple[int, tuple[Plain, int]],
+    "a mapping of one's own": collections.UserDict[str, int],
+    "an answer": httpx.Response,
+    "a jar of cookies": httpx.Cookies,
+    "an abstract class that has its methods": Implemented,
+    "a model of pydantic 1": Old,
+    "a mapped class": Mapped,
+    "a mapped data class": MappedData,
 }
 
 POSSIBLE = {
@@ -118,6 +182,16 @@ POSSIBLE = {
     "a text of a name": "Plain",
     "a literal": typing.Literal["a"],
     "numpy's float": np.float64,
+    "headers": httpx.Headers,
+    "a row": sqlalchemy.Row[tuple[int]],
+    "rows": Sequence[sqlalchemy.Row[Any]],
+    "pandas' moment": pd.Timestamp,
+    "a pair": tuple[int, str],
+    "no items": tuple[()],
+    "items": tuple[Plain, ...],
+    "an abstract class with others below": Registered,
+    "one that others are to be based on": Marker,
+    "an abstract class one of whose subclasses has others": AboveRegistered,
     "a callable": typing.Callable[[], int],
     "any of two": Any | socket.socket,
 }
@@ -151,13 +225,6 @@ def test_it_is_refused_before_the_body(name: str, codec: Any) -> None:
 def test_what_may_be_kept_is_called(name: str) -> None:
     """Whatever nobody can tell before the value is there."""
     JsonCodec().check_promise(POSSIBLE[name], what="it")
-
-
-class Registered(ABC):  # noqa: B024 -- a class without an abstract method is the case
-    """Abstract by its name only: what is registered with it is one of it."""
-
-
-Registered.register(Kept)
 
 
 class Hooked(ABC):  # noqa: B024

@@ -108,6 +108,43 @@ def test_from_a_step_on_everything_that_started_later_is_set_aside(store: Any, r
     assert orders.bodies == {"reserve": 1, "charge": 2, "work": 3, "refund": 1, "ship": 1}
 
 
+def test_what_a_person_has_not_decided_on_still_waits_for_that(store: Any, retry: Retry) -> None:
+    """A cut from a later step leaves the steps before it undecided: never refunded and shipped."""
+    bodies: list[str] = []
+    fails = [True]
+
+    def do(what: str) -> str:
+        bodies.append(what)
+        if what == "work" and fails[0]:
+            raise OSError("no work")
+        return what
+
+    def order(step: durable.Step, _: Any) -> None:
+        try:
+            step("work", do, "work")
+        except OSError:
+            step.map("refund", do, ["a", "b"], key=str, max_concurrency=1)
+            step("tell", do, "tell")
+            raise
+        step("ship", do, "ship")
+
+    def run() -> None:
+        durable.run({}, order, id="r", store=store)
+
+    with pytest.raises(OSError, match="no work"):
+        run()
+    fails[0] = False
+    asked = [("tell", ("refund[a]", "refund[b]")), ("refund[b]", ("refund[a]",))]
+    for from_step, left in asked:
+        assert from_step in retry(store, "r", from_step=from_step)
+        with pytest.raises(durable.RetryRefused) as refused:
+            run()
+        assert refused.value.steps == left
+    assert retry(store, "r") == ["refund[a]"]
+    run()
+    assert bodies[-2:] == ["work", "ship"]
+
+
 def test_a_failure_on_the_way_out_again_takes_a_decision_again(store: Any, retry: Retry) -> None:
     """A retried run that fails in the same way has refunded once more."""
     orders = Orders()

@@ -255,3 +255,55 @@ def test_what_does_not_pass_is_said_at_once(database: Database, what: str, monke
             verb()
     assert len(attempts) <= 3
     store.close()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"port": "99999"},
+        {"service": "no_such_service"},
+        {"sslmode": "nonsense"},
+        {"require_auth": "nonsense"},
+        {"require_auth": "scram-sha-256"},  # which this server does not ask for
+        {"channel_binding": "require"},
+        {"target_session_attrs": "nonsense"},
+        {"load_balance_hosts": "nonsense"},
+        {"ssl_min_protocol_version": "nonsense"},
+        {"host": "/" + "x" * 200},
+        {"sslnegotiation": "direct", "sslmode": "prefer"},
+        {"host": "a,b", "port": "1,2,3"},
+        {"connect_timeout": "soon"},
+        {"host": "127.0.0.1", "keepalives": "perhaps"},
+    ],
+    ids=str,
+)
+def test_options_that_libpq_cannot_read_are_said_at_once(database: Database, options: dict[str, str]) -> None:
+    """And not asked again: no server was asked at all, or it will ask for the same tomorrow."""
+    store = postgres(make_conninfo(database.url, **options), schema=database.schema)
+    attempts: list[int] = []
+    connections = store.process.connections
+    connected = connections._connected
+
+    def counted(seconds: int) -> psycopg.Connection[Any]:
+        attempts.append(1)
+        return connected(seconds)
+
+    connections._connected = counted  # type: ignore[method-assign]
+    with closing(store), pytest.raises(AccessDenied) as told:
+        store.status("x")
+    assert "URL" in str(told.value)
+    assert len(attempts) <= 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        'connection to server on socket "/nowhere/.s.PGSQL.5432" failed: No such file or directory',
+        'connection to server at "10.0.0.1", port 5432 failed: Network is unreachable',
+        "out of memory",
+    ],
+)
+def test_a_server_that_is_not_there_yet_is_no_such_mistake(database: Database, words: str) -> None:
+    """What libpq says at once may still pass."""
+    meaning = database.store().process.connections.meaning(psycopg.OperationalError(f"connection is bad: {words}"))
+    assert type(meaning) is durable.StoreUnavailable

@@ -1,4 +1,4 @@
-"""What an application, or the body of a transaction, sets on its connections is for its own SQL: FAULTS 175, 181."""
+"""What an application, or the body of a transaction, sets on its connections is for its own SQL: FAULTS 181."""
 
 from __future__ import annotations
 

@@ -241,7 +241,8 @@ def test_a_verb_that_returns_an_awaitable_unannounced_is_refused() -> None:
 def test_the_aio_face_of_a_store_is_not_the_store() -> None:
     """A mistake that is easy to make."""
     with durable.stores.memory() as store, pytest.raises(durable.InvalidArgument, match="pass the store itself"):
-        durable.run(None, lambda step, _: None, id="x", store=store.aio)  # type: ignore[call-overload]
+        face: Any = store.aio
+        durable.run(None, lambda step, _: None, id="x", store=face)
 
 
 def test_what_only_begins_like_a_store_is_refused() -> None:

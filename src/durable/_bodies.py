@@ -112,8 +112,9 @@ async def _awaited_from_a_thread(name: str, body: Callable[[], Any]) -> Any:
     settled = await asyncio.wrap_future(answer)
     problem = settled.exception()
     if isinstance(problem, RuntimeError) and "event loop" in str(problem):
-        problem.add_note(
-            f"step {name!r} has a timeout, so that its function was called in a thread: make it `async def` for the event loop"
+        BaseException.add_note(
+            problem,
+            f"step {name!r} has a timeout, so that its function was called in a thread: make it `async def` for the event loop",
         )
     return settled.result()
 

@@ -159,7 +159,8 @@ def _passing_on(name: str, method: Any) -> Any:
         @calls_out
         async def awaited(view: BoundDeps, *args: Any, **kwargs: Any) -> Any:
             deps = _own(view)
-            return _passed_out(view, deps, await _special(deps, name)(*map(_own, args), **kwargs))
+            bound = _bound(_special(deps, name), object.__getattribute__(view, "_durable_driver"))
+            return _passed_out(view, deps, await bound(*map(_own, args), **kwargs))
 
         return awaited
     return passed_on
@@ -268,6 +269,8 @@ def _bound(value: Any, driver: Driver) -> Any:
     options = options_of(value)
     if options is None:
         return value
+    if getattr(options.fn, "__self__", None) is value:  # a step by the `__call__` of its class, and what it is besides
+        return _view_of(type(value))(value, driver)
 
     @functools.wraps(value)
     def bound(*args: Any, **kwargs: Any) -> Any:

@@ -55,7 +55,7 @@ from durable.errors import (
     UnstorableValue,
     Unwind,
 )
-from durable.failures import from_record, to_record
+from durable.failures import from_record, to_record, traceback_of
 from durable.snapshot import Record, StepRecord, checked_name
 from durable.stores.protocol import CommitRefused, Isolation, Late, RolledBack, RunStore, Transaction
 
@@ -403,5 +403,5 @@ class Driver:
         exception = from_record(record.error, self._codec, run_id=self._execution.run_id, where=where)
         original, call.original = call.original, None
         if original is not None:  # the same exception as on a replay, with the live frames for whoever debugs it
-            exception = exception.with_traceback(original.__traceback__)
+            BaseException.with_traceback(exception, traceback_of(original))  # a class may have its own
         raise marked(exception, self._execution.lease.token, call.key)

@@ -31,6 +31,7 @@ from durable.errors import InvalidArgument, UnreadableRecord
 from durable.snapshot import (
     FORMAT_VERSION,
     MAX_EARLIER,
+    AsideRecord,
     AttemptRecord,
     Epoch,
     ErrorRecord,
@@ -160,8 +161,9 @@ def snapshot_of(header: Header, records: Iterable[Record], *, run_id: str) -> Sn
             again |= set(last.again)
         elif record.kind == Kind.ASIDE:
             mended = True
-            if failure is not None:  # it has been decided on
-                failure = structs.replace(failure, undecided=())
+            if failure is not None:
+                decided = parse(record.text, AsideRecord, run_id=run_id, where=record.key).keys
+                failure = structs.replace(failure, undecided=tuple(s for s in failure.undecided if s not in decided))
         else:
             parts[record.kind] = record
     if mended:  # what came before may lie on a path that is never taken again: no replay is held to its order

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any, Final, cast
 
 import msgspec
@@ -21,7 +22,7 @@ from durable.codecs._names import found, name_of, own_name
 from durable.errors import StepFailed, UnreadableRecord
 from durable.snapshot import ErrorRecord
 
-__all__ = ["from_record", "noted", "to_record"]
+__all__ = ["from_record", "noted", "to_record", "traceback_of"]
 
 _MAX_TEXT: Final = 8 * 1024  # characters of a message, note or traceback
 _MAX_STATE: Final = 64 * 1024  # bytes of JSON, of the arguments and of what it carries besides
@@ -41,9 +42,13 @@ def to_record(exception: BaseException, codec: Codec, *, note: str = "") -> Erro
 
     Under another codec than JSON's all but the class's name goes through it: a message may say as much as a value.
     """
-    if codec.name == JsonCodec.name:
-        return _noted(_Records(codec).of(exception), note)
-    record = _noted(_Records(_json).of(exception), note)
+    is_json = codec.name == JsonCodec.name
+    try:
+        record = _noted(_Records(codec if is_json else _json).of(exception), note)
+    except Exception:  # a class that lets nobody look at its instances
+        record = _noted(ErrorRecord(type=_plain_name(type(exception)), message=_UNSEEN), note)
+    if is_json:
+        return record
     try:
         sealed = codec.encode(_encode(record).decode(), what="an exception")
     except Exception:  # a codec of the user's may raise anything; then its class is all that may be shown
@@ -67,6 +72,7 @@ def _noted(record: ErrorRecord, note: str) -> ErrorRecord:
     return structs.replace(record, notes=(*record.notes, note)) if note else record
 
 
+_UNSEEN: Final = "(its class does not let anybody look at it)"
 _UNTOLD: Final = "(the store's codec could not write its text)"
 
 
@@ -127,6 +133,13 @@ def noted(exception: BaseException, note: str) -> None:
     _set(exception, "__notes__", [*_notes(exception), note])
 
 
+def traceback_of(exception: BaseException) -> TracebackType | None:
+    """An exception's frames, whatever its class says to being asked."""
+    frames: TracebackType | None = _frames(exception)
+    return frames
+
+
+_frames: Final = vars(BaseException)["__traceback__"].__get__
 # Past what the exception's class makes of assignments: a frozen data class refuses them.
 _set: Final = BaseException.__setattr__
 
@@ -219,6 +232,11 @@ def _imported_class(name: str) -> type[Exception] | None:
 def _name(class_: type) -> str:
     """A class's name in records, which may be any text at all."""
     return _clean(name_of(class_))
+
+
+def _plain_name(class_: type) -> str:
+    """The same, past whatever its metaclass makes of being asked."""
+    return _clean(f"{type.__getattribute__(class_, '__module__')}:{type.__getattribute__(class_, '__qualname__')}")
 
 
 def _members(exception: BaseException) -> tuple[BaseException, ...]:

@@ -11,7 +11,17 @@ from msgspec import UNSET, Struct
 from durable._engine.blame import InFlight
 from durable._engine.decisions import Abort, Leave, Raise
 from durable.errors import AmbiguousKey, KeyConflict, UnreadableRecord, WorkflowDrift
-from durable.snapshot import AttemptRecord, FailureRecord, Kind, Record, Status, StepRecord, parse, set_aside
+from durable.snapshot import (
+    AsideRecord,
+    AttemptRecord,
+    FailureRecord,
+    Kind,
+    Record,
+    Status,
+    StepRecord,
+    parse,
+    set_aside,
+)
 
 
 class Phase(Enum):
@@ -144,7 +154,8 @@ class Journal:
                     self._load_failure(seq, failure, seqs, off_path)
                     _keep(left, failure.kept)
                 elif kind == Kind.ASIDE:
-                    self.undecided = ()
+                    decided = parse(text, AsideRecord, run_id=self.run_id, where=key).keys
+                    self.undecided = tuple(step for step in self.undecided if step not in decided)
                 elif kind == Kind.INPUT:
                     self.input = text.encode()
                 else:

@@ -10,12 +10,13 @@ stands, so that all around it stays readable in SQL; the fields of a data class 
     {"$type": "shop:Receipt", "number": 7, "lines": [{"$type": "shop:Line", "name": "tea", "price": 3}]}
 
 `_writing` makes such a tree from a value and `_reading` a value from such a tree; `_kinds` are the types of the standard
-library, `_shapes` the data classes, `_stored` what is stored as something plainer, `_names` how a class is found again;
-`_annotations` compares a result with what its function promises, `_promises` knows the promises that cannot be kept;
-`_exceptions` takes an exception apart; `_json` is the codec of it all, and `_several` chooses among codecs by the name in a
-record.
+library, `_shapes` the data classes, `_stored` and `_libraries` what is stored as something plainer, `_names` how a class is
+found again; `_annotations` compares a result with what its function promises, `_promises` knows the promises that cannot be
+kept; `_exceptions` takes an exception apart; `_json` is the codec of it all, and `_several` chooses among codecs by the
+name in a record.
 """
 
+from durable.codecs import _libraries as _libraries  # its recipes
 from durable.codecs._advice import after_the_body
 from durable.codecs._annotations import accepts, returns
 from durable.codecs._json import JsonCodec, checked_plain

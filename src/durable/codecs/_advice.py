@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import types
 from collections.abc import Awaitable, Iterator
 from typing import Any, Final
@@ -12,6 +13,8 @@ from typing import Any, Final
 DATA_CLASSES: Final = "a dataclass, an attrs class, a NamedTuple, a msgspec.Struct or a pydantic model"
 
 _HANDLES: Final = ("_io", "io", "socket", "ssl", "_thread", "threading", "asyncio", "psycopg", "sqlite3", "sqlalchemy")
+# What gives plain data, by custom: of the Stripe and Google clients, attrs-like classes, rows of cursors, models of pydantic 1.
+_TO_PLAIN: Final = ("to_dict", "model_dump", "_asdict", "asdict", "as_dict", "dict")
 _ARRAYS: Final = ("numpy", "pandas", "torch", "polars", "pyarrow")
 
 
@@ -29,12 +32,23 @@ def advice_for(class_: type) -> str:
         )
     if package in _ARRAYS:
         return "Convert it first, for example with .item(), .tolist() or .to_dict()."
+    if hasattr(class_, "raise_for_status"):  # of httpx, requests, aiohttp, …
+        return "Return what you need of it: its JSON, text or content, its status code, some of its headers."
+    if hasattr(class_, "_sa_class_manager"):
+        return "It belongs to its session: return its columns, as a dict or a data class, or its primary key."
+    if hasattr(class_, "keys") and hasattr(class_, "__getitem__") and not issubclass(class_, dict):  # sqlite3.Row, …
+        return "Return dict(...) of it."
+    if issubclass(class_, io.IOBase):
+        return "Return what it holds, such as .read() gives, or what opens it again, such as a path."
     if package in _HANDLES:
         return "Return the data that it leads to, or what opens it again, such as a path."
     if issubclass(class_, Iterator):
         return "Return list(...) of it: what it yields, not the iterator."
     if issubclass(class_, type | types.FunctionType | types.ModuleType | types.MethodType | types.BuiltinFunctionType):
         return "Return a name for it, and look it up where it is used."
+    for method in _TO_PLAIN:
+        if callable(getattr(class_, method, None)):
+            return f"Return what its .{method}() gives."
     for plain in (str, int, float, dict, list, tuple, set, frozenset, bytes):
         if issubclass(class_, plain):
             return f"Return a plain {plain.__name__} made from it, or a data class, or teach it with durable.stored_as."

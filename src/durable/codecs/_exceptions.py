@@ -41,7 +41,7 @@ def take_apart(exception: BaseException) -> Iterator[Parts]:
     """
     base = _builtin_base(type(exception))
     _, args, *rest = cast(tuple[Any, ...], base.__reduce__(exception))
-    state = {**(rest[0] if rest and rest[0] else {}), **_slots(exception)}
+    state = {**_name(exception), **(rest[0] if rest and rest[0] else {}), **_slots(exception)}
     yield Parts(args, _without_our_own(state))
     if type(exception).__reduce__ is not base.__reduce__:
         told: Any = exception.__reduce__()
@@ -84,6 +84,14 @@ def bases_of(class_: type) -> Iterator[type]:
 def _builtin_base(class_: type) -> type[BaseException]:
     base: type[BaseException] = next(base for base in class_.__mro__ if vars(builtins).get(base.__name__) is base)
     return base
+
+
+def _name(exception: BaseException) -> dict[str, Any]:
+    """The name that an `AttributeError` or a `NameError` is about, which pickle is not told before Python 3.12."""
+    for base in (AttributeError, NameError):
+        if isinstance(exception, base) and (name := vars(base)["name"].__get__(exception)) is not None:
+            return {"name": name}
+    return {}
 
 
 def _slots(exception: BaseException) -> dict[str, Any]:

@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 import types
 import typing
+from abc import ABC, ABCMeta
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from importlib import import_module
 from typing import Any, Final, NewType, Union
 
 from durable.codecs._advice import advice_for
@@ -29,6 +32,7 @@ _USED_UP: Final = (
     typing.TextIO,
     typing.BinaryIO,
 )
+_KNOWN_HOOKS: Final = ("collections.abc", "typing", "builtins", "contextlib", "os")  # true of their own class only
 _MOST_SUBCLASSES: Final = 100  # that are looked at
 
 
@@ -58,19 +62,47 @@ def _hopeless(annotation: Any, seen: set[int]) -> type | None:
     if origin is Union or origin is types.UnionType:
         found = [_hopeless(argument, seen) for argument in arguments]
         return found[0] if all(found) else None
+    if origin is tuple and arguments[1:] != (...,):  # of parts that are all there
+        return next((bad for part in arguments if (bad := _hopeless(part, seen)) is not None), None)
     class_ = annotation if origin is None else origin
     return class_ if isinstance(class_, type) and _is_hopeless(class_) else None
 
 
 def _is_hopeless(class_: type) -> bool:
-    if any(class_ is one for one in _USED_UP) or issubclass(class_, io.IOBase):
+    if any(class_ is one for one in _USED_UP) or issubclass(class_, io.IOBase | BaseException | type):
         return True
     if any(class_ is one for one in (object, Any, types.NoneType)) or is_typed_dict(class_) or is_stand_in(class_):
         return False
-    metaclass: Any = type(class_)
-    if metaclass.__instancecheck__ is not type.__instancecheck__:
-        return False  # an ABC or a protocol: what its metaclass takes for an instance is not known
+    if not _is_told_by_its_subclasses(class_):
+        return False
     return all(_is_refused(one) for one in _with_subclasses(class_))
+
+
+def _is_told_by_its_subclasses(class_: type) -> bool:
+    """Whether what is an instance of it is of one of its subclasses, and what these are can be known."""
+    metaclass: Any = type(class_)
+    check = metaclass.__instancecheck__
+    if check is type.__instancecheck__:
+        return True
+    # Else an ABC or a protocol. One that has the methods which its bases ask for is a class like any, unless others were
+    # registered with it; one that is declared as an ABC is there for others to be based on, which may be defined later.
+    is_of_abc = (
+        check is ABCMeta.__instancecheck__ or check.__module__.partition(".")[0] == "pydantic"
+    )  # which narrows it
+    if not is_of_abc or ABC in class_.__bases__ or inspect.isabstract(class_):
+        return False
+    hooks = (base.__module__ for base in class_.__mro__ if "__subclasshook__" in vars(base))
+    return all(module in _KNOWN_HOOKS for module in hooks) and not any(map(_registered, _with_subclasses(class_)))
+
+
+def _registered(class_: type) -> bool:
+    if not isinstance(class_, ABCMeta):
+        return False
+    try:
+        registry, *_ = import_module("_abc")._get_dump(class_)  # noqa: SLF001 -- there is no other way to ask
+    except Exception:  # another Python than CPython
+        return True
+    return bool(registry)
 
 
 def _with_subclasses(class_: type) -> list[type]:

@@ -312,6 +312,9 @@ def _new_shape(class_: Any) -> Shape | None:
     recipe = recipes.get(class_.__module__.partition(".")[0])
     if recipe is not None and (shape := recipe(class_)) is not None:
         return shape
+    # An object of SQLAlchemy's mapper, also where it is a data class or a model, belongs to its session.
+    if _of_class(class_, "_sa_class_manager") is not None:
+        return None
     if isinstance(class_, EnumType):
         return EnumClass()
     if issubclass(class_, msgspec.Struct):

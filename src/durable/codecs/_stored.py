@@ -1,4 +1,4 @@
-"""Types that are stored as something plainer: a user's own, and some that everybody meets."""
+"""Types that are stored as something plainer: a user's own, and those of the standard library."""
 
 # Everything here is of types that only their owners know.
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import fractions
+import inspect
 import ipaddress
 import pathlib
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from durable._border import public
+from durable.codecs._annotations import is_stand_in, is_typed_dict
 from durable.codecs._names import alias
-from durable.codecs._shapes import Shape, Stored, give_shape, recipes
+from durable.codecs._shapes import Stored, give_shape
 from durable.codecs._writing import is_known
 from durable.errors import InvalidArgument
 
@@ -42,9 +44,25 @@ def stored_as(type_: type[V], to_plain: Callable[[V], Any], from_plain: Callable
     for name, function in (("to_plain", to_plain), ("from_plain", from_plain)):
         if not callable(function):
             raise InvalidArgument(f"stored_as: {name} must be a function of one value, not {type(function).__name__}")
-    if is_known(type_):
+    if is_known(type_) or is_typed_dict(type_):
         raise InvalidArgument(f"stored_as: {type_.__qualname__} comes back as it is already; make a class of your own")
+    if reason := _never_a_value(type_):
+        raise InvalidArgument(f"stored_as: {type_.__qualname__} {reason}")
     give_shape(type_, Stored(to_plain, from_plain))
+
+
+def _never_a_value(type_: type) -> str:
+    """Why no value that is stored would ever be exactly of this type, as the end of a sentence; empty when one may be."""
+    if type_ is object or inspect.isabstract(type_) or getattr(type_, "_is_protocol", False) or is_stand_in(type_):
+        return "is not the type of any value itself: name the type that values have, one call for each"
+    if issubclass(type_, type):
+        return "has classes for its instances, and they are no data: return a name, and look it up where it is used"
+    if issubclass(type_, BaseException):
+        return (
+            "is an exception, and those are remembered when a step raises them, class and attributes and all: raise it, "
+            "or return data made from it. See durable.testing.survives"
+        )
+    return ""
 
 
 def _deque_to_plain(value: deque[Any]) -> dict[str, Any]:
@@ -70,28 +88,3 @@ for _address in (
     stored_as(_address, str, _address)
 stored_as(fractions.Fraction, str, fractions.Fraction)
 stored_as(deque, _deque_to_plain, _deque_from_plain)
-
-
-def _psycopg(class_: Any) -> Shape | None:
-    kinds = {base.__qualname__ for base in class_.__mro__ if base.__module__.startswith("psycopg.types.")}
-    if "Range" in kinds:
-        return Stored(
-            lambda it: None if it.isempty else [it.lower, it.upper, it.bounds],
-            lambda plain: class_(empty=True) if plain is None else class_(*plain),
-        )
-    return Stored(list, class_) if "Multirange" in kinds else None
-
-
-_NUMPY_SCALARS: Final = frozenset(
-    {"bool", "bool_", "str_", "bytes_", "float16", "float32", "float64"}
-    | {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-)
-
-
-def _numpy(class_: Any) -> Shape | None:
-    if class_.__module__ == "numpy" and class_.__qualname__ in _NUMPY_SCALARS:
-        return Stored(lambda it: it.item(), class_)
-    return None
-
-
-recipes.update(psycopg=_psycopg, numpy=_numpy)

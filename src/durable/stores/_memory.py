@@ -25,7 +25,7 @@ from durable.errors import ConcurrentExecution, DurableError, InvalidArgument, L
 from durable.snapshot import Execution, Header, Kind, Record, Status, StepRecord, checked_name, standing, taken_up
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._owner import this_process
-from durable.stores._threads import ThreadedStore
+from durable.stores._threads import AsyncStore
 from durable.stores.listing import (
     FORCE_ADVICE,
     NO_MOMENT,
@@ -75,7 +75,7 @@ class MemoryStore:
         self._runs: dict[str, _Run] = {}
         self._signals: list[_Signal] = []
         self._numbers = itertools.count(1)
-        self._aio: ThreadedStore | None = None
+        self._aio: AsyncStore | None = None
         self._closed = False
         self._heartbeat = Heartbeat(self._renew, self._look, self.clock)
 
@@ -304,14 +304,14 @@ class MemoryStore:
         return self
 
     @property
-    def aio(self) -> ThreadedStore:
+    def aio(self) -> AsyncStore:
         """The same verbs for asyncio."""
         return self._for_asyncio()
 
     @locked
-    def _for_asyncio(self) -> ThreadedStore:
+    def _for_asyncio(self) -> AsyncStore:
         if self._aio is None:
-            self._aio = ThreadedStore(self, threads=1)
+            self._aio = AsyncStore(self)
         return self._aio
 
     def close(self) -> None:
@@ -321,7 +321,7 @@ class MemoryStore:
         # In one line, as in `_locks`.
         with self._lock: aio, self._aio = self._aio, None  # noqa: E701  # fmt: skip
         if aio is not None:
-            aio.close()
+            aio.shut_down()
 
     def __enter__(self) -> Self:
         return self

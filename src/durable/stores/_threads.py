@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from durable._border import public_verbs
+from durable._durations import Duration
 from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
 from durable.documents import Snapshot
 from durable.snapshot import Record, Status
+from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
 from durable.stores.protocol import Late, RunStore
 
 T = TypeVar("T")
@@ -64,11 +67,11 @@ class CalledStore:
         """See `RunStore.receive`."""
         return self._called(self._store.receive, lease, name, taken)
 
-    def load(self, id: str) -> asyncio.Future[Snapshot | None]:
+    def load(self, id: str) -> Awaitable[Snapshot | None]:
         """See `RunStore.load`."""
         return self._called(self._store.load, id)
 
-    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> asyncio.Future[bool]:
+    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> Awaitable[bool]:
         """See `RunStore.replace`."""
         return self._called(self._store.replace, run_id, old, new)
 
@@ -91,6 +94,107 @@ class ThreadedStore(CalledStore):
         # Shielded: a verb that still waits for its thread would be cancelled with its future.
         return asyncio.shield(asyncio.get_running_loop().run_in_executor(self._pool, verb, *args))
 
-    def close(self, *, wait: bool = True) -> None:
+    def shut_down(self, *, wait: bool = True) -> None:
         """End the threads when their work is done, and `wait` for that."""
         self._pool.shutdown(wait=wait)
+
+
+class SnapshotVerbs(Protocol):
+    """What our own stores can do with whole snapshots, blocking."""
+
+    def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
+        """See `PostgresStore.save`."""
+        ...
+
+    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
+        """See `RunStore.replace`."""
+        ...
+
+    def load(self, id: str) -> Snapshot | None:
+        """See `PostgresStore.load`."""
+        ...
+
+    def delete(self, id: str, *, force: bool = False) -> None:
+        """See `PostgresStore.delete`."""
+        ...
+
+    def list(
+        self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
+    ) -> Sequence[Listed]:
+        """See `PostgresStore.list`."""
+        ...
+
+    def purge(
+        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
+    ) -> int:
+        """See `PostgresStore.purge`."""
+        ...
+
+    def stats(self) -> Stats:
+        """See `PostgresStore.stats`."""
+        ...
+
+    def status(self, id: str) -> RunStatus | None:
+        """See `PostgresStore.status`."""
+        ...
+
+
+@public_verbs("store.aio", "save", "load", "delete", "list", "purge", "stats", "status")
+class AsyncSnapshotVerbs:
+    """The same verbs as coroutines, each in a thread of its event loop's executor. A cancelled one goes on there."""
+
+    def __init__(self, snapshots: SnapshotVerbs) -> None:
+        self._snapshots = snapshots
+
+    async def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
+        """See `PostgresStore.save`."""
+        await asyncio.to_thread(self._snapshots.save, id, snapshot, force=force)
+
+    async def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
+        """See `PostgresStore.replace`."""
+        return await asyncio.to_thread(self._snapshots.replace, run_id, old, new)
+
+    async def load(self, id: str) -> Snapshot | None:
+        """See `PostgresStore.load`."""
+        return await asyncio.to_thread(self._snapshots.load, id)
+
+    async def delete(self, id: str, *, force: bool = False) -> None:
+        """See `PostgresStore.delete`."""
+        await asyncio.to_thread(self._snapshots.delete, id, force=force)
+
+    async def list(
+        self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
+    ) -> Sequence[Listed]:
+        """See `PostgresStore.list`."""
+        return await asyncio.to_thread(self._snapshots.list, prefix=prefix, limit=limit, status=status, after=after)
+
+    async def purge(
+        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
+    ) -> int:
+        """See `PostgresStore.purge`; `progress` is called in the thread."""
+        return await asyncio.to_thread(self._snapshots.purge, older_than=older_than, status=status, progress=progress)
+
+    async def stats(self) -> Stats:
+        """See `PostgresStore.stats`."""
+        return await asyncio.to_thread(self._snapshots.stats)
+
+    async def status(self, id: str) -> RunStatus | None:
+        """See `PostgresStore.status`."""
+        return await asyncio.to_thread(self._snapshots.status, id)
+
+
+class _BlockingStore(RunStore, SnapshotVerbs, Protocol):
+    """Both: what `durable.run` asks of a store, and what people do."""
+
+
+class AsyncStore(AsyncSnapshotVerbs, ThreadedStore):
+    """All the verbs of a store that waits for nothing but its own lock, for asyncio: the runs' in one thread."""
+
+    def __init__(self, store: _BlockingStore) -> None:
+        AsyncSnapshotVerbs.__init__(self, store)
+        ThreadedStore.__init__(self, store, threads=1)
+        self._closes = store.close
+
+    async def close(self) -> None:
+        """See `RunStore.close`."""
+        await asyncio.to_thread(self._closes)

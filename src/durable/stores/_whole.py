@@ -239,7 +239,7 @@ class WholeSnapshots(Whole):
     def close(self) -> None:
         """Let go of the threads; the store of snapshots is its maker's to close."""
         if self._aio is not None:
-            self._aio.close(wait=False)
+            self._aio.shut_down(wait=False)
 
     def _done(self, work: Work[T]) -> T:
         try:

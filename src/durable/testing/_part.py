@@ -223,7 +223,7 @@ class Part:
     def close(self) -> None:
         """The execution is over."""
         self._close()
-        self.aio.close(wait=False)
+        self.aio.shut_down(wait=False)
 
     def cancelled(self) -> None:
         """Somebody has cancelled the run: it need not wait to hear so."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self, TypeAlias
 
+from durable._durations import Duration
 from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
 from durable._plan import Plan
@@ -16,8 +17,8 @@ from durable.documents import Snapshot
 from durable.errors import InvalidArgument
 from durable.snapshot import Record, Status
 from durable.stores import MemoryStore, PostgresStore, memory
-from durable.stores._threads import ThreadedStore
-from durable.stores.listing import PAGE, Listed, RunStatus
+from durable.stores._threads import AsyncStore
+from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
 from durable.stores.protocol import Isolation, Late, Transaction
 from durable.testing._drivers import AsyncRehearsedStep, RehearsedStep
 from durable.testing._part import Again, Part, Replays
@@ -62,7 +63,7 @@ class Rehearsal:
         self._crashes: list[Crash] = []
         self._parts: dict[_Run, Part] = {}
         self._lock = threading.Lock()
-        self._aio: ThreadedStore | None = None
+        self._aio: AsyncStore | None = None
 
     def __repr__(self) -> str:
         return f"<Rehearsal on {self._store!r}>"
@@ -192,9 +193,9 @@ class Rehearsal:
         self.clock.poke()
         return was_running
 
-    def save(self, id: str, snapshot: Snapshot | Mapping[str, Any]) -> None:
-        """See `SnapshotStore`."""
-        self._store.save(id, snapshot)
+    def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
+        """See `PostgresStore.save`."""
+        self._store.save(id, snapshot, force=force)
 
     def load(self, id: str) -> Snapshot | None:
         """See `SnapshotStore`."""
@@ -204,9 +205,9 @@ class Rehearsal:
         """See `RunStore`."""
         return self._store.replace(run_id, old, new)
 
-    def delete(self, id: str) -> None:
-        """See `SnapshotStore`."""
-        self._store.delete(id)
+    def delete(self, id: str, *, force: bool = False) -> None:
+        """See `PostgresStore.delete`."""
+        self._store.delete(id, force=force)
 
     def list(
         self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
@@ -217,6 +218,16 @@ class Rehearsal:
     def status(self, id: str) -> RunStatus | None:
         """See `PostgresStore.status`."""
         return self._store.status(id)
+
+    def purge(
+        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
+    ) -> int:
+        """See `PostgresStore.purge`."""
+        return self._store.purge(older_than=older_than, status=status, progress=progress)
+
+    def stats(self) -> Stats:
+        """See `PostgresStore.stats`."""
+        return self._store.stats()
 
     @property
     def codec(self) -> Codec:
@@ -229,17 +240,17 @@ class Rehearsal:
         return self._store.identity
 
     @property
-    def aio(self) -> ThreadedStore:
+    def aio(self) -> AsyncStore:
         """The same verbs for asyncio."""
         with self._lock:
             if self._aio is None:
-                self._aio = ThreadedStore(self, 1)
+                self._aio = AsyncStore(self)
             return self._aio
 
     def close(self) -> None:
         """End the threads, and close the store if nobody else gave it."""
         if self._aio is not None:
-            self._aio.close()
+            self._aio.shut_down()
         if self._owns:
             self._store.close()
 

@@ -33,7 +33,14 @@ _SIGNS_OF_REFUSAL: Final = (
     "certificate",
     "sslmode value",
     "invalid connection option",
+    "authentication method requirement",
+    "channel binding required",
 )
+# What libpq or psycopg has against the options themselves. It begins like this where no server was asked, and names one else.
+_UNREAD: Final = "connection is bad:"
+_SIGN_OF_A_SERVER: Final = "connection to server"
+_SIGNS_OF_OPTIONS: Final = ("for connection option", "could not match")
+_OPTIONS: Final = "Correct that in the URL, in the environment ($PG...) or in the service file."
 _NO_DATABASE: Final = re.compile(r'FATAL:.*database ".*" does not exist')
 # SQLSTATE classes in which PostgreSQL itself speaks of names, times and limits only: connections, what it cannot do (as with
 # a table that has rules), read-only transactions,
@@ -88,6 +95,16 @@ def _unsaid(problem: psycopg.Error, where: str, text: str) -> DurableError:
     if _NO_DATABASE.search(text):
         return AccessDenied(where, text, "Create the database, or correct its name in the URL.")
     said = str(problem)
+    if _is_about_options(problem, said):
+        return AccessDenied(where, text, _OPTIONS)
     if any(sign in said for sign in _SIGNS_OF_REFUSAL) and not any(sign in said for sign in _SIGNS_OF_ABSENCE):
         return AccessDenied(where, text)
     return StoreUnavailable(where, text)
+
+
+def _is_about_options(problem: psycopg.Error, said: str) -> bool:
+    """Whether how to connect could not be read, or contradicts itself: another try would say the same."""
+    if isinstance(problem, psycopg.ProgrammingError) or any(sign in said for sign in _SIGNS_OF_OPTIONS):
+        return True
+    is_unread = said.startswith(_UNREAD) and _SIGN_OF_A_SERVER not in said
+    return is_unread and not any(sign in said for sign in _SIGNS_OF_ABSENCE)

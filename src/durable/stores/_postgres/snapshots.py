@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -406,50 +405,6 @@ class SnapshotVerbs:
                 process.watchdog.unwatch(lane.connection)
         finally:
             process.connections.give_back(lane)
-
-
-@public_verbs("store.aio", "save", "load", "delete", "list", "purge", "stats", "status")
-class AsyncSnapshotVerbs:
-    """The same verbs as coroutines, each in a thread of its event loop's executor. A cancelled one goes on there."""
-
-    def __init__(self, snapshots: SnapshotVerbs) -> None:
-        self._snapshots = snapshots
-
-    async def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
-        """See `SnapshotVerbs.save`."""
-        await asyncio.to_thread(self._snapshots.save, id, snapshot, force=force)
-
-    async def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
-        """See `SnapshotVerbs.replace`."""
-        return await asyncio.to_thread(self._snapshots.replace, run_id, old, new)
-
-    async def load(self, id: str) -> Snapshot | None:
-        """See `SnapshotVerbs.load`."""
-        return await asyncio.to_thread(self._snapshots.load, id)
-
-    async def delete(self, id: str, *, force: bool = False) -> None:
-        """See `SnapshotVerbs.delete`."""
-        await asyncio.to_thread(self._snapshots.delete, id, force=force)
-
-    async def list(
-        self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
-    ) -> Sequence[Listed]:
-        """See `SnapshotVerbs.list`."""
-        return await asyncio.to_thread(self._snapshots.list, prefix=prefix, limit=limit, status=status, after=after)
-
-    async def purge(
-        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
-    ) -> int:
-        """See `SnapshotVerbs.purge`; `progress` is called in the thread."""
-        return await asyncio.to_thread(self._snapshots.purge, older_than=older_than, status=status, progress=progress)
-
-    async def stats(self) -> Stats:
-        """See `SnapshotVerbs.stats`."""
-        return await asyncio.to_thread(self._snapshots.stats)
-
-    async def status(self, id: str) -> RunStatus | None:
-        """See `SnapshotVerbs.status`."""
-        return await asyncio.to_thread(self._snapshots.status, id)
 
 
 @contextmanager

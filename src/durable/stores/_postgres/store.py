@@ -36,10 +36,11 @@ from durable.stores._postgres.commits import (
 )
 from durable.stores._postgres.connections import Connections, Pool
 from durable.stores._postgres.process import Process
-from durable.stores._postgres.snapshots import AsyncSnapshotVerbs, SnapshotVerbs
+from durable.stores._postgres.snapshots import SnapshotVerbs
 from durable.stores._postgres.statements import Names, statements
 from durable.stores._postgres.transactions import PostgresTransaction, refuse_own_run
 from durable.stores._postgres.writer import Job
+from durable.stores._threads import AsyncSnapshotVerbs
 from durable.stores.listing import checked_prefix
 from durable.stores.protocol import Isolation, Late
 
