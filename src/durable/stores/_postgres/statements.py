@@ -118,12 +118,18 @@ def _index_name(table: str, suffix: str) -> str:
 @cache
 def statements(names: Names, file: str = "statements.sql") -> Mapping[str, bytes]:
     """Each statement of a file by its name."""
+    return {name: names.fill(template).encode() for name, template in _templates(file).items()}
+
+
+@cache
+def _templates(file: str) -> Mapping[str, str]:
+    """The same before the tables are named: read and qualified once, however many stores a process has."""
     text = (_HERE / file).read_text("utf-8")
     for part, meaning in _PARTS.items():
         text = text.replace(part, meaning)
     parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)[1:]
     named = zip(parts[::2], parts[1::2], strict=True)
-    return {name: names.fill(qualified(_without_comments(part))).encode() for name, part in named}
+    return {name: qualified(_without_comments(part)) for name, part in named}
 
 
 def qualified(text: str) -> LiteralString:
@@ -143,8 +149,13 @@ def numbered(query: bytes) -> bytes:
 
 def migrations(names: Names) -> dict[int, bytes]:
     """Each migration by its number, in order."""
+    return {number: names.script(template).encode() for number, template in _migration_templates().items()}
+
+
+@cache
+def _migration_templates() -> Mapping[int, str]:
     files = sorted((file for file in (_HERE / "migrations").iterdir() if file.name.endswith(".sql")), key=str)
-    return {int(file.name[:4]): names.script(qualified(file.read_text("utf-8"))).encode() for file in files}
+    return {int(file.name[:4]): qualified(file.read_text("utf-8")) for file in files}
 
 
 def _without_comments(text: str) -> str:
