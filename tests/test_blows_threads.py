@@ -10,14 +10,18 @@ import gc
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 import durable
 from blows import Tally, places
 from durable.stores import PostgresStore
+from durable.stores._postgres.connections import Connections
 from support import Database
 
 execute: Any = durable.run  # in either colour
@@ -161,6 +165,50 @@ def test_a_thread_that_cannot_be_started(victim: str, database: Database, monkey
     assert came == _RESULT or (isinstance(came, durable.StoreUnavailable) and "thread" in str(came))
     assert _ran(store, "r") == _RESULT
     assert _ran(store, "another") == _RESULT
+
+
+@pytest.mark.parametrize("when", ["before it answers", "when it has answered"])
+@pytest.mark.parametrize("answer", ["a connection", "an error"])
+def test_a_fault_of_a_connecting_thread_makes_no_second_connection(
+    when: str, answer: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread comes to an end: else it would make one connection after the other, until the server had none left."""
+    tried, connected = list[threading.Thread](), Connections._connected
+
+    class Struck(Future[Any]):
+        def set_result(self, result: Any) -> None:
+            self._struck(super().set_result, result)
+
+        def set_exception(self, exception: BaseException | None) -> None:
+            self._struck(super().set_exception, exception)
+
+        def _struck(self, told: Callable[[Any], None], value: Any) -> None:
+            if when == "when it has answered":
+                told(value)
+                raise MemoryError
+            if not isinstance(value, MemoryError):
+                raise MemoryError
+            told(value)
+
+    def counted(connections: Connections, seconds: int) -> Any:
+        tried.append(threading.current_thread())
+        if len(tried) > 1:
+            threading.Event().wait()  # where it comes again, it shall not do so for ever
+        if answer == "an error":
+            raise psycopg.OperationalError("no connection")
+        return connected(connections, seconds)
+
+    store = database.store()
+    with monkeypatch.context() as patch:
+        patch.setattr(Connections, "_connected", counted)
+        patch.setattr("durable.stores._postgres.connections.Future", Struck)
+        is_told = (when, answer) == ("when it has answered", "a connection")
+        with nullcontext() if is_told else pytest.raises((durable.StoreUnavailable, MemoryError)):
+            store.process.connections.connect(store.clock.elapsed() + _PATIENCE).close()
+        tried[0].join(_PATIENCE)
+        assert not tried[0].is_alive()
+    assert len(tried) == 1
+    assert _ran(store, "r") == _RESULT
 
 
 def test_a_lease_that_no_thread_can_give_back(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

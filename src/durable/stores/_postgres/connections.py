@@ -300,7 +300,12 @@ class Connections:
         except BaseException as problem:
             made.set_exception(problem)
         else:
-            made.set_result(connection)
+            try:
+                made.set_result(connection)
+            except BaseException:
+                if not made.done():
+                    connection.close()
+                raise
 
     def _connected(self, seconds: int) -> Connection:
         """A connection to the first host that gives one, the one that was good last before all others."""
