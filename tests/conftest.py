@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import secrets
 from collections.abc import Generator, Iterator, Sequence
@@ -25,6 +26,16 @@ _DEAF: Final = 30.0  # seconds after a test's limit, from which on its process h
 _SKIPS_FORBIDDEN: Final = (
     "DURABLE_NO_SKIPS"  # in the environment: a skipped test fails the session, as .ci/run wants it
 )
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """No garbage is looked for while modules and tests are collected, which stay: it took each worker a second."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.hookimpl(trylast=True)
