@@ -20,7 +20,10 @@ import durable
 from durable import AsyncStep, Step
 from durable.events import RunBegan, RunCompleted, RunEvent, StepRecorded, StepReplayed
 from durable.stores import PostgresStore, postgres
+from durable.stores._postgres.statements import Names, migrations, statements
 
+migrations(Names())  # read before the fork, and not by each child
+statements(Names())
 KEYS: Final = ("fetch-user", "reserve-stock", "charge-card", "create-order", "send-receipt")
 END: Final = "the checkout is over"  # in the result and nowhere else: by it a proxy knows the finish
 RESULT: Final = {

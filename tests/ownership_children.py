@@ -22,7 +22,11 @@ from typing import Any, Final
 
 import durable
 from durable.stores import PostgresStore, embedded, postgres
+from durable.stores._postgres.statements import Names, migrations, statements
 from programs import limited
+
+migrations(Names())  # read before the fork, and not by each child
+statements(Names())
 
 PATIENCE: Final = 30.0  # seconds until a test that waits for something gives up; never what a test measures
 

@@ -60,7 +60,7 @@ def main() -> int:
             _endure(part, lived(ground.admin, 60 * (given.minutes or 60.0), record=given.record))
         elif given.what == "plants":
             names = given.names or [*TRAPS, *LEAKS]
-            _plant(part, [name for name in names if name not in LEAKS], given.rounds or 12)
+            _plant(part, ground, [name for name in names if name not in LEAKS], given.rounds or 12)
             _leak(part, ground, [name for name in names if name in LEAKS], given.minutes or 10.0)
         else:
             print(f"seed {given.seed}")
@@ -96,14 +96,13 @@ def _play(part: Part, names: list[str], oracle: dict[str, str], given: argparse.
             return
 
 
-def _plant(part: Part, names: list[str], rounds: int) -> None:
-    with single() as ground:
-        for name in names:
-            taken, law = caught(TRAPS[name], name, part.seed, ground, rounds)
-            part.caught[name] = f"{law} (round {taken})" if taken else ""
-            print(f"{name}: {part.caught[name] or 'NOT CAUGHT'}", flush=True)
-            if not taken:
-                part.violations.append(f"the planted bug {name!r} was not caught in {rounds} rounds")
+def _plant(part: Part, ground: Single, names: list[str], rounds: int) -> None:
+    for name in names:
+        taken, law = caught(TRAPS[name], name, part.seed, ground, rounds)
+        part.caught[name] = f"{law} (round {taken})" if taken else ""
+        print(f"{name}: {part.caught[name] or 'NOT CAUGHT'}", flush=True)
+        if not taken:
+            part.violations.append(f"the planted bug {name!r} was not caught in {rounds} rounds")
 
 
 def _leak(part: Part, ground: Single, names: list[str], minutes: float) -> None:

@@ -31,7 +31,10 @@ from durable.errors import (
     VersionMismatch,
 )
 from durable.stores import postgres
+from durable.stores._postgres.statements import Names, migrations, statements
 
+migrations(Names())  # read before the fork, and not by each worker
+statements(Names())
 _THREADS: Final = 4
 _TASKS: Final = 8
 _PAUSE: Final = 0.05  # seconds between two looks at what others execute
