@@ -24,6 +24,7 @@ from psycopg_pool import ConnectionPool
 import durable
 from durable import ResumeStateCollector, Workflow
 from durable.stores import Listed, PostgresStore, SnapshotStore, embedded, memory, postgres, script
+from durable.stores._postgres import snapshots
 from durable.stores._postgres.server import Server
 from programs import run_program
 from support import POISONS, Database
@@ -205,9 +206,9 @@ def test_several_hosts(url: str, tmp_path: Path) -> None:
         assert str(tmp_path) in repr(store)
 
 
-@pytest.mark.long(10)
-def test_a_host_that_takes_no_writes_is_passed_over(url: str) -> None:
+def test_a_host_that_takes_no_writes_is_passed_over(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several hosts that are all read-only none is used."""
+    monkeypatch.setattr(snapshots, "_PATIENCE", 1.0)  # seconds in which one may come to take writes
     host = str(conninfo_to_dict(url)["host"])
     options = f"{conninfo_to_dict(url)['options']} -cdefault_transaction_read_only=on"
     both = make_conninfo(url, host=f"{host},{host}", options=options)
@@ -824,9 +825,9 @@ def test_a_journal_without_its_header_is_not_nothing(store: PostgresStore, datab
         store.load("x")
 
 
-@pytest.mark.long(10)
-def test_no_secret_in_any_error_repr_or_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_secret_in_any_error_repr_or_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """FAULTS 105: a password in the URL, with several hosts, through the verbs."""
+    monkeypatch.setattr(snapshots, "_PATIENCE", 1.0)  # seconds in which the server may come back
     caplog.set_level(0)
     store = postgres("postgresql://u:pl4nted@127.0.0.1:1,127.0.0.1:2/db?connect_timeout=1")
     texts = [repr(store)]
