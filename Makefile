@@ -8,9 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.demo
 	@$(BIN)/python -m durable.demo
 
-# Three at once on two cores, since tests also wait; what takes long is begun first (tests/conftest.py). Each skipped test is named with
+# Four at once on two cores, since tests also wait; what takes long is begun first (tests/conftest.py). Each skipped test is named with
 # its reason.
-WORKERS ?= 3
+WORKERS ?= 4
 # What was compiled is kept, whatever the shell says: else each of hundreds of child processes compiles the library anew.
 test nightly: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.test

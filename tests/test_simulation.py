@@ -13,8 +13,8 @@ from programs import run_program
 from simulation import Fault, Op, Run, Scenario, Slot, from_json, generated, shrunk, simulated, to_json
 
 # Repetitions of one kind: `make nightly` has a million seeds, these among them (tests/simulation/__main__.py). Ten thousand were here, a
-# quarter of what all tests computed, of which a thousand are left; the planted bugs, each near its seed, and the corpus say that the simulation finds what it should.
-SEEDS = int(os.environ.get("DURABLE_SEEDS", "1000"))
+# quarter of what all tests computed, of which five hundred are left; the planted bugs, each near its seed, and the corpus say that the simulation finds what it should.
+SEEDS = int(os.environ.get("DURABLE_SEEDS", "500"))
 PARTS = 10
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
 CAUGHT = {bug.name: [file for file in CORPUS if file.stem == bug.file] for bug in [*BUGS, *MENDED]}
