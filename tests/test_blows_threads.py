@@ -96,7 +96,10 @@ def quiet() -> Iterator[None]:
 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.filterwarnings("ignore:.*was deleted while still open", "ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("victim", _THREADS)
+@pytest.mark.parametrize(
+    "victim",
+    [pytest.param(name, marks=pytest.mark.long(20 if name == "durable-heartbeat" else 2)) for name in _THREADS],
+)
 def test_a_fault_at_every_line(victim: str, database: Database) -> None:
     """The run ends with its value or an error, and runs that come later on the same store have theirs."""
     nap, lease = (0.5, 0.5) if victim == "durable-heartbeat" else (0.0, 30.0)

@@ -300,7 +300,7 @@ ALONE: Final = [
 ]
 
 
-@pytest.mark.long(6)
+@pytest.mark.long(3)
 def test_the_model_and_postgresql_say_and_leave_the_same(database: Database) -> None:
     """Two and three connections, interleaved, until all that `OCCURS` has been compared."""
     with compared(database, 3) as comparison:
