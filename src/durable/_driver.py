@@ -114,7 +114,7 @@ class Driver:
         self._check_promise: Callable[..., None] | None = getattr(codec, "check_promise", None)
         # What was looked at last, and is sound: in a loop it is the same object.
         self._promised: object = None
-        self._checked: object = None
+        self._checked: object = self  # no name yet: None may be the first that is given
         self._clock = clock
         self._runs = runs
         self._terms = terms
