@@ -428,7 +428,10 @@ class AsyncDriver(Driver):
 
     async def _checkpointed(self, call: Call, record: Record) -> StepOutcome:
         call.stored = None
-        answer = self._store.aio.checkpoint(self._execution.lease, record, partial(self._answered_late, call))
+        try:
+            answer = self._store.aio.checkpoint(self._execution.lease, record, partial(self._answered_late, call))
+        except DurableError as refusal:  # it did not set out
+            return Rejected(refusal)
         self._unanswered.add(call)
         try:
             await answer

@@ -465,13 +465,13 @@ class AsyncRun(_Either):
                 f"and this is none. Elsewhere, make the workflow a blocking function and call durable.run in a thread, "
                 f"for example with trio.to_thread.run_sync."
             )
-        loop = task.get_loop()
-        # Weakly: an abandoned task must not be kept by the very question whether it is still there.
+        # Weakly: an abandoned task must not be kept by the very question whether it is still there. Nor its event loop, whose
+        # timers keep it.
         this, doing = weakref.ref(self), weakref.ref(task)
 
         def alive() -> bool:
             run, task = this(), doing()
-            return run is not None and task is not None and run._alive(not (task.done() or loop.is_closed()))  # noqa: SLF001
+            return run is not None and task is not None and run._alive(not (task.done() or task.get_loop().is_closed()))  # noqa: SLF001
 
         reply = self._store.aio.begin(claim, alive)
         try:

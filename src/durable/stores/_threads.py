@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
@@ -12,6 +14,7 @@ from durable._durations import Duration
 from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
 from durable.documents import Snapshot
+from durable.errors import DurableError
 from durable.snapshot import Record, Status
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
 from durable.stores.protocol import Late, RunStore
@@ -93,6 +96,19 @@ class ThreadedStore(CalledStore):
     def _called(self, verb: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         # Shielded: a verb that still waits for its thread would be cancelled with its future.
         return asyncio.shield(asyncio.get_running_loop().run_in_executor(self._pool, verb, *args))
+
+    def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
+        """See `RunStore.release`."""
+        try:
+            return super().release(lease, status)
+        except RuntimeError:  # no event loop to answer on: this run's was closed under it
+            # The pool may be garbage like the run that is being left, and its threads gone.
+            threading.Thread(target=self._released, args=(lease, status), name="durable-release", daemon=True).start()
+            raise
+
+    def _released(self, lease: Lease, status: Status | None) -> None:
+        with contextlib.suppress(DurableError):  # nobody asks
+            self._store.release(lease, status)
 
     def shut_down(self, *, wait: bool = True) -> None:
         """End the threads when their work is done, and `wait` for that."""
