@@ -96,7 +96,7 @@ class _Held(SystemClock):
         self.armed = False
         self.stands, self.goes_on = threading.Event(), threading.Event()
 
-    def now(self) -> datetime:  # type: ignore[override]
+    def now(self) -> datetime:
         if self.armed:
             self.armed = False
             self.stands.set()

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Final, assert_never
 
 from durable._bodies import (
+    NotBegun,
     awaitable_in_vain,
     awaited_within,
     called_within,
@@ -144,6 +145,8 @@ class BlockingDriver(Driver):
         token, timeout = enter(self.frame(call.key)), body.terms.timeout
         try:
             value = body.call() if timeout is None else called_within(timeout, call.name, body.call)
+        except NotBegun as problem:
+            return Rejected(problem.error)
         except Exception as exception:
             return self._failed(call, exception, attempt, body)
         finally:
@@ -380,6 +383,8 @@ class AsyncDriver(Driver):
                     value = await value
             else:
                 value = await awaited_within(timeout, call.name, body.call, blocks=needs_a_thread(body.fn))
+        except NotBegun as problem:
+            return Rejected(problem.error)
         except Exception as exception:
             return self._failed(call, exception, attempt, body)
         finally:
@@ -404,7 +409,10 @@ class AsyncDriver(Driver):
         return await asyncio.wrap_future(performed)
 
     async def _committed(self, call: Call, body: Body, record: Record) -> StepOutcome:
-        answer = on_a_thread(call.name, partial(self._committing, call, body, record))
+        try:
+            answer = on_a_thread(call.name, partial(self._committing, call, body, record))
+        except NotBegun as problem:
+            return Rejected(problem.error)
         outcome: asyncio.Future[StepOutcome] = asyncio.wrap_future(answer)
         self._unanswered.add(call)
         try:

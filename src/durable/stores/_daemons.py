@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from durable.errors import StoreUnavailable
 
-__all__ = ["Daemons", "kept_up", "wait_for"]
+__all__ = ["Daemons", "answered", "kept_up", "wait_for"]
 
 T = TypeVar("T")
 
@@ -131,9 +131,7 @@ class _Hand:
         self._given = self._daemons.take()
         if self._given is None:
             return False
-        answer, work = self._given
-        if answer.set_running_or_notify_cancel():
-            _work(answer, work)
+        answered(*self._given)
         self._given = None
         return True
 
@@ -144,7 +142,10 @@ class _Hand:
             given[0].set_exception(problem)
 
 
-def _work(answer: Future[Any], work: Callable[[], Any]) -> None:
+def answered(answer: Future[Any], work: Callable[[], Any]) -> None:
+    """Do the work, and answer with what it comes to; not if the answer was cancelled meanwhile."""
+    if not answer.set_running_or_notify_cancel():
+        return
     try:
         value = work()
     except BaseException as problem:
