@@ -442,7 +442,8 @@ class AsyncDriver(Driver):
             return Rejected(refusal)
         self._unanswered.add(call)
         try:
-            await answer
+            # On one line: nothing comes between the answer and that it is known.
+            call.stored = await answer is None  # type: ignore[func-returns-value]
         except asyncio.CancelledError:  # the record is on its way all the same, and its answer is heard when it comes
             if not answer.cancelled():  # it has come already, in the same turn of the loop
                 self._answered_late(call, answer.exception())
@@ -490,9 +491,13 @@ class AsyncDriver(Driver):
             await self._changed()
 
     def _abandoned(self, call: Call, reason: BaseException) -> None:
-        if call not in self._unanswered:
-            self._forsaken(call)
-            self._advance(call, Interrupted(type(reason).__name__))
+        if call in self._unanswered and isinstance(reason, asyncio.CancelledError):
+            return  # its answer is heard when it comes
+        self._unanswered.discard(
+            call
+        )  # of what a signal handler raises, which strikes where nothing is awaited, there is none
+        self._forsaken(call)
+        self._advance(call, Interrupted(type(reason).__name__))
 
     def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
         if outcome is ASKED:

@@ -473,10 +473,15 @@ class AsyncRun(_Either):
             run, task = this(), doing()
             return run is not None and task is not None and run._alive(not (task.done() or task.get_loop().is_closed()))  # noqa: SLF001
 
-        reply = self._store.aio.begin(claim, alive)
+        reply = None
         try:
+            reply = self._store.aio.begin(claim, alive)
             return await see_through(reply, _PATIENCE)
         except BaseException as reason:  # a lease that is granted all the same is given back, now or when it comes
+            if reply is None:
+                raise
+            if not (reply.done() or isinstance(reason, asyncio.CancelledError | GeneratorExit)):  # a signal handler's
+                await asyncio.wait([reply], timeout=_PATIENCE)  # the event loop may be closed before it comes
             if not reply.done():
                 reply.add_done_callback(self._give_back_late)
             elif reply.exception() is None and isinstance(granted := reply.result(), Granted):
