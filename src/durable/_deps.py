@@ -124,13 +124,6 @@ def _view_of(kind: type) -> type[BoundDeps]:
         return _new_view(kind)
 
 
-def _known_view(kind: type) -> type[BoundDeps]:
-    view = _views.get(kind)
-    if view is None:
-        view = _views[kind] = _new_view(kind)
-    return view
-
-
 def _new_view(kind: type) -> type[BoundDeps]:
     special: dict[str, Any] = {}
     for base in reversed(kind.__mro__):
