@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import sys
@@ -108,6 +109,50 @@ def _is_guarded(came: Any, where: str) -> bool:
     ):
         return isinstance(came, durable.DurableError)
     return isinstance(came, durable.StoreError) and "raised SoftLimit" in str(came)
+
+
+@pytest.mark.filterwarnings("ignore:.*was deleted while still open", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exception_at_every_line_of_an_async_run(kind: str, database: Database) -> None:
+    """On the event loop's thread. The run ends, and so does another; what is not known is said to be unknown."""
+    tally, store, transacts = Tally(), store_of(kind, database), kind == "postgres"
+
+    async def workflow(step: Any, _: Any) -> Any:
+        first = await step("a", lambda: 1)
+        second = await step.transaction("t", _body) if transacts else 1
+        return [first, second, await step("b", lambda: 2)]
+
+    def struck(n: int, strike: _Strike) -> Any:
+        sys.settrace(strike)
+        try:
+            return asyncio.run(execute(None, workflow, id=f"r{n}", store=store))
+        except BaseException as problem:
+            return problem
+        finally:
+            sys.settrace(None)
+
+    asyncio.run(execute(None, workflow, id="warm", store=store))
+    for n in places(37):
+        strike = _Strike(n, SoftLimit)
+        came = within(lambda n=n, strike=strike: struck(n, strike))
+        if not strike.where:
+            break
+        at = f"{n} {strike.where}"
+        if strike.where.endswith((" _resolve", " pass_on")):  # a callback of the loop, which takes it and goes on
+            continue
+        tally.blows += 1
+        tally.came[type(came).__name__] += 1
+        if came == HANGS:
+            tally.hangs.append(at)
+        elif not isinstance(came, SoftLimit | durable.StoreError) and came != [1, 1, 2]:
+            tally.wrong.append(f"{at}: {came!r}")
+        another = within(
+            lambda n=n: execute(None, lambda step, _: step("x", lambda: 1), id=f"another {n}", store=store)
+        )
+        if another != 1:
+            tally.stores_lost.append(f"{at}: {another!r}")
+    gc.collect()
+    tally.show(f"SoftLimit at every line of an async run, {kind}")
 
 
 HANGS = "hangs"

@@ -298,3 +298,36 @@ def test_a_role_with_two_connections_can_run_a_transaction(database: Database, k
             store.close()
             connection.execute(sql.SQL("DROP OWNED BY {}").format(name))
             connection.execute(sql.SQL("DROP ROLE {}").format(name))
+
+
+class _Struck:
+    """A connection's lock, at whose taking a signal handler raises: the taker has it, and cannot know."""
+
+    def __init__(self, lock: Any) -> None:
+        self._lock = lock
+
+    def acquire(self, *args: Any, **kwargs: Any) -> bool:
+        self._lock.acquire(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lock, name)
+
+    def __enter__(self) -> Any:
+        return self._lock.__enter__()
+
+    def __exit__(self, *problem: object) -> None:
+        self._lock.__exit__(*problem)
+
+
+def test_a_signal_as_the_connection_is_taken_away(database: Database) -> None:
+    """Its lock is not left locked, which the end of the transaction would wait for."""
+    store = database.store()
+
+    def body(connection: Any) -> int:
+        connection.lock = _Struck(connection.lock)
+        return int(connection.execute("SELECT 1").fetchone()[0])
+
+    came = within(lambda: execute(None, lambda step, _: step.transaction("t", body), id="r", store=store))
+    assert came == 1 or isinstance(came, KeyboardInterrupt)
+    assert within(lambda: execute(None, lambda step, _: step("a", lambda: 1), id="another", store=store)) == 1

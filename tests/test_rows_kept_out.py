@@ -207,6 +207,46 @@ def test_every_verb_names_the_table(database: Database, verb: str, table: str, o
         assert database.execute("SELECT 1 FROM durable_signals") == []
 
 
+LEFT_AS_IT_IS = [  # a verb whose change of a row is taken, and not made
+    *[("run", "durable_snapshots"), ("cancel", "durable_snapshots"), ("cancel", "durable_locks")],
+    *[("save", "durable_snapshots"), ("save, forced", "durable_locks"), ("delete, forced", "durable_locks")],
+]
+
+
+@pytest.mark.parametrize(("verb", "table"), LEFT_AS_IT_IS)
+def test_a_trigger_that_leaves_a_row_as_it_is(database: Database, verb: str, table: str) -> None:
+    """`RETURN OLD`: PostgreSQL counts such a row among those that were changed, and says so."""
+    store = database.store()
+    verbs: dict[str, Callable[[Any], Any]] = {
+        **VERBS,
+        "save, forced": lambda store: store.save("x", {"kind": "ResumeState", "steps": []}, force=True),
+        "delete, forced": lambda store: store.delete("x", force=True),
+    }
+    with pytest.raises(KeyboardInterrupt):
+        durable.run(None, interrupt, id="x", store=store)
+    database.execute("UPDATE durable_locks SET owner_token = '1:another', expires_at = now() + interval '1 h'")
+    if verb in ("run", "save"):
+        database.execute("UPDATE durable_locks SET owner_token = NULL, expires_at = now()")
+    changes = "NEW.snapshot->''execution''->>''status'' IS DISTINCT FROM ''running''" if verb == "run" else "true"
+    database.execute(
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS "
+        f"'BEGIN IF {changes} THEN RETURN OLD; END IF; RETURN NEW; END'"
+    )
+    database.execute(f"CREATE TRIGGER keep BEFORE UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION keep()")
+    before = database.everything()
+    with pytest.raises(SchemaMismatch, match=f"the table of {NAMED[table]} .*trigger"):
+        verbs[verb](store) if verb != "run" else durable.run(None, ends, id="x", store=store)
+    if verb != "run":
+        assert database.everything() == before
+    assert database.status("x") == "running"
+
+
+@durable.workflow(name="stays interrupted")
+def ends(step: durable.Step, _: None) -> int:
+    """The same, to its end."""
+    return step("one", lambda: 1)
+
+
 def test_a_migration_does_not_lose_a_record_to_a_trigger(database: Database) -> None:
     """A journal is replaced by one of the same length, or not at all."""
     store = database.store()
@@ -239,6 +279,7 @@ def test_cancelling_a_run_that_ends_meanwhile_is_no_fault(database: Database) ->
         assert cancelled.result() is False
 
 
+@durable.workflow(name="stays interrupted")
 def interrupt(step: durable.Step, _: None) -> None:
     """A run that stays interrupted."""
     step("one", lambda: 1)

@@ -13,9 +13,11 @@ from types import CoroutineType
 from typing import Any, Final
 
 from durable._border import calls_out
-from durable.errors import ColourMismatch, StepTimeout
+from durable._reports import say
+from durable.errors import ColourMismatch, StepTimeout, StoreUnavailable
 
 __all__ = [
+    "NotBegun",
     "awaitable_in_vain",
     "awaited_within",
     "called_too_early",
@@ -130,12 +132,21 @@ def _settled(body: Callable[[], Any]) -> Future[Any]:
 
 def _timed_out(name: str, seconds: float, advice: str) -> StepTimeout:
     if advice:
-        _log.warning("step %r: the body was given up after its timeout of %g s, and its thread goes on", name, seconds)
+        message = "step %r: the body was given up after its timeout of %g s, and its thread goes on"
+        say(_log, logging.WARNING, message, name, seconds)
     return StepTimeout(name, seconds, advice)
 
 
+class NotBegun(Exception):
+    """No thread could be started for a body: whatever it is, this is no failure of the body's."""
+
+    def __init__(self, error: StoreUnavailable) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 def on_a_thread(name: str, body: Callable[[], Any]) -> Future[Any]:
-    """What the body comes to, on a thread of its own that keeps nobody from exiting."""
+    """What the body comes to, on a thread of its own that keeps nobody from exiting. Raises `NotBegun`."""
     answer: Future[Any] = Future()
     context = contextvars.copy_context()
 
@@ -154,5 +165,10 @@ def on_a_thread(name: str, body: Callable[[], Any]) -> Future[Any]:
         else:
             answer.set_result(value)
 
-    threading.Thread(target=work, name=f"durable-step {name}", daemon=True).start()
+    try:
+        threading.Thread(target=work, name=f"durable-step {name}", daemon=True).start()
+    except (RuntimeError, MemoryError) as problem:
+        raise NotBegun(
+            StoreUnavailable("this process", f"no thread can be started for step {name!r} ({problem})")
+        ) from problem
     return answer

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Final, assert_never
 
 from durable._bodies import (
+    NotBegun,
     awaitable_in_vain,
     awaited_within,
     called_within,
@@ -144,6 +145,8 @@ class BlockingDriver(Driver):
         token, timeout = enter(self.frame(call.key)), body.terms.timeout
         try:
             value = body.call() if timeout is None else called_within(timeout, call.name, body.call)
+        except NotBegun as problem:
+            return Rejected(problem.error)
         except Exception as exception:
             return self._failed(call, exception, attempt, body)
         finally:
@@ -380,6 +383,8 @@ class AsyncDriver(Driver):
                     value = await value
             else:
                 value = await awaited_within(timeout, call.name, body.call, blocks=needs_a_thread(body.fn))
+        except NotBegun as problem:
+            return Rejected(problem.error)
         except Exception as exception:
             return self._failed(call, exception, attempt, body)
         finally:
@@ -404,7 +409,10 @@ class AsyncDriver(Driver):
         return await asyncio.wrap_future(performed)
 
     async def _committed(self, call: Call, body: Body, record: Record) -> StepOutcome:
-        answer = on_a_thread(call.name, partial(self._committing, call, body, record))
+        try:
+            answer = on_a_thread(call.name, partial(self._committing, call, body, record))
+        except NotBegun as problem:
+            return Rejected(problem.error)
         outcome: asyncio.Future[StepOutcome] = asyncio.wrap_future(answer)
         self._unanswered.add(call)
         try:
@@ -428,10 +436,14 @@ class AsyncDriver(Driver):
 
     async def _checkpointed(self, call: Call, record: Record) -> StepOutcome:
         call.stored = None
-        answer = self._store.aio.checkpoint(self._execution.lease, record, partial(self._answered_late, call))
+        try:
+            answer = self._store.aio.checkpoint(self._execution.lease, record, partial(self._answered_late, call))
+        except DurableError as refusal:  # it did not set out
+            return Rejected(refusal)
         self._unanswered.add(call)
         try:
-            await answer
+            # On one line: nothing comes between the answer and that it is known.
+            call.stored = await answer is None  # type: ignore[func-returns-value]
         except asyncio.CancelledError:  # the record is on its way all the same, and its answer is heard when it comes
             if not answer.cancelled():  # it has come already, in the same turn of the loop
                 self._answered_late(call, answer.exception())
@@ -479,9 +491,13 @@ class AsyncDriver(Driver):
             await self._changed()
 
     def _abandoned(self, call: Call, reason: BaseException) -> None:
-        if call not in self._unanswered:
-            self._forsaken(call)
-            self._advance(call, Interrupted(type(reason).__name__))
+        if call in self._unanswered and isinstance(reason, asyncio.CancelledError):
+            return  # its answer is heard when it comes
+        self._unanswered.discard(
+            call
+        )  # of what a signal handler raises, which strikes where nothing is awaited, there is none
+        self._forsaken(call)
+        self._advance(call, Interrupted(type(reason).__name__))
 
     def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
         if outcome is ASKED:

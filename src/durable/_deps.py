@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 import weakref
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from types import (
@@ -113,23 +112,16 @@ def _passed_out(view: BoundDeps, deps: Any, value: Any) -> Any:
 
 
 _views: Final[weakref.WeakKeyDictionary[type, type[BoundDeps]]] = weakref.WeakKeyDictionary()
-_lock: Final = threading.Lock()
 
 
 def _view_of(kind: type) -> type[BoundDeps]:
     """The class of views of this class's objects."""
     try:
-        # In one line, as in `_locks`.
-        with _lock: return _known_view(kind)  # noqa: E701  # fmt: skip
+        # Without a lock, which a signal handler would wait for in vain, and a forked child might find locked.
+        view = _views.get(kind)
+        return view if view is not None else _views.setdefault(kind, _new_view(kind))
     except TypeError:  # its metaclass has no hash
         return _new_view(kind)
-
-
-def _known_view(kind: type) -> type[BoundDeps]:
-    view = _views.get(kind)
-    if view is None:
-        view = _views[kind] = _new_view(kind)
-    return view
 
 
 def _new_view(kind: type) -> type[BoundDeps]:

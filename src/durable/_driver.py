@@ -15,7 +15,7 @@ from typing import Any, Final, cast, get_args
 
 from msgspec import Struct
 
-from durable._bodies import awaitable_in_vain, called_too_early, called_within, can_be_awaited
+from durable._bodies import NotBegun, awaitable_in_vain, called_too_early, called_within, can_be_awaited
 from durable._border import calls_out
 from durable._decorator import Frame, Options, Running, current_frame, enter, leave, options_of
 from durable._durations import MAX_SECONDS, Duration, checked_duration, in_utc, later, shown
@@ -322,6 +322,8 @@ class Driver:
             value = work() if timeout is None else called_within(timeout, call.name, work)
         except RolledBack as undone:
             return self._undone(call, undone, attempt, body)
+        except NotBegun as problem:
+            return Rejected(problem.error)
         except Exception as exception:
             if isinstance(exception, StepTimeout):
                 transaction.abandon()

@@ -83,8 +83,13 @@ def mapped(items: Items, called: Callable[[str, Any], Any]) -> list[Any]:
 
     if items.at_once:
         with ThreadPoolExecutor(items.at_once, thread_name_prefix="durable-map") as pool:
-            for _ in range(items.at_once):
-                pool.submit(contextvars.copy_context().run, work)
+            for number in range(items.at_once):
+                try:
+                    pool.submit(contextvars.copy_context().run, work)
+                except (RuntimeError, MemoryError):  # no thread more: those that there are do it all, or this one
+                    if not number:
+                        work()
+                    break
     return items.result()
 
 

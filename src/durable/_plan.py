@@ -318,23 +318,20 @@ def _binds(signature: inspect.Signature, count: int) -> bool:
     return True
 
 
-_process_lock = threading.Lock()
-_process_store: MemoryStore | None = None
+_of_this_process: Final[dict[type, MemoryStore]] = {}
 
 
 def _store_of_this_process() -> MemoryStore:
-    # In one line, as in `_locks`.
-    with _process_lock: return _made_once()  # noqa: E701  # fmt: skip
-
-
-def _made_once() -> MemoryStore:
-    global _process_store  # noqa: PLW0603 -- one per process is what it is
-    if _process_store is None:
-        _process_store = MemoryStore()
-        warnings.warn(
-            "durable.run without store= remembers runs in this process only, and forgets them when it ends; "
-            "pass store=postgres(url), or store=embedded() to try it with a real PostgreSQL",
-            DurableWarning,
-            stacklevel=6,
-        )
-    return _process_store
+    store = _of_this_process.get(MemoryStore)
+    if store is None:
+        # Without a lock, which a signal handler would wait for in vain, and a forked child might find locked.
+        made = MemoryStore()
+        store = _of_this_process.setdefault(MemoryStore, made)
+        if store is made:
+            warnings.warn(
+                "durable.run without store= remembers runs in this process only, and forgets them when it ends; "
+                "pass store=postgres(url), or store=embedded() to try it with a real PostgreSQL",
+                DurableWarning,
+                stacklevel=5,
+            )
+    return store

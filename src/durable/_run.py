@@ -465,18 +465,23 @@ class AsyncRun(_Either):
                 f"and this is none. Elsewhere, make the workflow a blocking function and call durable.run in a thread, "
                 f"for example with trio.to_thread.run_sync."
             )
-        loop = task.get_loop()
-        # Weakly: an abandoned task must not be kept by the very question whether it is still there.
+        # Weakly: an abandoned task must not be kept by the very question whether it is still there. Nor its event loop, whose
+        # timers keep it.
         this, doing = weakref.ref(self), weakref.ref(task)
 
         def alive() -> bool:
             run, task = this(), doing()
-            return run is not None and task is not None and run._alive(not (task.done() or loop.is_closed()))  # noqa: SLF001
+            return run is not None and task is not None and run._alive(not (task.done() or task.get_loop().is_closed()))  # noqa: SLF001
 
-        reply = self._store.aio.begin(claim, alive)
+        reply = None
         try:
+            reply = self._store.aio.begin(claim, alive)
             return await see_through(reply, _PATIENCE)
         except BaseException as reason:  # a lease that is granted all the same is given back, now or when it comes
+            if reply is None:
+                raise
+            if not (reply.done() or isinstance(reason, asyncio.CancelledError | GeneratorExit)):  # a signal handler's
+                await asyncio.wait([reply], timeout=_PATIENCE)  # the event loop may be closed before it comes
             if not reply.done():
                 reply.add_done_callback(self._give_back_late)
             elif reply.exception() is None and isinstance(granted := reply.result(), Granted):

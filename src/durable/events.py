@@ -5,6 +5,7 @@ An event's `repr` never shows a stored value.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -208,7 +209,8 @@ def safely(listener: Listener, event: RunEvent) -> None:
     try:
         listener(event)
     except Exception:
-        _log.exception("an event listener raised on %s of run %r", type(event).__name__, event.run_id)
+        with contextlib.suppress(Exception):  # nor does what a filter or a handler raises
+            _log.exception("an event listener raised on %s of run %r", type(event).__name__, event.run_id)
 
 
 class ResumeStateCollector:

@@ -97,7 +97,7 @@ class _Verbs(Whole):
                     async with self._saving:
                         await self._done(self._restored(lease, status))
             finally:
-                self._let_go(lease)
+                self.let_go(lease)
 
     async def load(self, id: str) -> Snapshot | None:
         """See `WholeSnapshots.load`."""
@@ -131,7 +131,16 @@ class _AwaitedStore(CalledStore):
 
     def __init__(self, verbs: Any) -> None:
         super().__init__(verbs)
+        self._verbs = verbs
         self._tasks: set[asyncio.Task[Any]] = set()  # an event loop holds its tasks weakly
+
+    def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
+        """See `RunStore.release`."""
+        try:
+            return super().release(lease, status)
+        except RuntimeError:  # no event loop to call the user's verbs on: this run's was closed under it
+            self._verbs.let_go(lease)
+            raise
 
     def _called(self, verb: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
         task = asyncio.get_running_loop().create_task(verb(*args))

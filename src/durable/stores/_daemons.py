@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from durable.errors import StoreUnavailable
 
-__all__ = ["Daemons", "kept_up"]
+__all__ = ["Daemons", "answered", "kept_up", "wait_for"]
 
 T = TypeVar("T")
 
@@ -55,6 +55,19 @@ def kept_up(
         if not thread.is_alive():
             raise StoreUnavailable("this process", f"the thread {name} ended before it began")
     return thread
+
+
+def wait_for(thread: threading.Thread | None, lock: Any, *, amid: bool = False) -> bool:
+    """Wait until a thread has ended, which takes this lock; whether it has.
+
+    Not where it would wait for its own caller: in a signal handler, or a finalizer, that has struck a thread which holds the
+    lock, or does `amid` something else that the other waits for; nor in that thread itself. It then ends when it can.
+    """
+    if thread is None:
+        return True
+    if not (amid or thread is threading.current_thread() or lock._is_owned()):  # noqa: SLF001 -- there is no other way to ask
+        thread.join()
+    return not thread.is_alive()
 
 
 class Daemons:
@@ -118,9 +131,7 @@ class _Hand:
         self._given = self._daemons.take()
         if self._given is None:
             return False
-        answer, work = self._given
-        if answer.set_running_or_notify_cancel():
-            _work(answer, work)
+        answered(*self._given)
         self._given = None
         return True
 
@@ -131,7 +142,10 @@ class _Hand:
             given[0].set_exception(problem)
 
 
-def _work(answer: Future[Any], work: Callable[[], Any]) -> None:
+def answered(answer: Future[Any], work: Callable[[], Any]) -> None:
+    """Do the work, and answer with what it comes to; not if the answer was cancelled meanwhile."""
+    if not answer.set_running_or_notify_cancel():
+        return
     try:
         value = work()
     except BaseException as problem:

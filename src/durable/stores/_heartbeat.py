@@ -13,10 +13,12 @@ from durable._engine.leases import LOOK_EVERY, Lease
 from durable._locks import locked
 from durable._reports import report
 from durable.clocks import Clock
-from durable.stores._daemons import kept_up
+from durable.stores._daemons import kept_up, wait_for
 
 _SHORTEST_PAUSE: Final = 0.05  # seconds, after a turn that failed
 _RETRY: Final = 0.1  # of the shortest lease: how soon a failed renewal is tried again
+
+OF_THE_PARENT: Final = "it belongs to the process that this one was forked from"
 
 _log = logging.getLogger("durable")
 
@@ -51,6 +53,15 @@ class Heartbeat:
         self._closed = False
         self._pause = 0.0  # seconds, before the next turn
 
+    def renew(self) -> None:
+        """See `_forks.Renewable`: for a store that a forked child goes on with."""
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._thread, self._pid = None, os.getpid()
+        kept, self._kept = self._kept, {}
+        for lease, _ in kept.values():
+            lease.gone = OF_THE_PARENT
+
     @locked
     def keep(self, lease: Lease, alive: Callable[[], bool]) -> None:
         """Renew this lease from now on, for as long as `alive()` says that somebody works under it.
@@ -75,14 +86,13 @@ class Heartbeat:
             if lease.row in rows:
                 lease.gone = "the run was deleted"
 
-    def close(self) -> None:
-        """End the thread, after the renewal that it may be in."""
+    def close(self) -> bool:
+        """End the thread, after the renewal that it may be in; whether it has ended."""
         with self._lock:
             self._closed = True
             self._changed.notify()
             thread = self._thread
-        if thread is not None:
-            thread.join()
+        return wait_for(thread, self._lock)
 
     def beat(self) -> bool:
         """Renew every lease once; False when some could not be."""

@@ -17,6 +17,7 @@ from durable._durations import Duration
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import Lease
 from durable._engine.runs import adopted, executable, is_foreign
+from durable._forks import renewed_in_children
 from durable._locks import locked
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, chosen
@@ -78,6 +79,14 @@ class MemoryStore:
         self._aio: AsyncStore | None = None
         self._closed = False
         self._heartbeat = Heartbeat(self._renew, self._look, self.clock)
+        renewed_in_children(self)
+
+    def renew(self) -> None:
+        """See `_forks.Renewable`. The child has what was there at the fork; what was being executed is its parent's."""
+        self._lock = threading.RLock()
+        self._heartbeat.renew()
+        self._aio = None
+        self._runs = {name: replace(run, token=None) for name, run in self._runs.items()}
 
     def __repr__(self) -> str:
         return "<durable store in memory>"
@@ -362,7 +371,8 @@ class MemoryStore:
             raise LeaseLost(lease.run_id, "the run was deleted")
         if run.token != lease.token:
             taken = run.epoch != lease.epoch
-            raise LeaseLost(lease.run_id, "another execution has taken it over" if taken else "it was given back")
+            why = "another execution has taken it over" if taken else lease.gone or "it was given back"
+            raise LeaseLost(lease.run_id, why)
         return run
 
     @locked

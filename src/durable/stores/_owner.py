@@ -40,16 +40,17 @@ class Owner:
 
     def close(self) -> None:
         """Take the file away: whatever lease is still held is to end by itself."""
-        if self._path is not None and self._lock is not None:
+        path, lock, kept = self._path, self._lock, self._kept
+        self._path = self._lock = self._kept = None  # first: a signal handler may close it as well
+        if path is not None and lock is not None:
             with contextlib.suppress(OSError):
-                self._path.unlink()
-            if _locks.pop(self._lock, None) == _identity(self._lock):
-                if self._kept is not None:
-                    self._kept.close()
-                os.close(self._lock)
+                path.unlink()
+            if _locks.pop(lock, None) == _identity(lock):
+                if kept is not None:
+                    kept.close()
+                os.close(lock)
             else:  # closed by someone else, and perhaps of another file by now, as the mapping's own may be: left alone
-                _lost.append(self._kept)
-            self._path = self._lock = self._kept = None
+                _lost.append(kept)
 
     def _make_file(self) -> None:
         content = _content(self.instance)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from durable._border import public_verbs
@@ -12,7 +15,9 @@ from durable._durations import Duration
 from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
 from durable.documents import Snapshot
+from durable.errors import DurableError, StoreUnavailable
 from durable.snapshot import Record, Status
+from durable.stores._daemons import answered
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
 from durable.stores.protocol import Late, RunStore
 
@@ -89,13 +94,35 @@ class ThreadedStore(CalledStore):
     def __init__(self, store: RunStore, threads: int) -> None:
         super().__init__(store)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="durable-store")
+        self._is_closed = False
 
     def _called(self, verb: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        loop, answer = asyncio.get_running_loop(), Future[T]()
+        try:
+            self._pool.submit(answered, answer, partial(verb, *args))
+        except (RuntimeError, MemoryError) as problem:
+            if answer.cancel():  # else one of the threads that there are has begun with it
+                why = "it is closed" if self._is_closed else f"no thread can be started for it ({problem})"
+                raise StoreUnavailable("the store", why) from problem
         # Shielded: a verb that still waits for its thread would be cancelled with its future.
-        return asyncio.shield(asyncio.get_running_loop().run_in_executor(self._pool, verb, *args))
+        return asyncio.shield(asyncio.wrap_future(answer, loop=loop))
+
+    def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
+        """See `RunStore.release`."""
+        try:
+            return super().release(lease, status)
+        except RuntimeError:  # no event loop to answer on: this run's was closed under it
+            # The pool may be garbage like the run that is being left, and its threads gone.
+            threading.Thread(target=self._released, args=(lease, status), name="durable-release", daemon=True).start()
+            raise
+
+    def _released(self, lease: Lease, status: Status | None) -> None:
+        with contextlib.suppress(DurableError):  # nobody asks
+            self._store.release(lease, status)
 
     def shut_down(self, *, wait: bool = True) -> None:
         """End the threads when their work is done, and `wait` for that."""
+        self._is_closed = True
         self._pool.shutdown(wait=wait)
 
 

@@ -100,7 +100,7 @@ class Whole:
             try:
                 yield from self._saved(claim.run_id, "the claim", self._header)
             except BaseException:
-                self._let_go(reply.lease)
+                self.let_go(reply.lease)
                 raise
         return reply
 
@@ -154,7 +154,8 @@ class Whole:
         except Exception as problem:
             raise OutcomeUnknown(run_id, what, f"save of {self.where} raised {type(problem).__name__}") from problem
 
-    def _let_go(self, lease: Lease) -> None:
+    def let_go(self, lease: Lease) -> None:
+        """Let others of this process have the run."""
         self._leases.release(lease)
         if self._leases.status(lease.run_id) != "running":  # what is stored is looked at anew by the next one
             self._leases.delete(lease.run_id)
@@ -217,7 +218,7 @@ class WholeSnapshots(Whole):
                     with self._saving:
                         self._done(self._restored(lease, status))
             finally:
-                self._let_go(lease)
+                self.let_go(lease)
 
     def load(self, id: str) -> Snapshot | None:
         """The snapshot that is stored, which an execution in this process saves at each step."""
@@ -295,6 +296,11 @@ class _Leases(MemoryStore):
         super().__init__()
         self._turns: weakref.WeakValueDictionary[str, Turn] = weakref.WeakValueDictionary()
 
+    def renew(self) -> None:
+        """See `_forks.Renewable`."""
+        super().renew()
+        self._turns = weakref.WeakValueDictionary()
+
     @locked
     def turn(self, run_id: str) -> Turn:
         """This run's."""
@@ -303,18 +309,19 @@ class _Leases(MemoryStore):
 
 _known: Final[dict[int, _Leases]] = {}
 _kept: Final[dict[int, object]] = {}  # stores that cannot be watched: an id is theirs for as long as they are there
-_knowing: Final = threading.Lock()
 
 
 def _leases_on(snapshots: SnapshotStore | AsyncSnapshotStore) -> _Leases:
-    with _knowing:
-        leases = _known.get(id(snapshots))
-        if leases is None:
-            leases = _known[id(snapshots)] = _Leases()
-            try:
-                weakref.finalize(snapshots, _forget, id(snapshots))
-            except TypeError:  # of a class with slots
-                _kept[id(snapshots)] = snapshots
+    leases = _known.get(id(snapshots))
+    if leases is None:
+        try:
+            weakref.finalize(
+                snapshots, _forget, id(snapshots)
+            )  # first: an interrupt must not leave them to another store
+        except TypeError:  # of a class with slots
+            _kept[id(snapshots)] = snapshots
+        # Without a lock, which a signal handler would wait for in vain, and a forked child might find locked.
+        leases = _known.setdefault(id(snapshots), _Leases())
     return leases
 
 

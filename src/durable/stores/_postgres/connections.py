@@ -21,6 +21,7 @@ from psycopg.errors import UntranslatableCharacter, error_from_result
 from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
+from durable._reports import say
 from durable.clocks import Clock
 from durable.errors import DurableError, InvalidArgument, StoreUnavailable, UnsuitableServer
 from durable.stores._daemons import kept_up
@@ -363,7 +364,8 @@ class Connections:
                 self.where, "; ".join(doubts), "Turn that on (of a table: SET LOGGED), or go without strict=True."
             )
         for doubt in doubts:
-            _log.warning("PostgreSQL at %s: %s; postgres(url, strict=True) refuses such a server", self.where, doubt)
+            message = "PostgreSQL at %s: %s; postgres(url, strict=True) refuses such a server"
+            say(_log, logging.WARNING, message, self.where, doubt)
 
     def _keep(self, made: Future[Connection]) -> None:
         if made.exception() is None:

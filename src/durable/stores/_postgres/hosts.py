@@ -86,8 +86,11 @@ def first(order: Sequence[Host], connect: Callable[[Host], Connection], seconds:
                 due[next(iter(due))] = now
             for host in [host for host, moment in due.items() if moment <= now]:
                 del due[host]
-                threading.Thread(target=attempt, args=(host,), name="durable-connecting", daemon=True).start()
                 pending.add(host)
+                try:
+                    threading.Thread(target=attempt, args=(host,), name="durable-connecting", daemon=True).start()
+                except (RuntimeError, MemoryError) as error:
+                    answers.put((host, None, psycopg.OperationalError(f"no thread can be started for it ({error})")))
             try:
                 host, connection, problem = answers.get(timeout=max(0.0, min(due.values()) - now) if due else None)
             except Empty:

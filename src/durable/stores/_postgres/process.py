@@ -21,6 +21,7 @@ from durable.stores._owner import Owner
 from durable.stores._postgres.commits import Standing, Statements, refused
 from durable.stores._postgres.connections import Connection, Connections
 from durable.stores._postgres.transactions import Transactions
+from durable.stores._postgres.watchdog import shut_down
 from durable.stores._postgres.writer import Job, Writer
 
 _LOOKS_WITHIN: Final = 2.0  # seconds, or less than a renewal may take: it must not wait behind a look
@@ -46,8 +47,17 @@ class Process:
         self.transactions = Transactions(connections, sql, clock, self.perform, max_transactions)
         self.heartbeat = Heartbeat(self._renew, self._look, clock)
         self._heartbeat_connection: Connection | None = None
-        self._closing = threading.Lock()
+        self._closing = threading.RLock()  # a signal handler may close what is just being closed
         self._unreturned: dict[str, float] = {}  # the claims whose lease may stand there still, and until when
+        self._heirs: dict[int, Process] = {}  # of each forked child, in that child
+
+    def heir(self, make: Callable[[], Process]) -> Process:
+        """What a forked child has in place of this one: one for all its threads, whichever of them asks first."""
+        made = make()
+        heir = self._heirs.setdefault(made.pid, made)  # without a lock, which a child of this child might find locked
+        if heir is not made:
+            made.owner.close()
+        return heir
 
     @property
     def used(self) -> bool:
@@ -101,10 +111,13 @@ class Process:
                 self._large,
             ):  # what a claim brought that nobody took is given back
                 writer.close()
-            self.heartbeat.close()
+            has_ended = self.heartbeat.close()
             self.watchdog.close()
             if self._heartbeat_connection is not None:
-                self._heartbeat_connection.close()
+                if not has_ended:  # it is told so, and closes it itself
+                    shut_down(self._heartbeat_connection)
+                else:
+                    self._heartbeat_connection.close()
             self.transactions.close()
             self.connections.close()
             self.owner.close()

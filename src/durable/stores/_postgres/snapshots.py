@@ -171,7 +171,7 @@ class SnapshotVerbs:
         return True
 
     def _write(self, lane: Lane, values: Mapping[str, Any]) -> None:
-        if lane.execute(self._query("write"), values).rowcount != 1:
+        if lane.execute(self._query("write"), values).fetchone() != (True,):
             raise dropped("documented runs")
 
     def _dated(self, snapshot: Snapshot) -> Snapshot:

@@ -15,14 +15,17 @@ SELECT seq, key, kind, text, at, epoch
 
 -- name: lock_runs
 -- The answer is the runs that nobody was executing, or that are taken from whoever was. Epochs go on to be counted from that of
--- the header that is written, if that comes from elsewhere.
+-- the header that is written, if that comes from elsewhere. One that a trigger leaves to its owner is not among them.
+WITH locked AS (
 INSERT INTO {locks} AS lease (workflow_id, epoch, expires_at)
 SELECT id, %(epoch)s, clock_timestamp()
   FROM (SELECT DISTINCT id FROM unnest(%(ids)s::text[]) AS asked (id) ORDER BY id) AS asked
 ON CONFLICT (workflow_id) DO UPDATE
    SET epoch = GREATEST(lease.epoch + 1, excluded.epoch), owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
  WHERE lease.owner_token IS NULL OR lease.expires_at <= clock_timestamp() OR %(force)s
-RETURNING workflow_id
+RETURNING workflow_id, owner_token
+)
+SELECT workflow_id FROM locked WHERE owner_token IS NULL
 
 -- name: holder
 SELECT owner, extract(epoch FROM expires_at - clock_timestamp())::float8
@@ -30,9 +33,11 @@ SELECT owner, extract(epoch FROM expires_at - clock_timestamp())::float8
  WHERE workflow_id = %(id)s AND owner_token IS NOT NULL
 
 -- name: write
+-- The answer is whether it was: a trigger may leave the row as it is.
 INSERT INTO {snapshots} (id, snapshot, updated_at)
 VALUES (%(id)s, %(snapshot)s::jsonb, clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET snapshot = excluded.snapshot, updated_at = excluded.updated_at
+RETURNING updated_at >= now()
 
 -- name: write_journal
 INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record, created_at)

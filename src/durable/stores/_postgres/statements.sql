@@ -235,7 +235,8 @@ SELECT 1 / count(*) FROM written
 -- name: finish_batch
 -- The lease row before the header before the journal, as everywhere; the leases in the order of their ids. The answer is
 -- the runs that were finished: those whose lease is held, whose header is there, and whose records all are. Where a trigger
--- drops a header the logarithm of 0 fails, where it drops a record the division by 0 does, and with them the whole.
+-- drops a header, or leaves it as it was, the logarithm of 0 fails, where it drops a record the division by 0 does, and with
+-- them the whole.
 WITH asked AS MATERIALIZED (
     SELECT *
       FROM json_to_recordset(%s::json) AS asked (
@@ -268,7 +269,7 @@ WITH asked AS MATERIALIZED (
       FROM held
       JOIN asked ON asked.id = held.workflow_id
      WHERE run.id = held.workflow_id
-    RETURNING run.id, held.epoch
+    RETURNING run.id, held.epoch, run.snapshot->'execution'->>'status' IS NOT DISTINCT FROM asked.status AS stands
 ), ended AS (
     INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
     SELECT header.id, asked.seq, asked.key, asked.kind, asked.nonce, header.epoch, asked.record::json
@@ -279,7 +280,7 @@ WITH asked AS MATERIALIZED (
 UPDATE {locks} AS given_back
    SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
  WHERE given_back.workflow_id = ANY (ARRAY(SELECT workflow_id FROM ended))
-   AND ln(((SELECT count(*) FROM header) = (SELECT count(*) FROM held))::integer) = 0
+   AND ln(((SELECT count(*) FROM header WHERE stands) = (SELECT count(*) FROM held))::integer) = 0
    AND 1 / ((SELECT count(*) FROM ended) = (SELECT count(*) FROM header))::integer = 1
 RETURNING given_back.workflow_id
 
@@ -381,19 +382,20 @@ WITH held AS MATERIALIZED (
            updated_at = now()
      WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM held))
        AND run.snapshot->'execution'->>'status' = 'running'
-    RETURNING run.id
+    RETURNING run.id, run.snapshot->'execution'->>'status' IS NOT DISTINCT FROM 'cancelled' AS stands
 ), lease AS (
     UPDATE {locks}
        SET owner_token = NULL, owner = 'cancelled', expires_at = clock_timestamp()
-     WHERE workflow_id = ANY (ARRAY(SELECT id FROM header))
-    RETURNING workflow_id
+     WHERE workflow_id = ANY (ARRAY(SELECT id FROM header WHERE stands))
+    RETURNING owner_token IS NULL AND owner IS NOT DISTINCT FROM 'cancelled' AS is_taken
 )
 SELECT run.id, header.id IS NOT NULL
   FROM held
  CROSS JOIN LATERAL (SELECT id, snapshot FROM {snapshots} WHERE id = held.workflow_id OFFSET 0) AS run
-  LEFT JOIN header ON header.id = run.id
+  LEFT JOIN header ON header.id = run.id AND header.stands
  WHERE (header.id IS NOT NULL OR run.snapshot->'execution'->>'status' = 'running')
-   AND sqrt(((SELECT count(*) FROM lease) = (SELECT count(*) FROM header))::integer - 1) = 0
+   AND sqrt(((SELECT count(*) FROM lease WHERE is_taken)
+              = (SELECT count(*) FROM header WHERE stands))::integer - 1) = 0
 
 -- name: signal_batch
 -- The answer is those that are not there: neither written now, nor before by a sending whose reply was lost.

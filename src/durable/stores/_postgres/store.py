@@ -18,6 +18,7 @@ from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, chosen
 from durable.errors import DurableError, LeaseLost, OutcomeUnknown, StoreUnavailable
 from durable.snapshot import Record, Status
+from durable.stores._heartbeat import OF_THE_PARENT
 from durable.stores._owner import is_dead
 from durable.stores._postgres import schema
 from durable.stores._postgres.commits import (
@@ -157,12 +158,16 @@ class PostgresStore(SnapshotVerbs):
     def release(self, lease: Lease, status: Status | None = None) -> None:
         """See `RunStore.release`. One round trip, one commit, shared likewise."""
         self.dropped(lease)
-        if self.is_held_here(lease):
-            try:
-                self._performed(self.releasing(lease, status))
-            except DurableError:
-                self.leave(lease, status)
-                raise
+        if not self.is_held_here(lease):
+            return
+        if self._closed:
+            self.release_at_last(lease, status)
+            return
+        try:
+            self._performed(self.releasing(lease, status))
+        except DurableError:
+            self.leave(lease, status)
+            raise
 
     def cancel(self, run_id: str) -> bool:
         """See `RunStore.cancel`. One round trip, one commit, shared likewise."""
@@ -187,11 +192,17 @@ class PostgresStore(SnapshotVerbs):
         self.process.close()
 
     @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
+    @property
     def process(self) -> Process:
         """What this process holds; a forked child begins anew."""
-        if self._process.pid != os.getpid():
-            self._process = self._new_process()
-        return self._process
+        process = self._process
+        if process.pid != os.getpid():
+            self._process = process = process.heir(self._new_process)
+        return process
 
     def claiming(self, claim: Claim, dead: str | None) -> Job:
         """The job of a claim, over the lease of an owner that was found dead with this token."""
@@ -227,7 +238,7 @@ class PostgresStore(SnapshotVerbs):
         """This process, if the lease is its own."""
         process = self.process
         if process.mark not in lease.token:
-            raise LeaseLost(lease.run_id, "it belongs to the process that this one was forked from")
+            raise LeaseLost(lease.run_id, OF_THE_PARENT)
         return process
 
     def dead_token(self, found: Found) -> str | None:
@@ -271,6 +282,14 @@ class PostgresStore(SnapshotVerbs):
         process.left(lease.token.partition(":")[2], lease.seconds)
         job = return_job(lease, status, self.clock.elapsed() + lease.seconds)
         process.writer(job).post(job)
+
+    def release_at_last(self, lease: Lease, status: Status | None = None) -> None:
+        """Give back the lease of a run whose store was closed under it, on a connection for just that."""
+        process = self._new_process()
+        try:
+            process.perform(self.releasing(lease, status))
+        finally:
+            process.close()
 
     def dropped(self, lease: Lease) -> None:
         """Renew this lease no more."""
@@ -320,11 +339,17 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
         """See `PostgresStore.release`."""
         self._store.dropped(lease)
         if self._store.is_held_here(lease):
+            if self._store.is_closed:
+                loop = asyncio.get_running_loop()
+                return loop.run_in_executor(None, self._store.release_at_last, lease, status)
             try:
                 released: asyncio.Future[None] = self._submitted(self._store.releasing(lease, status))
             except StoreUnavailable:  # no thread can be started for it
                 with contextlib.suppress(StoreUnavailable):
                     self._store.leave(lease, status)
+                raise
+            except RuntimeError:  # no event loop to answer on: this run's was closed under it
+                self._store.leave(lease, status)
                 raise
             released.add_done_callback(lambda done: self._store.leave(lease, status) if _has_failed(done) else None)
             return released

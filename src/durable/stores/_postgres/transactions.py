@@ -26,6 +26,7 @@ from durable._engine import batches
 from durable._engine.batches import Entry, Verb, Verdict, latest_under
 from durable._engine.leases import Lease
 from durable._locks import locked
+from durable._reports import say
 from durable.clocks import Clock
 from durable.errors import (
     DurableError,
@@ -436,7 +437,8 @@ class PostgresTransaction:
             for (name,) in prepared:
                 lane.execute(SQL("ROLLBACK PREPARED {}").format(Literal(name)).as_bytes(lane.connection))
         except psycopg.Error as problem:
-            _log.warning("step %r: a prepared transaction could not be looked for (%s)", self._name, problem.sqlstate)
+            message = "step %r: a prepared transaction could not be looked for (%s)"
+            say(_log, logging.WARNING, message, self._name, problem.sqlstate)
             return misuse
         return TransactionMisused(self._name, PREPARED) if prepared else misuse
 

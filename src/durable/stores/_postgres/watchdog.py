@@ -25,7 +25,7 @@ from durable._engine.batches import SLOWEST
 from durable._locks import locked
 from durable._reports import report
 from durable.clocks import Clock
-from durable.stores._daemons import kept_up
+from durable.stores._daemons import kept_up, wait_for
 
 _log = logging.getLogger("durable")
 
@@ -67,8 +67,7 @@ class Watchdog:
     def close(self) -> None:
         """End the thread."""
         self._closed.set()
-        if self._thread is not None:
-            self._thread.join()
+        wait_for(self._thread, self._lock)
         self._watched.clear()  # an interrupt may have left something
 
     @locked

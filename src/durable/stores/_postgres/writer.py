@@ -29,7 +29,7 @@ from durable.errors import (
     StoreUnavailable,
     UnstorableValue,
 )
-from durable.stores._daemons import kept_up
+from durable.stores._daemons import kept_up, wait_for
 from durable.stores._postgres.connections import Connections, Lane
 from durable.stores._postgres.watchdog import Watchdog
 
@@ -202,9 +202,8 @@ class Writer:
 
     def close(self) -> None:
         """Commit what waits, if the database answers, and end the thread."""
-        thread = self._shut()
-        if thread is not None:
-            thread.join()
+        amid = self._interrupted(threading.get_ident())
+        wait_for(self._shut(), self._lock, amid=amid)
 
     @locked
     def _shut(self) -> threading.Thread | None:

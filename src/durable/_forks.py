@@ -1,0 +1,36 @@
+"""What a forked child makes anew: its parent's other threads are not there to give back what they were holding."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Final, Protocol, TypeVar
+
+__all__ = ["renewed_in_children"]
+
+
+class Renewable(Protocol):
+    """Something with locks of its own."""
+
+    def renew(self) -> None:
+        """In a forked child: make new locks, and forget the threads."""
+        ...
+
+
+R = TypeVar("R", bound=Renewable)
+
+_known: Final[weakref.WeakSet[Renewable]] = weakref.WeakSet()
+
+
+def renewed_in_children(thing: R) -> R:
+    """The same, which is renewed in every forked child."""
+    _known.add(thing)
+    return thing
+
+
+def _renew() -> None:
+    for thing in list(_known):
+        thing.renew()
+
+
+os.register_at_fork(after_in_child=_renew)
