@@ -30,7 +30,7 @@ _GRAMMAR: Final = r"(?:extract|trim|substring|position|overlay)\(|unnest\((?:%\(
 _FUNCTION: Final = re.compile(rf"(?<![\w.%])(?!{_GRAMMAR})([a-z_][a-z0-9_]*)\(")
 _OPERATOR: Final = re.compile(r"\|\||->>|->")  # those that are found by one operand where the other is a mere literal
 _QUOTED: Final = re.compile(r"""('(?:[^']|'')*'|"[^"]*"|--[^\n]*)""")
-_HERE: Final = resources.files(__package__)
+_HERE: Final = resources.files(__name__.rpartition(".")[0])
 
 _FOREIGN_METADATA: Final = f"'{{{','.join(FOREIGN_METADATA)}}}'::text[]"
 # What statements have in common. `foreign` is `runs.is_foreign` of a row's `snapshot`.
