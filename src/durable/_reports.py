@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
+from durable._locks import locked
+
 __all__ = ["flush", "report", "say", "tell_aside"]
 
 _MAX_WAITING: Final = 1000  # of records that a handler has not taken yet; more are left out, and counted
@@ -29,11 +31,14 @@ class _Reporter:
         with contextlib.suppress(Exception):  # no thread can be started, or there is no memory: then it is not said
             if self._waiting.qsize() < _MAX_WAITING:
                 self._waiting.put(work)
-            with self._lock:
-                if self._thread is None or not self._thread.is_alive():
-                    thread = threading.Thread(target=self._run, name="durable-reports", daemon=True)
-                    thread.start()
-                    self._thread = thread
+            self._start()
+
+    @locked
+    def _start(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            thread = threading.Thread(target=self._run, name="durable-reports", daemon=True)
+            thread.start()
+            self._thread = thread
 
     def flush(self, seconds: float) -> None:
         """Wait until what was handed over so far has been called, `seconds` at most."""
@@ -46,14 +51,19 @@ class _Reporter:
             try:
                 work = self._waiting.get(timeout=_IDLE)
             except queue.Empty:
-                with self._lock:
-                    if self._waiting.empty():
-                        self._thread = None
-                        return
+                if self._is_done():
+                    return
                 continue
             with contextlib.suppress(BaseException):  # a filter, a handler or a listener of the user's
                 work()
             del work
+
+    @locked
+    def _is_done(self) -> bool:
+        if not self._waiting.empty():
+            return False
+        self._thread = None
+        return True
 
 
 _reporter = _Reporter()

@@ -7,8 +7,9 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+from durable._locks import locked
 from durable.errors import StoreUnavailable
 
 __all__ = ["Daemons", "answered", "kept_up", "wait_for"]
@@ -70,6 +71,9 @@ def wait_for(thread: threading.Thread | None, lock: Any, *, amid: bool = False) 
     return not thread.is_alive()
 
 
+_Given: TypeAlias = tuple[Future[Any], Callable[[], Any]]
+
+
 class Daemons:
     """At most `most` threads, which end when there is nothing to do. What is submitted beyond waits for its turn."""
 
@@ -78,7 +82,7 @@ class Daemons:
         self._most = most
         self._lock = threading.Lock()
         self._threads = 0
-        self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._waiting: deque[_Given] = deque()
 
     def submit(self, work: Callable[[], T], *, at_once: bool = False) -> Future[T]:
         """What `work` comes to. Not called if it is cancelled before its turn; `at_once` there is a thread more for it.
@@ -86,33 +90,37 @@ class Daemons:
         `StoreUnavailable` where no thread can be started for it.
         """
         answer: Future[T] = Future()
-        given = (answer, work)
-        with self._lock:
-            if at_once:
-                self._waiting.appendleft(given)
-            else:
-                self._waiting.append(given)
-            full = self._threads >= self._most and not at_once
-            if not full:
-                self._threads += 1
-        if not full:
+        given: _Given = (answer, work)
+        if self._add(given, at_once=at_once):
             hand = _Hand(self)
             try:
                 kept_up(self._name, hand.turn, hand.failed)
             except BaseException:
-                with self._lock:
-                    self._threads -= 1
-                    with contextlib.suppress(ValueError):  # another thread has begun with it
-                        self._waiting.remove(given)
+                self._withdraw(given)
                 raise
         return answer
 
-    def take(self) -> tuple[Future[Any], Callable[[], Any]] | None:
-        """What is next; None, and there is a thread less, when there is nothing."""
-        with self._lock:
-            return self._taken()  # fmt: skip -- in one line: see `durable._locks`
+    @locked
+    def _add(self, given: _Given, *, at_once: bool) -> bool:
+        """Let it wait for its turn; whether there is to be a thread more."""
+        if at_once:
+            self._waiting.appendleft(given)
+        else:
+            self._waiting.append(given)
+        if self._threads >= self._most and not at_once:
+            return False
+        self._threads += 1
+        return True
 
-    def _taken(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+    @locked
+    def _withdraw(self, given: _Given) -> None:
+        self._threads -= 1
+        with contextlib.suppress(ValueError):  # another thread has begun with it
+            self._waiting.remove(given)
+
+    @locked
+    def take(self) -> _Given | None:
+        """What is next; None, and there is a thread less, when there is nothing."""
         if self._waiting:
             return self._waiting.popleft()
         self._threads -= 1
@@ -124,7 +132,7 @@ class _Hand:
 
     def __init__(self, daemons: Daemons) -> None:
         self._daemons = daemons
-        self._given: tuple[Future[Any], Callable[[], Any]] | None = None
+        self._given: _Given | None = None
 
     def turn(self) -> bool:
         """Do what is next, if anything is."""

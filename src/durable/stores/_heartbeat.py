@@ -88,11 +88,13 @@ class Heartbeat:
 
     def close(self) -> bool:
         """End the thread, after the renewal that it may be in; whether it has ended."""
-        with self._lock:
-            self._closed = True
-            self._changed.notify()
-            thread = self._thread
-        return wait_for(thread, self._lock)
+        return wait_for(self._shut(), self._lock)
+
+    @locked
+    def _shut(self) -> threading.Thread | None:
+        self._closed = True
+        self._changed.notify()
+        return self._thread
 
     def beat(self) -> bool:
         """Renew every lease once; False when some could not be."""

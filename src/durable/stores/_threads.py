@@ -40,14 +40,20 @@ class CalledStore:
         asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def pass_on(answer: asyncio.Future[None]) -> None:
-            error = asyncio.CancelledError() if answer.cancelled() else answer.exception()
-            if asked.done():
-                if late is not None:
-                    late(error)
-            elif error is not None:
-                asked.set_exception(error)
-            else:
-                asked.set_result(None)
+            try:
+                error = asyncio.CancelledError() if answer.cancelled() else answer.exception()
+                if asked.cancelled():
+                    if late is not None:
+                        late(error)
+                elif asked.done():
+                    return
+                elif error is not None:
+                    asked.set_exception(error)
+                else:
+                    asked.set_result(None)
+            except BaseException:  # the loop's to report: told in its next turn
+                asked.get_loop().call_soon(pass_on, answer)
+                raise
 
         answer.add_done_callback(pass_on)
         return asked

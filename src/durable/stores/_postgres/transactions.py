@@ -317,22 +317,20 @@ class PostgresTransaction:
             watchdog.unwatch(lane.connection)
             self._end()
 
+    @locked
     def abandon(self) -> None:
         """See `protocol.Transaction`. The socket is shut down: the server rolls back when it sees that."""
-        connections = self._owner.connections
-        with self._lock:
-            self._abandoned = True
-            if self._lent is not None:
-                self._lent.revoke()
-            if self._lane is not None and os.getpid() == self._pid:
-                shut_down(self._lane.connection)
-            busy = self._is_busy
-            if not busy:
-                self._end()
-            elif self._lane is not None and connections.pool_size is None:
-                # A body that goes on and on keeps no room from others: its own connection is as good as closed. One of a
-                # pool is still missing there until it is given back.
-                self._owner.room.leave(self)
+        self._abandoned = True
+        if self._lent is not None:
+            self._lent.revoke()
+        if self._lane is not None and os.getpid() == self._pid:
+            shut_down(self._lane.connection)
+        if not self._is_busy:
+            self._end()
+        elif self._lane is not None and self._owner.connections.pool_size is None:
+            # A body that goes on and on keeps no room from others: its own connection is as good as closed. One of a
+            # pool is still missing there until it is given back.
+            self._owner.room.leave(self)
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
         """See `protocol.Transaction`."""

@@ -487,13 +487,20 @@ def tell(jobs: Sequence[Job]) -> None:
 
 
 def _resolve(jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        if job.future is None or job.future.done():  # cancelled: its task has gone
-            orphan(job)
-        elif job.failure is not None:
-            job.future.set_exception(job.failure)
-        else:
-            job.future.set_result(job.answer)
+    """In their event loop. What strikes here is the loop's to report: the rest are told in its next turn."""
+    try:
+        for job in jobs:
+            if job.future is None or job.future.cancelled():  # its task has gone
+                orphan(job)
+            elif job.future.done():
+                continue
+            elif job.failure is not None:
+                job.future.set_exception(job.failure)
+            else:
+                job.future.set_result(job.answer)
+    except BaseException:
+        asyncio.get_running_loop().call_soon(_resolve, jobs)
+        raise
 
 
 def _enter(waiting: asyncio.Future[None]) -> None:
