@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from durable import _colours, _run
 from durable._decorator import current_frame
-from durable._engine import cuts, leases, runs
+from durable._engine import batches, cuts, leases, runs
 from durable._engine.batches import Entry
 from durable._engine.blame import InFlight
 from durable._engine.journal import Journal
@@ -25,7 +25,7 @@ from durable.errors import StoreUnavailable
 from durable.stores._postgres import commits
 from durable.stores._postgres.commits import Statements
 from durable.stores._postgres.writer import Writer
-from simulation import life, threads
+from simulation import life, threads, wire
 from simulation import statements as sql
 from simulation.database import POINT
 from simulation.life import acting
@@ -325,6 +325,35 @@ async def _not_seen_through(waited: Any, _: float) -> Any:
     return await waited
 
 
+# -- clocks that are set, lines that are slow ---------------------------------------------------------------------------
+
+
+def _until_the_wall_clock_says_so(self: Execution, call: Any, began: Any, until: Any, reading: Any) -> Any:
+    return _rest(self, call, None, until, reading)
+
+
+def _due_by_the_wall_clock(self: Execution, call: Any, reading: Any) -> Any:
+    if call.due is not None and call.attempt is not None and call.attempt.due is not None:
+        call.due = reading.elapsed + (call.attempt.due - reading.at).total_seconds()
+    return _next(self, call, reading)
+
+
+def _in_one_piece(_: int) -> int:
+    return 1 << 40
+
+
+def _in_silence(self: Any, latency: float, octets: int) -> float:
+    """No byte is noticed before the last one has come."""
+    seconds = _carried(self, latency, octets)
+    self._moves_until = 0.0
+    return seconds
+
+
+_rest = Execution.rest
+_next = Execution._next
+_carried = wire.Wire._carried
+
+
 # What the simulation has found in the product: with the mend undone, their files in the corpus fail again.
 MENDED = [
     Bug(
@@ -396,5 +425,9 @@ BUGS = [
     Bug("a thread that did not start", 1000, patches=[(life, "kept_up", _not_started)]),
     Bug("a dropped row is sent for ever", 1000, patches=[(life._Writer, "_answered", _sent_for_ever)]),
     Bug("a second cancellation keeps the lease", 2000, patches=[(_run, "see_through", _not_seen_through)]),
+    Bug("sleeps until the wall clock says so", 1000, patches=[(Execution, "rest", _until_the_wall_clock_says_so)]),
+    Bug("back-offs until the wall clock says so", 3000, patches=[(Execution, "_next", _due_by_the_wall_clock)]),
+    Bug("a journal in one piece", 1000, patches=[(batches, "page", _in_one_piece)]),
+    Bug("silence counted from the sending", 1000, patches=[(wire.Wire, "_carried", _in_silence)]),
     Bug("clean-up that is kept", 1000, patches=[(Journal, "_forget", _forgotten_but_for_clean_up)]),
 ]
