@@ -160,7 +160,7 @@ def _load_before_claim() -> Conditions:
 
     def take_leases(tables: Tables, statement: Any, values: Any) -> Any:
         rows = [
-            (run_id, seq, step.key, step.kind, step.record)
+            (run_id, seq, step.key, step.kind)
             for run_id in values["ids"]
             for seq in sorted(tables.seqs.get(run_id, ()))
             if (step := tables.steps.visible((run_id, seq), statement)) is not None
@@ -174,7 +174,7 @@ def _load_before_claim() -> Conditions:
     def read_journals(tables: Tables, statement: Any, values: Any) -> Any:
         result = yield from STATEMENTS["read_journals"](tables, statement, values)
         before = loaded.get(statement.transaction)
-        rows = [row for row in result.rows if before is None or (row[0], *row[2:6]) in before]
+        rows = [row for row in result.rows if before is None or (row[0], *row[2:5]) in before]
         return Result(rows, len(rows))
 
     return _with(take_leases=take_leases, read_journals=read_journals)
@@ -370,10 +370,10 @@ BUGS = [
         "the unique index dropped",
         6000,
         Conditions(keys={**KEY_COLUMNS, "locks": frozenset({"workflow_id"})}),
-        first=8190,
+        first=8970,
     ),
-    Bug("fence by time", 3000, _with(**_unfenced(_by_time)), first=2170),
-    Bug("a hole that nobody notices", 1000, patches=[(commits, "without_records", lambda *_: ())], first=140),
+    Bug("fence by time", 3000, _with(**_unfenced(_by_time)), first=2690),
+    Bug("a hole that nobody notices", 1000, patches=[(commits, "without_records", lambda *_: ())], first=225),
     Bug("no local deadline", 1000, patches=[(Lease, "ended", _until_told)], first=40),
     Bug(
         "deadline counted from the reply",
@@ -381,7 +381,7 @@ BUGS = [
         patches=[(Lease, "renewed", _from_the_reply), (commits, "Found", _claimed_at_the_reply)],
         first=60,
     ),
-    Bug("load before claim", 3000, _load_before_claim(), first=1980),
+    Bug("load before claim", 3000, _load_before_claim(), first=4460),
     Bug("acknowledge before commit", 1000, Conditions(early=True)),
     Bug(
         "expiry by the client's clock",
@@ -412,22 +412,32 @@ BUGS = [
         patches=[(life, "body_on_a_thread", _with_the_late_body)],
         first=290,
     ),
-    Bug("judged by journal order", 1000, patches=[(Journal, "drawn_amid", _recorded_after)]),
-    Bug("marks without an epoch", 3000, patches=[(Execution, "_marked", _marked_without_epoch)]),
+    Bug("judged by journal order", 1000, patches=[(Journal, "drawn_amid", _recorded_after)], first=20),
+    Bug("marks without an epoch", 3000, patches=[(Execution, "_marked", _marked_without_epoch)], first=125),
     Bug(
         "the flag read after the grant",
         1000,
         patches=[(sql, "_needs_decision", _never), (runs, "_is_undecided", _never)],
     ),
-    Bug("steps begun amid Ctrl-C", 1000, patches=[(Execution, "call", _called_all_the_same)]),
-    Bug("a retry that keeps what came after", 1000, patches=[(cuts, "cut", _cut_of_one)]),
+    Bug("steps begun amid Ctrl-C", 1000, patches=[(Execution, "call", _called_all_the_same)], first=250),
+    Bug("a retry that keeps what came after", 1000, patches=[(cuts, "cut", _cut_of_one)], first=30),
     Bug("a thread of one life", 1000, patches=[(life, "kept_up", _of_one_life)]),
     Bug("a thread that did not start", 1000, patches=[(life, "kept_up", _not_started)]),
     Bug("a dropped row is sent for ever", 1000, patches=[(life._Writer, "_answered", _sent_for_ever)]),
-    Bug("a second cancellation keeps the lease", 2000, patches=[(_run, "see_through", _not_seen_through)]),
-    Bug("sleeps until the wall clock says so", 1000, patches=[(Execution, "rest", _until_the_wall_clock_says_so)]),
-    Bug("back-offs until the wall clock says so", 3000, patches=[(Execution, "_next", _due_by_the_wall_clock)]),
-    Bug("a journal in one piece", 1000, patches=[(batches, "page", _in_one_piece)]),
-    Bug("silence counted from the sending", 1000, patches=[(wire.Wire, "_carried", _in_silence)]),
+    Bug("a second cancellation keeps the lease", 2000, patches=[(_run, "see_through", _not_seen_through)], first=35),
+    Bug(
+        "sleeps until the wall clock says so",
+        1000,
+        patches=[(Execution, "rest", _until_the_wall_clock_says_so)],
+        first=55,
+    ),
+    Bug(
+        "back-offs until the wall clock says so",
+        3000,
+        patches=[(Execution, "_next", _due_by_the_wall_clock)],
+        first=170,
+    ),
+    Bug("a journal in one piece", 1000, patches=[(batches, "page", _in_one_piece)], first=565),
+    Bug("silence counted from the sending", 1000, patches=[(wire.Wire, "_carried", _in_silence)], first=55),
     Bug("clean-up that is kept", 1000, patches=[(Journal, "_forget", _forgotten_but_for_clean_up)]),
 ]

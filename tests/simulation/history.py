@@ -121,8 +121,6 @@ def _outcome(record: str) -> _Outcome:
     return outcome
 
 
-
-
 class _Aside(Struct):
     """What a retry sets aside."""
 

@@ -194,7 +194,9 @@ def _add_time(draw: Random, scenario: Scenario) -> None:
                 scenario.faults.append(Fault("set clock", slot, draw.randrange(1, _EVENTS), by))
         if not any(op.kind == "sleep" for run in scenario.runs for op in run.ops):
             run = draw.choice(scenario.runs)
-            run.ops.insert(draw.randrange(len(run.ops) + 1), Op("sleep", _NAPS, f"z{_NAPS}", ms=draw.choice((300, 1500))))
+            run.ops.insert(
+                draw.randrange(len(run.ops) + 1), Op("sleep", _NAPS, f"z{_NAPS}", ms=draw.choice((300, 1500)))
+            )
 
 
 def _add_faults(draw: Random, scenario: Scenario) -> None:

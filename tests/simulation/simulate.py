@@ -212,7 +212,9 @@ class _World:
     def only_cancels(self) -> bool:
         """Whether nothing but cancellations goes wrong, so that no lease may be kept."""
         scenario = self.scenario
-        return not (scenario.slow or scenario.stalls or scenario.rate) and all(fault.kind in _CANCELS for fault in scenario.faults)
+        return not (scenario.slow or scenario.stalls or scenario.rate) and all(
+            fault.kind in _CANCELS for fault in scenario.faults
+        )
 
     def _is_calm(self) -> bool:
         scenario = self.scenario

@@ -244,7 +244,9 @@ class Wire:
     def _look(self, sent: int) -> None:
         if self.closed or sent != self._sent or self._tell is None or self._host.dead:
             return
-        if self._moves_until > self._timeline.now and self.silent_after < math.inf:  # silence is counted from the last byte
+        if (
+            self._moves_until > self._timeline.now and self.silent_after < math.inf
+        ):  # silence is counted from the last byte
             self.silent_after = self._host.clock.elapsed() + self._moves_until - self._timeline.now + self.patience
         if self.silent_after == math.inf:  # nobody watches: if nothing comes any more, TCP notices in the end
             left = self._since + _TCP_GIVES_UP - self._timeline.now if self._deaf else math.inf
