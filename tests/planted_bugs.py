@@ -381,7 +381,7 @@ BUGS = [
         patches=[(Lease, "renewed", _from_the_reply), (commits, "Found", _claimed_at_the_reply)],
         first=60,
     ),
-    Bug("load before claim", 3000, _load_before_claim(), first=4460),
+    Bug("load before claim", 6000, _load_before_claim(), first=5330),
     Bug("acknowledge before commit", 1000, Conditions(early=True)),
     Bug(
         "expiry by the client's clock",
