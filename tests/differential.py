@@ -266,7 +266,11 @@ class Comparison:
             if running and (running.done or running.proceed()):
                 both.running = None
                 said = running.error
-                reply: Reply = ("rows", *running.result) if said is None else ("error", said.sqlstate, 0)
+                reply: Reply = (
+                    ("rows", running.result.rows, running.result.rowcount)
+                    if said is None
+                    else ("error", said.sqlstate, 0)
+                )
                 self._same(both, reply, _answer(both) if _is_done(both) else None)
 
     def _ready(self) -> list[Both]:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from durable import _colours, _run
 from durable._decorator import current_frame
-from durable._engine import cuts, leases, runs
+from durable._engine import batches, cuts, leases, runs
 from durable._engine.batches import Entry
 from durable._engine.blame import InFlight
 from durable._engine.journal import Journal
@@ -25,7 +25,7 @@ from durable.errors import StoreUnavailable
 from durable.stores._postgres import commits
 from durable.stores._postgres.commits import Statements
 from durable.stores._postgres.writer import Writer
-from simulation import life, threads
+from simulation import life, threads, wire
 from simulation import statements as sql
 from simulation.database import POINT
 from simulation.life import acting
@@ -160,7 +160,7 @@ def _load_before_claim() -> Conditions:
 
     def take_leases(tables: Tables, statement: Any, values: Any) -> Any:
         rows = [
-            (run_id, seq, step.key, step.kind, step.record)
+            (run_id, seq, step.key, step.kind)
             for run_id in values["ids"]
             for seq in sorted(tables.seqs.get(run_id, ()))
             if (step := tables.steps.visible((run_id, seq), statement)) is not None
@@ -174,7 +174,7 @@ def _load_before_claim() -> Conditions:
     def read_journals(tables: Tables, statement: Any, values: Any) -> Any:
         result = yield from STATEMENTS["read_journals"](tables, statement, values)
         before = loaded.get(statement.transaction)
-        rows = [row for row in result.rows if before is None or (row[0], *row[2:6]) in before]
+        rows = [row for row in result.rows if before is None or (row[0], *row[2:5]) in before]
         return Result(rows, len(rows))
 
     return _with(take_leases=take_leases, read_journals=read_journals)
@@ -325,6 +325,35 @@ async def _not_seen_through(waited: Any, _: float) -> Any:
     return await waited
 
 
+# -- clocks that are set, lines that are slow ---------------------------------------------------------------------------
+
+
+def _until_the_wall_clock_says_so(self: Execution, call: Any, began: Any, until: Any, reading: Any) -> Any:
+    return _rest(self, call, None, until, reading)
+
+
+def _due_by_the_wall_clock(self: Execution, call: Any, reading: Any) -> Any:
+    if call.due is not None and call.attempt is not None and call.attempt.due is not None:
+        call.due = reading.elapsed + (call.attempt.due - reading.at).total_seconds()
+    return _next(self, call, reading)
+
+
+def _in_one_piece(_: int) -> int:
+    return 1 << 40
+
+
+def _in_silence(self: Any, latency: float, octets: int) -> float:
+    """No byte is noticed before the last one has come."""
+    seconds = _carried(self, latency, octets)
+    self._moves_until = 0.0
+    return seconds
+
+
+_rest = Execution.rest
+_next = Execution._next
+_carried = wire.Wire._carried
+
+
 # What the simulation has found in the product: with the mend undone, their files in the corpus fail again.
 MENDED = [
     Bug(
@@ -341,10 +370,10 @@ BUGS = [
         "the unique index dropped",
         6000,
         Conditions(keys={**KEY_COLUMNS, "locks": frozenset({"workflow_id"})}),
-        first=8190,
+        first=8970,
     ),
-    Bug("fence by time", 3000, _with(**_unfenced(_by_time)), first=2170),
-    Bug("a hole that nobody notices", 1000, patches=[(commits, "without_records", lambda *_: ())], first=140),
+    Bug("fence by time", 3000, _with(**_unfenced(_by_time)), first=2690),
+    Bug("a hole that nobody notices", 1000, patches=[(commits, "without_records", lambda *_: ())], first=225),
     Bug("no local deadline", 1000, patches=[(Lease, "ended", _until_told)], first=40),
     Bug(
         "deadline counted from the reply",
@@ -352,7 +381,7 @@ BUGS = [
         patches=[(Lease, "renewed", _from_the_reply), (commits, "Found", _claimed_at_the_reply)],
         first=60,
     ),
-    Bug("load before claim", 3000, _load_before_claim(), first=1980),
+    Bug("load before claim", 6000, _load_before_claim(), first=5330),
     Bug("acknowledge before commit", 1000, Conditions(early=True)),
     Bug(
         "expiry by the client's clock",
@@ -383,18 +412,32 @@ BUGS = [
         patches=[(life, "body_on_a_thread", _with_the_late_body)],
         first=290,
     ),
-    Bug("judged by journal order", 1000, patches=[(Journal, "drawn_amid", _recorded_after)]),
-    Bug("marks without an epoch", 3000, patches=[(Execution, "_marked", _marked_without_epoch)]),
+    Bug("judged by journal order", 1000, patches=[(Journal, "drawn_amid", _recorded_after)], first=20),
+    Bug("marks without an epoch", 3000, patches=[(Execution, "_marked", _marked_without_epoch)], first=125),
     Bug(
         "the flag read after the grant",
         1000,
         patches=[(sql, "_needs_decision", _never), (runs, "_is_undecided", _never)],
     ),
-    Bug("steps begun amid Ctrl-C", 1000, patches=[(Execution, "call", _called_all_the_same)]),
-    Bug("a retry that keeps what came after", 1000, patches=[(cuts, "cut", _cut_of_one)]),
+    Bug("steps begun amid Ctrl-C", 1000, patches=[(Execution, "call", _called_all_the_same)], first=250),
+    Bug("a retry that keeps what came after", 1000, patches=[(cuts, "cut", _cut_of_one)], first=30),
     Bug("a thread of one life", 1000, patches=[(life, "kept_up", _of_one_life)]),
     Bug("a thread that did not start", 1000, patches=[(life, "kept_up", _not_started)]),
     Bug("a dropped row is sent for ever", 1000, patches=[(life._Writer, "_answered", _sent_for_ever)]),
-    Bug("a second cancellation keeps the lease", 2000, patches=[(_run, "see_through", _not_seen_through)]),
+    Bug("a second cancellation keeps the lease", 2000, patches=[(_run, "see_through", _not_seen_through)], first=35),
+    Bug(
+        "sleeps until the wall clock says so",
+        1000,
+        patches=[(Execution, "rest", _until_the_wall_clock_says_so)],
+        first=55,
+    ),
+    Bug(
+        "back-offs until the wall clock says so",
+        3000,
+        patches=[(Execution, "_next", _due_by_the_wall_clock)],
+        first=170,
+    ),
+    Bug("a journal in one piece", 1000, patches=[(batches, "page", _in_one_piece)], first=565),
+    Bug("silence counted from the sending", 1000, patches=[(wire.Wire, "_carried", _in_silence)], first=55),
     Bug("clean-up that is kept", 1000, patches=[(Journal, "_forget", _forgotten_but_for_clean_up)]),
 ]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
@@ -71,6 +72,8 @@ from durable.snapshot import Execution as Standing
 from durable.stores import MemoryStore, PostgresStore
 from durable.stores.protocol import Isolation, Late, Transaction
 from support import Database
+
+_START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Ask(NamedTuple):
@@ -210,7 +213,7 @@ class EngineStage:
         self._records: dict[str, list[Record]] = {}
         self._epochs: Counter[str] = Counter()
         self._codec = JsonCodec()
-        self._now = datetime(2026, 1, 1, tzinfo=UTC)
+        self._now = _START
         self.waited = 0.0
         self._signals: list[tuple[str, str, bytes]] = []
         self.booked: list[str] = []
@@ -266,7 +269,7 @@ class EngineStage:
         self._headers[claim.run_id] = header
         self.boundaries.pass_one("claim committed")
         epoch = self._epochs[claim.run_id]
-        return Granted(Lease(claim.run_id, f"{epoch}:x", epoch, claim.seconds, 0.0), header, list(records))
+        return Granted(Lease(claim.run_id, f"{epoch}:x", epoch, claim.seconds, math.inf), header, list(records))
 
     def _executed(self, story: Story | Program, world: World, granted: Granted) -> Any:
         journal = Journal(granted.lease.run_id, granted.records, "main")
@@ -320,10 +323,15 @@ class EngineStage:
         self._signals.append((id, name, self._codec.encode(payload, what="a payload")))
 
     def _slept(self, execution: Execution, sleep: Sleep) -> None:
-        until = self._now + timedelta(seconds=sleep.seconds)
-        asleep = Ask(sleep.name, lambda: until.isoformat(), terms={"rests": True})
-        woken = datetime.fromisoformat(self._asked(execution, asleep))
-        while (decision := execution.rest(woken, self._reading)) is not None:
+        now = self._now
+        moments = [now.isoformat(), (now + timedelta(seconds=sleep.seconds)).isoformat()]
+        asleep = Ask(sleep.name, lambda: moments, terms={"rests": True})
+        call = self._call(execution, asleep)
+        outcome: StepOutcome | _Settled = Asked()
+        while not isinstance(outcome, _Settled):
+            outcome = self._turn(execution, call, asleep, outcome)
+        began, until = map(datetime.fromisoformat, outcome.value)
+        while (decision := execution.rest(call, began, until, self._reading)) is not None:
             assert isinstance(decision, Wait)
             self._now += timedelta(seconds=decision.seconds)
             self.waited += decision.seconds
@@ -372,7 +380,7 @@ class EngineStage:
 
     @property
     def _reading(self) -> Reading:
-        return Reading(self._now, 1.0)
+        return Reading(self._now, (self._now - _START).total_seconds())
 
     def _turn(self, execution: Execution, call: Call, ask: Any, outcome: StepOutcome) -> StepOutcome | _Settled:
         match execution.advance(call, outcome, self._reading):
@@ -400,7 +408,7 @@ class EngineStage:
                     raise problem from None
                 except Exception as problem:
                     policy = terms(ask.terms.get("retry"), None).policy
-                    seconds = (self._now - began).total_seconds()
+                    seconds = self._reading.elapsed - began
                     again_in = None if policy is None else policy.again_in(problem, number, seconds)
                     return Raised(to_record(problem, self._codec), again_in)
                 except BaseException as leaving:

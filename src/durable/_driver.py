@@ -74,8 +74,8 @@ class Body(Struct, frozen=True):
 
     Its value is written and read by its `annotation`. One that `listens` is called when its `patience` is at its end. One
     with an `isolation` works in a transaction, and gets its connection as first argument. The value of one that `rests` is the
-    moment until which the workflow then sleeps. One of the library's `own`, a sleep's or a wait's, has no outcome for a test to
-    script.
+    moment until which the workflow then sleeps, or the two between which it does. One of the library's `own`, a sleep's or a
+    wait's, has no outcome for a test to script.
     """
 
     fn: Callable[..., Any]
@@ -246,18 +246,25 @@ class Driver:
             return Body(until.isoformat, (), {}, PLAIN, rests=True, own=True)
         duration = checked_duration("the time to sleep, if it is no aware datetime,", seconds, zero=True)
 
-        def wakes_at() -> str:
-            return later(self._clock.now(), duration).isoformat()
+        def sleeps() -> list[str]:
+            began = self._clock.now()
+            return [began.isoformat(), later(began, duration).isoformat()]
 
-        return Body(wakes_at, (), {}, PLAIN, rests=True, own=True)
+        return Body(sleeps, (), {}, PLAIN, rests=True, own=True)
 
-    def _resting(self, call: Call, until: object) -> Wait | Abort | None:
+    def _resting(self, call: Call, recorded: object) -> Wait | Abort | None:
+        """What a sleep does next: one for some seconds has two moments in its record, one until a moment has that."""
         try:
-            moment = datetime.fromisoformat(str(until))
-            return self._execution.rest(moment, self._reading())
+            match recorded:
+                case [str(began), str(until)]:
+                    return self._execution.rest(
+                        call, datetime.fromisoformat(began), datetime.fromisoformat(until), self._reading()
+                    )
+                case _:
+                    return self._execution.rest(call, None, datetime.fromisoformat(str(recorded)), self._reading())
         except (TypeError, ValueError):  # a naive one, or none
             where = f"the record of step {call.key!r}"
-            problem = f"{shown(until)} is no moment to sleep until"
+            problem = f"{shown(recorded)} is no moment to sleep until"
             raise UnreadableRecord(self._execution.run_id, where, problem) from None
 
     def _listening(self, name: str, timeout: Duration | None) -> Body:
@@ -386,7 +393,7 @@ class Driver:
     def _failed(self, call: Call, exception: Exception, attempt: Attempt, body: Body) -> Raised | Unstorable:
         again_in, policy = None, body.terms.policy
         if policy is not None:
-            seconds = (self._clock.now() - attempt.began).total_seconds()
+            seconds = self._clock.elapsed() - attempt.began
             try:
                 again_in = policy.again_in(exception, attempt.number, seconds, body.fn, body.args, body.kwargs)
             except InvalidArgument as problem:  # whether this was the last attempt, nobody can say

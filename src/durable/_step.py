@@ -120,7 +120,8 @@ class Step(BlockingDriver):
     def sleep(self, name: str, seconds: Duration | datetime, *, key: str | None = None) -> None:
         """Let `seconds` (or a `timedelta`) pass, or wait until an aware `datetime`.
 
-        The moment of waking is recorded: restarts do not begin anew.
+        The moment of waking is recorded: restarts do not begin anew. Seconds last as long as they do, also where the wall
+        clock is set meanwhile; a `datetime` has come when the wall clock says so.
         """
         self._called(name, key, self._sleeping(seconds))
 

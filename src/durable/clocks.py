@@ -16,7 +16,10 @@ class Clock(Protocol):
     """What the library asks about time, so that a test can answer."""
 
     def now(self) -> datetime:
-        """The moment, as an aware UTC `datetime`: for people and events, never for a decision."""
+        """The moment, as an aware UTC `datetime`: for people, and for what outlives the process.
+
+        It may be set back or forward at any time. What passes in a process is counted in `elapsed` seconds.
+        """
         ...
 
     def elapsed(self) -> float:

@@ -28,6 +28,7 @@ class Place(Protocol):
 
     timeline: Timeline
     history: History
+    sets: int  # how often its wall clock was set
 
     def lateness(self) -> float:
         """Seconds that the process is stopped just before the next body."""
@@ -114,6 +115,17 @@ class Bodies:
         """See `programs.Bodies`."""
         self._place.history.body_ends(execution)
         return execution
+
+    @contextmanager
+    def sleeps(self, op: Op) -> Iterator[None]:
+        """See `programs.Bodies`."""
+        place, (_, token) = self._place, _under()
+        began, sets, is_first = place.timeline.now, place.sets, place.history.sleeps(self._run, op.site, token)
+        yield
+        if is_first:
+            place.history.slept(self._run, op.site, op.ms / 1000, place.timeline.now - began)
+            if place.sets > sets:
+                place.history.seen["a sleep during which the clock was set"] += 1
 
     def lateness(self) -> float:
         """See `programs.Bodies`."""

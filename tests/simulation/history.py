@@ -25,6 +25,7 @@ CANCELLED: Final = "a cancellation"
 INTERRUPTED: Final = "Ctrl-C"
 
 _MOST_DRIFTS: Final = 6
+_DRIFTS: Final = 0.999  # of a sleep, by a clock that is fast
 _MOST_DROPS: Final = 3  # of one record: its sending, one repetition, and one more where a reply was lost
 
 # Situations that a large number of seeds must have led to: else what is said of them was never looked at.
@@ -59,6 +60,8 @@ SOMETIMES: Final = (
     "a transaction that was idle for too long",
     "clean-up that was done anew",
     "a value that another branch was given, in a run that is then refused",
+    "a journal that was read page by page",
+    "a sleep during which the clock was set",
     "a wait for a row lock",
     "an effect that is committed with its record",
     "an outcome that stays unknown",
@@ -108,7 +111,14 @@ class _Outcome(Struct):
 
 _OUTCOMES: Final = frozenset({Kind.STEP.value, Kind.ATTEMPT.value})
 _TIMED_OUT: Final = f"{StepTimeout.__module__}:{StepTimeout.__name__}"
-_outcome: Final = msgspec.json.Decoder(_Outcome).decode
+_decoded: Final = msgspec.json.Decoder(_Outcome).decode
+
+
+def _outcome(record: str) -> _Outcome:
+    outcome = _decoded(record)
+    if isinstance(outcome.value, list):  # the two moments of a sleep, which are no execution
+        outcome.value = None
+    return outcome
 
 
 class _Aside(Struct):
@@ -175,6 +185,7 @@ class History:
         self._moment = 0
         self._drawn: dict[int, Drawn] = {}  # of each execution of a body, how its step was called
         self._under: dict[int, str] = {}  # and the token of its lease
+        self._slept: dict[tuple[str, int], str] = {}  # of each sleep the token under which a workflow came there first
         self._first_told: dict[int, int] = {}  # of each value the moment when a workflow had it
         self._set_aside: dict[int, int] = {}  # of each value that a retry has set aside, the epoch of that
         self._gone: dict[str, set[int]] = {}  # of each run the places of the records that were set aside
@@ -190,6 +201,15 @@ class History:
         return self.broken
 
     # -- what processes do
+
+    def sleeps(self, run: str, site: int, token: str) -> bool:
+        """A workflow comes to a sleep. Whether none came there before under another lease, which may have begun it."""
+        return self._slept.setdefault((run, site), token) == token
+
+    def slept(self, run: str, site: int, wanted: float, seconds: float) -> None:
+        """A sleep that began here is over after so many seconds, however the wall clock was set meanwhile."""
+        if seconds < wanted * _DRIFTS:
+            raise self._broken("time", f"the sleep of site {site} of {run} took {seconds:g} s, not {wanted:g}")
 
     def moment(self) -> int:
         """A number that is greater than those of all that has happened."""

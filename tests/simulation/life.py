@@ -55,6 +55,7 @@ class Place(Protocol):
     skew: float
     drift: float
     starved_until: float
+    rate: float
     requests: int
     messages: int
     numbers: int
@@ -137,6 +138,11 @@ class Life:
     def starved_until(self) -> float:
         """See `wire.Host`."""
         return self.place.starved_until
+
+    @property
+    def rate(self) -> float:
+        """See `wire.Host`."""
+        return self.place.rate
 
     def after(self, seconds: float, act: Callable[..., object], *args: Any) -> None:
         """See `threads.Host`."""

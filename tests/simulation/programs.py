@@ -63,6 +63,10 @@ class Bodies(Protocol):
         """In here the second branch of a guard is done, because of this."""
         ...
 
+    def sleeps(self, op: Op) -> AbstractContextManager[None]:
+        """In here the workflow sleeps."""
+        ...
+
     def interrupts(self, op: Op) -> bool:
         """Whether Ctrl-C comes now."""
         ...
@@ -100,7 +104,8 @@ def asynchronous(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:  # no
                 case "map":
                     done += await mapped(step, op)
                 case "sleep":
-                    await step.sleep(op.name, op.ms / 1000)
+                    with bodies.sleeps(op):
+                        await step.sleep(op.name, op.ms / 1000)
                 case "wait":
                     done.append([op.site, await waited(step, op)])
                 case _:
@@ -194,7 +199,8 @@ def blocking(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:  # noqa: 
                 case "map":
                     done += mapped(step, op)
                 case "sleep":
-                    step.sleep(op.name, op.ms / 1000)
+                    with bodies.sleeps(op):
+                        step.sleep(op.name, op.ms / 1000)
                 case "wait":
                     outcome = step.wait_for(op.name)
                     bodies.told(op, outcome)

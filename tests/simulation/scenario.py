@@ -82,7 +82,11 @@ class Fault(Struct, omit_defaults=True):
 
 
 class Scenario(Struct, omit_defaults=True):
-    """A history to simulate. `seed` gives latencies and stalls; `slow` and `stalls` say how likely those are."""
+    """A history to simulate. `seed` gives latencies and stalls; `slow` and `stalls` say how likely those are.
+
+    Each connection carries `rate` bytes in a second (0: any number), and a byte of a record stands for `weight` of them: what
+    a journal of thousands of lines is to a line of megabytes a second, that is to it one of ten.
+    """
 
     seed: int
     runs: list[Run]
@@ -91,6 +95,8 @@ class Scenario(Struct, omit_defaults=True):
     lease: float = 2.0
     slow: float = 0.0
     stalls: float = 0.0
+    rate: float = 0.0
+    weight: int = 1
 
 
 # When the second branch of a guard is done, and whether the workflow goes on then.
@@ -122,13 +128,21 @@ FAULTS: Final = {
     "turn fails": "turn",
     "cancel again": "event",
     "drop rows": "time",
+    "set clock": "event",
+    "set server back": "time",
 }
 _LATER: Final = ("no thread", "turn fails", "cancel again", "drop rows")  # drawn apart, as failing paths are
+_CLOCKS: Final = ("set clock", "set server back")  # likewise
 
 _EVENTS: Final = 90  # of a process, within which most of what matters happens
 _REQUESTS: Final = 14
 _BEFORE: Final = 200  # added to the site of a step that is put before another
 _THREE_ROUND_TRIPS: Final = 20  # ms
+_SLOW_LINES: Final = 0.06  # of all histories
+_SET_CLOCKS: Final = 0.12
+_SERVERS: Final = 0.25  # of the clocks that are set
+_PAGE: Final = 256 * 1024  # see `batches.page`
+_NAPS: Final = 400  # the site of a sleep that is added
 _OTHER_CHANCE: Final = 1 << 40  # added to the seed of what was drawn before there were failing paths
 _STRAIGHT: Final = 0.6  # of all histories
 _GUARDED: Final = 300  # added to the sites of what is in a guard
@@ -153,12 +167,36 @@ def generated(seed: int) -> Scenario:
         scenario.slow = draw.choice((0.02, 0.1))
     if draw.random() < 0.4:
         scenario.stalls = draw.choice((0.03, 0.1, 0.3))
-    mix = draw.sample(sorted(FAULTS.keys() - set(_LATER)), draw.choice((1, 2, 3)))
+    mix = draw.sample(sorted(FAULTS.keys() - {*_LATER, *_CLOCKS}), draw.choice((1, 2, 3)))
     for _ in range(draw.choice((0, 1, 1, 2, 2, 3, 4, 6))):
         scenario.faults.append(_fault(draw, draw.choice(mix), slots, scenario.lease))
     _add_failing_paths(Random(seed + _OTHER_CHANCE), scenario)  # noqa: S311
     _add_faults(Random(seed + 2 * _OTHER_CHANCE), scenario)  # noqa: S311
+    _add_time(Random(seed + 3 * _OTHER_CHANCE), scenario)  # noqa: S311
     return scenario
+
+
+def _add_time(draw: Random, scenario: Scenario) -> None:
+    """Let clocks be set while runs wait, or lines be slow."""
+    kind = draw.random()
+    if kind < _SLOW_LINES:
+        # The first page of a journal takes a quarter of the lease at the most; all of it takes longer than that.
+        scenario.rate = 4 * _PAGE / scenario.lease * draw.choice((1, 1, 2))
+        scenario.weight = draw.choice((300, 1000))
+    elif kind < _SLOW_LINES + _SET_CLOCKS:
+        for _ in range(draw.choice((1, 1, 2, 3))):
+            slot = draw.randrange(len(scenario.slots))
+            if draw.random() < _SERVERS:
+                at = round(draw.random() * draw.choice((0.05, 0.5, 3.0)), 4)
+                scenario.faults.append(Fault("set server back", -1, at, draw.choice((0.3, 1.0, 5.0))))
+            else:
+                by = draw.choice((-3600.0, -3600.0, -3.0, 3.0, 3600.0))
+                scenario.faults.append(Fault("set clock", slot, draw.randrange(1, _EVENTS), by))
+        if not any(op.kind == "sleep" for run in scenario.runs for op in run.ops):
+            run = draw.choice(scenario.runs)
+            run.ops.insert(
+                draw.randrange(len(run.ops) + 1), Op("sleep", _NAPS, f"z{_NAPS}", ms=draw.choice((300, 1500)))
+            )
 
 
 def _add_faults(draw: Random, scenario: Scenario) -> None:

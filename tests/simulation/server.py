@@ -63,7 +63,8 @@ class Server:
         self.stalls = stalls
         self.statements = STATEMENTS if statements is None else dict(statements)
         self.early = early
-        self.database, self.tables = new_database(lambda: timeline.now, keys)
+        self.ahead = 0.0  # seconds that its wall clock is ahead
+        self.database, self.tables = new_database(lambda: timeline.now + self.ahead, keys)
         self.up = True
         self.given_back: set[str] = set()  # the tokens of leases whose holders have asked to give them back
         self.waits = 0  # for locks

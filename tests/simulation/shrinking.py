@@ -67,7 +67,7 @@ def _smaller(scenario: Scenario) -> Iterator[Scenario]:
 
 def _simpler(scenario: Scenario) -> Iterator[Scenario]:
     """Scenarios of the same size with less that is special about them."""
-    for name in ("slow", "stalls"):
+    for name in ("slow", "stalls", "rate"):
         yield from _plainer(scenario, (), name, 0.0)
     for number, slot in enumerate(scenario.slots):
         for name in ("skew", "drift"):

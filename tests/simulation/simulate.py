@@ -34,6 +34,7 @@ from simulation.tripwire import watched
 __all__ = ["Conditions", "Outcome", "Witness", "simulated"]
 
 _PATIENCE: Final = 90.0  # seconds after the last trouble, in which every run must come to its end
+_PATIENCE_ON_SLOW_LINES: Final = 400.0
 _AFTERWARDS: Final = 4.0  # seconds, in which what is late still arrives
 _MOST_EVENTS: Final = 60_000
 _SHARED_MACHINES: Final = 0.4
@@ -95,6 +96,7 @@ def simulated(scenario: Scenario, conditions: Conditions = _AS_IT_SHOULD_BE, wit
     seen = world.history.seen
     seen["a wait for a row lock"] += world.server.waits
     seen["a deadlock"] += world.server.victims
+    seen["a journal that was read page by page"] += world.server.tables.pages[0]
     seen["a transaction that was idle for too long"] += world.server.idled
     return Outcome(broken, world.faults, seen, world.timeline.now)
 
@@ -108,11 +110,12 @@ class _World:
             self.timeline, scenario.stalls, conditions.statements, conditions.keys, early=conditions.early
         )
         self.history = History(self.server)
-        self.history.repeats = bool(scenario.slow or scenario.stalls) or any(
+        self.history.repeats = bool(scenario.slow or scenario.stalls or scenario.rate) or any(
             FAULTS[fault.kind] in ("request", "time") and fault.kind != "drop rows" for fault in scenario.faults
         )
         self.places = [_Place(self, number) for number in range(len(scenario.slots))]
-        self.faults: Counter[str] = Counter()
+        self.faults: Counter[str] = Counter({"slow wire": 1} if scenario.rate else {})
+        self.server.tables.weights[0] = scenario.weight
         self.failed: Counter[tuple[str, int]] = Counter()  # how often a body has failed
         self.interrupted: Counter[tuple[str, int]] = Counter()  # how often Ctrl-C came there
         self.retried: set[int] = set()  # runs that were retried without need
@@ -146,13 +149,14 @@ class _World:
 
     def _work(self) -> None:
         """Until every caller has what he wanted, and what is late has arrived."""
+        patience = _PATIENCE_ON_SLOW_LINES if self.scenario.rate else _PATIENCE
         while self.unfinished:
             before = self.trouble
-            self.timeline.run(before + _PATIENCE)
+            self.timeline.run(before + patience)
             self._look()
             if self.unfinished and self.trouble == before:
                 waiting = [f"r{run}" for place in self.places for run in sorted(place.calls)]
-                raise Broken("I7", f"{_PATIENCE:g} s after the last trouble nobody knows how {waiting} ended")
+                raise Broken("I7", f"{patience:g} s after the last trouble nobody knows how {waiting} ended")
         self.timeline.ends = False
         self.timeline.run(self.timeline.now + _AFTERWARDS)
         self._look()
@@ -195,6 +199,8 @@ class _World:
                 self.signalled = {sent for sent in self.signalled if sent[1] == "cancel"}
                 for place in self.places:  # the senders look whether what they sent is still there
                     place.send_signals(0.5)
+            case "set server back":
+                self.server.ahead -= fault.amount
             case "drop rows":
                 self.server.tables.drops[0] += int(fault.amount)
             case "starve":
@@ -206,10 +212,13 @@ class _World:
     def only_cancels(self) -> bool:
         """Whether nothing but cancellations goes wrong, so that no lease may be kept."""
         scenario = self.scenario
-        return not (scenario.slow or scenario.stalls) and all(fault.kind in _CANCELS for fault in scenario.faults)
+        return not (scenario.slow or scenario.stalls or scenario.rate) and all(
+            fault.kind in _CANCELS for fault in scenario.faults
+        )
 
     def _is_calm(self) -> bool:
-        return not (self.scenario.faults or self.scenario.slow or self.scenario.stalls)
+        scenario = self.scenario
+        return not (scenario.faults or scenario.slow or scenario.stalls or scenario.rate)
 
     def _due(self) -> dict[tuple[str, int], int]:
         due: dict[tuple[str, int], int] = {}
@@ -239,6 +248,7 @@ class _Place:
         slot, scenario = world.scenario.slots[number], world.scenario
         self.slow, self.lease = scenario.slow, scenario.lease
         self.skew, self.drift = slot.skew, slot.drift
+        self.rate, self.sets = scenario.rate, 0
         self.starved_until = 0.0
         self.requests = self.messages = self.numbers = self.bodies = self.events = self.threads = self.turns = 0
         self.calls = self.every_call()
@@ -366,9 +376,10 @@ class _Place:
                 if running:
                     self.world.struck(fault)
                     self._cancel_task(life, running[self.events % len(running)], int(fault.amount))
-            case "step clock":
+            case "step clock" | "set clock":
                 self.world.struck(fault)
                 self.skew += fault.amount
+                self.sets += 1
             case never:
                 raise AssertionError(never)
 

@@ -201,7 +201,9 @@ def _has_journal(tables: Tables, statement: Statement, run_id: str) -> bool:
 def _read_journals(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     yield POINT
     rows: list[tuple[Any, ...]] = []
+    sent = 0
     for run_id, random, since in zip(values["ids"], values["randoms"], values["places"], strict=True):
+        tables.pages[0] += since in tables.seqs.get(run_id, ())
         lease = tables.locks.visible(run_id, statement)
         mine = lease is not None and lease.owner_token == f"{lease.epoch}:{random}"
         size = few = 0
@@ -212,11 +214,12 @@ def _read_journals(tables: Tables, statement: Statement, values: Any) -> Progres
             few += 1
             if few > values["rows"] or size > values["most"]:
                 break
-            octets = 0 if seq == since else len(step.record.encode())
+            octets = 0 if seq == since else len(step.record.encode()) * tables.weights[0]
             size += octets
             text = step.record if size <= values["most"] else None
+            sent += 0 if text is None else len(text) * tables.weights[0]
             rows.append((run_id, mine, seq, step.key, step.kind, text, step.created_at, step.epoch, octets))
-    return Result(rows, len(rows))
+    return Result(rows, len(rows), sent)
 
 
 def _checkpoint(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:

@@ -102,6 +102,8 @@ class Tables:
     numbers: list[int] = field(default_factory=lambda: [0])  # a sequence: what a rollback leaves stays used
 
     drops: list[int] = field(default_factory=lambda: [0])  # so many records are dropped next, as by a trigger
+    weights: list[int] = field(default_factory=lambda: [1])  # bytes that one of a record stands for, where it is read
+    pages: list[int] = field(default_factory=lambda: [0])  # so many followed upon the first of a journal
     dropped: Counter[tuple[str, int, int]] = field(default_factory=Counter[tuple[str, int, int]])  # run, seq, nonce
 
     def all(self) -> tuple[Table[Any], ...]:
@@ -133,7 +135,8 @@ def new_database(
 
 
 class Result(NamedTuple):
-    """What a statement answers: its rows, and how many it wrote or returned."""
+    """What a statement answers: its rows, how many it wrote or returned, and the bytes of journals among them."""
 
     rows: list[tuple[Any, ...]]
     rowcount: int
+    octets: int = 0

@@ -60,6 +60,20 @@ def wait(host: Host, seconds: float | None, tell: Callable[[Callable[[object], N
     return hub.switch()
 
 
+def _wait_among(waiting: list[Callable[[object], None]], host: Host, seconds: float | None) -> Any:
+    """The same, told in its turn. When its time is over it waits no more: it is not to be told in another's place."""
+    mine: list[Callable[[object], None]] = []
+
+    def stand(tell: Callable[[object], None]) -> None:
+        mine.append(tell)
+        waiting.append(tell)
+
+    try:
+        return wait(host, seconds, stand)
+    finally:
+        waiting[:] = [tell for tell in waiting if tell not in mine]
+
+
 class Thread:
     """See `threading.Thread`."""
 
@@ -119,7 +133,7 @@ class Lock:
     def acquire(self, *, blocking: bool = True, timeout: float | None = None) -> bool:
         """See `threading.Lock.acquire`."""
         while self._held:
-            if not blocking or wait(self._host, timeout, self._waiting.append) is None:
+            if not blocking or _wait_among(self._waiting, self._host, timeout) is None:
                 return False
         self._held = True
         return True
@@ -182,7 +196,7 @@ class Condition:
         """See `threading.Condition.wait`."""
         depth, self._lock.depth = self._lock.depth, 0
         try:
-            return wait(self._host, timeout, self._waiting.append) is not None
+            return _wait_among(self._waiting, self._host, timeout) is not None
         finally:
             self._lock.owner, self._lock.depth = getcurrent(), depth
 

@@ -54,6 +54,11 @@ class Host(threads.Host, Protocol):
         """Until when the user's pool has no connection for it."""
         ...
 
+    @property
+    def rate(self) -> float:
+        """Bytes that each of its connections carries in a second; 0: any number."""
+        ...
+
     def fate(self) -> Fate | None:
         """Of the request that is sent now."""
         ...
@@ -66,6 +71,20 @@ class Host(threads.Host, Protocol):
 @cache
 def _name(query: bytes) -> str:
     return query.decode().partition(" ")[0]
+
+
+def _octets(item: tuple[str, Any]) -> int:
+    """The bytes of records that go with a statement, about."""
+    name, parameters = item
+    match name:
+        case "checkpoint":
+            return len(parameters[4])
+        case "transaction_record":
+            return len(parameters[5])
+        case "checkpoint_batch" | "finish_batch":
+            return len(parameters[0])
+        case _:
+            return 0
 
 
 class Answer:
@@ -99,6 +118,8 @@ class Wire:
     def __init__(self, host: Host, server: Server) -> None:
         self.closed = False
         self.silent_after = math.inf  # a reading of the host's clock
+        self.patience = math.inf  # seconds without a byte, after which nothing more is waited for
+        self._moves_until = 0.0  # the last byte of what was sent last, either way
         self.prepare_threshold: int | None = None
         self._host = host
         self._server = server
@@ -204,6 +225,8 @@ class Wire:
             self._timeline.after(self._host.latency(), self.close)
         elif not self._deaf:
             latency = self._host.latency()
+            if isinstance(answer, list):
+                latency += self._carried(latency, sum(result.octets for result in answer))
             if latency > 0.1:
                 self.delayed()
             self._timeline.after(latency, self._arrived, self._sent, answer)
@@ -221,6 +244,10 @@ class Wire:
     def _look(self, sent: int) -> None:
         if self.closed or sent != self._sent or self._tell is None or self._host.dead:
             return
+        if (
+            self._moves_until > self._timeline.now and self.silent_after < math.inf
+        ):  # silence is counted from the last byte
+            self.silent_after = self._host.clock.elapsed() + self._moves_until - self._timeline.now + self.patience
         if self.silent_after == math.inf:  # nobody watches: if nothing comes any more, TCP notices in the end
             left = self._since + _TCP_GIVES_UP - self._timeline.now if self._deaf else math.inf
         else:
@@ -237,6 +264,7 @@ class Wire:
     def _send(self, items: Request, tell: Callable[[object], None]) -> None:
         self._tell, self._items = tell, items
         fate, latency = self._host.fate(), self._host.latency()
+        latency += self._carried(latency, sum(map(_octets, items)) * self._server.tables.weights[0])
         self._since = self._timeline.now
         self._arrival = self._since + latency
         if latency > 0.1:
@@ -271,6 +299,14 @@ class Wire:
                 self._timeline.after(latency, arrive, part, lambda: self._abandoned(fate.amount))
             case _:
                 raise AssertionError(kind)
+
+    def _carried(self, latency: float, octets: int) -> float:
+        """Seconds that so many bytes take, after the first one has come."""
+        if not (self._host.rate and octets):
+            return 0.0
+        seconds = octets / self._host.rate
+        self._moves_until = self._timeline.now + latency + seconds
+        return seconds
 
     def _abandoned(self, seconds: float) -> None:
         self._timeline.after(seconds, self._backend.hang_up)
@@ -366,6 +402,7 @@ class Connections:
     def watch(self, connection: Wire, until: float, allowance: float = 0.0) -> None:  # noqa: ARG002 -- all is counted here
         """See `Watchdog`."""
         connection.silent_after = until
+        connection.patience = until - self._host.clock.elapsed()
 
     def unwatch(self, connection: Wire) -> None:
         """See `Watchdog`."""

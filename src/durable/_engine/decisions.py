@@ -12,20 +12,37 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct, field
 
+from durable._durations import later
 from durable._engine.leases import LONGEST_WAIT, Lease
 from durable.errors import DurableError, VersionMismatch
 from durable.snapshot import ErrorRecord, Header, Record, Status, StepRecord
 
 
 class Reading(Struct, frozen=True, gc=False):
-    """The world as the driver read it: a moment for people and for what outlives a process, seconds for leases.
+    """The world as the driver read it: the moment `at` on the wall clock, and the `elapsed` seconds of this process.
 
+    Whatever passes in this process is counted in elapsed seconds, since the wall clock may be set meanwhile. A moment is for
+    people, and for what outlives the process: it is turned into elapsed seconds once, when it has been read from a record.
     `cancelled` says whether somebody in this process has asked the run to stop.
     """
 
     at: datetime
     elapsed: float
     cancelled: bool = False
+
+    def moment(self, elapsed: float) -> datetime:
+        """What the wall clock says of this reading of the elapsed seconds, as it stands now."""
+        return later(self.at, elapsed - self.elapsed)
+
+    def span(self, began: datetime, due: datetime) -> tuple[float, float]:
+        """The same two moments, as recorded in an earlier life, in elapsed seconds.
+
+        Between the two lives the wall clock may have been set back, or it is another machine's: no more is left until the
+        second than lay between both, and the first is past.
+        """
+        length = (due - began).total_seconds()
+        until = self.elapsed + min((due - self.at).total_seconds(), length)
+        return until - length, until
 
 
 # -- decisions about a step ---------------------------------------------------------------------------------------
@@ -40,11 +57,11 @@ class Replay(Struct, frozen=True, gc=False):
 class Attempt(Struct, frozen=True, gc=False):
     """Call the body, and answer with `Returned`, `Raised`, `Unstorable` or `Interrupted`.
 
-    It is the `number`-th attempt, the first of which began at `began`.
+    It is the `number`-th attempt; when the first `began`, in elapsed seconds, may lie before this process did.
     """
 
     number: int
-    began: datetime
+    began: float
 
 
 class Transact(Struct, frozen=True, gc=False):
@@ -54,7 +71,7 @@ class Transact(Struct, frozen=True, gc=False):
     """
 
     number: int
-    began: datetime
+    began: float
 
 
 class Wait(Struct, frozen=True, gc=False):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from enum import Enum
 
 from msgspec import UNSET, Struct
@@ -37,8 +36,8 @@ class Call(Struct, eq=False):
     """One use of `step(...)`: its identity, and what has become of it.
 
     `refusal` is what stands in its way from the start; `original` the live exception of its body, for the one who
-    reads the traceback. `attempts` have been begun, the first one at `first`; the next is `due`, if one is. `began` is
-    when the last one did, in elapsed seconds. A call that `listens` waits for a signal of its name, with `patience` in
+    reads the traceback. `attempts` have been begun, the first one at `first`; the next is `due`, if one is; `began` is
+    when the last one did: all in elapsed seconds. A call that `listens` waits for a signal of its name, with `patience` in
     seconds (None: for ever); it has had so many `looks` for it, and `signal` is the number of the one that came. A call
     that `transacts` has its body in a transaction; that was the victim of so many `conflicts`, or was lost, and `seq` is
     the place that its record was given before. `started` is the place of the next record when the call was made, `amid` what
@@ -75,8 +74,8 @@ class Call(Struct, eq=False):
     stored: bool | None = False
     phase: Phase = Phase.DRAWN
     attempts: int = 0
-    first: datetime | None = None
-    due: datetime | None = None
+    first: float | None = None
+    due: float | None = None
     began: float = 0.0
     attempt: AttemptRecord | None = None
     record: StepRecord | None = None

@@ -63,6 +63,7 @@ from durable.events import (
 )
 from durable.snapshot import NO_TIME, AttemptRecord, ErrorRecord, Kind, Record, StepRecord, render
 
+_RESOLUTION: Final = 1e-6  # seconds, of moments: what is left of a wait below that is nothing
 _SHORTEST: Final = 0.0005  # seconds of a body: of anything shorter nothing is said
 STALLED_AFTER: Final = 3  # leases
 MOST_CONFLICTS: Final = 20  # times that a transaction of one attempt may be the victim of others, as in `batches`
@@ -96,6 +97,7 @@ class Execution:
         self.error: DurableError | None = None
         self.over = False
         self._running: dict[str, Call] = {}
+        self._spans: dict[str, tuple[float, float]] = {}  # of waits, by key: from when until when, in elapsed seconds
 
     @property
     def idle(self) -> bool:
@@ -212,10 +214,25 @@ class Execution:
             call.phase, call.attempts = Phase.WAITING, call.attempts - 1
         return self._next(call, reading)
 
-    def rest(self, until: datetime, reading: Reading) -> Wait | Abort | None:
-        """What a workflow that sleeps until then does next; None when it has slept enough."""
-        left = (until - reading.at).total_seconds()
-        return self.stopped(reading) or (self._wait(left, reading) if left > 0 else None)
+    def rest(self, call: Call, began: datetime | None, until: datetime, reading: Reading) -> Wait | Abort | None:
+        """What a workflow that sleeps until then does next; None when it has slept enough.
+
+        A sleep that `began` at a moment lasts so many seconds, however the wall clock is set meanwhile; one that did not is
+        asked for until a moment on that clock.
+        """
+        if began is None:
+            left = (until - reading.at).total_seconds()
+        else:
+            left = self._slept(call, began, until, reading) - reading.elapsed
+        return self.stopped(reading) or (self._wait(left, reading) if left > _RESOLUTION else None)
+
+    def _slept(self, call: Call, began: datetime, until: datetime, reading: Reading) -> float:
+        """When this sleep is over, in elapsed seconds. That it is recorded says nothing of when this life comes by again."""
+        if call.attempts:  # it began here
+            self._spans[call.key] = call.began, call.began + (until - began).total_seconds()
+        elif call.key not in self._spans:
+            self._spans[call.key] = reading.span(began, until)
+        return self._spans[call.key][1]
 
     def _begun(self, call: Call, reading: Reading) -> StepDecision:
         earlier = self.journal.attempted(call.key)
@@ -223,7 +240,9 @@ class Execution:
             if earlier.due is None:
                 self.journal.close(call, told=True)
                 return Raise(StepInterrupted(self.run_id, call.key))
-            call.attempts, call.first, call.due = earlier.number, earlier.began, earlier.due
+            if call.key not in self._spans:
+                self._spans[call.key] = reading.span(earlier.began, earlier.due)
+            call.attempts, (call.first, call.due) = earlier.number, self._spans[call.key]
         self._running[call.key] = call
         return self._next(call, reading)
 
@@ -234,19 +253,17 @@ class Execution:
             return stop
         if call.listens:
             return self._listen(call, reading)
-        if call.due is not None and (left := (call.due - reading.at).total_seconds()) > 0:
+        if call.due is not None and (left := call.due - reading.elapsed) > _RESOLUTION:
             call.phase = Phase.WAITING
             return self._wait(left, reading)
         if call.at_most_once and call.first is None:
-            call.first = reading.at
+            call.first = reading.elapsed
             return self._remember(call, AttemptRecord(call.name, 1, reading.at, fingerprint=call.fingerprint))
         return self._begin(call, reading)
 
     def _listen(self, call: Call, reading: Reading) -> StepDecision:
         if call.patience is not None and call.due is None:
-            call.first, call.due = reading.at, later(reading.at, call.patience)
-            until = AttemptRecord(call.name, 0, call.first, call.due, fingerprint=call.fingerprint)
-            return self._remember(call, until)
+            return self._remember(call, self._waiting(call, reading.elapsed, reading, call.patience))
         call.phase = Phase.WAITING
         # A copy: another branch may receive one before this answer is used.
         return Receive(call.name, tuple(self.journal.received(call.name)))
@@ -255,8 +272,8 @@ class Execution:
         if stop := self.stopped(reading):
             self._left(call, reading, type(stop.error).__name__)
             return stop
-        left = math.inf if call.due is None else (call.due - reading.at).total_seconds()
-        if left <= 0:
+        left = math.inf if call.due is None else call.due - reading.elapsed
+        if left <= _RESOLUTION:
             return self._begin(call, reading)  # whose body says that it took too long
         call.looks += 1
         return self._wait(left, reading, poll_delay(call.looks - 1))
@@ -273,7 +290,7 @@ class Execution:
 
     def _begin(self, call: Call, reading: Reading) -> Attempt | Transact:
         if call.first is None:
-            call.first = reading.at
+            call.first = reading.elapsed
         call.phase, call.began, call.stalled = Phase.BODY, reading.elapsed, False
         call.attempts += 1
         if self.tell is not None:
@@ -309,12 +326,23 @@ class Execution:
             self._left(call, reading, type(self.error).__name__)
             return Abort(self.error)
         assert call.first is not None, "failed before it began"  # noqa: S101 -- a driver's bug, not an input
-        call.due = later(reading.at, min(again_in, MAX_SECONDS))
-        failed = AttemptRecord(call.name, call.attempts, call.first, call.due, error, call.fingerprint)
+        failed = self._waiting(call, call.first, reading, min(again_in, MAX_SECONDS), error)
         if self.tell is not None:
+            assert failed.due is not None  # noqa: S101 -- it waits
             kind = error.type.replace(":", ".")
-            self.tell(StepRetrying(self.run_id, reading.at, call.key, call.name, call.attempts, kind, call.due))
+            self.tell(StepRetrying(self.run_id, reading.at, call.key, call.name, call.attempts, kind, failed.due))
         return self._remember(call, failed)
+
+    def _waiting(
+        self, call: Call, first: float, reading: Reading, seconds: float, error: ErrorRecord | None = None
+    ) -> AttemptRecord:
+        """What is remembered of a call that waits for so many seconds from this reading on.
+
+        Both moments are of the wall clock as it stands now: so they are as far apart as they are, whatever it is set to later.
+        """
+        call.first, call.due = self._spans[call.key] = first, reading.elapsed + seconds
+        began, due = reading.moment(first), later(reading.at, seconds)
+        return AttemptRecord(call.name, call.attempts, began, due, error, call.fingerprint)
 
     def _remember(self, call: Call, attempt: AttemptRecord) -> Checkpoint:
         call.stored, call.attempt, call.record = False, attempt, None

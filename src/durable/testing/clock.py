@@ -43,7 +43,7 @@ class JumpingClock:
     """
 
     def __init__(self, start: datetime = _START, *, patience: Duration = 10.0) -> None:
-        self._start = in_utc("start", start)
+        self._set_at = in_utc("start", start), 0.0  # what `now` said last by itself, and when
         self._patience = in_seconds("patience", patience)
         self._elapsed = 0.0
         self._changed = threading.Condition()
@@ -60,7 +60,8 @@ class JumpingClock:
 
     def now(self) -> datetime:
         """The moment."""
-        return later(self._start, self._elapsed)
+        moment, elapsed = self._set_at
+        return later(moment, self._elapsed - elapsed)
 
     def elapsed(self) -> float:
         """Seconds that have passed on this clock since its start."""
@@ -74,6 +75,16 @@ class JumpingClock:
         with self._changed:
             heapq.heappush(self._actions, (self._elapsed + _checked(seconds), next(self._numbers), action))
             self.stirred()
+
+    def set(self, moment: datetime) -> None:
+        """Set the wall clock to an aware `moment`, back or forward, as NTP and people do. No time passes by that.
+
+        With `after(seconds, lambda: clock.set(...))` it happens while a run waits.
+        """
+        checked = in_utc("the moment", moment)
+        with self._changed:
+            self._set_at = checked, self._elapsed
+            self.poke()  # a sleep until a moment has to be counted anew
 
     def advance(self, seconds: Duration) -> None:
         """Let time pass, whoever works: what is due meanwhile is called, and who waits for it is woken."""
