@@ -43,10 +43,16 @@ def to_record(exception: BaseException, codec: Codec, *, note: str = "") -> Erro
     Under another codec than JSON's all but the class's name goes through it: a message may say as much as a value.
     """
     is_json = codec.name == JsonCodec.name
+    records = codec if is_json else _json
     try:
-        record = _noted(_Records(codec if is_json else _json).of(exception), note)
-    except Exception:  # a class that lets nobody look at its instances
-        record = _noted(ErrorRecord(type=_plain_name(type(exception)), message=_UNSEEN), note)
+        record = _noted(_Records(records).of(exception), note)
+    except Exception:
+        try:
+            _Records(records).of(exception)
+        except Exception:  # a class that lets nobody look at its instances
+            record = _noted(ErrorRecord(type=_plain_name(type(exception)), message=_UNSEEN), note)
+        else:  # it does: what came was another's, as of a signal's handler
+            raise
     if is_json:
         return record
     try:

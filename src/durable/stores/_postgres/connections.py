@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
@@ -193,7 +194,7 @@ class Connections:
         """
         if self._closed:
             raise InvalidArgument("the store is closed")
-        if self._late:
+        with contextlib.suppress(IndexError):
             return self._late.pop()
         seconds = self._left(until)
         made: Future[Connection] = Future()
@@ -271,10 +272,12 @@ class Connections:
     def close(self) -> None:
         """Close what is at hand; nothing of the user's."""
         self._closed = True
-        while self._idle:
-            self._idle.pop().connection.close()
-        while self._late:
-            self._late.pop().close()
+        with contextlib.suppress(IndexError):  # empty, also where another thread does the same
+            while True:
+                self._idle.pop().connection.close()
+        with contextlib.suppress(IndexError):
+            while True:
+                self._late.pop().close()
 
     def meaning(self, problem: psycopg.Error) -> DurableError:
         """What an error of the connection or the server means to a user; it never quotes a value or a password."""
