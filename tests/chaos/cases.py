@@ -167,6 +167,7 @@ CASES: Final[dict[int, str]] = {
     179: "steps that ran while their workflow failed or was interrupted",
     180: "decorators above a step, methods of every kind, annotations that were copied",
     181: "the application's adapters, and what it sets on its connections",
+    182: "the order in which concurrent steps end",
     183: "several hosts, one of them silent; two errors to one statement; leases that could not be given back",
     184: "directories that other accounts can write to: programs of a server, its data, its socket",
 }
