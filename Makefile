@@ -22,7 +22,6 @@ SEEDS ?= 1000000
 MINUTES ?= 60
 nightly: $(VENV)/.test
 	@cd tests && ../$(BIN)/python -m simulation --seeds $(SEEDS) --nightly $(FIGURES)
-	@DURABLE_TRACES=1 $(BIN)/python -m pytest -q tests/test_traces.py
 	@DURABLE_DIFFERENTIAL=5000 DURABLE_SEQUENCES=1000 DURABLE_KILLS=250 DURABLE_EXAMPLES=3000 $(BIN)/python -m pytest -q --timeout 7200 \
 		tests/test_differential.py tests/test_same_stores.py tests/test_kill.py tests/test_fingerprints.py tests/test_values_properties.py
 	@DURABLE_BLOWS=1 $(BIN)/python -m pytest -q -n 2 -rP --timeout 7200 tests/test_blows_*.py
