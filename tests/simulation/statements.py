@@ -25,7 +25,7 @@ from simulation.database import (
     Statement,
     Violation,
 )
-from simulation.tables import Account, Effect, Header, Lease, Result, Signal, Step, Tables
+from simulation.tables import Account, Effect, Header, Lease, Result, Signal, Step, Tables, octets_of
 
 __all__ = ["STATEMENTS", "Verb"]
 
@@ -214,10 +214,10 @@ def _read_journals(tables: Tables, statement: Statement, values: Any) -> Progres
             few += 1
             if few > values["rows"] or size > values["most"]:
                 break
-            octets = 0 if seq == since else len(step.record.encode()) * tables.weights[0]
+            octets = 0 if seq == since else octets_of(step.record) * tables.weights[0]
             size += octets
             text = step.record if size <= values["most"] else None
-            sent += 0 if text is None else len(text) * tables.weights[0]
+            sent += 0 if text is None else octets_of(text) * tables.weights[0]
             rows.append((run_id, mine, seq, step.key, step.kind, text, step.created_at, step.epoch, octets))
     return Result(rows, len(rows), sent)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -132,6 +133,15 @@ def new_database(
     for name in ACCOUNTS:
         tables.accounts.row(name).versions.append((0, Account(name, 0)))
     return Database(tables.all(), dict(keys), clock), tables
+
+
+# As a record has one, and as a record within JSON has one. They hold paths: how long they are is this checkout's affair.
+_TRACEBACK: Final = re.compile(r'"traceback":"(?:[^"\\]|\\.)*"|\\"traceback\\":\\".*?(?<!\\)\\"')
+
+
+def octets_of(text: str) -> int:
+    """The length of a record, or of the JSON of several, about: without tracebacks."""
+    return len(_TRACEBACK.sub("", text)) if "traceback" in text else len(text)
 
 
 class Result(NamedTuple):

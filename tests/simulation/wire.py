@@ -17,7 +17,7 @@ from durable.errors import DurableError, StoreUnavailable, TransactionMisused
 from simulation import threads
 from simulation.server import BEGIN, CONFLICT, ROLLBACK, UNANSWERED, Backend, Request, Server
 from simulation.session import Refused
-from simulation.tables import Result
+from simulation.tables import Result, octets_of
 
 __all__ = ["Connections", "Host", "Wire"]
 
@@ -74,17 +74,18 @@ def _name(query: bytes) -> str:
 
 
 def _octets(item: tuple[str, Any]) -> int:
-    """The bytes of records that go with a statement, about."""
+    """The length of the records that go with a statement, about: without tracebacks."""
     name, parameters = item
     match name:
         case "checkpoint":
-            return len(parameters[4])
+            text = parameters[4]
         case "transaction_record":
-            return len(parameters[5])
+            text = parameters[5]
         case "checkpoint_batch" | "finish_batch":
-            return len(parameters[0])
+            text = parameters[0]
         case _:
             return 0
+    return octets_of(text.decode() if isinstance(text, bytes) else str(text))
 
 
 class Answer:
