@@ -438,6 +438,6 @@ BUGS = [
         first=170,
     ),
     Bug("a journal in one piece", 1000, patches=[(batches, "page", _in_one_piece)], first=565),
-    Bug("silence counted from the sending", 1000, patches=[(wire.Wire, "_carried", _in_silence)], first=55),
+    Bug("silence counted from the sending", 1000, patches=[(wire.Wire, "_carried", _in_silence)], first=118),
     Bug("clean-up that is kept", 1000, patches=[(Journal, "_forget", _forgotten_but_for_clean_up)]),
 ]

@@ -161,9 +161,9 @@ class World:
 
 
 class Boundaries:
-    """Counts the boundaries of a life, and ends it at the one that is named."""
+    """Counts the boundaries of a life, and ends it at the one of this number, or at the first of this name."""
 
-    def __init__(self, deadly: int | None = None) -> None:
+    def __init__(self, deadly: int | str | None = None) -> None:
         self.deadly = deadly
         self.passed: list[str] = []
         self.dead = False
@@ -173,7 +173,7 @@ class Boundaries:
         """The process passes a boundary, or dies there."""
         if self.dead:
             raise Died
-        if len(self.passed) == self.deadly:
+        if self.deadly in (len(self.passed), what):
             self.dead, self.died_at = True, what
             raise Died
         self.passed.append(what)
@@ -183,7 +183,13 @@ class Stage(Protocol):
     """A way to live one life of a story."""
 
     def run(
-        self, story: Story | Program, world: World, *, id: str = "run-1", dies_at: int | None = None, **options: Any
+        self,
+        story: Story | Program,
+        world: World,
+        *,
+        id: str = "run-1",
+        dies_at: int | str | None = None,
+        **options: Any,
     ) -> Any:
         """One `durable.run`; raises what it raises, or `Died`. Says in `boundaries` which ones it passed."""
         ...
@@ -225,7 +231,7 @@ class EngineStage:
         world: World,
         *,
         id: str = "run-1",
-        dies_at: int | None = None,
+        dies_at: int | str | None = None,
         **options: Any,
     ) -> Any:
         world.boundaries = self.boundaries = Boundaries(dies_at)
@@ -715,7 +721,13 @@ class StoreStage:
         return self._booked()
 
     def run(
-        self, story: Story | Program, world: World, *, id: str = "run-1", dies_at: int | None = None, **options: Any
+        self,
+        story: Story | Program,
+        world: World,
+        *,
+        id: str = "run-1",
+        dies_at: int | str | None = None,
+        **options: Any,
     ) -> Any:
         world.boundaries = self.boundaries = Boundaries(dies_at)
         world.table = self.table

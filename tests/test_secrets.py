@@ -90,6 +90,7 @@ def test_no_verb_is_left_out() -> None:
         "leave",
         "dropped",
         "refuse_own",
+        "release_at_last",
     }
     assert verbs | offered <= {*BLOCKING, *ours, "identity", "aio", "close"}
     assert {name for name in vars(AsyncRunStore) if not name.startswith("_")} <= {*VERBS, "room"}

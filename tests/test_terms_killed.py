@@ -85,7 +85,7 @@ def test_a_step_that_was_killed_is_not_begun_again_if_it_must_not(lives: Lives) 
 def test_a_killed_sleep_wakes_at_its_moment(lives: Lives) -> None:
     """That which was recorded before the kill; the steps before it do not run again."""
     lives.dies("slept", "recorded nap")
-    (until,) = [record["value"] for _, key, record in lives.database.journal(RUN) if key == "nap"]
+    ((_, until),) = [record["value"] for _, key, record in lives.database.journal(RUN) if key == "nap"]
     word, woken = lives.ends("slept")
     assert word == "returned"
     assert datetime.fromisoformat(woken) >= datetime.fromisoformat(until)

@@ -138,10 +138,13 @@ def new_database(
 # As a record has one, and as a record within JSON has one. They hold paths: how long they are is this checkout's affair.
 _TRACEBACK: Final = re.compile(r'"traceback":"(?:[^"\\]|\\.)*"|\\"traceback\\":\\".*?(?<!\\)\\"')
 
+_USUAL: Final = 500
+
 
 def octets_of(text: str) -> int:
-    """The length of a record, or of the JSON of several, about: without tracebacks."""
-    return len(_TRACEBACK.sub("", text)) if "traceback" in text else len(text)
+    """The length of a record, or of the JSON of several, about: a traceback counts as one of usual length."""
+    rest, tracebacks = _TRACEBACK.subn("", text) if "traceback" in text else (text, 0)
+    return len(rest) + tracebacks * _USUAL
 
 
 class Result(NamedTuple):
