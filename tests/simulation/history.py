@@ -351,7 +351,10 @@ class History:
                 and self._under[outcome] not in self._finished
             ):
                 raise self._broken("leaving", f"{what} ran while its workflow was being left")
-        return False
+        # Its own, and late: a later execution has done the same anew meanwhile.
+        latest = self._told.get((run, site))
+        done_anew = before.cleanup or before.amid == CANCELLED
+        return done_anew and latest in self._drawn and int(self._under[latest].partition(":")[0]) > epoch
 
     def left_by(self, run: str, mark: str) -> None:
         """`run` has been cancelled and left in this process, where nothing else goes wrong: its id is free."""
