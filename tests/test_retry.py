@@ -145,6 +145,18 @@ def test_what_a_person_has_not_decided_on_still_waits_for_that(store: Any, retry
     assert bodies[-2:] == ["work", "ship"]
 
 
+def test_a_step_whose_record_was_lost_is_decided_on_like_any_other(database: Database, retry: Retry) -> None:
+    """A fail-over lost it before the failure was recorded, which names it: else the run would be refused for ever."""
+    orders, store = Orders(), database.store()
+    orders.failed(store)
+    database.execute("DELETE FROM durable_steps WHERE key = 'refund'")
+    with pytest.raises(durable.RetryRefused, match="'refund'"):
+        orders.run(store)
+    assert retry(store, "r", dry_run=True) == ["refund"]
+    assert retry(store, "r") == ["refund"]
+    assert orders.run(store) == ["reserve 1", "charge 1", "work 2", "ship 1"]
+
+
 def test_a_failure_on_the_way_out_again_takes_a_decision_again(store: Any, retry: Retry) -> None:
     """A retried run that fails in the same way has refunded once more."""
     orders = Orders()

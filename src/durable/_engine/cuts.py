@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from durable._engine.journal import Journal
 from durable.errors import InvalidArgument, RetryRefused
@@ -55,8 +55,10 @@ def cut(journal: Sequence[Record], from_step: str | None = None, *, run_id: str 
     """
     lines = _lines(journal, run_id)
     if from_step is None:
-        undecided = set(Journal(run_id, journal, None).undecided)
-        return _cut(journal, lines, [key for key in lines if key in undecided])
+        undecided = Journal(run_id, journal, None).undecided
+        found = _cut(journal, lines, [key for key in lines if key in undecided])
+        # A fail-over may have lost the record of one, before the failure was recorded: it runs again, as any lost one does.
+        return structs.replace(found, keys=found.keys + tuple(key for key in undecided if key not in lines))
     if from_step not in lines:
         known = ", ".join(map(repr, list(lines)[:_MAX_TOLD])) + (", …" if len(lines) > _MAX_TOLD else "")
         raise InvalidArgument(

@@ -275,7 +275,8 @@ class Writer:
 
     @locked
     def _failed(self, problem: Exception) -> None:
-        self._recover(type(problem).__name__)
+        if self._busy in (0, threading.get_ident()):  # else a caller performs its own job: that is not this turn's to end
+            self._recover(type(problem).__name__)
 
     def _recover(self, reason: str) -> None:
         """A turn has ended in the midst: nobody must wait for what it had in hand, and what waits is taken up."""
