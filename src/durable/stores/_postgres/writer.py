@@ -275,10 +275,8 @@ class Writer:
 
     @locked
     def _failed(self, problem: Exception) -> None:
-        if self._busy in (
-            0,
-            threading.get_ident(),
-        ):  # else a caller performs its own job: that is not this turn's to end
+        # Else a caller performs its own job, which is not this turn's to end.
+        if self._busy in (0, threading.get_ident()):
             self._recover(type(problem).__name__)
 
     def _recover(self, reason: str) -> None:
