@@ -210,7 +210,9 @@ def _leases(case: Case, verdict: Verdict) -> None:
         if change.token is None and change.new == change.old:
             if change.heir != "cancelled" and change.taken_by != f"w{owner}":
                 wrong.append(change)
-        elif change.left_of.total_seconds() > 0:
+        elif (
+            change.left_of.total_seconds() > 0 and change.taken_by != f"w{owner}"
+        ):  # what it could not give back it takes
             early.append(change)
     stolen = [
         change for change in early if change.at.timestamp() < died.get(change.owner.rpartition(":")[2], float("inf"))

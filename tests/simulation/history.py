@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from typing import Any, Final, NamedTuple
 
@@ -25,6 +26,7 @@ CANCELLED: Final = "a cancellation"
 INTERRUPTED: Final = "Ctrl-C"
 
 _MOST_DRIFTS: Final = 6
+_LONGEST_STATEMENT: Final = 12.0  # seconds
 _DRIFTS: Final = 0.999  # of a sleep, by a clock that is fast
 _MOST_DROPS: Final = 3  # of one record: its sending, one repetition, and one more where a reply was lost
 
@@ -132,6 +134,11 @@ class _Aside(Struct):
 _aside: Final = msgspec.json.Decoder(_Aside).decode
 
 
+def _gone(steps: list[Step]) -> set[int]:
+    """The places that are set aside, as things stand: after a fail-over another record may have a place."""
+    return {seq for step in steps if step.kind == Kind.ASIDE for seq in _aside(step.record).seqs}
+
+
 class Drawn(NamedTuple):
     """How a workflow called a step: at which moment of the history, what was in flight, and whether it `ends` the run."""
 
@@ -187,8 +194,8 @@ class History:
         self._under: dict[int, str] = {}  # and the token of its lease
         self._slept: dict[tuple[str, int], str] = {}  # of each sleep the token under which a workflow came there first
         self._first_told: dict[int, int] = {}  # of each value the moment when a workflow had it
+        self.set_back = (-math.inf, 0.0)  # when the server's clock was last set back, and from where
         self._set_aside: dict[int, int] = {}  # of each value that a retry has set aside, the epoch of that
-        self._gone: dict[str, set[int]] = {}  # of each run the places of the records that were set aside
         self._decided: set[int] = set()  # values of steps on the way out that a person has decided to keep
         self._finished: set[str] = set()  # tokens under which a run was ended
         self.forgets = False  # whether a fail-over has lost what was acknowledged
@@ -467,16 +474,20 @@ class History:
         if not after.snapshot["execution"].get("needsDecision") and Kind.ASIDE not in kinds:
             raise self._broken("leaving", f"{after.id} needs a decision, and went on without one")
 
+    def _stored(self, run: str) -> list[Step]:
+        known = (self._tables.steps.committed((run, seq)) for seq in self._tables.seqs.get(run, ()))
+        return [step for step in known if step is not None]
+
     def _audit_aside(self, step: Step) -> None:
         """What is set aside: of a retry from a step, at least all that was called when its value was known."""
         run, aside = step.workflow_id, _aside(step.record)
         self.seen["a retry from a step" if aside.from_step else "a retry by name"] += 1
-        gone = self._gone.setdefault(run, set())
-        known = [self._tables.steps.committed((run, seq)) for seq in self._tables.seqs.get(run, ()) if seq not in gone]
+        before = [old for old in self._stored(run) if old.seq != step.seq]
+        gone = _gone(before)
         values = {
             old.seq: value
-            for old in known
-            if old is not None and old.kind == Kind.STEP and (value := _outcome(old.record).value) in self._drawn
+            for old in before
+            if old.seq not in gone and old.kind == Kind.STEP and (value := _outcome(old.record).value) in self._drawn
         }
         if aside.from_step and not self.forgets:
             keyed = [s for s in aside.seqs if s in values and self._key(values[s]) == aside.from_step]
@@ -487,7 +498,6 @@ class History:
                 if drawn.moment > known_at and seq not in aside.seqs and not drawn.cleanup:
                     what = f"was called when {aside.from_step!r} was known, and stays"
                     raise self._broken("leaving", f"record {seq} of {run} {what}")
-        gone.update(aside.seqs)
         for seq, value in values.items():
             if seq in aside.seqs:
                 self.seen["a step that a retry has set aside"] += 1
@@ -502,6 +512,11 @@ class History:
 
     def _key(self, execution: int) -> str:
         return next((key for (_, key), executions in self._begun.items() if execution in executions), "")
+
+    def _expired_before_it_was_set_back(self, lease: Lease) -> bool:
+        """Whether the server's clock was set back while the statement that took this lease was on its way."""
+        at, clock = self.set_back
+        return self._server.timeline.now - at < _LONGEST_STATEMENT and lease.expires_at <= clock
 
     def _audit_lease(self, before: Lease | None, after: Lease, clock: float, *, finishes: bool) -> None:
         if after.owner_token is not None:
@@ -520,7 +535,7 @@ class History:
         if after.epoch <= before.epoch:
             raise self._broken("I5", f"the epoch of {after.workflow_id} went from {before.epoch} to {after.epoch}")
         if before.owner_token is not None:
-            if before.expires_at > clock:
+            if before.expires_at > clock and not self._expired_before_it_was_set_back(before):
                 claim, taker = (token.partition(":")[2] for token in (before.owner_token, after.owner_token))
                 mark = claim.partition(".")[0]
                 own = claim in self._left and mark == taker.partition(".")[0]
@@ -651,7 +666,7 @@ class History:
 
     def _check_way_out(self, run: str, steps: list[Step]) -> None:
         """Never refunded and shipped: what a workflow did because it failed does not stand beside its result."""
-        gone = self._gone.get(run, set())
+        gone = _gone(self._stored(run))
         for step in steps:
             value = _outcome(step.record).value if step.kind == Kind.STEP else None
             if value not in self._drawn or step.seq in gone or value in self._decided:

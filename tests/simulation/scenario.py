@@ -190,7 +190,8 @@ def _add_time(draw: Random, scenario: Scenario) -> None:
                 at = round(draw.random() * draw.choice((0.05, 0.5, 3.0)), 4)
                 scenario.faults.append(Fault("set server back", -1, at, draw.choice((0.3, 1.0, 5.0))))
             else:
-                by = draw.choice((-3600.0, -3600.0, -3.0, 3.0, 3600.0))
+                far = 3600.0 if len(scenario.slots) == 1 else 60.0  # what is due by it, others wait for
+                by = draw.choice((-far, -far, -3.0, 3.0, far))
                 scenario.faults.append(Fault("set clock", slot, draw.randrange(1, _EVENTS), by))
         if not any(op.kind == "sleep" for run in scenario.runs for op in run.ops):
             run = draw.choice(scenario.runs)

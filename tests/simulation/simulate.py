@@ -150,6 +150,10 @@ class _World:
     def _work(self) -> None:
         """Until every caller has what he wanted, and what is late has arrived."""
         patience = _PATIENCE_ON_SLOW_LINES if self.scenario.rate else _PATIENCE
+        if len(self.places) > 1:  # what one process wrote down as due, another whose clock is behind waits for
+            patience += max(
+                (abs(fault.amount) for fault in self.scenario.faults if fault.kind == "set clock"), default=0.0
+            )
         while self.unfinished:
             before = self.trouble
             self.timeline.run(before + patience)
@@ -200,6 +204,7 @@ class _World:
                 for place in self.places:  # the senders look whether what they sent is still there
                     place.send_signals(0.5)
             case "set server back":
+                self.history.set_back = (self.timeline.now, self.server.database.clock())
                 self.server.ahead -= fault.amount
             case "drop rows":
                 self.server.tables.drops[0] += int(fault.amount)
