@@ -20,6 +20,7 @@ from durable._engine.steps import Execution
 from durable._step import AsyncStep, Step
 from durable.snapshot import Record
 from durable.stores._postgres.writer import Job
+from ownership_children import wait_until
 from support import Database
 
 WRITERS = 3
@@ -138,9 +139,11 @@ def test_a_resumed_run_lets_go_of_the_texts_that_it_was_loaded_from(database: Da
     before = kept()  # of other tests in this process
 
     def after() -> None:
-        texts.append(kept() - before)
-        if len(texts) == 1:
+        if not texts:
+            texts.append(kept() - before)
             raise Interruption
+        # The writer's thread may still hold the answer that it has just given.
+        wait_until(lambda: kept() - before < 10, "the texts to be let go of")
 
     def workflow(step: durable.Step, _: Any, steps: int) -> None:
         for number in range(steps):
@@ -160,5 +163,4 @@ def test_a_resumed_run_lets_go_of_the_texts_that_it_was_loaded_from(database: Da
             else:
                 durable.run({}, workflow, id="long", store=store, input=100)
 
-    assert len(texts) == 2
-    assert texts[1] < 10
+    assert len(texts) == 1
