@@ -374,14 +374,14 @@ class EngineStage:
     def _call(self, execution: Execution, ask: Ask | WaitFor) -> Call:
         if isinstance(ask, WaitFor):
             call = execution.call(ask.name, ask.key, "", "main")
-            call.listens, call.patience, call.marked = True, ask.timeout, True
+            call.listens, call.patience = True, ask.timeout
             return call
         fingerprint = self._codec.fingerprint(list(ask.args), what="an argument") if ask.args else ""
         cleanup, amid = ask.terms.get("cleanup", False), _in_flight(execution)
         decides = not (cleanup or ask.terms.get("rests", False))
         call = execution.call(ask.name, ask.key, fingerprint, "main", amid, decides=decides)
         call.at_most_once, call.cleanup = ask.terms.get("at_most_once", False), cleanup
-        call.transacts, call.marked = isinstance(ask, Transfer), True
+        call.transacts = isinstance(ask, Transfer)
         return call
 
     @property

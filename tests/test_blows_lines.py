@@ -10,6 +10,7 @@ import contextlib
 import gc
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,26 @@ class _Strike:
         return self._line
 
 
+def _struck(stride: int, blow: type[BaseException], call: Callable[[int], Any]) -> Iterator[tuple[int, _Strike, Any]]:
+    """What `call(n)` comes to with a blow at its n-th line, for each n of the stride until it has no such line."""
+
+    def traced(n: int, strike: _Strike) -> Any:
+        sys.settrace(strike)
+        try:
+            return call(n)
+        except BaseException as problem:
+            return problem
+        finally:
+            sys.settrace(None)
+
+    for n in places(stride):
+        strike = _Strike(n, blow)
+        came = within(lambda n=n, strike=strike: traced(n, strike))
+        if not strike.where:
+            return
+        yield n, strike, came
+
+
 def _body(connection: Any) -> int:
     return int(connection.execute("SELECT 1").fetchone()[0])
 
@@ -79,24 +100,9 @@ def test_an_exception_at_every_line(kind: str, blow: type[BaseException], databa
     def workflow(step: Any, _: Any) -> Any:
         return _workflow(step, transacts)
 
-    def struck(n: int, strike: _Strike) -> Any:
-        sys.settrace(strike)
-        try:
-            return execute(None, workflow, id=f"r{n}", store=store)
-        except BaseException as problem:
-            return problem
-        finally:
-            sys.settrace(None)
-
     execute(None, workflow, id="warm", store=store)
-    for n in places(31):
-        strike = _Strike(n, blow)
-        came = within(lambda n=n, strike=strike: struck(n, strike))
-        if not strike.where:
-            break
+    for n, strike, came in _struck(31, blow, lambda n: execute(None, workflow, id=f"r{n}", store=store)):
         at = f"{n} {strike.where}"
-        if strike.is_entry and strike.where.endswith((" _resolve", " pass_on")):
-            continue  # the loop has called it and it has not begun: nothing of ours runs that could see to it
         tally.blows += 1
         tally.came[type(came).__name__] += 1
         if came == HANGS:
@@ -128,21 +134,11 @@ def test_an_exception_at_every_line_of_an_async_run(kind: str, database: Databas
         second = await step.transaction("t", _body) if transacts else 1
         return [first, second, await step("b", lambda: 2)]
 
-    def struck(n: int, strike: _Strike) -> Any:
-        sys.settrace(strike)
-        try:
-            return asyncio.run(execute(None, workflow, id=f"r{n}", store=store))
-        except BaseException as problem:
-            return problem
-        finally:
-            sys.settrace(None)
+    def run(n: object) -> Any:
+        return asyncio.run(execute(None, workflow, id=f"r{n}", store=store))
 
-    asyncio.run(execute(None, workflow, id="warm", store=store))
-    for n in places(37):
-        strike = _Strike(n, SoftLimit)
-        came = within(lambda n=n, strike=strike: struck(n, strike))
-        if not strike.where:
-            break
+    run("warm")
+    for n, strike, came in _struck(37, SoftLimit, run):
         at = f"{n} {strike.where}"
         if strike.is_entry and strike.where.endswith((" _resolve", " pass_on")):
             continue  # the loop has called it and it has not begun: nothing of ours runs that could see to it

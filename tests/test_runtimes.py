@@ -7,6 +7,7 @@ process of its own, whose main thread belongs to nobody else.
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -284,13 +285,21 @@ def test_an_interrupt_just_after_a_frame_was_entered_leaves_none_behind(after: i
     assert durable.run(None, workflow, id="run", store=store) == 1
 
 
+_COLLECTED = re.compile(
+    r"Exception ignored in: <generator object BasePipeline\._exit_gen at 0x[0-9a-f]+>\n"
+    r"Traceback \(most recent call last\):\n(?: .*\n)+"
+    r"psycopg\.OperationalError: flush request failed: connection pointer is NULL\n"
+)
+
+
 def storm(database: Database, body: str) -> None:
     """A process of its own, which ends well and quietly."""
     command = [sys.executable, "-c", PROLOGUE + textwrap.dedent(body) + "\nstore.close()\n", database.url]
     done = run_program([*command, database.schema])
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    # psycopg's own generator, left in a pipeline by what a handler raises, says so as it is collected: nothing is lost by it.
-    assert not done.stderr or "BasePipeline._exit_gen" in done.stderr.partition("\n")[0], done.stderr
+    # A pipeline's generator of psycopg's that a handler's exception has left says this, and only this, as it is collected: the
+    # connection was closed meanwhile. Nothing of ours can keep it from that.
+    said = _COLLECTED.sub("", done.stderr)
+    assert (done.returncode, done.stdout, said) == (0, "", ""), done.stderr
 
 
 @pytest.mark.parametrize("handler", STORMS)

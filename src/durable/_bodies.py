@@ -146,7 +146,7 @@ class NotBegun(Exception):
 
 
 def on_a_thread(name: str, body: Callable[[], Any]) -> Future[Any]:
-    """What the body comes to, on a thread of its own that keeps nobody from exiting. Raises `NotBegun`."""
+    """What the body comes to, on a thread that the interpreter does not wait for as it exits. Raises `NotBegun`."""
     answer: Future[Any] = Future()
     context = contextvars.copy_context()
 

@@ -202,11 +202,9 @@ class Driver:
             call = self._execution.call(name, key, fingerprint, branch, amid, decides=decides)
         if terms is not PLAIN:
             call.at_most_once, call.cleanup = terms.at_most_once, terms.cleanup
-            call.marked = call.marked or terms.at_most_once or terms.cleanup
         if body.listens:
-            call.listens, call.patience, call.marked = True, body.patience, True
-        if body.isolation is not None:
-            call.transacts = call.marked = True
+            call.listens, call.patience = True, body.patience
+        call.transacts = body.isolation is not None
         return call
 
     def _in_flight(self, exception: BaseException | None) -> InFlight | None:
@@ -396,7 +394,7 @@ class Driver:
             seconds = self._clock.elapsed() - attempt.began
             try:
                 again_in = policy.again_in(exception, attempt.number, seconds, body.fn, body.args, body.kwargs)
-            except InvalidArgument as problem:  # whether this was the last attempt, nobody can say
+            except InvalidArgument as problem:  # the policy does not say whether this was the last attempt
                 return Unstorable(problem)
         is_last = again_in is None and attempt.number > 1
         note = f"step {call.key!r} failed in {attempt.number} attempts" if is_last else ""

@@ -83,7 +83,7 @@ class Policy:
         seconds: float,
         fn: Any = None,
         args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] = {},  # noqa: B006 -- handed on, and changed by nobody
+        kwargs: dict[str, Any] = {},  # noqa: B006 -- handed on, and never changed
     ) -> float | None:
         """Seconds until the next attempt, after the `attempt`-th failed `seconds` after the first began; None: give up.
 
@@ -128,7 +128,7 @@ class Policy:
 
 
 def _check_loop(retry: tenacity.BaseRetrying) -> None:
-    """Tenacity's loop is not run, so nobody may have put something into it."""
+    """Tenacity's loop is not run: a policy with a loop of its own is refused."""
     for kind in type(retry).__mro__:
         if _is_tenacitys(kind):
             continue

@@ -49,7 +49,7 @@ def to_record(exception: BaseException, codec: Codec, *, note: str = "") -> Erro
     except Exception:
         try:
             _Records(records).of(exception)
-        except Exception:  # a class that lets nobody look at its instances
+        except Exception:  # its class raises, whatever it is asked
             record = _noted(ErrorRecord(type=_plain_name(type(exception)), message=_UNSEEN), note)
         else:  # it does: what came was another's, as of a signal's handler
             raise

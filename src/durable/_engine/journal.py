@@ -43,8 +43,7 @@ class Call(Struct, eq=False):
     the place that its record was given before. `started` is the place of the next record when the call was made, `amid` what
     it was made amid; one that is `left` was made while a cancellation was in flight, and `kept` are those after which the
     workflow went on; `cleanup` is done anew by every execution. `stored` is what its driver knows of the record that it is to
-    send, where an interrupt may leave no chance to report it: True once that is acknowledged, None while it is not known. What
-    few records say is asked only of a call that is `marked`.
+    send, where an interrupt may leave no chance to report it: True once that is acknowledged, None while it is not known.
     """
 
     key: str
@@ -56,7 +55,6 @@ class Call(Struct, eq=False):
     unordered: bool = False
     opened: bool = False
     stalled: bool = False
-    marked: bool = False
     at_most_once: bool = False
     listens: bool = False
     patience: float | None = None
@@ -229,7 +227,7 @@ class Journal:
         call = Call(key, name, fingerprint, auto, beside)
         call.started = self.next_seq
         if self._left_untold or amid is not None:
-            call.unordered = call.marked = True
+            call.unordered = True
         asked = (name, fingerprint, auto)
         if asked == self._last_asked:  # in a loop of thunks one is kept for all of them
             asked = self._last_asked

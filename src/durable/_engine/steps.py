@@ -376,11 +376,14 @@ class Execution:
             error,
             call.auto,
             call.concurrent,
-            fingerprint=call.fingerprint,
+            call.unordered,
+            call.fingerprint,
+            call.at_most_once,
+            call.signal,
             seconds=NO_TIME if seconds < _SHORTEST else int(seconds * 1000 + 0.5) / 1000,
             attempt=call.attempts or 1,  # a signal has none
         )
-        if call.marked or seq != call.started or self.journal.kept:
+        if seq != call.started or call.unordered or call.transacts or call.cleanup or self.journal.kept:
             call.record = self._marked(call, call.record, seq)
         call.stored = False
         call.phase = Phase.SENDING
@@ -395,9 +398,6 @@ class Execution:
         call.kept += self.journal.take_kept()
         return replace(
             record,
-            unordered=call.unordered,
-            once=call.at_most_once,
-            signal=call.signal,
             transaction=call.transacts,
             started=None if call.started == seq else call.started,
             amid=call.amid,

@@ -41,7 +41,7 @@ def kept_up(
                         pass
                     return
                 except Exception as problem:
-                    begun.set()  # first: whoever waits for that may hold the lock that `failed` takes
+                    begun.set()  # first: the starter waits for it, and may hold the lock that `failed` takes
                     failed(problem)
         finally:
             if ended is not None:

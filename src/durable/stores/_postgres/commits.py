@@ -97,7 +97,7 @@ class Found:
         self.server = server
         self.lease: Lease | None = None
         self._standing = (owner, expires_in) if token is not None and expires_in > 0 else (None, None)
-        # The epoch of a lease that nobody holds; 0 where there is none.
+        # The epoch of a lease that is free; 0 where there is none.
         self._free_at = epoch or 0 if self._standing == (None, None) else None
         if is_mine and token is not None and claiming.sent is not None:
             self.lease = Lease(claim.run_id, token, epoch, claim.seconds, claiming.sent, claiming.row)

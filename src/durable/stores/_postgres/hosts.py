@@ -1,4 +1,4 @@
-"""Several hosts, side by side: a host that accepts and says nothing keeps nobody from the one that takes writes.
+"""Several hosts, side by side: a host that accepts and says nothing does not keep a caller from the one that takes writes.
 
 libpq tries one after the other, and gives each its whole patience. Here the first has a moment for itself, then the next is
 tried as well; who has said no is asked again as long as another one is silent, since a standby may have become the primary
