@@ -25,7 +25,7 @@ from psycopg.conninfo import make_conninfo
 
 import durable
 from durable.stores import postgres
-from durable.stores._postgres import server as servers
+from durable.stores._embedded import server as servers
 from machine import Machine
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from durable._engine.decisions import Claim
 from durable._engine.leases import Lease
-from durable.snapshot import Record, Status
+from durable.records import Record, Status
 from durable.stores import MemoryStore
 
 

@@ -19,7 +19,7 @@ import psycopg
 
 from durable._engine.decisions import Claim, Granted
 from durable._engine.leases import Lease
-from durable.snapshot import Kind, Record
+from durable.records import Kind, Record
 from durable.stores import PostgresStore, embedded, postgres
 
 SCHEMA = "old_snapshot"

@@ -15,7 +15,7 @@ from typing import Any
 
 from durable import Snapshot
 from durable.stores import memory
-from durable.stores._given import AnyStore
+from durable.stores._adapters.kinds import AnyStore
 from durable.stores.listing import Listed
 from support import Database
 

@@ -16,7 +16,7 @@ from _pytest.faulthandler import fault_handler_stderr_fd_key
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from durable.stores._postgres.server import Server
+from durable.stores._embedded.server import Server
 from machine import shared_home
 from stages import EngineStage, Stage, memory_stage, postgres_stage
 from support import Database, end_looking

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from durable.errors import ServerNotStarted
-from durable.stores._postgres import server
-from durable.stores._postgres.server import Server
+from durable.stores._embedded import server
+from durable.stores._embedded.server import Server
 from ownership_children import gone, postmaster, remove_server, wait_until
 
 _ROOT: Final = Path(__file__).resolve().parent.parent

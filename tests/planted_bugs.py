@@ -12,15 +12,16 @@ from weakref import WeakKeyDictionary
 from greenlet import GreenletExit
 from msgspec.structs import replace
 
-from durable import _colours, _run
-from durable._decorator import current_frame
 from durable._engine import batches, cuts, leases, runs
 from durable._engine.batches import Entry
-from durable._engine.blame import InFlight
+from durable._engine.causes import InFlight
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
-from durable._map import Items, mapped_async
+from durable._runtime import run as run_module
+from durable._runtime import steps as steps_module
+from durable._runtime.decorator import current_frame
+from durable._runtime.mapping import Items, mapped_async
 from durable.errors import StoreUnavailable
 from durable.stores._postgres import commits
 from durable.stores._postgres.commits import Statements
@@ -393,7 +394,12 @@ BUGS = [
     Bug("automatic keys shared by branches", 1000, patches=[(Journal, "_is_ambiguous", _never)], first=600),
     Bug("failure replayed for ever", 1000, patches=[(runs, "blamed", _nobody)], first=1),
     Bug("retry after a lost reply without a nonce", 1000, patches=[(Statements, "_fate", _fate_without_nonce)]),
-    Bug("a map in the order of completion", 1000, patches=[(_colours, "mapped_async", _mapped_as_they_end)], first=40),
+    Bug(
+        "a map in the order of completion",
+        1000,
+        patches=[(steps_module, "mapped_async", _mapped_as_they_end)],
+        first=40,
+    ),
     Bug("a transaction without its fence", 1000, _with(transaction_fence=_unlocked), first=570),
     Bug(
         "a transaction whose record comes after it",
@@ -424,7 +430,12 @@ BUGS = [
     Bug("a thread of one life", 1000, patches=[(life, "kept_up", _of_one_life)]),
     Bug("a thread that did not start", 1000, patches=[(life, "kept_up", _not_started)]),
     Bug("a dropped row is sent for ever", 1000, patches=[(life._Writer, "_answered", _sent_for_ever)]),
-    Bug("a second cancellation keeps the lease", 2000, patches=[(_run, "see_through", _not_seen_through)], first=35),
+    Bug(
+        "a second cancellation keeps the lease",
+        2000,
+        patches=[(run_module, "see_through", _not_seen_through)],
+        first=35,
+    ),
     Bug(
         "sleeps until the wall clock says so",
         1000,

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, cast
 
 import durable
 from durable._engine import runs
-from durable._engine.blame import InFlight, in_flight, marked
+from durable._engine.causes import InFlight, in_flight, marked
 from durable._engine.cuts import aside, retried
 from durable._engine.decisions import (
     Abort,
@@ -62,13 +62,13 @@ from durable._engine.decisions import (
 from durable._engine.journal import Call, Journal
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
-from durable._terms import terms
+from durable._runtime.options import terms
 from durable.codecs import JsonCodec
-from durable.documents import Snapshot
+from durable.codecs._failures import from_record, to_record
 from durable.errors import Unwind
-from durable.failures import from_record, to_record
-from durable.snapshot import ErrorRecord, Header, Kind, Record, Status, StepRecord, standing
-from durable.snapshot import Execution as Standing
+from durable.records import ErrorRecord, Header, Kind, Record, Status, StepRecord, standing
+from durable.records import Execution as Standing
+from durable.snapshots import Snapshot
 from durable.stores import MemoryStore, PostgresStore
 from durable.stores.protocol import Isolation, Late, Transaction
 from support import Database

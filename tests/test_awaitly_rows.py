@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import durable
-from durable.documents import Snapshot
+from durable.snapshots import Snapshot
 from durable.stores import memory
 from support import Database
 from test_whole_snapshots import Shelf

@@ -22,8 +22,8 @@ from psycopg.conninfo import make_conninfo
 
 import durable
 from durable.stores import PostgresStore, embedded, memory, postgres
-from durable.stores._postgres import server as server_module
-from durable.stores._postgres.server import Server
+from durable.stores._embedded import server as server_module
+from durable.stores._embedded.server import Server
 from ownership_children import process_of, remove_server, wait_until
 from support import Database
 

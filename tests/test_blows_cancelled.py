@@ -15,7 +15,7 @@ import pytest
 
 import durable
 from blows import KINDS, Tally, places, store_of
-from durable.stores._given import AnyStore
+from durable.stores._adapters.kinds import AnyStore
 from support import Database
 
 execute: Any = durable.run  # in either colour

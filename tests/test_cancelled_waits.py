@@ -19,7 +19,7 @@ from durable._engine.leases import LONGEST_WAIT, Lease
 from durable.clocks import SystemClock
 from durable.stores import memory
 from durable.stores._heartbeat import Heartbeat
-from durable.stores._postgres.process import Process
+from durable.stores._postgres.resources import Process
 from support import Database
 
 HEARD_WITHIN = 2.0  # seconds: the promise

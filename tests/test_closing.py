@@ -18,7 +18,7 @@ import pytest
 import durable
 from blows import Dictionary, Tally, places
 from durable.stores import memory
-from durable.stores._given import AnyStore
+from durable.stores._adapters.kinds import AnyStore
 from support import Database
 from test_blows_lines import HANGS, within
 

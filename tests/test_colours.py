@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from durable._colours import AsyncDriver, BlockingDriver
-from durable._run import AsyncRun, BlockingRun
-from durable.stores._awaited import _Verbs
-from durable.stores._whole import WholeSnapshots
+from durable._runtime.run import AsyncRun, BlockingRun
+from durable._runtime.steps import AsyncDriver, BlockingDriver
+from durable.stores._adapters.async_snapshots import _Verbs
+from durable.stores._adapters.snapshots import WholeSnapshots
 
 # The leaves, where blocking and awaiting really differ: how a body is called, how an answer, a change or a clock is
 # waited for, and what guards the engine.

@@ -17,9 +17,9 @@ from psycopg_pool import ConnectionPool
 
 import durable
 from durable.stores import postgres
-from durable.stores._postgres import server as servers
-from durable.stores._postgres.demands import doubts, objection
-from durable.stores._postgres.server import Server
+from durable.stores._embedded import server as servers
+from durable.stores._embedded.server import Server
+from durable.stores._postgres.requirements import doubts, objection
 from ownership_children import wait_until
 from pgbouncer import bouncer
 from support import Database, needs_pgbouncer

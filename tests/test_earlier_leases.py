@@ -15,7 +15,7 @@ import pytest
 import durable
 from durable._engine.decisions import Granted
 from durable.errors import LeaseLost, RecordsLost, RunCancelled
-from durable.snapshot import Kind, Record, Status
+from durable.records import Kind, Record, Status
 from durable.stores import PostgresStore, memory
 from durable.testing.run_stores import a_claim, a_step
 from support import Database

@@ -18,8 +18,8 @@ import pytest
 import durable
 from durable.errors import ServerNotStarted
 from durable.stores import embedded
-from durable.stores._postgres import server as module
-from durable.stores._postgres.server import Server
+from durable.stores._embedded import server as module
+from durable.stores._embedded.server import Server
 from ownership_children import postmaster, remove_server
 
 VARIABLES = {

@@ -20,8 +20,8 @@ import tenacity
 import durable
 import durable.testing
 from durable.codecs import JsonCodec
-from durable.failures import from_record, to_record
-from durable.snapshot import FailureRecord, render
+from durable.codecs._failures import from_record, to_record
+from durable.records import FailureRecord, render
 from durable.stores import memory
 from support import Database
 from value_kinds import Colour, Line, Plain

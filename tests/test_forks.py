@@ -210,7 +210,7 @@ def test_a_store_of_five_verbs_that_another_thread_is_in(monkeypatch: pytest.Mon
 
 def test_the_first_run_without_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
     """While another thread is being warned of that."""
-    from durable import _plan  # noqa: PLC0415 -- as in a process that has just begun
+    from durable._runtime import plan as _plan  # noqa: PLC0415 -- as in a process that has just begun
 
     monkeypatch.setattr(_plan, "_of_this_process", {})
     warned, goes_on = threading.Event(), threading.Event()

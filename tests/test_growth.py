@@ -17,8 +17,8 @@ import durable
 from durable._engine.journal import Call, Journal
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
-from durable._step import AsyncStep, Step
-from durable.snapshot import Record
+from durable._runtime.handles import AsyncStep, Step
+from durable.records import Record
 from durable.stores._postgres.writer import Job
 from ownership_children import wait_until
 from support import Database

@@ -415,7 +415,7 @@ class Called:
 def checkout(step, deps): return step("pay", lambda: 1)
 
 def report(out):
-    from durable._workflow import identity_of
+    from durable._runtime.workflow import identity_of
     fns = [checkout, Workflows().buy, Called(), lambda step, deps: 1]
     out.append([identity_of(fn).function for fn in fns])
 

@@ -15,7 +15,7 @@ from msgspec import Raw
 
 import durable
 from durable._engine.cuts import cut
-from durable.snapshot import Record, StepRecord, render
+from durable.records import Record, StepRecord, render
 from durable.stores import MemoryStore, memory
 from stages import Died, Program, Stage, StoreStage, World, memory_stage, postgres_stage
 from support import Database

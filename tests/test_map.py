@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import durable
-from durable.snapshot import Kind
+from durable.records import Kind
 from durable.stores import memory
 from support import Database
 

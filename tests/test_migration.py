@@ -13,8 +13,8 @@ from msgspec import UNSET, structs
 import durable
 from durable._engine.decisions import Claim, Decline, Migrate, Refused
 from durable._engine.runs import admitted
-from durable.documents import Snapshot
-from durable.snapshot import Execution, Header, Status
+from durable.records import Execution, Header, Status
+from durable.snapshots import Snapshot
 from durable.stores import memory
 from stages import Ask, Died, StoreStage, World, memory_stage, postgres_stage
 from support import Database

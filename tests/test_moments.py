@@ -14,7 +14,7 @@ import pytest
 import tenacity
 
 import durable
-from durable._durations import MAX_SECONDS
+from durable._common.durations import MAX_SECONDS
 from durable.stores import memory
 from durable.testing import JumpingClock, Rehearsal
 from support import Database

@@ -20,8 +20,8 @@ from durable import Step
 from durable._engine.decisions import Claim, Granted
 from durable._engine.leases import Lease
 from durable.stores import PostgresStore
+from durable.stores._embedded.server import Server
 from durable.stores._postgres.schema import _LOCK_SPACE
-from durable.stores._postgres.server import Server
 from ownership_children import remove_server, wait_until
 from support import Database
 

@@ -22,8 +22,8 @@ from durable._engine.decisions import Abort, Claim, ClaimAgain, Granted, Proceed
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
 from durable.events import RunEvent, StepStalled
-from durable.snapshot import Execution as Standing
-from durable.snapshot import Header, Kind, Record, Status, StepRecord, render
+from durable.records import Execution as Standing
+from durable.records import Header, Kind, Record, Status, StepRecord, render
 from durable.stores import MemoryStore, memory
 from durable.stores._postgres.statements import Names, statements
 from support import Database

@@ -22,7 +22,7 @@ import durable
 from durable._engine.decisions import Claim, Granted, Refused
 from durable._engine.leases import Lease
 from durable.events import LeaseTaken, RunBegan, RunEvent, StepRecorded
-from durable.snapshot import Kind, Record, Status, StepRecord, render
+from durable.records import Kind, Record, Status, StepRecord, render
 from durable.stores import PostgresStore, memory
 from durable.stores._postgres.statements import Names, statements
 from ownership_children import PATIENCE, Child, Orders, Scene, execute, process_of, run_as_ordered, traces, wait_until

@@ -30,7 +30,7 @@ from durable._engine.batches import LARGE
 from durable._engine.decisions import Claim, Granted
 from durable.errors import LeaseLost
 from durable.events import RunEvent, StepStalled
-from durable.snapshot import Kind, Record, Status
+from durable.records import Kind, Record, Status
 from durable.stores import PostgresStore, postgres
 from durable.stores._postgres.commits import Found, checkpoint_job
 from durable.stores._postgres.connections import Connections

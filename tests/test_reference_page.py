@@ -24,8 +24,8 @@ from psycopg_pool import ConnectionPool
 import durable
 from durable import ResumeStateCollector, Workflow
 from durable.stores import Listed, PostgresStore, SnapshotStore, embedded, memory, postgres, script
+from durable.stores._embedded.server import Server
 from durable.stores._postgres import snapshots
-from durable.stores._postgres.server import Server
 from programs import run_program
 from support import POISONS, Database
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import durable
-from durable.documents import Snapshot
+from durable.snapshots import Snapshot
 from durable.stores import MemoryStore, PostgresStore, memory
 from support import Database
 from test_whole_snapshots import AsyncShelf, Shelf

@@ -15,7 +15,7 @@ from msgspec import structs
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
 from durable.errors import DurableError
-from durable.snapshot import Execution, Kind, Record, Status
+from durable.records import Execution, Kind, Record, Status
 from durable.stores import MemoryStore, PostgresStore, memory
 from support import Database
 

@@ -19,9 +19,9 @@ import durable
 from durable._engine.decisions import Granted
 from durable._engine.leases import Lease
 from durable.clocks import SystemClock
-from durable.snapshot import Kind, Record, Status
+from durable.records import Kind, Record, Status
 from durable.stores import PostgresStore, memory, postgres
-from durable.stores._given import run_store
+from durable.stores._adapters.kinds import run_store
 from durable.stores.protocol import AsyncRunStore, RolledBack, RunStore, SnapshotStore
 from durable.testing.run_stores import a_claim, alive
 from durable.testing.snapshot_stores import a_document

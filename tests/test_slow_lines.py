@@ -21,8 +21,8 @@ import durable
 from durable._engine import batches
 from durable._engine.batches import LARGE, MOST_BYTES, SLOWEST, Verb
 from durable._engine.decisions import Claim, Granted
-from durable.documents import Snapshot
 from durable.errors import LeaseLost
+from durable.snapshots import Snapshot
 from durable.stores import PostgresStore
 from durable.stores._postgres import commits, watchdog
 from proxy import Proxy

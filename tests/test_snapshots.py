@@ -9,8 +9,8 @@ import pytest
 from msgspec import structs
 
 import durable
-from durable.documents import Snapshot
 from durable.events import ResumeStateCollector
+from durable.snapshots import Snapshot
 from durable.stores import memory
 from support import Database
 from test_whole_snapshots import Shelf

@@ -16,7 +16,7 @@ import tenacity
 
 import durable
 from durable.events import RunEvent, StepBegan, StepRetrying
-from durable.snapshot import Kind
+from durable.records import Kind
 from durable.stores import memory
 from stages import Ask, Died, EngineStage, Stage, Together, World
 from support import Database

@@ -16,7 +16,7 @@ import pytest
 import durable
 from blows import Dictionary
 from durable.stores import memory
-from durable.stores._given import AnyStore
+from durable.stores._adapters.kinds import AnyStore
 from durable.stores._postgres import hosts
 from support import Database
 

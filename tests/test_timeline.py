@@ -19,9 +19,9 @@ from msgspec import structs
 import durable
 from durable._engine.decisions import Claim, Granted
 from durable.clocks import SystemClock
-from durable.documents import journal_of
 from durable.events import StepRecorded
-from durable.snapshot import EarlierExecution, ErrorSummary, Status
+from durable.records import EarlierExecution, ErrorSummary, Status
+from durable.snapshots import journal_of
 from durable.stores import MemoryStore, PostgresStore, memory
 from support import Database
 from test_whole_snapshots import Shelf

@@ -18,7 +18,7 @@ import pytest
 import tenacity
 
 import durable
-from durable import _driver
+from durable._runtime import driver as driver_module
 from durable.stores import MemoryStore, embedded, memory, postgres
 from durable.testing import Rehearsal
 from programs import run_program
@@ -417,7 +417,7 @@ def test_what_led_to_an_error_stays(store: MemoryStore) -> None:
 
 def test_a_mistake_of_ours_keeps_every_line(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A report of it needs them."""
-    monkeypatch.setattr(_driver, "Returned", json.JSONDecoder().decode)
+    monkeypatch.setattr(driver_module, "Returned", json.JSONDecoder().decode)
     problem = Colour(is_async=False).run(lambda step: step("one", len, "x"), store=store)
     assert lines(problem).count("ours") > 3
     assert "workflow" in lines(problem)

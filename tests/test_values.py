@@ -8,7 +8,7 @@ import pytest
 
 import durable
 from durable.codecs import JsonCodec
-from durable.failures import from_record, to_record
+from durable.codecs._failures import from_record, to_record
 
 CODEC = JsonCodec()
 

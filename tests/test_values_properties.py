@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 
 import durable
 from durable.codecs import Codecs, JsonCodec
-from durable.failures import from_record, to_record
-from durable.snapshot import ErrorRecord
+from durable.codecs._failures import from_record, to_record
+from durable.records import ErrorRecord
 from durable.stores import memory
 from value_kinds import (
     Attrs,

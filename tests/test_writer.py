@@ -17,12 +17,12 @@ from psycopg_pool import ConnectionPool
 
 import durable
 from durable import AsyncStep, Step
+from durable._common.reports import flush
 from durable._engine import batches
 from durable._engine.batches import Backlog, Entry, Verb, Verdict, latest_under
 from durable._engine.decisions import Claim, Granted
 from durable._engine.leases import Lease
-from durable._reports import flush
-from durable.snapshot import Kind, Record, Status
+from durable.records import Kind, Record, Status
 from durable.stores import PostgresStore, postgres
 from durable.stores._postgres.commits import checkpoint_job, finish_job
 from durable.stores._postgres.writer import Job

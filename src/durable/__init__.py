@@ -1,17 +1,16 @@
 """Durable workflows: ordinary Python functions, checkpointed in your own PostgreSQL."""
 
-from durable import _environment as _environment  # first: it says what is missing
+from durable._common import environment as environment  # first: it says what is missing
 
 # isort: split
 from durable import aio
-from durable._control import cancel, retry, signal
-from durable._decorator import idempotency_key, step
-from durable._run import run
-from durable._state import delete_state, has_state, list_pending, result, status
-from durable._step import AsyncStep, Step
-from durable._workflow import workflow
+from durable._runtime.control import cancel, retry, signal
+from durable._runtime.decorator import idempotency_key, step
+from durable._runtime.handles import AsyncStep, Step
+from durable._runtime.run import run
+from durable._runtime.state import delete_state, has_state, list_pending, result, status
+from durable._runtime.workflow import workflow
 from durable.codecs import alias, stored_as
-from durable.documents import Snapshot
 from durable.errors import (
     AccessDenied,
     AmbiguousKey,
@@ -52,6 +51,7 @@ from durable.errors import (
 )
 from durable.events import ResumeStateCollector
 from durable.resume import Workflow
+from durable.snapshots import Snapshot
 
 __all__ = [
     "AccessDenied",

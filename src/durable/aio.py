@@ -4,13 +4,13 @@ Each takes any store: one of ours, or one of five verbs, whether these block (th
 coroutines.
 """
 
-from durable._control import cancel_async as cancel
-from durable._control import retry_async as retry
-from durable._control import signal_async as signal
-from durable._state import delete_state_async as delete_state
-from durable._state import has_state_async as has_state
-from durable._state import list_pending_async as list_pending
-from durable._state import result_async as result
-from durable._state import status_async as status
+from durable._runtime.control import cancel_async as cancel
+from durable._runtime.control import retry_async as retry
+from durable._runtime.control import signal_async as signal
+from durable._runtime.state import delete_state_async as delete_state
+from durable._runtime.state import has_state_async as has_state
+from durable._runtime.state import list_pending_async as list_pending
+from durable._runtime.state import result_async as result
+from durable._runtime.state import status_async as status
 
 __all__ = ["cancel", "delete_state", "has_state", "list_pending", "result", "retry", "signal", "status"]

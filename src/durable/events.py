@@ -14,8 +14,7 @@ from typing import TypeAlias
 
 from msgspec import structs
 
-from durable.documents import Snapshot, snapshot_of
-from durable.snapshot import (
+from durable.records import (
     AttemptRecord,
     Execution,
     FailureRecord,
@@ -27,6 +26,7 @@ from durable.snapshot import (
     render,
     standing,
 )
+from durable.snapshots import Snapshot, snapshot_of
 
 __all__ = [
     "Event",

@@ -9,14 +9,14 @@ from typing import Any, Final, Generic, TypeVar, overload
 
 from msgspec import UNSET, structs
 
-from durable._border import public
-from durable._plan import OMITTED
-from durable._run import run
-from durable._step import AsyncStep, Pending, Step
-from durable._workflow import workflow
-from durable.documents import Snapshot, as_history
+from durable._common.boundary import public
+from durable._runtime.handles import AsyncStep, Pending, Step
+from durable._runtime.plan import OMITTED
+from durable._runtime.run import run
+from durable._runtime.workflow import workflow
 from durable.events import Listener
-from durable.snapshot import Status, checked_name, standing
+from durable.records import Status, checked_name, standing
+from durable.snapshots import Snapshot, as_history
 from durable.stores import memory
 from durable.stores.listing import checked_snapshot
 

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import namedtuple_row
 
-from durable.documents import Snapshot
+from durable.snapshots import Snapshot
 from durable.stores import postgres
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from durable.snapshot import Kind
+from durable.records import Kind
 from durable.stores._postgres import schema, statements
 from durable.stores._postgres import store as stores
 from durable.stores._postgres.commits import Found, Statements, checkpoint_job

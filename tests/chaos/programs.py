@@ -13,7 +13,7 @@ from typing import Any, Final
 import tenacity
 
 import durable
-from durable.documents import Snapshot
+from durable.snapshots import Snapshot
 
 Program = Callable[[Any, Any, int], Generator[Any, Any, Any]]
 

@@ -18,7 +18,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from chaos.effects import Log
-from durable.stores._postgres import server
+from durable.stores._embedded import server
 from machine import Machine
 from ownership_children import gone, postmaster, remove_server, wait_until
 

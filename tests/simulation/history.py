@@ -13,7 +13,7 @@ from msgspec import Struct
 from durable._engine.batches import Verb
 from durable._engine.leases import Lease as HeldLease
 from durable.errors import LeaseLost, OutcomeUnknown, StepTimeout
-from durable.snapshot import Kind, Record, Status
+from durable.records import Kind, Record, Status
 from simulation.database import Change
 from simulation.server import Server
 from simulation.tables import Effect, Header, Lease, Step

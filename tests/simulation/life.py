@@ -12,15 +12,16 @@ from typing import Any, Final, Protocol, cast
 
 from greenlet import greenlet
 
-from durable import _bodies, _run
-from durable._map import Items, mapped
-from durable._step import AsyncStep, Step
+from durable._common.threads import Daemons
+from durable._runtime import bodies as bodies_module
+from durable._runtime import run as run_module
+from durable._runtime.handles import AsyncStep, Step
+from durable._runtime.mapping import Items, mapped
 from durable.errors import StoreUnavailable
-from durable.snapshot import Record
-from durable.stores._daemons import Daemons
+from durable.records import Record
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._postgres import commits, writer
-from durable.stores._postgres.process import Process
+from durable.stores._postgres.resources import Process
 from durable.stores._postgres.statements import Names
 from durable.stores._postgres.store import AsyncPostgresStore, PostgresStore
 from durable.stores._postgres.transactions import PostgresTransaction, Room, Transactions
@@ -229,7 +230,7 @@ def is_behind() -> bool:
 
 
 def body_on_a_thread(name: str, body: Callable[[], Any]) -> Any:
-    """See `_bodies.on_a_thread`."""
+    """See `bodies.on_a_thread`."""
     asked = acting().timeline.now
 
     def begun() -> Any:
@@ -332,15 +333,15 @@ class _Transaction(RealTransaction):  # type: ignore[misc]
         history.committed(self._lease, record, None)
 
 
-_on_a_thread: Any = threads.with_names(cast(Any, _bodies.on_a_thread), {**_OURS, "Future": _threading.Future})
+_on_a_thread: Any = threads.with_names(cast(Any, bodies_module.on_a_thread), {**_OURS, "Future": _threading.Future})
 _CALLED: Final = {
-    "called_within": threads.with_names(cast(Any, _bodies.called_within), {"on_a_thread": _body_on_a_thread}),
+    "called_within": threads.with_names(cast(Any, bodies_module.called_within), {"on_a_thread": _body_on_a_thread}),
 }
-_from_a_thread: Final = cast(Any, _bodies)._awaited_from_a_thread  # noqa: SLF001 -- likewise
+_from_a_thread: Final = cast(Any, bodies_module)._awaited_from_a_thread  # noqa: SLF001 -- likewise
 _AWAITED: Final = {
     **_CALLED,
     "awaited_within": threads.with_names(
-        cast(Any, _bodies.awaited_within),
+        cast(Any, bodies_module.awaited_within),
         {"_awaited_from_a_thread": threads.with_names(_from_a_thread, {"on_a_thread": _body_on_a_thread})},
     ),
     "on_a_thread": _on_a_thread,
@@ -351,12 +352,12 @@ _ITEMS: Final = {
 }
 _BlockingStep: Final[Any] = threads.rebound(Step, {**_OURS, **_CALLED, **_ITEMS})
 _AsyncStep: Final[Any] = threads.rebound(AsyncStep, _AWAITED)
-_BlockingRun: Final[Any] = threads.rebound(_run.BlockingRun, _OURS)
+_BlockingRun: Final[Any] = threads.rebound(run_module.BlockingRun, _OURS)
 run_here: Final[Any] = threads.with_names(
-    cast(Any, _run).run,
+    cast(Any, run_module).run,
     {
         "BlockingRun": partial(_BlockingRun, driver=_BlockingStep),
-        "AsyncRun": partial(_run.AsyncRun, driver=_AsyncStep),
+        "AsyncRun": partial(run_module.AsyncRun, driver=_AsyncStep),
     },
 )
 _RealStore: Final[Any] = threads.rebound(

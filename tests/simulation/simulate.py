@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from msgspec.structs import replace
 
-from durable._control import retry
+from durable._runtime.control import retry
 from durable.errors import (
     AmbiguousKey,
     DurableError,

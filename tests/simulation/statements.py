@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from durable.snapshot import MAX_EARLIER, Kind, Status
+from durable.records import MAX_EARLIER, Kind, Status
 from simulation.database import (
     KEY_SHARE,
     NO_KEY_UPDATE,

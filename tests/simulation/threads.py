@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, Self, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from durable._locks import is_locked, locked
+from durable._common.locks import is_locked, locked
 
 __all__ = ["Host", "Thread", "Threading", "rebound", "wait"]
 
@@ -408,7 +408,7 @@ def _copied(function: types.FunctionType, names: Mapping[str, Any]) -> types.Fun
 
 
 def _innermost(function: types.FunctionType) -> types.FunctionType:
-    inner: types.FunctionType = inspect.unwrap(function)  # not its border: see `durable._border`
+    inner: types.FunctionType = inspect.unwrap(function)  # not its border: see `durable._common.boundary`
     return inner
 
 

@@ -8,7 +8,7 @@ from msgspec import Struct, structs
 
 from durable._engine.journal import Journal
 from durable.errors import InvalidArgument, RetryRefused
-from durable.snapshot import (
+from durable.records import (
     AsideRecord,
     AttemptRecord,
     Header,

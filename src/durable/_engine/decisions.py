@@ -12,10 +12,10 @@ from typing import Any, TypeAlias
 
 from msgspec import Struct, field
 
-from durable._durations import later
+from durable._common.durations import later
 from durable._engine.leases import LONGEST_WAIT, Lease
 from durable.errors import DurableError, VersionMismatch
-from durable.snapshot import ErrorRecord, Header, Record, Status, StepRecord
+from durable.records import ErrorRecord, Header, Record, Status, StepRecord
 
 
 class Reading(Struct, frozen=True, gc=False):

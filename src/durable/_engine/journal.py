@@ -7,10 +7,10 @@ from enum import Enum
 
 from msgspec import UNSET, Struct
 
-from durable._engine.blame import InFlight
+from durable._engine.causes import InFlight
 from durable._engine.decisions import Abort, Leave, Raise
 from durable.errors import AmbiguousKey, KeyConflict, UnreadableRecord, WorkflowDrift
-from durable.snapshot import (
+from durable.records import (
     AsideRecord,
     AttemptRecord,
     FailureRecord,

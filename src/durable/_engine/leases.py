@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from durable._durations import in_seconds, shown
+from durable._common.durations import in_seconds, shown
 from durable.errors import DurableError, InvalidArgument
 
 RENEWALS_PER_LEASE: Final = 3  # two renewals in a row may fail before the lease is in danger

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from durable._engine.blame import blamed, origin, tags_of
+from durable._engine.causes import blamed, origin, tags_of
 from durable._engine.decisions import (
     Admission,
     Claim,
@@ -43,7 +43,7 @@ from durable.errors import (
     WaitTimedOut,
 )
 from durable.events import KeysUnused, RunCompleted, RunFailed, RunInterrupted
-from durable.snapshot import (
+from durable.records import (
     FORMAT_VERSION,
     ErrorRecord,
     FailureRecord,

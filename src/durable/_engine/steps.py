@@ -10,9 +10,9 @@ from typing import Final
 from msgspec import UNSET, Raw, UnsetType
 from msgspec.structs import replace
 
-from durable._durations import MAX_SECONDS, later
+from durable._common.durations import MAX_SECONDS, later
 from durable._engine.batches import pause
-from durable._engine.blame import InFlight
+from durable._engine.causes import InFlight
 from durable._engine.decisions import (
     Abort,
     Acknowledged,
@@ -61,7 +61,7 @@ from durable.events import (
     StepRetrying,
     StepStalled,
 )
-from durable.snapshot import NO_TIME, AttemptRecord, ErrorRecord, Kind, Record, StepRecord, render
+from durable.records import NO_TIME, AttemptRecord, ErrorRecord, Kind, Record, StepRecord, render
 
 _RESOLUTION: Final = 1e-6  # seconds, of moments: what is left of a wait below that is nothing
 _SHORTEST: Final = 0.0005  # seconds of a body: of anything shorter nothing is said

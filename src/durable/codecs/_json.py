@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from durable._border import public
+from durable._common.boundary import public
 from durable.codecs._advice import DATA_CLASSES, its_type
 from durable.codecs._annotations import mismatch
 from durable.codecs._promises import check_promise

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from durable._border import public
+from durable._common.boundary import public
 from durable.codecs._annotations import is_stand_in, is_typed_dict
 from durable.codecs._names import alias
 from durable.codecs._shapes import Stored, give_shape

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from durable import (
-    _environment as _environment,
-)  # first, and also where another `durable/__init__.py` has replaced ours
+# First, and also where another `durable/__init__.py` has replaced ours.
+from durable._common import environment as environment
 
 # isort: split
 import os
@@ -12,13 +11,13 @@ from collections.abc import Sequence
 
 from psycopg_pool import ConnectionPool
 
-from durable._border import public
+from durable._common.boundary import public
 from durable.codecs import Codec
 from durable.errors import InvalidArgument
+from durable.stores._embedded.server import Server
 from durable.stores._memory import MemoryStore
 from durable.stores._postgres.connections import Pool
 from durable.stores._postgres.schema import script as schema_script
-from durable.stores._postgres.server import Server
 from durable.stores._postgres.statements import Names
 from durable.stores._postgres.store import MAX_TRANSACTIONS, PostgresStore
 from durable.stores.listing import Listed, Stats

@@ -9,11 +9,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from durable._common.locks import locked
+from durable._common.reports import report
+from durable._common.threads import kept_up, wait_for
 from durable._engine.leases import LOOK_EVERY, Lease
-from durable._locks import locked
-from durable._reports import report
 from durable.clocks import Clock
-from durable.stores._daemons import kept_up, wait_for
 
 _SHORTEST_PAUSE: Final = 0.05  # seconds, after a turn that failed
 _RETRY: Final = 0.1  # of the shortest lease: how soon a failed renewal is tried again

@@ -12,21 +12,21 @@ from typing import Any, NamedTuple, Self, TypeAlias
 
 from msgspec import structs
 
-from durable._border import public_verbs
-from durable._durations import Duration
+from durable._common.boundary import public_verbs
+from durable._common.durations import Duration
+from durable._common.forks import renewed_in_children
+from durable._common.locks import locked
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import Lease
 from durable._engine.runs import adopted, executable, is_foreign
-from durable._forks import renewed_in_children
-from durable._locks import locked
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, chosen
-from durable.documents import Snapshot, foreign_failures, journal_of, snapshot_of, with_foreign_failures
 from durable.errors import ConcurrentExecution, DurableError, InvalidArgument, LeaseLost, RunCancelled
-from durable.snapshot import Execution, Header, Kind, Record, Status, StepRecord, checked_name, standing, taken_up
+from durable.records import Execution, Header, Kind, Record, Status, StepRecord, checked_name, standing, taken_up
+from durable.snapshots import Snapshot, foreign_failures, journal_of, snapshot_of, with_foreign_failures
+from durable.stores._facades import AsyncStore
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._owner import this_process
-from durable.stores._threads import AsyncStore
 from durable.stores.listing import (
     FORCE_ADVICE,
     NO_MOMENT,

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
-from durable._durations import checked_duration
-from durable.documents import Snapshot
+from durable._common.durations import checked_duration
 from durable.errors import InvalidArgument, UnreadableRecord
-from durable.snapshot import checked_name
+from durable.records import checked_name
+from durable.snapshots import Snapshot
 
 __all__ = ["Asked", "Listed", "Progress", "RunStatus", "Stats"]
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
-from durable.documents import Snapshot
-from durable.snapshot import Record, Status
+from durable.records import Record, Status
+from durable.snapshots import Snapshot
 from durable.stores.listing import Listed
 
 __all__ = [

@@ -26,7 +26,7 @@ from durable.events import (
     StepStalled,
     safely,
 )
-from durable.snapshot import StepRecord
+from durable.records import StepRecord
 
 __all__ = ["all_of", "log_events"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from durable._driver import Body, Driver
 from durable._engine.decisions import Attempt, StepOutcome
 from durable._engine.journal import Call
-from durable._step import AsyncStep, Step
+from durable._runtime.driver import Body, Driver
+from durable._runtime.handles import AsyncStep, Step
 from durable.stores.protocol import Transaction
 from durable.testing._part import Part
 

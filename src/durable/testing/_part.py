@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from msgspec import structs
 
-from durable._driver import Body
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.journal import Call
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
-from durable._plan import Plan
+from durable._runtime.driver import Body
+from durable._runtime.plan import Plan
 from durable.clocks import SystemClock
-from durable.documents import Snapshot
 from durable.errors import DurableError, Unwind, WorkflowDrift
-from durable.snapshot import Kind, Record, Status, StepRecord, parse, render
-from durable.stores._threads import ThreadedStore
+from durable.records import Kind, Record, Status, StepRecord, parse, render
+from durable.snapshots import Snapshot
+from durable.stores._facades import ThreadedStore
 from durable.stores.protocol import Isolation, Late, Transaction
 from durable.testing._thunks import contents
 from durable.testing.clock import Watch

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeAlias, TypeVar
 
 import durable
-from durable.documents import Snapshot
 from durable.errors import ColourMismatch
+from durable.snapshots import Snapshot
 from durable.stores.listing import Listed
 from durable.stores.protocol import AsyncSnapshotStore
 from durable.testing._raising import raises

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from durable._durations import Duration, checked_duration, in_seconds, in_utc, later
+from durable._common.durations import Duration, checked_duration, in_seconds, in_utc, later
 from durable.errors import DurableError, InvalidArgument, Unwind
 
 __all__ = ["JumpingClock", "RehearsalError", "Watch"]

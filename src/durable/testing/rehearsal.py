@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self, TypeAlias
 
-from durable._durations import Duration
+from durable._common.durations import Duration
 from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
-from durable._plan import Plan
-from durable._run import AsyncRun, BlockingRun
+from durable._runtime.plan import Plan
+from durable._runtime.run import AsyncRun, BlockingRun
 from durable.codecs import Codec
-from durable.documents import Snapshot
 from durable.errors import InvalidArgument
-from durable.snapshot import Record, Status
+from durable.records import Record, Status
+from durable.snapshots import Snapshot
 from durable.stores import MemoryStore, PostgresStore, memory
-from durable.stores._threads import AsyncStore
+from durable.stores._facades import AsyncStore
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
 from durable.stores.protocol import Isolation, Late, Transaction
 from durable.testing._drivers import AsyncRehearsedStep, RehearsedStep

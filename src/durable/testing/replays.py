@@ -14,18 +14,18 @@ from typing import Any, Final, TypeAlias, TypeVar, overload
 import msgspec
 from msgspec import UNSET, structs
 
-from durable._driver import Body
 from durable._engine.journal import Call
 from durable._engine.steps import Execution
-from durable._plan import Plan
-from durable._run import AsyncRun, BlockingRun, run
-from durable._step import AsyncStep, Step
+from durable._runtime.driver import Body
+from durable._runtime.handles import AsyncStep, Step
+from durable._runtime.plan import Plan
+from durable._runtime.run import AsyncRun, BlockingRun, run
 from durable.clocks import SystemClock
 from durable.codecs import Codec
-from durable.documents import Snapshot, as_history
 from durable.errors import AmbiguousKey, DurableError, HistoryError, KeyConflict, Unwind, WorkflowDrift
-from durable.snapshot import Execution as Standing
-from durable.snapshot import Status
+from durable.records import Execution as Standing
+from durable.records import Status
+from durable.snapshots import Snapshot, as_history
 from durable.stores import MemoryStore
 from durable.stores.listing import checked_snapshot
 

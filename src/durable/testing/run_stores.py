@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import SHORTEST
 from durable.errors import LeaseLost
-from durable.snapshot import FailureRecord, Kind, Record, Status, StepRecord, parse
+from durable.records import FailureRecord, Kind, Record, Status, StepRecord, parse
 from durable.stores.protocol import RunStore
 from durable.testing._raising import raises
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from durable.errors import InvalidArgument
-from durable.snapshot import checked_name
+from durable.records import checked_name
 
 __all__ = ["Script"]
 

@@ -17,8 +17,8 @@ from datetime import timedelta
 from typing import Any, Final, Protocol
 
 import durable
-from durable.documents import Snapshot
 from durable.errors import ConcurrentExecution, InvalidArgument, LeaseLost, UnreadableRecord
+from durable.snapshots import Snapshot
 from durable.stores.listing import Listed, Progress, RunStatus, Stats
 from durable.stores.protocol import RunStore, SnapshotStore
 from durable.testing._raising import raises

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from durable.codecs import Codec, chosen
-from durable.failures import from_record, to_record
+from durable.codecs._failures import from_record, to_record
 
 
 def survives(exception: Exception, *, codec: Codec | None = None) -> bool:

@@ -17,11 +17,11 @@ from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.leases import Lease
 from durable._engine.runs import described, executable
 from durable.clocks import Clock
-from durable.documents import header_and_records
 from durable.errors import DurableError, LeaseLost, RecordsLost, RunCancelled
-from durable.snapshot import Execution, Header, Kind, Record, Status
+from durable.records import Execution, Header, Kind, Record, Status
+from durable.snapshots import header_and_records
 from durable.stores._postgres.connections import Lane
-from durable.stores._postgres.demands import hiding
+from durable.stores._postgres.requirements import hiding
 from durable.stores._postgres.statements import numbered, stored
 from durable.stores._postgres.writer import ABSENT, Job, dropped
 from durable.stores.listing import headless

@@ -22,11 +22,11 @@ from psycopg.errors import UntranslatableCharacter, error_from_result
 from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
-from durable._reports import say
+from durable._common.reports import say
+from durable._common.threads import kept_up
 from durable.clocks import Clock
 from durable.errors import DurableError, InvalidArgument, StoreUnavailable, UnsuitableServer
-from durable.stores._daemons import kept_up
-from durable.stores._postgres import demands, hosts
+from durable.stores._postgres import hosts, requirements
 from durable.stores._postgres.cursors import OwnCursor
 from durable.stores._postgres.meanings import meaning
 from durable.stores._postgres.watchdog import Watchdog
@@ -335,10 +335,10 @@ class Connections:
             if not self.ready:
                 self.watchdog.watch(connection, self._clock.elapsed() + _LONGEST_PREPARING)
                 try:
-                    demands.check_kind(connection, self.where)
+                    requirements.check_kind(connection, self.where)
                     self.prepares = _is_direct(connection)
-                    settings = demands.condition(connection, self.where)
-                    self.unfit = demands.why_unfit(settings, self.where)
+                    settings = requirements.condition(connection, self.where)
+                    self.unfit = requirements.why_unfit(settings, self.where)
                     self._look_at(settings)
                     self._doubt(self._prepare(connection))
                 finally:
@@ -347,7 +347,7 @@ class Connections:
         if self.prepares:  # a pooler makes these up
             told = connection.info.parameter_status
             standby, read_only = told("in_hot_standby") == "on", told("default_transaction_read_only") == "on"
-            demands.refuse_read_only(self.where, standby=standby, read_only=read_only)
+            requirements.refuse_read_only(self.where, standby=standby, read_only=read_only)
         if self._pool is None and self.prepares:
             connection.prepare_threshold = 0
             if self.insists:
@@ -359,7 +359,7 @@ class Connections:
         if self._pool is None and self.prepares and settings.get("synchronous_commit") == "off":
             self.insists = True
             del settings["synchronous_commit"]
-        self._doubt(demands.doubts(settings))
+        self._doubt(requirements.doubts(settings))
 
     def _doubt(self, doubts: Sequence[str]) -> None:
         if doubts and self._strict:

@@ -13,7 +13,7 @@ import psycopg
 
 from durable._engine.batches import Verdict, verdict
 from durable.errors import AccessDenied, DurableError, StoreUnavailable, UnsuitableServer
-from durable.stores._postgres import demands
+from durable.stores._postgres import requirements
 from durable.stores._postgres.hosts import NoHost
 
 # While connecting there is no SQLSTATE, only the server's last word. It is a refusal, unless it says "not now".
@@ -69,7 +69,7 @@ def meaning(problem: psycopg.Error, where: str) -> DurableError:
     if state == "3F000":
         return AccessDenied(where, text, _NO_SCHEMA)
     if state == "25006":
-        return UnsuitableServer(where, text, demands.ANOTHER_SERVER)
+        return UnsuitableServer(where, text, requirements.ANOTHER_SERVER)
     if state == "42501":
         return AccessDenied(where, text, "Grant the role what it lacks, or let another one create the tables.")
     if state in _UNKNOWN_NAME:

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from durable.errors import AccessDenied, SchemaMismatch
-from durable.stores._postgres.demands import hiding
+from durable.stores._postgres.requirements import hiding
 from durable.stores._postgres.statements import Names, migrations, qualified, statements
 
 _LOCK_SPACE: Final = 0x64757261  # "dura": ours among the advisory locks of the application

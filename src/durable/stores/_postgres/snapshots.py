@@ -13,10 +13,9 @@ import msgspec
 import psycopg
 from msgspec import UNSET, structs
 
-from durable._border import public_verbs
-from durable._durations import Duration
+from durable._common.boundary import public_verbs
+from durable._common.durations import Duration
 from durable.clocks import Clock
-from durable.documents import Snapshot, foreign_failures, journal_of, whole
 from durable.errors import (
     AccessDenied,
     ConcurrentExecution,
@@ -26,11 +25,12 @@ from durable.errors import (
     UnreadableRecord,
     UnstorableValue,
 )
-from durable.snapshot import checked_name
+from durable.records import checked_name
+from durable.snapshots import Snapshot, foreign_failures, journal_of, whole
 from durable.stores._owner import HOST, is_dead
 from durable.stores._postgres.connections import Lane
-from durable.stores._postgres.demands import hiding
-from durable.stores._postgres.process import Process
+from durable.stores._postgres.requirements import hiding
+from durable.stores._postgres.resources import Process
 from durable.stores._postgres.schema import cleaning
 from durable.stores._postgres.statements import Names, statements, stored
 from durable.stores._postgres.writer import dropped

@@ -21,7 +21,7 @@ from psycopg import sql
 
 from durable._engine.runs import FOREIGN_METADATA
 from durable.errors import InvalidArgument
-from durable.snapshot import Record
+from durable.records import Record
 
 _MAX_IDENTIFIER_BYTES: Final = 63  # PostgreSQL silently truncates longer ones, so that two names could become one
 # As the files here write them: a function's name is small, and its parenthesis follows at once.
@@ -30,7 +30,7 @@ _GRAMMAR: Final = r"(?:extract|trim|substring|position|overlay)\(|unnest\((?:%\(
 _FUNCTION: Final = re.compile(rf"(?<![\w.%])(?!{_GRAMMAR})([a-z_][a-z0-9_]*)\(")
 _OPERATOR: Final = re.compile(r"\|\||->>|->")  # those that are found by one operand where the other is a mere literal
 _QUOTED: Final = re.compile(r"""('(?:[^']|'')*'|"[^"]*"|--[^\n]*)""")
-_HERE: Final = resources.files(__name__.rpartition(".")[0])
+_HERE: Final = resources.files(__name__.rpartition(".")[0]) / "sql"
 
 _FOREIGN_METADATA: Final = f"'{{{','.join(FOREIGN_METADATA)}}}'::text[]"
 # What statements have in common. `foreign` is `runs.is_foreign` of a row's `snapshot`.

@@ -17,7 +17,8 @@ from durable._engine.leases import Lease
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, chosen
 from durable.errors import DurableError, LeaseLost, OutcomeUnknown, StoreUnavailable
-from durable.snapshot import Record, Status
+from durable.records import Record, Status
+from durable.stores._facades import AsyncSnapshotVerbs
 from durable.stores._heartbeat import OF_THE_PARENT
 from durable.stores._owner import is_dead
 from durable.stores._postgres import schema
@@ -36,12 +37,11 @@ from durable.stores._postgres.commits import (
     signal_job,
 )
 from durable.stores._postgres.connections import Connections, Pool
-from durable.stores._postgres.process import Process
+from durable.stores._postgres.resources import Process
 from durable.stores._postgres.snapshots import SnapshotVerbs
 from durable.stores._postgres.statements import Names, statements
 from durable.stores._postgres.transactions import PostgresTransaction, refuse_own_run
 from durable.stores._postgres.writer import Job
-from durable.stores._threads import AsyncSnapshotVerbs
 from durable.stores.listing import checked_prefix
 from durable.stores.protocol import Isolation, Late
 

@@ -21,12 +21,13 @@ from typing import Any, Final, TypeVar
 import psycopg
 from psycopg.sql import SQL, Literal
 
-from durable._border import calls_out
+from durable._common.boundary import calls_out
+from durable._common.locks import locked
+from durable._common.reports import say
+from durable._common.threads import Daemons
 from durable._engine import batches
 from durable._engine.batches import Entry, Verb, Verdict, latest_under
 from durable._engine.leases import Lease
-from durable._locks import locked
-from durable._reports import say
 from durable.clocks import Clock
 from durable.errors import (
     DurableError,
@@ -39,8 +40,7 @@ from durable.errors import (
     TransactionMisused,
     UnstorableValue,
 )
-from durable.snapshot import Record
-from durable.stores._daemons import Daemons
+from durable.records import Record
 from durable.stores._postgres.commits import (
     NOT_ITS_OWN,
     checkpoint_job,
@@ -50,7 +50,7 @@ from durable.stores._postgres.commits import (
     without_records,
 )
 from durable.stores._postgres.connections import INSISTENCE, Connections, Lane, is_sound
-from durable.stores._postgres.lent import ENDED, Lent, lent
+from durable.stores._postgres.guarded import ENDED, Lent, lent
 from durable.stores._postgres.meanings import words
 from durable.stores._postgres.watchdog import shut_down
 from durable.stores._postgres.writer import DROPPED, Job, dropped

@@ -21,11 +21,11 @@ from typing import Any, Final
 
 import psycopg
 
+from durable._common.locks import locked
+from durable._common.reports import report
+from durable._common.threads import kept_up, wait_for
 from durable._engine.batches import SLOWEST
-from durable._locks import locked
-from durable._reports import report
 from durable.clocks import Clock
-from durable.stores._daemons import kept_up, wait_for
 
 _log = logging.getLogger("durable")
 

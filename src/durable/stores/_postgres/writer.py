@@ -16,10 +16,11 @@ from typing import Any, Final, Protocol
 
 import psycopg
 
+from durable._common.locks import locked
+from durable._common.reports import report
+from durable._common.threads import kept_up, wait_for
 from durable._engine import batches
 from durable._engine.batches import Backlog, Entry, Verb, Verdict
-from durable._locks import locked
-from durable._reports import report
 from durable.clocks import Clock
 from durable.errors import (
     DurableError,
@@ -29,7 +30,6 @@ from durable.errors import (
     StoreUnavailable,
     UnstorableValue,
 )
-from durable.stores._daemons import kept_up, wait_for
 from durable.stores._postgres.connections import Connections, Lane
 from durable.stores._postgres.watchdog import Watchdog
 

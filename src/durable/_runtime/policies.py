@@ -15,8 +15,8 @@ from typing import Any, Final, cast
 import tenacity
 from tenacity import asyncio as tenacity_asyncio
 
-from durable._border import calls_out
-from durable._durations import shown
+from durable._common.boundary import calls_out
+from durable._common.durations import shown
 from durable.errors import DurableError, InvalidArgument, StepTimeout
 
 __all__ = ["Policy"]

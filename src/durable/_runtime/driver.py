@@ -15,11 +15,10 @@ from typing import Any, Final, cast, get_args
 
 from msgspec import Struct
 
-from durable._bodies import NotBegun, awaitable_in_vain, called_too_early, called_within, can_be_awaited
-from durable._border import calls_out
-from durable._decorator import Frame, Options, Running, current_frame, enter, leave, options_of
-from durable._durations import MAX_SECONDS, Duration, checked_duration, in_utc, later, shown
-from durable._engine.blame import InFlight, in_flight, marked
+from durable._common.boundary import calls_out
+from durable._common.durations import MAX_SECONDS, Duration, checked_duration, in_utc, later, shown
+from durable._common.reports import report, say, tell_aside
+from durable._engine.causes import InFlight, in_flight, marked
 from durable._engine.decisions import (
     Abort,
     Acknowledged,
@@ -38,11 +37,13 @@ from durable._engine.decisions import (
 from durable._engine.journal import Call
 from durable._engine.leases import LONGEST_WAIT
 from durable._engine.steps import Execution
-from durable._reports import report, say, tell_aside
-from durable._stack import require_stack
-from durable._terms import PLAIN, Terms, checked_timeout
+from durable._runtime.bodies import NotBegun, awaitable_in_vain, called_too_early, called_within, can_be_awaited
+from durable._runtime.decorator import Frame, Options, Running, current_frame, enter, leave, options_of
+from durable._runtime.options import PLAIN, Terms, checked_timeout
+from durable._runtime.stack import require_stack
 from durable.clocks import Clock
 from durable.codecs import Codec, after_the_body, returns
+from durable.codecs._failures import from_record, to_record, traceback_of
 from durable.errors import (
     ColourMismatch,
     DurableError,
@@ -55,8 +56,7 @@ from durable.errors import (
     UnstorableValue,
     Unwind,
 )
-from durable.failures import from_record, to_record, traceback_of
-from durable.snapshot import Record, StepRecord, checked_name
+from durable.records import Record, StepRecord, checked_name
 from durable.stores.protocol import CommitRefused, Isolation, Late, RolledBack, RunStore, Transaction
 
 _log = logging.getLogger("durable")

@@ -8,11 +8,11 @@ from typing import Any, NoReturn, TypeVar
 
 from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
-from durable.documents import Snapshot
 from durable.errors import ColourMismatch, DurableError
-from durable.snapshot import Record, Status
-from durable.stores._threads import CalledStore
-from durable.stores._whole import Whole, Work
+from durable.records import Record, Status
+from durable.snapshots import Snapshot
+from durable.stores._adapters.snapshots import Whole, Work
+from durable.stores._facades import CalledStore
 from durable.stores.protocol import AsyncSnapshotStore, Late
 
 T = TypeVar("T")

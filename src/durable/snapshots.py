@@ -28,7 +28,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, structs
 
 from durable.errors import InvalidArgument, UnreadableRecord
-from durable.snapshot import (
+from durable.records import (
     FORMAT_VERSION,
     MAX_EARLIER,
     AsideRecord,

@@ -8,11 +8,11 @@ from typing import Any, Literal, TypeAlias, cast
 
 from msgspec import UNSET, structs
 
-from durable._border import calls_out
+from durable._common.boundary import calls_out
 from durable.codecs import Codec
-from durable.documents import Snapshot
 from durable.errors import InvalidArgument, VersionMismatch
-from durable.snapshot import Status, standing
+from durable.records import Status, standing
+from durable.snapshots import Snapshot
 from durable.stores.listing import checked_snapshot
 
 __all__ = ["Migrated", "OnVersionMismatch", "answer_to", "checked_answer", "migrated"]

@@ -15,20 +15,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, assert_never
 
-from durable._bodies import (
-    NotBegun,
-    awaitable_in_vain,
-    awaited_within,
-    called_within,
-    can_be_awaited,
-    needs_a_thread,
-    never_awaited,
-    on_a_thread,
-)
-from durable._border import calls_out, shorten
-from durable._decorator import Options, enter, leave
-from durable._driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Body, Driver
-from durable._engine.blame import InFlight, is_handled_around, links
+from durable._common.boundary import calls_out, shorten
+from durable._common.locks import locked
+from durable._engine.causes import InFlight, is_handled_around, links
 from durable._engine.decisions import (
     Abort,
     Attempt,
@@ -49,12 +38,23 @@ from durable._engine.decisions import (
     Wait,
 )
 from durable._engine.journal import Call
-from durable._locks import locked
-from durable._map import Items, mapped, mapped_async
-from durable._shielded import see_through
+from durable._runtime.bodies import (
+    NotBegun,
+    awaitable_in_vain,
+    awaited_within,
+    called_within,
+    can_be_awaited,
+    needs_a_thread,
+    never_awaited,
+    on_a_thread,
+)
+from durable._runtime.decorator import Options, enter, leave
+from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Body, Driver
+from durable._runtime.mapping import Items, mapped, mapped_async
+from durable._runtime.shielded import see_through
+from durable.codecs._failures import noted
 from durable.errors import ColourMismatch, DurableError
-from durable.failures import noted
-from durable.snapshot import Record
+from durable.records import Record
 
 _MAX_TURNS: Final = 10  # of the event loop, for tasks within tasks to begin what they have called
 

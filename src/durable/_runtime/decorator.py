@@ -17,11 +17,11 @@ from typing import Any, Final, NamedTuple, ParamSpec, Protocol, TypeVar, cast, o
 import tenacity
 from msgspec import Struct
 
-from durable._border import public
-from durable._durations import Duration
-from durable._terms import PLAIN, Terms, terms
+from durable._common.boundary import public
+from durable._common.durations import Duration
+from durable._runtime.options import PLAIN, Terms, terms
 from durable.errors import InvalidArgument
-from durable.snapshot import checked_name
+from durable.records import checked_name
 
 P = ParamSpec("P")
 R = TypeVar("R")

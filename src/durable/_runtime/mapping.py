@@ -9,10 +9,10 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from durable._border import calls_out, public
-from durable._locks import locked
+from durable._common.boundary import calls_out, public
+from durable._common.locks import locked
 from durable.errors import InvalidArgument
-from durable.snapshot import checked_name
+from durable.records import checked_name
 
 __all__ = ["Items", "mapped", "mapped_async"]
 

@@ -15,12 +15,12 @@ from typing import Any, Final, cast
 import msgspec
 from msgspec import UNSET, Raw, UnsetType, structs
 
-from durable._border import shorten
+from durable._common.boundary import shorten
 from durable.codecs import Codec, JsonCodec
 from durable.codecs._exceptions import Parts, bases_of, put_together, take_apart
 from durable.codecs._names import found, name_of, own_name
 from durable.errors import StepFailed, UnreadableRecord
-from durable.snapshot import ErrorRecord
+from durable.records import ErrorRecord
 
 __all__ = ["from_record", "noted", "to_record", "traceback_of"]
 

@@ -14,9 +14,9 @@ from typing import Any, Final, Literal, TypeVar, assert_never, overload
 
 import tenacity
 
-from durable._border import calls_out, public, shorten
-from durable._decorator import current_frame, enter, leave
-from durable._durations import Duration
+from durable._common.boundary import calls_out, public, shorten
+from durable._common.durations import Duration
+from durable._common.reports import say
 from durable._engine import runs
 from durable._engine.decisions import (
     Claim,
@@ -34,11 +34,12 @@ from durable._engine.decisions import (
 )
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
-from durable._migration import OnVersionMismatch
-from durable._plan import OMITTED, Options, Plan, planned
-from durable._reports import say
-from durable._shielded import see_through
-from durable._step import AsyncStep, Pending, Step
+from durable._runtime.decorator import current_frame, enter, leave
+from durable._runtime.handles import AsyncStep, Pending, Step
+from durable._runtime.plan import OMITTED, Options, Plan, planned
+from durable._runtime.shielded import see_through
+from durable._runtime.versions import OnVersionMismatch
+from durable.codecs._failures import to_record
 from durable.errors import (
     ColourMismatch,
     DurableError,
@@ -46,9 +47,8 @@ from durable.errors import (
     VersionMismatch,
 )
 from durable.events import Listener
-from durable.failures import to_record
-from durable.snapshot import ErrorRecord, Record, Status
-from durable.stores._given import AnyStore
+from durable.records import ErrorRecord, Record, Status
+from durable.stores._adapters.kinds import AnyStore
 from durable.stores.protocol import RunStore, SnapshotStore
 
 D = TypeVar("D")

@@ -10,14 +10,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from durable._border import public_verbs
-from durable._durations import Duration
+from durable._common.boundary import public_verbs
+from durable._common.durations import Duration
+from durable._common.threads import answered
 from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
-from durable.documents import Snapshot
 from durable.errors import DurableError, StoreUnavailable
-from durable.snapshot import Record, Status
-from durable.stores._daemons import answered
+from durable.records import Record, Status
+from durable.snapshots import Snapshot
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
 from durable.stores.protocol import Late, RunStore
 

@@ -14,21 +14,21 @@ from typing import Any, Final, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from durable._decorator import Driver, Running, current_frame
-from durable._deps import bound_deps
-from durable._durations import Duration, checked_duration, in_seconds, in_utc
+from durable._common.durations import Duration, checked_duration, in_seconds, in_utc
 from durable._engine import runs
 from durable._engine.decisions import Admission, Claim, ClaimReply, Decline, Granted, Reading
 from durable._engine.journal import Journal
 from durable._engine.leases import checked_seconds
 from durable._engine.steps import Execution
-from durable._migration import OnVersionMismatch, answer_to, checked_answer, migrated
-from durable._stack import require_stack
-from durable._terms import Terms, checked_timeout, terms
-from durable._workflow import identity_of
+from durable._runtime.decorator import Driver, Running, current_frame
+from durable._runtime.deps import bound_deps
+from durable._runtime.options import Terms, checked_timeout, terms
+from durable._runtime.stack import require_stack
+from durable._runtime.versions import OnVersionMismatch, answer_to, checked_answer, migrated
+from durable._runtime.workflow import identity_of
 from durable.clocks import Clock, clock_of
 from durable.codecs import Codec, accepts, checked_plain, codec_of, returns
-from durable.documents import Snapshot
+from durable.codecs._failures import from_record
 from durable.errors import (
     ConcurrentExecution,
     DurableWarning,
@@ -38,10 +38,10 @@ from durable.errors import (
     VersionMismatch,
 )
 from durable.events import LeaseTaken, Listener, RunBegan, RunEvent, RunReturned, safely
-from durable.failures import from_record
-from durable.snapshot import ErrorRecord, checked_name
+from durable.records import ErrorRecord, checked_name
+from durable.snapshots import Snapshot
 from durable.stores import MemoryStore
-from durable.stores._given import AnyStore, run_store
+from durable.stores._adapters.kinds import AnyStore, run_store
 from durable.stores.protocol import RunStore
 
 OMITTED: Final[Any] = ...

@@ -24,7 +24,7 @@ __all__ = ["calls_out", "public", "public_verbs", "shorten"]
 _F = TypeVar("_F", bound=Callable[..., Any])
 _C = TypeVar("_C", bound=type)
 
-_OURS: Final = str(Path(__file__).parent) + os.sep
+_OURS: Final = str(Path(__file__).parent.parent) + os.sep
 _STDLIB: Final = sysconfig.get_path("stdlib") + os.sep
 _INSTALLED: Final = tuple(
     sysconfig.get_path(name) + os.sep for name in ("purelib", "platlib")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from durable._durations import checked_duration
-from durable._retry import Policy
+from durable._common.durations import checked_duration
+from durable._runtime.policies import Policy
 from durable.errors import InvalidArgument
 
 __all__ = ["PLAIN", "Terms", "checked_timeout", "terms"]

@@ -6,15 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
-from durable._border import public
+from durable._common.boundary import public
 from durable._engine.cuts import Cut, aside, retried
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
 from durable.codecs import codec_of
-from durable.documents import Snapshot, journal_of
 from durable.errors import ConcurrentExecution, InvalidArgument, RunNotFound
-from durable.snapshot import Header, Record, Status, checked_name
-from durable.stores._given import AnyStore, run_store
+from durable.records import Header, Record, Status, checked_name
+from durable.snapshots import Snapshot, journal_of
+from durable.stores._adapters.kinds import AnyStore, run_store
 from durable.stores.protocol import RunStore
 
 __all__ = ["cancel", "cancel_async", "retry", "retry_async", "signal", "signal_async"]

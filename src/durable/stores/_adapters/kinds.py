@@ -6,8 +6,8 @@ import inspect
 from typing import Any, Final, TypeAlias
 
 from durable.errors import ColourMismatch, InvalidArgument
-from durable.stores._awaited import AwaitedSnapshots
-from durable.stores._whole import WholeSnapshots
+from durable.stores._adapters.async_snapshots import AwaitedSnapshots
+from durable.stores._adapters.snapshots import WholeSnapshots
 from durable.stores.protocol import AsyncSnapshotStore, RunStore, SnapshotStore
 
 __all__ = ["AnyStore", "blocking", "is_awaited", "run_store"]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeAlias, TypeVar
 
-from durable._locks import locked
+from durable._common.locks import locked
 from durable.errors import StoreUnavailable
 
 __all__ = ["Daemons", "answered", "kept_up", "wait_for"]

@@ -9,13 +9,13 @@ from typing import Any, Protocol, TypeGuard
 
 from msgspec import UNSET
 
-from durable._border import calls_out, public
+from durable._common.boundary import calls_out, public
 from durable.codecs import Codec, codec_of
-from durable.documents import Snapshot, named
+from durable.codecs._failures import from_record
 from durable.errors import RunNotFound, RunNotOver, UnreadableRecord
-from durable.failures import from_record
-from durable.snapshot import Status, checked_name
-from durable.stores._given import blocking, is_awaited
+from durable.records import Status, checked_name
+from durable.snapshots import Snapshot, named
+from durable.stores._adapters.kinds import blocking, is_awaited
 from durable.stores.listing import PAGE, Listed, RunStatus
 from durable.stores.protocol import AsyncSnapshotStore, SnapshotStore
 

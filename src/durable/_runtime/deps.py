@@ -21,8 +21,8 @@ from types import (
 )
 from typing import Any, Final, NamedTuple, cast
 
-from durable._border import calls_out
-from durable._decorator import Driver, current_frame, enter, leave, mark, options_of
+from durable._common.boundary import calls_out
+from durable._runtime.decorator import Driver, current_frame, enter, leave, mark, options_of
 
 __all__ = ["BoundDeps", "bound_deps"]
 

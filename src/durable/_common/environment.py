@@ -28,7 +28,7 @@ def _check_system() -> None:
 
 def _check_installation() -> None:
     """Warn where another distribution owns a package of our name, and raise `ImportError` where it has replaced our file."""
-    here, doc = Path(__file__).parent, sys.modules[_PACKAGE].__doc__
+    here, doc = Path(__file__).parent.parent, sys.modules[_PACKAGE].__doc__
     replaced = doc is None or not doc.startswith("Durable workflows")
     places = [here.parent] if replaced or _has_more_than_its_own(here) else []
     for owner in _owners([*places, *_others(here)]):

@@ -11,12 +11,11 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from msgspec import structs
 
+from durable._common.locks import locked
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
-from durable._locks import locked
 from durable.clocks import SystemClock
 from durable.codecs import Codec, codec_of
-from durable.documents import Snapshot, named, snapshot_of
 from durable.errors import (
     ColourMismatch,
     ConcurrentExecution,
@@ -26,9 +25,10 @@ from durable.errors import (
     StoreUnavailable,
     UnreadableRecord,
 )
-from durable.snapshot import Execution, Header, Record, Status, standing
+from durable.records import Execution, Header, Record, Status, standing
+from durable.snapshots import Snapshot, named, snapshot_of
+from durable.stores._facades import ThreadedStore
 from durable.stores._memory import MemoryStore
-from durable.stores._threads import ThreadedStore
 from durable.stores.protocol import AsyncSnapshotStore, Isolation, Late, SnapshotStore, Transaction
 
 T = TypeVar("T")

@@ -12,8 +12,8 @@ from concurrent.futures import Future
 from types import CoroutineType
 from typing import Any, Final
 
-from durable._border import calls_out
-from durable._reports import say
+from durable._common.boundary import calls_out
+from durable._common.reports import say
 from durable.errors import ColourMismatch, StepTimeout, StoreUnavailable
 
 __all__ = [

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, Final, NamedTuple, TypeVar, cast, overload
 
-from durable._border import public
+from durable._common.boundary import public
 from durable.errors import InvalidArgument
-from durable.snapshot import checked_name
+from durable.records import checked_name
 
 __all__ = ["Identity", "identity_of", "workflow"]
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-from durable._locks import locked
+from durable._common.locks import locked
 
 __all__ = ["flush", "report", "say", "tell_aside"]
 

@@ -10,11 +10,11 @@ from typing import Any, Literal, TypeAlias, TypeVar, TypeVarTuple, overload
 import tenacity
 from psycopg import Connection
 
-from durable._border import public
-from durable._colours import AsyncDriver, BlockingDriver
-from durable._durations import Duration
-from durable._map import Items
-from durable._terms import terms
+from durable._common.boundary import public
+from durable._common.durations import Duration
+from durable._runtime.mapping import Items
+from durable._runtime.options import terms
+from durable._runtime.steps import AsyncDriver, BlockingDriver
 from durable.stores.protocol import Isolation
 
 __all__ = ["AsyncStep", "Pending", "Step"]
