@@ -102,7 +102,7 @@ def test_the_readmes_two_commands_are_there() -> None:
 def test_the_first_command_says_what_to_install(tmp_path: Path) -> None:
     """Where there is no PostgreSQL to be started: in one line."""
     program = (
-        "import runpy, sys; from durable.stores._postgres import server; server._candidates = lambda: iter(())\n"
+        "import runpy, sys; from durable.stores._embedded import server; server._candidates = lambda: iter(())\n"
         "sys.argv = ['demo']; runpy.run_module('durable.demo', run_name='__main__')"
     )
     told = run_program([sys.executable, "-c", program], cwd=tmp_path)

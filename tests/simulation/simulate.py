@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, NamedTuple, Protocol
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 from msgspec.structs import replace
 
+from durable._common import reports
 from durable._runtime.control import retry
 from durable.errors import (
     AmbiguousKey,
@@ -81,7 +84,7 @@ def simulated(scenario: Scenario, conditions: Conditions = _AS_IT_SHOULD_BE, wit
     """Let the scenario happen, and check it."""
     world = _World(scenario, conditions, witness)
     broken: Broken | None = None
-    with watched() as touched:
+    with _reporting_at_once(), watched() as touched:
         try:
             world.run()
         except Broken as problem:
@@ -99,6 +102,24 @@ def simulated(scenario: Scenario, conditions: Conditions = _AS_IT_SHOULD_BE, wit
     seen["a journal that was read page by page"] += world.server.tables.pages[0]
     seen["a transaction that was idle for too long"] += world.server.idled
     return Outcome(broken, world.faults, seen, world.timeline.now)
+
+
+class _AtOnce:
+    """In place of the thread that calls handlers and listeners: in a world they are called where something is reported."""
+
+    def call(self, work: Callable[[], object]) -> None:
+        with contextlib.suppress(Exception):
+            work()
+
+
+@contextmanager
+def _reporting_at_once() -> Iterator[None]:
+    module = cast(Any, reports)
+    before, module._reporter = module._reporter, _AtOnce()  # noqa: SLF001 -- the one thread that no world makes
+    try:
+        yield
+    finally:
+        module._reporter = before  # noqa: SLF001
 
 
 class _World:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # First, and also where another `durable/__init__.py` has replaced ours.
-from durable._common import environment as environment
+import durable._common.environment  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 # isort: split
 import os
