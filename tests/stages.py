@@ -24,7 +24,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, cast
 
 import durable
-from durable._engine import runs
+from durable._engine import decisions, runs
+from durable._engine.calls import Call
 from durable._engine.causes import InFlight, in_flight, marked
 from durable._engine.cuts import aside, retried
 from durable._engine.decisions import (
@@ -32,6 +33,7 @@ from durable._engine.decisions import (
     Acknowledged,
     Asked,
     Attempt,
+    AttemptInTransaction,
     Checkpoint,
     Claim,
     ClaimReply,
@@ -56,10 +58,9 @@ from durable._engine.decisions import (
     Returned,
     Silent,
     StepOutcome,
-    Transact,
     Wait,
 )
-from durable._engine.journal import Call, Journal
+from durable._engine.journal import Journal
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
 from durable._runtime.options import terms
@@ -331,7 +332,7 @@ class EngineStage:
     def _slept(self, execution: Execution, sleep: Sleep) -> None:
         now = self._now
         moments = [now.isoformat(), (now + timedelta(seconds=sleep.seconds)).isoformat()]
-        asleep = Ask(sleep.name, lambda: moments, terms={"rests": True})
+        asleep = Ask(sleep.name, lambda: moments, terms={"kind": decisions.Sleep()})
         call = self._call(execution, asleep)
         outcome: StepOutcome | _Settled = Asked()
         while not isinstance(outcome, _Settled):
@@ -373,16 +374,15 @@ class EngineStage:
 
     def _call(self, execution: Execution, ask: Ask | WaitFor) -> Call:
         if isinstance(ask, WaitFor):
-            call = execution.call(ask.name, ask.key, "", "main")
-            call.listens, call.patience = True, ask.timeout
-            return call
+            return execution.call(ask.name, ask.key, "", "main", kind=decisions.Listen(ask.timeout))
         fingerprint = self._codec.fingerprint(list(ask.args), what="an argument") if ask.args else ""
-        cleanup, amid = ask.terms.get("cleanup", False), _in_flight(execution)
-        decides = not (cleanup or ask.terms.get("rests", False))
-        call = execution.call(ask.name, ask.key, fingerprint, "main", amid, decides=decides)
-        call.at_most_once, call.cleanup = ask.terms.get("at_most_once", False), cleanup
-        call.transacts = isinstance(ask, Transfer)
-        return call
+        kind = (
+            decisions.Transact("read committed")
+            if isinstance(ask, Transfer)
+            else ask.terms.get("kind", decisions.PLAIN)
+        )
+        options = {option: ask.terms.get(option, False) for option in ("at_most_once", "cleanup")}
+        return execution.call(ask.name, ask.key, fingerprint, "main", _in_flight(execution), kind, **options)
 
     @property
     def _reading(self) -> Reading:
@@ -403,7 +403,7 @@ class EngineStage:
                 return next(found, Silent())
             case Attempt() if isinstance(ask, WaitFor):
                 return Raised(to_record(durable.SignalTimedOut(ask.name, ask.timeout or 0.0), self._codec))
-            case Attempt(number, began) | Transact(number, began):
+            case Attempt(number, began) | AttemptInTransaction(number, began):
                 pending = self._open[call] = _Pending()
                 args = (pending, *ask.args) if isinstance(ask, Transfer) else ask.args
                 try:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import durable
-from durable._engine.journal import Call, Journal
+from durable._engine.calls import Call
+from durable._engine.journal import Journal
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
 from durable._runtime.handles import AsyncStep, Step

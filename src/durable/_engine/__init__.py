@@ -21,9 +21,10 @@ A step, told as a conversation:
 
 A run, around it: `Claim` → `runs.admitted` → execute → `runs.concluded` → `Finish` or `Release`.
 
-Where what lives: `decisions` the vocabulary · `journal` keys, replay, drift · `steps` the machine of one execution ·
-`runs` how an execution is admitted and concluded · `causes` which failures led to a failure, and what is in flight at a
-call · `cuts` what a run forgets when it is taken up from an earlier step · `leases` how long we may write.
+Where what lives: `decisions` the vocabulary, kinds of steps included · `calls` a call of a step · `journal` keys, replay,
+drift · `steps` the machine of one execution · `runs` how an execution is admitted and concluded · `causes` which failures
+led to a failure, and what is in flight at a call · `cuts` what a run forgets when it is taken up from an earlier step ·
+`batches` what is committed together · `leases` how long we may write.
 
 Three rules carry the rest:
 

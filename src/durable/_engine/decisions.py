@@ -1,4 +1,4 @@
-"""The vocabulary between engine and driver: decisions, the outcomes that answer them, and the store's two replies.
+"""The vocabulary between engine and driver: kinds of steps, decisions, and the outcomes that answer them.
 
 What holds plain data only is made without the garbage collector's knowledge (`gc=False`): it can be in no cycle, and of those
 that come several times a step every one would bring the next collection nearer. Exceptions know frames, and can.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from msgspec import Struct, field
 
@@ -45,6 +45,37 @@ class Reading(Struct, frozen=True, gc=False):
         return until - length, until
 
 
+# -- kinds of steps: what a call is, besides its name, its arguments and its options ------------------------------
+
+Isolation: TypeAlias = Literal["read committed", "repeatable read", "serializable"]
+
+
+class Plain(Struct, frozen=True, gc=False):
+    """Call the body, and record its outcome."""
+
+
+class Sleep(Struct, frozen=True, gc=False):
+    """Record the moment of waking, which is all that the body says; then let the time pass, as `Execution.rest` tells."""
+
+
+class Listen(Struct, frozen=True, gc=False):
+    """Record the payload of a signal of the step's name. The body is called if none comes in time, and raises."""
+
+    #: Seconds from the first call until then; None waits for ever.
+    patience: float | None
+
+
+class Transact(Struct, frozen=True, gc=False):
+    """Call the body in a transaction of the store, and commit that together with the record."""
+
+    #: The transaction's isolation level.
+    isolation: Isolation
+
+
+StepKind: TypeAlias = Plain | Sleep | Listen | Transact
+PLAIN: Final = Plain()
+
+
 # -- decisions about a step ---------------------------------------------------------------------------------------
 
 
@@ -64,7 +95,7 @@ class Attempt(Struct, frozen=True, gc=False):
     began: float
 
 
-class Transact(Struct, frozen=True, gc=False):
+class AttemptInTransaction(Struct, frozen=True, gc=False):
     """Call the body in a transaction of the store, and keep that open until what became of the attempt is decided.
 
     Otherwise as `Attempt`; besides its answers there is `Undone`, and `Asked` when the body could not be begun in time.
@@ -126,7 +157,7 @@ class Leave(Struct, frozen=True):
 
 
 StepDecision: TypeAlias = (
-    Replay | Attempt | Transact | Wait | Receive | Checkpoint | Commit | Join | Raise | Abort | Leave
+    Replay | Attempt | AttemptInTransaction | Wait | Receive | Checkpoint | Commit | Join | Raise | Abort | Leave
 )
 
 

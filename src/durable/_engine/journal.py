@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from enum import Enum
 
-from msgspec import UNSET, Struct
+from msgspec import UNSET
 
+from durable._engine.calls import Call
 from durable._engine.causes import InFlight
-from durable._engine.decisions import Abort, Leave, Raise
+from durable._engine.decisions import PLAIN, Abort, Raise, Sleep, StepKind
 from durable.errors import AmbiguousKey, KeyConflict, UnreadableRecord, WorkflowDrift
 from durable.records import (
     AsideRecord,
@@ -21,63 +21,6 @@ from durable.records import (
     parse,
     set_aside,
 )
-
-
-class Phase(Enum):
-    """Where a call stands."""
-
-    DRAWN = "its key is drawn"
-    WAITING = "it is running, and its next attempt is not due"
-    BODY = "its body is running"
-    SENDING = "a record of it is on its way"
-
-
-class Call(Struct, eq=False):
-    """One use of `step(...)`: its identity, and what has become of it.
-
-    `refusal` is what stands in its way from the start; `original` the live exception of its body, for the one who
-    reads the traceback. `attempts` have been begun, the first one at `first`; the next is `due`, if one is; `began` is
-    when the last one did: all in elapsed seconds. A call that `listens` waits for a signal of its name, with `patience` in
-    seconds (None: for ever); it has had so many `looks` for it, and `signal` is the number of the one that came. A call
-    that `transacts` has its body in a transaction; that was the victim of so many `conflicts`, or was lost, and `seq` is
-    the place that its record was given before. `started` is the place of the next record when the call was made, `amid` what
-    it was made amid; one that is `left` was made while a cancellation was in flight, and `kept` are those after which the
-    workflow went on; `cleanup` is done anew by every execution. `stored` is what its driver knows of the record that it is to
-    send, where an interrupt may leave no chance to report it: True once that is acknowledged, None while it is not known.
-    """
-
-    key: str
-    name: str
-    fingerprint: str = ""
-    auto: bool = False
-    concurrent: bool = False
-    refusal: Raise | Abort | Leave | None = None
-    unordered: bool = False
-    opened: bool = False
-    stalled: bool = False
-    at_most_once: bool = False
-    listens: bool = False
-    patience: float | None = None
-    looks: int = 0
-    signal: int | None = None
-    transacts: bool = False
-    conflicts: int = 0
-    lost: int = 0
-    seq: int | None = None
-    started: int = 0
-    amid: tuple[str, ...] = ()
-    left: bool = False
-    kept: tuple[str, ...] = ()
-    cleanup: bool = False
-    stored: bool | None = False
-    phase: Phase = Phase.DRAWN
-    attempts: int = 0
-    first: float | None = None
-    due: float | None = None
-    began: float = 0.0
-    attempt: AttemptRecord | None = None
-    record: StepRecord | None = None
-    original: BaseException | None = None
 
 
 class Journal:
@@ -205,14 +148,15 @@ class Journal:
         fingerprint: str,
         branch: object,
         amid: InFlight | None = None,
+        kind: StepKind = PLAIN,
         *,
-        decides: bool = True,
+        at_most_once: bool = False,
+        cleanup: bool = False,
     ) -> Call:
         """The call that `step(name, …)` makes in `branch` (a task or thread), under its key.
 
         A use of a key that has been drawn before, with the same name and arguments, is another call of the same step.
-        `amid` is what is in flight: mended code may never come there. `decides` says that the step takes a decision if
-        that ends the run (sleeps and clean-up take none).
+        `amid` is what is in flight: mended code may never come there.
         """
         beside = branch is not self._main or self._open > 0
         self._concurrent = self._concurrent or beside
@@ -224,8 +168,7 @@ class Journal:
                 return Call(name, name, fingerprint, auto=True, refusal=refusal)
             self._repeats[name] = repeat
             key = name if repeat == 1 else f"{name}#{repeat}"
-        call = Call(key, name, fingerprint, auto, beside)
-        call.started = self.next_seq
+        call = Call(key, name, fingerprint, auto, beside, kind, at_most_once, cleanup, self.next_seq)
         if self._left_untold or amid is not None:
             call.unordered = True
         asked = (name, fingerprint, auto)
@@ -234,7 +177,7 @@ class Journal:
         self._last_asked = asked
         earlier = self._asked.setdefault(key, asked)
         if amid is not None:  # a step that was called before is what it was then, whatever asks for its value now
-            self._drawn_amid(call, amid, decides=decides and earlier is asked)
+            self._drawn_amid(call, amid, is_new=earlier is asked)
         if self._left and (amid is None or not amid.is_cancelled):
             self._went_on(branch)
         call.refusal = (None if earlier is asked else self._conflict(call, *earlier)) or self._drift(call)
@@ -243,9 +186,10 @@ class Journal:
             self._begin(call)
         return call
 
-    def _drawn_amid(self, call: Call, amid: InFlight, *, decides: bool) -> None:
+    def _drawn_amid(self, call: Call, amid: InFlight, *, is_new: bool) -> None:
         call.amid = amid.keys
-        if decides and amid.tags:
+        # Sleeps and clean-up do nothing that would have to be decided on if what is in flight ends the run.
+        if amid.tags and is_new and not (call.cleanup or isinstance(call.kind, Sleep)):
             self._amid[call.key] = amid.tags
         if amid.is_cancelled:
             call.left = True

@@ -5,24 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeVar, assert_never
 
 from msgspec import UNSET, Raw, UnsetType
 from msgspec.structs import replace
 
 from durable._common.durations import MAX_SECONDS, later
 from durable._engine.batches import pause
+from durable._engine.calls import Call, Phase
 from durable._engine.causes import InFlight
 from durable._engine.decisions import (
+    PLAIN,
     Abort,
     Acknowledged,
     Asked,
     Attempt,
+    AttemptInTransaction,
     Checkpoint,
     Commit,
     Interrupted,
     Join,
     Leave,
+    Listen,
+    Plain,
     Raise,
     Raised,
     Reading,
@@ -32,14 +37,16 @@ from durable._engine.decisions import (
     Replay,
     Returned,
     Silent,
+    Sleep,
     StepDecision,
+    StepKind,
     StepOutcome,
     Transact,
     Undone,
     Unstorable,
     Wait,
 )
-from durable._engine.journal import Call, Journal, Phase
+from durable._engine.journal import Journal
 from durable._engine.leases import LONGEST_WAIT, Lease, poll_delay
 from durable.errors import (
     DeadlineExceeded,
@@ -70,6 +77,7 @@ MOST_CONFLICTS: Final = 20  # times that a transaction of one attempt may be the
 MOST_LOSSES: Final = 5  # … that the database may be lost under one, which a body could be the cause of
 _STEP: Final = Kind.STEP.value
 _ATTEMPT: Final = Kind.ATTEMPT.value
+_Attempt = TypeVar("_Attempt", Attempt, AttemptInTransaction)
 
 
 class Execution:
@@ -125,17 +133,19 @@ class Execution:
         fingerprint: str,
         branch: object,
         amid: InFlight | None = None,
+        kind: StepKind = PLAIN,
         *,
-        decides: bool = True,
+        at_most_once: bool = False,
+        cleanup: bool = False,
     ) -> Call:
         """Draw the key of a call. What is wrong with it comes as the first decision.
 
-        `amid` is what is in flight there; `decides` as for `Journal.draw`. An interruption begins nothing: no key is drawn.
+        `amid` is what is in flight there. An interruption begins nothing: no key is drawn.
         """
         if amid is not None and amid.interruption is not None:
             return Call(key or name, name, fingerprint, refusal=Leave(amid.interruption))
-        call = self.journal.draw(name, key, fingerprint, branch, amid, decides=decides)
-        if isinstance(call.refusal, Abort):
+        call = self.journal.draw(name, key, fingerprint, branch, amid, kind, at_most_once=at_most_once, cleanup=cleanup)
+        if call.refusal is not None and isinstance(call.refusal, Abort):
             self.abort(call.refusal.error)
         return call
 
@@ -251,19 +261,28 @@ class Execution:
         if stop := self.stopped(reading):
             self._left(call, reading, type(stop.error).__name__)
             return stop
-        if call.listens:
-            return self._listen(call, reading)
+        match call.kind:
+            case Plain() | Sleep():
+                return self._attempt(call, Attempt, reading)
+            case Transact():
+                return self._attempt(call, AttemptInTransaction, reading)
+            case Listen(patience):
+                return self._listen(call, patience, reading)
+            case never:
+                assert_never(never)
+
+    def _attempt(self, call: Call, decision: type[_Attempt], reading: Reading) -> StepDecision:
         if call.due is not None and (left := call.due - reading.elapsed) > _RESOLUTION:
             call.phase = Phase.WAITING
             return self._wait(left, reading)
         if call.at_most_once and call.first is None:
             call.first = reading.elapsed
             return self._remember(call, AttemptRecord(call.name, 1, reading.at, fingerprint=call.fingerprint))
-        return self._begin(call, reading)
+        return self._begin(call, decision, reading)
 
-    def _listen(self, call: Call, reading: Reading) -> StepDecision:
-        if call.patience is not None and call.due is None:
-            return self._remember(call, self._waiting(call, reading.elapsed, reading, call.patience))
+    def _listen(self, call: Call, patience: float | None, reading: Reading) -> StepDecision:
+        if patience is not None and call.due is None:
+            return self._remember(call, self._waiting(call, reading.elapsed, reading, patience))
         call.phase = Phase.WAITING
         # A copy: another branch may receive one before this answer is used.
         return Receive(call.name, tuple(self.journal.received(call.name)))
@@ -274,9 +293,9 @@ class Execution:
             return stop
         left = math.inf if call.due is None else call.due - reading.elapsed
         if left <= _RESOLUTION:
-            return self._begin(call, reading)  # whose body says that it took too long
-        call.looks += 1
-        return self._wait(left, reading, poll_delay(call.looks - 1))
+            return self._begin(call, Attempt, reading)  # whose body says that it took too long
+        call.polls += 1
+        return self._wait(left, reading, poll_delay(call.polls - 1))
 
     def _undone(self, call: Call, otherwise: Raised | Unstorable | Rejected, reading: Reading) -> StepDecision:
         if isinstance(otherwise, Rejected):
@@ -288,14 +307,14 @@ class Execution:
         call.phase, call.attempts, call.record = Phase.WAITING, call.attempts - 1, None
         return self._wait(pause(call.conflicts + call.lost), reading)
 
-    def _begin(self, call: Call, reading: Reading) -> Attempt | Transact:
+    def _begin(self, call: Call, decision: type[_Attempt], reading: Reading) -> _Attempt:
         if call.first is None:
             call.first = reading.elapsed
         call.phase, call.began, call.stalled = Phase.BODY, reading.elapsed, False
         call.attempts += 1
         if self.tell is not None:
             self.tell(StepBegan(self.run_id, reading.at, call.key, call.name, call.attempts))
-        return (Transact if call.transacts else Attempt)(call.attempts, call.first)
+        return decision(call.attempts, call.first)
 
     def stopped(self, reading: Reading) -> Abort | None:
         """Why nothing more may be begun."""
@@ -367,7 +386,10 @@ class Execution:
         if self.error is not None:
             self._left(call, reading, type(self.error).__name__)
             return Abort(self.error)
-        seconds = (reading.elapsed if elapsed is None else elapsed) - call.began
+        seconds, transacts = (
+            (reading.elapsed if elapsed is None else elapsed) - call.began,
+            isinstance(call.kind, Transact),
+        )
         seq = self.journal.take_seq() if call.seq is None else self._place(call)
         call.record = StepRecord(
             call.name,
@@ -383,12 +405,12 @@ class Execution:
             seconds=NO_TIME if seconds < _SHORTEST else int(seconds * 1000 + 0.5) / 1000,
             attempt=call.attempts or 1,  # a signal has none
         )
-        if seq != call.started or call.unordered or call.transacts or call.cleanup or self.journal.kept:
+        if seq != call.started or call.unordered or transacts or call.cleanup or self.journal.kept:
             call.record = self._marked(call, call.record, seq)
         call.stored = False
         call.phase = Phase.SENDING
         record = Record(seq, call.key, _STEP, render(call.record))
-        if not (call.transacts and ok):
+        if not (transacts and ok):
             return Checkpoint(record)
         call.seq = record.seq  # until it is known to be filled
         return Commit(record)
@@ -398,7 +420,7 @@ class Execution:
         call.kept += self.journal.take_kept()
         return replace(
             record,
-            transaction=call.transacts,
+            transaction=isinstance(call.kind, Transact),
             started=None if call.started == seq else call.started,
             amid=call.amid,
             left=self.lease.epoch if call.left and not call.cleanup else None,

@@ -18,23 +18,29 @@ from msgspec import Struct
 from durable._common.boundary import calls_out
 from durable._common.durations import MAX_SECONDS, Duration, checked_duration, in_utc, later, shown
 from durable._common.reports import report, say, tell_aside
+from durable._engine.calls import Call
 from durable._engine.causes import InFlight, in_flight, marked
 from durable._engine.decisions import (
     Abort,
     Acknowledged,
     Asked,
     Attempt,
+    Isolation,
+    Listen,
+    Plain,
     Raised,
     Reading,
     Rejected,
     Returned,
     Silent,
+    Sleep,
+    StepKind,
     StepOutcome,
+    Transact,
     Undone,
     Unstorable,
     Wait,
 )
-from durable._engine.journal import Call
 from durable._engine.leases import LONGEST_WAIT
 from durable._engine.steps import Execution
 from durable._runtime.bodies import NotBegun, awaitable_in_vain, called_too_early, called_within, can_be_awaited
@@ -57,7 +63,7 @@ from durable.errors import (
     Unwind,
 )
 from durable.records import Record, StepRecord, checked_name
-from durable.stores.protocol import CommitRefused, Isolation, Late, RolledBack, RunStore, Transaction
+from durable.stores.protocol import CommitRefused, Late, RolledBack, RunStore, Transaction
 
 _log = logging.getLogger("durable")
 
@@ -72,10 +78,8 @@ _TIMELESS: Final = frozenset[type[StepOutcome]]({Returned, Acknowledged})  # whe
 class Body(Struct, frozen=True):
     """What a step calls, and on which terms.
 
-    Its value is written and read by its `annotation`. One that `listens` is called when its `patience` is at its end. One
-    with an `isolation` works in a transaction, and gets its connection as first argument. The value of one that `rests` is the
-    moment until which the workflow then sleeps, or the two between which it does. One of the library's `own`, a sleep's or a
-    wait's, has no outcome for a test to script.
+    Its value is written and read by its `annotation`. A step that transacts gives its body the connection as first argument.
+    What a sleep's body returns is the moment until which the workflow then sleeps, or the two between which it does.
     """
 
     fn: Callable[..., Any]
@@ -83,11 +87,7 @@ class Body(Struct, frozen=True):
     kwargs: dict[str, Any]
     terms: Terms
     annotation: Any = None
-    listens: bool = False
-    patience: float | None = None
-    isolation: Isolation | None = None
-    rests: bool = False
-    own: bool = False
+    kind: StepKind = Plain()
 
     @calls_out
     def call(self) -> Any:
@@ -195,17 +195,11 @@ class Driver:
         self, name: str, key: str | None, body: Body, fingerprint: str, branch: object, amid: InFlight | None
     ) -> Call:
         terms, exception = body.terms, sys.exception()
-        if exception is None and amid is None:
-            call = self._execution.call(name, key, fingerprint, branch)
-        else:
-            amid, decides = amid or self._in_flight(exception), not (body.rests or terms.cleanup)
-            call = self._execution.call(name, key, fingerprint, branch, amid, decides=decides)
-        if terms is not PLAIN:
-            call.at_most_once, call.cleanup = terms.at_most_once, terms.cleanup
-        if body.listens:
-            call.listens, call.patience = True, body.patience
-        call.transacts = body.isolation is not None
-        return call
+        if amid is None and exception is not None:
+            amid = self._in_flight(exception)
+        return self._execution.call(
+            name, key, fingerprint, branch, amid, body.kind, at_most_once=terms.at_most_once, cleanup=terms.cleanup
+        )
 
     def _in_flight(self, exception: BaseException | None) -> InFlight | None:
         """What is in flight where this exception is being handled, if it was raised since the workflow was entered."""
@@ -241,14 +235,14 @@ class Driver:
                     f"the moment to sleep until must lie within a hundred years, not at {shown(seconds)}; "
                     f"step.wait_for without timeout= waits for ever"
                 )
-            return Body(until.isoformat, (), {}, PLAIN, rests=True, own=True)
+            return Body(until.isoformat, (), {}, PLAIN, kind=Sleep())
         duration = checked_duration("the time to sleep, if it is no aware datetime,", seconds, zero=True)
 
         def sleeps() -> list[str]:
             began = self._clock.now()
             return [began.isoformat(), later(began, duration).isoformat()]
 
-        return Body(sleeps, (), {}, PLAIN, rests=True, own=True)
+        return Body(sleeps, (), {}, PLAIN, kind=Sleep())
 
     def _resting(self, call: Call, recorded: object) -> Wait | Abort | None:
         """What a sleep does next: one for some seconds has two moments in its record, one until a moment has that."""
@@ -272,7 +266,7 @@ class Driver:
         def in_vain() -> None:
             raise SignalTimedOut(name, patience or 0.0)
 
-        return Body(in_vain, (), {}, PLAIN, listens=True, patience=patience, own=True)
+        return Body(in_vain, (), {}, PLAIN, kind=Listen(patience))
 
     def _transacting(
         self, name: str, fn: Callable[..., Any], args: tuple[Any, ...], given: Terms, isolation: object
@@ -291,12 +285,12 @@ class Driver:
                 f"step.transaction({name!r}): what it does to the database happens exactly once with its record, or not "
                 f"at all: leave out at_most_once"
             )
-        return Body(body.fn, args, {}, body.terms, body.annotation, isolation=cast(Isolation, isolation))
+        return Body(body.fn, args, {}, body.terms, body.annotation, Transact(cast(Isolation, isolation)))
 
     def _opened(self, call: Call, attempt: Attempt, body: Body) -> Transaction:
         """The transaction for an attempt, not begun yet."""
-        assert body.isolation is not None, "a transaction without its isolation"  # noqa: S101 -- a bug, not an input
-        transaction = self._store.transaction(self._execution.lease, call.name, body.isolation)
+        assert isinstance(body.kind, Transact), "an attempt in a transaction, of a step without one"  # noqa: S101 -- a bug
+        transaction = self._store.transaction(self._execution.lease, call.name, body.kind.isolation)
         self._open[call] = transaction, attempt
         return transaction
 

@@ -17,10 +17,12 @@ from typing import Any, Final, assert_never
 
 from durable._common.boundary import calls_out, shorten
 from durable._common.locks import locked
+from durable._engine.calls import Call
 from durable._engine.causes import InFlight, is_handled_around, links
 from durable._engine.decisions import (
     Abort,
     Attempt,
+    AttemptInTransaction,
     Checkpoint,
     Commit,
     Interrupted,
@@ -31,13 +33,12 @@ from durable._engine.decisions import (
     Received,
     Rejected,
     Replay,
+    Sleep,
     StepDecision,
     StepOutcome,
-    Transact,
     Unstorable,
     Wait,
 )
-from durable._engine.journal import Call
 from durable._runtime.bodies import (
     NotBegun,
     awaitable_in_vain,
@@ -89,7 +90,7 @@ class BlockingDriver(Driver):
         fingerprint = self._fingerprint(name, key, body)
         # In one line, as in `_locks`: nothing can strike between the call and the end of the block.
         with self._lock: call = self._draw(name, key, body, fingerprint, threading.current_thread(), amid)  # noqa: E701  # fmt: skip
-        return self._rested(call, body) if body.rests else self._driven(call, body)
+        return self._rested(call, body) if isinstance(body.kind, Sleep) else self._driven(call, body)
 
     def _mapped(self, every: Items, called: Callable[[str, Any], Any]) -> list[Any]:
         return mapped(every, called)
@@ -115,7 +116,7 @@ class BlockingDriver(Driver):
                         outcome = self._checkpointed(call, record)
                     case Replay(record):
                         return self._handed_out(call, record, body)
-                    case Transact(number, began):
+                    case AttemptInTransaction(number, began):
                         outcome = self._transacted(call, Attempt(number, began), body)
                     case Wait(seconds, look):
                         self._clock.sleep(seconds, look)
@@ -309,7 +310,9 @@ class AsyncDriver(Driver):
         if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- the one way to ask without raising
             raise ColourMismatch(f"step {name!r} belongs to an async workflow: call it on that workflow's event loop")
         call = self._draw(name, key, body, fingerprint, asyncio.current_task(), amid)
-        self._unbegun[call] = handed_out = self._rested(call, body) if body.rests else self._driven(call, body)
+        self._unbegun[call] = handed_out = (
+            self._rested(call, body) if isinstance(body.kind, Sleep) else self._driven(call, body)
+        )
         return handed_out
 
     def _mapped(self, every: Items, called: Callable[[str, Any], Coroutine[Any, Any, Any]]) -> Coroutine[Any, Any, Any]:
@@ -346,7 +349,7 @@ class AsyncDriver(Driver):
                         outcome = await self._checkpointed(call, record)
                     case Replay(record):
                         return self._handed_out(call, record, body)
-                    case Transact(number, began):
+                    case AttemptInTransaction(number, began):
                         outcome = await self._transacted(call, Attempt(number, began), body)
                     case Wait(seconds, look):
                         await self._clock.asleep(seconds, look)

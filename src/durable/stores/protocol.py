@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
-from durable._engine.decisions import Claim, ClaimReply
+from durable._engine.decisions import Claim, ClaimReply, Isolation
 from durable._engine.leases import Lease
 from durable.records import Record, Status
 from durable.snapshots import Snapshot
@@ -25,8 +25,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-Isolation: TypeAlias = Literal["read committed", "repeatable read", "serializable"]
 
 
 class SnapshotStore(Protocol):

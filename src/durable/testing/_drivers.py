@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from durable._engine.calls import Call
 from durable._engine.decisions import Attempt, StepOutcome
-from durable._engine.journal import Call
 from durable._runtime.driver import Body, Driver
 from durable._runtime.handles import AsyncStep, Step
 from durable.stores.protocol import Transaction

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from msgspec import structs
 
-from durable._engine.decisions import Claim, ClaimReply, Granted
-from durable._engine.journal import Call
+from durable._engine.calls import Call
+from durable._engine.decisions import Claim, ClaimReply, Granted, Listen, Sleep
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
 from durable._runtime.driver import Body
@@ -99,7 +99,7 @@ class Part:
 
     def cast(self, call: Call, body: Body) -> Body:
         """What is called when the body would be."""
-        if body.own:
+        if isinstance(body.kind, Sleep | Listen):  # whose bodies are the library's own
             return body
         script = self._rehearsal.script_of(call.key, call.name)
         return body if script is None else structs.replace(body, fn=script.of(body.fn))

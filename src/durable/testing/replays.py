@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias, TypeVar, overload
 import msgspec
 from msgspec import UNSET, structs
 
-from durable._engine.journal import Call
+from durable._engine.calls import Call
 from durable._engine.steps import Execution
 from durable._runtime.driver import Body
 from durable._runtime.handles import AsyncStep, Step
