@@ -60,6 +60,7 @@ from durable._engine.decisions import (
     StepOutcome,
     Wait,
 )
+from durable._engine.headers import stamp_header
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
@@ -67,7 +68,7 @@ from durable._runtime.options import terms
 from durable.codecs import JsonCodec
 from durable.codecs._failures import from_record, to_record
 from durable.errors import Unwind
-from durable.records import ErrorRecord, Header, Kind, Record, Status, StepRecord, standing
+from durable.records import ErrorRecord, Header, Kind, Record, Status, StepRecord
 from durable.records import Execution as Standing
 from durable.snapshots import Snapshot
 from durable.stores import MemoryStore, PostgresStore
@@ -307,8 +308,7 @@ class EngineStage:
                 self.boundaries.pass_one("before finish")
                 self._records[granted.lease.run_id].append(record)
                 header = self._headers[granted.lease.run_id]
-                stands = standing(Standing(status), status, "", [record])
-                self._headers[granted.lease.run_id] = Header(header.workflow_name, stands, metadata=header.metadata)
+                self._headers[granted.lease.run_id] = stamp_header(header, status, self._now, [record])
                 self.boundaries.pass_one("finish committed")
                 if exception is not None:
                     raise exception
@@ -322,7 +322,7 @@ class EngineStage:
         records, header, from_step = self._records[id], self._headers[id], options.get("from_step")
         found = retried(id, header, records, from_step, even_effects=options.get("even_effects", False))
         records.append(aside(found, records, from_step))
-        self._headers[id] = Header(header.workflow_name, Standing(Status.RUNNING), metadata=header.metadata)
+        self._headers[id] = stamp_header(header, Status.RUNNING, self._now)
         return list(found.keys)
 
     def signal(self, id: str, name: str, payload: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 from msgspec import structs
 
 import durable
-from durable.events import ResumeStateCollector
+from durable.resume import ResumeStateCollector
 from durable.snapshots import Snapshot
 from durable.stores import memory
 from support import Database

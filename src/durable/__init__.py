@@ -49,8 +49,7 @@ from durable.errors import (
     WaitTimedOut,
     WorkflowDrift,
 )
-from durable.events import ResumeStateCollector
-from durable.resume import Workflow
+from durable.resume import ResumeStateCollector, Workflow
 from durable.snapshots import Snapshot
 
 __all__ = [

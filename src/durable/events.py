@@ -1,4 +1,4 @@
-"""What a run says while it goes: frozen events, and the resume-state collector that listens to them.
+"""What a run says while it goes: frozen events.
 
 An event's `repr` never shows a stored value.
 """
@@ -12,28 +12,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeAlias
 
-from msgspec import structs
-
-from durable.records import (
-    AttemptRecord,
-    Execution,
-    FailureRecord,
-    Header,
-    Kind,
-    Record,
-    Status,
-    StepRecord,
-    render,
-    standing,
-)
-from durable.snapshots import Snapshot, snapshot_of
+from durable.records import AttemptRecord, FailureRecord, Header, Record, StepRecord
 
 __all__ = [
     "Event",
     "KeysUnused",
     "LeaseTaken",
     "Listener",
-    "ResumeStateCollector",
     "RunBegan",
     "RunCompleted",
     "RunEvent",
@@ -211,52 +196,3 @@ def safely(listener: Listener, event: RunEvent) -> None:
     except Exception:
         with contextlib.suppress(Exception):  # nor does what a filter or a handler raises
             _log.exception("an event listener raised on %s of run %r", type(event).__name__, event.run_id)
-
-
-class ResumeStateCollector:
-    """Collects the whole state of a run from its events: what was recorded before, and what is now.
-
-    Pass `collector.handle_event` as `on_event`; `resume_state()` is then the run's snapshot at any moment, also of a run
-    that was itself resumed: saving it over the old one loses nothing, not even steps that were not asked for this time.
-    (The idea and the name are awaitly's `createResumeStateCollector`.)
-    """
-
-    def __init__(self) -> None:
-        self._run_id = ""
-        self._epoch = 0
-        self._header = Header("", Execution(Status.RUNNING))
-        self._records: list[Record] = []
-
-    def handle_event(self, event: RunEvent) -> None:
-        """Take note of one event."""
-        match event:
-            case RunBegan(run_id=run_id, at=at, workflow=workflow, epoch=epoch, header=header, records=records):
-                self._epoch = epoch
-                self._run_id, self._records = run_id, list(records)
-                self._header = header or Header(workflow, Execution(Status.RUNNING))
-                self._is(Status.RUNNING, at)
-            case StepRecorded(at=at, key=key, record=record):
-                self._add(key, Kind.STEP, render(record), at)
-                self._is(Status.RUNNING, at)
-            case StepRemembered(at=at, key=key, record=record):
-                self._add(key, Kind.ATTEMPT, render(record), at)
-                self._is(Status.RUNNING, at)
-            case RunCompleted(at=at, result=result):
-                self._add(Kind.RESULT, Kind.RESULT, result, at)
-                self._is(Status.COMPLETED, at)
-            case RunFailed(at=at, failure=FailureRecord() as failure):
-                self._add(Kind.FAILURE, Kind.FAILURE, render(failure), at)
-                self._is(Status.FAILED, at)
-            case _:
-                pass
-
-    def resume_state(self) -> Snapshot:
-        """The run's snapshot as far as it has come, for `store.save` and `resume_state=`."""
-        return snapshot_of(self._header, self._records, run_id=self._run_id)
-
-    def _add(self, key: str, kind: Kind, text: str, at: datetime) -> None:
-        self._records.append(Record(len(self._records), key, kind, text, at, self._epoch))
-
-    def _is(self, status: Status, at: datetime) -> None:
-        execution = standing(self._header.execution, status, at.isoformat(), self._records)
-        self._header = structs.replace(self._header, execution=execution)

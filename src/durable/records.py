@@ -17,14 +17,14 @@ JSON that SQL can read: `record->'value'->>'total'`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias, TypeVar
 from uuid import UUID
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType, structs
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from durable.errors import InvalidArgument, UnreadableRecord
 
@@ -50,8 +50,6 @@ __all__ = [
     "parse",
     "render",
     "set_aside",
-    "standing",
-    "taken_up",
     "undecided",
 ]
 
@@ -281,49 +279,6 @@ _encoder: Final = msgspec.json.Encoder()
 _decoders: Final[dict[type, msgspec.json.Decoder[Any]]] = {
     type_: msgspec.json.Decoder(type_) for type_ in (StepRecord, AttemptRecord, FailureRecord, AsideRecord, Header)
 }
-
-
-def taken_up(execution: Execution, *, epoch: int, owner: str, moment: str) -> Execution:
-    """Where a run stands once it is claimed. The same claim again, whose reply was lost, changes nothing of it."""
-    earlier, began = execution.earlier, moment
-    if (execution.epoch, execution.owner) == (epoch, owner):
-        began = execution.began
-    elif execution.epoch:
-        last = EarlierExecution(execution.epoch, execution.owner, execution.began)
-        earlier = (*earlier, last)[-MAX_EARLIER:]
-    return Execution(
-        Status.RUNNING,
-        last_updated=moment,
-        started_at=execution.started_at or moment,
-        epoch=epoch,
-        owner=owner,
-        began=began,
-        earlier=earlier,
-    )
-
-
-def standing(execution: Execution, status: str, moment: str, records: Sequence[Record] = ()) -> Execution:
-    """Where a run stands from this moment on; for one that is failed its `records` say why."""
-    failed = (record for record in reversed(records) if record.kind == Kind.FAILURE)
-    last = next(failed, None) if status == Status.FAILED else None
-    failure = None if last is None else _failure(last)
-    return structs.replace(
-        execution,
-        status=status,
-        last_updated=moment,
-        completed_at=moment if status == Status.COMPLETED else None,
-        current_step_id=None,
-        error=None if failure is None else ErrorSummary(failure.error.type, failure.step),
-        needs_decision=failure is not None and bool(failure.undecided),
-    )
-
-
-def _failure(record: Record) -> FailureRecord | None:
-    try:
-        content: FailureRecord = _decoders[FailureRecord].decode(record.text)
-    except msgspec.MsgspecError:
-        return None  # it will be refused when it is read
-    return content
 
 
 def render(content: StepRecord | AttemptRecord | FailureRecord | AsideRecord) -> str:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
+from datetime import datetime
 from typing import Any, Final, Generic, TypeVar, overload
 
 from msgspec import UNSET, structs
 
 from durable._common.boundary import public
+from durable._engine.headers import blank_header, reopen, stamp_header
 from durable._runtime.handles import AsyncStep, Pending, Step
 from durable._runtime.plan import OMITTED
 from durable._runtime.run import run
 from durable._runtime.workflow import workflow
-from durable.events import Listener
-from durable.records import Status, checked_name, standing
-from durable.snapshots import Snapshot, as_history
+from durable.events import Listener, RunBegan, RunCompleted, RunEvent, RunFailed, StepRecorded, StepRemembered
+from durable.records import FailureRecord, Kind, Record, Status, checked_name, render
+from durable.snapshots import Snapshot, as_history, snapshot_of
 from durable.stores import memory
 from durable.stores.listing import checked_snapshot
 
-__all__ = ["Workflow"]
+__all__ = ["ResumeStateCollector", "Workflow"]
 
 D = TypeVar("D")
 I = TypeVar("I")  # noqa: E741 -- the input's type
@@ -121,6 +123,54 @@ class Workflow(Generic[D]):
         return workflow(name=self._name)(wrapped)
 
 
+class ResumeStateCollector:
+    """Collects the whole state of a run from its events: what was recorded before, and what is now.
+
+    Pass `collector.handle_event` as `on_event`; `resume_state()` is then the run's snapshot at any moment, also of a run
+    that was itself resumed: saving it over the old one loses nothing, not even steps that were not asked for this time.
+    (The idea and the name are awaitly's `createResumeStateCollector`.)
+    """
+
+    def __init__(self) -> None:
+        self._run_id = ""
+        self._epoch = 0
+        self._header = blank_header()
+        self._records: list[Record] = []
+
+    def handle_event(self, event: RunEvent) -> None:
+        """Take note of one event."""
+        match event:
+            case RunBegan(run_id=run_id, at=at, workflow=workflow, epoch=epoch, header=header, records=records):
+                self._epoch = epoch
+                self._run_id, self._records = run_id, list(records)
+                self._header = header or blank_header(workflow)
+                self._is(Status.RUNNING, at)
+            case StepRecorded(at=at, key=key, record=record):
+                self._add(key, Kind.STEP, render(record), at)
+                self._is(Status.RUNNING, at)
+            case StepRemembered(at=at, key=key, record=record):
+                self._add(key, Kind.ATTEMPT, render(record), at)
+                self._is(Status.RUNNING, at)
+            case RunCompleted(at=at, result=result):
+                self._add(Kind.RESULT, Kind.RESULT, result, at)
+                self._is(Status.COMPLETED, at)
+            case RunFailed(at=at, failure=FailureRecord() as failure):
+                self._add(Kind.FAILURE, Kind.FAILURE, render(failure), at)
+                self._is(Status.FAILED, at)
+            case _:
+                pass
+
+    def resume_state(self) -> Snapshot:
+        """The run's snapshot as far as it has come, for `store.save` and `resume_state=`."""
+        return snapshot_of(self._header, self._records, run_id=self._run_id)
+
+    def _add(self, key: str, kind: Kind, text: str, at: datetime) -> None:
+        self._records.append(Record(len(self._records), key, kind, text, at, self._epoch))
+
+    def _is(self, status: Status, at: datetime) -> None:
+        self._header = stamp_header(self._header, status, at, self._records)
+
+
 _run: Final[Callable[..., Any]] = run  # the overloads are for callers who know what they call
 
 
@@ -132,5 +182,4 @@ def _to_be_resumed(state: Snapshot) -> Snapshot:
     """The state as one that a run goes on from: not over, whatever it was."""
     if state.execution.status != Status.COMPLETED:
         return state
-    execution = standing(state.execution, Status.RUNNING, state.execution.last_updated)
-    return structs.replace(as_history(state), execution=execution, result=UNSET)
+    return structs.replace(as_history(state), execution=reopen(state.execution), result=UNSET)

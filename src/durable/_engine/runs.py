@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -26,6 +26,7 @@ from durable._engine.decisions import (
     Reraise,
     Return,
 )
+from durable._engine.headers import is_foreign
 from durable._engine.leases import poll_delay
 from durable._engine.steps import Execution
 from durable.errors import (
@@ -57,10 +58,6 @@ from durable.records import (
 )
 
 _MOST_TURNS: Final = 20
-
-# Of awaitly's `durable.run`, in its metadata. It also writes a workflow's name, which is the run's id or its end. Ours has
-# none of these: a user's metadata may not, and the first claim takes them out.
-FOREIGN_METADATA: Final = ("stepOrder", "stepArgs", "lastStepKey")
 
 
 def admitted(
@@ -156,25 +153,6 @@ def _is_undecided(header: Header) -> bool:
 def _ended(header: Header) -> bool:
     """Whether the run has a result. What another tool completed has none: its steps are replayed to find it."""
     return header.execution.status == Status.COMPLETED and not is_foreign(header)
-
-
-def is_foreign(header: Header) -> bool:
-    """Whether another tool wrote this, and no claim of ours was granted since: the first gives it a workflow and an input."""
-    return not header.workflow_name or any(word in header.metadata for word in FOREIGN_METADATA)
-
-
-def adopted(claim: Claim, header: Header) -> Header:
-    """The header of what another tool wrote, as it is once this claim is granted."""
-    known = {word: value for word, value in header.metadata.items() if word not in FOREIGN_METADATA}
-    return replace(header, workflow_name=claim.workflow, metadata={**described(claim), **known})
-
-
-def described(claim: Claim) -> dict[str, Any]:
-    """The metadata of a run that this claim begins."""
-    known: dict[str, Any] = {**claim.metadata, "version": claim.version}
-    if claim.function is not None:
-        known["workflowFunction"] = claim.function
-    return known if claim.input_hash is None else {**known, "inputHash": claim.input_hash}
 
 
 def _stored_failure(claim: Claim, reply: Refused) -> Admission:

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from durable._common.durations import Duration, checked_duration, in_seconds, in_utc
 from durable._engine import runs
 from durable._engine.decisions import Admission, Claim, ClaimReply, Decline, Granted, Reading
+from durable._engine.headers import FOREIGN_METADATA
 from durable._engine.journal import Journal
 from durable._engine.leases import checked_seconds
 from durable._engine.steps import Execution
@@ -47,7 +48,7 @@ from durable.stores.protocol import RunStore
 OMITTED: Final[Any] = ...
 _WITHOUT_INPUT: Final = 2  # arguments: fn(step, deps)
 _WITH_INPUT: Final = 3  # fn(step, deps, input)
-_RESERVED: Final = {"version", "inputHash", "workflowFunction", *runs.FOREIGN_METADATA}
+_RESERVED: Final = {"version", "inputHash", "workflowFunction", *FOREIGN_METADATA}
 
 
 class Options(NamedTuple):

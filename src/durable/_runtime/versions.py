@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeAlias, cast
 from msgspec import UNSET, structs
 
 from durable._common.boundary import calls_out
+from durable._engine.headers import reopen
 from durable.codecs import Codec
 from durable.errors import InvalidArgument, VersionMismatch
-from durable.records import Status, standing
 from durable.snapshots import Snapshot
 from durable.stores.listing import checked_snapshot
 
@@ -56,7 +56,7 @@ def migrated(answer: object, mismatch: VersionMismatch, stored: Snapshot, codec:
                 stored,
                 steps={},
                 attempts={},
-                execution=standing(stored.execution, Status.RUNNING, stored.execution.last_updated),
+                execution=reopen(stored.execution),
                 result=UNSET,
                 failure=None,
             )

@@ -17,12 +17,13 @@ from durable._common.durations import Duration
 from durable._common.forks import renewed_in_children
 from durable._common.locks import locked
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
+from durable._engine.headers import blank_header, claim_header, is_foreign, stamp_header
 from durable._engine.leases import Lease
-from durable._engine.runs import adopted, executable, is_foreign
+from durable._engine.runs import executable
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, chosen
 from durable.errors import ConcurrentExecution, DurableError, InvalidArgument, LeaseLost, RunCancelled
-from durable.records import Execution, Header, Kind, Record, Status, StepRecord, checked_name, standing, taken_up
+from durable.records import Header, Kind, Record, Status, StepRecord, checked_name
 from durable.snapshots import Snapshot, foreign_failures, journal_of, snapshot_of, with_foreign_failures
 from durable.stores._facades import AsyncStore
 from durable.stores._heartbeat import Heartbeat
@@ -108,17 +109,14 @@ class MemoryStore:
         if held or not executable(claim, run.header):
             endings = [record for record in _in_order(run) if record.kind in (Kind.RESULT, Kind.FAILURE)]
             return Refused(run.header, endings, "this process" if held else None, run.expires - sent if held else None)
-        header = run.header or Header("", Execution(Status.RUNNING))
+        header = run.header or blank_header()
         records, epoch, at = run.records, run.epoch + 1, run.updated_at
         if not claim.amends:
             at = self.clock.now()
-            if is_foreign(header):
-                header = adopted(claim, header)
-                if claim.input is not None:
-                    given = Record(0, Kind.INPUT, Kind.INPUT, claim.input.decode())
-                    records = records | {0: self._dated(given, epoch)}
-            execution = taken_up(header.execution, epoch=epoch, owner=this_process(), moment=at.isoformat())
-            header = structs.replace(header, execution=execution)
+            if is_foreign(header) and claim.input is not None:
+                given = Record(0, Kind.INPUT, Kind.INPUT, claim.input.decode())
+                records = records | {0: self._dated(given, epoch)}
+            header = claim_header(header, claim, epoch=epoch, owner=this_process(), at=at)
         lease = Lease(claim.run_id, f"{epoch}:{secrets.token_hex(8)}", epoch, claim.seconds, sent)
         granted = Granted(lease, header, [records[seq] for seq in sorted(records)])
         claim.taken.append(lease)  # first, and the run in one piece: an interrupt comes where it will
@@ -402,8 +400,7 @@ class MemoryStore:
         assert run.header is not None  # noqa: S101 -- written by the same begin
         at, changed = self.clock.now(), replace(run, **changes)
         records = _in_order(changed) if status is Status.FAILED else ()
-        execution = standing(run.header.execution, status, at.isoformat(), records)
-        return replace(changed, header=structs.replace(run.header, execution=execution), updated_at=at)
+        return replace(changed, header=stamp_header(run.header, status, at, records), updated_at=at)
 
 
 def _is_there(run: _Run, record: Record) -> bool:

@@ -9,10 +9,9 @@ import weakref
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, TypeAlias, TypeVar
 
-from msgspec import structs
-
 from durable._common.locks import locked
 from durable._engine.decisions import Claim, ClaimReply, Granted
+from durable._engine.headers import blank_header, stamp_header
 from durable._engine.leases import Lease
 from durable.clocks import SystemClock
 from durable.codecs import Codec, codec_of
@@ -25,7 +24,7 @@ from durable.errors import (
     StoreUnavailable,
     UnreadableRecord,
 )
-from durable.records import Execution, Header, Record, Status, standing
+from durable.records import Header, Record, Status
 from durable.snapshots import Snapshot, named, snapshot_of
 from durable.stores._facades import ThreadedStore
 from durable.stores._memory import MemoryStore
@@ -51,7 +50,7 @@ class Whole:
         self._snapshots = snapshots
         self._leases = _leases_on(snapshots)
         self._clock = SystemClock()
-        self._header = Header("", Execution(Status.RUNNING))
+        self._header = blank_header()
         self._records: list[Record] = []
 
     @property
@@ -161,8 +160,7 @@ class Whole:
             self._leases.delete(lease.run_id)
 
     def _as(self, status: Status) -> Header:
-        execution = standing(self._header.execution, status, self._clock.now().isoformat(), self._records)
-        return structs.replace(self._header, execution=execution)
+        return stamp_header(self._header, status, self._clock.now(), self._records)
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:  # noqa: ARG002
         """Not here: a snapshot is saved by the store, and not in anybody's transaction."""

@@ -14,11 +14,12 @@ from msgspec import Raw, Struct
 from durable._engine import batches
 from durable._engine.batches import MOST_BYTES, MOST_RECORDS, SLOWEST, Verb, latest_under
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
+from durable._engine.headers import blank_header, open_header
 from durable._engine.leases import Lease
-from durable._engine.runs import described, executable
+from durable._engine.runs import executable
 from durable.clocks import Clock
 from durable.errors import DurableError, LeaseLost, RecordsLost, RunCancelled
-from durable.records import Execution, Header, Kind, Record, Status
+from durable.records import Kind, Record, Status
 from durable.snapshots import header_and_records
 from durable.stores._postgres.connections import Lane
 from durable.stores._postgres.requirements import hiding
@@ -145,7 +146,7 @@ class Found:
             except DurableError as unreadable:
                 problem = problem or unreadable
         if self.lease is not None:
-            known = header or Header(self.workflow, Execution(Status.RUNNING))
+            known = header or blank_header(self.workflow)
             self.lease.known(len(self.records), self.server)
             return Granted(self.lease, known, told + self.records, problem=problem)
         if problem is not None:
@@ -592,7 +593,7 @@ def _opening_row(claiming: Claiming) -> dict[str, Any]:
         "random": claiming.random,
         "after_failure": claim.after_failure,
         "amends": claim.amends,
-        "header": Header(claim.workflow, Execution(Status.RUNNING), metadata=described(claim)),
+        "header": open_header(claim),
         "input": None if claim.input is None else claim.input.decode(),
     }
 

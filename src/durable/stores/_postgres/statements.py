@@ -19,7 +19,7 @@ from typing import Final, LiteralString, cast
 
 from psycopg import sql
 
-from durable._engine.runs import FOREIGN_METADATA
+from durable._engine.headers import FOREIGN_METADATA
 from durable.errors import InvalidArgument
 from durable.records import Record
 
@@ -33,7 +33,7 @@ _QUOTED: Final = re.compile(r"""('(?:[^']|'')*'|"[^"]*"|--[^\n]*)""")
 _HERE: Final = resources.files(__name__.rpartition(".")[0]) / "sql"
 
 _FOREIGN_METADATA: Final = f"'{{{','.join(FOREIGN_METADATA)}}}'::text[]"
-# What statements have in common. `foreign` is `runs.is_foreign` of a row's `snapshot`.
+# What statements have in common. `foreign` is `headers.is_foreign` of a row's `snapshot`.
 _PARTS: Final = {
     "{foreign}": f"(COALESCE(snapshot->>'workflowName', '') = '' "
     f"OR COALESCE(snapshot->'metadata' ?| {_FOREIGN_METADATA}, false))",

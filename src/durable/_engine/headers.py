@@ -1,0 +1,114 @@
+"""The header of a run, as each turn of its life leaves it: claimed, ended, taken up again.
+
+It is made here and nowhere else, but for the SQL that changes the header of a row where it stands (`statements.sql`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from durable._engine.decisions import Claim
+from durable.errors import UnreadableRecord
+from durable.records import (
+    MAX_EARLIER,
+    EarlierExecution,
+    ErrorSummary,
+    Execution,
+    FailureRecord,
+    Header,
+    Kind,
+    Record,
+    Status,
+    parse,
+)
+
+# Of awaitly's `durable.run`, in its metadata. It also writes a workflow's name, which is the run's id or its end. Ours has
+# none of these: a user's metadata may not, and the first claim takes them out.
+FOREIGN_METADATA: Final = ("stepOrder", "stepArgs", "lastStepKey")
+
+
+def is_foreign(header: Header) -> bool:
+    """Whether another tool wrote this, and no claim of ours was granted since: the first gives it a workflow and an input."""
+    return not header.workflow_name or any(word in header.metadata for word in FOREIGN_METADATA)
+
+
+def blank_header(workflow: str = "") -> Header:
+    """The header of a run of which nothing is known but that it is not over."""
+    return Header(workflow, Execution(Status.RUNNING))
+
+
+def open_header(claim: Claim) -> Header:
+    """The header of a run that this claim begins, before the claim is granted."""
+    return replace(blank_header(claim.workflow), metadata=_metadata_of(claim))
+
+
+def claim_header(header: Header, claim: Claim, *, epoch: int, owner: str, at: datetime) -> Header:
+    """The header once this claim is granted. The same claim again, whose reply was lost, changes nothing of it."""
+    if is_foreign(header):
+        known = {word: value for word, value in header.metadata.items() if word not in FOREIGN_METADATA}
+        header = replace(header, workflow_name=claim.workflow, metadata={**_metadata_of(claim), **known})
+    last, moment = header.execution, at.isoformat()
+    earlier, began = last.earlier, moment
+    if (last.epoch, last.owner) == (epoch, owner):
+        began = last.began
+    elif last.epoch:
+        earlier = (*earlier, EarlierExecution(last.epoch, last.owner, last.began))[-MAX_EARLIER:]
+    execution = Execution(
+        Status.RUNNING,
+        last_updated=moment,
+        started_at=last.started_at or moment,
+        epoch=epoch,
+        owner=owner,
+        began=began,
+        earlier=earlier,
+    )
+    return replace(header, execution=execution)
+
+
+def stamp_header(header: Header, status: str, at: datetime, records: Sequence[Record] = ()) -> Header:
+    """The header with this status from the moment `at` on; of a run that has failed, `records` say why."""
+    failure = _failure_in(records) if status == Status.FAILED else None
+    execution = replace(
+        _stamped(header.execution, status, at.isoformat()),
+        error=None if failure is None else ErrorSummary(failure.error.type, failure.step),
+        needs_decision=failure is not None and bool(failure.undecided),
+    )
+    return replace(header, execution=execution)
+
+
+def reopen(execution: Execution) -> Execution:
+    """The same execution, as that of a run which is not over."""
+    return _stamped(execution, Status.RUNNING, execution.last_updated)
+
+
+def _stamped(execution: Execution, status: str, moment: str) -> Execution:
+    return replace(
+        execution,
+        status=status,
+        last_updated=moment,
+        completed_at=moment if status == Status.COMPLETED else None,
+        current_step_id=None,
+        error=None,
+        needs_decision=False,
+    )
+
+
+def _metadata_of(claim: Claim) -> dict[str, Any]:
+    known: dict[str, Any] = {**claim.metadata, "version": claim.version}
+    if claim.function is not None:
+        known["workflowFunction"] = claim.function
+    return known if claim.input_hash is None else {**known, "inputHash": claim.input_hash}
+
+
+def _failure_in(records: Sequence[Record]) -> FailureRecord | None:
+    last = next((record for record in reversed(records) if record.kind == Kind.FAILURE), None)
+    if last is None:
+        return None
+    try:
+        return parse(last.text, FailureRecord, run_id="", where="")
+    except UnreadableRecord:
+        return None  # it will be refused when it is read
