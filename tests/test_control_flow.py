@@ -182,17 +182,17 @@ def test_a_step_after_a_run_that_completed(store: MemoryStore) -> None:
     durable.run({}, workflow, id="b", store=store)
     (step,) = steps
     for call in LATE:
-        with pytest.raises(durable.RunOver):
+        with pytest.raises(durable.errors.RunOver):
             call(step)
 
     async def awaited() -> None:
         await durable.run({}, async_workflow, id="a", store=store)
         step = steps[1]
         for call in LATE:
-            with pytest.raises(durable.RunOver):
+            with pytest.raises(durable.errors.RunOver):
                 await call(step)
         results = await asyncio.gather(step("again", lambda: 1), return_exceptions=True)
-        assert [type(result) for result in results] == [durable.RunOver]
+        assert [type(result) for result in results] == [durable.errors.RunOver]
 
     asyncio.run(awaited())
 

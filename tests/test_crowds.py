@@ -150,7 +150,7 @@ def test_deleting_what_somebody_executes(database: Database) -> None:
         other.delete("doomed", force=True)
         step("two", lambda: 2)
 
-    with pytest.raises(durable.RecordsLost, match="deleted with force=True, or the database has gone back"):
+    with pytest.raises(durable.errors.RecordsLost, match="deleted with force=True, or the database has gone back"):
         durable.run(None, deleted, id="doomed", store=store)
     assert database.header("doomed") is None
     assert database.journal("doomed") == []

@@ -292,7 +292,7 @@ def test_a_type_can_be_taught(database: Database) -> None:
 def test_a_process_that_was_not_taught_refuses_the_record_by_name() -> None:
     """And says what to call."""
 
-    with pytest.raises(durable.UnreadableRecord, match="stored_as was not called"):
+    with pytest.raises(durable.errors.UnreadableRecord, match="stored_as was not called"):
         CODEC.decode(f'{{"$type": "{__name__}:Untaught", "value": 1}}'.encode(), run_id="r", where="here")
 
 

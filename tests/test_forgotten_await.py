@@ -154,7 +154,7 @@ def _quietly(store: MemoryStore, workflow: Workflow) -> Any:
 @pytest.mark.parametrize("workflow", FORGOTTEN, ids=lambda workflow: workflow.__name__)
 def test_a_run_is_not_completed_without_a_step_that_was_called(store: MemoryStore, workflow: Workflow) -> None:
     """The error names the step and the cure, and nothing else is said."""
-    with pytest.raises(durable.ColourMismatch) as told:
+    with pytest.raises(durable.errors.AsyncMismatch) as told:
         _quietly(store, workflow)
     named = "charge" if workflow in (decorated, decorated_in_deps) else "pay"
     assert repr(named) in str(told.value)
@@ -165,7 +165,7 @@ def test_a_run_is_not_completed_without_a_step_that_was_called(store: MemoryStor
 
 def test_the_mended_workflow_goes_on(store: MemoryStore) -> None:
     """What had been recorded is not done again."""
-    with pytest.raises(durable.ColourMismatch):
+    with pytest.raises(durable.errors.AsyncMismatch):
         _quietly(store, among_others)
     ran: list[str] = []
 
@@ -185,7 +185,7 @@ def test_several_are_all_named(store: MemoryStore) -> None:
         step("pay", pay)
         step("mail", pay)
 
-    with pytest.raises(durable.ColourMismatch, match=r"'pay', 'mail'"):
+    with pytest.raises(durable.errors.AsyncMismatch, match=r"'pay', 'mail'"):
         _quietly(store, workflow)
 
 
@@ -216,7 +216,7 @@ def test_something_else_to_await_that_is_returned_is_named(store: MemoryStore) -
     async def workflow(_step: Any, _: Any) -> Any:
         return pay()
 
-    with pytest.raises(durable.ColourMismatch, match="await it") as told:
+    with pytest.raises(durable.errors.AsyncMismatch, match="await it") as told:
         _quietly(store, workflow)
     assert "async def" not in str(told.value)
 
@@ -292,8 +292,8 @@ def test_on_postgres(database: Database) -> None:
     async def main() -> None:
         await execute(None, among_others, id="r", store=store)
 
-    with pytest.raises(durable.ColourMismatch, match="'pay'"):
+    with pytest.raises(durable.errors.AsyncMismatch, match="'pay'"):
         asyncio.run(main())
     assert store.status("r") == "failed"
-    with pytest.raises(durable.ColourMismatch, match="'pay'"):
+    with pytest.raises(durable.errors.AsyncMismatch, match="'pay'"):
         durable.result(store, "r")

@@ -213,7 +213,7 @@ def test_raising_is_an_answer_and_nonsense_is_not(stage: StoreStage) -> None:
         (lambda *_: "raise", durable.VersionMismatch),
         (lambda *_: None, durable.VersionMismatch),
         (lambda *_: 7, durable.InvalidArgument),
-        (lambda *_: {"formatVersion": 99}, durable.UnreadableRecord),
+        (lambda *_: {"formatVersion": 99}, durable.errors.UnreadableRecord),
         (breaks, KeyError),
         ("forget", durable.InvalidArgument),
     ]
@@ -336,7 +336,7 @@ def test_an_async_answer_is_awaited_by_an_async_workflow(answer_is_async: bool) 
         asyncio.run(durable.run({}, workflow, id="x", store=store))
         assert asyncio.run(durable.run({}, workflow, id="x", store=store, version=2, on_version_mismatch=given)) == 1
         if answer_is_async:
-            with pytest.raises(durable.ColourMismatch, match="on_version_mismatch"):
+            with pytest.raises(durable.errors.AsyncMismatch, match="on_version_mismatch"):
                 durable.run({}, blocking, id="x", store=store, version=3, on_version_mismatch=given)
 
 

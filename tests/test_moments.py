@@ -161,7 +161,7 @@ def test_a_recorded_moment_that_cannot_be_read_is_said_by_name(database: Databas
             "WHERE key = 'nap'",
             (nonsense,),
         )
-        with pytest.raises(durable.UnreadableRecord, match=r"step 'nap'.*moment"):
+        with pytest.raises(durable.errors.UnreadableRecord, match=r"step 'nap'.*moment"):
             durable.run({}, workflow, id="a", store=store)
 
 

@@ -186,7 +186,7 @@ def test_a_thunk_repeated_in_the_order_of_completion_is_refused(store: MemorySto
         return out
 
     bodies: list[str] = []
-    with pytest.raises(durable.AmbiguousKey, match="'use'"):
+    with pytest.raises(durable.errors.AmbiguousKey, match="'use'"):
         run(store, workflow)
     assert bodies == []
 
@@ -271,9 +271,9 @@ def test_an_ambiguity_is_remembered(store: MemoryStore) -> None:
 
         return branching
 
-    with pytest.raises(durable.AmbiguousKey):
+    with pytest.raises(durable.errors.AmbiguousKey):
         run(store, workflow("T1", "T2"))
-    with pytest.raises(durable.AmbiguousKey):
+    with pytest.raises(durable.errors.AmbiguousKey):
         run(store, workflow("T2", "T1"))
     assert all(line in ("T1 pays from account of T1", "T2 pays from account of T2") for line in log)
 
@@ -290,7 +290,7 @@ def test_an_explicit_key_that_an_automatic_one_has_is_a_conflict(store: MemorySt
         seen: list[Any] = [step("charge", lambda: "A", key="charge")]
         try:
             seen.append(step("charge", lambda: "B"))
-        except durable.KeyConflict as problem:
+        except durable.errors.KeyConflict as problem:
             seen.append(type(problem).__name__)
         return seen
 

@@ -68,7 +68,7 @@ def test_a_transaction_does_nothing_to_its_own_run(what: str, database: Database
         return step.transaction("t", lambda _: DONE_TO_ITSELF[what](other))
 
     came = within(lambda: execute(None, workflow, id="r", store=store))
-    assert isinstance(came, durable.TransactionMisused), came
+    assert isinstance(came, durable.errors.TransactionMisused), came
     assert what.split(",", maxsplit=1)[0].split(" by", maxsplit=1)[0] in str(came)
     assert store.status("r") == "failed"
 
@@ -82,7 +82,7 @@ def test_a_transaction_within_another_does_nothing_to_the_outer_run(database: Da
     def outer(step: Any, _: Any) -> Any:
         return step.transaction("t", lambda _: execute(None, inner, id="inner", store=store))
 
-    assert isinstance(within(lambda: execute(None, outer, id="outer", store=store)), durable.TransactionMisused)
+    assert isinstance(within(lambda: execute(None, outer, id="outer", store=store)), durable.errors.TransactionMisused)
 
 
 def test_what_concerns_another_run_is_done(database: Database) -> None:
@@ -141,7 +141,7 @@ def see_refused(trick: str, database: Database) -> None:
     def workflow(step: Any, _: Any) -> Any:
         return step.transaction("t", body)
 
-    assert isinstance(within(lambda: execute(None, workflow, id="r", store=store)), durable.TransactionMisused)
+    assert isinstance(within(lambda: execute(None, workflow, id="r", store=store)), durable.errors.TransactionMisused)
     assert database.execute("SELECT gid FROM pg_prepared_xacts WHERE database = current_database()") == []
     life[0] = 1
     assert within(lambda: execute(None, workflow, id="r", store=store)) == 1

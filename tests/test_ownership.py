@@ -547,7 +547,7 @@ def test_two_tasks_that_repeat_an_automatic_key_are_refused() -> None:
     async def workflow(step: durable.AsyncStep, _: None) -> Any:
         return await asyncio.gather(branch(step, "left"), branch(step, "right"))
 
-    with pytest.raises(durable.AmbiguousKey, match=r"pass key=") as it:
+    with pytest.raises(durable.errors.AmbiguousKey, match=r"pass key=") as it:
         asyncio.run(durable.run(None, workflow, id="branches", store=store))
     assert it.value.key == "notify"
     assert bodies in ([], ["left"])
@@ -577,7 +577,7 @@ def test_two_threads_that_repeat_an_automatic_key_are_refused() -> None:
             assert left.exception(PATIENCE) is not None, "its value was handed out although the run must not go on"
             raise ValueError("the workflow goes on regardless") from problem
 
-    with pytest.raises(durable.AmbiguousKey):
+    with pytest.raises(durable.errors.AmbiguousKey):
         durable.run(None, workflow, id="branches", store=store)
     assert bodies == ["left"]
     store.close()

@@ -807,7 +807,7 @@ def test_a_poisoned_snapshot_is_never_a_fresh_start(
     store.list()
     database.execute("INSERT INTO durable_snapshots VALUES ('bad', %s)", poison)
     for _ in range(2):
-        with pytest.raises(durable.UnreadableRecord, match="bad"):
+        with pytest.raises(durable.errors.UnreadableRecord, match="bad"):
             durable.run(deps, checkout, id="bad", store=store)
     assert deps.calls == []
     assert durable.run(deps, checkout, id="good", store=store) == ORDER
@@ -821,7 +821,7 @@ def test_a_journal_without_its_header_is_not_nothing(store: PostgresStore, datab
     """FAULTS 97: load says so."""
     durable.run(deps, checkout, id="x", store=store)
     database.execute("DELETE FROM durable_snapshots")
-    with pytest.raises(durable.UnreadableRecord, match="journal"):
+    with pytest.raises(durable.errors.UnreadableRecord, match="journal"):
         store.load("x")
 
 

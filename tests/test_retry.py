@@ -344,7 +344,7 @@ def test_an_awaited_store_of_five_verbs_is_retried_by_awaiting() -> None:
             await durable.run({}, workflow, id="r", store=shelf)
         with pytest.raises(durable.RetryRefused):
             await durable.run({}, workflow, id="r", store=shelf)
-        with pytest.raises(durable.ColourMismatch):
+        with pytest.raises(durable.errors.AsyncMismatch):
             durable.retry(shelf, "r")
         assert await durable.aio.retry(shelf, "r") == ["log"]
         life.append(1)

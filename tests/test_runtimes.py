@@ -141,11 +141,11 @@ def as_a_guest(run: Callable[[], Any]) -> Any:
 def test_an_event_loop_of_another_kind_is_refused(database: Database, driver: Callable[..., Any]) -> None:
     """FAULTS 80: with the way out, before anything is touched; and that way leads out."""
     store = database.store()
-    with pytest.raises(durable.ColourMismatch, match=r"'run'.*asyncio.*trio\.to_thread\.run_sync"):
+    with pytest.raises(durable.errors.AsyncMismatch, match=r"'run'.*asyncio.*trio\.to_thread\.run_sync"):
         driver(lambda: durable.run(None, awaited, id="run", store=store))
     assert not store.process.used
     memory = MemoryStore()
-    with pytest.raises(durable.ColourMismatch, match="asyncio"):
+    with pytest.raises(durable.errors.AsyncMismatch, match="asyncio"):
         driver(lambda: durable.run(None, awaited, id="run", store=memory))
     memory.close()
 

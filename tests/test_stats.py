@@ -188,7 +188,7 @@ def test_a_header_deleted_under_an_execution(database: Database) -> None:
         database.execute("DELETE FROM durable_snapshots")
         return value
 
-    with pytest.raises(durable.RecordsLost):
+    with pytest.raises(durable.errors.RecordsLost):
         durable.run(None, loses, id="x", store=store)
     with pytest.raises(UnreadableRecord, match=r"store\.delete\(id\)"):
         durable.run(None, loses, id="x", store=store)

@@ -243,7 +243,7 @@ def test_one_key_for_two_calls_is_a_conflict(stage: Stage) -> None:
         for again in (Ask("pay", world.do, ("pay", 2), key="k"), Ask("buy", world.do, ("buy", 1), key="k")):
             try:
                 yield again
-            except durable.KeyConflict as problem:
+            except durable.errors.KeyConflict as problem:
                 seen.append(problem.key)
         return seen
 

@@ -325,7 +325,7 @@ def test_what_replaces_a_run_without_saying_when_was_stored_now(database: Databa
 def test_a_moment_that_is_none_is_refused_by_the_steps_name(stamp: str) -> None:
     """As any other part of a step that cannot be read."""
     text = f'{{"formatVersion": 1, "steps": {{"pay": {{"name": "pay", "ok": true, "value": 1, {stamp}}}}}'
-    with pytest.raises(durable.UnreadableRecord, match="pay"):
+    with pytest.raises(durable.errors.UnreadableRecord, match="pay"):
         durable.Snapshot.from_json(text + ', "execution": {"status": "running"}}')
 
 

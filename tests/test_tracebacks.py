@@ -225,7 +225,10 @@ async def _caught_async(step: Any) -> None:
 @pytest.mark.parametrize(
     ("calls", "error"),
     [
-        ([lambda step: step("a", len, "x", key="k"), lambda step: step("b", len, "x", key="k")], durable.KeyConflict),
+        (
+            [lambda step: step("a", len, "x", key="k"), lambda step: step("b", len, "x", key="k")],
+            durable.errors.KeyConflict,
+        ),
         ([lambda step: step("a", len, "x", key=7)], durable.InvalidArgument),
         ([lambda step: step("a", "not a function")], durable.InvalidArgument),
         ([lambda step: step("a", len, "x", timout=7)], durable.InvalidArgument),
@@ -344,7 +347,7 @@ def test_a_server_that_cannot_be_started(tmp_path: Path) -> None:
     """The message says what the system said."""
     (tmp_path / "file").touch()
     problem = raised(lambda: embedded(tmp_path / "file" / "within"))
-    assert type(problem) is durable.ServerNotStarted
+    assert type(problem) is durable.errors.ServerNotStarted
     assert lines(problem) == ["<lambda>", "ours"]
     assert chained(problem) == ["ServerNotStarted"]
 

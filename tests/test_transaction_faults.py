@@ -14,7 +14,7 @@ from psycopg_pool import ConnectionPool
 
 import durable
 from durable.errors import (
-    ColourMismatch,
+    AsyncMismatch,
     InvalidArgument,
     LeaseLost,
     NestedStep,
@@ -262,9 +262,9 @@ def test_bad_calls_are_errors_of_ours(database: Database, table: Table, run: Run
     store = database.store()
     with pytest.raises(InvalidArgument, match="isolation must be one of read committed, repeatable read, serializable"):
         run(store, table.book, id="a", isolation="read uncommitted")
-    with pytest.raises(ColourMismatch, match="define it with `def`"):
+    with pytest.raises(AsyncMismatch, match="define it with `def`"):
         run(store, _awaits, id="b")
-    with pytest.raises(ColourMismatch, match="returned something to await"):
+    with pytest.raises(AsyncMismatch, match="returned something to await"):
         run(store, lambda connection: _awaits(connection), id="c")
     with pytest.raises(InvalidArgument, match="leave out at_most_once"):
         run(store, durable.step(at_most_once=True)(table.book), id="d")

@@ -43,7 +43,7 @@ def refusal(value: Any, annotation: Any = None) -> durable.UnstorableValue:
 
 
 def unreadable(text: bytes | str) -> str:
-    with pytest.raises(durable.UnreadableRecord) as it:
+    with pytest.raises(durable.errors.UnreadableRecord) as it:
         back(text.encode() if isinstance(text, str) else text)
     return str(it.value)
 

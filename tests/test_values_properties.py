@@ -432,7 +432,7 @@ def test_only_our_own_errors_come_from_any_json_and_nothing_runs(watch: Any, tre
     try:
         for codec in (CODEC, Codecs([CODEC])):
             codec.decode(text, run_id="r", where="here")
-    except durable.UnreadableRecord as problem:
+    except durable.errors.UnreadableRecord as problem:
         assert problem.__suppress_context__ or problem.__context__ is None
     finally:
         listening[0] = False
@@ -450,7 +450,7 @@ def test_only_our_own_errors_come_from_any_bytes(text: bytes) -> None:
     """FAULTS 97: a text that was cut off or changed is never half a value."""
     try:
         back(text)
-    except durable.UnreadableRecord:
+    except durable.errors.UnreadableRecord:
         return
     json.loads(text)
 

@@ -107,7 +107,7 @@ def test_a_record_of_a_class_that_is_not_there_is_left_as_it_is(database: Databa
     database.execute("UPDATE durable_steps SET record = replace(record::text, ':Order', ':Bestellung')::json")
     before = database.everything()[1]
     (problem,) = stopped(store, "r", ORDER)
-    assert isinstance(problem, durable.UnreadableRecord)
+    assert isinstance(problem, durable.errors.UnreadableRecord)
     assert "durable.alias" in str(problem)
     assert database.everything()[1] == before
 
@@ -150,7 +150,7 @@ def test_no_payload_in_errors_reprs_and_logs(database: Database, caplog: pytest.
         f'{{"$type":"date","value":"{SECRET}"}}',
         f'{{"$type":"codec","name":"{SECRET}',
     ):
-        with pytest.raises(durable.UnreadableRecord) as it:
+        with pytest.raises(durable.errors.UnreadableRecord) as it:
             JsonCodec().decode(mangled.encode(), run_id="r", where="here")
         told.append(str(it.value) + repr(it.value))
     assert len(told) >= 8
@@ -243,10 +243,10 @@ def test_old_records_stay_readable_under_a_new_codec_and_a_new_key(database: Dat
     assert seen[1:] == ["sealed", "new key", "plain again"]
     before = database.everything()[1]
     seen = stopped(database.store(), "r", "not called", "not called")
-    assert isinstance(seen[1], durable.UnreadableRecord)
+    assert isinstance(seen[1], durable.errors.UnreadableRecord)
     assert "codec 'fernet'" in str(seen[1])
     seen = stopped(database.store(codec=encrypted(OTHER_KEY)), "r", "not called", "not called")
-    assert isinstance(seen[1], durable.UnreadableRecord)
+    assert isinstance(seen[1], durable.errors.UnreadableRecord)
     assert "failed with InvalidToken" in str(seen[1])
     assert database.everything()[1] == before
 
@@ -278,7 +278,7 @@ def test_what_a_codec_raises_becomes_ours_without_its_text() -> None:
         lambda: codec.decode(b'{"$type":"codec","name":"broken","value":1}', run_id="r", where="here"),
     ]
     for call in calls:
-        with pytest.raises((durable.UnstorableValue, durable.UnreadableRecord), match=r"(the|its) codec") as it:
+        with pytest.raises((durable.UnstorableValue, durable.errors.UnreadableRecord), match=r"(the|its) codec") as it:
             call()
         assert SECRET not in str(it.value)
     store = memory(codec=Broken())

@@ -235,7 +235,7 @@ def test_a_verb_that_returns_an_awaitable_unannounced_is_refused() -> None:
 
             return loaded()  # type: ignore[return-value]
 
-    with pytest.raises(durable.ColourMismatch, match="Hidden returned an awaitable"):
+    with pytest.raises(durable.errors.AsyncMismatch, match="Hidden returned an awaitable"):
         durable.run(None, lambda step, _: None, id="x", store=Hidden())
 
 
@@ -475,9 +475,9 @@ def test_a_poisoned_document_is_never_a_fresh_start(poison: bytes) -> None:
     awaited = AsyncShelf()
     awaited.shelf = shelf
     for _ in range(2):
-        with pytest.raises(durable.UnreadableRecord, match="'bad'"):
+        with pytest.raises(durable.errors.UnreadableRecord, match="'bad'"):
             durable.run(None, checkout, id="bad", store=shelf)
-        with pytest.raises(durable.UnreadableRecord, match="'bad'"):
+        with pytest.raises(durable.errors.UnreadableRecord, match="'bad'"):
             asyncio.run(durable.run(None, checkout_async, id="bad", store=awaited))
     assert called == []
     assert shelf.texts["bad"][1] == poison
@@ -503,5 +503,5 @@ def test_what_cannot_be_read_is_pending_and_does_not_hide_the_others() -> None:
     assert {line.id for line in asyncio.run(durable.aio.list_pending(awaited))} == pending
     assert {line.id for line in asyncio.run(durable.aio.list_pending(shelf))} == pending
     for ask in (durable.status, durable.result):
-        with pytest.raises(durable.UnreadableRecord, match=r"'newer'.*format is 2"):
+        with pytest.raises(durable.errors.UnreadableRecord, match=r"'newer'.*format is 2"):
             ask(shelf, "newer")

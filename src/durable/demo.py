@@ -134,7 +134,7 @@ def play(program: Sequence[str], once: Callable[[], None]) -> None:
         try:
             with tempfile.TemporaryDirectory() as directory, embedded(DIRECTORY):
                 sys.exit(_kill_and_resume(program, Path(directory) / "shop.log"))
-        except durable.ServerNotStarted as problem:
+        except durable.errors.ServerNotStarted as problem:
             sys.exit(str(problem))
 
 

@@ -6,28 +6,28 @@ BaseException
 Exception
 └── DurableError
     ├── InvalidArgument        an id, key, option or function that cannot work (also a ValueError)
-    ├── ColourMismatch         async where blocking is needed, or the reverse (also a TypeError)
+    ├── AsyncMismatch          async where blocking is needed, or the reverse (also a TypeError)
     ├── NestedStep             step(...) inside a step's body
     ├── TransactionMisused     the body of a transactional step ended its transaction, or tried to
     ├── KeyConflict            one key, two different calls
     ├── AmbiguousKey           two branches share an automatic key
-    ├── UnstorableValue        a value that could not come back as it is
+    ├── UnstorableValue        a value that JSON cannot bring back as it is
     ├── StepFailed             a recorded exception whose class cannot be rebuilt here
-    ├── StepTimeout            an attempt that took longer than it may (also a TimeoutError)
+    ├── StepTimeout            an attempt that took longer than its timeout (also a TimeoutError)
     ├── SignalTimedOut         no signal came in time (also a TimeoutError)
-    ├── StepInterrupted        an at-most-once step that was begun, and nobody knows how it ended
-    ├── RunCancelled           somebody asked the run to stop
+    ├── StepInterrupted        an at-most-once step was started before, and its outcome is unknown
+    ├── RunCancelled           the run was asked to stop
     ├── DeadlineExceeded       the run's time is up
     ├── HistoryError           what is stored does not fit what was called
     │   ├── RunMismatch        another workflow or another input under this id
     │   ├── VersionMismatch    another version of the workflow
     │   ├── WorkflowDrift      the code no longer matches its journal
-    │   ├── RetryRefused       it did more while it failed or was being left, which takes a decision
+    │   ├── RetryRefused       steps recorded while the run was failing or being left need a decision
     │   ├── RunNotFound        nothing is stored under this id
-    │   ├── RunNotOver         it has no result yet
+    │   ├── RunNotOver         the run has no result yet
     │   ├── UnreadableRecord   a stored line that cannot be understood
     │   └── RecordsLost        acknowledged lines are gone: the database went back to an earlier state
-    ├── OwnershipError         somebody else may write this run
+    ├── OwnershipError         another execution owns this run, or none does any more
     │   ├── ConcurrentExecution
     │   ├── WaitTimedOut
     │   ├── LeaseLost
@@ -35,7 +35,7 @@ Exception
     └── StoreError             the database, or the way to it
         ├── StoreUnavailable
         ├── AccessDenied
-        ├── UnsuitableServer   another database, too old a one, or one that takes no writes
+        ├── UnsuitableServer   another database, too old a version, or a server that takes no writes
         ├── SchemaMismatch
         ├── OutcomeUnknown     a write whose reply was lost
         └── ServerNotStarted   embedded PostgreSQL
@@ -54,7 +54,7 @@ from weakref import WeakSet
 __all__ = [
     "AccessDenied",
     "AmbiguousKey",
-    "ColourMismatch",
+    "AsyncMismatch",
     "ConcurrentExecution",
     "DeadlineExceeded",
     "DurableError",
@@ -96,14 +96,14 @@ _Class: TypeAlias = type[BaseException]
 
 
 class DurableWarning(UserWarning):
-    """Something works, but not as durably as it looks."""
+    """Something works, but not as durably as it looks: a run without a store, for one. Nothing was refused."""
 
 
 _UNWINDING: Final = "__durable_unwinding__"
 
 
 class _Settling(BaseException):
-    """What `Unwind` and `DurableError` extend alike: only so can an object of the one become one of the other."""
+    """The common base of `Unwind` and `DurableError`: only so can an object of the one become one of the other."""
 
 
 class DurableError(_Settling, Exception):
@@ -122,12 +122,12 @@ class DurableError(_Settling, Exception):
 class Unwind(_Settling):
     """Control flow: leave the workflow now.
 
-    A `BaseException`, because `except Exception` in a workflow must not be able to swallow the loss of a lease and go
-    on without durability. `durable.run` turns it into the `DurableError` it carries. (The reasoning is that of
+    A `BaseException`, because an `except Exception` in a workflow must not swallow the loss of a lease and go on
+    without durability. `durable.run` raises the `DurableError` that it carries instead. (The reasoning is that of
     `asyncio.CancelledError` and `trio.Cancelled`.)
 
-    One that outlives its run, since a task, a future or the user's own code has kept it, becomes that error in its place:
-    see `settle`.
+    One that outlives its run, kept by a task, a future or the user's own code, becomes that error in place: see
+    `settle`.
     """
 
     def __init__(self, error: DurableError) -> None:
@@ -137,7 +137,7 @@ class Unwind(_Settling):
 
     @staticmethod
     def settle(error: DurableError) -> None:
-        """The workflow that this error had to leave is over: whatever still carries it is an ordinary error from now on."""
+        """The workflow that this error had to leave is over: each `Unwind` that still carries it becomes an ordinary error."""
         kept: Iterable[Unwind] = error.__dict__.pop(_UNWINDING, ())
         for unwind in list(kept):
             try:
@@ -151,7 +151,10 @@ class Unwind(_Settling):
 
 @dataclass(eq=False, repr=False)
 class InvalidArgument(DurableError, ValueError):
-    """An argument that cannot work; `problem` says which and why."""
+    """An id, key, option, function or store that cannot work; `problem` says which and why.
+
+    Raised by every public function, before anything is written or called. Correct the call.
+    """
 
     problem: str
 
@@ -160,8 +163,13 @@ class InvalidArgument(DurableError, ValueError):
 
 
 @dataclass(eq=False, repr=False)
-class ColourMismatch(DurableError, TypeError):
-    """An async function in a blocking workflow, a blocking one called bare in an async workflow, or a step never awaited."""
+class AsyncMismatch(DurableError, TypeError):
+    """Async code where blocking code is needed, or the reverse; `problem` says where.
+
+    An async function in a blocking workflow, a blocking store's verb that returned an awaitable, a step of an async
+    workflow that was never awaited, or an async workflow outside an asyncio task. Raised by `durable.run` and by steps;
+    the value in question is not recorded. Await it, or make both sides async or both blocking.
+    """
 
     problem: str
 
@@ -171,7 +179,10 @@ class ColourMismatch(DurableError, TypeError):
 
 @dataclass(eq=False, repr=False)
 class NestedStep(DurableError):
-    """`step(...)` was called inside the body of the step `outer`."""
+    """`step(...)` was called with the `name` inside the body of the step `outer`.
+
+    Raised by the inner call, before its body is called. Call the plain function there, or both steps from the workflow.
+    """
 
     name: str
     outer: str
@@ -185,7 +196,12 @@ class NestedStep(DurableError):
 
 @dataclass(eq=False, repr=False)
 class TransactionMisused(DurableError):
-    """The body of the transactional step `name` did with its connection what only the step may do: `problem`."""
+    """The body of the transactional step `name` did to its connection what only the step may do: `problem`.
+
+    It committed, rolled back or closed, or used the connection afterwards. Raised in the body, or by `step.transaction`
+    after it; the transaction is rolled back and nothing is recorded. Let the body return to commit, or raise to roll
+    back.
+    """
 
     name: str
     problem: str
@@ -200,7 +216,10 @@ class TransactionMisused(DurableError):
 
 @dataclass(eq=False, repr=False)
 class KeyConflict(DurableError):
-    """One key was used in one run for two different calls."""
+    """Two different calls in one run used the same `key`; `difference` says what the first call was.
+
+    Raised by the second call, before its body is called. Give each call a key of its own.
+    """
 
     run_id: str
     key: str
@@ -215,7 +234,10 @@ class KeyConflict(DurableError):
 
 @dataclass(eq=False, repr=False)
 class AmbiguousKey(DurableError):
-    """Two tasks or threads repeat one automatic key, so that a replay could swap their values."""
+    """Two tasks or threads call a step of one name without `key=`, so that a replay could swap their values.
+
+    Raised by the call that would share the automatic `key`, before its body is called. Pass `key=` in each branch.
+    """
 
     run_id: str
     key: str
@@ -230,7 +252,12 @@ class AmbiguousKey(DurableError):
 
 @dataclass(eq=False, repr=False)
 class UnstorableValue(DurableError):
-    """A value that JSON cannot bring back as it is; `path` leads to the part that cannot (`$.items[3].price`)."""
+    """A value that JSON cannot bring back as it is; `path` leads to the part that cannot (`$.items[3].price`).
+
+    `what` is the value's role: the result of a step, an input, a signal. For a step's result, raised by the step after
+    its body: the effects stand, nothing is recorded, and the body would run again. Return plain data, or teach the type
+    with `durable.stored_as`.
+    """
 
     what: str
     path: str
@@ -245,9 +272,9 @@ class UnstorableValue(DurableError):
 class StepFailed(DurableError):
     """A recorded exception whose class cannot be rebuilt in this process.
 
-    `type` is the dotted name of its class, `bases` are those of the classes that it can be caught by besides; `message` is
-    its text, `remote_traceback` the text of its traceback when it was recorded. `attributes` is what of it could be stored,
-    decoded, by name. Match it by class with `is_a`:
+    Raised by the step that failed, live and replayed alike, in place of the original. `type` is the dotted name of its
+    class and `bases` those of the classes that would catch it; `message` is its text, `remote_traceback` the text of
+    its traceback, and `attributes` what of its state could be stored, decoded, by name. Match it by class with `is_a`:
 
         try:
             step("fetch", fetch)
@@ -266,7 +293,7 @@ class StepFailed(DurableError):
         return f"{self.type}: {self.message}"
 
     def is_a(self, classes: _Class | tuple[_Class, ...], /) -> bool:
-        """Whether the exception that was raised is one of this class, or of one of these, as `isinstance` would have it."""
+        """Whether `isinstance(original, classes)` would hold, by the recorded names of its classes."""
         given = classes if isinstance(classes, tuple) else (classes,)
         names = {self.type, *self.bases}
         return any(issubclass(StepFailed, one) or f"{one.__module__}.{one.__qualname__}" in names for one in given)
@@ -274,7 +301,11 @@ class StepFailed(DurableError):
 
 @dataclass(eq=False, repr=False)
 class StepTimeout(DurableError, TimeoutError):
-    """An attempt of the step `name` took longer than `seconds`; a retry policy may try again."""
+    """An attempt of the step `name` took longer than its timeout of `seconds`.
+
+    Raised by the step, and recorded as its failure unless the retry policy tries again. A blocking body is not stopped:
+    it may still finish in its thread.
+    """
 
     name: str
     seconds: float
@@ -286,7 +317,10 @@ class StepTimeout(DurableError, TimeoutError):
 
 @dataclass(eq=False, repr=False)
 class SignalTimedOut(DurableError, TimeoutError):
-    """`step.wait_for(name, timeout=seconds)` waited that long, restarts included, and no signal came."""
+    """`step.wait_for(name, timeout=seconds)` waited that long, restarts included, and no signal came.
+
+    Raised by `wait_for` and recorded, so that a replay raises it again. Send signals with `durable.signal`.
+    """
 
     name: str
     seconds: float
@@ -297,22 +331,30 @@ class SignalTimedOut(DurableError, TimeoutError):
 
 @dataclass(eq=False, repr=False)
 class StepInterrupted(DurableError):
-    """The body of an at-most-once step was started by an earlier execution, and no outcome was recorded."""
+    """The body of an at-most-once step was started by an earlier execution, and no outcome was recorded.
+
+    Whether its effect happened is unknown, so its body is not called again. Raised by the step, in each execution: find
+    out what became of it, then catch this in the workflow and go on, or use another key.
+    """
 
     run_id: str
     key: str
 
     def __str__(self) -> str:
         return (
-            f"run {self.run_id!r}: the step {self.key!r} was started before and no outcome was recorded, so nobody knows "
-            f"whether its effect happened. It is to run at most once and is not started again: find out what became of "
-            f"it, and go on accordingly (catch StepInterrupted in the workflow), or use another key or run id."
+            f"run {self.run_id!r}: the step {self.key!r} was started before and no outcome was recorded, so whether its "
+            f"effect happened is unknown. It is to run at most once and is not started again: find out what became of it, "
+            f"and go on accordingly (catch StepInterrupted in the workflow), or use another key or run id."
         )
 
 
 @dataclass(eq=False, repr=False)
 class RunCancelled(DurableError):
-    """The run was cancelled: by `durable.cancel`, or by the event given as `cancel=`."""
+    """The run was cancelled: by `durable.cancel`, or by the event given as `cancel=`.
+
+    Raised by `durable.run`; no further step was started. Its records are kept: `durable.run` with its id goes on from
+    there.
+    """
 
     run_id: str
 
@@ -322,7 +364,10 @@ class RunCancelled(DurableError):
 
 @dataclass(eq=False, repr=False)
 class DeadlineExceeded(DurableError):
-    """The run was not done by the `deadline` of the call."""
+    """The run was not done by the `deadline` of the call.
+
+    Raised by `durable.run`; no further step was started. Its records are kept: call again with a later deadline.
+    """
 
     run_id: str
 
@@ -334,12 +379,15 @@ class DeadlineExceeded(DurableError):
 
 
 class HistoryError(DurableError):
-    """What is stored under this id does not fit what was called. Nothing was changed."""
+    """What is stored under this id does not fit what was called. Nothing stored was changed."""
 
 
 @dataclass(eq=False, repr=False)
 class RunMismatch(HistoryError):
-    """The id belongs to a run of another workflow, or of other input. `what` is "workflow", "function" or "input"."""
+    """The id belongs to a run of another workflow, or of other input. `what` is "workflow", "function" or "input".
+
+    Raised by `durable.run` before the workflow is called. Use another id, or call the run as it was started.
+    """
 
     run_id: str
     what: str
@@ -357,7 +405,11 @@ class RunMismatch(HistoryError):
 
 @dataclass(eq=False, repr=False)
 class VersionMismatch(HistoryError):
-    """The run was started by another version of the workflow."""
+    """The run was started by version `stored` of its workflow, and this is version `given`.
+
+    Raised by `durable.run` before the workflow is called. Let the old version finish it, pass `version=`, or say with
+    `on_version_mismatch=` what becomes of it.
+    """
 
     run_id: str
     stored: int
@@ -373,7 +425,11 @@ class VersionMismatch(HistoryError):
 
 @dataclass(eq=False, repr=False)
 class WorkflowDrift(HistoryError):
-    """The workflow no longer makes the calls that its journal recorded."""
+    """The workflow no longer makes the calls that its journal recorded; `difference` says how, at the step `key`.
+
+    Raised by the step and by `durable.run`. The recorded value was not handed out, and no body was called after it.
+    Restore the order or arguments, give new steps a `key=`, or start the new code under another id.
+    """
 
     run_id: str
     key: str
@@ -389,7 +445,11 @@ class WorkflowDrift(HistoryError):
 
 @dataclass(eq=False, repr=False)
 class RetryRefused(HistoryError):
-    """The run is not taken up again before it is decided what becomes of its `steps` (keys). Nothing was called."""
+    """The run recorded the `steps` (keys) while it was failing or being left, and what becomes of them is undecided.
+
+    Raised by `durable.run` and `durable.retry` before the workflow is called: a success would contradict these steps.
+    Decide with `durable.retry`. `problem` says, where it is given, why a decision itself was refused.
+    """
 
     run_id: str
     steps: tuple[str, ...]
@@ -410,7 +470,7 @@ class RetryRefused(HistoryError):
 
 @dataclass(eq=False, repr=False)
 class RunNotFound(HistoryError):
-    """Nothing is stored under the id of which a result was asked for."""
+    """Nothing is stored under this id. Raised by `durable.result` and `durable.retry`: check the id and the store."""
 
     run_id: str
 
@@ -422,7 +482,10 @@ class RunNotFound(HistoryError):
 
 @dataclass(eq=False, repr=False)
 class RunNotOver(HistoryError):
-    """The run of which a result was asked for is `status`, and has none."""
+    """The run is `status` and has no result yet.
+
+    Raised by `durable.result`. Call `durable.run` with its id to go on with it, or to wait for the execution that does.
+    """
 
     run_id: str
     status: str
@@ -430,13 +493,17 @@ class RunNotOver(HistoryError):
     def __str__(self) -> str:
         return (
             f"run {self.run_id!r} is {self.status} and has no result yet. Call durable.run with its id to go on with it, "
-            f'or with on_conflict="wait" to wait for whoever does.'
+            f'or with on_conflict="wait" to wait for the execution that does.'
         )
 
 
 @dataclass(eq=False, repr=False)
 class UnreadableRecord(HistoryError):
-    """A stored line that this version cannot understand; it is never taken for an absent one."""
+    """A stored line that this version cannot understand; `where` names it, `problem` says why.
+
+    Raised by whatever reads the run; the line is never taken for an absent one, and the run is left as it is. Upgrade,
+    import the class that it names, or restore the row.
+    """
 
     run_id: str
     where: str
@@ -451,7 +518,12 @@ class UnreadableRecord(HistoryError):
 
 @dataclass(eq=False, repr=False)
 class RecordsLost(HistoryError):
-    """Nothing more was written, since what the database had acknowledged of the run is gone; `reason` says how that shows."""
+    """Records of the run that the database had acknowledged are gone; `reason` says how that shows.
+
+    The database went back to an earlier state: a fail-over to a standby that was behind, or a backup. Raised by
+    `durable.run` before anything more is written. Call it again: it goes on from what is there, and the steps whose
+    records are lost run again.
+    """
 
     run_id: str
     reason: str = ""
@@ -467,12 +539,17 @@ class RecordsLost(HistoryError):
 
 
 class OwnershipError(DurableError):
-    """Only the holder of the lease runs and writes a run, and that is somebody else, or nobody any more."""
+    """Only the holder of a run's lease executes and writes it, and that is another execution, or none any more."""
 
 
 @dataclass(eq=False, repr=False)
 class ConcurrentExecution(OwnershipError):
-    """Another process, thread or task is running this id; `expires_in` is what its lease still lasts, in seconds."""
+    """Another process, thread or task, `owner`, is executing this run.
+
+    `expires_in` is the rest of its lease in seconds, where that is known. Raised by `durable.run` before the workflow
+    is called, and by what changes a run from outside, such as `durable.retry`. Pass `on_conflict="wait"` to wait for
+    its result.
+    """
 
     run_id: str
     owner: str
@@ -486,21 +563,28 @@ class ConcurrentExecution(OwnershipError):
 
 @dataclass(eq=False, repr=False)
 class WaitTimedOut(OwnershipError):
-    """`on_conflict="wait"` waited `waited` seconds and the other execution had not ended."""
+    """`on_conflict="wait"` waited `waited` seconds, and the other execution has not ended.
+
+    Raised by `durable.run`; the run goes on there. Call again to wait on, or raise `wait_timeout`.
+    """
 
     run_id: str
     waited: float
 
     def __str__(self) -> str:
         return (
-            f"run {self.run_id!r} was still being executed by somebody else after {self.waited:.1f} s. It goes on there; "
+            f"run {self.run_id!r} was still being executed elsewhere after {self.waited:.1f} s. It goes on there; "
             f"call again to wait on, or raise wait_timeout."
         )
 
 
 @dataclass(eq=False, repr=False)
 class LeaseLost(OwnershipError):
-    """This execution may write no more: its lease ran out or was taken over."""
+    """This execution may write no more: its lease ran out or was taken over; `reason` says which.
+
+    Raised by `durable.run`. Nothing more was written, and no further step was started. Call again: it waits for the
+    run, or goes on with it.
+    """
 
     run_id: str
     reason: str
@@ -514,7 +598,10 @@ class LeaseLost(OwnershipError):
 
 @dataclass(eq=False, repr=False)
 class RunOver(OwnershipError):
-    """A step was called after its run had ended, by a task or thread that outlived the workflow function."""
+    """The step `name` was called after its run had ended, by a task or thread that outlived the workflow function.
+
+    Raised by the step; its body is not called. Wait for every such task and thread before the workflow returns.
+    """
 
     run_id: str
     name: str
@@ -527,12 +614,16 @@ class RunOver(OwnershipError):
 
 
 class StoreError(DurableError):
-    """The database refused, was not there, or is not what it should be."""
+    """The database refused, could not be reached, or is not what it should be."""
 
 
 @dataclass(eq=False, repr=False)
 class StoreUnavailable(StoreError):
-    """PostgreSQL at `where` could not be reached or did not answer."""
+    """PostgreSQL at `where` could not be reached or did not answer.
+
+    Raised by whatever asks the store, once waiting for better times is of no more use. What was acknowledged is safe:
+    call again with the same id when the server answers.
+    """
 
     where: str
     problem: str
@@ -546,7 +637,10 @@ class StoreUnavailable(StoreError):
 
 @dataclass(eq=False, repr=False)
 class AccessDenied(StoreError):
-    """PostgreSQL at `where` is there and says no."""
+    """PostgreSQL at `where` answered and refused: user, password, database or privilege.
+
+    Raised by whatever connects first. Nothing was written. `advice` says what to check.
+    """
 
     where: str
     problem: str
@@ -558,7 +652,10 @@ class AccessDenied(StoreError):
 
 @dataclass(eq=False, repr=False)
 class UnsuitableServer(StoreError):
-    """The server at `where` is none that runs can be trusted to. Nothing was read from it or written to it."""
+    """The server at `where` cannot be trusted with runs: another database, too old a version, or a read-only one.
+
+    Raised by the first use of a store. Nothing was read from it or written to it. `advice` says what it takes.
+    """
 
     where: str
     problem: str
@@ -570,7 +667,10 @@ class UnsuitableServer(StoreError):
 
 @dataclass(eq=False, repr=False)
 class SchemaMismatch(StoreError):
-    """A table that we need is missing, or something else has its name."""
+    """A table that the store needs is missing, newer than this version, or something else of that name.
+
+    Raised by the first use of a store. What is there was not touched. `advice` says what to do.
+    """
 
     table: str
     problem: str
@@ -582,10 +682,10 @@ class SchemaMismatch(StoreError):
 
 @dataclass(eq=False, repr=False)
 class OutcomeUnknown(StoreError):
-    """The reply to a write was lost and could not be settled before the lease's deadline.
+    """The reply to a write was lost, and what became of the write could not be settled before the lease's deadline.
 
-    The write is there, whole, or it is not: the next `durable.run` of this id reads which, and runs the body again only
-    if it is not.
+    The write is there, whole, or it is not. Raised by `durable.run`. Call it again: it reads which, and runs the body
+    again only if the record is not there.
     """
 
     run_id: str
@@ -601,7 +701,7 @@ class OutcomeUnknown(StoreError):
 
 @dataclass(eq=False, repr=False)
 class ServerNotStarted(StoreError):
-    """No local PostgreSQL could be started for `embedded()`."""
+    """No local PostgreSQL could be started for `embedded()`; `advice` says what is missing, and where the server's log is."""
 
     problem: str
     advice: str

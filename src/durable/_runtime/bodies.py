@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from durable._common.boundary import calls_out
 from durable._common.reports import say
-from durable.errors import ColourMismatch, StepTimeout, StoreUnavailable
+from durable.errors import AsyncMismatch, StepTimeout, StoreUnavailable
 
 __all__ = [
     "NotBegun",
@@ -44,11 +44,11 @@ def can_be_awaited(value: object) -> bool:
     return kind is CoroutineType or (kind not in _NEVER_AWAITED and inspect.isawaitable(value))
 
 
-def awaitable_in_vain(name: str, value: Any, why: str) -> ColourMismatch:
+def awaitable_in_vain(name: str, value: Any, why: str) -> AsyncMismatch:
     """The error for a body that returned something to await where nobody can."""
     if inspect.iscoroutine(value):
         value.close()  # it will never be awaited, and says so here rather than in a warning
-    return ColourMismatch(f"step {name!r} returned something to await, {why}")
+    return AsyncMismatch(f"step {name!r} returned something to await, {why}")
 
 
 def called_too_early(value: Any) -> str:

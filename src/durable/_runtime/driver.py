@@ -51,7 +51,7 @@ from durable.clocks import Clock
 from durable.codecs import Codec, after_the_body, returns
 from durable.codecs._failures import from_record, to_record, traceback_of
 from durable.errors import (
-    ColourMismatch,
+    AsyncMismatch,
     DurableError,
     InvalidArgument,
     NestedStep,
@@ -276,7 +276,7 @@ class Driver:
             raise InvalidArgument(f"isolation must be one of {', '.join(get_args(Isolation))}, not {isolation!r}")
         body = self._plain_body(fn, args, given)
         if inspect.iscoroutinefunction(body.fn):
-            raise ColourMismatch(
+            raise AsyncMismatch(
                 f"step.transaction({name!r}) calls a blocking function on a blocking connection, in a thread of its own where "
                 f"the workflow is async: define it with `def`"
             )

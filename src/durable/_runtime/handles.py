@@ -205,7 +205,7 @@ class AsyncStep(AsyncDriver):
         """Call `fn(*args)`, and await what it returns if that can be awaited; otherwise as `Step`.
 
         The key is drawn at this call, the body begins when the coroutine is awaited; a run is not completed while one never was
-        (`ColourMismatch`), and waits for tasks that the workflow has left behind with a step. A blocking function runs on the
+        (`AsyncMismatch`), and waits for tasks that the workflow has left behind with a step. A blocking function runs on the
         event loop: use `asyncio.to_thread` in it if it takes long. With a `timeout` an async body is cancelled, and a
         blocking one runs in a thread of its own.
         """

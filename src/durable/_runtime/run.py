@@ -41,7 +41,7 @@ from durable._runtime.shielded import see_through
 from durable._runtime.versions import OnVersionMismatch
 from durable.codecs._failures import to_record
 from durable.errors import (
-    ColourMismatch,
+    AsyncMismatch,
     DurableError,
     Unwind,
     VersionMismatch,
@@ -460,7 +460,7 @@ class AsyncRun(_Either):
         with contextlib.suppress(RuntimeError):  # no event loop at all
             task = asyncio.current_task()
         if task is None:
-            raise ColourMismatch(
+            raise AsyncMismatch(
                 f"run {claim.run_id!r}: an async workflow runs in a task of asyncio (uvloop will do, and anyio on asyncio), "
                 f"and this is none. Elsewhere, make the workflow a blocking function and call durable.run in a thread, "
                 f"for example with trio.to_thread.run_sync."
@@ -550,7 +550,7 @@ class _End:
                 if plan.is_async
                 else "but is not an async function: define it with `async def`"
             )
-            raise ColourMismatch(f"workflow {plan.claim.workflow!r} returned something to await: {advice}")
+            raise AsyncMismatch(f"workflow {plan.claim.workflow!r} returned something to await: {advice}")
         self._value = plan.encoded(value)
 
     def raised(self, plan: Plan, exception: Exception) -> None:
@@ -591,10 +591,10 @@ class _End:
         return reason
 
 
-def _async_answer(answer: Any) -> ColourMismatch:
+def _async_answer(answer: Any) -> AsyncMismatch:
     if inspect.iscoroutine(answer):
         answer.close()
-    return ColourMismatch(
+    return AsyncMismatch(
         "on_version_mismatch is an async function, and the workflow is a blocking one: make them of one colour"
     )
 

@@ -54,7 +54,7 @@ from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Body, D
 from durable._runtime.mapping import Items, mapped, mapped_async
 from durable._runtime.shielded import see_through
 from durable.codecs._failures import noted
-from durable.errors import ColourMismatch, DurableError
+from durable.errors import AsyncMismatch, DurableError
 from durable.records import Record
 
 _MAX_TURNS: Final = 10  # of the event loop, for tasks within tasks to begin what they have called
@@ -248,7 +248,7 @@ class AsyncDriver(Driver):
         """See `_decorator.Driver`."""
         name, fn = options.name, options.fn
         if not inspect.iscoroutinefunction(fn):
-            raise ColourMismatch(
+            raise AsyncMismatch(
                 f"{name!r} is a blocking function, and this workflow is async: "
                 f'call it as `await step("{name}", {getattr(fn, "__name__", "fn")}, ...)`, so that its checkpoint is awaited'
             )
@@ -257,7 +257,7 @@ class AsyncDriver(Driver):
     async def see_begun(self, failure: Exception | None = None) -> None:
         """Let the tasks begin that the workflow has left behind, and say which of its steps nothing awaits.
 
-        `ColourMismatch`; where the workflow has failed with something else, that gets a note.
+        `AsyncMismatch`; where the workflow has failed with something else, that gets a note.
         """
         for _ in range(_MAX_TURNS):
             await asyncio.sleep(0)  # each task that has been made begins in this turn, and may make another
@@ -267,7 +267,7 @@ class AsyncDriver(Driver):
         if not names:
             return
         if failure is None:
-            raise ColourMismatch(never_awaited(names))
+            raise AsyncMismatch(never_awaited(names))
         noted(failure, never_awaited(names))
 
     def _forgotten(self) -> list[str]:
@@ -308,7 +308,7 @@ class AsyncDriver(Driver):
         """What the step gives; `amid` is what is in flight where the call was handed on, if it was."""
         fingerprint = self._fingerprint(name, key, body)
         if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- the one way to ask without raising
-            raise ColourMismatch(f"step {name!r} belongs to an async workflow: call it on that workflow's event loop")
+            raise AsyncMismatch(f"step {name!r} belongs to an async workflow: call it on that workflow's event loop")
         call = self._draw(name, key, body, fingerprint, asyncio.current_task(), amid)
         self._unbegun[call] = handed_out = (
             self._rested(call, body) if isinstance(body.kind, Sleep) else self._driven(call, body)

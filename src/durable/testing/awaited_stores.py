@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeAlias, TypeVar
 
 import durable
-from durable.errors import ColourMismatch
+from durable.errors import AsyncMismatch
 from durable.snapshots import Snapshot
 from durable.stores.listing import Listed
 from durable.stores.protocol import AsyncSnapshotStore
@@ -98,10 +98,10 @@ class AsyncSnapshotStoreSuite:
 
         async def main() -> None:
             store: Any = await make_store()
-            with raises(ColourMismatch) as told:
+            with raises(AsyncMismatch) as told:
                 durable.run(None, workflow, id="run", store=store)
             assert "async def" in str(told.error)
-            with raises(ColourMismatch) as told:
+            with raises(AsyncMismatch) as told:
                 durable.result(store, "run")
             assert "durable.aio.result" in str(told.error)
             assert await store.load("run") is None

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeVar
 
 from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
-from durable.errors import ColourMismatch, DurableError
+from durable.errors import AsyncMismatch, DurableError
 from durable.records import Record, Status
 from durable.snapshots import Snapshot
 from durable.stores._adapters.snapshots import Whole, Work
@@ -53,7 +53,7 @@ class AwaitedSnapshots(Whole):
         """Nothing is open; the store of snapshots is its maker's to close."""
 
     def _refuse(self, what: str) -> NoReturn:
-        raise ColourMismatch(
+        raise AsyncMismatch(
             f"{what}: the verbs of {self.where} are coroutines, and the workflow is a blocking function. Make it "
             f"`async def` and await durable.run, or pass a store whose verbs block."
         )

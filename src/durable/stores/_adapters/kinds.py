@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any, Final, TypeAlias
 
-from durable.errors import ColourMismatch, InvalidArgument
+from durable.errors import AsyncMismatch, InvalidArgument
 from durable.stores._adapters.async_snapshots import AwaitedSnapshots
 from durable.stores._adapters.snapshots import WholeSnapshots
 from durable.stores.protocol import AsyncSnapshotStore, RunStore, SnapshotStore
@@ -58,7 +58,7 @@ def is_awaited(store: object) -> bool:
 def blocking(store: Any, function: str) -> SnapshotStore:
     """The store, whose verbs must block for `durable.{function}`."""
     if is_awaited(store):
-        raise ColourMismatch(
+        raise AsyncMismatch(
             f"the verbs of {type(store).__name__} are coroutines: await durable.aio.{function}(...) instead of "
             f"durable.{function}(...)"
         )

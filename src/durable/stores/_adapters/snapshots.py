@@ -16,7 +16,7 @@ from durable._engine.leases import Lease
 from durable.clocks import SystemClock
 from durable.codecs import Codec, codec_of
 from durable.errors import (
-    ColourMismatch,
+    AsyncMismatch,
     ConcurrentExecution,
     DurableError,
     InvalidArgument,
@@ -259,7 +259,7 @@ class WholeSnapshots(Whole):
         if inspect.isawaitable(answer):
             if inspect.iscoroutine(answer):
                 answer.close()
-            raise ColourMismatch(f"a verb of {self.where} returned an awaitable: declare its verbs with `async def`")
+            raise AsyncMismatch(f"a verb of {self.where} returned an awaitable: declare its verbs with `async def`")
         return answer
 
 
