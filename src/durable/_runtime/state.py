@@ -14,7 +14,7 @@ from durable.codecs import Codec, codec_of
 from durable.codecs._failures import from_record
 from durable.errors import RunNotFound, RunNotOver, UnreadableRecord
 from durable.records import Status, checked_name
-from durable.snapshots import Snapshot, named
+from durable.snapshots import Snapshot, with_run_id
 from durable.stores._adapters.kinds import blocking, is_awaited
 from durable.stores.listing import PAGE, Listed, RunStatus
 from durable.stores.protocol import AsyncSnapshotStore, SnapshotStore
@@ -168,14 +168,14 @@ def _loaded(store: SnapshotStore, id: str) -> Snapshot | None:
     try:
         return store.load(checked_name("a run's id", id))
     except UnreadableRecord as problem:
-        raise named(problem, id) from None
+        raise with_run_id(problem, id) from None
 
 
 async def _loaded_async(store: SnapshotStore | AsyncSnapshotStore, id: str) -> Snapshot | None:
     try:
         return await _awaited(store).load(checked_name("a run's id", id))
     except UnreadableRecord as problem:
-        raise named(problem, id) from None
+        raise with_run_id(problem, id) from None
 
 
 def _awaited(store: SnapshotStore | AsyncSnapshotStore) -> AsyncSnapshotStore:

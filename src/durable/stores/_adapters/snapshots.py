@@ -25,7 +25,7 @@ from durable.errors import (
     UnreadableRecord,
 )
 from durable.records import Header, Record, Status
-from durable.snapshots import Snapshot, named, snapshot_of
+from durable.snapshots import Snapshot, snapshot_of, with_run_id
 from durable.stores._facades import ThreadedStore
 from durable.stores._memory import MemoryStore
 from durable.stores.protocol import AsyncSnapshotStore, Isolation, Late, SnapshotStore, Transaction
@@ -130,7 +130,7 @@ class Whole:
         try:
             snapshot = yield lambda: self._snapshots.load(run_id)
         except UnreadableRecord as problem:
-            raise named(problem, run_id) from None
+            raise with_run_id(problem, run_id) from None
         except DurableError:
             raise
         except Exception as problem:

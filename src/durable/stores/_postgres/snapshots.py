@@ -26,7 +26,7 @@ from durable.errors import (
     UnstorableValue,
 )
 from durable.records import checked_name
-from durable.snapshots import Snapshot, foreign_failures, journal_of, whole
+from durable.snapshots import Snapshot, foreign_failures, journal_of, merge_journal
 from durable.stores._owner import HOST, is_dead
 from durable.stores._postgres.connections import Lane
 from durable.stores._postgres.requirements import hiding
@@ -197,7 +197,7 @@ class SnapshotVerbs:
         (_, _, kind, text, _, _), *journal = rows
         if kind != "header":
             raise headless(id)
-        return whole(text, [stored(*line) for line in journal], run_id=id)
+        return merge_journal(text, [stored(*line) for line in journal], run_id=id)
 
     def delete(self, id: str, *, force: bool = False) -> None:
         """Forget the run, with its journal and the signals that it has not received. Quiet when there is none.
