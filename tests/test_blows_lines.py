@@ -117,7 +117,7 @@ def test_an_exception_at_every_line(kind: str, blow: type[BaseException], databa
 def _is_guarded(came: Any, where: str) -> bool:
     """Whether this struck around code of the user's, whose exceptions are expected there: a failure's text, a store's verb."""
     if where.startswith(
-        ("_failures.py", "_exceptions.py", "_names.py", "_json.py", "_writing.py", "_reading.py", "events.py")
+        ("_failures.py", "_exceptions.py", "_names.py", "_json.py", "_encoder.py", "_decoder.py", "events.py")
     ):
         return isinstance(came, durable.DurableError)
     return isinstance(came, durable.StoreError) and "raised SoftLimit" in str(came)

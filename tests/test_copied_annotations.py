@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import durable
-from durable.codecs import returns
+from durable.codecs import return_annotation
 from durable.stores import memory
 
 
@@ -203,7 +203,7 @@ def test_a_class_and_what_has_a_signature_of_its_own_promise_nothing(store: Any)
         return "text"
 
     any_of.__signature__ = inspect.signature(totals)  # type: ignore[attr-defined]
-    assert returns(Order) is returns(any_of) is None
+    assert return_annotation(Order) is return_annotation(any_of) is None
     assert durable.run({}, lambda step, deps: step("make", Order, 3), id="r", store=store) == Order(3)
     assert durable.run({}, lambda step, deps: step("any", any_of, 3), id="s", store=store) == "text"
 

@@ -30,7 +30,7 @@ import sqlalchemy.orm
 import typing_extensions
 
 import durable
-from durable.codecs import Codecs, JsonCodec
+from durable.codecs import CodecSet, JsonCodec
 from durable.stores import memory
 
 T = TypeVar("T")
@@ -206,7 +206,7 @@ def promising(annotation: Any, called: list[str]) -> Any:
 
 
 @pytest.mark.parametrize("name", HOPELESS)
-@pytest.mark.parametrize("codec", [JsonCodec(), Codecs([JsonCodec()])], ids=["one codec", "several"])
+@pytest.mark.parametrize("codec", [JsonCodec(), CodecSet([JsonCodec()])], ids=["one codec", "several"])
 def test_it_is_refused_before_the_body(name: str, codec: Any) -> None:
     """By name, in a step and as the result of a workflow; nothing is stored."""
     called: list[str] = []

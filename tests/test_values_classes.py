@@ -17,7 +17,7 @@ import pydantic
 import pytest
 
 import durable
-from durable.codecs import JsonCodec, accepts, alias, returns
+from durable.codecs import JsonCodec, alias, parameter_annotation, return_annotation
 from durable.stores import memory
 from value_kinds import Colour, FrozenAttrs, Line, Right, alike
 
@@ -361,15 +361,17 @@ def test_what_a_function_returns_is_looked_up_through_what_wraps_it() -> None:
     def unknown() -> Unknown:
         raise NotImplementedError
 
-    assert returns(Able().method) == list[Line]
-    assert returns(functools.partial(Able().method)) == list[Line]
-    assert returns(Able()) is int
-    assert returns(soon) is returns(later) is Line
-    assert [returns(fn) for fn in (unknown, len, lambda: 1, int, define.__annotations__)] == [None] * 5
-    assert returns(define) is type(None)
-    assert accepts(define, 1) is str
-    assert accepts(Able(), 0) is Colour
-    assert accepts(Able(), 5) is accepts(len, 0) is accepts(lambda x: x, 0) is None
+    assert return_annotation(Able().method) == list[Line]
+    assert return_annotation(functools.partial(Able().method)) == list[Line]
+    assert return_annotation(Able()) is int
+    assert return_annotation(soon) is return_annotation(later) is Line
+    assert [return_annotation(fn) for fn in (unknown, len, lambda: 1, int, define.__annotations__)] == [None] * 5
+    assert return_annotation(define) is type(None)
+    assert parameter_annotation(define, 1) is str
+    assert parameter_annotation(Able(), 0) is Colour
+    assert (
+        parameter_annotation(Able(), 5) is parameter_annotation(len, 0) is parameter_annotation(lambda x: x, 0) is None
+    )
 
 
 def test_a_broken_promise_of_a_step_is_its_own_failure() -> None:

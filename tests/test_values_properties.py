@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import durable
-from durable.codecs import Codecs, JsonCodec
+from durable.codecs import CodecSet, JsonCodec
 from durable.codecs._failures import from_record, to_record
 from durable.records import ErrorRecord
 from durable.stores import memory
@@ -430,7 +430,7 @@ def test_only_our_own_errors_come_from_any_json_and_nothing_runs(watch: Any, tre
     heard.clear()
     listening[0] = True
     try:
-        for codec in (CODEC, Codecs([CODEC])):
+        for codec in (CODEC, CodecSet([CODEC])):
             codec.decode(text, run_id="r", where="here")
     except durable.errors.UnreadableRecord as problem:
         assert problem.__suppress_context__ or problem.__context__ is None

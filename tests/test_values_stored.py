@@ -15,7 +15,7 @@ from cryptography.fernet import Fernet
 from encrypted import EncryptedCodec
 
 import durable
-from durable.codecs import Codecs, JsonCodec
+from durable.codecs import CodecSet, JsonCodec
 from durable.stores import memory, postgres
 from support import Database
 from value_kinds import RECEIPT, Colour, Line, Plain, alike, cyclic, nested
@@ -270,7 +270,7 @@ class Broken:
 
 def test_what_a_codec_raises_becomes_ours_without_its_text() -> None:
     """Its text might have a part of a value in it."""
-    codec = Codecs([Broken()])
+    codec = CodecSet([Broken()])
     calls: list[Callable[[], Any]] = [
         lambda: codec.encode(1, what="it"),
         lambda: codec.encode("not JSON", what="it"),

@@ -48,7 +48,7 @@ from durable._runtime.decorator import Frame, Options, Running, current_frame, e
 from durable._runtime.options import PLAIN, Terms, checked_timeout
 from durable._runtime.stack import require_stack
 from durable.clocks import Clock
-from durable.codecs import Codec, after_the_body, returns
+from durable.codecs import Codec, advice_after_body, return_annotation
 from durable.codecs._failures import from_record, to_record, traceback_of
 from durable.errors import (
     AsyncMismatch,
@@ -157,7 +157,7 @@ class Driver:
 
     def _body(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], terms: Terms) -> Body:
         terms = self._terms if terms is PLAIN else terms.over(self._terms)
-        return Body(fn, args, kwargs, terms, returns(fn))
+        return Body(fn, args, kwargs, terms, return_annotation(fn))
 
     def _plain_body(self, fn: Callable[..., Any], args: tuple[Any, ...], terms: Terms) -> Body:
         """The body of a call by name, which does not make a step of a decorated function again."""
@@ -376,7 +376,7 @@ class Driver:
             what = f"the result of step {call.key!r}"
             return Returned(self._codec.encode(value, what=what, annotation=body.annotation), self._clock.elapsed())
         except UnstorableValue as problem:
-            problem.advice = after_the_body(value, problem.advice)
+            problem.advice = advice_after_body(value, problem.advice)
             return Unstorable(problem)
         except InvalidArgument as problem:
             return Unstorable(problem)

@@ -28,7 +28,7 @@ from durable._runtime.stack import require_stack
 from durable._runtime.versions import OnVersionMismatch, answer_to, checked_answer, migrated
 from durable._runtime.workflow import identity_of
 from durable.clocks import Clock, clock_of
-from durable.codecs import Codec, accepts, checked_plain, codec_of, returns
+from durable.codecs import Codec, check_plain, codec_of, parameter_annotation, return_annotation
 from durable.codecs._failures import from_record
 from durable.errors import (
     ConcurrentExecution,
@@ -125,7 +125,7 @@ class Plan(Struct, frozen=True, eq=False):
         """What the workflow function is called with."""
         deps = bound_deps(self.deps, driver)
         if journal.input is not None and _WITH_INPUT in self.takes:
-            annotation = accepts(self.fn, _WITH_INPUT - 1)
+            annotation = parameter_annotation(self.fn, _WITH_INPUT - 1)
             run_id = self.claim.run_id
             given = self.codec.decode(journal.input, run_id=run_id, where="the input", annotation=annotation)
             return driver, deps, given
@@ -136,11 +136,11 @@ class Plan(Struct, frozen=True, eq=False):
     def encoded(self, value: Any) -> bytes:
         """The JSON of what the workflow returned."""
         what = f"the result of workflow {self.claim.workflow!r}"
-        return self.codec.encode(value, what=what, annotation=returns(self.fn))
+        return self.codec.encode(value, what=what, annotation=return_annotation(self.fn))
 
     def decoded(self, text: bytes) -> Any:
         """A result as its record gives it back."""
-        run_id, annotation = self.claim.run_id, returns(self.fn)
+        run_id, annotation = self.claim.run_id, return_annotation(self.fn)
         return self.codec.decode(text, run_id=run_id, where="the result", annotation=annotation)
 
     def admission(self, claim: Claim, reply: ClaimReply, waited: float, polls: int) -> Admission:
@@ -209,14 +209,14 @@ def planned(
         raise ConcurrentExecution(id, "the very run that makes this call", advice=advice)
     codec, clock = codec_of(store), clock_of(store)
     takes = _takes(fn, deps, given=input is not OMITTED)
-    if (promise := returns(fn)) is not None and (check := getattr(codec, "check_promise", None)) is not None:
+    if (promise := return_annotation(fn)) is not None and (check := getattr(codec, "check_promise", None)) is not None:
         check(promise, what=f"the result of workflow {identity_of(fn).name!r}")
     text = None
     if input is not OMITTED:
-        text = codec.encode(input, what="the input", annotation=accepts(fn, _WITH_INPUT - 1))
+        text = codec.encode(input, what="the input", annotation=parameter_annotation(fn, _WITH_INPUT - 1))
     name, function = identity_of(fn)
     metadata = dict(options.metadata or {})
-    checked_plain(metadata, what="the metadata")
+    check_plain(metadata, what="the metadata")
     claim = Claim(
         run_id=id,
         workflow=name,

@@ -53,7 +53,7 @@ from durable._runtime.decorator import Options, enter, leave
 from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Body, Driver
 from durable._runtime.mapping import Items, mapped, mapped_async
 from durable._runtime.shielded import see_through
-from durable.codecs._failures import noted
+from durable.codecs._failures import add_note
 from durable.errors import AsyncMismatch, DurableError
 from durable.records import Record
 
@@ -268,7 +268,7 @@ class AsyncDriver(Driver):
             return
         if failure is None:
             raise AsyncMismatch(never_awaited(names))
-        noted(failure, never_awaited(names))
+        add_note(failure, never_awaited(names))
 
     def _forgotten(self) -> list[str]:
         """The names of the steps that nothing has awaited. From here on they can no longer be."""

@@ -13,13 +13,13 @@ from typing import Any, Final
 DATA_CLASSES: Final = "a dataclass, an attrs class, a NamedTuple, a msgspec.Struct or a pydantic model"
 
 _HANDLES: Final = ("_io", "io", "socket", "ssl", "_thread", "threading", "asyncio", "psycopg", "sqlite3", "sqlalchemy")
-# What gives plain data, by custom: of the Stripe and Google clients, attrs-like classes, rows of cursors, models of pydantic 1.
+# Methods that give plain data by custom: of Stripe's and Google's clients, attrs-like classes, cursors' rows, pydantic 1.
 _TO_PLAIN: Final = ("to_dict", "model_dump", "_asdict", "asdict", "as_dict", "dict")
 _ARRAYS: Final = ("numpy", "pandas", "torch", "polars", "pyarrow")
 
 
 def advice_for(class_: type) -> str:
-    """A sentence for whoever returned an instance of this class."""
+    """What to return instead of an instance of this class, as a sentence."""
     package = class_.__module__.partition(".")[0]
     if issubclass(class_, Awaitable):
         return "Await it, and return what it gives."
@@ -61,8 +61,8 @@ def its_type(value: Any) -> str:
     return class_.__qualname__ if class_.__module__ == "builtins" else f"{class_.__module__}.{class_.__qualname__}"
 
 
-def after_the_body(value: Any, advice: str) -> str:
-    """The advice for a value that a step's body returned: what has happened comes first."""
+def advice_after_body(value: Any, advice: str) -> str:
+    """The advice for a value that a step's body returned; it says first what has happened."""
     return (
         f"The body did run and its effects stand; it returned a value of type {its_type(value)}, and nothing was recorded, "
         f"so it would run again. {advice or f'Return plain data, or {DATA_CLASSES}.'}"

@@ -1,8 +1,8 @@
-"""What a function says it returns, and whether a value is that.
+"""The annotations of a function, against which values are held.
 
-Only what can be decided at a glance is: an annotation that names nothing to look for (`Any`, a type variable, a callable,
-a protocol, a name that exists for type checkers only) is true of every value, and the fields of a data class are its own
-affair.
+Only what shows at a glance is checked: an annotation that names nothing to look for (`Any`, a type variable, a
+callable, a protocol, a name that exists for type checkers only) holds for every value, and the fields of a data class
+are not looked at.
 """
 
 # Everything here is of types that only their owners know.
@@ -20,31 +20,31 @@ from typing import Any, Final, Literal, NewType, Union, cast
 from durable.codecs._advice import its_type
 
 _TAKES_ANY: Final = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS  # as what a decorator puts around a function does
-Wrong = tuple[str, str]  # path, problem
-Check = Callable[[Any, str], Wrong | None]
+Mismatch = tuple[str, str]  # path, problem
+Check = Callable[[Any, str], Mismatch | None]
 
 
-def returns(fn: Any) -> Any:
+def return_annotation(fn: Any) -> Any:
     """The resolved return annotation of a function, or None when it has none, or one that cannot be resolved.
 
-    One that a decorator has copied from the function that it decorates is no promise of the decorator's: what it returns may
-    be that, or anything. It is `X | Any`, in which the classes of X are still found.
+    An annotation that a decorator copied from the function it decorates is no promise of the decorator's, which may
+    return anything: it becomes `X | Any`, in which the classes of X are still found.
     """
-    function = fn if type(fn) is types.FunctionType else _function(fn)
+    function = fn if type(fn) is types.FunctionType else _python_function(fn)
     if function is None or "return" not in function.__annotations__:
         return None
-    annotation = _resolved(function, "return")
+    annotation = _resolve(function, "return")
     if type(annotation) is not type and getattr(annotation, "__origin__", None) in (Awaitable, Coroutine):
         annotation = typing.get_args(annotation)[-1]  # what awaiting it gives
     code = function.__code__
     if not (function.__dict__ or code.co_flags & _TAKES_ANY) and code.co_qualname == function.__qualname__:
         return annotation  # as almost always
-    return annotation if annotation is None or _is_own(function) else _perhaps(annotation)
+    return annotation if annotation is None or _is_own(function) else _or_any(annotation)
 
 
-def accepts(fn: Any, position: int) -> Any:
-    """The resolved annotation of a function's parameter at this position, counted from 0; as for `returns`."""
-    function = _function(fn)
+def parameter_annotation(fn: Any, position: int) -> Any:
+    """The resolved annotation of a function's parameter at this position, counted from 0; as for `return_annotation`."""
+    function = _python_function(fn)
     if function is None or not function.__annotations__:
         return None
     try:
@@ -53,12 +53,12 @@ def accepts(fn: Any, position: int) -> Any:
         return None
     if name not in function.__annotations__:
         return None
-    annotation = _resolved(function, name)
+    annotation = _resolve(function, name)
     is_own = _is_own(function) and not hasattr(function, "__signature__")
-    return annotation if annotation is None or is_own else _perhaps(annotation)
+    return annotation if annotation is None or is_own else _or_any(annotation)
 
 
-def _function(fn: Any) -> types.FunctionType | None:
+def _python_function(fn: Any) -> types.FunctionType | None:
     # By the type itself: an object that answers for another calls itself by that one's class.
     while True:
         if issubclass(type(fn), functools.partial):
@@ -74,7 +74,7 @@ def _function(fn: Any) -> types.FunctionType | None:
 
 def _is_own(function: types.FunctionType) -> bool:
     """Whether a function's annotations were written at it, and not copied to it."""
-    code, annotations = function.__code__, function.__annotations__  # (see also the usual case, in `returns`)
+    code, annotations = function.__code__, function.__annotations__  # (see also the usual case, in `return_annotation`)
     if code.co_qualname != function.__qualname__:
         return False
     wrapped = getattr(function, "__wrapped__", None)
@@ -83,21 +83,21 @@ def _is_own(function: types.FunctionType) -> bool:
     return len(annotations) == 1 or all(name in code.co_varnames for name in annotations if name != "return")
 
 
-def _perhaps(annotation: Any) -> Any:
+def _or_any(annotation: Any) -> Any:
     try:
         return Union[annotation, Any]  # noqa: UP007 -- it may be of any kind
     except TypeError:  # it is none for typing
         return None
 
 
-def _resolved(function: types.FunctionType, name: str) -> Any:
+def _resolve(function: types.FunctionType, name: str) -> Any:
     annotation = function.__annotations__[name]
     if isinstance(annotation, str):
         # Anew each time, which takes as long as a look into a cache by function, and knows a class that was defined again.
         try:
             owner = inspect.unwrap(function) if hasattr(function, "__wrapped__") else function
-            enclosed = None if owner.__closure__ is None else _enclosed(owner)
-            annotation = eval(_compiled(annotation), owner.__globals__, enclosed)  # noqa: S307 -- of the user's code
+            enclosed = None if owner.__closure__ is None else _enclosed_names(owner)
+            annotation = eval(_compile(annotation), owner.__globals__, enclosed)  # noqa: S307 -- of the user's code
         except Exception:  # a name that exists for type checkers only, or in another function only
             return None
     if annotation is None:
@@ -105,8 +105,8 @@ def _resolved(function: types.FunctionType, name: str) -> Any:
     return None if annotation is Any or annotation is object else annotation
 
 
-def _enclosed(function: types.FunctionType) -> dict[str, Any]:
-    """What the function has of those around it, such as a class that is defined there."""
+def _enclosed_names(function: types.FunctionType) -> dict[str, Any]:
+    """The names that a function takes from the functions around it, such as a class that is defined there."""
     names: dict[str, Any] = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
@@ -117,13 +117,13 @@ def _enclosed(function: types.FunctionType) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _compiled(annotation: str) -> types.CodeType:
+def _compile(annotation: str) -> types.CodeType:
     return compile(annotation, "<annotation>", "eval")
 
 
-def mismatch(value: Any, annotation: Any) -> Wrong | None:
-    """Where a value is not what the annotation says, as path and problem; None when it is, or nobody can tell."""
-    check = _check(annotation)
+def find_mismatch(value: Any, annotation: Any) -> Mismatch | None:
+    """Where a value is not what the annotation says, as path and problem; None when it is, or when that cannot be told."""
+    check = _check_for(annotation)
     if check is None:
         return None
     try:
@@ -132,37 +132,37 @@ def mismatch(value: Any, annotation: Any) -> Wrong | None:
         return None
 
 
-def _check(annotation: Any) -> Check | None:
+def _check_for(annotation: Any) -> Check | None:
     try:
-        return _cached(annotation)
+        return _make_check(annotation)
     except TypeError:  # it cannot be hashed
         return None
 
 
 @functools.lru_cache(maxsize=1024)
-def _cached(annotation: Any) -> Check | None:
-    """How to look; None when there is nothing to look for."""
+def _make_check(annotation: Any) -> Check | None:
+    """The check of an annotation; None when there is nothing to look for."""
     if annotation is None or annotation is type(None):
         return _Instance(type(None), "None")
     if isinstance(annotation, NewType):
-        return _check(annotation.__supertype__)
+        return _check_for(annotation.__supertype__)
     if hasattr(annotation, "__value__"):  # type X = … (Python 3.12), which may stand within itself
         return _Alias(annotation)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is None:
-        return _of_class(annotation) if isinstance(annotation, type) else None
+        return _class_check(annotation) if isinstance(annotation, type) else None
     if origin is typing.Annotated:
-        return _check(arguments[0])
+        return _check_for(arguments[0])
     if origin is Union or origin is types.UnionType:
-        return _any_of([_check(argument) for argument in arguments], _text(annotation))
+        return _union_check([_check_for(argument) for argument in arguments], _show(annotation))
     if origin is Literal:
-        return _literal(arguments)
+        return _literal_check(arguments)
     if not isinstance(origin, type) or origin is type:
         return None
-    return _generic(origin, arguments, _text(annotation))
+    return _generic_check(origin, arguments, _show(annotation))
 
 
-def _of_class(class_: type) -> Check | None:
+def _class_check(class_: type) -> Check | None:
     if class_ is object or is_stand_in(class_):
         return None
     if getattr(class_, "_is_protocol", False) and not getattr(class_, "_is_runtime_protocol", False):
@@ -175,7 +175,7 @@ def _of_class(class_: type) -> Check | None:
 
 
 def is_typed_dict(class_: type) -> bool:
-    """Whether a class stands for plain dicts: also one by `typing_extensions`, which pydantic asks for below Python 3.12."""
+    """Whether a class is a `TypedDict`, also that of `typing_extensions`, which pydantic asks for below Python 3.12."""
     return typing.is_typeddict(class_) or (issubclass(class_, dict) and hasattr(class_, "__total__"))
 
 
@@ -189,7 +189,7 @@ def is_stand_in(class_: type) -> bool:
 
 
 class _Instance:
-    """Whether a value is of a class; `exact` are types that certainly are, of which many can be looked at at once."""
+    """Whether a value is of a class; `exact` are the types that certainly are, for a look at many values at once."""
 
     __slots__ = ("_class", "_name", "exact")
 
@@ -198,35 +198,35 @@ class _Instance:
         self._name = name
         self.exact = frozenset(class_ if isinstance(class_, tuple) else (class_,))
 
-    def __call__(self, value: Any, path: str) -> Wrong | None:
+    def __call__(self, value: Any, path: str) -> Mismatch | None:
         if isinstance(value, self._class):
             return None
         return path, f"{its_type(value)} was returned where {self._name} is promised"
 
 
 class _Alias:
-    """What a `type` statement stands for, looked up when a value is there: by then each level of it is one of the value."""
+    """What a `type` statement stands for, looked up once there is a value: a recursive alias goes as deep as the value."""
 
     __slots__ = ("_alias",)
 
     def __init__(self, alias: Any) -> None:
         self._alias = alias
 
-    def __call__(self, value: Any, path: str) -> Wrong | None:
-        check = _check(self._alias.__value__)
+    def __call__(self, value: Any, path: str) -> Mismatch | None:
+        check = _check_for(self._alias.__value__)
         return None if check is None else check(value, path)
 
 
-def _certainly(part: Check | None, values: Iterable[Any]) -> bool:
+def _is_certain(part: Check | None, values: Iterable[Any]) -> bool:
     return part is None or (isinstance(part, _Instance) and part.exact.issuperset(map(type, values)))
 
 
-def _any_of(checks: list[Check | None], name: str) -> Check | None:
+def _union_check(checks: list[Check | None], name: str) -> Check | None:
     if None in checks:
         return None
     possible = cast(list[Check], checks)
 
-    def check(value: Any, path: str) -> Wrong | None:
+    def check(value: Any, path: str) -> Mismatch | None:
         wrongs = [check(value, path) for check in possible]
         if None in wrongs:
             return None
@@ -236,8 +236,8 @@ def _any_of(checks: list[Check | None], name: str) -> Check | None:
     return check
 
 
-def _literal(allowed: tuple[Any, ...]) -> Check:
-    def check(value: Any, path: str) -> Wrong | None:
+def _literal_check(allowed: tuple[Any, ...]) -> Check:
+    def check(value: Any, path: str) -> Mismatch | None:
         if any(type(value) is type(one) and value == one for one in allowed):
             return None
         return path, f"{its_type(value)} was returned that is none of the Literal's values"
@@ -245,34 +245,34 @@ def _literal(allowed: tuple[Any, ...]) -> Check:
     return check
 
 
-def _generic(origin: type, arguments: tuple[Any, ...], name: str) -> Check | None:
-    whole = _of_class(origin)
+def _generic_check(origin: type, arguments: tuple[Any, ...], name: str) -> Check | None:
+    whole = _class_check(origin)
     if whole is None:
         return None
     if origin is tuple:
-        parts = _tuple(arguments)
+        parts = _tuple_check(arguments)
     elif issubclass(origin, Mapping) and len(arguments) == 2:  # noqa: PLR2004 -- of keys and of values
-        parts = _mapping(_check(arguments[0]), _check(arguments[1]))
+        parts = _mapping_check(_check_for(arguments[0]), _check_for(arguments[1]))
     elif issubclass(origin, Iterable) and len(arguments) == 1 and origin.__module__ in ("builtins", "collections.abc"):
-        parts = _items(_check(arguments[0]))
+        parts = _items_check(_check_for(arguments[0]))
     else:
         parts = None
     known = _Instance(origin, name)
     if parts is None:
         return known
 
-    def check(value: Any, path: str) -> Wrong | None:
+    def check(value: Any, path: str) -> Mismatch | None:
         return known(value, path) or parts(value, path)
 
     return check
 
 
-def _tuple(arguments: tuple[Any, ...]) -> Check | None:
+def _tuple_check(arguments: tuple[Any, ...]) -> Check | None:
     if len(arguments) == 2 and arguments[1] is ...:  # noqa: PLR2004 -- tuple[X, ...]
-        return _items(_check(arguments[0]))
-    checks = [_check(argument) for argument in arguments]
+        return _items_check(_check_for(arguments[0]))
+    checks = [_check_for(argument) for argument in arguments]
 
-    def check(value: Any, path: str) -> Wrong | None:
+    def check(value: Any, path: str) -> Mismatch | None:
         if len(value) != len(checks):
             return path, f"a tuple of {len(value)} was returned where one of {len(checks)} is promised"
         found = (part(item, f"{path}[{n}]") for n, (part, item) in enumerate(zip(checks, value, strict=True)) if part)
@@ -281,26 +281,26 @@ def _tuple(arguments: tuple[Any, ...]) -> Check | None:
     return check
 
 
-def _items(part: Check | None) -> Check | None:
+def _items_check(part: Check | None) -> Check | None:
     if part is None:
         return None
 
-    def check(value: Any, path: str) -> Wrong | None:
+    def check(value: Any, path: str) -> Mismatch | None:
         if not isinstance(value, list | tuple | set | frozenset):  # a text is a Sequence[str] of texts, for ever
             return None
-        if _certainly(part, value):
+        if _is_certain(part, value):
             return None
         return next((wrong for n, item in enumerate(value) if (wrong := part(item, f"{path}[{n}]"))), None)
 
     return check
 
 
-def _mapping(key: Check | None, item: Check | None) -> Check | None:
+def _mapping_check(key: Check | None, item: Check | None) -> Check | None:
     if key is None and item is None:
         return None
 
-    def check(value: Any, path: str) -> Wrong | None:
-        if _certainly(key, value) and _certainly(item, value.values()):
+    def check(value: Any, path: str) -> Mismatch | None:
+        if _is_certain(key, value) and _is_certain(item, value.values()):
             return None
         for name, content in value.items():
             within = f"{path}.{name}" if type(name) is str and name.isidentifier() else f"{path}[…]"
@@ -312,5 +312,5 @@ def _mapping(key: Check | None, item: Check | None) -> Check | None:
     return check
 
 
-def _text(annotation: Any) -> str:
+def _show(annotation: Any) -> str:
     return str(annotation).replace("typing.", "")

@@ -1,8 +1,9 @@
-"""An exception as a record, and back.
+"""A step's failure: an exception as a record, and back.
 
-Live and replayed failures are alike: what a step raises is always the exception rebuilt from its record. It is of the same
-class where that is an `Exception` already imported here, and its arguments and what it carries besides are plain enough to
-give an equal one; else it is `StepFailed`. Nothing is imported, and no constructor called, because a row says so.
+Live and replayed failures are alike: what a step raises is always the exception rebuilt from its record. It is of the
+same class where that is an `Exception` already imported here, and its arguments and what it carries besides are plain
+enough to give an equal one; else it is `StepFailed`. Nothing is imported, and no constructor called, because a row says
+so.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from msgspec import UNSET, Raw, UnsetType, structs
 from durable._common.boundary import shorten
 from durable.codecs import Codec, JsonCodec
 from durable.codecs._exceptions import Parts, bases_of, put_together, take_apart
-from durable.codecs._names import found, name_of, own_name
+from durable.codecs._names import find_class, name_of, own_name
 from durable.errors import StepFailed, UnreadableRecord
 from durable.records import ErrorRecord
 
-__all__ = ["from_record", "noted", "to_record", "traceback_of"]
+__all__ = ["add_note", "from_record", "to_record", "traceback_of"]
 
 _MAX_TEXT: Final = 8 * 1024  # characters of a message, note or traceback
 _MAX_STATE: Final = 64 * 1024  # bytes of JSON, of the arguments and of what it carries besides
@@ -36,22 +37,23 @@ _decode: Final = msgspec.json.Decoder(ErrorRecord).decode
 
 
 def to_record(exception: BaseException, codec: Codec, *, note: str = "") -> ErrorRecord:
-    """The record of any exception whatever: a run is never lost because its *error* could not be stored.
+    """The record of any exception whatever: no run is lost because its *error* could not be stored.
 
-    `note` is one more than it has. Nothing is set on the exception itself, nor asked of what its class answers for attributes.
+    `note` is added to its notes in the record. Nothing is set on the exception itself, and no attribute of its class is
+    called.
 
     Under another codec than JSON's all but the class's name goes through it: a message may say as much as a value.
     """
     is_json = codec.name == JsonCodec.name
     records = codec if is_json else _json
     try:
-        record = _noted(_Records(records).of(exception), note)
+        record = _with_note(_Recorder(records).record(exception), note)
     except Exception:
         try:
-            _Records(records).of(exception)
-        except Exception:  # its class raises, whatever it is asked
-            record = _noted(ErrorRecord(type=_plain_name(type(exception)), message=_UNSEEN), note)
-        else:  # it does: what came was another's, as of a signal's handler
+            _Recorder(records).record(exception)
+        except Exception:  # its class raises, whatever is asked of it
+            record = _with_note(ErrorRecord(type=_bare_class_name(type(exception)), message=_UNSEEN), note)
+        else:  # it works: the first exception was foreign to it, such as a signal handler's
             raise
     if is_json:
         return record
@@ -63,7 +65,7 @@ def to_record(exception: BaseException, codec: Codec, *, note: str = "") -> Erro
 
 
 def from_record(record: ErrorRecord, codec: Codec, *, run_id: str, where: str) -> Exception:
-    """A new exception as the record tells: class, arguments, notes, cause and members."""
+    """A new exception with the record's class, arguments, notes, cause and members; else `StepFailed`."""
     if record.sealed is not UNSET:
         text = codec.decode(bytes(record.sealed), run_id=run_id, where=where)
         try:
@@ -71,10 +73,10 @@ def from_record(record: ErrorRecord, codec: Codec, *, run_id: str, where: str) -
         except (msgspec.MsgspecError, UnicodeError, TypeError, RecursionError):
             raise UnreadableRecord(run_id, where, "what its codec gives is not an exception's record") from None
         codec = _json
-    return _raised(record, codec, run_id, where)
+    return _to_exception(record, codec, run_id, where)
 
 
-def _noted(record: ErrorRecord, note: str) -> ErrorRecord:
+def _with_note(record: ErrorRecord, note: str) -> ErrorRecord:
     return structs.replace(record, notes=(*record.notes, note)) if note else record
 
 
@@ -82,42 +84,42 @@ _UNSEEN: Final = "(its class does not let anybody look at it)"
 _UNTOLD: Final = "(the store's codec could not write its text)"
 
 
-class _Records:
-    """The records of one failure: so many and no more, however its causes and groups hang together."""
+class _Recorder:
+    """Makes the records of one failure: so many and no more, however its causes and groups refer to each other."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
         self._left = _MAX_RECORDS
 
-    def of(self, exception: BaseException, depth: int = 0) -> ErrorRecord:
+    def record(self, exception: BaseException, depth: int = 0) -> ErrorRecord:
         self._left -= 1
         members = _members(exception) if depth < _MAX_DEPTH else ()
-        kept = [self.of(member, depth + 1) for member in members if self._left > 0]
+        kept = [self.record(member, depth + 1) for member in members if self._left > 0]
         notes = [_clean(note) for note in _notes(exception)[:_MAX_RECORDS]]
         if len(kept) < len(members):
             notes.append(f"{len(members) - len(kept):,} more of its {len(members):,} exceptions were not stored")
         cause = exception.__cause__ if depth < _MAX_DEPTH and self._left > 0 else None
         kind = type(exception)
-        args, state = _stored_parts(exception, self._codec)
+        args, state = _encode_parts(exception, self._codec)
         return ErrorRecord(
-            type=_name(kind),
+            type=_class_name(kind),
             message=_text(exception),
             args=args,
             state=state,
-            bases=tuple(_name(base) for base in bases_of(kind))[:_MAX_BASES],
+            bases=tuple(_class_name(base) for base in bases_of(kind))[:_MAX_BASES],
             notes=tuple(notes),
-            cause=None if cause is None else self.of(cause, depth + 1),
+            cause=None if cause is None else self.record(cause, depth + 1),
             members=tuple(kept),
             traceback=_traceback(exception) if depth == 0 else "",
         )
 
 
-def _raised(record: ErrorRecord, codec: Codec, run_id: str, where: str) -> Exception:
-    members = [_raised(member, codec, run_id, where) for member in record.members]
+def _to_exception(record: ErrorRecord, codec: Codec, run_id: str, where: str) -> Exception:
+    members = [_to_exception(member, codec, run_id, where) for member in record.members]
     state: dict[str, Any] = {}
     if record.state is not UNSET:
         state = codec.decode(bytes(record.state), run_id=run_id, where=where)
-    exception = _rebuilt(record, members, state, codec, run_id, where)
+    exception = _rebuild(record, members, state, codec, run_id, where)
     if exception is None:
         exception = StepFailed(
             type=record.type.replace(":", "."),
@@ -130,11 +132,11 @@ def _raised(record: ErrorRecord, codec: Codec, run_id: str, where: str) -> Excep
     if record.notes:
         BaseException.__setattr__(exception, "__notes__", list(record.notes))
     if record.cause is not None:
-        BaseException.__setattr__(exception, "__cause__", _raised(record.cause, codec, run_id, where))
+        BaseException.__setattr__(exception, "__cause__", _to_exception(record.cause, codec, run_id, where))
     return exception
 
 
-def noted(exception: BaseException, note: str) -> None:
+def add_note(exception: BaseException, note: str) -> None:
     """Add a note to an exception."""
     _set(exception, "__notes__", [*_notes(exception), note])
 
@@ -151,16 +153,16 @@ _set: Final = BaseException.__setattr__
 
 
 def _names_of_bases(record: ErrorRecord) -> tuple[str, ...]:
-    """Dotted, of when it was recorded and of now: its class may have been renamed since, with an alias."""
-    class_ = _imported_class(record.type)
+    """The dotted names of its bases, recorded and current: the class may have been renamed since, with an alias."""
+    class_ = _find_exception_class(record.type)
     now = () if class_ is None else tuple(own_name(one) for one in (class_, *bases_of(class_)))
     return tuple(dict.fromkeys(name.replace(":", ".") for name in record.bases + now))
 
 
-def _rebuilt(
+def _rebuild(
     record: ErrorRecord, members: Sequence[BaseException], state: Any, codec: Codec, run_id: str, where: str
 ) -> Exception | None:
-    class_ = _imported_class(record.type)
+    class_ = _find_exception_class(record.type)
     if class_ is None or record.args is UNSET:
         return None
     try:
@@ -172,21 +174,21 @@ def _rebuilt(
         return None
 
 
-def _stored_parts(exception: BaseException, codec: Codec) -> tuple[Raw | UnsetType, Raw | UnsetType]:
-    """The JSON of arguments and state where they give an equal exception of the class; else what of the state is plain."""
+def _encode_parts(exception: BaseException, codec: Codec) -> tuple[Raw | UnsetType, Raw | UnsetType]:
+    """The JSON of arguments and state where these give an equal exception; else that of the plain part of the state."""
     state: dict[str, Any] = {}
     try:
         for parts in take_apart(exception):
             state = {**parts.state, **state}
-            texts = _written(exception, parts, codec)
-            if texts is not None and _is_given_back(exception, texts, codec):
+            texts = _try_encode(exception, parts, codec)
+            if texts is not None and _is_rebuilt_alike(exception, texts, codec):
                 return texts
     except Exception:  # __reduce__ of the user's
         state = dict(state)
-    return UNSET, _plain_part(state, codec)
+    return UNSET, _encode_plain_state(state, codec)
 
 
-def _written(exception: BaseException, parts: Parts, codec: Codec) -> tuple[Raw, Raw | UnsetType] | None:
+def _try_encode(exception: BaseException, parts: Parts, codec: Codec) -> tuple[Raw, Raw | UnsetType] | None:
     args = parts.args[:1] if _is_group(type(exception)) else parts.args
     if len(args) == 1 and type(args[0]) is str:
         args = (_clean(args[0]),)  # a message, which is stored truncated too: its class is worth more
@@ -200,19 +202,19 @@ def _written(exception: BaseException, parts: Parts, codec: Codec) -> tuple[Raw,
     return Raw(text), Raw(state) if state else UNSET
 
 
-def _is_given_back(exception: BaseException, texts: tuple[Raw, Raw | UnsetType], codec: Codec) -> bool:
-    """Whether what was written gives an exception of the class with the same text, of which the same would be written."""
-    record = ErrorRecord(_name(type(exception)), _text(exception), args=texts[0], state=texts[1])
+def _is_rebuilt_alike(exception: BaseException, texts: tuple[Raw, Raw | UnsetType], codec: Codec) -> bool:
+    """Whether the texts give an exception of the same class and text, which is written as the same texts again."""
+    record = ErrorRecord(_class_name(type(exception)), _text(exception), args=texts[0], state=texts[1])
     try:
         state: dict[str, Any] = {} if texts[1] is UNSET else codec.decode(bytes(texts[1]), run_id="", where="")
-        again = _rebuilt(record, _members(exception), state, codec, "", "")
-        return again is not None and any(_written(again, parts, codec) == texts for parts in take_apart(again))
+        again = _rebuild(record, _members(exception), state, codec, "", "")
+        return again is not None and any(_try_encode(again, parts, codec) == texts for parts in take_apart(again))
     except Exception:
         return False
 
 
-def _plain_part(state: dict[str, Any], codec: Codec) -> Raw | UnsetType:
-    """What of the state can be stored, for `StepFailed.attributes`."""
+def _encode_plain_state(state: dict[str, Any], codec: Codec) -> Raw | UnsetType:
+    """The part of the state that can be stored, for `StepFailed.attributes`."""
     plain: dict[str, Any] = {}
     left = _MAX_STATE
     for name, item in state.items():
@@ -230,18 +232,18 @@ def _is_group(class_: type[Any]) -> bool:
     return issubclass(class_, BaseExceptionGroup)
 
 
-def _imported_class(name: str) -> type[Exception] | None:
-    class_ = found(name, None)
+def _find_exception_class(name: str) -> type[Exception] | None:
+    class_ = find_class(name, None)
     return class_ if class_ is not None and issubclass(class_, Exception) else None
 
 
-def _name(class_: type) -> str:
-    """A class's name in records, which may be any text at all."""
+def _class_name(class_: type) -> str:
+    """The name of a class in records; it may be any text at all."""
     return _clean(name_of(class_))
 
 
-def _plain_name(class_: type) -> str:
-    """The same, past whatever its metaclass makes of being asked."""
+def _bare_class_name(class_: type) -> str:
+    """The name of a class whose metaclass raises when it is asked."""
     return _clean(f"{type.__getattribute__(class_, '__module__')}:{type.__getattribute__(class_, '__qualname__')}")
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from durable.codecs._shapes import Shape, Stored, recipes
+from durable.codecs._shapes import Conversion, Shape, recipes
 
 _Pairs = list[list[Any]]
 
@@ -22,11 +22,11 @@ _Pairs = list[list[Any]]
 def _psycopg(class_: Any) -> Shape | None:
     kinds = {base.__qualname__ for base in class_.__mro__ if base.__module__.startswith("psycopg.types.")}
     if "Range" in kinds:
-        return Stored(
+        return Conversion(
             lambda it: None if it.isempty else [it.lower, it.upper, it.bounds],
             lambda plain: class_(empty=True) if plain is None else class_(*plain),
         )
-    return Stored(list, class_) if "Multirange" in kinds else None
+    return Conversion(list, class_) if "Multirange" in kinds else None
 
 
 _NUMPY_SCALARS: Final = frozenset(
@@ -39,33 +39,35 @@ def _numpy(class_: Any) -> Shape | None:
     if class_.__module__ != "numpy":
         return None
     if class_.__qualname__ in _NUMPY_SCALARS:
-        return Stored(lambda it: it.item(), class_)
+        return Conversion(lambda it: it.item(), class_)
     array: Any = sys.modules["numpy"].array
     if class_.__qualname__ == "datetime64":
-        return Stored(lambda it: [str(it), it.dtype.name], lambda plain: array(plain[0], plain[1])[()])
+        return Conversion(lambda it: [str(it), it.dtype.name], lambda plain: array(plain[0], plain[1])[()])
     if class_.__qualname__ == "timedelta64":
-        return Stored(lambda it: [int(it.astype("int64")), it.dtype.name], lambda plain: array(plain[0], plain[1])[()])
+        return Conversion(
+            lambda it: [int(it.astype("int64")), it.dtype.name], lambda plain: array(plain[0], plain[1])[()]
+        )
     return None
 
 
 def _msgspec(class_: Any) -> Shape | None:
-    return Stored(lambda _: None, lambda _: msgspec.UNSET) if class_ is msgspec.UnsetType else None
+    return Conversion(lambda _: None, lambda _: msgspec.UNSET) if class_ is msgspec.UnsetType else None
 
 
 def _pandas(class_: Any) -> Shape | None:
     pandas: Any = sys.modules["pandas"]
     if class_ is pandas.Timestamp:
-        return Stored(
+        return Conversion(
             lambda it: {"at": it.to_pydatetime(warn=False), "nanosecond": it.nanosecond, "unit": it.unit},
             lambda plain: _finer(class_(plain["at"]).as_unit(plain["unit"]), plain["nanosecond"]),
         )
     if class_ is pandas.Timedelta:
-        return Stored(
+        return Conversion(
             lambda it: {"count": int(it.asm8.astype("int64")), "unit": it.unit},
             lambda plain: class_(sys.modules["numpy"].timedelta64(plain["count"], plain["unit"])),
         )
     missing = next((one for one in (pandas.NaT, pandas.NA) if class_ is type(one)), None)
-    return None if missing is None else Stored(lambda _: None, lambda _: missing)
+    return None if missing is None else Conversion(lambda _: None, lambda _: missing)
 
 
 def _finer(moment: Any, nanosecond: int) -> Any:
@@ -74,13 +76,13 @@ def _finer(moment: Any, nanosecond: int) -> Any:
 
 def _httpx(class_: Any) -> Shape | None:
     if class_.__qualname__ == "URL":
-        return Stored(str, class_)
+        return Conversion(str, class_)
     if class_.__qualname__ == "QueryParams":
-        return Stored(
+        return Conversion(
             lambda it: [list(pair) for pair in it.multi_items()], lambda plain: class_(list(map(tuple, plain)))
         )
     if class_.__qualname__ == "Headers":
-        return Stored(
+        return Conversion(
             lambda it: {"items": _latin(it.raw), "encoding": it.encoding},
             lambda plain: class_(
                 [(name.encode("latin-1"), value.encode("latin-1")) for name, value in plain["items"]],
@@ -96,13 +98,13 @@ def _latin(raw: list[tuple[bytes, bytes]]) -> _Pairs:
 
 def _requests(class_: Any) -> Shape | None:
     if class_.__qualname__ == "CaseInsensitiveDict":
-        return Stored(lambda it: [list(pair) for pair in it.items()], class_)
+        return Conversion(lambda it: [list(pair) for pair in it.items()], class_)
     return None
 
 
 def _pydantic(class_: Any) -> Shape | None:
     kinds = {base.__qualname__ for base in class_.__mro__ if base.__module__ in _PYDANTIC_URLS}
-    return Stored(str, class_) if kinds & {"_BaseUrl", "_BaseMultiHostUrl", "Url", "MultiHostUrl"} else None
+    return Conversion(str, class_) if kinds & {"_BaseUrl", "_BaseMultiHostUrl", "Url", "MultiHostUrl"} else None
 
 
 _PYDANTIC_URLS: Final = ("pydantic.networks", "pydantic_core._pydantic_core")
@@ -112,12 +114,12 @@ def _sqlalchemy(class_: Any) -> Shape | None:
     if class_.__module__ != "sqlalchemy.engine.row":
         return None
     if class_.__qualname__ == "Row":
-        return Stored(
+        return Conversion(
             lambda row: _by_name(zip(row._fields, row, strict=True)),
             _row,
         )
     if class_.__qualname__ == "RowMapping":
-        return Stored(lambda it: _by_name(it.items()), lambda plain: _row(plain)._mapping)  # noqa: SLF001 -- its public name
+        return Conversion(lambda it: _by_name(it.items()), lambda plain: _row(plain)._mapping)  # noqa: SLF001 -- its public name
     return None
 
 
@@ -129,7 +131,7 @@ def _by_name(pairs: Any) -> dict[str, Any] | _Pairs:
 
 
 def _row(plain: dict[str, Any] | _Pairs) -> Any:
-    """A row that has its names and values, as one from a pickle or of a cached result: no more tied to its columns."""
+    """A row with these names and values, no longer tied to its columns, as one from a pickle or a cached result."""
     named: Iterable[Iterable[Any]] = plain.items() if isinstance(plain, dict) else plain
     names, values = zip(*named, strict=True) if plain else ((), ())
     row_of: Callable[[Any], Any] = sys.modules["sqlalchemy.engine"].result_tuple

@@ -1,7 +1,7 @@
-"""How a class is named in a record, and found again by that name.
+"""A class by its name in records: named, and found again.
 
-A name leads to a class that is imported already, or stands in the annotation of the function whose value is read. Nothing
-is imported because a record says so.
+A name leads to a class that is imported already, or stands in the annotation of the function whose value is read.
+Nothing is imported because a record says so.
 """
 
 # Everything here is of types that only their owners know.
@@ -21,7 +21,7 @@ from durable.errors import InvalidArgument
 _NAME: Final = re.compile(r"[^\W\d][\w.]*:[^\W\d][^:\0]*")
 _C = TypeVar("_C", bound=type)
 
-_classes: Final[dict[str, type]] = {}  # by alias
+_by_alias: Final[dict[str, type]] = {}  # by alias
 _aliases: Final[dict[type, str]] = {}  # the first, under which its values are written
 
 
@@ -43,45 +43,45 @@ def alias(*names: str) -> Callable[[_C], _C]:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise InvalidArgument(f"an alias is a text like 'shop:Receipt' (module:Class), not {name!r}")
 
-    def named(class_: _C) -> _C:
+    def decorate(class_: _C) -> _C:
         if not isinstance(class_, type):
             raise InvalidArgument(f"alias() decorates a class, not {type(class_).__name__}")
         for name in names:
-            taken = _classes.get(name)
+            taken = _by_alias.get(name)
             if taken is not None and own_name(taken) != own_name(class_):  # the same, when its module was reloaded
                 raise InvalidArgument(f"the alias {name!r} belongs to the class {own_name(taken)} already")
         for name in names:
-            _classes[name] = class_
+            _by_alias[name] = class_
         _aliases[class_] = names[0]
         return class_
 
-    return named
+    return decorate
 
 
 def own_name(class_: type) -> str:
-    """Where the class stands, as `module:Class`."""
+    """The place of a class, as `module:Class`."""
     return f"{class_.__module__}:{class_.__qualname__}"
 
 
 def name_of(class_: type) -> str:
-    """What the class is called in records."""
+    """The name of a class in records: its first alias, or its place."""
     return _aliases.get(class_) or own_name(class_)
 
 
-def is_name(name: str) -> bool:
+def is_class_name(name: str) -> bool:
     """Whether a text is a class's name, and may stand in a message."""
     return len(name) < 200 and _NAME.fullmatch(name) is not None  # noqa: PLR2004 -- characters, for a message
 
 
-def found(name: str, annotation: Any) -> type | None:
-    """The class of this name: by alias, among the modules that are imported, or in the annotation."""
-    class_ = _classes.get(name) or _imported(name)
+def find_class(name: str, annotation: Any) -> type | None:
+    """The class of this name: by alias, among the imported modules, or in the annotation; None when there is none."""
+    class_ = _by_alias.get(name) or _find_imported(name)
     if class_ is None and annotation is not None:
-        class_ = next((mentioned for mentioned in _mentioned(annotation) if own_name(mentioned) == name), None)
+        class_ = next((mentioned for mentioned in _classes_in(annotation) if own_name(mentioned) == name), None)
     return class_
 
 
-def _imported(name: str) -> type | None:
+def _find_imported(name: str) -> type | None:
     module, _, qualname = name.partition(":")
     place: Any = sys.modules.get(module)
     plain, bracket, arguments = qualname.partition("[")  # a generic model's name has its arguments in it
@@ -92,8 +92,8 @@ def _imported(name: str) -> type | None:
     return place if isinstance(place, type) else None
 
 
-def _mentioned(annotation: Any) -> Iterator[type]:
-    """The classes in an annotation, and in those of their fields."""
+def _classes_in(annotation: Any) -> Iterator[type]:
+    """The classes in an annotation, and in the annotations of their fields."""
     seen: set[int] = set()
     open_ends = [annotation]
     while open_ends:

@@ -1,4 +1,4 @@
-"""What can be known of a value before it is there: a return annotation that no record can keep."""
+"""Return annotations of which no value can be stored, found before a body is called."""
 
 # Everything here is of types that only their owners know.
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
@@ -17,11 +17,11 @@ from typing import Any, Final, NewType, Union
 
 from durable.codecs._advice import advice_for
 from durable.codecs._annotations import is_stand_in, is_typed_dict
+from durable.codecs._encoder import has_own_form
+from durable.codecs._problems import Unencodable
 from durable.codecs._shapes import shape_of
-from durable.codecs._tags import Refusal
-from durable.codecs._writing import is_known
 
-# Abstract, and still certain: whatever yields or reads is used up when it has done so.
+# Abstract, and still certain: an iterator or a reader is used up by being recorded.
 _USED_UP: Final = (
     Iterator,
     Generator,
@@ -33,53 +33,53 @@ _USED_UP: Final = (
     typing.BinaryIO,
 )
 _KNOWN_HOOKS: Final = ("collections.abc", "typing", "builtins", "contextlib", "os")  # true of their own class only
-_MOST_SUBCLASSES: Final = 100  # that are looked at
+_MAX_SUBCLASSES: Final = 100  # that are looked at
 
 
 @functools.lru_cache(
     maxsize=1024
 )  # which keeps what is in order, and no exception: a class may be taught, or subclassed
 def check_promise(annotation: Any) -> None:
-    """Raise `Refusal` for an annotation of which no value can be stored; pass where one could be, or nobody can tell."""
-    class_ = _hopeless(annotation, set())
+    """Raise `Unencodable` for an annotation of which no value can be stored; pass where that is not certain."""
+    class_ = _find_unstorable(annotation, set())
     if class_ is not None:
         name = class_.__qualname__ if class_.__module__ == "builtins" else f"{class_.__module__}.{class_.__qualname__}"
-        raise Refusal(f"{name} is promised, and no value of that type could be stored", advice_for(class_))
+        raise Unencodable(f"{name} is promised, and no value of that type could be stored", advice_for(class_))
 
 
-def _hopeless(annotation: Any, seen: set[int]) -> type | None:
+def _find_unstorable(annotation: Any, seen: set[int]) -> type | None:
     """The class of which no instance can be stored, if every value of the annotation is one."""
     if id(annotation) in seen:
         return None
     seen.add(id(annotation))
     if isinstance(annotation, NewType):
-        return _hopeless(annotation.__supertype__, seen)
+        return _find_unstorable(annotation.__supertype__, seen)
     if hasattr(annotation, "__value__"):  # type X = … (Python 3.12)
-        return _hopeless(annotation.__value__, seen)
+        return _find_unstorable(annotation.__value__, seen)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
-        return _hopeless(arguments[0], seen)
+        return _find_unstorable(arguments[0], seen)
     if origin is Union or origin is types.UnionType:
-        found = [_hopeless(argument, seen) for argument in arguments]
+        found = [_find_unstorable(argument, seen) for argument in arguments]
         return found[0] if all(found) else None
     if origin is tuple and arguments[1:] != (...,):  # of parts that are all there
-        return next((bad for part in arguments if (bad := _hopeless(part, seen)) is not None), None)
+        return next((bad for part in arguments if (bad := _find_unstorable(part, seen)) is not None), None)
     class_ = annotation if origin is None else origin
-    return class_ if isinstance(class_, type) and _is_hopeless(class_) else None
+    return class_ if isinstance(class_, type) and _is_unstorable(class_) else None
 
 
-def _is_hopeless(class_: type) -> bool:
+def _is_unstorable(class_: type) -> bool:
     if any(class_ is one for one in _USED_UP) or issubclass(class_, io.IOBase | BaseException | type):
         return True
     if any(class_ is one for one in (object, Any, types.NoneType)) or is_typed_dict(class_) or is_stand_in(class_):
         return False
-    if not _is_told_by_its_subclasses(class_):
+    if not _is_decided_by_subclasses(class_):
         return False
     return all(_is_refused(one) for one in _with_subclasses(class_))
 
 
-def _is_told_by_its_subclasses(class_: type) -> bool:
-    """Whether what is an instance of it is of one of its subclasses, and what these are can be known."""
+def _is_decided_by_subclasses(class_: type) -> bool:
+    """Whether every instance is of the class or of one of its subclasses, and these can be known."""
     metaclass: Any = type(class_)
     check = metaclass.__instancecheck__
     if check is type.__instancecheck__:
@@ -92,10 +92,10 @@ def _is_told_by_its_subclasses(class_: type) -> bool:
     if not is_of_abc or ABC in class_.__bases__ or inspect.isabstract(class_):
         return False
     hooks = (base.__module__ for base in class_.__mro__ if "__subclasshook__" in vars(base))
-    return all(module in _KNOWN_HOOKS for module in hooks) and not any(map(_registered, _with_subclasses(class_)))
+    return all(module in _KNOWN_HOOKS for module in hooks) and not any(map(_has_registered, _with_subclasses(class_)))
 
 
-def _registered(class_: type) -> bool:
+def _has_registered(class_: type) -> bool:
     if not isinstance(class_, ABCMeta):
         return False
     try:
@@ -108,18 +108,18 @@ def _registered(class_: type) -> bool:
 def _with_subclasses(class_: type) -> list[type]:
     classes = [class_]
     for one in classes:
-        if len(classes) > _MOST_SUBCLASSES:
+        if len(classes) > _MAX_SUBCLASSES:
             return [object]
         classes += type.__subclasses__(one)
     return classes
 
 
 def _is_refused(class_: type) -> bool:
-    if class_ is object or is_known(class_) or class_.__module__ == "freezegun.api":
+    if class_ is object or has_own_form(class_) or class_.__module__ == "freezegun.api":
         return False
     try:
         return shape_of(class_) is None
-    except Refusal:
+    except Unencodable:
         return True
     except Exception:  # a metaclass of the user's
         return False

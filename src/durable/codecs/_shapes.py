@@ -19,7 +19,8 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from durable.codecs._tags import TAG, Misread, Refusal
+from durable.codecs._problems import DecodeError, Unencodable
+from durable.codecs._tags import TAG
 
 BESIDE: Final = "$attributes"  # what an instance carries besides the fields of its class, as many SDKs' models do
 # In the instance's dict, and no part of the value: how it was made, and what is computed from it.
@@ -27,57 +28,57 @@ _NOT_STATE: Final = {"__orig_class__", "_attrs_cached_hash"}
 
 
 class Shape:
-    """How the instances of one class are taken apart and put together. Holds no reference to the class itself."""
+    """How the instances of one class are taken apart and put together. It holds no reference to the class itself."""
 
     def __init__(self, names: tuple[str, ...], *, in_dict: bool = False) -> None:
         self.names = names
         self.known = frozenset(names)
         self._in_dict = in_dict
-        self.compared: Shape | None = None  # what fingerprints are made by; see `_compared`
+        self.for_fingerprints: Shape | None = None  # what fingerprints are made by; see `_fingerprints`
         if TAG in self.known:
-            raise Refusal(f"a field of its class is called {TAG}", "Call it otherwise.")
+            raise Unencodable(f"a field of its class is called {TAG}", "Call it otherwise.")
 
     def state(self, value: Any) -> Mapping[str, Any]:
-        """The fields of an instance, by name, and what it carries besides; `Refusal` when a field is missing."""
+        """The fields of an instance by name, and `BESIDE`; `Unencodable` when a field is missing."""
         own = cast(dict[str, Any], getattr(value, "__dict__", {}))
         if tuple(own) == self.names or own.keys() == self.known:  # the first takes a third of the second
             return own
         try:
             state = {name: getattr(value, name) for name in self.names}
         except AttributeError:
-            raise Refusal("a field of it has no value", "Give every field one.") from None
+            raise Unencodable("a field of it has no value", "Give every field one.") from None
         if own and (beside := self.beside(type(value), own)):
             state[BESIDE] = beside
         return state
 
     def beside(self, class_: type, own: dict[str, Any]) -> dict[str, Any]:
-        """What an instance carries besides its fields, but what a `cached_property` has computed from them."""
+        """The attributes of an instance besides its fields, without those that a `cached_property` has computed."""
         names = [name for name in own if name not in self.known and name not in _NOT_STATE]
-        return {name: own[name] for name in names if not isinstance(_of_class(class_, name), cached_property)}
+        return {name: own[name] for name in names if not isinstance(_class_attribute(class_, name), cached_property)}
 
     def build(self, class_: type, state: dict[str, Any]) -> Any:
-        """A new instance; a field that its class had not yet takes its default, one that it has no more is left out."""
+        """A new instance; a field that the class has gained takes its default, one that it has lost is left out."""
         beside: dict[str, Any] = {}
         if tuple(state) != self.names and state.keys() != self.known:
             beside = state.pop(BESIDE, beside)
-            state = self._fitted(class_, state)
+            state = self._fit(class_, state)
         value: Any = object.__new__(class_)
         if self._in_dict:
             value.__dict__.update(state)
         else:
             for name, item in state.items():
                 object.__setattr__(value, name, item)
-        return _with_beside(value, beside) if beside else value
+        return _put_beside(value, beside) if beside else value
 
-    def _fitted(self, class_: type, state: dict[str, Any]) -> dict[str, Any]:
+    def _fit(self, class_: type, state: dict[str, Any]) -> dict[str, Any]:
         fitted: dict[str, Any] = {}
         for name in self.names:
             fitted[name] = state[name] if name in state else self.default(class_, name, fitted)
         return fitted
 
     def default(self, class_: type, name: str, before: Mapping[str, Any]) -> Any:  # noqa: ARG002 -- for those who look
-        """The default of a field, as a new instance would have it, whose fields up to there are `before`."""
-        raise Misread(f"it has no {name!r}, and the class no default for it")
+        """The default of a field in a new instance whose earlier fields are `before`."""
+        raise DecodeError(f"it has no {name!r}, and the class no default for it")
 
 
 class DataClass(Shape):
@@ -88,7 +89,7 @@ class DataClass(Shape):
         super().__init__(names, in_dict=_in_dict(class_, names))
 
     def default(self, class_: type, name: str, before: Mapping[str, Any]) -> Any:
-        """Of the field, or by its factory."""
+        """The field's default, or its factory's."""
         field = class_.__dataclass_fields__[name]  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
         if field.default is not dataclasses.MISSING:
             return field.default
@@ -108,14 +109,14 @@ class AttrsClass(Shape):
         self._caches_hash = hashability == "HASHABLE_CACHED" or "_attrs_cached_hash" in vars(class_)
 
     def build(self, class_: type, state: dict[str, Any]) -> Any:
-        """As any; a hash that is kept is computed anew."""
+        """As `Shape.build`; a cached hash is computed anew."""
         value = super().build(class_, state)
         if self._caches_hash:
             object.__setattr__(value, "_attrs_cached_hash", None)
         return value
 
     def default(self, class_: Any, name: str, before: Mapping[str, Any]) -> Any:
-        """Of the field, or by its factory, and converted."""
+        """The field's default, or its factory's, converted."""
         library: Any = sys.modules["attr"]
         field: Any = next(field for field in class_.__attrs_attrs__ if field.name == name)
         default, converter = field.default, field.converter
@@ -141,11 +142,11 @@ class StructClass(Shape):
         super().__init__(class_.__struct_fields__)
 
     def build(self, class_: type, state: dict[str, Any]) -> Any:
-        """By its class, which fills in defaults; `__post_init__` is called, as msgspec itself does."""
+        """Made by the class, which fills in defaults and calls `__post_init__`, as msgspec itself does."""
         if state.keys() == self.known:
             return class_(**state)
         value = class_(**{name: item for name, item in state.items() if name in self.known})
-        return _with_beside(value, state.get(BESIDE, {}))
+        return _put_beside(value, state.get(BESIDE, {}))
 
 
 class NamedTupleClass(Shape):
@@ -167,10 +168,10 @@ class NamedTupleClass(Shape):
         if tuple(state) == self.names:
             return tuple.__new__(class_, state.values())
         beside = state.pop(BESIDE, {})
-        return _with_beside(tuple.__new__(class_, self._fitted(class_, state).values()), beside)
+        return _put_beside(tuple.__new__(class_, self._fit(class_, state).values()), beside)
 
     def default(self, class_: Any, name: str, before: Mapping[str, Any]) -> Any:
-        """Of the field."""
+        """The field's default."""
         defaults = class_._field_defaults
         return defaults[name] if name in defaults else super().default(class_, name, before)
 
@@ -186,7 +187,7 @@ class PydanticModel(Shape):
         super().__init__(tuple(class_.__pydantic_fields__))
 
     def state(self, value: Any) -> Mapping[str, Any]:
-        """The fields; the rest only where there is something to it."""
+        """The fields; what was set, extra and private ones only where they say something."""
         state = dict(super().state(value))
         if value.__pydantic_fields_set__ != self.known:
             state[self._SET] = sorted(value.__pydantic_fields_set__)
@@ -197,11 +198,11 @@ class PydanticModel(Shape):
         return state
 
     def build(self, class_: Any, state: dict[str, Any]) -> Any:
-        """As unpickling does it: nothing is validated a second time."""
+        """Made as by unpickling: nothing is validated a second time."""
         fields_set = set(state.pop(self._SET, self.known))
         extra, private, beside = state.pop(self._EXTRA, {}), state.pop(self._PRIVATE, {}), state.pop(BESIDE, {})
         if state.keys() != self.known:
-            state = self._fitted(class_, state)
+            state = self._fit(class_, state)
         value = class_.__new__(class_)
         object.__setattr__(value, "__dict__", state)
         object.__setattr__(value, "__pydantic_fields_set__", fields_set)
@@ -210,12 +211,12 @@ class PydanticModel(Shape):
             "__pydantic_private__": private if class_.__private_attributes__ else None,
         }
         for name, item in its_own.items():
-            if hasattr(_of_class(class_, name), "__set__"):  # a RootModel has no place for them
+            if hasattr(_class_attribute(class_, name), "__set__"):  # a RootModel has no place for them
                 object.__setattr__(value, name, item)
-        return _with_beside(value, beside) if beside else value
+        return _put_beside(value, beside) if beside else value
 
     def default(self, class_: Any, name: str, before: Mapping[str, Any]) -> Any:
-        """Of the field, or by its factory, and validated where the class wants that."""
+        """The field's default, or its factory's, validated where the class asks for that."""
         field = class_.__pydantic_fields__[name]
         if field.is_required():
             return super().default(class_, name, before)
@@ -244,27 +245,27 @@ class EnumClass(Shape):
         super().__init__(())
 
     def state(self, value: Any) -> Mapping[str, Any]:
-        """The member's name, which lasts longer than its value."""
+        """The member's name, which is more stable than its value."""
         class_: Any = type(value)
         if class_.__members__.get(value._name_) is value:
             return {"name": value._name_}
-        if not _combines(class_):
-            raise Refusal("it is no member of its enumeration", "Return a member.")
+        if not _is_combinable(class_):
+            raise Unencodable("it is no member of its enumeration", "Return a member.")
         return {"value": value._value_}
 
     def build(self, class_: Any, state: dict[str, Any]) -> Any:
         """The member itself."""
         if "name" in state:
             if state["name"] not in class_.__members__:
-                raise Misread("the enumeration has no such member any more")
+                raise DecodeError("the enumeration has no such member any more")
             return class_.__members__[state["name"]]
-        if not _combines(class_) or type(state["value"]) is not int:
-            raise Misread("it is no combination of flags")
+        if not _is_combinable(class_) or type(state["value"]) is not int:
+            raise DecodeError("it is no combination of flags")
         return class_(state["value"])
 
 
-class Stored(Shape):
-    """A class that is stored as something plainer; see `_stored`."""
+class Conversion(Shape):
+    """A class that is stored as something plainer; see `_conversions`."""
 
     def __init__(self, to_plain: Callable[[Any], Any], from_plain: Callable[[Any], Any]) -> None:
         super().__init__(("value",))
@@ -272,20 +273,20 @@ class Stored(Shape):
         self._from_plain = from_plain
 
     def state(self, value: Any) -> Mapping[str, Any]:
-        """What `to_plain` makes of it."""
+        """What `to_plain` makes of the value."""
         try:
             return {"value": self._to_plain(value)}
         except Exception as problem:
-            raise Refusal(f"its to_plain raised {type(problem).__name__}", "See durable.stored_as.") from None
+            raise Unencodable(f"its to_plain raised {type(problem).__name__}", "See durable.stored_as.") from None
 
     def build(self, class_: type, state: dict[str, Any]) -> Any:
         """What `from_plain` makes of that."""
         try:
             value = self._from_plain(state["value"])
         except Exception as problem:
-            raise Misread(f"the from_plain of {class_.__qualname__} raised {type(problem).__name__}") from None
+            raise DecodeError(f"the from_plain of {class_.__qualname__} raised {type(problem).__name__}") from None
         if type(value) is not class_:
-            raise Misread(f"the from_plain of {class_.__qualname__} made a {type(value).__name__}")
+            raise DecodeError(f"the from_plain of {class_.__qualname__} made a {type(value).__name__}")
         return value
 
 
@@ -294,26 +295,26 @@ recipes: Final[dict[str, Callable[[type], Shape | None]]] = {}  # for the classe
 
 
 def shape_of(class_: type) -> Shape | None:
-    """How instances of exactly this class are written; None when it is no data class."""
+    """The shape of exactly this class; None when it is no data class."""
     shape = _shapes.get(class_)
     if shape is None:
-        shape = _new_shape(class_)
+        shape = _make_shape(class_)
         if shape is not None:
             _shapes[class_] = shape
     return shape
 
 
-def give_shape(class_: type, shape: Shape) -> None:
-    """Let instances of exactly this class be written like that."""
+def set_shape(class_: type, shape: Shape) -> None:
+    """Let instances of exactly this class have this shape."""
     _shapes[class_] = shape
 
 
-def _new_shape(class_: Any) -> Shape | None:
+def _make_shape(class_: Any) -> Shape | None:
     recipe = recipes.get(class_.__module__.partition(".")[0])
     if recipe is not None and (shape := recipe(class_)) is not None:
         return shape
     # An object of SQLAlchemy's mapper, also where it is a data class or a model, belongs to its session.
-    if _of_class(class_, "_sa_class_manager") is not None:
+    if _class_attribute(class_, "_sa_class_manager") is not None:
         return None
     if isinstance(class_, EnumType):
         return EnumClass()
@@ -330,25 +331,25 @@ def _new_shape(class_: Any) -> Shape | None:
 
 
 def _in_dict(class_: type, names: tuple[str, ...]) -> bool:
-    """Whether all fields live in the instance's dict, and nowhere behind a slot or a property."""
+    """Whether all fields live in the instance's dict, and none behind a slot or a property."""
     try:
         blank: object = object.__new__(class_)
     except TypeError:
-        raise Refusal("its class is built on a type that holds more than fields", "Hold that in a field.") from None
-    behind = (_of_class(class_, name) for name in names)
+        raise Unencodable("its class is built on a type that holds more than fields", "Hold that in a field.") from None
+    behind = (_class_attribute(class_, name) for name in names)
     return hasattr(blank, "__dict__") and not any(hasattr(place, "__set__") for place in behind)
 
 
-def _with_beside(value: Any, beside: Mapping[str, Any]) -> Any:
+def _put_beside(value: Any, beside: Mapping[str, Any]) -> Any:
     if beside:
         value.__dict__.update(beside)  # no attribute is set, which could start a setter
     return value
 
 
-def _of_class(class_: type, name: str) -> object:
+def _class_attribute(class_: type, name: str) -> object:
     return next((vars(base)[name] for base in class_.__mro__ if name in vars(base)), None)
 
 
-def _combines(class_: Any) -> bool:
-    """Whether a member may be a combination of flags, made by `Flag` itself and no code of the user's."""
+def _is_combinable(class_: Any) -> bool:
+    """Whether members can be combined, by `Flag` itself and no code of the user's."""
     return issubclass(class_, Flag) and class_._missing_.__func__ is Flag._missing_.__func__  # type: ignore[attr-defined]

@@ -21,7 +21,7 @@ from durable._engine.headers import blank_header, claim_header, is_foreign, stam
 from durable._engine.leases import Lease
 from durable._engine.runs import executable
 from durable.clocks import Clock, SystemClock
-from durable.codecs import Codec, chosen
+from durable.codecs import Codec, as_codec
 from durable.errors import ConcurrentExecution, DurableError, InvalidArgument, LeaseLost, RunCancelled
 from durable.records import Header, Kind, Record, Status, StepRecord, checked_name
 from durable.snapshots import Snapshot, foreign_failures, journal_of, snapshot_of, with_foreign_failures
@@ -71,7 +71,7 @@ class MemoryStore:
     """Runs kept in this process: the model that every store is compared with."""
 
     def __init__(self, *, codec: Codec | Sequence[Codec] | None = None, clock: Clock | None = None) -> None:
-        self.codec = chosen(codec)
+        self.codec = as_codec(codec)
         self.clock = clock or SystemClock()
         self._lock = threading.RLock()  # a signal handler may come while it is held
         self._runs: dict[str, _Run] = {}

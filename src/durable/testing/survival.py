@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from durable.codecs import Codec, chosen
+from durable.codecs import Codec, as_codec
 from durable.codecs._failures import from_record, to_record
 
 
@@ -12,5 +12,5 @@ def survives(exception: Exception, *, codec: Codec | None = None) -> bool:
     `codec` is the store's, where that is not JSON's. Nothing is stored. What keeps an exception from surviving is what it
     carries: a response, a connection, another exception.
     """
-    record = to_record(exception, chosen(codec))
-    return type(from_record(record, chosen(codec), run_id="", where="an exception")) is type(exception)
+    record = to_record(exception, as_codec(codec))
+    return type(from_record(record, as_codec(codec), run_id="", where="an exception")) is type(exception)

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
 from durable.clocks import Clock, SystemClock
-from durable.codecs import Codec, chosen
+from durable.codecs import Codec, as_codec
 from durable.errors import DurableError, LeaseLost, OutcomeUnknown, StoreUnavailable
 from durable.records import Record, Status
 from durable.stores._facades import AsyncSnapshotVerbs
@@ -69,7 +69,7 @@ class PostgresStore(SnapshotVerbs):
         strict: bool = False,
         clock: Clock | None = None,
     ) -> None:
-        self.codec = chosen(codec)
+        self.codec = as_codec(codec)
         self._url = url
         self._names = names
         self._prefix = checked_prefix(prefix)

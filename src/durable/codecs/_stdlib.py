@@ -11,7 +11,8 @@ from typing import Any, Final
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from durable.codecs._tags import TAG, Misread, Refusal
+from durable.codecs._problems import DecodeError, Unencodable
+from durable.codecs._tags import TAG
 
 Tree = dict[str, Any]
 
@@ -21,12 +22,12 @@ _ANY_YEAR: Final = 2001
 _ZONE: Final = re.compile(r"[A-Za-z0-9_+-]{1,40}(/[A-Za-z0-9_+-]{1,40}){0,3}", re.ASCII)
 
 
-def _write_zone(tree: Tree, zone: tzinfo | None, value: datetime | None) -> Tree:
+def _encode_zone(tree: Tree, zone: tzinfo | None, value: datetime | None) -> Tree:
     if zone is None or zone is UTC:
         return tree
     if type(zone) is ZoneInfo:
         if zone.key is None:
-            raise Refusal("its zone was read from a file and has no name", "Use ZoneInfo(name).")
+            raise Unencodable("its zone was read from a file and has no name", "Use ZoneInfo(name).")
         tree["zone"] = zone.key
     elif type(zone) is timezone:
         _, *name = zone.__getinitargs__()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue,reportUnknownMemberType,reportUnknownVariableType]
@@ -39,12 +40,12 @@ def _write_zone(tree: Tree, zone: tzinfo | None, value: datetime | None) -> Tree
     else:
         kind = type(zone)
         advice = "Use datetime.UTC, datetime.timezone or zoneinfo.ZoneInfo."
-        raise Refusal(f"its tzinfo is a {kind.__module__}.{kind.__qualname__}, which cannot be named", advice)
+        raise Unencodable(f"its tzinfo is a {kind.__module__}.{kind.__qualname__}, which cannot be named", advice)
     return tree
 
 
 def _fixed_offset(zone: tzinfo, value: datetime | None) -> timedelta | None:
-    """The offset of a zone that has the same one all year round, and says so; None for any other."""
+    """The offset of a zone that says it is the same all year round; None for any other zone."""
     year = value.year if value is not None else _ANY_YEAR
     moments = [None, *(datetime(year, month, 1, tzinfo=zone) for month in range(1, 13))]
     try:
@@ -56,88 +57,88 @@ def _fixed_offset(zone: tzinfo, value: datetime | None) -> timedelta | None:
     return offset if not offsets and saved <= {None, timedelta(0)} else None
 
 
-def _read_zone(tree: Tree, offset: timedelta | None, zone: tzinfo | None) -> tzinfo | None:
+def _decode_zone(tree: Tree, offset: timedelta | None, zone: tzinfo | None) -> tzinfo | None:
     if "zone" in tree:
         if not _ZONE.fullmatch(tree["zone"]):
-            raise Misread("its zone has no name")
+            raise DecodeError("its zone has no name")
         return ZoneInfo(tree["zone"])
     if "zoneName" in tree and offset is not None:
         return timezone(offset, tree["zoneName"])
     return zone
 
 
-def _write_datetime(_: object, value: datetime) -> Tree:
-    tree = _write_zone({TAG: "datetime", "value": value.isoformat()}, value.tzinfo, value)
+def _encode_datetime(_: object, value: datetime) -> Tree:
+    tree = _encode_zone({TAG: "datetime", "value": value.isoformat()}, value.tzinfo, value)
     if value.fold:
         tree["fold"] = 1
     return tree
 
 
-def _read_datetime(tree: Tree) -> datetime:
+def _decode_datetime(tree: Tree) -> datetime:
     value = datetime.fromisoformat(tree["value"])
     if len(tree) == 1:
         return value
-    return value.replace(tzinfo=_read_zone(tree, value.utcoffset(), value.tzinfo), fold=tree.get("fold", 0))
+    return value.replace(tzinfo=_decode_zone(tree, value.utcoffset(), value.tzinfo), fold=tree.get("fold", 0))
 
 
-def _write_time(_: object, value: time) -> Tree:
-    tree = _write_zone({TAG: "time", "value": value.isoformat()}, value.tzinfo, None)
+def _encode_time(_: object, value: time) -> Tree:
+    tree = _encode_zone({TAG: "time", "value": value.isoformat()}, value.tzinfo, None)
     if value.fold:
         tree["fold"] = 1
     return tree
 
 
-def _read_time(tree: Tree) -> time:
+def _decode_time(tree: Tree) -> time:
     value = time.fromisoformat(tree["value"])
-    return value.replace(tzinfo=_read_zone(tree, value.utcoffset(), value.tzinfo), fold=tree.get("fold", 0))
+    return value.replace(tzinfo=_decode_zone(tree, value.utcoffset(), value.tzinfo), fold=tree.get("fold", 0))
 
 
-def _write_timedelta(_: object, value: timedelta) -> Tree:
+def _encode_timedelta(_: object, value: timedelta) -> Tree:
     # ISO 8601, which PostgreSQL reads as an interval.
     return {TAG: "timedelta", "value": f"P{value.days}DT{value.seconds}.{value.microseconds:06d}S"}
 
 
-def _read_timedelta(tree: Tree) -> timedelta:
+def _decode_timedelta(tree: Tree) -> timedelta:
     parts = _DURATION.fullmatch(tree["value"])
     if parts is None:
-        raise Misread("it is not a duration")
+        raise DecodeError("it is not a duration")
     days, seconds, microseconds = map(int, parts.groups())
     return timedelta(days, seconds, microseconds)
 
 
-def _write_bytes(_: object, value: bytes) -> Tree:
+def _encode_bytes(_: object, value: bytes) -> Tree:
     return {TAG: "bytes", "value": binascii.b2a_base64(value, newline=False).decode()}
 
 
-def _read_bytes(tree: Tree) -> bytes:
+def _decode_bytes(tree: Tree) -> bytes:
     return binascii.a2b_base64(tree["value"], strict_mode=True)
 
 
-def _as_text(tag: str) -> Callable[[object, Any], Tree]:
+def _encode_as(tag: str) -> Callable[[object, Any], Tree]:
     return lambda _, value: {TAG: tag, "value": str(value)}
 
 
-def _of_text(kind: Callable[[str], Any]) -> Callable[[Tree], Any]:
+def _decode_by(kind: Callable[[str], Any]) -> Callable[[Tree], Any]:
     return lambda tree: kind(tree["value"])
 
 
-# Called with the writing that they are a part of, which none of them needs, and the value.
-WRITERS: Final[dict[type, Callable[[object, Any], Tree]]] = {
-    datetime: _write_datetime,
-    date: _as_text("date"),
-    time: _write_time,
-    timedelta: _write_timedelta,
-    Decimal: _as_text("decimal"),
-    UUID: _as_text("uuid"),
-    bytes: _write_bytes,
+# Called with the encoder, which none of them needs, and the value.
+ENCODERS: Final[dict[type, Callable[[object, Any], Tree]]] = {
+    datetime: _encode_datetime,
+    date: _encode_as("date"),
+    time: _encode_time,
+    timedelta: _encode_timedelta,
+    Decimal: _encode_as("decimal"),
+    UUID: _encode_as("uuid"),
+    bytes: _encode_bytes,
 }
 
-READERS: Final[dict[str, Callable[[Tree], Any]]] = {
-    "datetime": _read_datetime,
-    "date": _of_text(date.fromisoformat),
-    "time": _read_time,
-    "timedelta": _read_timedelta,
-    "decimal": _of_text(Decimal),
-    "uuid": _of_text(UUID),
-    "bytes": _read_bytes,
+DECODERS: Final[dict[str, Callable[[Tree], Any]]] = {
+    "datetime": _decode_datetime,
+    "date": _decode_by(date.fromisoformat),
+    "time": _decode_time,
+    "timedelta": _decode_timedelta,
+    "decimal": _decode_by(Decimal),
+    "uuid": _decode_by(UUID),
+    "bytes": _decode_bytes,
 }

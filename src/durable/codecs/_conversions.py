@@ -1,4 +1,4 @@
-"""Types that are stored as something plainer: a user's own, and those of the standard library."""
+"""Types that are stored as something plainer, the user's and the standard library's."""
 
 # Everything here is of types that only their owners know.
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 from durable._common.boundary import public
 from durable.codecs._annotations import is_stand_in, is_typed_dict
+from durable.codecs._encoder import has_own_form
 from durable.codecs._names import alias
-from durable.codecs._shapes import Stored, give_shape
-from durable.codecs._writing import is_known
+from durable.codecs._shapes import Conversion, set_shape
 from durable.errors import InvalidArgument
 
 V = TypeVar("V")
@@ -31,10 +31,10 @@ def stored_as(type_: type[V], to_plain: Callable[[V], Any], from_plain: Callable
         durable.stored_as(Money, lambda money: [money.amount, money.currency], Money.of)
 
     `to_plain(value)` gives what is stored: anything that can be, other types with a `stored_as` of their own included.
-    `from_plain` gets that, decoded, and makes an equal value of exactly this type from it, in any process and for as long as
-    its records are kept: register it where the type is defined or first imported, since a process that has not done so
-    refuses the record by name. Instances of subclasses are not meant. A row can make `from_plain` run, with any plain
-    value: let it compute and nothing else.
+    `from_plain` gets that, decoded, and makes an equal value of exactly this type from it, in any process and for as
+    long as its records are kept: register it where the type is defined or first imported, since a process that has not
+    done so refuses the record by name. Instances of subclasses are not meant. A row can make `from_plain` run, with any
+    plain value: let it compute and nothing else.
 
     A second call for a type takes the place of the first. Raises `InvalidArgument` for what is no class or cannot be
     called, and for a type that has a form already (`str`, `datetime`, `UUID`, …).
@@ -44,15 +44,15 @@ def stored_as(type_: type[V], to_plain: Callable[[V], Any], from_plain: Callable
     for name, function in (("to_plain", to_plain), ("from_plain", from_plain)):
         if not callable(function):
             raise InvalidArgument(f"stored_as: {name} must be a function of one value, not {type(function).__name__}")
-    if is_known(type_) or is_typed_dict(type_):
+    if has_own_form(type_) or is_typed_dict(type_):
         raise InvalidArgument(f"stored_as: {type_.__qualname__} comes back as it is already; make a class of your own")
     if reason := _never_a_value(type_):
         raise InvalidArgument(f"stored_as: {type_.__qualname__} {reason}")
-    give_shape(type_, Stored(to_plain, from_plain))
+    set_shape(type_, Conversion(to_plain, from_plain))
 
 
 def _never_a_value(type_: type) -> str:
-    """Why no value that is stored would ever be exactly of this type, as the end of a sentence; empty when one may be."""
+    """Why no value is ever exactly of this type, as the end of a sentence; empty when one may be."""
     if type_ is object or inspect.isabstract(type_) or getattr(type_, "_is_protocol", False) or is_stand_in(type_):
         return "is not the type of any value itself: name the type that values have, one call for each"
     if issubclass(type_, type):

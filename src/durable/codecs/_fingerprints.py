@@ -1,4 +1,4 @@
-"""What of a data class counts where values are told apart by their fingerprints."""
+"""What of a data class counts in a fingerprint."""
 
 # Everything here is of types that only their owners know.
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
@@ -14,12 +14,12 @@ import msgspec
 
 from durable.codecs._shapes import (
     AttrsClass,
+    Conversion,
     DataClass,
     EnumClass,
     NamedTupleClass,
     PydanticModel,
     Shape,
-    Stored,
     StructClass,
 )
 
@@ -27,19 +27,19 @@ _PLAIN: Final = frozenset({bool, int, str, bytes})
 _SIZED: Final = frozenset({list, tuple, dict, set, frozenset})
 
 
-class Compared(Shape):
-    """A shape without what does not count: a field that has its default, and one that its class leaves out of `==`.
+class FingerprintShape(Shape):
+    """A shape without the fields that do not count: those that have their default, and those left out of `==`.
 
-    So a class may gain a field with a default, or lose one, while runs are under way that know its values. `text` is how two
-    values of a field are compared.
+    So a class may gain a field with a default, or lose one, while runs are under way that know its values. `text` is
+    how two values of a field are compared.
     """
 
     def __init__(self, class_: type, shape: Shape, text: Callable[[Any], bytes]) -> None:
         super().__init__(shape.names)
         self._shape = shape
         self._text = text
-        self._ignored, self._defaulted = _ignored(class_, shape), _defaulted(class_, shape)
-        self._constant = _constant(class_, shape, self._defaulted)
+        self._ignored, self._defaulted = _ignored_fields(class_, shape), _fields_with_default(class_, shape)
+        self._constant = _constant_defaults(class_, shape, self._defaulted)
         self.is_whole = not (self._ignored or self._defaulted or isinstance(shape, PydanticModel))
 
     def state(self, value: Any) -> Mapping[str, Any]:
@@ -55,7 +55,7 @@ class Compared(Shape):
             if name in constant:
                 is_default = whole[name] is constant[name] or self._is_default(whole[name], constant.get, name)
             else:
-                is_default = self._is_default(whole[name], _default, class_, shape, name, whole)
+                is_default = self._is_default(whole[name], _default_of, class_, shape, name, whole)
             if is_default:
                 state.pop(name, None)
         if isinstance(shape, PydanticModel):
@@ -90,16 +90,19 @@ class Compared(Shape):
             return False
 
 
-def compared(class_: type, shape: Shape, text: Callable[[Any], bytes]) -> Shape:
-    """The shape of a class without what does not count: itself, where all of it does. `text` is always the same."""
-    if shape.compared is None:
-        without = None if isinstance(shape, EnumClass | Stored) else Compared(class_, shape, text)
-        shape.compared = shape if without is None or without.is_whole else without
-    return shape.compared
+def fingerprint_shape(class_: type, shape: Shape, text: Callable[[Any], bytes]) -> Shape:
+    """The shape by which values of a class are fingerprinted: `shape` itself, where every field counts.
+
+    It is kept with `shape`: `text` must be the same function each time.
+    """
+    if shape.for_fingerprints is None:
+        without = None if isinstance(shape, EnumClass | Conversion) else FingerprintShape(class_, shape, text)
+        shape.for_fingerprints = shape if without is None or without.is_whole else without
+    return shape.for_fingerprints
 
 
-def _ignored(class_: Any, shape: Shape) -> frozenset[str]:
-    """The fields that the class leaves out when it compares."""
+def _ignored_fields(class_: Any, shape: Shape) -> frozenset[str]:
+    """The fields that the class leaves out of `==`."""
     if isinstance(shape, DataClass):
         return frozenset(field.name for field in dataclasses.fields(class_) if not field.compare)
     if isinstance(shape, AttrsClass):
@@ -107,7 +110,7 @@ def _ignored(class_: Any, shape: Shape) -> frozenset[str]:
     return frozenset()
 
 
-def _defaulted(class_: Any, shape: Shape) -> tuple[str, ...]:
+def _fields_with_default(class_: Any, shape: Shape) -> tuple[str, ...]:
     """The fields that have a default. Its factory is called only where a value is there to be compared."""
     names = shape.names
     if isinstance(shape, DataClass):
@@ -116,31 +119,31 @@ def _defaulted(class_: Any, shape: Shape) -> tuple[str, ...]:
     if isinstance(shape, PydanticModel):
         return tuple(name for name in names if not class_.__pydantic_fields__[name].is_required())
     if isinstance(shape, StructClass):
-        return tuple(name for name in names if _of_struct(class_, name) is not msgspec.NODEFAULT)
+        return tuple(name for name in names if _struct_default(class_, name) is not msgspec.NODEFAULT)
     if isinstance(shape, AttrsClass):
         nothing = sys.modules["attr"].NOTHING
         return tuple(field.name for field in class_.__attrs_attrs__ if field.default is not nothing)
     return tuple(getattr(class_, "_field_defaults", ()))
 
 
-def _constant(class_: Any, shape: Shape, names: tuple[str, ...]) -> dict[str, Any]:
-    """The defaults that are the same for each instance, and for which nothing of the user's is called."""
+def _constant_defaults(class_: Any, shape: Shape, names: tuple[str, ...]) -> dict[str, Any]:
+    """The defaults that are the same for each instance, so that no factory of the user's is called."""
     if isinstance(shape, DataClass):
         fields, missing = class_.__dataclass_fields__, dataclasses.MISSING
         return {name: fields[name].default for name in names if fields[name].default is not missing}
     return dict(class_._field_defaults) if isinstance(shape, NamedTupleClass) else {}
 
 
-def _of_struct(class_: Any, name: str) -> Any:
+def _struct_default(class_: Any, name: str) -> Any:
     fields, defaults = class_.__struct_fields__, class_.__struct_defaults__
     place = fields.index(name) - (len(fields) - len(defaults))
     return defaults[place] if place >= 0 else msgspec.NODEFAULT
 
 
-def _default(class_: Any, shape: Shape, name: str, state: Mapping[str, Any]) -> Any:
+def _default_of(class_: Any, shape: Shape, name: str, state: Mapping[str, Any]) -> Any:
     """The default of a field, as an instance with this state would have it."""
     if isinstance(shape, StructClass):
-        default = _of_struct(class_, name)
+        default = _struct_default(class_, name)
         return default.factory() if type(default).__name__ == "Factory" else default
     if isinstance(shape, DataClass):  # asks no instance
         return shape.default(class_, name, {})

@@ -27,11 +27,11 @@ _unseal: Final = msgspec.json.Decoder(_Sealed).decode
 _check: Final = msgspec.json.Decoder(Any).decode
 
 
-class Codecs:
+class CodecSet:
     """The codecs of a store: the first writes, all read, and plain JSON is always read.
 
-    So old records stay readable when a store goes over to another codec. What goes wrong inside of a codec is told by
-    its name and the type of the error only, since the text might have a part of a value in it.
+    So old records stay readable when a store changes to another codec. What goes wrong inside of a codec is reported by
+    its name and the type of the error only, since the error's text might quote a value.
 
     Raises `InvalidArgument` for what is not a codec, or for two of one name.
     """
@@ -59,11 +59,11 @@ class Codecs:
 
     @property
     def name(self) -> str:
-        """The name of the one that writes."""
+        """The name of the codec that writes."""
         return self._writer.name
 
     def encode(self, value: Any, *, what: str, annotation: Any = None) -> bytes:
-        """What the first codec makes of it, with its name."""
+        """What the first codec writes, with its name."""
         name = self.name
         try:
             text = self._writer.encode(value, what=what, annotation=annotation)
@@ -77,8 +77,8 @@ class Codecs:
             raise UnstorableValue(what, "$", f"the codec {name!r} failed with {type(problem).__name__}") from None
 
     def decode(self, text: bytes, *, run_id: str, where: str, annotation: Any = None) -> Any:
-        """What the codec that wrote it makes of it."""
-        sealed = _sealed(text)
+        """What the codec that wrote the text reads in it."""
+        sealed = _try_unseal(text)
         if sealed is None:
             return self._json.decode(text, run_id=run_id, where=where, annotation=annotation)
         codec = self._by_name.get(sealed.name)
@@ -93,13 +93,13 @@ class Codecs:
             raise UnreadableRecord(run_id, where, told) from None
 
     def check_promise(self, annotation: Any, *, what: str) -> None:
-        """The first codec's; one that says nothing promises nothing."""
+        """The first codec's check, where it has one."""
         checks = getattr(self._writer, "check_promise", None)
         if checks is not None:
             checks(annotation, what=what)
 
     def fingerprint(self, value: Any, *, what: str) -> str:
-        """The first codec's."""
+        """The first codec's fingerprint."""
         try:
             return self._writer.fingerprint(value, what=what)
         except DurableError:
@@ -108,7 +108,7 @@ class Codecs:
             raise UnstorableValue(what, "$", f"the codec {self.name!r} failed with {type(problem).__name__}") from None
 
 
-def _sealed(text: bytes) -> _Sealed | None:
+def _try_unseal(text: bytes) -> _Sealed | None:
     if TAG_IN_TEXT not in text[:32]:
         return None
     try:
@@ -118,14 +118,14 @@ def _sealed(text: bytes) -> _Sealed | None:
 
 
 def codec_of(store: object) -> Codec:
-    """The codec of a store; of one that has none, JSON."""
+    """The codec of a store, or JSON's where it has none."""
     return getattr(store, "codec", None) or _JSON
 
 
-def chosen(codec: Codec | Sequence[Codec] | None) -> Codec:
-    """The codec of a store that was given this as `codec=`."""
+def as_codec(codec: Codec | Sequence[Codec] | None) -> Codec:
+    """The codec that the argument `codec=` of a store stands for; `InvalidArgument` for what is none."""
     if codec is None:
         return _JSON
     if isinstance(codec, JsonCodec):  # by far the most: nothing stands between
         return codec
-    return Codecs(list(codec) if isinstance(codec, list | tuple) else [codec])  # type: ignore[list-item]
+    return CodecSet(list(codec) if isinstance(codec, list | tuple) else [codec])  # type: ignore[list-item]
