@@ -61,7 +61,7 @@ matrix: $(VENV)/.test
 sdks: $(VENV)/sdks/.installed
 	@$(VENV)/sdks/bin/python tests/sdks.py
 
-# Everybody takes turns with the limits: some six minutes. Writes docs/performance.md and its charts.
+# Each contestant takes turns with the limits: some six minutes. Writes docs/performance.md and its charts.
 bench: $(VENV)/.bench
 	@$(BIN)/python benchmarks/run.py --page
 

@@ -160,7 +160,7 @@ def microseconds(way: Callable[[], Any], times: int) -> float:
     return (time.perf_counter() - start) / times * 1e6
 
 
-def measured(case: Case, rounds: int) -> dict[str, float]:
+def measure(case: Case, rounds: int) -> dict[str, float]:
     """The best of each way; all take turns."""
     ways = {name: make(case.value, case.type) for name, make in WAYS.items()}
     if case.value is not SMALL and case.value is not ROWS:
@@ -181,7 +181,7 @@ def main() -> None:
     print(f"{'':28s} {'bytes':>9s} {'goal':>9s} {'':3s}" + "".join(f"{name:>10s}" for name in WAYS))
     for case in CASES:
         size = len(JsonCodec().encode(case.value, what="it"))
-        figures = measured(case, rounds)
+        figures = measure(case, rounds)
         met = "" if case.goal == math.inf else "yes" if figures["durable"] <= case.goal else "NO"
         goal = "" if case.goal == math.inf else f"{case.goal:,.0f}"
         cells = "".join(f"{figures[name]:10,.1f}" if name in figures else f"{'–':>10s}" for name in WAYS)

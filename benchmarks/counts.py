@@ -76,7 +76,7 @@ class Wal:
         return row[0]
 
 
-def counted(server: ServerCpu, url: str, size: int, work: Callable[..., object], *arguments: Any) -> Costs:
+def count(server: ServerCpu, url: str, size: int, work: Callable[..., object], *arguments: Any) -> Costs:
     """A turn of this size, through a proxy that counts."""
     with ExitStack() as stack:
         proxy = stack.enter_context(Proxy(url))

@@ -10,7 +10,7 @@ import psycopg
 
 @contextmanager
 def slower(url: str, microseconds: int) -> Iterator[None]:
-    """In here every flush takes this much longer, for everybody. The role must be a superuser, the server one's own."""
+    """In here every flush of the server takes this much longer. The role must be a superuser, the server one's own."""
     try:
         _set(url, f"commit_delay = {microseconds}", "commit_siblings = 0")
         yield

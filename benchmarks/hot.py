@@ -66,7 +66,7 @@ def main() -> None:
             "sync": lambda: ours.one_workflow(turns, url, 2),
             "async": lambda: ours.one_async_workflow(turns, url, 2),
             "many": lambda: ours.many_async_workflows(turns, url, 50),
-            "resume": lambda: ours.resumed(turns, url, size),
+            "resume": lambda: ours.resume(turns, url, size),
             "replay": lambda: ours.replayed_alone(turns, size),
         }
         work[options.workload]()

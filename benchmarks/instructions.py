@@ -34,7 +34,7 @@ def main() -> None:
     with embedded() as server:
         server.stats()  # started, and its tables made
         for kind in ("memory", "postgres"):
-            once, twice = (collected(kind, steps, server.url) for steps in (options.steps, 2 * options.steps))
+            once, twice = (collect(kind, steps, server.url) for steps in (options.steps, 2 * options.steps))
             print(f"{kind}: {(twice - once) / options.steps:,.0f} instructions a step")
 
 
@@ -53,7 +53,7 @@ def _body() -> int:
     return 1
 
 
-def collected(kind: str, steps: int, url: str) -> int:
+def collect(kind: str, steps: int, url: str) -> int:
     """Instructions of a process that does it."""
     command = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", sys.executable, __file__]
     environment = os.environ | {"BENCH_URL": url, "PYTHONHASHSEED": "0"}

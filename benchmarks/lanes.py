@@ -1,9 +1,9 @@
 """Contestants, each in a process of its own, who work when it is their turn.
 
 What is compared must be measured within the same second: the disk and the neighbours change from one second to the next.
-So nobody runs a whole benchmark at a stretch. Each contestant gets a turn of a few milliseconds, then the next one does,
+So no contestant runs a whole benchmark at a stretch. Each gets a turn of a few milliseconds, then the next one does,
 and they stay where they are meanwhile: in the middle of a workflow, for example. The clock is read in the contestant's
-own process, so handing over costs nobody anything.
+own process, so handing over costs nothing.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def blocking(store: PostgresStore, number: int) -> None:
         durable.run({}, workflow, id=str(uuid.uuid4()), store=store)
 
 
-async def awaited(store: PostgresStore, count: int) -> None:
+async def await_runs(store: PostgresStore, count: int) -> None:
     """As many async runs, fifty at a time."""
     gate = asyncio.Semaphore(50)
 
@@ -105,7 +105,7 @@ async def main() -> None:
         for done in range(portion, options.runs + 1, portion):
             for number in range(portion // 2):
                 blocking(store, number)
-            await awaited(store, portion - portion // 2)
+            await await_runs(store, portion - portion // 2)
             samples.append(await sample(done, server.url))
             print("  ".join(f"{value:11,d}" for value in samples[-1]), flush=True)
         half = samples[len(samples) // 2 :]

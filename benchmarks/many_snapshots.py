@@ -86,11 +86,11 @@ def plan(url: str, ask: Callable[[], Any]) -> str:
     asked: list[tuple[bytes, Any]] = []
     execute = Lane.execute
 
-    def noted(lane: Lane, query: bytes, parameters: Any = None) -> psycopg.Cursor[Any]:
+    def execute_noted(lane: Lane, query: bytes, parameters: Any = None) -> psycopg.Cursor[Any]:
         asked.append((query, parameters))
         return execute(lane, query, parameters)
 
-    Lane.execute = noted  # type: ignore[assignment, method-assign]
+    Lane.execute = execute_noted  # type: ignore[assignment, method-assign]
     try:
         ask()
     finally:

@@ -38,13 +38,13 @@ class Figures(NamedTuple):
     indexes_kib: float
 
 
-def measured(url: str, leases: int, beats: int, *, held: bool) -> Figures:
+def measure(url: str, leases: int, beats: int, *, held: bool) -> Figures:
     """One round, on tables of its own."""
     with ExitStack() as stack:
         aside = stack.enter_context(psycopg.connect(url, autocommit=True))
         aside.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
         store = stack.enter_context(postgres(url, schema=SCHEMA))
-        owned = [granted(store, f"run-{number}") for number in range(leases)]
+        owned = [claim(store, f"run-{number}") for number in range(leases)]
         if held:
             holder = stack.enter_context(psycopg.connect(url))
             holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -73,10 +73,10 @@ def measured(url: str, leases: int, beats: int, *, held: bool) -> Figures:
         )
 
 
-def granted(store: PostgresStore, run_id: str) -> Lease:
+def claim(store: PostgresStore, run_id: str) -> Lease:
     """A lease on a new run; the store's own heartbeat leaves it alone."""
     reply = store.begin(Claim(run_id=run_id, workflow="held", version=1, seconds=86_400.0), lambda: False)
-    assert isinstance(reply, Granted)  # noqa: S101 -- nobody else is here
+    assert isinstance(reply, Granted)  # noqa: S101 -- there is no other owner
     return reply.lease
 
 
@@ -94,7 +94,7 @@ def main() -> None:
     options = parser.parse_args()
     with ExitStack() as stack:
         url = options.url or stack.enter_context(embedded(".durable-benchmarks")).url
-        free, held = (measured(url, options.leases, options.beats, held=held) for held in (False, True))
+        free, held = (measure(url, options.leases, options.beats, held=held) for held in (False, True))
         print(f"{'':>16s}{'without':>10s}{'with':>10s}{'ratio':>8s}")
         for name in Figures._fields:
             one, other = getattr(free, name), getattr(held, name)

@@ -43,17 +43,17 @@ def one_workflow(turns: Turns, url: str | None, turns_each: int, begin_with: int
     instead of the hundred bytes.
     """
 
-    def returned() -> Any:
+    def return_it() -> Any:
         return text or VALUE
 
     def workflow(step: durable.Step, _: Any) -> None:
         number = 0
         for number in range(begin_with):
-            step("step", returned, key=f"step-{number}")
+            step("step", return_it, key=f"step-{number}")
         for size in turns.few(turns_each):
             for _ in range(size):
                 number += 1
-                step("step", returned, key=f"step-{number}")
+                step("step", return_it, key=f"step-{number}")
 
     with _store(url) as store:
         while not turns.over:
@@ -180,7 +180,7 @@ def mapped_items(turns: Turns, url: str, at_once: int) -> None:
 # -- resuming -------------------------------------------------------------------------------------------------------
 
 
-def resumed(turns: Turns, url: str | None, steps: int) -> None:
+def resume(turns: Turns, url: str | None, steps: int) -> None:
     """A run that stopped after so many steps is taken up again: claim, journal, replay of all, lease given back."""
 
     def workflow(step: durable.Step, _: Any) -> None:
@@ -195,7 +195,7 @@ def resumed(turns: Turns, url: str | None, steps: int) -> None:
             with contextlib.suppress(Stop):
                 durable.run({}, workflow, id=run_id, store=store)
 
-        _timed(turns, again)
+        _time(turns, again)
 
 
 def replayed_alone(turns: Turns, steps: int) -> None:
@@ -216,7 +216,7 @@ def replayed_alone(turns: Turns, steps: int) -> None:
             laps = turns.few(1)
 
 
-def _timed(turns: Turns, act: Callable[[], None]) -> None:
+def _time(turns: Turns, act: Callable[[], None]) -> None:
     act()  # the run, for the first time
     act()
     for size in turns:

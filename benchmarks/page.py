@@ -27,13 +27,13 @@ def write(results: Results, docs: Path) -> None:
     """The page, its figures and its charts."""
     results.save(docs / f"{NAME}.json")
     results = Results.load(docs / f"{NAME}.json")  # what is shown is what was saved
-    (docs / f"{NAME}.md").write_text(rendered(results), "utf-8")
+    (docs / f"{NAME}.md").write_text(render(results), "utf-8")
     for name, text in drawn(results).items():
         (docs / "images").mkdir(exist_ok=True)
         (docs / "images" / name).write_text(text, "utf-8")
 
 
-def rendered(results: Results) -> str:
+def render(results: Results) -> str:
     """The whole page."""
     parts = [
         _HEAD,
@@ -50,7 +50,7 @@ def rendered(results: Results) -> str:
         _BOUNDS_EXPLAINED,
         "## How the cost grows\n",
         _growth(results),
-        _missed(results),
+        _list_missed(results),
     ]
     return "\n".join(part for part in parts if part).rstrip() + "\n"
 
@@ -136,7 +136,7 @@ def _growth(results: Results) -> str:
     return f"{chart}\nMeasured between workflows of different lengths, in turns: {said}.\n" if said else chart
 
 
-def _missed(results: Results) -> str:
+def _list_missed(results: Results) -> str:
     missed = [line for line in results.lines if line.met is False]
     if not missed:
         return ""
@@ -171,8 +171,8 @@ def _number(value: float) -> str:
 
 _WHY: Final = {
     "W2": "It follows from the pace over the bare loop, above.",
-    "W7": "Nobody waits here: all of it is Python, shown by function by `benchmarks/hot.py replay` (or `sync`).",
-    "W8": "Nobody waits here: all of it is Python; see `benchmarks/codec.py`.",
+    "W7": "All of it is Python, which waits for nothing, shown by function by `benchmarks/hot.py replay` (or `sync`).",
+    "W8": "All of it is Python, which waits for nothing; see `benchmarks/codec.py`.",
     "memory": "What a step keeps is counted by line of code with tracemalloc in `tests/test_growth.py`.",
 }
 
@@ -202,7 +202,7 @@ _HOW_TO_READ = """## How to read it
 - **W1** is one workflow of 1,000 steps, one after the other. **W2** is workflows of 10 steps, 50 or 200 at once, their begin
   and end included. **W3** compares steps of long and short workflows, **W4** returns large values, **W5** resumes, **W7** has
   no database at all, **W8** is the codec. Every step returns 100 bytes of JSON, unless it says otherwise.
-- Everybody is in a process of its own. DBOS and Absurd come from their published packages and are used as their
+- Each contestant is in a process of its own. DBOS and Absurd come from their published packages and are used as their
   documentation has it, with the setting that was fastest here; see `benchmarks/peer_dbos.py`
   and `benchmarks/peer_absurd.py`. They have abilities that `durable` has not, queues for example, and pay for them; the
   comparison is of a step, not of all that they are.
@@ -213,7 +213,7 @@ _HOW_TO_READ = """## How to read it
 _COUNTS_EXPLAINED = """
 Measured by `benchmarks/run.py --only counted`, through a proxy that reads the protocol, and from the write-ahead log with
 `pg_walinspect`. Full-page images are left out: PostgreSQL writes one for each page that changes first after a checkpoint,
-whoever changes it. `tests/test_round_trips.py` and `tests/test_wal.py` hold these counts.
+whatever changes it. `tests/test_round_trips.py` and `tests/test_wal.py` hold these counts.
 """
 
 _BOUNDS_EXPLAINED = """

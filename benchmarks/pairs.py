@@ -34,7 +34,7 @@ class Compared:
     ratios: list[float]
 
 
-def compared(limit: Lane, lane: Lane, sizes: tuple[int, int], pairs: int, warm: int = 2) -> Compared:
+def compare(limit: Lane, lane: Lane, sizes: tuple[int, int], pairs: int, warm: int = 2) -> Compared:
     """Let them take turns of these sizes. Each turn is compared with the limit's turns before and after it."""
     for _ in range(warm):
         limit.turn(sizes[0])

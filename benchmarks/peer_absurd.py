@@ -87,7 +87,7 @@ def many_workflows(turns: Turns, url: str, workers: int, concurrency: int = 1) -
             thread.join()
 
 
-def resumed(turns: Turns, url: str, steps: int) -> None:
+def resume(turns: Turns, url: str, steps: int) -> None:
     """W5: the second attempt of a task that failed after its last step, from its claim to the replay of that step."""
     app = _app(url)
     began = 0.0

@@ -75,14 +75,14 @@ def one_workflow(turns: Turns, url: str, turns_each: int) -> None:
     """W1."""
     global _turns  # noqa: PLW0603
     _turns = turns
-    with _launched(url, 5):
+    with _launch(url, 5):
         while not turns.over:
             one(turns_each)
 
 
 def many_workflows(turns: Turns, url: str, at_once: int) -> None:
     """W2, blocking."""
-    with _launched(url, at_once):
+    with _launch(url, at_once):
         for size in turns:
             handles = [DBOS.start_workflow(short) for _ in range(size // STEPS_EACH)]
             for handle in handles:
@@ -101,15 +101,15 @@ def many_async_workflows(turns: Turns, url: str, at_once: int) -> None:
 
         await asyncio.gather(*(work() for _ in range(at_once)))
 
-    with _launched(url, at_once), asyncio.Runner() as runner:
+    with _launch(url, at_once), asyncio.Runner() as runner:
         for size in turns:
             runner.run(some(size // STEPS_EACH))
 
 
-def resumed(turns: Turns, url: str, steps: int) -> None:
+def resume(turns: Turns, url: str, steps: int) -> None:
     """W5: `fork_workflow` after its last step, which replays them all."""
     global _turns  # noqa: PLW0603
-    with _launched(url, 5):
+    with _launch(url, 5):
         first = DBOS.start_workflow(long, steps)
         first.get_result()
         _turns = turns
@@ -118,7 +118,7 @@ def resumed(turns: Turns, url: str, steps: int) -> None:
 
 
 @contextmanager
-def _launched(url: str, at_once: int) -> Iterator[None]:
+def _launch(url: str, at_once: int) -> Iterator[None]:
     parts = {key: str(value) for key, value in conninfo_to_dict(url).items() if key != "dbname"}
     name = quote(parts.pop("user", "postgres")) + ":" + quote(parts.pop("password", ""))
     DBOS(

@@ -55,7 +55,7 @@ class Results:
 
     def save(self, path: Path) -> None:
         """As JSON, figures to four places."""
-        path.write_text(json.dumps(_rounded(asdict(self)), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        path.write_text(json.dumps(_round(asdict(self)), indent=1, ensure_ascii=False) + "\n", "utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Results:
@@ -69,12 +69,12 @@ class Results:
         return next((line for line in self.lines if (line.workload, line.name) == (workload, name)), None)
 
 
-def _rounded(value: Any) -> Any:
+def _round(value: Any) -> Any:
     match value:
         case float():
             return float(f"{value:.4g}")
         case dict():
-            return {key: _rounded(part) for key, part in value.items()}
+            return {key: _round(part) for key, part in value.items()}
         case list() | tuple():
-            return [_rounded(part) for part in value]
+            return [_round(part) for part in value]
     return value

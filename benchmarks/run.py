@@ -46,7 +46,7 @@ def main() -> None:
         page.write(Results.load(ROOT / "docs" / f"{page.NAME}.json"), ROOT / "docs")
         return
     chosen = [name for name in workloads.ALL if name in (options.only or ",".join(workloads.ALL)).split(",")]
-    results = measured(options.url, chosen, effort=options.effort, peers=not options.no_peers)
+    results = measure(options.url, chosen, effort=options.effort, peers=not options.no_peers)
     print(page.table(results))
     if options.json:
         results.save(options.json)
@@ -54,7 +54,7 @@ def main() -> None:
         page.write(results, ROOT / "docs")
 
 
-def measured(url: str | None, chosen: list[str], *, effort: float, peers: bool) -> Results:
+def measure(url: str | None, chosen: list[str], *, effort: float, peers: bool) -> Results:
     """All of these workloads."""
     with ExitStack() as stack:
         given, url = url, url or stack.enter_context(embedded(ROOT / ".durable-benchmarks")).url

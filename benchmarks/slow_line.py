@@ -66,7 +66,7 @@ def value(megabytes: int) -> Any:
     return workflow
 
 
-def measured(what: str, workflow: Any, slow: PostgresStore) -> None:
+def measure(what: str, workflow: Any, slow: PostgresStore) -> None:
     """Run it over the line, and say how that went."""
     counts.update(statements=0, renewals=0)
     for writer in ("_small", "_large", "_claims", "_long"):
@@ -104,8 +104,8 @@ def main(megabytes: int, rate: float) -> None:
             durable.run(None, long, id="a journal", store=fast)
         url = fast._url  # noqa: SLF001
         with Proxy(str(url), Line) as proxy, postgres(proxy.url) as slow:
-            measured("a journal", long, slow)
-            measured("a value", value(megabytes), slow)
+            measure("a journal", long, slow)
+            measure("a value", value(megabytes), slow)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--url", help="a PostgreSQL to measure on (by default an embedded one)")
     parser.add_argument("--effort", type=float, default=1.0)
     options = parser.parse_args()
-    print(page.table(run.measured(options.url, ["W1", "W2"], effort=options.effort, peers=False)))
+    print(page.table(run.measure(options.url, ["W1", "W2"], effort=options.effort, peers=False)))
 
 
 if __name__ == "__main__":

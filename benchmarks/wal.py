@@ -46,7 +46,7 @@ def main() -> None:
 
 
 class Wal:
-    """How much is written ahead; nobody else must be at work."""
+    """How much is written ahead; nothing else may be at work."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection

@@ -17,7 +17,7 @@ import limits
 import memory
 import ours
 from lanes import Lane, ServerCpu
-from pairs import Compared, compared, quartiles
+from pairs import Compared, compare, quartiles
 from pgbouncer import bouncer, program
 from results import Line, Results
 
@@ -108,13 +108,13 @@ def w1(bench: Bench) -> None:
     with bench.lane(limits.one_connection) as limit:
         for name, work, pairs, goal in rows:
             with bench.lane(work, each) as lane:
-                found = compared(limit, lane, (BLOCK, BLOCK), bench.pairs(pairs), warm=each)
+                found = compare(limit, lane, (BLOCK, BLOCK), bench.pairs(pairs), warm=each)
             bench.add("W1", name, found, ONE, goal)
             bench.results.growth[name] = _growth(found, each)
         with through_pgbouncer(bench) as url:
             if url is not None:
                 with Lane(bench.server, ours.one_workflow, url, each) as lane:
-                    found = compared(limit, lane, (BLOCK, BLOCK), bench.pairs(150))
+                    found = compare(limit, lane, (BLOCK, BLOCK), bench.pairs(150))
                 bench.add("W1", "durable, sync, behind PgBouncer", found, ONE, "≥ 0.6")
     for name in ("durable, sync", "durable, async"):
         bench.beside("W1", name, "dbos, sync", "≥ 5")
@@ -140,12 +140,12 @@ def slower_disks(bench: Bench) -> None:
             with bench.lane(limits.one_connection) as limit:
                 for name, work, goal in one:
                     with bench.lane(work, 1000 // BLOCK) as lane:
-                        found = compared(limit, lane, (BLOCK, BLOCK), bench.pairs(60))
+                        found = compare(limit, lane, (BLOCK, BLOCK), bench.pairs(60))
                     bench.add("disks", f"durable, {name}{added}", found, ONE, goal if counts_here else "")
             with bench.lane(limits.many_connections, 50) as limit:
                 for at_once, name, work, goal in many:
                     with bench.lane(work, at_once) as lane:
-                        found = compared(limit, lane, (2000, MANY_BLOCK), bench.pairs(6), warm=1)
+                        found = compare(limit, lane, (2000, MANY_BLOCK), bench.pairs(6), warm=1)
                     bench.add("disks", f"durable, {at_once} {name}{added}", found, MANY, goal if counts_here else "")
 
 
@@ -162,16 +162,16 @@ def w2(bench: Bench) -> None:
         rows.append(("absurd, 10 workers", peer_absurd.many_workflows, 10, 2000, 4, ""))
     with bench.lane(limits.many_connections, 50) as limit:
         with bench.lane(limits.batches) as lane:
-            bench.add("W2", "bare batches of 100, 1 connection", compared(limit, lane, (2000, 20_000), 4), MANY)
+            bench.add("W2", "bare batches of 100, 1 connection", compare(limit, lane, (2000, 20_000), 4), MANY)
         for name, work, at_once, size, pairs, goal in rows:
             with bench.lane(work, at_once) as lane:
-                found = compared(limit, lane, (2000, size), bench.pairs(pairs), warm=1)
+                found = compare(limit, lane, (2000, size), bench.pairs(pairs), warm=1)
             bench.add("W2", name, found, MANY, goal)
     with (
         bench.lane(ours.many_async_workflows, 200) as limit,
         bench.lane(ours.mapped_items, 200) as lane,
     ):
-        found = compared(limit, lane, (MANY_BLOCK, MANY_ITEMS), bench.pairs(6), warm=1)
+        found = compare(limit, lane, (MANY_BLOCK, MANY_ITEMS), bench.pairs(6), warm=1)
         bench.add("W2", "step.map over 10,000 items, 200 at once", found, "durable, 200 async", "≥ 0.6")
     for name in ("durable, 50 async", "durable, 200 async"):
         bench.beside("W2", name, "dbos, 50 async", "≥ 80")
@@ -183,7 +183,7 @@ def w3(bench: Bench) -> None:
     with bench.lane(ours.one_workflow, 5, 100) as limit:
         for steps, goal in ((1000, ""), (10_000, "≤ 1.1")):
             with bench.lane(ours.one_workflow, 10_000, steps) as lane:
-                found = compared(limit, lane, (BLOCK, BLOCK), bench.pairs(80))
+                found = compare(limit, lane, (BLOCK, BLOCK), bench.pairs(80))
             costs = [1 / ratio for ratio in found.ratios]
             low, middle, high = quartiles(costs)
             name = f"a step after {steps:,}"
@@ -199,25 +199,25 @@ def w4(bench: Bench) -> None:
             bench.lane(limits.one_connection, f'"{text}"') as limit,
             bench.lane(ours.one_workflow, pairs + 2, 0, text) as lane,
         ):
-            bench.add("W4", name, compared(limit, lane, (1, 1), bench.pairs(pairs)), "the same by a bare INSERT")
+            bench.add("W4", name, compare(limit, lane, (1, 1), bench.pairs(pairs)), "the same by a bare INSERT")
 
 
 def w5(bench: Bench) -> None:
     """A run is resumed: milliseconds until all that is recorded has been replayed."""
     for steps, times, goal in ((1000, 40, "≤ 15"), (10_000, 10, "≤ 150")):
-        with bench.lane(limits.reading, steps) as limit, bench.lane(ours.resumed, steps) as lane:
-            found = compared(limit, lane, (1, 1), bench.pairs(times))
+        with bench.lane(limits.reading, steps) as limit, bench.lane(ours.resume, steps) as lane:
+            found = compare(limit, lane, (1, 1), bench.pairs(times))
         _milliseconds(bench, f"durable, {steps:,} steps", found, goal)
         name = f"SELECT of {steps:,} rows"
         bench.results.lines.append(Line("W5", name, found.limit_each / 1000, "ms"))
     if bench.peers:
         with bench.lane(limits.reading, 1000) as limit:
             if peer_dbos is not None:
-                with bench.lane(peer_dbos.resumed, 1000) as lane:
-                    _milliseconds(bench, "dbos, 1,000 steps", compared(limit, lane, (1, 1), 3, warm=1))
+                with bench.lane(peer_dbos.resume, 1000) as lane:
+                    _milliseconds(bench, "dbos, 1,000 steps", compare(limit, lane, (1, 1), 3, warm=1))
             if peer_absurd is not None:
-                with bench.lane(peer_absurd.resumed, 1000) as lane:
-                    _milliseconds(bench, "absurd, 1,000 steps", compared(limit, lane, (1, 1), bench.pairs(10)))
+                with bench.lane(peer_absurd.resume, 1000) as lane:
+                    _milliseconds(bench, "absurd, 1,000 steps", compare(limit, lane, (1, 1), bench.pairs(10)))
 
 
 def w7(bench: Bench) -> None:
@@ -239,7 +239,7 @@ def w7(bench: Bench) -> None:
 def w8(bench: Bench) -> None:
     """The codec, beside others, by type and size."""
     for case in codec.CASES:
-        figures = codec.measured(case, bench.pairs(20))
+        figures = codec.measure(case, bench.pairs(20))
         goal = f"≤ {case.goal:g}" if case.goal < 1e9 else ""
         for name, value in figures.items():
             line = Line("W8", f"{case.name}, {name}", value, "µs", goal=goal if name == "durable" else "")
@@ -273,7 +273,7 @@ def counting(bench: Bench) -> None:
     if bench.peers and peer_absurd is not None:
         rows.append(("absurd: a step", 100, peer_absurd.one_workflow, (10,)))
     for name, size, work, arguments in rows:
-        bench.results.counts[name] = vars(counts.counted(bench.server, bench.url, size, work, *arguments))
+        bench.results.counts[name] = vars(counts.count(bench.server, bench.url, size, work, *arguments))
     for name, goal in (("a workflow without steps", "≤ 2"), ("a workflow of one step", "≤ 3")):
         found = bench.results.counts[name]["round_trips"]
         bench.results.lines.append(Line("counted", name, found, "round trips", goal=goal))

@@ -19,7 +19,7 @@ def stored() -> Results:
 
 def test_the_page_is_written_from_its_figures() -> None:
     """Nobody has improved it by hand."""
-    assert (ROOT / "docs" / "performance.md").read_text("utf-8") == page.rendered(stored())
+    assert (ROOT / "docs" / "performance.md").read_text("utf-8") == page.render(stored())
 
 
 def test_the_charts_are_drawn_from_the_same_figures() -> None:
@@ -31,14 +31,14 @@ def test_the_charts_are_drawn_from_the_same_figures() -> None:
 def test_a_goal_that_was_missed_is_named_with_what_stands_in_the_way() -> None:
     cpu = {"each": 300.0, "caller": 90.0, "writer": 0.0, "server": 100.0, "limit": 200.0, "limit server": 90.0}
     line = Line("W1", "durable, sync", 0.7, "×", of="bare", low=0.6, high=0.8, goal="≥ 0.85", rate=3000.0, cpu=cpu)
-    text = page.rendered(Results({}, [line]))
+    text = page.render(Results({}, [line]))
 
     assert "**missed**" in text
     assert "The goal leaves 247 µs a step here" in text
 
 
 def test_a_goal_that_was_met_is_not_among_the_missed() -> None:
-    text = page.rendered(Results({}, [Line("W5", "durable, 1,000 steps", 9.0, "ms", goal="≤ 15")]))
+    text = page.render(Results({}, [Line("W5", "durable, 1,000 steps", 9.0, "ms", goal="≤ 15")]))
 
     assert "| met |" in text
     assert "missed" not in text
