@@ -18,10 +18,9 @@ from durable._engine.causes import InFlight
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
-from durable._runtime import run as run_module
-from durable._runtime import steps as steps_module
-from durable._runtime.decorator import current_frame
-from durable._runtime.mapping import Items, mapped_async
+from durable._runtime import async_runs, async_steps
+from durable._runtime.context import current_frame
+from durable._runtime.mapping import MapItems, map_async
 from durable.errors import StoreUnavailable
 from durable.stores._postgres import commits
 from durable.stores._postgres.commits import Statements
@@ -203,14 +202,14 @@ _fate = Statements._fate
 # -- features of steps ------------------------------------------------------------------------------------------------
 
 
-async def _mapped_as_they_end(items: Items, called: Any) -> list[Any]:
+async def _mapped_as_they_end(items: MapItems, called: Any) -> list[Any]:
     outcomes: list[Any] = []
 
     async def ended(key: str, item: Any) -> Any:
         outcomes.append(await called(key, item))
         return outcomes[-1]
 
-    every = await mapped_async(items, ended)
+    every = await map_async(items, ended)
     return outcomes if len(outcomes) == len(every) else every
 
 
@@ -219,12 +218,12 @@ def _with_the_late_body(name: str, body: Any) -> Any:
     frame: Any = current_frame.get()
     late = _late.setdefault(frame.driver, {})
     if frame.inside not in late or late[frame.inside].done():
-        late[frame.inside] = _on_a_thread(name, body)
+        late[frame.inside] = _call_on_thread(name, body)
     return late[frame.inside]
 
 
 _late: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
-_on_a_thread = life.body_on_a_thread
+_call_on_thread = life.body_on_thread
 
 
 def _unlocked(tables: Tables, statement: Any, values: Any) -> Any:
@@ -397,7 +396,7 @@ BUGS = [
     Bug(
         "a map in the order of completion",
         1000,
-        patches=[(steps_module, "mapped_async", _mapped_as_they_end)],
+        patches=[(async_steps, "map_async", _mapped_as_they_end)],
         first=40,
     ),
     Bug("a transaction without its fence", 1000, _with(transaction_fence=_unlocked), first=570),
@@ -415,7 +414,7 @@ BUGS = [
     Bug(
         "the late body of a timeout recorded",
         1000,
-        patches=[(life, "body_on_a_thread", _with_the_late_body)],
+        patches=[(life, "body_on_thread", _with_the_late_body)],
         first=290,
     ),
     Bug("judged by journal order", 1000, patches=[(Journal, "drawn_amid", _recorded_after)], first=20),
@@ -433,7 +432,7 @@ BUGS = [
     Bug(
         "a second cancellation keeps the lease",
         2000,
-        patches=[(run_module, "see_through", _not_seen_through)],
+        patches=[(async_runs, "see_through", _not_seen_through)],
         first=35,
     ),
     Bug(

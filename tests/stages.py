@@ -64,7 +64,7 @@ from durable._engine.headers import stamp_header
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
-from durable._runtime.options import terms
+from durable._runtime.step_options import step_options
 from durable.codecs import JsonCodec
 from durable.codecs._failures import from_record, to_record
 from durable.errors import Unwind
@@ -413,9 +413,9 @@ class EngineStage:
                     execution.advance(call, Interrupted("unstorable"), self._reading)
                     raise problem from None
                 except Exception as problem:
-                    policy = terms(ask.terms.get("retry"), None).policy
+                    policy = step_options(ask.terms.get("retry"), None).policy
                     seconds = self._reading.elapsed - began
-                    again_in = None if policy is None else policy.again_in(problem, number, seconds)
+                    again_in = None if policy is None else policy.retry_delay(problem, number, seconds)
                     return Raised(to_record(problem, self._codec), again_in)
                 except BaseException as leaving:
                     execution.advance(call, Interrupted(type(leaving).__name__), self._reading)

@@ -18,14 +18,14 @@ from durable._engine.calls import Call
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
-from durable._runtime.handles import AsyncStep, Step
+from durable._runtime.driver import Driver
 from durable.records import Record
 from durable.stores._postgres.writer import Job
 from ownership_children import wait_until
 from support import Database
 
 WRITERS = 3
-OURS = (Call, Journal, Lease, Execution, Step, AsyncStep, Job)
+OURS = (Call, Journal, Lease, Execution, Driver, durable.Step, durable.AsyncStep, Job)
 
 
 class Interruption(BaseException):

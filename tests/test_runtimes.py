@@ -21,7 +21,7 @@ import uvloop
 
 import durable
 from durable import AsyncStep, Step
-from durable._runtime.decorator import enter
+from durable._runtime.context import enter
 from durable.stores import MemoryStore, PostgresStore, memory
 from ownership_children import PATIENCE
 from programs import run_program

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import durable
-from durable._runtime import run as run_module
+from durable._runtime import async_runs
 from durable.stores import Listed
 from support import POISONS
 
@@ -315,7 +315,7 @@ def test_a_run_that_is_cancelled_while_it_begins_leaves_its_id_free(verb: str) -
 
 def test_a_run_that_is_cancelled_while_it_ends_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """The save of its result goes on, however long the run waits for it."""
-    monkeypatch.setattr(run_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(async_runs, "PATIENCE", 0.1)
     ending, go_on, saved = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     class Slow(AsyncShelf):

@@ -4,8 +4,9 @@ import durable._common.environment  # noqa: F401  # pyright: ignore[reportUnused
 
 # isort: split
 from durable import aio, errors
+from durable._runtime.context import idempotency_key
 from durable._runtime.control import cancel, retry, signal
-from durable._runtime.decorator import idempotency_key, step
+from durable._runtime.decorator import step
 from durable._runtime.handles import AsyncStep, Step
 from durable._runtime.run import run
 from durable._runtime.state import delete_state, has_state, list_pending, result, status

@@ -13,7 +13,7 @@ from msgspec import UNSET, structs
 from durable._common.boundary import public
 from durable._engine.headers import blank_header, reopen, stamp_header
 from durable._runtime.handles import AsyncStep, Pending, Step
-from durable._runtime.plan import OMITTED
+from durable._runtime.plan import MISSING
 from durable._runtime.run import run
 from durable._runtime.workflow import workflow
 from durable.events import Listener, RunBegan, RunCompleted, RunEvent, RunFailed, StepRecorded, StepRemembered
@@ -82,7 +82,7 @@ class Workflow(Generic[D]):
     ) -> Pending[T]: ...
     @public("Workflow.run")
     def run(
-        self, fn: Callable[..., Any], *, resume_state: Snapshot | Mapping[str, Any] | None = None, input: Any = OMITTED
+        self, fn: Callable[..., Any], *, resume_state: Snapshot | Mapping[str, Any] | None = None, input: Any = MISSING
     ) -> Any:
         """Execute `fn` with this workflow's `deps`, as `durable.run` does, but on nothing that outlives the call.
 
@@ -108,7 +108,7 @@ class Workflow(Generic[D]):
 
     def _options(self, store: Any, input: Any) -> dict[str, Any]:
         options = {"id": self._name, "store": store, "version": self._version, "on_event": self._on_event}
-        return options if input is OMITTED else options | {"input": input}
+        return options if input is MISSING else options | {"input": input}
 
     def _named(self, fn: Callable[..., Any]) -> Any:
         """The function under the workflow's name."""

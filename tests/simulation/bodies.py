@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 from psycopg import errors
 
-from durable._runtime.decorator import current_frame
+from durable._runtime.context import current_frame
 from simulation.history import CANCELLED, FAILED, INTERRUPTED, Drawn, History
 from simulation.life import acting, is_behind
 from simulation.scenario import Op

@@ -13,10 +13,13 @@ from typing import Any, Final, Protocol, cast
 from greenlet import greenlet
 
 from durable._common.threads import Daemons
-from durable._runtime import bodies as bodies_module
 from durable._runtime import run as run_module
-from durable._runtime.handles import AsyncStep, Step
-from durable._runtime.mapping import Items, mapped
+from durable._runtime import timeouts
+from durable._runtime.async_runs import AsyncRun
+from durable._runtime.async_steps import AsyncDriver
+from durable._runtime.mapping import MapItems, map_blocking
+from durable._runtime.runs import BlockingRun
+from durable._runtime.steps import BlockingDriver
 from durable.errors import StoreUnavailable
 from durable.records import Record
 from durable.stores._heartbeat import Heartbeat
@@ -229,19 +232,19 @@ def is_behind() -> bool:
     return _behind.get()
 
 
-def body_on_a_thread(name: str, body: Callable[[], Any]) -> Any:
-    """See `bodies.on_a_thread`."""
+def body_on_thread(name: str, body: Callable[[], Any]) -> Any:
+    """See `timeouts.call_on_thread`."""
     asked = acting().timeline.now
 
     def begun() -> Any:
         _behind.set(acting().timeline.now > asked)
         return body()
 
-    return _on_a_thread(name, begun)
+    return _call_on_thread(name, begun)
 
 
-def _body_on_a_thread(name: str, body: Callable[[], Any]) -> Any:
-    return body_on_a_thread(name, body)  # whatever stands there: planted bugs do
+def _body_on_thread(name: str, body: Callable[[], Any]) -> Any:
+    return body_on_thread(name, body)  # whatever stands there: planted bugs do
 
 
 def kept_up(name: str, turn: Callable[[], object], failed: Callable[[Exception], object]) -> Any:
@@ -333,33 +336,34 @@ class _Transaction(RealTransaction):  # type: ignore[misc]
         history.committed(self._lease, record, None)
 
 
-_on_a_thread: Any = threads.with_names(cast(Any, bodies_module.on_a_thread), {**_OURS, "Future": _threading.Future})
+_call_on_thread: Any = threads.with_names(cast(Any, timeouts.call_on_thread), {**_OURS, "Future": _threading.Future})
 _CALLED: Final = {
-    "called_within": threads.with_names(cast(Any, bodies_module.called_within), {"on_a_thread": _body_on_a_thread}),
+    "call_within": threads.with_names(cast(Any, timeouts.call_within), {"call_on_thread": _body_on_thread}),
 }
-_from_a_thread: Final = cast(Any, bodies_module)._awaited_from_a_thread  # noqa: SLF001 -- likewise
+_from_a_thread: Final = cast(Any, timeouts)._await_on_thread  # noqa: SLF001 -- likewise
 _AWAITED: Final = {
     **_CALLED,
-    "awaited_within": threads.with_names(
-        cast(Any, bodies_module.awaited_within),
-        {"_awaited_from_a_thread": threads.with_names(_from_a_thread, {"on_a_thread": _body_on_a_thread})},
+    "await_within": threads.with_names(
+        cast(Any, timeouts.await_within),
+        {"_await_on_thread": threads.with_names(_from_a_thread, {"call_on_thread": _body_on_thread})},
     ),
-    "on_a_thread": _on_a_thread,
+    "call_on_thread": _call_on_thread,
 }
 _ITEMS: Final = {
-    "Items": threads.rebound(Items, _OURS),
-    "mapped": threads.with_names(cast(Any, mapped), {"ThreadPoolExecutor": _threading.ThreadPoolExecutor}),
+    "MapItems": threads.rebound(MapItems, _OURS),
+    "map_blocking": threads.with_names(cast(Any, map_blocking), {"ThreadPoolExecutor": _threading.ThreadPoolExecutor}),
 }
-_BlockingStep: Final[Any] = threads.rebound(Step, {**_OURS, **_CALLED, **_ITEMS})
-_AsyncStep: Final[Any] = threads.rebound(AsyncStep, _AWAITED)
-_BlockingRun: Final[Any] = threads.rebound(run_module.BlockingRun, _OURS)
-run_here: Final[Any] = threads.with_names(
-    cast(Any, run_module).run,
+_BlockingDriver: Final[Any] = threads.rebound(BlockingDriver, {**_OURS, **_CALLED, **_ITEMS})
+_AsyncDriver: Final[Any] = threads.rebound(AsyncDriver, _AWAITED)
+_BlockingRun: Final[Any] = threads.rebound(BlockingRun, _OURS)
+_run_claimed: Final = threads.with_names(
+    cast(Any, run_module).run_claimed,
     {
-        "BlockingRun": partial(_BlockingRun, driver=_BlockingStep),
-        "AsyncRun": partial(run_module.AsyncRun, driver=_AsyncStep),
+        "BlockingRun": partial(_BlockingRun, new_driver=_BlockingDriver),
+        "AsyncRun": partial(AsyncRun, new_driver=_AsyncDriver),
     },
 )
+run_here: Final[Any] = threads.with_names(cast(Any, run_module).run, {"run_claimed": _run_claimed})
 _RealStore: Final[Any] = threads.rebound(
     PostgresStore,
     {

@@ -1,174 +1,112 @@
-"""Calling a step's body, within a time if it has one."""
+"""What there is to execute in a step: a function, a sleep, a wait for a signal, a transaction."""
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import inspect
-import logging
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from types import CoroutineType
-from typing import Any, Final
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, cast, get_args
+
+from msgspec import Struct
 
 from durable._common.boundary import calls_out
-from durable._common.reports import say
-from durable.errors import AsyncMismatch, StepTimeout, StoreUnavailable
+from durable._common.durations import MAX_SECONDS, Duration, checked_duration, in_utc, later, shown
+from durable._engine.decisions import Isolation, Listen, Plain, Sleep, StepKind, Transact
+from durable._runtime.definitions import definition_of
+from durable._runtime.step_options import DEFAULTS, StepOptions, checked_timeout
+from durable.clocks import Clock
+from durable.codecs import return_annotation
+from durable.errors import AsyncMismatch, InvalidArgument, SignalTimedOut
 
-__all__ = [
-    "NotBegun",
-    "awaitable_in_vain",
-    "awaited_within",
-    "called_too_early",
-    "called_within",
-    "can_be_awaited",
-    "needs_a_thread",
-    "never_awaited",
-    "on_a_thread",
-]
-
-_ABANDONED: Final = "A thread cannot be stopped: the body goes on there, and what becomes of it is not recorded."
-_HELD_THE_LOOP: Final = (
-    "It was called on the event loop, as a thunk is, and blocked that until it returned. Pass the function and its arguments, "
-    "step(name, fn, arg), and it has a thread."
-)
-_NEVER_AWAITED: Final = frozenset({type(None), bool, int, float, str, bytes, list, dict, tuple})
-
-_log = logging.getLogger("durable")
+__all__ = ["Body", "body_of_call", "body_of_decorated", "body_of_sleep", "body_of_transaction", "body_of_wait"]
 
 
-def can_be_awaited(value: object) -> bool:
-    """Whether a body returned something to await. (`inspect` takes a while to say that a dict is not.)"""
-    kind = type(value)
-    return kind is CoroutineType or (kind not in _NEVER_AWAITED and inspect.isawaitable(value))
+class Body(Struct, frozen=True):
+    """What a step calls, and with which options.
 
-
-def awaitable_in_vain(name: str, value: Any, why: str) -> AsyncMismatch:
-    """The error for a body that returned something to await where nobody can."""
-    if inspect.iscoroutine(value):
-        value.close()  # it will never be awaited, and says so here rather than in a warning
-    return AsyncMismatch(f"step {name!r} returned something to await, {why}")
-
-
-def called_too_early(value: Any) -> str:
-    """What is wrong with a step that was given this value in the place of its function."""
-    what = f"{type(value).__name__} is not a function. Pass the function without calling it, and then its arguments"
-    if inspect.iscoroutine(value):
-        value.close()  # it will never be awaited, and says so here rather than in a warning
-        function = value.__name__
-        return f"{what}: step(name, {function}, arg) instead of step(name, {function}(arg))"
-    return f"{what}, step(name, fn, arg), or a thunk, step(name, lambda: fn(arg))"
-
-
-def never_awaited(names: Sequence[str]) -> str:
-    """What is said of steps that an async workflow has called, and nothing has awaited."""
-    if len(names) == 1:
-        return f"step {names[0]!r} was called and never awaited, so it did not run: await it, as in `await step(...)`"
-    several = ", ".join(map(repr, names))
-    return f"steps {several} were called and never awaited, so they did not run: await them, as in `await step(...)`"
-
-
-def called_within(seconds: float, name: str, body: Callable[[], Any]) -> Any:
-    """What the body returns or raises, or `StepTimeout`: it is then left to itself, on a thread of its own."""
-    answer = on_a_thread(name, body)
-    try:
-        return answer.result(seconds)
-    except TimeoutError:
-        if answer.done():  # in the last moment, or it is the body's own
-            return answer.result()
-    raise _timed_out(name, seconds, _ABANDONED)
-
-
-def needs_a_thread(fn: object) -> bool:
-    """Whether a function with a timeout is taken for one that blocks its thread, in an async workflow.
-
-    A thunk is not: `lambda: client.get(url)` makes something to await, on its event loop. Nothing tells what else it may be.
+    Its value is written and read by its `annotation`. A step that transacts gives its body the connection as first argument.
+    What a sleep's body returns is the moment until which the workflow then sleeps, or the two between which it does.
     """
-    return not (inspect.iscoroutinefunction(fn) or getattr(fn, "__name__", "") == "<lambda>")
+
+    fn: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    options: StepOptions
+    annotation: Any = None
+    kind: StepKind = Plain()
+
+    @calls_out
+    def call(self) -> Any:
+        """What the body returns."""
+        return self.fn(*self.args, **self.kwargs)
 
 
-@calls_out
-async def awaited_within(seconds: float, name: str, body: Callable[[], Any], *, blocks: bool) -> Any:
-    """The same for asyncio: what can be awaited is cancelled; a body that blocks has a thread, and is left to itself."""
-    advice, limit = _ABANDONED if blocks else "", asyncio.timeout(seconds)
-    loop, latest = asyncio.get_running_loop(), asyncio.get_running_loop().time() + seconds
-    try:
-        async with limit:
-            value = await _awaited_from_a_thread(name, body) if blocks else body()
-            if can_be_awaited(value):
-                advice = ""
-                value = await value
-            elif not blocks and loop.time() > latest:
-                raise StepTimeout(name, seconds, _HELD_THE_LOOP)
-            return value
-    except TimeoutError:
-        if not limit.expired():  # the body's own, or of one that never let go of the loop
-            raise
-    raise _timed_out(name, seconds, advice)
+def body_of_decorated(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], given: StepOptions, defaults: StepOptions
+) -> Body:
+    """The body of a step's own call; what is not `given` there is the run's default."""
+    options = defaults if given is DEFAULTS else given.merged_over(defaults)
+    return Body(fn, args, kwargs, options, return_annotation(fn))
 
 
-async def _awaited_from_a_thread(name: str, body: Callable[[], Any]) -> Any:
-    # What came of it is handed over as a value: asyncio's futures take no StopIteration, and would never be done.
-    answer: Future[Future[Any]] = on_a_thread(name, lambda: _settled(body))
-    settled = await asyncio.wrap_future(answer)
-    problem = settled.exception()
-    if isinstance(problem, RuntimeError) and "event loop" in str(problem):
-        BaseException.add_note(
-            problem,
-            f"step {name!r} has a timeout, so that its function was called in a thread: make it `async def` for the event loop",
+def body_of_call(fn: Callable[..., Any], args: tuple[Any, ...], given: StepOptions, defaults: StepOptions) -> Body:
+    """The body of a call by name, which does not make a step of a decorated function again."""
+    definition = definition_of(fn)
+    if definition is None:
+        return body_of_decorated(fn, args, {}, given, defaults)
+    definition, args = definition.of(args)
+    return body_of_decorated(definition.fn, args, {}, given.merged_over(definition.options), defaults)
+
+
+def body_of_sleep(seconds: Duration | datetime, clock: Clock) -> Body:
+    """The body of a sleep: it says when to wake up, and that is what is remembered."""
+    if isinstance(seconds, datetime):
+        until = in_utc("the moment to sleep until", seconds)
+        if (until - clock.now()).total_seconds() > MAX_SECONDS:
+            raise InvalidArgument(
+                f"the moment to sleep until must lie within a hundred years, not at {shown(seconds)}; "
+                f"step.wait_for without timeout= waits for ever"
+            )
+        return Body(until.isoformat, (), {}, DEFAULTS, kind=Sleep())
+    duration = checked_duration("the time to sleep, if it is no aware datetime,", seconds, zero=True)
+
+    def sleeps() -> list[str]:
+        began = clock.now()
+        return [began.isoformat(), later(began, duration).isoformat()]
+
+    return Body(sleeps, (), {}, DEFAULTS, kind=Sleep())
+
+
+def body_of_wait(name: str, timeout: Duration | None) -> Body:
+    """The body of a wait for a signal."""
+    patience = checked_timeout("timeout", timeout)
+
+    def in_vain() -> None:
+        raise SignalTimedOut(name, patience or 0.0)
+
+    return Body(in_vain, (), {}, DEFAULTS, kind=Listen(patience))
+
+
+def body_of_transaction(
+    name: str,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    given: StepOptions,
+    defaults: StepOptions,
+    isolation: object,
+) -> Body:
+    """The body of a step in a transaction."""
+    if isolation not in get_args(Isolation):
+        raise InvalidArgument(f"isolation must be one of {', '.join(get_args(Isolation))}, not {isolation!r}")
+    body = body_of_call(fn, args, given, defaults)
+    if inspect.iscoroutinefunction(body.fn):
+        raise AsyncMismatch(
+            f"step.transaction({name!r}) calls a blocking function on a blocking connection, in a thread of its own where "
+            f"the workflow is async: define it with `def`"
         )
-    return settled.result()
-
-
-def _settled(body: Callable[[], Any]) -> Future[Any]:
-    answer: Future[Any] = Future()
-    try:
-        answer.set_result(body())
-    except BaseException as problem:
-        answer.set_exception(problem)
-    return answer
-
-
-def _timed_out(name: str, seconds: float, advice: str) -> StepTimeout:
-    if advice:
-        message = "step %r: the body was given up after its timeout of %g s, and its thread goes on"
-        say(_log, logging.WARNING, message, name, seconds)
-    return StepTimeout(name, seconds, advice)
-
-
-class NotBegun(Exception):
-    """No thread could be started for a body: whatever it is, this is no failure of the body's."""
-
-    def __init__(self, error: StoreUnavailable) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-def on_a_thread(name: str, body: Callable[[], Any]) -> Future[Any]:
-    """What the body comes to, on a thread that the interpreter does not wait for as it exits. Raises `NotBegun`."""
-    answer: Future[Any] = Future()
-    context = contextvars.copy_context()
-
-    def work() -> None:
-        try:
-            value = context.run(body)
-        except BaseException as problem:
-            outcome: tuple[Any, BaseException | None] = None, problem
-        else:
-            outcome = value, None
-        if not answer.set_running_or_notify_cancel():
-            return
-        value, error = outcome
-        if error is not None:
-            answer.set_exception(error)
-        else:
-            answer.set_result(value)
-
-    try:
-        threading.Thread(target=work, name=f"durable-step {name}", daemon=True).start()
-    except (RuntimeError, MemoryError) as problem:
-        raise NotBegun(
-            StoreUnavailable("this process", f"no thread can be started for step {name!r} ({problem})")
-        ) from problem
-    return answer
+    if body.options.at_most_once:
+        raise InvalidArgument(
+            f"step.transaction({name!r}): what it does to the database happens exactly once with its record, or not "
+            f"at all: leave out at_most_once"
+        )
+    return Body(body.fn, args, {}, body.options, body.annotation, Transact(cast(Isolation, isolation)))

@@ -10,12 +10,13 @@ from durable._common.boundary import public
 from durable._engine.cuts import Cut, aside, retried
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
+from durable._runtime.forms import Coroutines, at_once, call_now
 from durable.codecs import codec_of
 from durable.errors import ConcurrentExecution, InvalidArgument, RunNotFound
 from durable.records import Header, Record, Status, checked_name
 from durable.snapshots import Snapshot, journal_of
 from durable.stores._adapters.kinds import AnyStore, run_store
-from durable.stores.protocol import RunStore
+from durable.stores.protocol import AsyncRunStore
 
 __all__ = ["cancel", "cancel_async", "retry", "retry_async", "signal", "signal_async"]
 
@@ -49,13 +50,13 @@ def signal(store: AnyStore, id: str, name: str, payload: Any = None) -> None:
     It is kept until it is received, also when the run does not wait for it yet, or is not there yet. Raises
     `InvalidArgument`, `UnstorableValue`, and the store's errors; after `OutcomeUnknown` it may have been sent.
     """
-    run_store(store).signal(*_checked(store, id, name, payload))
+    run_store(store).signal(*_checked_signal(store, id, name, payload))
 
 
 @public("durable.aio.signal")
 async def signal_async(store: AnyStore, id: str, name: str, payload: Any = None) -> None:
     """The same for asyncio."""
-    await run_store(store).aio.signal(*_checked(store, id, name, payload))
+    await run_store(store).aio.signal(*_checked_signal(store, id, name, payload))
 
 
 @public("durable.retry")
@@ -76,24 +77,8 @@ def retry(
     executed; `RunNotFound`; `InvalidArgument` where no step of this key is recorded; `UnreadableRecord`, and the store's
     errors. Nothing was changed then, but after `OutcomeUnknown` the steps may have been set aside.
     """
-    asked, runs = _asked(id, from_step, even_effects=even_effects, dry_run=dry_run), run_store(store)
-    claim = asked.claim(runs.load(id))
-    if claim is None:
-        return asked.keys
-    try:
-        lease = asked.lease(runs.begin(claim, asked.goes_on))
-        try:
-            record = asked.record()
-            if record is None:
-                runs.release(lease)
-            else:
-                runs.finish(lease, Status.RUNNING, record)
-        except BaseException:
-            runs.release(lease)
-            raise
-    finally:
-        asked.over = True
-    return asked.keys
+    given = _checked_retry(id, from_step, even_effects=even_effects, dry_run=dry_run)
+    return at_once(_retry, Coroutines(run_store(store), call_now), given)
 
 
 @public("durable.aio.retry")
@@ -101,35 +86,35 @@ async def retry_async(
     store: AnyStore, id: str, *, from_step: str | None = None, even_effects: bool = False, dry_run: bool = False
 ) -> list[str]:
     """The same for asyncio. Cancelled, it goes on by itself."""
-    asked, runs = _asked(id, from_step, even_effects=even_effects, dry_run=dry_run), run_store(store)
-    task = asyncio.ensure_future(_retried(runs, asked))
+    given = _checked_retry(id, from_step, even_effects=even_effects, dry_run=dry_run)
+    task = asyncio.ensure_future(_retry(run_store(store).aio, given))
     _retrying.add(task)
     task.add_done_callback(_retrying.discard)
     return await asyncio.shield(task)
 
 
-async def _retried(runs: RunStore, asked: _Asked) -> list[str]:
-    claim = asked.claim(await runs.aio.load(asked.run_id))
+async def _retry(runs: AsyncRunStore | Coroutines, retry: _Retry) -> list[str]:
+    claim = retry.claim(await runs.load(retry.run_id))
     if claim is None:
-        return asked.keys
+        return retry.keys
     try:
-        lease = asked.lease(await runs.aio.begin(claim, asked.goes_on))
+        lease = retry.lease(await runs.begin(claim, retry.is_going_on))
         try:
-            record = asked.record()
+            record = retry.record()
             if record is None:
-                await runs.aio.release(lease)
+                await runs.release(lease)
             else:
-                await runs.aio.finish(lease, Status.RUNNING, record)
+                await runs.finish(lease, Status.RUNNING, record)
         except BaseException:
-            await runs.aio.release(lease)
+            await runs.release(lease)
             raise
     finally:
-        asked.over = True
-    return asked.keys
+        retry.over = True
+    return retry.keys
 
 
-class _Asked:
-    """One call of `retry`, of which the store is asked in either colour."""
+class _Retry:
+    """One call of `retry`: what it asks of the store, and what it makes of the answers."""
 
     def __init__(self, run_id: str, from_step: str | None, *, even_effects: bool, dry_run: bool) -> None:
         self.run_id = run_id
@@ -140,7 +125,7 @@ class _Asked:
         self._cut = Cut()
         self.over = False
 
-    def goes_on(self) -> bool:
+    def is_going_on(self) -> bool:
         """Whether the lease is still needed; asked by the heartbeat. Ctrl-C may come before the lease is known here."""
         return not self.over
 
@@ -195,15 +180,15 @@ class _Asked:
         self._cut = retried(self.run_id, header, records, self._from_step, even_effects=self._even_effects)
 
 
-def _asked(id: object, from_step: object, *, even_effects: object, dry_run: object) -> _Asked:
+def _checked_retry(id: object, from_step: object, *, even_effects: object, dry_run: object) -> _Retry:
     run_id = checked_name("a run's id", id)
     key = None if from_step is None else checked_name("from_step", from_step)
     for name, flag in (("even_effects", even_effects), ("dry_run", dry_run)):
         if not isinstance(flag, bool):
             raise InvalidArgument(f"{name} must be True or False, not {type(flag).__name__}")
-    return _Asked(run_id, key, even_effects=bool(even_effects), dry_run=bool(dry_run))
+    return _Retry(run_id, key, even_effects=bool(even_effects), dry_run=bool(dry_run))
 
 
-def _checked(store: AnyStore, id: str, name: str, payload: Any) -> tuple[str, str, str]:
+def _checked_signal(store: AnyStore, id: str, name: str, payload: Any) -> tuple[str, str, str]:
     text = codec_of(store).encode(payload, what=f"the payload of signal {name!r}")
     return checked_name("a run's id", id), checked_name("a signal's name", name), text.decode()

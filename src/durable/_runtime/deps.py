@@ -22,9 +22,10 @@ from types import (
 from typing import Any, Final, NamedTuple, cast
 
 from durable._common.boundary import calls_out
-from durable._runtime.decorator import Driver, current_frame, enter, leave, mark, options_of
+from durable._runtime.context import Driver, current_frame, enter, leave
+from durable._runtime.definitions import definition_of, mark
 
-__all__ = ["BoundDeps", "bound_deps"]
+__all__ = ["BoundDeps", "bind_deps"]
 
 
 class _Pair(NamedTuple):
@@ -53,14 +54,14 @@ _NOT_PASSED_ON: Final = frozenset(
 )  # fmt: skip
 
 
-def bound_deps(deps: Any, driver: Driver) -> Any:
+def bind_deps(deps: Any, driver: Driver) -> Any:
     """The user's object itself where nothing in it is a step; else a view of it, whose steps belong to the run.
 
     A mapping always has a view, which gives its items as attributes.
     """
     if isinstance(deps, Mapping) or _may_give_a_step(deps):
         return _view_of(type(deps))(deps, driver)
-    return _bound(deps, driver)
+    return _bind(deps, driver)
 
 
 class BoundDeps:
@@ -87,10 +88,10 @@ class BoundDeps:
         deps: Any = object.__getattribute__(self, "_durable_deps")
         driver: Driver = object.__getattribute__(self, "_durable_driver")
         if not isinstance(deps, Mapping):
-            return _passed_out(self, deps, getattr(deps, name))
+            return _pass_out(self, deps, getattr(deps, name))
         if name not in deps and hasattr(deps, name):
             return _of_mapping(self, deps, driver, name)
-        return _bound(_item(cast(Mapping[str, Any], deps), name), driver)
+        return _bind(_item(cast(Mapping[str, Any], deps), name), driver)
 
     @calls_out
     def __setattr__(self, name: str, value: Any) -> None:
@@ -101,14 +102,14 @@ class BoundDeps:
         delattr(object.__getattribute__(self, "_durable_deps"), name)
 
 
-def _own(view: object) -> Any:
+def _unwrap(view: object) -> Any:
     """The user's object behind a view; anything else as it is."""
     return object.__getattribute__(view, "_durable_deps") if issubclass(type(view), BoundDeps) else view
 
 
-def _passed_out(view: BoundDeps, deps: Any, value: Any) -> Any:
+def _pass_out(view: BoundDeps, deps: Any, value: Any) -> Any:
     """What the user's object answers, with its steps bound; where it answers with itself, as `__enter__` does, its view."""
-    return view if value is deps else _bound(value, object.__getattribute__(view, "_durable_driver"))
+    return view if value is deps else _bind(value, object.__getattribute__(view, "_durable_driver"))
 
 
 _views: Final[weakref.WeakKeyDictionary[type, type[BoundDeps]]] = weakref.WeakKeyDictionary()
@@ -135,24 +136,24 @@ def _new_view(kind: type) -> type[BoundDeps]:
 
 def _passing_on(name: str, method: Any) -> Any:
     if isinstance(method, GetSetDescriptorType | MemberDescriptorType | property):
-        return property(calls_out(lambda view: getattr(_own(view), name)))
+        return property(calls_out(lambda view: getattr(_unwrap(view), name)))
 
     @calls_out
     def passed_on(view: BoundDeps, *args: Any, **kwargs: Any) -> Any:
-        deps = _own(view)
-        bound = _bound(_special(deps, name), object.__getattribute__(view, "_durable_driver"))
-        answer = bound(*map(_own, args), **kwargs)
+        deps = _unwrap(view)
+        bound = _bind(_special(deps, name), object.__getattribute__(view, "_durable_driver"))
+        answer = bound(*map(_unwrap, args), **kwargs)
         if name == "__iter__" and answer is not deps and not isinstance(deps, Mapping):
             return _each(view, deps, answer)
-        return _passed_out(view, deps, answer)
+        return _pass_out(view, deps, answer)
 
     if inspect.iscoroutinefunction(method):
 
         @calls_out
         async def awaited(view: BoundDeps, *args: Any, **kwargs: Any) -> Any:
-            deps = _own(view)
-            bound = _bound(_special(deps, name), object.__getattribute__(view, "_durable_driver"))
-            return _passed_out(view, deps, await bound(*map(_own, args), **kwargs))
+            deps = _unwrap(view)
+            bound = _bind(_special(deps, name), object.__getattribute__(view, "_durable_driver"))
+            return _pass_out(view, deps, await bound(*map(_unwrap, args), **kwargs))
 
         return awaited
     return passed_on
@@ -170,7 +171,7 @@ def _special(deps: Any, name: str) -> Callable[..., Any]:
 @calls_out
 def _each(view: BoundDeps, deps: Any, items: Iterator[Any]) -> Iterator[Any]:
     for item in items:
-        yield _passed_out(view, deps, item)
+        yield _pass_out(view, deps, item)
 
 
 @calls_out
@@ -190,13 +191,13 @@ def _of_mapping(view: BoundDeps, deps: Mapping[Any, Any], driver: Driver, name: 
     if name == "values":
         return functools.partial(ValuesView, cast(Mapping[Any, Any], view))
     if not callable(found):
-        return _bound(found, driver)
+        return _bind(found, driver)
 
     @calls_out
     def called(*args: Any, **kwargs: Any) -> Any:
-        return _passed_out(view, deps, found(*map(_own, args), **kwargs))
+        return _pass_out(view, deps, found(*map(_unwrap, args), **kwargs))
 
-    return functools.wraps(found)(called) if options_of(found) is None else _bound(found, driver)
+    return functools.wraps(found)(called) if definition_of(found) is None else _bind(found, driver)
 
 
 # -- what may give out a step ---------------------------------------------------------------------------------------
@@ -227,7 +228,7 @@ def _may_give_a_step(deps: Any) -> bool:
 
 
 def _is_step(value: object) -> bool:
-    return options_of(value) is not None
+    return definition_of(value) is not None
 
 
 def _is_still(kind: type) -> bool:
@@ -257,19 +258,21 @@ def _slots(kind: type) -> list[str]:
 # -- steps ----------------------------------------------------------------------------------------------------------
 
 
-def _bound(value: Any, driver: Driver) -> Any:
-    options = options_of(value)
-    if options is None:
+def _bind(value: Any, driver: Driver) -> Any:
+    definition = definition_of(value)
+    if definition is None:
         return value
-    if getattr(options.fn, "__self__", None) is value:  # a step by the `__call__` of its class, and what it is besides
+    if (
+        getattr(definition.fn, "__self__", None) is value
+    ):  # a step by the `__call__` of its class, and what it is besides
         return _view_of(type(value))(value, driver)
 
     @functools.wraps(value)
     def bound(*args: Any, **kwargs: Any) -> Any:
         frame = current_frame.get()
         if frame is not None and frame.inside is not None:
-            return options.fn(*args, **kwargs)
-        called, rest = options.of(args)
+            return definition.fn(*args, **kwargs)
+        called, rest = definition.of(args)
         return driver.call_decorated(called, rest, kwargs)
 
     @functools.wraps(value)
@@ -294,9 +297,9 @@ def _bound(value: Any, driver: Driver) -> Any:
         finally:
             leave(token)
 
-    if options.fn is not value:
+    if definition.fn is not value:
         chosen: Any = bound
     else:  # a decorator stands above the step, which finds its run by the frame
         chosen = awaited_around if inspect.iscoroutinefunction(value) else around
-    mark(chosen, options)
+    mark(chosen, definition)
     return chosen

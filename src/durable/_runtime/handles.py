@@ -1,20 +1,21 @@
-"""What a workflow calls: `Step`, and `AsyncStep` to be awaited. How it is done is `_colours`' matter."""
+"""What a workflow holds: `Step`, and `AsyncStep` to be awaited."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import datetime
-from typing import Any, Literal, TypeAlias, TypeVar, TypeVarTuple, overload
+from typing import Any, Literal, TypeAlias, TypeVar, TypeVarTuple, Unpack, overload
 
 import tenacity
 from psycopg import Connection
 
 from durable._common.boundary import public
 from durable._common.durations import Duration
-from durable._runtime.mapping import Items
-from durable._runtime.options import terms
-from durable._runtime.steps import AsyncDriver, BlockingDriver
+from durable._runtime.async_steps import AsyncDriver
+from durable._runtime.bodies import body_of_call, body_of_sleep, body_of_transaction, body_of_wait
+from durable._runtime.mapping import MapOptions
+from durable._runtime.step_options import ItemOptionsDict, StepOptionsDict, step_options
+from durable._runtime.steps import BlockingDriver
 from durable.stores.protocol import Isolation
 
 __all__ = ["AsyncStep", "Pending", "Step"]
@@ -27,8 +28,16 @@ Pending: TypeAlias = Coroutine[None, None, T]
 """What an async call gives, to be awaited. (It yields nothing of interest; were that Any, mypy's `gather` would forget T.)"""
 
 
-class Step(BlockingDriver):
+class Step:
     """`step(...)` in a blocking workflow."""
+
+    __slots__ = ("__weakref__", "_driver")
+
+    def __init__(self, driver: BlockingDriver) -> None:
+        self._driver = driver
+
+    def __repr__(self) -> str:
+        return f"<Step of run {self._driver.run_id!r}>"
 
     @public("step")
     def __call__(
@@ -58,7 +67,8 @@ class Step(BlockingDriver):
         Where the run must not go on (its lease lost, its code drifted), control leaves the workflow past any
         `except Exception`.
         """
-        value: T = self._called(name, key, self._plain_body(fn, args, terms(retry, timeout, at_most_once, cleanup)))
+        driver, given = self._driver, step_options(retry, timeout, at_most_once, cleanup)
+        value: T = driver.call(name, key, body_of_call(fn, args, given, driver.defaults))
         return value
 
     @overload
@@ -71,9 +81,7 @@ class Step(BlockingDriver):
         key: Callable[[I], object] | None = ...,
         max_concurrency: int | None = ...,
         return_exceptions: Literal[False] = ...,
-        retry: tenacity.BaseRetrying | None = ...,
-        timeout: Duration | None = ...,
-        cleanup: bool = ...,
+        **options: Unpack[ItemOptionsDict],
     ) -> list[T]: ...
     @overload
     def map(
@@ -85,9 +93,7 @@ class Step(BlockingDriver):
         key: Callable[[I], object] | None = ...,
         max_concurrency: int | None = ...,
         return_exceptions: Literal[True],
-        retry: tenacity.BaseRetrying | None = ...,
-        timeout: Duration | None = ...,
-        cleanup: bool = ...,
+        **options: Unpack[ItemOptionsDict],
     ) -> list[T | Exception]: ...
     @public("step.map")
     def map(
@@ -110,11 +116,8 @@ class Step(BlockingDriver):
         other is begun, and its exception is raised; with `return_exceptions=True` it stands in the list instead. `cleanup` as
         for `step(...)`.
         """
-        given, amid = terms(retry, timeout, cleanup=cleanup), self._in_flight(sys.exception())
-        every = Items(name, items, key, max_concurrency, return_exceptions=return_exceptions)
-        return self._mapped(
-            every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given), amid)
-        )
+        how = MapOptions(key, max_concurrency, return_exceptions)
+        return self._driver.map(name, fn, items, step_options(retry, timeout, cleanup=cleanup), how)
 
     @public("step.sleep")
     def sleep(self, name: str, seconds: Duration | datetime, *, key: str | None = None) -> None:
@@ -123,7 +126,7 @@ class Step(BlockingDriver):
         The moment of waking is recorded: restarts do not begin anew. Seconds last as long as they do, also where the wall
         clock is set meanwhile; a `datetime` has come when the wall clock says so.
         """
-        self._called(name, key, self._sleeping(seconds))
+        self._driver.call(name, key, body_of_sleep(seconds, self._driver.clock))
 
     @public("step.wait_for")
     def wait_for(self, name: str, *, timeout: Duration | None = None, key: str | None = None) -> Any:
@@ -132,7 +135,7 @@ class Step(BlockingDriver):
         Signals of a name are received in their order, each by one call, also when they were sent before. After `timeout`
         seconds (None: never), restarts included, `SignalTimedOut` is raised, and recorded.
         """
-        return self._called(name, key, self._listening(name, timeout))
+        return self._driver.call(name, key, body_of_wait(name, timeout))
 
     @public("step.transaction")
     def transaction(
@@ -158,13 +161,21 @@ class Step(BlockingDriver):
         `TransactionMisused` for a body that ends the transaction or tries to. A store that is no PostgreSQL ends the run
         with `InvalidArgument`.
         """
-        body = self._transacting(name, fn, args, terms(retry, timeout, cleanup=cleanup), isolation)
-        value: T = self._called(name, key, body)
+        driver, given = self._driver, step_options(retry, timeout, cleanup=cleanup)
+        value: T = driver.call(name, key, body_of_transaction(name, fn, args, given, driver.defaults, isolation))
         return value
 
 
-class AsyncStep(AsyncDriver):
+class AsyncStep:
     """`await step(...)` in an async workflow."""
+
+    __slots__ = ("__weakref__", "_driver")
+
+    def __init__(self, driver: AsyncDriver) -> None:
+        self._driver = driver
+
+    def __repr__(self) -> str:
+        return f"<AsyncStep of run {self._driver.run_id!r}>"
 
     @overload
     def __call__(
@@ -173,10 +184,7 @@ class AsyncStep(AsyncDriver):
         fn: Callable[[*Ts], Awaitable[T]],
         *args: *Ts,
         key: str | None = ...,
-        retry: tenacity.BaseRetrying | None = ...,
-        timeout: Duration | None = ...,
-        at_most_once: bool = ...,
-        cleanup: bool = ...,
+        **options: Unpack[StepOptionsDict],
     ) -> Pending[T]: ...
     @overload
     def __call__(
@@ -185,10 +193,7 @@ class AsyncStep(AsyncDriver):
         fn: Callable[[*Ts], Awaitable[T] | T],  # not plain T: mypy would take a coroutine for the value
         *args: *Ts,
         key: str | None = ...,
-        retry: tenacity.BaseRetrying | None = ...,
-        timeout: Duration | None = ...,
-        at_most_once: bool = ...,
-        cleanup: bool = ...,
+        **options: Unpack[StepOptionsDict],
     ) -> Pending[T]: ...
     @public("step")  # type: ignore[misc] # mypy: *Ts is not Any
     def __call__(
@@ -209,7 +214,8 @@ class AsyncStep(AsyncDriver):
         event loop: use `asyncio.to_thread` in it if it takes long. With a `timeout` an async body is cancelled, and a
         blocking one runs in a thread of its own.
         """
-        return self._called(name, key, self._plain_body(fn, args, terms(retry, timeout, at_most_once, cleanup)))
+        driver, given = self._driver, step_options(retry, timeout, at_most_once, cleanup)
+        return driver.call(name, key, body_of_call(fn, args, given, driver.defaults))
 
     @overload
     def map(
@@ -221,9 +227,7 @@ class AsyncStep(AsyncDriver):
         key: Callable[[I], object] | None = ...,
         max_concurrency: int | None = ...,
         return_exceptions: Literal[False] = ...,
-        retry: tenacity.BaseRetrying | None = ...,
-        timeout: Duration | None = ...,
-        cleanup: bool = ...,
+        **options: Unpack[ItemOptionsDict],
     ) -> Pending[list[T]]: ...
     @overload
     def map(
@@ -235,9 +239,7 @@ class AsyncStep(AsyncDriver):
         key: Callable[[I], object] | None = ...,
         max_concurrency: int | None = ...,
         return_exceptions: Literal[True],
-        retry: tenacity.BaseRetrying | None = ...,
-        timeout: Duration | None = ...,
-        cleanup: bool = ...,
+        **options: Unpack[ItemOptionsDict],
     ) -> Pending[list[T | Exception]]: ...
     @overload
     def map(
@@ -249,9 +251,7 @@ class AsyncStep(AsyncDriver):
         key: Callable[[I], object] | None = ...,
         max_concurrency: int | None = ...,
         return_exceptions: Literal[False] = ...,
-        retry: tenacity.BaseRetrying | None = ...,
-        timeout: Duration | None = ...,
-        cleanup: bool = ...,
+        **options: Unpack[ItemOptionsDict],
     ) -> Pending[list[T]]: ...
     @overload
     def map(
@@ -263,9 +263,7 @@ class AsyncStep(AsyncDriver):
         key: Callable[[I], object] | None = ...,
         max_concurrency: int | None = ...,
         return_exceptions: Literal[True],
-        retry: tenacity.BaseRetrying | None = ...,
-        timeout: Duration | None = ...,
-        cleanup: bool = ...,
+        **options: Unpack[ItemOptionsDict],
     ) -> Pending[list[T | Exception]]: ...
     @public("step.map")
     def map(
@@ -282,21 +280,18 @@ class AsyncStep(AsyncDriver):
         cleanup: bool = False,
     ) -> Pending[list[Any]]:
         """See `Step.map`; on tasks."""
-        given, amid = terms(retry, timeout, cleanup=cleanup), self._in_flight(sys.exception())
-        every = Items(name, items, key, max_concurrency, return_exceptions=return_exceptions)
-        return self._mapped(
-            every, lambda one, item: self._called(name, one, self._plain_body(fn, (item,), given), amid)
-        )
+        how = MapOptions(key, max_concurrency, return_exceptions)
+        return self._driver.map(name, fn, items, step_options(retry, timeout, cleanup=cleanup), how)
 
     @public("step.sleep")
     def sleep(self, name: str, seconds: Duration | datetime, *, key: str | None = None) -> Pending[None]:
         """See `Step.sleep`."""
-        return self._called(name, key, self._sleeping(seconds))
+        return self._driver.call(name, key, body_of_sleep(seconds, self._driver.clock))
 
     @public("step.wait_for")
     def wait_for(self, name: str, *, timeout: Duration | None = None, key: str | None = None) -> Pending[Any]:
         """See `Step.wait_for`."""
-        return self._called(name, key, self._listening(name, timeout))
+        return self._driver.call(name, key, body_of_wait(name, timeout))
 
     @public("step.transaction")
     def transaction(
@@ -311,6 +306,5 @@ class AsyncStep(AsyncDriver):
         isolation: Isolation = "read committed",
     ) -> Pending[T]:
         """See `Step.transaction`; `fn` is called in a thread of the store's."""
-        return self._called(
-            name, key, self._transacting(name, fn, args, terms(retry, timeout, cleanup=cleanup), isolation)
-        )
+        driver, given = self._driver, step_options(retry, timeout, cleanup=cleanup)
+        return driver.call(name, key, body_of_transaction(name, fn, args, given, driver.defaults, isolation))

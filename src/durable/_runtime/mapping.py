@@ -7,19 +7,27 @@ import contextvars
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from durable._common.boundary import calls_out, public
 from durable._common.locks import locked
 from durable.errors import InvalidArgument
 from durable.records import checked_name
 
-__all__ = ["Items", "mapped", "mapped_async"]
+__all__ = ["MapItems", "MapOptions", "map_async", "map_blocking"]
 
-_MOST_AT_ONCE: Final = 32  # threads or tasks, where nobody says how many
+_MAX_AT_ONCE: Final = 32  # threads or tasks, where nobody says how many
 
 
-class Items:
+class MapOptions(NamedTuple):
+    """What a call of `step.map` was given besides the options of its steps; see there."""
+
+    key: Callable[[Any], object] | None = None
+    max_concurrency: int | None = None
+    return_exceptions: bool = False
+
+
+class MapItems:
     """The items of one call: a key for each, and what has become of them.
 
     Raises `InvalidArgument` for keys that are not names or occur twice, and for a number that cannot be.
@@ -30,17 +38,14 @@ class Items:
         self,
         name: str,
         items: Iterable[Any],
-        key: Callable[[Any], object] | None,
-        max_concurrency: int | None,
-        *,
-        return_exceptions: bool,
+        how: MapOptions,
     ) -> None:
         self.name = name
         self.items = list(items)
-        self.keys = _keys(name, self.items, key)
-        self.at_once = min(_checked(max_concurrency), len(self.items))
+        self.keys = _keys(name, self.items, how.key)
+        self.at_once = min(_checked(how.max_concurrency), len(self.items))
         self.outcomes: list[Any] = [None] * len(self.items)
-        self._return_exceptions = return_exceptions
+        self._return_exceptions = how.return_exceptions
         self._next = 0
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
@@ -53,7 +58,7 @@ class Items:
         self._next += 1
         return self._next - 1
 
-    def failed(self, index: int, problem: BaseException) -> None:
+    def fail(self, index: int, problem: BaseException) -> None:
         """The item has failed: as an outcome, or as the end of them all."""
         if self._return_exceptions and isinstance(problem, Exception):
             self.outcomes[index] = problem
@@ -71,7 +76,7 @@ class Items:
         return self.outcomes
 
 
-def mapped(items: Items, called: Callable[[str, Any], Any]) -> list[Any]:
+def map_blocking(items: MapItems, called: Callable[[str, Any], Any]) -> list[Any]:
     """`called(key, item)` for each item, on threads. Each has the context of the caller."""
 
     def work() -> None:
@@ -79,7 +84,7 @@ def mapped(items: Items, called: Callable[[str, Any], Any]) -> list[Any]:
             try:
                 items.outcomes[index] = called(items.keys[index], items.items[index])
             except BaseException as problem:
-                items.failed(index, problem)
+                items.fail(index, problem)
 
     if items.at_once:
         with ThreadPoolExecutor(items.at_once, thread_name_prefix="durable-map") as pool:
@@ -94,7 +99,7 @@ def mapped(items: Items, called: Callable[[str, Any], Any]) -> list[Any]:
 
 
 @public("step.map")
-async def mapped_async(items: Items, called: Callable[[str, Any], Coroutine[Any, Any, Any]]) -> list[Any]:
+async def map_async(items: MapItems, called: Callable[[str, Any], Coroutine[Any, Any, Any]]) -> list[Any]:
     """The same, in tasks. One that fails lets the others end the item that they are at; a cancellation is passed on."""
 
     async def work() -> None:
@@ -104,7 +109,7 @@ async def mapped_async(items: Items, called: Callable[[str, Any], Coroutine[Any,
             except asyncio.CancelledError:
                 raise
             except BaseException as problem:
-                items.failed(index, problem)
+                items.fail(index, problem)
 
     workers = [asyncio.ensure_future(work()) for _ in range(items.at_once)]
     try:
@@ -128,7 +133,7 @@ def _keys(name: str, items: Sequence[Any], key: Callable[[Any], object] | None) 
 
 def _checked(max_concurrency: object) -> int:
     if max_concurrency is None:
-        return _MOST_AT_ONCE
+        return _MAX_AT_ONCE
     if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
         raise InvalidArgument(f"max_concurrency must be a number of at least 1, not {max_concurrency!r}")
     return max_concurrency

@@ -6,26 +6,26 @@ import functools
 import inspect
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from types import CodeType, FunctionType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import force_setattr, replace
 
-from durable._common.durations import Duration, checked_duration, in_seconds, in_utc
+from durable._common.durations import Duration, in_seconds, in_utc
 from durable._engine import runs
 from durable._engine.decisions import Admission, Claim, ClaimReply, Decline, Granted, Reading
-from durable._engine.headers import FOREIGN_METADATA
 from durable._engine.journal import Journal
 from durable._engine.leases import checked_seconds
 from durable._engine.steps import Execution
-from durable._runtime.decorator import Driver, Running, current_frame
-from durable._runtime.deps import bound_deps
-from durable._runtime.options import Terms, checked_timeout, terms
+from durable._runtime.context import Driver, Running, current_frame
+from durable._runtime.deps import bind_deps
+from durable._runtime.run_options import RunOptions, check_options
 from durable._runtime.stack import require_stack
-from durable._runtime.versions import OnVersionMismatch, answer_to, checked_answer, migrated
+from durable._runtime.step_options import StepOptions, checked_timeout, step_options
+from durable._runtime.versions import ask_user, migrate_run
 from durable._runtime.workflow import identity_of
 from durable.clocks import Clock, clock_of
 from durable.codecs import Codec, check_plain, codec_of, parameter_annotation, return_annotation
@@ -38,32 +38,26 @@ from durable.errors import (
     RetryRefused,
     VersionMismatch,
 )
-from durable.events import LeaseTaken, Listener, RunBegan, RunEvent, RunReturned, safely
+from durable.events import LeaseTaken, RunBegan, RunEvent, RunReturned, safely
 from durable.records import ErrorRecord, checked_name
 from durable.snapshots import Snapshot
 from durable.stores import MemoryStore
 from durable.stores._adapters.kinds import AnyStore, run_store
 from durable.stores.protocol import RunStore
 
-OMITTED: Final[Any] = ...
+
+class _Missing:
+    """What stands for an argument that was not given."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Final[Any] = _Missing()
 _WITHOUT_INPUT: Final = 2  # arguments: fn(step, deps)
 _WITH_INPUT: Final = 3  # fn(step, deps, input)
-_RESERVED: Final = {"version", "inputHash", "workflowFunction", *FOREIGN_METADATA}
-
-
-class Options(NamedTuple):
-    """What a call of `run` was given besides what to run; see there."""
-
-    version: int
-    on_version_mismatch: OnVersionMismatch | None
-    on_conflict: str
-    wait_timeout: Duration | None
-    lease: Duration
-    deadline: Duration | datetime | None
-    metadata: Mapping[str, Any] | None
-    cancel: threading.Event | None
-    retry: object
-    on_event: Listener | None
 
 
 class Plan(Struct, frozen=True, eq=False):
@@ -74,8 +68,8 @@ class Plan(Struct, frozen=True, eq=False):
     claim: Claim
     store: RunStore
     takes: frozenset[int]
-    options: Options
-    terms: Terms
+    options: RunOptions
+    step_defaults: StepOptions
     deadline: float | None
     outer: tuple[Running, ...]
     here: Running
@@ -93,11 +87,11 @@ class Plan(Struct, frozen=True, eq=False):
     @property
     def for_driver(
         self,
-    ) -> tuple[RunStore, Codec, Clock, tuple[Running, ...], Terms, threading.Event | None]:
+    ) -> tuple[RunStore, Codec, Clock, tuple[Running, ...], StepOptions, threading.Event | None]:
         """What a driver works with, besides its execution."""
-        return self.store, self.codec, self.clock, self.runs, self.terms, self.options.cancel
+        return self.store, self.codec, self.clock, self.runs, self.step_defaults, self.options.cancel
 
-    def rehearsed(self, store: RunStore, clock: Clock) -> Plan:
+    def with_store(self, store: RunStore, clock: Clock) -> Plan:
         """The same call on another store, by another clock."""
         return replace(self, store=store, clock=clock, deadline=_deadline(self.options.deadline, clock))
 
@@ -112,8 +106,8 @@ class Plan(Struct, frozen=True, eq=False):
         """Whether the deadline is past."""
         return self.deadline is not None and self.clock.elapsed() >= self.deadline
 
-    def tell(self, event: RunEvent) -> None:
-        """Tell the listener, if there is one."""
+    def emit(self, event: RunEvent) -> None:
+        """Hand the event to the listener, if there is one."""
         if self.options.on_event is not None:
             safely(self.options.on_event, event)
 
@@ -121,24 +115,24 @@ class Plan(Struct, frozen=True, eq=False):
         """The clock, read."""
         return Reading(self.clock.now(), self.clock.elapsed())
 
-    def arguments(self, driver: Driver, journal: Journal) -> tuple[Any, ...]:
-        """What the workflow function is called with."""
-        deps = bound_deps(self.deps, driver)
+    def arguments(self, step: object, driver: Driver, journal: Journal) -> tuple[Any, ...]:
+        """What the workflow function is called with: its `step`, its dependencies, whose steps are the driver's, its input."""
+        deps = bind_deps(self.deps, driver)
         if journal.input is not None and _WITH_INPUT in self.takes:
             annotation = parameter_annotation(self.fn, _WITH_INPUT - 1)
             run_id = self.claim.run_id
             given = self.codec.decode(journal.input, run_id=run_id, where="the input", annotation=annotation)
-            return driver, deps, given
+            return step, deps, given
         if _WITHOUT_INPUT in self.takes:
-            return driver, deps
+            return step, deps
         raise InvalidArgument(f"run {self.claim.run_id!r} was started without an input, and its workflow takes one")
 
-    def encoded(self, value: Any) -> bytes:
+    def encode(self, value: Any) -> bytes:
         """The JSON of what the workflow returned."""
         what = f"the result of workflow {self.claim.workflow!r}"
         return self.codec.encode(value, what=what, annotation=return_annotation(self.fn))
 
-    def decoded(self, text: bytes) -> Any:
+    def decode(self, text: bytes) -> Any:
         """A result as its record gives it back."""
         run_id, annotation = self.claim.run_id, return_annotation(self.fn)
         return self.codec.decode(text, run_id=run_id, where="the result", annotation=annotation)
@@ -156,22 +150,22 @@ class Plan(Struct, frozen=True, eq=False):
         except HistoryError as error:
             return Decline(error, reply.lease if isinstance(reply, Granted) else None)
 
-    def answer(self, mismatch: VersionMismatch, stored: Snapshot) -> Any:
+    def ask_user(self, mismatch: VersionMismatch, stored: Snapshot) -> Any:
         """What the user says to a run of another version, perhaps still to be awaited."""
-        return answer_to(self.options.on_version_mismatch, mismatch, stored)
+        return ask_user(self.options.on_version_mismatch, mismatch, stored)
 
-    def migrated(self, answer: object, mismatch: VersionMismatch, stored: Snapshot) -> Snapshot:
+    def migrate(self, answer: object, mismatch: VersionMismatch, stored: Snapshot) -> Snapshot:
         """The run as it is to go on."""
-        return migrated(answer, mismatch, stored, self.codec)
+        return migrate_run(answer, mismatch, stored, self.codec)
 
     def stored_result(self, value: bytes) -> Any:
         """The result of a run that had been completed before."""
-        self.tell(RunReturned(self.claim.run_id, self.clock.now(), self.claim.workflow))
-        return self.decoded(value)
+        self.emit(RunReturned(self.claim.run_id, self.clock.now(), self.claim.workflow))
+        return self.decode(value)
 
     def stored_failure(self, error: ErrorRecord) -> Exception:
         """The exception of a run that somebody else has executed meanwhile."""
-        self.tell(RunReturned(self.claim.run_id, self.clock.now(), self.claim.workflow))
+        self.emit(RunReturned(self.claim.run_id, self.clock.now(), self.claim.workflow))
         return from_record(error, self.codec, run_id=self.claim.run_id, where="the failure")
 
     def execution(self, granted: Granted, main: object) -> Execution:
@@ -181,26 +175,28 @@ class Plan(Struct, frozen=True, eq=False):
         if journal.undecided:
             raise RetryRefused(run_id, journal.undecided)
         if granted.taken_from is not None:
-            self.tell(LeaseTaken(run_id, at, granted.taken_from))
+            self.emit(LeaseTaken(run_id, at, granted.taken_from))
         epoch, recorded = granted.lease.epoch, journal.recorded
-        self.tell(RunBegan(run_id, at, self.claim.workflow, epoch, recorded, granted.header, granted.records))
-        listening = None if self.options.on_event is None else self.tell
+        self.emit(RunBegan(run_id, at, self.claim.workflow, epoch, recorded, granted.header, granted.records))
+        # Whoever still holds the grant: half of what a resumed run would hold are its journal's texts.
+        force_setattr(granted, "records", ())
+        listening = None if self.options.on_event is None else self.emit
         return Execution(self.claim.workflow, journal, granted.lease, listening, self.deadline)
 
 
-def planned(
+def plan_run(
     deps: Any,
     fn: Callable[..., Any],
     id: str,
     given: AnyStore | None,
     input: Any,
-    options: Options,
+    options: RunOptions,
 ) -> Plan:
     """The call, checked: every mistake that can be seen without the store is named here, before it is asked."""
     require_stack()
     checked_name("a run's id", id)
     store = run_store(_store_of_this_process() if given is None else given)
-    _check(options)
+    check_options(options)
     frame = current_frame.get()
     outer = () if frame is None else tuple(run for run in frame.runs if not run.over)  # a task may outlive its run
     identity = store.identity
@@ -208,11 +204,11 @@ def planned(
         advice = "A run cannot wait for itself: call the function, or give the inner run an id of its own."
         raise ConcurrentExecution(id, "the very run that makes this call", advice=advice)
     codec, clock = codec_of(store), clock_of(store)
-    takes = _takes(fn, deps, given=input is not OMITTED)
+    takes = _takes(fn, deps, given=input is not MISSING)
     if (promise := return_annotation(fn)) is not None and (check := getattr(codec, "check_promise", None)) is not None:
         check(promise, what=f"the result of workflow {identity_of(fn).name!r}")
     text = None
-    if input is not OMITTED:
+    if input is not MISSING:
         text = codec.encode(input, what="the input", annotation=parameter_annotation(fn, _WITH_INPUT - 1))
     name, function = identity_of(fn)
     metadata = dict(options.metadata or {})
@@ -236,34 +232,13 @@ def planned(
         store,
         takes,
         options,
-        terms(options.retry, None),
+        step_options(options.retry, None),
         at,
         outer,
         Running(identity, id),
         codec,
         clock,
     )
-
-
-def _check(options: Options) -> None:
-    version, on_conflict, wait_timeout = options.version, options.on_conflict, options.wait_timeout
-    if isinstance(version, bool) or not isinstance(version, int) or not -(2**31) <= version < 2**31:
-        raise InvalidArgument(f"version must be an int of at most 31 bits, not {version!r}")
-    checked_answer(options.on_version_mismatch)
-    if on_conflict not in ("raise", "wait"):
-        raise InvalidArgument(f'on_conflict must be "raise" or "wait", not {on_conflict!r}')
-    if wait_timeout is not None:
-        checked_duration("wait_timeout", wait_timeout, zero=True)
-    if not isinstance(options.metadata, Mapping | None):
-        raise InvalidArgument(f"metadata must be a mapping, not {type(options.metadata).__name__}")
-    if _RESERVED & set(options.metadata or ()):
-        raise InvalidArgument(
-            f"metadata must not have the keys {sorted(_RESERVED)}: they are the library's own, or tell another tool's runs"
-        )
-    if options.cancel is not None and not isinstance(options.cancel, threading.Event):
-        raise InvalidArgument(f"cancel must be a threading.Event, not {type(options.cancel).__name__}")
-    if options.on_event is not None and not callable(options.on_event):
-        raise InvalidArgument(f"on_event must be a function of one event, not {type(options.on_event).__name__}")
 
 
 def _deadline(deadline: Duration | datetime | None, clock: Clock) -> float | None:

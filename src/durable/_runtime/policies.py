@@ -76,7 +76,7 @@ class Policy:
         )
 
     @calls_out
-    def again_in(
+    def retry_delay(
         self,
         exception: Exception,
         attempt: int,

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from functools import partial
-from typing import Any, Protocol, TypeGuard
+from typing import Any
 
 from msgspec import UNSET
 
 from durable._common.boundary import calls_out, public
+from durable._runtime.forms import Coroutines, at_once, call_now
 from durable.codecs import Codec, codec_of
 from durable.codecs._failures import from_record
 from durable.errors import RunNotFound, RunNotOver, UnreadableRecord
 from durable.records import Status, checked_name
 from durable.snapshots import Snapshot, with_run_id
 from durable.stores._adapters.kinds import blocking, is_awaited
-from durable.stores.listing import PAGE, Listed, RunStatus
+from durable.stores.listing import PAGE, Listed
 from durable.stores.protocol import AsyncSnapshotStore, SnapshotStore
 
 __all__ = [
@@ -33,20 +33,6 @@ __all__ = [
 ]
 
 
-class _Leased(SnapshotStore, Protocol):
-    """A store that knows who is executing what."""
-
-    def status(self, id: str) -> str | None: ...
-
-    def list(
-        self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
-    ) -> Sequence[Listed]: ...
-
-
-def _knows_leases(store: object) -> TypeGuard[_Leased]:
-    return hasattr(store, "begin") and hasattr(store, "status") and not isinstance(store, type)
-
-
 @public("durable.result")
 def result(store: SnapshotStore, id: str) -> Any:
     """The result of a completed run, as its record gives it back. Nothing is called.
@@ -54,13 +40,13 @@ def result(store: SnapshotStore, id: str) -> Any:
     Raises what a failed run raised; `RunNotFound` when nothing is stored under this id, `RunNotOver` while there is no
     result yet; `UnreadableRecord`, `StoreUnavailable`, `AccessDenied` and `SchemaMismatch` as every store does.
     """
-    return _result_of(_loaded(blocking(store, "result"), id), id, codec_of(store))
+    return _result_of(at_once(_load, _blocking(store, "result"), id), id, codec_of(store))
 
 
 @public("durable.aio.result")
 async def result_async(store: SnapshotStore | AsyncSnapshotStore, id: str) -> Any:
     """`durable.result` for asyncio, and for a store whose verbs are coroutines."""
-    return _result_of(await _loaded_async(store, id), id, codec_of(store))
+    return _result_of(await _load(_awaited(store), id), id, codec_of(store))
 
 
 @calls_out
@@ -82,31 +68,25 @@ def status(store: SnapshotStore, id: str) -> str | None:
 
     A store of your own knows no leases: it says "running" of what may be interrupted.
     """
-    if _knows_leases(store):
-        return store.status(id)
-    snapshot = _loaded(blocking(store, "status"), id)
-    return None if snapshot is None else snapshot.execution.status
+    return at_once(_status, _blocking(store, "status"), id)
 
 
 @public("durable.aio.status")
 async def status_async(store: SnapshotStore | AsyncSnapshotStore, id: str) -> str | None:
     """`durable.status` for asyncio."""
-    if _knows_leases(store):
-        return await asyncio.to_thread(store.status, id)
-    snapshot = await _loaded_async(store, id)
-    return None if snapshot is None else snapshot.execution.status
+    return await _status(_awaited(store), id)
 
 
 @public("durable.has_state")
 def has_state(store: SnapshotStore, id: str) -> bool:
     """Whether anything is stored under this id."""
-    return status(blocking(store, "has_state"), id) is not None
+    return at_once(_status, _blocking(store, "has_state"), id) is not None
 
 
 @public("durable.aio.has_state")
 async def has_state_async(store: SnapshotStore | AsyncSnapshotStore, id: str) -> bool:
     """`durable.has_state` for asyncio."""
-    return await status_async(store, id) is not None
+    return await _status(_awaited(store), id) is not None
 
 
 @public("durable.delete_state")
@@ -131,18 +111,7 @@ def list_pending(store: SnapshotStore, *, prefix: str = "", limit: int = PAGE) -
     A store of your own knows no leases: all its runs that are not over are told, as far as they are among its newest, and
     those that cannot be read, of which nobody knows.
     """
-    if _knows_leases(store):
-        return store.list(prefix=prefix, limit=limit, status="interrupted")
-    lines = blocking(store, "list_pending").list(prefix=prefix, limit=limit)
-    pending: list[Listed] = []
-    for line in lines:
-        try:
-            is_pending = status(store, line.id) == Status.RUNNING
-        except UnreadableRecord:
-            is_pending = True
-        if is_pending:
-            pending.append(line)
-    return pending
+    return at_once(_pending, _blocking(store, "list_pending"), prefix, limit)
 
 
 @public("durable.aio.list_pending")
@@ -150,13 +119,33 @@ async def list_pending_async(
     store: SnapshotStore | AsyncSnapshotStore, *, prefix: str = "", limit: int = PAGE
 ) -> Sequence[Listed]:
     """`durable.list_pending` for asyncio."""
+    return await _pending(_awaited(store), prefix, limit)
+
+
+async def _load(store: Any, id: str) -> Snapshot | None:
+    try:
+        snapshot: Snapshot | None = await store.load(checked_name("a run's id", id))
+    except UnreadableRecord as problem:
+        raise with_run_id(problem, id) from None
+    return snapshot
+
+
+async def _status(store: Any, id: str) -> str | None:
     if _knows_leases(store):
-        return await asyncio.to_thread(store.list, prefix=prefix, limit=limit, status="interrupted")
-    lines = await _awaited(store).list(prefix=prefix, limit=limit)
+        standing: str | None = await store.status(id)
+        return standing
+    snapshot = await _load(store, id)
+    return None if snapshot is None else snapshot.execution.status
+
+
+async def _pending(store: Any, prefix: str, limit: int) -> Sequence[Listed]:
+    if _knows_leases(store):
+        interrupted: Sequence[Listed] = await store.list(prefix=prefix, limit=limit, status="interrupted")
+        return interrupted
     pending: list[Listed] = []
-    for line in lines:
+    for line in await store.list(prefix=prefix, limit=limit):
         try:
-            is_pending = await status_async(store, line.id) == Status.RUNNING
+            is_pending = await _status(store, line.id) == Status.RUNNING
         except UnreadableRecord:
             is_pending = True
         if is_pending:
@@ -164,32 +153,15 @@ async def list_pending_async(
     return pending
 
 
-def _loaded(store: SnapshotStore, id: str) -> Snapshot | None:
-    try:
-        return store.load(checked_name("a run's id", id))
-    except UnreadableRecord as problem:
-        raise with_run_id(problem, id) from None
+def _blocking(store: SnapshotStore, function: str) -> Any:
+    return Coroutines(store if _knows_leases(store) else blocking(store, function), call_now)
 
 
-async def _loaded_async(store: SnapshotStore | AsyncSnapshotStore, id: str) -> Snapshot | None:
-    try:
-        return await _awaited(store).load(checked_name("a run's id", id))
-    except UnreadableRecord as problem:
-        raise with_run_id(problem, id) from None
+def _awaited(store: SnapshotStore | AsyncSnapshotStore) -> Any:
+    """The store's verbs as coroutines: its own, or each in a thread of the event loop's executor."""
+    return Coroutines(store, asyncio.to_thread) if _knows_leases(store) or not is_awaited(store) else store
 
 
-def _awaited(store: SnapshotStore | AsyncSnapshotStore) -> AsyncSnapshotStore:
-    """The store's verbs as coroutines: its own, or each in a thread."""
-    verbs: Any = store if is_awaited(store) else _Threaded(store)
-    coroutines: AsyncSnapshotStore = verbs
-    return coroutines
-
-
-class _Threaded:
-    """The verbs of a store that blocks, each in a thread of the event loop's executor."""
-
-    def __init__(self, store: Any) -> None:
-        self._store = store
-
-    def __getattr__(self, verb: str) -> Any:
-        return partial(asyncio.to_thread, getattr(self._store, verb))
+def _knows_leases(store: object) -> bool:
+    """Whether the store, or the one whose verbs these are, knows who is executing what."""
+    return hasattr(store, "begin") and hasattr(store, "status") and not isinstance(store, type)

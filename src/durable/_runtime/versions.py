@@ -15,7 +15,7 @@ from durable.errors import InvalidArgument, VersionMismatch
 from durable.snapshots import Snapshot
 from durable.stores.listing import checked_snapshot
 
-__all__ = ["Migrated", "OnVersionMismatch", "answer_to", "checked_answer", "migrated"]
+__all__ = ["Migrated", "OnVersionMismatch", "ask_user", "check_answer", "migrate_run"]
 
 Migrated: TypeAlias = Literal["raise", "clear"] | Snapshot | Mapping[str, Any]
 OnVersionMismatch: TypeAlias = (
@@ -25,7 +25,7 @@ OnVersionMismatch: TypeAlias = (
 )
 
 
-def checked_answer(given: object) -> None:
+def check_answer(given: object) -> None:
     """`InvalidArgument` for what cannot be an answer to another version."""
     if given not in (None, "raise", "clear") and not callable(given):
         raise InvalidArgument(
@@ -35,7 +35,7 @@ def checked_answer(given: object) -> None:
 
 
 @calls_out
-def answer_to(given: OnVersionMismatch | None, mismatch: VersionMismatch, stored: Snapshot) -> Any:
+def ask_user(given: OnVersionMismatch | None, mismatch: VersionMismatch, stored: Snapshot) -> Any:
     """What the user says to this run, perhaps still to be awaited."""
     if not callable(given):
         return given
@@ -46,7 +46,7 @@ def answer_to(given: OnVersionMismatch | None, mismatch: VersionMismatch, stored
     return given(shown, mismatch.stored)
 
 
-def migrated(answer: object, mismatch: VersionMismatch, stored: Snapshot, codec: Codec) -> Snapshot:
+def migrate_run(answer: object, mismatch: VersionMismatch, stored: Snapshot, codec: Codec) -> Snapshot:
     """The run as it is to go on, of the version that asked. Raises the mismatch when the answer is to raise it."""
     match answer:
         case "raise" | None:

@@ -65,12 +65,12 @@ def workflow(name: Any = None) -> Any:
     Raises `InvalidArgument` for a name that cannot be one, and for what cannot be called or cannot be marked.
     """
     if name is not None and not isinstance(name, str):
-        return _marked(name, _Given(None))
+        return _set_mark(name, _Given(None))
     given = _Given(None if name is None else checked_name("a workflow's name", name))
-    return functools.partial(_marked, given=given)
+    return functools.partial(_set_mark, given=given)
 
 
-def _marked(fn: Any, given: _Given) -> Any:
+def _set_mark(fn: Any, given: _Given) -> Any:
     target: Any = fn.__func__ if isinstance(fn, staticmethod | classmethod) else fn
     if not callable(target):
         raise InvalidArgument(

@@ -6,12 +6,14 @@ from typing import Any
 
 from durable._engine.calls import Call
 from durable._engine.decisions import Attempt, StepOutcome
-from durable._runtime.driver import Body, Driver
-from durable._runtime.handles import AsyncStep, Step
+from durable._runtime.async_steps import AsyncDriver
+from durable._runtime.bodies import Body
+from durable._runtime.driver import Driver
+from durable._runtime.steps import BlockingDriver
 from durable.stores.protocol import Transaction
 from durable.testing._part import Part
 
-__all__ = ["AsyncRehearsedStep", "RehearsedStep"]
+__all__ = ["AsyncRehearsedDriver", "BlockingRehearsedDriver"]
 
 
 class _Rehearsed(Driver):
@@ -22,48 +24,48 @@ class _Rehearsed(Driver):
         self._part = part
         part.execution = self._execution
 
-    def _performed(self, call: Call, attempt: Attempt, body: Body, transaction: Transaction) -> StepOutcome:
+    def _perform(self, call: Call, attempt: Attempt, body: Body, transaction: Transaction) -> StepOutcome:
         self._part.begins(self._execution, call)
         with self._part.watch.at_work():
-            outcome = super()._performed(call, attempt, self._part.cast(call, body), transaction)
+            outcome = super()._perform(call, attempt, self._part.cast(call, body), transaction)
         self._part.passes(self._execution, "after body", call)
         return outcome
 
 
-class RehearsedStep(_Rehearsed, Step):
-    """`Step`, with a part to play."""
+class BlockingRehearsedDriver(_Rehearsed, BlockingDriver):
+    """`BlockingDriver`, with a part to play."""
 
-    def _driven(self, call: Call, body: Body) -> Any:
+    def _drive(self, call: Call, body: Body) -> Any:
         fresh = self._part.asked(self._execution, call, body)
         try:
-            return super()._driven(call, body)
+            return super()._drive(call, body)
         finally:
             if fresh:
                 with self._lock:
                     self._part.settled(self._execution, call)
 
-    def _attempted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
+    def _attempt(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
         self._part.begins(self._execution, call)
         with self._part.watch.at_work():
-            outcome = super()._attempted(call, attempt, self._part.cast(call, body))
+            outcome = super()._attempt(call, attempt, self._part.cast(call, body))
         self._part.passes(self._execution, "after body", call)
         return outcome
 
 
-class AsyncRehearsedStep(_Rehearsed, AsyncStep):
-    """`AsyncStep`, with a part to play."""
+class AsyncRehearsedDriver(_Rehearsed, AsyncDriver):
+    """`AsyncDriver`, with a part to play."""
 
-    async def _driven(self, call: Call, body: Body) -> Any:
+    async def _drive(self, call: Call, body: Body) -> Any:
         fresh = self._part.asked(self._execution, call, body)
         try:
-            return await super()._driven(call, body)
+            return await super()._drive(call, body)
         finally:
             if fresh:
                 self._part.settled(self._execution, call)
 
-    async def _attempted(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
+    async def _attempt(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
         self._part.begins(self._execution, call)
         with self._part.watch.at_work():
-            outcome = await super()._attempted(call, attempt, self._part.cast(call, body))
+            outcome = await super()._attempt(call, attempt, self._part.cast(call, body))
         self._part.passes(self._execution, "after body", call)
         return outcome

@@ -14,7 +14,7 @@ from durable._engine.calls import Call
 from durable._engine.decisions import Claim, ClaimReply, Granted, Listen, Sleep
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
-from durable._runtime.driver import Body
+from durable._runtime.bodies import Body
 from durable._runtime.plan import Plan
 from durable.clocks import SystemClock
 from durable.errors import DurableError, Unwind, WorkflowDrift
@@ -70,7 +70,7 @@ class Part:
         self._opened = False
         self._last: str | None = None
         self.watch = Watch(rehearsal.clock, self._described, self._waits)
-        self.plan = plan.rehearsed(self, self.watch)
+        self.plan = plan.with_store(self, self.watch)
         self.aio = ThreadedStore(self, _THREADS)
 
     # -- what the driver asks ---------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from typing import Any, Self, TypeAlias
 from durable._common.durations import Duration
 from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
+from durable._runtime.async_runs import AsyncRun
 from durable._runtime.plan import Plan
-from durable._runtime.run import AsyncRun, BlockingRun
+from durable._runtime.runs import BlockingRun
 from durable.codecs import Codec
 from durable.errors import InvalidArgument
 from durable.records import Record, Status
@@ -20,7 +21,7 @@ from durable.stores import MemoryStore, PostgresStore, memory
 from durable.stores._facades import AsyncStore
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
 from durable.stores.protocol import Isolation, Late, Transaction
-from durable.testing._drivers import AsyncRehearsedStep, RehearsedStep
+from durable.testing._drivers import AsyncRehearsedDriver, BlockingRehearsedDriver
 from durable.testing._part import Again, Part, Replays
 from durable.testing.clock import JumpingClock, Watch
 from durable.testing.crashes import Crash, Place
@@ -106,7 +107,7 @@ class Rehearsal:
         while True:
             part = Part(self, self._store, plan, replays)
             try:
-                return BlockingRun(part.plan, partial(RehearsedStep, part)).outcome()
+                return BlockingRun(part.plan, partial(BlockingRehearsedDriver, part)).outcome()
             except Again:
                 continue
             finally:
@@ -116,7 +117,7 @@ class Rehearsal:
         while True:
             part = Part(self, self._store, plan, replays)
             try:
-                return await AsyncRun(part.plan, partial(AsyncRehearsedStep, part)).outcome()
+                return await AsyncRun(part.plan, partial(AsyncRehearsedDriver, part)).outcome()
             except Again:
                 continue
             finally:

@@ -16,10 +16,14 @@ from msgspec import UNSET, structs
 
 from durable._engine.calls import Call
 from durable._engine.steps import Execution
-from durable._runtime.driver import Body
+from durable._runtime.async_runs import AsyncRun
+from durable._runtime.async_steps import AsyncDriver
+from durable._runtime.bodies import Body
 from durable._runtime.handles import AsyncStep, Step
 from durable._runtime.plan import Plan
-from durable._runtime.run import AsyncRun, BlockingRun, run
+from durable._runtime.run import run
+from durable._runtime.runs import BlockingRun
+from durable._runtime.steps import BlockingDriver
 from durable.clocks import SystemClock
 from durable.codecs import Codec
 from durable.errors import AmbiguousKey, DurableError, HistoryError, KeyConflict, Unwind, WorkflowDrift
@@ -141,27 +145,27 @@ class _Walk:
             raise Unwind(execution.abort(_Halt()).error)
 
 
-class _Step(Step):
+class _BlockingDriver(BlockingDriver):
     def __init__(self, walk: _Walk, *args: Any) -> None:
         super().__init__(*args)
         self._walk = walk
         walk.execution = self._execution
 
-    def _driven(self, call: Call, body: Body) -> Any:
+    def _drive(self, call: Call, body: Body) -> Any:
         with self._lock:
             self._walk.comes_to(self._execution, call)
-        return super()._driven(call, body)
+        return super()._drive(call, body)
 
 
-class _AsyncStep(AsyncStep):
+class _AsyncDriver(AsyncDriver):
     def __init__(self, walk: _Walk, *args: Any) -> None:
         super().__init__(*args)
         self._walk = walk
         walk.execution = self._execution
 
-    async def _driven(self, call: Call, body: Body) -> Any:
+    async def _drive(self, call: Call, body: Body) -> Any:
         self._walk.comes_to(self._execution, call)
-        return await super()._driven(call, body)
+        return await super()._drive(call, body)
 
 
 class _Afterwards(SystemClock):
@@ -184,10 +188,10 @@ class _Record(MemoryStore):
 
     def rehearse(self, plan: Plan, *, is_async: bool) -> Any:
         """See `durable.run`."""
-        there = plan.rehearsed(self, _Afterwards())
+        there = plan.with_store(self, _Afterwards())
         if is_async:
-            return AsyncRun(there, partial(_AsyncStep, self._walk)).outcome()
-        return BlockingRun(there, partial(_Step, self._walk)).outcome()
+            return AsyncRun(there, partial(_AsyncDriver, self._walk)).outcome()
+        return BlockingRun(there, partial(_BlockingDriver, self._walk)).outcome()
 
     def returned(self, value: Any) -> Replayed:
         """The workflow has come to its end."""

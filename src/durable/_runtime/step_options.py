@@ -1,17 +1,33 @@
-"""The terms on which a step is executed: how often, how long."""
+"""The options of a step: how often its body is called, how long it may take."""
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypedDict
 
-from durable._common.durations import checked_duration
+import tenacity
+
+from durable._common.durations import Duration, checked_duration
 from durable._runtime.policies import Policy
 from durable.errors import InvalidArgument
 
-__all__ = ["PLAIN", "Terms", "checked_timeout", "terms"]
+__all__ = ["DEFAULTS", "ItemOptionsDict", "StepOptions", "StepOptionsDict", "checked_timeout", "step_options"]
 
 
-class Terms(NamedTuple):
+class ItemOptionsDict(TypedDict, total=False):
+    """The options of each step of `step.map` to a type checker; what each means is said at `step`."""
+
+    retry: tenacity.BaseRetrying | None
+    timeout: Duration | None
+    cleanup: bool
+
+
+class StepOptionsDict(ItemOptionsDict, total=False):
+    """The options of a step."""
+
+    at_most_once: bool
+
+
+class StepOptions(NamedTuple):
     """`timeout` in seconds for each attempt; `at_most_once`: the body is never started again, whatever became of it.
 
     `cleanup`: it is done anew whenever the run is taken up again.
@@ -22,10 +38,10 @@ class Terms(NamedTuple):
     at_most_once: bool = False
     cleanup: bool = False
 
-    def over(self, others: Terms) -> Terms:
+    def merged_over(self, others: StepOptions) -> StepOptions:
         """These, and those of the `others` that are not given here."""
         at_most_once = self.at_most_once or others.at_most_once
-        return Terms(
+        return StepOptions(
             policy=None if at_most_once else self.policy or others.policy,
             timeout=others.timeout if self.timeout is None else self.timeout,
             at_most_once=at_most_once,
@@ -33,13 +49,13 @@ class Terms(NamedTuple):
         )
 
 
-PLAIN: Final = Terms()
+DEFAULTS: Final = StepOptions()
 
 
-def terms(retry: object, timeout: object, at_most_once: object = False, cleanup: object = False) -> Terms:
-    """The terms as a user gave them; `InvalidArgument` for those that cannot be kept."""
+def step_options(retry: object, timeout: object, at_most_once: object = False, cleanup: object = False) -> StepOptions:
+    """The options as a user gave them; `InvalidArgument` for those that cannot be kept."""
     if retry is None and timeout is None and at_most_once is False and cleanup is False:
-        return PLAIN
+        return DEFAULTS
     if not isinstance(at_most_once, bool):
         raise InvalidArgument(f"at_most_once must be True or False, not {type(at_most_once).__name__}")
     if not isinstance(cleanup, bool):
@@ -51,7 +67,9 @@ def terms(retry: object, timeout: object, at_most_once: object = False, cleanup:
         )
     if at_most_once and retry is not None:
         raise InvalidArgument("a step is retried or it runs at most once: give retry= or at_most_once=, not both")
-    return Terms(None if retry is None else Policy(retry), checked_timeout("timeout", timeout), at_most_once, cleanup)
+    return StepOptions(
+        None if retry is None else Policy(retry), checked_timeout("timeout", timeout), at_most_once, cleanup
+    )
 
 
 def checked_timeout(what: str, seconds: object) -> float | None:

@@ -1,0 +1,206 @@
+"""An async run: what `runs` does, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import weakref
+from collections.abc import Callable
+from typing import Any, assert_never
+
+from durable._common.boundary import calls_out, shorten
+from durable._engine.decisions import (
+    Claim,
+    ClaimAgain,
+    ClaimReply,
+    Decline,
+    Finish,
+    Granted,
+    Migrate,
+    Proceed,
+    Release,
+    Reraise,
+    Return,
+)
+from durable._engine.leases import Lease
+from durable._runtime.async_steps import AsyncDriver
+from durable._runtime.context import enter, leave
+from durable._runtime.endings import Ending
+from durable._runtime.handles import AsyncStep
+from durable._runtime.plan import Plan
+from durable._runtime.shell import PATIENCE, RunShell, leave_to_expire
+from durable._runtime.shielded import see_through
+from durable.errors import AsyncMismatch, DurableError, VersionMismatch
+from durable.records import Record, Status
+
+__all__ = ["AsyncRun"]
+
+
+class AsyncRun(RunShell):
+    """One awaited call of `run`."""
+
+    def __init__(self, plan: Plan, new_driver: Callable[..., AsyncDriver] = AsyncDriver) -> None:
+        super().__init__(plan)
+        self._new_driver = new_driver
+
+    @calls_out
+    async def outcome(self, granted: Granted | None = None) -> Any:
+        """What the run comes to, claimed here or under a lease that has been `granted`."""
+        try:
+            return await (self._claim() if granted is None else self._execute(granted))
+        except BaseException as reason:
+            if isinstance(reason, Exception):
+                shorten(reason)
+            self._over = True
+            await self.give_all_back(reason)
+            raise
+        finally:
+            self._over = self._plan.here.over = True
+
+    @calls_out
+    async def _claim(self) -> Any:
+        plan, claim, polls = self._plan, self._plan.claim, 0
+        began = self._clock.elapsed()
+        while True:
+            reply = await self._begin(claim)
+            match plan.admission(claim, reply, self._clock.elapsed() - began, polls):
+                case Proceed(granted):
+                    return await self._execute(granted)
+                case Return(value):
+                    return plan.stored_result(value)
+                case Reraise(error):
+                    raise plan.stored_failure(error)
+                case ClaimAgain(seconds, claim, lease, look):
+                    await self._give_back(lease)
+                    await self._clock.asleep(seconds, look)
+                    polls += 1
+                case Migrate(mismatch):
+                    await self._migrate(mismatch)
+                    polls += 1
+                case Decline(error, lease):
+                    await self._give_back(lease)
+                    raise error
+                case never:
+                    assert_never(never)
+
+    @calls_out
+    async def _execute(self, granted: Granted) -> Any:
+        plan, end, lease = self._plan, Ending(), granted.lease
+        try:
+            self._execution = execution = plan.execution(granted, asyncio.current_task())
+            self._driver = driver = self._new_driver(execution, *plan.for_driver)
+            arguments = plan.arguments(AsyncStep(driver), driver, execution.journal)
+            token = enter(driver.frame())
+        except BaseException as reason:
+            await self._give_back(lease, None, reason)
+            raise
+        try:
+            try:
+                value = await plan.fn(*arguments)
+                await driver.check_awaited()
+                end.on_return(plan, value)
+            except Exception as exception:
+                execution.over = True
+                await driver.check_awaited(exception)
+                end.on_raise(plan, exception)
+            execution.over = True
+            await driver.drain()
+        except BaseException as exception:
+            end.on_exit(exception)
+            await driver.settle(PATIENCE, exception)
+        finally:
+            execution.over = True
+            leave(token)
+        match end.conclusion(execution):
+            case Finish(status, record) as finish:
+                try:
+                    await self._finish(lease, status, record)
+                except DurableError as error:
+                    await self._give_back(lease)
+                    raise end.interruption(plan, execution, error) from end.exception
+                return end.outcome(plan, execution, finish)
+            case Release(error, status):
+                await self._give_back(lease, status, end.exception)
+                raise end.interruption(plan, execution, error) from None
+            case never:
+                assert_never(never)
+
+    async def _begin(self, claim: Claim) -> ClaimReply:
+        task = None
+        with contextlib.suppress(RuntimeError):  # no event loop at all
+            task = asyncio.current_task()
+        if task is None:
+            raise AsyncMismatch(
+                f"run {claim.run_id!r}: an async workflow runs in a task of asyncio (uvloop will do, and anyio on asyncio), "
+                f"and this is none. Elsewhere, make the workflow a blocking function and call durable.run in a thread, "
+                f"for example with trio.to_thread.run_sync."
+            )
+        # Weakly: an abandoned task must not be kept by the very question whether it is still there. Nor its event loop, whose
+        # timers keep it.
+        this, doing = weakref.ref(self), weakref.ref(task)
+
+        def alive() -> bool:
+            run, task = this(), doing()
+            return (
+                run is not None and task is not None and run.is_alive(not (task.done() or task.get_loop().is_closed()))
+            )
+
+        reply = None
+        try:
+            reply = self._store.aio.begin(claim, alive)
+            return await see_through(reply, PATIENCE)
+        except BaseException as reason:  # a lease that is granted all the same is given back, now or when it comes
+            if reply is None:
+                raise
+            if not (reply.done() or isinstance(reason, asyncio.CancelledError | GeneratorExit)):  # a signal handler's
+                await asyncio.wait([reply], timeout=PATIENCE)  # the event loop may be closed before it comes
+            if not reply.done():
+                reply.add_done_callback(self._give_back_late)
+            elif reply.exception() is None and isinstance(granted := reply.result(), Granted):
+                await self._give_back(granted.lease, None, reason)
+            raise
+
+    def _give_back_late(self, reply: asyncio.Future[ClaimReply]) -> None:
+        if not reply.cancelled() and reply.exception() is None and isinstance(granted := reply.result(), Granted):
+            self._store.aio.release(granted.lease)
+
+    async def _finish(self, lease: Lease, status: Status, record: Record) -> None:
+        await see_through(self._store.aio.finish(lease, status, record), PATIENCE)
+        self._forget(lease)
+
+    async def _migrate(self, mismatch: VersionMismatch) -> None:
+        stored = await self._store.aio.load(mismatch.run_id)
+        if stored is not None:
+            answer = self._plan.ask_user(mismatch, stored)
+            if inspect.isawaitable(answer):
+                answer = await answer
+            await self._store.aio.replace(mismatch.run_id, stored, self._plan.migrate(answer, mismatch, stored))
+
+    async def give_all_back(self, reason: BaseException | None = None) -> None:
+        """Whatever an interrupt has kept from being given back."""
+        for lease, status in self._leases_left():
+            await self._give_back(lease, status, reason)
+
+    async def _give_back(
+        self, lease: Lease | None, status: Status | None = None, reason: BaseException | None = None
+    ) -> None:
+        if lease is not None:
+            self._forget(lease)
+            if isinstance(reason, GeneratorExit):  # the coroutine is being closed, and may not wait any more
+                # Nor can it ask where the event loop is gone, or no thread can be started: the lease ends.
+                with contextlib.suppress(RuntimeError, DurableError):
+                    self._store.aio.release(lease, status)
+                return
+            try:
+                release = self._store.aio.release(lease, status)  # begun here, and not cancelled with this task
+            except DurableError as refusal:  # where no thread can be started for it
+                leave_to_expire(lease, refusal)
+                return
+            try:
+                await see_through(asyncio.ensure_future(asyncio.wait([release], timeout=PATIENCE)), PATIENCE)
+            except asyncio.CancelledError:
+                if reason is None:
+                    raise  # else `reason` is on its way
+            if release.done() and isinstance(problem := release.exception(), DurableError):
+                leave_to_expire(lease, problem)

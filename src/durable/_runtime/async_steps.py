@@ -1,0 +1,353 @@
+"""The two drivers of the engine, side by side: `BlockingDriver` blocks, `AsyncDriver` awaits.
+
+Each performs what the engine decides and reports what came of it. They differ in colour only, which a test checks by
+stripping it; what has no colour is in `_driver.Driver`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
+from typing import Any, Final, assert_never
+
+from durable._common.boundary import calls_out, shorten
+from durable._engine.calls import Call
+from durable._engine.causes import InFlight, is_handled_around, links
+from durable._engine.decisions import (
+    Abort,
+    Attempt,
+    AttemptInTransaction,
+    Checkpoint,
+    Commit,
+    Interrupted,
+    Join,
+    Leave,
+    Raise,
+    Receive,
+    Received,
+    Rejected,
+    Replay,
+    Sleep,
+    StepDecision,
+    StepOutcome,
+    Wait,
+)
+from durable._runtime.bodies import Body, body_of_call, body_of_decorated
+from durable._runtime.context import enter, leave
+from durable._runtime.definitions import StepDefinition
+from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Driver
+from durable._runtime.mapping import MapItems, MapOptions, map_async
+from durable._runtime.shielded import see_through
+from durable._runtime.step_options import StepOptions
+from durable._runtime.timeouts import (
+    NotBegun,
+    await_within,
+    call_on_thread,
+    explain_unawaited,
+    is_awaitable,
+    needs_thread,
+)
+from durable.codecs._failures import add_note
+from durable.errors import AsyncMismatch, DurableError
+from durable.records import Record
+
+_MAX_TURNS: Final = 10  # of the event loop, for tasks within tasks to begin what they have called
+
+
+class AsyncDriver(Driver):
+    """The same for asyncio: awaits."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._loop = asyncio.get_running_loop()
+        self._change: asyncio.Future[None] | None = None
+        self._unanswered: set[Call] = set()  # calls whose checkpoints are on their way
+        self._unbegun: dict[Call | MapItems, Coroutine[Any, Any, Any]] = {}  # what was handed out, until it is awaited
+        if (main := asyncio.current_task()) is not None:
+            self._execution.journal.is_asked_to_end = lambda: main.cancelling() > 0
+
+    def call_decorated(self, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See `context.Driver`."""
+        name, fn = definition.name, definition.fn
+        if not inspect.iscoroutinefunction(fn):
+            raise AsyncMismatch(
+                f"{name!r} is a blocking function, and this workflow is async: "
+                f'call it as `await step("{name}", {getattr(fn, "__name__", "fn")}, ...)`, so that its checkpoint is awaited'
+            )
+        return self.call(name, None, body_of_decorated(fn, args, kwargs, definition.options, self.defaults))
+
+    async def check_awaited(self, failure: Exception | None = None) -> None:
+        """Let the tasks begin that the workflow has left behind, and say which of its steps nothing awaits.
+
+        `AsyncMismatch`; where the workflow has failed with something else, that gets a note.
+        """
+        for _ in range(_MAX_TURNS):
+            await asyncio.sleep(0)  # each task that has been made begins in this turn, and may make another
+            if not self._unbegun:
+                return
+        names = self._close_unawaited()
+        if not names:
+            return
+        if failure is None:
+            raise AsyncMismatch(explain_unawaited(names))
+        add_note(failure, explain_unawaited(names))
+
+    def _close_unawaited(self) -> list[str]:
+        """The names of the steps that nothing has awaited. From here on they can no longer be."""
+        unbegun, self._unbegun = self._unbegun, {}
+        names: list[str] = []
+        for step, coroutine in unbegun.items():
+            if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:  # not of a task that was cancelled
+                names.append(step.name)
+                coroutine.close()  # else it would say in a warning what is said here, without the step's name
+        return names
+
+    async def drain(self) -> None:
+        """Wait until no step is running."""
+        while not self._execution.idle:
+            try:
+                async with asyncio.timeout(self._execution.lease.seconds):
+                    while not self._execution.idle:
+                        await self._changed()
+            except TimeoutError:
+                self._warn_still_running()
+
+    async def settle(self, seconds: float, reason: BaseException) -> None:
+        """Wait until no checkpoint is on its way, `seconds` at most; not at all in a coroutine that is being closed."""
+        if not isinstance(reason, GeneratorExit):
+            with contextlib.suppress(asyncio.CancelledError):  # `reason` is raised, once this is over
+                await see_through(asyncio.ensure_future(self._settle(seconds)), seconds)
+        self._close_unawaited()
+
+    async def _settle(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await asyncio.sleep(0)  # a task that has not begun ends in this turn
+                while self._execution.committing:
+                    await self._changed()
+
+    def call(self, name: str, key: str | None, body: Body, amid: InFlight | None = None) -> Coroutine[Any, Any, Any]:
+        """What the step gives; `amid` is what is in flight where the call was handed on, if it was."""
+        fingerprint = self._fingerprint(name, key, body)
+        if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- the one way to ask without raising
+            raise AsyncMismatch(f"step {name!r} belongs to an async workflow: call it on that workflow's event loop")
+        call = self._draw(name, key, body, fingerprint, asyncio.current_task(), amid)
+        self._unbegun[call] = handed_out = (
+            self._rest(call, body) if isinstance(body.kind, Sleep) else self._drive(call, body)
+        )
+        return handed_out
+
+    def map(
+        self, name: str, fn: Callable[[Any], Any], items: Iterable[Any], given: StepOptions, how: MapOptions
+    ) -> Coroutine[Any, Any, list[Any]]:
+        """A step for each item, in tasks."""
+        amid, defaults = self._in_flight(sys.exception()), self.defaults
+        every = MapItems(name, items, how)
+
+        async def begun() -> list[Any]:
+            self._unbegun.pop(every, None)
+            return await map_async(
+                every, lambda key, item: self.call(name, key, body_of_call(fn, (item,), given, defaults), amid)
+            )
+
+        self._unbegun[every] = handed_out = begun()
+        return handed_out
+
+    def _outer_exception(self, exception: BaseException) -> BaseException | None:
+        # An event loop may be run in an `except` block, and is where asyncio.run ends its tasks: what is handled there is
+        # not the workflow's, and an interruption raised again would leave all the other tasks as they stand.
+        task = asyncio.current_task()
+        root = None if task is None else getattr(task.get_coro(), "cr_frame", None)
+        return next((link for link in links(exception) if link is self._before or is_handled_around(root, link)), None)
+
+    def _branch(self) -> object:
+        return asyncio.current_task()
+
+    def _is_cancelled(self) -> bool:
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+
+    @calls_out
+    async def _drive(self, call: Call, body: Body) -> Any:
+        outcome: StepOutcome = ASKED
+        try:
+            while True:
+                match self._advance(call, outcome):
+                    case Attempt() as attempt:
+                        outcome = await self._attempt(call, attempt, body)
+                    case Checkpoint(record):
+                        outcome = await self._checkpoint(call, record)
+                    case Replay(record):
+                        return self._hand_out(call, record, body)
+                    case AttemptInTransaction(number, began):
+                        outcome = await self._transact(call, Attempt(number, began), body)
+                    case Wait(seconds, look):
+                        await self.clock.asleep(seconds, look)
+                        outcome = ASKED
+                    case Receive(signal, taken):
+                        outcome = await self._receive(signal, taken)
+                    case Commit(record):
+                        outcome = await self._commit(call, body, record)
+                    case Join():
+                        await self._join(call)
+                        outcome = ASKED
+                    case Raise(error):
+                        raise error
+                    case Abort(error):
+                        raise self.exit_error(error)
+                    case Leave(interruption):
+                        raise interruption
+                    case never:
+                        assert_never(never)
+        except BaseException as reason:
+            self._abandon(call, reason)
+            shorten(reason)
+            raise
+
+    @calls_out
+    async def _attempt(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
+        if (room := self._store.aio.room()) is not None:
+            await self._wait_for_room(room)
+        token, timeout = enter(self.frame(call.key)), body.options.timeout
+        try:
+            if timeout is None:
+                value = body.call()
+                if is_awaitable(value):
+                    value = await value
+            else:
+                value = await await_within(timeout, call.name, body.call, blocks=needs_thread(body.fn))
+        except NotBegun as problem:
+            return Rejected(problem.error)
+        except Exception as exception:
+            return self._fail(call, exception, attempt, body)
+        finally:
+            leave(token)
+        return self._encode(call, value, body)
+
+    async def _wait_for_room(self, room: asyncio.Future[None] | None) -> None:
+        """Wait until the store has room for what a body will bring, if a body may still be started then."""
+        while room is not None:
+            await room
+            room = self._store.aio.room()
+        if stop := self._execution.stopped(self._reading()):
+            raise self.exit_error(stop.error)
+
+    async def _transact(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
+        try:
+            transaction = self._open_transaction(call, attempt, body)
+        except DurableError as error:
+            return Rejected(error)
+        context = contextvars.copy_context()
+        performed = transaction.submit(lambda: context.run(self._perform, call, attempt, body, transaction))
+        return await asyncio.wrap_future(performed)
+
+    async def _commit(self, call: Call, body: Body, record: Record) -> StepOutcome:
+        try:
+            answer = call_on_thread(call.name, partial(self._commit_transaction, call, body, record))
+        except NotBegun as problem:
+            return Rejected(problem.error)
+        outcome: asyncio.Future[StepOutcome] = asyncio.wrap_future(answer)
+        self._unanswered.add(call)
+        try:
+            await asyncio.shield(outcome)
+        except asyncio.CancelledError:  # it is on its way all the same, and its outcome is heard when it comes
+            outcome.add_done_callback(partial(self._on_late_commit, call))
+            raise
+        except BaseException:
+            self._unanswered.discard(call)
+            raise
+        self._unanswered.discard(call)
+        return outcome.result()
+
+    def _on_late_commit(self, call: Call, outcome: asyncio.Future[StepOutcome]) -> None:
+        self._unanswered.discard(call)
+        problem = asyncio.CancelledError() if outcome.cancelled() else outcome.exception()
+        if problem is not None:
+            self._abandon(call, problem)
+        elif not isinstance(self._advance(call, outcome.result()), Replay):  # there is more to do, and nobody to do it
+            self._abandon(call, asyncio.CancelledError())
+
+    async def _checkpoint(self, call: Call, record: Record) -> StepOutcome:
+        call.stored = None
+        try:
+            answer = self._store.aio.checkpoint(self._execution.lease, record, partial(self._on_late_reply, call))
+        except DurableError as refusal:  # it did not set out
+            return Rejected(refusal)
+        self._unanswered.add(call)
+        try:
+            # On one line: nothing comes between the answer and that it is known.
+            call.stored = await answer is None  # type: ignore[func-returns-value]
+        except asyncio.CancelledError:  # the record is on its way all the same, and its answer is heard when it comes
+            if not answer.cancelled():  # it has come already, in the same turn of the loop
+                self._on_late_reply(call, answer.exception())
+            raise
+        except BaseException as error:
+            self._unanswered.discard(call)
+            if isinstance(error, DurableError):
+                return Rejected(error)
+            raise
+        self._unanswered.discard(call)
+        return ACKNOWLEDGED
+
+    def _on_late_reply(self, call: Call, error: BaseException | None) -> None:
+        self._unanswered.discard(call)
+        if error is None:
+            if not isinstance(self._advance(call, ACKNOWLEDGED), Replay):  # there is more to do, and nobody to do it
+                self._abandon(call, asyncio.CancelledError())
+        elif isinstance(error, DurableError):
+            self._advance(call, Rejected(error))
+        else:
+            self._abandon(call, error)
+
+    async def _receive(self, signal: str, taken: Sequence[int]) -> StepOutcome:
+        try:
+            found = await self._store.aio.receive(self._execution.lease, signal, taken)
+        except DurableError as error:
+            return Rejected(error)
+        return SILENT if found is None else Received(found[0], found[1].encode())
+
+    async def _rest(self, call: Call, body: Body) -> None:
+        until = await self._drive(call, body)
+        while True:
+            match self._next_rest(call, until):
+                case Wait(seconds, look):
+                    await self.clock.asleep(seconds, look)
+                case Abort(error):
+                    raise self.exit_error(error)
+                case None:
+                    return
+                case never:
+                    assert_never(never)
+
+    async def _join(self, call: Call) -> None:
+        while self._execution.running(call):
+            await self._changed()
+
+    def _abandon(self, call: Call, reason: BaseException) -> None:
+        if call in self._unanswered and isinstance(reason, asyncio.CancelledError):
+            return  # its answer is heard when it comes
+        self._unanswered.discard(
+            call
+        )  # of what a signal handler raises, which strikes where nothing is awaited, there is none
+        self._forsake(call)
+        self._advance(call, Interrupted(type(reason).__name__))
+
+    def _advance(self, call: Call, outcome: StepOutcome) -> StepDecision:
+        if outcome is ASKED:
+            self._unbegun.pop(call, None)
+        reading = UNREAD if type(outcome) in self._timeless else self._reading()
+        decision = self._execution.advance(call, outcome, reading)
+        if self._change is not None:
+            self._change.set_result(None)
+            self._change = None
+        return decision
+
+    async def _changed(self) -> None:
+        if self._change is None:
+            self._change = self._loop.create_future()
+        await asyncio.shield(self._change)

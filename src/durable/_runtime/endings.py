@@ -1,0 +1,74 @@
+"""How a workflow function ended, and what its run comes to by that."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from durable._engine import runs
+from durable._engine.decisions import Conclusion, Finish
+from durable._engine.steps import Execution
+from durable._runtime.plan import Plan
+from durable.codecs._failures import to_record
+from durable.errors import AsyncMismatch, DurableError, Unwind
+from durable.records import ErrorRecord
+
+__all__ = ["Ending"]
+
+
+class Ending:
+    """How a workflow function ended: with a value, an exception, or in flight from something else."""
+
+    def __init__(self) -> None:
+        self.exception: BaseException | None = None
+        self._value = b""
+        self._error: ErrorRecord | None = None
+
+    def on_return(self, plan: Plan, value: Any) -> None:
+        if inspect.isawaitable(value):
+            if inspect.iscoroutine(value):
+                value.close()  # it will never be awaited, and says so here rather than in a warning
+            advice = (
+                "await it there, and return what it gives"
+                if plan.is_async
+                else "but is not an async function: define it with `async def`"
+            )
+            raise AsyncMismatch(f"workflow {plan.claim.workflow!r} returned something to await: {advice}")
+        self._value = plan.encode(value)
+
+    def on_raise(self, plan: Plan, exception: Exception) -> None:
+        self.exception = exception
+        self._error = to_record(exception, plan.codec)
+
+    def on_exit(self, exception: BaseException) -> None:
+        self.exception = exception
+        self._error = None
+
+    def conclusion(self, execution: Execution) -> Conclusion:
+        if isinstance(self.exception, Exception) and self._error is not None:
+            conclusion = runs.raised(execution, self.exception, self._error)
+        elif self.exception is not None:
+            conclusion = runs.left(execution, self.exception)
+        else:
+            conclusion = runs.returned(execution, self._value)
+        if (error := execution.error) is not None:
+            if self.exception is not None and not isinstance(self.exception, Exception):
+                error.__traceback__ = self.exception.__traceback__  # it shows where the workflow was left
+            Unwind.settle(error)
+        return conclusion
+
+    def outcome(self, plan: Plan, execution: Execution, finish: Finish) -> Any:
+        """The end is committed: what the caller of `run` gets."""
+        runs.finished(execution, finish, plan.reading())
+        if execution.error is not None:
+            raise execution.error from None
+        if self.exception is not None:
+            raise self.exception
+        return plan.decode(self._value)
+
+    def interruption(self, plan: Plan, execution: Execution, error: DurableError | None) -> BaseException:
+        """The run has no outcome: what the caller of `run` gets."""
+        reason = error or self.exception
+        assert reason is not None  # noqa: S101 -- a run is released for a reason
+        runs.interrupted(execution, plan.reading(), reason)
+        return reason

@@ -1,0 +1,45 @@
+"""A question of a store that is told once: as a coroutine, which the blocking form of it runs at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+from durable._common.boundary import calls_out
+
+__all__ = ["Coroutines", "at_once", "call_now"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Coroutines:
+    """The verbs of a store that blocks, as coroutines: each `call`ed at once, or in a thread."""
+
+    def __init__(self, store: object, call: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+        self._store = store
+        self._call = call
+
+    def __getattr__(self, verb: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+        return partial(self._call, getattr(self._store, verb))
+
+
+@calls_out
+async def call_now(verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What a verb that blocks comes to."""
+    return verb(*args, **kwargs)
+
+
+@calls_out
+def at_once(question: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What the question comes to, once all that it asks has blocked."""
+    coroutine = question(*args, **kwargs)
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        answer: T = end.value
+        return answer
+    finally:
+        coroutine.close()  # interrupted before it began, it would say in a warning that it was never awaited
+    raise AssertionError("a question that blocks has waited")

@@ -1,0 +1,74 @@
+"""What a call of `run` was given besides what to run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict
+
+import tenacity
+
+from durable._common.durations import Duration, checked_duration
+from durable._engine.headers import FOREIGN_METADATA
+from durable._runtime.versions import OnVersionMismatch, check_answer
+from durable.errors import InvalidArgument
+from durable.events import Listener
+
+__all__ = ["OnConflict", "RunOptions", "RunOptionsDict", "check_options"]
+
+OnConflict: TypeAlias = Literal["raise", "wait"]
+
+_RESERVED: Final = {"version", "inputHash", "workflowFunction", *FOREIGN_METADATA}
+
+
+class RunOptionsDict(TypedDict, total=False):
+    """The options of `durable.run` to a type checker; what each means is said there."""
+
+    version: int
+    on_version_mismatch: OnVersionMismatch | None
+    on_conflict: OnConflict
+    wait_timeout: Duration | None
+    lease: Duration
+    deadline: Duration | datetime | None
+    metadata: Mapping[str, Any] | None
+    cancel: threading.Event | None
+    retry: tenacity.BaseRetrying | None
+    on_event: Listener | None
+
+
+class RunOptions(NamedTuple):
+    """The same as they were given, or by default."""
+
+    version: int
+    on_version_mismatch: OnVersionMismatch | None
+    on_conflict: str
+    wait_timeout: Duration | None
+    lease: Duration
+    deadline: Duration | datetime | None
+    metadata: Mapping[str, Any] | None
+    cancel: threading.Event | None
+    retry: object
+    on_event: Listener | None
+
+
+def check_options(options: RunOptions) -> None:
+    """`InvalidArgument` for an option that cannot be one."""
+    version, on_conflict, wait_timeout = options.version, options.on_conflict, options.wait_timeout
+    if isinstance(version, bool) or not isinstance(version, int) or not -(2**31) <= version < 2**31:
+        raise InvalidArgument(f"version must be an int of at most 31 bits, not {version!r}")
+    check_answer(options.on_version_mismatch)
+    if on_conflict not in ("raise", "wait"):
+        raise InvalidArgument(f'on_conflict must be "raise" or "wait", not {on_conflict!r}')
+    if wait_timeout is not None:
+        checked_duration("wait_timeout", wait_timeout, zero=True)
+    if not isinstance(options.metadata, Mapping | None):
+        raise InvalidArgument(f"metadata must be a mapping, not {type(options.metadata).__name__}")
+    if _RESERVED & set(options.metadata or ()):
+        raise InvalidArgument(
+            f"metadata must not have the keys {sorted(_RESERVED)}: they are the library's own, or tell another tool's runs"
+        )
+    if options.cancel is not None and not isinstance(options.cancel, threading.Event):
+        raise InvalidArgument(f"cancel must be a threading.Event, not {type(options.cancel).__name__}")
+    if options.on_event is not None and not callable(options.on_event):
+        raise InvalidArgument(f"on_event must be a function of one event, not {type(options.on_event).__name__}")

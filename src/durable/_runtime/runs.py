@@ -1,0 +1,161 @@
+"""A blocking run: claims it, calls the workflow, keeps its lease, records how it ended."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any, assert_never
+
+from durable._common.boundary import calls_out, shorten
+from durable._engine.decisions import (
+    Claim,
+    ClaimAgain,
+    ClaimReply,
+    Decline,
+    Finish,
+    Granted,
+    Migrate,
+    Proceed,
+    Release,
+    Reraise,
+    Return,
+)
+from durable._engine.leases import Lease
+from durable._runtime.context import enter, leave
+from durable._runtime.endings import Ending
+from durable._runtime.handles import Step
+from durable._runtime.plan import Plan
+from durable._runtime.shell import PATIENCE, RunShell, leave_to_expire
+from durable._runtime.steps import BlockingDriver
+from durable.errors import AsyncMismatch, DurableError, VersionMismatch
+from durable.records import Record, Status
+
+__all__ = ["BlockingRun"]
+
+
+class BlockingRun(RunShell):
+    """One blocking call of `run`."""
+
+    def __init__(self, plan: Plan, new_driver: Callable[..., BlockingDriver] = BlockingDriver) -> None:
+        super().__init__(plan)
+        self._new_driver = new_driver
+
+    @calls_out
+    def outcome(self, granted: Granted | None = None) -> Any:
+        """What the run comes to, claimed here or under a lease that has been `granted`."""
+        try:
+            return self._claim() if granted is None else self._execute(granted)
+        except BaseException as reason:
+            if isinstance(reason, Exception):
+                shorten(reason)
+            self._over = True
+            self.give_all_back(reason)
+            raise
+        finally:
+            self._over = self._plan.here.over = True
+
+    @calls_out
+    def _claim(self) -> Any:
+        plan, claim, polls = self._plan, self._plan.claim, 0
+        began = self._clock.elapsed()
+        while True:
+            reply = self._begin(claim)
+            match plan.admission(claim, reply, self._clock.elapsed() - began, polls):
+                case Proceed(granted):
+                    return self._execute(granted)
+                case Return(value):
+                    return plan.stored_result(value)
+                case Reraise(error):
+                    raise plan.stored_failure(error)
+                case ClaimAgain(seconds, claim, lease, look):
+                    self._give_back(lease)
+                    self._clock.sleep(seconds, look)
+                    polls += 1
+                case Migrate(mismatch):
+                    self._migrate(mismatch)
+                    polls += 1
+                case Decline(error, lease):
+                    self._give_back(lease)
+                    raise error
+                case never:
+                    assert_never(never)
+
+    @calls_out
+    def _execute(self, granted: Granted) -> Any:
+        plan, end, lease = self._plan, Ending(), granted.lease
+        try:
+            self._execution = execution = plan.execution(granted, threading.current_thread())
+            self._driver = driver = self._new_driver(execution, *plan.for_driver)
+            arguments = plan.arguments(Step(driver), driver, execution.journal)
+            token = enter(driver.frame())
+        except BaseException as reason:
+            self._give_back(lease, None, reason)
+            raise
+        try:
+            try:
+                value = plan.fn(*arguments)
+                driver.check_awaited()
+                end.on_return(plan, value)
+            except Exception as exception:
+                execution.over = True
+                driver.check_awaited(exception)
+                end.on_raise(plan, exception)
+            execution.over = True
+            driver.drain()
+        except BaseException as exception:
+            end.on_exit(exception)
+            driver.settle(PATIENCE, exception)
+        finally:
+            execution.over = True
+            leave(token)
+        match end.conclusion(execution):
+            case Finish(status, record) as finish:
+                try:
+                    self._finish(lease, status, record)
+                except DurableError as error:
+                    self._give_back(lease)
+                    raise end.interruption(plan, execution, error) from end.exception
+                return end.outcome(plan, execution, finish)
+            case Release(error, status):
+                self._give_back(lease, status, end.exception)
+                raise end.interruption(plan, execution, error) from None
+            case never:
+                assert_never(never)
+
+    def _begin(self, claim: Claim) -> ClaimReply:
+        thread = threading.current_thread()
+        return self._store.begin(claim, lambda: self.is_alive(thread.is_alive()))
+
+    def _finish(self, lease: Lease, status: Status, record: Record) -> None:
+        self._store.finish(lease, status, record)
+        self._forget(lease)
+
+    def _migrate(self, mismatch: VersionMismatch) -> None:
+        stored = self._store.load(mismatch.run_id)
+        if stored is not None:
+            answer = self._plan.ask_user(mismatch, stored)
+            if inspect.isawaitable(answer):
+                raise _reject_async_answer(answer)
+            self._store.replace(mismatch.run_id, stored, self._plan.migrate(answer, mismatch, stored))
+
+    def give_all_back(self, reason: BaseException | None = None) -> None:
+        """Whatever an interrupt has kept from being given back."""
+        for lease, status in self._leases_left():
+            self._give_back(lease, status, reason)
+
+    def _give_back(self, lease: Lease | None, status: Status | None = None, _: BaseException | None = None) -> None:
+        if lease is not None:
+            try:
+                self._store.release(lease, status)
+            except DurableError as problem:  # whatever it is, it must not replace what the run has come to
+                leave_to_expire(lease, problem)
+            self._forget(lease)
+
+
+def _reject_async_answer(answer: Any) -> AsyncMismatch:
+    if inspect.iscoroutine(answer):
+        answer.close()
+    return AsyncMismatch(
+        "on_version_mismatch is an async function, and the workflow is a blocking one: make them of one colour"
+    )

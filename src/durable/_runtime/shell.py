@@ -1,0 +1,56 @@
+"""What a blocking run and an async one have in common: everything that neither blocks nor awaits."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Final
+
+from durable._common.reports import say
+from durable._engine.leases import Lease
+from durable._engine.steps import Execution
+from durable._runtime.driver import Driver
+from durable._runtime.plan import Plan
+from durable.errors import DurableError
+from durable.records import Status
+
+__all__ = ["PATIENCE", "RunShell", "leave_to_expire"]
+
+PATIENCE: Final = 5.0  # seconds that a run which is being left waits for its last checkpoints, then for its release
+
+_log = logging.getLogger("durable")
+
+
+class RunShell:
+    """One call of `run`, blocking or async."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._store = plan.store
+        self._clock = plan.clock
+        self._driver: Driver | None = None
+        self._over = False
+        self._execution: Execution | None = None
+
+    def _forget(self, lease: Lease) -> None:
+        """The lease needs no giving back any more."""
+        with contextlib.suppress(ValueError):
+            self._plan.claim.taken.remove(lease)
+
+    def _leases_left(self) -> list[tuple[Lease, Status | None]]:
+        """The leases that this call of `run` still has, though it is over, and what their run goes back to."""
+        status = None if self._execution is None else self._execution.journal.former_status()
+        return [(lease, status) for lease in list(self._plan.claim.taken)]
+
+    def is_alive(self, running: bool) -> bool:
+        """Whether somebody still works under the lease; asked by the heartbeat, which has a look at the steps too."""
+        if self._over or not running or self._plan.is_late:
+            return False
+        if self._driver is not None:
+            self._driver.report_stalls()
+        return True
+
+
+def leave_to_expire(lease: Lease, problem: DurableError) -> None:
+    message = "the lease on run %r could not be given back (%s) and ends by itself"
+    say(_log, logging.WARNING, message, lease.run_id, type(problem).__name__)

@@ -1,0 +1,174 @@
+"""Calling a step's body, within a time if it has one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from types import CoroutineType
+from typing import Any, Final
+
+from durable._common.boundary import calls_out
+from durable._common.reports import say
+from durable.errors import AsyncMismatch, StepTimeout, StoreUnavailable
+
+__all__ = [
+    "NotBegun",
+    "await_within",
+    "call_on_thread",
+    "call_within",
+    "explain_early_call",
+    "explain_unawaited",
+    "is_awaitable",
+    "needs_thread",
+    "vain_awaitable_error",
+]
+
+_ABANDONED: Final = "A thread cannot be stopped: the body goes on there, and what becomes of it is not recorded."
+_HELD_THE_LOOP: Final = (
+    "It was called on the event loop, as a thunk is, and blocked that until it returned. Pass the function and its arguments, "
+    "step(name, fn, arg), and it has a thread."
+)
+_NEVER_AWAITED: Final = frozenset({type(None), bool, int, float, str, bytes, list, dict, tuple})
+
+_log = logging.getLogger("durable")
+
+
+def is_awaitable(value: object) -> bool:
+    """Whether a body returned something to await. (`inspect` takes a while to say that a dict is not.)"""
+    kind = type(value)
+    return kind is CoroutineType or (kind not in _NEVER_AWAITED and inspect.isawaitable(value))
+
+
+def vain_awaitable_error(name: str, value: Any, why: str) -> AsyncMismatch:
+    """The error for a body that returned something to await where nobody can."""
+    if inspect.iscoroutine(value):
+        value.close()  # it will never be awaited, and says so here rather than in a warning
+    return AsyncMismatch(f"step {name!r} returned something to await, {why}")
+
+
+def explain_early_call(value: Any) -> str:
+    """What is wrong with a step that was given this value in the place of its function."""
+    what = f"{type(value).__name__} is not a function. Pass the function without calling it, and then its arguments"
+    if inspect.iscoroutine(value):
+        value.close()  # it will never be awaited, and says so here rather than in a warning
+        function = value.__name__
+        return f"{what}: step(name, {function}, arg) instead of step(name, {function}(arg))"
+    return f"{what}, step(name, fn, arg), or a thunk, step(name, lambda: fn(arg))"
+
+
+def explain_unawaited(names: Sequence[str]) -> str:
+    """What is said of steps that an async workflow has called, and nothing has awaited."""
+    if len(names) == 1:
+        return f"step {names[0]!r} was called and never awaited, so it did not run: await it, as in `await step(...)`"
+    several = ", ".join(map(repr, names))
+    return f"steps {several} were called and never awaited, so they did not run: await them, as in `await step(...)`"
+
+
+def call_within(seconds: float, name: str, body: Callable[[], Any]) -> Any:
+    """What the body returns or raises, or `StepTimeout`: it is then left to itself, on a thread of its own."""
+    answer = call_on_thread(name, body)
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        if answer.done():  # in the last moment, or it is the body's own
+            return answer.result()
+    raise _give_up(name, seconds, _ABANDONED)
+
+
+def needs_thread(fn: object) -> bool:
+    """Whether a function with a timeout is taken for one that blocks its thread, in an async workflow.
+
+    A thunk is not: `lambda: client.get(url)` makes something to await, on its event loop. Nothing tells what else it may be.
+    """
+    return not (inspect.iscoroutinefunction(fn) or getattr(fn, "__name__", "") == "<lambda>")
+
+
+@calls_out
+async def await_within(seconds: float, name: str, body: Callable[[], Any], *, blocks: bool) -> Any:
+    """The same for asyncio: what can be awaited is cancelled; a body that blocks has a thread, and is left to itself."""
+    advice, limit = _ABANDONED if blocks else "", asyncio.timeout(seconds)
+    loop, latest = asyncio.get_running_loop(), asyncio.get_running_loop().time() + seconds
+    try:
+        async with limit:
+            value = await _await_on_thread(name, body) if blocks else body()
+            if is_awaitable(value):
+                advice = ""
+                value = await value
+            elif not blocks and loop.time() > latest:
+                raise StepTimeout(name, seconds, _HELD_THE_LOOP)
+            return value
+    except TimeoutError:
+        if not limit.expired():  # the body's own, or of one that never let go of the loop
+            raise
+    raise _give_up(name, seconds, advice)
+
+
+async def _await_on_thread(name: str, body: Callable[[], Any]) -> Any:
+    # What came of it is handed over as a value: asyncio's futures take no StopIteration, and would never be done.
+    answer: Future[Future[Any]] = call_on_thread(name, lambda: _settle(body))
+    settled = await asyncio.wrap_future(answer)
+    problem = settled.exception()
+    if isinstance(problem, RuntimeError) and "event loop" in str(problem):
+        BaseException.add_note(
+            problem,
+            f"step {name!r} has a timeout, so that its function was called in a thread: make it `async def` for the event loop",
+        )
+    return settled.result()
+
+
+def _settle(body: Callable[[], Any]) -> Future[Any]:
+    answer: Future[Any] = Future()
+    try:
+        answer.set_result(body())
+    except BaseException as problem:
+        answer.set_exception(problem)
+    return answer
+
+
+def _give_up(name: str, seconds: float, advice: str) -> StepTimeout:
+    if advice:
+        message = "step %r: the body was given up after its timeout of %g s, and its thread goes on"
+        say(_log, logging.WARNING, message, name, seconds)
+    return StepTimeout(name, seconds, advice)
+
+
+class NotBegun(Exception):
+    """No thread could be started for a body: whatever it is, this is no failure of the body's."""
+
+    def __init__(self, error: StoreUnavailable) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def call_on_thread(name: str, body: Callable[[], Any]) -> Future[Any]:
+    """What the body comes to, on a thread that the interpreter does not wait for as it exits. Raises `NotBegun`."""
+    answer: Future[Any] = Future()
+    context = contextvars.copy_context()
+
+    def work() -> None:
+        try:
+            value = context.run(body)
+        except BaseException as problem:
+            outcome: tuple[Any, BaseException | None] = None, problem
+        else:
+            outcome = value, None
+        if not answer.set_running_or_notify_cancel():
+            return
+        value, error = outcome
+        if error is not None:
+            answer.set_exception(error)
+        else:
+            answer.set_result(value)
+
+    try:
+        threading.Thread(target=work, name=f"durable-step {name}", daemon=True).start()
+    except (RuntimeError, MemoryError) as problem:
+        raise NotBegun(
+            StoreUnavailable("this process", f"no thread can be started for step {name!r} ({problem})")
+        ) from problem
+    return answer
