@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 
 from durable.stores import Listed, PostgresStore, embedded, postgres
-from durable.stores._postgres.connections import Lane
+from durable.stores._postgres.session import Lane
 
 SNAPSHOTS: Final = 100_000
 RECORDS: Final = 10  # of each

@@ -13,7 +13,8 @@ from typing import Any
 
 import psycopg
 
-from durable.stores._postgres.statements import Names, statements
+from durable.stores._postgres.sql.loader import statements
+from durable.stores._postgres.sql.names import Names
 from simulation.database import circular, serve
 from simulation.session import Running, Session
 from simulation.tables import ACCOUNTS, Account, Header, Lease, new_database

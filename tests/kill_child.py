@@ -20,7 +20,8 @@ import durable
 from durable import AsyncStep, Step
 from durable.events import RunBegan, RunCompleted, RunEvent, StepRecorded, StepReplayed
 from durable.stores import PostgresStore, postgres
-from durable.stores._postgres.statements import Names, migrations, statements
+from durable.stores._postgres.sql.loader import migrations, statements
+from durable.stores._postgres.sql.names import Names
 
 migrations(Names())  # read before the fork, and not by each child
 statements(Names())

@@ -22,7 +22,8 @@ from typing import Any, Final
 
 import durable
 from durable.stores import PostgresStore, embedded, postgres
-from durable.stores._postgres.statements import Names, migrations, statements
+from durable.stores._postgres.sql.loader import migrations, statements
+from durable.stores._postgres.sql.names import Names
 from programs import limited
 
 migrations(Names())  # read before the fork, and not by each child

@@ -20,7 +20,7 @@ from durable._engine.leases import Lease
 from durable._engine.steps import Execution
 from durable._runtime.driver import Driver
 from durable.records import Record
-from durable.stores._postgres.writer import Job
+from durable.stores._postgres.job import Job
 from ownership_children import wait_until
 from support import Database
 

@@ -15,7 +15,7 @@ import durable
 from durable._engine.batches import LARGE
 from durable.errors import LeaseLost, RecordsLost
 from durable.stores._postgres import connections
-from durable.stores._postgres.connections import Lane
+from durable.stores._postgres.session import Lane
 from ownership_children import PATIENCE, wait_until
 from support import Database
 from writer_spies import writer_of

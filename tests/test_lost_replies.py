@@ -23,7 +23,7 @@ import durable
 from durable import AsyncStep, Step
 from durable._engine.batches import Verb
 from durable.stores import PostgresStore
-from durable.stores._postgres.writer import ABSENT, Job
+from durable.stores._postgres.job import ABSENT, Job
 from ownership_children import PATIENCE, wait_until
 from proxy import Link, Moment, Proxy, Trap
 from support import Database, needs

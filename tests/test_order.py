@@ -25,7 +25,8 @@ from durable.events import RunEvent, StepStalled
 from durable.records import Execution as Standing
 from durable.records import Header, Kind, Record, Status, StepRecord, render
 from durable.stores import MemoryStore, memory
-from durable.stores._postgres.statements import Names, statements
+from durable.stores._postgres.sql.loader import statements
+from durable.stores._postgres.sql.names import Names
 from support import Database
 
 

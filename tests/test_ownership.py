@@ -24,7 +24,8 @@ from durable._engine.leases import Lease
 from durable.events import LeaseTaken, RunBegan, RunEvent, StepRecorded
 from durable.records import Kind, Record, Status, StepRecord, render
 from durable.stores import PostgresStore, memory
-from durable.stores._postgres.statements import Names, statements
+from durable.stores._postgres.sql.loader import statements
+from durable.stores._postgres.sql.names import Names
 from ownership_children import PATIENCE, Child, Orders, Scene, execute, process_of, run_as_ordered, traces, wait_until
 from support import Database
 

@@ -17,7 +17,7 @@ from psycopg import sql
 
 import durable
 from durable.errors import AccessDenied, SchemaMismatch, UnsuitableServer
-from durable.stores._postgres.connections import Lane
+from durable.stores._postgres.session import Lane
 from support import Database
 
 SKIP = (

@@ -21,7 +21,8 @@ from psycopg_pool import ConnectionPool
 import durable
 from durable.errors import AccessDenied, StoreUnavailable, UnstorableValue
 from durable.stores import PostgresStore, postgres
-from durable.stores._postgres.statements import Names, migrations, qualified, statements
+from durable.stores._postgres.sql.loader import migrations, qualified, statements
+from durable.stores._postgres.sql.names import Names
 from pgbouncer import bouncer, program
 from support import Database
 

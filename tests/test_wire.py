@@ -14,7 +14,7 @@ import pytest
 import durable
 from durable import AsyncStep, Step
 from durable._engine.batches import Verb
-from durable.stores._postgres.writer import ABSENT
+from durable.stores._postgres.job import ABSENT
 from proxy import Link, Proxy
 from support import Database
 from writer_spies import spy_on

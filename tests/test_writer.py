@@ -25,7 +25,7 @@ from durable._engine.leases import Lease
 from durable.records import Kind, Record, Status
 from durable.stores import PostgresStore, postgres
 from durable.stores._postgres.commits import checkpoint_job, finish_job
-from durable.stores._postgres.writer import Job
+from durable.stores._postgres.job import Job
 from ownership_children import wait_until
 from proxy import Proxy
 from support import Database

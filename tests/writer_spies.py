@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from durable._engine.batches import Verb
 from durable.stores import PostgresStore
-from durable.stores._postgres.connections import Lane
-from durable.stores._postgres.writer import Job, Performer, Writer
+from durable.stores._postgres.job import Job
+from durable.stores._postgres.session import Lane
+from durable.stores._postgres.writer import Performer, Writer
 from ownership_children import process_of
 
 

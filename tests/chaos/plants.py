@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from durable.records import Kind
-from durable.stores._postgres import schema, statements
+from durable.stores._postgres import schema
 from durable.stores._postgres import store as stores
 from durable.stores._postgres.commits import Found, Statements, checkpoint_job
+from durable.stores._postgres.job import ABSENT
+from durable.stores._postgres.sql.loader import statements
+from durable.stores._postgres.sql.names import Names
 from durable.stores._postgres.store import AsyncPostgresStore, PostgresStore
-from durable.stores._postgres.transactions import PostgresTransaction
-from durable.stores._postgres.writer import ABSENT
+from durable.stores._postgres.transaction import PostgresTransaction
 
 _LATE: Final = 0.02  # seconds by which something is done too late
 
@@ -118,9 +120,9 @@ def _skipping(kind: Any) -> None:
 
 
 def _other_sql(name: str, part: bytes, instead: bytes) -> None:
-    told = statements.statements
+    told = statements
 
-    def changed(names: statements.Names, file: str = "statements.sql") -> Mapping[str, bytes]:
+    def changed(names: Names, file: str = "statements.sql") -> Mapping[str, bytes]:
         known = dict(told(names, file))
         assert part in known[name], "the statement has changed: change the plant"
         return known | {name: known[name].replace(part, instead)}

@@ -31,7 +31,8 @@ from durable.errors import (
     VersionMismatch,
 )
 from durable.stores import postgres
-from durable.stores._postgres.statements import Names, migrations, statements
+from durable.stores._postgres.sql.loader import migrations, statements
+from durable.stores._postgres.sql.names import Names
 
 migrations(Names())  # read before the fork, and not by each worker
 statements(Names())

@@ -23,12 +23,15 @@ from durable._runtime.steps import BlockingDriver
 from durable.errors import StoreUnavailable
 from durable.records import Record
 from durable.stores._heartbeat import Heartbeat
-from durable.stores._postgres import commits, writer
+from durable.stores._postgres import commits
+from durable.stores._postgres.job import make_latch, tell
 from durable.stores._postgres.resources import Process
-from durable.stores._postgres.statements import Names
+from durable.stores._postgres.room import Room
+from durable.stores._postgres.sql.names import Names
 from durable.stores._postgres.store import AsyncPostgresStore, PostgresStore
-from durable.stores._postgres.transactions import PostgresTransaction, Room, Transactions
-from durable.stores._postgres.writer import Writer, tell
+from durable.stores._postgres.transaction import PostgresTransaction
+from durable.stores._postgres.transactions import Transactions
+from durable.stores._postgres.writer import Writer
 from simulation import threads
 from simulation.history import History
 from simulation.loop import Loop
@@ -293,10 +296,8 @@ _CHECKPOINT: Final = {"checkpoint_job": threads.with_names(cast(Any, commits.che
 _RECORDS: Final = {**_CHECKPOINT, "finish_job": threads.with_names(cast(Any, commits.finish_job), _RANDOM)}
 _SIGNAL: Final = {"signal_job": threads.with_names(cast(Any, commits.signal_job), _RANDOM)}
 _STARTED: Final = {**_OURS, "kept_up": _kept_up}
-_unsettled: Final = cast(Any, writer)._unsettled  # noqa: SLF001 -- what stands in a module stands in for it here
-_Writer: Final[Any] = threads.rebound(
-    Writer, {**_STARTED, "tell": _told, "_unsettled": threads.with_names(_unsettled, _OURS)}
-)
+_make_latch: Final = threads.with_names(cast(Any, make_latch), _OURS)
+_Writer: Final[Any] = threads.rebound(Writer, {**_STARTED, "tell": _told, "make_latch": _make_latch})
 _Heartbeat: Final[Any] = threads.rebound(Heartbeat, _STARTED)
 _Daemons: Final[Any] = threads.rebound(Daemons, {**_STARTED, "Future": _threading.Future})
 _Room: Final[Any] = threads.rebound(Room, _OURS)

@@ -349,7 +349,7 @@ class Lent:
 
 
 class Lane:
-    """See `connections.Lane`."""
+    """See `session.Lane`."""
 
     __slots__ = ("connection", "is_lent", "prepare", "server")
 
@@ -360,23 +360,23 @@ class Lane:
         self.prepare: bool | None = None
 
     def execute(self, query: bytes, parameters: Any = None) -> Answer:
-        """See `connections.Lane`."""
+        """See `session.Lane`."""
         return self.connection.execute(query, parameters)
 
     also = execute
 
     def rollback(self) -> None:
-        """See `connections.Lane`."""
+        """See `session.Lane`."""
         self.connection.execute(b"ROLLBACK")
 
     def wrote(self, query: bytes, values: Sequence[bytes]) -> int:
-        """See `connections.Lane`: a checkpoint's columns, as the wire has them."""
+        """See `session.Lane`: a checkpoint's columns, as the wire has them."""
         seq, key, kind, nonce, record, row, token = (value.decode() for value in values)
         return self.connection.execute(query, (int(seq), key, kind, int(nonce), record, row, token)).rowcount
 
 
 def is_sound(connection: Wire) -> bool:
-    """See `connections.is_sound`."""
+    """See `session.is_sound`."""
     return connection.transaction_status == TransactionStatus.IDLE
 
 

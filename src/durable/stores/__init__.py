@@ -16,9 +16,9 @@ from durable.codecs import Codec
 from durable.errors import InvalidArgument
 from durable.stores._embedded.server import Server
 from durable.stores._memory import MemoryStore
-from durable.stores._postgres.connections import Pool
+from durable.stores._postgres.conninfo import Pool
 from durable.stores._postgres.schema import script as schema_script
-from durable.stores._postgres.statements import Names
+from durable.stores._postgres.sql.names import Names
 from durable.stores._postgres.store import MAX_TRANSACTIONS, PostgresStore
 from durable.stores.listing import Listed, Stats
 from durable.stores.protocol import AsyncSnapshotStore, SnapshotStore

@@ -21,10 +21,12 @@ from durable.clocks import Clock
 from durable.errors import DurableError, LeaseLost, RecordsLost, RunCancelled
 from durable.records import Kind, Record, Status
 from durable.snapshots import header_and_records
-from durable.stores._postgres.connections import Lane
+from durable.stores._postgres.dropped import dropped
+from durable.stores._postgres.job import ABSENT, Job
 from durable.stores._postgres.requirements import hiding
-from durable.stores._postgres.statements import numbered, stored
-from durable.stores._postgres.writer import ABSENT, Job, dropped
+from durable.stores._postgres.rows import stored
+from durable.stores._postgres.session import Lane
+from durable.stores._postgres.sql.loader import numbered
 from durable.stores.listing import headless
 
 _OVERHEAD = 200  # bytes that an entry takes besides its text, about

@@ -1,38 +1,31 @@
-"""The ways to the database: connections, and what their errors mean to a user."""
+"""The connections of one process to one database: its own, or lent by the user's pool."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import math
-import os
 import threading
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import cached_property, partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import psycopg
 import psycopg_pool
-from psycopg import generators
-from psycopg.conninfo import conninfo_to_dict
-from psycopg.errors import UntranslatableCharacter, error_from_result
-from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 from psycopg.rows import tuple_row
 
 from durable._common.reports import say
 from durable._common.threads import kept_up
 from durable.clocks import Clock
 from durable.errors import DurableError, InvalidArgument, StoreUnavailable, UnsuitableServer
-from durable.stores._postgres import hosts, requirements
+from durable.stores._postgres import conninfo, hosts, requirements
+from durable.stores._postgres.conninfo import Pool
 from durable.stores._postgres.cursors import OwnCursor
 from durable.stores._postgres.meanings import meaning
+from durable.stores._postgres.session import Connection, Lane, is_sound
 from durable.stores._postgres.watchdog import Watchdog
-
-Connection: TypeAlias = psycopg.Connection[Any]
-Pool: TypeAlias = psycopg_pool.ConnectionPool[Any]
 
 # In seconds. Whoever waits does so until his own deadline; these bound what goes on without him.
 _LONGEST_CONNECTING: Final = 10
@@ -40,16 +33,6 @@ _SHORTEST_CONNECTING: Final = 2  # psycopg waits no shorter
 _LONGEST_PREPARING: Final = 30.0
 _LONGEST_LENDING: Final = 30.0
 _SHORTEST_WAIT: Final = 0.2
-# A connection that nobody answers on is noticed by the kernel: after 5 s of silence it asks, three times in 6 s.
-_DEFAULTS: Final = {
-    "application_name": "durable",
-    "keepalives_idle": "5",
-    "keepalives_interval": "2",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "10000",
-}
-_UTF_8: Final = "utf-8"
-_numbers: Final = itertools.count()  # of prepared statements: another store may use the same connection of a pool
 _log = logging.getLogger("durable")
 
 INSISTENCE: Final = b"SET synchronous_commit = on"
@@ -57,77 +40,6 @@ INSISTENCE: Final = b"SET synchronous_commit = on"
 _SERVER: Final = (
     b"SELECT pg_catalog.to_char(pg_catalog.pg_postmaster_start_time() AT TIME ZONE 'UTC', 'YYYYMMDDHH24MISSUS')"
 )
-
-
-class Lane:
-    """A connection in autocommit mode, lent out.
-
-    `prepared` has the names of the statements prepared on it by `wrote`; `server` tells which server it leads to, by the moment
-    when that was started. Empty where nobody can tell.
-    """
-
-    __slots__ = ("_cursor", "_encoding", "_prepared", "autocommit", "connection", "is_lent", "prepare", "server")
-
-    def __init__(self, connection: Connection, prepared: MutableMapping[bytes, bytes], server: str) -> None:
-        self.connection = connection
-        self.server = server
-        self.is_lent = True
-        self.prepare: bool | None = None
-        self.autocommit = connection.autocommit
-        self._encoding = connection.info.encoding
-        self._prepared = prepared
-        self._cursor = OwnCursor(connection)
-
-    def wrote(self, query: bytes, values: Sequence[bytes]) -> int:
-        """Execute a statement with `$1`, `$2` … that returns no rows; how many rows it wrote. The values are in UTF-8.
-
-        It goes past psycopg's cursor, which would take up to a sixth of a step.
-        """
-        wire = self.connection.pgconn
-        if self._encoding != _UTF_8:
-            values = [self._encoded(value) for value in values]
-        if self.prepare is False or self.connection.prepare_threshold is None:
-            wire.send_query_params(query, values)
-        else:
-            name = self._prepared.get(query)
-            if name is None:
-                name = b"durable_%d" % next(_numbers)
-                wire.send_prepare(name, query)
-                self._done()
-                self._prepared[query] = name
-            wire.send_query_prepared(name, values)
-        return self._done()
-
-    def _done(self) -> int:
-        results = self.connection.wait(generators.execute(self.connection.pgconn))
-        if len(results) == 1 and results[0].status == ExecStatus.COMMAND_OK:
-            return results[0].command_tuples or 0
-        for result in results:  # the first error is the one that says why; a pooler adds its own to a server's last
-            if result.status != ExecStatus.COMMAND_OK:
-                raise error_from_result(result, self.connection.info.encoding)
-        raise psycopg.OperationalError(f"one statement was answered {len(results)} times")
-
-    def _encoded(self, value: bytes) -> bytes:
-        try:
-            return value.decode().encode(self._encoding)
-        except UnicodeEncodeError:
-            raise UntranslatableCharacter(f"the connection's client_encoding is {self._encoding}") from None
-
-    def rollback(self) -> None:
-        """Roll back; psycopg then deallocates all that is prepared."""
-        self._prepared.clear()
-        self._cursor.execute(b"ROLLBACK", prepare=False)
-
-    def execute(self, query: bytes, parameters: Any = None) -> psycopg.Cursor[Any]:
-        """Execute a statement whose result is read before the next one."""
-        self._cursor.execute(query, parameters, prepare=self.prepare)
-        return self._cursor
-
-    def also(self, query: bytes, parameters: Any = None) -> psycopg.Cursor[Any]:
-        """Execute a statement of a pipeline, whose result is read after its end."""
-        cursor = OwnCursor(self.connection)
-        cursor.execute(query, parameters, prepare=self.prepare)
-        return cursor
 
 
 class Connections:
@@ -148,7 +60,7 @@ class Connections:
         *,
         strict: bool = False,
     ) -> None:
-        self._parts = _parts(url) if pool is None else {}
+        self._parts = conninfo.read_url(url) if pool is None else {}
         self._pool = pool
         self._prepare = prepare
         self._clock = clock
@@ -170,17 +82,7 @@ class Connections:
     @cached_property
     def where(self) -> str:
         """The database's address for people: no password, no options."""
-        if self._pool is not None:
-            return f"the pool {self._pool.name!r}"
-        parts = self._parts
-        hosts = (parts.get("host") or parts.get("hostaddr") or "the local socket").split(",")
-        ports = parts.get("port", "").split(",")
-        host = ",".join(
-            f"{host}:{port}" if port else host
-            for host, port in zip(hosts, ports if len(ports) == len(hosts) else ports[:1] * len(hosts), strict=True)
-        )
-        user = f" as {parts['user']}" if "user" in parts else ""
-        return f"{host}/{parts.get('dbname', '')}{user}"
+        return conninfo.address_of(self._parts) if self._pool is None else f"the pool {self._pool.name!r}"
 
     @property
     def pool_size(self) -> int | None:
@@ -313,7 +215,7 @@ class Connections:
 
     def _connected(self, seconds: int) -> Connection:
         """A connection to the first host that gives one, the one that was good last before all others."""
-        pool, parts = self._pool, self._parts if self._pool is None else _parts_of(self._pool)
+        pool, parts = self._pool, self._parts if self._pool is None else conninfo.read_pool(self._pool)
         order = sorted(hosts.hosts(parts), key=lambda host: host != self._good)
         given = str(parts.get("connect_timeout") or (_SHORTEST_CONNECTING if len(order) > 1 else _LONGEST_CONNECTING))
         patience = min(seconds, int(given) or seconds) if given.isdigit() else given
@@ -416,12 +318,6 @@ def _cannot(made: Future[Connection], problem: Exception) -> None:
         made.set_exception(problem)
 
 
-def is_sound(connection: Connection) -> bool:
-    """Whether nothing is under way on it, as an interrupt may have left it."""
-    wire = connection.pgconn
-    return wire.transaction_status == TransactionStatus.IDLE and wire.pipeline_status == PipelineStatus.OFF
-
-
 def _is_direct(connection: Connection) -> bool:
     """Whether this leads to one and the same backend: not through a pooler, which makes up the process id that it tells.
 
@@ -432,59 +328,10 @@ def _is_direct(connection: Connection) -> bool:
     return row is not None and row[0] == connection.info.backend_pid
 
 
-def _parts(url: str | None) -> dict[str, str]:
-    parts: dict[str, Any] = {}
-    try:
-        parts = dict(conninfo_to_dict(url or ""))
-        # A password with a / or @ that is not percent-encoded slips into these, where it would be shown.
-        slipped = any("@" in str(parts.get(part) or "") for part in ("host", "dbname"))
-        readable = "\0" not in (url or "") and not slipped and _are_numbers(parts.get("port"))
-    except (psycopg.ProgrammingError, UnicodeEncodeError):
-        readable = False
-    if not readable:  # libpq's message quotes what it could not read, which may be a password
-        raise InvalidArgument(
-            "the database URL cannot be read: it should look like postgresql://user@host:5432/dbname "
-            "(percent-encode special characters in the password: / is %2F, @ is %40)"
-        ) from None
-    given = _with_environment({key: str(value) for key, value in parts.items() if value is not None})
-    several = "," in given.get("host", "") + given.get("hostaddr", "")
-    if several and given.get("target_session_attrs", "any") in _ANY_SERVER:
-        given["target_session_attrs"] = "read-write"  # a journal read from a standby would be an old one
-    return {**_DEFAULTS, **given, "client_encoding": "UTF8"}
-
-
-_ANY_SERVER: Final = ("any", "prefer-standby")
-
-
-def _with_environment(parts: dict[str, str]) -> dict[str, str]:
-    """With what libpq would take from the environment of where the database is."""
-    if "host" in parts or "hostaddr" in parts or "service" in parts:
-        return parts
-    known = {name: os.environ.get(f"PG{name.upper()}") for name in ("host", "hostaddr", "port")}
-    return {**{name: value for name, value in known.items() if value}, **parts}
-
-
-def _are_numbers(ports: object) -> bool:
-    return ports is None or all(port.isdigit() for port in str(ports).split(",") if port)
-
-
-def _made_of(pool: Pool) -> tuple[str, dict[str, Any]]:
-    """What a pool makes its connections of."""
-    kwargs = (pool.kwargs() if callable(pool.kwargs) else pool.kwargs) or {}
-    return (pool.conninfo() if callable(pool.conninfo) else pool.conninfo), dict(kwargs)
-
-
-def _parts_of(pool: Pool) -> dict[str, Any]:
-    conninfo, kwargs = _made_of(pool)
-    named = ("host", "hostaddr", "port", "service", "connect_timeout")
-    parts = {**conninfo_to_dict(conninfo), **{name: kwargs[name] for name in named if name in kwargs}}
-    return _with_environment({name: str(value) for name, value in parts.items() if value is not None})
-
-
 def _connected_like(pool: Pool, wanted: dict[str, Any]) -> Connection:
     """A connection as the pool would make it, its `configure` included, that does not count among the pool's."""
-    conninfo, kwargs = _made_of(pool)
-    connection: Connection = pool.connection_class.connect(conninfo, **{**kwargs, **wanted})
+    where, kwargs = conninfo.arguments_of(pool)
+    connection: Connection = pool.connection_class.connect(where, **{**kwargs, **wanted})
     configure = getattr(pool, "_configure", None)
     if configure is not None:
         configure(connection)

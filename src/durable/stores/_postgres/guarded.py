@@ -11,8 +11,8 @@ from psycopg.adapt import AdaptersMap
 from psycopg.pq import PipelineStatus, TransactionStatus
 
 from durable.errors import TransactionMisused
-from durable.stores._postgres.connections import Connection
 from durable.stores._postgres.cursors import OwnCursor
+from durable.stores._postgres.session import Connection
 from durable.stores._postgres.watchdog import shut_down
 
 __all__ = ["ENDED", "Lent", "lent"]

@@ -19,10 +19,12 @@ from durable.errors import DurableError, RunCancelled
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._owner import Owner
 from durable.stores._postgres.commits import Standing, Statements, refused
-from durable.stores._postgres.connections import Connection, Connections
+from durable.stores._postgres.connections import Connections
+from durable.stores._postgres.job import Job
+from durable.stores._postgres.session import Connection
 from durable.stores._postgres.transactions import Transactions
 from durable.stores._postgres.watchdog import shut_down
-from durable.stores._postgres.writer import Job, Writer
+from durable.stores._postgres.writer import Writer
 
 _LOOKS_WITHIN: Final = 2.0  # seconds, or less than a renewal may take: it must not wait behind a look
 _ASIDE: Final = (Verb.CANCEL, Verb.SETTLE)

@@ -11,7 +11,8 @@ from psycopg import sql
 
 from durable.errors import AccessDenied, SchemaMismatch
 from durable.stores._postgres.requirements import hiding
-from durable.stores._postgres.statements import Names, migrations, qualified, statements
+from durable.stores._postgres.sql.loader import migrations, qualified, statements
+from durable.stores._postgres.sql.names import Names
 
 _LOCK_SPACE: Final = 0x64757261  # "dura": ours among the advisory locks of the application
 

@@ -28,12 +28,14 @@ from durable.errors import (
 from durable.records import checked_name
 from durable.snapshots import Snapshot, foreign_failures, journal_of, merge_journal
 from durable.stores._owner import HOST, is_dead
-from durable.stores._postgres.connections import Lane
+from durable.stores._postgres.dropped import dropped
 from durable.stores._postgres.requirements import hiding
 from durable.stores._postgres.resources import Process
+from durable.stores._postgres.rows import stored
 from durable.stores._postgres.schema import cleaning
-from durable.stores._postgres.statements import Names, statements, stored
-from durable.stores._postgres.writer import dropped
+from durable.stores._postgres.session import Lane
+from durable.stores._postgres.sql.loader import statements
+from durable.stores._postgres.sql.names import Names
 from durable.stores.listing import (
     FORCE_ADVICE,
     NO_MOMENT,

@@ -36,12 +36,15 @@ from durable.stores._postgres.commits import (
     return_job,
     signal_job,
 )
-from durable.stores._postgres.connections import Connections, Pool
+from durable.stores._postgres.connections import Connections
+from durable.stores._postgres.conninfo import Pool
+from durable.stores._postgres.job import Job
+from durable.stores._postgres.nesting import refuse_own_run
 from durable.stores._postgres.resources import Process
 from durable.stores._postgres.snapshots import SnapshotVerbs
-from durable.stores._postgres.statements import Names, statements
-from durable.stores._postgres.transactions import PostgresTransaction, refuse_own_run
-from durable.stores._postgres.writer import Job
+from durable.stores._postgres.sql.loader import statements
+from durable.stores._postgres.sql.names import Names
+from durable.stores._postgres.transaction import PostgresTransaction
 from durable.stores.listing import checked_prefix
 from durable.stores.protocol import Isolation, Late
 
@@ -227,7 +230,7 @@ class PostgresStore(SnapshotVerbs):
         return signal_job(run_id, self._row(run_id), name, payload, self.clock.elapsed() + _ANSWER_WITHIN)
 
     def refuse_own(self, run_id: str, what: str) -> None:
-        """See `transactions.refuse_own_run`."""
+        """See `nesting.refuse_own_run`."""
         refuse_own_run(self.process.connections.where, self._row(run_id), what)
 
     def is_held_here(self, lease: Lease) -> bool:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 import psycopg
@@ -20,61 +20,21 @@ from durable._common.locks import locked
 from durable._common.reports import report
 from durable._common.threads import kept_up, wait_for
 from durable._engine import batches
-from durable._engine.batches import Backlog, Entry, Verb, Verdict
+from durable._engine.batches import Backlog, Verb, Verdict
 from durable.clocks import Clock
 from durable.errors import (
     DurableError,
     InvalidArgument,
-    OutcomeUnknown,
-    SchemaMismatch,
-    StoreUnavailable,
-    UnstorableValue,
 )
-from durable.stores._postgres.connections import Connections, Lane
+from durable.stores._postgres.connections import Connections
+from durable.stores._postgres.job import Job, make_latch, orphan, tell
+from durable.stores._postgres.outcomes import take_answers, take_nothing, take_refusal
+from durable.stores._postgres.session import Lane
 from durable.stores._postgres.watchdog import Watchdog
-
-ABSENT: Final = object()
-_WITH_VALUES: Final = (Verb.CHECKPOINT, Verb.FINISH, Verb.SIGNAL)
-_OF_DATA: Final = ("22", "54")  # classes of SQLSTATE: of a claim, it is its input
-# The SQLSTATEs by which a statement of ours says that it could not write a row, and of which table: those of a division by
-# zero, of the logarithm of zero, and of a negative number's square root.
-DROPPED: Final = {"22012": "journal", "2201E": "documented runs", "2201F": "leases"}
-# Where a row was written without an error, twice, and is not there.
-_VANISHED_FROM: Final = {Verb.CLAIM: "leases", Verb.SIGNAL: "signals", Verb.CANCEL: "documented runs"}
 
 _LONGEST_HANDOVER: Final = 5.0  # seconds that an interrupted caller waits to know what has become of its job
 
 _log = logging.getLogger("durable")
-
-
-class Job(Entry, eq=False):
-    """An entry with its payload, and somebody who waits for its answer."""
-
-    what: str = ""
-    payload: Any = None
-    answer: Any = None
-    done: bool = False
-    vanished: bool = False  # once it was performed without an error, and not there afterwards
-    trouble: DurableError | None = None
-    orphaned: Callable[[Job], object] | None = None  # called when the answer finds nobody to take it
-    failure: DurableError | None = None
-    settled: threading.Lock | None = None  # held until the answer is there
-    added: bool = False  # to the backlog
-    abandoned: bool = False  # its thread was interrupted, and does not wait any more
-    future: asyncio.Future[Any] | None = None
-    loop: asyncio.AbstractEventLoop | None = None
-
-    def fate(self, interrupt: BaseException) -> BaseException | None:
-        """What has become of it, for a caller who was interrupted: None, its error, or the interrupt if it was not begun."""
-        if self.done:
-            return self.failure
-        return OutcomeUnknown(self.run_id, self.what, type(interrupt).__name__) if self.added else interrupt
-
-    def result(self) -> Any:
-        """The answer, or its error raised."""
-        if self.failure is not None:
-            raise self.failure
-        return self.answer
 
 
 class Performer(Protocol):
@@ -140,7 +100,7 @@ class Writer:
         if not (self._busy or self._backlog or self._failures):
             self._busy = thread
             return True
-        job.settled = _unsettled()
+        job.settled = make_latch()
         self._wait_for_room(job)
         self._check_open()
         self._add(job)
@@ -163,7 +123,7 @@ class Writer:
             self._busy = 0
             self._give_lane_back()
             if not job.done and not self._backlog.holds(job):
-                job.settled = job.settled or _unsettled()
+                job.settled = job.settled or make_latch()
                 job.unknown = job.doubtful = job.added = True
                 self._backlog.add(job)
         if self._backlog:
@@ -231,7 +191,7 @@ class Writer:
     def _led(self, later: list[Job]) -> None:
         self._free(later)
         for job in later:  # to be tried again, which is the thread's business
-            job.settled = _unsettled()
+            job.settled = make_latch()
             self._add(job)
 
     def _check_open(self) -> None:
@@ -401,118 +361,19 @@ class Writer:
                 job.answer = answer
             tell(jobs)
             return []
-        absent: list[Job] = []
-        for job, answer in zip(jobs, answers, strict=True):
-            if answer is ABSENT and job.vanished and not job.unknown and job.doubtful:  # one sending may still arrive
-                job.failure = OutcomeUnknown(job.run_id, job.what, "rows were dropped")
-            elif answer is ABSENT and job.vanished and not job.unknown:
-                job.failure = dropped(_VANISHED_FROM.get(job.verb, "journal"))
-            elif answer is ABSENT:
-                job.vanished |= not job.unknown
-                job.unknown = False
-                absent.append(job)
-            elif isinstance(answer, DurableError):
-                job.failure = answer
-            else:
-                job.answer = answer
-        if absent:
-            tell([job for job in jobs if job not in absent])
-            return [absent]
-        tell(jobs)
-        return []
+        absent = take_answers(jobs, answers)
+        tell([job for job in jobs if job not in absent] if absent else jobs)
+        return [absent] if absent else []
 
     def _refuse(self, jobs: list[Job], problem: Exception) -> None:
-        # By its SQLSTATE only: the server's own words may quote the value.
-        state = getattr(problem, "sqlstate", None)
-        refusal = f"PostgreSQL refused it with SQLSTATE {state} ({type(problem).__name__})"
-        for job in jobs:
-            if state in DROPPED and job.verb in (Verb.FINISH, Verb.CANCEL):
-                job.failure = dropped(DROPPED[state])
-            elif job.verb in _WITH_VALUES or (state or "").startswith(_OF_DATA):
-                job.failure = UnstorableValue(job.what, "$", refusal)
-            else:
-                job.failure = job.trouble
+        take_refusal(jobs, problem)
         tell(jobs)
 
     def _give_up(self, jobs: list[Job], reason: str = "") -> None:
-        for job in jobs:
-            if job.doubtful or reason:
-                why = reason or (type(job.trouble).__name__ if job.trouble else "no reply")
-                job.failure = OutcomeUnknown(job.run_id, job.what, why)
-            else:
-                job.failure = job.trouble or StoreUnavailable(self._connections.where, "it did not answer in time")
+        take_nothing(jobs, self._connections.where, reason)
         tell(jobs)
-
-
-def dropped(table: str) -> SchemaMismatch:
-    """The error of a change that PostgreSQL takes, and that is not made: nothing can be kept, and asking again is in vain."""
-    return SchemaMismatch(
-        f"of the {table}",
-        "PostgreSQL took a change and did not make it: a trigger or a rule drops the row, or row-level security hides it",
-        "Nothing was changed. Look at the triggers, rules and policies of our tables: none may keep a row out, or as it is.",
-    )
-
-
-def _unsettled() -> threading.Lock:
-    """Something to wait for; a lock, since an `Event` makes three and many threads wait here."""
-    lock = threading.Lock()
-    lock.acquire()
-    return lock
-
-
-def tell(jobs: Sequence[Job]) -> None:
-    """Give everybody who waits the answer: a thread by its event, and each event loop by one call for all its tasks."""
-    if len(jobs) == 1 and jobs[0].settled is None and jobs[0].loop is None:  # a lone caller, who leads
-        jobs[0].done = True
-        return
-    by_loop: dict[asyncio.AbstractEventLoop, list[Job]] = {}
-    for job in jobs:
-        if job.done:
-            continue
-        if job.loop is not None:
-            by_loop.setdefault(job.loop, []).append(job)
-            continue
-        # Done only when its caller is awake: what ends this turn in between is followed by another that tells it.
-        if job.settled is not None and job.settled.locked():
-            job.settled.release()
-        job.done = True
-        if job.settled is not None and job.abandoned:
-            orphan(job)
-    for loop, waiting in by_loop.items():
-        try:
-            loop.call_soon_threadsafe(_resolve, waiting)
-        except RuntimeError:  # closed meanwhile
-            for job in waiting:
-                orphan(job)
-        for job in waiting:
-            job.done = True
-
-
-def _resolve(jobs: Sequence[Job]) -> None:
-    """In their event loop. What strikes here is the loop's to report: the rest are told in its next turn."""
-    try:
-        for job in jobs:
-            if job.future is None or job.future.cancelled():  # its task has gone
-                orphan(job)
-            elif job.future.done():
-                continue
-            elif job.failure is not None:
-                job.future.set_exception(job.failure)
-            else:
-                job.future.set_result(job.answer)
-    except BaseException:
-        asyncio.get_running_loop().call_soon(_resolve, jobs)
-        raise
 
 
 def _enter(waiting: asyncio.Future[None]) -> None:
     if not waiting.done():
         waiting.set_result(None)
-
-
-def orphan(job: Job) -> None:
-    if job.orphaned is not None:
-        try:
-            job.orphaned(job)
-        except Exception as problem:  # for example of a loop that is closed: no reason to leave the others unanswered
-            report(_log, logging.DEBUG, "nobody could be told what became of %s (%s)", job.what, type(problem).__name__)

@@ -1,0 +1,57 @@
+"""What the answers to a batch, or its error, or silence, mean for each of its jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from durable._engine.batches import Verb
+from durable.errors import DurableError, OutcomeUnknown, StoreUnavailable, UnstorableValue
+from durable.stores._postgres.dropped import DROPPED, VANISHED_FROM, dropped
+from durable.stores._postgres.job import ABSENT, Job
+
+_WITH_VALUES: Final = (Verb.CHECKPOINT, Verb.FINISH, Verb.SIGNAL)
+_OF_DATA: Final = ("22", "54")  # classes of SQLSTATE: of a claim, it is its input
+
+
+def take_answers(jobs: Sequence[Job], answers: Sequence[Any]) -> list[Job]:
+    """Note on each job its answer; those that were found absent, and are to be sent again, are returned."""
+    absent: list[Job] = []
+    for job, answer in zip(jobs, answers, strict=True):
+        if answer is ABSENT and job.vanished and not job.unknown and job.doubtful:  # one sending may still arrive
+            job.failure = OutcomeUnknown(job.run_id, job.what, "rows were dropped")
+        elif answer is ABSENT and job.vanished and not job.unknown:
+            job.failure = dropped(VANISHED_FROM.get(job.verb, "journal"))
+        elif answer is ABSENT:
+            job.vanished |= not job.unknown
+            job.unknown = False
+            absent.append(job)
+        elif isinstance(answer, DurableError):
+            job.failure = answer
+        else:
+            job.answer = answer
+    return absent
+
+
+def take_refusal(jobs: Sequence[Job], problem: Exception) -> None:
+    """Note on each job that the database has refused it."""
+    # By its SQLSTATE only: the server's own words may quote the value.
+    state = getattr(problem, "sqlstate", None)
+    refusal = f"PostgreSQL refused it with SQLSTATE {state} ({type(problem).__name__})"
+    for job in jobs:
+        if state in DROPPED and job.verb in (Verb.FINISH, Verb.CANCEL):
+            job.failure = dropped(DROPPED[state])
+        elif job.verb in _WITH_VALUES or (state or "").startswith(_OF_DATA):
+            job.failure = UnstorableValue(job.what, "$", refusal)
+        else:
+            job.failure = job.trouble
+
+
+def take_nothing(jobs: Sequence[Job], where: str, reason: str) -> None:
+    """Note on each job that no answer has come, and none is waited for any more."""
+    for job in jobs:
+        if job.doubtful or reason:
+            why = reason or (type(job.trouble).__name__ if job.trouble else "no reply")
+            job.failure = OutcomeUnknown(job.run_id, job.what, why)
+        else:
+            job.failure = job.trouble or StoreUnavailable(where, "it did not answer in time")

@@ -1,0 +1,35 @@
+"""A transaction that the body has prepared (`PREPARE TRANSACTION`): it would hold the lease for ever."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import psycopg
+from psycopg.sql import SQL, Literal
+
+from durable._common.reports import say
+from durable.errors import TransactionMisused
+from durable.stores._postgres.session import Lane
+
+_FIND: Final = b"SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE transaction = %s::text::xid"
+_XID: Final = 0xFFFFFFFF  # a transaction's number is that and an epoch
+
+_log = logging.getLogger("durable")
+
+
+def roll_back_prepared(lane: Lane, number: int, step: str) -> TransactionMisused | None:
+    """Roll back the prepared transaction of this number; the error that says so, None when there was none."""
+    try:
+        prepared = lane.execute(_FIND, (number & _XID,)).fetchall()
+        for (name,) in prepared:
+            lane.execute(SQL("ROLLBACK PREPARED {}").format(Literal(name)).as_bytes(lane.connection))
+    except psycopg.Error as problem:
+        message = "step %r: a prepared transaction could not be looked for (%s)"
+        say(_log, logging.WARNING, message, step, problem.sqlstate)
+        return None
+    if not prepared:
+        return None
+    return TransactionMisused(
+        step, "the body prepared the transaction (PREPARE TRANSACTION), which has been rolled back"
+    )

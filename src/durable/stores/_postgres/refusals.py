@@ -1,0 +1,82 @@
+"""What the database's errors mean for a transaction: which are of the body's making, and what a refused commit says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import psycopg
+
+from durable._engine import batches
+from durable._engine.batches import Verdict
+from durable._engine.leases import Lease
+from durable.errors import DurableError, LeaseLost, StoreUnavailable, TransactionMisused, UnstorableValue
+from durable.stores._postgres.commits import NOT_ITS_OWN
+from durable.stores._postgres.dropped import DROPPED, dropped
+from durable.stores._postgres.guarded import ENDED
+from durable.stores._postgres.job import Job
+from durable.stores._postgres.meanings import words
+from durable.stores.protocol import CommitRefused, RolledBack
+
+LOST: Final = "the connection was lost before the transaction was committed"
+
+_NOT_NULL: Final = "23502"
+_NOT_UNIQUE: Final = "23505"
+_READ_ONLY: Final = "25006"
+
+
+def errors_behind(problem: BaseException) -> Iterator[psycopg.Error]:
+    """The database's errors among an exception and what led to it."""
+    seen: set[int] = set()
+    at: BaseException | None = problem
+    while at is not None and id(at) not in seen:
+        seen.add(id(at))
+        if isinstance(at, psycopg.Error):
+            yield at
+        at = at.__cause__ or at.__context__
+
+
+def is_conflict(error: psycopg.Error) -> bool:
+    """Whether the transaction was in another one's way, and may be done anew."""
+    return error.sqlstate is not None and batches.verdict(error.sqlstate) is Verdict.CONFLICT
+
+
+def is_exhausted(error: psycopg.Error) -> bool:
+    """Whether the server is out of something, like disk space, which is not the body's fault."""
+    return error.sqlstate is not None and error.sqlstate.startswith("53")
+
+
+def explain_refusal(
+    problem: psycopg.Error, job: Job, step: str, meaning: Callable[[psycopg.Error], DurableError], *, is_written: bool
+) -> Exception:
+    """What it means that the record (unless it `is_written`), or the COMMIT after it, was refused: nothing was committed."""
+    state = problem.sqlstate
+    match batches.verdict(state):
+        case Verdict.CONFLICT:
+            return RolledBack(problem)
+        case _ if state == _READ_ONLY:
+            return TransactionMisused(step, "the body made its transaction read-only, so no record can be written")
+        case Verdict.PASSING | Verdict.UNPREPARED:
+            return RolledBack(meaning(problem))
+        case _ if is_written:  # what was deferred until the COMMIT, like a constraint of the user's
+            return CommitRefused(problem)
+        case _ if state == _NOT_NULL:
+            return TransactionMisused(step, ENDED)
+        case _ if state == _NOT_UNIQUE:
+            return LeaseLost(job.run_id, NOT_ITS_OWN)
+        case _ if DROPPED.get(state or "") == "journal":  # and not by the user: the record was not written
+            return dropped("journal")
+        case Verdict.REFUSED:
+            return UnstorableValue(job.what, "$", f"PostgreSQL refused it with SQLSTATE {state}")
+        case _:
+            return meaning(problem)
+
+
+def explain_loss(problem: psycopg.Error | None, where: str, lease: Lease) -> RolledBack:
+    """What it means that the connection was lost, and the transaction with it."""
+    why = "" if problem is None else f" ({words(problem)})"
+    bounds = (
+        f"A body may leave it idle for as long as the lease lasts, {lease.seconds:g} s, or the server's "
+        f"idle_in_transaction_session_timeout, and take as long as its transaction_timeout, if it has them"
+    )
+    return RolledBack(StoreUnavailable(where, f"{LOST}{why}. {bounds}"))

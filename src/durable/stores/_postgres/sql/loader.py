@@ -1,0 +1,80 @@
+"""The SQL of the store, read from the files beside this one, with the tables' names filled in.
+
+Its functions and operators are PostgreSQL's own, and are named so. By their mere names they would be looked for on the search
+path, where a function of the same name with arguments that fit better is preferred, whoever has made it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Final, LiteralString, cast
+
+from durable._engine.headers import FOREIGN_METADATA
+from durable.stores._postgres.sql.names import Names
+
+# As the files here write them: a function's name is small, and its parenthesis follows at once.
+# What is the grammar's own is looked for in that schema anyway: the trimming of text, and `unnest` of several arrays at once.
+_GRAMMAR: Final = r"(?:extract|trim|substring|position|overlay)\(|unnest\((?:%\(\w+\)s|[^(),])+,"
+_FUNCTION: Final = re.compile(rf"(?<![\w.%])(?!{_GRAMMAR})([a-z_][a-z0-9_]*)\(")
+_OPERATOR: Final = re.compile(r"\|\||->>|->")  # those that are found by one operand where the other is a mere literal
+_QUOTED: Final = re.compile(r"""('(?:[^']|'')*'|"[^"]*"|--[^\n]*)""")
+_HERE: Final = resources.files(__name__.rpartition(".")[0])
+
+_FOREIGN_METADATA: Final = f"'{{{','.join(FOREIGN_METADATA)}}}'::text[]"
+# What statements have in common. `foreign` is `headers.is_foreign` of a row's `snapshot`.
+_PARTS: Final = {
+    "{foreign}": f"(COALESCE(snapshot->>'workflowName', '') = '' "
+    f"OR COALESCE(snapshot->'metadata' ?| {_FOREIGN_METADATA}, false))",
+    "{foreign_metadata}": _FOREIGN_METADATA,
+}
+
+
+@cache
+def statements(names: Names, file: str = "statements.sql") -> Mapping[str, bytes]:
+    """Each statement of a file by its name."""
+    return {name: names.fill(template).encode() for name, template in _templates(file).items()}
+
+
+@cache
+def _templates(file: str) -> Mapping[str, str]:
+    """The same before the tables are named: read and qualified once, however many stores a process has."""
+    text = (_HERE / file).read_text("utf-8")
+    for part, meaning in _PARTS.items():
+        text = text.replace(part, meaning)
+    parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)[1:]
+    named = zip(parts[::2], parts[1::2], strict=True)
+    return {name: qualified(_without_comments(part)) for name, part in named}
+
+
+def qualified(text: str) -> LiteralString:
+    """SQL of ours, with its functions and operators taken from PostgreSQL's own schema, whatever the search path."""
+    parts = _QUOTED.split(text)  # every other one is a literal, a quoted name, or a comment
+    for number in range(0, len(parts), 2):
+        called = _FUNCTION.sub(r"pg_catalog.\1(", parts[number])
+        parts[number] = _OPERATOR.sub(lambda found: f" OPERATOR(pg_catalog.{found[0]}) ", called)
+    return cast(LiteralString, "".join(parts))  # type: ignore[redundant-cast]  # not to pyright
+
+
+def numbered(query: bytes) -> bytes:
+    """The statement with the placeholders of the wire, `$1`, `$2` …, in place of psycopg's `%s`."""
+    numbers = itertools.count(1)  # a doubled % may stand before an s: in the name of a table
+    return re.sub(b"%[%s]", lambda found: b"%" if found[0] == b"%%" else b"$%d" % next(numbers), query)
+
+
+def migrations(names: Names) -> dict[int, bytes]:
+    """Each migration by its number, in order."""
+    return {number: names.script(template).encode() for number, template in _migration_templates().items()}
+
+
+@cache
+def _migration_templates() -> Mapping[int, str]:
+    files = sorted((file for file in (_HERE / "migrations").iterdir() if file.name.endswith(".sql")), key=str)
+    return {int(file.name[:4]): qualified(file.read_text("utf-8")) for file in files}
+
+
+def _without_comments(text: str) -> str:
+    return re.sub(r"^--.*\n?", "", text, flags=re.MULTILINE).strip()

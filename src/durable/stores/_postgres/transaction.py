@@ -1,0 +1,397 @@
+"""A transaction for a step: the fence, the body's SQL, the record and the COMMIT, all on one connection.
+
+The fence comes first: the lease's row is locked FOR KEY SHARE, so that whoever takes the run over waits for the end, while
+heartbeats and checkpoints pass. The record comes last, in one round trip with the COMMIT, and only into the transaction
+that was begun here: its number is compared, so that a body that has ended it and begun another commits nothing more.
+
+When the reply to the COMMIT is lost, the writer settles it, as it does for checkpoints; what was not committed is not sent
+again, since the body's part is gone: the body must do it anew, which the engine decides.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Final, TypeVar
+
+import psycopg
+
+from durable._common.boundary import calls_out
+from durable._common.locks import locked
+from durable._engine import batches
+from durable._engine.batches import Entry, Verb, Verdict, latest_under
+from durable._engine.leases import Lease
+from durable.errors import (
+    DurableError,
+    InvalidArgument,
+    LeaseLost,
+    OutcomeUnknown,
+    RecordsLost,
+    RunCancelled,
+    StoreUnavailable,
+    TransactionMisused,
+)
+from durable.records import Record
+from durable.stores._postgres import nesting
+from durable.stores._postgres.commits import (
+    checkpoint_job,
+    refused,
+    settle_job,
+    strange,
+    without_records,
+)
+from durable.stores._postgres.connections import INSISTENCE
+from durable.stores._postgres.guarded import Lent, lent
+from durable.stores._postgres.job import Job
+from durable.stores._postgres.prepared import roll_back_prepared
+from durable.stores._postgres.refusals import (
+    LOST,
+    errors_behind,
+    explain_loss,
+    explain_refusal,
+    is_conflict,
+    is_exhausted,
+)
+from durable.stores._postgres.session import Lane
+from durable.stores._postgres.transactions import Transactions
+from durable.stores._postgres.watchdog import shut_down
+from durable.stores.protocol import CommitRefused, Isolation, Late, RolledBack
+
+T = TypeVar("T")
+
+_NEW_AGAIN: Final = (
+    b"RESET ALL",
+    b"RESET SESSION AUTHORIZATION",
+    b"DISCARD TEMP",
+    b"CLOSE ALL",
+    b"SELECT pg_catalog.pg_advisory_unlock_all()",
+)
+# By a statement of the body's own, which psycopg knows nothing of; that it would deallocate its own as well is worth a look.
+_PREPARED: Final = b"SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql LIMIT 1"
+
+_SETTINGS: Final = 5  # columns, the first of which is the transaction's number
+_LONGEST_ROLLBACK: Final = 10.0  # seconds, after which the connection is closed, which does the same
+
+
+class PostgresTransaction:
+    """See `protocol.Transaction`."""
+
+    def __init__(self, owner: Transactions, lease: Lease, name: str, isolation: Isolation) -> None:
+        self._owner = owner
+        self._lease = lease
+        self._name = name
+        self._begin = f"BEGIN ISOLATION LEVEL {isolation.upper()}".encode()
+        self._settings: Sequence[str] = ()
+        self._number = self._epoch = 0
+        self._lock = threading.RLock()  # guards what follows; a signal handler may come while it is held
+        self._lane: Lane | None = None
+        self._lent: Lent | None = None
+        self._busy = 0  # the thread in `begin` or `call`, which sees to the end of what was abandoned meanwhile
+        self._abandoned = False
+        self._around: nesting.OpenTransaction | None = None  # in whose body this one is called
+        self._pid = os.getpid()
+        self._job: Job | None = None
+        self._sent = False  # that, and the COMMIT
+
+    def begin(self, seconds: float) -> bool:
+        """See `protocol.Transaction`. One round trip, in which a connection that was used before is made as new."""
+        self._enter()
+        try:
+            if not self._owner.room.enter(self, 0.0 if nesting.is_nested() else seconds):
+                if nesting.is_nested():  # its body waits for this one, and perhaps they all do
+                    raise InvalidArgument(
+                        f"step.transaction({self._name!r}) is begun inside the body of another one, and there is room for none "
+                        f"more: raise max_transactions of postgres(), or execute the inner run outside"
+                    )
+                return False
+            self._open()
+            return True
+        except BaseException:
+            self._end()
+            raise
+        finally:
+            self._leave()
+
+    def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """See `protocol.Transaction`."""
+        self._enter()
+        self._around = around = nesting.innermost.get()
+        try:
+            nesting.innermost.set(self)
+            return self._called(fn, args)
+        finally:
+            nesting.innermost.set(around)
+            self._leave()
+
+    def commit(self, record: Record, late: Late | None = None) -> None:
+        """See `protocol.Transaction`. One round trip."""
+        try:
+            self._commit(record)
+        except (DurableError, RolledBack, CommitRefused):
+            raise
+        except BaseException as interrupt:
+            self._end()
+            if late is not None:
+                self._tell(interrupt, late)
+            raise
+
+    def _tell(self, interrupt: BaseException, late: Late) -> None:
+        """Find out what has become of a commit that was interrupted."""
+        try:
+            if not self._sent or self._job is None:
+                late(interrupt)
+                return
+            self._settle(self._job, psycopg.OperationalError(type(interrupt).__name__))
+        except RolledBack:
+            late(interrupt)
+        except DurableError as problem:
+            late(problem)
+        else:
+            late(None)
+
+    def _commit(self, record: Record) -> None:
+        owner, lease, lane, written = self._owner, self._lease, self._lane, None
+        if lane is None:
+            raise RolledBack(StoreUnavailable(owner.connections.where, LOST))
+        self._job = job = checkpoint_job(lease, record)
+        watchdog = owner.connections.watchdog
+        row = (
+            lease.row,
+            record.seq,
+            record.key,
+            record.kind,
+            job.payload.nonce,
+            record.text,
+            self._number,
+            self._epoch,
+        )
+        now = owner.clock.elapsed()
+        watchdog.watch(lane.connection, now + batches.silence(job.deadline, now), job.size)
+        self._sent = True
+        try:
+            with lane.connection.pipeline():
+                lane.also(owner.sql["restore_settings"], self._settings)
+                written = lane.also(owner.sql["transaction_record"], row)
+                if owner.connections.pool_size is None and owner.connections.prepares:
+                    lane.also(b"UNLISTEN *")  # here, as it takes effect with the commit, as a LISTEN does
+                lane.also(b"COMMIT")
+        except psycopg.Error as problem:
+            failure, lost = problem, lane.connection.closed
+        else:
+            lease.recorded()
+            return
+        finally:
+            watchdog.unwatch(lane.connection)
+            self._end()  # before it is settled: the connection may be the only one there is, and holds the row's lock
+        classified = batches.verdict(failure.sqlstate)
+        if lost or classified is Verdict.UNKNOWN:
+            self._settle(job, failure)
+        else:
+            if classified is Verdict.UNPREPARED:
+                owner.connections.prepares = False
+            is_written = written is not None and written.rowcount == 1
+            raise explain_refusal(failure, job, self._name, owner.connections.meaning, is_written=is_written) from None
+
+    def rollback(self) -> None:
+        """See `protocol.Transaction`."""
+        with self._lock: lane = None if self._is_busy else self._lane  # noqa: E701  # fmt: skip
+        if lane is None or os.getpid() != self._pid:
+            return
+        watchdog, clock = self._owner.connections.watchdog, self._owner.clock
+        watchdog.watch(lane.connection, clock.elapsed() + _LONGEST_ROLLBACK)
+        try:
+            lane.rollback()
+        except psycopg.Error:
+            pass  # it is closed then, which does the same
+        finally:
+            watchdog.unwatch(lane.connection)
+            self._end()
+
+    @locked
+    def abandon(self) -> None:
+        """See `protocol.Transaction`. The socket is shut down: the server rolls back when it sees that."""
+        self._abandoned = True
+        if self._lent is not None:
+            self._lent.revoke()
+        if self._lane is not None and os.getpid() == self._pid:
+            shut_down(self._lane.connection)
+        if not self._is_busy:
+            self._end()
+        elif self._lane is not None and self._owner.connections.pool_size is None:
+            # A body that goes on and on keeps no room from others: its own connection is as good as closed. One of a
+            # pool is still missing there until it is given back.
+            self._owner.room.leave(self)
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """See `protocol.Transaction`."""
+        return self._owner.daemons.submit(work, at_once=nesting.is_nested())
+
+    def _open(self) -> None:
+        """Have a connection in the transaction, which is the lease's. While the database is out of reach it is tried again."""
+        connections, clock = self._owner.connections, self._owner.clock
+        waits, failures = Entry(Verb.CHECKPOINT, self._lease.run_id, 0, latest_under(self._lease), self._lease), 0
+        while True:
+            try:
+                self._try(waits.deadline)
+                return
+            except (psycopg.Error, StoreUnavailable) as problem:
+                sent = isinstance(problem, psycopg.Error)
+                verdict = batches.verdict(getattr(problem, "sqlstate", None), sent=sent)
+                if verdict is Verdict.UNPREPARED:
+                    connections.prepares = False
+                final = verdict in (Verdict.FINAL, Verdict.REFUSED) or self._abandoned
+                if final or clock.elapsed() >= waits.deadline:
+                    raise (connections.meaning(problem) if isinstance(problem, psycopg.Error) else problem) from None
+            failures += 1
+            clock.sleep(batches.pause(failures))
+
+    def _try(self, until: float) -> None:
+        owner, lease = self._owner, self._lease
+        self._lane, used = owner.take(until)
+        lane = self._lane
+        try:
+            lane.prepare = owner.connections.prepares
+            now = owner.clock.elapsed()
+            owner.connections.watchdog.watch(lane.connection, now + batches.silence(until, now))
+            strangers = strange(lane, [lease])
+            try:
+                with lane.connection.pipeline():
+                    lane.also(self._begin)
+                    for statement in _NEW_AGAIN if used else ():
+                        lane.also(statement)
+                    prepared = lane.also(_PREPARED) if used else None
+                    if used and owner.connections.insists:
+                        lane.also(INSISTENCE)
+                    idle = (lease.seconds, f"{lease.seconds * 1000:.0f}")
+                    settings = lane.also(owner.sql["transaction_settings"], idle)
+                    fence = lane.also(owner.sql["transaction_fence"], (lease.row,))
+                if prepared is not None and prepared.rowcount > 0:
+                    lane.execute(b"DEALLOCATE ALL")
+                lost = without_records(lane, owner.sql, strangers)
+            finally:
+                owner.connections.watchdog.unwatch(lane.connection)
+            self._number, *self._settings = next(settings)[:_SETTINGS]
+            standing = fence.fetchone()
+            if refusal := refused(lease, standing):
+                raise refusal
+            self._epoch = lease.epoch
+            if lost:
+                raise RecordsLost(lease.run_id)
+        except BaseException:
+            owner.give_back(lane)
+            self._lane = None
+            raise
+
+    @calls_out
+    def _called(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        connection, face = self._lend()
+        try:
+            value = fn(face, *args)
+        except Exception as problem:
+            self._refuse_child()
+            misuse = self._taken_away(face)
+            errors = list(errors_behind(problem))
+            if conflict := next(filter(is_conflict, errors), None):
+                raise RolledBack(conflict) from problem
+            if exhausted := next(filter(is_exhausted, errors), None):
+                raise RolledBack(self._owner.connections.meaning(exhausted)) from problem
+            if errors and connection.closed:
+                raise self._lost(errors[0]) from problem
+            if misuse is not None and face.ended:
+                raise misuse from problem
+            raise
+        self._refuse_child()
+        misuse = self._taken_away(face)
+        if misuse is not None:  # first: it may be what has closed the connection
+            raise misuse
+        if connection.closed:
+            raise self._lost(None)
+        return value
+
+    def _refuse_child(self) -> None:
+        if os.getpid() != self._pid:
+            raise LeaseLost(
+                self._lease.run_id, "it belongs to the process that this one was forked from, in a step's body"
+            )
+
+    def _taken_away(self, face: Lent) -> TransactionMisused | None:
+        """What keeps it from being committed. A transaction that the body has prepared is rolled back: it holds the lease."""
+        misuse = face.take_away()
+        lane = self._lane
+        if misuse is None or lane is None or not face.ended or lane.connection.closed:
+            return misuse
+        return roll_back_prepared(lane, self._number, self._name) or misuse
+
+    @locked
+    def _lend(self) -> tuple[psycopg.Connection[Any], Lent]:
+        assert self._lane is not None, "a body before its transaction"  # noqa: S101 -- a bug, not an input
+        self._lent = lent(self._lane.connection, self._name)
+        return self._lane.connection, self._lent
+
+    def _settle(self, job: Job, problem: psycopg.Error) -> None:
+        """Quiet when it turns out that it was committed."""
+        try:
+            committed = self._owner.settle(settle_job(job))
+        except (LeaseLost, RunCancelled):
+            raise
+        except DurableError:
+            raise OutcomeUnknown(job.run_id, job.what, type(problem).__name__) from None
+        if not committed:
+            raise self._lost(problem) from None
+        self._lease.recorded()
+
+    def _lost(self, problem: psycopg.Error | None) -> RolledBack:
+        return explain_loss(problem, self._owner.connections.where, self._lease)
+
+    @locked
+    def _enter(self) -> None:
+        if self._abandoned:
+            raise RolledBack(
+                StoreUnavailable(self._owner.connections.where, "nobody waits for the transaction any more")
+            )
+        self._busy = threading.get_ident()
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether another thread works in it. This one may be what an interrupt has left of that."""
+        return self._busy not in (0, threading.get_ident())
+
+    @locked
+    def _leave(self) -> None:
+        self._busy = 0
+        if self._lent is not None:
+            self._lent.revoke()
+        if self._abandoned:
+            self._end()
+
+    @locked
+    def _end(self) -> None:
+        """Let go of everything. An interrupt may come in the midst, and this be called again."""
+        if os.getpid() != self._pid:  # a forked child: all of it is the parent's
+            return
+        if self._lane is not None:
+            self._owner.connections.watchdog.unwatch(self._lane.connection)
+            self._owner.give_back(self._lane)
+            self._lane = None
+        self._owner.room.leave(self)
+
+    @property
+    def name(self) -> str:
+        """The step's name."""
+        return self._name
+
+    @property
+    def around(self) -> nesting.OpenTransaction | None:
+        """The transaction in whose body this one is called."""
+        return self._around
+
+    def holds(self, where: str, row: str) -> bool:
+        """Whether this is the row of its lease, in this database."""
+        return self._lease.row == row and self._owner.connections.where == where
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was begun, and has not ended."""
+        return self._lane is not None
