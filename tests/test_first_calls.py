@@ -20,7 +20,7 @@ import pytest
 
 import durable
 from durable.codecs import JsonCodec
-from durable.stores import MemoryStore, embedded, memory, postgres, script
+from durable.stores import MemoryStore, embedded, memory, postgres, schema_sql
 from durable.stores._postgres.snapshots import SnapshotVerbs
 from durable.testing import JumpingClock, Rehearsal
 from programs import run_program
@@ -73,7 +73,7 @@ MISSPELT: dict[str, tuple[Callable[[], Any], str]] = {
     "postgres's pool": (lambda: postgres(pools=1), "pool="),  # type: ignore[call-arg]
     "embedded": (lambda: embedded("x", tables="s"), "table="),  # type: ignore[call-arg]
     "memory": (lambda: memory(codecs=None), "codec="),  # type: ignore[call-arg]
-    "script": (lambda: script(rule="x"), "role="),  # type: ignore[call-arg]
+    "schema_sql": (lambda: schema_sql(rule="x"), "role="),  # type: ignore[call-arg]
     "decorator": (lambda: durable.step(retrys=3), "retry="),  # type: ignore[call-overload]
     "decorator's timeout": (lambda: durable.step(time_out=3), "timeout="),  # type: ignore[call-overload]
     "codec": (lambda: JsonCodec(max_payloads=3), "max_payload="),  # type: ignore[call-arg]

@@ -23,7 +23,7 @@ from psycopg_pool import ConnectionPool
 
 import durable
 from durable import ResumeStateCollector, Workflow
-from durable.stores import Listed, PostgresStore, SnapshotStore, embedded, memory, postgres, script
+from durable.stores import Listed, PostgresStore, SnapshotStore, embedded, memory, postgres, schema_sql
 from durable.stores._embedded.server import Server
 from durable.stores._postgres import snapshots
 from programs import run_program
@@ -329,7 +329,7 @@ def test_the_script_is_what_a_dba_needs_and_dml_is_enough_afterwards(database: D
     role = f"{database.schema}_app"
     command = [sys.executable, "-m", "durable.stores", "--schema", database.schema, "--role", role]
     printed = run_program(command, check=True, env=os.environ).stdout
-    assert printed == script(schema=database.schema, role=role)
+    assert printed == schema_sql(schema=database.schema, role=role)
     with psycopg.connect(database.url, autocommit=True) as owner:
         owner.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
         try:

@@ -15,9 +15,10 @@ from durable._common.boundary import public
 from durable.codecs import Codec
 from durable.errors import InvalidArgument
 from durable.stores._embedded.server import Server
+from durable.stores._embedded.store import EmbeddedStore
 from durable.stores._memory import MemoryStore
 from durable.stores._postgres.conninfo import Pool
-from durable.stores._postgres.schema import script as schema_script
+from durable.stores._postgres.schema import build_schema_sql
 from durable.stores._postgres.sql.names import Names
 from durable.stores._postgres.store import MAX_TRANSACTIONS, PostgresStore
 from durable.stores.listing import Listed, Stats
@@ -34,7 +35,7 @@ __all__ = [
     "embedded",
     "memory",
     "postgres",
-    "script",
+    "schema_sql",
 ]
 
 
@@ -113,8 +114,8 @@ def postgres(
     )
 
 
-@public("script")
-def script(
+@public("schema_sql")
+def schema_sql(
     *,
     table: str = "durable_snapshots",
     schema: str | None = None,
@@ -127,21 +128,7 @@ def script(
     `role` is granted what it then needs to run workflows, which is no right to create anything. `since` leaves out the
     migrations up to this number, for tables that are already there. `python -m durable.stores` prints it.
     """
-    return schema_script(Names(table, schema, lock), role=role, since=since)
-
-
-class EmbeddedStore(PostgresStore):
-    """A PostgreSQL store with its server: closing it lets go of both. `url` connects other programs to the server."""
-
-    def __init__(self, server: Server, names: Names, codec: Codec | Sequence[Codec] | None = None) -> None:
-        super().__init__(server.url, names, codec=codec)
-        self._server = server
-        self.url = server.url
-
-    def close(self) -> None:
-        """Close the store, then let go of the server, which ends with its last user."""
-        super().close()
-        self._server.close()
+    return build_schema_sql(Names(table, schema, lock), role=role, since=since)
 
 
 @public("embedded")

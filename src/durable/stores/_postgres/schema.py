@@ -93,7 +93,7 @@ def _doubts(connection: psycopg.Connection[Any], names: Names) -> list[str]:
     return [f"the table {name} is UNLOGGED: a crash of the server empties it" for name, is_lost, _ in looks if is_lost]
 
 
-def script(names: Names, *, role: str | None = None, since: int = 0) -> str:
+def build_schema_sql(names: Names, *, role: str | None = None, since: int = 0) -> str:
     """What `prepare` would do from the migration `since` on, as a script for psql; then rights for `role`."""
     known, parts = statements(names), ["BEGIN;"]
     if names.schema is not None:
@@ -200,9 +200,9 @@ def _migrate(connection: psycopg.Connection[Any], names: Names) -> int:
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(names.schema)))
         connection.execute(known["create_migrations"], {})
         applied = _version(connection, names)
-        for number, script in migrations(names).items():
+        for number, migration in migrations(names).items():
             if number > applied:
-                _apply(connection, names, script)
+                _apply(connection, names, migration)
                 connection.execute(known["record_migration"], {"version": number})
         _verify(connection, names)
         connection.execute("COMMIT")
@@ -216,9 +216,9 @@ def _migrate(connection: psycopg.Connection[Any], names: Names) -> int:
 _SCHEMA_EXISTS: Final = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = %(schema)s)"
 
 
-def _apply(connection: psycopg.Connection[Any], names: Names, script: bytes) -> None:
+def _apply(connection: psycopg.Connection[Any], names: Names, migration: bytes) -> None:
     try:
-        connection.execute(script, prepare=False)  # several commands
+        connection.execute(migration, prepare=False)  # several commands
     except (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject) as problem:
         taken = problem.diag.message_primary or "a table of that name exists"
         raise SchemaMismatch(names.quoted["snapshots"], f"one of the tables beside it is not ours: {taken}") from None
