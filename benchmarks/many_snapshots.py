@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 
 from durable.stores import Listed, PostgresStore, embedded, postgres
-from durable.stores._postgres.session import Lane
+from durable.stores._postgres.session import Session
 
 SNAPSHOTS: Final = 100_000
 RECORDS: Final = 10  # of each
@@ -84,17 +84,17 @@ def questions(store: PostgresStore) -> dict[str, Callable[[], Any]]:
 def plan(url: str, ask: Callable[[], Any]) -> str:
     """How PostgreSQL means to answer this question: EXPLAIN of each statement that it asks."""
     asked: list[tuple[bytes, Any]] = []
-    execute = Lane.execute
+    execute = Session.execute
 
-    def execute_noted(lane: Lane, query: bytes, parameters: Any = None) -> psycopg.Cursor[Any]:
+    def execute_noted(session: Session, query: bytes, parameters: Any = None) -> psycopg.Cursor[Any]:
         asked.append((query, parameters))
-        return execute(lane, query, parameters)
+        return execute(session, query, parameters)
 
-    Lane.execute = execute_noted  # type: ignore[assignment, method-assign]
+    Session.execute = execute_noted  # type: ignore[assignment, method-assign]
     try:
         ask()
     finally:
-        Lane.execute = execute  # type: ignore[method-assign]
+        Session.execute = execute  # type: ignore[method-assign]
     with psycopg.connect(url, autocommit=True) as connection:
         explained = [connection.execute(b"EXPLAIN " + query, parameters).fetchall() for query, parameters in asked]
     return "\n".join(line for lines in explained for (line,) in lines)

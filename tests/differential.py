@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 
-from durable.stores._postgres.sql.loader import statements
+from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.names import Names
 from simulation.database import circular, serve
 from simulation.session import Running, Session
@@ -123,7 +123,7 @@ class Comparison:
             store.load("creates the tables")
         names = Names(schema=database.schema)
         users = {name: sql.format(schema=f'"{database.schema}"').encode() for name, sql in _USERS_STATEMENTS.items()}
-        self._sql = {**statements(names), **users}
+        self._sql = {**load_statements(names), **users}
         self._names = {**names.quoted, **{name: f'"{database.schema}".{name}' for name in ("accounts", "effects")}}
         self._watcher = psycopg.connect(database.url, autocommit=True)
         self._watcher.execute(_USERS_TABLES.format(schema=f'"{database.schema}"').encode())

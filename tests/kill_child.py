@@ -20,11 +20,11 @@ import durable
 from durable import AsyncStep, Step
 from durable.events import RunBegan, RunCompleted, RunEvent, StepRecorded, StepReplayed
 from durable.stores import PostgresStore, postgres
-from durable.stores._postgres.sql.loader import migrations, statements
+from durable.stores._postgres.sql.loader import load_migrations, load_statements
 from durable.stores._postgres.sql.names import Names
 
-migrations(Names())  # read before the fork, and not by each child
-statements(Names())
+load_migrations(Names())  # read before the fork, and not by each child
+load_statements(Names())
 KEYS: Final = ("fetch-user", "reserve-stock", "charge-card", "create-order", "send-receipt")
 END: Final = "the checkout is over"  # in the result and nowhere else: by it a proxy knows the finish
 RESULT: Final = {

@@ -22,12 +22,12 @@ from typing import Any, Final
 
 import durable
 from durable.stores import PostgresStore, embedded, postgres
-from durable.stores._postgres.sql.loader import migrations, statements
+from durable.stores._postgres.sql.loader import load_migrations, load_statements
 from durable.stores._postgres.sql.names import Names
 from programs import limited
 
-migrations(Names())  # read before the fork, and not by each child
-statements(Names())
+load_migrations(Names())  # read before the fork, and not by each child
+load_statements(Names())
 
 PATIENCE: Final = 30.0  # seconds until a test that waits for something gives up; never what a test measures
 

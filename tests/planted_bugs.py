@@ -234,7 +234,7 @@ def _unlocked(tables: Tables, statement: Any, values: Any) -> Any:
 
 
 def _committed_before_its_record(self: Any, record: Any) -> None:
-    self._lane.execute(b"COMMIT")
+    self._session.execute(b"COMMIT")
     self._end()
     acting().store.checkpoint(self._lease, record)
 
@@ -288,13 +288,13 @@ _forget = Journal._forget
 # -- threads, neighbours, cancellations -----------------------------------------------------------------------------------
 
 
-_kept_up = life.kept_up
-_answered = Writer._answered
+_start_daemon = life.start_daemon
+_answer = Writer._answer
 
 
 def _of_one_life(name: str, turn: Any, _: Any) -> Any:
     """A thread that is ended by what one of its turns raises, and is not missed."""
-    thread = _kept_up(name, turn, _ended)
+    thread = _start_daemon(name, turn, _ended)
     thread.is_alive = lambda: True
     return thread
 
@@ -306,7 +306,7 @@ def _ended(problem: Exception) -> None:
 def _not_started(name: str, turn: Any, failed: Any) -> Any:
     """One that could not be started is taken for started."""
     try:
-        return _kept_up(name, turn, failed)
+        return _start_daemon(name, turn, failed)
     except StoreUnavailable:
         thread = threads.Thread(acting(), turn)
         thread.is_alive = lambda: True  # type: ignore[method-assign]
@@ -317,7 +317,7 @@ def _sent_for_ever(self: Writer, jobs: Any, answers: Any) -> Any:
     """What was dropped is sent again, however often."""
     for job in jobs:
         job.vanished = False
-    return _answered(self, jobs, answers)
+    return _answer(self, jobs, answers)
 
 
 async def _not_seen_through(waited: Any, _: float) -> Any:
@@ -426,9 +426,9 @@ BUGS = [
     ),
     Bug("steps begun amid Ctrl-C", 1000, patches=[(Execution, "call", _called_all_the_same)], first=250),
     Bug("a retry that keeps what came after", 1000, patches=[(cuts, "cut", _cut_of_one)], first=30),
-    Bug("a thread of one life", 1000, patches=[(life, "kept_up", _of_one_life)]),
-    Bug("a thread that did not start", 1000, patches=[(life, "kept_up", _not_started)]),
-    Bug("a dropped row is sent for ever", 1000, patches=[(life._Writer, "_answered", _sent_for_ever)]),
+    Bug("a thread of one life", 1000, patches=[(life, "start_daemon", _of_one_life)]),
+    Bug("a thread that did not start", 1000, patches=[(life, "start_daemon", _not_started)]),
+    Bug("a dropped row is sent for ever", 1000, patches=[(life._Writer, "_answer", _sent_for_ever)]),
     Bug(
         "a second cancellation keeps the lease",
         2000,

@@ -62,8 +62,8 @@ def fork_in_a_body(pipe: Connection, url: str, schema: str) -> None:
 
 def connections_of(store: PostgresStore) -> list[int]:
     """The backends that this process's idle connections lead to, asked by them."""
-    lanes = process_of(store).connections._idle
-    return sorted(lane.connection.execute("SELECT pg_backend_pid()").fetchone()[0] for lane in lanes)
+    sessions = process_of(store).connections._idle
+    return sorted(session.connection.execute("SELECT pg_backend_pid()").fetchone()[0] for session in sessions)
 
 
 def greet(step: durable.Step, _: None) -> str:

@@ -176,7 +176,7 @@ def test_a_fault_of_a_connecting_thread_makes_no_second_connection(
     when: str, answer: str, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its thread comes to an end: else it would make one connection after the other, until the server had none left."""
-    tried, connected = list[threading.Thread](), Connections._connected
+    tried, connected = list[threading.Thread](), Connections._connect_somewhere
 
     class Struck(Future[Any]):
         def set_result(self, result: Any) -> None:
@@ -203,7 +203,7 @@ def test_a_fault_of_a_connecting_thread_makes_no_second_connection(
 
     store = database.store()
     with monkeypatch.context() as patch:
-        patch.setattr(Connections, "_connected", counted)
+        patch.setattr(Connections, "_connect_somewhere", counted)
         patch.setattr("durable.stores._postgres.connections.Future", Struck)
         is_told = (when, answer) == ("when it has answered", "a connection")
         with nullcontext() if is_told else pytest.raises((durable.StoreUnavailable, MemoryError)):

@@ -245,7 +245,7 @@ def test_a_finalizer_that_closes_the_store_in_its_own_threads(database: Database
     process, came = store.process, list[Any]()
 
     writer = process._small
-    thread, next_ = writer._thread, writer._next
+    thread, next_ = writer._thread, writer._take_batch
     assert thread is not None
 
     def closes() -> Any:
@@ -254,7 +254,7 @@ def test_a_finalizer_that_closes_the_store_in_its_own_threads(database: Database
             came.append("closed")
         return next_()
 
-    writer._next = closes  # type: ignore[method-assign]
+    writer._take_batch = closes  # type: ignore[method-assign]
     writer._wake.set()
     thread.join(20)
     assert came == ["closed"]

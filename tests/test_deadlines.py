@@ -178,7 +178,7 @@ def test_a_first_connection_that_falls_silent_does_not_stand_in_the_way_for_ever
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FAULTS 42: nobody waits for it any more, and others wait for their turn behind it; the watchdog ends it."""
-    monkeypatch.setattr("durable.stores._postgres.connections._LONGEST_PREPARING", 1.0)
+    monkeypatch.setattr("durable.stores._postgres.connections._MAX_PREPARING", 1.0)
     over = threading.Event()
     with Proxy(database.url) as proxy:
         store = database.store(proxy.url)

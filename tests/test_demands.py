@@ -19,7 +19,7 @@ import durable
 from durable.stores import postgres
 from durable.stores._embedded import server as servers
 from durable.stores._embedded.server import Server
-from durable.stores._postgres.requirements import doubts, objection
+from durable.stores._postgres.requirements import durability_warnings, why_unsupported
 from ownership_children import wait_until
 from pgbouncer import bouncer
 from support import Database, needs_pgbouncer
@@ -62,7 +62,7 @@ def workflow(step: durable.Step, _: Any) -> str:
 )
 def test_what_is_not_postgresql_12_or_newer_is_refused_by_name(said: str, named: str) -> None:
     """FAULTS 59, on what the servers say of themselves: there are none of them here."""
-    problem = objection(said)
+    problem = why_unsupported(said)
     assert problem is not None
     assert named in problem
 
@@ -79,7 +79,7 @@ def test_what_is_not_postgresql_12_or_newer_is_refused_by_name(said: str, named:
 )
 def test_postgresql_is_accepted(said: str) -> None:
     """As its packagers call it."""
-    assert objection(said) is None
+    assert why_unsupported(said) is None
 
 
 # -- FAULTS 38: it takes writes -----------------------------------------------------------------------------------------
@@ -99,14 +99,14 @@ def test_a_role_that_became_read_only_is_told_so(database: Database) -> None:
     """FAULTS 38: the first connection was another one; the claim that meets it says what it is, and nothing is stored."""
     store = database.store()
     store.list()
-    lane = store.process.connections.take(store.clock.elapsed() + 5.0)
-    lane.connection.execute("SET default_transaction_read_only = on")
-    store.process.connections.give_back(lane)
+    session = store.process.connections.take(store.clock.elapsed() + 5.0)
+    session.connection.execute("SET default_transaction_read_only = on")
+    store.process.connections.give_back(session)
     with pytest.raises(durable.UnsuitableServer, match="read-only"):
         durable.run(None, workflow, id="x", store=store)
-    lane = store.process.connections.take(store.clock.elapsed() + 5.0)
-    lane.connection.execute("SET default_transaction_read_only = off")
-    store.process.connections.give_back(lane)
+    session = store.process.connections.take(store.clock.elapsed() + 5.0)
+    session.connection.execute("SET default_transaction_read_only = off")
+    store.process.connections.give_back(session)
     assert durable.status(store, "x") is None
 
 
@@ -166,15 +166,15 @@ def test_a_later_connection_to_a_standby_is_refused_too(standby: tuple[Server, S
 def test_a_setting_that_loses_is_a_doubt(name: str) -> None:
     """FAULTS 55: each by its name, with what it can cost."""
     sound = {"fsync": "on", "full_page_writes": "on", "synchronous_commit": "on", "synchronous_standby_names": ""}
-    assert doubts(sound) == []
-    (doubt,) = doubts(sound | {name: "off"})
+    assert durability_warnings(sound) == []
+    (doubt,) = durability_warnings(sound | {name: "off"})
     assert doubt.startswith(f"{name} is off: ")
 
 
 def test_waiting_for_no_standby_is_a_doubt_where_there_are_synchronous_ones() -> None:
     """FAULTS 55: a fail-over loses what only the primary had."""
-    assert doubts({"synchronous_commit": "local", "synchronous_standby_names": ""}) == []
-    (doubt,) = doubts({"synchronous_commit": "local", "synchronous_standby_names": "s1"})
+    assert durability_warnings({"synchronous_commit": "local", "synchronous_standby_names": ""}) == []
+    (doubt,) = durability_warnings({"synchronous_commit": "local", "synchronous_standby_names": "s1"})
     assert "synchronous_commit is local" in doubt
 
 
@@ -193,9 +193,9 @@ def careless(database: Database) -> Iterator[str]:
 
 def _setting(store: Any) -> str:
     """What the store's own sessions have."""
-    lane = store.process.connections.take(store.clock.elapsed() + 5.0)
-    (said,) = lane.execute(b"SHOW synchronous_commit").fetchone()
-    store.process.connections.give_back(lane)
+    session = store.process.connections.take(store.clock.elapsed() + 5.0)
+    (said,) = session.execute(b"SHOW synchronous_commit").fetchone()
+    store.process.connections.give_back(session)
     return str(said)
 
 
@@ -314,5 +314,5 @@ def test_a_database_that_cannot_hold_every_text_is_refused(database: Database, e
 
 @pytest.mark.parametrize("extension", ["spock", "bdr", "pgactive"])
 def test_an_extension_that_lets_several_servers_write_is_told(extension: str) -> None:
-    assert extension in "".join(doubts({"extensions": f"plpgsql,{extension}"}))
-    assert doubts({"extensions": f"plpgsql,{extension}_other"}) == []
+    assert extension in "".join(durability_warnings({"extensions": f"plpgsql,{extension}"}))
+    assert durability_warnings({"extensions": f"plpgsql,{extension}_other"}) == []

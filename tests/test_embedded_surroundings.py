@@ -141,7 +141,7 @@ def binaries(parent: Path) -> Iterator[tuple[Path, Path]]:
 def test_roots_copy_of_the_programs_is_made_once_and_is_roots(binaries: tuple[Path, Path]) -> None:
     place, copy = binaries
     for _ in range(2):
-        found = module._usable(place)
+        found = module._make_reachable(place)
         assert (found / "initdb").read_text() == "ours"
         assert found.is_relative_to(copy)
     assert (copy.stat().st_uid, copy.stat().st_mode & 0o022) == (0, 0)
@@ -170,7 +170,7 @@ def test_programs_that_another_account_has_put_there_are_not_started(
     else:
         os.chown(copy, nobody, nobody)
     with pytest.raises(ServerNotStarted, match="another account has made it"):
-        module._usable(place)
+        module._make_reachable(place)
     assert os.path.lexists(copy)
 
 

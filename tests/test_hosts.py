@@ -105,7 +105,7 @@ def no(text: str) -> psycopg.OperationalError:
 def test_a_silent_host_keeps_nobody_from_the_next() -> None:
     race = Race("silent", "good")
     race.answer("good", None)
-    host, connection = hosts.first(race.hosts, race.connect, 2.0)
+    host, connection = hosts.connect_first(race.hosts, race.connect, 2.0)
     assert (host.host, connection.name) == ("good", "good")  # type: ignore[attr-defined]
     race.answer("silent", None)
     wait_until(lambda: race.closed == ["silent"], "the one that came too late to be closed")
@@ -115,7 +115,7 @@ def test_the_first_is_alone_when_it_answers() -> None:
     race = Race("good", "other")
     race.answer("good", None)
     race.answer("other", None)
-    assert hosts.first(race.hosts, race.connect, 2.0)[0].host == "good"
+    assert hosts.connect_first(race.hosts, race.connect, 2.0)[0].host == "good"
     assert race.begun == ["good"]
 
 
@@ -123,7 +123,7 @@ def test_whoever_said_no_is_asked_again_while_another_is_silent() -> None:
     """A standby that becomes the primary meanwhile."""
     race = Race("silent", "standby")
     race.answer("standby", no("session is read-only"), no("session is read-only"), None)
-    assert hosts.first(race.hosts, race.connect, 5.0)[0].host == "standby"
+    assert hosts.connect_first(race.hosts, race.connect, 5.0)[0].host == "standby"
     assert race.begun == ["silent", "standby", "standby", "standby"]
     race.answer("silent", no("late"))
 
@@ -134,7 +134,7 @@ def test_all_say_no() -> None:
     for name in ("a", "b", "c"):
         race.answer(name, no(f"connection failed: {name} says no"))
     with pytest.raises(psycopg.OperationalError, match=r"a: .*a says no; b: .*b says no; c: .*c says no"):
-        hosts.first(race.hosts, race.connect, 2.0)
+        hosts.connect_first(race.hosts, race.connect, 2.0)
     assert race.begun == ["a", "b", "c"]
 
 
@@ -152,7 +152,7 @@ def test_all_say_no() -> None:
     ],
 )  # fmt: skip
 def test_the_hosts_of_a_url(parts: dict[str, str], expected: list[tuple[str, str, str]]) -> None:
-    assert [tuple(host) for host in hosts.hosts(parts)] == expected
+    assert [tuple(host) for host in hosts.list_hosts(parts)] == expected
 
 
 # -- a store ----------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import durable
 from durable._engine.batches import LARGE
 from durable.errors import LeaseLost, RecordsLost
 from durable.stores._postgres import connections
-from durable.stores._postgres.session import Lane
+from durable.stores._postgres.session import Session
 from ownership_children import PATIENCE, wait_until
 from support import Database
 from writer_spies import writer_of
@@ -148,16 +148,16 @@ def test_what_is_recorded_while_they_are_counted(
     database: Database, promotes: Callable[[], None], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """FAULTS 34: by another branch, on a connection that cannot tell its server. What a count came too early for is not lost."""
-    store, execute, counts = database.store(), Lane.execute, list[bytes]()
+    store, execute, counts = database.store(), Session.execute, list[bytes]()
 
-    def counting(lane: Lane, query: bytes, parameters: Any = None) -> Any:
+    def counting(session: Session, query: bytes, parameters: Any = None) -> Any:
         if b"count(*)" not in query or counts:
-            return execute(lane, query, parameters)
+            return execute(session, query, parameters)
         counts.append(query)
         monkeypatch.setattr(connections, "_SERVER", b"SELECT nobody_has_this()")
         if how == "transaction":  # whose snapshot is older than its count
             beside()
-        counted = execute(lane, query, parameters)
+        counted = execute(session, query, parameters)
         if how == "step":
             beside()
         return counted
@@ -169,7 +169,7 @@ def test_what_is_recorded_while_they_are_counted(
         idle = store.process.connections._idle
         while idle:
             idle.pop().connection.close()
-        monkeypatch.setattr(Lane, "execute", counting)
+        monkeypatch.setattr(Session, "execute", counting)
         if how == "transaction":
             return step.transaction("second", lambda _: 2, isolation="serializable")
         return step("second", lambda: 2, key="second")

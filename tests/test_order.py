@@ -25,7 +25,7 @@ from durable.events import RunEvent, StepStalled
 from durable.records import Execution as Standing
 from durable.records import Header, Kind, Record, Status, StepRecord, render
 from durable.stores import MemoryStore, memory
-from durable.stores._postgres.sql.loader import statements
+from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.names import Names
 from support import Database
 
@@ -422,7 +422,7 @@ def test_whoever_only_waited_never_takes_up_what_stopped_meanwhile(database: Dat
         "UPDATE durable_locks SET epoch = 2, owner_token = '2:mine', expires_at = now() + interval '1 minute'"
     )
     claims = '[{"id": "a", "random": "mine", "header": {"execution": {}}, "input": null, "after_failure": false}]'
-    names = statements(Names(schema=database.schema))
+    names = load_statements(Names(schema=database.schema))
     with psycopg.connect(database.url, autocommit=True) as connection:
         connection.execute(names["open_runs"], {"openings": claims})
     assert database.everything()[0] == before[0]

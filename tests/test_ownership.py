@@ -24,7 +24,7 @@ from durable._engine.leases import Lease
 from durable.events import LeaseTaken, RunBegan, RunEvent, StepRecorded
 from durable.records import Kind, Record, Status, StepRecord, render
 from durable.stores import PostgresStore, memory
-from durable.stores._postgres.sql.loader import statements
+from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.names import Names
 from ownership_children import PATIENCE, Child, Orders, Scene, execute, process_of, run_as_ordered, traces, wait_until
 from support import Database
@@ -295,7 +295,7 @@ def record(seq: int, key: str) -> Record:
 
 def statement(database: Database, name: str) -> bytes:
     """A statement of the store, for this test's schema."""
-    return statements(Names(schema=database.schema))[name]
+    return load_statements(Names(schema=database.schema))[name]
 
 
 def checkpoint(

@@ -17,7 +17,7 @@ from psycopg import sql
 
 import durable
 from durable.errors import AccessDenied, SchemaMismatch, UnsuitableServer
-from durable.stores._postgres.session import Lane
+from durable.stores._postgres.session import Session
 from support import Database
 
 SKIP = (
@@ -76,14 +76,14 @@ def outcome(workflow: Any, store: Any, name: str) -> Any:
 def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
     """The statements that were sent."""
     statements: list[bytes] = []
-    for name in ("wrote", "execute", "also"):
-        real = getattr(Lane, name)
+    for name in ("execute_write", "execute", "queue"):
+        real = getattr(Session, name)
 
-        def noted(lane: Lane, query: bytes, *args: Any, real: Any = real) -> Any:
+        def noted(session: Session, query: bytes, *args: Any, real: Any = real) -> Any:
             statements.append(query)
-            return real(lane, query, *args)
+            return real(session, query, *args)
 
-        monkeypatch.setattr(Lane, name, noted)
+        monkeypatch.setattr(Session, name, noted)
     yield statements
 
 

@@ -21,7 +21,7 @@ from psycopg_pool import ConnectionPool
 import durable
 from durable.errors import AccessDenied, StoreUnavailable, UnstorableValue
 from durable.stores import PostgresStore, postgres
-from durable.stores._postgres.sql.loader import migrations, qualified, statements
+from durable.stores._postgres.sql.loader import load_migrations, load_statements, qualify
 from durable.stores._postgres.sql.names import Names
 from pgbouncer import bouncer, program
 from support import Database
@@ -123,7 +123,11 @@ def test_nothing_on_the_search_path_is_called(trapped: str, way: str) -> None:
 def test_every_function_of_ours_is_qualified() -> None:
     """Whoever adds a statement need not think of it."""
     names = Names()
-    texts = [*statements(names).values(), *statements(names, "snapshots.sql").values(), *migrations(names).values()]
+    texts = [
+        *load_statements(names).values(),
+        *load_statements(names, "snapshots.sql").values(),
+        *load_migrations(names).values(),
+    ]
     for text in texts:
         bare = re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"|--[^\n]*", "", text.decode())
         assert not re.findall(r"(?<![\w.%])(?!extract|trim|unnest)[a-z_]\w*\(", bare)
@@ -143,7 +147,7 @@ def test_every_function_of_ours_is_qualified() -> None:
     ],
 )
 def test_qualified(text: str, expected: str) -> None:
-    assert qualified(text) == expected
+    assert qualify(text) == expected
 
 
 # -- a trigger that speaks ----------------------------------------------------------------------------------------------
@@ -244,13 +248,13 @@ def test_what_does_not_pass_is_said_at_once(database: Database, what: str, monke
         database.execute("DROP TABLE durable_snapshots CASCADE")
     attempts: list[int] = []
     connections = store.process.connections
-    connected = connections._connected
+    connected = connections._connect_somewhere
 
     def counted(seconds: int) -> psycopg.Connection[Any]:
         attempts.append(1)
         return connected(seconds)
 
-    monkeypatch.setattr(connections, "_connected", counted)
+    monkeypatch.setattr(connections, "_connect_somewhere", counted)
     for verb in (lambda: store.status("x"), lambda: store.list(), lambda: durable.run(None, one, id="x", store=store)):
         with pytest.raises(AccessDenied):
             verb()
@@ -283,13 +287,13 @@ def test_options_that_libpq_cannot_read_are_said_at_once(database: Database, opt
     store = postgres(make_conninfo(database.url, **options), schema=database.schema)
     attempts: list[int] = []
     connections = store.process.connections
-    connected = connections._connected
+    connected = connections._connect_somewhere
 
     def counted(seconds: int) -> psycopg.Connection[Any]:
         attempts.append(1)
         return connected(seconds)
 
-    connections._connected = counted  # type: ignore[method-assign]
+    connections._connect_somewhere = counted  # type: ignore[method-assign]
     with closing(store), pytest.raises(AccessDenied) as told:
         store.status("x")
     assert "URL" in str(told.value)

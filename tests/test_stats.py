@@ -77,11 +77,11 @@ def test_a_look_asks_few_questions(database: Database) -> None:
     lane_of = snapshots.SnapshotVerbs._once
 
     def noted(self: Any, work: Any) -> Any:
-        def counting(lane: Any) -> Any:
+        def counting(session: Any) -> Any:
             class Counting:
                 def execute(self, query: bytes, *args: Any) -> Any:
                     asked.append(query)
-                    return lane.execute(query, *args)
+                    return session.execute(query, *args)
 
             return work(Counting())
 

@@ -132,7 +132,7 @@ def test_a_host_that_no_thread_can_be_started_for() -> None:
     refuses = _Refuses("durable-connecting", RuntimeError)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuses)
-        came: Any = hosts.first(order, connect, 5.0)
+        came: Any = hosts.connect_first(order, connect, 5.0)
     assert came == (order[1], "connected to two")
     assert refuses.refused == 1
 

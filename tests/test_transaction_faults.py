@@ -857,7 +857,7 @@ def test_a_statement_that_another_thread_has_under_way(
 ) -> None:
     """It is waited for, but not for ever; then its connection is ended, and nothing is committed."""
     needs(database, "client_connection_check_interval", 14)
-    monkeypatch.setattr("durable.stores._postgres.guarded._LONGEST_WAIT", 0.1)
+    monkeypatch.setattr("durable.stores._postgres.guarded._MAX_WAIT", 0.1)
     ended: list[BaseException] = []
 
     def sleep(connection: Any) -> None:

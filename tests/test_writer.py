@@ -265,7 +265,7 @@ def together(store: PostgresStore, jobs: Sequence[Job], *, large: bool = False) 
         wait_until(seized, "the writer to have done with the last batch")
         futures = [writer.submit(job) for job in jobs]
         with writer._lock:
-            writer._free([])
+            writer._finish([])
         return await asyncio.gather(*futures, return_exceptions=True)
 
     return asyncio.run(handed_over())
@@ -400,7 +400,7 @@ def test_who_cannot_be_told_keeps_nobody_else_from_being_told(database: Database
 
         def deaf(lease: Lease) -> asyncio.Future[Any]:
             job = checkpoint_job(lease, record(1))
-            job.orphaned = unheard
+            job.on_orphan = unheard
             return writer.submit(job)
 
         async def leave_behind() -> None:
@@ -439,7 +439,7 @@ def test_no_body_is_started_while_too_much_waits(
 
     def let_go() -> None:
         try:
-            wait_until(lambda: writer._crowd or len(started) == 100, "some to wait")
+            wait_until(lambda: writer._room_waiters or len(started) == 100, "some to wait")
         finally:
             go_on.set()
 
@@ -450,7 +450,7 @@ def test_no_body_is_started_while_too_much_waits(
         holder.result(30)
     assert sorted(started) == list(range(100))
     assert max(most) < 50_000
-    assert not writer._crowd
+    assert not writer._room_waiters
 
 
 def test_a_run_whose_lease_ends_while_it_waits_for_room_starts_no_body(
@@ -468,7 +468,7 @@ def test_a_run_whose_lease_ends_while_it_waits_for_room_starts_no_body(
     async def workflow(step: AsyncStep, _: None) -> None:
         futures = [writer.submit(checkpoint_job(other, record(number))) for number in range(1, 40)]
         late = asyncio.ensure_future(step("late", lambda: bodies.append("late")))
-        while not writer._crowd:  # noqa: ASYNC110 -- a poll is what it is
+        while not writer._room_waiters:  # noqa: ASYNC110 -- a poll is what it is
             await asyncio.sleep(0.001)
         database.execute("UPDATE durable_locks SET epoch = epoch + 1, owner_token = 'thief' WHERE workflow_id = 'run'")
         (lease,) = (lease for lease, _ in store.process.heartbeat._kept.values() if lease.run_id == "run")
@@ -681,7 +681,7 @@ def test_each_event_loop_is_woken_once_for_a_batch(database: Database, store: Po
             writer._busy = -1
         futures = [writer.submit(job) for job in jobs]
         with writer._lock:
-            writer._free([])
+            writer._finish([])
         await asyncio.gather(*futures)
 
     asyncio.run(counted())

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from durable._engine.batches import Verb
 from durable.stores import PostgresStore
 from durable.stores._postgres.job import Job
-from durable.stores._postgres.session import Lane
+from durable.stores._postgres.session import Session
 from durable.stores._postgres.writer import Performer, Writer
 from ownership_children import process_of
 
@@ -33,26 +33,26 @@ class Spy:
     before: Callable[[str, Sequence[Job]], object] = lambda _how, _jobs: None
     seen: list[Seen] = field(default_factory=list)
 
-    def perform(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+    def perform(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         """See `writer.Performer`."""
-        return self._passed_on("perform", self.real.perform, lane, jobs)
+        return self._passed_on("perform", self.real.perform, session, jobs)
 
-    def read_back(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+    def read_back(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         """See `writer.Performer`."""
-        return self._passed_on("read_back", self.real.read_back, lane, jobs)
+        return self._passed_on("read_back", self.real.read_back, session, jobs)
 
     def of(self, how: str, verb: Verb) -> list[Seen]:
         """The calls of one kind."""
         return [seen for seen in self.seen if seen.how == how and seen.verb is verb]
 
     def _passed_on(
-        self, how: str, verb: Callable[[Lane, Sequence[Job]], Sequence[Any]], lane: Lane, jobs: Sequence[Job]
+        self, how: str, verb: Callable[[Session, Sequence[Job]], Sequence[Any]], session: Session, jobs: Sequence[Job]
     ) -> Sequence[Any]:
         seen = Seen(how, jobs[0].verb, [name_of(job) for job in jobs])
         self.seen.append(seen)
         try:
             self.before(how, jobs)
-            seen.answers = verb(lane, jobs)
+            seen.answers = verb(session, jobs)
         except BaseException as problem:
             seen.problem = problem
             raise

@@ -13,7 +13,7 @@ from durable.stores._postgres import schema
 from durable.stores._postgres import store as stores
 from durable.stores._postgres.commits import Found, Statements, checkpoint_job
 from durable.stores._postgres.job import ABSENT
-from durable.stores._postgres.sql.loader import statements
+from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.names import Names
 from durable.stores._postgres.store import AsyncPostgresStore, PostgresStore
 from durable.stores._postgres.transaction import PostgresTransaction
@@ -86,13 +86,13 @@ def transaction_in_two() -> None:
     """A transaction's effect is committed first, and its record afterwards."""
 
     def commit(self: PostgresTransaction, record: Any, _late: Any = None) -> None:
-        lane, lease = self._lane, self._lease
-        assert lane is not None
-        lane.connection.execute(b"COMMIT", prepare=False)
+        session, lease = self._session, self._lease
+        assert session is not None
+        session.connection.execute(b"COMMIT", prepare=False)
         time.sleep(_LATE)
         nonce = checkpoint_job(lease, record).payload.nonce
         row = (record.seq, record.key, record.kind, nonce, record.text, lease.row, lease.token)
-        lane.connection.execute(self._owner.sql["checkpoint"], row, prepare=False)
+        session.connection.execute(self._owner.sql["checkpoint"], row, prepare=False)
         self._end()
 
     _replace(PostgresTransaction, "commit", commit)
@@ -120,14 +120,14 @@ def _skipping(kind: Any) -> None:
 
 
 def _other_sql(name: str, part: bytes, instead: bytes) -> None:
-    told = statements
+    told = load_statements
 
     def changed(names: Names, file: str = "statements.sql") -> Mapping[str, bytes]:
         known = dict(told(names, file))
         assert part in known[name], "the statement has changed: change the plant"
         return known | {name: known[name].replace(part, instead)}
 
-    _replace(stores, "statements", changed)
+    _replace(stores, "load_statements", changed)
 
 
 def _replace(owner: object, name: str, part: object) -> None:

@@ -31,11 +31,11 @@ from durable.errors import (
     VersionMismatch,
 )
 from durable.stores import postgres
-from durable.stores._postgres.sql.loader import migrations, statements
+from durable.stores._postgres.sql.loader import load_migrations, load_statements
 from durable.stores._postgres.sql.names import Names
 
-migrations(Names())  # read before the fork, and not by each worker
-statements(Names())
+load_migrations(Names())  # read before the fork, and not by each worker
+load_statements(Names())
 _THREADS: Final = 4
 _TASKS: Final = 8
 _PAUSE: Final = 0.05  # seconds between two looks at what others execute

@@ -24,7 +24,7 @@ from durable.errors import StoreUnavailable
 from durable.records import Record
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._postgres import commits
-from durable.stores._postgres.job import make_latch, tell
+from durable.stores._postgres.job import deliver, make_latch
 from durable.stores._postgres.resources import Process
 from durable.stores._postgres.room import Room
 from durable.stores._postgres.sql.names import Names
@@ -38,9 +38,9 @@ from simulation.loop import Loop
 from simulation.server import Server
 from simulation.statements import STATEMENTS
 from simulation.timeline import Timeline
-from simulation.wire import Connections, Fate, Lane, Lent, Wire, is_sound
+from simulation.wire import Connections, Fate, GuardedConnection, Session, Wire, is_sound
 
-__all__ = ["Life", "Place", "RealTransaction", "acting", "is_behind", "kept_up", "nobody_acts", "run_here"]
+__all__ = ["Life", "Place", "RealTransaction", "acting", "is_behind", "nobody_acts", "run_here", "start_daemon"]
 
 _EPOCH: Final = datetime(2026, 1, 1, tzinfo=UTC)
 _SQL: Final = {name: name.encode() for name in STATEMENTS}
@@ -217,9 +217,9 @@ def acting() -> Life:
     return host
 
 
-def _told(jobs: Any) -> None:
+def _deliver(jobs: Any) -> None:
     acting().place.history.answered(jobs)
-    tell(jobs)
+    deliver(jobs)
 
 
 def _is_dead(owner: str | None, _: str | None) -> bool:
@@ -250,8 +250,8 @@ def _body_on_thread(name: str, body: Callable[[], Any]) -> Any:
     return body_on_thread(name, body)  # whatever stands there: planted bugs do
 
 
-def kept_up(name: str, turn: Callable[[], object], failed: Callable[[Exception], object]) -> Any:
-    """See `stores._daemons`: nothing may wait here until a thread has begun."""
+def start_daemon(name: str, turn: Callable[[], object], failed: Callable[[Exception], object]) -> Any:
+    """See `_common.threads`: nothing may wait here until a thread has begun."""
     place = acting().place
     if not acting().dead and place.lacks_thread():
         raise StoreUnavailable("this process", f"no thread can be started for {name}")
@@ -276,8 +276,8 @@ def _fails(place: Place) -> bool:
     return False
 
 
-def _kept_up(name: str, turn: Callable[[], object], failed: Callable[[Exception], object]) -> Any:
-    return kept_up(name, turn, failed)  # whatever stands there: planted bugs do
+def _start_daemon(name: str, turn: Callable[[], object], failed: Callable[[Exception], object]) -> Any:
+    return start_daemon(name, turn, failed)  # whatever stands there: planted bugs do
 
 
 class _Chance:
@@ -295,14 +295,14 @@ _RANDOM: Final = {"random": _Chance()}
 _CHECKPOINT: Final = {"checkpoint_job": threads.with_names(cast(Any, commits.checkpoint_job), _RANDOM)}
 _RECORDS: Final = {**_CHECKPOINT, "finish_job": threads.with_names(cast(Any, commits.finish_job), _RANDOM)}
 _SIGNAL: Final = {"signal_job": threads.with_names(cast(Any, commits.signal_job), _RANDOM)}
-_STARTED: Final = {**_OURS, "kept_up": _kept_up}
+_STARTED: Final = {**_OURS, "start_daemon": _start_daemon}
 _make_latch: Final = threads.with_names(cast(Any, make_latch), _OURS)
-_Writer: Final[Any] = threads.rebound(Writer, {**_STARTED, "tell": _told, "make_latch": _make_latch})
+_Writer: Final[Any] = threads.rebound(Writer, {**_STARTED, "deliver": _deliver, "make_latch": _make_latch})
 _Heartbeat: Final[Any] = threads.rebound(Heartbeat, _STARTED)
 _Daemons: Final[Any] = threads.rebound(Daemons, {**_STARTED, "Future": _threading.Future})
 _Room: Final[Any] = threads.rebound(Room, _OURS)
 _Transactions: Final[Any] = threads.rebound(
-    Transactions, {"Lane": Lane, "Daemons": _Daemons, "Room": _Room, "is_sound": is_sound}
+    Transactions, {"Session": Session, "Daemons": _Daemons, "Room": _Room, "is_sound": is_sound}
 )
 _Process: Final[Any] = threads.rebound(
     Process, {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner, "Transactions": _Transactions}
@@ -319,7 +319,7 @@ class _OwnProcess(_Process):  # type: ignore[misc]
 
 
 RealTransaction: Final[Any] = threads.rebound(
-    PostgresTransaction, {**_OURS, **_CHECKPOINT, "lent": Lent, "shut_down": Wire.close}
+    PostgresTransaction, {**_OURS, **_CHECKPOINT, "guard": GuardedConnection, "shut_down": Wire.close}
 )
 
 

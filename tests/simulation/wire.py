@@ -322,8 +322,8 @@ class Wire:
             tell(answer)
 
 
-class Lent:
-    """See `lent.Lent`: what a body gets, to execute statements on."""
+class GuardedConnection:
+    """See `guarded.GuardedConnection`: what a body gets, to execute statements on."""
 
     def __init__(self, wire: Wire, step: str) -> None:
         self.ended = False  # a body's statements are those of the model, which end nothing
@@ -338,18 +338,18 @@ class Lent:
         return self._wire.execute(name.encode(), parameters)
 
     def take_away(self) -> TransactionMisused | None:
-        """See `lent.Lent`."""
+        """See `guarded.GuardedConnection`."""
         self._over = True
         in_error = self._wire.transaction_status == TransactionStatus.INERROR
         return TransactionMisused(self._step, "the body went on after an SQL error") if in_error else None
 
     def revoke(self) -> None:
-        """See `lent.Lent`."""
+        """See `guarded.GuardedConnection`."""
         self._over = True
 
 
-class Lane:
-    """See `session.Lane`."""
+class Session:
+    """See `session.Session`."""
 
     __slots__ = ("connection", "is_lent", "prepare", "server")
 
@@ -360,17 +360,17 @@ class Lane:
         self.prepare: bool | None = None
 
     def execute(self, query: bytes, parameters: Any = None) -> Answer:
-        """See `session.Lane`."""
+        """See `session.Session`."""
         return self.connection.execute(query, parameters)
 
-    also = execute
+    queue = execute
 
     def rollback(self) -> None:
-        """See `session.Lane`."""
+        """See `session.Session`."""
         self.connection.execute(b"ROLLBACK")
 
-    def wrote(self, query: bytes, values: Sequence[bytes]) -> int:
-        """See `session.Lane`: a checkpoint's columns, as the wire has them."""
+    def execute_write(self, query: bytes, values: Sequence[bytes]) -> int:
+        """See `session.Session`: a checkpoint's columns, as the wire has them."""
         seq, key, kind, nonce, record, row, token = (value.decode() for value in values)
         return self.connection.execute(query, (int(seq), key, kind, int(nonce), record, row, token)).rowcount
 
@@ -388,11 +388,11 @@ class Connections:
         self.ready = False  # nothing to warn of when it is dropped
         self.prepares = True
         self.unfit = None
-        self.insists = False
+        self.forces_sync_commit = False
         self.pool_size: int | None = None
         self._host = host
         self._server = server
-        self._idle: list[Lane] = []
+        self._idle: list[Session] = []
         self.wires: list[Wire] = []
 
     @property
@@ -409,7 +409,7 @@ class Connections:
         """See `Watchdog`."""
         connection.silent_after = math.inf
 
-    def take(self, until: float) -> Lane:
+    def take(self, until: float) -> Session:
         """See `connections.Connections`."""
         host = self._host
         while host.starved_until > self._server.timeline.now:
@@ -417,12 +417,12 @@ class Connections:
                 raise StoreUnavailable(_WHERE, "no connection came free")
             host.clock.sleep(_POOL_LOOK)
         while self._idle:
-            lane = self._idle.pop()
-            if not lane.connection.closed:
-                lane.is_lent = True
-                return lane
+            session = self._idle.pop()
+            if not session.connection.closed:
+                session.is_lent = True
+                return session
         wire = self.connect(until)
-        return Lane(wire, {}, self.server_of(wire))
+        return Session(wire, {}, self.server_of(wire))
 
     def connect(self, until: float) -> Wire:  # noqa: ARG002 -- the host sleeps as long as it must
         """See `connections.Connections`."""
@@ -437,19 +437,19 @@ class Connections:
         """See `connections.Connections`."""
         return connection.era
 
-    def spare(self) -> Lane | None:
+    def take_spare(self) -> Session | None:
         """See `connections.Connections`."""
         return None
 
-    def give_back(self, lane: Lane) -> None:
+    def give_back(self, session: Session) -> None:
         """See `connections.Connections`."""
-        if not lane.is_lent:
+        if not session.is_lent:
             return
-        lane.is_lent = False
-        if not is_sound(lane.connection):
-            lane.connection.close()
+        session.is_lent = False
+        if not is_sound(session.connection):
+            session.connection.close()
         else:
-            self._idle.append(lane)
+            self._idle.append(session)
 
     def meaning(self, problem: psycopg.Error) -> DurableError:
         """See `connections.Connections`."""

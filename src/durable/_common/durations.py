@@ -7,7 +7,7 @@ from typing import Final, TypeAlias
 
 from durable.errors import InvalidArgument
 
-__all__ = ["MAX_SECONDS", "Duration", "checked_duration", "in_seconds", "in_utc", "later", "shown"]
+__all__ = ["MAX_SECONDS", "Duration", "add_seconds", "check_duration", "show", "to_seconds", "to_utc"]
 
 Duration: TypeAlias = float | timedelta
 """Seconds, or a `timedelta`."""
@@ -20,7 +20,7 @@ _LAST: Final = datetime.max.replace(tzinfo=UTC)
 _EXAMPLE: Final = "like datetime.now(UTC) + timedelta(hours=1)"
 
 
-def in_seconds(what: str, given: object) -> float:
+def to_seconds(what: str, given: object) -> float:
     """A duration in seconds; `InvalidArgument` for what is none. Which durations will do is for the caller to say."""
     if isinstance(given, timedelta):
         return given.total_seconds()
@@ -34,30 +34,30 @@ def in_seconds(what: str, given: object) -> float:
         raise InvalidArgument(f"{what} must be a number of seconds that fits into a float, not one so large") from None
 
 
-def checked_duration(what: str, given: object, *, zero: bool = False) -> float:
+def check_duration(what: str, given: object, *, zero: bool = False) -> float:
     """A duration in seconds that can be waited for (one of none only if `zero`); else an `InvalidArgument` about `what`."""
-    seconds = in_seconds(what, given)
+    seconds = to_seconds(what, given)
     if not (seconds > 0 or (zero and seconds == 0)):  # NaN is neither
         wanted = "a number of seconds, zero or more" if zero else "a positive number of seconds"
-        raise InvalidArgument(f"{what} must be {wanted}, not {shown(given)}")
+        raise InvalidArgument(f"{what} must be {wanted}, not {show(given)}")
     if seconds > MAX_SECONDS:
         raise InvalidArgument(
-            f"{what} must be a number of seconds, at most {MAX_SECONDS:.0f} (a hundred years), not {shown(given)}"
+            f"{what} must be a number of seconds, at most {MAX_SECONDS:.0f} (a hundred years), not {show(given)}"
         )
     return seconds
 
 
-def in_utc(what: str, moment: datetime) -> datetime:
+def to_utc(what: str, moment: datetime) -> datetime:
     """The moment in UTC; an `InvalidArgument` about `what` when it has no offset from it, or lies beyond its years."""
     try:
         if moment.utcoffset() is None:
             raise InvalidArgument(
-                f"{what} must be an aware datetime, {_EXAMPLE}; {shown(moment)} has no offset from UTC"
+                f"{what} must be an aware datetime, {_EXAMPLE}; {show(moment)} has no offset from UTC"
             )
         return moment.astimezone(UTC)
     except OverflowError:
         raise InvalidArgument(
-            f"{what} must lie within the years 1 to 9999 of UTC, and {shown(moment)} does not"
+            f"{what} must lie within the years 1 to 9999 of UTC, and {show(moment)} does not"
         ) from None
     except InvalidArgument:
         raise
@@ -66,7 +66,7 @@ def in_utc(what: str, moment: datetime) -> datetime:
         raise InvalidArgument(f"{what} must be an aware datetime, {_EXAMPLE}; its {zone} says: {problem}") from problem
 
 
-def later(moment: datetime, seconds: float) -> datetime:
+def add_seconds(moment: datetime, seconds: float) -> datetime:
     """The moment after so many seconds, or the last one that there is."""
     try:
         return moment + timedelta(seconds=seconds)
@@ -74,7 +74,7 @@ def later(moment: datetime, seconds: float) -> datetime:
         return _LAST
 
 
-def shown(value: object) -> str:
+def show(value: object) -> str:
     """A value as a message shows it. (Python does not write an int of thousands of digits.)"""
     try:
         text = repr(value)

@@ -6,7 +6,7 @@ import os
 import weakref
 from typing import Final, Protocol, TypeVar
 
-__all__ = ["renewed_in_children"]
+__all__ = ["renew_in_children"]
 
 
 class Renewable(Protocol):
@@ -22,7 +22,7 @@ R = TypeVar("R", bound=Renewable)
 _known: Final[weakref.WeakSet[Renewable]] = weakref.WeakSet()
 
 
-def renewed_in_children(thing: R) -> R:
+def renew_in_children(thing: R) -> R:
     """The same, which is renewed in every forked child."""
     _known.add(thing)
     return thing

@@ -12,14 +12,14 @@ from typing import Any, TypeAlias, TypeVar
 from durable._common.locks import locked
 from durable.errors import StoreUnavailable
 
-__all__ = ["Daemons", "answered", "kept_up", "wait_for"]
+__all__ = ["Daemons", "fulfil", "start_daemon", "wait_for"]
 
 T = TypeVar("T")
 
 _LOOK = 0.05  # seconds between looks at whether a thread that is being started still lives
 
 
-def kept_up(
+def start_daemon(
     name: str,
     turn: Callable[[], object],
     failed: Callable[[Exception], object],
@@ -94,7 +94,7 @@ class Daemons:
         if self._add(given, at_once=at_once):
             hand = _Hand(self)
             try:
-                kept_up(self._name, hand.turn, hand.failed)
+                start_daemon(self._name, hand.turn, hand.failed)
             except BaseException:
                 self._withdraw(given)
                 raise
@@ -139,7 +139,7 @@ class _Hand:
         self._given = self._daemons.take()
         if self._given is None:
             return False
-        answered(*self._given)
+        fulfil(*self._given)
         self._given = None
         return True
 
@@ -150,7 +150,7 @@ class _Hand:
             given[0].set_exception(problem)
 
 
-def answered(answer: Future[Any], work: Callable[[], Any]) -> None:
+def fulfil(answer: Future[Any], work: Callable[[], Any]) -> None:
     """Do the work, and answer with what it comes to; not if the answer was cancelled meanwhile."""
     if not answer.set_running_or_notify_cancel():
         return

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from msgspec import Struct, field
 
-from durable._common.durations import later
+from durable._common.durations import add_seconds
 from durable._engine.leases import LONGEST_WAIT, Lease
 from durable.errors import DurableError, VersionMismatch
 from durable.records import ErrorRecord, Header, Record, Status, StepRecord
@@ -32,7 +32,7 @@ class Reading(Struct, frozen=True, gc=False):
 
     def moment(self, elapsed: float) -> datetime:
         """What the wall clock says of this reading of the elapsed seconds, as it stands now."""
-        return later(self.at, elapsed - self.elapsed)
+        return add_seconds(self.at, elapsed - self.elapsed)
 
     def span(self, began: datetime, due: datetime) -> tuple[float, float]:
         """The same two moments, as recorded in an earlier life, in elapsed seconds.

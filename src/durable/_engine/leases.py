@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from durable._common.durations import in_seconds, shown
+from durable._common.durations import show, to_seconds
 from durable.errors import DurableError, InvalidArgument
 
 RENEWALS_PER_LEASE: Final = 3  # two renewals in a row may fail before the lease is in danger
@@ -107,10 +107,10 @@ class Lease:
 
 def checked_seconds(seconds: object) -> float:
     """`seconds`, when it can be the length of a lease; else `InvalidArgument`."""
-    duration = in_seconds("lease", seconds)
+    duration = to_seconds("lease", seconds)
     if not SHORTEST <= duration <= LONGEST:  # neither is NaN
         raise InvalidArgument(
-            f"lease must be between {SHORTEST} seconds and a day ({LONGEST} seconds), not {shown(seconds)}"
+            f"lease must be between {SHORTEST} seconds and a day ({LONGEST} seconds), not {show(seconds)}"
         )
     return duration
 

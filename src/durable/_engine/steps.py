@@ -10,7 +10,7 @@ from typing import Final, TypeVar, assert_never
 from msgspec import UNSET, Raw, UnsetType
 from msgspec.structs import replace
 
-from durable._common.durations import MAX_SECONDS, later
+from durable._common.durations import MAX_SECONDS, add_seconds
 from durable._engine.batches import pause
 from durable._engine.calls import Call, Phase
 from durable._engine.causes import InFlight
@@ -360,7 +360,7 @@ class Execution:
         Both moments are of the wall clock as it stands now: so they are as far apart as they are, whatever it is set to later.
         """
         call.first, call.due = self._spans[call.key] = first, reading.elapsed + seconds
-        began, due = reading.moment(first), later(reading.at, seconds)
+        began, due = reading.moment(first), add_seconds(reading.at, seconds)
         return AttemptRecord(call.name, call.attempts, began, due, error, call.fingerprint)
 
     def _remember(self, call: Call, attempt: AttemptRecord) -> Checkpoint:

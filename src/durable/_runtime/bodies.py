@@ -10,7 +10,7 @@ from typing import Any, cast, get_args
 from msgspec import Struct
 
 from durable._common.boundary import calls_out
-from durable._common.durations import MAX_SECONDS, Duration, checked_duration, in_utc, later, shown
+from durable._common.durations import MAX_SECONDS, Duration, add_seconds, check_duration, show, to_utc
 from durable._engine.decisions import Isolation, Listen, Plain, Sleep, StepKind, Transact
 from durable._runtime.definitions import definition_of
 from durable._runtime.step_options import DEFAULTS, StepOptions, checked_timeout
@@ -61,18 +61,18 @@ def body_of_call(fn: Callable[..., Any], args: tuple[Any, ...], given: StepOptio
 def body_of_sleep(seconds: Duration | datetime, clock: Clock) -> Body:
     """The body of a sleep: it says when to wake up, and that is what is remembered."""
     if isinstance(seconds, datetime):
-        until = in_utc("the moment to sleep until", seconds)
+        until = to_utc("the moment to sleep until", seconds)
         if (until - clock.now()).total_seconds() > MAX_SECONDS:
             raise InvalidArgument(
-                f"the moment to sleep until must lie within a hundred years, not at {shown(seconds)}; "
+                f"the moment to sleep until must lie within a hundred years, not at {show(seconds)}; "
                 f"step.wait_for without timeout= waits for ever"
             )
         return Body(until.isoformat, (), {}, DEFAULTS, kind=Sleep())
-    duration = checked_duration("the time to sleep, if it is no aware datetime,", seconds, zero=True)
+    duration = check_duration("the time to sleep, if it is no aware datetime,", seconds, zero=True)
 
     def sleeps() -> list[str]:
         began = clock.now()
-        return [began.isoformat(), later(began, duration).isoformat()]
+        return [began.isoformat(), add_seconds(began, duration).isoformat()]
 
     return Body(sleeps, (), {}, DEFAULTS, kind=Sleep())
 

@@ -14,7 +14,7 @@ from threading import Event
 from typing import Any, Final, cast
 
 from durable._common.boundary import calls_out
-from durable._common.durations import shown
+from durable._common.durations import show
 from durable._common.reports import report, say, tell_aside
 from durable._engine.calls import Call
 from durable._engine.causes import InFlight, in_flight, marked
@@ -201,7 +201,7 @@ class Driver:
                     return self._execution.rest(call, None, datetime.fromisoformat(str(recorded)), self._reading())
         except (TypeError, ValueError):  # a naive one, or none
             where = f"the record of step {call.key!r}"
-            problem = f"{shown(recorded)} is no moment to sleep until"
+            problem = f"{show(recorded)} is no moment to sleep until"
             raise UnreadableRecord(self._execution.run_id, where, problem) from None
 
     def _open_transaction(self, call: Call, attempt: Attempt, body: Body) -> Transaction:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import force_setattr, replace
 
-from durable._common.durations import Duration, in_seconds, in_utc
+from durable._common.durations import Duration, to_seconds, to_utc
 from durable._engine import runs
 from durable._engine.decisions import Admission, Claim, ClaimReply, Decline, Granted, Reading
 from durable._engine.journal import Journal
@@ -142,7 +142,7 @@ class Plan(Struct, frozen=True, eq=False):
         try:
             options = self.options
             waits, wait_timeout = options.on_conflict == "wait", options.wait_timeout
-            wait_timeout = None if wait_timeout is None else in_seconds("wait_timeout", wait_timeout)
+            wait_timeout = None if wait_timeout is None else to_seconds("wait_timeout", wait_timeout)
             migrates = options.on_version_mismatch not in (None, "raise")
             return runs.admitted(
                 claim, reply, waits=waits, wait_timeout=wait_timeout, waited=waited, polls=polls, migrates=migrates
@@ -244,7 +244,7 @@ def plan_run(
 def _deadline(deadline: Duration | datetime | None, clock: Clock) -> float | None:
     """The deadline as a reading of the elapsed-time clock."""
     if isinstance(deadline, datetime):
-        return clock.elapsed() + (in_utc("deadline", deadline) - clock.now()).total_seconds()
+        return clock.elapsed() + (to_utc("deadline", deadline) - clock.now()).total_seconds()
     seconds = checked_timeout("deadline", deadline)
     return None if seconds is None else clock.elapsed() + seconds
 

@@ -16,7 +16,7 @@ import tenacity
 from tenacity import asyncio as tenacity_asyncio
 
 from durable._common.boundary import calls_out
-from durable._common.durations import shown
+from durable._common.durations import show
 from durable.errors import DurableError, InvalidArgument, StepTimeout
 
 __all__ = ["Policy"]
@@ -122,7 +122,7 @@ class Policy:
             return
         if again:
             raise InvalidArgument(
-                f"retry: the policy's retry={shown(self._retrying.retry)} would have the body called again for its result, "
+                f"retry: the policy's retry={show(self._retrying.retry)} would have the body called again for its result, "
                 f"and results are not judged: {_RAISED}, and let the predicate look at outcome.exception(). The body did run."
             )
 
@@ -148,14 +148,14 @@ def _check_part(name: str, part: Any) -> None:
     if isinstance(part, type):
         raise InvalidArgument(f"retry: {name}={part.__name__} is a class: call it, as in {_EXAMPLE}")
     if not callable(part):
-        raise InvalidArgument(f"retry: {name}={shown(part)} cannot be called: take one of tenacity's, as in {_EXAMPLE}")
+        raise InvalidArgument(f"retry: {name}={show(part)} cannot be called: take one of tenacity's, as in {_EXAMPLE}")
     for each in _parts(part):
         if _awaits(each) or _awaits(getattr(each, "predicate", None)):
             raise InvalidArgument(
-                f"retry: {shown(each)} awaits, and a policy is asked between two attempts: make it a plain one"
+                f"retry: {show(each)} awaits, and a policy is asked between two attempts: make it a plain one"
             )
     if name == "retry" and _is_on_results(part):
-        raise InvalidArgument(f"retry: {shown(part)}: a result is recorded and not tried again: {_RAISED}")
+        raise InvalidArgument(f"retry: {show(part)}: a result is recorded and not tried again: {_RAISED}")
 
 
 def _awaits(fn: Any) -> bool:
@@ -220,13 +220,13 @@ def _asked(name: str, part: Callable[[Any], object], state: tenacity.RetryCallSt
         answer = cast(Any, part)(state)
     except Exception as problem:
         raise InvalidArgument(
-            f"retry: the policy's {name}={shown(part)} raised {type(problem).__name__}: {problem}. {_after(state)}"
+            f"retry: the policy's {name}={show(part)} raised {type(problem).__name__}: {problem}. {_after(state)}"
         ) from problem
     if inspect.isawaitable(answer):
         if inspect.iscoroutine(answer):
             answer.close()
         raise InvalidArgument(
-            f"retry: the policy's {name}={shown(part)} awaits, and a policy is asked between two attempts: "
+            f"retry: the policy's {name}={show(part)} awaits, and a policy is asked between two attempts: "
             f"make it a plain one. {_after(state)}"
         )
     return answer
@@ -234,14 +234,14 @@ def _asked(name: str, part: Callable[[Any], object], state: tenacity.RetryCallSt
 
 def _seconds(answer: object, state: tenacity.RetryCallState) -> float:
     if isinstance(answer, str | bytes):
-        answer = shown(answer)
+        answer = show(answer)
     try:
         seconds = float(cast(Any, answer))
     except Exception:  # whatever it is, it is no number, or an int beyond every float
         seconds = math.nan
     if not 0 <= seconds < math.inf:
         raise InvalidArgument(
-            f"retry: the policy's wait must come to a number of seconds, zero or more, not {shown(answer)}. {_after(state)}"
+            f"retry: the policy's wait must come to a number of seconds, zero or more, not {show(answer)}. {_after(state)}"
         )
     return seconds
 

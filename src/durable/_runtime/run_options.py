@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict
 
 import tenacity
 
-from durable._common.durations import Duration, checked_duration
+from durable._common.durations import Duration, check_duration
 from durable._engine.headers import FOREIGN_METADATA
 from durable._runtime.versions import OnVersionMismatch, check_answer
 from durable.errors import InvalidArgument
@@ -61,7 +61,7 @@ def check_options(options: RunOptions) -> None:
     if on_conflict not in ("raise", "wait"):
         raise InvalidArgument(f'on_conflict must be "raise" or "wait", not {on_conflict!r}')
     if wait_timeout is not None:
-        checked_duration("wait_timeout", wait_timeout, zero=True)
+        check_duration("wait_timeout", wait_timeout, zero=True)
     if not isinstance(options.metadata, Mapping | None):
         raise InvalidArgument(f"metadata must be a mapping, not {type(options.metadata).__name__}")
     if _RESERVED & set(options.metadata or ()):

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple, TypedDict
 
 import tenacity
 
-from durable._common.durations import Duration, checked_duration
+from durable._common.durations import Duration, check_duration
 from durable._runtime.policies import Policy
 from durable.errors import InvalidArgument
 
@@ -74,4 +74,4 @@ def step_options(retry: object, timeout: object, at_most_once: object = False, c
 
 def checked_timeout(what: str, seconds: object) -> float | None:
     """`seconds`, when they can be waited for; else `InvalidArgument`."""
-    return None if seconds is None else checked_duration(what, seconds)
+    return None if seconds is None else check_duration(what, seconds)

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from durable._common.boundary import public_verbs
 from durable._common.durations import Duration
-from durable._common.threads import answered
+from durable._common.threads import fulfil
 from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
 from durable.errors import DurableError, StoreUnavailable
@@ -105,7 +105,7 @@ class ThreadedStore(CalledStore):
     def _called(self, verb: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         loop, answer = asyncio.get_running_loop(), Future[T]()
         try:
-            self._pool.submit(answered, answer, partial(verb, *args))
+            self._pool.submit(fulfil, answer, partial(verb, *args))
         except (RuntimeError, MemoryError) as problem:
             if answer.cancel():  # else one of the threads that there are has begun with it
                 why = "it is closed" if self._is_closed else f"no thread can be started for it ({problem})"

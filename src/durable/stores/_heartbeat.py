@@ -11,11 +11,11 @@ from typing import Final
 
 from durable._common.locks import locked
 from durable._common.reports import report
-from durable._common.threads import kept_up, wait_for
+from durable._common.threads import start_daemon, wait_for
 from durable._engine.leases import LOOK_EVERY, Lease
 from durable.clocks import Clock
 
-_SHORTEST_PAUSE: Final = 0.05  # seconds, after a turn that failed
+_MIN_PAUSE: Final = 0.05  # seconds, after a turn that failed
 _RETRY: Final = 0.1  # of the shortest lease: how soon a failed renewal is tried again
 
 OF_THE_PARENT: Final = "it belongs to the process that this one was forked from"
@@ -69,7 +69,7 @@ class Heartbeat:
         `StoreUnavailable` when its thread cannot be started; the lease is not kept then.
         """
         if self._thread is None or not self._thread.is_alive():
-            self._thread = kept_up("durable-heartbeat", self._turn, self._failed)
+            self._thread = start_daemon("durable-heartbeat", self._turn, self._on_failure)
         self._kept[lease.token] = (lease, alive)
         lease.on_wait = self._wake
         self._changed.notify()
@@ -80,7 +80,7 @@ class Heartbeat:
         self._kept.pop(lease.token, None)
 
     @locked
-    def deleted(self, rows: Sequence[str]) -> None:
+    def mark_deleted(self, rows: Sequence[str]) -> None:
         """The runs of these rows are being deleted here: it is not the database that has lost them."""
         for lease, _ in self._kept.values():
             if lease.row in rows:
@@ -98,8 +98,8 @@ class Heartbeat:
 
     def beat(self) -> bool:
         """Renew every lease once; False when some could not be."""
-        kept = self._standing()
-        leases = [lease for lease, alive in kept if self._lives(lease, alive)]
+        kept = self._list_kept()
+        leases = [lease for lease, alive in kept if self._is_alive(lease, alive)]
         if not leases:
             return True
         self._next_look = max(self._next_look, self._clock.elapsed() + LOOK_EVERY)  # which is as good as a look
@@ -112,32 +112,32 @@ class Heartbeat:
             return False
         for lease in leases:
             if lease.token not in standing:
-                self._lost(lease)
+                self._mark_lost(lease)
             elif standing[lease.token]:
                 lease.renewed(sent)
         return all(standing.values())
 
-    def _lives(self, lease: Lease, alive: Callable[[], bool]) -> bool:
+    def _is_alive(self, lease: Lease, alive: Callable[[], bool]) -> bool:
         try:  # not under the lock: this is the driver's own code, which may take its time
             if alive():
                 return True
         except Exception as problem:  # says nothing about whether it lives, and must not cost the others their leases
             report(_log, logging.ERROR, "run %r could not be looked at", lease.run_id, problem=problem)
             return True
-        if self._is_dropped(lease):
+        if self._drop_if_kept(lease):
             report(_log, logging.WARNING, "the driver of run %r is gone; its lease is left to end", lease.run_id)
         return False
 
     @locked
-    def _standing(self) -> list[tuple[Lease, Callable[[], bool]]]:
+    def _list_kept(self) -> list[tuple[Lease, Callable[[], bool]]]:
         return list(self._kept.values())
 
     @locked
-    def _is_dropped(self, lease: Lease) -> bool:
+    def _drop_if_kept(self, lease: Lease) -> bool:
         return self._kept.pop(lease.token, None) is not None
 
-    def _lost(self, lease: Lease) -> None:
-        if self._is_dropped(lease):  # unless it was given back while the renewal was under way
+    def _mark_lost(self, lease: Lease) -> None:
+        if self._drop_if_kept(lease):  # unless it was given back while the renewal was under way
             lease.lost = "another execution has taken it over"
 
     def _wake(self) -> None:
@@ -149,10 +149,10 @@ class Heartbeat:
     def _notify(self) -> None:
         self._changed.notify()
 
-    def _looked(self) -> None:
+    def _look_at_waiting(self) -> None:
         """Ask whether runs that wait were cancelled."""
         now = self._clock.elapsed()
-        waiting = [lease for lease, _ in self._standing() if lease.is_waiting(now) and not lease.cancelled]
+        waiting = [lease for lease, _ in self._list_kept() if lease.is_waiting(now) and not lease.cancelled]
         self._next_look = now + LOOK_EVERY
         try:
             if waiting:
@@ -162,38 +162,38 @@ class Heartbeat:
             report(_log, logging.DEBUG, "%d runs that wait could not be looked at (%s)", len(waiting), kind)
             self._next_look = now + 10 * LOOK_EVERY
 
-    def _failed(self, problem: Exception) -> None:
+    def _on_failure(self, problem: Exception) -> None:
         report(_log, logging.ERROR, "the heartbeat failed, and goes on", problem=problem)
-        self._pause = _SHORTEST_PAUSE
+        self._pause = _MIN_PAUSE
 
     def _turn(self) -> bool:
         """Wait until the first lease is due, or runs that wait are to be looked at, and do that; False at the end."""
-        next_ = self._wait_for_next()
+        next_ = self._choose_next()
         if next_ is not None:
             next_()
         return next_ is not None or not self._closed
 
     @locked
-    def _wait_for_next(self) -> Callable[[], object] | None:
+    def _choose_next(self) -> Callable[[], object] | None:
         """What is to be done now; None after a wait, since by then it may be something else."""
         self._changed.wait_for(lambda: self._closed or self._kept)
         if self._closed:
             return None
         now = self._clock.elapsed()
-        wait = max(self._pause, self._next_due() - now)
+        wait = max(self._pause, self._earliest_due() - now)
         is_waited = any(lease.is_waiting(now) and not lease.cancelled for lease, _ in self._kept.values())
         looks_in = max(0.0, self._next_look - now) if is_waited else math.inf
         if wait <= 0:
-            return self._beat_in_turn
+            return self._beat_and_pause
         if looks_in <= 0:
-            return self._looked
+            return self._look_at_waiting
         self._changed.wait(min(wait, looks_in))
         self._pause = max(0.0, self._pause - (self._clock.elapsed() - now))
         return None
 
-    def _beat_in_turn(self) -> None:
-        shortest = min((lease.seconds for lease, _ in self._standing()), default=0.0)
+    def _beat_and_pause(self) -> None:
+        shortest = min((lease.seconds for lease, _ in self._list_kept()), default=0.0)
         self._pause = 0.0 if self.beat() else shortest * _RETRY
 
-    def _next_due(self) -> float:
+    def _earliest_due(self) -> float:
         return min(lease.due() for lease, _ in self._kept.values())

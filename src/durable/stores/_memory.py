@@ -14,7 +14,7 @@ from msgspec import structs
 
 from durable._common.boundary import public_verbs
 from durable._common.durations import Duration
-from durable._common.forks import renewed_in_children
+from durable._common.forks import renew_in_children
 from durable._common.locks import locked
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.headers import blank_header, claim_header, is_foreign, stamp_header
@@ -80,7 +80,7 @@ class MemoryStore:
         self._aio: AsyncStore | None = None
         self._closed = False
         self._heartbeat = Heartbeat(self._renew, self._look, self.clock)
-        renewed_in_children(self)
+        renew_in_children(self)
 
     def renew(self) -> None:
         """See `_forks.Renewable`. The child has what was there at the fork; what was being executed is its parent's."""

@@ -144,11 +144,11 @@ def _sweep(directory: Path) -> None:
     oldest = now - _KEEP_STALE
     for file in directory.glob("*.owner"):
         with contextlib.suppress(OSError):
-            if file.stat().st_mtime < oldest and _unlocked(file):
+            if file.stat().st_mtime < oldest and _is_unlocked(file):
                 file.unlink()
 
 
-def _unlocked(file: Path) -> bool:
+def _is_unlocked(file: Path) -> bool:
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

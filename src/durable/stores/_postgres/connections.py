@@ -17,25 +17,25 @@ import psycopg_pool
 from psycopg.rows import tuple_row
 
 from durable._common.reports import say
-from durable._common.threads import kept_up
+from durable._common.threads import start_daemon
 from durable.clocks import Clock
 from durable.errors import DurableError, InvalidArgument, StoreUnavailable, UnsuitableServer
 from durable.stores._postgres import conninfo, hosts, requirements
 from durable.stores._postgres.conninfo import Pool
 from durable.stores._postgres.cursors import OwnCursor
 from durable.stores._postgres.meanings import meaning
-from durable.stores._postgres.session import Connection, Lane, is_sound
+from durable.stores._postgres.session import Connection, Session, is_sound
 from durable.stores._postgres.watchdog import Watchdog
 
 # In seconds. Whoever waits does so until his own deadline; these bound what goes on without him.
-_LONGEST_CONNECTING: Final = 10
-_SHORTEST_CONNECTING: Final = 2  # psycopg waits no shorter
-_LONGEST_PREPARING: Final = 30.0
-_LONGEST_LENDING: Final = 30.0
-_SHORTEST_WAIT: Final = 0.2
+_MAX_CONNECTING: Final = 10
+_MIN_CONNECTING: Final = 2  # psycopg waits no shorter
+_MAX_PREPARING: Final = 30.0
+_MAX_BORROWING: Final = 30.0
+_MIN_WAIT: Final = 0.2
 _log = logging.getLogger("durable")
 
-INSISTENCE: Final = b"SET synchronous_commit = on"
+FORCE_SYNC_COMMIT: Final = b"SET synchronous_commit = on"
 # A standby was started at another moment than its primary, and so was what a backup is restored into.
 _SERVER: Final = (
     b"SELECT pg_catalog.to_char(pg_catalog.pg_postmaster_start_time() AT TIME ZONE 'UTC', 'YYYYMMDDHH24MISSUS')"
@@ -67,7 +67,7 @@ class Connections:
         self._strict = strict
         self._opening = threading.Lock()
         self._good: hosts.Host | None = None  # that was connected to last
-        self._idle: list[Lane] = []
+        self._idle: list[Session] = []
         self._late: list[Connection] = []
         # Of a lent connection it must be remembered what is prepared on it, for as long as it lives.
         self._prepared: WeakKeyDictionary[Connection, dict[bytes, bytes]] = WeakKeyDictionary()
@@ -77,7 +77,7 @@ class Connections:
         self.ready = False
         self.unfit: DurableError | None = None  # why no run may be kept there, though it can be looked at
         self.prepares = True
-        self.insists = False  # on synchronous_commit, which the role has off
+        self.forces_sync_commit = False  # on synchronous_commit, which the role has off
 
     @cached_property
     def where(self) -> str:
@@ -98,9 +98,9 @@ class Connections:
             raise InvalidArgument("the store is closed")
         with contextlib.suppress(IndexError):
             return self._late.pop()
-        seconds = self._left(until)
+        seconds = self._remaining(until)
         made: Future[Connection] = Future()
-        kept_up("durable-connecting", partial(self._make, made, seconds), partial(_cannot, made))
+        start_daemon("durable-connecting", partial(self._make, made, seconds), partial(_fail, made))
         connection: Connection | None = None
         try:
             connection = made.result(seconds)
@@ -112,43 +112,43 @@ class Connections:
                 made.add_done_callback(self._keep)
             del made  # an error would refer to itself through it
 
-    def take(self, until: float) -> Lane:
+    def take(self, until: float) -> Session:
         """A connection in autocommit mode, to be given back; `StoreUnavailable` as for `connect`."""
         if self._pool is not None and not self.ready:
             # Not from the pool: a wrong password is then an error at once, and not a pool's timeout.
             self._hold(self.connect(until))
         try:
-            lane = self._idle.pop()
+            session = self._idle.pop()
         except IndexError:
-            lane = self._lane(self.connect(until) if self._pool is None else self._lent(until))
-        lane.prepare = None if self.prepares else False
-        lane.is_lent = True
-        return lane
+            session = self._session(self.connect(until) if self._pool is None else self._borrow(until))
+        session.prepare = None if self.prepares else False
+        session.is_lent = True
+        return session
 
-    def spare(self) -> Lane | None:
+    def take_spare(self) -> Session | None:
         """A connection that is at hand, if one is; to be given back."""
         try:
-            lane = self._idle.pop()
+            session = self._idle.pop()
         except IndexError:
             return None
-        lane.is_lent = True
-        return lane
+        session.is_lent = True
+        return session
 
-    def give_back(self, lane: Lane) -> None:
+    def give_back(self, session: Session) -> None:
         """Take a connection back, whatever state it is in; quiet when it is back already."""
-        if not lane.is_lent:
+        if not session.is_lent:
             return
-        connection = lane.connection
+        connection = session.connection
         sound = is_sound(connection)
         if not sound:
             connection.close()
-        lane.is_lent = False  # before it is another's, whatever interrupts this
+        session.is_lent = False  # before it is another's, whatever interrupts this
         if self._pool is not None:
             if sound:
-                connection.autocommit = lane.autocommit
+                connection.autocommit = session.autocommit
             self._pool.putconn(connection)
         elif sound:
-            self._idle.append(lane)
+            self._idle.append(session)
             if self._closed:
                 self.close()
 
@@ -158,7 +158,7 @@ class Connections:
             return ""
         server = self._servers.get(connection)
         if server is None:
-            self.watchdog.watch(connection, self._clock.elapsed() + _LONGEST_CONNECTING)
+            self.watchdog.watch(connection, self._clock.elapsed() + _MAX_CONNECTING)
             try:
                 cursor = OwnCursor(connection)
                 server = str(cursor.execute(_SERVER, prepare=False).fetchall()[0][0])
@@ -185,14 +185,14 @@ class Connections:
         """What an error of the connection or the server means to a user; it never quotes a value or a password."""
         return meaning(problem, self.where)
 
-    def _left(self, until: float) -> float:
-        return max(_SHORTEST_WAIT, until - self._clock.elapsed())
+    def _remaining(self, until: float) -> float:
+        return max(_MIN_WAIT, until - self._clock.elapsed())
 
     def _make(self, made: Future[Connection], seconds: float) -> None:
         if made.done():  # a fault of the thread's own was told, and this is its next turn
             return
         try:
-            connection = self._connected(min(_LONGEST_CONNECTING, max(_SHORTEST_CONNECTING, math.ceil(seconds))))
+            connection = self._connect_somewhere(min(_MAX_CONNECTING, max(_MIN_CONNECTING, math.ceil(seconds))))
             try:
                 connection.cursor_factory = OwnCursor
                 self._make_ready(connection)
@@ -213,36 +213,36 @@ class Connections:
                     connection.close()
                 raise
 
-    def _connected(self, seconds: int) -> Connection:
+    def _connect_somewhere(self, seconds: int) -> Connection:
         """A connection to the first host that gives one, the one that was good last before all others."""
         pool, parts = self._pool, self._parts if self._pool is None else conninfo.read_pool(self._pool)
-        order = sorted(hosts.hosts(parts), key=lambda host: host != self._good)
-        given = str(parts.get("connect_timeout") or (_SHORTEST_CONNECTING if len(order) > 1 else _LONGEST_CONNECTING))
+        order = sorted(hosts.list_hosts(parts), key=lambda host: host != self._good)
+        given = str(parts.get("connect_timeout") or (_MIN_CONNECTING if len(order) > 1 else _MAX_CONNECTING))
         patience = min(seconds, int(given) or seconds) if given.isdigit() else given
 
         def connect(host: hosts.Host) -> Connection:
             wanted: dict[str, Any] = {**host.parameters, "connect_timeout": patience}
             if pool is not None:
-                return _connected_like(pool, wanted)
+                return _connect_like(pool, wanted)
             every: dict[str, Any] = {**parts, **wanted}
             return psycopg.connect(**every, autocommit=True, prepare_threshold=None)
 
         if len(order) == 1:
             return connect(order[0])
-        self._good, connection = hosts.first(order, connect, seconds)
+        self._good, connection = hosts.connect_first(order, connect, seconds)
         return connection
 
     def _make_ready(self, connection: Connection) -> None:
         with self._opening:
             if not self.ready:
-                self.watchdog.watch(connection, self._clock.elapsed() + _LONGEST_PREPARING)
+                self.watchdog.watch(connection, self._clock.elapsed() + _MAX_PREPARING)
                 try:
                     requirements.check_kind(connection, self.where)
                     self.prepares = _is_direct(connection)
-                    settings = requirements.condition(connection, self.where)
+                    settings = requirements.read_settings(connection, self.where)
                     self.unfit = requirements.why_unfit(settings, self.where)
-                    self._look_at(settings)
-                    self._doubt(self._prepare(connection))
+                    self._judge(settings)
+                    self._warn(self._prepare(connection))
                 finally:
                     self.watchdog.unwatch(connection)
                 self.ready = True
@@ -252,18 +252,18 @@ class Connections:
             requirements.refuse_read_only(self.where, standby=standby, read_only=read_only)
         if self._pool is None and self.prepares:
             connection.prepare_threshold = 0
-            if self.insists:
-                connection.execute(INSISTENCE, prepare=False)
+            if self.forces_sync_commit:
+                connection.execute(FORCE_SYNC_COMMIT, prepare=False)
             self.server_of(connection)
 
-    def _look_at(self, settings: dict[str, str | None]) -> None:
+    def _judge(self, settings: dict[str, str | None]) -> None:
         """Mend what can be mended in our own sessions; say the rest, or refuse it."""
         if self._pool is None and self.prepares and settings.get("synchronous_commit") == "off":
-            self.insists = True
+            self.forces_sync_commit = True
             del settings["synchronous_commit"]
-        self._doubt(requirements.doubts(settings))
+        self._warn(requirements.durability_warnings(settings))
 
-    def _doubt(self, doubts: Sequence[str]) -> None:
+    def _warn(self, doubts: Sequence[str]) -> None:
         if doubts and self._strict:
             raise UnsuitableServer(
                 self.where, "; ".join(doubts), "Turn that on (of a table: SET LOGGED), or go without strict=True."
@@ -284,9 +284,9 @@ class Connections:
         if self._closed:
             self.close()
 
-    def _lent(self, until: float) -> Connection:
+    def _borrow(self, until: float) -> Connection:
         assert self._pool is not None  # noqa: S101 -- asked by the caller
-        seconds = min(_LONGEST_LENDING, self._left(until))
+        seconds = min(_MAX_BORROWING, self._remaining(until))
         try:
             connection: Connection = self._pool.getconn(timeout=seconds)
         except psycopg_pool.PoolTimeout:
@@ -298,22 +298,22 @@ class Connections:
             raise self.meaning(problem) from None
         return connection
 
-    def _lane(self, connection: Connection) -> Lane:
+    def _session(self, connection: Connection) -> Session:
         try:
-            lane = Lane(connection, self._prepared.setdefault(connection, {}), "")
-            if not lane.autocommit:
+            session = Session(connection, self._prepared.setdefault(connection, {}), "")
+            if not session.autocommit:
                 connection.autocommit = True
-            lane.server = self.server_of(connection)
+            session.server = self.server_of(connection)
         except BaseException:  # what a signal handler raises, too
             if self._pool is not None:
                 self._pool.putconn(connection)
             else:
                 connection.close()
             raise
-        return lane
+        return session
 
 
-def _cannot(made: Future[Connection], problem: Exception) -> None:
+def _fail(made: Future[Connection], problem: Exception) -> None:
     if not made.done():
         made.set_exception(problem)
 
@@ -328,7 +328,7 @@ def _is_direct(connection: Connection) -> bool:
     return row is not None and row[0] == connection.info.backend_pid
 
 
-def _connected_like(pool: Pool, wanted: dict[str, Any]) -> Connection:
+def _connect_like(pool: Pool, wanted: dict[str, Any]) -> Connection:
     """A connection as the pool would make it, its `configure` included, that does not count among the pool's."""
     where, kwargs = conninfo.arguments_of(pool)
     connection: Connection = pool.connection_class.connect(where, **{**kwargs, **wanted})

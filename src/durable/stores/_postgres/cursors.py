@@ -12,7 +12,7 @@ from psycopg.rows import tuple_row
 from psycopg.types import TypesRegistry, array
 
 
-def _as_psycopg_comes() -> AdaptersMap:
+def _default_adapters() -> AdaptersMap:
     types = TypesRegistry()
     postgres.register_default_types(types)
     adapters = AdaptersMap(types=types)
@@ -21,7 +21,7 @@ def _as_psycopg_comes() -> AdaptersMap:
     return adapters
 
 
-_ADAPTERS: Final = _as_psycopg_comes()
+_ADAPTERS: Final = _default_adapters()
 
 
 class OwnCursor(psycopg.Cursor[Any]):

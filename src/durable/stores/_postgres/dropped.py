@@ -14,7 +14,7 @@ DROPPED: Final = {"22012": "journal", "2201E": "documented runs", "2201F": "leas
 VANISHED_FROM: Final = {Verb.CLAIM: "leases", Verb.SIGNAL: "signals", Verb.CANCEL: "documented runs"}
 
 
-def dropped(table: str) -> SchemaMismatch:
+def dropped_rows(table: str) -> SchemaMismatch:
     """The error of a change that PostgreSQL takes, and that is not made: nothing can be kept, and asking again is in vain."""
     return SchemaMismatch(
         f"of the {table}",

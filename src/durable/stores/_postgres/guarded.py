@@ -15,15 +15,15 @@ from durable.stores._postgres.cursors import OwnCursor
 from durable.stores._postgres.session import Connection
 from durable.stores._postgres.watchdog import shut_down
 
-__all__ = ["ENDED", "Lent", "lent"]
+__all__ = ["ENDED", "GuardedConnection", "guard"]
 
 ENDED: Final = (
     "the body ended the transaction, and what it had done was committed, or rolled back, without the step's record"
 )
 
-_LONGEST_WAIT: Final = 10.0  # seconds, for a statement that another thread of the body has under way when it returns
+_MAX_WAIT: Final = 10.0  # seconds, for a statement that another thread of the body has under way when it returns
 _PAUSE: Final = 0.001
-_LONGEST_CANCEL: Final = 30.0  # psycopg's default
+_MAX_CANCEL: Final = 30.0  # psycopg's default
 
 _NOT_SOUND: Final = {
     TransactionStatus.INERROR: "the body went on after an SQL error, which had ended all that the transaction could do",
@@ -31,7 +31,7 @@ _NOT_SOUND: Final = {
 }
 
 
-class Lent(psycopg.Connection[Any]):
+class GuardedConnection(psycopg.Connection[Any]):
     """Another face of a connection that somebody else owns; made by `lent`.
 
     Everything that psycopg does on a connection goes through `wait`, also for cursors and copies that were made from it.
@@ -40,7 +40,7 @@ class Lent(psycopg.Connection[Any]):
 
     _step: str
     _over: bool
-    _found: tuple[list[Any], list[Any], int | None]
+    _initial: tuple[list[Any], list[Any], int | None]
     ended: bool
 
     def __del__(self, *_: Any) -> None:
@@ -70,7 +70,7 @@ class Lent(psycopg.Connection[Any]):
         if not self._over:
             super().cancel()
 
-    def cancel_safe(self, *, timeout: float = _LONGEST_CANCEL) -> None:
+    def cancel_safe(self, *, timeout: float = _MAX_CANCEL) -> None:
         """The same."""
         if not self._over:
             super().cancel_safe(timeout=timeout)
@@ -92,7 +92,7 @@ class Lent(psycopg.Connection[Any]):
     def take_away(self) -> TransactionMisused | None:
         """Let nothing more be done with it. The error is what keeps the transaction from being committed."""
         self.revoke()
-        if not self._comes_free():
+        if not self._wait_until_free():
             shut_down(self)  # else the end of the transaction would wait for that statement too
             return TransactionMisused(self._step, _NOT_SOUND[TransactionStatus.ACTIVE])
         if self.ended:
@@ -102,12 +102,12 @@ class Lent(psycopg.Connection[Any]):
         problem = _NOT_SOUND.get(TransactionStatus(self.pgconn.transaction_status))
         return None if problem is None else TransactionMisused(self._step, problem)
 
-    def _comes_free(self) -> bool:
+    def _wait_until_free(self) -> bool:
         """Whether no statement is under way any more. What is revoked begins none.
 
         The lock is asked, not acquired: a signal's handler may raise as soon as it is, and would leave it locked.
         """
-        until = time.monotonic() + _LONGEST_WAIT
+        until = time.monotonic() + _MAX_WAIT
         while self.lock.locked():
             if time.monotonic() >= until:
                 return False
@@ -118,15 +118,15 @@ class Lent(psycopg.Connection[Any]):
         """Let nothing more be begun with it, without waiting for anybody; what the body has set on it is as it was."""
         if not self._over:
             self._over = True
-            self._notice_handlers[:], self._notify_handlers[:], self._prepared.prepare_threshold = self._found
+            self._notice_handlers[:], self._notify_handlers[:], self._prepared.prepare_threshold = self._initial
 
     def _refuse(self, what: str) -> NoReturn:
         raise TransactionMisused(self._step, f"the body may not use {what}")
 
 
-def lent(connection: Connection, step: str) -> Lent:
+def guard(connection: Connection, step: str) -> GuardedConnection:
     """A face of this connection for the body of a step."""
-    face: Lent = object.__new__(_face_of(cast(Any, type(connection))))
+    face: GuardedConnection = object.__new__(_guarded_class(cast(Any, type(connection))))
     # The same socket, lock and prepared statements. What is set on the face stays there, adapters as well: of a connection of
     # ours they are those that the application has registered for all of its own.
     is_ours = connection.cursor_factory is OwnCursor
@@ -137,7 +137,7 @@ def lent(connection: Connection, step: str) -> Lent:
     if is_ours:
         face.cursor_factory = psycopg.Cursor
     parts = face.__dict__
-    face.__dict__["_found"] = (
+    face.__dict__["_initial"] = (
         list(parts["_notice_handlers"]),
         list(parts["_notify_handlers"]),
         parts["_prepared"].prepare_threshold,
@@ -146,5 +146,5 @@ def lent(connection: Connection, step: str) -> Lent:
 
 
 @cache
-def _face_of(kind: Any) -> type[Lent]:
-    return Lent if kind is psycopg.Connection else type(kind.__name__, (Lent, kind), {})
+def _guarded_class(kind: Any) -> type[GuardedConnection]:
+    return GuardedConnection if kind is psycopg.Connection else type(kind.__name__, (GuardedConnection, kind), {})

@@ -37,7 +37,7 @@ class Host(NamedTuple):
         return {name: value for name, value in self._asdict().items() if value}
 
 
-def hosts(parts: Mapping[str, Any]) -> list[Host]:
+def list_hosts(parts: Mapping[str, Any]) -> list[Host]:
     """Every host that a URL's parts name, and of each name every address; names that nobody knows are left for libpq."""
     names, addresses, ports = (str(parts.get(part) or "").split(",") for part in ("host", "hostaddr", "port"))
     count = max(len(names), len(addresses))
@@ -47,11 +47,13 @@ def hosts(parts: Mapping[str, Any]) -> list[Host]:
     return [
         Host(name, address, port)
         for name, given, port in zip(*lists, strict=True)
-        for address in ([given] if given or name.startswith(("/", "@")) or not name else _addresses(name, port))
+        for address in ([given] if given or name.startswith(("/", "@")) or not name else _look_up(name, port))
     ]
 
 
-def first(order: Sequence[Host], connect: Callable[[Host], Connection], seconds: float) -> tuple[Host, Connection]:
+def connect_first(
+    order: Sequence[Host], connect: Callable[[Host], Connection], seconds: float
+) -> tuple[Host, Connection]:
     """The first connection that comes about, and to which host. Raises `NoHost`.
 
     Each is tried once at least, and none is begun when so many seconds have passed; each knows by itself when to give up.
@@ -125,7 +127,7 @@ class NoHost(psycopg.OperationalError):
         self.problems = list(problems.values())
 
 
-def _addresses(name: str, port: str) -> list[str]:
+def _look_up(name: str, port: str) -> list[str]:
     try:
         found = socket.getaddrinfo(name, port or _DEFAULT_PORT, proto=socket.IPPROTO_TCP, type=socket.SOCK_STREAM)
     except OSError:

@@ -26,7 +26,7 @@ class Job(Entry, eq=False):
     done: bool = False
     vanished: bool = False  # once it was performed without an error, and not there afterwards
     trouble: DurableError | None = None
-    orphaned: Callable[[Job], object] | None = None  # called when the answer finds nobody to take it
+    on_orphan: Callable[[Job], object] | None = None  # called when the answer finds nobody to take it
     failure: DurableError | None = None
     settled: threading.Lock | None = None  # held until the answer is there
     added: bool = False  # to the backlog
@@ -54,7 +54,7 @@ def make_latch() -> threading.Lock:
     return lock
 
 
-def tell(jobs: Sequence[Job]) -> None:
+def deliver(jobs: Sequence[Job]) -> None:
     """Give everybody who waits the answer: a thread by its event, and each event loop by one call for all its tasks."""
     if len(jobs) == 1 and jobs[0].settled is None and jobs[0].loop is None:  # a lone caller, who leads
         jobs[0].done = True
@@ -100,8 +100,8 @@ def _resolve(jobs: Sequence[Job]) -> None:
 
 
 def orphan(job: Job) -> None:
-    if job.orphaned is not None:
+    if job.on_orphan is not None:
         try:
-            job.orphaned(job)
+            job.on_orphan(job)
         except Exception as problem:  # for example of a loop that is closed: no reason to leave the others unanswered
             report(_log, logging.DEBUG, "nobody could be told what became of %s (%s)", job.what, type(problem).__name__)

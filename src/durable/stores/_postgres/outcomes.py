@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from durable._engine.batches import Verb
 from durable.errors import DurableError, OutcomeUnknown, StoreUnavailable, UnstorableValue
-from durable.stores._postgres.dropped import DROPPED, VANISHED_FROM, dropped
+from durable.stores._postgres.dropped import DROPPED, VANISHED_FROM, dropped_rows
 from durable.stores._postgres.job import ABSENT, Job
 
 _WITH_VALUES: Final = (Verb.CHECKPOINT, Verb.FINISH, Verb.SIGNAL)
@@ -21,7 +21,7 @@ def take_answers(jobs: Sequence[Job], answers: Sequence[Any]) -> list[Job]:
         if answer is ABSENT and job.vanished and not job.unknown and job.doubtful:  # one sending may still arrive
             job.failure = OutcomeUnknown(job.run_id, job.what, "rows were dropped")
         elif answer is ABSENT and job.vanished and not job.unknown:
-            job.failure = dropped(VANISHED_FROM.get(job.verb, "journal"))
+            job.failure = dropped_rows(VANISHED_FROM.get(job.verb, "journal"))
         elif answer is ABSENT:
             job.vanished |= not job.unknown
             job.unknown = False
@@ -40,7 +40,7 @@ def take_refusal(jobs: Sequence[Job], problem: Exception) -> None:
     refusal = f"PostgreSQL refused it with SQLSTATE {state} ({type(problem).__name__})"
     for job in jobs:
         if state in DROPPED and job.verb in (Verb.FINISH, Verb.CANCEL):
-            job.failure = dropped(DROPPED[state])
+            job.failure = dropped_rows(DROPPED[state])
         elif job.verb in _WITH_VALUES or (state or "").startswith(_OF_DATA):
             job.failure = UnstorableValue(job.what, "$", refusal)
         else:

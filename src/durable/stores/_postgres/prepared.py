@@ -10,7 +10,7 @@ from psycopg.sql import SQL, Literal
 
 from durable._common.reports import say
 from durable.errors import TransactionMisused
-from durable.stores._postgres.session import Lane
+from durable.stores._postgres.session import Session
 
 _FIND: Final = b"SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE transaction = %s::text::xid"
 _XID: Final = 0xFFFFFFFF  # a transaction's number is that and an epoch
@@ -18,12 +18,12 @@ _XID: Final = 0xFFFFFFFF  # a transaction's number is that and an epoch
 _log = logging.getLogger("durable")
 
 
-def roll_back_prepared(lane: Lane, number: int, step: str) -> TransactionMisused | None:
+def roll_back_prepared(session: Session, number: int, step: str) -> TransactionMisused | None:
     """Roll back the prepared transaction of this number; the error that says so, None when there was none."""
     try:
-        prepared = lane.execute(_FIND, (number & _XID,)).fetchall()
+        prepared = session.execute(_FIND, (number & _XID,)).fetchall()
         for (name,) in prepared:
-            lane.execute(SQL("ROLLBACK PREPARED {}").format(Literal(name)).as_bytes(lane.connection))
+            session.execute(SQL("ROLLBACK PREPARED {}").format(Literal(name)).as_bytes(session.connection))
     except psycopg.Error as problem:
         message = "step %r: a prepared transaction could not be looked for (%s)"
         say(_log, logging.WARNING, message, step, problem.sqlstate)

@@ -12,7 +12,7 @@ from durable._engine.batches import Verdict
 from durable._engine.leases import Lease
 from durable.errors import DurableError, LeaseLost, StoreUnavailable, TransactionMisused, UnstorableValue
 from durable.stores._postgres.commits import NOT_ITS_OWN
-from durable.stores._postgres.dropped import DROPPED, dropped
+from durable.stores._postgres.dropped import DROPPED, dropped_rows
 from durable.stores._postgres.guarded import ENDED
 from durable.stores._postgres.job import Job
 from durable.stores._postgres.meanings import words
@@ -65,7 +65,7 @@ def explain_refusal(
         case _ if state == _NOT_UNIQUE:
             return LeaseLost(job.run_id, NOT_ITS_OWN)
         case _ if DROPPED.get(state or "") == "journal":  # and not by the user: the record was not written
-            return dropped("journal")
+            return dropped_rows("journal")
         case Verdict.REFUSED:
             return UnstorableValue(job.what, "$", f"PostgreSQL refused it with SQLSTATE {state}")
         case _:

@@ -10,7 +10,7 @@ from psycopg.rows import tuple_row
 
 from durable.errors import SchemaMismatch, UnsuitableServer
 
-OLDEST: Final = 12  # PostgreSQL's major version
+MIN_VERSION: Final = 12  # PostgreSQL's major version
 
 # Databases that speak its protocol: their locks, isolation and clocks are others, and the fence stands on PostgreSQL's.
 _OTHERS: Final = {
@@ -29,7 +29,7 @@ _OTHERS: Final = {
     "emscripten": "PGlite",
     "wasm32": "PGlite",
 }
-_CONDITION: Final = """
+_READ_SETTINGS: Final = """
 SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only'),
        ARRAY(SELECT pg_catalog.current_setting(name, true) FROM pg_catalog.unnest(%(names)s::text[]) AS asked (name)),
        ARRAY(SELECT extname::text FROM pg_catalog.pg_extension)
@@ -43,7 +43,7 @@ ANOTHER_SERVER: Final = (
 )
 _WRITABLE: Final = "default_transaction_read_only must be off for the role that runs workflows."
 # What acknowledges before it is on disk, and what that can cost.
-_DOUBTS: Final = {
+_LOSSES: Final = {
     "fsync": "after a crash of its machine the whole database may be damaged",
     "full_page_writes": "a crash of its machine in the midst of a write may damage pages of the database",
     "synchronous_commit": "a crash of the server loses the last steps that were acknowledged",
@@ -54,12 +54,12 @@ def check_kind(connection: psycopg.Connection[Any], where: str) -> None:
     """`UnsuitableServer` for what is no PostgreSQL, or one that is too old."""
     with connection.cursor(row_factory=tuple_row) as cursor:
         (said,) = cursor.execute("SELECT pg_catalog.version()", prepare=False).fetchone() or ("",)
-    if (problem := objection(str(said))) is not None:
-        advice = f"durable needs PostgreSQL {OLDEST} or newer, since its leases stand on how that locks rows."
+    if (problem := why_unsupported(str(said))) is not None:
+        advice = f"durable needs PostgreSQL {MIN_VERSION} or newer, since its leases stand on how that locks rows."
         raise UnsuitableServer(where, problem, advice)
 
 
-def objection(version: str) -> str | None:
+def why_unsupported(version: str) -> str | None:
     """What is wrong with a server whose `version()` says this."""
     for sign, name in _OTHERS.items():
         if sign in version.lower():
@@ -69,14 +69,14 @@ def objection(version: str) -> str | None:
         return f"it says that it is {' '.join(words[:2])[:40] or 'nothing'!r}, and not PostgreSQL"
     number = next((word for word in words if word[0].isdigit()), "0")
     major = int("".join(character if character.isdigit() else " " for character in number).split()[0])
-    return None if major >= OLDEST else f"it is PostgreSQL {number}"
+    return None if major >= MIN_VERSION else f"it is PostgreSQL {number}"
 
 
-def condition(connection: psycopg.Connection[Any], where: str) -> dict[str, str | None]:
+def read_settings(connection: psycopg.Connection[Any], where: str) -> dict[str, str | None]:
     """The settings that bear on what is acknowledged; `UnsuitableServer` when nothing can be written here."""
-    names = [*_DOUBTS, "synchronous_standby_names", "server_encoding"]
+    names = [*_LOSSES, "synchronous_standby_names", "server_encoding"]
     with connection.cursor(row_factory=tuple_row) as cursor:
-        row = cursor.execute(_CONDITION, {"names": names}, prepare=False).fetchone() or (False, "off", [], [])
+        row = cursor.execute(_READ_SETTINGS, {"names": names}, prepare=False).fetchone() or (False, "off", [], [])
     in_recovery, read_only, settings, extensions = row
     refuse_read_only(where, standby=bool(in_recovery), read_only=read_only == "on")
     found: dict[str, str | None] = dict(zip(names, settings, strict=True))
@@ -91,7 +91,7 @@ def why_unfit(settings: dict[str, str | None], where: str) -> UnsuitableServer |
     return UnsuitableServer(where, problem, _ANOTHER_DATABASE)
 
 
-def hiding() -> SchemaMismatch:
+def hidden_rows() -> SchemaMismatch:
     """The error of tables whose rows a policy may hide: a journal that is hidden would be taken for none."""
     return SchemaMismatch(
         "of the journal, the leases, the signals or the documented runs",
@@ -108,9 +108,9 @@ def refuse_read_only(where: str, *, standby: bool, read_only: bool) -> None:
         raise UnsuitableServer(where, "its sessions are read-only", f"{_WRITABLE} {ANOTHER_SERVER}")
 
 
-def doubts(settings: Mapping[str, str | None]) -> list[str]:
+def durability_warnings(settings: Mapping[str, str | None]) -> list[str]:
     """Why an acknowledged step may be lost all the same, going by these settings."""
-    found = [f"{name} is off: {cost}" for name, cost in _DOUBTS.items() if settings.get(name) == "off"]
+    found = [f"{name} is off: {cost}" for name, cost in _LOSSES.items() if settings.get(name) == "off"]
     if settings.get("synchronous_standby_names") and settings.get("synchronous_commit") == "local":
         found.append("synchronous_commit is local: a fail-over to the synchronous standby may lose the last steps")
     found += [

@@ -10,8 +10,8 @@ import psycopg
 from psycopg import sql
 
 from durable.errors import AccessDenied, SchemaMismatch
-from durable.stores._postgres.requirements import hiding
-from durable.stores._postgres.sql.loader import migrations, qualified, statements
+from durable.stores._postgres.requirements import hidden_rows
+from durable.stores._postgres.sql.loader import load_migrations, load_statements, qualify
 from durable.stores._postgres.sql.names import Names
 
 _LOCK_SPACE: Final = 0x64757261  # "dura": ours among the advisory locks of the application
@@ -61,8 +61,8 @@ def prepare(connection: psycopg.Connection[Any], names: Names, *, create: bool =
     Any number of processes may do this at once: they take turns under an advisory lock, which ends with its transaction.
     With `create=False` they are only checked. Raises `AccessDenied`, with the GRANT that helps, where the role may not.
     """
-    newest = max(migrations(names))
-    version = _version(connection, names)
+    newest = max(load_migrations(names))
+    version = _read_version(connection, names)
     if version < newest and not create:
         have = (
             f"it knows {version} of our {newest} migrations" if version else "it does not exist, and nor may the others"
@@ -72,7 +72,7 @@ def prepare(connection: psycopg.Connection[Any], names: Names, *, create: bool =
         try:
             version = _migrate(connection, names)
         except psycopg.errors.InsufficientPrivilege as problem:
-            raise _denied(connection, names, problem) from None
+            raise _explain_denial(connection, names, problem) from None
     if version > newest:
         raise SchemaMismatch(
             names.quoted["migrations"],
@@ -87,19 +87,19 @@ def prepare(connection: psycopg.Connection[Any], names: Names, *, create: bool =
 def _doubts(connection: psycopg.Connection[Any], names: Names) -> list[str]:
     """What the tables may lose; `SchemaMismatch` where they may hide rows."""
     tables = [names.quoted[table] for table in _COLUMNS]
-    looks = connection.execute(statements(names)["tables"], {"tables": tables}, prepare=False).fetchall()
+    looks = connection.execute(load_statements(names)["tables"], {"tables": tables}, prepare=False).fetchall()
     if any(is_hidden for *_, is_hidden in looks):
-        raise hiding()
+        raise hidden_rows()
     return [f"the table {name} is UNLOGGED: a crash of the server empties it" for name, is_lost, _ in looks if is_lost]
 
 
 def build_schema_sql(names: Names, *, role: str | None = None, since: int = 0) -> str:
     """What `prepare` would do from the migration `since` on, as a script for psql; then rights for `role`."""
-    known, parts = statements(names), ["BEGIN;"]
+    known, parts = load_statements(names), ["BEGIN;"]
     if names.schema is not None:
         parts.append(f"CREATE SCHEMA IF NOT EXISTS {_quoted(names.schema)};")
     parts.append(known["create_migrations"].decode().replace("%%", "%") + ";")
-    for number, migration in migrations(names).items():
+    for number, migration in load_migrations(names).items():
         if number > since:
             parts += [
                 migration.decode().strip(),
@@ -108,7 +108,7 @@ def build_schema_sql(names: Names, *, role: str | None = None, since: int = 0) -
     if role is not None:
         if names.schema is not None:
             parts.append(f"GRANT USAGE ON SCHEMA {_quoted(names.schema)} TO {_quoted(role)};")
-        parts += [f"{grant}{_quoted(role)};" for grant in [*_grants(names, _TO_RUN), cleaning(names)]]
+        parts += [f"{grant}{_quoted(role)};" for grant in [*_grants(names, _TO_RUN), deletion_grant(names)]]
     return "\n\n".join([*parts, "COMMIT;"]) + "\n"
 
 
@@ -116,7 +116,7 @@ def _quoted(name: str) -> str:
     return sql.Identifier(name).as_string(None)
 
 
-def _denied(connection: psycopg.Connection[Any], names: Names, problem: psycopg.Error) -> AccessDenied:
+def _explain_denial(connection: psycopg.Connection[Any], names: Names, problem: psycopg.Error) -> AccessDenied:
     """Which GRANT the role lacks to create our tables."""
     role, schema, database, has_schema = (
         connection.execute(_ROLE, {"schema": names.schema}, prepare=False).fetchone() or _UNKNOWN
@@ -133,7 +133,7 @@ def _check_rights(connection: psycopg.Connection[Any], names: Names) -> None:
     lacking = [
         (table, rights)
         for table, rights in _TO_RUN.items()
-        if not _one(connection, _MAY, {"table": names.quoted[table], "rights": rights})
+        if not _fetch_one(connection, _MAY, {"table": names.quoted[table], "rights": rights})
     ]
     if lacking:
         role, _, database, _ = connection.execute(_ROLE, {"schema": names.schema}, prepare=False).fetchone() or _UNKNOWN
@@ -145,7 +145,7 @@ def _grants(names: Names, rights: Mapping[str, str]) -> list[str]:
     return [f"GRANT {wanted} ON {names.quoted[table]} TO " for table, wanted in rights.items()]
 
 
-def cleaning(names: Names) -> str:
+def deletion_grant(names: Names) -> str:
     """The beginning of a GRANT of what it takes to save over runs, and to delete them."""
     return f"GRANT DELETE ON {', '.join(names.quoted[table] for table in _COLUMNS)} TO "
 
@@ -160,26 +160,26 @@ _TO_RUN: Final = {
 }
 _UNKNOWN: Final = ("?", None, "?", False)
 _LET: Final = "A script for whoever may create tables is printed by: python -m durable.stores"
-_ROLE: Final = qualified("""
+_ROLE: Final = qualify("""
 SELECT current_user, COALESCE(%(schema)s, current_schema()), current_database(),
        EXISTS (SELECT FROM pg_namespace WHERE nspname = COALESCE(%(schema)s, current_schema()))
 """)
-_MAY: Final = qualified("""
+_MAY: Final = qualify("""
 SELECT bool_and(has_table_privilege(%(table)s, trim(asked.right)))
   FROM unnest(string_to_array(%(rights)s, ',')) AS asked ("right")
 """)
 
 
-def _version(connection: psycopg.Connection[Any], names: Names) -> int:
-    known = statements(names)
+def _read_version(connection: psycopg.Connection[Any], names: Names) -> int:
+    known = load_statements(names)
     try:
-        exists = _one(connection, known["migrations_exist"], names.quoted)
+        exists = _fetch_one(connection, known["migrations_exist"], names.quoted)
     except psycopg.errors.InsufficientPrivilege as problem:  # not even to look into the schema
-        raise _denied(connection, names, problem) from None
+        raise _explain_denial(connection, names, problem) from None
     if not exists:
         return 0
     try:
-        version = _one(connection, known["version"], {}) or 0
+        version = _fetch_one(connection, known["version"], {}) or 0
     except psycopg.errors.InsufficientPrivilege:
         _check_rights(connection, names)
         raise
@@ -191,22 +191,22 @@ def _version(connection: psycopg.Connection[Any], names: Names) -> int:
 
 
 def _migrate(connection: psycopg.Connection[Any], names: Names) -> int:
-    known = statements(names)
+    known = load_statements(names)
     tables = zlib.crc32(names.quoted["snapshots"].encode()) - 2**31
     connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
     try:
         connection.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s, %s)", (_LOCK_SPACE, tables))
-        if names.schema is not None and not _one(connection, _SCHEMA_EXISTS, {"schema": names.schema}):
+        if names.schema is not None and not _fetch_one(connection, _SCHEMA_EXISTS, {"schema": names.schema}):
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(names.schema)))
         connection.execute(known["create_migrations"], {})
-        applied = _version(connection, names)
-        for number, migration in migrations(names).items():
+        applied = _read_version(connection, names)
+        for number, migration in load_migrations(names).items():
             if number > applied:
                 _apply(connection, names, migration)
                 connection.execute(known["record_migration"], {"version": number})
         _verify(connection, names)
         connection.execute("COMMIT")
-        return max(applied, *migrations(names))
+        return max(applied, *load_migrations(names))
     except BaseException:
         if not connection.broken:
             connection.execute("ROLLBACK")
@@ -230,7 +230,7 @@ def _apply(connection: psycopg.Connection[Any], names: Names, migration: bytes) 
 
 
 def _verify(connection: psycopg.Connection[Any], names: Names) -> None:
-    known = statements(names)
+    known = load_statements(names)
     found: dict[str, dict[str, str]] = {}
     tables = [names.quoted[table] for table in _COLUMNS]
     for table, column, type_ in connection.execute(known["columns"], {"tables": tables}, prepare=False):
@@ -254,6 +254,6 @@ def _verify(connection: psycopg.Connection[Any], names: Names) -> None:
             raise SchemaMismatch(name, problem, restore + other)
 
 
-def _one(connection: psycopg.Connection[Any], query: LiteralString | bytes, parameters: Any = None) -> Any:
+def _fetch_one(connection: psycopg.Connection[Any], query: LiteralString | bytes, parameters: Any = None) -> Any:
     row = connection.execute(query, parameters, prepare=False).fetchone()  # once in a process's life
     return None if row is None else row[0]

@@ -19,11 +19,11 @@ _UTF_8: Final = "utf-8"
 _numbers: Final = itertools.count()  # of prepared statements: another store may use the same connection of a pool
 
 
-class Lane:
+class Session:
     """A connection in autocommit mode, lent out.
 
-    `prepared` has the names of the statements prepared on it by `wrote`; `server` tells which server it leads to, by the moment
-    when that was started. Empty where nobody can tell.
+    `prepared` has the names of the statements that `execute_write` has prepared on it. `server` says which server it leads to,
+    by the moment when that was started; it is empty where that cannot be told.
     """
 
     __slots__ = ("_cursor", "_encoding", "_prepared", "autocommit", "connection", "is_lent", "prepare", "server")
@@ -38,14 +38,14 @@ class Lane:
         self._prepared = prepared
         self._cursor = OwnCursor(connection)
 
-    def wrote(self, query: bytes, values: Sequence[bytes]) -> int:
+    def execute_write(self, query: bytes, values: Sequence[bytes]) -> int:
         """Execute a statement with `$1`, `$2` … that returns no rows; how many rows it wrote. The values are in UTF-8.
 
         It goes past psycopg's cursor, which would take up to a sixth of a step.
         """
         wire = self.connection.pgconn
         if self._encoding != _UTF_8:
-            values = [self._encoded(value) for value in values]
+            values = [self._encode(value) for value in values]
         if self.prepare is False or self.connection.prepare_threshold is None:
             wire.send_query_params(query, values)
         else:
@@ -53,12 +53,12 @@ class Lane:
             if name is None:
                 name = b"durable_%d" % next(_numbers)
                 wire.send_prepare(name, query)
-                self._done()
+                self._read_count()
                 self._prepared[query] = name
             wire.send_query_prepared(name, values)
-        return self._done()
+        return self._read_count()
 
-    def _done(self) -> int:
+    def _read_count(self) -> int:
         results = self.connection.wait(generators.execute(self.connection.pgconn))
         if len(results) == 1 and results[0].status == ExecStatus.COMMAND_OK:
             return results[0].command_tuples or 0
@@ -67,7 +67,7 @@ class Lane:
                 raise error_from_result(result, self.connection.info.encoding)
         raise psycopg.OperationalError(f"one statement was answered {len(results)} times")
 
-    def _encoded(self, value: bytes) -> bytes:
+    def _encode(self, value: bytes) -> bytes:
         try:
             return value.decode().encode(self._encoding)
         except UnicodeEncodeError:
@@ -83,7 +83,7 @@ class Lane:
         self._cursor.execute(query, parameters, prepare=self.prepare)
         return self._cursor
 
-    def also(self, query: bytes, parameters: Any = None) -> psycopg.Cursor[Any]:
+    def queue(self, query: bytes, parameters: Any = None) -> psycopg.Cursor[Any]:
         """Execute a statement of a pipeline, whose result is read after its end."""
         cursor = OwnCursor(self.connection)
         cursor.execute(query, parameters, prepare=self.prepare)

@@ -28,13 +28,13 @@ from durable.errors import (
 from durable.records import checked_name
 from durable.snapshots import Snapshot, foreign_failures, journal_of, merge_journal
 from durable.stores._owner import HOST, is_dead
-from durable.stores._postgres.dropped import dropped
-from durable.stores._postgres.requirements import hiding
+from durable.stores._postgres.dropped import dropped_rows
+from durable.stores._postgres.requirements import hidden_rows
 from durable.stores._postgres.resources import Process
-from durable.stores._postgres.rows import stored
-from durable.stores._postgres.schema import cleaning
-from durable.stores._postgres.session import Lane
-from durable.stores._postgres.sql.loader import statements
+from durable.stores._postgres.rows import read_record
+from durable.stores._postgres.schema import deletion_grant
+from durable.stores._postgres.session import Session
+from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.names import Names
 from durable.stores.listing import (
     FORCE_ADVICE,
@@ -130,11 +130,11 @@ class SnapshotVerbs:
         row, checked = self._row(id), self._dated(checked_snapshot(id, snapshot))
         values = {"id": row, "ids": [row], "snapshot": checked.to_json().decode()}
 
-        def saved(lane: Lane) -> None:
-            with _transaction(lane):
-                self._lock(lane, id, row, force=force, epoch=checked.execution.epoch)
-                self._write(lane, values)
-                self._delete(lane, [row], "delete_journals")
+        def saved(session: Session) -> None:
+            with _transaction(session):
+                self._lock(session, id, row, force=force, epoch=checked.execution.epoch)
+                self._write(session, values)
+                self._delete(session, [row], "delete_journals")
 
         self._done(saved)
 
@@ -156,15 +156,15 @@ class SnapshotVerbs:
             "records": _json.encode(records).decode(),
         }
 
-        def replaced(lane: Lane) -> None:
-            with _transaction(lane):
-                self._lock(lane, run_id, row, force=False, epoch=new.execution.epoch)
-                if self._read(lane, run_id, row) != old:
+        def replaced(session: Session) -> None:
+            with _transaction(session):
+                self._lock(session, run_id, row, force=False, epoch=new.execution.epoch)
+                if self._read(session, run_id, row) != old:
                     raise ConcurrentExecution(run_id, "somebody who has changed it meanwhile")
-                self._write(lane, values)
-                self._delete(lane, [row], "delete_journals")
-                if lane.execute(self._query("write_journal"), values).rowcount != len(records):
-                    raise dropped("journal")
+                self._write(session, values)
+                self._delete(session, [row], "delete_journals")
+                if session.execute(self._query("write_journal"), values).rowcount != len(records):
+                    raise dropped_rows("journal")
 
         try:
             self._done(replaced)
@@ -172,9 +172,9 @@ class SnapshotVerbs:
             return False
         return True
 
-    def _write(self, lane: Lane, values: Mapping[str, Any]) -> None:
-        if lane.execute(self._query("write"), values).fetchone() != (True,):
-            raise dropped("documented runs")
+    def _write(self, session: Session, values: Mapping[str, Any]) -> None:
+        if session.execute(self._query("write"), values).fetchone() != (True,):
+            raise dropped_rows("documented runs")
 
     def _dated(self, snapshot: Snapshot) -> Snapshot:
         """With the moment of this change, where it says none."""
@@ -189,17 +189,17 @@ class SnapshotVerbs:
         Raises `UnreadableRecord` when what is there is not understood: it is never taken for nothing.
         """
         row = self._row(id)
-        return self._done(lambda lane: self._read(lane, id, row))
+        return self._done(lambda session: self._read(session, id, row))
 
-    def _read(self, lane: Lane, id: str, row: str) -> Snapshot | None:
-        rows = lane.execute(self._query("load"), {"id": row}).fetchall()
+    def _read(self, session: Session, id: str, row: str) -> Snapshot | None:
+        rows = session.execute(self._query("load"), {"id": row}).fetchall()
         if not rows:
-            self._check_nothing(lane, id, row)
+            self._check_nothing(session, id, row)
             return None
         (_, _, kind, text, _, _), *journal = rows
         if kind != "header":
             raise headless(id)
-        return merge_journal(text, [stored(*line) for line in journal], run_id=id)
+        return merge_journal(text, [read_record(*line) for line in journal], run_id=id)
 
     def delete(self, id: str, *, force: bool = False) -> None:
         """Forget the run, with its journal and the signals that it has not received. Quiet when there is none.
@@ -209,11 +209,11 @@ class SnapshotVerbs:
         self.refuse_own(id, "deletes")
         row = self._row(id)
 
-        def deleted(lane: Lane) -> None:
-            with _transaction(lane):
-                self._lock(lane, id, row, force=force)
-                self._delete(lane, [row])
-                self.process.heartbeat.deleted([row])
+        def deleted(session: Session) -> None:
+            with _transaction(session):
+                self._lock(session, id, row, force=force)
+                self._delete(session, [row])
+                self.process.heartbeat.mark_deleted([row])
 
         self._done(deleted)
 
@@ -238,7 +238,7 @@ class SnapshotVerbs:
         owners = {self.process.owner.text: False} if by_lease else {}  # whether each is dead
         while True:
             values |= {"host": HOST, "known": [*owners], "dead": [owner for owner, dead in owners.items() if dead]}
-            rows = self._done(lambda lane, values=values: lane.execute(query, values).fetchall())  # type: ignore[misc]
+            rows = self._done(lambda session, values=values: session.execute(query, values).fetchall())  # type: ignore[misc]
             held = {owner: token for *_, owner, token in rows if owner not in (None, *owners)}
             found = {owner: self._is_dead(owner, token) for owner, token in held.items()}
             owners |= found
@@ -265,28 +265,29 @@ class SnapshotVerbs:
         still_old = self._query("still_old", status=condition)
         values: dict[str, Any] = {"prefix": self._prefix, "limit": PAGE, "force": False, "epoch": 0}
 
-        def batch(lane: Lane) -> tuple[int, int]:
-            found = [row for (row,) in lane.execute(old, values)]
-            with _transaction(lane):
+        def batch(session: Session) -> tuple[int, int]:
+            found = [row for (row,) in session.execute(old, values)]
+            with _transaction(session):
                 free = [
-                    row for (row,) in lane.execute(self._query("lock_runs"), {"ids": found, "force": False, "epoch": 0})
+                    row
+                    for (row,) in session.execute(self._query("lock_runs"), {"ids": found, "force": False, "epoch": 0})
                 ]
-                gone = [row for (row,) in lane.execute(still_old, values | {"ids": free})]
-                self._delete(lane, gone)
-                self.process.heartbeat.deleted(gone)
+                gone = [row for (row,) in session.execute(still_old, values | {"ids": free})]
+                self._delete(session, gone)
+                self.process.heartbeat.mark_deleted(gone)
             return len(found), len(gone)
 
-        def orphans(lane: Lane) -> tuple[int, int]:
-            size, *_ = lane.execute(self._query("sizes"), {}).fetchone() or (0,)
+        def orphans(session: Session) -> tuple[int, int]:
+            size, *_ = session.execute(self._query("sizes"), {}).fetchone() or (0,)
             old_orphans = self._query("old_orphans", of="run.workflow_id", journals=_journals(size))
-            found = [row for (row,) in lane.execute(old_orphans, values)]
-            with _transaction(lane):
-                free = [row for (row,) in lane.execute(self._query("lock_runs"), values | {"ids": found})]
-                gone = [row for (row,) in lane.execute(self._query("still_orphans"), {"ids": free})]
-                self._delete(lane, gone)
+            found = [row for (row,) in session.execute(old_orphans, values)]
+            with _transaction(session):
+                free = [row for (row,) in session.execute(self._query("lock_runs"), values | {"ids": found})]
+                gone = [row for (row,) in session.execute(self._query("still_orphans"), {"ids": free})]
+                self._delete(session, gone)
             return len(found), len(gone)
 
-        (moment,) = self._done(lambda lane: lane.execute(self._query("moment"), {"seconds": seconds}).fetchall())
+        (moment,) = self._done(lambda session: session.execute(self._query("moment"), {"seconds": seconds}).fetchall())
         values["before"], total = moment[0], 0
         for some in (batch, orphans):
             while True:
@@ -302,13 +303,13 @@ class SnapshotVerbs:
         """How many runs there are by where they stand, and how much room they take. Its time grows with the number of runs."""
         values = {"prefix": self._prefix}
 
-        def asked(lane: Lane) -> tuple[Sequence[Any], int, int, int, bool]:
+        def asked(session: Session) -> tuple[Sequence[Any], int, int, int, bool]:
             def number(name: str, **parts: str) -> Any:
-                (found,) = lane.execute(self._query(name, **parts), values).fetchone() or (0,)
+                (found,) = session.execute(self._query(name, **parts), values).fetchone() or (0,)
                 return found
 
-            counts = lane.execute(self._query("counts"), values).fetchall()
-            journals, records, size = lane.execute(self._query("sizes"), {}).fetchone() or (0, 0, 0)
+            counts = session.execute(self._query("counts"), values).fetchall()
+            journals, records, size = session.execute(self._query("sizes"), {}).fetchone() or (0, 0, 0)
             if is_small := journals <= _SMALL:
                 records = number("records", of="run.workflow_id")
             elif self._prefix:
@@ -326,10 +327,10 @@ class SnapshotVerbs:
         """Where a run stands, None when there is none. Raises `UnreadableRecord` as `load` does."""
         values = {"id": self._row(id)}
 
-        def asked(lane: Lane) -> Any:
-            found = lane.execute(self._query("status"), values).fetchone()
+        def asked(session: Session) -> Any:
+            found = session.execute(self._query("status"), values).fetchone()
             if found is None:
-                self._check_nothing(lane, id, values["id"])
+                self._check_nothing(session, id, values["id"])
             return found
 
         found = self._done(asked)
@@ -340,11 +341,11 @@ class SnapshotVerbs:
             raise UnreadableRecord(id, "the snapshot", f"its status is {status[:40]!r}, which is not known here")
         return stand
 
-    def _check_nothing(self, lane: Lane, id: str, row: str) -> None:
+    def _check_nothing(self, session: Session, id: str, row: str) -> None:
         """That a run which was not found is not there: neither hidden, nor without its header only."""
-        is_hidden, has_journal = lane.execute(self._query("why_nothing"), {"id": row}).fetchone() or (False, False)
+        is_hidden, has_journal = session.execute(self._query("why_nothing"), {"id": row}).fetchone() or (False, False)
         if is_hidden:
-            raise hiding()
+            raise hidden_rows()
         if has_journal:
             raise headless(id)
 
@@ -352,29 +353,29 @@ class SnapshotVerbs:
         checked_name("a run's id", id)
         return checked_name("a run's id, with the store's prefix,", self._prefix + id) if self._prefix else id
 
-    def _lock(self, lane: Lane, id: str, row: str, *, force: bool, epoch: int = 0) -> None:
+    def _lock(self, session: Session, id: str, row: str, *, force: bool, epoch: int = 0) -> None:
         forced = force or not self._excludes
         values = {"ids": [row], "id": row, "force": forced, "epoch": epoch}
         for _ in range(_LOOKS):
-            if lane.execute(self._query("lock_runs"), values).rowcount:
+            if session.execute(self._query("lock_runs"), values).rowcount:
                 return
-            owner, left = lane.execute(self._query("holder"), values).fetchone() or ("", 0.0)
+            owner, left = session.execute(self._query("holder"), values).fetchone() or ("", 0.0)
             if left > 0 and not forced:
                 raise ConcurrentExecution(id, owner, left, FORCE_ADVICE)
-        raise dropped("leases")
+        raise dropped_rows("leases")
 
-    def _delete(self, lane: Lane, rows: Sequence[str], *names: str) -> None:
+    def _delete(self, session: Session, rows: Sequence[str], *names: str) -> None:
         """Delete what there is of these runs, whose leases are held, or only what these statements do."""
         for name in names or _DELETIONS:
-            if lane.execute(self._query(name), {"ids": rows}).fetchone() != (True,):
-                raise dropped(_DELETIONS[name])
+            if session.execute(self._query(name), {"ids": rows}).fetchone() != (True,):
+                raise dropped_rows(_DELETIONS[name])
 
     def _query(self, name: str, *, prefix: str = "", of: str = "run.id", **parts: str) -> bytes:
         """A statement with its parts filled in; the prefix is that `of` this column."""
         prefixed = f"starts_with({of}, %(prefix)s)" if self._prefix or prefix else "true"
         return _query(self._names, name, (("prefixed", prefixed), *parts.items()))
 
-    def _done(self, work: Callable[[Lane], T]) -> T:
+    def _done(self, work: Callable[[Session], T]) -> T:
         """What `work` comes to on a connection; it is done again when the connection is lost, so it must bear that."""
         if self._closed:
             raise InvalidArgument("the store is closed")
@@ -389,41 +390,41 @@ class SnapshotVerbs:
                 lost = state is None or state.startswith(_TRANSIENT)
                 meaning = connections.meaning(problem)
                 if isinstance(meaning, AccessDenied) and state == "42501":
-                    meaning.advice = f"What it takes: {cleaning(self._names)}the role."
+                    meaning.advice = f"What it takes: {deletion_grant(self._names)}the role."
             except StoreUnavailable as problem:
                 lost, meaning = True, problem
             if not lost or self.clock.elapsed() - began > _PATIENCE:
                 raise meaning from None
             self.clock.sleep(_RETRY)
 
-    def _once(self, work: Callable[[Lane], T]) -> T:
+    def _once(self, work: Callable[[Session], T]) -> T:
         process = self.process
-        lane = process.connections.take(self.clock.elapsed() + _PATIENCE)
+        session = process.connections.take(self.clock.elapsed() + _PATIENCE)
         try:
-            process.watchdog.watch(lane.connection, self.clock.elapsed() + _SILENCE)
+            process.watchdog.watch(session.connection, self.clock.elapsed() + _SILENCE)
             try:
-                return work(lane)
+                return work(session)
             finally:
-                process.watchdog.unwatch(lane.connection)
+                process.watchdog.unwatch(session.connection)
         finally:
-            process.connections.give_back(lane)
+            process.connections.give_back(session)
 
 
 @contextmanager
-def _transaction(lane: Lane) -> Iterator[None]:
-    lane.execute(b"BEGIN ISOLATION LEVEL READ COMMITTED")
+def _transaction(session: Session) -> Iterator[None]:
+    session.execute(b"BEGIN ISOLATION LEVEL READ COMMITTED")
     try:
         yield
-        lane.execute(b"COMMIT")
+        session.execute(b"COMMIT")
     except DurableError:
-        lane.rollback()
+        session.rollback()
         raise
 
 
 @cache
 def _query(names: Names, name: str, parts: tuple[tuple[str, str], ...]) -> bytes:
     conditions = {"held": _HELD, **dict(parts)}
-    text = statements(names, "snapshots.sql")[name].decode()
+    text = load_statements(names, "snapshots.sql")[name].decode()
     for part, condition in conditions.items():
         text = text.replace(f"{{{part}}}", names.fill(condition))
     return text.encode()

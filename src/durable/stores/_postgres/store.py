@@ -42,7 +42,7 @@ from durable.stores._postgres.job import Job
 from durable.stores._postgres.nesting import refuse_own_run
 from durable.stores._postgres.resources import Process
 from durable.stores._postgres.snapshots import SnapshotVerbs
-from durable.stores._postgres.sql.loader import statements
+from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.names import Names
 from durable.stores._postgres.transaction import PostgresTransaction
 from durable.stores.listing import checked_prefix
@@ -81,7 +81,7 @@ class PostgresStore(SnapshotVerbs):
         self._pool = pool
         self.clock = clock or SystemClock()
         self._max_transactions = max_transactions
-        self._sql = statements(names)
+        self._sql = load_statements(names)
         self._take_over_dead = take_over_dead
         self._strict = strict
         self._closed = False
@@ -213,7 +213,7 @@ class PostgresStore(SnapshotVerbs):
         deadline = self.clock.elapsed() + claim.seconds
         row = self._row(claim.run_id)
         job = claim_job(Claiming(claim, row, owner.instance, owner.text, dead), deadline)
-        job.orphaned = self._give_back
+        job.on_orphan = self._give_back
         return job
 
     def releasing(self, lease: Lease, status: Status | None = None) -> Job:
@@ -329,7 +329,7 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
         """See `PostgresStore.checkpoint` and `AsyncRunStore.checkpoint`."""
         process, job = self._store.held_here(lease), checkpoint_job(lease, record)
         if late is not None:
-            job.orphaned = lambda job: late(job.failure)
+            job.on_orphan = lambda job: late(job.failure)
         return process.submit(job)
 
     def finish(self, lease: Lease, status: Status, record: Record) -> asyncio.Future[None]:

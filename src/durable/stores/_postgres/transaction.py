@@ -42,8 +42,8 @@ from durable.stores._postgres.commits import (
     strange,
     without_records,
 )
-from durable.stores._postgres.connections import INSISTENCE
-from durable.stores._postgres.guarded import Lent, lent
+from durable.stores._postgres.connections import FORCE_SYNC_COMMIT
+from durable.stores._postgres.guarded import GuardedConnection, guard
 from durable.stores._postgres.job import Job
 from durable.stores._postgres.prepared import roll_back_prepared
 from durable.stores._postgres.refusals import (
@@ -54,7 +54,7 @@ from durable.stores._postgres.refusals import (
     is_conflict,
     is_exhausted,
 )
-from durable.stores._postgres.session import Lane
+from durable.stores._postgres.session import Session
 from durable.stores._postgres.transactions import Transactions
 from durable.stores._postgres.watchdog import shut_down
 from durable.stores.protocol import CommitRefused, Isolation, Late, RolledBack
@@ -72,7 +72,7 @@ _NEW_AGAIN: Final = (
 _PREPARED: Final = b"SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql LIMIT 1"
 
 _SETTINGS: Final = 5  # columns, the first of which is the transaction's number
-_LONGEST_ROLLBACK: Final = 10.0  # seconds, after which the connection is closed, which does the same
+_MAX_ROLLBACK: Final = 10.0  # seconds, after which the connection is closed, which does the same
 
 
 class PostgresTransaction:
@@ -86,8 +86,8 @@ class PostgresTransaction:
         self._settings: Sequence[str] = ()
         self._number = self._epoch = 0
         self._lock = threading.RLock()  # guards what follows; a signal handler may come while it is held
-        self._lane: Lane | None = None
-        self._lent: Lent | None = None
+        self._session: Session | None = None
+        self._guarded: GuardedConnection | None = None
         self._busy = 0  # the thread in `begin` or `call`, which sees to the end of what was abandoned meanwhile
         self._abandoned = False
         self._around: nesting.OpenTransaction | None = None  # in whose body this one is called
@@ -120,7 +120,7 @@ class PostgresTransaction:
         self._around = around = nesting.innermost.get()
         try:
             nesting.innermost.set(self)
-            return self._called(fn, args)
+            return self._call_body(fn, args)
         finally:
             nesting.innermost.set(around)
             self._leave()
@@ -134,10 +134,10 @@ class PostgresTransaction:
         except BaseException as interrupt:
             self._end()
             if late is not None:
-                self._tell(interrupt, late)
+                self._report_fate(interrupt, late)
             raise
 
-    def _tell(self, interrupt: BaseException, late: Late) -> None:
+    def _report_fate(self, interrupt: BaseException, late: Late) -> None:
         """Find out what has become of a commit that was interrupted."""
         try:
             if not self._sent or self._job is None:
@@ -152,8 +152,8 @@ class PostgresTransaction:
             late(None)
 
     def _commit(self, record: Record) -> None:
-        owner, lease, lane, written = self._owner, self._lease, self._lane, None
-        if lane is None:
+        owner, lease, session, written = self._owner, self._lease, self._session, None
+        if session is None:
             raise RolledBack(StoreUnavailable(owner.connections.where, LOST))
         self._job = job = checkpoint_job(lease, record)
         watchdog = owner.connections.watchdog
@@ -168,22 +168,22 @@ class PostgresTransaction:
             self._epoch,
         )
         now = owner.clock.elapsed()
-        watchdog.watch(lane.connection, now + batches.silence(job.deadline, now), job.size)
+        watchdog.watch(session.connection, now + batches.silence(job.deadline, now), job.size)
         self._sent = True
         try:
-            with lane.connection.pipeline():
-                lane.also(owner.sql["restore_settings"], self._settings)
-                written = lane.also(owner.sql["transaction_record"], row)
+            with session.connection.pipeline():
+                session.queue(owner.sql["restore_settings"], self._settings)
+                written = session.queue(owner.sql["transaction_record"], row)
                 if owner.connections.pool_size is None and owner.connections.prepares:
-                    lane.also(b"UNLISTEN *")  # here, as it takes effect with the commit, as a LISTEN does
-                lane.also(b"COMMIT")
+                    session.queue(b"UNLISTEN *")  # here, as it takes effect with the commit, as a LISTEN does
+                session.queue(b"COMMIT")
         except psycopg.Error as problem:
-            failure, lost = problem, lane.connection.closed
+            failure, lost = problem, session.connection.closed
         else:
             lease.recorded()
             return
         finally:
-            watchdog.unwatch(lane.connection)
+            watchdog.unwatch(session.connection)
             self._end()  # before it is settled: the connection may be the only one there is, and holds the row's lock
         classified = batches.verdict(failure.sqlstate)
         if lost or classified is Verdict.UNKNOWN:
@@ -196,30 +196,30 @@ class PostgresTransaction:
 
     def rollback(self) -> None:
         """See `protocol.Transaction`."""
-        with self._lock: lane = None if self._is_busy else self._lane  # noqa: E701  # fmt: skip
-        if lane is None or os.getpid() != self._pid:
+        with self._lock: session = None if self._is_busy else self._session  # noqa: E701  # fmt: skip
+        if session is None or os.getpid() != self._pid:
             return
         watchdog, clock = self._owner.connections.watchdog, self._owner.clock
-        watchdog.watch(lane.connection, clock.elapsed() + _LONGEST_ROLLBACK)
+        watchdog.watch(session.connection, clock.elapsed() + _MAX_ROLLBACK)
         try:
-            lane.rollback()
+            session.rollback()
         except psycopg.Error:
             pass  # it is closed then, which does the same
         finally:
-            watchdog.unwatch(lane.connection)
+            watchdog.unwatch(session.connection)
             self._end()
 
     @locked
     def abandon(self) -> None:
         """See `protocol.Transaction`. The socket is shut down: the server rolls back when it sees that."""
         self._abandoned = True
-        if self._lent is not None:
-            self._lent.revoke()
-        if self._lane is not None and os.getpid() == self._pid:
-            shut_down(self._lane.connection)
+        if self._guarded is not None:
+            self._guarded.revoke()
+        if self._session is not None and os.getpid() == self._pid:
+            shut_down(self._session.connection)
         if not self._is_busy:
             self._end()
-        elif self._lane is not None and self._owner.connections.pool_size is None:
+        elif self._session is not None and self._owner.connections.pool_size is None:
             # A body that goes on and on keeps no room from others: its own connection is as good as closed. One of a
             # pool is still missing there until it is given back.
             self._owner.room.leave(self)
@@ -234,7 +234,7 @@ class PostgresTransaction:
         waits, failures = Entry(Verb.CHECKPOINT, self._lease.run_id, 0, latest_under(self._lease), self._lease), 0
         while True:
             try:
-                self._try(waits.deadline)
+                self._attempt(waits.deadline)
                 return
             except (psycopg.Error, StoreUnavailable) as problem:
                 sent = isinstance(problem, psycopg.Error)
@@ -247,31 +247,31 @@ class PostgresTransaction:
             failures += 1
             clock.sleep(batches.pause(failures))
 
-    def _try(self, until: float) -> None:
+    def _attempt(self, until: float) -> None:
         owner, lease = self._owner, self._lease
-        self._lane, used = owner.take(until)
-        lane = self._lane
+        self._session, used = owner.take(until)
+        session = self._session
         try:
-            lane.prepare = owner.connections.prepares
+            session.prepare = owner.connections.prepares
             now = owner.clock.elapsed()
-            owner.connections.watchdog.watch(lane.connection, now + batches.silence(until, now))
-            strangers = strange(lane, [lease])
+            owner.connections.watchdog.watch(session.connection, now + batches.silence(until, now))
+            strangers = strange(session, [lease])
             try:
-                with lane.connection.pipeline():
-                    lane.also(self._begin)
+                with session.connection.pipeline():
+                    session.queue(self._begin)
                     for statement in _NEW_AGAIN if used else ():
-                        lane.also(statement)
-                    prepared = lane.also(_PREPARED) if used else None
-                    if used and owner.connections.insists:
-                        lane.also(INSISTENCE)
+                        session.queue(statement)
+                    prepared = session.queue(_PREPARED) if used else None
+                    if used and owner.connections.forces_sync_commit:
+                        session.queue(FORCE_SYNC_COMMIT)
                     idle = (lease.seconds, f"{lease.seconds * 1000:.0f}")
-                    settings = lane.also(owner.sql["transaction_settings"], idle)
-                    fence = lane.also(owner.sql["transaction_fence"], (lease.row,))
+                    settings = session.queue(owner.sql["transaction_settings"], idle)
+                    fence = session.queue(owner.sql["transaction_fence"], (lease.row,))
                 if prepared is not None and prepared.rowcount > 0:
-                    lane.execute(b"DEALLOCATE ALL")
-                lost = without_records(lane, owner.sql, strangers)
+                    session.execute(b"DEALLOCATE ALL")
+                lost = without_records(session, owner.sql, strangers)
             finally:
-                owner.connections.watchdog.unwatch(lane.connection)
+                owner.connections.watchdog.unwatch(session.connection)
             self._number, *self._settings = next(settings)[:_SETTINGS]
             standing = fence.fetchone()
             if refusal := refused(lease, standing):
@@ -280,18 +280,18 @@ class PostgresTransaction:
             if lost:
                 raise RecordsLost(lease.run_id)
         except BaseException:
-            owner.give_back(lane)
-            self._lane = None
+            owner.give_back(session)
+            self._session = None
             raise
 
     @calls_out
-    def _called(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        connection, face = self._lend()
+    def _call_body(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        connection, face = self._guard()
         try:
             value = fn(face, *args)
         except Exception as problem:
             self._refuse_child()
-            misuse = self._taken_away(face)
+            misuse = self._take_away(face)
             errors = list(errors_behind(problem))
             if conflict := next(filter(is_conflict, errors), None):
                 raise RolledBack(conflict) from problem
@@ -303,7 +303,7 @@ class PostgresTransaction:
                 raise misuse from problem
             raise
         self._refuse_child()
-        misuse = self._taken_away(face)
+        misuse = self._take_away(face)
         if misuse is not None:  # first: it may be what has closed the connection
             raise misuse
         if connection.closed:
@@ -316,19 +316,19 @@ class PostgresTransaction:
                 self._lease.run_id, "it belongs to the process that this one was forked from, in a step's body"
             )
 
-    def _taken_away(self, face: Lent) -> TransactionMisused | None:
+    def _take_away(self, face: GuardedConnection) -> TransactionMisused | None:
         """What keeps it from being committed. A transaction that the body has prepared is rolled back: it holds the lease."""
         misuse = face.take_away()
-        lane = self._lane
-        if misuse is None or lane is None or not face.ended or lane.connection.closed:
+        session = self._session
+        if misuse is None or session is None or not face.ended or session.connection.closed:
             return misuse
-        return roll_back_prepared(lane, self._number, self._name) or misuse
+        return roll_back_prepared(session, self._number, self._name) or misuse
 
     @locked
-    def _lend(self) -> tuple[psycopg.Connection[Any], Lent]:
-        assert self._lane is not None, "a body before its transaction"  # noqa: S101 -- a bug, not an input
-        self._lent = lent(self._lane.connection, self._name)
-        return self._lane.connection, self._lent
+    def _guard(self) -> tuple[psycopg.Connection[Any], GuardedConnection]:
+        assert self._session is not None, "a body before its transaction"  # noqa: S101 -- a bug, not an input
+        self._guarded = guard(self._session.connection, self._name)
+        return self._session.connection, self._guarded
 
     def _settle(self, job: Job, problem: psycopg.Error) -> None:
         """Quiet when it turns out that it was committed."""
@@ -361,8 +361,8 @@ class PostgresTransaction:
     @locked
     def _leave(self) -> None:
         self._busy = 0
-        if self._lent is not None:
-            self._lent.revoke()
+        if self._guarded is not None:
+            self._guarded.revoke()
         if self._abandoned:
             self._end()
 
@@ -371,10 +371,10 @@ class PostgresTransaction:
         """Let go of everything. An interrupt may come in the midst, and this be called again."""
         if os.getpid() != self._pid:  # a forked child: all of it is the parent's
             return
-        if self._lane is not None:
-            self._owner.connections.watchdog.unwatch(self._lane.connection)
-            self._owner.give_back(self._lane)
-            self._lane = None
+        if self._session is not None:
+            self._owner.connections.watchdog.unwatch(self._session.connection)
+            self._owner.give_back(self._session)
+            self._session = None
         self._owner.room.leave(self)
 
     @property
@@ -394,4 +394,4 @@ class PostgresTransaction:
     @property
     def is_open(self) -> bool:
         """Whether it was begun, and has not ended."""
-        return self._lane is not None
+        return self._session is not None

@@ -11,7 +11,7 @@ from durable.errors import StoreUnavailable
 from durable.stores._postgres.connections import Connections
 from durable.stores._postgres.job import Job
 from durable.stores._postgres.room import Room
-from durable.stores._postgres.session import Lane, is_sound
+from durable.stores._postgres.session import Session, is_sound
 
 _RESERVED: Final = 2  # connections of a user's pool that are left to checkpoints, where it has so many
 _STATEMENTS_UNTIL_PREPARED: Final = 5  # of the body's own, psycopg's default
@@ -36,51 +36,51 @@ class Transactions:
         most = most if size is None else min(most, max(1, size - _RESERVED))
         self.room = Room(most)
         self.daemons = Daemons("durable-transaction", most)
-        self._idle: list[Lane] = []
-        self._borrowed: set[Lane] = set()  # of the writer's
+        self._idle: list[Session] = []
+        self._borrowed: set[Session] = set()  # of the writer's
         self._closed = False
 
-    def take(self, until: float) -> tuple[Lane, bool]:
+    def take(self, until: float) -> tuple[Session, bool]:
         """A connection, and whether somebody else's body may have left something behind in its session."""
         connections = self.connections
         if connections.pool_size is not None:
             return connections.take(until), False
         try:
-            lane = self._idle.pop()
-            lane.is_lent = True
-            return lane, connections.prepares
+            session = self._idle.pop()
+            session.is_lent = True
+            return session, connections.prepares
         except IndexError:
             try:
                 connection = connections.connect(until)
             except StoreUnavailable:  # too many, perhaps: then the writer's, as long as it needs none
-                spare = connections.spare()
+                spare = connections.take_spare()
                 if spare is None:
                     raise
                 self._borrowed.add(spare)
                 return spare, connections.prepares
             try:
                 connection.prepare_threshold = _STATEMENTS_UNTIL_PREPARED if connections.prepares else None
-                return Lane(connection, {}, connections.server_of(connection)), False
+                return Session(connection, {}, connections.server_of(connection)), False
             except BaseException:
                 connection.close()
                 raise
 
-    def give_back(self, lane: Lane) -> None:
+    def give_back(self, session: Session) -> None:
         """Take it back, whatever state it is in."""
         if self.connections.pool_size is not None:
-            self.connections.give_back(lane)
+            self.connections.give_back(session)
             return
-        if lane in self._borrowed:
-            self._borrowed.discard(lane)
-            self.connections.give_back(lane)
+        if session in self._borrowed:
+            self._borrowed.discard(session)
+            self.connections.give_back(session)
             return
-        if not lane.is_lent:
+        if not session.is_lent:
             return
-        lane.is_lent = False  # before it is another's, whatever interrupts this
-        if is_sound(lane.connection):
-            self._idle.append(lane)
+        session.is_lent = False  # before it is another's, whatever interrupts this
+        if is_sound(session.connection):
+            self._idle.append(session)
         else:
-            lane.connection.close()
+            session.connection.close()
         if self._closed:
             self.close()
 

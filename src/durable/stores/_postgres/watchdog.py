@@ -23,7 +23,7 @@ import psycopg
 
 from durable._common.locks import locked
 from durable._common.reports import report
-from durable._common.threads import kept_up, wait_for
+from durable._common.threads import start_daemon, wait_for
 from durable._engine.batches import SLOWEST
 from durable.clocks import Clock
 
@@ -75,15 +75,15 @@ class Watchdog:
         if (self._thread is None or not self._thread.is_alive()) and not self._closed.is_set():
             self._runs = True  # before: it may end as soon as it has begun
             try:
-                self._thread = kept_up("durable-watchdog", self._turn, self._failed, self._ended)
+                self._thread = start_daemon("durable-watchdog", self._turn, self._on_failure, self._on_end)
             except BaseException:
                 self._runs = False
                 raise
 
-    def _ended(self) -> None:
+    def _on_end(self) -> None:
         self._runs = False
 
-    def _failed(self, problem: Exception) -> None:
+    def _on_failure(self, problem: Exception) -> None:
         report(_log, logging.ERROR, "the watchdog failed, and goes on", problem=problem)
 
     def _turn(self) -> bool:
@@ -115,7 +115,7 @@ class _Look:
         until, size = watched
         self.watched = watched
         self._connection = connection
-        self._moved = _moved(connection)
+        self._moved = _count_bytes(connection)
         if self._moved is None:
             self._patience, self._until = 0.0, until + size / SLOWEST
         else:  # whatever came before this look went unseen: until the next one it has the benefit of the doubt
@@ -123,12 +123,12 @@ class _Look:
             self._until = now + self._patience
 
     def is_over(self, now: float) -> bool:
-        if self._moved is not None and (moved := _moved(self._connection)) != self._moved:
+        if self._moved is not None and (moved := _count_bytes(self._connection)) != self._moved:
             self._moved, self._until = moved, now + self._patience
         return self._until <= now
 
 
-def _moved(connection: psycopg.Connection[Any]) -> tuple[int, int] | None:
+def _count_bytes(connection: psycopg.Connection[Any]) -> tuple[int, int] | None:
     """How many bytes have gone, and have come, on a connection; None where nobody counts them."""
     if _TCP_INFO is None:
         return None

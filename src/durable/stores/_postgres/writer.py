@@ -18,7 +18,7 @@ import psycopg
 
 from durable._common.locks import locked
 from durable._common.reports import report
-from durable._common.threads import kept_up, wait_for
+from durable._common.threads import start_daemon, wait_for
 from durable._engine import batches
 from durable._engine.batches import Backlog, Verb, Verdict
 from durable.clocks import Clock
@@ -27,12 +27,12 @@ from durable.errors import (
     InvalidArgument,
 )
 from durable.stores._postgres.connections import Connections
-from durable.stores._postgres.job import Job, make_latch, orphan, tell
+from durable.stores._postgres.job import Job, deliver, make_latch, orphan
 from durable.stores._postgres.outcomes import take_answers, take_nothing, take_refusal
-from durable.stores._postgres.session import Lane
+from durable.stores._postgres.session import Session
 from durable.stores._postgres.watchdog import Watchdog
 
-_LONGEST_HANDOVER: Final = 5.0  # seconds that an interrupted caller waits to know what has become of its job
+_MAX_HANDOVER: Final = 5.0  # seconds that an interrupted caller waits to know what has become of its job
 
 _log = logging.getLogger("durable")
 
@@ -40,11 +40,11 @@ _log = logging.getLogger("durable")
 class Performer(Protocol):
     """Turns batches into statements. Both verbs give an answer for each job: a value, or an error *as a value*."""
 
-    def perform(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+    def perform(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         """Commit a batch of one verb."""
         ...
 
-    def read_back(self, lane: Lane, jobs: Sequence[Job]) -> Sequence[Any]:
+    def read_back(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         """Say what became of jobs whose reply was lost; `ABSENT` for one that was not committed."""
         ...
 
@@ -59,7 +59,7 @@ class Writer:
         self._watchdog = watchdog
         self._lock = threading.RLock()  # a signal handler may come while it is held, and must not wait for itself
         self._room = threading.Condition(self._lock)
-        self._crowd: list[asyncio.Future[None]] = []  # the same, of event loops
+        self._room_waiters: list[asyncio.Future[None]] = []  # the same, of event loops
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._closed = False  # the same, for a look at each job
@@ -67,19 +67,19 @@ class Writer:
         self._busy = 0  # the thread that is performing a batch: a caller's, or the writer's own
         self._failures = 0  # in a row; while there are some, the thread alone performs
         self._thread: threading.Thread | None = None
-        self._lane: Lane | None = None  # in use, by the batch that is being performed
+        self._session: Session | None = None  # in use, by the batch that is being performed
 
     def perform(self, job: Job) -> Any:
         """Commit a job and return its answer, or raise its error. Blocks."""
         thread = threading.get_ident()
-        if self._interrupted(thread):
-            return self._performed_aside(job)
+        if self._is_reentrant(thread):
+            return self._perform_reentrant(job)
         try:
             # In one line each, as in `_locks`.
-            with self._lock: leads = self._leads(job, thread)  # noqa: E701  # fmt: skip
+            with self._lock: leads = self._try_to_lead(job, thread)  # noqa: E701  # fmt: skip
             if leads:
-                later = self._settled([job])
-                with self._lock: self._led(later)  # noqa: E701  # fmt: skip
+                later = self._perform_batch([job])
+                with self._lock: self._finish_leading(later)  # noqa: E701  # fmt: skip
             if job.settled is not None:
                 job.settled.acquire()
         except BaseException as interrupt:
@@ -94,7 +94,7 @@ class Writer:
             raise
         return job.result()
 
-    def _leads(self, job: Job, thread: int) -> bool:
+    def _try_to_lead(self, job: Job, thread: int) -> bool:
         """Whether this thread performs the job itself, which others wait for; else it waits for its turn."""
         self._check_open()
         if not (self._busy or self._backlog or self._failures):
@@ -108,20 +108,20 @@ class Writer:
 
     def _hand_over(self, job: Job, thread: int) -> None:
         """An interrupt has struck: the writer's thread sees to the rest. Its answer is waited for, so that it is known."""
-        settled = self._handed_over(job, thread)
+        settled = self._requeue(job, thread)
         if settled is None:
             return
-        if not settled.acquire(timeout=_LONGEST_HANDOVER):
+        if not settled.acquire(timeout=_MAX_HANDOVER):
             job.abandoned = True
             if settled.acquire(blocking=False):  # just now, and whoever answered may not have seen that nobody waits
                 orphan(job)
 
     @locked
-    def _handed_over(self, job: Job, thread: int) -> threading.Lock | None:
+    def _requeue(self, job: Job, thread: int) -> threading.Lock | None:
         """What to wait for; None when nothing was begun, or it is over."""
         if self._busy == thread:
             self._busy = 0
-            self._give_lane_back()
+            self._give_session_back()
             if not job.done and not self._backlog.holds(job):
                 job.settled = job.settled or make_latch()
                 job.unknown = job.doubtful = job.added = True
@@ -145,14 +145,14 @@ class Writer:
 
     def room(self) -> asyncio.Future[None] | None:
         """None while there is room for more; else what an event loop waits for before it starts more."""
-        return self._join_crowd() if self._backlog.full else None
+        return self._wait_for_room_async() if self._backlog.full else None
 
     @locked
-    def _join_crowd(self) -> asyncio.Future[None] | None:
+    def _wait_for_room_async(self) -> asyncio.Future[None] | None:
         if not self._backlog.full or self._closed:
             return None
-        self._crowd.append(asyncio.get_running_loop().create_future())
-        return self._crowd[-1]
+        self._room_waiters.append(asyncio.get_running_loop().create_future())
+        return self._room_waiters[-1]
 
     @locked
     def post(self, job: Job) -> None:
@@ -162,7 +162,7 @@ class Writer:
 
     def close(self) -> None:
         """Commit what waits, if the database answers, and end the thread."""
-        amid = self._interrupted(threading.get_ident())
+        amid = self._is_reentrant(threading.get_ident())
         wait_for(self._shut(), self._lock, amid=amid)
 
     @locked
@@ -170,26 +170,26 @@ class Writer:
         """Let nothing more in; the thread that commits the rest, if there is one."""
         self._closing.set()
         self._closed = True
-        self._let_in()
+        self._release_waiters()
         self._wake.set()
         return self._thread
 
-    def _interrupted(self, thread: int) -> bool:
+    def _is_reentrant(self, thread: int) -> bool:
         """Whether this is a signal handler (or a finalizer) in the midst of this thread's own turn at the writer."""
         return self._busy == thread or self._lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001
 
-    def _performed_aside(self, job: Job) -> Any:
+    def _perform_reentrant(self, job: Job) -> Any:
         """Commit a job by itself, on a connection of its own, and touch nothing that may be half changed."""
         failures = 0
-        while self._worked([job]) and job.deadline > self._clock.elapsed():
+        while self._perform_safely([job]) and job.deadline > self._clock.elapsed():
             failures += 1
             self._closing.wait(batches.pause(failures))
         if not job.done:
             self._give_up([job])
         return job.result()
 
-    def _led(self, later: list[Job]) -> None:
-        self._free(later)
+    def _finish_leading(self, later: list[Job]) -> None:
+        self._finish(later)
         for job in later:  # to be tried again, which is the thread's business
             job.settled = make_latch()
             self._add(job)
@@ -210,38 +210,38 @@ class Writer:
         if self._thread is None or not self._thread.is_alive():
             if self._thread is not None and self._busy == self._thread.ident:
                 self._recover("its thread ended")
-            self._thread = kept_up("durable-writer", self._turn, self._failed)
+            self._thread = start_daemon("durable-writer", self._turn, self._on_failure)
 
-    def _give_lane_back(self) -> None:
+    def _give_session_back(self) -> None:
         """What an interrupted batch has left behind."""
-        lane, self._lane = self._lane, None
-        if lane is not None:
-            self._watchdog.unwatch(lane.connection)
-            self._connections.give_back(lane)
+        session, self._session = self._session, None
+        if session is not None:
+            self._watchdog.unwatch(session.connection)
+            self._connections.give_back(session)
 
     def _wait_for_room(self, job: Job) -> None:
         while self._backlog.full and not self._closed:
             if not self._room.wait(max(0.0, job.deadline - self._clock.elapsed())):
                 return  # too late to wait any more: among the others it is answered, one way or the other
 
-    def _let_in(self) -> None:
+    def _release_waiters(self) -> None:
         if self._backlog.full and not self._closed:
             return
         self._room.notify_all()
-        crowd, self._crowd = self._crowd, []
+        crowd, self._room_waiters = self._room_waiters, []
         for waiting in crowd:
             with contextlib.suppress(RuntimeError):  # its loop is closed
-                waiting.get_loop().call_soon_threadsafe(_enter, waiting)
+                waiting.get_loop().call_soon_threadsafe(_admit, waiting)
 
     @locked
-    def _failed(self, problem: Exception) -> None:
+    def _on_failure(self, problem: Exception) -> None:
         # Else a caller performs its own job, which is not this turn's to end.
         if self._busy in (0, threading.get_ident()):
             self._recover(type(problem).__name__)
 
     def _recover(self, reason: str) -> None:
         """A turn has ended in the midst: nobody must wait for what it had in hand, and what waits is taken up."""
-        self._give_lane_back()
+        self._give_session_back()
         self._busy = 0
         self._backlog.mend()
         self._give_up([job for job in self._backlog.taken if not job.done and not self._backlog.holds(job)], reason)
@@ -250,34 +250,34 @@ class Writer:
     def _turn(self) -> bool:
         """Wait for something to do, and do it; False when that was the last time."""
         self._wake.wait()
-        batch = self._next()
+        batch = self._take_batch()
         if batch:
-            self._work(batch)
+            self._perform_in_turn(batch)
         return batch is None or bool(batch) or not self._closed
 
     @locked
-    def _next(self) -> list[Job] | None:
+    def _take_batch(self) -> list[Job] | None:
         """What is to be performed now; None while another thread performs, which wakes this one when it is done."""
         self._wake.clear()
         if self._busy:
             return None
-        self._give_up(self._late())
+        self._give_up(self._take_expired())
         batch: list[Job] = []
         if self._backlog:
             self._busy = threading.get_ident()
             batch = self._backlog.take()
-        self._let_in()
+        self._release_waiters()
         return batch
 
-    def _late(self) -> list[Job]:
+    def _take_expired(self) -> list[Job]:
         if not self._failures:
             return []
         return self._backlog.expired(math.inf if self._closed else self._clock.elapsed())
 
-    def _worked(self, batch: list[Job]) -> list[Job]:
+    def _perform_safely(self, batch: list[Job]) -> list[Job]:
         """Settle a batch; a fault of the writer's own must not be the end of anybody else's work."""
         try:
-            return self._settled(batch)
+            return self._perform_batch(batch)
         except Exception as problem:
             # A claim may have been granted, and nobody would know of its lease: what became of it is looked up, once.
             again = [job for job in batch if not job.done and job.verb is Verb.CLAIM and not job.unknown]
@@ -287,12 +287,12 @@ class Writer:
             self._give_up([job for job in batch if not job.done and job not in again], type(problem).__name__)
             return again
 
-    def _work(self, batch: list[Job]) -> None:
-        later = self._worked(batch)
+    def _perform_in_turn(self, batch: list[Job]) -> None:
+        later = self._perform_safely(batch)
         self._put_back(later)
         if later:
             self._closing.wait(batches.pause(self._failures + 1))
-        self._freed(later)
+        self._finish_turn(later)
 
     @locked
     def _put_back(self, later: list[Job]) -> None:
@@ -301,22 +301,22 @@ class Writer:
         self._backlog.taken = []
 
     @locked
-    def _freed(self, later: list[Job]) -> None:
-        self._free(later)
+    def _finish_turn(self, later: list[Job]) -> None:
+        self._finish(later)
 
-    def _free(self, later: list[Job]) -> None:
+    def _finish(self, later: list[Job]) -> None:
         self._failures = self._failures + 1 if later else 0
         self._busy = 0
         if self._backlog or self._closed:
             self._wake.set()
 
-    def _settled(self, batch: list[Job]) -> list[Job]:
+    def _perform_batch(self, batch: list[Job]) -> list[Job]:
         """Perform a batch and answer its jobs; those that must be tried again after a pause are returned."""
         portions, later = [batch], list[Job]()
         while portions:
             portion = portions.pop()
             try:
-                answers = self._attempted(portion)
+                answers = self._attempt(portion)
             except (psycopg.Error, DurableError) as problem:
                 sent = isinstance(problem, psycopg.Error)
                 verdict = batches.verdict(getattr(problem, "sqlstate", None), sent=sent)
@@ -333,47 +333,47 @@ class Writer:
                 portions += follow.at_once
                 later += follow.later
             else:
-                portions += self._answered(portion, answers)
+                portions += self._answer(portion, answers)
         return later
 
-    def _attempted(self, jobs: list[Job]) -> Sequence[Any]:
+    def _attempt(self, jobs: list[Job]) -> Sequence[Any]:
         first, connections = jobs[0], self._connections
         if len(jobs) == 1:
             deadline, size = first.deadline, first.size
         else:
             deadline, size = batches.deadline(jobs), sum(job.size for job in jobs)
-        self._lane = lane = connections.take(deadline)
+        self._session = session = connections.take(deadline)
         try:
             if connections.unfit is not None:
                 raise connections.unfit
             now = self._clock.elapsed()
-            self._watchdog.watch(lane.connection, now + batches.silence(deadline, now), size)
-            return (self._performer.read_back if first.unknown else self._performer.perform)(lane, jobs)
+            self._watchdog.watch(session.connection, now + batches.silence(deadline, now), size)
+            return (self._performer.read_back if first.unknown else self._performer.perform)(session, jobs)
         finally:
-            self._watchdog.unwatch(lane.connection)
-            self._lane = None
-            connections.give_back(lane)
+            self._watchdog.unwatch(session.connection)
+            self._session = None
+            connections.give_back(session)
 
-    def _answered(self, jobs: list[Job], answers: Sequence[Any]) -> list[list[Job]]:
+    def _answer(self, jobs: list[Job], answers: Sequence[Any]) -> list[list[Job]]:
         """Answer the jobs that have an answer; those found absent are to be sent again, at once."""
         if not any(answers):  # all done, and nothing to say
             for job, answer in zip(jobs, answers, strict=True):
                 job.answer = answer
-            tell(jobs)
+            deliver(jobs)
             return []
         absent = take_answers(jobs, answers)
-        tell([job for job in jobs if job not in absent] if absent else jobs)
+        deliver([job for job in jobs if job not in absent] if absent else jobs)
         return [absent] if absent else []
 
     def _refuse(self, jobs: list[Job], problem: Exception) -> None:
         take_refusal(jobs, problem)
-        tell(jobs)
+        deliver(jobs)
 
     def _give_up(self, jobs: list[Job], reason: str = "") -> None:
         take_nothing(jobs, self._connections.where, reason)
-        tell(jobs)
+        deliver(jobs)
 
 
-def _enter(waiting: asyncio.Future[None]) -> None:
+def _admit(waiting: asyncio.Future[None]) -> None:
     if not waiting.done():
         waiting.set_result(None)

@@ -34,7 +34,7 @@ _PARTS: Final = {
 
 
 @cache
-def statements(names: Names, file: str = "statements.sql") -> Mapping[str, bytes]:
+def load_statements(names: Names, file: str = "statements.sql") -> Mapping[str, bytes]:
     """Each statement of a file by its name."""
     return {name: names.fill(template).encode() for name, template in _templates(file).items()}
 
@@ -47,10 +47,10 @@ def _templates(file: str) -> Mapping[str, str]:
         text = text.replace(part, meaning)
     parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)[1:]
     named = zip(parts[::2], parts[1::2], strict=True)
-    return {name: qualified(_without_comments(part)) for name, part in named}
+    return {name: qualify(_without_comments(part)) for name, part in named}
 
 
-def qualified(text: str) -> LiteralString:
+def qualify(text: str) -> LiteralString:
     """SQL of ours, with its functions and operators taken from PostgreSQL's own schema, whatever the search path."""
     parts = _QUOTED.split(text)  # every other one is a literal, a quoted name, or a comment
     for number in range(0, len(parts), 2):
@@ -59,21 +59,21 @@ def qualified(text: str) -> LiteralString:
     return cast(LiteralString, "".join(parts))  # type: ignore[redundant-cast]  # not to pyright
 
 
-def numbered(query: bytes) -> bytes:
+def number_parameters(query: bytes) -> bytes:
     """The statement with the placeholders of the wire, `$1`, `$2` …, in place of psycopg's `%s`."""
     numbers = itertools.count(1)  # a doubled % may stand before an s: in the name of a table
     return re.sub(b"%[%s]", lambda found: b"%" if found[0] == b"%%" else b"$%d" % next(numbers), query)
 
 
-def migrations(names: Names) -> dict[int, bytes]:
+def load_migrations(names: Names) -> dict[int, bytes]:
     """Each migration by its number, in order."""
-    return {number: names.script(template).encode() for number, template in _migration_templates().items()}
+    return {number: names.fill_script(template).encode() for number, template in _migration_templates().items()}
 
 
 @cache
 def _migration_templates() -> Mapping[int, str]:
     files = sorted((file for file in (_HERE / "migrations").iterdir() if file.name.endswith(".sql")), key=str)
-    return {int(file.name[:4]): qualified(file.read_text("utf-8")) for file in files}
+    return {int(file.name[:4]): qualify(file.read_text("utf-8")) for file in files}
 
 
 def _without_comments(text: str) -> str:

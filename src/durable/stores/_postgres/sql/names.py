@@ -48,13 +48,13 @@ class Names:
 
     def fill(self, text: str) -> str:
         """The SQL with the names in place of `{snapshots}` and its like, for psycopg: a `%` in a name is no placeholder."""
-        return re.sub(r"\{(\w+)\}", lambda match: self._filled(match).replace("%", "%%"), text)
+        return re.sub(r"\{(\w+)\}", lambda match: self._fill(match).replace("%", "%%"), text)
 
-    def script(self, text: str) -> str:
+    def fill_script(self, text: str) -> str:
         """The same for a script, which has no placeholders at all."""
-        return re.sub(r"\{(\w+)\}", self._filled, text)
+        return re.sub(r"\{(\w+)\}", self._fill, text)
 
-    def _filled(self, match: re.Match[str]) -> str:
+    def _fill(self, match: re.Match[str]) -> str:
         return self.quoted.get(match[1], match[0])
 
     @cached_property
