@@ -47,14 +47,14 @@ class Heartbeat:
         self._pid = os.getpid()
         self._clock = clock
         self._kept: dict[str, tuple[Lease, Callable[[], bool]]] = {}
-        self._lock = threading.RLock()  # a signal handler may come while it is held
+        self._lock = threading.RLock()  # a signal handler may run while it is held
         self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._closed = False
         self._pause = 0.0  # seconds, before the next turn
 
     def renew(self) -> None:
-        """See `_forks.Renewable`: for a store that a forked child goes on with."""
+        """See `_common.forks.Renewable`: for a store that a forked child goes on using."""
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._thread, self._pid = None, os.getpid()
@@ -64,7 +64,7 @@ class Heartbeat:
 
     @locked
     def keep(self, lease: Lease, alive: Callable[[], bool]) -> None:
-        """Renew this lease from now on, for as long as `alive()` says that somebody works under it.
+        """Renew this lease from now on, for as long as `alive()` says that its driver is at work.
 
         `StoreUnavailable` when its thread cannot be started; the lease is not kept then.
         """
@@ -81,13 +81,13 @@ class Heartbeat:
 
     @locked
     def mark_deleted(self, rows: Sequence[str]) -> None:
-        """The runs of these rows are being deleted here: it is not the database that has lost them."""
+        """Note that the runs of these rows are deleted here: the database has not lost them."""
         for lease, _ in self._kept.values():
             if lease.row in rows:
                 lease.gone = "the run was deleted"
 
     def close(self) -> bool:
-        """End the thread, after the renewal that it may be in; whether it has ended."""
+        """End the thread, after a renewal under way; whether it has ended."""
         return wait_for(self._shut(), self._lock)
 
     @locked
@@ -102,7 +102,7 @@ class Heartbeat:
         leases = [lease for lease, alive in kept if self._is_alive(lease, alive)]
         if not leases:
             return True
-        self._next_look = max(self._next_look, self._clock.elapsed() + LOOK_EVERY)  # which is as good as a look
+        self._next_look = max(self._next_look, self._clock.elapsed() + LOOK_EVERY)  # a renewal is as good as a look
         sent = self._clock.elapsed()
         try:
             standing = self._renew(leases)
@@ -118,10 +118,10 @@ class Heartbeat:
         return all(standing.values())
 
     def _is_alive(self, lease: Lease, alive: Callable[[], bool]) -> bool:
-        try:  # not under the lock: this is the driver's own code, which may take its time
+        try:  # not under the lock: this is the driver's own code, and may be slow
             if alive():
                 return True
-        except Exception as problem:  # says nothing about whether it lives, and must not cost the others their leases
+        except Exception as problem:  # this does not say whether it is alive, and must not cost the others their leases
             report(_log, logging.ERROR, "run %r could not be looked at", lease.run_id, problem=problem)
             return True
         if self._drop_if_kept(lease):
@@ -141,7 +141,7 @@ class Heartbeat:
             lease.lost = "another execution has taken it over"
 
     def _wake(self) -> None:
-        if os.getpid() != self._pid:  # a run in flight at a fork, in the child: the lock may be held for ever there
+        if os.getpid() != self._pid:  # in the child, of a run under way at a fork: the lock may be held for ever there
             return
         self._notify()
 
@@ -150,7 +150,7 @@ class Heartbeat:
         self._changed.notify()
 
     def _look_at_waiting(self) -> None:
-        """Ask whether runs that wait were cancelled."""
+        """Ask which of the waiting runs were cancelled."""
         now = self._clock.elapsed()
         waiting = [lease for lease, _ in self._list_kept() if lease.is_waiting(now) and not lease.cancelled]
         self._next_look = now + LOOK_EVERY
@@ -167,7 +167,7 @@ class Heartbeat:
         self._pause = _MIN_PAUSE
 
     def _turn(self) -> bool:
-        """Wait until the first lease is due, or runs that wait are to be looked at, and do that; False at the end."""
+        """Wait until leases are due, or waiting runs are to be looked at, and do that; False when closed."""
         next_ = self._choose_next()
         if next_ is not None:
             next_()
@@ -175,7 +175,7 @@ class Heartbeat:
 
     @locked
     def _choose_next(self) -> Callable[[], object] | None:
-        """What is to be done now; None after a wait, since by then it may be something else."""
+        """What is to be done now; None after a wait, since something else may be due by then."""
         self._changed.wait_for(lambda: self._closed or self._kept)
         if self._closed:
             return None

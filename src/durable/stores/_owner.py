@@ -1,9 +1,9 @@
 """Whether the owner of a lease is dead, for a claimer on the same machine.
 
 An owner holds an `flock` on a file of its own, whose path stands in the lease. The kernel drops the lock when the process
-is gone, however it went. Whoever can open that very file (made under this boot, naming the lease's token) and gets the
-lock knows that its owner is dead. Anything else proves nothing, and the lease is waited for: looking for a process id
-instead can take a live lease, since ids are per namespace and a zombie's threads may live.
+is gone, however it ended. A claimer that opens that very file (made under this boot, naming the lease's token) and gets
+the lock knows that the owner is dead. Anything else proves nothing, and the lease is waited for. Looking for a process id
+instead could take a live lease, since ids are per namespace and a zombie's threads may live.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Final
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-HOST: Final = f"{socket.gethostname()}:"  # what the owners of this machine begin with
-_KEEP_STALE: Final = 7 * 24 * 3600.0  # seconds: files of dead owners prove their death; much later nobody asks
-_SWEEP_EVERY: Final = 24 * 3600.0  # seconds: to look at each file at each start costs more than the start
+HOST: Final = f"{socket.gethostname()}:"  # the owners of this machine begin with it
+_KEEP_STALE: Final = (
+    7 * 24 * 3600.0
+)  # seconds: a dead owner's file proves its death, which is not asked about much later
+_SWEEP_EVERY: Final = 24 * 3600.0  # seconds: looking at each file at each start would cost more than the start
 
 
 class Owner:
@@ -33,13 +35,13 @@ class Owner:
         self._path: Path | None = None
         self._lock: int | None = None
         self._kept: mmap.mmap | None = None
-        with contextlib.suppress(OSError):  # without the file a restart waits for the lease, which is always right
+        with contextlib.suppress(OSError):  # without the file a restart waits for the lease, which is always safe
             self._make_file()
-        # For the lease: who owns it, and where the proof lies.
+        # For the lease: its owner, and where the proof lies.
         self.text = f"{this_process()} {self._path or ''}".rstrip()
 
     def close(self) -> None:
-        """Take the file away: whatever lease is still held is to end by itself."""
+        """Remove the file: leases that are still held end by themselves."""
         path, lock, kept = self._path, self._lock, self._kept
         self._path = self._lock = self._kept = None  # first: a signal handler may close it as well
         if path is not None and lock is not None:
@@ -49,7 +51,7 @@ class Owner:
                 if kept is not None:
                     kept.close()
                 os.close(lock)
-            else:  # closed by someone else, and perhaps of another file by now, as the mapping's own may be: left alone
+            else:  # closed elsewhere, and perhaps of another file by now, as the mapping's own may be: left alone
                 _lost.append(kept)
 
     def _make_file(self) -> None:
@@ -60,8 +62,8 @@ class Owner:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.write(lock, content)
-        # A lock lasts as long as anything refers to the open file. Its descriptor may be closed by someone else
-        # (`os.closerange`, or a second `close` of the same number); a mapping is not.
+        # A lock lasts as long as anything refers to the open file. Other code may close its descriptor (`os.closerange`, or a
+        # second `close` of the same number), but not a mapping.
         if (not_in_children := getattr(mmap, "MADV_DONTFORK", None)) is not None:
             self._kept = mmap.mmap(lock, len(content), prot=mmap.PROT_READ)
             self._kept.madvise(not_in_children)
@@ -70,16 +72,16 @@ class Owner:
 
 
 def this_process() -> str:
-    """This process as people know it, and as a run's header names who executed it."""
+    """This process by host and process id: a run's header names its executor so."""
     return f"{HOST}{os.getpid()}"
 
 
-_locks: Final[dict[int, tuple[int, int] | None]] = {}  # descriptors, each with the file that it is of
+_locks: Final[dict[int, tuple[int, int] | None]] = {}  # descriptors, each with its file
 _lost: Final[list[object]] = []
 
 
 def _identity(descriptor: int) -> tuple[int, int] | None:
-    """The file that this is a descriptor of."""
+    """The file of this descriptor, by device and inode."""
     try:
         status = os.fstat(descriptor)
     except OSError:
@@ -88,7 +90,7 @@ def _identity(descriptor: int) -> tuple[int, int] | None:
 
 
 def _let_go() -> None:
-    """In a forked child: it must not hold its parent's locks beyond the parent's death. It has no mapping of theirs."""
+    """In a forked child: let go of the parent's locks, which must not outlive the parent. Its mappings are not inherited."""
     while _locks:
         lock, file = _locks.popitem()
         if file == _identity(lock):
@@ -100,7 +102,7 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 def is_dead(owner: str | None, token: str | None) -> bool:
-    """Whether this owner, of a lease with this token, is proven dead."""
+    """Whether this owner of a lease with this token is proven dead."""
     _, _, path = (owner or "").partition(" ")
     instance = (token or "").partition(":")[2].partition(".")[0]
     if not path or not instance:
@@ -112,7 +114,7 @@ def is_dead(owner: str | None, token: str | None) -> bool:
     try:
         if os.read(file, 256) != _content(instance):
             return False
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two claimers must not take each other for the owner
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: claimers must not take each other for the owner
     except OSError:
         return False
     finally:
@@ -138,7 +140,7 @@ def _directory() -> Path:
 def _sweep(directory: Path) -> None:
     now, last = time.time(), directory / "swept"
     with contextlib.suppress(FileNotFoundError):
-        if abs(now - last.stat().st_mtime) < _SWEEP_EVERY:  # a clock that was set back does not put it off
+        if abs(now - last.stat().st_mtime) < _SWEEP_EVERY:  # `abs`: setting the clock back does not put it off
             return
     last.touch(0o600)
     oldest = now - _KEEP_STALE

@@ -27,16 +27,17 @@ from durable.stores._postgres.meanings import meaning
 from durable.stores._postgres.session import Connection, Session, is_sound
 from durable.stores._postgres.watchdog import Watchdog
 
-# In seconds. Whoever waits does so until his own deadline; these bound what goes on without him.
+# In seconds. A caller waits until its own deadline; these bound what goes on without it.
 _MAX_CONNECTING: Final = 10
 _MIN_CONNECTING: Final = 2  # psycopg waits no shorter
 _MAX_PREPARING: Final = 30.0
 _MAX_BORROWING: Final = 30.0
 _MIN_WAIT: Final = 0.2
+
 _log = logging.getLogger("durable")
 
 FORCE_SYNC_COMMIT: Final = b"SET synchronous_commit = on"
-# A standby was started at another moment than its primary, and so was what a backup is restored into.
+# A standby was started at another moment than its primary, and so was a server that a backup is restored into.
 _SERVER: Final = (
     b"SELECT pg_catalog.to_char(pg_catalog.pg_postmaster_start_time() AT TIME ZONE 'UTC', 'YYYYMMDDHH24MISSUS')"
 )
@@ -46,9 +47,9 @@ class Connections:
     """The connections of one process to one database: its own, or lent by the user's pool.
 
     Of its own it needs one for each writer, and keeps them at hand. `prepare` is called once, with the very first
-    connection, before anything else is done. Each is made in a thread of its own, so that nobody waits for one beyond his
-    deadline, whatever it is that takes so long: a name server, one host of several, a server that accepts and says
-    nothing. One that comes too late is kept for the next who wants one.
+    connection, before anything else is done. Each connection is made in a thread of its own, so that no caller waits beyond
+    its deadline, whatever takes so long: a name server, one host of several, a server that accepts and says nothing. One
+    that comes too late is kept for the next caller.
     """
 
     def __init__(
@@ -66,18 +67,18 @@ class Connections:
         self._clock = clock
         self._strict = strict
         self._opening = threading.Lock()
-        self._good: hosts.Host | None = None  # that was connected to last
+        self._good: hosts.Host | None = None  # the last one that gave a connection
         self._idle: list[Session] = []
-        self._late: list[Connection] = []
-        # Of a lent connection it must be remembered what is prepared on it, for as long as it lives.
+        self._late: list[Connection] = []  # made after their callers had given up
+        # What is prepared on a connection of the pool is remembered for as long as the connection lives.
         self._prepared: WeakKeyDictionary[Connection, dict[bytes, bytes]] = WeakKeyDictionary()
         self._servers: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
         self._closed = False
         self.watchdog = Watchdog(clock)
         self.ready = False
-        self.unfit: DurableError | None = None  # why no run may be kept there, though it can be looked at
-        self.prepares = True
-        self.forces_sync_commit = False  # on synchronous_commit, which the role has off
+        self.unfit: DurableError | None = None  # why no run may be kept there, though what is there can be read
+        self.prepares = True  # statements; not behind a pooler
+        self.forces_sync_commit = False  # in our own sessions, where the role has it off
 
     @cached_property
     def where(self) -> str:
@@ -86,13 +87,13 @@ class Connections:
 
     @property
     def pool_size(self) -> int | None:
-        """How many connections the user's pool has at the most; None without one."""
+        """The largest number of connections that the user's pool has; None without a pool."""
         return None if self._pool is None else self._pool.max_size
 
     def connect(self, until: float) -> Connection:
-        """A connection of one's own, in autocommit mode; made the way the user's pool makes them, if there is one.
+        """A new connection in autocommit mode, for the caller to close; made as the user's pool makes them, if there is one.
 
-        `StoreUnavailable` when there is none at this reading of the clock.
+        `until` is a reading of the clock; `StoreUnavailable` when there is no connection by then.
         """
         if self._closed:
             raise InvalidArgument("the store is closed")
@@ -108,14 +109,14 @@ class Connections:
         except TimeoutError:
             raise StoreUnavailable(self.where, f"no connection came about within {seconds:.1f} s") from None
         finally:
-            if connection is None:  # too late, or interrupted: for the next who wants one
+            if connection is None:  # too late, or interrupted: kept for the next caller
                 made.add_done_callback(self._keep)
             del made  # an error would refer to itself through it
 
     def take(self, until: float) -> Session:
-        """A connection in autocommit mode, to be given back; `StoreUnavailable` as for `connect`."""
+        """A session, to be given back; `StoreUnavailable` as for `connect`."""
         if self._pool is not None and not self.ready:
-            # Not from the pool: a wrong password is then an error at once, and not a pool's timeout.
+            # The first one not from the pool: a wrong password is then an error at once, and not a pool's timeout.
             self._hold(self.connect(until))
         try:
             session = self._idle.pop()
@@ -126,7 +127,7 @@ class Connections:
         return session
 
     def take_spare(self) -> Session | None:
-        """A connection that is at hand, if one is; to be given back."""
+        """An idle session, to be given back; None when there is none."""
         try:
             session = self._idle.pop()
         except IndexError:
@@ -135,7 +136,7 @@ class Connections:
         return session
 
     def give_back(self, session: Session) -> None:
-        """Take a connection back, whatever state it is in; quiet when it is back already."""
+        """Take a session back, whatever its state; quiet when it is back already."""
         if not session.is_lent:
             return
         connection = session.connection
@@ -165,14 +166,14 @@ class Connections:
             except psycopg.Error:
                 if connection.closed:
                     raise
-                server = ""  # one that lets nobody ask
+                server = ""  # the role may not ask
             finally:
                 self.watchdog.unwatch(connection)
             self._servers[connection] = server
         return server
 
     def close(self) -> None:
-        """Close what is at hand; nothing of the user's."""
+        """Close the idle connections; the user's pool stays open."""
         self._closed = True
         with contextlib.suppress(IndexError):  # empty, also where another thread does the same
             while True:
@@ -189,7 +190,7 @@ class Connections:
         return max(_MIN_WAIT, until - self._clock.elapsed())
 
     def _make(self, made: Future[Connection], seconds: float) -> None:
-        if made.done():  # a fault of the thread's own was told, and this is its next turn
+        if made.done():  # the turn before failed and said so
             return
         try:
             connection = self._connect_somewhere(min(_MAX_CONNECTING, max(_MIN_CONNECTING, math.ceil(seconds))))
@@ -214,7 +215,7 @@ class Connections:
                 raise
 
     def _connect_somewhere(self, seconds: int) -> Connection:
-        """A connection to the first host that gives one, the one that was good last before all others."""
+        """A connection to the first host that gives one; the host that gave the last one is asked first."""
         pool, parts = self._pool, self._parts if self._pool is None else conninfo.read_pool(self._pool)
         order = sorted(hosts.list_hosts(parts), key=lambda host: host != self._good)
         given = str(parts.get("connect_timeout") or (_MIN_CONNECTING if len(order) > 1 else _MAX_CONNECTING))
@@ -257,20 +258,20 @@ class Connections:
             self.server_of(connection)
 
     def _judge(self, settings: dict[str, str | None]) -> None:
-        """Mend what can be mended in our own sessions; say the rest, or refuse it."""
+        """Put right what can be put right in our own sessions; warn of the rest, or refuse it."""
         if self._pool is None and self.prepares and settings.get("synchronous_commit") == "off":
             self.forces_sync_commit = True
             del settings["synchronous_commit"]
         self._warn(requirements.durability_warnings(settings))
 
-    def _warn(self, doubts: Sequence[str]) -> None:
-        if doubts and self._strict:
+    def _warn(self, warnings: Sequence[str]) -> None:
+        if warnings and self._strict:
             raise UnsuitableServer(
-                self.where, "; ".join(doubts), "Turn that on (of a table: SET LOGGED), or go without strict=True."
+                self.where, "; ".join(warnings), "Turn that on (of a table: SET LOGGED), or go without strict=True."
             )
-        for doubt in doubts:
+        for warning in warnings:
             message = "PostgreSQL at %s: %s; postgres(url, strict=True) refuses such a server"
-            say(_log, logging.WARNING, message, self.where, doubt)
+            say(_log, logging.WARNING, message, self.where, warning)
 
     def _keep(self, made: Future[Connection]) -> None:
         if made.exception() is None:
@@ -294,7 +295,7 @@ class Connections:
             raise StoreUnavailable(self.where, problem) from None
         except psycopg_pool.PoolClosed:
             raise InvalidArgument("the pool that the store borrows from is closed") from None
-        except psycopg.Error as problem:  # nothing was sent yet, which a bare error would not say
+        except psycopg.Error as problem:  # a bare error would not say that nothing was sent yet
             raise self.meaning(problem) from None
         return connection
 
@@ -304,7 +305,7 @@ class Connections:
             if not session.autocommit:
                 connection.autocommit = True
             session.server = self.server_of(connection)
-        except BaseException:  # what a signal handler raises, too
+        except BaseException:  # also of a signal handler
             if self._pool is not None:
                 self._pool.putconn(connection)
             else:
@@ -319,10 +320,10 @@ def _fail(made: Future[Connection], problem: Exception) -> None:
 
 
 def _is_direct(connection: Connection) -> bool:
-    """Whether this leads to one and the same backend: not through a pooler, which makes up the process id that it tells.
+    """Whether this always leads to one backend: not through a pooler, which makes up the process id that it tells.
 
-    Behind a pooler a prepared statement may belong to another client by the next time, under the same name: then it is
-    not an error, but *another statement*. So it must be known beforehand.
+    Behind a pooler the name of a prepared statement may belong to another client by the next time: executing it is then no
+    error, but executes *another statement*. So this must be known beforehand.
     """
     row = connection.execute("SELECT pg_catalog.pg_backend_pid()", prepare=False).fetchone()
     return row is not None and row[0] == connection.info.backend_pid

@@ -14,7 +14,7 @@ from durable.errors import InvalidArgument
 
 Pool: TypeAlias = psycopg_pool.ConnectionPool[Any]
 
-# A connection that nobody answers on is noticed by the kernel: after 5 s of silence it asks, three times in 6 s.
+# The kernel notices a connection whose other side is gone: after 5 s of silence it asks, three times in 6 s.
 _DEFAULTS: Final = {
     "application_name": "durable",
     "keepalives_idle": "5",
@@ -30,7 +30,7 @@ def read_url(url: str | None) -> dict[str, str]:
     parts: dict[str, Any] = {}
     try:
         parts = dict(conninfo_to_dict(url or ""))
-        # A password with a / or @ that is not percent-encoded slips into these, where it would be shown.
+        # A password with a / or @ that is not percent-encoded ends up in these, and would be shown.
         slipped = any("@" in str(parts.get(part) or "") for part in ("host", "dbname"))
         readable = "\0" not in (url or "") and not slipped and _are_numbers(parts.get("port"))
     except (psycopg.ProgrammingError, UnicodeEncodeError):

@@ -1,4 +1,4 @@
-"""The cursor of our own statements, which no setting of the application's reaches."""
+"""The cursor of our own statements, which no setting of the application reaches."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _ADAPTERS: Final = _default_adapters()
 
 
 class OwnCursor(psycopg.Cursor[Any]):
-    """Tuples, by psycopg's own adapters: what the application registers, for all connections or for one, is for its SQL.
+    """Returns tuples, by psycopg's own adapters: those that the application registers are for its own SQL.
 
-    What has parameters is answered in binary, so that no DateStyle, IntervalStyle or extra_float_digits is in it.
+    A statement with parameters is answered in binary, so that DateStyle, IntervalStyle and extra_float_digits have no effect.
     """
 
     def __init__(self, connection: psycopg.Connection[Any], **_: Any) -> None:
@@ -37,6 +37,6 @@ class OwnCursor(psycopg.Cursor[Any]):
     def execute(
         self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> Any:
-        """As psycopg has it."""
+        """See `psycopg.Cursor.execute`."""
         self.format = Format.BINARY if params is not None or binary else Format.TEXT
         return super().execute(query, params, prepare=prepare)

@@ -1,4 +1,4 @@
-"""A connection as a step's body gets it: it cannot end its transaction, and is of no use after it."""
+"""A connection as a step's body gets it: it cannot end its transaction, and cannot be used after it."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _NOT_SOUND: Final = {
 
 
 class GuardedConnection(psycopg.Connection[Any]):
-    """Another face of a connection that somebody else owns; made by `lent`.
+    """Another face of a connection that has an owner elsewhere; made by `guard`.
 
     Everything that psycopg does on a connection goes through `wait`, also for cursors and copies that were made from it.
-    So nothing is executed after the end, whoever has kept the connection, in whatever thread.
+    So nothing is executed after the end, wherever the connection was kept, in whatever thread.
     """
 
     _step: str
@@ -44,7 +44,7 @@ class GuardedConnection(psycopg.Connection[Any]):
     ended: bool
 
     def __del__(self, *_: Any) -> None:
-        """Nothing: it is its owner's to close."""
+        """Do nothing: closing it is its owner's business."""
 
     def __enter__(self) -> NoReturn:
         self._refuse("`with connection:`, which commits and closes")
@@ -66,17 +66,17 @@ class GuardedConnection(psycopg.Connection[Any]):
         self._refuse("autocommit")
 
     def cancel(self) -> None:
-        """As ever, but not any more when what it would cancel is somebody else's."""
+        """As psycopg's, while the body has the connection: later it would cancel another's statement."""
         if not self._over:
             super().cancel()
 
     def cancel_safe(self, *, timeout: float = _MAX_CANCEL) -> None:
-        """The same."""
+        """The same as `cancel`."""
         if not self._over:
             super().cancel_safe(timeout=timeout)
 
     def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
-        """Let the connection do something, while it may."""
+        """Let the connection work, while the body may use it."""
         if self._over:
             raise TransactionMisused(self._step, "its connection was used after the body had returned")
         if self.ended:
@@ -84,13 +84,13 @@ class GuardedConnection(psycopg.Connection[Any]):
         try:
             return super().wait(gen, *args, **options)
         finally:
-            # A COMMIT or ROLLBACK among the statements. One that is followed by BEGIN is seen when the record is written.
+            # After a COMMIT or ROLLBACK among the statements. One that BEGIN follows is noticed when the record is written.
             self.ended = self.pgconn.transaction_status == TransactionStatus.IDLE
             if self.ended:
                 raise TransactionMisused(self._step, ENDED)
 
     def take_away(self) -> TransactionMisused | None:
-        """Let nothing more be done with it. The error is what keeps the transaction from being committed."""
+        """Take it from the body; the error that forbids a commit, None when there is none."""
         self.revoke()
         if not self._wait_until_free():
             shut_down(self)  # else the end of the transaction would wait for that statement too
@@ -103,7 +103,7 @@ class GuardedConnection(psycopg.Connection[Any]):
         return None if problem is None else TransactionMisused(self._step, problem)
 
     def _wait_until_free(self) -> bool:
-        """Whether no statement is under way any more. What is revoked begins none.
+        """Wait until no statement is under way, which a revoked connection does not begin; False when one stays.
 
         The lock is asked, not acquired: a signal's handler may raise as soon as it is, and would leave it locked.
         """
@@ -115,7 +115,7 @@ class GuardedConnection(psycopg.Connection[Any]):
         return True
 
     def revoke(self) -> None:
-        """Let nothing more be begun with it, without waiting for anybody; what the body has set on it is as it was."""
+        """Let the body begin nothing more with it, without waiting, and undo what the body has set on it."""
         if not self._over:
             self._over = True
             self._notice_handlers[:], self._notify_handlers[:], self._prepared.prepare_threshold = self._initial
@@ -125,10 +125,10 @@ class GuardedConnection(psycopg.Connection[Any]):
 
 
 def guard(connection: Connection, step: str) -> GuardedConnection:
-    """A face of this connection for the body of a step."""
+    """The guarded face of this connection, for the body of a step."""
     face: GuardedConnection = object.__new__(_guarded_class(cast(Any, type(connection))))
-    # The same socket, lock and prepared statements. What is set on the face stays there, adapters as well: of a connection of
-    # ours they are those that the application has registered for all of its own.
+    # The same socket, lock and prepared statements. What is set on the face stays there, also adapters. On a connection of ours
+    # these are the adapters that the application has registered for all of its connections.
     is_ours = connection.cursor_factory is OwnCursor
     adapters = AdaptersMap(psycopg.adapters if is_ours else connection.adapters)
     face.__dict__.update(

@@ -1,8 +1,8 @@
-"""Several hosts, side by side: a host that accepts and says nothing does not keep a caller from the one that takes writes.
+"""Several hosts, side by side: a host that accepts and stays silent does not keep a caller from the one that takes writes.
 
-libpq tries one after the other, and gives each its whole patience. Here the first has a moment for itself, then the next is
-tried as well; who has said no is asked again as long as another one is silent, since a standby may have become the primary
-meanwhile. The host that was good last comes first.
+libpq tries one after the other, and waits the whole timeout for each. Here the first host has a moment for itself, then the
+next is tried as well. A host that has refused is asked again for as long as another one is silent, since a standby may have
+become the primary meanwhile. The host that gave the last connection comes first.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import psycopg
 Connection: TypeAlias = psycopg.Connection[Any]
 
 HEAD_START: Final = 0.25  # seconds, before the next host is tried as well
-_AGAIN: Final = 0.5  # seconds, before a host is asked again that has said no
+_AGAIN: Final = 0.5  # seconds, before a host that has refused is asked again
 _DEFAULT_PORT: Final = "5432"
 
 
 class Host(NamedTuple):
-    """One of them: its name, as libpq checks it, its address, where that is known, and its port."""
+    """A host: its name, as libpq checks it, its address, where that is known, and its port."""
 
     host: str
     hostaddr: str
@@ -33,16 +33,16 @@ class Host(NamedTuple):
 
     @property
     def parameters(self) -> dict[str, str]:
-        """For libpq."""
+        """The parameters for libpq."""
         return {name: value for name, value in self._asdict().items() if value}
 
 
 def list_hosts(parts: Mapping[str, Any]) -> list[Host]:
-    """Every host that a URL's parts name, and of each name every address; names that nobody knows are left for libpq."""
+    """The hosts that a URL's parameters name, with every address of each; names that cannot be resolved are left to libpq."""
     names, addresses, ports = (str(parts.get(part) or "").split(",") for part in ("host", "hostaddr", "port"))
     count = max(len(names), len(addresses))
     if {len(names), len(addresses), len(ports)} - {1, count}:
-        return [Host("", "", "")]  # libpq says what is wrong with them
+        return [Host("", "", "")]  # libpq is to say what is wrong with them
     lists = (values * count if len(values) == 1 else values for values in (names, addresses, ports))
     return [
         Host(name, address, port)
@@ -54,9 +54,9 @@ def list_hosts(parts: Mapping[str, Any]) -> list[Host]:
 def connect_first(
     order: Sequence[Host], connect: Callable[[Host], Connection], seconds: float
 ) -> tuple[Host, Connection]:
-    """The first connection that comes about, and to which host. Raises `NoHost`.
+    """Connect to the hosts in this order; the first connection that is made, and its host. Raises `NoHost`.
 
-    Each is tried once at least, and none is begun when so many seconds have passed; each knows by itself when to give up.
+    Each is tried at least once, and none is asked again after so many seconds; each attempt has a timeout of its own.
     """
     answers: SimpleQueue[tuple[Host, Connection | None, psycopg.Error | None]] = SimpleQueue()
     over, state = threading.Event(), threading.Lock()
@@ -67,7 +67,7 @@ def connect_first(
             connection = connect(host)
         except psycopg.Error as error:
             problem = error
-        except Exception as error:  # of a pool's own making
+        except Exception as error:  # of the pool's own code
             problem = psycopg.OperationalError(f"{type(error).__name__} while connecting")
         with state:
             if not over.is_set():
@@ -82,7 +82,7 @@ def connect_first(
     try:
         while pending or due:
             now = time.monotonic()
-            if not pending:  # those that are left need not wait for anybody
+            if not pending:  # the next one need not wait for its turn
                 if len(problems) == len(order):
                     break
                 due[next(iter(due))] = now

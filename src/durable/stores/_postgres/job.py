@@ -14,28 +14,38 @@ from durable.errors import DurableError, OutcomeUnknown
 
 _log = logging.getLogger("durable")
 
+#: The answer for a write that is not there.
 ABSENT: Final = object()
 
 
 class Job(Entry, eq=False):
-    """An entry with its payload, and somebody who waits for its answer."""
+    """An entry with its payload, and the thread or the task that waits for its answer."""
 
+    #: For error messages: "step 'charge'".
     what: str = ""
     payload: Any = None
     answer: Any = None
+    #: The answer, or the failure, is final.
     done: bool = False
-    vanished: bool = False  # once it was performed without an error, and not there afterwards
+    #: It was once performed without an error, and was not there afterwards.
+    vanished: bool = False
+    #: The error of the last attempt.
     trouble: DurableError | None = None
-    on_orphan: Callable[[Job], object] | None = None  # called when the answer finds nobody to take it
+    #: Called when the answer comes after its caller has gone.
+    on_orphan: Callable[[Job], object] | None = None
+    #: The error that its caller is to get.
     failure: DurableError | None = None
-    settled: threading.Lock | None = None  # held until the answer is there
-    added: bool = False  # to the backlog
-    abandoned: bool = False  # its thread was interrupted, and does not wait any more
+    #: A latch, held until the answer is there; None for a caller that performs the job itself.
+    settled: threading.Lock | None = None
+    #: It is, or was, in the backlog: it may be performed.
+    added: bool = False
+    #: Its thread was interrupted, and waits no longer.
+    abandoned: bool = False
     future: asyncio.Future[Any] | None = None
     loop: asyncio.AbstractEventLoop | None = None
 
     def fate(self, interrupt: BaseException) -> BaseException | None:
-        """What has become of it, for a caller who was interrupted: None, its error, or the interrupt if it was not begun."""
+        """The outcome, for an interrupted caller: None when committed, its error, or the interrupt if it was not begun."""
         if self.done:
             return self.failure
         return OutcomeUnknown(self.run_id, self.what, type(interrupt).__name__) if self.added else interrupt
@@ -48,15 +58,15 @@ class Job(Entry, eq=False):
 
 
 def make_latch() -> threading.Lock:
-    """Something to wait for; a lock, since an `Event` makes three and many threads wait here."""
+    """A latch to wait on: a lock that is held. An `Event` would make three locks, and many threads wait here."""
     lock = threading.Lock()
     lock.acquire()
     return lock
 
 
 def deliver(jobs: Sequence[Job]) -> None:
-    """Give everybody who waits the answer: a thread by its event, and each event loop by one call for all its tasks."""
-    if len(jobs) == 1 and jobs[0].settled is None and jobs[0].loop is None:  # a lone caller, who leads
+    """Give each waiting caller its answer: a thread by its latch, the tasks of an event loop by one call for all of them."""
+    if len(jobs) == 1 and jobs[0].settled is None and jobs[0].loop is None:  # a lone caller, which performs it itself
         jobs[0].done = True
         return
     by_loop: dict[asyncio.AbstractEventLoop, list[Job]] = {}
@@ -66,7 +76,7 @@ def deliver(jobs: Sequence[Job]) -> None:
         if job.loop is not None:
             by_loop.setdefault(job.loop, []).append(job)
             continue
-        # Done only when its caller is awake: what ends this turn in between is followed by another that tells it.
+        # Done only after its latch is released: if this turn is ended in between, the next one releases it.
         if job.settled is not None and job.settled.locked():
             job.settled.release()
         job.done = True
@@ -83,7 +93,7 @@ def deliver(jobs: Sequence[Job]) -> None:
 
 
 def _resolve(jobs: Sequence[Job]) -> None:
-    """In their event loop. What strikes here is the loop's to report: the rest are told in its next turn."""
+    """Set the futures, in their event loop. After an interrupt, which the loop reports, the rest are set in its next turn."""
     try:
         for job in jobs:
             if job.future is None or job.future.cancelled():  # its task has gone
@@ -100,8 +110,11 @@ def _resolve(jobs: Sequence[Job]) -> None:
 
 
 def orphan(job: Job) -> None:
+    """Say that the answer has come, and its caller has gone."""
     if job.on_orphan is not None:
         try:
             job.on_orphan(job)
-        except Exception as problem:  # for example of a loop that is closed: no reason to leave the others unanswered
-            report(_log, logging.DEBUG, "nobody could be told what became of %s (%s)", job.what, type(problem).__name__)
+        except Exception as problem:  # of a closed loop, for example; the other jobs are answered all the same
+            report(
+                _log, logging.DEBUG, "the outcome of %s could not be reported (%s)", job.what, type(problem).__name__
+            )

@@ -1,7 +1,7 @@
 """What an error of the connection, or of the server, means to a user.
 
-It quotes no value and no password. A server's own words may: those of a function, like a trigger's `RAISE`, say whatever
-its author wanted, and those about data have the data in them. Of these only the SQLSTATE is told.
+It quotes no value and no password. A server's own words may: those of a function, such as a trigger's `RAISE`, say whatever
+its author wanted, and those about data quote the data. Of these only the SQLSTATE is told.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from durable.errors import AccessDenied, DurableError, StoreUnavailable, Unsuita
 from durable.stores._postgres import requirements
 from durable.stores._postgres.hosts import NoHost
 
-# While connecting there is no SQLSTATE, only the server's last word. It is a refusal, unless it says "not now".
+# While connecting there is no SQLSTATE, only the server's last words: a refusal, unless they say "not now".
 _SIGNS_OF_ABSENCE: Final = (
     "the database system is",
     "terminating connection",
@@ -36,15 +36,15 @@ _SIGNS_OF_REFUSAL: Final = (
     "authentication method requirement",
     "channel binding required",
 )
-# What libpq or psycopg has against the options themselves. It begins like this where no server was asked, and names one else.
+# An objection to the options themselves. It begins like this where no server was asked; otherwise it names a server.
 _UNREAD: Final = "connection is bad:"
 _SIGN_OF_A_SERVER: Final = "connection to server"
 _SIGNS_OF_OPTIONS: Final = ("for connection option", "could not match")
 _OPTIONS: Final = "Correct that in the URL, in the environment ($PG...) or in the service file."
 _NO_DATABASE: Final = re.compile(r'FATAL:.*database ".*" does not exist')
-# SQLSTATE classes in which PostgreSQL itself speaks of names, times and limits only: connections, what it cannot do (as with
-# a table that has rules), read-only transactions,
-# authorization, catalogs and schemas, conflicts, names and rights, resources, locks, operators, its machine.
+# SQLSTATE classes in which PostgreSQL itself speaks only of names, times and limits: connections, what it cannot do (as with a
+# table that has rules), read-only transactions, authorization, catalogs and schemas, conflicts, names and rights, resources,
+# locks, operators, its machine.
 _WITHOUT_VALUES: Final = ("08", "0A", "25", "28", "3D", "3F", "40", "42", "53", "55", "57", "58")
 _UNKNOWN_NAME: Final = ("42P01", "42703", "42883", "42704")
 _OF_OTHERS: Final = "A trigger, rule, policy or constraint on our tables may say so that is not ours."
@@ -53,10 +53,10 @@ _NO_SCHEMA: Final = "Name one in which the role may create tables: postgres(url,
 
 
 def meaning(problem: psycopg.Error, where: str) -> DurableError:
-    """The error of ours, in its own words. `StoreUnavailable` only for what may pass by itself."""
+    """Our error, in the server's words where they are safe. `StoreUnavailable` only for what may pass by itself."""
     if isinstance(problem, NoHost):
         meanings = [meaning(one, where) for one in problem.problems]
-        # One that may yet answer is reason enough to try again.
+        # One host that may yet answer is reason enough to try again.
         refused = all(isinstance(one, AccessDenied) for one in meanings)
         return meanings[0] if refused else StoreUnavailable(where, str(problem))
     state, text = problem.sqlstate, words(problem)
@@ -80,7 +80,7 @@ def meaning(problem: psycopg.Error, where: str) -> DurableError:
 
 
 def words(problem: psycopg.Error) -> str:
-    """What may be told of an error: the server's own words where they can hold no value, else its SQLSTATE."""
+    """What may be told of an error: the server's own words where they cannot quote a value, else its SQLSTATE."""
     state, said = problem.sqlstate, problem.diag
     if state is None:
         return str(problem).strip().split("\n", 1)[0]
@@ -103,7 +103,7 @@ def _unsaid(problem: psycopg.Error, where: str, text: str) -> DurableError:
 
 
 def _is_about_options(problem: psycopg.Error, said: str) -> bool:
-    """Whether how to connect could not be read, or contradicts itself: another try would say the same."""
+    """Whether the options could not be read, or contradict each other: another try would fail alike."""
     if isinstance(problem, psycopg.ProgrammingError) or any(sign in said for sign in _SIGNS_OF_OPTIONS):
         return True
     is_unread = said.startswith(_UNREAD) and _SIGN_OF_A_SERVER not in said

@@ -27,7 +27,7 @@ class OpenTransaction(Protocol):
         ...
 
     def holds(self, where: str, row: str) -> bool:
-        """Whether this is the row of its lease, in this database."""
+        """Whether its lease has this row, in this database."""
         ...
 
 
@@ -36,13 +36,13 @@ innermost: Final[ContextVar[OpenTransaction | None]] = ContextVar("durable_withi
 
 
 def is_nested() -> bool:
-    """Whether this is the body of a transaction."""
+    """Whether this code runs in the body of a transaction."""
     around = innermost.get()
     return around is not None and around.is_open
 
 
 def refuse_own_run(where: str, row: str, what: str) -> None:
-    """`TransactionMisused` in the body of a transaction under this row's lease: it would wait for its own end."""
+    """Raise `TransactionMisused` in the body of a transaction under this row's lease: it would wait for its own end."""
     around = innermost.get()
     while around is not None:
         if around.is_open and around.holds(where, row):

@@ -1,4 +1,4 @@
-"""What the answers to a batch, or its error, or silence, mean for each of its jobs."""
+"""What an answer, an error or silence means for each job of a batch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from durable.stores._postgres.dropped import DROPPED, VANISHED_FROM, dropped_row
 from durable.stores._postgres.job import ABSENT, Job
 
 _WITH_VALUES: Final = (Verb.CHECKPOINT, Verb.FINISH, Verb.SIGNAL)
-_OF_DATA: Final = ("22", "54")  # classes of SQLSTATE: of a claim, it is its input
+_OF_DATA: Final = ("22", "54")  # classes of SQLSTATE; what they are about in a claim is its input
 
 
 def take_answers(jobs: Sequence[Job], answers: Sequence[Any]) -> list[Job]:
-    """Note on each job its answer; those that were found absent, and are to be sent again, are returned."""
+    """Note on each job its answer; returns those that were found absent and are to be sent again."""
     absent: list[Job] = []
     for job, answer in zip(jobs, answers, strict=True):
-        if answer is ABSENT and job.vanished and not job.unknown and job.doubtful:  # one sending may still arrive
+        if (
+            answer is ABSENT and job.vanished and not job.unknown and job.doubtful
+        ):  # an earlier sending may still arrive
             job.failure = OutcomeUnknown(job.run_id, job.what, "rows were dropped")
         elif answer is ABSENT and job.vanished and not job.unknown:
             job.failure = dropped_rows(VANISHED_FROM.get(job.verb, "journal"))
@@ -34,7 +36,7 @@ def take_answers(jobs: Sequence[Job], answers: Sequence[Any]) -> list[Job]:
 
 
 def take_refusal(jobs: Sequence[Job], problem: Exception) -> None:
-    """Note on each job that the database has refused it."""
+    """Note on each job that the database refused it."""
     # By its SQLSTATE only: the server's own words may quote the value.
     state = getattr(problem, "sqlstate", None)
     refusal = f"PostgreSQL refused it with SQLSTATE {state} ({type(problem).__name__})"
@@ -48,7 +50,7 @@ def take_refusal(jobs: Sequence[Job], problem: Exception) -> None:
 
 
 def take_nothing(jobs: Sequence[Job], where: str, reason: str) -> None:
-    """Note on each job that no answer has come, and none is waited for any more."""
+    """Note on each job that no answer came, and that it is given up."""
     for job in jobs:
         if job.doubtful or reason:
             why = reason or (type(job.trouble).__name__ if job.trouble else "no reply")

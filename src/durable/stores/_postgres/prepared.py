@@ -1,4 +1,4 @@
-"""A transaction that the body has prepared (`PREPARE TRANSACTION`): it would hold the lease for ever."""
+"""A transaction that the body has prepared (`PREPARE TRANSACTION`), which would hold the lease for ever."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from durable.errors import TransactionMisused
 from durable.stores._postgres.session import Session
 
 _FIND: Final = b"SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE transaction = %s::text::xid"
-_XID: Final = 0xFFFFFFFF  # a transaction's number is that and an epoch
+_XID: Final = 0xFFFFFFFF  # of a transaction's number; the rest is an epoch
 
 _log = logging.getLogger("durable")
 
 
 def roll_back_prepared(session: Session, number: int, step: str) -> TransactionMisused | None:
-    """Roll back the prepared transaction of this number; the error that says so, None when there was none."""
+    """Roll back the prepared transaction of this number; the misuse that it was, None when there was none."""
     try:
         prepared = session.execute(_FIND, (number & _XID,)).fetchall()
         for (name,) in prepared:

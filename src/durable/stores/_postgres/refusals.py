@@ -1,4 +1,4 @@
-"""What the database's errors mean for a transaction: which are of the body's making, and what a refused commit says."""
+"""What the database's errors mean for a step's transaction."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _READ_ONLY: Final = "25006"
 
 
 def errors_behind(problem: BaseException) -> Iterator[psycopg.Error]:
-    """The database's errors among an exception and what led to it."""
+    """The database's errors among an exception and its causes."""
     seen: set[int] = set()
     at: BaseException | None = problem
     while at is not None and id(at) not in seen:
@@ -37,19 +37,19 @@ def errors_behind(problem: BaseException) -> Iterator[psycopg.Error]:
 
 
 def is_conflict(error: psycopg.Error) -> bool:
-    """Whether the transaction was in another one's way, and may be done anew."""
+    """Whether the transaction was in conflict with another one, and may be done anew."""
     return error.sqlstate is not None and batches.verdict(error.sqlstate) is Verdict.CONFLICT
 
 
 def is_exhausted(error: psycopg.Error) -> bool:
-    """Whether the server is out of something, like disk space, which is not the body's fault."""
+    """Whether the server is out of something, such as disk space, which is not the body's fault."""
     return error.sqlstate is not None and error.sqlstate.startswith("53")
 
 
 def explain_refusal(
     problem: psycopg.Error, job: Job, step: str, meaning: Callable[[psycopg.Error], DurableError], *, is_written: bool
 ) -> Exception:
-    """What it means that the record (unless it `is_written`), or the COMMIT after it, was refused: nothing was committed."""
+    """The error for a refused record, or a refused COMMIT after it if the record `is_written`: nothing was committed."""
     state = problem.sqlstate
     match batches.verdict(state):
         case Verdict.CONFLICT:
@@ -64,7 +64,7 @@ def explain_refusal(
             return TransactionMisused(step, ENDED)
         case _ if state == _NOT_UNIQUE:
             return LeaseLost(job.run_id, NOT_ITS_OWN)
-        case _ if DROPPED.get(state or "") == "journal":  # and not by the user: the record was not written
+        case _ if DROPPED.get(state or "") == "journal":  # by a trigger or a rule: the record was not written
             return dropped_rows("journal")
         case Verdict.REFUSED:
             return UnstorableValue(job.what, "$", f"PostgreSQL refused it with SQLSTATE {state}")
@@ -73,7 +73,7 @@ def explain_refusal(
 
 
 def explain_loss(problem: psycopg.Error | None, where: str, lease: Lease) -> RolledBack:
-    """What it means that the connection was lost, and the transaction with it."""
+    """The error to raise when the connection was lost, and the transaction with it."""
     why = "" if problem is None else f" ({words(problem)})"
     bounds = (
         f"A body may leave it idle for as long as the lease lasts, {lease.seconds:g} s, or the server's "

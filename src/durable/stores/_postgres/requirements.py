@@ -1,4 +1,4 @@
-"""What a server must be before runs are trusted to it."""
+"""What a server must be before runs are entrusted to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from durable.errors import SchemaMismatch, UnsuitableServer
 
 MIN_VERSION: Final = 12  # PostgreSQL's major version
 
-# Databases that speak its protocol: their locks, isolation and clocks are others, and the fence stands on PostgreSQL's.
+# Databases that speak PostgreSQL's protocol and have other locks, isolation and clocks: the fence relies on PostgreSQL's.
 _OTHERS: Final = {
     "cockroachdb": "CockroachDB",
     "-yb-": "YugabyteDB",
@@ -24,7 +24,7 @@ _OTHERS: Final = {
     "questdb": "QuestDB",
     "opengauss": "openGauss",
     "gaussdb": "GaussDB",
-    # One process, one session at a time: what several connections hold, it does not keep apart.
+    # One process with one session at a time: it does not keep apart what several connections hold.
     "pglite": "PGlite",
     "emscripten": "PGlite",
     "wasm32": "PGlite",
@@ -36,13 +36,13 @@ SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_r
 """
 _ENCODING: Final = "UTF8"
 _ANOTHER_DATABASE: Final = "Name a database in UTF8: CREATE DATABASE ... TEMPLATE template0 ENCODING 'UTF8'."
-# Extensions that let several servers take writes: each has its own locks, and so its own owner of a run.
+# Extensions that let several servers take writes: each has its own locks, and so its own owners of runs.
 _WRITERS: Final = ("spock", "bdr", "pgactive")
 ANOTHER_SERVER: Final = (
     "Name the primary in the URL; of several hosts (postgresql://a,b/db) the one is used that takes writes."
 )
 _WRITABLE: Final = "default_transaction_read_only must be off for the role that runs workflows."
-# What acknowledges before it is on disk, and what that can cost.
+# Settings that acknowledge what is not yet safe on disk, and what turning them off can cost.
 _LOSSES: Final = {
     "fsync": "after a crash of its machine the whole database may be damaged",
     "full_page_writes": "a crash of its machine in the midst of a write may damage pages of the database",
@@ -51,7 +51,7 @@ _LOSSES: Final = {
 
 
 def check_kind(connection: psycopg.Connection[Any], where: str) -> None:
-    """`UnsuitableServer` for what is no PostgreSQL, or one that is too old."""
+    """Raise `UnsuitableServer` for what is not PostgreSQL, or is too old."""
     with connection.cursor(row_factory=tuple_row) as cursor:
         (said,) = cursor.execute("SELECT pg_catalog.version()", prepare=False).fetchone() or ("",)
     if (problem := why_unsupported(str(said))) is not None:
@@ -60,7 +60,7 @@ def check_kind(connection: psycopg.Connection[Any], where: str) -> None:
 
 
 def why_unsupported(version: str) -> str | None:
-    """What is wrong with a server whose `version()` says this."""
+    """What is wrong with a server whose `version()` says this; None when nothing is."""
     for sign, name in _OTHERS.items():
         if sign in version.lower():
             return f"it is {name}, which speaks PostgreSQL's protocol and is another database"
@@ -73,7 +73,7 @@ def why_unsupported(version: str) -> str | None:
 
 
 def read_settings(connection: psycopg.Connection[Any], where: str) -> dict[str, str | None]:
-    """The settings that bear on what is acknowledged; `UnsuitableServer` when nothing can be written here."""
+    """Read the settings that bear on what is acknowledged; `UnsuitableServer` when nothing can be written here."""
     names = [*_LOSSES, "synchronous_standby_names", "server_encoding"]
     with connection.cursor(row_factory=tuple_row) as cursor:
         row = cursor.execute(_READ_SETTINGS, {"names": names}, prepare=False).fetchone() or (False, "off", [], [])
@@ -84,7 +84,7 @@ def read_settings(connection: psycopg.Connection[Any], where: str) -> dict[str, 
 
 
 def why_unfit(settings: dict[str, str | None], where: str) -> UnsuitableServer | None:
-    """Why no run may be kept here, though what is there can be read; takes the setting out."""
+    """Why no run may be kept here, though what is there can be read; removes the setting."""
     if (encoding := settings.pop("server_encoding")) == _ENCODING:
         return None
     problem = f"the database's encoding is {encoding}, which cannot hold every text that a step may return"
@@ -92,7 +92,7 @@ def why_unfit(settings: dict[str, str | None], where: str) -> UnsuitableServer |
 
 
 def hidden_rows() -> SchemaMismatch:
-    """The error of tables whose rows a policy may hide: a journal that is hidden would be taken for none."""
+    """The error of tables whose rows a policy may hide: a hidden journal would be taken for none."""
     return SchemaMismatch(
         "of the journal, the leases, the signals or the documented runs",
         "row-level security is active there for this role, and may hide rows: a hidden record would be taken for none",
@@ -101,7 +101,7 @@ def hidden_rows() -> SchemaMismatch:
 
 
 def refuse_read_only(where: str, *, standby: bool, read_only: bool) -> None:
-    """`UnsuitableServer` for a standby, or a session that may not write: a journal read there would be an old one."""
+    """Raise `UnsuitableServer` for a standby, or a read-only session: a journal read there would be an old one."""
     if standby:
         raise UnsuitableServer(where, "it is a hot standby, which takes no writes", ANOTHER_SERVER)
     if read_only:
@@ -109,7 +109,7 @@ def refuse_read_only(where: str, *, standby: bool, read_only: bool) -> None:
 
 
 def durability_warnings(settings: Mapping[str, str | None]) -> list[str]:
-    """Why an acknowledged step may be lost all the same, going by these settings."""
+    """Why an acknowledged step may be lost with these settings, one sentence for each reason."""
     found = [f"{name} is off: {cost}" for name, cost in _LOSSES.items() if settings.get(name) == "off"]
     if settings.get("synchronous_standby_names") and settings.get("synchronous_commit") == "local":
         found.append("synchronous_commit is local: a fail-over to the synchronous standby may lose the last steps")

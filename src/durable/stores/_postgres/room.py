@@ -1,4 +1,4 @@
-"""Room: places for so many at once."""
+"""Room for a limited number of holders."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from durable._common.locks import locked
 
 
 class Room:
-    """Places for so many at once. Each has its own, so that giving one back twice is as good as once."""
+    """Places for at most `limit` holders. Each has its own, so that giving it back twice is as good as once."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._holders: set[object] = set()
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
 
     @property
     def left(self) -> int:
-        """How many places are free."""
-        return self._most - len(self._holders)
+        """The number of free places."""
+        return self._limit - len(self._holders)
 
     @locked
     def enter(self, holder: object, seconds: float) -> bool:
@@ -31,6 +31,6 @@ class Room:
 
     @locked
     def leave(self, holder: object) -> None:
-        """Give its place back."""
+        """Give the holder's place back, if it has one."""
         self._holders.discard(holder)
         self._changed.notify()

@@ -9,6 +9,6 @@ from durable.records import Record
 
 
 def read_record(seq: int, key: str, kind: str, text: str, at: float, epoch: int) -> Record:
-    """A record as a journal's row has it; `at` is in seconds since 1970, whose microseconds a float keeps until 2242."""
-    # One text for all kinds alike: a text for each record would be a tenth of all that a resumed run holds.
+    """The record of a journal's row. `at` is in seconds since 1970; a float keeps their microseconds until 2242."""
+    # Equal kinds share one string: one for each record would be a tenth of all that a resumed run holds.
     return Record(seq, key, sys.intern(kind), text, datetime.fromtimestamp(at, UTC), epoch)

@@ -14,7 +14,7 @@ from durable.stores._postgres.requirements import hidden_rows
 from durable.stores._postgres.sql.loader import load_migrations, load_statements, qualify
 from durable.stores._postgres.sql.names import Names
 
-_LOCK_SPACE: Final = 0x64757261  # "dura": ours among the advisory locks of the application
+_LOCK_SPACE: Final = 0x64757261  # "dura": our place among the application's advisory locks
 
 _COLUMNS: Final = {
     "snapshots": {"id": "text", "snapshot": "jsonb", "updated_at": "timestamp with time zone"},
@@ -85,7 +85,7 @@ def prepare(connection: psycopg.Connection[Any], names: Names, *, create: bool =
 
 
 def _doubts(connection: psycopg.Connection[Any], names: Names) -> list[str]:
-    """What the tables may lose; `SchemaMismatch` where they may hide rows."""
+    """Warnings of what the tables may lose; `SchemaMismatch` where they may hide rows."""
     tables = [names.quoted[table] for table in _COLUMNS]
     looks = connection.execute(load_statements(names)["tables"], {"tables": tables}, prepare=False).fetchall()
     if any(is_hidden for *_, is_hidden in looks):
@@ -94,7 +94,7 @@ def _doubts(connection: psycopg.Connection[Any], names: Names) -> list[str]:
 
 
 def build_schema_sql(names: Names, *, role: str | None = None, since: int = 0) -> str:
-    """What `prepare` would do from the migration `since` on, as a script for psql; then rights for `role`."""
+    """What `prepare` does after the migration `since`, as a script for psql; then rights for `role`."""
     known, parts = load_statements(names), ["BEGIN;"]
     if names.schema is not None:
         parts.append(f"CREATE SCHEMA IF NOT EXISTS {_quoted(names.schema)};")
@@ -117,7 +117,7 @@ def _quoted(name: str) -> str:
 
 
 def _explain_denial(connection: psycopg.Connection[Any], names: Names, problem: psycopg.Error) -> AccessDenied:
-    """Which GRANT the role lacks to create our tables."""
+    """The error that names the GRANT which the role lacks to create our tables."""
     role, schema, database, has_schema = (
         connection.execute(_ROLE, {"schema": names.schema}, prepare=False).fetchone() or _UNKNOWN
     )
@@ -146,11 +146,11 @@ def _grants(names: Names, rights: Mapping[str, str]) -> list[str]:
 
 
 def deletion_grant(names: Names) -> str:
-    """The beginning of a GRANT of what it takes to save over runs, and to delete them."""
+    """The beginning of the GRANT that saving over runs and deleting them takes."""
     return f"GRANT DELETE ON {', '.join(names.quoted[table] for table in _COLUMNS)} TO "
 
 
-# What a role needs that runs workflows, once the tables are there.
+# What a role needs to run workflows, once the tables are there.
 _TO_RUN: Final = {
     "snapshots": "SELECT, INSERT, UPDATE",
     "steps": "SELECT, INSERT",
@@ -159,7 +159,7 @@ _TO_RUN: Final = {
     "migrations": "SELECT",
 }
 _UNKNOWN: Final = ("?", None, "?", False)
-_LET: Final = "A script for whoever may create tables is printed by: python -m durable.stores"
+_LET: Final = "A script for a role that may create tables is printed by: python -m durable.stores"
 _ROLE: Final = qualify("""
 SELECT current_user, COALESCE(%(schema)s, current_schema()), current_database(),
        EXISTS (SELECT FROM pg_namespace WHERE nspname = COALESCE(%(schema)s, current_schema()))

@@ -1,4 +1,4 @@
-"""A session: a connection in autocommit mode, lent out, as our statements use it."""
+"""A session: a connection in autocommit mode, as our statements use it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _numbers: Final = itertools.count()  # of prepared statements: another store may
 
 
 class Session:
-    """A connection in autocommit mode, lent out.
+    """A connection in autocommit mode, lent to one user at a time.
 
     `prepared` has the names of the statements that `execute_write` has prepared on it. `server` says which server it leads to,
     by the moment when that was started; it is empty where that cannot be told.
@@ -39,9 +39,9 @@ class Session:
         self._cursor = OwnCursor(connection)
 
     def execute_write(self, query: bytes, values: Sequence[bytes]) -> int:
-        """Execute a statement with `$1`, `$2` … that returns no rows; how many rows it wrote. The values are in UTF-8.
+        """Execute a statement with `$1`, `$2` … that returns no rows; the number of rows written. The values are in UTF-8.
 
-        It goes past psycopg's cursor, which would take up to a sixth of a step.
+        It bypasses psycopg's cursor, which would take up to a sixth of a step's time.
         """
         wire = self.connection.pgconn
         if self._encoding != _UTF_8:
@@ -74,23 +74,23 @@ class Session:
             raise UntranslatableCharacter(f"the connection's client_encoding is {self._encoding}") from None
 
     def rollback(self) -> None:
-        """Roll back; psycopg then deallocates all that is prepared."""
+        """Roll back, after which psycopg deallocates everything that is prepared."""
         self._prepared.clear()
         self._cursor.execute(b"ROLLBACK", prepare=False)
 
     def execute(self, query: bytes, parameters: Any = None) -> psycopg.Cursor[Any]:
-        """Execute a statement whose result is read before the next one."""
+        """Execute a statement whose result is read before the next one is executed."""
         self._cursor.execute(query, parameters, prepare=self.prepare)
         return self._cursor
 
     def queue(self, query: bytes, parameters: Any = None) -> psycopg.Cursor[Any]:
-        """Execute a statement of a pipeline, whose result is read after its end."""
+        """Queue a statement in a pipeline; its result is read after the pipeline's end."""
         cursor = OwnCursor(self.connection)
         cursor.execute(query, parameters, prepare=self.prepare)
         return cursor
 
 
 def is_sound(connection: Connection) -> bool:
-    """Whether nothing is under way on it, as an interrupt may have left it."""
+    """Whether the connection is idle; an interrupt may have left it in the middle of something."""
     wire = connection.pgconn
     return wire.transaction_status == TransactionStatus.IDLE and wire.pipeline_status == PipelineStatus.OFF

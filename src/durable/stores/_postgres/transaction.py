@@ -1,11 +1,11 @@
 """A transaction for a step: the fence, the body's SQL, the record and the COMMIT, all on one connection.
 
-The fence comes first: the lease's row is locked FOR KEY SHARE, so that whoever takes the run over waits for the end, while
-heartbeats and checkpoints pass. The record comes last, in one round trip with the COMMIT, and only into the transaction
-that was begun here: its number is compared, so that a body that has ended it and begun another commits nothing more.
+The fence comes first: the lease's row is locked FOR KEY SHARE, so that a claim that takes the run over waits for the end,
+while heartbeats and checkpoints pass. The record comes last, in one round trip with the COMMIT, and only into the transaction
+that was begun here: its number is compared, so that a body that has ended it and begun another one commits nothing more.
 
-When the reply to the COMMIT is lost, the writer settles it, as it does for checkpoints; what was not committed is not sent
-again, since the body's part is gone: the body must do it anew, which the engine decides.
+When the reply to the COMMIT is lost, the writer finds out what became of it, as it does for checkpoints. What was not committed
+is not sent again, since the body's part of it is gone: the body must do it anew, which the engine decides.
 """
 
 from __future__ import annotations
@@ -35,13 +35,7 @@ from durable.errors import (
 )
 from durable.records import Record
 from durable.stores._postgres import nesting
-from durable.stores._postgres.commits import (
-    checkpoint_job,
-    refused,
-    settle_job,
-    strange,
-    without_records,
-)
+from durable.stores._postgres.commits import checkpoint_job, refused, settle_job, strange, without_records
 from durable.stores._postgres.connections import FORCE_SYNC_COMMIT
 from durable.stores._postgres.guarded import GuardedConnection, guard
 from durable.stores._postgres.job import Job
@@ -61,14 +55,15 @@ from durable.stores.protocol import CommitRefused, Isolation, Late, RolledBack
 
 T = TypeVar("T")
 
-_NEW_AGAIN: Final = (
+# What makes a session that another body has used as new.
+_RESET: Final = (
     b"RESET ALL",
     b"RESET SESSION AUTHORIZATION",
     b"DISCARD TEMP",
     b"CLOSE ALL",
     b"SELECT pg_catalog.pg_advisory_unlock_all()",
 )
-# By a statement of the body's own, which psycopg knows nothing of; that it would deallocate its own as well is worth a look.
+# What a PREPARE of the body's own has left, which psycopg does not know of. DEALLOCATE ALL would take psycopg's own as well.
 _PREPARED: Final = b"SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql LIMIT 1"
 
 _SETTINGS: Final = 5  # columns, the first of which is the transaction's number
@@ -85,22 +80,22 @@ class PostgresTransaction:
         self._begin = f"BEGIN ISOLATION LEVEL {isolation.upper()}".encode()
         self._settings: Sequence[str] = ()
         self._number = self._epoch = 0
-        self._lock = threading.RLock()  # guards what follows; a signal handler may come while it is held
+        self._lock = threading.RLock()  # guards what follows; a signal handler may run while it is held
         self._session: Session | None = None
         self._guarded: GuardedConnection | None = None
-        self._busy = 0  # the thread in `begin` or `call`, which sees to the end of what was abandoned meanwhile
+        self._busy = 0  # the thread in `begin` or `call`; if abandoned meanwhile, it ends the transaction
         self._abandoned = False
-        self._around: nesting.OpenTransaction | None = None  # in whose body this one is called
+        self._around: nesting.OpenTransaction | None = None  # the one in whose body this one is called
         self._pid = os.getpid()
         self._job: Job | None = None
-        self._sent = False  # that, and the COMMIT
+        self._sent = False  # the job's record and the COMMIT, perhaps
 
     def begin(self, seconds: float) -> bool:
-        """See `protocol.Transaction`. One round trip, in which a connection that was used before is made as new."""
+        """See `protocol.Transaction`. One round trip, which also resets a session that was used before."""
         self._enter()
         try:
             if not self._owner.room.enter(self, 0.0 if nesting.is_nested() else seconds):
-                if nesting.is_nested():  # its body waits for this one, and perhaps they all do
+                if nesting.is_nested():  # the other body waits for this one, and perhaps all bodies do
                     raise InvalidArgument(
                         f"step.transaction({self._name!r}) is begun inside the body of another one, and there is room for none "
                         f"more: raise max_transactions of postgres(), or execute the inner run outside"
@@ -138,7 +133,7 @@ class PostgresTransaction:
             raise
 
     def _report_fate(self, interrupt: BaseException, late: Late) -> None:
-        """Find out what has become of a commit that was interrupted."""
+        """Find out the outcome of a commit that was interrupted, and tell `late`."""
         try:
             if not self._sent or self._job is None:
                 late(interrupt)
@@ -175,7 +170,9 @@ class PostgresTransaction:
                 session.queue(owner.sql["restore_settings"], self._settings)
                 written = session.queue(owner.sql["transaction_record"], row)
                 if owner.connections.pool_size is None and owner.connections.prepares:
-                    session.queue(b"UNLISTEN *")  # here, as it takes effect with the commit, as a LISTEN does
+                    session.queue(
+                        b"UNLISTEN *"
+                    )  # here, since it takes effect with the commit, as the body's LISTEN does
                 session.queue(b"COMMIT")
         except psycopg.Error as problem:
             failure, lost = problem, session.connection.closed
@@ -184,7 +181,7 @@ class PostgresTransaction:
             return
         finally:
             watchdog.unwatch(session.connection)
-            self._end()  # before it is settled: the connection may be the only one there is, and holds the row's lock
+            self._end()  # before settling: the connection may be the only one there is, and it holds the row's lock
         classified = batches.verdict(failure.sqlstate)
         if lost or classified is Verdict.UNKNOWN:
             self._settle(job, failure)
@@ -220,8 +217,8 @@ class PostgresTransaction:
         if not self._is_busy:
             self._end()
         elif self._session is not None and self._owner.connections.pool_size is None:
-            # A body that goes on and on keeps no room from others: its own connection is as good as closed. One of a
-            # pool is still missing there until it is given back.
+            # A body that goes on and on takes no room from others: its own connection is as good as closed. A pool's
+            # connection is missing there until it is given back.
             self._owner.room.leave(self)
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
@@ -229,12 +226,12 @@ class PostgresTransaction:
         return self._owner.daemons.submit(work, at_once=nesting.is_nested())
 
     def _open(self) -> None:
-        """Have a connection in the transaction, which is the lease's. While the database is out of reach it is tried again."""
+        """Begin the transaction under the lease, and try again while the database is out of reach."""
         connections, clock = self._owner.connections, self._owner.clock
-        waits, failures = Entry(Verb.CHECKPOINT, self._lease.run_id, 0, latest_under(self._lease), self._lease), 0
+        entry, failures = Entry(Verb.CHECKPOINT, self._lease.run_id, 0, latest_under(self._lease), self._lease), 0
         while True:
             try:
-                self._attempt(waits.deadline)
+                self._attempt(entry.deadline)
                 return
             except (psycopg.Error, StoreUnavailable) as problem:
                 sent = isinstance(problem, psycopg.Error)
@@ -242,7 +239,7 @@ class PostgresTransaction:
                 if verdict is Verdict.UNPREPARED:
                     connections.prepares = False
                 final = verdict in (Verdict.FINAL, Verdict.REFUSED) or self._abandoned
-                if final or clock.elapsed() >= waits.deadline:
+                if final or clock.elapsed() >= entry.deadline:
                     raise (connections.meaning(problem) if isinstance(problem, psycopg.Error) else problem) from None
             failures += 1
             clock.sleep(batches.pause(failures))
@@ -259,7 +256,7 @@ class PostgresTransaction:
             try:
                 with session.connection.pipeline():
                     session.queue(self._begin)
-                    for statement in _NEW_AGAIN if used else ():
+                    for statement in _RESET if used else ():
                         session.queue(statement)
                     prepared = session.queue(_PREPARED) if used else None
                     if used and owner.connections.forces_sync_commit:
@@ -304,7 +301,7 @@ class PostgresTransaction:
             raise
         self._refuse_child()
         misuse = self._take_away(face)
-        if misuse is not None:  # first: it may be what has closed the connection
+        if misuse is not None:  # asked first: the misuse may be what closed the connection
             raise misuse
         if connection.closed:
             raise self._lost(None)
@@ -317,7 +314,10 @@ class PostgresTransaction:
             )
 
     def _take_away(self, face: GuardedConnection) -> TransactionMisused | None:
-        """What keeps it from being committed. A transaction that the body has prepared is rolled back: it holds the lease."""
+        """Take the connection from the body; the misuse that forbids a commit, if there is one.
+
+        A transaction that the body has prepared is rolled back: it would hold the lease.
+        """
         misuse = face.take_away()
         session = self._session
         if misuse is None or session is None or not face.ended or session.connection.closed:
@@ -331,7 +331,7 @@ class PostgresTransaction:
         return self._session.connection, self._guarded
 
     def _settle(self, job: Job, problem: psycopg.Error) -> None:
-        """Quiet when it turns out that it was committed."""
+        """Find out whether the job was committed: quiet when it was, `RolledBack` when it was not."""
         try:
             committed = self._owner.settle(settle_job(job))
         except (LeaseLost, RunCancelled):
@@ -348,14 +348,12 @@ class PostgresTransaction:
     @locked
     def _enter(self) -> None:
         if self._abandoned:
-            raise RolledBack(
-                StoreUnavailable(self._owner.connections.where, "nobody waits for the transaction any more")
-            )
+            raise RolledBack(StoreUnavailable(self._owner.connections.where, "the transaction was abandoned"))
         self._busy = threading.get_ident()
 
     @property
     def _is_busy(self) -> bool:
-        """Whether another thread works in it. This one may be what an interrupt has left of that."""
+        """Whether another thread is at work in it. This thread itself may have been interrupted there."""
         return self._busy not in (0, threading.get_ident())
 
     @locked
@@ -368,8 +366,8 @@ class PostgresTransaction:
 
     @locked
     def _end(self) -> None:
-        """Let go of everything. An interrupt may come in the midst, and this be called again."""
-        if os.getpid() != self._pid:  # a forked child: all of it is the parent's
+        """Let go of everything. After an interrupt in the middle it is called again."""
+        if os.getpid() != self._pid:  # a forked child: everything is the parent's
             return
         if self._session is not None:
             self._owner.connections.watchdog.unwatch(self._session.connection)
@@ -388,7 +386,7 @@ class PostgresTransaction:
         return self._around
 
     def holds(self, where: str, row: str) -> bool:
-        """Whether this is the row of its lease, in this database."""
+        """Whether its lease has this row, in this database."""
         return self._lease.row == row and self._owner.connections.where == where
 
     @property

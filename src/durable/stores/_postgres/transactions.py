@@ -1,4 +1,4 @@
-"""The transactions of one process: so many at once, each on a connection that no checkpoint uses."""
+"""The transactions of one process, limited in number, and the sessions that they use."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from durable.stores._postgres.job import Job
 from durable.stores._postgres.room import Room
 from durable.stores._postgres.session import Session, is_sound
 
-_RESERVED: Final = 2  # connections of a user's pool that are left to checkpoints, where it has so many
-_STATEMENTS_UNTIL_PREPARED: Final = 5  # of the body's own, psycopg's default
+_RESERVED: Final = 2  # connections of a user's pool, left to checkpoints where the pool has that many
+_STATEMENTS_UNTIL_PREPARED: Final = 5  # of the body's own; psycopg's default
 
 
 class Transactions:
-    """The transactions of one process: so many at once, each on a connection that no checkpoint uses."""
+    """The transactions of one process: at most `limit` at once, each on a connection that no checkpoint uses."""
 
     def __init__(
         self,
@@ -26,22 +26,22 @@ class Transactions:
         sql: Mapping[str, bytes],
         clock: Clock,
         settle: Callable[[Job], Any],
-        most: int,
+        limit: int,
     ) -> None:
         self.connections = connections
         self.sql = sql
         self.clock = clock
         self.settle = settle
         size = connections.pool_size
-        most = most if size is None else min(most, max(1, size - _RESERVED))
-        self.room = Room(most)
-        self.daemons = Daemons("durable-transaction", most)
+        limit = limit if size is None else min(limit, max(1, size - _RESERVED))
+        self.room = Room(limit)
+        self.daemons = Daemons("durable-transaction", limit)
         self._idle: list[Session] = []
-        self._borrowed: set[Session] = set()  # of the writer's
+        self._borrowed: set[Session] = set()  # from the writers
         self._closed = False
 
     def take(self, until: float) -> tuple[Session, bool]:
-        """A connection, and whether somebody else's body may have left something behind in its session."""
+        """A session, and whether it must be reset, since another body may have left something behind in it."""
         connections = self.connections
         if connections.pool_size is not None:
             return connections.take(until), False
@@ -52,7 +52,7 @@ class Transactions:
         except IndexError:
             try:
                 connection = connections.connect(until)
-            except StoreUnavailable:  # too many, perhaps: then the writer's, as long as it needs none
+            except StoreUnavailable:  # too many connections, perhaps: then one that the writers leave idle
                 spare = connections.take_spare()
                 if spare is None:
                     raise
@@ -66,7 +66,7 @@ class Transactions:
                 raise
 
     def give_back(self, session: Session) -> None:
-        """Take it back, whatever state it is in."""
+        """Take a session back, whatever its state."""
         if self.connections.pool_size is not None:
             self.connections.give_back(session)
             return
@@ -85,7 +85,7 @@ class Transactions:
             self.close()
 
     def close(self) -> None:
-        """Close what is at hand. A transaction under way ends by itself, and its connection with it."""
+        """Close the idle sessions. A transaction under way ends by itself, and its connection with it."""
         self._closed = True
         while self._idle:
             self._idle.pop().connection.close()

@@ -3,10 +3,10 @@
 A query timeout is no help against a server that has stopped answering: cancelling needs the server too. Shutting the
 socket down ends the wait at once, whatever the other side does.
 
-Silence is counted from the last byte that came, or that the other side has acknowledged: what is large, on a line that is
-slow, takes longer than any silence. The kernel counts those bytes, so that looking at them costs nothing but for whoever
-has waited for a while. Where it does not (a Unix socket; another system than Linux), a wait is given the time that a slow
-line would take for so much.
+Silence is counted from the last byte that came, or that the other side acknowledged, since much data on a slow line takes
+longer than any permitted silence. The kernel counts those bytes, so looking costs nothing except for a wait that has lasted
+a while. Where it does not count them (a Unix socket; another system than Linux), a wait is given the time that a slow line
+would take for so many bytes.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ from durable.clocks import Clock
 
 _log = logging.getLogger("durable")
 
-_LOOK: Final = 0.25  # seconds between two looks at what is being watched
-_TCP_INFO: Final = getattr(
-    socket, "TCP_INFO", None
-)  # of Linux, whose layout this is; since 4.1 with these two counters
-_COUNTERS: Final = struct.Struct("=120xQQ")  # bytes that were acknowledged, bytes that came
+_LOOK: Final = 0.25  # seconds between two looks at the watched connections
+_TCP_INFO: Final = getattr(socket, "TCP_INFO", None)
+# Linux's layout, since 4.1: bytes that were acknowledged, bytes that came.
+_COUNTERS: Final = struct.Struct("=120xQQ")
 
 
 class Watchdog:
@@ -41,17 +40,16 @@ class Watchdog:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._lock = threading.RLock()  # a signal handler may come while it is held
+        self._lock = threading.RLock()  # a signal handler may run while it is held
         self._watched: dict[psycopg.Connection[Any], tuple[float, int]] = {}
-        self._looks: dict[
-            psycopg.Connection[Any], _Look
-        ] = {}  # at those that have waited for a while; the thread's own
+        # At waits that have lasted a while; the thread's own.
+        self._looks: dict[psycopg.Connection[Any], _Look] = {}
         self._thread: threading.Thread | None = None
-        self._runs = False  # asked of with each statement: `is_alive` takes five times as long
+        self._runs = False  # asked with each statement: `is_alive` takes five times as long
         self._closed = threading.Event()
 
     def watch(self, connection: psycopg.Connection[Any], until: float, size: int = 0) -> None:
-        """End the connection if it is still watched at this reading of the clock, and nothing came or went all the while.
+        """End the connection if it is still watched at this reading of the clock, and nothing came or went meanwhile.
 
         `size`: bytes that a slow line may take its time for, where the system cannot tell whether any come or go.
         """
@@ -60,8 +58,8 @@ class Watchdog:
             self._start()
 
     def unwatch(self, connection: psycopg.Connection[Any]) -> None:
-        """The reply has come."""
-        # Not while the connection is just being ended. In one line, as in `_locks`.
+        """Stop watching: the reply has come."""
+        # Not while the connection is being ended. In one line, as in `_common/locks.py`.
         with self._lock: self._watched.pop(connection, None)  # noqa: E701  # fmt: skip
 
     def close(self) -> None:
@@ -73,7 +71,7 @@ class Watchdog:
     @locked
     def _start(self) -> None:
         if (self._thread is None or not self._thread.is_alive()) and not self._closed.is_set():
-            self._runs = True  # before: it may end as soon as it has begun
+            self._runs = True  # before the start: the thread may end at once
             try:
                 self._thread = start_daemon("durable-watchdog", self._turn, self._on_failure, self._on_end)
             except BaseException:
@@ -94,7 +92,7 @@ class Watchdog:
 
     @locked
     def _end_late(self) -> None:
-        """End what is late. Meanwhile no watched connection is closed, and no descriptor used anew."""
+        """End what is late. Under the lock no watched connection is closed, and no descriptor is reused."""
         now = self._clock.elapsed()
         looks, self._looks = self._looks, {}
         for connection, watched in list(self._watched.items()):
@@ -109,7 +107,7 @@ class Watchdog:
 
 
 class _Look:
-    """What is seen of one wait, from the first time that it is looked at."""
+    """One wait, as seen from the first look at it."""
 
     def __init__(self, connection: psycopg.Connection[Any], watched: tuple[float, int], now: float) -> None:
         until, size = watched
@@ -118,7 +116,7 @@ class _Look:
         self._moved = _count_bytes(connection)
         if self._moved is None:
             self._patience, self._until = 0.0, until + size / SLOWEST
-        else:  # whatever came before this look went unseen: until the next one it has the benefit of the doubt
+        else:  # bytes may have come unseen before this look: until the next one it has the benefit of the doubt
             self._patience = max(until - now, _LOOK)
             self._until = now + self._patience
 
@@ -129,7 +127,7 @@ class _Look:
 
 
 def _count_bytes(connection: psycopg.Connection[Any]) -> tuple[int, int] | None:
-    """How many bytes have gone, and have come, on a connection; None where nobody counts them."""
+    """How many bytes were acknowledged, and have come, on a connection; None where they are not counted."""
     if _TCP_INFO is None:
         return None
     try:
@@ -142,6 +140,6 @@ def _count_bytes(connection: psycopg.Connection[Any]) -> tuple[int, int] | None:
 
 
 def shut_down(connection: psycopg.Connection[Any]) -> None:
-    """End a connection from any thread: whoever waits on it is told at once. It is not closed by this."""
+    """Shut a connection's socket down, from any thread: a wait on it ends at once. This does not close it."""
     with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
         duplicate.shutdown(socket.SHUT_RDWR)

@@ -1,6 +1,6 @@
 """The writer: commits everything that waits together, whatever happens to the wire.
 
-A lone blocking caller commits its own entry, on its own thread. Everybody else hands an entry over and waits; a thread
+A lone blocking caller commits its own job, on its own thread. All other callers hand their jobs over and wait; one thread
 takes what has gathered, and wakes each event loop once per batch.
 """
 
@@ -22,17 +22,14 @@ from durable._common.threads import start_daemon, wait_for
 from durable._engine import batches
 from durable._engine.batches import Backlog, Verb, Verdict
 from durable.clocks import Clock
-from durable.errors import (
-    DurableError,
-    InvalidArgument,
-)
+from durable.errors import DurableError, InvalidArgument
 from durable.stores._postgres.connections import Connections
 from durable.stores._postgres.job import Job, deliver, make_latch, orphan
 from durable.stores._postgres.outcomes import take_answers, take_nothing, take_refusal
 from durable.stores._postgres.session import Session
 from durable.stores._postgres.watchdog import Watchdog
 
-_MAX_HANDOVER: Final = 5.0  # seconds that an interrupted caller waits to know what has become of its job
+_MAX_HANDOVER: Final = 5.0  # seconds; an interrupted caller waits no longer for its job's outcome
 
 _log = logging.getLogger("durable")
 
@@ -59,10 +56,10 @@ class Writer:
         self._watchdog = watchdog
         self._lock = threading.RLock()  # a signal handler may come while it is held, and must not wait for itself
         self._room = threading.Condition(self._lock)
-        self._room_waiters: list[asyncio.Future[None]] = []  # the same, of event loops
+        self._room_waiters: list[asyncio.Future[None]] = []  # of event loops; threads wait on `_room`
         self._wake = threading.Event()
         self._closing = threading.Event()
-        self._closed = False  # the same, for a look at each job
+        self._closed = False  # the same as `_closing`, and cheaper to ask for each job
         self._backlog: Backlog[Job] = Backlog()
         self._busy = 0  # the thread that is performing a batch: a caller's, or the writer's own
         self._failures = 0  # in a row; while there are some, the thread alone performs
@@ -75,7 +72,7 @@ class Writer:
         if self._is_reentrant(thread):
             return self._perform_reentrant(job)
         try:
-            # In one line each, as in `_locks`.
+            # In one line each, as in `_common/locks.py`.
             with self._lock: leads = self._try_to_lead(job, thread)  # noqa: E701  # fmt: skip
             if leads:
                 later = self._perform_batch([job])
@@ -95,7 +92,7 @@ class Writer:
         return job.result()
 
     def _try_to_lead(self, job: Job, thread: int) -> bool:
-        """Whether this thread performs the job itself, which others wait for; else it waits for its turn."""
+        """Whether this thread is to perform the job itself; if not, the job waits in the backlog for its turn."""
         self._check_open()
         if not (self._busy or self._backlog or self._failures):
             self._busy = thread
@@ -107,18 +104,18 @@ class Writer:
         return False
 
     def _hand_over(self, job: Job, thread: int) -> None:
-        """An interrupt has struck: the writer's thread sees to the rest. Its answer is waited for, so that it is known."""
+        """Leave an interrupted caller's job to the writer's thread, and wait for a while, so that its outcome is known."""
         settled = self._requeue(job, thread)
         if settled is None:
             return
         if not settled.acquire(timeout=_MAX_HANDOVER):
             job.abandoned = True
-            if settled.acquire(blocking=False):  # just now, and whoever answered may not have seen that nobody waits
+            if settled.acquire(blocking=False):  # answered just now, perhaps before `abandoned` was set
                 orphan(job)
 
     @locked
     def _requeue(self, job: Job, thread: int) -> threading.Lock | None:
-        """What to wait for; None when nothing was begun, or it is over."""
+        """Put the job back into the backlog; the latch to wait on, None when nothing was begun, or all is over."""
         if self._busy == thread:
             self._busy = 0
             self._give_session_back()
@@ -132,7 +129,7 @@ class Writer:
         return job.settled if job.added and not job.done else None
 
     def submit(self, job: Job) -> asyncio.Future[Any]:
-        """Commit a job; the future of its answer. The job goes its way if the future is cancelled."""
+        """Commit a job; the future of its answer. Cancelling the future does not stop the job."""
         job.loop = loop = asyncio.get_running_loop()
         job.future = future = loop.create_future()
         self._accept(job)
@@ -144,7 +141,7 @@ class Writer:
         self._add(job)
 
     def room(self) -> asyncio.Future[None] | None:
-        """None while there is room for more; else what an event loop waits for before it starts more."""
+        """None while there is room for more jobs; else a future that an event loop awaits before it submits more."""
         return self._wait_for_room_async() if self._backlog.full else None
 
     @locked
@@ -156,7 +153,7 @@ class Writer:
 
     @locked
     def post(self, job: Job) -> None:
-        """Commit a job that nobody waits for, unless it is too late for that."""
+        """Commit a job whose answer is not waited for; not if the writer is closed."""
         if not self._closed:
             self._add(job)
 
@@ -167,7 +164,7 @@ class Writer:
 
     @locked
     def _shut(self) -> threading.Thread | None:
-        """Let nothing more in; the thread that commits the rest, if there is one."""
+        """Take no more jobs; the thread that commits the rest, if there is one."""
         self._closing.set()
         self._closed = True
         self._release_waiters()
@@ -175,11 +172,11 @@ class Writer:
         return self._thread
 
     def _is_reentrant(self, thread: int) -> bool:
-        """Whether this is a signal handler (or a finalizer) in the midst of this thread's own turn at the writer."""
+        """Whether this is a signal handler (or a finalizer) that runs in the middle of this thread's own turn at the writer."""
         return self._busy == thread or self._lock._is_owned()  # type: ignore[attr-defined] # noqa: SLF001
 
     def _perform_reentrant(self, job: Job) -> Any:
-        """Commit a job by itself, on a connection of its own, and touch nothing that may be half changed."""
+        """Commit a job by itself, on a connection of its own, without touching state that may be half changed."""
         failures = 0
         while self._perform_safely([job]) and job.deadline > self._clock.elapsed():
             failures += 1
@@ -190,7 +187,7 @@ class Writer:
 
     def _finish_leading(self, later: list[Job]) -> None:
         self._finish(later)
-        for job in later:  # to be tried again, which is the thread's business
+        for job in later:  # the thread tries these again
             job.settled = make_latch()
             self._add(job)
 
@@ -206,14 +203,14 @@ class Writer:
             self._wake.set()
 
     def _ensure_thread(self) -> None:
-        """Start the thread, also after the end of one that something has ended in the midst of its work."""
+        """Start the thread if it does not run; if it ended in the middle of a batch, recover that first."""
         if self._thread is None or not self._thread.is_alive():
             if self._thread is not None and self._busy == self._thread.ident:
                 self._recover("its thread ended")
             self._thread = start_daemon("durable-writer", self._turn, self._on_failure)
 
     def _give_session_back(self) -> None:
-        """What an interrupted batch has left behind."""
+        """Give back the session that an interrupted batch was using."""
         session, self._session = self._session, None
         if session is not None:
             self._watchdog.unwatch(session.connection)
@@ -222,25 +219,25 @@ class Writer:
     def _wait_for_room(self, job: Job) -> None:
         while self._backlog.full and not self._closed:
             if not self._room.wait(max(0.0, job.deadline - self._clock.elapsed())):
-                return  # too late to wait any more: among the others it is answered, one way or the other
+                return  # past its deadline: it joins the backlog, where it is answered one way or the other
 
     def _release_waiters(self) -> None:
         if self._backlog.full and not self._closed:
             return
         self._room.notify_all()
-        crowd, self._room_waiters = self._room_waiters, []
-        for waiting in crowd:
+        waiters, self._room_waiters = self._room_waiters, []
+        for waiting in waiters:
             with contextlib.suppress(RuntimeError):  # its loop is closed
                 waiting.get_loop().call_soon_threadsafe(_admit, waiting)
 
     @locked
     def _on_failure(self, problem: Exception) -> None:
-        # Else a caller performs its own job, which is not this turn's to end.
+        # Not while a caller performs its own job, which this thread must not end.
         if self._busy in (0, threading.get_ident()):
             self._recover(type(problem).__name__)
 
     def _recover(self, reason: str) -> None:
-        """A turn has ended in the midst: nobody must wait for what it had in hand, and what waits is taken up."""
+        """After a turn that ended in the middle: answer the jobs that it had taken, and go on with those that wait."""
         self._give_session_back()
         self._busy = 0
         self._backlog.mend()
@@ -248,7 +245,7 @@ class Writer:
         self._wake.set()
 
     def _turn(self) -> bool:
-        """Wait for something to do, and do it; False when that was the last time."""
+        """Wait for jobs and perform them; False when the writer is closed and nothing is left."""
         self._wake.wait()
         batch = self._take_batch()
         if batch:
@@ -257,7 +254,7 @@ class Writer:
 
     @locked
     def _take_batch(self) -> list[Job] | None:
-        """What is to be performed now; None while another thread performs, which wakes this one when it is done."""
+        """The jobs to perform now; None while another thread is performing, which wakes this one afterwards."""
         self._wake.clear()
         if self._busy:
             return None
@@ -275,11 +272,11 @@ class Writer:
         return self._backlog.expired(math.inf if self._closed else self._clock.elapsed())
 
     def _perform_safely(self, batch: list[Job]) -> list[Job]:
-        """Settle a batch; a fault of the writer's own must not be the end of anybody else's work."""
+        """Perform a batch; a fault of the writer's own must not end the work of the callers. Returns as `_perform_batch`."""
         try:
             return self._perform_batch(batch)
         except Exception as problem:
-            # A claim may have been granted, and nobody would know of its lease: what became of it is looked up, once.
+            # A claim may have been granted, and its lease would be known to no one: its outcome is looked up, once.
             again = [job for job in batch if not job.done and job.verb is Verb.CLAIM and not job.unknown]
             for job in again:
                 job.unknown = job.doubtful = True
@@ -311,7 +308,7 @@ class Writer:
             self._wake.set()
 
     def _perform_batch(self, batch: list[Job]) -> list[Job]:
-        """Perform a batch and answer its jobs; those that must be tried again after a pause are returned."""
+        """Perform a batch and answer its jobs; returns those to be tried again after a pause."""
         portions, later = [batch], list[Job]()
         while portions:
             portion = portions.pop()
@@ -355,8 +352,8 @@ class Writer:
             connections.give_back(session)
 
     def _answer(self, jobs: list[Job], answers: Sequence[Any]) -> list[list[Job]]:
-        """Answer the jobs that have an answer; those found absent are to be sent again, at once."""
-        if not any(answers):  # all done, and nothing to say
+        """Answer the jobs that have an answer; returns the portions to be sent again at once: what was found absent."""
+        if not any(answers):  # all done, with no value to return
             for job, answer in zip(jobs, answers, strict=True):
                 job.answer = answer
             deliver(jobs)

@@ -1,7 +1,7 @@
 """The SQL of the store, read from the files beside this one, with the tables' names filled in.
 
-Its functions and operators are PostgreSQL's own, and are named so. By their mere names they would be looked for on the search
-path, where a function of the same name with arguments that fit better is preferred, whoever has made it.
+Its functions and operators are PostgreSQL's own, and are qualified. By their mere names they would be looked for on the search
+path, where another role's function of the same name is preferred if its arguments fit better.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from durable._engine.headers import FOREIGN_METADATA
 from durable.stores._postgres.sql.names import Names
 
 # As the files here write them: a function's name is small, and its parenthesis follows at once.
-# What is the grammar's own is looked for in that schema anyway: the trimming of text, and `unnest` of several arrays at once.
+# The grammar's own are looked for in that schema anyway: the trimming of text, and `unnest` of several arrays at once.
 _GRAMMAR: Final = r"(?:extract|trim|substring|position|overlay)\(|unnest\((?:%\(\w+\)s|[^(),])+,"
 _FUNCTION: Final = re.compile(rf"(?<![\w.%])(?!{_GRAMMAR})([a-z_][a-z0-9_]*)\(")
-_OPERATOR: Final = re.compile(r"\|\||->>|->")  # those that are found by one operand where the other is a mere literal
+_OPERATOR: Final = re.compile(r"\|\||->>|->")  # those that one operand decides, where the other is a mere literal
 _QUOTED: Final = re.compile(r"""('(?:[^']|'')*'|"[^"]*"|--[^\n]*)""")
 _HERE: Final = resources.files(__name__.rpartition(".")[0])
 
 _FOREIGN_METADATA: Final = f"'{{{','.join(FOREIGN_METADATA)}}}'::text[]"
-# What statements have in common. `foreign` is `headers.is_foreign` of a row's `snapshot`.
+# Parts that statements share. `foreign` is `headers.is_foreign` of a row's `snapshot`.
 _PARTS: Final = {
     "{foreign}": f"(COALESCE(snapshot->>'workflowName', '') = '' "
     f"OR COALESCE(snapshot->'metadata' ?| {_FOREIGN_METADATA}, false))",
@@ -35,13 +35,13 @@ _PARTS: Final = {
 
 @cache
 def load_statements(names: Names, file: str = "statements.sql") -> Mapping[str, bytes]:
-    """Each statement of a file by its name."""
+    """The statements of a file by their names."""
     return {name: names.fill(template).encode() for name, template in _templates(file).items()}
 
 
 @cache
 def _templates(file: str) -> Mapping[str, str]:
-    """The same before the tables are named: read and qualified once, however many stores a process has."""
+    """The statements before the tables are named: read and qualified once for all stores of a process."""
     text = (_HERE / file).read_text("utf-8")
     for part, meaning in _PARTS.items():
         text = text.replace(part, meaning)
@@ -51,8 +51,8 @@ def _templates(file: str) -> Mapping[str, str]:
 
 
 def qualify(text: str) -> LiteralString:
-    """SQL of ours, with its functions and operators taken from PostgreSQL's own schema, whatever the search path."""
-    parts = _QUOTED.split(text)  # every other one is a literal, a quoted name, or a comment
+    """Our SQL, with its functions and operators taken from PostgreSQL's own schema, whatever the search path."""
+    parts = _QUOTED.split(text)  # every second part is a literal, a quoted name, or a comment
     for number in range(0, len(parts), 2):
         called = _FUNCTION.sub(r"pg_catalog.\1(", parts[number])
         parts[number] = _OPERATOR.sub(lambda found: f" OPERATOR(pg_catalog.{found[0]}) ", called)
@@ -60,13 +60,13 @@ def qualify(text: str) -> LiteralString:
 
 
 def number_parameters(query: bytes) -> bytes:
-    """The statement with the placeholders of the wire, `$1`, `$2` …, in place of psycopg's `%s`."""
-    numbers = itertools.count(1)  # a doubled % may stand before an s: in the name of a table
+    """The statement with the placeholders of the protocol, `$1`, `$2` …, in place of psycopg's `%s`."""
+    numbers = itertools.count(1)  # a doubled % may stand before an s, in the name of a table
     return re.sub(b"%[%s]", lambda found: b"%" if found[0] == b"%%" else b"$%d" % next(numbers), query)
 
 
 def load_migrations(names: Names) -> dict[int, bytes]:
-    """Each migration by its number, in order."""
+    """The migrations by their numbers, in order."""
     return {number: names.fill_script(template).encode() for number, template in _migration_templates().items()}
 
 

@@ -43,15 +43,15 @@ class Names:
             "status_index": sql.Identifier(_index_name(self.table, "status_idx")),
         }
         known = {name: value.as_string(None) for name, value in {**qualified, **indexes}.items()}
-        # As values, for what looks a table up by its name.
+        # As text values, for statements that look a table up by its name.
         return known | {f"{name}_text": _literal(known[name]) for name in qualified}
 
     def fill(self, text: str) -> str:
-        """The SQL with the names in place of `{snapshots}` and its like, for psycopg: a `%` in a name is no placeholder."""
+        """The SQL with the names in place of `{snapshots}` and its like, for psycopg: a `%` in a name is doubled."""
         return re.sub(r"\{(\w+)\}", lambda match: self._fill(match).replace("%", "%%"), text)
 
     def fill_script(self, text: str) -> str:
-        """The same for a script, which has no placeholders at all."""
+        """The same for a script, which has no placeholders."""
         return re.sub(r"\{(\w+)\}", self._fill, text)
 
     def _fill(self, match: re.Match[str]) -> str:
@@ -68,7 +68,7 @@ class Names:
 
 
 def _literal(text: str) -> str:
-    """As SQL: not by psycopg's dumpers, which may be the application's, and whatever standard_conforming_strings is."""
+    """The text as an SQL literal: not by psycopg's dumpers, which may be the application's, and under any string settings."""
     doubled = text.replace("'", "''")
     return "E'{}'".format(doubled.replace("\\", "\\\\")) if "\\" in doubled else f"'{doubled}'"
 
@@ -82,7 +82,7 @@ def _check_identifier(what: str, name: object) -> None:
 
 
 def _index_name(table: str, suffix: str) -> str:
-    """PostgreSQL's own way of naming one, but two long names that begin alike do not become one."""
+    """An index's name as PostgreSQL makes it, but long names that begin alike stay different."""
     room = _MAX_IDENTIFIER_BYTES - len(suffix) - 1
     if len(table.encode()) > room:
         digest = f"_{zlib.crc32(table.encode()):08x}"
