@@ -250,7 +250,7 @@ def _body_on_thread(name: str, body: Callable[[], Any]) -> Any:
     return body_on_thread(name, body)  # whatever stands there: planted bugs do
 
 
-def start_daemon(name: str, turn: Callable[[], object], failed: Callable[[Exception], object]) -> Any:
+def start_daemon(name: str, turn: Callable[[], object], on_failure: Callable[[Exception], object]) -> Any:
     """See `_common.threads`: nothing may wait here until a thread has begun."""
     place = acting().place
     if not acting().dead and place.lacks_thread():
@@ -263,7 +263,7 @@ def start_daemon(name: str, turn: Callable[[], object], failed: Callable[[Except
                     pass
                 return
             except Exception as problem:
-                failed(problem)
+                on_failure(problem)
 
     thread = _threading.Thread(run)
     thread.start()
@@ -276,8 +276,8 @@ def _fails(place: Place) -> bool:
     return False
 
 
-def _start_daemon(name: str, turn: Callable[[], object], failed: Callable[[Exception], object]) -> Any:
-    return start_daemon(name, turn, failed)  # whatever stands there: planted bugs do
+def _start_daemon(name: str, turn: Callable[[], object], on_failure: Callable[[Exception], object]) -> Any:
+    return start_daemon(name, turn, on_failure)  # whatever stands there: planted bugs do
 
 
 class _Chance:

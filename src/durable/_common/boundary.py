@@ -1,7 +1,7 @@
-"""Where users' code calls ours: what a call that does not fit is answered with, and how much of ours a traceback shows.
+"""Where users' code calls ours: how a call that does not fit is answered, and how much of our code a traceback shows.
 
 A traceback that leaves through here shows the users' own lines, and one line of ours wherever theirs call it. A mistake of
-ours keeps every line: it is what a report of it needs.
+ours keeps every line, which a report of it needs.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ _callers: Final = set[CodeType]()  # of ours, from which users' functions are ca
 
 
 def calls_out(fn: _F) -> _F:
-    """Marks a function of ours that calls one of the user's, or raises what one has raised: it is the user's exception."""
+    """Mark a function of ours that calls one of the user's, or raises what one has raised: the exception is the user's."""
     _callers.add(cast(Any, fn).__code__)
     return fn
 
 
 def public(name: str) -> Callable[[_F], _F]:
-    """Makes a function, or a coroutine function, one that users call: see the module. `name` is what they call it by."""
+    """Make a function, or a coroutine function, one that users call: see the module. `name` is what they call it by."""
 
-    def decorated(fn: _F) -> _F:
+    def decorate(fn: _F) -> _F:
         calls_out(fn)
         if inspect.iscoroutinefunction(fn):
 
             @functools.wraps(fn)
-            async def awaited(*args: Any, **kwargs: Any) -> Any:
+            async def call_async(*args: Any, **kwargs: Any) -> Any:
                 try:
                     return await fn(*args, **kwargs)
                 except Exception as problem:
@@ -57,10 +57,10 @@ def public(name: str) -> Callable[[_F], _F]:
                     _without_this_frame(problem)
                     raise
 
-            return cast(_F, awaited)
+            return cast(_F, call_async)
 
         @functools.wraps(fn)
-        def called(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             try:
                 return fn(*args, **kwargs)
             except Exception as problem:
@@ -69,27 +69,27 @@ def public(name: str) -> Callable[[_F], _F]:
                 _without_this_frame(problem)
                 raise
 
-        return cast(_F, called)
+        return cast(_F, call)
 
-    return decorated
+    return decorate
 
 
 def public_verbs(name: str, *verbs: str) -> Callable[[_C], _C]:
-    """The same for these methods of a class."""
+    """Do the same for these methods of a class."""
 
-    def decorated(class_: _C) -> _C:
+    def decorate(class_: _C) -> _C:
         for verb in verbs:
             setattr(class_, verb, public(f"{name}.{verb}")(vars(class_)[verb]))
         return class_
 
-    return decorated
+    return decorate
 
 
 def shorten(exception: BaseException) -> None:
-    """Leave of ours only what a user needs to see in an exception's tracebacks, and in those of what led to it.
+    """Cut our lines out of the tracebacks of an exception, and of what led to it, but for those that a user needs to see.
 
-    The first line is kept, so call it in the frame that is to be the border. A `KeyboardInterrupt` and the like stay as they
-    are: where it struck is what they tell. A cancellation that led to an error, as to a `TimeoutError`, is cut like one.
+    The first line is kept, so call this in the frame that is to be the border. A `KeyboardInterrupt` and its like stay as they
+    are: they tell where they struck. A cancellation that led to an error, such as a `TimeoutError`, is cut like the error.
     """
     seen: set[int] = set()
     links: list[tuple[BaseException, bool]] = [(exception, False)]

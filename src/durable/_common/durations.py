@@ -1,4 +1,4 @@
-"""How long something is to take (seconds, or a `timedelta`), and until when; what no calendar holds is refused by name."""
+"""Durations (seconds, or a `timedelta`) and moments: read, checked and shown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Duration: TypeAlias = float | timedelta
 """Seconds, or a `timedelta`."""
 
 MAX_SECONDS: Final = 100 * 366 * 24 * 3600.0
-"""A hundred years, the longest that is waited for. Threads, event loops and dates all count further than that."""
+"""A hundred years, the longest wait. Threads, event loops and dates all count further than that."""
 
 _SHOWN: Final = 80  # characters
 _LAST: Final = datetime.max.replace(tzinfo=UTC)
@@ -21,7 +21,7 @@ _EXAMPLE: Final = "like datetime.now(UTC) + timedelta(hours=1)"
 
 
 def to_seconds(what: str, given: object) -> float:
-    """A duration in seconds; `InvalidArgument` for what is none. Which durations will do is for the caller to say."""
+    """A duration in seconds; `InvalidArgument` for what is none. Which durations are allowed is for the caller to check."""
     if isinstance(given, timedelta):
         return given.total_seconds()
     if isinstance(given, bool) or not isinstance(given, int | float):
@@ -35,7 +35,7 @@ def to_seconds(what: str, given: object) -> float:
 
 
 def check_duration(what: str, given: object, *, zero: bool = False) -> float:
-    """A duration in seconds that can be waited for (one of none only if `zero`); else an `InvalidArgument` about `what`."""
+    """A duration in seconds, positive (or zero, if `zero`) and at most a hundred years; else `InvalidArgument` about `what`."""
     seconds = to_seconds(what, given)
     if not (seconds > 0 or (zero and seconds == 0)):  # NaN is neither
         wanted = "a number of seconds, zero or more" if zero else "a positive number of seconds"
@@ -48,7 +48,7 @@ def check_duration(what: str, given: object, *, zero: bool = False) -> float:
 
 
 def to_utc(what: str, moment: datetime) -> datetime:
-    """The moment in UTC; an `InvalidArgument` about `what` when it has no offset from it, or lies beyond its years."""
+    """The moment in UTC; an `InvalidArgument` about `what` when it has no offset, or lies beyond the years 1 to 9999."""
     try:
         if moment.utcoffset() is None:
             raise InvalidArgument(
@@ -67,7 +67,7 @@ def to_utc(what: str, moment: datetime) -> datetime:
 
 
 def add_seconds(moment: datetime, seconds: float) -> datetime:
-    """The moment after so many seconds, or the last one that there is."""
+    """The moment so many seconds later, or the last moment that there is."""
     try:
         return moment + timedelta(seconds=seconds)
     except OverflowError:
@@ -75,7 +75,7 @@ def add_seconds(moment: datetime, seconds: float) -> datetime:
 
 
 def show(value: object) -> str:
-    """A value as a message shows it. (Python does not write an int of thousands of digits.)"""
+    """A value as text for a message. (Python does not write out an int of thousands of digits.)"""
     try:
         text = repr(value)
     except Exception:  # a user's own may do anything

@@ -1,4 +1,4 @@
-"""What must be true of the system and of the installation for any of this to work; looked at when it is imported."""
+"""What the system and the installation must be like for durable to work; checked when this is imported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGE: Final = "durable"
 
 def _check_system() -> None:
     """Raise `ImportError` on a system that is not POSIX."""
-    try:  # for locks that end with their process, and for the account of an embedded server
+    try:  # the first for locks that end with their process, the second for the account of an embedded server
         for module in ("fcntl", "pwd"):
             __import__(module)
     except ImportError as problem:
@@ -60,7 +60,7 @@ def _has_more_than_its_own(here: Path) -> bool:
 
 
 def _others(here: Path) -> Iterator[Path]:
-    """Other places on the path with a package of this name."""
+    """Other directories on the path that have a package of this name."""
     for entry in dict.fromkeys(sys.path):
         directory = Path(entry)
         package = directory / _PACKAGE
@@ -72,7 +72,7 @@ def _owners(places: list[Path]) -> list[str]:
     """The other distributions that have installed a package of this name there."""
     if not places:
         return []
-    from importlib import metadata  # noqa: PLC0415 -- it takes its time, and is almost never asked
+    from importlib import metadata  # noqa: PLC0415 -- slow to import, and almost never needed
 
     return sorted(
         {

@@ -1,4 +1,4 @@
-"""What a forked child makes anew: its parent's other threads are not there to give back what they were holding."""
+"""What a forked child makes anew: its parent's other threads are gone, and cannot give back the locks that they held."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Renewable(Protocol):
     """Something with locks of its own."""
 
     def renew(self) -> None:
-        """In a forked child: make new locks, and forget the threads."""
+        """Make new locks and forget the threads, in a forked child."""
         ...
 
 
@@ -23,7 +23,7 @@ _known: Final[weakref.WeakSet[Renewable]] = weakref.WeakSet()
 
 
 def renew_in_children(thing: R) -> R:
-    """The same, which is renewed in every forked child."""
+    """Have this thing renewed in every forked child; returns it."""
     _known.add(thing)
     return thing
 

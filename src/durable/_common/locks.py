@@ -1,4 +1,4 @@
-"""A lock around a method, that no interrupt leaves locked."""
+"""A lock around a method, which no interrupt leaves locked."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ S = TypeVar("S", bound=_HasLock)
 
 
 def locked(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """The method under its object's `_lock`, a lock of C's (a Condition's `__enter__` can be interrupted half-way).
+    """The method under its object's `_lock`, a lock made in C (a Condition's `__enter__` can be interrupted half-way).
 
-    All in one line: a trace function, and what it raises, comes between two lines, also where a block is being left.
+    All in one line: a trace function, and what it raises, runs between two lines, also where a block is being left.
     """
 
     def under_lock(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         with self._lock: return method(self, *args, **kwargs)  # noqa: E701  # pyright: ignore[reportPrivateUsage]  # fmt: skip
 
-    # The same for a method of one and of two arguments, called several times a step: packing them costs as much again.
+    # For methods with one and two arguments, which are called several times a step: packing arguments would double the cost.
     def of_one(self: Any, one: Any, /) -> Any:
         with self._lock: return call(self, one)  # noqa: E701  # fmt: skip
 
@@ -45,7 +45,7 @@ def locked(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
 
 
 def is_locked(function: FunctionType) -> bool:
-    """Whether this is a method under its lock."""
+    """Whether this is a method that `locked` has wrapped."""
     return function.__code__ in _codes
 
 

@@ -1,4 +1,4 @@
-"""Log records from where nothing may be held up: by a handler that is slow, or that raises."""
+"""Log records from places that a slow or failing handler must not hold up."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from durable._common.locks import locked
 
 __all__ = ["flush", "report", "say", "tell_aside"]
 
-_MAX_WAITING: Final = 1000  # of records that a handler has not taken yet; more are left out, and counted
+_MAX_WAITING: Final = 1000  # records that no handler has taken yet; more are dropped
 _IDLE: Final = 1.0  # seconds without a record, after which the thread ends
 
 
 class _Reporter:
-    """Calls what is handed over, one after the other, on a thread that lives while there is something to call."""
+    """Calls what is handed over, one after the other, on a thread that ends when there is nothing to call."""
 
     def __init__(self) -> None:
         self._waiting: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
@@ -27,8 +27,8 @@ class _Reporter:
         self._thread: threading.Thread | None = None
 
     def call(self, work: Callable[[], object]) -> None:
-        """Hand over. Never raises, and never waits for what is called."""
-        with contextlib.suppress(Exception):  # no thread can be started, or there is no memory: then it is not said
+        """Hand work over. Never raises, and never waits for the work."""
+        with contextlib.suppress(Exception):  # no thread, or no memory: then there is no record
             if self._waiting.qsize() < _MAX_WAITING:
                 self._waiting.put(work)
             self._start()
@@ -41,7 +41,7 @@ class _Reporter:
             self._thread = thread
 
     def flush(self, seconds: float) -> None:
-        """Wait until what was handed over so far has been called, `seconds` at most."""
+        """Wait until everything handed over so far has been called, `seconds` at most."""
         called = threading.Event()
         self.call(called.set)
         called.wait(seconds)
@@ -54,7 +54,7 @@ class _Reporter:
                 if self._is_done():
                     return
                 continue
-            with contextlib.suppress(BaseException):  # a filter, a handler or a listener of the user's
+            with contextlib.suppress(BaseException):  # of a filter, a handler or a listener of the user's
                 work()
             del work
 
@@ -70,30 +70,30 @@ _reporter = _Reporter()
 
 
 def report(log: logging.Logger, level: int, message: str, *values: Any, problem: BaseException | None = None) -> None:
-    """Log, on a thread of its own: here a lease or a commit depends on going on."""
+    """Log on a thread of its own, where a lease or a commit depends on going on."""
     if log.isEnabledFor(level):
         info = None if problem is None else (type(problem), problem, problem.__traceback__)
         _reporter.call(lambda: log.log(level, message, *values, exc_info=info))
 
 
 def say(log: logging.Logger, level: int, message: str, *values: Any) -> None:
-    """Log here and now; what a filter or a handler raises is not the caller's."""
+    """Log at once, on this thread; what a filter or a handler raises is dropped."""
     with contextlib.suppress(Exception):
         log.log(level, message, *values)
 
 
 def flush(seconds: float) -> None:
-    """Wait until what was reported so far has been logged, `seconds` at most."""
+    """Wait until everything reported so far has been logged, `seconds` at most."""
     _reporter.flush(seconds)
 
 
 def tell_aside(listener: Callable[[Any], object], event: Any) -> None:
-    """Tell a listener, likewise."""
+    """Call a listener with an event, on that thread too."""
     _reporter.call(lambda: listener(event))
 
 
 def _renew() -> None:
-    """In a forked child: the thread was its parent's."""
+    """Make a new reporter in a forked child: the thread was its parent's."""
     global _reporter  # noqa: PLW0603 -- one per process is what it is
     _reporter = _Reporter()
 

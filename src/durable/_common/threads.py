@@ -1,4 +1,4 @@
-"""Daemon threads, none of which keeps the interpreter from exiting, and that no fault of one turn is the end of."""
+"""Daemon threads, which do not keep the interpreter from exiting and go on after a turn that fails."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _LOOK = 0.05  # seconds between looks at whether a thread that is being started 
 def start_daemon(
     name: str,
     turn: Callable[[], object],
-    failed: Callable[[Exception], object],
-    ended: Callable[[], object] | None = None,
+    on_failure: Callable[[Exception], object],
+    on_end: Callable[[], object] | None = None,
 ) -> threading.Thread:
-    """A daemon thread, started, that calls `turn` until it returns something false.
+    """Start a daemon thread that calls `turn` until it returns something false.
 
-    What a turn raises (no memory, for example) goes to `failed`, and the thread goes on; when it has ended all the same,
-    `ended` is called. `StoreUnavailable` where none can be started: that may be possible later.
+    What a turn raises (a `MemoryError`, for example) goes to `on_failure`, and the thread goes on. `on_end` is called when it
+    ends for any reason. Raises `StoreUnavailable` when no thread can be started: it may be possible later.
     """
     begun = threading.Event()
 
@@ -41,11 +41,11 @@ def start_daemon(
                         pass
                     return
                 except Exception as problem:
-                    begun.set()  # first: the starter waits for it, and may hold the lock that `failed` takes
-                    failed(problem)
+                    begun.set()  # first: the starter waits for it, and may hold the lock that `on_failure` takes
+                    on_failure(problem)
         finally:
-            if ended is not None:
-                ended()
+            if on_end is not None:
+                on_end()
 
     thread = threading.Thread(target=run, name=name, daemon=True)
     try:
@@ -59,10 +59,10 @@ def start_daemon(
 
 
 def wait_for(thread: threading.Thread | None, lock: Any, *, amid: bool = False) -> bool:
-    """Wait until a thread has ended, which takes this lock; whether it has.
+    """Wait until a thread that takes this lock has ended; whether it has.
 
-    Not where it would wait for its own caller: in a signal handler, or a finalizer, that has struck a thread which holds the
-    lock, or does `amid` something else that the other waits for; nor in that thread itself. It then ends when it can.
+    Returns at once where it would wait for its own caller: in a signal handler, or a finalizer, on a thread that holds the lock
+    or is `amid` something else that the other one waits for, and in that thread itself. The thread then ends when it can.
     """
     if thread is None:
         return True
@@ -75,26 +75,26 @@ _Given: TypeAlias = tuple[Future[Any], Callable[[], Any]]
 
 
 class Daemons:
-    """At most `most` threads, which end when there is nothing to do. What is submitted beyond waits for its turn."""
+    """At most `limit` threads, which end when there is nothing to do. What is submitted beyond that waits for its turn."""
 
-    def __init__(self, name: str, most: int) -> None:
+    def __init__(self, name: str, limit: int) -> None:
         self._name = name
-        self._most = most
+        self._limit = limit
         self._lock = threading.Lock()
         self._threads = 0
         self._waiting: deque[_Given] = deque()
 
     def submit(self, work: Callable[[], T], *, at_once: bool = False) -> Future[T]:
-        """What `work` comes to. Not called if it is cancelled before its turn; `at_once` there is a thread more for it.
+        """The future of what `work` returns; cancelled before its turn, `work` is not called. `at_once`: on one more thread.
 
-        `StoreUnavailable` where no thread can be started for it.
+        Raises `StoreUnavailable` when no thread can be started for it.
         """
         answer: Future[T] = Future()
         given: _Given = (answer, work)
         if self._add(given, at_once=at_once):
-            hand = _Hand(self)
+            worker = _Worker(self)
             try:
-                start_daemon(self._name, hand.turn, hand.failed)
+                start_daemon(self._name, worker.turn, worker.on_failure)
             except BaseException:
                 self._withdraw(given)
                 raise
@@ -102,12 +102,12 @@ class Daemons:
 
     @locked
     def _add(self, given: _Given, *, at_once: bool) -> bool:
-        """Let it wait for its turn; whether there is to be a thread more."""
+        """Let it wait for its turn; whether to start one more thread."""
         if at_once:
             self._waiting.appendleft(given)
         else:
             self._waiting.append(given)
-        if self._threads >= self._most and not at_once:
+        if self._threads >= self._limit and not at_once:
             return False
         self._threads += 1
         return True
@@ -115,27 +115,27 @@ class Daemons:
     @locked
     def _withdraw(self, given: _Given) -> None:
         self._threads -= 1
-        with contextlib.suppress(ValueError):  # another thread has begun with it
+        with contextlib.suppress(ValueError):  # another thread has taken it
             self._waiting.remove(given)
 
     @locked
     def take(self) -> _Given | None:
-        """What is next; None, and there is a thread less, when there is nothing."""
+        """The next work; None when there is none, and the thread is to end."""
         if self._waiting:
             return self._waiting.popleft()
         self._threads -= 1
         return None
 
 
-class _Hand:
-    """One thread's work."""
+class _Worker:
+    """What one thread does."""
 
     def __init__(self, daemons: Daemons) -> None:
         self._daemons = daemons
         self._given: _Given | None = None
 
     def turn(self) -> bool:
-        """Do what is next, if anything is."""
+        """Do the next work, if there is any."""
         self._given = self._daemons.take()
         if self._given is None:
             return False
@@ -143,15 +143,15 @@ class _Hand:
         self._given = None
         return True
 
-    def failed(self, problem: Exception) -> None:
-        """A fault of ours: whoever waits is told."""
+    def on_failure(self, problem: Exception) -> None:
+        """After a fault of ours: answer the waiting caller with it."""
         given, self._given = self._given, None
         if given is not None and not given[0].done():
             given[0].set_exception(problem)
 
 
 def fulfil(answer: Future[Any], work: Callable[[], Any]) -> None:
-    """Do the work, and answer with what it comes to; not if the answer was cancelled meanwhile."""
+    """Do the work, and set its result on the future; not if that was cancelled meanwhile."""
     if not answer.set_running_or_notify_cancel():
         return
     try:

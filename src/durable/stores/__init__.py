@@ -1,4 +1,4 @@
-"""Where runs live: `postgres(url)` for good, `embedded()` to try it and for tests, `memory()` for a process."""
+"""Where runs live: `postgres(url)` in production, `embedded()` for a first try and for tests, `memory()` in one process."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def postgres(
       runs of `a:b:` too, and one without a prefix holds all.
     - `auto_create_table`: make the tables at first use. If not, they are checked, and `SchemaMismatch` says what is missing;
       `python -m durable.stores` prints the script that makes them.
-    - `lock`: a run that somebody is executing is refused to others. Its table's name can be given instead of True. With
-      False nobody is refused: the latest call takes the run over, and the earlier one can write nothing more.
+    - `lock`: a run that is being executed is refused to other calls. The name of the leases' table can be given instead of
+      True. With False no call is refused: the latest one takes the run over, and the earlier one can write nothing more.
     - `pool`: a `psycopg_pool.ConnectionPool` of yours to work on; it is never closed, and the heartbeat has a connection
       of its own beside it, made the way the pool makes them.
     - `codec`: how values are written, by default `durable.codecs.JsonCodec()`; of several the first writes, all read, and
@@ -123,7 +123,7 @@ def schema_sql(
     role: str | None = None,
     since: int = 0,
 ) -> str:
-    """The SQL that makes the tables of `postgres(table=, schema=, lock=)`, for whoever may create them.
+    """The SQL that makes the tables of `postgres(table=, schema=, lock=)`, for a role that may create them.
 
     `role` is granted what it then needs to run workflows, which is no right to create anything. `since` leaves out the
     migrations up to this number, for tables that are already there. `python -m durable.stores` prints it.

@@ -1,4 +1,4 @@
-"""`python -m durable.stores`: prints the SQL that makes a store's tables, for whoever may create them."""
+"""`python -m durable.stores`: prints the SQL that makes a store's tables, for a role that may create them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from durable.stores import schema_sql
 
 
 def main() -> None:
-    """Print it."""
+    """Print the SQL."""
     parser = argparse.ArgumentParser(prog="python -m durable.stores", description=schema_sql.__doc__)
     parser.add_argument("--table", default="durable_snapshots")
     parser.add_argument("--schema")

@@ -41,7 +41,7 @@ _THREE_WAYS = (
 
 @dataclass(frozen=True, slots=True)
 class _Account:
-    """Whom the server runs as: PostgreSQL refuses to be root."""
+    """The account that the server runs as: PostgreSQL refuses to be root."""
 
     uid: int = -1
     gid: int = -1
@@ -57,7 +57,7 @@ class _Account:
 
 
 class Server:
-    """A user's hold on the server in one directory: it runs at least until this is closed, or this process ends.
+    """A user's hold on the server of one directory: the server runs at least until this is closed, or this process ends.
 
     Several processes may hold the same directory; the last one's end, even by kill -9, stops the server within about a
     second. Data stay in the directory. It listens on a local socket only, in a directory that only this user can enter.
@@ -76,7 +76,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """How to connect to it."""
+        """How to connect to the server."""
         return _url(self.socket_directory)
 
     def close(self) -> None:
@@ -141,7 +141,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _make(base: Path) -> None:
-    """The directory, which is nobody's source code: git leaves it alone from the beginning."""
+    """Make the directory, and have git ignore it from the beginning."""
     if not base.exists():
         base.mkdir(parents=True, exist_ok=True)
         (base / ".gitignore").write_text("*\n")
@@ -160,7 +160,7 @@ def _is_reachable(path: Path) -> bool:
 
 
 def _data_directory(base: Path, account: _Account) -> Path:
-    """Where the data lie: in `base`, or, if the server's account cannot enter there, behind a link to where it can."""
+    """Where the data lie: in `base`, or, if the server's account cannot enter it, behind a link to where it can."""
     data = base / "data"
     if account.uid >= 0 and not data.exists() and not _is_reachable(base):
         elsewhere = Path(tempfile.mkdtemp(prefix="durable-", dir="/var/tmp"))
@@ -233,7 +233,7 @@ def _wait_until_gone(data: Path, *, first: int = 0) -> None:
 
 
 def _binaries(data: Path) -> Path:
-    """The server's programs, of the version that wrote the data, if there are some."""
+    """The server's programs, of the version that wrote the data, if there are data."""
     version = (data / "PG_VERSION").read_text().strip() if (data / "PG_VERSION").exists() else None
     found = [directory for directory in _candidates() if (directory / "initdb").exists()]
     if not found:
@@ -263,7 +263,7 @@ def _version(binaries: Path) -> str:
 
 
 def _make_reachable(binaries: Path) -> Path:
-    """The programs where the server's account can reach them: for root with a private venv, in a copy."""
+    """The programs in a place that the server's account can reach: for root with a private venv, a copy."""
     if os.getuid() != 0 or _is_reachable(binaries):
         return binaries
     package = binaries.parent.parent
@@ -280,7 +280,7 @@ def _make_reachable(binaries: Path) -> Path:
             fresh.rename(copy)
         except OSError:  # another process was first
             shutil.rmtree(fresh)
-    # Looked at last, when its name is taken and nobody but root can give it to anything else: /var/tmp is sticky.
+    # Checked last, when the name is taken and only root can give it to anything else: /var/tmp is sticky.
     found = copy.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
         problem = f"{copy} is where the server's programs are kept for root, and another account has made it"
@@ -340,7 +340,7 @@ def _start_supervised(
 
 
 def _environment() -> dict[str, str]:
-    """What the server's programs are told: neither our secrets nor what would change how they behave."""
+    """The environment of the server's programs: without our secrets, and without what would change how they behave."""
     handed_on = ("PATH",) if os.getuid() == 0 else ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR")
     ours = {name: os.environ[name] for name in handed_on if name in os.environ}
     return {**ours, "LC_ALL": "C", "TZ": "UTC", "HOME": "/"}

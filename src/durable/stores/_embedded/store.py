@@ -11,7 +11,7 @@ from durable.stores._postgres.store import PostgresStore
 
 
 class EmbeddedStore(PostgresStore):
-    """A PostgreSQL store with its server: closing it lets go of both. `url` connects other programs to the server."""
+    """A PostgreSQL store and its server: closing it lets go of both. `url` connects other programs to the server."""
 
     def __init__(self, server: Server, names: Names, codec: Codec | Sequence[Codec] | None = None) -> None:
         super().__init__(server.url, names, codec=codec)

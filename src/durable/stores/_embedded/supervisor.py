@@ -1,10 +1,10 @@
 """The supervisor of an embedded PostgreSQL: ends the server when its last user has gone.
 
 Run as a program of its own, with nothing but the standard library:
-`python supervisor.py FIFO_FD ALIVE_FD LOCK_FILE UID GID POSTGRES ARGUMENTS…` (UID −1: as whoever calls). The users of the
+`python supervisor.py FIFO_FD ALIVE_FD LOCK_FILE UID GID POSTGRES ARGUMENTS…` (UID −1: the caller's). The users of the
 server hold the FIFO open for writing; the kernel closes it for them however they end. When the last writer is gone,
-POLLHUP comes. ALIVE_FD is the writing end of a pipe and says, by staying open, that the supervisor lives. It is nobody's
-child, so that no user of the server has to wait for it.
+POLLHUP comes. ALIVE_FD is the writing end of a pipe and says, by staying open, that the supervisor lives. It is
+no user's child, so that no user of the server has to wait for it.
 """
 
 import fcntl
@@ -30,7 +30,7 @@ def main(fifo: int, lock: str, uid: int, gid: int, command: list[str]) -> None:
     try:
         while server.poll() is None:
             if _gone(users.poll(_POLL)):
-                # Newcomers join under this lock. If its file is gone, so is the directory, and nobody can.
+                # Newcomers join under this lock. If its file is gone, so is the directory, and none can join.
                 with open(lock, "r+b") as file:  # noqa: PTH123
                     fcntl.flock(file, fcntl.LOCK_EX)
                     if _gone(users.poll(0)):
@@ -41,7 +41,7 @@ def main(fifo: int, lock: str, uid: int, gid: int, command: list[str]) -> None:
 
 def _stop(server: "subprocess.Popen[bytes]") -> None:
     if server.poll() is None:
-        server.send_signal(signal.SIGINT)  # fast shutdown: nobody is left to wait for
+        server.send_signal(signal.SIGINT)  # fast shutdown: no user is left to wait for
         server.wait()
 
 

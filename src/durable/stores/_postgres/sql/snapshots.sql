@@ -14,8 +14,8 @@ SELECT seq, key, kind, text, at, epoch
  ORDER BY seq NULLS FIRST
 
 -- name: lock_runs
--- The answer is the runs that nobody was executing, or that are taken from whoever was. Epochs go on to be counted from that of
--- the header that is written, if that comes from elsewhere. One that a trigger leaves to its owner is not among them.
+-- The answer is the runs that were not being executed, or that are taken from their owners. Epochs go on from that of the header
+-- that is written, if it comes from elsewhere. A run that a trigger leaves to its owner is not in the answer.
 WITH locked AS (
 INSERT INTO {locks} AS lease (workflow_id, epoch, expires_at)
 SELECT id, %(epoch)s, clock_timestamp()
@@ -157,7 +157,7 @@ SELECT count(*)
    AND EXISTS (SELECT FROM {steps} WHERE workflow_id = run.workflow_id)
 
 -- name: old_orphans
--- What nobody executes, and whose last record is old enough.
+-- Journals that are not being executed, and whose last record is old enough.
 SELECT orphan.workflow_id
   FROM (SELECT run.workflow_id
           FROM ({journals}) AS run

@@ -2,8 +2,8 @@
 -- locked, whatever the planner believes of a table that it has no statistics of. (As plain joins they scan the journal.)
 
 -- name: take_leases
--- Take each lease if nobody holds it and the run is one that its claim may execute (the same conditions as
--- `runs.executable`; `is_foreign` is that of `runs`; a journal without its header is nobody's to go on with). The first look locks nothing, so that polling does not disturb a
+-- Take each lease that is free, if its claim may execute the run (the same conditions as `runs.executable`; `is_foreign` is that
+-- of `runs`; a journal without its header cannot be resumed). The first look locks nothing, so that polling does not disturb a
 -- holder; what it let through is checked again under the row lock. Time is the server's.
 WITH asked AS (
     SELECT *
@@ -167,8 +167,8 @@ SELECT asked.id, asked.mine, step.seq, step.key, step.kind,
  WHERE size - octets <= %(most)s
 
 -- name: checkpoint
--- One round trip, one commit. The key-share lock is the fence: it waits for whoever is changing the token, and then looks
--- at the token again. (As a CTE it costs a tuple store and a second scan.)
+-- One round trip, one commit. The key-share lock is the fence: it waits for a transaction that changes the token, and
+-- then looks at the token again. (As a CTE it costs a tuple store and a second scan.)
 INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
 SELECT workflow_id, %s, %s, %s, %s, epoch, %s::json
   FROM {locks}
@@ -202,8 +202,8 @@ SELECT asked.n
  WHERE written.seq IS NULL
 
 -- name: transaction_settings
--- What the record will be written under, whatever the body sets meanwhile. Whoever stops in the middle is bounded: idle, by
--- the time given (in ms) or less; in a statement, by the server's looking for the client (not on Windows).
+-- The settings under which the record will be written, whatever the body sets meanwhile. A client that stops in the middle is
+-- bounded: idle, by the time given (in ms) or less; in a statement, by the server's looking for the client (not on Windows).
 SELECT txid_current(),
        current_setting('search_path'), current_setting('role'),
        current_setting('synchronous_commit'), current_setting('statement_timeout'),
@@ -317,7 +317,7 @@ UPDATE {snapshots} AS run
  WHERE run.id = given_back.workflow_id AND held.status IS NOT NULL
 
 -- name: lock_leases
--- Whoever still has a write in flight under one of these leases holds its row: after this its fate is settled.
+-- A write still in flight under one of these leases holds the lease's row: after this its outcome is settled.
 SELECT lease.workflow_id, lease.owner_token, lease.owner, lease.epoch
   FROM (SELECT DISTINCT id FROM unnest(%s::text[]) AS asked (id) ORDER BY id) AS run
  CROSS JOIN LATERAL (SELECT workflow_id, owner_token, owner, epoch FROM {locks} WHERE workflow_id = run.id FOR UPDATE) AS lease
@@ -339,7 +339,7 @@ SELECT step.workflow_id, step.seq, step.nonce
 
 -- name: renew
 -- All leases of a process at once; the answer is those that stand, and whether each was renewed. FOR NO KEY UPDATE lets
--- checkpoints pass. A row that somebody else has locked is left for the next time: waiting for one would cost all the others.
+-- checkpoints pass. A row that is locked elsewhere is left for the next time: waiting for one would cost all the others.
 WITH asked AS MATERIALIZED (
     SELECT * FROM unnest(%s::text[], %s::text[], %s::float8[]) AS asked (id, token, seconds) ORDER BY id
 ), kept AS MATERIALIZED (
@@ -366,7 +366,7 @@ SELECT asked.token, renewed.owner_token IS NOT NULL
 SELECT workflow_id FROM {locks} WHERE workflow_id = ANY (%s::text[]) AND owner_token IS NULL AND owner = 'cancelled'
 
 -- name: cancel_batch
--- Take the lease from whoever holds it: what they have in flight is settled first, and they can write nothing more. A run
+-- Take the lease from its holder: what it has in flight is settled first, and it can write nothing more. A run
 -- that has ended meanwhile is left as it is. The answer is the runs that were cancelled, and those which were running when
 -- this began and are not cancelled: they have ended meanwhile, or a trigger keeps their headers as they are. Where one keeps a
 -- lease the square root of -1 fails, and with it the whole.
