@@ -1,4 +1,4 @@
-"""An async run: what `runs` does, awaited."""
+"""An async run: claims it, awaits the workflow, keeps its lease, records how it ended."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class AsyncRun(RunShell):
 
     @calls_out
     async def outcome(self, granted: Granted | None = None) -> Any:
-        """What the run comes to, claimed here or under a lease that has been `granted`."""
+        """What the run comes to, claimed here or under a lease that was `granted` before."""
         try:
             return await (self._claim() if granted is None else self._execute(granted))
         except BaseException as reason:
@@ -136,8 +136,7 @@ class AsyncRun(RunShell):
                 f"and this is none. Elsewhere, make the workflow a blocking function and call durable.run in a thread, "
                 f"for example with trio.to_thread.run_sync."
             )
-        # Weakly: an abandoned task must not be kept by the very question whether it is still there. Nor its event loop, whose
-        # timers keep it.
+        # Weakly: the question whether an abandoned task is still there must not keep it, nor its event loop, whose timers do.
         this, doing = weakref.ref(self), weakref.ref(task)
 
         def alive() -> bool:
@@ -178,7 +177,7 @@ class AsyncRun(RunShell):
             await self._store.aio.replace(mismatch.run_id, stored, self._plan.migrate(answer, mismatch, stored))
 
     async def give_all_back(self, reason: BaseException | None = None) -> None:
-        """Whatever an interrupt has kept from being given back."""
+        """Give back the leases that an interrupt has left."""
         for lease, status in self._leases_left():
             await self._give_back(lease, status, reason)
 

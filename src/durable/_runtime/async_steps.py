@@ -1,8 +1,4 @@
-"""The two drivers of the engine, side by side: `BlockingDriver` blocks, `AsyncDriver` awaits.
-
-Each performs what the engine decides and reports what came of it. They differ in colour only, which a test checks by
-stripping it; what has no colour is in `_driver.Driver`.
-"""
+"""Performs what `_engine.steps` decides about a step, and awaits: the async form of `steps`."""
 
 from __future__ import annotations
 
@@ -60,14 +56,14 @@ _MAX_TURNS: Final = 10  # of the event loop, for tasks within tasks to begin wha
 
 
 class AsyncDriver(Driver):
-    """The same for asyncio: awaits."""
+    """Calls the steps of one async execution."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._loop = asyncio.get_running_loop()
         self._change: asyncio.Future[None] | None = None
-        self._unanswered: set[Call] = set()  # calls whose checkpoints are on their way
-        self._unbegun: dict[Call | MapItems, Coroutine[Any, Any, Any]] = {}  # what was handed out, until it is awaited
+        self._unanswered: set[Call] = set()  # calls whose checkpoints have been sent
+        self._unbegun: dict[Call | MapItems, Coroutine[Any, Any, Any]] = {}  # coroutines handed out and not awaited yet
         if (main := asyncio.current_task()) is not None:
             self._execution.journal.is_asked_to_end = lambda: main.cancelling() > 0
 
@@ -82,7 +78,7 @@ class AsyncDriver(Driver):
         return self.call(name, None, body_of_decorated(fn, args, kwargs, definition.options, self.defaults))
 
     async def check_awaited(self, failure: Exception | None = None) -> None:
-        """Let the tasks begin that the workflow has left behind, and say which of its steps nothing awaits.
+        """Let the tasks that the workflow left behind begin, and name the steps that nothing awaits.
 
         `AsyncMismatch`; where the workflow has failed with something else, that gets a note.
         """
@@ -98,13 +94,13 @@ class AsyncDriver(Driver):
         add_note(failure, explain_unawaited(names))
 
     def _close_unawaited(self) -> list[str]:
-        """The names of the steps that nothing has awaited. From here on they can no longer be."""
+        """Close the coroutines that nothing has awaited, and name their steps."""
         unbegun, self._unbegun = self._unbegun, {}
         names: list[str] = []
         for step, coroutine in unbegun.items():
             if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:  # not of a task that was cancelled
                 names.append(step.name)
-                coroutine.close()  # else it would say in a warning what is said here, without the step's name
+                coroutine.close()  # else Python warns of it, without the step's name
         return names
 
     async def drain(self) -> None:
@@ -132,7 +128,7 @@ class AsyncDriver(Driver):
                     await self._changed()
 
     def call(self, name: str, key: str | None, body: Body, amid: InFlight | None = None) -> Coroutine[Any, Any, Any]:
-        """What the step gives; `amid` is what is in flight where the call was handed on, if it was."""
+        """The step's coroutine. `amid`: the exception in flight where `step.map` was called, for calls in other tasks."""
         fingerprint = self._fingerprint(name, key, body)
         if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- the one way to ask without raising
             raise AsyncMismatch(f"step {name!r} belongs to an async workflow: call it on that workflow's event loop")
@@ -224,13 +220,13 @@ class AsyncDriver(Driver):
         except NotBegun as problem:
             return Rejected(problem.error)
         except Exception as exception:
-            return self._fail(call, exception, attempt, body)
+            return self._as_raised(call, exception, attempt, body)
         finally:
             leave(token)
         return self._encode(call, value, body)
 
     async def _wait_for_room(self, room: asyncio.Future[None] | None) -> None:
-        """Wait until the store has room for what a body will bring, if a body may still be started then."""
+        """Wait until the store has room for a body's record; leave the run if it may start no body by then."""
         while room is not None:
             await room
             room = self._store.aio.room()
@@ -255,7 +251,7 @@ class AsyncDriver(Driver):
         self._unanswered.add(call)
         try:
             await asyncio.shield(outcome)
-        except asyncio.CancelledError:  # it is on its way all the same, and its outcome is heard when it comes
+        except asyncio.CancelledError:  # it goes on all the same, and its outcome is taken when it comes
             outcome.add_done_callback(partial(self._on_late_commit, call))
             raise
         except BaseException:
@@ -269,7 +265,7 @@ class AsyncDriver(Driver):
         problem = asyncio.CancelledError() if outcome.cancelled() else outcome.exception()
         if problem is not None:
             self._abandon(call, problem)
-        elif not isinstance(self._advance(call, outcome.result()), Replay):  # there is more to do, and nobody to do it
+        elif not isinstance(self._advance(call, outcome.result()), Replay):  # more to do, and no task left to do it
             self._abandon(call, asyncio.CancelledError())
 
     async def _checkpoint(self, call: Call, record: Record) -> StepOutcome:
@@ -280,9 +276,9 @@ class AsyncDriver(Driver):
             return Rejected(refusal)
         self._unanswered.add(call)
         try:
-            # On one line: nothing comes between the answer and that it is known.
+            # On one line: no interrupt comes between the reply and the note of it.
             call.stored = await answer is None  # type: ignore[func-returns-value]
-        except asyncio.CancelledError:  # the record is on its way all the same, and its answer is heard when it comes
+        except asyncio.CancelledError:  # the record has been sent all the same, and its reply is taken when it comes
             if not answer.cancelled():  # it has come already, in the same turn of the loop
                 self._on_late_reply(call, answer.exception())
             raise
@@ -297,7 +293,7 @@ class AsyncDriver(Driver):
     def _on_late_reply(self, call: Call, error: BaseException | None) -> None:
         self._unanswered.discard(call)
         if error is None:
-            if not isinstance(self._advance(call, ACKNOWLEDGED), Replay):  # there is more to do, and nobody to do it
+            if not isinstance(self._advance(call, ACKNOWLEDGED), Replay):  # more to do, and no task left to do it
                 self._abandon(call, asyncio.CancelledError())
         elif isinstance(error, DurableError):
             self._advance(call, Rejected(error))
@@ -330,10 +326,9 @@ class AsyncDriver(Driver):
 
     def _abandon(self, call: Call, reason: BaseException) -> None:
         if call in self._unanswered and isinstance(reason, asyncio.CancelledError):
-            return  # its answer is heard when it comes
-        self._unanswered.discard(
-            call
-        )  # of what a signal handler raises, which strikes where nothing is awaited, there is none
+            return  # its reply is taken when it comes
+        # What a signal handler raises strikes where nothing is awaited: no reply will come.
+        self._unanswered.discard(call)
         self._forsake(call)
         self._advance(call, Interrupted(type(reason).__name__))
 

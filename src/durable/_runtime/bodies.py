@@ -1,4 +1,4 @@
-"""What there is to execute in a step: a function, a sleep, a wait for a signal, a transaction."""
+"""The bodies of steps: of a function, a sleep, a wait for a signal, a transaction."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ __all__ = ["Body", "body_of_call", "body_of_decorated", "body_of_sleep", "body_o
 class Body(Struct, frozen=True):
     """What a step calls, and with which options.
 
-    Its value is written and read by its `annotation`. A step that transacts gives its body the connection as first argument.
-    What a sleep's body returns is the moment until which the workflow then sleeps, or the two between which it does.
+    A step that transacts gives its body the connection as first argument. What a sleep's body returns is the moment until which
+    the workflow then sleeps, or the two between which it does.
     """
 
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     options: StepOptions
+    #: By which its value is written and read.
     annotation: Any = None
     kind: StepKind = Plain()
 

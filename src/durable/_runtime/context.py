@@ -29,19 +29,19 @@ class Driver(Protocol):
 class Running(Struct, eq=False):
     """A run that is being executed, as long as it is."""
 
-    identity: object  # of its store
+    #: Of its store.
+    identity: object
     id: str
     over: bool = False
 
 
 class Frame(Struct, frozen=True, eq=False):
-    """Where a piece of code runs: under which driver, in which step's body (None: in the workflow itself).
-
-    `runs` are the runs that it is part of, outermost first.
-    """
+    """Where code runs."""
 
     driver: Driver
+    #: The key of the step whose body it is; None in the workflow itself.
     inside: str | None
+    #: The runs that it is part of, outermost first.
     runs: tuple[Running, ...]
 
 
@@ -49,12 +49,12 @@ current_frame: Final[ContextVar[Frame | None]] = ContextVar("durable_frame", def
 
 
 def enter(frame: Frame) -> Token[Frame | None]:
-    """Code that runs from here on is in this frame."""
+    """Let the code that runs from here on be in this frame."""
     return current_frame.set(frame)
 
 
 def leave(token: Token[Frame | None]) -> None:
-    """Back to the frame before."""
+    """Return to the frame before."""
     try:  # noqa: SIM105 -- once per step: contextlib.suppress takes longer than all the rest of it
         current_frame.reset(token)
     except ValueError:  # a coroutine closed from outside its task: the context that was entered is gone with that
@@ -62,7 +62,7 @@ def leave(token: Token[Frame | None]) -> None:
 
 
 def idempotency_key() -> str:
-    """A key for whoever acts on a step's behalf: the same in every attempt of it, and in every resume of its run.
+    """A key for services called by a step: the same in every attempt of it, and in every resume of its run.
 
     32 hexadecimal digits, from the run's id and the step's key. Raises `InvalidArgument` outside a step's body.
     """

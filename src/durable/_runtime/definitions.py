@@ -1,4 +1,4 @@
-"""What `@durable.step` was given for a function, kept on that function and found there again."""
+"""The definition of a step by `@durable.step`: kept on its function, and found there again."""
 
 # Everything here is of functions and classes that only their owners know.
 # pyright: reportUnknownVariableType=false, reportUnknownMemberType=false, reportUnknownArgumentType=false
@@ -15,7 +15,7 @@ from durable._runtime.step_options import DEFAULTS, StepOptions
 __all__ = ["Receivers", "StepDefinition", "definition_of", "mark"]
 
 _MARK: Final = "__durable_step__"
-_MAX_CLASSES: Final = 1000
+_MAX_CLASSES: Final = 1000  # that are remembered of one step
 _MAX_DECORATORS: Final = 100  # above one function; a chain that leads back to itself has an end, too
 _MADE_FROM_A_FUNCTION: Final = (
     functools.partial,
@@ -88,20 +88,22 @@ def _leads_to(part: Any, step: object) -> bool:
 
 
 class StepDefinition(NamedTuple):
-    """What `@durable.step` was given, and the function to be called: undecorated, or with all that was put above it.
+    """What `@durable.step` was given, and the function to call.
 
-    `step` is what the decorator has made. Decorators copy what stands on a function, this too; so only that very object
-    is a step by itself, and another that has these options has a step within.
+    Decorators copy the attributes of a function, this one too: only `step` itself is a step, and any other object that has
+    this definition has a step within.
     """
 
     name: str
+    #: Undecorated, or with everything that stands above the step.
     fn: Callable[..., Any]
     options: StepOptions = DEFAULTS
+    #: What the decorator has made.
     step: object = None
     receivers: Receivers | None = None
 
     def of(self, args: tuple[Any, ...]) -> tuple[StepDefinition, tuple[Any, ...]]:
-        """The options and arguments of a call with these: the instance that a method was called on is no argument."""
+        """The definition and the arguments of one call: the instance that a method is called on is no argument."""
         receivers = self.receivers
         if args and receivers is not None and type(args[0]) not in receivers.others and receivers.has(args[0]):
             return self._replace(fn=MethodType(self.fn, args[0])), args[1:]
@@ -109,7 +111,7 @@ class StepDefinition(NamedTuple):
 
 
 def mark(function: object, definition: StepDefinition) -> StepDefinition:
-    """Let `definition_of` find these options on a function that is a step by itself, and returns them."""
+    """Keep a definition on the function that is its step, and return it as it is kept."""
     marked = definition._replace(step=function)
     setattr(function, _MARK, marked)
     return marked

@@ -130,18 +130,18 @@ def _new_view(kind: type) -> type[BoundDeps]:
     for base in reversed(kind.__mro__):
         for name, value in vars(base).items():
             if name.startswith("__") and name.endswith("__") and name not in _NOT_PASSED_ON:
-                special[name] = _passing_on(name, value) if hasattr(value, "__get__") else value
+                special[name] = _pass_on(name, value) if hasattr(value, "__get__") else value
     return type("BoundDeps", (BoundDeps,), {**special, "__slots__": (), "__module__": __name__})
 
 
-def _passing_on(name: str, method: Any) -> Any:
+def _pass_on(name: str, method: Any) -> Any:
     if isinstance(method, GetSetDescriptorType | MemberDescriptorType | property):
         return property(calls_out(lambda view: getattr(_unwrap(view), name)))
 
     @calls_out
     def passed_on(view: BoundDeps, *args: Any, **kwargs: Any) -> Any:
         deps = _unwrap(view)
-        bound = _bind(_special(deps, name), object.__getattribute__(view, "_durable_driver"))
+        bound = _bind(_find_special(deps, name), object.__getattribute__(view, "_durable_driver"))
         answer = bound(*map(_unwrap, args), **kwargs)
         if name == "__iter__" and answer is not deps and not isinstance(deps, Mapping):
             return _each(view, deps, answer)
@@ -152,14 +152,14 @@ def _passing_on(name: str, method: Any) -> Any:
         @calls_out
         async def awaited(view: BoundDeps, *args: Any, **kwargs: Any) -> Any:
             deps = _unwrap(view)
-            bound = _bind(_special(deps, name), object.__getattribute__(view, "_durable_driver"))
+            bound = _bind(_find_special(deps, name), object.__getattribute__(view, "_durable_driver"))
             return _pass_out(view, deps, await bound(*map(_unwrap, args), **kwargs))
 
         return awaited
     return passed_on
 
 
-def _special(deps: Any, name: str) -> Callable[..., Any]:
+def _find_special(deps: Any, name: str) -> Callable[..., Any]:
     """A special method as Python looks it up: on the class."""
     for base in type(deps).__mro__:
         if name in vars(base):
@@ -287,7 +287,7 @@ def _bind(value: Any, driver: Driver) -> Any:
             leave(token)
 
     @functools.wraps(value)
-    async def awaited_around(*args: Any, **kwargs: Any) -> Any:
+    async def await_around(*args: Any, **kwargs: Any) -> Any:
         frame = current_frame.get()
         if frame is not None and (frame.driver is driver or frame.inside is not None):
             return await value(*args, **kwargs)
@@ -300,6 +300,6 @@ def _bind(value: Any, driver: Driver) -> Any:
     if definition.fn is not value:
         chosen: Any = bound
     else:  # a decorator stands above the step, which finds its run by the frame
-        chosen = awaited_around if inspect.iscoroutinefunction(value) else around
+        chosen = await_around if inspect.iscoroutinefunction(value) else around
     mark(chosen, definition)
     return chosen

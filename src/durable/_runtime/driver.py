@@ -1,4 +1,4 @@
-"""What the two drivers of the engine have in common: everything that neither blocks nor awaits."""
+"""What both drivers of the engine share: whatever neither blocks nor awaits."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ _TIMELESS: Final = frozenset[type[StepOutcome]]({Returned, Acknowledged})  # whe
 
 
 class Driver:
-    """What the two drivers of the engine have in common: everything that neither blocks nor awaits."""
+    """Calls the steps of one execution."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Driver:
         self._store = store
         self._codec = codec
         self._check_promise: Callable[..., None] | None = getattr(codec, "check_promise", None)
-        # What was looked at last, and is sound: in a loop it is the same object.
+        # The name and the annotation that were checked last: in a loop they are the same objects.
         self._promised: object = None
         self._checked: object = self  # no name yet: None may be the first that is given
         self._runs = runs
@@ -110,11 +110,11 @@ class Driver:
         raise NotImplementedError
 
     def exit_error(self, error: DurableError) -> BaseException:
-        """What a call raises where the run must not go on: an ordinary error once there is no workflow to be left."""
+        """What a call raises where the run must not go on: `Unwind`, or the error itself once the workflow has ended."""
         return copy.copy(error) if self._execution.over else Unwind(error)
 
     def report_stalls(self) -> None:
-        """Say which bodies have been silent for too long; called by the heartbeat's thread."""
+        """Report the bodies that have been running for too long; called by the heartbeat's thread."""
         for event in self._execution.stalled(Reading(self.clock.now(), self.clock.elapsed())):
             message = "run %r: step %r has been running for %.0f s"
             report(_log, logging.WARNING, message, event.run_id, event.key, event.seconds)
@@ -131,7 +131,7 @@ class Driver:
         return Reading(self.clock.now(), self.clock.elapsed(), cancelled)
 
     def _fingerprint(self, name: str, key: str | None, body: Body) -> str:
-        """The fingerprint of a call's arguments, once the call itself has been found sound."""
+        """Check the call, and return the fingerprint of its arguments."""
         require_stack()
         fn, args, kwargs = body.fn, body.args, body.kwargs
         frame = current_frame.get()
@@ -165,7 +165,7 @@ class Driver:
         )
 
     def _in_flight(self, exception: BaseException | None) -> InFlight | None:
-        """What is in flight where this exception is being handled, if it was raised since the workflow was entered."""
+        """What is in flight while this exception is handled, if it was raised since the workflow was entered."""
         if exception is None or exception is self._before:
             return None
         return in_flight(
@@ -178,19 +178,19 @@ class Driver:
         )
 
     def _outer_exception(self, exception: BaseException) -> BaseException | None:
-        """What of this exception, and of what it came of, is handled by the caller of the workflow, or of its event loop."""
+        """The link of this exception's chain that the caller of the workflow, or of its event loop, is handling."""
         raise NotImplementedError
 
     def _branch(self) -> object:
-        """The thread or task that calls."""
+        """The calling thread or task."""
         raise NotImplementedError
 
     def _is_cancelled(self) -> bool:
-        """Whether it has been asked to end."""
+        """Whether the calling task has been asked to end."""
         raise NotImplementedError
 
     def _next_rest(self, call: Call, recorded: object) -> Wait | Abort | None:
-        """What a sleep does next: one for some seconds has two moments in its record, one until a moment has that."""
+        """What a sleep does next. A sleep of some seconds records two moments; one until a moment records that."""
         try:
             match recorded:
                 case [str(began), str(until)]:
@@ -199,7 +199,7 @@ class Driver:
                     )
                 case _:
                     return self._execution.rest(call, None, datetime.fromisoformat(str(recorded)), self._reading())
-        except (TypeError, ValueError):  # a naive one, or none
+        except (TypeError, ValueError):  # a naive moment, or none at all
             where = f"the record of step {call.key!r}"
             problem = f"{show(recorded)} is no moment to sleep until"
             raise UnreadableRecord(self._execution.run_id, where, problem) from None
@@ -212,7 +212,7 @@ class Driver:
         return transaction
 
     def _perform(self, call: Call, attempt: Attempt, body: Body, transaction: Transaction) -> StepOutcome:
-        """What comes of an attempt in its transaction, which stays open for the record if the body returned. Blocks."""
+        """The outcome of an attempt in its transaction, which stays open for the record if the body returned. Blocks."""
         returned = False
         try:
             outcome = self._begin_and_call(call, attempt, body, transaction)
@@ -243,7 +243,7 @@ class Driver:
         except Exception as exception:
             if isinstance(exception, StepTimeout):
                 transaction.abandon()
-            return self._fail(call, exception, attempt, body)
+            return self._as_raised(call, exception, attempt, body)
         finally:
             leave(token)
         if is_awaitable(value):
@@ -253,33 +253,35 @@ class Driver:
         return self._encode(call, value, body)
 
     def _commit_transaction(self, call: Call, body: Body, record: Record, late: Late | None = None) -> StepOutcome:
-        """What comes of committing an open transaction with this record. Blocks."""
+        """The outcome of committing an open transaction with this record. Blocks."""
         transaction, attempt = self._open[call]
         try:
             call.stored = transaction.commit(record, late) is None  # type: ignore[func-returns-value] # see `_checkpoint`
         except RolledBack as undone:
             outcome: StepOutcome = self._as_undone(call, undone, attempt, body)
         except TransactionMisused as error:
-            outcome = self._fail(call, error, attempt, body)
+            outcome = self._as_raised(call, error, attempt, body)
         except DurableError as error:
             outcome = Rejected(error)
         except CommitRefused as refused:
-            outcome = self._fail(call, refused.problem, attempt, body)
+            outcome = self._as_raised(call, refused.problem, attempt, body)
         else:
             outcome = ACKNOWLEDGED
-        self._open.pop(call, None)  # an interrupt leaves it there, to be abandoned
+        self._open.pop(call, None)  # an interrupt leaves it there, for `_forsake`
         return outcome
 
     def _as_undone(self, call: Call, undone: RolledBack, attempt: Attempt, body: Body) -> Undone:
         problem = undone.problem
         if isinstance(problem, DurableError):
             return Undone(Rejected(problem))
-        return Undone(self._fail(call, problem, attempt, body))
+        return Undone(self._as_raised(call, problem, attempt, body))
 
     def _forsake(self, call: Call) -> None:
-        """Nobody waits for this call any more: what its transaction did is undone, and its body's frame is left."""
+        """The call was left by an exception: abandon its transaction, and leave its body's frame."""
         frame = current_frame.get()
-        if frame is not None and frame.driver is self and frame.inside is not None:  # entered, and interrupted there
+        if (
+            frame is not None and frame.driver is self and frame.inside is not None
+        ):  # the interrupt came between entering and leaving it
             current_frame.set(self.frame())
         if call in self._open:
             self._open[call][0].abandon()
@@ -299,7 +301,7 @@ class Driver:
             return Unstorable(problem)
 
     @calls_out
-    def _fail(self, call: Call, exception: Exception, attempt: Attempt, body: Body) -> Raised | Unstorable:
+    def _as_raised(self, call: Call, exception: Exception, attempt: Attempt, body: Body) -> Raised | Unstorable:
         retry_in, policy = None, body.options.policy
         if policy is not None:
             seconds = self.clock.elapsed() - attempt.began
@@ -320,6 +322,6 @@ class Driver:
             return self._codec.decode(record.json, run_id=run_id, where=where, annotation=body.annotation)
         exception = from_record(record.error, self._codec, run_id=self._execution.run_id, where=where)
         original, call.original = call.original, None
-        if original is not None:  # the same exception as on a replay, with the live frames for whoever debugs it
-            BaseException.with_traceback(exception, traceback_of(original))  # a class may have its own
+        if original is not None:  # as on a replay, with the live frames for a debugger
+            BaseException.with_traceback(exception, traceback_of(original))  # a class may define its own
         raise marked(exception, self._execution.lease.token, call.key)

@@ -1,4 +1,4 @@
-"""How a workflow function ended, and what its run comes to by that."""
+"""The end of a workflow function, and what its run comes to by it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Ending"]
 
 
 class Ending:
-    """How a workflow function ended: with a value, an exception, or in flight from something else."""
+    """With a value, with an exception, or left by control flow: a cancellation, an interrupt, an error of ours."""
 
     def __init__(self) -> None:
         self.exception: BaseException | None = None

@@ -1,4 +1,4 @@
-"""Running the items of `step.map`: so many at once, their outcomes in order, and none begun after one has failed."""
+"""The items of `step.map`: so many at once, their outcomes in order, none begun after one has failed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from durable.records import checked_name
 
 __all__ = ["MapItems", "MapOptions", "map_async", "map_blocking"]
 
-_MAX_AT_ONCE: Final = 32  # threads or tasks, where nobody says how many
+_MAX_AT_ONCE: Final = 32  # threads or tasks, unless max_concurrency= is given
 
 
 class MapOptions(NamedTuple):
@@ -28,7 +28,7 @@ class MapOptions(NamedTuple):
 
 
 class MapItems:
-    """The items of one call: a key for each, and what has become of them.
+    """The items of one call, with a key and an outcome for each.
 
     Raises `InvalidArgument` for keys that are not names or occur twice, and for a number that cannot be.
     """
@@ -52,14 +52,14 @@ class MapItems:
 
     @locked
     def take(self) -> int | None:
-        """The next item to be begun, if one is."""
+        """The index of the next item to begin, or None."""
         if self._failure is not None or self._next == len(self.items):
             return None
         self._next += 1
         return self._next - 1
 
     def fail(self, index: int, problem: BaseException) -> None:
-        """The item has failed: as an outcome, or as the end of them all."""
+        """Take an item's failure: as its outcome, or as the end of the call."""
         if self._return_exceptions and isinstance(problem, Exception):
             self.outcomes[index] = problem
             return

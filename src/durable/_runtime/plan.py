@@ -1,4 +1,4 @@
-"""One call of `durable.run`, checked: what is to be executed, under which claim, and with what."""
+"""The plan of one call of `durable.run`, checked before the store is asked anything."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _WITH_INPUT: Final = 3  # fn(step, deps, input)
 
 
 class Plan(Struct, frozen=True, eq=False):
-    """One call of `run`, checked."""
+    """What to execute, under which claim, and with what."""
 
     deps: Any
     fn: Callable[..., Any]
@@ -88,7 +88,7 @@ class Plan(Struct, frozen=True, eq=False):
     def for_driver(
         self,
     ) -> tuple[RunStore, Codec, Clock, tuple[Running, ...], StepOptions, threading.Event | None]:
-        """What a driver works with, besides its execution."""
+        """The arguments of a driver, after its execution."""
         return self.store, self.codec, self.clock, self.runs, self.step_defaults, self.options.cancel
 
     def with_store(self, store: RunStore, clock: Clock) -> Plan:
@@ -97,7 +97,7 @@ class Plan(Struct, frozen=True, eq=False):
 
     @property
     def is_async(self) -> bool:
-        """Whether the workflow is to be awaited."""
+        """Whether the workflow is async."""
         fn = self.fn
         return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 
@@ -112,7 +112,7 @@ class Plan(Struct, frozen=True, eq=False):
             safely(self.options.on_event, event)
 
     def reading(self) -> Reading:
-        """The clock, read."""
+        """A reading of the clock."""
         return Reading(self.clock.now(), self.clock.elapsed())
 
     def arguments(self, step: object, driver: Driver, journal: Journal) -> tuple[Any, ...]:
@@ -151,11 +151,11 @@ class Plan(Struct, frozen=True, eq=False):
             return Decline(error, reply.lease if isinstance(reply, Granted) else None)
 
     def ask_user(self, mismatch: VersionMismatch, stored: Snapshot) -> Any:
-        """What the user says to a run of another version, perhaps still to be awaited."""
+        """The user's answer for a run of another version; of an async function, its coroutine."""
         return ask_user(self.options.on_version_mismatch, mismatch, stored)
 
     def migrate(self, answer: object, mismatch: VersionMismatch, stored: Snapshot) -> Snapshot:
-        """The run as it is to go on."""
+        """The snapshot to go on with."""
         return migrate_run(answer, mismatch, stored, self.codec)
 
     def stored_result(self, value: bytes) -> Any:
@@ -164,7 +164,7 @@ class Plan(Struct, frozen=True, eq=False):
         return self.decode(value)
 
     def stored_failure(self, error: ErrorRecord) -> Exception:
-        """The exception of a run that somebody else has executed meanwhile."""
+        """The exception of a run that was executed elsewhere meanwhile."""
         self.emit(RunReturned(self.claim.run_id, self.clock.now(), self.claim.workflow))
         return from_record(error, self.codec, run_id=self.claim.run_id, where="the failure")
 
@@ -178,7 +178,7 @@ class Plan(Struct, frozen=True, eq=False):
             self.emit(LeaseTaken(run_id, at, granted.taken_from))
         epoch, recorded = granted.lease.epoch, journal.recorded
         self.emit(RunBegan(run_id, at, self.claim.workflow, epoch, recorded, granted.header, granted.records))
-        # Whoever still holds the grant: half of what a resumed run would hold are its journal's texts.
+        # Whatever still holds the grant need not hold its texts, which are half of what a resumed run would keep.
         force_setattr(granted, "records", ())
         listening = None if self.options.on_event is None else self.emit
         return Execution(self.claim.workflow, journal, granted.lease, listening, self.deadline)
@@ -192,7 +192,7 @@ def plan_run(
     input: Any,
     options: RunOptions,
 ) -> Plan:
-    """The call, checked: every mistake that can be seen without the store is named here, before it is asked."""
+    """Check the call: every mistake that can be seen without the store is raised here, before the store is asked."""
     require_stack()
     checked_name("a run's id", id)
     store = run_store(_store_of_this_process() if given is None else given)

@@ -100,10 +100,10 @@ class Policy:
         state.attempt_number = attempt
         state.set_exception((type(exception), exception, None))
         state.start_time, state.outcome_timestamp = 0.0, seconds
-        if not (isinstance(exception, tenacity.TryAgain) or _asked("retry", policy.retry, state)):
+        if not (isinstance(exception, tenacity.TryAgain) or _ask("retry", policy.retry, state)):
             return None
-        state.upcoming_sleep = _seconds(_asked("wait", policy.wait, state), state)
-        return None if _asked("stop", policy.stop, state) else state.upcoming_sleep
+        state.upcoming_sleep = _seconds(_ask("wait", policy.wait, state), state)
+        return None if _ask("stop", policy.stop, state) else state.upcoming_sleep
 
     @calls_out
     def check_result(self, value: object, attempt: int, fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -166,10 +166,10 @@ def _awaits(fn: Any) -> bool:
 
 def _parts(part: Any) -> list[Any]:
     """A strategy, and those that it combines."""
-    return [part, *(each for inner in _combined(part) for each in _parts(inner))]
+    return [part, *(each for inner in _members(part) for each in _parts(inner))]
 
 
-def _combined(part: Any) -> tuple[Any, ...]:
+def _members(part: Any) -> tuple[Any, ...]:
     for name in ("retries", "stops", "wait_funcs", "strategies"):
         inner = getattr(part, name, None)
         if isinstance(inner, tuple | list):
@@ -215,7 +215,7 @@ def _never_waits(wait: Any) -> bool:
 
 
 @calls_out
-def _asked(name: str, part: Callable[[Any], object], state: tenacity.RetryCallState) -> object:
+def _ask(name: str, part: Callable[[Any], object], state: tenacity.RetryCallState) -> object:
     try:
         answer = cast(Any, part)(state)
     except Exception as problem:

@@ -96,11 +96,11 @@ def run(
     - `store` keeps the run; without one it lives in this process only, and a `DurableWarning` says so once.
     - `input` is recorded at the first call; omitted at a later one, the recorded input is used.
     - `version` of the workflow, recorded at the first call. `on_version_mismatch` says what becomes of a run that another
-      version has started: `"raise"` `VersionMismatch`, `"clear"` what it remembers and begin anew with its input, or what a
+      version started: `"raise"` `VersionMismatch`, `"clear"` what it remembers and begin anew with its input, or what a
       function of its `Snapshot` and its version returns: one of these words, or the snapshot (or document) to go on with. The
-      function may be async for an async workflow. It is asked while nobody executes the run, and again if the run is
-      changed before its answer has been stored.
-    - `on_conflict`: when somebody else is executing this id, `"raise"` `ConcurrentExecution` or `"wait"` for the outcome,
+      function may be async for an async workflow. It is called while no process executes the run, and again if
+      the run was changed before its answer could be stored.
+    - `on_conflict`: while this id is executed elsewhere, `"raise"` `ConcurrentExecution` or `"wait"` for the outcome,
       at most `wait_timeout` seconds (None: as long as it takes).
     - `lease`: seconds after which others may take the run over from a process that fell silent; at least 0.5, and longer
       than the longest time that this process may be frozen (garbage collection, a C call that holds the GIL).
@@ -131,12 +131,12 @@ def run(
 
 
 def run_claimed(plan: Plan) -> Any:
-    """What the run comes to, once it has been claimed; of an async workflow, its coroutine."""
+    """Claim the run, and return what it comes to; of an async workflow, a coroutine of that."""
     return AsyncRun(plan).outcome() if plan.is_async else _outcome(BlockingRun(plan))
 
 
 def execute(plan: Plan, granted: Granted) -> Any:
-    """The same under a lease that has been `granted` for the plan's claim already."""
+    """The same under a lease that was `granted` for the plan's claim before."""
     return AsyncRun(plan).outcome(granted) if plan.is_async else _outcome(BlockingRun(plan), granted)
 
 

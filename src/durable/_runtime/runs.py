@@ -43,7 +43,7 @@ class BlockingRun(RunShell):
 
     @calls_out
     def outcome(self, granted: Granted | None = None) -> Any:
-        """What the run comes to, claimed here or under a lease that has been `granted`."""
+        """What the run comes to, claimed here or under a lease that was `granted` before."""
         try:
             return self._claim() if granted is None else self._execute(granted)
         except BaseException as reason:
@@ -136,11 +136,11 @@ class BlockingRun(RunShell):
         if stored is not None:
             answer = self._plan.ask_user(mismatch, stored)
             if inspect.isawaitable(answer):
-                raise _reject_async_answer(answer)
+                raise _async_answer_error(answer)
             self._store.replace(mismatch.run_id, stored, self._plan.migrate(answer, mismatch, stored))
 
     def give_all_back(self, reason: BaseException | None = None) -> None:
-        """Whatever an interrupt has kept from being given back."""
+        """Give back the leases that an interrupt has left."""
         for lease, status in self._leases_left():
             self._give_back(lease, status, reason)
 
@@ -148,14 +148,14 @@ class BlockingRun(RunShell):
         if lease is not None:
             try:
                 self._store.release(lease, status)
-            except DurableError as problem:  # whatever it is, it must not replace what the run has come to
+            except DurableError as problem:  # it must not replace what the run has come to
                 leave_to_expire(lease, problem)
             self._forget(lease)
 
 
-def _reject_async_answer(answer: Any) -> AsyncMismatch:
+def _async_answer_error(answer: Any) -> AsyncMismatch:
     if inspect.iscoroutine(answer):
         answer.close()
     return AsyncMismatch(
-        "on_version_mismatch is an async function, and the workflow is a blocking one: make them of one colour"
+        "on_version_mismatch is an async function, and the workflow is a blocking one: make both blocking, or both async"
     )

@@ -1,4 +1,4 @@
-"""What a blocking run and an async one have in common: everything that neither blocks nor awaits."""
+"""What both forms of a run share: whatever neither blocks nor awaits."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class RunShell:
         self._execution: Execution | None = None
 
     def _forget(self, lease: Lease) -> None:
-        """The lease needs no giving back any more."""
+        """Note that the lease is given back."""
         with contextlib.suppress(ValueError):
             self._plan.claim.taken.remove(lease)
 
     def _leases_left(self) -> list[tuple[Lease, Status | None]]:
-        """The leases that this call of `run` still has, though it is over, and what their run goes back to."""
+        """The leases that this call still has after its end, each with the status that its run goes back to."""
         status = None if self._execution is None else self._execution.journal.former_status()
         return [(lease, status) for lease in list(self._plan.claim.taken)]
 
     def is_alive(self, running: bool) -> bool:
-        """Whether somebody still works under the lease; asked by the heartbeat, which has a look at the steps too."""
+        """Whether work still goes on under the lease. Asked by the heartbeat; stalled steps are reported by the way."""
         if self._over or not running or self._plan.is_late:
             return False
         if self._driver is not None:
@@ -52,5 +52,6 @@ class RunShell:
 
 
 def leave_to_expire(lease: Lease, problem: DurableError) -> None:
+    """Warn that the lease could not be given back."""
     message = "the lease on run %r could not be given back (%s) and ends by itself"
     say(_log, logging.WARNING, message, lease.run_id, type(problem).__name__)

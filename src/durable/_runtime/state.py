@@ -1,4 +1,4 @@
-"""What can be asked of a store about its runs, and done to them, by id: on any store that has the five verbs."""
+"""The state of a run, by id: read, found and deleted on any store that has the five verbs."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def has_state_async(store: SnapshotStore | AsyncSnapshotStore, id: str) ->
 def delete_state(store: SnapshotStore, id: str) -> None:
     """Forget a run: its steps run again if the id is used again. Quiet when there is none.
 
-    Raises `ConcurrentExecution` when somebody is executing it, where the store can know; see `PostgresStore.delete`.
+    Raises `ConcurrentExecution` while the run is being executed, where the store can know; see `PostgresStore.delete`.
     """
     blocking(store, "delete_state").delete(checked_name("a run's id", id))
 
@@ -106,10 +106,9 @@ async def delete_state_async(store: SnapshotStore | AsyncSnapshotStore, id: str)
 
 @public("durable.list_pending")
 def list_pending(store: SnapshotStore, *, prefix: str = "", limit: int = PAGE) -> Sequence[Listed]:
-    """A page of the runs that are interrupted: running, and nobody executes them. Newest first.
+    """A page of the interrupted runs, newest first: those that have not ended, and that no process is executing.
 
-    A store of your own knows no leases: all its runs that are not over are told, as far as they are among its newest, and
-    those that cannot be read, of which nobody knows.
+    A store of your own knows no leases: of its newest runs, all that have not ended are listed, and all that cannot be read.
     """
     return at_once(_pending, _blocking(store, "list_pending"), prefix, limit)
 

@@ -28,18 +28,18 @@ class StepOptionsDict(ItemOptionsDict, total=False):
 
 
 class StepOptions(NamedTuple):
-    """`timeout` in seconds for each attempt; `at_most_once`: the body is never started again, whatever became of it.
-
-    `cleanup`: it is done anew whenever the run is taken up again.
-    """
+    """The options of a step, checked."""
 
     policy: Policy | None = None
+    #: Seconds, for each attempt.
     timeout: float | None = None
+    #: Whether the body is never started again, whatever became of it.
     at_most_once: bool = False
+    #: Whether the step is done anew whenever the run is resumed.
     cleanup: bool = False
 
     def merged_over(self, others: StepOptions) -> StepOptions:
-        """These, and those of the `others` that are not given here."""
+        """These, and of the `others` those that are not given here."""
         at_most_once = self.at_most_once or others.at_most_once
         return StepOptions(
             policy=None if at_most_once else self.policy or others.policy,

@@ -1,7 +1,6 @@
-"""The two drivers of the engine, side by side: `BlockingDriver` blocks, `AsyncDriver` awaits.
+"""Performs what `_engine.steps` decides about a step, and blocks.
 
-Each performs what the engine decides and reports what came of it. They differ in colour only, which a test checks by
-stripping it; what has no colour is in `_driver.Driver`.
+`async_steps` awaits instead. A test strips `await` from both and compares the rest; what needs neither is in `driver`.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Final, assert_never
+from typing import Any, assert_never
 
 from durable._common.boundary import calls_out, shorten
 from durable._common.locks import locked
@@ -51,11 +50,9 @@ from durable._runtime.timeouts import (
 from durable.errors import DurableError
 from durable.records import Record
 
-_MAX_TURNS: Final = 10  # of the event loop, for tasks within tasks to begin what they have called
-
 
 class BlockingDriver(Driver):
-    """Performs what the engine decides, and blocks while it does."""
+    """Calls the steps of one blocking execution."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -82,9 +79,9 @@ class BlockingDriver(Driver):
         self._wait_until(lambda: not self._execution.committing, seconds)
 
     def call(self, name: str, key: str | None, body: Body, amid: InFlight | None = None) -> Any:
-        """What the step gives; `amid` is what is in flight where the call was handed on, if it was."""
+        """The step's value. `amid`: the exception in flight where `step.map` was called, for calls on other threads."""
         fingerprint = self._fingerprint(name, key, body)
-        # In one line, as in `_locks`: nothing can strike between the call and the end of the block.
+        # On one line, as in `_common.locks`: no interrupt comes between the call and the end of the block.
         with self._lock: call = self._draw(name, key, body, fingerprint, threading.current_thread(), amid)  # noqa: E701  # fmt: skip
         return self._rest(call, body) if isinstance(body.kind, Sleep) else self._drive(call, body)
 
@@ -152,7 +149,7 @@ class BlockingDriver(Driver):
         except NotBegun as problem:
             return Rejected(problem.error)
         except Exception as exception:
-            return self._fail(call, exception, attempt, body)
+            return self._as_raised(call, exception, attempt, body)
         finally:
             leave(token)
         if is_awaitable(value):
@@ -173,14 +170,14 @@ class BlockingDriver(Driver):
     def _checkpoint(self, call: Call, record: Record) -> StepOutcome:
         late = partial(self._on_late_reply, call)
         try:
-            # On one line: nothing comes between the answer and that it is known.
+            # On one line: no interrupt comes between the reply and the note of it.
             call.stored = self._store.checkpoint(self._execution.lease, record, late) is None  # type: ignore[func-returns-value]
         except DurableError as error:
             return Rejected(error)
         return ACKNOWLEDGED
 
     def _on_late_reply(self, call: Call, error: BaseException | None) -> None:
-        """An interrupt has come in place of the answer, which is this: what is recorded stays so, and the interrupt goes on."""
+        """The store's reply, when an interrupt was raised in its place: a stored record counts, and the interrupt goes on."""
         if error is None:
             self._advance(call, ACKNOWLEDGED)
         elif isinstance(error, DurableError):

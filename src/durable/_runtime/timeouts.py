@@ -1,4 +1,4 @@
-"""Calling a step's body, within a time if it has one."""
+"""Calling a step's body within its timeout."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def is_awaitable(value: object) -> bool:
 
 
 def vain_awaitable_error(name: str, value: Any, why: str) -> AsyncMismatch:
-    """The error for a body that returned something to await where nobody can."""
+    """The error for a body that returned something to await where nothing awaits it."""
     if inspect.iscoroutine(value):
         value.close()  # it will never be awaited, and says so here rather than in a warning
     return AsyncMismatch(f"step {name!r} returned something to await, {why}")
 
 
 def explain_early_call(value: Any) -> str:
-    """What is wrong with a step that was given this value in the place of its function."""
+    """The message about a step that was given this value in place of its function."""
     what = f"{type(value).__name__} is not a function. Pass the function without calling it, and then its arguments"
     if inspect.iscoroutine(value):
         value.close()  # it will never be awaited, and says so here rather than in a warning
@@ -62,7 +62,7 @@ def explain_early_call(value: Any) -> str:
 
 
 def explain_unawaited(names: Sequence[str]) -> str:
-    """What is said of steps that an async workflow has called, and nothing has awaited."""
+    """The message about steps that an async workflow called and nothing awaited."""
     if len(names) == 1:
         return f"step {names[0]!r} was called and never awaited, so it did not run: await it, as in `await step(...)`"
     several = ", ".join(map(repr, names))
@@ -81,9 +81,9 @@ def call_within(seconds: float, name: str, body: Callable[[], Any]) -> Any:
 
 
 def needs_thread(fn: object) -> bool:
-    """Whether a function with a timeout is taken for one that blocks its thread, in an async workflow.
+    """Whether a function with a timeout is called in a thread of its own, in an async workflow: unless it is async, or a thunk.
 
-    A thunk is not: `lambda: client.get(url)` makes something to await, on its event loop. Nothing tells what else it may be.
+    `lambda: client.get(url)` makes something to await, on its event loop; whether a thunk blocks cannot be told.
     """
     return not (inspect.iscoroutinefunction(fn) or getattr(fn, "__name__", "") == "<lambda>")
 
@@ -138,7 +138,7 @@ def _give_up(name: str, seconds: float, advice: str) -> StepTimeout:
 
 
 class NotBegun(Exception):
-    """No thread could be started for a body: whatever it is, this is no failure of the body's."""
+    """No thread could be started for a body, which is no failure of the body's."""
 
     def __init__(self, error: StoreUnavailable) -> None:
         super().__init__(str(error))
@@ -146,7 +146,7 @@ class NotBegun(Exception):
 
 
 def call_on_thread(name: str, body: Callable[[], Any]) -> Future[Any]:
-    """What the body comes to, on a thread that the interpreter does not wait for as it exits. Raises `NotBegun`."""
+    """Call the body on a daemon thread, which the exiting interpreter does not wait for. Raises `NotBegun`."""
     answer: Future[Any] = Future()
     context = contextvars.copy_context()
 

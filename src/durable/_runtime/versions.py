@@ -1,4 +1,4 @@
-"""What becomes of a run that another version of its workflow has started."""
+"""A run of another version: what the user says to it, and the snapshot to go on with."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def check_answer(given: object) -> None:
 
 @calls_out
 def ask_user(given: OnVersionMismatch | None, mismatch: VersionMismatch, stored: Snapshot) -> Any:
-    """What the user says to this run, perhaps still to be awaited."""
+    """The user's answer for this run; of an async function, its coroutine."""
     if not callable(given):
         return given
-    # His to change, while `stored` is what the store is compared with.
+    # A copy for the function to change: `stored` itself is compared with what the store has.
     shown = structs.replace(
         stored, steps=dict(stored.steps), attempts=dict(stored.attempts), metadata=copy.deepcopy(stored.metadata)
     )
@@ -47,7 +47,7 @@ def ask_user(given: OnVersionMismatch | None, mismatch: VersionMismatch, stored:
 
 
 def migrate_run(answer: object, mismatch: VersionMismatch, stored: Snapshot, codec: Codec) -> Snapshot:
-    """The run as it is to go on, of the version that asked. Raises the mismatch when the answer is to raise it."""
+    """The snapshot to go on with, under the version that asked. Raises the mismatch where the answer says so."""
     match answer:
         case "raise" | None:
             raise mismatch
@@ -80,6 +80,6 @@ def migrate_run(answer: object, mismatch: VersionMismatch, stored: Snapshot, cod
             earlier=known.earlier,
         )  # fmt: skip
         state = structs.replace(state, execution=execution)
-    # In what order another version made its calls binds nobody.
+    # The order in which another version made its calls binds this one to nothing.
     steps = {key: structs.replace(step, unordered=True) for key, step in state.steps.items()}
     return structs.replace(state, workflow_name=stored.workflow_name, steps=steps, metadata=described)

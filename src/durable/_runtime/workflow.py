@@ -108,7 +108,7 @@ def identity_of(fn: Any) -> Identity:
 
 
 def _mark_of(fn: Any) -> _Given | None:
-    """The mark on a function itself; of an object, on what is called when it is called."""
+    """The mark on a function itself; of an object, the mark on what calling it calls."""
     if isinstance(fn, _PLAIN):
         mark = getattr(fn, _MARK, None)
     elif isinstance(fn, type):
