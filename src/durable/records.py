@@ -21,12 +21,11 @@ from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias, TypeVar
-from uuid import UUID
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from durable.errors import InvalidArgument, UnreadableRecord
+from durable.errors import UnreadableRecord
 
 __all__ = [
     "FORMAT_VERSION",
@@ -46,7 +45,6 @@ __all__ = [
     "Record",
     "Status",
     "StepRecord",
-    "checked_name",
     "parse",
     "render",
     "set_aside",
@@ -56,7 +54,6 @@ __all__ = [
 FORMAT_VERSION: Final = 1
 NO_TIME: Final = 0.0  # the very object is left out of a record: a body of less than half a millisecond costs no bytes
 MAX_EARLIER: Final = 10  # executions that a header remembers besides the last
-MAX_NAME_BYTES: Final = 512  # an id or key above this could break its btree index; the limit must be ours
 
 
 Moment: TypeAlias = Annotated[datetime, Meta(tz=True)]
@@ -314,34 +311,3 @@ def undecided(record: Record, *, run_id: str) -> tuple[str, ...]:
 
 def _without_payload(problem: Exception) -> str:
     return str(problem) if isinstance(problem, msgspec.ValidationError) else "it is not the JSON of a record"
-
-
-def _as_a_string(name: object) -> str:
-    """What to write instead of something that is meant to be a name."""
-    if isinstance(name, int | UUID) and not isinstance(name, bool):
-        return f": write str(…) around it, so that it is the same text wherever this name is given ({str(name)[:40]!r})"
-    if isinstance(name, bytes):
-        return ": decode it"
-    if callable(name):
-        function = getattr(name, "__name__", "fn")
-        return f": it comes first, then the function and its arguments, like step({function!r}, {function}, …)"
-    return ""
-
-
-def checked_name(what: str, name: object) -> str:
-    """`name`, when it can be an id, key or step name; else `InvalidArgument` saying why not."""
-    if type(name) is str and name.isascii() and 0 < len(name) <= MAX_NAME_BYTES and "\0" not in name:
-        return name  # as almost always, and asked twice a step
-    if not isinstance(name, str):
-        raise InvalidArgument(f"{what} must be a string, not {type(name).__name__}{_as_a_string(name)}")
-    if not name:
-        raise InvalidArgument(f"{what} must not be empty")
-    if "\0" in name:
-        raise InvalidArgument(f"{what} {name[:40]!r} contains a NUL character, which PostgreSQL cannot store")
-    try:
-        size = len(name.encode())
-    except UnicodeEncodeError:
-        raise InvalidArgument(f"{what} {name[:40]!r} contains a lone surrogate, which is not text") from None
-    if size > MAX_NAME_BYTES:
-        raise InvalidArgument(f"{what} {name[:40]!r}… has {size} bytes of UTF-8; at most {MAX_NAME_BYTES} are allowed")
-    return name

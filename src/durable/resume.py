@@ -11,13 +11,14 @@ from typing import Any, Final, Generic, TypeVar, overload
 from msgspec import UNSET, structs
 
 from durable._common.boundary import public
+from durable._common.checks import check_name
 from durable._engine.headers import blank_header, reopen, stamp_header
 from durable._runtime.handles import AsyncStep, Pending, Step
 from durable._runtime.plan import MISSING
 from durable._runtime.run import run
 from durable._runtime.workflow import workflow
 from durable.events import Listener, RunBegan, RunCompleted, RunEvent, RunFailed, StepRecorded, StepRemembered
-from durable.records import FailureRecord, Kind, Record, Status, checked_name, render
+from durable.records import FailureRecord, Kind, Record, Status, render
 from durable.snapshots import Snapshot, as_history, snapshot_of
 from durable.stores import memory
 from durable.stores.listing import checked_snapshot
@@ -47,7 +48,7 @@ class Workflow(Generic[D]):
 
     @public("Workflow")
     def __init__(self, name: str, deps: D, *, on_event: Listener | None = None, version: int = 1) -> None:
-        self._name = checked_name("a workflow's name", name)
+        self._name = check_name("a workflow's name", name)
         self._deps = deps
         self._on_event = on_event
         self._version = version

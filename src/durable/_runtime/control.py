@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from durable._common.boundary import public
+from durable._common.checks import check_flag, check_name
 from durable._engine.cuts import Cut, aside, retried
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
 from durable._runtime.forms import Coroutines, at_once, call_now
 from durable.codecs import codec_of
-from durable.errors import ConcurrentExecution, InvalidArgument, RunNotFound
-from durable.records import Header, Record, Status, checked_name
+from durable.errors import ConcurrentExecution, RunNotFound
+from durable.records import Header, Record, Status
 from durable.snapshots import Snapshot, journal_of
 from durable.stores._adapters.kinds import AnyStore, run_store
 from durable.stores.protocol import AsyncRunStore
@@ -34,13 +35,13 @@ def cancel(store: AnyStore, id: str) -> bool:
     waits. What was recorded is kept, and `durable.run` with this id goes on from there. Raises `InvalidArgument`, and the
     store's errors.
     """
-    return run_store(store).cancel(checked_name("a run's id", id))
+    return run_store(store).cancel(check_name("a run's id", id))
 
 
 @public("durable.aio.cancel")
 async def cancel_async(store: AnyStore, id: str) -> bool:
     """The same for asyncio."""
-    return await run_store(store).aio.cancel(checked_name("a run's id", id))
+    return await run_store(store).aio.cancel(check_name("a run's id", id))
 
 
 @public("durable.signal")
@@ -181,14 +182,12 @@ class _Retry:
 
 
 def _checked_retry(id: object, from_step: object, *, even_effects: object, dry_run: object) -> _Retry:
-    run_id = checked_name("a run's id", id)
-    key = None if from_step is None else checked_name("from_step", from_step)
-    for name, flag in (("even_effects", even_effects), ("dry_run", dry_run)):
-        if not isinstance(flag, bool):
-            raise InvalidArgument(f"{name} must be True or False, not {type(flag).__name__}")
-    return _Retry(run_id, key, even_effects=bool(even_effects), dry_run=bool(dry_run))
+    run_id = check_name("a run's id", id)
+    key = None if from_step is None else check_name("from_step", from_step)
+    even_effects, dry_run = check_flag("even_effects", even_effects), check_flag("dry_run", dry_run)
+    return _Retry(run_id, key, even_effects=even_effects, dry_run=dry_run)
 
 
 def _checked_signal(store: AnyStore, id: str, name: str, payload: Any) -> tuple[str, str, str]:
     text = codec_of(store).encode(payload, what=f"the payload of signal {name!r}")
-    return checked_name("a run's id", id), checked_name("a signal's name", name), text.decode()
+    return check_name("a run's id", id), check_name("a signal's name", name), text.decode()

@@ -14,12 +14,12 @@ from typing import Any, ParamSpec, TypeVar, cast, overload
 import tenacity
 
 from durable._common.boundary import public
+from durable._common.checks import check_name
 from durable._common.durations import Duration
 from durable._runtime.context import current_frame
 from durable._runtime.definitions import Receivers, StepDefinition, mark
 from durable._runtime.step_options import StepOptions, step_options
 from durable.errors import InvalidArgument
-from durable.records import checked_name
 
 __all__ = ["step"]
 
@@ -77,7 +77,7 @@ def _decorate(fn: Callable[P, R], name: str | None, given: StepOptions) -> Calla
         return cast(Callable[P, R], type(fn)(_decorate(inner, name, given)))
     if not callable(fn):
         raise InvalidArgument(_explain_no_function(fn))
-    definition = StepDefinition(checked_name("a step's name", name or getattr(fn, "__name__", "")), fn, given)
+    definition = StepDefinition(check_name("a step's name", name or getattr(fn, "__name__", "")), fn, given)
 
     @functools.wraps(fn)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -14,6 +14,7 @@ from threading import Event
 from typing import Any, Final, cast
 
 from durable._common.boundary import calls_out
+from durable._common.checks import check_name
 from durable._common.durations import show
 from durable._common.reports import report, say, tell_aside
 from durable._engine.calls import Call
@@ -55,7 +56,7 @@ from durable.errors import (
     UnstorableValue,
     Unwind,
 )
-from durable.records import Record, StepRecord, checked_name
+from durable.records import Record, StepRecord
 from durable.stores.protocol import CommitRefused, Late, RolledBack, RunStore, Transaction
 
 _log = logging.getLogger("durable")
@@ -138,9 +139,9 @@ class Driver:
         if frame is not None and frame.driver is self and frame.inside is not None:
             raise NestedStep(name, frame.inside)
         if name is not self._checked:
-            self._checked = checked_name("a step's name", name)
+            self._checked = check_name("a step's name", name)
         if key is not None:
-            checked_name("a step's key", key)
+            check_name("a step's key", key)
         if not callable(cast(object, fn)):
             raise InvalidArgument(f"step {name!r}: {explain_early_call(fn)}")
         if body.annotation is not None and body.annotation is not self._promised and self._check_promise is not None:

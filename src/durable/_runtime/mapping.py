@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
 from durable._common.boundary import calls_out, public
+from durable._common.checks import check_count, check_name
 from durable._common.locks import locked
 from durable.errors import InvalidArgument
-from durable.records import checked_name
 
 __all__ = ["MapItems", "MapOptions", "map_async", "map_blocking"]
 
@@ -122,9 +122,9 @@ async def map_async(items: MapItems, called: Callable[[str, Any], Coroutine[Any,
 
 @calls_out
 def _keys(name: str, items: Sequence[Any], key: Callable[[Any], object] | None) -> list[str]:
-    checked_name("a step's name", name)
+    check_name("a step's name", name)
     parts = range(len(items)) if key is None else [key(item) for item in items]
-    keys = [checked_name("the key of an item", f"{name}[{part}]") for part in parts]
+    keys = [check_name("the key of an item", f"{name}[{part}]") for part in parts]
     if len(set(keys)) < len(keys):
         twice = next(one for number, one in enumerate(keys) if one in keys[:number])
         raise InvalidArgument(f"step.map({name!r}): two items have the key {twice!r}: let key= tell them apart")
@@ -132,8 +132,4 @@ def _keys(name: str, items: Sequence[Any], key: Callable[[Any], object] | None) 
 
 
 def _checked(max_concurrency: object) -> int:
-    if max_concurrency is None:
-        return _MAX_AT_ONCE
-    if isinstance(max_concurrency, bool) or not isinstance(max_concurrency, int) or max_concurrency < 1:
-        raise InvalidArgument(f"max_concurrency must be a number of at least 1, not {max_concurrency!r}")
-    return max_concurrency
+    return _MAX_AT_ONCE if max_concurrency is None else check_count("max_concurrency", max_concurrency)

@@ -14,6 +14,7 @@ from typing import Any, Final
 from msgspec import Struct
 from msgspec.structs import force_setattr, replace
 
+from durable._common.checks import check_name
 from durable._common.durations import Duration, to_seconds, to_utc
 from durable._engine import runs
 from durable._engine.decisions import Admission, Claim, ClaimReply, Decline, Granted, Reading
@@ -39,7 +40,7 @@ from durable.errors import (
     VersionMismatch,
 )
 from durable.events import LeaseTaken, RunBegan, RunEvent, RunReturned, safely
-from durable.records import ErrorRecord, checked_name
+from durable.records import ErrorRecord
 from durable.snapshots import Snapshot
 from durable.stores import MemoryStore
 from durable.stores._adapters.kinds import AnyStore, run_store
@@ -194,7 +195,7 @@ def plan_run(
 ) -> Plan:
     """Check the call: every mistake that can be seen without the store is raised here, before the store is asked."""
     require_stack()
-    checked_name("a run's id", id)
+    check_name("a run's id", id)
     store = run_store(_store_of_this_process() if given is None else given)
     check_options(options)
     frame = current_frame.get()

@@ -9,11 +9,12 @@ from typing import Any
 from msgspec import UNSET
 
 from durable._common.boundary import calls_out, public
+from durable._common.checks import check_name
 from durable._runtime.forms import Coroutines, at_once, call_now
 from durable.codecs import Codec, codec_of
 from durable.codecs._failures import from_record
 from durable.errors import RunNotFound, RunNotOver, UnreadableRecord
-from durable.records import Status, checked_name
+from durable.records import Status
 from durable.snapshots import Snapshot, with_run_id
 from durable.stores._adapters.kinds import blocking, is_awaited
 from durable.stores.listing import PAGE, Listed
@@ -95,13 +96,13 @@ def delete_state(store: SnapshotStore, id: str) -> None:
 
     Raises `ConcurrentExecution` while the run is being executed, where the store can know; see `PostgresStore.delete`.
     """
-    blocking(store, "delete_state").delete(checked_name("a run's id", id))
+    blocking(store, "delete_state").delete(check_name("a run's id", id))
 
 
 @public("durable.aio.delete_state")
 async def delete_state_async(store: SnapshotStore | AsyncSnapshotStore, id: str) -> None:
     """`durable.delete_state` for asyncio."""
-    await _awaited(store).delete(checked_name("a run's id", id))
+    await _awaited(store).delete(check_name("a run's id", id))
 
 
 @public("durable.list_pending")
@@ -123,7 +124,7 @@ async def list_pending_async(
 
 async def _load(store: Any, id: str) -> Snapshot | None:
     try:
-        snapshot: Snapshot | None = await store.load(checked_name("a run's id", id))
+        snapshot: Snapshot | None = await store.load(check_name("a run's id", id))
     except UnreadableRecord as problem:
         raise with_run_id(problem, id) from None
     return snapshot

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple, TypedDict
 
 import tenacity
 
+from durable._common.checks import check_flag
 from durable._common.durations import Duration, check_duration
 from durable._runtime.policies import Policy
 from durable.errors import InvalidArgument
@@ -56,20 +57,15 @@ def step_options(retry: object, timeout: object, at_most_once: object = False, c
     """The options as a user gave them; `InvalidArgument` for those that cannot be kept."""
     if retry is None and timeout is None and at_most_once is False and cleanup is False:
         return DEFAULTS
-    if not isinstance(at_most_once, bool):
-        raise InvalidArgument(f"at_most_once must be True or False, not {type(at_most_once).__name__}")
-    if not isinstance(cleanup, bool):
-        raise InvalidArgument(f"cleanup must be True or False, not {type(cleanup).__name__}")
-    if at_most_once and cleanup:
+    once, cleans_up = check_flag("at_most_once", at_most_once), check_flag("cleanup", cleanup)
+    if once and cleans_up:
         raise InvalidArgument(
             "clean-up is done anew whenever the run is taken up again, which a step that runs at most once cannot be: give "
             "cleanup= or at_most_once=, not both"
         )
-    if at_most_once and retry is not None:
+    if once and retry is not None:
         raise InvalidArgument("a step is retried or it runs at most once: give retry= or at_most_once=, not both")
-    return StepOptions(
-        None if retry is None else Policy(retry), checked_timeout("timeout", timeout), at_most_once, cleanup
-    )
+    return StepOptions(None if retry is None else Policy(retry), checked_timeout("timeout", timeout), once, cleans_up)
 
 
 def checked_timeout(what: str, seconds: object) -> float | None:

@@ -15,8 +15,8 @@ from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, Final, NamedTuple, TypeVar, cast, overload
 
 from durable._common.boundary import public
+from durable._common.checks import check_name
 from durable.errors import InvalidArgument
-from durable.records import checked_name
 
 __all__ = ["Identity", "identity_of", "workflow"]
 
@@ -66,7 +66,7 @@ def workflow(name: Any = None) -> Any:
     """
     if name is not None and not isinstance(name, str):
         return _set_mark(name, _Given(None))
-    given = _Given(None if name is None else checked_name("a workflow's name", name))
+    given = _Given(None if name is None else check_name("a workflow's name", name))
     return functools.partial(_set_mark, given=given)
 
 
@@ -99,12 +99,12 @@ def identity_of(fn: Any) -> Identity:
             break
         fn = cast(Any, fn).func
     name = str(getattr(fn, "__name__", type(fn).__name__))
-    checked_name("a workflow's name", name)
+    check_name("a workflow's name", name)
     stands: Any = fn if isinstance(getattr(fn, "__qualname__", None), str) else type(fn)
     if name != stands.__qualname__.rpartition(".")[2]:  # set by hand, so it was given too
         return Identity(name, None)
     function = f"{_module_of(stands)}:{stands.__qualname__}"
-    return Identity(name, checked_name("the qualified name of a workflow's function", function))
+    return Identity(name, check_name("the qualified name of a workflow's function", function))
 
 
 def _mark_of(fn: Any) -> _Given | None:

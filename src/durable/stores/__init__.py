@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from psycopg_pool import ConnectionPool
 
 from durable._common.boundary import public
+from durable._common.checks import check_count
 from durable.codecs import Codec
 from durable.errors import InvalidArgument
 from durable.stores._embedded.server import Server
@@ -98,8 +99,6 @@ def postgres(
         raise InvalidArgument("both a database URL and a pool were given: pass the one that the store is to work on")
     if not isinstance(lock, bool | str):
         raise InvalidArgument(f"lock must be True, False or the name of a table, not {type(lock).__name__}")
-    if isinstance(max_transactions, bool) or not isinstance(max_transactions, int) or max_transactions < 1:
-        raise InvalidArgument(f"max_transactions must be a number of at least 1, not {max_transactions!r}")
     return PostgresStore(
         url,
         Names(table, schema, lock if isinstance(lock, str) else None),
@@ -108,7 +107,7 @@ def postgres(
         excludes=lock is not False,
         pool=pool,
         take_over_dead=take_over_dead,
-        max_transactions=max_transactions,
+        max_transactions=check_count("max_transactions", max_transactions),
         codec=codec,
         strict=strict,
     )

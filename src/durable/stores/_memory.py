@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self, TypeAlias
 from msgspec import structs
 
 from durable._common.boundary import public_verbs
+from durable._common.checks import check_name
 from durable._common.durations import Duration
 from durable._common.forks import renew_in_children
 from durable._common.locks import locked
@@ -23,7 +24,7 @@ from durable._engine.runs import executable
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, as_codec
 from durable.errors import ConcurrentExecution, DurableError, InvalidArgument, LeaseLost, RunCancelled
-from durable.records import Header, Kind, Record, Status, StepRecord, checked_name
+from durable.records import Header, Kind, Record, Status, StepRecord
 from durable.snapshots import Snapshot, foreign_failures, journal_of, snapshot_of, with_foreign_failures
 from durable.stores._facades import AsyncStore
 from durable.stores._heartbeat import Heartbeat
@@ -196,7 +197,7 @@ class MemoryStore:
 
     def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
         """See `PostgresStore.save`."""
-        checked_name("a run's id", id)
+        check_name("a run's id", id)
         checked = checked_snapshot(id, snapshot)
         header, records = journal_of(checked)
         self._put(id, header, records, foreign_failures(checked), force)
@@ -217,7 +218,7 @@ class MemoryStore:
 
     def load(self, id: str) -> Snapshot | None:
         """See `PostgresStore.load`."""
-        checked_name("a run's id", id)
+        check_name("a run's id", id)
         stored = self._stored(id)
         if stored is None:
             return None
@@ -239,7 +240,7 @@ class MemoryStore:
     @locked
     def delete(self, id: str, *, force: bool = False) -> None:
         """See `PostgresStore.delete`."""
-        checked_name("a run's id", id)
+        check_name("a run's id", id)
         self._free(id, force)
         self._forget(id)
 
@@ -301,7 +302,7 @@ class MemoryStore:
     @locked
     def status(self, id: str) -> RunStatus | None:
         """See `PostgresStore.status`."""
-        checked_name("a run's id", id)
+        check_name("a run's id", id)
         run = self._runs.get(id)
         return None if run is None else self._stands(run)
 

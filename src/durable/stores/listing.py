@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
+from durable._common.checks import check_name
 from durable._common.durations import check_duration
 from durable.errors import InvalidArgument, UnreadableRecord
-from durable.records import checked_name
 from durable.snapshots import Snapshot
 
 __all__ = ["Asked", "Listed", "Progress", "RunStatus", "Stats"]
@@ -100,7 +100,7 @@ def checked_prefix(prefix: object) -> str:
     """
     if prefix == "":
         return ""
-    checked = checked_name("prefix", prefix)
+    checked = check_name("prefix", prefix)
     if checked[-1] not in SEPARATORS:
         shown = checked[-40:]
         raise InvalidArgument(

@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from durable._common.checks import check_name
 from durable.errors import InvalidArgument
-from durable.records import checked_name
 
 __all__ = ["Script"]
 
@@ -24,7 +24,7 @@ class Script:
     def __init__(self, step: str, outcomes: tuple[Any, ...]) -> None:
         if not outcomes:
             raise InvalidArgument(f"the script of step {step!r} says nothing: give it values, and exceptions to raise")
-        self.step = checked_name("a step's name or key", step)
+        self.step = check_name("a step's name or key", step)
         self.played = 0
         self._outcomes = outcomes
         self._lock = threading.Lock()

@@ -14,6 +14,7 @@ import psycopg
 from msgspec import UNSET, structs
 
 from durable._common.boundary import public_verbs
+from durable._common.checks import check_name
 from durable._common.durations import Duration
 from durable.clocks import Clock
 from durable.errors import (
@@ -25,7 +26,6 @@ from durable.errors import (
     UnreadableRecord,
     UnstorableValue,
 )
-from durable.records import checked_name
 from durable.snapshots import Snapshot, foreign_failures, journal_of, merge_journal
 from durable.stores._owner import HOST, is_dead
 from durable.stores._postgres.dropped import dropped_rows
@@ -350,8 +350,8 @@ class SnapshotVerbs:
             raise headless(id)
 
     def _row(self, id: str) -> str:
-        checked_name("a run's id", id)
-        return checked_name("a run's id, with the store's prefix,", self._prefix + id) if self._prefix else id
+        check_name("a run's id", id)
+        return check_name("a run's id, with the store's prefix,", self._prefix + id) if self._prefix else id
 
     def _lock(self, session: Session, id: str, row: str, *, force: bool, epoch: int = 0) -> None:
         forced = force or not self._excludes
