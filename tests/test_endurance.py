@@ -8,7 +8,7 @@ import pytest
 
 from chaos import gauges
 from chaos.flatness import MEMORY, ROOM, course
-from chaos.hours import FREE, HELD, Tenant, lived
+from chaos.hours import CONNECTIONS, FREE, HELD, Tenant, lived
 from chaos.leaks import LEAKS
 
 _SECONDS = 3.0
@@ -25,6 +25,7 @@ def test_a_moment_of_the_hour(server_url: str) -> None:
     assert [hour.name for hour in hours] == [FREE, HELD]
     for hour in hours:
         assert hour.violations == []
+        assert hour.courses["connections"].second == CONNECTIONS, "not all were opened before it began"
         happened = (
             "completed",
             "failed",

@@ -83,6 +83,10 @@ class _Watched:
         self.times: list[dict[str, list[float]]] = []
         self.last: Report | None = None
 
+    def await_begin(self) -> None:
+        """Until it has used every way once, see `chaos.crush`."""
+        self._told("report")
+
     def look(self, at: float) -> None:
         """A sample."""
         report = self._told("report")
@@ -121,6 +125,8 @@ def lived(server: str, seconds: float, tenants: Sequence[Tenant] = PAIR, record:
             url = stack.enter_context(_database(server))
             watched.append(_Watched(tenant, url, directory, seconds))
             stack.callback(watched[-1].kill)
+        for each in watched:
+            each.await_begin()
         began, looks = time.monotonic(), round(seconds / every)
         moments = [began + n * every for n in range(1, looks + 1 + round(looks * _AFTERWARDS) * held)]
         with ExitStack() as open_ones:

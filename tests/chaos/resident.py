@@ -20,6 +20,7 @@ from typing import Any, Final
 from psycopg.conninfo import make_conninfo
 
 import durable
+from chaos.crush import crush
 from chaos.leaks import Leak, leak
 from chaos.programs import OutOfOrder, Program, awaiting, blocking
 from chaos.traffic import OFTEN, AsyncDesk, Desk, Probe, Stay, guest, halted, probe
@@ -93,6 +94,7 @@ def reside(orders: Orders, leader: Connection) -> None:
     os.dup2(errors, 2)
     url = make_conninfo(orders.url, application_name=NAME)
     with postgres(url, max_transactions=TRANSACTIONS) as store:
+        crush(store, orders.url, TRANSACTIONS)
         resident = _Resident(orders.pace, store, leak(orders.leak, orders.url))
         asyncio.run(resident.lives(leader))
     leader.send(resident.report())
