@@ -18,7 +18,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from chaos import gauges
-from chaos.flatness import MEMORY, ROOM, Course, course, quarter
+from chaos.flatness import HOUR, MEMORY, ROOM, VALUES, Course, course, quarter
 from chaos.resident import TRANSACTIONS, Orders, Report, pace, reside
 from chaos.traffic import DRAWERS, TILL
 from ownership_children import start_forkserver
@@ -29,6 +29,7 @@ HELD: Final = "beside an open transaction"
 CONNECTIONS: Final = 6 + TRANSACTIONS  # for small and large records, claims, long journals, the heartbeat, a purge
 LONG_ENOUGH: Final = 600.0  # seconds, from which on growth is told from a beginning
 _AFTERWARDS: Final = 1 / 6  # of the time that the transaction was open
+_AFTERWARDS_TOLD: Final = 180.0  # seconds at least, if growth is told: vacuum comes every minute
 _EVERY: Final = 10.0  # seconds between two looks
 _LOOKS: Final = 24  # at least
 _PATIENCE: Final = 120.0  # seconds for an answer
@@ -113,6 +114,11 @@ class _Watched:
         return answer
 
 
+def afterwards(seconds: float) -> float:
+    """Seconds for which they are watched when the transaction has ended, which was open for so many."""
+    return max(seconds * _AFTERWARDS, _AFTERWARDS_TOLD if seconds >= LONG_ENOUGH else 0.0)
+
+
 def lived(server: str, seconds: float, tenants: Sequence[Tenant] = PAIR, record: Path | None = None) -> list[Hour]:
     """All of them beside each other, each in a database of its own. A `record` gets a line of JSON for each look."""
     start_forkserver("chaos.resident")
@@ -128,7 +134,7 @@ def lived(server: str, seconds: float, tenants: Sequence[Tenant] = PAIR, record:
         for each in watched:
             each.await_begin()
         began, looks = time.monotonic(), round(seconds / every)
-        moments = [began + n * every for n in range(1, looks + 1 + round(looks * _AFTERWARDS) * held)]
+        moments = [began + n * every for n in range(1, looks + 1 + round(afterwards(seconds) / every) * held)]
         with ExitStack() as open_ones:
             for each in watched:
                 if each.held:
@@ -195,8 +201,8 @@ def _shown(watched: _Watched, looks: int, seconds: float) -> Hour:
     sizes = [name for name in last if name.startswith(("table ", "index ")) and last[_table(name)]]
     for name in (*gauges.PROCESS, *sizes):
         file, values = name in sizes, [sample.get(name, 0.0) for sample in samples]
-        room = MEMORY if name == gauges.RESIDENT else ROOM if file else 0.0
-        hour.courses[name] = course(watched.at[:looks], values, room=room, file=file)
+        room = MEMORY if name == gauges.RESIDENT else _room(name, seconds) if file else 0.0
+        hour.courses[name] = course(watched.at[:looks], values, room=room, file=file, seconds=seconds)
     hour.times = _times(quarter(watched.times[:looks], 3))
     first = quarter(samples, 3)[0]
     if updates := last[gauges.UPDATES] - first[gauges.UPDATES]:
@@ -211,6 +217,11 @@ def _shown(watched: _Watched, looks: int, seconds: float) -> Hour:
     return hour
 
 
+def _room(name: str, seconds: float) -> float:
+    """Of a file. In an hour large values have more than these by their share; before, one comes sooner or later than vacuum."""
+    return VALUES if name.startswith("table ") and name.endswith("large values") and seconds < HOUR else ROOM
+
+
 def _table(name: str) -> str:
     """That in which there are large values, if it is about these: most tables never have any."""
     return name.replace("index ", "table ") if name.endswith("large values") else name
@@ -222,7 +233,7 @@ def _growth(hour: Hour, *, held: bool) -> Iterator[str]:
         if not through.flat and (not held or name in gauges.PROCESS):
             yield f"{name} grows: {through.second:,.0f} in the second quarter, {through.last:,.0f} in the last"
     for name, (end, most) in hour.afterwards.items():
-        if held and most - end > hour.courses[name].room:
+        if held and hour.courses[name].goes_on(end, most, hour.seconds):
             yield f"{name} goes on growing: {end:,.0f} when the transaction ended, {most:,.0f} afterwards"
 
 

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from chaos import gauges
 from chaos.figures import Part
-from chaos.flatness import MEMORY, ROOM, SHARE, Course
-from chaos.hours import FREE, HELD
+from chaos.flatness import HOUR, MEMORY, ROOM, SHARE, Course
+from chaos.hours import FREE, HELD, afterwards
 from chaos.resident import pace
 from chaos.traffic import OFTEN
 
@@ -30,19 +30,23 @@ def section(parts: Sequence[Part]) -> str:
 def _head(alone: dict[str, Any]) -> str:
     seconds = alone["seconds"]
     pace_ = pace(seconds)
+    short = (
+        "\nWhat was watched for less than an hour has this room for that time, and a table of large values two of these."
+        * (seconds < HOUR)
+    )
     return f"""## An hour
 
 `python -m chaos endure`: {seconds / 60:g} minutes of one process that starts {pace_.rate:g} short runs a second (blocking and async; {len(OFTEN)} in
 turn: retries, signals, maps, transactions, failures, cancellations, now and then 300 KB) and has {pace_.guests} guests, who sleep and wait
 for a signal for some minutes each. Leases of {pace_.lease:g} s; every {pace_.purge:g} s runs that ended {pace_.keep:g} s ago are deleted with `store.purge`. Nothing is
 set on the server, autovacuum is as it comes. Twice at once, in two databases of one server: alone, and beside a transaction of
-another session with a snapshot, which is open for the whole time, and then for {seconds / 360:g} minutes more without it.
+another session with a snapshot, which is open for the whole time, and then for {afterwards(seconds) / 60:g} minutes more without it.
 
 *Flat* is what has a level in the last quarter that is at most {SHARE:.0%} above that of the second one (or {MEMORY // _MIB} MiB of a process, {ROOM // _KIB} KiB of a
 table or index, half a thing), and of which the second half does not show, with 95 % confidence, that it grows by more than that in an
 hour. The level is the highest value of what is in bytes, and the median of what is counted: a leak lifts that too, a rush does not.
 The slope is that of a straight line through the means of ten equal parts of the second half; for a table or index it is the highest value
-since the second quarter began that is drawn: a file that vacuum shortens, and that is as long again soon, has not grown."""
+since the second quarter began that is drawn: a file that vacuum shortens, and that is as long again soon, has not grown.{short}"""
 
 
 def _counts(alone: dict[str, Any], beside: dict[str, Any]) -> str:
@@ -82,7 +86,7 @@ def _held(alone: dict[str, Any], beside: dict[str, Any]) -> str:
     ]
     for name, (end, most) in beside["afterwards"].items():
         usual = Course(**alone["courses"][name]).last
-        goes_on = most - end > Course(**beside["courses"][name]).room
+        goes_on = Course(**beside["courses"][name]).goes_on(end, most, beside["seconds"])
         verdict = "**goes on growing**" if goes_on else "stands still"
         lines.append(f"| {name} | {_told(name, usual)} | {_told(name, end)} | {_told(name, most)} | {verdict} |")
     (usual, _), (during, after) = alone["dead"], beside["dead"]
