@@ -10,7 +10,7 @@ import asyncio
 from typing import Any
 
 import durable
-from durable.demo import DIRECTORY, Shop, narrate, play, setting
+from durable.demo import DIRECTORY, Shop, narrate, play, read_setting
 from durable.stores import embedded
 
 
@@ -55,7 +55,7 @@ async def checkout(step: durable.AsyncStep, shop: AsyncShop) -> dict[str, Any]:
 
 def once() -> None:
     """Run the checkout, or go on with it where it stopped: it is the same call."""
-    given = setting()
+    given = read_setting()
     shop = AsyncShop(Shop(given.log, given.stuck))
     with embedded(DIRECTORY) as store:
         asyncio.run(durable.run(shop, checkout, id=given.run_id, store=store, on_event=narrate))

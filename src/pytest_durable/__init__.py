@@ -1,14 +1,13 @@
 """The pytest plugin of `durable`: fixtures for tests of workflows.
 
-It stands beside the package, so that pytest's start imports nothing of it: `durable` is imported by the first test that
-uses a fixture.
+It is a package of its own, so that pytest's start does not import `durable`: the first test that uses a fixture does.
 
 - `durable_store`: an empty store for the test. In memory, or with `--durable-store=embedded` (or a URL) a schema of its
-  own in a real PostgreSQL; `durable_store` in the ini file says so for good.
+  own in a real PostgreSQL; `durable_store` in the ini file sets it for the whole suite.
 - `rehearsal`: a `durable.testing.Rehearsal` on that store. With `--durable-always-replay` (ini: `durable_always_replay`)
   everything is replayed after each step.
 
-The marker `@pytest.mark.durable(store="embedded", always_replay=True)` says it for one test.
+The marker `@pytest.mark.durable(store="embedded", always_replay=True)` sets both for one test.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _URL = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Where the tests' stores are, and whether everything is replayed."""
+    """Add the options: where the tests' stores are, and whether everything is replayed."""
     what = "where durable's fixtures store: memory, embedded (a PostgreSQL started here), or the URL of one"
     group = parser.getgroup("durable")
     group.addoption("--durable-store", dest=_STORE, default=None, metavar="STORE", help=what)
@@ -47,14 +46,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
+    """Register the marker."""
     config.addinivalue_line(
         "markers", "durable(store=..., always_replay=...): durable's fixtures for this test; see --durable-store"
     )
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Let go of the server, which ends with its last user."""
+    """Close the server, which ends with its last user."""
     if (servers := config.stash.get(_SERVERS, None)) is not None:
         servers.close()
 
@@ -62,31 +61,31 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.fixture
 def durable_store(request: pytest.FixtureRequest) -> Iterator[LeasedStore]:
     """An empty store for this test: see the plugin's options."""
-    chosen = str(_said(request, "store", _STORE))
-    if chosen == "memory":
+    where = str(_setting(request, "store", _STORE))
+    if where == "memory":
         from durable.stores import memory  # noqa: PLC0415 -- see the module
 
         with memory() as store:
             yield store
     else:
-        with _schema(_url(request.config, chosen)) as store:
+        with _open_schema(_server_url(request.config, where)) as store:
             yield store
 
 
 @pytest.fixture
 def rehearsal(request: pytest.FixtureRequest, durable_store: LeasedStore) -> Iterator[Rehearsal]:
-    """A rehearsal on the test's store. A script that was never played fails the test: it may be misspelt."""
+    """A rehearsal on the test's store. The test fails if a script was never played: its step may be misspelt."""
     from durable.testing import Rehearsal  # noqa: PLC0415 -- see the module
 
-    with Rehearsal(durable_store, always_replay=bool(_said(request, "always_replay", _ALWAYS_REPLAY))) as rehearsal:
+    with Rehearsal(durable_store, always_replay=bool(_setting(request, "always_replay", _ALWAYS_REPLAY))) as rehearsal:
         yield rehearsal
     if unplayed := rehearsal.unplayed():
         called = ", ".join(dict.fromkeys(rehearsal.bodies)) or "none"
         pytest.fail(f"scripted, and never called: {', '.join(unplayed)} (called were: {called})", pytrace=False)
 
 
-def _said(request: pytest.FixtureRequest, word: str, option: str) -> Any:
-    """What the nearest marker, the command line or the ini file says."""
+def _setting(request: pytest.FixtureRequest, word: str, option: str) -> Any:
+    """The setting of the nearest marker, else of the command line, else of the ini file."""
     for marker in request.node.iter_markers("durable"):
         if marker.args or not marker.kwargs.keys() <= {"store", "always_replay"}:
             raise pytest.UsageError(f"@pytest.mark.durable takes store= and always_replay=, not {marker}")
@@ -96,12 +95,12 @@ def _said(request: pytest.FixtureRequest, word: str, option: str) -> Any:
     return request.config.getini(option) if given is None else given
 
 
-def _url(config: pytest.Config, chosen: str) -> str:
-    """The PostgreSQL that is meant: one that is there, or one that is started for this session."""
-    if chosen != "embedded":
-        if "=" not in chosen and "://" not in chosen:
-            raise pytest.UsageError(f"durable's store is memory, embedded or the URL of a PostgreSQL, not {chosen!r}")
-        return chosen
+def _server_url(config: pytest.Config, where: str) -> str:
+    """The URL of the PostgreSQL: the given one, or one that is started for this session."""
+    if where != "embedded":
+        if "=" not in where and "://" not in where:
+            raise pytest.UsageError(f"durable's store is memory, embedded or the URL of a PostgreSQL, not {where!r}")
+        return where
     if _URL not in config.stash:
         from durable.stores import embedded  # noqa: PLC0415 -- see the module
 
@@ -112,8 +111,8 @@ def _url(config: pytest.Config, chosen: str) -> str:
 
 
 @contextmanager
-def _schema(url: str) -> Iterator[PostgresStore]:
-    """A store in a schema of its own, which goes with it."""
+def _open_schema(url: str) -> Iterator[PostgresStore]:
+    """A store in a schema of its own, which is dropped afterwards."""
     import psycopg  # noqa: PLC0415 -- see the module
     from psycopg import sql  # noqa: PLC0415
 

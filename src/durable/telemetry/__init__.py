@@ -1,4 +1,4 @@
-"""What a run says, for people to read: names only."""
+"""Listeners that report what runs do: names, and no values."""
 
 from durable.telemetry.logs import all_of, log_events
 

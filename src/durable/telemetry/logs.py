@@ -30,38 +30,40 @@ from durable.records import StepRecord
 
 __all__ = ["all_of", "log_events"]
 
-_DIGITS: Final = 6  # of a second: a clock tells no more
+_DIGITS: Final = 6  # of a second, as a clock has them
 
 
 class _Line(NamedTuple):
     level: str
     event: str
-    said: dict[str, Any]
+    fields: dict[str, Any]
 
 
 def log_events(logger: Any = None, *, payloads: bool = False) -> Listener:
     """A listener for `on_event=` that writes one line for each event to a structlog logger (by default `get_logger()`).
 
     Each line has the `run_id`, that of a step its `key` (and its `name` where that is another), the `attempt`, and the
-    `duration` of the body in seconds. What begins, and what is only handed out again, is at level debug; what was
-    recorded and how the run ended, at info; retries and what needs a look, at warning; failures, at error.
+    `duration` of the body in seconds. Beginnings and replays are at level debug; records and ends of runs at info; retries
+    and whatever needs a look at warning; failures at error.
 
-    No line has a value, an argument or an exception's message, which may quote them, unless `payloads` is true: then
-    the JSON of a step's value, or its error's message, stands in its line as `value` or `message`.
+    No line has a value, an argument, or an exception's message, which may quote them, unless `payloads` is true: then a
+    step's line has the JSON of its value as `value`, or its error's message as `message`.
     """
     log = structlog.get_logger() if logger is None else logger
 
     def listener(event: RunEvent) -> None:
-        level, line, said = _line(event)
+        level, line, fields = _line(event)
         if payloads and isinstance(event, StepRecorded | StepReplayed):
-            said |= _payload(event.record)
-        getattr(log, level)(line, run_id=event.run_id, **(_step(event) if isinstance(event, StepEvent) else {}), **said)
+            fields |= _payload(event.record)
+        getattr(log, level)(
+            line, run_id=event.run_id, **(_step(event) if isinstance(event, StepEvent) else {}), **fields
+        )
 
     return listener
 
 
 def all_of(*listeners: Listener) -> Listener:
-    """One listener that tells each of these, in their order; one that raises is logged, and the others are told."""
+    """One listener that calls each of these in order; an exception of one is logged, and the others are still called."""
 
     def listener(event: RunEvent) -> None:
         for each in listeners:
@@ -79,7 +81,7 @@ def _line(event: RunEvent) -> _Line:
         case RunCompleted(workflow=workflow):
             return _Line("info", "run completed", {"workflow": workflow})
         case RunFailed(workflow=workflow, error=error, again=again):
-            return _Line("error", "run failed", {"workflow": workflow, "error": _class(error), "again": list(again)})
+            return _Line("error", "run failed", {"workflow": workflow, "error": _name(error), "again": list(again)})
         case RunInterrupted(workflow=workflow, reason=reason):
             return _Line("warning", "run interrupted", {"workflow": workflow, "reason": reason})
         case KeysUnused(keys=keys):
@@ -91,14 +93,12 @@ def _line(event: RunEvent) -> _Line:
         case StepReplayed():
             return _Line("debug", "step replayed", {})
         case StepRetrying(attempt=attempt, error=error, due=due):
-            return _Line(
-                "warning", "step is retried", {"attempt": attempt, "error": _class(error), "due": _moment(due)}
-            )
+            return _Line("warning", "step is retried", {"attempt": attempt, "error": _name(error), "due": _moment(due)})
         case StepRecorded(attempt=attempt, record=record, seconds=seconds):
             done = {"attempt": attempt, "duration": round(seconds, _DIGITS)}
             if record.error is None:
                 return _Line("info", "step recorded", done)
-            return _Line("error", "step failed", done | {"error": _class(record.error.type)})
+            return _Line("error", "step failed", done | {"error": _name(record.error.type)})
         case StepStalled(seconds=seconds):
             return _Line("warning", "step is still running", {"duration": round(seconds, _DIGITS)})
         case StepLeft(reason=reason):
@@ -115,7 +115,7 @@ def _payload(record: StepRecord) -> dict[str, str]:
     return {"value": record.json.decode()} if record.error is None else {"message": record.error.message}
 
 
-def _class(error: str) -> str:
+def _name(error: str) -> str:
     return error.replace(":", ".")
 
 
