@@ -1,13 +1,14 @@
 """What the library's own tests use, for yours: a rehearsal for workflows, and the suites that a store must pass."""
 
-from durable.testing.awaited_stores import AsyncSnapshotStoreSuite
-from durable.testing.clock import JumpingClock, RehearsalError
-from durable.testing.crashes import Crash, Crashed, Place
+from durable.testing._rehearsal.clock import JumpingClock
+from durable.testing._rehearsal.crashes import Crash, Crashed, Place
+from durable.testing._rehearsal.scripts import Script
+from durable.testing._rehearsal.timeline import RehearsalError
+from durable.testing._suites.async_snapshot_stores import AsyncSnapshotStoreSuite
+from durable.testing._suites.snapshot_stores import LeasedStoreSuite, SnapshotStoreSuite
 from durable.testing.rehearsal import Rehearsal
 from durable.testing.replays import Replayed, replay
 from durable.testing.run_stores import RunStoreSuite
-from durable.testing.scripts import Script
-from durable.testing.snapshot_stores import LeasedStoreSuite, SnapshotStoreSuite
 from durable.testing.survival import survives
 from durable.testing.transactions import TransactionSuite
 

@@ -22,9 +22,9 @@ from durable.records import Kind, Record, Status, StepRecord, parse, render
 from durable.snapshots import Snapshot
 from durable.stores._facades import ThreadedStore
 from durable.stores.protocol import Isolation, Late, Transaction
-from durable.testing._thunks import contents
-from durable.testing.clock import Watch
-from durable.testing.crashes import Place
+from durable.testing._rehearsal.crashes import Place
+from durable.testing._rehearsal.thunks import contents
+from durable.testing._rehearsal.watches import Watch
 
 if TYPE_CHECKING:
     from durable.testing.rehearsal import LeasedStore, Rehearsal
@@ -102,7 +102,7 @@ class Part:
         if isinstance(body.kind, Sleep | Listen):  # whose bodies are the library's own
             return body
         script = self._rehearsal.script_of(call.key, call.name)
-        return body if script is None else structs.replace(body, fn=script.of(body.fn))
+        return body if script is None else structs.replace(body, fn=script.in_place_of(body.fn))
 
     def begins(self, execution: Execution, call: Call) -> None:
         """A body is about to be called."""
@@ -245,7 +245,7 @@ class Part:
     def _open(self) -> None:
         if not self._opened:
             self._opened = True
-            self._rehearsal.clock.join(self.watch)
+            self.watch.begin()
             for outer in self._outer:
                 outer.lend()
 
@@ -255,7 +255,7 @@ class Part:
             self._rehearsal.off_stage((self.identity, self._run_id), self)
             for outer in self._outer:
                 outer.lend(back=True)
-            self._rehearsal.clock.part(self.watch)
+            self.watch.end()
 
     def _struck(self, place: Place, key: str | None) -> DurableError | None:
         """The death that the run has found, here or before."""
@@ -264,7 +264,7 @@ class Part:
             crash = self._rehearsal.crash_of(place, names)
             if crash is not None:
                 self._keeps_lease = crash.keeps_lease
-                self._dead = crash.struck(self._run_id)
+                self._dead = crash.fire(self._run_id)
         return self._dead
 
     def _waits(self, seconds: float) -> None:

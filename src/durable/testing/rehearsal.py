@@ -23,9 +23,10 @@ from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
 from durable.stores.protocol import Isolation, Late, Transaction
 from durable.testing._drivers import AsyncRehearsedDriver, BlockingRehearsedDriver
 from durable.testing._part import Again, Part, Replays
-from durable.testing.clock import JumpingClock, Watch
-from durable.testing.crashes import Crash, Place
-from durable.testing.scripts import Script
+from durable.testing._rehearsal.clock import JumpingClock
+from durable.testing._rehearsal.crashes import Crash, Place
+from durable.testing._rehearsal.scripts import Script
+from durable.testing._rehearsal.watches import Watch
 
 __all__ = ["LeasedStore", "Rehearsal"]
 
@@ -182,7 +183,7 @@ class Rehearsal:
     def signal(self, run_id: str, name: str, payload: str) -> None:
         """See `RunStore`; who waits for it is woken."""
         self._store.signal(run_id, name, payload)
-        self.clock.poke()
+        self.clock.timeline.poke()
 
     def cancel(self, run_id: str) -> bool:
         """See `RunStore`; who waits in the run is woken."""
@@ -191,7 +192,7 @@ class Rehearsal:
             part = self._parts.get((self.identity, run_id))
         if was_running and part is not None:
             part.cancelled()
-        self.clock.poke()
+        self.clock.timeline.poke()
         return was_running
 
     def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:

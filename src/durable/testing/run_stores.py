@@ -16,7 +16,7 @@ from durable._engine.leases import SHORTEST
 from durable.errors import LeaseLost
 from durable.records import FailureRecord, Kind, Record, Status, StepRecord, parse
 from durable.stores.protocol import RunStore
-from durable.testing._raising import raises
+from durable.testing._suites.raising import raises
 
 _PATIENCE = 20.0  # seconds, in which a lease of half a second has surely ended
 

@@ -7,7 +7,7 @@ from typing import Any
 from durable._engine.leases import Lease
 from durable.errors import LeaseLost
 from durable.stores.protocol import RolledBack, RunStore, Transaction
-from durable.testing._raising import raises
+from durable.testing._suites.raising import raises
 from durable.testing.run_stores import a_claim, a_step, alive, granted
 
 _WHILE = 20.0  # seconds for a transaction that nothing stands in the way of

@@ -21,7 +21,7 @@ from durable.errors import ConcurrentExecution, InvalidArgument, LeaseLost, Unre
 from durable.snapshots import Snapshot
 from durable.stores.listing import Listed, Progress, RunStatus, Stats
 from durable.stores.protocol import RunStore, SnapshotStore
-from durable.testing._raising import raises
+from durable.testing._suites.raising import raises
 
 _AWKWARD: Final = (
     "plain", "two words", " leading", "quo'te", 'double"quote', "semi;--", "per%cent", "under_score", "back\\slash",
@@ -54,7 +54,7 @@ class SnapshotStoreSuite:
     """The five verbs. A fixture `store` gives an empty store; the tests need nothing else."""
 
     def test_what_was_never_saved_is_none(self, store: SnapshotStore) -> None:
-        """`load` says None, and no error."""
+        """`load` returns None, and raises nothing."""
         assert store.load("nothing") is None
 
     def test_what_is_saved_is_loaded(self, store: SnapshotStore) -> None:
@@ -100,7 +100,7 @@ class SnapshotStoreSuite:
         assert ids(store.list()) == ["other"]
 
     def test_deleting_nothing_is_quiet(self, store: SnapshotStore) -> None:
-        """As often as one likes."""
+        """However often."""
         store.delete("nothing")
         store.delete("nothing")
 
@@ -188,7 +188,7 @@ class SnapshotStoreSuite:
         assert durable.result(store, "run") == [{"b": 1, "a": 2}, 2]
 
     def test_closing_twice_is_quiet(self, store: SnapshotStore) -> None:
-        """Whoever closes it."""
+        """The second close does nothing."""
         store.close()
         store.close()
 
@@ -226,7 +226,7 @@ class LeasedStore(RunStore, SnapshotStore, Protocol):
 
 
 class LeasedStoreSuite(SnapshotStoreSuite):
-    """What a store can do besides that knows who is executing what. The same fixture."""
+    """What a store can do besides that knows its executions. The same fixture."""
 
     def test_a_run_that_is_being_executed_is_left_alone(self, store: LeasedStore) -> None:
         """It is neither saved over nor deleted nor purged; the run goes on and ends well."""
@@ -254,7 +254,7 @@ class LeasedStoreSuite(SnapshotStoreSuite):
         assert store.status("run") == "completed"
 
     def test_force_ends_the_execution(self, store: LeasedStore) -> None:
-        """Whoever executes it can write nothing more, and is told so at the next step."""
+        """The execution can write nothing more, and ends with `LeaseLost` at its next step."""
         verbs: tuple[Callable[[], None], ...] = (
             lambda: store.delete("run", force=True),
             lambda: store.save("run", a_snapshot(), force=True),

@@ -1,4 +1,4 @@
-"""What a function carries along: by it two thunks of one line are told apart."""
+"""What a function carries along, by which two thunks of one line are told apart."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["contents"]
 
 
 def contents(fn: object) -> tuple[object, ...]:
-    """Its code, its defaults, and what its closure or its `partial` holds at this moment, to be compared with another's."""
+    """A function's code, its defaults, and what its closure or `partial` holds at this moment, for comparison."""
     if isinstance(fn, functools.partial):
         held = cast(Any, fn)
         return (*contents(held.func), *map(_Held, held.args), *map(_Held, held.keywords.values()))
@@ -22,7 +22,7 @@ def contents(fn: object) -> tuple[object, ...]:
 
 
 class _Held:
-    """A value as it is now: a list may be another tomorrow."""
+    """A value as it is now: a list may change."""
 
     __slots__ = ("_said", "_value")
 

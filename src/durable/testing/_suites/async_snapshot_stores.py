@@ -23,8 +23,8 @@ from durable.errors import AsyncMismatch
 from durable.snapshots import Snapshot
 from durable.stores.listing import Listed
 from durable.stores.protocol import AsyncSnapshotStore
-from durable.testing._raising import raises
-from durable.testing.snapshot_stores import SnapshotStoreSuite
+from durable.testing._suites.raising import raises
+from durable.testing._suites.snapshot_stores import SnapshotStoreSuite
 
 T = TypeVar("T")
 
@@ -109,25 +109,25 @@ class AsyncSnapshotStoreSuite:
         asyncio.run(main())
 
 
-def _through_a_loop(test: Callable[..., None]) -> Callable[..., None]:
-    """A test of blocking verbs, asked of coroutines."""
+def _ask_through_loop(test: Callable[..., None]) -> Callable[..., None]:
+    """A test of blocking verbs, asked of verbs that are coroutines."""
 
-    def asked(self: object, make_store: MakeStore) -> None:
-        with _loop() as awaited:
-            test(self, _Blocking(awaited(_made(make_store)), awaited))
+    def ask(self: object, make_store: MakeStore) -> None:
+        with _run_loop() as await_there:
+            test(self, _Blocking(await_there(_make(make_store)), await_there))
 
-    functools.update_wrapper(asked, test)
-    asked.__signature__ = inspect.signature(AsyncSnapshotStoreSuite.test_a_blocking_workflow_is_refused)  # type: ignore[attr-defined]
-    del asked.__wrapped__  # type: ignore[attr-defined]
-    return asked
+    functools.update_wrapper(ask, test)
+    ask.__signature__ = inspect.signature(AsyncSnapshotStoreSuite.test_a_blocking_workflow_is_refused)  # type: ignore[attr-defined]
+    del ask.__wrapped__  # type: ignore[attr-defined]
+    return ask
 
 
-async def _made(make_store: MakeStore) -> AsyncSnapshotStore:
+async def _make(make_store: MakeStore) -> AsyncSnapshotStore:
     return await make_store()
 
 
 @contextmanager
-def _loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
+def _run_loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
     """An event loop in a thread, and a way to await something on it."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -141,11 +141,11 @@ def _loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
 
 
 class _Blocking:
-    """The store's verbs, awaited elsewhere."""
+    """The store's verbs, blocking: each is awaited on the loop."""
 
-    def __init__(self, store: AsyncSnapshotStore, awaited: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+    def __init__(self, store: AsyncSnapshotStore, await_there: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         self._store = store
-        self._awaited = awaited
+        self._awaited = await_there
 
     def save(self, id: str, snapshot: Snapshot) -> None:
         self._awaited(self._store.save(id, snapshot))
@@ -167,4 +167,4 @@ class _Blocking:
 
 for _name, _test in vars(SnapshotStoreSuite).items():
     if _name.startswith("test_"):
-        setattr(AsyncSnapshotStoreSuite, _name, _through_a_loop(_test))
+        setattr(AsyncSnapshotStoreSuite, _name, _ask_through_loop(_test))

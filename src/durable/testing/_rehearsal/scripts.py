@@ -1,4 +1,4 @@
-"""Scripts: what stands in for the bodies of a step."""
+"""Scripts: outcomes in the place of a step's bodies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Script"]
 class Script:
     """The outcomes of one step's bodies, in the order of their calls: values, and exceptions, which are raised.
 
-    The last one stays for every later call.
+    The last one serves every later call.
     """
 
     def __init__(self, step: str, outcomes: tuple[Any, ...]) -> None:
@@ -32,16 +32,16 @@ class Script:
     def __repr__(self) -> str:
         return f"<Script of step {self.step!r}, {len(self._outcomes)} outcomes>"
 
-    def of(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """What is called in the place of `fn`; of its colour, and held to its annotations."""
+    def in_place_of(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """A function to call in the place of `fn`: async where that is, and held to its annotations."""
 
-        def played(*_: Any, **__: Any) -> Any:
+        def play(*_: Any, **__: Any) -> Any:
             return self._play()
 
-        async def awaited(*_: Any, **__: Any) -> Any:
+        async def play_async(*_: Any, **__: Any) -> Any:
             return self._play()
 
-        return functools.wraps(fn)(awaited if inspect.iscoroutinefunction(fn) else played)
+        return functools.wraps(fn)(play_async if inspect.iscoroutinefunction(fn) else play)
 
     def _play(self) -> Any:
         with self._lock:
@@ -50,7 +50,5 @@ class Script:
         if inspect.isclass(outcome) and issubclass(outcome, BaseException):
             raise outcome
         if isinstance(outcome, BaseException):
-            raise copy.copy(
-                outcome
-            )  # it may be raised again, and then without the traceback and the notes of this time
+            raise copy.copy(outcome)  # raised again, it has neither the traceback nor the notes of this time
         return outcome
