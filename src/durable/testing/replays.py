@@ -1,4 +1,4 @@
-"""What the code of today makes of a run of yesterday: a replay of its record that calls no body and writes nothing."""
+"""A replay of a stored run by the code of today, which calls no body and writes nothing."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class Replayed:
 
     - `drift`: why the code no longer fits the record, None where it does. A completed run must end again, by recorded steps
       only, with the same result.
-    - `replayed`: the recorded steps that it came by, in order, and `unused` those that it did not.
-    - `next`: the steps without a record that it came to, and that `durable.run` would therefore run next: the first, and
-      those that were called beside it.
-    - `ended`: whether it came to its end. `result` is then what it returned, or `error` what it raised.
+    - `replayed`: the keys of the recorded steps that it called, in order; `unused`: those that it did not call.
+    - `next`: the keys of the steps without a record that it called, which `durable.run` would run next: the first, and
+      those beside it.
+    - `ended`: whether the workflow came to its end. `result` is then what it returned, or `error` what it raised.
     """
 
     run_id: str
@@ -65,7 +65,7 @@ class Replayed:
     error: Exception | None = None
 
     def check(self) -> Replayed:
-        """This, if the code fits; else `drift` is raised."""
+        """Return this if the code fits the record; else raise `drift`."""
         if self.drift is not None:
             raise self.drift
         return self
@@ -97,34 +97,34 @@ def replay(
     id: str = "replayed",
     codec: Codec | Sequence[Codec] | None = None,
 ) -> Any:
-    """Execute `fn` on what is recorded of a run, up to the first step that is not: what would become of it today.
+    """Execute `fn` on the record of a run, up to the first step without one: what would become of the run today.
 
     No body is called, no time passes, and nothing is stored; the code between the steps is executed, with these `deps`.
     `id` is for messages, `codec` as for the run's store. For an `async def` this returns a coroutine.
 
     Raises `UnreadableRecord` or `InvalidArgument` for a source that is no snapshot, `OSError` for a file that cannot be read.
     """
-    record = _Record(id, _snapshot(source, id), codec)
+    record = _Record(id, _read_source(source, id), codec)
     outcome = partial(_run, deps, fn, id=id, store=record, version=record.version)
     if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
-        return _awaited(record, outcome())
+        return _replay_async(record, outcome())
     with record:
         try:
-            return record.returned(outcome())
+            return record.on_return(outcome())
         except Exception as problem:
-            return record.raised(problem)
+            return record.on_raise(problem)
 
 
-async def _awaited(record: _Record, outcome: Coroutine[Any, Any, Any]) -> Replayed:
+async def _replay_async(record: _Record, outcome: Coroutine[Any, Any, Any]) -> Replayed:
     with record:
         try:
-            return record.returned(await outcome)
+            return record.on_return(await outcome)
         except Exception as problem:
-            return record.raised(problem)
+            return record.on_raise(problem)
 
 
 class _Halt(DurableError):
-    """The workflow has come to a step that is not recorded."""
+    """The workflow has come to a step without a record."""
 
 
 @dataclass
@@ -135,7 +135,7 @@ class _Walk:
     next: list[str] = field(default_factory=list[str])
     execution: Execution | None = None
 
-    def comes_to(self, execution: Execution, call: Call) -> None:
+    def come_to(self, execution: Execution, call: Call) -> None:
         """A step is called; the walk ends here if it has no record."""
         if call.refusal is None and execution.error is None and execution.journal.settled(call.key) is not None:
             if call.key not in self.replayed:
@@ -153,7 +153,7 @@ class _BlockingDriver(BlockingDriver):
 
     def _drive(self, call: Call, body: Body) -> Any:
         with self._lock:
-            self._walk.comes_to(self._execution, call)
+            self._walk.come_to(self._execution, call)
         return super()._drive(call, body)
 
 
@@ -164,19 +164,19 @@ class _AsyncDriver(AsyncDriver):
         walk.execution = self._execution
 
     async def _drive(self, call: Call, body: Body) -> Any:
-        self._walk.comes_to(self._execution, call)
+        self._walk.come_to(self._execution, call)
         return await super()._drive(call, body)
 
 
 class _Afterwards(SystemClock):
-    """Whatever was waited for is past."""
+    """A clock on which everything that was waited for is past."""
 
     def now(self) -> datetime:
         return datetime.max.replace(tzinfo=UTC)
 
 
 class _Record(MemoryStore):
-    """A store of one run, and what is found out about it."""
+    """A store of one run, and what its replay finds out."""
 
     def __init__(self, run_id: str, snapshot: Snapshot, codec: Codec | Sequence[Codec] | None) -> None:
         super().__init__(codec=codec)
@@ -184,7 +184,7 @@ class _Record(MemoryStore):
         self._snapshot = snapshot
         self._walk = _Walk()
         self.version = snapshot.metadata.get("version", 1)
-        self.save(run_id, _without_its_end(snapshot))
+        self.save(run_id, _reopen(snapshot))
 
     def rehearse(self, plan: Plan, *, is_async: bool) -> Any:
         """See `durable.run`."""
@@ -193,38 +193,40 @@ class _Record(MemoryStore):
             return AsyncRun(there, partial(_AsyncDriver, self._walk)).outcome()
         return BlockingRun(there, partial(_BlockingDriver, self._walk)).outcome()
 
-    def returned(self, value: Any) -> Replayed:
+    def on_return(self, value: Any) -> Replayed:
         """The workflow has come to its end."""
-        return self._found(self._another(value), ended=True, result=value)
+        return self._report(self._changed_result(value), ended=True, result=value)
 
-    def raised(self, problem: Exception) -> Replayed:
-        """It has come to a step without a record, to one that does not fit, or to an exception of its own."""
+    def on_raise(self, problem: Exception) -> Replayed:
+        """It has come to a step without a record, to a step that does not fit, or to an exception of its own."""
         match problem:
             case _Halt():
-                return self._found(self._unfinished())
+                return self._report(self._unended())
             case HistoryError() | KeyConflict() | AmbiguousKey():
-                return self._found(problem)
+                return self._report(problem)
             case _ if self._walk.execution is None:
                 raise problem
             case _:
                 what = f"it returned then, and raises {type(problem).__name__} now"
-                return self._found(self._drift("result", what) if self._completed else None, ended=True, error=problem)
+                return self._report(
+                    self._drift("result", what) if self._was_completed else None, ended=True, error=problem
+                )
 
-    def _found(self, drift: DurableError | None, **end: Any) -> Replayed:
+    def _report(self, drift: DurableError | None, **end: Any) -> Replayed:
         walk = self._walk
         unused = () if walk.execution is None else walk.execution.journal.unused()
         return Replayed(self._run_id, drift, tuple(walk.replayed), unused, tuple(walk.next), **end)
 
     @property
-    def _completed(self) -> bool:
+    def _was_completed(self) -> bool:
         return self._snapshot.execution.status == Status.COMPLETED
 
-    def _unfinished(self) -> WorkflowDrift | None:
+    def _unended(self) -> WorkflowDrift | None:
         key = self._walk.next[0]
-        return self._drift(key, "the run was completed without it") if self._completed else None
+        return self._drift(key, "the run was completed without it") if self._was_completed else None
 
-    def _another(self, value: Any) -> WorkflowDrift | None:
-        if not self._completed or self._snapshot.result is UNSET:
+    def _changed_result(self, value: Any) -> WorkflowDrift | None:
+        if not self._was_completed or self._snapshot.result is UNSET:
             return None
         text = self.codec.encode(value, what="the result")
         if msgspec.json.decode(bytes(self._snapshot.result)) == msgspec.json.decode(text):
@@ -235,7 +237,7 @@ class _Record(MemoryStore):
         return WorkflowDrift(self._run_id, key, difference)
 
 
-def _snapshot(source: Source, run_id: str) -> Snapshot:
+def _read_source(source: Source, run_id: str) -> Snapshot:
     if isinstance(source, os.PathLike):
         source = Path(source).read_bytes()
     if isinstance(source, str | bytes):
@@ -243,8 +245,8 @@ def _snapshot(source: Source, run_id: str) -> Snapshot:
     return checked_snapshot(run_id, source)
 
 
-def _without_its_end(snapshot: Snapshot) -> Snapshot:
-    """The run before its workflow returned: to find out what it returns today."""
+def _reopen(snapshot: Snapshot) -> Snapshot:
+    """The run as before its workflow returned, to find out what it returns today."""
     snapshot = as_history(snapshot)
     if snapshot.execution.status != Status.COMPLETED:
         return snapshot
