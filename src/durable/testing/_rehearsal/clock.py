@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from durable._common.durations import Duration, checked_duration, in_seconds, in_utc, later
+from durable._common.durations import Duration, check_duration, to_seconds, to_utc, add_seconds
 from durable.testing._rehearsal.timeline import Action, Timeline
 
 __all__ = ["JumpingClock"]
@@ -25,10 +25,10 @@ class JumpingClock:
 
     def __init__(self, start: datetime = _START, *, patience: Duration = 10.0) -> None:
         self._set_at = (
-            in_utc("start", start),
+            to_utc("start", start),
             0.0,
         )  # the moment that the clock was last set to, and the seconds elapsed then
-        self.timeline = Timeline(self.now, in_seconds("patience", patience))
+        self.timeline = Timeline(self.now, to_seconds("patience", patience))
 
     def __repr__(self) -> str:
         return f"<JumpingClock at {self.now().isoformat()}>"
@@ -36,7 +36,7 @@ class JumpingClock:
     def now(self) -> datetime:
         """The moment, aware, in UTC."""
         moment, elapsed = self._set_at
-        return later(moment, self.timeline.elapsed - elapsed)
+        return add_seconds(moment, self.timeline.elapsed - elapsed)
 
     def elapsed(self) -> float:
         """Seconds that have passed on this clock since its start."""
@@ -54,7 +54,7 @@ class JumpingClock:
 
         With `after(seconds, lambda: clock.set(...))` it happens while a run waits.
         """
-        checked = in_utc("the moment", moment)
+        checked = to_utc("the moment", moment)
         with self.timeline.changed:
             self._set_at = checked, self.timeline.elapsed
             self.timeline.poke()  # a sleep until a moment has to be counted anew
@@ -65,4 +65,4 @@ class JumpingClock:
 
 
 def _checked_seconds(seconds: Any) -> float:
-    return checked_duration("the time that passes", seconds, zero=True)
+    return check_duration("the time that passes", seconds, zero=True)
