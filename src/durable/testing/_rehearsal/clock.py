@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from durable._common.durations import Duration, check_duration, to_seconds, to_utc, add_seconds
+from durable._common.durations import Duration, add_seconds, check_duration, to_seconds, to_utc
 from durable.testing._rehearsal.timeline import Action, Timeline
 
 __all__ = ["JumpingClock"]
