@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from durable._engine.decisions import Claim
-from durable._engine.leases import Lease
-from durable.records import Record, Status
 from durable.stores import MemoryStore
+from durable.stores.requests import Request
 
 
 class Instant:
@@ -26,26 +24,10 @@ class _Verbs:
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
 
-    def begin(self, claim: Claim, alive: Any) -> asyncio.Future[Any]:
-        return _done(self._store.begin(claim, alive))
-
-    def checkpoint(self, lease: Lease, record: Record, late: Any = None) -> asyncio.Future[None]:
-        self._store.checkpoint(lease, record)
-        return _done(None)
-
-    def finish(self, lease: Lease, status: Status, record: Record) -> asyncio.Future[None]:
-        self._store.finish(lease, status, record)
-        return _done(None)
-
-    def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
-        self._store.release(lease, status)
-        return _done(None)
+    def submit(self, request: Request[Any], on_late_reply: Any = None) -> asyncio.Future[Any]:
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_result(self._store.perform(request))
+        return answer
 
     def room(self) -> None:
         return None
-
-
-def _done(answer: Any) -> asyncio.Future[Any]:
-    future = asyncio.get_running_loop().create_future()
-    future.set_result(answer)
-    return future

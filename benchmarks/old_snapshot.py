@@ -21,6 +21,7 @@ from durable._engine.decisions import Claim, Granted
 from durable._engine.leases import Lease
 from durable.records import Kind, Record
 from durable.stores import PostgresStore, embedded, postgres
+from durable.stores.requests import Begin, Checkpoint
 
 SCHEMA = "old_snapshot"
 TEXT = '{"name":"step","ok":true,"value":{"id":"u-123","tier":"gold member","n":[1,2,3,4]}}'
@@ -56,7 +57,7 @@ def measure(url: str, leases: int, beats: int, *, held: bool) -> Figures:
             start = time.perf_counter()
             renew(owned)
             renewed = time.perf_counter()
-            store.checkpoint(owned[number % leases], Record(number, f"step-{number}", Kind.STEP, TEXT))
+            store.perform(Checkpoint(owned[number % leases], Record(number, f"step-{number}", Kind.STEP, TEXT)))
             beat_times.append((renewed - start) * 1000)
             checkpoint_times.append((time.perf_counter() - renewed) * 1000)
         store.close()  # its backends tell their statistics when they end
@@ -75,7 +76,7 @@ def measure(url: str, leases: int, beats: int, *, held: bool) -> Figures:
 
 def claim(store: PostgresStore, run_id: str) -> Lease:
     """A lease on a new run; the store's own heartbeat leaves it alone."""
-    reply = store.begin(Claim(run_id=run_id, workflow="held", version=1, seconds=86_400.0), lambda: False)
+    reply = store.perform(Begin(Claim(run_id=run_id, workflow="held", version=1, seconds=86_400.0), lambda: False))
     assert isinstance(reply, Granted)  # noqa: S101 -- there is no other owner
     return reply.lease
 

@@ -24,6 +24,7 @@ import durable
 from durable.stores import PostgresStore, embedded, postgres
 from durable.stores._postgres.sql.loader import load_migrations, load_statements
 from durable.stores._postgres.sql.names import Names
+from durable.stores.requests import Checkpoint
 from programs import limited
 
 load_migrations(Names())  # read before the fork, and not by each child
@@ -155,28 +156,28 @@ def greet(step: durable.Step, _: None) -> str:
 
 
 def _pause_before_second_checkpoint(store: PostgresStore, meet: Callable[[str], object]) -> None:
-    checkpoint = store.checkpoint
+    perform = store.perform
 
-    def paused(lease: Any, record: Any, late: Any = None) -> None:
-        if record.key == "two":
+    def paused(request: Any, on_late_reply: Any = None) -> Any:
+        if isinstance(request, Checkpoint) and request.record.key == "two":
             meet("checkpoint")
-        checkpoint(lease, record, late)
+        return perform(request, on_late_reply)
 
-    store.checkpoint = paused  # type: ignore[method-assign]
+    store.perform = paused  # type: ignore[method-assign]
 
 
 def _tell_of_first_refusal(store: PostgresStore, pipe: Connection) -> None:
-    begin, told = store.begin, False
+    perform, told = store.perform, False
 
-    def telling(claim: Any, alive: Any) -> Any:
+    def telling(request: Any, on_late_reply: Any = None) -> Any:
         nonlocal told
-        reply = begin(claim, alive)
+        reply = perform(request, on_late_reply)
         if type(reply).__name__ == "Refused" and not told:
             told = True
             pipe.send("refused")
         return reply
 
-    store.begin = telling  # type: ignore[method-assign]
+    store.perform = telling  # type: ignore[method-assign]
 
 
 # -- in the test ----------------------------------------------------------------------------------------------------

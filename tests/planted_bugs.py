@@ -25,6 +25,7 @@ from durable.errors import StoreUnavailable
 from durable.stores._postgres import commits
 from durable.stores._postgres.commits import Statements
 from durable.stores._postgres.writer import Writer
+from durable.stores.requests import Checkpoint
 from simulation import life, threads, wire
 from simulation import statements as sql
 from simulation.database import POINT
@@ -236,7 +237,7 @@ def _unlocked(tables: Tables, statement: Any, values: Any) -> Any:
 def _committed_before_its_record(self: Any, record: Any) -> None:
     self._session.execute(b"COMMIT")
     self._end()
-    acting().store.checkpoint(self._lease, record)
+    acting().store.perform(Checkpoint(self._lease, record))
 
 
 def _taken_for_undone(self: Any, _: Any, problem: Any) -> None:

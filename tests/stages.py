@@ -21,7 +21,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable,
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, TypeVar, cast
+
+from msgspec import structs
 
 import durable
 from durable._engine import decisions, runs
@@ -71,9 +73,12 @@ from durable.errors import Unwind
 from durable.records import ErrorRecord, Header, Kind, Record, Status, StepRecord
 from durable.records import Execution as Standing
 from durable.snapshots import Snapshot
-from durable.stores import MemoryStore, PostgresStore
-from durable.stores.protocol import Isolation, Late, Transaction
+from durable.stores import MemoryStore, PostgresStore, requests
+from durable.stores.protocol import Isolation, Transaction
+from durable.stores.requests import Begin, OnLateReply, Request
 from support import Database
+
+T = TypeVar("T")
 
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -171,8 +176,10 @@ class Boundaries:
         self.dead = False
         self.died_at = ""
 
-    def pass_one(self, what: str) -> None:
-        """The process passes a boundary, or dies there."""
+    def pass_one(self, what: str | None) -> None:
+        """The process passes a boundary, or dies there; None is no boundary."""
+        if what is None:
+            return
         if self.dead:
             raise Died
         if self.deadly in (len(self.passed), what):
@@ -556,6 +563,24 @@ async def told_async(story: Generator[Demand, Any, Any], perform: Callable[[Dema
         return end.value
 
 
+# Of each request, the boundary before it, and the one after it: of a blocking store, and of an awaited one.
+_AROUND: dict[type[Request[Any]], tuple[str | None, str | None, str | None]] = {
+    requests.Begin: ("before claim", "claim committed", "claim committed"),
+    requests.Checkpoint: ("before checkpoint", "checkpoint committed", "checkpoint committed"),
+    requests.Finish: ("before finish", "finish committed", "finish committed"),
+    requests.Receive: ("look for a signal", None, "looked for a signal"),
+    requests.Release: ("release", None, "released"),
+}
+
+
+def _while_alive(request: Request[T], boundaries: Boundaries) -> Request[T]:
+    """A dead process renews nothing."""
+    if not isinstance(request, Begin):
+        return request
+    alive = request.alive
+    return cast("Request[T]", structs.replace(request, alive=lambda: alive() and not boundaries.dead))
+
+
 class DyingStore:
     """A store whose process dies at a boundary, and which is silent from then on."""
 
@@ -568,35 +593,12 @@ class DyingStore:
     def identity(self) -> object:
         return self._store.identity
 
-    def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
-        self._boundaries.pass_one("before claim")
-        reply = self._store.begin(claim, lambda: alive() and not self._boundaries.dead)
-        self._boundaries.pass_one("claim committed")
-        return reply
-
-    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:
-        self._boundaries.pass_one("before checkpoint")
-        self._store.checkpoint(lease, record, late)
-        self._boundaries.pass_one("checkpoint committed")
-
-    def finish(self, lease: Lease, status: Status, record: Record) -> None:
-        self._boundaries.pass_one("before finish")
-        self._store.finish(lease, status, record)
-        self._boundaries.pass_one("finish committed")
-
-    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
-        self._boundaries.pass_one("look for a signal")
-        return self._store.receive(lease, name, taken)
-
-    def signal(self, run_id: str, name: str, payload: str) -> None:
-        self._store.signal(run_id, name, payload)
-
-    def cancel(self, run_id: str) -> bool:
-        return self._store.cancel(run_id)
-
-    def release(self, lease: Lease, status: Status | None = None) -> None:
-        self._boundaries.pass_one("release")
-        self._store.release(lease, status)
+    def perform(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> T:
+        before, after, _ = _AROUND.get(type(request), (None, None, None))
+        self._boundaries.pass_one(before)
+        answer = self._store.perform(_while_alive(request, self._boundaries), on_late_reply)
+        self._boundaries.pass_one(after)
+        return answer
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:
         return DyingTransaction(self._store.transaction(lease, name, isolation), self._boundaries)
@@ -630,7 +632,7 @@ class DyingTransaction:
     def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         return self._transaction.call(fn, args)
 
-    def commit(self, record: Record, late: Late | None = None) -> None:
+    def commit(self, record: Record, late: OnLateReply | None = None) -> None:
         try:
             self._boundaries.pass_one("before commit")
         except Died:
@@ -652,36 +654,24 @@ class DyingTransaction:
 
 
 class _DyingAio:
-    """The asyncio face of a dying store: each verb in a task, so that it begins at the call."""
+    """The asyncio face of a dying store: each request in a task, so that it begins at the call."""
 
     def __init__(self, store: MemoryStore | PostgresStore, boundaries: Boundaries) -> None:
         self._store = store
         self._boundaries = boundaries
 
-    def begin(self, claim: Claim, alive: Callable[[], bool]) -> asyncio.Future[ClaimReply]:
-        still = lambda: alive() and not self._boundaries.dead  # noqa: E731
-        return self._between("before claim", lambda: self._store.aio.begin(claim, still), "claim committed")
+    def submit(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> asyncio.Future[T]:
+        before, _, after = _AROUND.get(type(request), (None, None, None))
+        if before is None:
+            return self._store.aio.submit(request)
 
-    def checkpoint(self, lease: Lease, record: Record, late: Any = None) -> asyncio.Future[None]:
-        write = lambda: self._store.aio.checkpoint(lease, record, late)  # noqa: E731
-        return self._between("before checkpoint", write, "checkpoint committed")
+        async def performed() -> T:
+            self._boundaries.pass_one(before)
+            answer = await self._store.aio.submit(_while_alive(request, self._boundaries), on_late_reply)
+            self._boundaries.pass_one(after)
+            return answer
 
-    def finish(self, lease: Lease, status: Status, record: Record) -> asyncio.Future[None]:
-        write = lambda: self._store.aio.finish(lease, status, record)  # noqa: E731
-        return self._between("before finish", write, "finish committed")
-
-    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> asyncio.Future[tuple[int, str] | None]:
-        look = lambda: self._store.aio.receive(lease, name, taken)  # noqa: E731
-        return self._between("look for a signal", look, "looked for a signal")
-
-    def signal(self, run_id: str, name: str, payload: str) -> asyncio.Future[None]:
-        return self._store.aio.signal(run_id, name, payload)
-
-    def cancel(self, run_id: str) -> asyncio.Future[bool]:
-        return self._store.aio.cancel(run_id)
-
-    def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
-        return self._between("release", lambda: self._store.aio.release(lease, status), "released")
+        return asyncio.ensure_future(performed())
 
     def load(self, id: str) -> Awaitable[Snapshot | None]:
         return self._store.aio.load(id)
@@ -694,15 +684,6 @@ class _DyingAio:
 
     def room(self) -> asyncio.Future[None] | None:
         return self._store.aio.room()
-
-    def _between(self, before: str, verb: Callable[[], asyncio.Future[Any]], after: str) -> asyncio.Future[Any]:
-        async def performed() -> Any:
-            self._boundaries.pass_one(before)
-            reply = await verb()
-            self._boundaries.pass_one(after)
-            return reply
-
-        return asyncio.ensure_future(performed())
 
 
 class StoreStage:
@@ -850,7 +831,7 @@ def memory_stage(*, is_async: bool) -> StoreStage:
 def postgres_stage(database: Database, *, is_async: bool) -> StoreStage:
     """The PostgreSQL store."""
     store = database.store()
-    store.begin(Claim(run_id="warm-up", workflow="none", version=1, seconds=30.0, create=False), lambda: True)
+    store.perform(Begin(Claim(run_id="warm-up", workflow="none", version=1, seconds=30.0, create=False), lambda: True))
     stage = StoreStage(store, database.end_lease, is_async=is_async)
     stage.table = f"{database.schema}.booked"
     database.execute("CREATE TABLE booked (what text)")

@@ -738,7 +738,7 @@ def test_data_of_another_version(tmp_path: Path) -> None:
 def test_a_memory_store_refuses_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every check that needs no database is made before the store is asked, whichever it is."""
     store = memory()
-    monkeypatch.setattr(store, "begin", lambda *_: pytest.fail("the store was asked"))
+    monkeypatch.setattr(store, "perform", lambda *_: pytest.fail("the store was asked"))
 
     def call(**options: Any) -> str:
         return durable.run(None, fine, id="x", store=store, **options)

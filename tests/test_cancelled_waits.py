@@ -125,14 +125,14 @@ def test_whoever_waits_for_a_run_hears_of_it_too(database: Database, aside: Thre
     left = aside.submit(execute, sleeps, database.store())
     begun(database.store())
     waits_at, refused = database.store(), threading.Event()
-    begin = waits_at.begin
+    perform = waits_at.perform
 
-    def begun_and_told(*claim: Any) -> Any:  # one whose first claim came after the cancellation would take the run up
-        reply = begin(*claim)
+    def begun_and_told(*request: Any) -> Any:  # one whose first claim came after the cancellation would take the run up
+        reply = perform(*request)
         refused.set()
         return reply
 
-    waits_at.begin = begun_and_told  # type: ignore[method-assign,assignment]
+    waits_at.perform = begun_and_told  # type: ignore[method-assign,assignment]
     waiting = aside.submit(execute, sleeps, waits_at, on_conflict="wait")
     assert refused.wait(30.0)
     cancelled = time.monotonic()

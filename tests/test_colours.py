@@ -46,12 +46,13 @@ LEAVES = {
         "_wait_until",
     },
     (BlockingRun, AsyncRun): {"__init__", "_begin", "_finish", "_give_back", "_give_back_late", "_migrate"},
-    (WholeSnapshots, _Verbs): {"__init__", "begin", "close", "release", "replace", "_called"},
+    (WholeSnapshots, _Verbs): {"__init__", "_begin", "close", "_release", "replace", "_called"},
 }
 
 _SAME_BUT_FOR_COLOUR = {
     "AsyncStep": "Step",
     "asleep": "sleep",
+    "submit": "perform",
     "current_task": "current_thread",
     "asyncio": "threading",
 }

@@ -17,6 +17,7 @@ import durable
 from durable._engine.decisions import Granted
 from durable.stores import Listed, PostgresStore, _owner, embedded
 from durable.stores._postgres import snapshots
+from durable.stores.requests import Begin
 from durable.testing.run_stores import a_claim
 from support import Database
 
@@ -25,6 +26,7 @@ DAY: Final = 24 * 3600.0  # seconds
 CHILD = """
 import sys, durable, os
 from durable.stores import postgres
+from durable.stores.requests import Begin
 def waits(step, _):
     step("one", lambda: 1)
     print("waiting", flush=True)
@@ -100,7 +102,7 @@ def test_embedded_sees_it_too(tmp_path: Path, start: Callable[..., subprocess.Po
 def hold(store: PostgresStore, *names: str) -> None:
     """Take leases that nobody gives back."""
     for name in names:
-        assert isinstance(store.begin(a_claim(name), lambda: True), Granted)
+        assert isinstance(store.perform(Begin(a_claim(name), lambda: True)), Granted)
 
 
 def end(store: PostgresStore) -> None:

@@ -18,6 +18,7 @@ import durable
 from durable import AsyncStep, Step
 from durable._engine.decisions import Claim
 from durable.stores import postgres
+from durable.stores.requests import Begin
 from ownership_children import PATIENCE, process_of, wait_until
 from proxy import Moment, Proxy
 from support import Database
@@ -209,5 +210,5 @@ def test_a_connection_that_comes_too_late_is_there_for_the_next(database: Databa
         go.set()
         wait_until(lambda: process_of(store).connections._late, "it to come")
         assert len(proxy._links) == 1
-        store.begin(Claim(run_id="next", workflow="next", version=1, seconds=30.0), lambda: False)
+        store.perform(Begin(Claim(run_id="next", workflow="next", version=1, seconds=30.0), lambda: False))
         assert len(proxy._links) == 1, "another one was made"

@@ -13,6 +13,7 @@ from durable._engine.decisions import Granted
 from durable._runtime.plan import Plan
 from durable._runtime.run import execute, run_claimed
 from durable.stores import MemoryStore
+from durable.stores.requests import Begin
 
 
 class Planned(MemoryStore):
@@ -67,7 +68,7 @@ def test_both_doors_lead_to_the_same_end(fn: Any) -> None:
         assert store.status("r") == "failed"
 
         plan = planned(store, fn, fails=False)
-        granted = store.begin(plan.claim, lambda: True)
+        granted = store.perform(Begin(plan.claim, lambda: True))
         assert isinstance(granted, Granted)
         assert granted.records
         assert outcome(execute(plan, granted)) == ["first", "second"]
@@ -82,7 +83,7 @@ def test_both_doors_lead_to_the_same_end(fn: Any) -> None:
 def test_a_grant_that_cannot_be_executed_is_given_back(fn: Any) -> None:
     with Planned() as store:
         plan = planned(store, fn, fails=True)
-        granted = store.begin(plan.claim, lambda: True)
+        granted = store.perform(Begin(plan.claim, lambda: True))
         assert isinstance(granted, Granted)
         with pytest.raises(ConnectionError):
             outcome(execute(plan, granted))

@@ -17,6 +17,7 @@ from durable._engine.decisions import Granted
 from durable.errors import LeaseLost, RecordsLost, RunCancelled
 from durable.records import Kind, Record, Status
 from durable.stores import PostgresStore, memory
+from durable.stores.requests import Begin, Checkpoint, Finish
 from durable.testing.run_stores import a_claim, a_step
 from support import Database
 
@@ -119,7 +120,7 @@ def test_who_has_deleted_it_knows(database: Database, verb: str) -> None:
 
 
 def held(store: PostgresStore) -> Any:
-    reply = store.begin(a_claim(seconds=1.0), lambda: True)
+    reply = store.perform(Begin(a_claim(seconds=1.0), lambda: True))
     assert isinstance(reply, Granted)
     return reply.lease
 
@@ -128,10 +129,10 @@ def test_a_lease_given_back_and_deleted_is_no_lost_record(database: Database) ->
     """A stale holder of this process, whose run was purged since."""
     store = database.store()
     lease = held(store)
-    store.finish(lease, Status.COMPLETED, Record(9, Kind.RESULT, Kind.RESULT, "1"))
+    store.perform(Finish(lease, Status.COMPLETED, Record(9, Kind.RESULT, Kind.RESULT, "1")))
     assert store.purge(older_than=0) == 1
     with pytest.raises(LeaseLost, match="given back"):
-        store.checkpoint(lease, a_step(1, "late"))
+        store.perform(Checkpoint(lease, a_step(1, "late")))
 
 
 def test_a_run_begun_anew_after_a_deletion_elsewhere(database: Database) -> None:
@@ -141,7 +142,7 @@ def test_a_run_begun_anew_after_a_deletion_elsewhere(database: Database) -> None
     other.delete("run", force=True)
     assert held(other).epoch == lease.epoch
     with pytest.raises(RecordsLost, match="deleted with force=True"):
-        mine.checkpoint(lease, a_step(1, "late"))
+        mine.perform(Checkpoint(lease, a_step(1, "late")))
     until = time.monotonic() + 20.0
     while lease.lost is None:  # the heartbeat says the same
         assert time.monotonic() < until

@@ -22,6 +22,7 @@ from durable._engine.leases import Lease
 from durable.stores import PostgresStore
 from durable.stores._embedded.server import Server
 from durable.stores._postgres.schema import _LOCK_SPACE
+from durable.stores.requests import Begin
 from ownership_children import remove_server, wait_until
 from support import Database
 
@@ -130,7 +131,7 @@ def quiet(quiet_server: str) -> Iterator[Database]:
 
 def granted(store: PostgresStore, run_id: str) -> Lease:
     """A lease on a new run, which the store's heartbeat leaves alone."""
-    reply = store.begin(Claim(run_id=run_id, workflow="held", version=1, seconds=600.0), lambda: False)
+    reply = store.perform(Begin(Claim(run_id=run_id, workflow="held", version=1, seconds=600.0), lambda: False))
     assert isinstance(reply, Granted)
     return reply.lease
 

@@ -27,6 +27,7 @@ from durable.records import Header, Kind, Record, Status, StepRecord, render
 from durable.stores import MemoryStore, memory
 from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.names import Names
+from durable.stores.requests import Checkpoint
 from support import Database
 
 
@@ -306,18 +307,20 @@ def test_a_step_cancelled_in_the_turn_in_which_its_answer_comes(store: MemorySto
         """A store that has the task cancelled as soon as the answer is there."""
 
         identity = store.identity
-        begin, release, finish, room = store.aio.begin, store.aio.release, store.aio.finish, store.aio.room
+        perform, room = store.perform, store.aio.room
         task: asyncio.Task[str]
 
         @property
         def aio(self) -> Any:
             return self
 
-        def checkpoint(self, lease: Any, record: Any, late: Any = None) -> asyncio.Future[None]:
+        def submit(self, request: Any, on_late_reply: Any = None) -> asyncio.Future[Any]:
+            if not isinstance(request, Checkpoint):
+                return store.aio.submit(request, on_late_reply)
             answer = asyncio.get_running_loop().create_future()
 
             def answered() -> None:
-                store.checkpoint(lease, record)
+                store.perform(request)
                 answer.set_result(None)
                 self.task.cancel()
 

@@ -26,6 +26,7 @@ from durable.records import Kind, Record, Status, StepRecord, render
 from durable.stores import PostgresStore, memory
 from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.names import Names
+from durable.stores.requests import Begin, Checkpoint, Finish, Release, Request
 from ownership_children import PATIENCE, Child, Orders, Scene, execute, process_of, run_as_ordered, traces, wait_until
 from support import Database
 
@@ -138,9 +139,9 @@ class Crowd:
         self._refused: set[object] = set()
         self._size = size
         self._all_refused = threading.Event()
-        self._begin, self._async_begin = store.begin, store.aio.begin
-        store.begin = self._watched  # type: ignore[method-assign]
-        store.aio.begin = self._async_watched  # type: ignore[method-assign]
+        self._perform, self._submit = store.perform, store.aio.submit
+        store.perform = self._watched  # type: ignore[method-assign]
+        store.aio.submit = self._async_watched  # type: ignore[method-assign]
 
     def workflow(self, step: durable.Step, _: None) -> list[str]:
         """Two steps, one of which lasts."""
@@ -158,13 +159,13 @@ class Crowd:
     async def _async_body(self, key: str) -> str:
         return await asyncio.to_thread(self._body, key)
 
-    def _watched(self, claim: Claim, alive: Callable[[], bool]) -> Any:
-        reply = self._begin(claim, alive)
+    def _watched(self, request: Request[Any], on_late_reply: Any = None) -> Any:
+        reply = self._perform(request, on_late_reply)
         self._note(reply, threading.get_ident())
         return reply
 
-    def _async_watched(self, claim: Claim, alive: Callable[[], bool]) -> Any:
-        caller, reply = asyncio.current_task(), self._async_begin(claim, alive)
+    def _async_watched(self, request: Request[Any], on_late_reply: Any = None) -> Any:
+        caller, reply = asyncio.current_task(), self._submit(request, on_late_reply)
         reply.add_done_callback(lambda reply: self._note(reply.result(), caller))
         return reply
 
@@ -263,11 +264,11 @@ def test_what_a_former_owner_still_tries_changes_no_row(database: Database) -> N
     owner = granted(database.store())
     before, lease_before = database.everything(), lease_row(database)
     with pytest.raises(durable.LeaseLost):
-        store.checkpoint(zombie, record(0, "late"))
+        store.perform(Checkpoint(zombie, record(0, "late")))
     with pytest.raises(durable.LeaseLost):
-        store.finish(zombie, Status.COMPLETED, Record(0, Kind.RESULT, Kind.RESULT, "1"))
+        store.perform(Finish(zombie, Status.COMPLETED, Record(0, Kind.RESULT, Kind.RESULT, "1")))
     assert process_of(store).heartbeat._renew([zombie]) == {}
-    store.release(zombie)
+    store.perform(Release(zombie))
     assert database.everything() == before
     assert lease_row(database) == lease_before
     assert owner.epoch == zombie.epoch + 1
@@ -283,7 +284,7 @@ def claim(run_id: str = "contested", **options: Any) -> Claim:
 
 def granted(store: PostgresStore, run_id: str = "contested") -> Lease:
     """Begin the run as its owner."""
-    reply = store.begin(claim(run_id), lambda: True)
+    reply = store.perform(Begin(claim(run_id), lambda: True))
     assert isinstance(reply, Granted)
     return reply.lease
 
@@ -379,7 +380,7 @@ def test_a_new_owner_sees_the_record_it_waited_for(
         assert zombie.execute("SHOW transaction_isolation").fetchone() == (level,)
         assert checkpoint(zombie, database, lease, record(0, "last")) == 1
         database.end_lease("contested")
-        taking_over = aside.submit(database.store(url).begin, claim(), lambda: True)
+        taking_over = aside.submit(database.store(url).perform, Begin(claim(), lambda: True))
         wait_for_block(database, zombie, taking_over)
         zombie.commit()
         reply = taking_over.result(PATIENCE)
@@ -399,9 +400,9 @@ def test_a_checkpoint_that_waited_for_a_claim_is_rejected(
     database.end_lease("contested")
     with inside(database) as reader:
         reader.execute("SELECT FROM durable_snapshots FOR UPDATE")  # the claim takes the lease, then wants the header
-        claiming = aside.submit(database.store(url).begin, claim(), lambda: True)
+        claiming = aside.submit(database.store(url).perform, Begin(claim(), lambda: True))
         wait_for_block(database, reader, claiming)
-        writing = aside.submit(store.checkpoint, lease, record(0, "late"))
+        writing = aside.submit(store.perform, Checkpoint(lease, record(0, "late")))
         wait_until(lambda: writing.done() or waits_for(database, waiting_for(database, reader)), "two waits in a row")
         assert not writing.done(), "it did not wait for the claim"
     assert isinstance(claiming.result(PATIENCE), Granted)
@@ -463,7 +464,7 @@ def test_a_take_over_by_any_statement_waits_for_the_checkpoint(
         new.commit()
         assert checkpoint(zombie, database, lease, record(1, "late"), form) == 0
     with pytest.raises(durable.LeaseLost):
-        store.checkpoint(lease, record(1, "late"))
+        store.perform(Checkpoint(lease, record(1, "late")))
     assert epochs(database) == [("last", 1)]
 
 
@@ -502,13 +503,13 @@ def test_a_store_without_the_fence_is_refused(database: Database) -> None:
     with pytest.raises(
         durable.SchemaMismatch, match=r"unique index over \(workflow_id, owner_token\) is missing"
     ) as it:
-        database.store().begin(claim(), lambda: True)
+        database.store().perform(Begin(claim(), lambda: True))
     assert "durable_locks" in it.value.table
     assert database.everything() == before
     advice = it.value.advice.removeprefix("Restore it: ").removesuffix(".")
     with inside(database) as connection:
         connection.execute(advice)
-    assert isinstance(database.store().begin(claim(), lambda: True), Refused)
+    assert isinstance(database.store().perform(Begin(claim(), lambda: True)), Refused)
 
 
 @pytest.mark.parametrize("how", ["update", "upsert"])
@@ -753,7 +754,7 @@ def test_an_owner_not_proven_dead_keeps_its_lease(
     with pytest.raises(durable.ConcurrentExecution, match="'contested'"):
         durable.run(None, contest, id="contested", store=database.store(), on_event=events.append)
     assert database.everything() == before
-    owner.checkpoint(lease, record(0, "one"))
+    owner.perform(Checkpoint(lease, record(0, "one")))
     database.end_lease("contested")
     assert durable.run(None, contest, id="contested", store=database.store(), on_event=events.append) == "one"
     assert not any(isinstance(event, LeaseTaken) for event in events)
@@ -793,7 +794,7 @@ def test_an_owner_file_that_never_opens_holds_nobody_up(
     fifo = tmp_path / "owner"
     os.mkfifo(fifo)
     database.execute("UPDATE durable_locks SET owner = %s", f"elsewhere:1 {fifo}")
-    asking = aside.submit(database.store().begin, claim(), lambda: True)
+    asking = aside.submit(database.store().perform, Begin(claim(), lambda: True))
     try:
         assert isinstance(asking.result(5.0), Refused)
     finally:

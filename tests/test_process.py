@@ -34,6 +34,7 @@ from durable.records import Kind, Record, Status
 from durable.stores import PostgresStore, postgres
 from durable.stores._postgres.commits import Found, checkpoint_job
 from durable.stores._postgres.connections import Connections
+from durable.stores.requests import Begin, Checkpoint, Finish, Release
 from ownership_children import PATIENCE, Child, process_of, wait_until
 from process_children import fork_in_a_body
 from programs import run_program
@@ -137,7 +138,7 @@ def test_the_lease_of_a_dead_thread_ends(database: Database) -> None:
     store, taken, go = database.store(), threading.Event(), threading.Event()
 
     def take() -> None:
-        store.begin(claim("left", 0.5), threading.current_thread().is_alive)
+        store.perform(Begin(claim("left", 0.5), threading.current_thread().is_alive))
         taken.set()
         go.wait(PATIENCE)
 
@@ -197,6 +198,7 @@ PROGRAM = """
 import asyncio, sys, threading
 import durable
 from durable.stores import postgres
+from durable.stores.requests import Begin, Checkpoint, Finish, Release
 store = postgres(sys.argv[1], schema=sys.argv[2])
 begun = threading.Event()
 
@@ -253,7 +255,7 @@ def test_locks_taken_in_every_order_never_meet(database: Database) -> None:  # n
     ids = [f"run-{number}" for number in range(50)]
     leases, lock = dict[str, Any](), threading.Lock()
     for run_id in ids:
-        reply = stores[0].begin(claim(run_id), lambda: False)
+        reply = stores[0].perform(Begin(claim(run_id), lambda: False))
         assert isinstance(reply, Granted)
         leases[run_id] = reply.lease
     end, done, problems = time.monotonic() + 2.0, [0] * 6, list[BaseException]()
@@ -326,7 +328,7 @@ def test_one_lease_that_somebody_locks_costs_no_other(database: Database) -> Non
     """FAULTS 28, 57: a claimer frozen in the midst of its claim, or a person with a console; its own row waits for it alone."""
     store = database.store()
     for run_id in ("free", "locked", "unlocked"):
-        store.begin(claim(run_id, 0.9), lambda: True)
+        store.perform(Begin(claim(run_id, 0.9), lambda: True))
     with psycopg.connect(database.url) as bystander:
         lock = sql.SQL("SELECT FROM {} WHERE workflow_id = 'locked' FOR UPDATE")
         bystander.execute(lock.format(sql.Identifier(database.schema, "durable_locks")))
@@ -340,20 +342,22 @@ def test_one_lease_that_somebody_locks_costs_no_other(database: Database) -> Non
 def test_a_claim_that_waits_for_a_transaction_holds_up_nothing_else(database: Database, size: int) -> None:
     """FAULTS 28: the last owner stands still in the midst of one. What this process commits for its other runs goes by."""
     store = database.store()
-    going = store.begin(claim("going", 30.0), lambda: True)
-    left = store.begin(claim("left", 30.0), lambda: True)
+    going = store.perform(Begin(claim("going", 30.0), lambda: True))
+    left = store.perform(Begin(claim("left", 30.0), lambda: True))
     assert isinstance(going, Granted)
     assert isinstance(left, Granted)
-    store.release(left.lease)
+    store.perform(Release(left.lease))
     spies, value = [spy_on(store), spy_on(store, large=True)], json.dumps("x" * size)
     waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     with psycopg.connect(database.url) as owner, ThreadPoolExecutor(1) as aside:
         lock = sql.SQL("SELECT FROM {} WHERE workflow_id = 'left' FOR KEY SHARE")
         owner.execute(lock.format(sql.Identifier(database.schema, "durable_locks")))
-        taken = aside.submit(store.begin, structs.replace(claim("left"), input=value.encode()), lambda: True)
+        taken = aside.submit(store.perform, Begin(structs.replace(claim("left"), input=value.encode()), lambda: True))
         wait_until(lambda: database.execute(waits) != [(0,)], "the claim to wait")
-        store.checkpoint(going.lease, Record(0, "step", Kind.STEP, f'{{"name":"step","ok":true,"value":{value}}}'))
-        store.finish(going.lease, Status.COMPLETED, Record(1, "result", Kind.RESULT, "1"))
+        store.perform(
+            Checkpoint(going.lease, Record(0, "step", Kind.STEP, f'{{"name":"step","ok":true,"value":{value}}}'))
+        )
+        store.perform(Finish(going.lease, Status.COMPLETED, Record(1, "result", Kind.RESULT, "1")))
         assert not taken.done()
         assert [seen.problem for spy in spies for seen in spy.seen] == [None] * 3, (
             "the claim's connection was given up first"
@@ -385,24 +389,24 @@ def test_a_claim_that_comes_twice_while_its_run_is_being_ended(database: Databas
 def test_who_has_lost_his_lease_is_told_so_though_the_next_owner_is_in_a_transaction(database: Database) -> None:
     """FAULTS 16, 28: nothing of his is under way, so there is nothing to wait for, and nobody waits behind him."""
     store, other = database.store(), database.store(lock=False)
-    lost, own = store.begin(claim("taken"), lambda: True), store.begin(claim("own"), lambda: True)
+    lost, own = store.perform(Begin(claim("taken"), lambda: True)), store.perform(Begin(claim("own"), lambda: True))
     assert isinstance(lost, Granted)
     assert isinstance(own, Granted)
-    assert isinstance(other.begin(claim("taken"), lambda: True), Granted)
+    assert isinstance(other.perform(Begin(claim("taken"), lambda: True)), Granted)
     spy = spy_on(store)
     record = Record(0, "step", Kind.STEP, '{"name":"step","ok":true,"value":1}')
 
     async def together() -> list[Any]:
         with writer_of(store)._lock:
-            written = [store.aio.checkpoint(granted.lease, record) for granted in (lost, own)]
-            ended = store.aio.finish(lost.lease, Status.COMPLETED, record)
+            written = [store.aio.submit(Checkpoint(granted.lease, record)) for granted in (lost, own)]
+            ended = store.aio.submit(Finish(lost.lease, Status.COMPLETED, record))
         return await asyncio.wait_for(asyncio.gather(*written, ended, return_exceptions=True), PATIENCE)
 
     with psycopg.connect(database.url) as owner:
         lock = sql.SQL("SELECT FROM {} WHERE workflow_id = 'taken' FOR KEY SHARE")
         owner.execute(lock.format(sql.Identifier(database.schema, "durable_locks")))
         with pytest.raises(LeaseLost):
-            store.checkpoint(lost.lease, record)
+            store.perform(Checkpoint(lost.lease, record))
         answers = asyncio.run(together())
     assert [type(answer) for answer in answers] == [LeaseLost, NoneType, LeaseLost]
     assert [seen.problem for seen in spy.seen if seen.problem is not None] == [], "somebody waited, and gave up"
@@ -572,10 +576,10 @@ def test_a_lent_connection_whose_server_is_not_told(
         patch.setattr(Connections, "server_of", interrupted)
         asked_for = claim("run")
         with pytest.raises(KeyboardInterrupt):
-            borrower.begin(asked_for, lambda: True)
+            borrower.perform(Begin(asked_for, lambda: True))
     for lease in asked_for.taken:  # the writer's thread has seen to the rest of it
-        borrower.release(lease)
+        borrower.perform(Release(lease))
     database.execute("SELECT pg_terminate_backend(%s, 10000)", backend(pool))
-    assert isinstance(borrower.begin(claim("run"), lambda: True), Granted)
+    assert isinstance(borrower.perform(Begin(claim("run"), lambda: True)), Granted)
     borrower.close()
     check_as_it_was(pool, backend(pool))

@@ -14,6 +14,7 @@ import pytest
 import durable
 from durable.snapshots import Snapshot
 from durable.stores import MemoryStore, PostgresStore, memory
+from durable.stores.requests import Begin, Finish, Release
 from support import Database
 from test_whole_snapshots import AsyncShelf, Shelf
 
@@ -89,7 +90,7 @@ def test_what_a_refused_run_names_is_set_aside(store: Any, retry: Retry) -> None
     with pytest.raises(durable.RetryRefused, match="'refund'"):
         orders.run(store)
     assert retry(store, "r") == ["refund"]
-    assert durable.status(store, "r") == ("interrupted" if hasattr(store, "begin") else "running")
+    assert durable.status(store, "r") == ("interrupted" if hasattr(store, "perform") else "running")
     assert orders.run(store) == ["reserve 1", "charge 1", "work 2", "ship 1"]
 
 
@@ -457,15 +458,15 @@ def test_two_retries_at_once_are_one(database: Database) -> None:
 class Dying(MemoryStore):
     """A store whose process dies as a retry is about to be written."""
 
-    def finish(self, lease: Any, status: Any, record: Any) -> None:
-        if record.kind == "aside":
-            self._runs[lease.run_id].expires = 0.0
-            raise Stop
-        super().finish(lease, status, record)
-
-    def release(self, lease: Any, status: Any = None) -> None:
-        if self._runs[lease.run_id].expires:
-            super().release(lease, status)
+    def perform(self, request: Any, on_late_reply: Any = None) -> Any:
+        match request:
+            case Finish(lease, _, record) if record.kind == "aside":
+                self._runs[lease.run_id].expires = 0.0
+                raise Stop
+            case Release(lease) if not self._runs[lease.run_id].expires:
+                return None
+            case _:
+                return super().perform(request, on_late_reply)
 
 
 def test_a_retry_that_dies_half_way_has_decided_nothing() -> None:
@@ -504,10 +505,10 @@ class Struck(MemoryStore):
 
     goes_on: Callable[[], bool]
 
-    def begin(self, claim: Any, alive: Callable[[], bool]) -> Any:
-        reply = super().begin(claim, alive)
-        if claim.amends:
-            self.goes_on = alive
+    def perform(self, request: Any, on_late_reply: Any = None) -> Any:
+        reply = super().perform(request, on_late_reply)
+        if isinstance(request, Begin) and request.claim.amends:
+            self.goes_on = request.alive
             raise KeyboardInterrupt
         return reply
 

@@ -17,6 +17,7 @@ from durable._engine.leases import Lease
 from durable.errors import DurableError
 from durable.records import Execution, Kind, Record, Status
 from durable.stores import MemoryStore, PostgresStore, memory
+from durable.stores.requests import Begin, Cancel, Checkpoint, Finish, Receive, Release, Signal
 from support import Database
 
 SEQUENCES: Final = int(os.environ.get("DURABLE_SEQUENCES", "10"))
@@ -70,43 +71,45 @@ class Pair:
             after_failure=self.chance.random() < 0.8,
             create=self.chance.random() < 0.9,
         )
-        replies = [store.begin(claim, lambda: True) for store in self.stores]
+        replies = [store.perform(Begin(claim, lambda: True)) for store in self.stores]
         if isinstance(replies[0], Granted) and isinstance(replies[1], Granted):
             self.leases.append((replies[0].lease, replies[1].lease))
         return [_told(reply) for reply in replies]
 
     def checkpoint(self) -> list[Any]:
-        return self._written(lambda store, lease, seq: store.checkpoint(lease, _step(seq)))
+        return self._written(lambda store, lease, seq: store.perform(Checkpoint(lease, _step(seq))))
 
     def finish(self) -> list[Any]:
         if self.chance.random() < 0.5:
             return self._written(
-                lambda store, lease, seq: store.finish(
-                    lease, Status.COMPLETED, Record(seq, Kind.RESULT, Kind.RESULT, '"done"')
+                lambda store, lease, seq: store.perform(
+                    Finish(lease, Status.COMPLETED, Record(seq, Kind.RESULT, Kind.RESULT, '"done"'))
                 )
             )
         text = '{"error":{"type":"builtins:ValueError","message":"no"}}'
         return self._written(
-            lambda store, lease, seq: store.finish(lease, Status.FAILED, Record(seq, Kind.FAILURE, Kind.FAILURE, text))
+            lambda store, lease, seq: store.perform(
+                Finish(lease, Status.FAILED, Record(seq, Kind.FAILURE, Kind.FAILURE, text))
+            )
         )
 
     def release(self) -> list[Any]:
         status = self.chance.choice([None, Status.FAILED])
-        return self._written(lambda store, lease, _: store.release(lease, status))
+        return self._written(lambda store, lease, _: store.perform(Release(lease, status)))
 
     def cancel(self) -> list[Any]:
         run_id = self.chance.choice(IDS)
-        return [(store.cancel(run_id),) for store in self.stores]
+        return [(store.perform(Cancel(run_id)),) for store in self.stores]
 
     def signal(self) -> list[Any]:
         run_id, payload = self.chance.choice(IDS), str(self.chance.randrange(9))
-        return [_tried(store.signal, run_id, "s", payload) for store in self.stores]
+        return [_tried(store.perform, Signal(run_id, "s", payload)) for store in self.stores]
 
     def receive(self) -> list[Any]:
         if not self.leases:
             return [("nothing",)] * 2
         found = [
-            store.receive(lease, "s", [])
+            store.perform(Receive(lease, "s", []))
             for store, lease in zip(self.stores, self.chance.choice(self.leases), strict=True)
         ]
         return [("none",) if one is None else ("one", one[1]) for one in found]  # their numbers are each store's own

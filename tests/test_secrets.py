@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -23,6 +23,7 @@ from durable.records import Kind, Record, Status
 from durable.stores import PostgresStore, memory, postgres
 from durable.stores._adapters.kinds import run_store
 from durable.stores.protocol import AsyncRunStore, RolledBack, RunStore, SnapshotStore
+from durable.stores.requests import AnyRequest, Begin, Cancel, Checkpoint, Finish, Receive, Release, Request, Signal
 from durable.testing._suites.snapshot_stores import a_document
 from durable.testing.run_stores import a_claim, alive
 from programs import run_program
@@ -44,18 +45,27 @@ VERBS: dict[str, Callable[[Any, Lease], Any]] = {
     "purge": lambda store, _: store.purge(older_than=0, status=None),
     "stats": lambda store, _: store.stats(),
     "status": lambda store, _: store.status("run"),
-    "begin": lambda store, _: store.begin(
-        a_claim("other", input=f'"{PAYLOAD}"'.encode(), input_hash="h", metadata={"note": PAYLOAD}, seconds=2.0), alive
+    "begin": lambda store, _: asked(
+        store,
+        Begin(
+            a_claim("other", input=f'"{PAYLOAD}"'.encode(), input_hash="h", metadata={"note": PAYLOAD}, seconds=2.0),
+            alive,
+        ),
     ),
-    "checkpoint": lambda store, lease: store.checkpoint(lease, RECORD),
-    "finish": lambda store, lease: store.finish(lease, Status.COMPLETED, RECORD),
-    "release": lambda store, lease: store.release(lease),
-    "cancel": lambda store, _: store.cancel("run"),
-    "signal": lambda store, _: store.signal("run", "name", f'"{PAYLOAD}"'),
-    "receive": lambda store, lease: store.receive(lease, "name", []),
+    "checkpoint": lambda store, lease: asked(store, Checkpoint(lease, RECORD)),
+    "finish": lambda store, lease: asked(store, Finish(lease, Status.COMPLETED, RECORD)),
+    "release": lambda store, lease: asked(store, Release(lease)),
+    "cancel": lambda store, _: asked(store, Cancel("run")),
+    "signal": lambda store, _: asked(store, Signal("run", "name", f'"{PAYLOAD}"')),
+    "receive": lambda store, lease: asked(store, Receive(lease, "name", [])),
     "replace": lambda store, _: store.replace("run", SNAPSHOT, SNAPSHOT),
 }
 BLOCKING: dict[str, Callable[..., Any]] = VERBS | {"transaction": lambda store, lease: transacted(store, lease)}
+
+
+def asked(store: Any, request: Request[Any]) -> Any:
+    """Of a store, or of its asyncio face."""
+    return (store.perform if hasattr(store, "perform") else store.submit)(request)
 
 
 def transacted(store: Any, lease: Lease) -> None:
@@ -73,14 +83,15 @@ def transacted(store: Any, lease: Lease) -> None:
 
 
 def test_no_verb_is_left_out() -> None:
-    """Of the protocols, and of what our store offers besides."""
+    """Of the requests, of the protocols, and of what our store offers besides."""
+    requests = {kind.__name__.lower() for kind in get_args(AnyRequest)}
     verbs = {name for protocol in (SnapshotStore, RunStore) for name in vars(protocol) if not name.startswith("_")}
     offered = {name for name, _ in inspect.getmembers(PostgresStore, inspect.isfunction) if not name.startswith("_")}
     ours = {
         "claiming",
         "releasing",
-        "cancelling",
-        "signalling",
+        "work",
+        "job",
         "is_held_here",
         "held_here",
         "dead_token",
@@ -92,8 +103,8 @@ def test_no_verb_is_left_out() -> None:
         "refuse_own",
         "release_at_last",
     }
-    assert verbs | offered <= {*BLOCKING, *ours, "identity", "aio", "close"}
-    assert {name for name in vars(AsyncRunStore) if not name.startswith("_")} <= {*VERBS, "room"}
+    assert requests | verbs | offered <= {*BLOCKING, *ours, "perform", "identity", "aio", "close"}
+    assert {name for name in vars(AsyncRunStore) if not name.startswith("_")} <= {*VERBS, "submit", "room"}
 
 
 def no_lease() -> Lease:
@@ -189,10 +200,10 @@ def broken(database: Database) -> Callable[[str], tuple[PostgresStore, Lease]]:
 
     def made(mishap: str) -> tuple[PostgresStore, Lease]:
         store = database.store(make_conninfo(database.url, password=PASSWORD))
-        reply = store.begin(a_claim("held"), alive)
+        reply = store.perform(Begin(a_claim("held"), alive))
         assert isinstance(reply, Granted)
         store.save("run", SNAPSHOT)
-        store.checkpoint(reply.lease, Record(1, "a", Kind.STEP, RECORD.text))
+        store.perform(Checkpoint(reply.lease, Record(1, "a", Kind.STEP, RECORD.text)))
         for statement in mishap.split(";"):
             database.execute(statement)
         return store, reply.lease

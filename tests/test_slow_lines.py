@@ -25,6 +25,7 @@ from durable.errors import LeaseLost
 from durable.snapshots import Snapshot
 from durable.stores import PostgresStore
 from durable.stores._postgres import commits, watchdog
+from durable.stores.requests import Begin, Release
 from proxy import Proxy
 from support import Database
 from test_wire import Wire
@@ -249,10 +250,10 @@ def test_a_journal_of_many_records_is_whole(database: Database, monkeypatch: pyt
     expected = [record[1] for record in database.journal("run")]
     for rows in (1, 2, 3, 19, 20, 21, 22):
         monkeypatch.setattr(commits, "MOST_RECORDS", rows)
-        reply = store.begin(claim(), lambda: True)
+        reply = store.perform(Begin(claim(), lambda: True))
         assert isinstance(reply, Granted)
         assert [record.key for record in reply.records] == expected, rows
-        store.release(reply.lease)
+        store.perform(Release(reply.lease))
 
 
 @pytest.mark.parametrize("most", [0, 1, 30, 100, 1000])
@@ -263,7 +264,7 @@ def test_a_page_may_end_anywhere(database: Database, monkeypatch: pytest.MonkeyP
     expected = [record[1] for record in database.journal("run")]
     monkeypatch.setattr(batches, "page", lambda _: most)
     monkeypatch.setattr(commits, "MOST_BYTES", most)
-    reply = store.begin(claim(), lambda: True)
+    reply = store.perform(Begin(claim(), lambda: True))
     assert isinstance(reply, Granted)
     assert [record.key for record in reply.records] == expected
 

@@ -511,14 +511,14 @@ def test_who_waits_for_a_cancelled_run_is_told(database: Database) -> None:
         step("b", lambda: None)
 
     waiting, waits_at = threading.Event(), database.store()
-    begin = waits_at.begin
+    perform = waits_at.perform
 
-    def polls(*claim: Any) -> Any:
-        reply = begin(*claim)
+    def polls(*request: Any) -> Any:
+        reply = perform(*request)
         waiting.set()
         return reply
 
-    waits_at.begin = polls  # type: ignore[method-assign, assignment]
+    waits_at.perform = polls  # type: ignore[method-assign, assignment]
 
     def told(**options: Any) -> None:
         with pytest.raises(durable.RunCancelled):

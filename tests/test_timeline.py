@@ -23,6 +23,7 @@ from durable.events import StepRecorded
 from durable.records import EarlierExecution, ErrorSummary, Status
 from durable.snapshots import journal_of
 from durable.stores import MemoryStore, PostgresStore, memory
+from durable.stores.requests import Cancel, Release
 from support import Database
 from test_whole_snapshots import Shelf
 
@@ -472,7 +473,7 @@ def test_a_cancelled_run_keeps_what_its_header_says(database: Database, kind: st
     store = new_store(kind, database)
 
     def workflow(step: durable.Step, _: None) -> None:
-        step("one", lambda: store.cancel("run"))
+        step("one", lambda: store.perform(Cancel("run")))
         step("two", lambda: 1)
 
     with pytest.raises(durable.RunCancelled):
@@ -518,7 +519,7 @@ def test_a_claim_that_comes_twice_is_one_execution(database: Database) -> None:
         assert isinstance(same, Granted)
         assert structs.replace(after, last_updated=before.last_updated) == before
         assert len(after.earlier) == times
-        store.release(reply.lease)
+        store.perform(Release(reply.lease))
 
 
 AWAITLYS: list[dict[str, Any]] = [

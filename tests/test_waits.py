@@ -16,6 +16,7 @@ import pytest
 
 import durable
 from durable.stores import memory
+from durable.stores.requests import Receive
 from stages import Ask, Demand, Died, EngineStage, Sleep, Stage, WaitFor, World
 from support import Database
 
@@ -179,14 +180,15 @@ def test_a_signal_has_one_receiver(database: Database) -> None:
 
 def test_a_waiting_run_in_another_thread_hears_it(database: Database) -> None:
     store, waits = database.store(), threading.Event()
-    receive = store.receive
+    perform = store.perform
 
-    def looks(*args: Any) -> Any:
-        found = receive(*args)
-        waits.set()
+    def looks(request: Any, *more: Any) -> Any:
+        found = perform(request, *more)
+        if isinstance(request, Receive):
+            waits.set()
         return found
 
-    store.receive = looks  # type: ignore[method-assign, assignment]
+    store.perform = looks  # type: ignore[method-assign, assignment]
 
     def workflow(step: durable.Step, deps: Any) -> Any:
         return step.wait_for("approved")

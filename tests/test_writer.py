@@ -26,6 +26,7 @@ from durable.records import Kind, Record, Status
 from durable.stores import PostgresStore, postgres
 from durable.stores._postgres.commits import checkpoint_job, finish_job
 from durable.stores._postgres.job import Job
+from durable.stores.requests import Begin, Cancel, Checkpoint, Release
 from ownership_children import wait_until
 from proxy import Proxy
 from support import Database
@@ -242,7 +243,7 @@ def leased(store: PostgresStore, *run_ids: str) -> list[Lease]:
     """Leases on new runs."""
     leases = []
     for run_id in run_ids:
-        reply = store.begin(claim(run_id), lambda: True)
+        reply = store.perform(Begin(claim(run_id), lambda: True))
         assert isinstance(reply, Granted)
         leases.append(reply.lease)
     return leases
@@ -281,7 +282,7 @@ def test_of_a_batch_only_what_is_refused_fails(database: Database, store: Postgr
     """FAULTS 115: a record that PostgreSQL does not take for JSON, one too deep for it, a lost lease, one taken place."""
     good, lost = leased(store, "good", "lost")
     database.execute("UPDATE durable_locks SET epoch = epoch + 1, owner_token = 'thief' WHERE workflow_id = 'lost'")
-    store.checkpoint(good, record(900))
+    store.perform(Checkpoint(good, record(900)))
     jobs = {number: checkpoint_job(good, record(number)) for number in range(1, 101)}
     jobs[17] = checkpoint_job(good, record(17, '{"ok": tru}'))
     jobs[18] = checkpoint_job(good, record(18, '{"value":' + "[" * 60_000 + "]" * 60_000 + "}"))
@@ -306,7 +307,7 @@ def test_of_a_batch_only_what_is_refused_fails(database: Database, store: Postgr
     ]
     assert written == [number for number in range(1, 101) if number not in (17, 18, 60, 61)] + [900]
     assert database.journal("lost") == []
-    store.checkpoint(good, record(901))
+    store.perform(Checkpoint(good, record(901)))
 
 
 def test_of_two_lives_of_a_run_in_one_batch_only_the_new_one_has_written(
@@ -314,7 +315,7 @@ def test_of_two_lives_of_a_run_in_one_batch_only_the_new_one_has_written(
 ) -> None:
     """A run is cancelled and taken up again by the same process, and both lives write to the same place at once."""
     (old,) = leased(store, "run")
-    assert store.cancel("run")
+    assert store.perform(Cancel("run"))
     (new,) = leased(store, "run")
     spy = spy_on(store)
 
@@ -341,7 +342,7 @@ def test_of_a_batch_of_ends_only_what_is_refused_fails(database: Database, store
     failed = {number: type(outcome) for number, outcome in enumerate(outcomes) if outcome is not None}
     assert failed == {3: durable.UnstorableValue, 5: durable.LeaseLost}
     assert {run_id for run_id in ids if database.status(run_id) == "running"} == {"run-3", "run-5"}
-    store.release(leases[3])
+    store.perform(Release(leases[3]))
 
 
 def test_a_cancelled_future_and_a_closed_loop_are_nobody_elses_business(
@@ -358,7 +359,7 @@ def test_a_cancelled_future_and_a_closed_loop_are_nobody_elses_business(
 
     spy.before = hold
     with ThreadPoolExecutor(1) as aside:
-        blocker = aside.submit(store.checkpoint, leases[4], record(1))
+        blocker = aside.submit(store.perform, Checkpoint(leases[4], record(1)))
         assert held.wait(30)
 
         async def leave_behind() -> None:
@@ -377,7 +378,7 @@ def test_a_cancelled_future_and_a_closed_loop_are_nobody_elses_business(
     assert isinstance(first, asyncio.CancelledError)
     assert second is None
     assert len(spy.seen[1].names) == 3, "they were not in one batch"
-    store.checkpoint(leases[3], record(1))
+    store.perform(Checkpoint(leases[3], record(1)))
     assert database.execute("SELECT count(*) FROM durable_steps WHERE key = 'key-1'") == [(5,)]
 
 
@@ -395,7 +396,7 @@ def test_who_cannot_be_told_keeps_nobody_else_from_being_told(database: Database
 
     spy_on(store).before = hold
     with ThreadPoolExecutor(1) as aside:
-        blocker = aside.submit(store.checkpoint, leases[3], record(1))
+        blocker = aside.submit(store.perform, Checkpoint(leases[3], record(1)))
         assert held.wait(30)
 
         def deaf(lease: Lease) -> asyncio.Future[Any]:
@@ -487,7 +488,7 @@ def test_who_waits_for_room_is_told_when_it_is_too_late(
     database: Database, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The database is out of reach: what filled the queue is given up, and so is what waited to get into it."""
-    short = [store.begin(replace(claim(run_id), seconds=0.5), lambda: False) for run_id in ("first", "second")]
+    short = [store.perform(Begin(replace(claim(run_id), seconds=0.5), lambda: False)) for run_id in ("first", "second")]
     first, second = (reply.lease for reply in short if isinstance(reply, Granted))
     monkeypatch.setattr(batches, "MOST_WAITING", 1)
 
@@ -496,7 +497,7 @@ def test_who_waits_for_room_is_told_when_it_is_too_late(
 
     monkeypatch.setattr(store.process.connections, "take", out_of_reach)
     with ThreadPoolExecutor(2) as threads:
-        calls = [threads.submit(store.checkpoint, lease, record(1)) for lease in (first, second)]
+        calls = [threads.submit(store.perform, Checkpoint(lease, record(1))) for lease in (first, second)]
         assert [type(call.exception(30)) for call in calls] == [durable.StoreUnavailable] * 2
     monkeypatch.undo()
 
@@ -545,7 +546,7 @@ def test_the_writers_own_death_is_told_and_survived(
     flush(5.0)
     assert "the writer failed" in caplog.text
     assert together(store, [checkpoint_job(lease, record(number)) for number in range(4, 7)]) == [None] * 3
-    store.checkpoint(lease, record(7))
+    store.perform(Checkpoint(lease, record(7)))
     assert [key for _, key, _ in database.journal("run")] == ["key-4", "key-5", "key-6", "key-7"]
 
 
@@ -656,9 +657,9 @@ def test_large_records_go_by_another_way(database: Database, store: PostgresStor
     large.before = hold
     text = json.dumps({"name": "x", "ok": True, "value": "x" * 300_000})
     with ThreadPoolExecutor(1) as aside:
-        one = aside.submit(store.checkpoint, lease, record(1, text))
+        one = aside.submit(store.perform, Checkpoint(lease, record(1, text)))
         assert held.wait(30)
-        store.checkpoint(lease, record(2))
+        store.perform(Checkpoint(lease, record(2)))
         assert not one.done()
         go_on.set()
         one.result(30)
@@ -700,7 +701,7 @@ def test_of_two_claims_of_a_run_in_a_batch_one_is_granted(database: Database, st
     assert len(refused) == 10
     assert all(found.owner is not None for found in refused)
     for lease in granted:
-        store.release(lease)
+        store.perform(Release(lease))
 
 
 DEEP: Any = "bottom"
@@ -814,9 +815,9 @@ def test_closing_commits_what_waits(database: Database) -> None:
 
     spy_on(store).before = hold
     with ThreadPoolExecutor(3) as aside:
-        first = aside.submit(store.checkpoint, lease, record(1))
+        first = aside.submit(store.perform, Checkpoint(lease, record(1)))
         assert held.wait(30)
-        second = aside.submit(store.checkpoint, lease, record(2))
+        second = aside.submit(store.perform, Checkpoint(lease, record(2)))
         wait_until(lambda: waiting(writer_of(store)) == 1, "the second to wait")
         closing = aside.submit(store.close)
         wait_until(writer_of(store)._closing.is_set, "the store to be closing")
@@ -825,4 +826,4 @@ def test_closing_commits_what_waits(database: Database) -> None:
         assert (first.result(30), second.result(30)) == (None, None)
     assert len(database.journal("run")) == 2
     with pytest.raises(durable.InvalidArgument, match="closed"):
-        store.checkpoint(lease, record(3))
+        store.perform(Checkpoint(lease, record(3)))

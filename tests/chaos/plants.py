@@ -17,6 +17,7 @@ from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.names import Names
 from durable.stores._postgres.store import AsyncPostgresStore, PostgresStore
 from durable.stores._postgres.transaction import PostgresTransaction
+from durable.stores.requests import Checkpoint, Request
 
 _LATE: Final = 0.02  # seconds by which something is done too late
 
@@ -41,17 +42,23 @@ def no_index() -> None:
 def acknowledged_before_commit() -> None:
     """A checkpoint is acknowledged, and written a little later."""
 
-    def checkpoint(store: PostgresStore, lease: Any, record: Any, _late: Any = None) -> None:
-        threading.Timer(_LATE, store._performed, [checkpoint_job(lease, record)]).start()
+    perform, submit = PostgresStore.perform, AsyncPostgresStore.submit
 
-    def awaited(aio: AsyncPostgresStore, lease: Any, record: Any, _: Any = None) -> asyncio.Future[None]:
-        checkpoint(aio._store, lease, record)
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.set_result(None)
-        return done
+    def early(store: PostgresStore, request: Request[Any], on_late_reply: Any = None) -> Any:
+        if not isinstance(request, Checkpoint):
+            return perform(store, request, on_late_reply)
+        threading.Timer(_LATE, perform, [store, request]).start()
+        return None
 
-    _replace(PostgresStore, "checkpoint", checkpoint)
-    _replace(AsyncPostgresStore, "checkpoint", awaited)
+    def awaited(aio: AsyncPostgresStore, request: Request[Any], on_late_reply: Any = None) -> asyncio.Future[Any]:
+        return (
+            _done(early(aio._store, request))
+            if isinstance(request, Checkpoint)
+            else submit(aio, request, on_late_reply)
+        )
+
+    _replace(PostgresStore, "perform", early)
+    _replace(AsyncPostgresStore, "submit", awaited)
 
 
 def lost_reply_trusted() -> None:
@@ -100,23 +107,26 @@ def transaction_in_two() -> None:
 
 def beginning_not_recorded() -> None:
     """That an at-most-once body begins is not recorded."""
-    for kind in (PostgresStore, AsyncPostgresStore):
-        _skipping(kind)
+    perform, submit = PostgresStore.perform, AsyncPostgresStore.submit
+
+    def skipping(store: PostgresStore, request: Request[Any], on_late_reply: Any = None) -> Any:
+        return None if _begins_a_body(request) else perform(store, request, on_late_reply)
+
+    def awaited(aio: AsyncPostgresStore, request: Request[Any], on_late_reply: Any = None) -> asyncio.Future[Any]:
+        return _done(None) if _begins_a_body(request) else submit(aio, request, on_late_reply)
+
+    _replace(PostgresStore, "perform", skipping)
+    _replace(AsyncPostgresStore, "submit", awaited)
 
 
-def _skipping(kind: Any) -> None:
-    checkpoint = kind.checkpoint
+def _begins_a_body(request: Request[Any]) -> bool:
+    return isinstance(request, Checkpoint) and request.record.kind == Kind.ATTEMPT
 
-    def skipping(self: Any, lease: Any, record: Any, *more: Any) -> Any:
-        if record.kind != Kind.ATTEMPT:
-            return checkpoint(self, lease, record, *more)
-        if kind is PostgresStore:
-            return None
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.set_result(None)
-        return done
 
-    _replace(kind, "checkpoint", skipping)
+def _done(answer: Any) -> asyncio.Future[Any]:
+    done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    done.set_result(answer)
+    return done
 
 
 def _other_sql(name: str, part: bytes, instead: bytes) -> None:

@@ -22,6 +22,7 @@ from durable.errors import (
     StepFailed,
     WorkflowDrift,
 )
+from durable.stores.requests import Cancel, Signal
 from simulation import programs
 from simulation.bodies import Bodies
 from simulation.history import Broken, History
@@ -540,7 +541,7 @@ class _Place:
     async def _signal(self, life: Life, run: int, op: Op) -> None:
         while True:
             try:
-                await life.store.aio.signal(f"r{run}", op.name, str(-1 - op.site))
+                await life.store.aio.submit(Signal(f"r{run}", op.name, str(-1 - op.site)))
             except DurableError:
                 await life.clock.asleep(0.3)
             else:
@@ -551,7 +552,7 @@ class _Place:
         self.world.signalled.add((run, "cancel"))
         self.history.cancelled(f"r{run}")
         try:
-            await life.store.aio.cancel(f"r{run}")
+            await life.store.aio.submit(Cancel(f"r{run}"))
         except DurableError as problem:
             self.history.seen[f"cancel: {type(problem).__name__}"] += 1
 

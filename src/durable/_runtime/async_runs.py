@@ -33,6 +33,7 @@ from durable._runtime.shell import PATIENCE, RunShell, leave_to_expire
 from durable._runtime.shielded import see_through
 from durable.errors import AsyncMismatch, DurableError, VersionMismatch
 from durable.records import Record, Status
+from durable.stores import requests
 
 __all__ = ["AsyncRun"]
 
@@ -147,7 +148,7 @@ class AsyncRun(RunShell):
 
         reply = None
         try:
-            reply = self._store.aio.begin(claim, alive)
+            reply = self._store.aio.submit(requests.Begin(claim, alive))
             return await see_through(reply, PATIENCE)
         except BaseException as reason:  # a lease that is granted all the same is given back, now or when it comes
             if reply is None:
@@ -162,10 +163,10 @@ class AsyncRun(RunShell):
 
     def _give_back_late(self, reply: asyncio.Future[ClaimReply]) -> None:
         if not reply.cancelled() and reply.exception() is None and isinstance(granted := reply.result(), Granted):
-            self._store.aio.release(granted.lease)
+            self._store.aio.submit(requests.Release(granted.lease))
 
     async def _finish(self, lease: Lease, status: Status, record: Record) -> None:
-        await see_through(self._store.aio.finish(lease, status, record), PATIENCE)
+        await see_through(self._store.aio.submit(requests.Finish(lease, status, record)), PATIENCE)
         self._forget(lease)
 
     async def _migrate(self, mismatch: VersionMismatch) -> None:
@@ -189,10 +190,11 @@ class AsyncRun(RunShell):
             if isinstance(reason, GeneratorExit):  # the coroutine is being closed, and may not wait any more
                 # Nor can it ask where the event loop is gone, or no thread can be started: the lease ends.
                 with contextlib.suppress(RuntimeError, DurableError):
-                    self._store.aio.release(lease, status)
+                    self._store.aio.submit(requests.Release(lease, status))
                 return
             try:
-                release = self._store.aio.release(lease, status)  # begun here, and not cancelled with this task
+                # Begun here, and not cancelled with this task.
+                release = self._store.aio.submit(requests.Release(lease, status))
             except DurableError as refusal:  # where no thread can be started for it
                 leave_to_expire(lease, refusal)
                 return

@@ -51,6 +51,7 @@ from durable._runtime.timeouts import (
 from durable.codecs._failures import add_note
 from durable.errors import AsyncMismatch, DurableError
 from durable.records import Record
+from durable.stores import requests
 
 _MAX_TURNS: Final = 10  # of the event loop, for tasks within tasks to begin what they have called
 
@@ -271,7 +272,8 @@ class AsyncDriver(Driver):
     async def _checkpoint(self, call: Call, record: Record) -> StepOutcome:
         call.stored = None
         try:
-            answer = self._store.aio.checkpoint(self._execution.lease, record, partial(self._on_late_reply, call))
+            request = requests.Checkpoint(self._execution.lease, record)
+            answer = self._store.aio.submit(request, partial(self._on_late_reply, call))
         except DurableError as refusal:  # it did not set out
             return Rejected(refusal)
         self._unanswered.add(call)
@@ -302,7 +304,7 @@ class AsyncDriver(Driver):
 
     async def _receive(self, signal: str, taken: Sequence[int]) -> StepOutcome:
         try:
-            found = await self._store.aio.receive(self._execution.lease, signal, taken)
+            found = await self._store.aio.submit(requests.Receive(self._execution.lease, signal, taken))
         except DurableError as error:
             return Rejected(error)
         return SILENT if found is None else Received(found[0], found[1].encode())

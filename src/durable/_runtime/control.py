@@ -18,6 +18,7 @@ from durable.records import Header, Record, Status
 from durable.snapshots import Snapshot, journal_of
 from durable.stores._adapters.kinds import AnyStore, run_store
 from durable.stores.protocol import AsyncRunStore
+from durable.stores.requests import Begin, Cancel, Finish, Release, Signal
 
 __all__ = ["cancel", "cancel_async", "retry", "retry_async", "signal", "signal_async"]
 
@@ -35,13 +36,13 @@ def cancel(store: AnyStore, id: str) -> bool:
     waits. What was recorded is kept, and `durable.run` with this id goes on from there. Raises `InvalidArgument`, and the
     store's errors.
     """
-    return run_store(store).cancel(check_name("a run's id", id))
+    return run_store(store).perform(Cancel(check_name("a run's id", id)))
 
 
 @public("durable.aio.cancel")
 async def cancel_async(store: AnyStore, id: str) -> bool:
     """The same for asyncio."""
-    return await run_store(store).aio.cancel(check_name("a run's id", id))
+    return await run_store(store).aio.submit(Cancel(check_name("a run's id", id)))
 
 
 @public("durable.signal")
@@ -51,13 +52,13 @@ def signal(store: AnyStore, id: str, name: str, payload: Any = None) -> None:
     It is kept until it is received, also when the run does not wait for it yet, or is not there yet. Raises
     `InvalidArgument`, `UnstorableValue`, and the store's errors; after `OutcomeUnknown` it may have been sent.
     """
-    run_store(store).signal(*_checked_signal(store, id, name, payload))
+    run_store(store).perform(_checked_signal(store, id, name, payload))
 
 
 @public("durable.aio.signal")
 async def signal_async(store: AnyStore, id: str, name: str, payload: Any = None) -> None:
     """The same for asyncio."""
-    await run_store(store).aio.signal(*_checked_signal(store, id, name, payload))
+    await run_store(store).aio.submit(_checked_signal(store, id, name, payload))
 
 
 @public("durable.retry")
@@ -99,15 +100,15 @@ async def _retry(runs: AsyncRunStore | Coroutines, retry: _Retry) -> list[str]:
     if claim is None:
         return retry.keys
     try:
-        lease = retry.lease(await runs.begin(claim, retry.is_going_on))
+        lease = retry.lease(await runs.submit(Begin(claim, retry.is_going_on)))
         try:
             record = retry.record()
             if record is None:
-                await runs.release(lease)
+                await runs.submit(Release(lease))
             else:
-                await runs.finish(lease, Status.RUNNING, record)
+                await runs.submit(Finish(lease, Status.RUNNING, record))
         except BaseException:
-            await runs.release(lease)
+            await runs.submit(Release(lease))
             raise
     finally:
         retry.over = True
@@ -188,6 +189,6 @@ def _checked_retry(id: object, from_step: object, *, even_effects: object, dry_r
     return _Retry(run_id, key, even_effects=even_effects, dry_run=dry_run)
 
 
-def _checked_signal(store: AnyStore, id: str, name: str, payload: Any) -> tuple[str, str, str]:
+def _checked_signal(store: AnyStore, id: str, name: str, payload: Any) -> Signal:
     text = codec_of(store).encode(payload, what=f"the payload of signal {name!r}")
-    return check_name("a run's id", id), check_name("a signal's name", name), text.decode()
+    return Signal(check_name("a run's id", id), check_name("a signal's name", name), text.decode())

@@ -57,7 +57,8 @@ from durable.errors import (
     Unwind,
 )
 from durable.records import Record, StepRecord
-from durable.stores.protocol import CommitRefused, Late, RolledBack, RunStore, Transaction
+from durable.stores.protocol import CommitRefused, RolledBack, RunStore, Transaction
+from durable.stores.requests import OnLateReply
 
 _log = logging.getLogger("durable")
 
@@ -253,7 +254,9 @@ class Driver:
             )
         return self._encode(call, value, body)
 
-    def _commit_transaction(self, call: Call, body: Body, record: Record, late: Late | None = None) -> StepOutcome:
+    def _commit_transaction(
+        self, call: Call, body: Body, record: Record, late: OnLateReply | None = None
+    ) -> StepOutcome:
         """The outcome of committing an open transaction with this record. Blocks."""
         transaction, attempt = self._open[call]
         try:

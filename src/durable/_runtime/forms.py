@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from durable._common.boundary import calls_out
+from durable.stores.protocol import RunStore
+from durable.stores.requests import Request
 
 __all__ = ["Coroutines", "at_once", "call_now"]
 
@@ -20,6 +22,10 @@ class Coroutines:
     def __init__(self, store: object, call: Callable[..., Coroutine[Any, Any, Any]]) -> None:
         self._store = store
         self._call = call
+
+    def submit(self, request: Request[T]) -> Coroutine[Any, Any, T]:
+        """See `AsyncRunStore.submit`: a store that blocks performs it."""
+        return self._call(cast(RunStore, self._store).perform, request)
 
     def __getattr__(self, verb: str) -> Callable[..., Coroutine[Any, Any, Any]]:
         return partial(self._call, getattr(self._store, verb))

@@ -30,6 +30,7 @@ from durable._runtime.shell import PATIENCE, RunShell, leave_to_expire
 from durable._runtime.steps import BlockingDriver
 from durable.errors import AsyncMismatch, DurableError, VersionMismatch
 from durable.records import Record, Status
+from durable.stores import requests
 
 __all__ = ["BlockingRun"]
 
@@ -125,10 +126,10 @@ class BlockingRun(RunShell):
 
     def _begin(self, claim: Claim) -> ClaimReply:
         thread = threading.current_thread()
-        return self._store.begin(claim, lambda: self.is_alive(thread.is_alive()))
+        return self._store.perform(requests.Begin(claim, lambda: self.is_alive(thread.is_alive())))
 
     def _finish(self, lease: Lease, status: Status, record: Record) -> None:
-        self._store.finish(lease, status, record)
+        self._store.perform(requests.Finish(lease, status, record))
         self._forget(lease)
 
     def _migrate(self, mismatch: VersionMismatch) -> None:
@@ -147,7 +148,7 @@ class BlockingRun(RunShell):
     def _give_back(self, lease: Lease | None, status: Status | None = None, _: BaseException | None = None) -> None:
         if lease is not None:
             try:
-                self._store.release(lease, status)
+                self._store.perform(requests.Release(lease, status))
             except DurableError as problem:  # it must not replace what the run has come to
                 leave_to_expire(lease, problem)
             self._forget(lease)

@@ -164,4 +164,4 @@ def _awaited(store: SnapshotStore | AsyncSnapshotStore) -> Any:
 
 def _knows_leases(store: object) -> bool:
     """Whether the store, or the one whose verbs these are, knows who is executing what."""
-    return hasattr(store, "begin") and hasattr(store, "status") and not isinstance(store, type)
+    return hasattr(store, "perform") and hasattr(store, "status") and not isinstance(store, type)

@@ -49,6 +49,7 @@ from durable._runtime.timeouts import (
 )
 from durable.errors import DurableError
 from durable.records import Record
+from durable.stores import requests
 
 
 class BlockingDriver(Driver):
@@ -171,7 +172,7 @@ class BlockingDriver(Driver):
         late = partial(self._on_late_reply, call)
         try:
             # On one line: no interrupt comes between the reply and the note of it.
-            call.stored = self._store.checkpoint(self._execution.lease, record, late) is None  # type: ignore[func-returns-value]
+            call.stored = self._store.perform(requests.Checkpoint(self._execution.lease, record), late) is None
         except DurableError as error:
             return Rejected(error)
         return ACKNOWLEDGED
@@ -187,7 +188,7 @@ class BlockingDriver(Driver):
 
     def _receive(self, signal: str, taken: Sequence[int]) -> StepOutcome:
         try:
-            found = self._store.receive(self._execution.lease, signal, taken)
+            found = self._store.perform(requests.Receive(self._execution.lease, signal, taken))
         except DurableError as error:
             return Rejected(error)
         return SILENT if found is None else Received(found[0], found[1].encode())

@@ -13,13 +13,11 @@ from typing import Any, Protocol, TypeVar
 from durable._common.boundary import public_verbs
 from durable._common.durations import Duration
 from durable._common.threads import fulfil
-from durable._engine.decisions import Claim, ClaimReply
-from durable._engine.leases import Lease
 from durable.errors import DurableError, StoreUnavailable
-from durable.records import Record, Status
 from durable.snapshots import Snapshot
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
-from durable.stores.protocol import Late, RunStore
+from durable.stores.protocol import RunStore
+from durable.stores.requests import OnLateReply, Release, Request
 
 T = TypeVar("T")
 
@@ -30,53 +28,10 @@ class CalledStore:
     def __init__(self, store: RunStore) -> None:
         self._store = store
 
-    def begin(self, claim: Claim, alive: Callable[[], bool]) -> asyncio.Future[ClaimReply]:
-        """See `RunStore.begin`."""
-        return self._called(self._store.begin, claim, alive)
-
-    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> asyncio.Future[None]:
-        """See `AsyncRunStore.checkpoint`."""
-        answer = self._called(self._store.checkpoint, lease, record)
-        asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def pass_on(answer: asyncio.Future[None]) -> None:
-            try:
-                error = asyncio.CancelledError() if answer.cancelled() else answer.exception()
-                if asked.cancelled():
-                    if late is not None:
-                        late(error)
-                elif asked.done():
-                    return
-                elif error is not None:
-                    asked.set_exception(error)
-                else:
-                    asked.set_result(None)
-            except BaseException:  # the loop's to report: told in its next turn
-                asked.get_loop().call_soon(pass_on, answer)
-                raise
-
-        answer.add_done_callback(pass_on)
-        return asked
-
-    def finish(self, lease: Lease, status: Status, record: Record) -> asyncio.Future[None]:
-        """See `RunStore.finish`."""
-        return self._called(self._store.finish, lease, status, record)
-
-    def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
-        """See `RunStore.release`."""
-        return self._called(self._store.release, lease, status)
-
-    def cancel(self, run_id: str) -> asyncio.Future[bool]:
-        """See `RunStore.cancel`."""
-        return self._called(self._store.cancel, run_id)
-
-    def signal(self, run_id: str, name: str, payload: str) -> asyncio.Future[None]:
-        """See `RunStore.signal`."""
-        return self._called(self._store.signal, run_id, name, payload)
-
-    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> asyncio.Future[tuple[int, str] | None]:
-        """See `RunStore.receive`."""
-        return self._called(self._store.receive, lease, name, taken)
+    def submit(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> asyncio.Future[T]:
+        """See `AsyncRunStore.submit`."""
+        answer = self._called(self._store.perform, request)
+        return answer if on_late_reply is None else _heard_late(answer, on_late_reply)
 
     def load(self, id: str) -> Awaitable[Snapshot | None]:
         """See `RunStore.load`."""
@@ -92,6 +47,29 @@ class CalledStore:
 
     def _called(self, verb: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         raise NotImplementedError
+
+
+def _heard_late(answer: asyncio.Future[T], on_late_reply: OnLateReply) -> asyncio.Future[T]:
+    """A future of the same answer, which `on_late_reply` is told where the future is cancelled before."""
+    asked: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    def pass_on(answer: asyncio.Future[T]) -> None:
+        try:
+            error = asyncio.CancelledError() if answer.cancelled() else answer.exception()
+            if asked.cancelled():
+                on_late_reply(error)
+            elif asked.done():
+                return
+            elif error is not None:
+                asked.set_exception(error)
+            else:
+                asked.set_result(answer.result())
+        except BaseException:  # the loop's to report: told in its next turn
+            asked.get_loop().call_soon(pass_on, answer)
+            raise
+
+    answer.add_done_callback(pass_on)
+    return asked
 
 
 class ThreadedStore(CalledStore):
@@ -113,18 +91,19 @@ class ThreadedStore(CalledStore):
         # Shielded: a verb that still waits for its thread would be cancelled with its future.
         return asyncio.shield(asyncio.wrap_future(answer, loop=loop))
 
-    def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
-        """See `RunStore.release`."""
+    def submit(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> asyncio.Future[T]:
+        """See `AsyncRunStore.submit`."""
         try:
-            return super().release(lease, status)
+            return super().submit(request, on_late_reply)
         except RuntimeError:  # no event loop to answer on: this run's was closed under it
-            # The pool may be garbage like the run that is being left, and its threads gone.
-            threading.Thread(target=self._released, args=(lease, status), name="durable-release", daemon=True).start()
+            if isinstance(request, Release):
+                # The pool may be garbage like the run that is being left, and its threads gone.
+                threading.Thread(target=self._release, args=(request,), name="durable-release", daemon=True).start()
             raise
 
-    def _released(self, lease: Lease, status: Status | None) -> None:
+    def _release(self, request: Release) -> None:
         with contextlib.suppress(DurableError):  # nobody asks
-            self._store.release(lease, status)
+            self._store.perform(request)
 
     def shut_down(self, *, wait: bool = True) -> None:
         """End the threads when their work is done, and `wait` for that."""

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias, TypeVar, assert_never
 
 from msgspec import structs
 
@@ -43,7 +43,21 @@ from durable.stores.listing import (
     checked_snapshot,
     stands,
 )
-from durable.stores.protocol import Isolation, Late, Transaction
+from durable.stores.protocol import Isolation, Transaction
+from durable.stores.requests import (
+    AnyRequest,
+    Begin,
+    Cancel,
+    Checkpoint,
+    Finish,
+    OnLateReply,
+    Receive,
+    Release,
+    Request,
+    Signal,
+)
+
+T = TypeVar("T")
 
 _Lines: TypeAlias = list[Listed]
 
@@ -93,15 +107,37 @@ class MemoryStore:
     def __repr__(self) -> str:
         return "<durable store in memory>"
 
-    def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
-        """See `RunStore.begin`."""
-        reply = self._begun(claim)
+    def perform(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> T:
+        """See `RunStore.perform`."""
+        return self._answer(request, on_late_reply)  # type: ignore[arg-type, no-any-return]
+
+    def _answer(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
+        match request:
+            case Checkpoint(lease, record):
+                return self._checkpoint(lease, record, on_late_reply)
+            case Begin(claim, alive):
+                return self._begin(claim, alive)
+            case Finish(lease, status, record):
+                return self._finish(lease, status, record)
+            case Release(lease, former_status):
+                return self._release(lease, former_status)
+            case Cancel(run_id):
+                return self._cancel(run_id)
+            case Signal(run_id, name, payload):
+                return self._keep_signal(run_id, name, payload)
+            case Receive(lease, name, taken):
+                return self._find_signal(lease, name, taken)
+            case never:
+                assert_never(never)
+
+    def _begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
+        reply = self._claim(claim)
         if isinstance(reply, Granted):
             self._heartbeat.keep(reply.lease, alive)
         return reply
 
     @locked
-    def _begun(self, claim: Claim) -> ClaimReply:
+    def _claim(self, claim: Claim) -> ClaimReply:
         if self._closed:
             raise InvalidArgument("the store is closed")
         sent = self.clock.elapsed()
@@ -126,25 +162,23 @@ class MemoryStore:
         )
         return granted
 
-    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:
-        """See `RunStore.checkpoint`."""
+    def _checkpoint(self, lease: Lease, record: Record, on_late_reply: OnLateReply | None) -> None:
         try:
             # In one line, as in `_locks`.
             with self._lock: self._write(lease, record)  # noqa: E701  # fmt: skip
         except DurableError:
             raise
         except BaseException as interrupt:
-            if late is not None:
+            if on_late_reply is not None:
                 run = self._runs.get(lease.run_id)
-                late(None if run is not None and _is_there(run, record) else interrupt)
+                on_late_reply(None if run is not None and _is_there(run, record) else interrupt)
             raise
 
     def _write(self, lease: Lease, record: Record) -> None:
         run = self._fenced(lease)
         run.records[record.seq] = self._dated(record, run.epoch)
 
-    def finish(self, lease: Lease, status: Status, record: Record) -> None:
-        """See `RunStore.finish`."""
+    def _finish(self, lease: Lease, status: Status, record: Record) -> None:
         self._end(lease, status, record)
         self._heartbeat.drop(lease)
 
@@ -154,8 +188,7 @@ class MemoryStore:
         records = run.records | {record.seq: self._dated(record, run.epoch)}
         self._runs[lease.run_id] = self._standing(run, status, records=records, token=None)
 
-    def release(self, lease: Lease, status: Status | None = None) -> None:
-        """See `RunStore.release`."""
+    def _release(self, lease: Lease, status: Status | None) -> None:
         self._heartbeat.drop(lease)
         self._let_go(lease, status)
 
@@ -167,8 +200,7 @@ class MemoryStore:
             self._runs[lease.run_id] = free if status is None else self._standing(free, status)
 
     @locked
-    def cancel(self, run_id: str) -> bool:
-        """See `RunStore.cancel`."""
+    def _cancel(self, run_id: str) -> bool:
         run = self._runs.get(run_id)
         if run is None or run.header is None or run.header.execution.status != Status.RUNNING:
             return False
@@ -176,13 +208,11 @@ class MemoryStore:
         return True
 
     @locked
-    def signal(self, run_id: str, name: str, payload: str) -> None:
-        """See `RunStore.signal`."""
+    def _keep_signal(self, run_id: str, name: str, payload: str) -> None:
         self._signals.append(_Signal(next(self._numbers), run_id, name, payload))
 
     @locked
-    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
-        """See `RunStore.receive`."""
+    def _find_signal(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
         for number, run_id, named, payload in self._signals:
             if (run_id, named) == (lease.run_id, name) and number not in taken:
                 return number, payload
@@ -313,7 +343,7 @@ class MemoryStore:
 
     @property
     def aio(self) -> AsyncStore:
-        """The same verbs for asyncio."""
+        """The same store for asyncio."""
         return self._for_asyncio()
 
     @locked

@@ -1,23 +1,23 @@
-"""What a store owes: each verb with its guarantee."""
+"""What a store is: the protocols that it keeps, blocking and for asyncio."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from durable._engine.decisions import Claim, ClaimReply, Isolation
+from durable._engine.decisions import Isolation
 from durable._engine.leases import Lease
-from durable.records import Record, Status
+from durable.records import Record
 from durable.snapshots import Snapshot
 from durable.stores.listing import Listed
+from durable.stores.requests import OnLateReply, Request
 
 __all__ = [
     "AsyncRunStore",
     "AsyncSnapshotStore",
     "Isolation",
-    "Late",
     "RolledBack",
     "RunStore",
     "SnapshotStore",
@@ -55,9 +55,6 @@ class SnapshotStore(Protocol):
         ...
 
 
-Late: TypeAlias = Callable[[BaseException | None], object]
-
-
 class AsyncSnapshotStore(Protocol):
     """The same five verbs as coroutines: what an async workflow can be run on. All of them, `close` at your choice."""
 
@@ -83,55 +80,22 @@ class AsyncSnapshotStore(Protocol):
 
 
 class RunStore(Protocol):
-    """A store that `durable.run` can execute under: blocking verbs, safe for threads.
+    """A store that `durable.run` can execute under. It blocks, and is safe for threads.
 
-    Every verb either does all that it says, and that is committed when it returns, or raises and has done nothing –
-    except `OutcomeUnknown`, which says that it cannot tell.
+    It either does all that a request or a method says, and that is committed when it returns, or raises and has done
+    nothing – except `OutcomeUnknown`, which says that it cannot tell.
+
+    Requests are values, so that what only passes them on says so once. The rest are methods: `load` and `replace` are
+    about a whole snapshot, under no lease and in no batch with others; a `transaction` stays open, and has methods of its
+    own; `identity`, `aio` and `close` are about the store, and about no run.
     """
 
-    def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
-        """Take the lease if it is free, and read the run as its last owner left it.
+    def perform(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> T:
+        """Do what is asked, and return its answer: see each class in `requests`.
 
-        Granted: the epoch has risen by one, the token is new, a new run's header and input are written, and no earlier
-        owner can write any more: the records returned are all that there will ever be from them. The store renews the
-        lease by itself while `alive()` is true, until it is given back. It is in `claim.taken` as soon as it is known.
-
-        Refused: nothing was changed.
-        """
-        ...
-
-    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:
-        """Append a record to the journal, if the lease's token still stands; else `LeaseLost`.
-
-        When the caller is interrupted (a signal handler raises), `late` is called before that goes on, with what has become of
-        the record: None when it is stored, the store's error (`OutcomeUnknown` too), or the interrupt when it was not sent.
-        """
-        ...
-
-    def finish(self, lease: Lease, status: Status, record: Record) -> None:
-        """Append the last record, set the run's status and give the lease back, all or nothing; else `LeaseLost`."""
-        ...
-
-    def release(self, lease: Lease, status: Status | None = None) -> None:
-        """Give the lease back; the run goes back to `status`, if one is given. Quiet when the lease is no longer ours."""
-        ...
-
-    def cancel(self, run_id: str) -> bool:
-        """Take the lease of a run that has not ended from whoever holds it, and set its status to `cancelled`.
-
-        Its owner can write nothing more, and is told so with `RunCancelled` by its next write. False, and nothing was
-        changed, when there is no such run, or it is not running.
-        """
-        ...
-
-    def signal(self, run_id: str, name: str, payload: str) -> None:
-        """Keep a message (JSON) to a run, which need not be there yet, until it is received."""
-        ...
-
-    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
-        """The number and payload of the first signal of this name whose number is not among the `taken`, if there is one.
-
-        Nothing is changed: that it was received is a record in the journal, with its number.
+        When the caller of a `Checkpoint` is interrupted (a signal handler raises), `on_late_reply` is called before that
+        goes on, with what has become of the record: None when it is stored, the store's error (`OutcomeUnknown` too), or the
+        interrupt when it was not sent.
         """
         ...
 
@@ -157,7 +121,7 @@ class RunStore(Protocol):
 
     @property
     def aio(self) -> AsyncRunStore:
-        """The same verbs for asyncio."""
+        """The same store for asyncio."""
         ...
 
     def close(self) -> None:
@@ -184,7 +148,7 @@ class Transaction(Protocol):
         """
         ...
 
-    def commit(self, record: Record, late: Late | None = None) -> None:
+    def commit(self, record: Record, late: OnLateReply | None = None) -> None:
         """Commit what the body did together with this record.
 
         Raises `RolledBack`, `LeaseLost`, `RunCancelled`, `TransactionMisused`, and `CommitRefused` for what the database has
@@ -226,41 +190,14 @@ class CommitRefused(Exception):
 
 
 class AsyncRunStore(Protocol):
-    """The verbs of `RunStore`, with the same guarantees, for asyncio.
+    """A `RunStore` for asyncio, with the same guarantees. What `load` and `replace` do begins when it is awaited."""
 
-    Each begins at the call and goes on if the future it returns is cancelled; but `load` and `replace` begin when awaited.
-    """
+    def submit(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> asyncio.Future[T]:
+        """See `RunStore.perform`. Begins at the call and goes on if the future is cancelled.
 
-    def begin(self, claim: Claim, alive: Callable[[], bool]) -> asyncio.Future[ClaimReply]:
-        """See `RunStore.begin`."""
-        ...
-
-    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> asyncio.Future[None]:
-        """See `RunStore.checkpoint`.
-
-        `late` is called on the event loop with the answer (the error, or None) if the future was cancelled before it came.
-        (A shield around the future would do, and costs a tenth of a step.)
+        Of a `Checkpoint` whose future was cancelled before the answer came, `on_late_reply` is called on the event loop with
+        the answer (the error, or None). (A shield around the future would do, and costs a tenth of a step.)
         """
-        ...
-
-    def finish(self, lease: Lease, status: Status, record: Record) -> asyncio.Future[None]:
-        """See `RunStore.finish`."""
-        ...
-
-    def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
-        """See `RunStore.release`."""
-        ...
-
-    def cancel(self, run_id: str) -> asyncio.Future[bool]:
-        """See `RunStore.cancel`."""
-        ...
-
-    def signal(self, run_id: str, name: str, payload: str) -> asyncio.Future[None]:
-        """See `RunStore.signal`."""
-        ...
-
-    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> asyncio.Future[tuple[int, str] | None]:
-        """See `RunStore.receive`."""
         ...
 
     def load(self, id: str) -> Awaitable[Snapshot | None]:

@@ -21,7 +21,8 @@ from durable.errors import DurableError, Unwind, WorkflowDrift
 from durable.records import Kind, Record, Status, StepRecord, parse, render
 from durable.snapshots import Snapshot
 from durable.stores._facades import ThreadedStore
-from durable.stores.protocol import Isolation, Late, Transaction
+from durable.stores.protocol import Isolation, Transaction
+from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Receive, Release, Request
 from durable.testing._rehearsal.crashes import Place
 from durable.testing._rehearsal.thunks import contents
 from durable.testing._rehearsal.watches import Watch
@@ -132,11 +133,29 @@ class Part:
 
     # -- what the run asks of its store -----------------------------------------------------------------------------
 
-    def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
+    def perform(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> T:
         """See `RunStore`."""
+        return self._answer(request, on_late_reply)  # type: ignore[arg-type, no-any-return]
+
+    def _answer(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
+        match request:
+            case Checkpoint(_, record):
+                return self._checkpoint(record, on_late_reply)
+            case Begin(claim, alive):
+                return self._begin(claim, alive)
+            case Finish(_, status, record):
+                return self._finish(status, record)
+            case Release(_, former_status):
+                return self._release(former_status)
+            case Receive(_, name, taken):
+                return self._receive(name, taken)
+            case other:
+                return self._rehearsal.perform(other)
+
+    def _begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
         self._open()
         with self._asking():
-            reply = self._store.begin(claim, lambda: self._dead is None and alive())
+            reply = self._store.perform(Begin(claim, lambda: self._dead is None and alive()))
         if not isinstance(reply, Granted):
             return reply
         real = self._granted = reply.lease
@@ -155,14 +174,12 @@ class Part:
             return record
         return record._replace(text=render(structs.replace(step, left=None, cleanup=False)))
 
-    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:  # noqa: ARG002
-        """See `RunStore`."""
+    def _checkpoint(self, record: Record, on_late_reply: OnLateReply | None) -> None:
         with self._asking():
-            self._store.checkpoint(self._holding(), record, late)
+            self._store.perform(Checkpoint(self._holding(), record), on_late_reply)
         self.committed(record)
 
-    def finish(self, lease: Lease, status: Status, record: Record) -> None:  # noqa: ARG002
-        """See `RunStore`."""
+    def _finish(self, status: Status, record: Record) -> None:
         if (error := self._struck("before finish", None)) is not None:
             raise error
         if self._replays is not None and self.execution is not None and (strays := self._strays(self.execution)):
@@ -171,24 +188,23 @@ class Part:
                 self._run_id, self._replays.recorded[-1], f"the workflow ended without coming by {what}"
             )
         with self._asking():
-            self._store.finish(self._holding(), status, record)
+            self._store.perform(Finish(self._holding(), status, record))
         self._close()
         if (error := self._struck("after finish", None)) is not None:
             raise error
 
-    def release(self, lease: Lease, status: Status | None = None) -> None:  # noqa: ARG002
-        """See `RunStore`. A run that has died releases nothing; a lease that it does not keep is as good as taken over."""
+    def _release(self, status: Status | None) -> None:
+        """A run that has died releases nothing; a lease that it does not keep is as good as taken over."""
         granted, self._granted = self._granted, None
         if granted is not None and not (self._dead is not None and self._keeps_lease):
             with self._asking():
-                self._store.release(granted, None if self._dead is not None else status)
+                self._store.perform(Release(granted, None if self._dead is not None else status))
         self._close()
 
-    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:  # noqa: ARG002
-        """See `RunStore`."""
+    def _receive(self, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
         self._last = name
         with self.watch.at_work(progress=False):
-            return self._store.receive(self._holding(), name, taken)
+            return self._store.perform(Receive(self._holding(), name, taken))
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:  # noqa: ARG002
         """See `RunStore`."""
@@ -198,14 +214,6 @@ class Part:
         """The record of a step is committed, and nobody has been told: a place to die."""
         if record.kind == Kind.STEP and (error := self._struck("checkpoint sent", record.key)) is not None:
             raise error
-
-    def signal(self, run_id: str, name: str, payload: str) -> None:
-        """See `RunStore`."""
-        self._rehearsal.signal(run_id, name, payload)
-
-    def cancel(self, run_id: str) -> bool:
-        """See `RunStore`."""
-        return self._rehearsal.cancel(run_id)
 
     def load(self, id: str) -> Snapshot | None:
         """See `RunStore`."""
@@ -313,7 +321,7 @@ class _Staged:
         """See `Transaction`."""
         return self._transaction.call(fn, args)
 
-    def commit(self, record: Record, late: Late | None = None) -> None:
+    def commit(self, record: Record, late: OnLateReply | None = None) -> None:
         """See `Transaction`."""
         with self._part.watch.at_work():
             self._transaction.commit(record, late)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 from durable._common.durations import Duration
-from durable._engine.decisions import Claim, ClaimReply
 from durable._engine.leases import Lease
 from durable._runtime.async_runs import AsyncRun
 from durable._runtime.plan import Plan
 from durable._runtime.runs import BlockingRun
 from durable.codecs import Codec
 from durable.errors import InvalidArgument
-from durable.records import Record, Status
 from durable.snapshots import Snapshot
 from durable.stores import MemoryStore, PostgresStore, memory
 from durable.stores._facades import AsyncStore
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
-from durable.stores.protocol import Isolation, Late, Transaction
+from durable.stores.protocol import Isolation, Transaction
+from durable.stores.requests import Cancel, OnLateReply, Request, Signal
 from durable.testing._drivers import AsyncRehearsedDriver, BlockingRehearsedDriver
 from durable.testing._part import Again, Part, Replays
 from durable.testing._rehearsal.clock import JumpingClock
@@ -29,6 +28,8 @@ from durable.testing._rehearsal.scripts import Script
 from durable.testing._rehearsal.watches import Watch
 
 __all__ = ["LeasedStore", "Rehearsal"]
+
+T = TypeVar("T")
 
 LeasedStore: TypeAlias = MemoryStore | PostgresStore
 _Run: TypeAlias = tuple[object, str]
@@ -156,44 +157,24 @@ class Rehearsal:
 
     # -- the store's verbs ------------------------------------------------------------------------------------------
 
-    def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
-        """See `RunStore`."""
-        return self._store.begin(claim, alive)
+    def perform(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> T:
+        """See `RunStore`; what waits for it is woken."""
+        answer = self._store.perform(request, on_late_reply)
+        if isinstance(request, Cancel) and answer:
+            self._cancelled(request.run_id)
+        if isinstance(request, Signal | Cancel):
+            self.clock.timeline.poke()
+        return answer
 
-    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:
-        """See `RunStore`."""
-        self._store.checkpoint(lease, record, late)
-
-    def finish(self, lease: Lease, status: Status, record: Record) -> None:
-        """See `RunStore`."""
-        self._store.finish(lease, status, record)
-
-    def release(self, lease: Lease, status: Status | None = None) -> None:
-        """See `RunStore`."""
-        self._store.release(lease, status)
-
-    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
-        """See `RunStore`."""
-        return self._store.receive(lease, name, taken)
+    def _cancelled(self, run_id: str) -> None:
+        with self._lock:
+            part = self._parts.get((self.identity, run_id))
+        if part is not None:
+            part.cancelled()
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:
         """See `RunStore`."""
         return self._store.transaction(lease, name, isolation)
-
-    def signal(self, run_id: str, name: str, payload: str) -> None:
-        """See `RunStore`; who waits for it is woken."""
-        self._store.signal(run_id, name, payload)
-        self.clock.timeline.poke()
-
-    def cancel(self, run_id: str) -> bool:
-        """See `RunStore`; who waits in the run is woken."""
-        was_running = self._store.cancel(run_id)
-        with self._lock:
-            part = self._parts.get((self.identity, run_id))
-        if was_running and part is not None:
-            part.cancelled()
-        self.clock.timeline.poke()
-        return was_running
 
     def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
         """See `PostgresStore.save`."""
@@ -243,7 +224,7 @@ class Rehearsal:
 
     @property
     def aio(self) -> AsyncStore:
-        """The same verbs for asyncio."""
+        """The same store for asyncio."""
         with self._lock:
             if self._aio is None:
                 self._aio = AsyncStore(self)

@@ -16,6 +16,7 @@ from durable._engine.leases import SHORTEST
 from durable.errors import LeaseLost
 from durable.records import FailureRecord, Kind, Record, Status, StepRecord, parse
 from durable.stores.protocol import RunStore
+from durable.stores.requests import Begin, Checkpoint, Finish, Release
 from durable.testing._suites.raising import raises
 
 _PATIENCE = 20.0  # seconds, in which a lease of half a second has surely ended
@@ -58,124 +59,126 @@ class RunStoreSuite:
     def test_a_new_run_is_granted(self, store: RunStore) -> None:
         """With its header and its input; the epoch counts from one."""
         claim = a_claim(input=b'{"b":1,"a":2}', input_hash="h", metadata={"customer": "c-7"})
-        reply = granted(store.begin(claim, alive))
+        reply = granted(store.perform(Begin(claim, alive)))
         assert (reply.lease.run_id, reply.lease.epoch) == ("run", 1)
         assert (reply.header.workflow_name, reply.header.execution.status) == ("checkout", Status.RUNNING)
         assert reply.header.metadata == {"customer": "c-7", "version": 1, "inputHash": "h"}
         assert [(record.kind, record.text) for record in reply.records] == [(Kind.INPUT, '{"b":1,"a":2}')]
-        store.release(reply.lease)
+        store.perform(Release(reply.lease))
 
     def test_a_run_that_is_held_is_refused(self, store: RunStore) -> None:
         """The refusal says who holds it and how much longer."""
-        lease = granted(store.begin(a_claim(), alive)).lease
-        reply = refused(store.begin(a_claim(), alive))
+        lease = granted(store.perform(Begin(a_claim(), alive))).lease
+        reply = refused(store.perform(Begin(a_claim(), alive)))
         assert reply.owner
         assert 0 < (reply.expires_in or 0) <= 30
-        store.release(lease)
+        store.perform(Release(lease))
 
     def test_a_released_run_goes_on_with_what_was_written(self, store: RunStore) -> None:
         """Under the next epoch and another token."""
-        first = granted(store.begin(a_claim(), alive)).lease
-        store.checkpoint(first, a_step(1, "one", '{"b":1,"a":1e16}'))
-        store.checkpoint(first, a_step(2, "two"))
-        store.release(first)
-        reply = granted(store.begin(a_claim(), alive))
+        first = granted(store.perform(Begin(a_claim(), alive))).lease
+        store.perform(Checkpoint(first, a_step(1, "one", '{"b":1,"a":1e16}')))
+        store.perform(Checkpoint(first, a_step(2, "two")))
+        store.perform(Release(first))
+        reply = granted(store.perform(Begin(a_claim(), alive)))
         assert reply.lease.epoch == 2
         assert reply.lease.token != first.token
         assert [record.key for record in reply.records] == ["one", "two"]
         step = parse(reply.records[0].text, StepRecord, run_id="run", where="one")
         assert step.json == b'{"b":1,"a":1e16}'
-        store.release(reply.lease)
+        store.perform(Release(reply.lease))
 
     def test_who_lost_the_lease_writes_nothing(self, store: RunStore) -> None:
         """Neither a step nor an end; and its release takes nothing from the new owner."""
-        stale = granted(store.begin(a_claim(), alive)).lease
-        store.release(stale)
-        current = granted(store.begin(a_claim(), alive)).lease
+        stale = granted(store.perform(Begin(a_claim(), alive))).lease
+        store.perform(Release(stale))
+        current = granted(store.perform(Begin(a_claim(), alive))).lease
         with raises(LeaseLost):
-            store.checkpoint(stale, a_step(1, "stale"))
+            store.perform(Checkpoint(stale, a_step(1, "stale")))
         with raises(LeaseLost):
-            store.finish(stale, Status.COMPLETED, RESULT)
-        store.release(stale, Status.FAILED)
-        refused(store.begin(a_claim(), alive))
-        store.checkpoint(current, a_step(1, "current"))
-        store.release(current)
-        reply = granted(store.begin(a_claim(), alive))
+            store.perform(Finish(stale, Status.COMPLETED, RESULT))
+        store.perform(Release(stale, Status.FAILED))
+        refused(store.perform(Begin(a_claim(), alive)))
+        store.perform(Checkpoint(current, a_step(1, "current")))
+        store.perform(Release(current))
+        reply = granted(store.perform(Begin(a_claim(), alive)))
         assert [record.key for record in reply.records] == ["current"]
         assert reply.header.execution.status == Status.RUNNING
-        store.release(reply.lease)
+        store.perform(Release(reply.lease))
 
     def test_a_lease_whose_driver_is_gone_ends(self, store: RunStore) -> None:
         """Then somebody else is granted the run, and the first can write no more."""
-        gone = granted(store.begin(a_claim(seconds=SHORTEST), lambda: False)).lease
+        gone = granted(store.perform(Begin(a_claim(seconds=SHORTEST), lambda: False))).lease
         until = time.monotonic() + _PATIENCE
-        while isinstance(reply := store.begin(a_claim(), alive), Refused):
+        while isinstance(reply := store.perform(Begin(a_claim(), alive)), Refused):
             assert time.monotonic() < until
             time.sleep(0.05)
         with raises(LeaseLost):
-            store.checkpoint(gone, a_step(1, "gone"))
-        store.release(reply.lease)
+            store.perform(Checkpoint(gone, a_step(1, "gone")))
+        store.perform(Release(reply.lease))
 
     def test_a_lease_is_kept_while_its_driver_lives(self, store: RunStore) -> None:
         """The store renews it by itself, so that twice its length later it is still refused to others."""
-        lease = granted(store.begin(a_claim(seconds=SHORTEST), alive)).lease
+        lease = granted(store.perform(Begin(a_claim(seconds=SHORTEST), alive))).lease
         until = time.monotonic() + 2 * SHORTEST
         while time.monotonic() < until:
-            refused(store.begin(a_claim(), alive))
+            refused(store.perform(Begin(a_claim(), alive)))
             time.sleep(0.05)
-        store.finish(lease, Status.COMPLETED, RESULT)
+        store.perform(Finish(lease, Status.COMPLETED, RESULT))
 
     def test_a_completed_run_is_refused_with_its_result(self, store: RunStore) -> None:
         """For ever; and it cannot be written any more."""
-        lease = granted(store.begin(a_claim(), alive)).lease
-        store.checkpoint(lease, a_step(1, "one"))
-        store.finish(lease, Status.COMPLETED, RESULT)
-        reply = refused(store.begin(a_claim(), alive))
+        lease = granted(store.perform(Begin(a_claim(), alive))).lease
+        store.perform(Checkpoint(lease, a_step(1, "one")))
+        store.perform(Finish(lease, Status.COMPLETED, RESULT))
+        reply = refused(store.perform(Begin(a_claim(), alive)))
         assert reply.header is not None
         assert reply.header.execution.status == Status.COMPLETED
         assert (reply.owner, reply.expires_in) == (None, None)
         assert [(record.kind, record.text) for record in reply.records] == [(Kind.RESULT, '"done"')]
         with raises(LeaseLost):
-            store.checkpoint(lease, a_step(100, "late"))
+            store.perform(Checkpoint(lease, a_step(100, "late")))
 
     def test_a_failed_run_is_taken_up_by_who_asks_for_it(self, store: RunStore) -> None:
         """And refused, with its failure, to who only waited."""
-        store.finish(granted(store.begin(a_claim(), alive)).lease, Status.FAILED, FAILURE)
-        waited = refused(store.begin(a_claim(after_failure=False), alive))
+        store.perform(Finish(granted(store.perform(Begin(a_claim(), alive))).lease, Status.FAILED, FAILURE))
+        waited = refused(store.perform(Begin(a_claim(after_failure=False), alive)))
         assert waited.header is not None
         assert waited.header.execution.status == Status.FAILED
         (failure,) = waited.records
         assert parse(failure.text, FailureRecord, run_id="run", where="failure").error.message == "no"
-        reply = granted(store.begin(a_claim(), alive))
+        reply = granted(store.perform(Begin(a_claim(), alive)))
         assert reply.header.execution.status == Status.RUNNING
-        store.release(reply.lease, Status.FAILED)
-        refused(store.begin(a_claim(after_failure=False), alive))
+        store.perform(Release(reply.lease, Status.FAILED))
+        refused(store.perform(Begin(a_claim(after_failure=False), alive)))
 
     def test_a_failure_that_needs_a_decision_is_taken_up_by_who_amends_it(self, store: RunStore) -> None:
         """Any other claim is refused, with the failure; one that amends finds the header as it was, and leaves it so."""
         text = FAILURE.text[:-1] + ',"undecided":["refund"]}'
-        store.finish(granted(store.begin(a_claim(), alive)).lease, Status.FAILED, FAILURE._replace(text=text))
-        reply = refused(store.begin(a_claim(), alive))
+        store.perform(
+            Finish(granted(store.perform(Begin(a_claim(), alive))).lease, Status.FAILED, FAILURE._replace(text=text))
+        )
+        reply = refused(store.perform(Begin(a_claim(), alive)))
         assert reply.header is not None
         assert (reply.header.execution.status, reply.header.execution.needs_decision) == (Status.FAILED, True)
         assert reply.owner is None
-        amended = granted(store.begin(a_claim(amends=True, create=False), alive))
+        amended = granted(store.perform(Begin(a_claim(amends=True, create=False), alive)))
         assert amended.header == reply.header
-        refused(store.begin(a_claim(), alive))
-        store.release(amended.lease)
-        assert refused(store.begin(a_claim(), alive)).header == reply.header
+        refused(store.perform(Begin(a_claim(), alive)))
+        store.perform(Release(amended.lease))
+        assert refused(store.perform(Begin(a_claim(), alive))).header == reply.header
 
-        lease = granted(store.begin(a_claim(amends=True, create=False), alive)).lease
-        store.finish(lease, Status.RUNNING, Record(100, Kind.ASIDE, Kind.ASIDE, '{"seqs":[]}'))
-        again = granted(store.begin(a_claim(), alive))
+        lease = granted(store.perform(Begin(a_claim(amends=True, create=False), alive))).lease
+        store.perform(Finish(lease, Status.RUNNING, Record(100, Kind.ASIDE, Kind.ASIDE, '{"seqs":[]}')))
+        again = granted(store.perform(Begin(a_claim(), alive)))
         assert not again.header.execution.needs_decision
         assert again.header.execution.error is None
-        store.release(again.lease)
+        store.perform(Release(again.lease))
 
     def test_another_run_under_the_same_id_is_refused(self, store: RunStore) -> None:
         """Another workflow, function, version or input; nothing is changed by it."""
         first = a_claim(function="shop:checkout", input=b"1", input_hash="h")
-        store.release(granted(store.begin(first, alive)).lease)
+        store.perform(Release(granted(store.perform(Begin(first, alive))).lease))
         changes: tuple[dict[str, Any], ...] = (
             {"workflow": "other"},
             {"function": "library:checkout"},
@@ -183,18 +186,18 @@ class RunStoreSuite:
             {"input": b"2", "input_hash": "i"},
         )
         for change in changes:
-            reply = refused(store.begin(a_claim(**change), alive))
+            reply = refused(store.perform(Begin(a_claim(**change), alive)))
             assert reply.header is not None
             assert reply.header.workflow_name == "checkout"
-        lease = granted(store.begin(a_claim(), alive)).lease  # of a workflow whose name was given
+        lease = granted(store.perform(Begin(a_claim(), alive))).lease  # of a workflow whose name was given
         assert lease.epoch == 2
-        store.release(lease)
-        assert granted(store.begin(a_claim(function="shop:checkout"), alive)).lease.epoch == 3
+        store.perform(Release(lease))
+        assert granted(store.perform(Begin(a_claim(function="shop:checkout"), alive))).lease.epoch == 3
 
     def test_a_claim_that_may_not_create_creates_nothing(self, store: RunStore) -> None:
         """It is refused without a header."""
-        assert refused(store.begin(a_claim(create=False), alive)).header is None
-        assert granted(store.begin(a_claim(), alive)).lease.epoch == 1
+        assert refused(store.perform(Begin(a_claim(create=False), alive))).header is None
+        assert granted(store.perform(Begin(a_claim(), alive))).lease.epoch == 1
 
     def test_of_many_claims_one_is_granted(self, store: RunStore) -> None:
         """Sixteen threads at a barrier."""
@@ -202,37 +205,37 @@ class RunStoreSuite:
 
         def begun(_: int) -> ClaimReply:
             barrier.wait()
-            return store.begin(a_claim(), alive)
+            return store.perform(Begin(a_claim(), alive))
 
         with ThreadPoolExecutor(16) as threads:
             replies = list(threads.map(begun, range(16)))
         (grant,) = [reply for reply in replies if isinstance(reply, Granted)]
-        store.release(grant.lease)
+        store.perform(Release(grant.lease))
 
     def test_steps_of_one_run_are_written_side_by_side(self, store: RunStore) -> None:
         """From eight threads, each record once, in the order of their numbers."""
-        lease = granted(store.begin(a_claim(), alive)).lease
+        lease = granted(store.perform(Begin(a_claim(), alive))).lease
 
         def written(seq: int) -> None:
-            store.checkpoint(lease, a_step(seq, f"step-{seq}"))
+            store.perform(Checkpoint(lease, a_step(seq, f"step-{seq}")))
 
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(written, range(1, 101)))
-        store.release(lease)
-        reply = granted(store.begin(a_claim(), alive))
+        store.perform(Release(lease))
+        reply = granted(store.perform(Begin(a_claim(), alive)))
         assert [record.seq for record in reply.records] == list(range(1, 101))
-        store.release(reply.lease)
+        store.perform(Release(reply.lease))
 
     def test_a_record_that_is_read_says_when_and_under_which_lease_it_was_stored(self, store: RunStore) -> None:
         """By the store's clock, so in the order in which they were written; and under leases that are counted."""
-        first = granted(store.begin(a_claim(input=b"7", input_hash="h"), alive)).lease
-        store.checkpoint(first, a_step(1, "one"))
-        store.release(first)
-        second = granted(store.begin(a_claim(), alive))
-        store.checkpoint(second.lease, a_step(2, "two"))
-        store.finish(second.lease, Status.FAILED, FAILURE)
-        third = granted(store.begin(a_claim(), alive))
-        store.release(third.lease)
+        first = granted(store.perform(Begin(a_claim(input=b"7", input_hash="h"), alive))).lease
+        store.perform(Checkpoint(first, a_step(1, "one")))
+        store.perform(Release(first))
+        second = granted(store.perform(Begin(a_claim(), alive)))
+        store.perform(Checkpoint(second.lease, a_step(2, "two")))
+        store.perform(Finish(second.lease, Status.FAILED, FAILURE))
+        third = granted(store.perform(Begin(a_claim(), alive)))
+        store.perform(Release(third.lease))
         records, epochs = third.records, (first.epoch, second.lease.epoch)
         assert [(record.key, record.epoch) for record in records] == [
             ("input", epochs[0]),
@@ -248,13 +251,13 @@ class RunStoreSuite:
 
     def test_a_run_is_replaced_while_it_is_what_was_loaded(self, store: RunStore) -> None:
         """Not once it has been written, nor while somebody executes it; and what replaced it is what is granted."""
-        first = granted(store.begin(a_claim(input=b"7", input_hash="h"), alive)).lease
-        store.checkpoint(first, a_step(1, "one"))
+        first = granted(store.perform(Begin(a_claim(input=b"7", input_hash="h"), alive))).lease
+        store.perform(Checkpoint(first, a_step(1, "one")))
         held = store.load("run")
         assert held is not None
         assert not store.replace("run", held, held)
-        store.checkpoint(first, a_step(2, "two"))
-        store.release(first)
+        store.perform(Checkpoint(first, a_step(2, "two")))
+        store.perform(Release(first))
         assert not store.replace("run", held, held)
         loaded = store.load("run")
         assert loaded is not None
@@ -263,26 +266,28 @@ class RunStoreSuite:
         assert not store.replace("run", loaded, held)
         assert store.load("no such run") is None
         assert not store.replace("no such run", loaded, held)
-        reply = granted(store.begin(a_claim(), alive))
+        reply = granted(store.perform(Begin(a_claim(), alive)))
         assert [record.key for record in reply.records] == ["input", "one"]
-        store.release(reply.lease)
+        store.perform(Release(reply.lease))
 
     def test_asyncio_has_the_same_verbs(self, store: RunStore) -> None:
         """Begin, checkpoint, finish and release, with the same answers."""
 
         async def run() -> ClaimReply:
-            first = granted(await store.aio.begin(a_claim(), alive)).lease
-            await asyncio.gather(*(store.aio.checkpoint(first, a_step(seq, f"step-{seq}")) for seq in range(1, 21)))
-            await store.aio.release(first)
+            first = granted(await store.aio.submit(Begin(a_claim(), alive))).lease
+            await asyncio.gather(
+                *(store.aio.submit(Checkpoint(first, a_step(seq, f"step-{seq}"))) for seq in range(1, 21))
+            )
+            await store.aio.submit(Release(first))
             try:
-                await store.aio.checkpoint(first, a_step(21, "late"))
+                await store.aio.submit(Checkpoint(first, a_step(21, "late")))
             except LeaseLost:
                 pass
             else:
                 raise AssertionError("a lease that was given back could write")
-            second = granted(await store.aio.begin(a_claim(), alive))
+            second = granted(await store.aio.submit(Begin(a_claim(), alive)))
             assert [record.seq for record in second.records] == list(range(1, 21))
-            await store.aio.finish(second.lease, Status.COMPLETED, RESULT)
-            return await store.aio.begin(a_claim(), alive)
+            await store.aio.submit(Finish(second.lease, Status.COMPLETED, RESULT))
+            return await store.aio.submit(Begin(a_claim(), alive))
 
         assert [record.text for record in refused(asyncio.run(run())).records] == ['"done"']

@@ -7,6 +7,7 @@ from typing import Any
 from durable._engine.leases import Lease
 from durable.errors import LeaseLost
 from durable.stores.protocol import RolledBack, RunStore, Transaction
+from durable.stores.requests import Begin, Checkpoint, Release
 from durable.testing._suites.raising import raises
 from durable.testing.run_stores import a_claim, a_step, alive, granted
 
@@ -23,7 +24,7 @@ class TransactionSuite:
 
     def test_a_record_is_committed_with_it(self, store: RunStore) -> None:
         """And not before."""
-        lease = granted(store.begin(a_claim(), alive)).lease
+        lease = granted(store.perform(Begin(a_claim(), alive))).lease
         transaction = _begun(store, lease)
         assert transaction.call(body, ("done",)) == "done"
         transaction.commit(a_step(1, "one"))
@@ -32,28 +33,28 @@ class TransactionSuite:
 
     def test_what_is_rolled_back_or_abandoned_is_not_there(self, store: RunStore) -> None:
         """Also when the body had returned; and the record of another one takes its place."""
-        lease = granted(store.begin(a_claim(), alive)).lease
+        lease = granted(store.perform(Begin(a_claim(), alive))).lease
         for end in ("rollback", "abandon"):
             transaction = _begun(store, lease)
             transaction.call(body, ("undone",))
             getattr(transaction, end)()
             with raises(RolledBack):
                 transaction.commit(a_step(1, "undone"))
-        store.checkpoint(lease, a_step(1, "one"))
+        store.perform(Checkpoint(lease, a_step(1, "one")))
         assert _keys(store, lease) == ["one"]
 
     def test_who_lost_the_lease_begins_none(self, store: RunStore) -> None:
         """The body is not called."""
-        stale = granted(store.begin(a_claim(), alive)).lease
-        store.release(stale)
-        current = granted(store.begin(a_claim(), alive)).lease
+        stale = granted(store.perform(Begin(a_claim(), alive))).lease
+        store.perform(Release(stale))
+        current = granted(store.perform(Begin(a_claim(), alive))).lease
         with raises(LeaseLost):
             store.transaction(stale, "late", "read committed").begin(_WHILE)
         assert _keys(store, current) == []
 
     def test_what_a_body_raises_is_raised(self, store: RunStore) -> None:
         """As it is; rolled back, nothing of it is there."""
-        lease = granted(store.begin(a_claim(), alive)).lease
+        lease = granted(store.perform(Begin(a_claim(), alive))).lease
         transaction = _begun(store, lease)
 
         def fails(_: Any) -> None:
@@ -66,9 +67,9 @@ class TransactionSuite:
 
     def test_several_at_once(self, store: RunStore) -> None:
         """Of one run, beside a checkpoint of it."""
-        lease = granted(store.begin(a_claim(), alive)).lease
+        lease = granted(store.perform(Begin(a_claim(), alive))).lease
         open_ones = [_begun(store, lease) for _ in range(2)]
-        store.checkpoint(lease, a_step(3, "beside"))
+        store.perform(Checkpoint(lease, a_step(3, "beside")))
         for seq, transaction in enumerate(open_ones, start=1):
             transaction.call(body, ("done",))
             transaction.commit(a_step(seq, f"step-{seq}"))
@@ -76,12 +77,12 @@ class TransactionSuite:
 
     def test_its_threads_call_what_is_submitted(self, store: RunStore) -> None:
         """And hand over what it comes to."""
-        lease = granted(store.begin(a_claim(), alive)).lease
+        lease = granted(store.perform(Begin(a_claim(), alive))).lease
         transaction = store.transaction(lease, "step", "serializable")
         assert transaction.submit(lambda: "done").result(_WHILE) == "done"
         with raises(ZeroDivisionError):
             transaction.submit(lambda: 1 / 0).result(_WHILE)
-        store.release(lease)
+        store.perform(Release(lease))
 
 
 def _begun(store: RunStore, lease: Lease) -> Transaction:
@@ -92,7 +93,7 @@ def _begun(store: RunStore, lease: Lease) -> Transaction:
 
 def _keys(store: RunStore, lease: Lease) -> list[str]:
     """The keys of what is in the journal, as the next owner finds it."""
-    store.release(lease)
-    reply = granted(store.begin(a_claim(), alive))
-    store.release(reply.lease)
+    store.perform(Release(lease))
+    reply = granted(store.perform(Begin(a_claim(), alive)))
+    store.perform(Release(reply.lease))
     return [record.key for record in reply.records]

@@ -13,7 +13,8 @@ from durable.records import Record, Status
 from durable.snapshots import Snapshot
 from durable.stores._adapters.snapshots import Whole, Work
 from durable.stores._facades import CalledStore
-from durable.stores.protocol import AsyncSnapshotStore, Late
+from durable.stores.protocol import AsyncSnapshotStore
+from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Release, Request
 
 T = TypeVar("T")
 
@@ -25,21 +26,15 @@ class AwaitedSnapshots(Whole):
         super().__init__(snapshots)
         self.aio = _AwaitedStore(_Verbs(snapshots))
 
-    def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:  # noqa: ARG002
+    def perform(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> T:  # noqa: ARG002
         """Not for a blocking workflow."""
-        self._refuse(f"run {claim.run_id!r}")
-
-    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:  # noqa: ARG002
-        """Not for a blocking workflow."""
-        self._refuse(f"run {lease.run_id!r}")
-
-    def finish(self, lease: Lease, status: Status, record: Record) -> None:  # noqa: ARG002
-        """Not for a blocking workflow."""
-        self._refuse(f"run {lease.run_id!r}")
-
-    def release(self, lease: Lease, status: Status | None = None) -> None:  # noqa: ARG002
-        """Not for a blocking workflow."""
-        self._refuse(f"run {lease.run_id!r}")
+        match request:
+            case Begin():
+                self._refuse(f"run {request.claim.run_id!r}")
+            case Checkpoint() | Finish() | Release():
+                self._refuse(f"run {request.lease.run_id!r}")
+            case _:
+                raise self.unable(request)
 
     def load(self, id: str) -> Snapshot | None:
         """Not for a blocking workflow."""
@@ -66,31 +61,44 @@ class _Verbs(Whole):
         super().__init__(snapshots)
         self._saving = asyncio.Lock()
 
-    async def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
-        """See `RunStore.begin`."""
+    async def perform(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> T:
+        """See `RunStore.perform`."""
+        return await self._answer(request, on_late_reply)  # type: ignore[arg-type, no-any-return]
+
+    async def _answer(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
+        match request:
+            case Checkpoint(lease, record):
+                return await self._checkpoint(lease, record, on_late_reply)
+            case Begin(claim, alive):
+                return await self._begin(claim, alive)
+            case Finish(lease, status, record):
+                return await self._finish(lease, status, record)
+            case Release(lease, former_status):
+                return await self._release(lease, former_status)
+            case other:
+                raise self.unable(other)
+
+    async def _begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
         async with self.turn(claim.run_id):
             return await self._done(self._begun(claim, alive))
 
-    async def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:
-        """See `RunStore.checkpoint`."""
+    async def _checkpoint(self, lease: Lease, record: Record, on_late_reply: OnLateReply | None) -> None:
         try:
             async with self._saving:
                 await self._done(self._checkpointed(lease, record))
         except DurableError:
             raise
         except BaseException as interrupt:  # what the next save writes is what will be stored
-            if late is not None:
-                late(None if record in self._records else interrupt)
+            if on_late_reply is not None:
+                on_late_reply(None if record in self._records else interrupt)
             raise
 
-    async def finish(self, lease: Lease, status: Status, record: Record) -> None:
-        """See `RunStore.finish`."""
+    async def _finish(self, lease: Lease, status: Status, record: Record) -> None:
         async with self._saving:
             await self._done(self._checkpointed(lease, record, status))
-        await self.release(lease)
+        await self._release(lease, None)
 
-    async def release(self, lease: Lease, status: Status | None = None) -> None:
-        """See `RunStore.release`."""
+    async def _release(self, lease: Lease, status: Status | None) -> None:
         async with self.turn(lease.run_id):
             try:
                 if status is not None:
@@ -134,12 +142,13 @@ class _AwaitedStore(CalledStore):
         self._verbs = verbs
         self._tasks: set[asyncio.Task[Any]] = set()  # an event loop holds its tasks weakly
 
-    def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
-        """See `RunStore.release`."""
+    def submit(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> asyncio.Future[T]:
+        """See `AsyncRunStore.submit`."""
         try:
-            return super().release(lease, status)
+            return super().submit(request, on_late_reply)
         except RuntimeError:  # no event loop to call the user's verbs on: this run's was closed under it
-            self._verbs.let_go(lease)
+            if isinstance(request, Release):
+                self._verbs.let_go(request.lease)
             raise
 
     def _called(self, verb: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:

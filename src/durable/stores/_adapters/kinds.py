@@ -14,20 +14,20 @@ __all__ = ["AnyStore", "blocking", "is_awaited", "run_store"]
 
 AnyStore: TypeAlias = RunStore | SnapshotStore | AsyncSnapshotStore
 
-_RUN_VERBS: Final = ("begin", "checkpoint", "finish", "release")
 _VERBS: Final = ("save", "load", "delete", "list")  # and close, which may be either way: we never call it
 
 
 def run_store(store: AnyStore) -> RunStore:
     """The store itself, if it can be run on, or a way to run on its five verbs; `InvalidArgument` if it has not even these."""
     given: Any = store  # the verbs are looked for, since structural types cannot be told apart
-    if all(hasattr(store, verb) for verb in _RUN_VERBS) and not isinstance(store, type):
-        if not hasattr(store, "aio"):
+    if not isinstance(store, type):
+        if hasattr(store, "perform") and hasattr(store, "aio"):
+            runs: RunStore = given
+            return runs
+        if hasattr(store, "submit") and hasattr(store, "room"):
             raise InvalidArgument(
                 "store.aio shows a store's verbs as coroutines; pass the store itself, which an async workflow awaits by itself"
             )
-        runs: RunStore = given
-        return runs
     _check(store, (*_VERBS, "close"))
     return AwaitedSnapshots(given) if is_awaited(store) else WholeSnapshots(given)
 

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from typing import Any, Final, TypeAlias, TypeVar
 
 from durable._common.locks import locked
@@ -28,7 +28,8 @@ from durable.records import Header, Record, Status
 from durable.snapshots import Snapshot, snapshot_of, with_run_id
 from durable.stores._facades import ThreadedStore
 from durable.stores._memory import MemoryStore
-from durable.stores.protocol import AsyncSnapshotStore, Isolation, Late, SnapshotStore, Transaction
+from durable.stores.protocol import AsyncSnapshotStore, Isolation, SnapshotStore, Transaction
+from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Release, Request
 
 T = TypeVar("T")
 
@@ -68,18 +69,6 @@ class Whole:
         """The very object that stores."""
         return ("snapshots", id(self._snapshots))
 
-    def cancel(self, run_id: str) -> bool:
-        """Not here: another process could not be told."""
-        raise self._unable(f"cancel run {run_id!r}")
-
-    def signal(self, run_id: str, name: str, payload: str) -> None:  # noqa: ARG002
-        """Not here: a snapshot has no room for what its owner does not write."""
-        raise self._unable(f"send the signal {name!r} to run {run_id!r}")
-
-    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:  # noqa: ARG002
-        """Not here, as for `signal`."""
-        raise self._unable(f"wait for the signal {name!r}")
-
     def turn(self, run_id: str) -> Turn:
         """Held by whoever looks at a run and then takes it, or lets go of it."""
         return self._leases.turn(run_id)
@@ -91,7 +80,7 @@ class Whole:
                 self._leases.delete(claim.run_id)
             else:
                 self._leases.save(claim.run_id, snapshot)
-        reply = self._leases.begin(claim, alive)
+        reply = self._leases.perform(Begin(claim, alive))
         if isinstance(reply, Granted):
             self._header, self._records = reply.header, list(reply.records)
             if claim.amends:
@@ -105,7 +94,7 @@ class Whole:
 
     def _checkpointed(self, lease: Lease, record: Record, status: Status | None = None) -> Work[None]:
         record = Record(*record[:4], self._clock.now(), lease.epoch)
-        self._leases.checkpoint(lease, record)
+        self._leases.perform(Checkpoint(lease, record))
         self._records.append(record)
         try:
             header = self._header if status is None else self._as(status)
@@ -155,7 +144,7 @@ class Whole:
 
     def let_go(self, lease: Lease) -> None:
         """Let others of this process have the run."""
-        self._leases.release(lease)
+        self._leases.perform(Release(lease))
         if self._leases.status(lease.run_id) != "running":  # what is stored is looked at anew by the next one
             self._leases.delete(lease.run_id)
 
@@ -169,9 +158,10 @@ class Whole:
             f"that takes postgres(url), or embedded() for tests"
         )
 
-    def _unable(self, what: str) -> InvalidArgument:
+    def unable(self, request: Request[Any]) -> InvalidArgument:
+        """Of what no snapshot has room for, or would have to be told to another process."""
         return InvalidArgument(
-            f"{self.where}, a store of five verbs, cannot {what}: that takes postgres(url) or memory()"
+            f"{self.where}, a store of five verbs, cannot {request.wish}: that takes postgres(url) or memory()"
         )
 
 
@@ -183,32 +173,45 @@ class WholeSnapshots(Whole):
         self._saving = threading.Lock()
         self._aio: ThreadedStore | None = None
 
-    def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
-        """See `RunStore.begin`."""
+    def perform(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> T:
+        """See `RunStore.perform`."""
+        return self._answer(request, on_late_reply)  # type: ignore[arg-type, no-any-return]
+
+    def _answer(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
+        match request:
+            case Checkpoint(lease, record):
+                return self._checkpoint(lease, record, on_late_reply)
+            case Begin(claim, alive):
+                return self._begin(claim, alive)
+            case Finish(lease, status, record):
+                return self._finish(lease, status, record)
+            case Release(lease, former_status):
+                return self._release(lease, former_status)
+            case other:
+                raise self.unable(other)
+
+    def _begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
         with (turn := self.turn(claim.run_id)).take():
             turn.thread = threading.get_ident()
             return self._done(self._begun(claim, alive))
 
-    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:
-        """See `RunStore.checkpoint`."""
+    def _checkpoint(self, lease: Lease, record: Record, on_late_reply: OnLateReply | None) -> None:
         try:
             with self._saving:
                 self._done(self._checkpointed(lease, record))
         except DurableError:
             raise
         except BaseException as interrupt:  # what the next save writes is what will be stored
-            if late is not None:
-                late(None if record in self._records else interrupt)
+            if on_late_reply is not None:
+                on_late_reply(None if record in self._records else interrupt)
             raise
 
-    def finish(self, lease: Lease, status: Status, record: Record) -> None:
-        """See `RunStore.finish`."""
+    def _finish(self, lease: Lease, status: Status, record: Record) -> None:
         with self._saving:
             self._done(self._checkpointed(lease, record, status))
-        self.release(lease)
+        self._release(lease, None)
 
-    def release(self, lease: Lease, status: Status | None = None) -> None:
-        """See `RunStore.release`."""
+    def _release(self, lease: Lease, status: Status | None) -> None:
         with (turn := self.turn(lease.run_id)).take():
             turn.thread = threading.get_ident()
             try:
@@ -230,7 +233,7 @@ class WholeSnapshots(Whole):
 
     @property
     def aio(self) -> ThreadedStore:
-        """The same verbs for asyncio."""
+        """The same store for asyncio."""
         if self._aio is None:
             self._aio = ThreadedStore(self, _THREADS)
         return self._aio

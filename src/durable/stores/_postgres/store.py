@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias, TypeVar, assert_never
 
 from msgspec.structs import replace
 
@@ -46,7 +46,26 @@ from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.names import Names
 from durable.stores._postgres.transaction import PostgresTransaction
 from durable.stores.listing import checked_prefix
-from durable.stores.protocol import Isolation, Late
+from durable.stores.protocol import Isolation
+from durable.stores.requests import (
+    AnyRequest,
+    Begin,
+    Cancel,
+    Checkpoint,
+    Finish,
+    OnLateReply,
+    Receive,
+    Release,
+    Request,
+    Signal,
+)
+
+T = TypeVar("T")
+
+OfOneJob: TypeAlias = Checkpoint | Cancel | Signal | Receive
+
+Work: TypeAlias = Generator[Job, Any, T]
+"""What a request comes to: jobs, one after the other, each sent the answer of the one before. Blocking and awaited alike."""
 
 MAX_TRANSACTIONS: Final = 8  # at once, of one process: each has a connection
 
@@ -113,53 +132,76 @@ class PostgresStore(SnapshotVerbs):
 
     @property
     def aio(self) -> AsyncPostgresStore:
-        """The same verbs for asyncio."""
+        """The same store for asyncio."""
         return self._aio
 
-    def begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
-        """See `RunStore.begin`. One round trip; two when the last owner was found dead on this machine.
+    def perform(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> T:
+        """See `RunStore.perform`. One round trip, one commit, shared with what waits at the same time.
 
-        The journal of more than a few hundred KB is read in pages, when its lease is being renewed already.
+        A `Begin` takes two when the last owner was found dead on this machine, and more where the journal has more than a few
+        hundred KB: that is read in pages, when the lease is being renewed already.
         """
+        return self._perform(request, on_late_reply)  # type: ignore[arg-type, no-any-return]
+
+    def _perform(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
+        match request:
+            case Begin() | Finish() | Release():
+                return self._driven(self.work(request))
+            case _:
+                return self._perform_one(request, on_late_reply)
+
+    def _perform_one(self, request: OfOneJob, on_late_reply: OnLateReply | None) -> Any:
+        job = None
+        try:
+            job = self.job(request)
+            return self.process.perform(job)
+        except DurableError:
+            raise
+        except BaseException as interrupt:
+            if on_late_reply is not None:
+                on_late_reply(interrupt if job is None else job.fate(interrupt))
+            raise
+
+    def work(self, request: Begin | Finish | Release) -> Work[Any]:
+        """What is asked, as jobs, and what follows on their answers."""
+        match request:
+            case Begin(claim, alive):
+                return self._begin(claim, alive)
+            case Finish(lease, status, record):
+                return self._finish(lease, status, record)
+            case Release(lease, former_status):
+                return self._release(lease, former_status)
+            case never:
+                assert_never(never)
+
+    def _begin(self, claim: Claim, alive: Callable[[], bool]) -> Work[ClaimReply]:
         claiming = self.claiming(claim, None)
         try:
-            found: Found = self._performed(claiming)
+            found: Found = yield claiming
         except OutcomeUnknown:
             self.process.left(claiming.payload.random, claim.seconds)
             raise
         dead_owner = None
         if dead := self.dead_token(found):
             dead_owner = None if self.process.has_left(dead) else found.owner
-            found = self._performed(self.claiming(claim, dead))
+            found = yield self.claiming(claim, dead)
         self.keep(found, alive)
         try:
             while (job := self.reading(found, alive)) is not None:
-                self._performed(job)
+                yield job
             return taken_from(dead_owner, found.reply())
         except BaseException:
             self.give_up(found)
             raise
 
-    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> None:
-        """See `RunStore.checkpoint`. One round trip, one commit, shared with whoever waits at the same time."""
-        job = None
+    def _finish(self, lease: Lease, status: Status, record: Record) -> Work[None]:
+        self.held_here(lease)
         try:
-            job = checkpoint_job(lease, record)
-            self.held_here(lease).perform(job)
-        except DurableError:
-            raise
-        except BaseException as interrupt:
-            if late is not None:
-                late(interrupt if job is None else job.fate(interrupt))
-            raise
+            yield finish_job(lease, status, record)
+        finally:
+            self.dropped(lease)
 
-    def finish(self, lease: Lease, status: Status, record: Record) -> None:
-        """See `RunStore.finish`. One round trip, one commit, shared likewise."""
-        self.held_here(lease).perform(finish_job(lease, status, record))
-        self.dropped(lease)
-
-    def release(self, lease: Lease, status: Status | None = None) -> None:
-        """See `RunStore.release`. One round trip, one commit, shared likewise."""
+    def _release(self, lease: Lease, status: Status | None) -> Work[None]:
         self.dropped(lease)
         if not self.is_held_here(lease):
             return
@@ -167,23 +209,31 @@ class PostgresStore(SnapshotVerbs):
             self.release_at_last(lease, status)
             return
         try:
-            self._performed(self.releasing(lease, status))
-        except DurableError:
-            self.leave(lease, status)
+            yield self.releasing(lease, status)
+        except (
+            DurableError,
+            RuntimeError,
+        ):  # such as: no event loop to answer on, since this run's was closed under it
+            with contextlib.suppress(StoreUnavailable):  # no thread can be started for it
+                self.leave(lease, status)
             raise
 
-    def cancel(self, run_id: str) -> bool:
-        """See `RunStore.cancel`. One round trip, one commit, shared likewise."""
-        return bool(self._performed(self.cancelling(run_id)))
-
-    def signal(self, run_id: str, name: str, payload: str) -> None:
-        """See `RunStore.signal`. One round trip, one commit, shared likewise."""
-        self._performed(self.signalling(run_id, name, payload))
-
-    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
-        """See `RunStore.receive`. One round trip, shared likewise."""
-        found: tuple[int, str] | None = self.held_here(lease).perform(receive_job(lease, name, taken))
-        return found
+    def job(self, request: OfOneJob) -> Job:
+        """What is asked, as the one job that it is."""
+        match request:
+            case Checkpoint(lease, record):
+                self.held_here(lease)
+                return checkpoint_job(lease, record)
+            case Cancel(run_id):
+                self.refuse_own(run_id, "cancels")
+                return cancel_job(run_id, self._row(run_id), self._answer_by())
+            case Signal(run_id, name, payload):
+                return signal_job(run_id, self._row(run_id), name, payload, self._answer_by())
+            case Receive(lease, name, taken):
+                self.held_here(lease)
+                return receive_job(lease, name, taken)
+            case never:
+                assert_never(never)
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> PostgresTransaction:
         """See `RunStore.transaction`. Two round trips around those of the body, one commit."""
@@ -220,14 +270,8 @@ class PostgresStore(SnapshotVerbs):
         """The job of a release; when the lease has ended by itself there is nothing to wait for."""
         return release_job(lease, status, min(lease.deadline, self.clock.elapsed() + _RELEASE_WITHIN))
 
-    def cancelling(self, run_id: str) -> Job:
-        """The job of a cancellation."""
-        self.refuse_own(run_id, "cancels")
-        return cancel_job(run_id, self._row(run_id), self.clock.elapsed() + _ANSWER_WITHIN)
-
-    def signalling(self, run_id: str, name: str, payload: str) -> Job:
-        """The job of a signal."""
-        return signal_job(run_id, self._row(run_id), name, payload, self.clock.elapsed() + _ANSWER_WITHIN)
+    def _answer_by(self) -> float:
+        return self.clock.elapsed() + _ANSWER_WITHIN
 
     def refuse_own(self, run_id: str, what: str) -> None:
         """See `nesting.refuse_own_run`."""
@@ -303,8 +347,19 @@ class PostgresStore(SnapshotVerbs):
         if claimed.failure is None:
             self.give_up(claimed.answer)
 
-    def _performed(self, job: Job) -> Any:
-        return self.process.perform(job)
+    def _driven(self, work: Work[Any]) -> Any:
+        process = self.process
+        try:
+            job = next(work)
+            while True:
+                try:
+                    answer = process.perform(job)
+                except BaseException as problem:
+                    job = work.throw(problem)
+                else:
+                    job = work.send(answer)
+        except StopIteration as end:
+            return end.value
 
     def _new_process(self) -> Process:
         prepare = partial(schema.prepare, names=self._names, create=self._create)
@@ -319,58 +374,26 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
         super().__init__(store)
         self._store = store
 
-    def begin(self, claim: Claim, alive: Callable[[], bool]) -> asyncio.Future[ClaimReply]:
-        """See `PostgresStore.begin`."""
-        begun = asyncio.ensure_future(self._begun(claim, alive))
-        begun.add_done_callback(_has_ended)
-        return begun
+    def submit(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> asyncio.Future[T]:
+        """See `AsyncRunStore.submit` and `PostgresStore.perform`."""
+        return self._submit(request, on_late_reply)  # type: ignore[arg-type]
 
-    def checkpoint(self, lease: Lease, record: Record, late: Late | None = None) -> asyncio.Future[None]:
-        """See `PostgresStore.checkpoint` and `AsyncRunStore.checkpoint`."""
-        process, job = self._store.held_here(lease), checkpoint_job(lease, record)
-        if late is not None:
-            job.on_orphan = lambda job: late(job.failure)
-        return process.submit(job)
-
-    def finish(self, lease: Lease, status: Status, record: Record) -> asyncio.Future[None]:
-        """See `PostgresStore.finish`."""
-        finished = self._store.held_here(lease).submit(finish_job(lease, status, record))
-        finished.add_done_callback(lambda _: self._store.dropped(lease))
-        return finished
-
-    def release(self, lease: Lease, status: Status | None = None) -> asyncio.Future[None]:
-        """See `PostgresStore.release`."""
-        self._store.dropped(lease)
-        if self._store.is_held_here(lease):
-            if self._store.is_closed:
-                loop = asyncio.get_running_loop()
-                return loop.run_in_executor(None, self._store.release_at_last, lease, status)
-            try:
-                released: asyncio.Future[None] = self._submitted(self._store.releasing(lease, status))
-            except StoreUnavailable:  # no thread can be started for it
-                with contextlib.suppress(StoreUnavailable):
-                    self._store.leave(lease, status)
-                raise
-            except RuntimeError:  # no event loop to answer on: this run's was closed under it
-                self._store.leave(lease, status)
-                raise
-            released.add_done_callback(lambda done: self._store.leave(lease, status) if _has_failed(done) else None)
-            return released
-        nothing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        nothing.set_result(None)
-        return nothing
-
-    def cancel(self, run_id: str) -> asyncio.Future[bool]:
-        """See `PostgresStore.cancel`."""
-        return self._submitted(self._store.cancelling(run_id))
-
-    def signal(self, run_id: str, name: str, payload: str) -> asyncio.Future[None]:
-        """See `PostgresStore.signal`."""
-        return self._submitted(self._store.signalling(run_id, name, payload))
-
-    def receive(self, lease: Lease, name: str, taken: Sequence[int]) -> asyncio.Future[tuple[int, str] | None]:
-        """See `PostgresStore.receive`."""
-        return self._store.held_here(lease).submit(receive_job(lease, name, taken))
+    def _submit(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> asyncio.Future[Any]:
+        store = self._store
+        match request:
+            case Begin():  # of several jobs: a task
+                begun = asyncio.ensure_future(self._awaited(store.work(request)))
+                begun.add_done_callback(_has_ended)
+                return begun
+            case Release() if store.is_closed:
+                return asyncio.get_running_loop().run_in_executor(None, store.perform, request)
+            case Finish() | Release():
+                return self._submitted(store.work(request))
+            case _:
+                job = store.job(request)
+                if on_late_reply is not None:
+                    job.on_orphan = lambda job: on_late_reply(job.failure)
+                return store.process.submit(job)
 
     def room(self) -> asyncio.Future[None] | None:
         """See `AsyncRunStore.room`."""
@@ -380,33 +403,52 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
         """See `PostgresStore.close`."""
         await asyncio.to_thread(self._store.close)
 
-    async def _begun(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
-        store = self._store
-        claiming = store.claiming(claim, None)
+    async def _awaited(self, work: Work[Any]) -> Any:
+        process = self._store.process
         try:
-            found: Found = await self._submitted(claiming)
-        except OutcomeUnknown:
-            store.process.left(claiming.payload.random, claim.seconds)
-            raise
-        dead_owner = None
-        if dead := store.dead_token(found):
-            dead_owner = None if store.process.has_left(dead) else found.owner
-            found = await self._submitted(store.claiming(claim, dead))
-        store.keep(found, alive)
+            job = next(work)
+            while True:
+                try:
+                    answer = await process.submit(job)
+                except BaseException as problem:
+                    job = work.throw(problem)
+                else:
+                    job = work.send(answer)
+        except StopIteration as end:
+            return end.value
+
+    def _submitted(self, work: Work[Any]) -> asyncio.Future[Any]:
+        """The future of work that is one job, or none: that job's own."""
         try:
-            while (job := store.reading(found, alive)) is not None:
-                await self._submitted(job)
-            return taken_from(dead_owner, found.reply())
-        except BaseException:
-            store.give_up(found)
+            job = next(work)
+        except StopIteration as end:
+            nothing = asyncio.get_running_loop().create_future()
+            nothing.set_result(end.value)
+            return nothing
+        try:
+            answer = self._store.process.submit(job)
+        except Exception as problem:
+            work.throw(problem)
             raise
+        answer.add_done_callback(partial(_go_on, work))
+        return answer
 
-    def _submitted(self, job: Job) -> asyncio.Future[Any]:
-        return self._store.process.submit(job)
 
-
-def _has_failed(done: asyncio.Future[Any]) -> bool:
-    return not done.cancelled() and isinstance(done.exception(), DurableError)
+def _go_on(work: Work[Any], answer: asyncio.Future[Any]) -> None:
+    """Whatever follows on an answer."""
+    problem = None if answer.cancelled() else answer.exception()
+    try:
+        if answer.cancelled():
+            work.close()
+        elif problem is not None:
+            work.throw(problem)
+        else:
+            work.send(answer.result())
+    except StopIteration:
+        return
+    except BaseException as raised:
+        if raised is not problem:
+            raise
 
 
 def _has_ended(begun: asyncio.Future[ClaimReply]) -> None:

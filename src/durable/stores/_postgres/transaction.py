@@ -51,7 +51,8 @@ from durable.stores._postgres.refusals import (
 from durable.stores._postgres.session import Session
 from durable.stores._postgres.transactions import Transactions
 from durable.stores._postgres.watchdog import shut_down
-from durable.stores.protocol import CommitRefused, Isolation, Late, RolledBack
+from durable.stores.protocol import CommitRefused, Isolation, RolledBack
+from durable.stores.requests import OnLateReply
 
 T = TypeVar("T")
 
@@ -120,7 +121,7 @@ class PostgresTransaction:
             nesting.innermost.set(around)
             self._leave()
 
-    def commit(self, record: Record, late: Late | None = None) -> None:
+    def commit(self, record: Record, late: OnLateReply | None = None) -> None:
         """See `protocol.Transaction`. One round trip."""
         try:
             self._commit(record)
@@ -132,7 +133,7 @@ class PostgresTransaction:
                 self._report_fate(interrupt, late)
             raise
 
-    def _report_fate(self, interrupt: BaseException, late: Late) -> None:
+    def _report_fate(self, interrupt: BaseException, late: OnLateReply) -> None:
         """Find out the outcome of a commit that was interrupted, and tell `late`."""
         try:
             if not self._sent or self._job is None:

@@ -1,0 +1,124 @@
+"""What a store is asked about a run: each request is a value, and its class says what the store guarantees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeAlias, TypeVar
+
+from msgspec import Struct
+
+from durable._engine.decisions import Claim, ClaimReply
+from durable._engine.leases import Lease
+from durable.records import Record, Status
+
+__all__ = [
+    "AnyRequest",
+    "Begin",
+    "Cancel",
+    "Checkpoint",
+    "Finish",
+    "OnLateReply",
+    "Receive",
+    "Release",
+    "Request",
+    "Signal",
+]
+
+T_co = TypeVar("T_co", covariant=True)
+
+OnLateReply: TypeAlias = Callable[[BaseException | None], object]
+
+
+class Request(Struct, Generic[T_co], frozen=True, eq=False):
+    """A request whose answer is a `T_co`."""
+
+    @property
+    def wish(self) -> str:
+        """What is asked, in words that follow on "cannot"."""
+        return type(self).__name__.lower()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"  # what it carries may be secret
+
+
+class Begin(Request[ClaimReply], frozen=True, eq=False):
+    """Take the lease if it is free, and read the run as its last owner left it.
+
+    Granted: the epoch has risen by one, the token is new, a new run's header and input are written, and no earlier
+    owner can write any more: the records returned are all that there will ever be from them. The store renews the
+    lease by itself while `alive()` is true, until it is given back. It is in `claim.taken` as soon as it is known.
+
+    Refused: nothing was changed.
+    """
+
+    claim: Claim
+    alive: Callable[[], bool]
+
+
+class Checkpoint(Request[None], frozen=True, eq=False, gc=False):
+    """Append a record to the journal, if the lease's token still stands; else `LeaseLost`."""
+
+    lease: Lease
+    record: Record
+
+
+class Finish(Request[None], frozen=True, eq=False, gc=False):
+    """Append the last record, set the run's status and give the lease back, all or nothing; else `LeaseLost`."""
+
+    lease: Lease
+    status: Status
+    record: Record
+
+
+class Release(Request[None], frozen=True, eq=False, gc=False):
+    """Give the lease back; the run goes back to `status`, if one is given. Quiet when the lease is no longer ours."""
+
+    lease: Lease
+    status: Status | None = None
+
+
+class Cancel(Request[bool], frozen=True, eq=False, gc=False):
+    """Take the lease of a run that has not ended from its holder, and set its status to `cancelled`.
+
+    Its owner can write nothing more, and is told so with `RunCancelled` by its next write. False, and nothing was
+    changed, when there is no such run, or it is not running.
+    """
+
+    run_id: str
+
+    @property
+    def wish(self) -> str:
+        """See `Request.wish`."""
+        return f"cancel run {self.run_id!r}"
+
+
+class Signal(Request[None], frozen=True, eq=False, gc=False):
+    """Keep a message (JSON) to a run, which need not be there yet, until it is received."""
+
+    run_id: str
+    name: str
+    payload: str
+
+    @property
+    def wish(self) -> str:
+        """See `Request.wish`."""
+        return f"send the signal {self.name!r} to run {self.run_id!r}"
+
+
+class Receive(Request[tuple[int, str] | None], frozen=True, eq=False, gc=False):
+    """The number and payload of the first signal of this name whose number is not among the `taken`, if there is one.
+
+    Nothing is changed: that it was received is a record in the journal, with its number.
+    """
+
+    lease: Lease
+    name: str
+    taken: Sequence[int]
+
+    @property
+    def wish(self) -> str:
+        """See `Request.wish`."""
+        return f"wait for the signal {self.name!r}"
+
+
+AnyRequest: TypeAlias = Begin | Checkpoint | Finish | Release | Cancel | Signal | Receive
