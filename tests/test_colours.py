@@ -40,7 +40,7 @@ LEAVES = {
         "_abandon",
         "_advance",
         "_report_change",
-        "_changed",
+        "_wait_for_change",
         "_is_cancelled",
         "_outer_exception",
         "_wait_until",

@@ -76,7 +76,7 @@ class AsyncDriver(Driver):
                 f"{name!r} is a blocking function, and this workflow is async: "
                 f'call it as `await step("{name}", {getattr(fn, "__name__", "fn")}, ...)`, so that its checkpoint is awaited'
             )
-        return self.call(name, None, body_of_decorated(fn, args, kwargs, definition.options, self.defaults))
+        return self.call(name, None, body_of_decorated(definition, args, kwargs, self.defaults))
 
     async def check_awaited(self, failure: Exception | None = None) -> None:
         """Let the tasks that the workflow left behind begin, and name the steps that nothing awaits.
@@ -110,7 +110,7 @@ class AsyncDriver(Driver):
             try:
                 async with asyncio.timeout(self._execution.lease.seconds):
                     while not self._execution.idle:
-                        await self._changed()
+                        await self._wait_for_change()
             except TimeoutError:
                 self._warn_still_running()
 
@@ -126,7 +126,7 @@ class AsyncDriver(Driver):
             async with asyncio.timeout(seconds):
                 await asyncio.sleep(0)  # a task that has not begun ends in this turn
                 while self._execution.committing:
-                    await self._changed()
+                    await self._wait_for_change()
 
     def call(self, name: str, key: str | None, body: Body, amid: InFlight | None = None) -> Coroutine[Any, Any, Any]:
         """The step's coroutine. `amid`: the exception in flight where `step.map` was called, for calls in other tasks."""
@@ -324,7 +324,7 @@ class AsyncDriver(Driver):
 
     async def _join(self, call: Call) -> None:
         while self._execution.running(call):
-            await self._changed()
+            await self._wait_for_change()
 
     def _abandon(self, call: Call, reason: BaseException) -> None:
         if call in self._unanswered and isinstance(reason, asyncio.CancelledError):
@@ -344,7 +344,7 @@ class AsyncDriver(Driver):
             self._change = None
         return decision
 
-    async def _changed(self) -> None:
+    async def _wait_for_change(self) -> None:
         if self._change is None:
             self._change = self._loop.create_future()
         await asyncio.shield(self._change)

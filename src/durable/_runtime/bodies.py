@@ -12,7 +12,7 @@ from msgspec import Struct
 from durable._common.boundary import calls_out
 from durable._common.durations import MAX_SECONDS, Duration, add_seconds, check_duration, show, to_utc
 from durable._engine.decisions import Isolation, Listen, Plain, Sleep, StepKind, Transact
-from durable._runtime.definitions import definition_of
+from durable._runtime.definitions import StepDefinition, definition_of
 from durable._runtime.step_options import DEFAULTS, StepOptions, checked_timeout
 from durable.clocks import Clock
 from durable.codecs import return_annotation
@@ -42,21 +42,23 @@ class Body(Struct, frozen=True):
         return self.fn(*self.args, **self.kwargs)
 
 
+def body_of_call(fn: Callable[..., Any], args: tuple[Any, ...], given: StepOptions, defaults: StepOptions) -> Body:
+    """The body of a call by name. A decorated function is called without being made a step again."""
+    definition = definition_of(fn)
+    if definition is not None:
+        definition, args = definition.of(args)
+        fn, given = definition.fn, given.merged_over(definition.options)
+    options = defaults if given is DEFAULTS else given.merged_over(defaults)
+    return Body(fn, args, {}, options, return_annotation(fn))
+
+
 def body_of_decorated(
-    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], given: StepOptions, defaults: StepOptions
+    definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any], defaults: StepOptions
 ) -> Body:
-    """The body of a step's own call; what is not `given` there is the run's default."""
+    """The body of a call of the decorated function itself."""
+    fn, given = definition.fn, definition.options
     options = defaults if given is DEFAULTS else given.merged_over(defaults)
     return Body(fn, args, kwargs, options, return_annotation(fn))
-
-
-def body_of_call(fn: Callable[..., Any], args: tuple[Any, ...], given: StepOptions, defaults: StepOptions) -> Body:
-    """The body of a call by name, which does not make a step of a decorated function again."""
-    definition = definition_of(fn)
-    if definition is None:
-        return body_of_decorated(fn, args, {}, given, defaults)
-    definition, args = definition.of(args)
-    return body_of_decorated(definition.fn, args, {}, given.merged_over(definition.options), defaults)
 
 
 def body_of_sleep(seconds: Duration | datetime, clock: Clock) -> Body:

@@ -63,9 +63,7 @@ class BlockingDriver(Driver):
 
     def call_decorated(self, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `context.Driver`."""
-        return self.call(
-            definition.name, None, body_of_decorated(definition.fn, args, kwargs, definition.options, self.defaults)
-        )
+        return self.call(definition.name, None, body_of_decorated(definition, args, kwargs, self.defaults))
 
     def check_awaited(self, failure: Exception | None = None) -> None:
         """Nothing is left to begin: a blocking step begins where it is called."""
