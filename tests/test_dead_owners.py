@@ -18,7 +18,7 @@ from durable._engine.decisions import Granted
 from durable.stores import Listed, PostgresStore, _owner, embedded
 from durable.stores._postgres import snapshots
 from durable.stores.requests import Begin
-from durable.testing.run_stores import a_claim
+from durable.testing._suites.run_stores import a_claim
 from support import Database
 
 DAY: Final = 24 * 3600.0  # seconds

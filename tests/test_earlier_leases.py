@@ -18,7 +18,7 @@ from durable.errors import LeaseLost, RecordsLost, RunCancelled
 from durable.records import Kind, Record, Status
 from durable.stores import PostgresStore, memory
 from durable.stores.requests import Begin, Checkpoint, Finish
-from durable.testing.run_stores import a_claim, a_step
+from durable.testing._suites.run_stores import a_claim, a_step
 from support import Database
 
 SET = "UPDATE durable_locks SET "

@@ -24,8 +24,8 @@ from durable.stores import PostgresStore, memory, postgres
 from durable.stores._adapters.kinds import run_store
 from durable.stores.protocol import AsyncRunStore, RolledBack, RunStore, SnapshotStore
 from durable.stores.requests import AnyRequest, Begin, Cancel, Checkpoint, Finish, Receive, Release, Request, Signal
+from durable.testing._suites.run_stores import a_claim, alive
 from durable.testing._suites.snapshot_stores import a_document
-from durable.testing.run_stores import a_claim, alive
 from programs import run_program
 from support import Database
 from test_whole_snapshots import AsyncShelf, Shelf

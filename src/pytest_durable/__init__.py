@@ -22,7 +22,7 @@ import pytest
 if TYPE_CHECKING:
     from durable.stores import PostgresStore
     from durable.testing import Rehearsal
-    from durable.testing.rehearsal import LeasedStore
+    from durable.testing._rehearsal.stage import LeasedStore
 
 __all__ = ["durable_store", "rehearsal"]
 

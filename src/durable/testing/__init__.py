@@ -2,15 +2,15 @@
 
 from durable.testing._rehearsal.clock import JumpingClock
 from durable.testing._rehearsal.crashes import Crash, Crashed, Place
+from durable.testing._rehearsal.rehearsal import Rehearsal
 from durable.testing._rehearsal.scripts import Script
 from durable.testing._rehearsal.timeline import RehearsalError
 from durable.testing._suites.async_snapshot_stores import AsyncSnapshotStoreSuite
+from durable.testing._suites.run_stores import RunStoreSuite
 from durable.testing._suites.snapshot_stores import LeasedStoreSuite, SnapshotStoreSuite
-from durable.testing.rehearsal import Rehearsal
+from durable.testing._suites.transactions import TransactionSuite
 from durable.testing.replays import Replayed, replay
-from durable.testing.run_stores import RunStoreSuite
 from durable.testing.survival import survives
-from durable.testing.transactions import TransactionSuite
 
 __all__ = [
     "AsyncSnapshotStoreSuite",

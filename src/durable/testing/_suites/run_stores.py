@@ -1,4 +1,4 @@
-"""What every store must do that `durable.run` takes leases from: a suite to inherit in your tests."""
+"""What every store with leases must do: a suite to inherit in your tests."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def refused(reply: ClaimReply) -> Refused:
 
 
 def alive() -> bool:
-    """The driver works."""
+    """The driver is at work."""
     return True
 
 
@@ -57,7 +57,7 @@ class RunStoreSuite:
     """The verbs of `RunStore`. A fixture `store` gives an empty store; the tests need nothing else."""
 
     def test_a_new_run_is_granted(self, store: RunStore) -> None:
-        """With its header and its input; the epoch counts from one."""
+        """With its header and its input; epochs count from one."""
         claim = a_claim(input=b'{"b":1,"a":2}', input_hash="h", metadata={"customer": "c-7"})
         reply = granted(store.perform(Begin(claim, alive)))
         assert (reply.lease.run_id, reply.lease.epoch) == ("run", 1)
@@ -67,7 +67,7 @@ class RunStoreSuite:
         store.perform(Release(reply.lease))
 
     def test_a_run_that_is_held_is_refused(self, store: RunStore) -> None:
-        """The refusal says who holds it and how much longer."""
+        """The refusal names the holder and how long its lease lasts."""
         lease = granted(store.perform(Begin(a_claim(), alive))).lease
         reply = refused(store.perform(Begin(a_claim(), alive)))
         assert reply.owner
@@ -107,7 +107,7 @@ class RunStoreSuite:
         store.perform(Release(reply.lease))
 
     def test_a_lease_whose_driver_is_gone_ends(self, store: RunStore) -> None:
-        """Then somebody else is granted the run, and the first can write no more."""
+        """Then another is granted the run, and the first can write no more."""
         gone = granted(store.perform(Begin(a_claim(seconds=SHORTEST), lambda: False))).lease
         until = time.monotonic() + _PATIENCE
         while isinstance(reply := store.perform(Begin(a_claim(), alive)), Refused):
@@ -118,7 +118,7 @@ class RunStoreSuite:
         store.perform(Release(reply.lease))
 
     def test_a_lease_is_kept_while_its_driver_lives(self, store: RunStore) -> None:
-        """The store renews it by itself, so that twice its length later it is still refused to others."""
+        """The store renews it by itself: twice its length later it is still refused to others."""
         lease = granted(store.perform(Begin(a_claim(seconds=SHORTEST), alive))).lease
         until = time.monotonic() + 2 * SHORTEST
         while time.monotonic() < until:
@@ -140,7 +140,7 @@ class RunStoreSuite:
             store.perform(Checkpoint(lease, a_step(100, "late")))
 
     def test_a_failed_run_is_taken_up_by_who_asks_for_it(self, store: RunStore) -> None:
-        """And refused, with its failure, to who only waited."""
+        """And refused, with its failure, to a claim that only waited."""
         store.perform(Finish(granted(store.perform(Begin(a_claim(), alive))).lease, Status.FAILED, FAILURE))
         waited = refused(store.perform(Begin(a_claim(after_failure=False), alive)))
         assert waited.header is not None
@@ -203,12 +203,12 @@ class RunStoreSuite:
         """Sixteen threads at a barrier."""
         barrier = Barrier(16)
 
-        def begun(_: int) -> ClaimReply:
+        def begin(_: int) -> ClaimReply:
             barrier.wait()
             return store.perform(Begin(a_claim(), alive))
 
         with ThreadPoolExecutor(16) as threads:
-            replies = list(threads.map(begun, range(16)))
+            replies = list(threads.map(begin, range(16)))
         (grant,) = [reply for reply in replies if isinstance(reply, Granted)]
         store.perform(Release(grant.lease))
 
@@ -216,18 +216,18 @@ class RunStoreSuite:
         """From eight threads, each record once, in the order of their numbers."""
         lease = granted(store.perform(Begin(a_claim(), alive))).lease
 
-        def written(seq: int) -> None:
+        def write(seq: int) -> None:
             store.perform(Checkpoint(lease, a_step(seq, f"step-{seq}")))
 
         with ThreadPoolExecutor(8) as threads:
-            list(threads.map(written, range(1, 101)))
+            list(threads.map(write, range(1, 101)))
         store.perform(Release(lease))
         reply = granted(store.perform(Begin(a_claim(), alive)))
         assert [record.seq for record in reply.records] == list(range(1, 101))
         store.perform(Release(reply.lease))
 
     def test_a_record_that_is_read_says_when_and_under_which_lease_it_was_stored(self, store: RunStore) -> None:
-        """By the store's clock, so in the order in which they were written; and under leases that are counted."""
+        """By the store's clock, in the order in which they were written, and by counted leases."""
         first = granted(store.perform(Begin(a_claim(input=b"7", input_hash="h"), alive))).lease
         store.perform(Checkpoint(first, a_step(1, "one")))
         store.perform(Release(first))
@@ -250,7 +250,7 @@ class RunStoreSuite:
         assert all(moment.utcoffset() == timedelta(0) for moment in moments)
 
     def test_a_run_is_replaced_while_it_is_what_was_loaded(self, store: RunStore) -> None:
-        """Not once it has been written, nor while somebody executes it; and what replaced it is what is granted."""
+        """Not once it has been written, nor while it is being executed; and its replacement is what is granted next."""
         first = granted(store.perform(Begin(a_claim(input=b"7", input_hash="h"), alive))).lease
         store.perform(Checkpoint(first, a_step(1, "one")))
         held = store.load("run")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, Self, TypeVar
 
 from durable._common.durations import Duration
 from durable._engine.leases import Lease
@@ -19,20 +19,18 @@ from durable.stores import MemoryStore, PostgresStore, memory
 from durable.stores._facades import AsyncStore
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
 from durable.stores.protocol import Isolation, Transaction
-from durable.stores.requests import Cancel, OnLateReply, Request, Signal
-from durable.testing._drivers import AsyncRehearsedDriver, BlockingRehearsedDriver
-from durable.testing._part import Again, Part, Replays
+from durable.stores.requests import OnLateReply, Request
 from durable.testing._rehearsal.clock import JumpingClock
 from durable.testing._rehearsal.crashes import Crash, Place
+from durable.testing._rehearsal.drivers import AsyncRehearsedDriver, BlockingRehearsedDriver
+from durable.testing._rehearsal.replaying import Replaying, ReplayNow
+from durable.testing._rehearsal.runs import RehearsedRun
 from durable.testing._rehearsal.scripts import Script
-from durable.testing._rehearsal.watches import Watch
+from durable.testing._rehearsal.stage import LeasedStore, Stage
 
-__all__ = ["LeasedStore", "Rehearsal"]
+__all__ = ["Rehearsal"]
 
 T = TypeVar("T")
-
-LeasedStore: TypeAlias = MemoryStore | PostgresStore
-_Run: TypeAlias = tuple[object, str]
 
 
 class Rehearsal:
@@ -57,14 +55,12 @@ class Rehearsal:
     ) -> None:
         if store is not None and not isinstance(store, MemoryStore | PostgresStore):
             raise InvalidArgument(f"a rehearsal is around memory() or a PostgreSQL store, not {type(store).__name__}")
+        self._owns_store = store is None
         self._store: LeasedStore = memory() if store is None else store
-        self._owns = store is None
         self.clock = clock or JumpingClock()
         self.always_replay = always_replay
-        self.bodies: list[str] = []
-        self._scripts: dict[str, Script] = {}
-        self._crashes: list[Crash] = []
-        self._parts: dict[_Run, Part] = {}
+        self._stage = Stage(self._store, self.clock)
+        self.bodies = self._stage.bodies
         self._lock = threading.Lock()
         self._aio: AsyncStore | None = None
 
@@ -79,9 +75,7 @@ class Rehearsal:
         Each call of the body takes the next one, and the last one stays. An exception (or its class) is raised, a value is
         returned, and both go the way of all outcomes: encoded, retried, recorded.
         """
-        script = Script(step, outcomes)
-        self._scripts[step] = script
-        return script
+        return self._stage.add_script(step, outcomes)
 
     def crash_at(self, place: Place, step: str | None = None, *, keeps_lease: bool = False) -> Crash:
         """A block in which one run dies at this place: in the step of this key or name, or in the first that comes there.
@@ -90,87 +84,44 @@ class Rehearsal:
         executed: this is one process.) The next `durable.run` goes on at once, as where a process died on the same machine;
         with `keeps_lease` its lease stays until it ends, as where the machine is gone.
         """
-        crash = Crash(place, step, keeps_lease=keeps_lease)
-        self._crashes.append(crash)
-        return crash
+        return self._stage.add_crash(Crash(place, step, keeps_lease=keeps_lease))
 
     def unplayed(self) -> tuple[str, ...]:
         """The steps that have a script and were never called."""
-        return tuple(step for step, script in self._scripts.items() if not script.played)
+        return self._stage.unplayed()
 
     # -- what a run asks --------------------------------------------------------------------------------------------
 
     def rehearse(self, plan: Plan, *, is_async: bool) -> Any:
         """The outcome of this call of `durable.run`: see there."""
-        replays = Replays() if self.always_replay else None
-        return self._awaited(plan, replays) if is_async else self._called(plan, replays)
+        replaying = Replaying() if self.always_replay else None
+        return self._run_async(plan, replaying) if is_async else self._run_blocking(plan, replaying)
 
-    def _called(self, plan: Plan, replays: Replays | None) -> Any:
+    def _run_blocking(self, plan: Plan, replaying: Replaying | None) -> Any:
         while True:
-            part = Part(self, self._store, plan, replays)
+            run = RehearsedRun(self._stage, plan, replaying)
             try:
-                return BlockingRun(part.plan, partial(BlockingRehearsedDriver, part)).outcome()
-            except Again:
+                return BlockingRun(run.plan, partial(BlockingRehearsedDriver, run)).outcome()
+            except ReplayNow:
                 continue
             finally:
-                part.close()
+                run.close()
 
-    async def _awaited(self, plan: Plan, replays: Replays | None) -> Any:
+    async def _run_async(self, plan: Plan, replaying: Replaying | None) -> Any:
         while True:
-            part = Part(self, self._store, plan, replays)
+            run = RehearsedRun(self._stage, plan, replaying)
             try:
-                return await AsyncRun(part.plan, partial(AsyncRehearsedDriver, part)).outcome()
-            except Again:
+                return await AsyncRun(run.plan, partial(AsyncRehearsedDriver, run)).outcome()
+            except ReplayNow:
                 continue
             finally:
-                part.close()
-
-    def script_of(self, key: str, name: str) -> Script | None:
-        """The script for a step."""
-        return self._scripts.get(key) or self._scripts.get(name)
-
-    def crash_of(self, place: Place, names: tuple[str, ...]) -> Crash | None:
-        """The crash that strikes here, disarmed."""
-        with self._lock:
-            for crash in self._crashes:
-                if crash.strikes(place, names):
-                    crash.armed = False
-                    return crash
-            return None
-
-    def on_stage(self, run: _Run, part: Part) -> None:
-        """An execution has begun."""
-        with self._lock:
-            self._parts[run] = part
-
-    def off_stage(self, run: _Run, part: Part) -> None:
-        """An execution has ended, if it had begun."""
-        with self._lock:
-            if self._parts.get(run) is part:
-                del self._parts[run]
-
-    def watch_of(self, run: _Run) -> Watch | None:
-        """The watch of a run that is being executed."""
-        with self._lock:
-            part = self._parts.get(run)
-            return None if part is None else part.watch
+                run.close()
 
     # -- the store's verbs ------------------------------------------------------------------------------------------
 
     def perform(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> T:
-        """See `RunStore`; what waits for it is woken."""
-        answer = self._store.perform(request, on_late_reply)
-        if isinstance(request, Cancel) and answer:
-            self._cancelled(request.run_id)
-        if isinstance(request, Signal | Cancel):
-            self.clock.timeline.poke()
-        return answer
-
-    def _cancelled(self, run_id: str) -> None:
-        with self._lock:
-            part = self._parts.get((self.identity, run_id))
-        if part is not None:
-            part.cancelled()
+        """See `RunStore`; branches that wait for what it brings are woken."""
+        return self._stage.perform(request, on_late_reply)
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:
         """See `RunStore`."""
@@ -231,10 +182,10 @@ class Rehearsal:
             return self._aio
 
     def close(self) -> None:
-        """End the threads, and close the store if nobody else gave it."""
+        """End the threads, and close the store if it is its own."""
         if self._aio is not None:
             self._aio.shut_down()
-        if self._owns:
+        if self._owns_store:
             self._store.close()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""What a store must do that offers transactions to `step.transaction`: a suite to inherit in your tests."""
+"""What a store with transactions must do: a suite to inherit in your tests."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from durable.errors import LeaseLost
 from durable.stores.protocol import RolledBack, RunStore, Transaction
 from durable.stores.requests import Begin, Checkpoint, Release
 from durable.testing._suites.raising import raises
-from durable.testing.run_stores import a_claim, a_step, alive, granted
+from durable.testing._suites.run_stores import a_claim, a_step, alive, granted
 
 _WHILE = 20.0  # seconds for a transaction that nothing stands in the way of
 
 
 def body(_: Any, value: str) -> str:
-    """What a step does: whatever its store's connection can do."""
+    """The body of a step, with any store's connection."""
     return value
 
 
@@ -25,7 +25,7 @@ class TransactionSuite:
     def test_a_record_is_committed_with_it(self, store: RunStore) -> None:
         """And not before."""
         lease = granted(store.perform(Begin(a_claim(), alive))).lease
-        transaction = _begun(store, lease)
+        transaction = _begin(store, lease)
         assert transaction.call(body, ("done",)) == "done"
         transaction.commit(a_step(1, "one"))
         transaction.rollback()  # quiet: the end has come
@@ -35,7 +35,7 @@ class TransactionSuite:
         """Also when the body had returned; and the record of another one takes its place."""
         lease = granted(store.perform(Begin(a_claim(), alive))).lease
         for end in ("rollback", "abandon"):
-            transaction = _begun(store, lease)
+            transaction = _begin(store, lease)
             transaction.call(body, ("undone",))
             getattr(transaction, end)()
             with raises(RolledBack):
@@ -55,7 +55,7 @@ class TransactionSuite:
     def test_what_a_body_raises_is_raised(self, store: RunStore) -> None:
         """As it is; rolled back, nothing of it is there."""
         lease = granted(store.perform(Begin(a_claim(), alive))).lease
-        transaction = _begun(store, lease)
+        transaction = _begin(store, lease)
 
         def fails(_: Any) -> None:
             raise ValueError("no")
@@ -68,7 +68,7 @@ class TransactionSuite:
     def test_several_at_once(self, store: RunStore) -> None:
         """Of one run, beside a checkpoint of it."""
         lease = granted(store.perform(Begin(a_claim(), alive))).lease
-        open_ones = [_begun(store, lease) for _ in range(2)]
+        open_ones = [_begin(store, lease) for _ in range(2)]
         store.perform(Checkpoint(lease, a_step(3, "beside")))
         for seq, transaction in enumerate(open_ones, start=1):
             transaction.call(body, ("done",))
@@ -85,7 +85,7 @@ class TransactionSuite:
         store.perform(Release(lease))
 
 
-def _begun(store: RunStore, lease: Lease) -> Transaction:
+def _begin(store: RunStore, lease: Lease) -> Transaction:
     transaction = store.transaction(lease, "step", "read committed")
     assert transaction.begin(_WHILE)
     return transaction
