@@ -384,7 +384,7 @@ def test_one_that_always_is_the_victim_fails_with_that(
     database: Database, table: Table, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is tried for ever: the conflict becomes the body's failure, which a policy may try again."""
-    monkeypatch.setattr("durable._engine.steps.pause", lambda failures: 0.0)
+    monkeypatch.setattr("durable._engine.steps.backoff", lambda *_: 0.0)
 
     def body(connection: Any) -> None:
         table.book(connection)

@@ -26,6 +26,7 @@ from durable.records import Kind, Record, Status
 from durable.stores import PostgresStore, postgres
 from durable.stores._postgres.commits import checkpoint_job, finish_job
 from durable.stores._postgres.job import Job
+from durable.stores._postgres.sqlstates import classify
 from durable.stores.requests import Begin, Cancel, Checkpoint, Release
 from ownership_children import wait_until
 from proxy import Proxy
@@ -72,7 +73,7 @@ def entry(run_id: str = "run", verb: Verb = Verb.CHECKPOINT, *, size: int = 1, d
     ],
 )
 def test_what_an_error_means(state: str | None, sent: bool, meaning: Verdict) -> None:
-    assert batches.verdict(state, sent=sent) is meaning
+    assert classify(state, sent=sent) is meaning
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 500])
@@ -107,7 +108,7 @@ def test_a_victim_of_conflicts_is_tried_a_bounded_number_of_times() -> None:
     while portions:
         tries += 1
         portions = batches.followed(portions.pop(), Verdict.CONFLICT).at_once
-    assert tries == batches.MOST_CONFLICTS
+    assert tries == batches.MAX_CONFLICTS
 
 
 @pytest.mark.parametrize("verdict", [Verdict.PASSING, Verdict.UNREACHED])
@@ -608,7 +609,7 @@ def test_who_is_always_the_victim_is_told(database: Database, store: PostgresSto
     outcomes = together(store, jobs)
     assert [type(outcome) for outcome in outcomes if outcome is not None] == [durable.StoreUnavailable]
     assert isinstance(outcomes[2], durable.StoreUnavailable)
-    assert sum(unlucky in seen.names for seen in spy.seen) == batches.MOST_CONFLICTS
+    assert sum(unlucky in seen.names for seen in spy.seen) == batches.MAX_CONFLICTS
     assert len(database.journal("run")) == 7
 
 

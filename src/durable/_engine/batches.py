@@ -21,15 +21,15 @@ MOST_BYTES: Final = 4 * 1024 * 1024  # keeps a batch within some 10 ms on the wi
 LARGE: Final = 256 * 1024  # an entry above this goes by itself, on a way of its own: small ones never wait behind it
 SLOWEST: Final = 250_000  # bytes a second of a line that is slow and works
 MOST_RECORDS: Final = 10_000  # of a journal, that are read at once
-MOST_CONFLICTS: Final = 20  # times that an entry may be the victim of a conflict before that is an error
+MAX_CONFLICTS: Final = (
+    20  # times that an entry, or a step's transaction, may be the victim of others before that is an error
+)
 MOST_WAITING: Final = 64 * 1024 * 1024  # bytes that may wait before whoever adds more has to wait too
 
 _LONGEST_WAIT: Final = 30.0  # seconds, under a shorter lease that is being renewed all the while
 _LONGEST_SILENCE: Final = 10.0  # seconds in which no byte comes or goes, before a connection is given up
 _SHORTEST_SILENCE: Final = 0.2
 _SHORTEST_PAGE: Final = 16 * 1024
-_FIRST_PAUSE: Final = 0.02
-_LONGEST_PAUSE: Final = 1.0
 
 
 class Verb(StrEnum):
@@ -196,38 +196,6 @@ class Verdict(Enum):
     FINAL = "nothing was committed, and that will not change by itself"
 
 
-def verdict(sqlstate: str | None, *, sent: bool = True) -> Verdict:
-    """What an error with this SQLSTATE means; None is an error of the wire."""
-    if not sent:
-        return Verdict.UNREACHED
-    if sqlstate is None or sqlstate[:2] == "08" or sqlstate in _NO_REPLY:
-        return Verdict.UNKNOWN
-    if sqlstate in _CONFLICTS:
-        return Verdict.CONFLICT
-    if sqlstate in _UNPREPARED:
-        return Verdict.UNPREPARED
-    if sqlstate[:2] in _FINAL:
-        return Verdict.FINAL
-    return _BY_CLASS.get(sqlstate[:2], Verdict.REFUSED)  # somebody's own: a trigger may raise any
-
-
-_NO_REPLY: Final = ("40003", "57P01", "57P02", "57P03", "57P05", "25P03", "25P04")
-_CONFLICTS: Final = ("40001", "40P01")
-_UNPREPARED: Final = ("26000", "42P05")
-# Of the connection, the statement, or the server: another record would fare no better.
-_FINAL: Final = ("0A", "21", "24", "26", "28", "2B", "2D", "34", "3B", "3D", "3F", "42", "72", "F0", "XX")
-_BY_CLASS: Final = {
-    "22": Verdict.REFUSED,  # data exception
-    "23": Verdict.REFUSED,  # integrity constraint
-    "54": Verdict.REFUSED,  # program limit exceeded
-    "25": Verdict.PASSING,  # read-only, after a fail-over
-    "53": Verdict.PASSING,  # no room on the disk, too many connections
-    "55": Verdict.PASSING,  # a lock that was not to be had in time
-    "57": Verdict.PASSING,  # cancelled by a timeout
-    "58": Verdict.UNKNOWN,  # the server's own input and output failed, perhaps in its commit
-}
-
-
 class Follow(NamedTuple):
     """What becomes of a failed batch: entries that fail, portions to try at once, entries to try after a pause."""
 
@@ -246,8 +214,8 @@ def followed(batch: list[E], verdict: Verdict) -> Follow:
         case Verdict.CONFLICT:
             for entry in batch:
                 entry.tries += 1
-            failed = [entry for entry in batch if entry.tries >= MOST_CONFLICTS]
-            rest = [entry for entry in batch if entry.tries < MOST_CONFLICTS]
+            failed = [entry for entry in batch if entry.tries >= MAX_CONFLICTS]
+            rest = [entry for entry in batch if entry.tries < MAX_CONFLICTS]
             return Follow(failed, _halves(rest), [])
         case Verdict.UNPREPARED:
             return Follow([], [batch], [])
@@ -289,8 +257,3 @@ def deadline(batch: list[E]) -> float:
 def silence(deadline: float, elapsed: float) -> float:
     """Seconds to wait for a sign of the reply to a batch: time must be left to read back what became of it."""
     return min(_LONGEST_SILENCE, max(_SHORTEST_SILENCE, (deadline - elapsed) / 2))
-
-
-def pause(failures: int) -> float:
-    """Seconds before the next try after this many failures in a row: doubling from 20 ms up to one second."""
-    return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(failures, 10))

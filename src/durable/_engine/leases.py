@@ -21,9 +21,6 @@ LOOK_EVERY: Final = 0.5  # seconds between two questions whether runs that wait 
 # Two clocks are slewed by up to 500 ppm each (NTP), and may run apart by twice that. By so much sooner a lease ends here.
 _SURE: Final = 1.0 - 0.001
 
-_FIRST_POLL: Final = 0.05
-_LONGEST_POLL: Final = 1.0
-
 
 class Lease:
     """The time-limited right to write one run, as its holder knows it.
@@ -113,8 +110,3 @@ def checked_seconds(seconds: object) -> float:
             f"lease must be between {SHORTEST} seconds and a day ({LONGEST} seconds), not {show(seconds)}"
         )
     return duration
-
-
-def poll_delay(polls: int) -> float:
-    """Seconds between looks at a run that somebody else executes: doubling from 50 ms up to one second."""
-    return min(_LONGEST_POLL, _FIRST_POLL * 2.0 ** min(polls, 10))

@@ -26,8 +26,8 @@ from durable._engine.decisions import (
     Reraise,
     Return,
 )
+from durable._engine.delays import FIRST_POLL, backoff
 from durable._engine.headers import is_foreign
-from durable._engine.leases import poll_delay
 from durable._engine.steps import Execution
 from durable.errors import (
     AmbiguousKey,
@@ -111,7 +111,7 @@ def admitted(
         if wait_timeout is not None and waited >= wait_timeout:
             return Decline(WaitTimedOut(claim.run_id, waited))
         left = math.inf if wait_timeout is None else wait_timeout - waited
-        return ClaimAgain(left, replace(claim, after_failure=False), look=poll_delay(polls))
+        return ClaimAgain(left, replace(claim, after_failure=False), look=backoff(polls, FIRST_POLL))
     if not claim.after_failure and header is not None and header.execution.status == Status.FAILED:
         return _stored_failure(claim, reply)
     if not claim.after_failure and header is not None and header.execution.status == Status.CANCELLED:
@@ -124,7 +124,7 @@ def admitted(
     if polls >= _MOST_TURNS and not waits:
         return _turns(claim)
     # Taken when the claim looked and free when its reply was read: nothing stands in the way of asking once more.
-    return ClaimAgain(poll_delay(polls), claim)
+    return ClaimAgain(backoff(polls, FIRST_POLL), claim)
 
 
 def _turns(claim: Claim) -> Decline:

@@ -11,7 +11,7 @@ from msgspec import UNSET, Raw, UnsetType
 from msgspec.structs import replace
 
 from durable._common.durations import MAX_SECONDS, add_seconds
-from durable._engine.batches import pause
+from durable._engine.batches import MAX_CONFLICTS
 from durable._engine.calls import Call, Phase
 from durable._engine.causes import InFlight
 from durable._engine.decisions import (
@@ -46,8 +46,9 @@ from durable._engine.decisions import (
     Unstorable,
     Wait,
 )
+from durable._engine.delays import FIRST_POLL, backoff
 from durable._engine.journal import Journal
-from durable._engine.leases import LONGEST_WAIT, Lease, poll_delay
+from durable._engine.leases import LONGEST_WAIT, Lease
 from durable.errors import (
     DeadlineExceeded,
     DurableError,
@@ -73,8 +74,9 @@ from durable.records import NO_TIME, AttemptRecord, ErrorRecord, Kind, Record, S
 _RESOLUTION: Final = 1e-6  # seconds, of moments: what is left of a wait below that is nothing
 _SHORTEST: Final = 0.0005  # seconds of a body: of anything shorter nothing is said
 STALLED_AFTER: Final = 3  # leases
-MOST_CONFLICTS: Final = 20  # times that a transaction of one attempt may be the victim of others, as in `batches`
-MOST_LOSSES: Final = 5  # … that the database may be lost under one, which a body could be the cause of
+MAX_LOSSES: Final = (
+    5  # times that the database may be lost under the transaction of one attempt, whose body could be the cause
+)
 _STEP: Final = Kind.STEP.value
 _ATTEMPT: Final = Kind.ATTEMPT.value
 _Attempt = TypeVar("_Attempt", Attempt, AttemptInTransaction)
@@ -295,17 +297,17 @@ class Execution:
         if left <= _RESOLUTION:
             return self._begin(call, Attempt, reading)  # whose body says that it took too long
         call.polls += 1
-        return self._wait(left, reading, poll_delay(call.polls - 1))
+        return self._wait(left, reading, backoff(call.polls - 1, FIRST_POLL))
 
     def _undone(self, call: Call, otherwise: Raised | Unstorable | Rejected, reading: Reading) -> StepDecision:
         if isinstance(otherwise, Rejected):
             call.lost += 1
         else:
             call.conflicts += 1
-        if call.conflicts >= MOST_CONFLICTS or call.lost >= MOST_LOSSES:
+        if call.conflicts >= MAX_CONFLICTS or call.lost >= MAX_LOSSES:
             return self.advance(call, otherwise, reading)
         call.phase, call.attempts, call.record = Phase.WAITING, call.attempts - 1, None
-        return self._wait(pause(call.conflicts + call.lost), reading)
+        return self._wait(backoff(call.conflicts + call.lost), reading)
 
     def _begin(self, call: Call, decision: type[_Attempt], reading: Reading) -> _Attempt:
         if call.first is None:

@@ -11,10 +11,11 @@ from typing import Final
 
 import psycopg
 
-from durable._engine.batches import Verdict, verdict
+from durable._engine.batches import Verdict
 from durable.errors import AccessDenied, DurableError, StoreUnavailable, UnsuitableServer
 from durable.stores._postgres import requirements
 from durable.stores._postgres.hosts import NoHost
+from durable.stores._postgres.sqlstates import classify
 
 # While connecting there is no SQLSTATE, only the server's last words: a refusal, unless they say "not now".
 _SIGNS_OF_ABSENCE: Final = (
@@ -74,7 +75,7 @@ def meaning(problem: psycopg.Error, where: str) -> DurableError:
         return AccessDenied(where, text, "Grant the role what it lacks, or let another one create the tables.")
     if state in _UNKNOWN_NAME:
         return AccessDenied(where, text, _NOT_THERE)
-    if verdict(state) is Verdict.REFUSED or state.startswith("0A"):
+    if classify(state) is Verdict.REFUSED or state.startswith("0A"):
         return AccessDenied(where, text, _OF_OTHERS)
     return StoreUnavailable(where, text)
 

@@ -7,7 +7,6 @@ from typing import Final
 
 import psycopg
 
-from durable._engine import batches
 from durable._engine.batches import Verdict
 from durable._engine.leases import Lease
 from durable.errors import DurableError, LeaseLost, StoreUnavailable, TransactionMisused, UnstorableValue
@@ -16,6 +15,7 @@ from durable.stores._postgres.dropped import DROPPED, dropped_rows
 from durable.stores._postgres.guarded import ENDED
 from durable.stores._postgres.job import Job
 from durable.stores._postgres.meanings import words
+from durable.stores._postgres.sqlstates import classify
 from durable.stores.protocol import CommitRefused, RolledBack
 
 LOST: Final = "the connection was lost before the transaction was committed"
@@ -38,7 +38,7 @@ def errors_behind(problem: BaseException) -> Iterator[psycopg.Error]:
 
 def is_conflict(error: psycopg.Error) -> bool:
     """Whether the transaction was in conflict with another one, and may be done anew."""
-    return error.sqlstate is not None and batches.verdict(error.sqlstate) is Verdict.CONFLICT
+    return error.sqlstate is not None and classify(error.sqlstate) is Verdict.CONFLICT
 
 
 def is_exhausted(error: psycopg.Error) -> bool:
@@ -51,7 +51,7 @@ def explain_refusal(
 ) -> Exception:
     """The error for a refused record, or a refused COMMIT after it if the record `is_written`: nothing was committed."""
     state = problem.sqlstate
-    match batches.verdict(state):
+    match classify(state):
         case Verdict.CONFLICT:
             return RolledBack(problem)
         case _ if state == _READ_ONLY:

@@ -22,6 +22,7 @@ from durable._common.boundary import calls_out
 from durable._common.locks import locked
 from durable._engine import batches
 from durable._engine.batches import Entry, Verb, Verdict, latest_under
+from durable._engine.delays import backoff
 from durable._engine.leases import Lease
 from durable.errors import (
     DurableError,
@@ -49,6 +50,7 @@ from durable.stores._postgres.refusals import (
     is_exhausted,
 )
 from durable.stores._postgres.session import Session
+from durable.stores._postgres.sqlstates import classify
 from durable.stores._postgres.transactions import Transactions
 from durable.stores._postgres.watchdog import shut_down
 from durable.stores.protocol import CommitRefused, Isolation, RolledBack
@@ -183,7 +185,7 @@ class PostgresTransaction:
         finally:
             watchdog.unwatch(session.connection)
             self._end()  # before settling: the connection may be the only one there is, and it holds the row's lock
-        classified = batches.verdict(failure.sqlstate)
+        classified = classify(failure.sqlstate)
         if lost or classified is Verdict.UNKNOWN:
             self._settle(job, failure)
         else:
@@ -236,14 +238,14 @@ class PostgresTransaction:
                 return
             except (psycopg.Error, StoreUnavailable) as problem:
                 sent = isinstance(problem, psycopg.Error)
-                verdict = batches.verdict(getattr(problem, "sqlstate", None), sent=sent)
+                verdict = classify(getattr(problem, "sqlstate", None), sent=sent)
                 if verdict is Verdict.UNPREPARED:
                     connections.prepares = False
                 final = verdict in (Verdict.FINAL, Verdict.REFUSED) or self._abandoned
                 if final or clock.elapsed() >= entry.deadline:
                     raise (connections.meaning(problem) if isinstance(problem, psycopg.Error) else problem) from None
             failures += 1
-            clock.sleep(batches.pause(failures))
+            clock.sleep(backoff(failures))
 
     def _attempt(self, until: float) -> None:
         owner, lease = self._owner, self._lease

@@ -21,12 +21,14 @@ from durable._common.reports import report
 from durable._common.threads import start_daemon, wait_for
 from durable._engine import batches
 from durable._engine.batches import Backlog, Verb, Verdict
+from durable._engine.delays import backoff
 from durable.clocks import Clock
 from durable.errors import DurableError, InvalidArgument
 from durable.stores._postgres.connections import Connections
 from durable.stores._postgres.job import Job, deliver, make_latch, orphan
 from durable.stores._postgres.outcomes import take_answers, take_nothing, take_refusal
 from durable.stores._postgres.session import Session
+from durable.stores._postgres.sqlstates import classify
 from durable.stores._postgres.watchdog import Watchdog
 
 _MAX_HANDOVER: Final = 5.0  # seconds; an interrupted caller waits no longer for its job's outcome
@@ -180,7 +182,7 @@ class Writer:
         failures = 0
         while self._perform_safely([job]) and job.deadline > self._clock.elapsed():
             failures += 1
-            self._closing.wait(batches.pause(failures))
+            self._closing.wait(backoff(failures))
         if not job.done:
             self._give_up([job])
         return job.result()
@@ -288,7 +290,7 @@ class Writer:
         later = self._perform_safely(batch)
         self._put_back(later)
         if later:
-            self._closing.wait(batches.pause(self._failures + 1))
+            self._closing.wait(backoff(self._failures + 1))
         self._finish_turn(later)
 
     @locked
@@ -316,7 +318,7 @@ class Writer:
                 answers = self._attempt(portion)
             except (psycopg.Error, DurableError) as problem:
                 sent = isinstance(problem, psycopg.Error)
-                verdict = batches.verdict(getattr(problem, "sqlstate", None), sent=sent)
+                verdict = classify(getattr(problem, "sqlstate", None), sent=sent)
                 if verdict is Verdict.UNPREPARED:
                     self._connections.prepares = False
                 follow = batches.followed(portion, verdict)
