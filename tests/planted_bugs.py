@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from greenlet import GreenletExit
 from msgspec.structs import replace
 
-from durable._engine import batches, cuts, leases, runs
+from durable._engine import batches, cuts, leases, lines, runs
 from durable._engine.batches import Entry
 from durable._engine.causes import InFlight
 from durable._engine.journal import Journal
@@ -254,13 +254,13 @@ def _recorded_after(self: Journal, tags: frozenset[str]) -> tuple[str, ...]:
     return tuple(key for key in order[min(failed, default=len(order)) :] if self._settled[key].ok)
 
 
-_marked = Execution._marked
+_with_circumstances = lines._with_circumstances
 _call = Execution.call
 _retried = cuts.cut
 
 
-def _marked_without_epoch(self: Execution, *args: Any) -> Any:
-    return replace(_marked(self, *args), left=None)
+def _marked_without_epoch(*args: Any) -> Any:
+    return replace(_with_circumstances(*args), left=None)
 
 
 def _called_all_the_same(self: Execution, *args: Any, **options: Any) -> Any:
@@ -419,7 +419,7 @@ BUGS = [
         first=290,
     ),
     Bug("judged by journal order", 1000, patches=[(Journal, "drawn_amid", _recorded_after)], first=20),
-    Bug("marks without an epoch", 3000, patches=[(Execution, "_marked", _marked_without_epoch)], first=125),
+    Bug("marks without an epoch", 3000, patches=[(lines, "_with_circumstances", _marked_without_epoch)], first=125),
     Bug(
         "the flag read after the grant",
         1000,

@@ -12,37 +12,20 @@ from typing import Any, Final, Literal, TypeAlias
 
 from msgspec import Struct, field
 
-from durable._common.durations import add_seconds
 from durable._engine.leases import LONGEST_WAIT, Lease
 from durable.errors import DurableError, VersionMismatch
 from durable.records import ErrorRecord, Header, Record, Status, StepRecord
 
 
 class Reading(Struct, frozen=True, gc=False):
-    """The world as the driver read it: the moment `at` on the wall clock, and the `elapsed` seconds of this process.
+    """The world as the driver read it."""
 
-    Whatever passes in this process is counted in elapsed seconds, since the wall clock may be set meanwhile. A moment is for
-    people, and for what outlives the process: it is turned into elapsed seconds once, when it has been read from a record.
-    `cancelled` says whether somebody in this process has asked the run to stop.
-    """
-
+    #: The moment on the wall clock, which may be set at any time.
     at: datetime
+    #: The seconds of this process, in which everything that passes in it is counted.
     elapsed: float
+    #: Whether the run has been asked, in this process, to stop.
     cancelled: bool = False
-
-    def moment(self, elapsed: float) -> datetime:
-        """What the wall clock says of this reading of the elapsed seconds, as it stands now."""
-        return add_seconds(self.at, elapsed - self.elapsed)
-
-    def span(self, began: datetime, due: datetime) -> tuple[float, float]:
-        """The same two moments, as recorded in an earlier life, in elapsed seconds.
-
-        Between the two lives the wall clock may have been set back, or it is another machine's: no more is left until the
-        second than lay between both, and the first is past.
-        """
-        length = (due - began).total_seconds()
-        until = self.elapsed + min((due - self.at).total_seconds(), length)
-        return until - length, until
 
 
 # -- kinds of steps: what a call is, besides its name, its arguments and its options ------------------------------

@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import Final, TypeVar, assert_never
 
 from msgspec import UNSET, Raw, UnsetType
-from msgspec.structs import replace
 
-from durable._common.durations import MAX_SECONDS, add_seconds
+from durable import events
+from durable._common.durations import MAX_SECONDS
 from durable._engine.batches import MAX_CONFLICTS
 from durable._engine.calls import Call, Phase
 from durable._engine.causes import InFlight
@@ -49,6 +49,8 @@ from durable._engine.decisions import (
 from durable._engine.delays import FIRST_POLL, backoff
 from durable._engine.journal import Journal
 from durable._engine.leases import LONGEST_WAIT, Lease
+from durable._engine.lines import write_attempt, write_outcome
+from durable._engine.waits import RESOLUTION, Waits
 from durable.errors import (
     DeadlineExceeded,
     DurableError,
@@ -59,35 +61,17 @@ from durable.errors import (
     StepInterrupted,
     UnstorableValue,
 )
-from durable.events import (
-    RunEvent,
-    StepBegan,
-    StepLeft,
-    StepRecorded,
-    StepRemembered,
-    StepReplayed,
-    StepRetrying,
-    StepStalled,
-)
-from durable.records import NO_TIME, AttemptRecord, ErrorRecord, Kind, Record, StepRecord, render
+from durable.records import ErrorRecord
 
-_RESOLUTION: Final = 1e-6  # seconds, of moments: what is left of a wait below that is nothing
-_SHORTEST: Final = 0.0005  # seconds of a body: of anything shorter nothing is said
 STALLED_AFTER: Final = 3  # leases
-MAX_LOSSES: Final = (
-    5  # times that the database may be lost under the transaction of one attempt, whose body could be the cause
-)
-_STEP: Final = Kind.STEP.value
-_ATTEMPT: Final = Kind.ATTEMPT.value
+MAX_LOSSES: Final = 5  # of the database under the transaction of one attempt, whose body could be the cause
 _Attempt = TypeVar("_Attempt", Attempt, AttemptInTransaction)
 
 
 class Execution:
     """Decides, for each step of one execution, what its driver does next.
 
-    Not safe for threads: a driver with threads holds a lock around each call. `tell` takes the events (None: nobody
-    listens, and none are made); after `deadline`, a reading of the elapsed-time clock, no body starts; `error` is what
-    the run was aborted with, once it was.
+    Not safe for threads: a driver with threads holds a lock around each call.
     """
 
     def __init__(
@@ -95,19 +79,25 @@ class Execution:
         workflow: str,
         journal: Journal,
         lease: Lease,
-        tell: Callable[[RunEvent], object] | None,
+        tell: Callable[[events.RunEvent], object] | None,
         deadline: float | None = None,
     ) -> None:
         self.run_id = journal.run_id
         self.workflow = workflow
         self.journal = journal
         self.lease = lease
+        #: Takes the events; None where there is no listener, and none are made.
         self.tell = tell
+        #: A reading of the elapsed-time clock after which no body starts.
         self.deadline = deadline
+        #: What the run was aborted with, once it was.
         self.error: DurableError | None = None
+        #: Whether the workflow has ended, so that nothing new may begin.
         self.over = False
         self._running: dict[str, Call] = {}
-        self._spans: dict[str, tuple[float, float]] = {}  # of waits, by key: from when until when, in elapsed seconds
+        self._waits = Waits()
+
+    # -- what a driver asks ---------------------------------------------------------------------------------------
 
     @property
     def idle(self) -> bool:
@@ -155,44 +145,52 @@ class Execution:
         """What to do next for this call, after `outcome`, at this reading of the clock."""
         match outcome:
             case Returned(value, elapsed):
-                return self._checkpoint(call, reading, ok=True, value=Raw(value), elapsed=elapsed)
+                return self._settle(call, reading, ok=True, value=Raw(value), elapsed=elapsed)
             case Acknowledged():
-                return self._acknowledged(call, reading)
+                return self._on_acknowledged(call, reading)
             case Asked():
-                return self._asked(call, reading)
+                return self._on_asked(call, reading)
             case Raised(error, again_in):
                 if again_in is None:
-                    return self._checkpoint(call, reading, ok=False, error=error)
-                return self._attempt_failed(call, reading, error, again_in)
+                    return self._settle(call, reading, ok=False, error=error)
+                return self._retry_later(call, reading, error, again_in)
             case Received(number, payload):
-                if number in self.journal.received(call.name):  # another branch looked at the same time, and was faster
-                    return Wait(0.0)
-                self.journal.receive(call.name, number)
-                call.signal, call.began = number, reading.elapsed
-                return self._checkpoint(call, reading, ok=True, value=Raw(payload))
+                return self._on_received(call, reading, number, payload)
             case Silent():
-                return self._silent(call, reading)
+                return self._on_silent(call, reading)
             case Rejected(error):
-                self._left(call, reading, type(error).__name__)
+                self._leave(call, reading, type(error).__name__)
                 if isinstance(error, UnstorableValue):  # refused for what it is: its own fault, and only its own
                     return Raise(error)
                 return self.abort(error)
             case Undone(otherwise):
-                return self._undone(call, otherwise, reading)
+                return self._on_undone(call, otherwise, reading)
             case Unstorable(error):
-                self._left(call, reading, type(error).__name__)
+                self._leave(call, reading, type(error).__name__)
                 return Raise(error)
             case Interrupted(reason):
-                return self._interrupted(call, reading, reason)
+                return self._on_interrupted(call, reading, reason)
 
-    def stalled(self, reading: Reading) -> list[StepStalled]:
+    def rest(self, call: Call, began: datetime | None, until: datetime, reading: Reading) -> Wait | Abort | None:
+        """What a workflow that sleeps until then does next; None when it has slept enough.
+
+        A sleep that `began` at a moment lasts so many seconds, however the wall clock is set meanwhile; one that did not
+        lasts until a moment on that clock.
+        """
+        if began is None:
+            left = (until - reading.at).total_seconds()
+        else:
+            left = self._waits.end_of_sleep(call, began, until, reading) - reading.elapsed
+        return self.stopped(reading) or (self._wait(left, reading) if left > RESOLUTION else None)
+
+    def stalled(self, reading: Reading) -> list[events.StepStalled]:
         """The steps whose bodies have been silent for too long, each once. Only reads what other threads may change."""
-        silent: list[StepStalled] = []
+        silent: list[events.StepStalled] = []
         for call in list(self._running.values()):
             seconds = reading.elapsed - call.began
             if call.phase is Phase.BODY and not call.stalled and seconds >= STALLED_AFTER * self.lease.seconds:
                 call.stalled = True
-                silent.append(StepStalled(self.run_id, reading.at, call.key, call.name, seconds))
+                silent.append(events.StepStalled(self.run_id, reading.at, call.key, call.name, seconds))
         return silent
 
     def abort(self, error: DurableError) -> Abort:
@@ -200,123 +198,6 @@ class Execution:
         if self.error is None:
             self.error = error
         return Abort(self.error)
-
-    def _asked(self, call: Call, reading: Reading) -> StepDecision:
-        if self.error is not None:
-            if isinstance(call.refusal, Leave):  # what ends the process is not to become an error of ours
-                return call.refusal
-            self._left(call, reading, type(self.error).__name__)
-            return Abort(self.error)
-        if call.refusal is not None:
-            return call.refusal
-        record = self.journal.settled(call.key)
-        if record is not None:
-            self.journal.close(call, told=True)
-            if self.tell is not None:
-                self.tell(StepReplayed(self.run_id, reading.at, call.key, call.name, record))
-            return Replay(record)
-        running = self._running.get(call.key)
-        if running is None:
-            if self.over:
-                return Abort(RunOver(self.run_id, call.name))
-            return self._begun(call, reading)
-        if running is not call:
-            return Join()
-        if call.phase is Phase.BODY:  # it was to begin, and did not come to it
-            call.phase, call.attempts = Phase.WAITING, call.attempts - 1
-        return self._next(call, reading)
-
-    def rest(self, call: Call, began: datetime | None, until: datetime, reading: Reading) -> Wait | Abort | None:
-        """What a workflow that sleeps until then does next; None when it has slept enough.
-
-        A sleep that `began` at a moment lasts so many seconds, however the wall clock is set meanwhile; one that did not is
-        asked for until a moment on that clock.
-        """
-        if began is None:
-            left = (until - reading.at).total_seconds()
-        else:
-            left = self._slept(call, began, until, reading) - reading.elapsed
-        return self.stopped(reading) or (self._wait(left, reading) if left > _RESOLUTION else None)
-
-    def _slept(self, call: Call, began: datetime, until: datetime, reading: Reading) -> float:
-        """When this sleep is over, in elapsed seconds. That it is recorded says nothing of when this life comes by again."""
-        if call.attempts:  # it began here
-            self._spans[call.key] = call.began, call.began + (until - began).total_seconds()
-        elif call.key not in self._spans:
-            self._spans[call.key] = reading.span(began, until)
-        return self._spans[call.key][1]
-
-    def _begun(self, call: Call, reading: Reading) -> StepDecision:
-        earlier = self.journal.attempted(call.key)
-        if earlier is not None:
-            if earlier.due is None:
-                self.journal.close(call, told=True)
-                return Raise(StepInterrupted(self.run_id, call.key))
-            if call.key not in self._spans:
-                self._spans[call.key] = reading.span(earlier.began, earlier.due)
-            call.attempts, (call.first, call.due) = earlier.number, self._spans[call.key]
-        self._running[call.key] = call
-        return self._next(call, reading)
-
-    def _next(self, call: Call, reading: Reading) -> StepDecision:
-        """The next thing to do for a running call: wait, say that it begins, or begin."""
-        if stop := self.stopped(reading):
-            self._left(call, reading, type(stop.error).__name__)
-            return stop
-        match call.kind:
-            case Plain() | Sleep():
-                return self._attempt(call, Attempt, reading)
-            case Transact():
-                return self._attempt(call, AttemptInTransaction, reading)
-            case Listen(patience):
-                return self._listen(call, patience, reading)
-            case never:
-                assert_never(never)
-
-    def _attempt(self, call: Call, decision: type[_Attempt], reading: Reading) -> StepDecision:
-        if call.due is not None and (left := call.due - reading.elapsed) > _RESOLUTION:
-            call.phase = Phase.WAITING
-            return self._wait(left, reading)
-        if call.at_most_once and call.first is None:
-            call.first = reading.elapsed
-            return self._remember(call, AttemptRecord(call.name, 1, reading.at, fingerprint=call.fingerprint))
-        return self._begin(call, decision, reading)
-
-    def _listen(self, call: Call, patience: float | None, reading: Reading) -> StepDecision:
-        if patience is not None and call.due is None:
-            return self._remember(call, self._waiting(call, reading.elapsed, reading, patience))
-        call.phase = Phase.WAITING
-        # A copy: another branch may receive one before this answer is used.
-        return Receive(call.name, tuple(self.journal.received(call.name)))
-
-    def _silent(self, call: Call, reading: Reading) -> StepDecision:
-        if stop := self.stopped(reading):
-            self._left(call, reading, type(stop.error).__name__)
-            return stop
-        left = math.inf if call.due is None else call.due - reading.elapsed
-        if left <= _RESOLUTION:
-            return self._begin(call, Attempt, reading)  # whose body says that it took too long
-        call.polls += 1
-        return self._wait(left, reading, backoff(call.polls - 1, FIRST_POLL))
-
-    def _undone(self, call: Call, otherwise: Raised | Unstorable | Rejected, reading: Reading) -> StepDecision:
-        if isinstance(otherwise, Rejected):
-            call.lost += 1
-        else:
-            call.conflicts += 1
-        if call.conflicts >= MAX_CONFLICTS or call.lost >= MAX_LOSSES:
-            return self.advance(call, otherwise, reading)
-        call.phase, call.attempts, call.record = Phase.WAITING, call.attempts - 1, None
-        return self._wait(backoff(call.conflicts + call.lost), reading)
-
-    def _begin(self, call: Call, decision: type[_Attempt], reading: Reading) -> _Attempt:
-        if call.first is None:
-            call.first = reading.elapsed
-        call.phase, call.began, call.stalled = Phase.BODY, reading.elapsed, False
-        call.attempts += 1
-        if self.tell is not None:
-            self.tell(StepBegan(self.run_id, reading.at, call.key, call.name, call.attempts))
-        return decision(call.attempts, call.first)
 
     def stopped(self, reading: Reading) -> Abort | None:
         """Why nothing more may be begun."""
@@ -335,6 +216,109 @@ class Execution:
             return DeadlineExceeded(self.run_id)
         return None
 
+    # -- beginning ------------------------------------------------------------------------------------------------
+
+    def _on_asked(self, call: Call, reading: Reading) -> StepDecision:
+        if self.error is not None:
+            if isinstance(call.refusal, Leave):  # what ends the process is not to become an error of ours
+                return call.refusal
+            return self._abort(call, reading, self.error)
+        if call.refusal is not None:
+            return call.refusal
+        record = self.journal.settled(call.key)
+        if record is not None:
+            self.journal.close(call, told=True)
+            if self.tell is not None:
+                self.tell(events.StepReplayed(self.run_id, reading.at, call.key, call.name, record))
+            return Replay(record)
+        running = self._running.get(call.key)
+        if running is None:
+            if self.over:
+                return Abort(RunOver(self.run_id, call.name))
+            return self._start(call, reading)
+        if running is not call:
+            return Join()
+        if call.phase is Phase.BODY:  # it was to begin, and did not come to it
+            call.phase, call.attempts = Phase.WAITING, call.attempts - 1
+        return self._next(call, reading)
+
+    def _start(self, call: Call, reading: Reading) -> StepDecision:
+        earlier = self.journal.attempted(call.key)
+        if earlier is not None:
+            if earlier.due is None:
+                self.journal.close(call, told=True)
+                return Raise(StepInterrupted(self.run_id, call.key))
+            call.attempts = earlier.number
+            self._waits.resume(call, earlier.began, earlier.due, reading)
+        self._running[call.key] = call
+        return self._next(call, reading)
+
+    def _next(self, call: Call, reading: Reading) -> StepDecision:
+        """The next thing to do for a running call: wait, say that it begins, or begin."""
+        if (problem := self.obstacle(reading)) is not None:
+            return self._abort(call, reading, problem)
+        match call.kind:
+            case Plain() | Sleep():
+                return self._attempt(call, Attempt, reading)
+            case Transact():
+                return self._attempt(call, AttemptInTransaction, reading)
+            case Listen(patience):
+                return self._listen(call, patience, reading)
+            case never:
+                assert_never(never)
+
+    def _attempt(self, call: Call, decision: type[_Attempt], reading: Reading) -> StepDecision:
+        if call.due is not None and (left := call.due - reading.elapsed) > RESOLUTION:
+            call.phase = Phase.WAITING
+            return self._wait(left, reading)
+        if call.at_most_once and call.first is None:
+            call.first = reading.elapsed
+            return Checkpoint(write_attempt(call, self.journal, 1, reading.at))
+        return self._begin(call, decision, reading)
+
+    def _begin(self, call: Call, decision: type[_Attempt], reading: Reading) -> _Attempt:
+        if call.first is None:
+            call.first = reading.elapsed
+        call.phase, call.began, call.stalled = Phase.BODY, reading.elapsed, False
+        call.attempts += 1
+        if self.tell is not None:
+            self.tell(events.StepBegan(self.run_id, reading.at, call.key, call.name, call.attempts))
+        return decision(call.attempts, call.first)
+
+    def _listen(self, call: Call, patience: float | None, reading: Reading) -> StepDecision:
+        if patience is not None and call.due is None:
+            began, due = self._waits.begin(call, reading.elapsed, patience, reading)
+            return Checkpoint(write_attempt(call, self.journal, call.attempts, began, due))
+        call.phase = Phase.WAITING
+        # A copy: another branch may receive one before this answer is used.
+        return Receive(call.name, tuple(self.journal.received(call.name)))
+
+    def _on_received(self, call: Call, reading: Reading, number: int, payload: bytes) -> StepDecision:
+        if number in self.journal.received(call.name):  # another branch looked at the same time, and was faster
+            return Wait(0.0)
+        self.journal.receive(call.name, number)
+        call.signal, call.began = number, reading.elapsed
+        return self._settle(call, reading, ok=True, value=Raw(payload))
+
+    def _on_silent(self, call: Call, reading: Reading) -> StepDecision:
+        if (problem := self.obstacle(reading)) is not None:
+            return self._abort(call, reading, problem)
+        left = math.inf if call.due is None else call.due - reading.elapsed
+        if left <= RESOLUTION:
+            return self._begin(call, Attempt, reading)  # whose body says that it took too long
+        call.polls += 1
+        return self._wait(left, reading, backoff(call.polls - 1, FIRST_POLL))
+
+    def _on_undone(self, call: Call, otherwise: Raised | Unstorable | Rejected, reading: Reading) -> StepDecision:
+        if isinstance(otherwise, Rejected):
+            call.lost += 1
+        else:
+            call.conflicts += 1
+        if call.conflicts >= MAX_CONFLICTS or call.lost >= MAX_LOSSES:
+            return self.advance(call, otherwise, reading)
+        call.phase, call.attempts, call.record = Phase.WAITING, call.attempts - 1, None
+        return self._wait(backoff(call.conflicts + call.lost), reading)
+
     def _wait(self, seconds: float, reading: Reading, look: float = LONGEST_WAIT) -> Wait:
         if self.deadline is not None:
             seconds = min(seconds, self.deadline - reading.elapsed)
@@ -342,40 +326,19 @@ class Execution:
             self.lease.waits(reading.elapsed)
         return Wait(seconds, look)
 
-    def _attempt_failed(self, call: Call, reading: Reading, error: ErrorRecord, again_in: float) -> StepDecision:
+    # -- recording ------------------------------------------------------------------------------------------------
+
+    def _retry_later(self, call: Call, reading: Reading, error: ErrorRecord, again_in: float) -> StepDecision:
         if self.error is not None:
-            self._left(call, reading, type(self.error).__name__)
-            return Abort(self.error)
+            return self._abort(call, reading, self.error)
         assert call.first is not None, "failed before it began"  # noqa: S101 -- a driver's bug, not an input
-        failed = self._waiting(call, call.first, reading, min(again_in, MAX_SECONDS), error)
+        began, due = self._waits.begin(call, call.first, min(again_in, MAX_SECONDS), reading)
         if self.tell is not None:
-            assert failed.due is not None  # noqa: S101 -- it waits
             kind = error.type.replace(":", ".")
-            self.tell(StepRetrying(self.run_id, reading.at, call.key, call.name, call.attempts, kind, failed.due))
-        return self._remember(call, failed)
+            self.tell(events.StepRetrying(self.run_id, reading.at, call.key, call.name, call.attempts, kind, due))
+        return Checkpoint(write_attempt(call, self.journal, call.attempts, began, due, error))
 
-    def _waiting(
-        self, call: Call, first: float, reading: Reading, seconds: float, error: ErrorRecord | None = None
-    ) -> AttemptRecord:
-        """What is remembered of a call that waits for so many seconds from this reading on.
-
-        Both moments are of the wall clock as it stands now: so they are as far apart as they are, whatever it is set to later.
-        """
-        call.first, call.due = self._spans[call.key] = first, reading.elapsed + seconds
-        began, due = reading.moment(first), add_seconds(reading.at, seconds)
-        return AttemptRecord(call.name, call.attempts, began, due, error, call.fingerprint)
-
-    def _remember(self, call: Call, attempt: AttemptRecord) -> Checkpoint:
-        call.stored, call.attempt, call.record = False, attempt, None
-        call.phase = Phase.SENDING
-        return Checkpoint(Record(self._place(call), call.key, _ATTEMPT, render(attempt)))
-
-    def _place(self, call: Call) -> int:
-        """The place of the call's next record: one that was given and not filled, else a new one."""
-        seq, call.seq = call.seq, None
-        return self.journal.take_seq() if seq is None else seq
-
-    def _checkpoint(
+    def _settle(
         self,
         call: Call,
         reading: Reading,
@@ -386,81 +349,46 @@ class Execution:
         elapsed: float | None = None,
     ) -> StepDecision:
         if self.error is not None:
-            self._left(call, reading, type(self.error).__name__)
-            return Abort(self.error)
-        seconds, transacts = (
-            (reading.elapsed if elapsed is None else elapsed) - call.began,
-            isinstance(call.kind, Transact),
-        )
-        seq = self.journal.take_seq() if call.seq is None else self._place(call)
-        call.record = StepRecord(
-            call.name,
-            ok,
-            value,
-            error,
-            call.auto,
-            call.concurrent,
-            call.unordered,
-            call.fingerprint,
-            call.at_most_once,
-            call.signal,
-            seconds=NO_TIME if seconds < _SHORTEST else int(seconds * 1000 + 0.5) / 1000,
-            attempt=call.attempts or 1,  # a signal has none
-        )
-        if seq != call.started or call.unordered or transacts or call.cleanup or self.journal.kept:
-            call.record = self._marked(call, call.record, seq)
-        call.stored = False
-        call.phase = Phase.SENDING
-        record = Record(seq, call.key, _STEP, render(call.record))
-        if not (transacts and ok):
-            return Checkpoint(record)
-        call.seq = record.seq  # until it is known to be filled
-        return Commit(record)
+            return self._abort(call, reading, self.error)
+        seconds = (reading.elapsed if elapsed is None else elapsed) - call.began
+        record = write_outcome(call, self.journal, self.lease.epoch, seconds, ok=ok, value=value, error=error)
+        return Commit(record) if ok and isinstance(call.kind, Transact) else Checkpoint(record)
 
-    def _marked(self, call: Call, record: StepRecord, seq: int) -> StepRecord:
-        """The record with what few have to say: what the call was made amid, and what becomes of it in another execution."""
-        call.kept += self.journal.take_kept()
-        return replace(
-            record,
-            transaction=isinstance(call.kind, Transact),
-            started=None if call.started == seq else call.started,
-            amid=call.amid,
-            left=self.lease.epoch if call.left and not call.cleanup else None,
-            kept=call.kept,
-            cleanup=call.cleanup,
-        )
-
-    def _acknowledged(self, call: Call, reading: Reading) -> StepDecision:
+    def _on_acknowledged(self, call: Call, reading: Reading) -> StepDecision:
         if call.record is None:
             assert call.attempt is not None, "acknowledged before it was sent"  # noqa: S101 -- a driver's bug, not an input
             self.journal.attempt(call.key, call.attempt)
             if self.tell is not None:
-                self.tell(StepRemembered(self.run_id, reading.at, call.key, call.name, call.attempt))
+                self.tell(events.StepRemembered(self.run_id, reading.at, call.key, call.name, call.attempt))
             call.phase, call.conflicts, call.lost = Phase.WAITING, 0, 0
             return Wait(0.0)
         self.journal.settle(call.key, call.record)  # first: an interrupt may come, and this be reported again
-        self._forget(call, told=True)
+        del self._running[call.key]
+        self.journal.close(call, told=True)
         if self.tell is not None:
-            self.tell(StepRecorded(self.run_id, reading.at, call.key, call.name, call.record))
+            self.tell(events.StepRecorded(self.run_id, reading.at, call.key, call.name, call.record))
         return Replay(call.record)
 
-    def _interrupted(self, call: Call, reading: Reading, reason: str) -> Abort:
+    # -- leaving --------------------------------------------------------------------------------------------------
+
+    def _on_interrupted(self, call: Call, reading: Reading, reason: str) -> Abort:
         if self._running.get(call.key) is call and call.phase is Phase.SENDING:
             if call.stored:
-                self._acknowledged(call, reading)
+                self._on_acknowledged(call, reading)
             elif call.stored is None:
                 # It was on its way. Whether it arrived is for the next execution to read, not for us to guess.
                 self.abort(OutcomeUnknown(self.run_id, f"step {call.key!r}", f"{reason} came before the reply"))
-        self._left(call, reading, reason)
+        self._leave(call, reading, reason)
         return Abort(self.error or RunOver(self.run_id, call.name))
 
-    def _left(self, call: Call, reading: Reading, reason: str) -> None:
+    def _abort(self, call: Call, reading: Reading, error: DurableError) -> Abort:
+        self._leave(call, reading, type(error).__name__)
+        return self.abort(error)
+
+    def _leave(self, call: Call, reading: Reading, reason: str) -> None:
         if self._running.get(call.key) is not call:
             return
-        self._forget(call, told=False)
-        if self.tell is not None:
-            self.tell(StepLeft(self.run_id, reading.at, call.key, call.name, reason))
-
-    def _forget(self, call: Call, *, told: bool) -> None:
         del self._running[call.key]
-        self.journal.close(call, told=told)
+        self.journal.close(call, told=False)
+        if self.tell is not None:
+            self.tell(events.StepLeft(self.run_id, reading.at, call.key, call.name, reason))

@@ -1,0 +1,87 @@
+"""The lines that a call adds to the journal: its attempts, and its outcome."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+from msgspec import Raw, UnsetType
+from msgspec.structs import replace
+
+from durable._engine.calls import Call, Phase
+from durable._engine.decisions import Transact
+from durable._engine.journal import Journal
+from durable.records import NO_TIME, AttemptRecord, ErrorRecord, Kind, Record, StepRecord, render
+
+_ATTEMPT: Final = Kind.ATTEMPT.value
+_STEP: Final = Kind.STEP.value
+_MIN_SECONDS: Final = 0.0005  # of a body: anything shorter is not recorded
+
+
+def write_attempt(
+    call: Call,
+    journal: Journal,
+    number: int,
+    began: datetime,
+    due: datetime | None = None,
+    error: ErrorRecord | None = None,
+) -> Record:
+    """The record of an attempt that has failed, of one that is about to begin (not `due`), or of a wait."""
+    attempt = AttemptRecord(call.name, number, began, due, error, call.fingerprint)
+    call.stored, call.attempt, call.record, call.phase = False, attempt, None, Phase.SENDING
+    return Record(_take_place(call, journal), call.key, _ATTEMPT, render(attempt))
+
+
+def write_outcome(
+    call: Call,
+    journal: Journal,
+    epoch: int,
+    seconds: float,
+    *,
+    ok: bool,
+    value: Raw | UnsetType,
+    error: ErrorRecord | None,
+) -> Record:
+    """The record of how the step has settled, under the lease of this `epoch`, after so many `seconds` in its body."""
+    seq = journal.take_seq() if call.seq is None else _take_place(call, journal)
+    transacts = isinstance(call.kind, Transact)
+    outcome = StepRecord(
+        call.name,
+        ok,
+        value,
+        error,
+        call.auto,
+        call.concurrent,
+        call.unordered,
+        call.fingerprint,
+        call.at_most_once,
+        call.signal,
+        seconds=NO_TIME if seconds < _MIN_SECONDS else int(seconds * 1000 + 0.5) / 1000,
+        attempt=call.attempts or 1,  # a signal has none
+    )
+    if seq != call.started or call.unordered or transacts or call.cleanup or journal.kept:
+        call.kept += journal.take_kept()
+        outcome = _with_circumstances(outcome, call, seq, epoch)
+    call.stored, call.record, call.phase = False, outcome, Phase.SENDING
+    if transacts and ok:
+        call.seq = seq  # until it is known to be filled
+    return Record(seq, call.key, _STEP, render(outcome))
+
+
+def _with_circumstances(outcome: StepRecord, call: Call, seq: int, epoch: int) -> StepRecord:
+    """The outcome with what few have to say: what the call was made amid, and what becomes of it in another execution."""
+    return replace(
+        outcome,
+        transaction=isinstance(call.kind, Transact),
+        started=None if call.started == seq else call.started,
+        amid=call.amid,
+        left=epoch if call.left and not call.cleanup else None,
+        kept=call.kept,
+        cleanup=call.cleanup,
+    )
+
+
+def _take_place(call: Call, journal: Journal) -> int:
+    """The place of the call's next record: one that was given and not filled, else a new one."""
+    seq, call.seq = call.seq, None
+    return journal.take_seq() if seq is None else seq
