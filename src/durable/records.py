@@ -81,23 +81,27 @@ class Kind(StrEnum):
 
 
 class ErrorRecord(Struct, frozen=True, omit_defaults=True, gc=False):
-    """An exception as JSON. `type` is its class, `module:Class`, and `bases` are those that it can be caught by besides.
+    """An exception as JSON."""
 
-    `args` are its arguments and `state` is what it carries besides. Without `args` it is not rebuilt, and `state` is what of
-    it is plain.
-
-    `sealed` is all but the type as the store's codec wrote it, where that is another than JSON's; the rest is empty then.
-    """
-
+    #: Its class, as `module:Class`.
     type: str
+    #: What `str` says of it.
     message: str
+    #: Its arguments. An exception whose arguments are not recorded is not rebuilt.
     args: Raw | UnsetType = UNSET
+    #: What it carries besides; without `args`, what of that is plain.
     state: Raw | UnsetType = UNSET
+    #: The classes by which it can be caught besides its own.
     bases: tuple[str, ...] = ()
+    #: Its notes.
     notes: tuple[str, ...] = ()
+    #: The exception that it was raised from.
     cause: ErrorRecord | None = None
+    #: The members of a group.
     members: tuple[ErrorRecord, ...] = ()
+    #: The text of its traceback.
     traceback: str = ""
+    #: All but the type, as the store's codec wrote it where that is another than JSON's; the rest is empty then.
     sealed: Raw | UnsetType = UNSET
 
     def __repr__(self) -> str:
@@ -105,43 +109,47 @@ class ErrorRecord(Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class StepRecord(Struct, frozen=True, omit_defaults=True, gc=False):
-    """How a step settled: its value's JSON when `ok`, else its error.
+    """How a step settled."""
 
-    `auto` says that the key was drawn from the name; `concurrent` that the step was called outside the workflow's own
-    task, or beside another; `unordered` that a replay need not come by here (it was called while an exception was handled,
-    or after a step that left no record); `fingerprint` is a hash of its arguments, absent for a thunk; `once` that the
-    body must not be started again, however it ended; `signal` is the number of the signal that it received; `transaction`
-    that its body's work was committed with this record. The `attempt`-th attempt was the last, and its body took so many
-    `seconds`, to the millisecond: from `at - seconds` to `at`, but for the time of the commit. What a retry or a wait took
-    before is not in it.
-
-    `at` and `epoch` are those of its `Record`, once it is part of a document; a journal has columns for them.
-
-    What a run did while it was failing or being left: `started` is the place of the next record when the step was called,
-    absent where that is this record's own; `amid` the keys of the steps whose exceptions were in flight then; `left` the
-    epoch of the lease where a cancellation was in flight, so that the record counts only if the workflow went on; `kept` the
-    keys of such steps after which it did go on; `cleanup` that the step is called anew whenever the run is taken up again.
-    """
-
+    #: The step's name.
     name: str
+    #: Whether the body returned; else it raised.
     ok: bool
+    #: The JSON of what it returned.
     value: Raw | UnsetType = UNSET
+    #: What it raised.
     error: ErrorRecord | None = None
+    #: Whether the key was drawn from the name.
     auto: bool = False
+    #: Whether the step was called outside the workflow's own task or thread, or beside another.
     concurrent: bool = False
+    #: Whether a replay need not come by here: it was called while an exception was handled, or after a step without a record.
     unordered: bool = False
+    #: A hash of the arguments; empty for a thunk.
     fingerprint: str = ""
+    #: Whether the body must not be started again, however it ended.
     once: bool = False
+    #: The number of the signal that it received.
     signal: int | None = None
+    #: Whether the body's work was committed with this record.
     transaction: bool = False
+    #: The place of the next record when the step was called; None where that is this record's own.
     started: int | None = None
+    #: The keys of the steps whose exceptions were in flight then.
     amid: tuple[str, ...] = ()
+    #: The epoch of the lease, where a cancellation was in flight: the record counts only if the workflow went on.
     left: int | None = None
+    #: The keys of such steps after which it did go on.
     kept: tuple[str, ...] = ()
+    #: Whether the step is called anew whenever the run is taken up again.
     cleanup: bool = False
+    #: How long the body took in its last attempt, to the millisecond: from `at - seconds` to `at`, but for the commit.
     seconds: float = NO_TIME
+    #: Which attempt was the last one.
     attempt: int = 1
+    #: When it was stored. In a document only, like `epoch`: a journal has columns for both.
     at: Moment | None = None
+    #: Under which lease of the run it was stored.
     epoch: Epoch = 0
 
     def __repr__(self) -> str:
@@ -154,117 +162,137 @@ class StepRecord(Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class AttemptRecord(Struct, frozen=True, omit_defaults=True, gc=False):
-    """What is known of a step that has not settled: its attempt `number` has failed, and the next is `due`.
+    """What is known of a step that has not settled. Moments are aware, in UTC."""
 
-    Without `due` that attempt has begun, which is recorded for at-most-once steps only. `began` is when the first attempt
-    did. Moments are aware, in UTC; `at` and `epoch` as in a `StepRecord`.
-    """
-
+    #: The step's name.
     name: str
+    #: Which attempt this is.
     number: int
+    #: When the first attempt began.
     began: datetime
+    #: When the next attempt is due, this one having failed. None: this one has begun, as is recorded for at-most-once steps.
     due: datetime | None = None
+    #: What the body raised.
     error: ErrorRecord | None = None
+    #: As in a `StepRecord`.
     fingerprint: str = ""
+    #: As in a `StepRecord`.
     at: Moment | None = None
+    #: As in a `StepRecord`.
     epoch: Epoch = 0
 
 
 class FailureRecord(Struct, frozen=True, omit_defaults=True):
-    """How a run failed: its exception, and the `again` keys, whose recorded failures led to it and run again.
+    """How a run failed."""
 
-    `ambiguous` names steps that several branches called without a key: no execution may number them any more. `step` is the
-    key of the step that raised the exception, or the one it came of first; `at` and `epoch` are as in a `StepRecord`.
-
-    `undecided` are the steps that were called while the exception that ended the run was in flight: before the run is taken
-    up again, `durable.retry` has to say what becomes of them. `kept` as in a `StepRecord`.
-    """
-
+    #: The exception that ended it.
     error: ErrorRecord
+    #: The keys of the steps whose recorded failures led to it, and that run again.
     again: tuple[str, ...] = ()
+    #: The names of steps that several branches called without a key: no execution may number them any more.
     ambiguous: tuple[str, ...] = ()
+    #: The keys of the steps that were called while that exception was in flight: before the run is taken up again,
+    #: `durable.retry` has to say what becomes of them.
     undecided: tuple[str, ...] = ()
+    #: As in a `StepRecord`.
     kept: tuple[str, ...] = ()
+    #: The key of the step that raised the exception, or of the one it came of first; empty where there is none.
     step: str = ""
+    #: As in a `StepRecord`.
     at: Moment | None = None
+    #: As in a `StepRecord`.
     epoch: Epoch = 0
 
 
 class AsideRecord(Struct, frozen=True, omit_defaults=True, gc=False):
-    """The places of the records that count no more, and the `keys` whose records they are; `from_step` as given to `retry`."""
+    """Which records count no more."""
 
+    #: Their places.
     seqs: tuple[int, ...]
+    #: The keys of the steps whose records they are.
     keys: tuple[str, ...] = ()
+    #: As given to `durable.retry`.
     from_step: str = ""
 
 
 class ErrorSummary(Struct, frozen=True, omit_defaults=True, gc=False):
-    """What ended a failed run, for filters: the exception's class, `module:Class`, and the key of the step that raised it.
+    """What ended a failed run, for filters. The message is left out: it may quote a value."""
 
-    `step` is empty where no step did. The message is left out: it may quote a value.
-    """
-
+    #: The exception's class, as `module:Class`.
     type: str
+    #: The key of the step that raised it; empty where no step did.
     step: str = ""
 
 
 class EarlierExecution(Struct, frozen=True, gc=False):
-    """An execution of a run before the last one; see `Execution`."""
+    """An execution of a run before the last one."""
 
+    #: As in an `Execution`.
     epoch: Epoch
+    #: As in an `Execution`.
     owner: str
+    #: As in an `Execution`.
     began: str
 
 
 class Execution(Struct, frozen=True, omit_defaults=True, rename="camel"):
-    """Where a run stands, and its last execution. Moments are ISO 8601 texts by the server's clock.
+    """Where a run stands, and its last execution. Moments are ISO 8601 texts by the server's clock."""
 
-    The run was claimed first at `started_at`. `epoch` counts its leases from 1: the last one was given to `owner`, a process
-    as `host:pid`, when it `began`; `earlier` are the up to ten executions before that, the oldest first. `error` is there
-    while the run stands as failed.
-    `needs_decision` says that a failed run is not taken up again before `durable.retry` has set some steps aside.
-    """
-
+    #: A `Status`.
     status: str
+    #: When the header was changed last.
     last_updated: str = ""
+    #: When the run was completed.
     completed_at: str | None = None
+    #: Never written here; other tools name the step that is running.
     current_step_id: str | None = None
+    #: When the run was claimed first.
     started_at: str = ""
+    #: How many leases of the run were granted.
     epoch: Epoch = 0
+    #: The process that got the last one, as `host:pid`.
     owner: str = ""
+    #: When it got it.
     began: str = ""
+    #: Up to ten executions before that, the oldest first.
     earlier: tuple[EarlierExecution, ...] = ()
+    #: What ended the run, while it stands as failed.
     error: ErrorSummary | None = None
+    #: Whether the failed run is not taken up again before `durable.retry` has set some steps aside.
     needs_decision: bool = False
 
 
 class Header(Struct, frozen=True, rename="camel"):
-    """The document in the documented table.
+    """The document in the documented table."""
 
-    `metadata` holds `version`, `inputHash`, `workflowFunction` (`module:qualified.name`, absent where the workflow's name
-    was given), and what the user gave.
-    """
-
+    #: The workflow's name.
     workflow_name: str
+    #: Where the run stands.
     execution: Execution
+    #: The format in which this is written.
     format_version: int = FORMAT_VERSION
+    #: Empty here: the steps are in the journal.
     steps: dict[str, Any] = {}
+    #: `version`, `inputHash`, `workflowFunction` (`module:qualified.name`, absent where the workflow was named), and what the
+    #: user gave.
     metadata: dict[str, Any] = {}
 
 
 class Record(NamedTuple):
-    """A line of the journal: its place, its key, its kind and its JSON text.
+    """A line of the journal."""
 
-    `at` is when it was stored, by the store's clock, aware and in UTC; `epoch` under which lease of the run, counted from 1.
-    Both are the store's to say: None and 0 in a record that is still to be written, and in one of a document that was saved
-    without them.
-    """
-
+    #: Its place.
     seq: int
+    #: The step's key, or what else it is about.
     key: str
+    #: A `Kind`.
     kind: str
+    #: Its JSON.
     text: str
+    #: When it was stored, by the store's clock, aware and in UTC. The store's to say, like `epoch`: None in a record that is
+    #: still to be written, and in one of a document that was saved without it.
     at: datetime | None = None
+    #: Under which lease of the run it was stored, counted from 1; 0 where `at` is None.
     epoch: int = 0
 
     def __repr__(self) -> str:

@@ -2,7 +2,7 @@
 
 A *writer* holds entries that wait. It takes a batch (always of one verb, so that a batch is one statement), performs it,
 and answers each entry. When a batch fails, a `Verdict` on the error says what the failure means, and with it what
-becomes of each entry. Nothing waits beyond its entry's deadline.
+becomes of each entry. No entry waits beyond its deadline.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST_RECORDS: Final = 10_000  # of a journal, that are read at once
 MAX_CONFLICTS: Final = (
     20  # times that an entry, or a step's transaction, may be the victim of others before that is an error
 )
-MOST_WAITING: Final = 64 * 1024 * 1024  # bytes that may wait before whoever adds more has to wait too
+MOST_WAITING: Final = 64 * 1024 * 1024  # bytes that may wait before a caller with more has to wait too
 
 _LONGEST_WAIT: Final = 30.0  # seconds, under a shorter lease that is being renewed all the while
 _LONGEST_SILENCE: Final = 10.0  # seconds in which no byte comes or goes, before a connection is given up
@@ -42,28 +42,30 @@ class Verb(StrEnum):
     SETTLE = "settle"
     FINISH = "finish"
     RELEASE = "release"
-    RETURN = "return"  # the same, which nobody waits for: it is tried until the lease has ended by itself
+    RETURN = "return"  # the same, with no caller waiting: it is tried until the lease has ended by itself
     CANCEL = "cancel"
     SIGNAL = "signal"
     RECEIVE = "receive"
 
 
 class Entry(Struct, eq=False):
-    """Something that waits to be committed.
+    """Something that waits to be committed."""
 
-    `size` in bytes; `latest` a reading of the elapsed-time clock after which its answer is of no use; `lease` the one under
-    which it is written, if it is (see `latest_under`); `unknown` says that it was sent and its reply was lost, so that it
-    must be read back before it is sent again; `doubtful` that this was ever so: found absent, it may still arrive, and no
-    failure is definite any more; `tries` counts how often it was a victim of a conflict.
-    """
-
+    #: What it asks of the store.
     verb: Verb
+    #: The run that it concerns.
     run_id: str
+    #: Bytes on the wire.
     size: int
+    #: A reading of the elapsed-time clock after which its answer is of no use.
     latest: float
+    #: The lease under which it is written, if it is; see `latest_under`.
     lease: Lease | None = None
+    #: Whether it was sent and its reply was lost: it must be read back before it is sent again.
     unknown: bool = False
+    #: Whether that was ever so: found absent, it may still arrive, and no failure is definite any more.
     doubtful: bool = False
+    #: How often it was the victim of a conflict.
     tries: int = 0
 
     def __repr__(self) -> str:
@@ -100,7 +102,7 @@ class Backlog(Generic[E]):
         self._taken_last = 0
         self.taken: list[E] = []  # the last batch
         self.bytes = 0
-        self.full = False  # whether whoever has more must wait
+        self.full = False  # whether a caller with more must wait
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -131,9 +133,8 @@ class Backlog(Generic[E]):
         Of those in circulation (what waits, and what the last batch answered) it is one half: so that while one half is
         being committed the other is at work, where otherwise all would come, and wait, together.
         """
-        self.taken = batch = list[
-            E
-        ]()  # from the start: whatever ends this in the midst, they are found there, or still wait
+        # From the start: whatever ends this in the midst, the entries are found there, or still wait.
+        self.taken = batch = list[E]()
         kind = min(self._waiting, key=lambda kind: self._waiting[kind][0][0])
         queue = self._waiting[kind]
         runs: set[str] = set()
@@ -197,10 +198,13 @@ class Verdict(Enum):
 
 
 class Follow(NamedTuple):
-    """What becomes of a failed batch: entries that fail, portions to try at once, entries to try after a pause."""
+    """What becomes of a failed batch."""
 
+    #: Entries that fail.
     failed: list[Any]
+    #: Portions to try at once.
     at_once: list[list[Any]]
+    #: Entries to try after a pause.
     later: list[Any]
 
 
@@ -224,13 +228,13 @@ def followed(batch: list[E], verdict: Verdict) -> Follow:
                 entry.unknown = entry.doubtful = True
             if batch[0].verb is not Verb.RELEASE:
                 return Follow([], [], batch)
-            # Once more, on another connection; nobody waits longer than that for a lease that ends by itself.
+            # Once more, on another connection: a lease that ends by itself is not worth a longer wait.
             again, spent = [entry for entry in batch if not entry.tries], [entry for entry in batch if entry.tries]
             for entry in again:
                 entry.tries += 1
             return Follow(spent, [again] if again else [], [])
         case Verdict.PASSING | Verdict.UNREACHED:
-            # Whoever only asks to begin is told at once; whoever has something to lose waits for better times.
+            # New claims, signals and cancellations fail fast; writes of running workflows are retried.
             impatient = [
                 entry
                 for entry in batch

@@ -20,15 +20,15 @@ _numbers: Final = itertools.count(1)
 
 
 class InFlight(Struct, frozen=True, eq=False):
-    """The exceptions that were raised since the workflow was entered and are being handled where a step is called.
+    """The exceptions that were raised since the workflow was entered and are being handled where a step is called."""
 
-    `tags` tell them apart: the key of the step that raised one, or a tag of its own. `interruption` is the one that ends the
-    process or its work here (None: there is none); `is_cancelled` says that a cancellation is among them, in `branch`.
-    """
-
+    #: What tells them apart: the key of the step that raised one, or a tag of its own.
     tags: frozenset[str]
+    #: The task or thread that handles them.
     branch: object
+    #: Whether a cancellation of that branch is among them.
     is_cancelled: bool = False
+    #: The one among them that ends the process, or its work here.
     interruption: BaseException | None = None
 
     @property
@@ -39,7 +39,7 @@ class InFlight(Struct, frozen=True, eq=False):
 
 def marked(exception: _E, token: str, key: str) -> _E:
     """The exception, remembering that the step `key` of the execution `token` raised it."""
-    # On the exception itself, so that nothing keeps it, and the frames of its traceback, alive but its user.
+    # On the exception itself, so that only its user keeps it, and the frames of its traceback, alive.
     BaseException.__setattr__(exception, _ORIGIN, (token, key))
     return exception
 
@@ -76,9 +76,8 @@ def in_flight(
     known = {id(link) for link, _ in _linked(before, set())}
     tags, interruption, cancelled = set[str](), None, False
     for link, is_direct in _linked(exception, known):
-        if isinstance(
-            link, Exception | cancellation
-        ):  # a cancellation too may come to be the failure of a run: a time-out
+        # A cancellation too may come to be the failure of a run: a time-out.
+        if isinstance(link, Exception | cancellation):
             tag = _tag(link, token)
             if tag is None:
                 marked(link, "", tag := f"{_OWN}{next(_numbers)}")

@@ -25,22 +25,26 @@ _MAX_TOLD = 10  # keys in a message
 
 
 class Cut(Struct, frozen=True):
-    """The `keys` that are forgotten, in the order of their records, and the places of all their records (`seqs`).
+    """What is forgotten of a run."""
 
-    `effects` are those of the keys whose effects stand all the same: transactions, and steps that run at most once.
-    """
-
+    #: The keys of the steps, in the order of their records.
     keys: tuple[str, ...] = ()
+    #: The places of all their records.
     seqs: tuple[int, ...] = ()
+    #: The keys whose effects stand all the same: transactions, and steps that run at most once.
     effects: tuple[str, ...] = ()
 
 
 class _Line(Struct):
-    """The latest record of a step: where it stands, and what place was the next one when the step was called."""
+    """The latest record of a step."""
 
+    #: Its place.
     seq: int
+    #: The place of the next record when the step was called.
     started: int
+    #: Whether the step is a transaction, or runs at most once.
     has_effect: bool
+    #: Whether every execution does the step anew.
     cleanup: bool = False
 
 

@@ -1,7 +1,7 @@
 """The vocabulary between engine and driver: kinds of steps, decisions, and the outcomes that answer them.
 
-What holds plain data only is made without the garbage collector's knowledge (`gc=False`): it can be in no cycle, and of those
-that come several times a step every one would bring the next collection nearer. Exceptions know frames, and can.
+What holds plain data only is hidden from the garbage collector (`gc=False`): it can be part of no cycle, and each of the
+several that a step makes would bring the next collection nearer. Exceptions hold frames, and can be part of one.
 """
 
 from __future__ import annotations
@@ -69,12 +69,11 @@ class Replay(Struct, frozen=True, gc=False):
 
 
 class Attempt(Struct, frozen=True, gc=False):
-    """Call the body, and answer with `Returned`, `Raised`, `Unstorable` or `Interrupted`.
+    """Call the body, and answer with `Returned`, `Raised`, `Unstorable` or `Interrupted`."""
 
-    It is the `number`-th attempt; when the first `began`, in elapsed seconds, may lie before this process did.
-    """
-
+    #: Which attempt this is, counted from 1 over all executions.
     number: int
+    #: When the first attempt began, in elapsed seconds: perhaps before this process did.
     began: float
 
 
@@ -89,19 +88,20 @@ class AttemptInTransaction(Struct, frozen=True, gc=False):
 
 
 class Wait(Struct, frozen=True, gc=False):
-    """Let `seconds` pass, or `look` of them if that is less; then answer with `Asked` again.
+    """Let time pass, then answer with `Asked` again."""
 
-    `seconds` is infinite where no time brings what is waited for.
-    """
-
+    #: How long; infinite where no time brings what is waited for.
     seconds: float
+    #: Seconds after which to answer all the same, if that is sooner.
     look: float = LONGEST_WAIT
 
 
 class Receive(Struct, frozen=True, gc=False):
-    """Look for a signal of this name whose number is not among the `taken`; answer with `Received` or `Silent`."""
+    """Look for a signal that no call has received; answer with `Received` or `Silent`."""
 
+    #: The signal's name.
     name: str
+    #: The numbers of those that were received.
     taken: Sequence[int]
 
 
@@ -152,9 +152,11 @@ class Asked(Struct, frozen=True, gc=False):
 
 
 class Returned(Struct, frozen=True, gc=False):
-    """The body returned; `value` is the JSON of what it returned, `elapsed` a reading of the elapsed-time clock (None: now)."""
+    """The body returned."""
 
+    #: The JSON of what it returned.
     value: bytes
+    #: When, as a reading of the elapsed-time clock; None is now.
     elapsed: float | None = None
 
     def __repr__(self) -> str:
@@ -162,16 +164,20 @@ class Returned(Struct, frozen=True, gc=False):
 
 
 class Raised(Struct, frozen=True, gc=False):
-    """The body raised an `Exception`, which has this record. `again_in` seconds it is to be tried again; None: it is not."""
+    """The body raised an `Exception`."""
 
+    #: The exception's record.
     error: ErrorRecord
+    #: Seconds until the body is to be tried again; None where it is not.
     again_in: float | None = None
 
 
 class Received(Struct, frozen=True, gc=False):
-    """There is a signal, and this is the JSON of its payload."""
+    """There is a signal."""
 
+    #: Its number, by which it is told from others of its name.
     number: int
+    #: The JSON of its payload.
     payload: bytes
 
     def __repr__(self) -> str:
@@ -189,12 +195,10 @@ class Unstorable(Struct, frozen=True):
 
 
 class Undone(Struct, frozen=True):
-    """The transaction was rolled back through no fault of the body's, so nothing of the attempt has happened.
+    """The transaction was rolled back through no fault of the body's, so nothing of the attempt has happened."""
 
-    `otherwise` is the outcome when that happens again and again: the body's own failure, where it is always the victim of
-    a conflict (or what its policy said of it), or a rejection, where the database is lost each time.
-    """
-
+    #: The outcome if that happens again and again: the body's own failure, where it is always the victim of a conflict (or what
+    #: its policy said of it), or a rejection, where the database is lost each time.
     otherwise: Raised | Unstorable | Rejected
 
 
@@ -223,28 +227,32 @@ StepOutcome: TypeAlias = (
 
 
 class Claim(Struct, frozen=True, kw_only=True):
-    """A request for the right to run `run_id`.
+    """A request for the right to write a run."""
 
-    `function` is that of the workflow, as `module:qualified.name`; None where the workflow's name was given, and tells enough.
-    `input` is its JSON, None when none was given; `input_hash` its fingerprint. `seconds` is the lease's length.
-    `after_failure` says whether a run that has failed, or was cancelled, may be taken up again (not by one who only
-    waited for it), `create` whether a run that is not there may be started (not without the input that its workflow needs).
-    One that `amends` asks for the run in order to change what it remembers, not to execute it: its header stays as it is.
-    `taken` are the leases that were granted for it and not given back: a store adds one as soon as it knows, so that a caller
-    who is interrupted before the reply finds it there.
-    """
-
+    #: The run's id.
     run_id: str
+    #: The workflow's name.
     workflow: str
+    #: The workflow's function, as `module:qualified.name`; None where the workflow was named, which tells enough.
     function: str | None = None
+    #: The version of the code that asks.
     version: int
+    #: The length of the lease.
     seconds: float
+    #: The JSON of the input; None where none was given.
     input: bytes | None = None
+    #: The fingerprint of the input.
     input_hash: str | None = None
+    #: What the user has to say of the run.
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    #: Whether a run that has failed or was cancelled may be taken up again: not by a caller that only waited for it.
     after_failure: bool = True
+    #: Whether a run that is not there may be started: not without the input that its workflow needs.
     create: bool = True
+    #: Whether the run is to be changed in what it remembers, and not executed: its header stays as it is.
     amends: bool = False
+    #: The leases that were granted and not given back. A store adds one as soon as it knows, so that a caller who is
+    #: interrupted before the reply finds it there.
     taken: list[Lease] = field(default_factory=list[Lease])
 
     def __repr__(self) -> str:
@@ -252,29 +260,30 @@ class Claim(Struct, frozen=True, kw_only=True):
 
 
 class Granted(Struct, frozen=True):
-    """The lease is ours, and this is the run as its last owner left it.
+    """The lease is ours, and this is the run as its last owner left it."""
 
-    `taken_from` names an owner that was found dead on this machine before its lease had ended. `problem` says that what
-    is stored cannot be read: then the lease is to be given back.
-    """
-
+    #: The right to write the run.
     lease: Lease
+    #: The run's header.
     header: Header
+    #: The run's journal, in the order of its places.
     records: Sequence[Record]
+    #: An owner that was found dead on this machine before its lease had ended.
     taken_from: str | None = None
+    #: Why what is stored cannot be read, if it cannot: then the lease is to be given back.
     problem: DurableError | None = None
 
 
 class Refused(Struct, frozen=True):
-    """The lease is not ours: somebody holds it, or the run has ended, or it is not the run that the claim describes.
+    """The lease is not ours: another owner holds it, or the run has ended, or it is not the run that the claim describes."""
 
-    `records` holds only how the run ended. `owner` and `expires_in` (seconds, by the server's clock) describe a lease
-    that lasts, else they are None.
-    """
-
+    #: The run's header, if the run is there.
     header: Header | None
+    #: How the run ended, and nothing else of its journal.
     records: Sequence[Record]
+    #: The owner of a lease that lasts; None where none does.
     owner: str | None
+    #: Seconds until that lease ends, by the server's clock.
     expires_in: float | None
 
 
@@ -303,23 +312,29 @@ class Reraise(Struct, frozen=True):
 
 
 class ClaimAgain(Struct, frozen=True):
-    """Give `lease` back, if one was granted; wait `seconds`, or `look` of them as in `Wait`; then send `claim`."""
+    """Give back the lease, if one was granted; wait; then claim again."""
 
+    #: How long to wait, as in `Wait`.
     seconds: float
+    #: The claim to send then.
     claim: Claim
+    #: The lease to give back.
     lease: Lease | None = None
+    #: As in `Wait`.
     look: float = LONGEST_WAIT
 
 
 class Decline(Struct, frozen=True):
-    """Raise this without executing anything; give `lease` back first, if one was granted."""
+    """Raise this without executing anything."""
 
+    #: What to raise.
     error: DurableError
+    #: The lease to give back first, if one was granted.
     lease: Lease | None = None
 
 
 class Migrate(Struct, frozen=True):
-    """The run is of another version, and nobody executes it: let the user say what becomes of it, then claim it again."""
+    """The run is of another version, and is not being executed: let the user say what becomes of it, then claim it again."""
 
     error: VersionMismatch
 
@@ -338,13 +353,11 @@ class Finish(Struct, frozen=True):
 
 
 class Release(Struct, frozen=True):
-    """Give the lease back without an outcome; the run can be resumed at once. Then raise `error`, if there is one.
+    """Give the lease back without an outcome; the run can be resumed at once."""
 
-    `status` is `cancelled`, or what the run goes back to, where nothing was written to one that had failed before; None
-    leaves it running.
-    """
-
+    #: What to raise then.
     error: DurableError | None
+    #: `cancelled`, or what the run goes back to, where nothing was written to one that had failed; None leaves it running.
     status: Status | None = None
 
 

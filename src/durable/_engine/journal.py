@@ -45,24 +45,29 @@ class Journal:
         self._last_asked = ("", "", False)
         self._repeats: dict[str, int] = {}
         self._drawn_by: dict[str, object] = {}
-        self._concurrent = False  # whether, in this history or now, calls overlapped or came from several branches
-        self._unordered = False  # whether this history, or now, says nothing about order: see `StepRecord.unordered`
-        self._open = 0  # calls drawn, to be run, and not settled yet
-        self._alone: Call | None = None  # the one of them that no other has been beside
-        self._left_untold = (
-            False  # whether a call was left without a record: a replay may take another way from here on
-        )
+        # Whether, in this history or now, calls overlapped or came from several branches.
+        self._concurrent = False
+        # Whether this history, or now, says nothing about order: see `StepRecord.unordered`.
+        self._unordered = False
+        # How many calls were drawn, are to be run, and have not settled yet.
+        self._open = 0
+        # The one of them that no other has been beside.
+        self._alone: Call | None = None
+        # Whether a call was left without a record: a replay may take another way from here on.
+        self._left_untold = False
         self._ambiguous: set[str] = set()
-        self._forgotten: set[str] = set()  # keys of which a record was set aside: asked for again, they are not new
-        self._amid: dict[
-            str, frozenset[str]
-        ] = {}  # of the calls made while exceptions were in flight: which, by their tags
-        self._left: dict[
-            object, list[Call]
-        ] = {}  # calls made while their branch was being cancelled, and nothing since
-        self.kept: list[str] = []  # of these, the ones after which it went on, until a record says so
-        self.undecided: tuple[str, ...] = ()  # what has to be decided on before this run goes on
-        self._ordered: set[str] = set()  # recorded automatic keys that a sequential replay must ask for before new ones
+        # Keys of which a record was set aside: asked for again, they are not new.
+        self._forgotten: set[str] = set()
+        # Of the calls made while exceptions were in flight: which, by their tags.
+        self._amid: dict[str, frozenset[str]] = {}
+        # Calls made while their branch was being cancelled, and nothing since.
+        self._left: dict[object, list[Call]] = {}
+        #: Of these, the keys of the ones after which it went on, until a record says so.
+        self.kept: list[str] = []
+        #: The keys of the steps that have to be decided on before this run goes on.
+        self.undecided: tuple[str, ...] = ()
+        # Recorded automatic keys that a sequential replay must ask for before new ones.
+        self._ordered: set[str] = set()
         self._load(records)
         self.recorded = len(self._settled)
         self._written_from = self.next_seq
@@ -242,7 +247,7 @@ class Journal:
         """Whether numbering this name could hand one call's value to another on replay."""
         if name in self._ambiguous or self._drawn_by.setdefault(name, branch) is not branch:
             return True
-        # One branch that takes results in the order of their completion repeats a name in that order. With arguments
+        # A branch that takes results in the order of their completion repeats a name in that order. With arguments
         # a swap would show as drift; a thunk shows nothing.
         return repeat > 1 and not fingerprint and self._concurrent
 

@@ -11,11 +11,10 @@ from durable._common.durations import show, to_seconds
 from durable.errors import DurableError, InvalidArgument
 
 RENEWALS_PER_LEASE: Final = 3  # two renewals in a row may fail before the lease is in danger
-SHORTEST: Final = (
-    0.5  # below this, a round trip and a pause of the garbage collector are no longer small beside a third
-)
+# Below this, a round trip and a pause of the garbage collector are no longer small beside a third.
+SHORTEST: Final = 0.5
 LONGEST: Final = 86_400.0
-LONGEST_WAIT: Final = 1.0  # seconds, after which whoever waits has a look at the lease
+LONGEST_WAIT: Final = 1.0  # seconds of a wait, after which the lease is looked at
 LOOK_EVERY: Final = 0.5  # seconds between two questions whether runs that wait were cancelled, one for all of a process
 
 # Two clocks are slewed by up to 500 ppm each (NTP), and may run apart by twice that. By so much sooner a lease ends here.
@@ -27,10 +26,7 @@ class Lease:
 
     All moments are readings of the holder's own elapsed-time clock, counted from when the claim or renewal was *sent*:
     the server cannot have counted from earlier, so the holder's deadline does not lie after the server's, though one of
-    their clocks may be a little fast. Renewals are
-    told by one thread and read by others; each is one assignment. `records` counts those of the run that its holder knows to
-    be stored, as of a `server`: that is how he notices that it has gone back to an earlier state. Both are the store's, and
-    stay empty where it does not look. `on_wait` is called when its holder begins to wait.
+    the clocks may be a little fast. One thread reports renewals and others read them; each is one assignment.
     """
 
     __slots__ = (
@@ -41,21 +37,37 @@ class Lease:
     def __init__(
         self, run_id: str, token: str, epoch: int, seconds: float, sent: float, row: str | None = None
     ) -> None:
+        #: The run's id.
         self.run_id = run_id
-        self.row = run_id if row is None else row  # the run's id in the store, which may put a prefix before it
+        #: The run's id in the store, which may put a prefix before it.
+        self.row = run_id if row is None else row
+        #: What tells this lease from every other one of the run.
         self.token = token
+        #: How often a lease of the run was granted, this one included.
         self.epoch = epoch
+        #: The lease's length.
         self.seconds = seconds
+        #: When the claim, or the last renewal that was acknowledged, was sent.
         self.sent = sent
+        #: Until when the holder may certainly write.
         self.deadline = sent + seconds * _SURE
+        #: How many records of the run the holder knows to be stored, on `server`: fewer found there, and it has gone back to
+        #: an earlier state. Both stay empty in a store that does not check.
         self.records = 0
+        #: The server on which they were stored.
         self.server = ""
         self._counter = itertools.count(1)
+        #: Why the lease is lost, once it is.
         self.lost: str | None = None
-        self.refusal: DurableError | None = None  # where the store could say more of that than a reason
-        self.gone: str | None = None  # why its row may have gone, where this process has made it go
+        #: The error to raise for that, where the store can say more than a reason.
+        self.refusal: DurableError | None = None
+        #: Why the lease's row may have gone, where this process has made it go.
+        self.gone: str | None = None
+        #: Whether the run was cancelled.
         self.cancelled = False
-        self.waited = -math.inf  # when its holder was last seen to wait
+        #: When the holder was last seen to wait.
+        self.waited = -math.inf
+        #: Called when the holder begins to wait.
         self.on_wait: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
@@ -79,14 +91,14 @@ class Lease:
         self.deadline = sent + self.seconds * _SURE
 
     def waits(self, elapsed: float) -> None:
-        """Its holder waits, at this reading, and will for more than a moment: a cancellation is to be heard soon."""
+        """The holder waits, at this reading, and will for more than a moment: a cancellation is to be heard soon."""
         begins = not self.is_waiting(elapsed)
         self.waited = elapsed
         if begins and self.on_wait is not None:
             self.on_wait()
 
     def is_waiting(self, elapsed: float) -> bool:
-        """Whether its holder waits at this reading: it has said so, as it does at each of its looks."""
+        """Whether the holder waits at this reading: it has said so, as it does each time when it looks again."""
         return elapsed - self.waited < 2 * LONGEST_WAIT
 
     def due(self) -> float:

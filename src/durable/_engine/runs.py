@@ -1,4 +1,4 @@
-"""How an execution is admitted, and how it is concluded."""
+"""The two ends of an execution: what the reply to a claim admits, and how a run is concluded."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def admitted(
     """What the store's reply to a claim means.
 
     `waits` is whether the caller would rather wait than get `ConcurrentExecution`, for at most `wait_timeout` seconds;
-    `waited` and `polls` are how long and how often it has; `migrates` whether he has an answer to another version.
+    `waited` and `polls` are how long and how often it has; `migrates` whether it has an answer to another version.
     """
     header = reply.header
     granted = reply.lease if isinstance(reply, Granted) else None
@@ -132,7 +132,7 @@ def _turns(claim: Claim) -> Decline:
 
 
 def executable(claim: Claim, header: Header | None) -> bool:
-    """Whether a claim may execute this run at all, whoever holds it. A store asks it before it grants a lease."""
+    """Whether a claim may execute this run at all, be it held or free. A store asks before it grants a lease."""
     if header is None:
         return claim.create
     stopped = _stopped(header) and not claim.after_failure
