@@ -58,7 +58,7 @@ def _has_room() -> bool:
 def prepared(home: Path) -> Path:
     """A directory for a server, in which its data are there already: a copy costs an eighth of the initdb that it stands for."""
     home.mkdir(parents=True, exist_ok=True)
-    with server._locked(home / "lock"):
+    with server._lock(home / "lock"):
         data = server._data_directory(home, server._account())
         if not data.exists():
             fresh = data.with_name("data.new")
@@ -74,7 +74,7 @@ def _seed() -> Path:
     binaries = server._binaries(_SEEDS)
     base = _SEEDS / server._version(binaries)
     base.mkdir(parents=True, exist_ok=True)
-    with server._locked(base / "lock"):
+    with server._lock(base / "lock"):
         account = server._account()
         data = server._data_directory(base, account)
         if not (data / "PG_VERSION").exists():

@@ -310,5 +310,5 @@ def test_options_that_libpq_cannot_read_are_said_at_once(database: Database, opt
 )
 def test_a_server_that_is_not_there_yet_is_no_such_mistake(database: Database, words: str) -> None:
     """What libpq says at once may still pass."""
-    meaning = database.store().process.connections.meaning(psycopg.OperationalError(f"connection is bad: {words}"))
+    meaning = database.store().process.connections.explain(psycopg.OperationalError(f"connection is bad: {words}"))
     assert type(meaning) is durable.StoreUnavailable

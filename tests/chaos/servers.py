@@ -237,7 +237,7 @@ def _disk() -> Iterator[Path]:
         raise PermissionError(done.stderr.strip())
     try:
         (disk / "space").mkdir()
-        server._account().owns(disk / "space")
+        server._account().take(disk / "space")
         yield disk
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)

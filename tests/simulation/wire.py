@@ -451,7 +451,7 @@ class Connections:
         else:
             self._idle.append(session)
 
-    def meaning(self, problem: psycopg.Error) -> DurableError:
+    def explain(self, problem: psycopg.Error) -> DurableError:
         """See `connections.Connections`."""
         return StoreUnavailable(_WHERE, str(problem))
 

@@ -53,8 +53,8 @@ def public(name: str) -> Callable[[_F], _F]:
                     return await fn(*args, **kwargs)
                 except Exception as problem:
                     if isinstance(problem, TypeError) and _has_not_begun(problem):
-                        raise _misfit(name, fn, args, kwargs, problem) from None
-                    _without_this_frame(problem)
+                        raise _explain_misfit(name, fn, args, kwargs, problem) from None
+                    _drop_this_frame(problem)
                     raise
 
             return cast(_F, call_async)
@@ -65,8 +65,8 @@ def public(name: str) -> Callable[[_F], _F]:
                 return fn(*args, **kwargs)
             except Exception as problem:
                 if isinstance(problem, TypeError) and _has_not_begun(problem):
-                    raise _misfit(name, fn, args, kwargs, problem) from None
-                _without_this_frame(problem)
+                    raise _explain_misfit(name, fn, args, kwargs, problem) from None
+                _drop_this_frame(problem)
                 raise
 
         return cast(_F, call)
@@ -147,7 +147,7 @@ def _leads_out(entries: list[TracebackType]) -> bool:
     )
 
 
-def _without_this_frame(problem: Exception) -> None:
+def _drop_this_frame(problem: Exception) -> None:
     if problem.__traceback__ is not None and problem.__traceback__.tb_next is not None:
         BaseException.with_traceback(problem, problem.__traceback__.tb_next)
     shorten(problem)
@@ -179,7 +179,7 @@ def _has_not_begun(problem: TypeError) -> bool:
     return problem.__traceback__ is not None and problem.__traceback__.tb_next is None
 
 
-def _misfit(
+def _explain_misfit(
     name: str, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], problem: TypeError
 ) -> InvalidArgument:
     """What to write instead of a call that does not fit."""
@@ -190,7 +190,7 @@ def _misfit(
     names = {one.name for one in given if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY)}
     options = [one.name for one in given if one.kind is one.KEYWORD_ONLY]
     options = options or [one.name for one in given if one.kind is one.POSITIONAL_OR_KEYWORD]
-    shown = f"{name}({', '.join(_plain(one) for one in given)})"
+    shown = f"{name}({', '.join(_show(one) for one in given)})"
     try:
         bound = signature.bind_partial(*args, **{key: kwargs[key] for key in kwargs if key in names})
     except TypeError:  # too many, or one of them twice
@@ -198,9 +198,11 @@ def _misfit(
         return InvalidArgument(f"{name}(...) {text}: it is called as {shown}")
     if unknown := [key for key in kwargs if key not in names]:
         function = bound.arguments.get("fn")
-        named = "; ".join(_unknown(name, key, options, bound.arguments, kwargs) for key in unknown[:3])
+        named = "; ".join(_explain_unknown(name, key, options, bound.arguments, kwargs) for key in unknown[:3])
         listed = ", ".join(f"{option}=" for option in options) or "none"
-        rest = "" if function is None or not callable(function) else _by_position(name, bound.arguments, unknown)
+        rest = (
+            "" if function is None or not callable(function) else _explain_by_position(name, bound.arguments, unknown)
+        )
         return InvalidArgument(f"{named}. {rest}The options of {name}(...) are {listed}.")
     missing = [one.name for one in given if _is_needed(one) and one.name not in bound.arguments]
     first = next(iter(bound.arguments.values()), None)
@@ -208,7 +210,7 @@ def _misfit(
     return InvalidArgument(f"{name}(...) was called without {' and '.join(missing)}: {order}it is called as {shown}")
 
 
-def _unknown(name: str, key: str, options: list[str], given: dict[str, Any], kwargs: dict[str, Any]) -> str:
+def _explain_unknown(name: str, key: str, options: list[str], given: dict[str, Any], kwargs: dict[str, Any]) -> str:
     if key not in _parameters_of(given.get("fn")):
         free = [option for option in options if option not in kwargs]
         if close := difflib.get_close_matches(key, free, n=1) or difflib.get_close_matches(key, options, n=1):
@@ -216,7 +218,7 @@ def _unknown(name: str, key: str, options: list[str], given: dict[str, Any], kwa
     return f"{name}(...) has no option {key!r}"
 
 
-def _by_position(name: str, given: dict[str, Any], unknown: list[str]) -> str:
+def _explain_by_position(name: str, given: dict[str, Any], unknown: list[str]) -> str:
     """What to write where keywords were meant for the function that was given with them."""
     parameters, function = _parameters_of(given["fn"]), getattr(given["fn"], "__name__", "fn")
     meant = [key for key in unknown if key in parameters]
@@ -249,7 +251,7 @@ def _is_needed(parameter: inspect.Parameter) -> bool:
     return not is_variable and parameter.default is parameter.empty
 
 
-def _plain(parameter: inspect.Parameter) -> str:
+def _show(parameter: inspect.Parameter) -> str:
     if parameter.kind is parameter.VAR_POSITIONAL:
         return f"*{parameter.name}"
     if parameter.kind is parameter.KEYWORD_ONLY:

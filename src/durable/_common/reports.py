@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from durable._common.locks import locked
 
-__all__ = ["flush", "report", "say", "tell_aside"]
+__all__ = ["call_listener", "flush", "report", "say"]
 
 _MAX_WAITING: Final = 1000  # records that no handler has taken yet; more are dropped
 _IDLE: Final = 1.0  # seconds without a record, after which the thread ends
@@ -87,7 +87,7 @@ def flush(seconds: float) -> None:
     _reporter.flush(seconds)
 
 
-def tell_aside(listener: Callable[[Any], object], event: Any) -> None:
+def call_listener(listener: Callable[[Any], object], event: Any) -> None:
     """Call a listener with an event, on that thread too."""
     _reporter.call(lambda: listener(event))
 

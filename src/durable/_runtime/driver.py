@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 from durable._common.boundary import calls_out
 from durable._common.checks import check_name
 from durable._common.durations import show
-from durable._common.reports import report, say, tell_aside
+from durable._common.reports import call_listener, report, say
 from durable._engine.calls import Call
 from durable._engine.causes import InFlight, in_flight, marked
 from durable._engine.decisions import (
@@ -121,7 +121,7 @@ class Driver:
             message = "run %r: step %r has been running for %.0f s"
             report(_log, logging.WARNING, message, event.run_id, event.key, event.seconds)
             if (tell := self._execution.tell) is not None:  # a listener that takes its time must not cost a lease
-                tell_aside(tell, event)
+                call_listener(tell, event)
 
     def _warn_still_running(self) -> None:
         keys = ", ".join(self._execution.keys_running)

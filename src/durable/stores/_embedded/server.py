@@ -50,7 +50,7 @@ class _Account:
     def options(self) -> dict[str, Any]:
         return {} if self.uid < 0 else {"user": self.uid, "group": self.gid, "extra_groups": ()}
 
-    def owns(self, *paths: Path) -> None:
+    def take(self, *paths: Path) -> None:
         if self.uid >= 0:
             for path in paths:
                 os.chown(path, self.uid, self.gid)
@@ -67,8 +67,8 @@ class Server:
         self._base = Path(path).absolute()
         self._hold: int | None = None
         try:
-            _make(self._base)
-            with _locked(self._base / "lock"):
+            _make_directory(self._base)
+            with _lock(self._base / "lock"):
                 self.socket_directory = self._start()
         except OSError as problem:
             advice = "Choose another directory: embedded(path=…) must be able to write there."
@@ -134,13 +134,13 @@ class Server:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _lock(path: Path) -> Iterator[None]:
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _make(base: Path) -> None:
+def _make_directory(base: Path) -> None:
     """Make the directory, and have git ignore it from the beginning."""
     if not base.exists():
         base.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ def _data_directory(base: Path, account: _Account) -> Path:
     data = base / "data"
     if account.uid >= 0 and not data.exists() and not _is_reachable(base):
         elsewhere = Path(tempfile.mkdtemp(prefix="durable-", dir="/var/tmp"))
-        account.owns(elsewhere)
+        account.take(elsewhere)
         data.unlink(missing_ok=True)
         data.symlink_to(elsewhere / "data")
     return Path(os.path.realpath(data))
@@ -180,7 +180,7 @@ def _socket_directory(base: Path, account: _Account) -> Path:
         plain = _PLAIN_PATH.fullmatch(str(temporary)) is not None
         usable = fits and plain and (account.uid < 0 or _is_reachable(temporary))
         made = Path(tempfile.mkdtemp(prefix="durable-", dir=temporary if usable else "/tmp"))  # noqa: S108 -- 0700
-        account.owns(made)
+        account.take(made)
         link.unlink(missing_ok=True)
         link.symlink_to(made)
     return Path(os.path.realpath(link))
@@ -292,7 +292,7 @@ def _initialise(binaries: Path, data: Path, account: _Account) -> None:
     fresh = data.with_name("data.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(0o700)  # by us, so that the server's account need not be able to write beside it
-    account.owns(fresh)
+    account.take(fresh)
     # --locale=C alone would make an SQL_ASCII cluster.
     command: list[str | Path] = [
         binaries / "initdb",

@@ -29,11 +29,11 @@ def main(fifo: int, lock: str, uid: int, gid: int, command: list[str]) -> None:
     users.register(fifo, select.POLLIN)
     try:
         while server.poll() is None:
-            if _gone(users.poll(_POLL)):
+            if _is_abandoned(users.poll(_POLL)):
                 # Newcomers join under this lock. If its file is gone, so is the directory, and none can join.
                 with open(lock, "r+b") as file:  # noqa: PTH123
                     fcntl.flock(file, fcntl.LOCK_EX)
-                    if _gone(users.poll(0)):
+                    if _is_abandoned(users.poll(0)):
                         _stop(server)
     finally:
         _stop(server)
@@ -45,7 +45,7 @@ def _stop(server: "subprocess.Popen[bytes]") -> None:
         server.wait()
 
 
-def _gone(events: list[tuple[int, int]]) -> bool:
+def _is_abandoned(events: list[tuple[int, int]]) -> bool:
     return any(event & select.POLLHUP for _, event in events)
 
 

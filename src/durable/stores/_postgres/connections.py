@@ -23,7 +23,7 @@ from durable.errors import DurableError, InvalidArgument, StoreUnavailable, Unsu
 from durable.stores._postgres import conninfo, hosts, requirements
 from durable.stores._postgres.conninfo import Pool
 from durable.stores._postgres.cursors import OwnCursor
-from durable.stores._postgres.meanings import meaning
+from durable.stores._postgres.meanings import explain
 from durable.stores._postgres.session import Connection, Session, is_sound
 from durable.stores._postgres.watchdog import Watchdog
 
@@ -182,9 +182,9 @@ class Connections:
             while True:
                 self._late.pop().close()
 
-    def meaning(self, problem: psycopg.Error) -> DurableError:
+    def explain(self, problem: psycopg.Error) -> DurableError:
         """What an error of the connection or the server means to a user; it never quotes a value or a password."""
-        return meaning(problem, self.where)
+        return explain(problem, self.where)
 
     def _remaining(self, until: float) -> float:
         return max(_MIN_WAIT, until - self._clock.elapsed())
@@ -201,7 +201,7 @@ class Connections:
                 connection.close()
                 raise
         except psycopg.Error as problem:
-            made.set_exception(self.meaning(problem))
+            made.set_exception(self.explain(problem))
         except MemoryError as problem:
             made.set_exception(StoreUnavailable(self.where, f"no connection could be made ({type(problem).__name__})"))
         except BaseException as problem:
@@ -296,7 +296,7 @@ class Connections:
         except psycopg_pool.PoolClosed:
             raise InvalidArgument("the pool that the store borrows from is closed") from None
         except psycopg.Error as problem:  # a bare error would not say that nothing was sent yet
-            raise self.meaning(problem) from None
+            raise self.explain(problem) from None
         return connection
 
     def _session(self, connection: Connection) -> Session:

@@ -53,16 +53,16 @@ _NOT_THERE: Final = "Our tables were dropped or renamed, or the search_path lead
 _NO_SCHEMA: Final = "Name one in which the role may create tables: postgres(url, schema=...), or its search_path."
 
 
-def meaning(problem: psycopg.Error, where: str) -> DurableError:
+def explain(problem: psycopg.Error, where: str) -> DurableError:
     """Our error, in the server's words where they are safe. `StoreUnavailable` only for what may pass by itself."""
     if isinstance(problem, NoHost):
-        meanings = [meaning(one, where) for one in problem.problems]
+        explained = [explain(one, where) for one in problem.problems]
         # One host that may yet answer is reason enough to try again.
-        refused = all(isinstance(one, AccessDenied) for one in meanings)
-        return meanings[0] if refused else StoreUnavailable(where, str(problem))
-    state, text = problem.sqlstate, words(problem)
+        refused = all(isinstance(one, AccessDenied) for one in explained)
+        return explained[0] if refused else StoreUnavailable(where, str(problem))
+    state, text = problem.sqlstate, describe(problem)
     if state is None:
-        return _unsaid(problem, where, text)
+        return _explain_without_state(problem, where, text)
     if state.startswith("28"):
         return AccessDenied(where, text)
     if state == "3D000":
@@ -80,7 +80,7 @@ def meaning(problem: psycopg.Error, where: str) -> DurableError:
     return StoreUnavailable(where, text)
 
 
-def words(problem: psycopg.Error) -> str:
+def describe(problem: psycopg.Error) -> str:
     """What may be told of an error: the server's own words where they cannot quote a value, else its SQLSTATE."""
     state, said = problem.sqlstate, problem.diag
     if state is None:
@@ -92,7 +92,7 @@ def words(problem: psycopg.Error) -> str:
     return f"SQLSTATE {state} ({type(problem).__name__}{told})"
 
 
-def _unsaid(problem: psycopg.Error, where: str, text: str) -> DurableError:
+def _explain_without_state(problem: psycopg.Error, where: str, text: str) -> DurableError:
     if _NO_DATABASE.search(text):
         return AccessDenied(where, text, "Create the database, or correct its name in the URL.")
     said = str(problem)

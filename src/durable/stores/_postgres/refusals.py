@@ -14,7 +14,7 @@ from durable.stores._postgres.commits import NOT_ITS_OWN
 from durable.stores._postgres.dropped import DROPPED, dropped_rows
 from durable.stores._postgres.guarded import ENDED
 from durable.stores._postgres.job import Job
-from durable.stores._postgres.meanings import words
+from durable.stores._postgres.meanings import describe
 from durable.stores._postgres.sqlstates import classify
 from durable.stores.protocol import CommitRefused, RolledBack
 
@@ -47,7 +47,7 @@ def is_exhausted(error: psycopg.Error) -> bool:
 
 
 def explain_refusal(
-    problem: psycopg.Error, job: Job, step: str, meaning: Callable[[psycopg.Error], DurableError], *, is_written: bool
+    problem: psycopg.Error, job: Job, step: str, explain: Callable[[psycopg.Error], DurableError], *, is_written: bool
 ) -> Exception:
     """The error for a refused record, or a refused COMMIT after it if the record `is_written`: nothing was committed."""
     state = problem.sqlstate
@@ -57,7 +57,7 @@ def explain_refusal(
         case _ if state == _READ_ONLY:
             return TransactionMisused(step, "the body made its transaction read-only, so no record can be written")
         case Verdict.PASSING | Verdict.UNPREPARED:
-            return RolledBack(meaning(problem))
+            return RolledBack(explain(problem))
         case _ if is_written:  # what was deferred until the COMMIT, like a constraint of the user's
             return CommitRefused(problem)
         case _ if state == _NOT_NULL:
@@ -69,12 +69,12 @@ def explain_refusal(
         case Verdict.REFUSED:
             return UnstorableValue(job.what, "$", f"PostgreSQL refused it with SQLSTATE {state}")
         case _:
-            return meaning(problem)
+            return explain(problem)
 
 
 def explain_loss(problem: psycopg.Error | None, where: str, lease: Lease) -> RolledBack:
     """The error to raise when the connection was lost, and the transaction with it."""
-    why = "" if problem is None else f" ({words(problem)})"
+    why = "" if problem is None else f" ({describe(problem)})"
     bounds = (
         f"A body may leave it idle for as long as the lease lasts, {lease.seconds:g} s, or the server's "
         f"idle_in_transaction_session_timeout, and take as long as its transaction_timeout, if it has them"

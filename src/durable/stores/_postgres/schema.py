@@ -81,10 +81,10 @@ def prepare(connection: psycopg.Connection[Any], names: Names, *, create: bool =
         )
     _verify(connection, names)
     _check_rights(connection, names)
-    return _doubts(connection, names)
+    return _durability_warnings(connection, names)
 
 
-def _doubts(connection: psycopg.Connection[Any], names: Names) -> list[str]:
+def _durability_warnings(connection: psycopg.Connection[Any], names: Names) -> list[str]:
     """Warnings of what the tables may lose; `SchemaMismatch` where they may hide rows."""
     tables = [names.quoted[table] for table in _COLUMNS]
     looks = connection.execute(load_statements(names)["tables"], {"tables": tables}, prepare=False).fetchall()
@@ -97,7 +97,7 @@ def build_schema_sql(names: Names, *, role: str | None = None, since: int = 0) -
     """What `prepare` does after the migration `since`, as a script for psql; then rights for `role`."""
     known, parts = load_statements(names), ["BEGIN;"]
     if names.schema is not None:
-        parts.append(f"CREATE SCHEMA IF NOT EXISTS {_quoted(names.schema)};")
+        parts.append(f"CREATE SCHEMA IF NOT EXISTS {_quote(names.schema)};")
     parts.append(known["create_migrations"].decode().replace("%%", "%") + ";")
     for number, migration in load_migrations(names).items():
         if number > since:
@@ -107,12 +107,12 @@ def build_schema_sql(names: Names, *, role: str | None = None, since: int = 0) -
             ]
     if role is not None:
         if names.schema is not None:
-            parts.append(f"GRANT USAGE ON SCHEMA {_quoted(names.schema)} TO {_quoted(role)};")
-        parts += [f"{grant}{_quoted(role)};" for grant in [*_grants(names, _TO_RUN), deletion_grant(names)]]
+            parts.append(f"GRANT USAGE ON SCHEMA {_quote(names.schema)} TO {_quote(role)};")
+        parts += [f"{grant}{_quote(role)};" for grant in [*_grants(names, _TO_RUN), deletion_grant(names)]]
     return "\n\n".join([*parts, "COMMIT;"]) + "\n"
 
 
-def _quoted(name: str) -> str:
+def _quote(name: str) -> str:
     return sql.Identifier(name).as_string(None)
 
 
@@ -122,9 +122,9 @@ def _explain_denial(connection: psycopg.Connection[Any], names: Names, problem: 
         connection.execute(_ROLE, {"schema": names.schema}, prepare=False).fetchone() or _UNKNOWN
     )
     if schema is not None and has_schema:
-        grant = f"GRANT USAGE, CREATE ON SCHEMA {_quoted(schema)} TO {_quoted(role)};"
+        grant = f"GRANT USAGE, CREATE ON SCHEMA {_quote(schema)} TO {_quote(role)};"
     else:
-        grant = f"GRANT CREATE ON DATABASE {_quoted(database)} TO {_quoted(role)};"
+        grant = f"GRANT CREATE ON DATABASE {_quote(database)} TO {_quote(role)};"
     told = problem.diag.message_primary or "permission denied"
     return AccessDenied(f"the database {database!r}", told, f"To let it: {grant} {_LET}")
 
@@ -137,7 +137,7 @@ def _check_rights(connection: psycopg.Connection[Any], names: Names) -> None:
     ]
     if lacking:
         role, _, database, _ = connection.execute(_ROLE, {"schema": names.schema}, prepare=False).fetchone() or _UNKNOWN
-        grants = " ".join(f"{grant}{_quoted(role)};" for grant in _grants(names, dict(lacking)))
+        grants = " ".join(f"{grant}{_quote(role)};" for grant in _grants(names, dict(lacking)))
         raise AccessDenied(f"the database {database!r}", "the role lacks rights on our tables", f"To let it: {grants}")
 
 

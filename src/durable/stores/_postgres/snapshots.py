@@ -388,7 +388,7 @@ class SnapshotVerbs:
                 if state is not None and state[:2] in ("22", "54") and not problem.diag.context:
                     raise UnstorableValue("the snapshot", "$", "PostgreSQL refuses it as jsonb") from None
                 lost = state is None or state.startswith(_TRANSIENT)
-                meaning = connections.meaning(problem)
+                meaning = connections.explain(problem)
                 if isinstance(meaning, AccessDenied) and state == "42501":
                     meaning.advice = f"What it takes: {deletion_grant(self._names)}the role."
             except StoreUnavailable as problem:

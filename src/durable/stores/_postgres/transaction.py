@@ -192,7 +192,7 @@ class PostgresTransaction:
             if classified is Verdict.UNPREPARED:
                 owner.connections.prepares = False
             is_written = written is not None and written.rowcount == 1
-            raise explain_refusal(failure, job, self._name, owner.connections.meaning, is_written=is_written) from None
+            raise explain_refusal(failure, job, self._name, owner.connections.explain, is_written=is_written) from None
 
     def rollback(self) -> None:
         """See `protocol.Transaction`."""
@@ -243,7 +243,7 @@ class PostgresTransaction:
                     connections.prepares = False
                 final = verdict in (Verdict.FINAL, Verdict.REFUSED) or self._abandoned
                 if final or clock.elapsed() >= entry.deadline:
-                    raise (connections.meaning(problem) if isinstance(problem, psycopg.Error) else problem) from None
+                    raise (connections.explain(problem) if isinstance(problem, psycopg.Error) else problem) from None
             failures += 1
             clock.sleep(backoff(failures))
 
@@ -296,7 +296,7 @@ class PostgresTransaction:
             if conflict := next(filter(is_conflict, errors), None):
                 raise RolledBack(conflict) from problem
             if exhausted := next(filter(is_exhausted, errors), None):
-                raise RolledBack(self._owner.connections.meaning(exhausted)) from problem
+                raise RolledBack(self._owner.connections.explain(exhausted)) from problem
             if errors and connection.closed:
                 raise self._lost(errors[0]) from problem
             if misuse is not None and face.ended:

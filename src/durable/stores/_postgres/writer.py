@@ -144,10 +144,10 @@ class Writer:
 
     def room(self) -> asyncio.Future[None] | None:
         """None while there is room for more jobs; else a future that an event loop awaits before it submits more."""
-        return self._wait_for_room_async() if self._backlog.full else None
+        return self._join_room_waiters() if self._backlog.full else None
 
     @locked
-    def _wait_for_room_async(self) -> asyncio.Future[None] | None:
+    def _join_room_waiters(self) -> asyncio.Future[None] | None:
         if not self._backlog.full or self._closed:
             return None
         self._room_waiters.append(asyncio.get_running_loop().create_future())
@@ -322,7 +322,7 @@ class Writer:
                 if verdict is Verdict.UNPREPARED:
                     self._connections.prepares = False
                 follow = batches.followed(portion, verdict)
-                meaning = self._connections.meaning(problem) if isinstance(problem, psycopg.Error) else problem
+                meaning = self._connections.explain(problem) if isinstance(problem, psycopg.Error) else problem
                 for job in portion:
                     job.trouble = meaning
                 if verdict is Verdict.REFUSED:
