@@ -22,8 +22,10 @@ from durable._runtime import async_runs, async_steps
 from durable._runtime.context import current_frame
 from durable._runtime.mapping import MapItems, map_async
 from durable.errors import StoreUnavailable
-from durable.stores._postgres import commits
-from durable.stores._postgres.commits import Statements
+from durable.stores._postgres import performer
+from durable.stores._postgres.claims import Found, claim_row
+from durable.stores._postgres.jobs import Writing
+from durable.stores._postgres.performer import Statements
 from durable.stores._postgres.writer import Writer
 from durable.stores.requests import Checkpoint
 from simulation import life, threads, wire
@@ -133,8 +135,8 @@ def _from_the_reply(lease: Lease, _: float) -> None:
     lease.deadline = lease.sent + lease.seconds
 
 
-_found = commits.Found
-_claim_row = commits._claim_row
+_found = Found
+_claim_row = claim_row
 
 
 def _claimed_at_the_reply(claiming: Any, *args: Any) -> Any:
@@ -193,7 +195,7 @@ def _nobody(*_: Any) -> tuple[str, ...]:
 
 
 def _fate_without_nonce(self: Statements, write: Any, owners: Any, found: Any) -> Any:
-    other = commits.Writing(write.lease, write.record, -1)  # as if each sending had drawn another
+    other = Writing(write.lease, write.record, -1)  # as if each sending had drawn another
     return _fate(self, other, owners, found)
 
 
@@ -374,12 +376,12 @@ BUGS = [
         first=8970,
     ),
     Bug("fence by time", 3000, _with(**_unfenced(_by_time)), first=2690),
-    Bug("a hole that nobody notices", 1000, patches=[(commits, "without_records", lambda *_: ())], first=225),
+    Bug("a hole that nobody notices", 1000, patches=[(performer, "leases_missing_records", lambda *_: ())], first=225),
     Bug("no local deadline", 1000, patches=[(Lease, "ended", _until_told)], first=40),
     Bug(
         "deadline counted from the reply",
         1000,
-        patches=[(Lease, "renewed", _from_the_reply), (commits, "Found", _claimed_at_the_reply)],
+        patches=[(Lease, "renewed", _from_the_reply), (performer, "Found", _claimed_at_the_reply)],
         first=60,
     ),
     Bug("load before claim", 6000, _load_before_claim(), first=5330),
@@ -388,7 +390,7 @@ BUGS = [
         "expiry by the client's clock",
         1000,
         _with(take_leases=_taken_by_own_time),
-        [(commits, "_claim_row", _with_own_time)],
+        [(performer, "claim_row", _with_own_time)],
     ),
     Bug("release without token", 1000, _with(release_batch=_release_any)),
     Bug("automatic keys shared by branches", 1000, patches=[(Journal, "_is_ambiguous", _never)], first=600),

@@ -32,8 +32,9 @@ from durable.errors import LeaseLost
 from durable.events import RunEvent, StepStalled
 from durable.records import Kind, Record, Status
 from durable.stores import PostgresStore, postgres
-from durable.stores._postgres.commits import Found, checkpoint_job
+from durable.stores._postgres.claims import Found
 from durable.stores._postgres.connections import Connections
+from durable.stores._postgres.jobs import checkpoint_job
 from durable.stores.requests import Begin, Checkpoint, Finish, Release
 from ownership_children import PATIENCE, Child, process_of, wait_until
 from process_children import fork_in_a_body

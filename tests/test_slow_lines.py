@@ -24,7 +24,7 @@ from durable._engine.decisions import Claim, Granted
 from durable.errors import LeaseLost
 from durable.snapshots import Snapshot
 from durable.stores import PostgresStore
-from durable.stores._postgres import commits, watchdog
+from durable.stores._postgres import claims, performer, watchdog
 from durable.stores.requests import Begin, Release
 from proxy import Proxy
 from support import Database
@@ -249,7 +249,8 @@ def test_a_journal_of_many_records_is_whole(database: Database, monkeypatch: pyt
     interrupted(store, [10] * 20)
     expected = [record[1] for record in database.journal("run")]
     for rows in (1, 2, 3, 19, 20, 21, 22):
-        monkeypatch.setattr(commits, "MOST_RECORDS", rows)
+        for module in (claims, performer):
+            monkeypatch.setattr(module, "MOST_RECORDS", rows)
         reply = store.perform(Begin(claim(), lambda: True))
         assert isinstance(reply, Granted)
         assert [record.key for record in reply.records] == expected, rows
@@ -263,7 +264,8 @@ def test_a_page_may_end_anywhere(database: Database, monkeypatch: pytest.MonkeyP
     interrupted(store, [10, 500, 1, 3000, 3000, 2, 100_000, 4, 4])
     expected = [record[1] for record in database.journal("run")]
     monkeypatch.setattr(batches, "page", lambda _: most)
-    monkeypatch.setattr(commits, "MOST_BYTES", most)
+    for module in (claims, performer):
+        monkeypatch.setattr(module, "MOST_BYTES", most)
     reply = store.perform(Begin(claim(), lambda: True))
     assert isinstance(reply, Granted)
     assert [record.key for record in reply.records] == expected

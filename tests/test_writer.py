@@ -24,8 +24,8 @@ from durable._engine.decisions import Claim, Granted
 from durable._engine.leases import Lease
 from durable.records import Kind, Record, Status
 from durable.stores import PostgresStore, postgres
-from durable.stores._postgres.commits import checkpoint_job, finish_job
 from durable.stores._postgres.job import Job
+from durable.stores._postgres.jobs import checkpoint_job, finish_job
 from durable.stores._postgres.sqlstates import classify
 from durable.stores.requests import Begin, Cancel, Checkpoint, Release
 from ownership_children import wait_until

@@ -11,8 +11,10 @@ from typing import Any, Final
 from durable.records import Kind
 from durable.stores._postgres import schema
 from durable.stores._postgres import store as stores
-from durable.stores._postgres.commits import Found, Statements, checkpoint_job
+from durable.stores._postgres.claims import Found
 from durable.stores._postgres.job import ABSENT
+from durable.stores._postgres.jobs import checkpoint_job
+from durable.stores._postgres.performer import Statements
 from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.names import Names
 from durable.stores._postgres.store import AsyncPostgresStore, PostgresStore

@@ -23,7 +23,7 @@ from durable._runtime.steps import BlockingDriver
 from durable.errors import StoreUnavailable
 from durable.records import Record
 from durable.stores._heartbeat import Heartbeat
-from durable.stores._postgres import commits
+from durable.stores._postgres import jobs
 from durable.stores._postgres.job import deliver, make_latch
 from durable.stores._postgres.resources import Process
 from durable.stores._postgres.room import Room
@@ -292,9 +292,9 @@ class _Chance:
 
 _OURS: Final = {"threading": _threading}
 _RANDOM: Final = {"random": _Chance()}
-_CHECKPOINT: Final = {"checkpoint_job": threads.with_names(cast(Any, commits.checkpoint_job), _RANDOM)}
-_RECORDS: Final = {**_CHECKPOINT, "finish_job": threads.with_names(cast(Any, commits.finish_job), _RANDOM)}
-_SIGNAL: Final = {"signal_job": threads.with_names(cast(Any, commits.signal_job), _RANDOM)}
+_CHECKPOINT: Final = {"checkpoint_job": threads.with_names(cast(Any, jobs.checkpoint_job), _RANDOM)}
+_RECORDS: Final = {**_CHECKPOINT, "finish_job": threads.with_names(cast(Any, jobs.finish_job), _RANDOM)}
+_SIGNAL: Final = {"signal_job": threads.with_names(cast(Any, jobs.signal_job), _RANDOM)}
 _STARTED: Final = {**_OURS, "start_daemon": _start_daemon}
 _make_latch: Final = threads.with_names(cast(Any, make_latch), _OURS)
 _Writer: Final[Any] = threads.rebound(Writer, {**_STARTED, "deliver": _deliver, "make_latch": _make_latch})

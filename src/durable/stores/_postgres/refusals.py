@@ -10,8 +10,8 @@ import psycopg
 from durable._engine.batches import Verdict
 from durable._engine.leases import Lease
 from durable.errors import DurableError, LeaseLost, StoreUnavailable, TransactionMisused, UnstorableValue
-from durable.stores._postgres.commits import NOT_ITS_OWN
 from durable.stores._postgres.dropped import DROPPED, dropped_rows
+from durable.stores._postgres.fences import NOT_ITS_OWN
 from durable.stores._postgres.guarded import ENDED
 from durable.stores._postgres.job import Job
 from durable.stores._postgres.meanings import describe

@@ -18,9 +18,10 @@ from durable.clocks import Clock
 from durable.errors import DurableError, RunCancelled
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._owner import Owner
-from durable.stores._postgres.commits import Standing, Statements, refused
 from durable.stores._postgres.connections import Connections
+from durable.stores._postgres.fences import Standing, refused
 from durable.stores._postgres.job import Job
+from durable.stores._postgres.performer import Statements
 from durable.stores._postgres.session import Connection
 from durable.stores._postgres.transactions import Transactions
 from durable.stores._postgres.watchdog import shut_down

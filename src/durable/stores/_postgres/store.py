@@ -22,9 +22,11 @@ from durable.stores._facades import AsyncSnapshotVerbs
 from durable.stores._heartbeat import OF_THE_PARENT
 from durable.stores._owner import is_dead
 from durable.stores._postgres import schema
-from durable.stores._postgres.commits import (
-    Claiming,
-    Found,
+from durable.stores._postgres.claims import Claiming, Found
+from durable.stores._postgres.connections import Connections
+from durable.stores._postgres.conninfo import Pool
+from durable.stores._postgres.job import Job
+from durable.stores._postgres.jobs import (
     cancel_job,
     checkpoint_job,
     claim_job,
@@ -36,9 +38,6 @@ from durable.stores._postgres.commits import (
     return_job,
     signal_job,
 )
-from durable.stores._postgres.connections import Connections
-from durable.stores._postgres.conninfo import Pool
-from durable.stores._postgres.job import Job
 from durable.stores._postgres.nesting import refuse_own_run
 from durable.stores._postgres.resources import Process
 from durable.stores._postgres.snapshots import SnapshotVerbs

@@ -36,10 +36,11 @@ from durable.errors import (
 )
 from durable.records import Record
 from durable.stores._postgres import nesting
-from durable.stores._postgres.commits import checkpoint_job, refused, settle_job, strange, without_records
 from durable.stores._postgres.connections import FORCE_SYNC_COMMIT
+from durable.stores._postgres.fences import leases_missing_records, refused, unverified_leases
 from durable.stores._postgres.guarded import GuardedConnection, guard
 from durable.stores._postgres.job import Job
+from durable.stores._postgres.jobs import checkpoint_job, settle_job
 from durable.stores._postgres.prepared import roll_back_prepared
 from durable.stores._postgres.refusals import (
     LOST,
@@ -255,7 +256,7 @@ class PostgresTransaction:
             session.prepare = owner.connections.prepares
             now = owner.clock.elapsed()
             owner.connections.watchdog.watch(session.connection, now + batches.silence(until, now))
-            strangers = strange(session, [lease])
+            strangers = unverified_leases(session, [lease])
             try:
                 with session.connection.pipeline():
                     session.queue(self._begin)
@@ -269,7 +270,7 @@ class PostgresTransaction:
                     fence = session.queue(owner.sql["transaction_fence"], (lease.row,))
                 if prepared is not None and prepared.rowcount > 0:
                     session.execute(b"DEALLOCATE ALL")
-                lost = without_records(session, owner.sql, strangers)
+                lost = leases_missing_records(session, owner.sql, strangers)
             finally:
                 owner.connections.watchdog.unwatch(session.connection)
             self._number, *self._settings = next(settings)[:_SETTINGS]
