@@ -377,11 +377,11 @@ BUGS = [
     ),
     Bug("fence by time", 3000, _with(**_unfenced(_by_time)), first=2690),
     Bug("a hole that nobody notices", 1000, patches=[(performer, "leases_missing_records", lambda *_: ())], first=225),
-    Bug("no local deadline", 1000, patches=[(Lease, "ended", _until_told)], first=40),
+    Bug("no local deadline", 1000, patches=[(Lease, "why_ended", _until_told)], first=40),
     Bug(
         "deadline counted from the reply",
         1000,
-        patches=[(Lease, "renewed", _from_the_reply), (performer, "Found", _claimed_at_the_reply)],
+        patches=[(Lease, "renew", _from_the_reply), (performer, "Found", _claimed_at_the_reply)],
         first=60,
     ),
     Bug("load before claim", 6000, _load_before_claim(), first=5330),
@@ -394,7 +394,7 @@ BUGS = [
     ),
     Bug("release without token", 1000, _with(release_batch=_release_any)),
     Bug("automatic keys shared by branches", 1000, patches=[(Journal, "_is_ambiguous", _never)], first=600),
-    Bug("failure replayed for ever", 1000, patches=[(runs, "blamed", _nobody)], first=1),
+    Bug("failure replayed for ever", 1000, patches=[(runs, "origin_keys", _nobody)], first=1),
     Bug("retry after a lost reply without a nonce", 1000, patches=[(Statements, "_fate", _fate_without_nonce)]),
     Bug(
         "a map in the order of completion",
@@ -450,7 +450,7 @@ BUGS = [
         patches=[(Execution, "_next", _due_by_the_wall_clock)],
         first=170,
     ),
-    Bug("a journal in one piece", 1000, patches=[(batches, "page", _in_one_piece)], first=565),
+    Bug("a journal in one piece", 1000, patches=[(batches, "page_bytes", _in_one_piece)], first=565),
     Bug("silence counted from the sending", 1000, patches=[(wire.Wire, "_carried", _in_silence)], first=118),
     Bug("clean-up that is kept", 1000, patches=[(Journal, "_forget", _forgotten_but_for_clean_up)]),
 ]

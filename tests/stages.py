@@ -28,8 +28,8 @@ from msgspec import structs
 import durable
 from durable._engine import decisions, runs
 from durable._engine.calls import Call
-from durable._engine.causes import InFlight, in_flight, marked
-from durable._engine.cuts import aside, retried
+from durable._engine.causes import InFlight, in_flight, tag_origin
+from durable._engine.cuts import aside_record, cut_for_retry
 from durable._engine.decisions import (
     Abort,
     Acknowledged,
@@ -256,7 +256,7 @@ class EngineStage:
             input_hash=hashed,
         )
         reply = self._begun(claim)
-        match runs.admitted(claim, reply, waits=False, wait_timeout=None, waited=0.0, polls=0):
+        match runs.admit(claim, reply, waits=False, wait_timeout=None, waited=0.0, polls=0):
             case Proceed(granted):
                 return self._executed(story, world, granted)
             case Return(value):
@@ -272,7 +272,7 @@ class EngineStage:
         self.boundaries.pass_one("before claim")
         header = self._headers.get(claim.run_id)
         records = self._records.setdefault(claim.run_id, [])
-        if not runs.executable(claim, header):
+        if not runs.is_executable(claim, header):
             return Refused(header, list(records), None, None)
         self._epochs[claim.run_id] += 1
         if header is None:
@@ -302,14 +302,14 @@ class EngineStage:
                 value = at_once(story(_EngineSteps(lambda ask: self._asked(execution, ask)), world))
             else:
                 value = told(cast(Story, story)(*arguments), lambda ask: self._asked(execution, ask))
-            conclusion = runs.returned(execution, self._codec.encode(value, what="the result"))
+            conclusion = runs.conclude_return(execution, self._codec.encode(value, what="the result"))
         except Exception as problem:
             exception, error = problem, to_record(problem, self._codec)
-            conclusion = runs.raised(execution, problem, error)
+            conclusion = runs.conclude_failure(execution, problem, error)
         except Died:
             raise
         except BaseException as leaving:
-            exception, conclusion = leaving, runs.left(execution, leaving)
+            exception, conclusion = leaving, runs.conclude_departure(execution, leaving)
         match conclusion:
             case Finish(status, record):
                 self.boundaries.pass_one("before finish")
@@ -327,8 +327,8 @@ class EngineStage:
     def retry(self, id: str, **options: Any) -> list[str]:
         """Set steps aside."""
         records, header, from_step = self._records[id], self._headers[id], options.get("from_step")
-        found = retried(id, header, records, from_step, even_effects=options.get("even_effects", False))
-        records.append(aside(found, records, from_step))
+        found = cut_for_retry(id, header, records, from_step, even_effects=options.get("even_effects", False))
+        records.append(aside_record(found, records, from_step))
         self._headers[id] = stamp_header(header, Status.RUNNING, self._now)
         return list(found.keys)
 
@@ -399,9 +399,9 @@ class EngineStage:
         match execution.advance(call, outcome, self._reading):
             case Replay(record):
                 return _Settled(self._handed_out(execution, call, record))
-            case Wait(seconds, look):
-                self._now += timedelta(seconds=min(seconds, look))
-                self.waited += min(seconds, look)
+            case Wait(seconds, recheck):
+                self._now += timedelta(seconds=min(seconds, recheck))
+                self.waited += min(seconds, recheck)
                 return Asked()
             case Receive(name, taken):
                 sent = enumerate(self._signals, start=1)
@@ -422,8 +422,8 @@ class EngineStage:
                 except Exception as problem:
                     policy = step_options(ask.terms.get("retry"), None).policy
                     seconds = self._reading.elapsed - began
-                    again_in = None if policy is None else policy.retry_delay(problem, number, seconds)
-                    return Raised(to_record(problem, self._codec), again_in)
+                    retry_in = None if policy is None else policy.retry_delay(problem, number, seconds)
+                    return Raised(to_record(problem, self._codec), retry_in)
                 except BaseException as leaving:
                     execution.advance(call, Interrupted(type(leaving).__name__), self._reading)
                     raise
@@ -452,7 +452,7 @@ class EngineStage:
         if record.error is None:
             return self._codec.decode(record.json, run_id=execution.run_id, where="a step")
         exception = from_record(record.error, self._codec, run_id=execution.run_id, where="a step")
-        raise marked(exception, execution.lease.token, call.key)
+        raise tag_origin(exception, execution.lease.token, call.key)
 
 
 def _in_flight(execution: Execution) -> InFlight | None:

@@ -15,7 +15,7 @@ import pytest
 import tenacity
 
 import durable
-from durable._engine.leases import LONGEST_WAIT, Lease
+from durable._engine.leases import MAX_WAIT, Lease
 from durable.clocks import SystemClock
 from durable.stores import memory
 from durable.stores._heartbeat import Heartbeat
@@ -262,9 +262,9 @@ def test_a_heartbeat_is_woken_once_for_a_wait() -> None:
     lease, woken = Lease("x", "1:a", 1, LEASE, 0.0), list[int]()
     lease.on_wait = lambda: woken.append(1)
     for look in range(10):
-        lease.waits(100.0 + look * LONGEST_WAIT)
+        lease.note_wait(100.0 + look * MAX_WAIT)
     assert woken == [1]
-    lease.waits(300.0)
+    lease.note_wait(300.0)
     assert woken == [1, 1]
     heartbeat = Heartbeat(lambda _: {}, lambda _: None, SystemClock())
     heartbeat._pid = -1

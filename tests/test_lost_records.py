@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import pytest
 
 import durable
-from durable._engine.batches import LARGE
+from durable._engine.batches import MAX_SHARED_BYTES
 from durable.errors import LeaseLost, RecordsLost
 from durable.stores._postgres import connections
 from durable.stores._postgres.session import Session
@@ -164,7 +164,7 @@ def test_what_is_recorded_while_they_are_counted(
 
     def workflow(step: durable.Step, _: None) -> int:
         step("first", lambda: 1)
-        branches.append(partial(step, "beside", lambda: "x" * 2 * LARGE, key="beside"))
+        branches.append(partial(step, "beside", lambda: "x" * 2 * MAX_SHARED_BYTES, key="beside"))
         promotes()
         idle = store.process.connections._idle
         while idle:

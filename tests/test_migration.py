@@ -12,7 +12,7 @@ from msgspec import UNSET, structs
 
 import durable
 from durable._engine.decisions import Claim, Decline, Migrate, Refused
-from durable._engine.runs import admitted
+from durable._engine.runs import admit
 from durable.records import Execution, Header, Status
 from durable.snapshots import Snapshot
 from durable.stores import memory
@@ -195,9 +195,9 @@ def test_who_has_waited_long_for_another_version_may_still_answer() -> None:
     claim = Claim(run_id="run-1", workflow="delivery", version=2, seconds=30.0)
     free = Refused(Header("delivery", Execution(Status.RUNNING), metadata={"version": 1}), [], None, None)
     wanted: Any = {"wait_timeout": 60.0, "polls": 50, "migrates": True}
-    assert isinstance(admitted(claim, free, waits=True, waited=40.0, **wanted), Migrate)
-    assert isinstance(admitted(claim, free, waits=True, waited=60.0, **wanted), Decline)
-    assert isinstance(admitted(claim, free, waits=False, waited=40.0, **wanted), Decline)
+    assert isinstance(admit(claim, free, waits=True, waited=40.0, **wanted), Migrate)
+    assert isinstance(admit(claim, free, waits=True, waited=60.0, **wanted), Decline)
+    assert isinstance(admit(claim, free, waits=False, waited=40.0, **wanted), Decline)
 
 
 def test_raising_is_an_answer_and_nonsense_is_not(stage: StoreStage) -> None:

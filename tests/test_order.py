@@ -407,9 +407,9 @@ def test_whoever_only_waited_never_takes_up_what_stopped_meanwhile(database: Dat
     lease = Lease("a", "1:x", 1, 30.0, 0.0)
     for status in (Status.FAILED, Status.CANCELLED):
         reply = Granted(lease, Header("w", Standing(status)), [])
-        admission = runs.admitted(waited, reply, waits=True, wait_timeout=None, waited=0.0, polls=1)
+        admission = runs.admit(waited, reply, waits=True, wait_timeout=None, waited=0.0, polls=1)
         assert admission == ClaimAgain(0.0, waited, lease)
-    again = runs.admitted(replace(waited, after_failure=True), reply, waits=True, wait_timeout=None, waited=0, polls=1)
+    again = runs.admit(replace(waited, after_failure=True), reply, waits=True, wait_timeout=None, waited=0, polls=1)
     assert isinstance(again, Proceed)
 
     store = database.store()
@@ -472,6 +472,6 @@ def test_a_lease_ends_here_before_it_ends_at_a_server_whose_clock_runs_faster() 
     lease = Lease("r", "1:x", 1, 30.0, 100.0)
     for _ in range(2):
         ends_at_the_server = 30.0 * (1 - 5e-4)  # true seconds after it was sent
-        assert lease.ended(lease.sent + ends_at_the_server * (1 - 5e-4)) is not None
-        assert lease.ended(lease.sent + 29.5) is None
-        lease.renewed(110.0)
+        assert lease.why_ended(lease.sent + ends_at_the_server * (1 - 5e-4)) is not None
+        assert lease.why_ended(lease.sent + 29.5) is None
+        lease.renew(110.0)

@@ -26,7 +26,7 @@ from psycopg.rows import dict_row
 
 import durable
 from durable import AsyncStep, Step
-from durable._engine.batches import LARGE
+from durable._engine.batches import MAX_SHARED_BYTES
 from durable._engine.decisions import Claim, Granted
 from durable.errors import LeaseLost
 from durable.events import RunEvent, StepStalled
@@ -339,7 +339,7 @@ def test_one_lease_that_somebody_locks_costs_no_other(database: Database) -> Non
     renewed(database, "locked", 2)
 
 
-@pytest.mark.parametrize("size", [0, 2 * LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("size", [0, 2 * MAX_SHARED_BYTES], ids=["small", "large"])
 def test_a_claim_that_waits_for_a_transaction_holds_up_nothing_else(database: Database, size: int) -> None:
     """FAULTS 28: the last owner stands still in the midst of one. What this process commits for its other runs goes by."""
     store = database.store()

@@ -179,7 +179,7 @@ class Leaping(SystemClock):
     def elapsed(self) -> float:
         return super().elapsed() + self._slept
 
-    def sleep(self, seconds: float, look: float = 0.0) -> None:
+    def sleep(self, seconds: float, recheck: float = 0.0) -> None:
         self._slept += 60.0 + seconds
 
 

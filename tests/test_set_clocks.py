@@ -55,11 +55,11 @@ class HandClock(SystemClock):
         for action in due:
             action()
 
-    def sleep(self, seconds: float, look: float = math.inf) -> None:
-        self.advance(min(seconds, look))
+    def sleep(self, seconds: float, recheck: float = math.inf) -> None:
+        self.advance(min(seconds, recheck))
 
-    async def asleep(self, seconds: float, look: float = math.inf) -> None:
-        self.advance(min(seconds, look))
+    async def asleep(self, seconds: float, recheck: float = math.inf) -> None:
+        self.advance(min(seconds, recheck))
         await asyncio.sleep(0)
 
 

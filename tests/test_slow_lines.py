@@ -19,7 +19,7 @@ import pytest
 
 import durable
 from durable._engine import batches
-from durable._engine.batches import LARGE, MOST_BYTES, SLOWEST, Verb
+from durable._engine.batches import MAX_BYTES, MAX_SHARED_BYTES, MIN_SPEED, Verb
 from durable._engine.decisions import Claim, Granted
 from durable.errors import LeaseLost
 from durable.snapshots import Snapshot
@@ -57,7 +57,7 @@ class Stuck(Wire):
 
     def carry(self, way: str, arrived: bytes, sink: socket.socket) -> None:
         self.carried += len(arrived) if way == self.way else 0
-        if self.carried > LARGE * 3 and not self.free.is_set():
+        if self.carried > MAX_SHARED_BYTES * 3 and not self.free.is_set():
             self.stands.set()
             self.free.wait(20)
         sink.sendall(arrived)
@@ -122,7 +122,9 @@ def bodies(count: int) -> tuple[list[int], Callable[..., list[str]], Callable[..
 
 @pytest.mark.parametrize("colour", ["sync", "async"])
 @pytest.mark.parametrize(
-    "sizes", [[LONG], [LONG // 30] * 30, [1000, 900_000, 5, LARGE, LONG // 2, 7]], ids=["one", "many", "mixed"]
+    "sizes",
+    [[LONG], [LONG // 30] * 30, [1000, 900_000, 5, MAX_SHARED_BYTES, LONG // 2, 7]],
+    ids=["one", "many", "mixed"],
 )
 def test_a_long_journal_is_resumed(slow: PostgresStore, database: Database, sizes: list[int], colour: str) -> None:
     """A-c04: in pages, under a lease that is renewed meanwhile; nothing is read twice, and no body runs again."""
@@ -136,7 +138,7 @@ def test_a_long_journal_is_resumed(slow: PostgresStore, database: Database, size
     assert ran == []
     assert len(spy.of("perform", Verb.CLAIM)) == 1
     pages = [seen.names for seen in spy.of("perform", Verb.READ)]
-    assert 1 <= len(pages) <= 2 + sum(sizes) // MOST_BYTES + sum(size > LARGE for size in sizes)
+    assert 1 <= len(pages) <= 2 + sum(sizes) // MAX_BYTES + sum(size > MAX_SHARED_BYTES for size in sizes)
     assert len(pages) == len({str(page) for page in pages})
     assert all(seen.problem is None for seen in spy.seen)
     assert database.execute("SELECT epoch FROM durable_locks WHERE workflow_id = 'run'") == [(2,)]
@@ -250,7 +252,7 @@ def test_a_journal_of_many_records_is_whole(database: Database, monkeypatch: pyt
     expected = [record[1] for record in database.journal("run")]
     for rows in (1, 2, 3, 19, 20, 21, 22):
         for module in (claims, performer):
-            monkeypatch.setattr(module, "MOST_RECORDS", rows)
+            monkeypatch.setattr(module, "MAX_RECORDS", rows)
         reply = store.perform(Begin(claim(), lambda: True))
         assert isinstance(reply, Granted)
         assert [record.key for record in reply.records] == expected, rows
@@ -263,9 +265,9 @@ def test_a_page_may_end_anywhere(database: Database, monkeypatch: pytest.MonkeyP
     store = database.store()
     interrupted(store, [10, 500, 1, 3000, 3000, 2, 100_000, 4, 4])
     expected = [record[1] for record in database.journal("run")]
-    monkeypatch.setattr(batches, "page", lambda _: most)
+    monkeypatch.setattr(batches, "page_bytes", lambda _: most)
     for module in (claims, performer):
-        monkeypatch.setattr(module, "MOST_BYTES", most)
+        monkeypatch.setattr(module, "MAX_BYTES", most)
     reply = store.perform(Begin(claim(), lambda: True))
     assert isinstance(reply, Granted)
     assert [record.key for record in reply.records] == expected
@@ -293,7 +295,7 @@ def test_what_is_silent_is_ended_all_the_same() -> None:
         server, _ = listening.accept()
     one, other = socket.socketpair()
     tcp, unix = Fake(client), Fake(one)
-    looks = {connection: watchdog._Look(connection, (10.0, 5 * SLOWEST), 0.0) for connection in (tcp, unix)}  # type: ignore[arg-type]
+    looks = {connection: watchdog._Look(connection, (10.0, 5 * MIN_SPEED), 0.0) for connection in (tcp, unix)}  # type: ignore[arg-type]
     for moment, sent in ((5.0, b"x"), (14.0, b"y"), (23.0, b"")):
         if sent:
             server.sendall(sent)

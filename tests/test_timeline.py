@@ -58,11 +58,11 @@ class HandClock(SystemClock):
         """So many seconds have gone by."""
         self._seconds += seconds
 
-    def sleep(self, seconds: float, look: float = math.inf) -> None:
-        self.advance(min(seconds, look))
+    def sleep(self, seconds: float, recheck: float = math.inf) -> None:
+        self.advance(min(seconds, recheck))
 
-    async def asleep(self, seconds: float, look: float = math.inf) -> None:
-        self.advance(min(seconds, look))
+    async def asleep(self, seconds: float, recheck: float = math.inf) -> None:
+        self.advance(min(seconds, recheck))
 
 
 class Stop(BaseException):

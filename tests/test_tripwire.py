@@ -49,11 +49,11 @@ from simulation import generated, simulated
 from durable._engine import journal
 text = '''
 from time import monotonic as counted
-def settled(self, key, before=Journal.settled):
+def settled(self, key, before=Journal.record_of):
     try: counted()
     {caught}
     return before(self, key)
-Journal.settled = settled
+Journal.record_of = settled
 '''
 before = simulated(generated(7)).broken
 exec(text, vars(journal))

@@ -19,7 +19,7 @@ import durable
 from durable import AsyncStep, Step
 from durable._common.reports import flush
 from durable._engine import batches
-from durable._engine.batches import Backlog, Entry, Verb, Verdict, latest_under
+from durable._engine.batches import Backlog, Entry, Verb, Verdict, reply_deadline
 from durable._engine.decisions import Claim, Granted
 from durable._engine.leases import Lease
 from durable.records import Kind, Record, Status
@@ -81,7 +81,7 @@ def test_what_an_error_means(state: str | None, sent: bool, meaning: Verdict) ->
 def test_nothing_gets_lost_or_doubled(verdict: Verdict, size: int) -> None:
     """Whatever an error means, each entry fails, or is tried at once, or is tried later: one of them."""
     batch = [entry(f"run-{number}") for number in range(size)]
-    follow = batches.followed(list(batch), verdict)
+    follow = batches.recover(list(batch), verdict)
     fates = [*follow.failed, *(entry for half in follow.at_once for entry in half), *follow.later]
     assert sorted(map(id, fates)) == sorted(map(id, batch))
     assert all(follow.at_once), "an empty batch would be performed"
@@ -95,7 +95,7 @@ def test_a_refused_batch_is_halved_until_the_bad_entry_stands_alone() -> None:
         portion = portions.pop()
         statements += 1
         if bad in portion:
-            follow = batches.followed(portion, Verdict.REFUSED)
+            follow = batches.recover(portion, Verdict.REFUSED)
             failed += follow.failed
             portions += follow.at_once
     assert failed == [bad]
@@ -107,7 +107,7 @@ def test_a_victim_of_conflicts_is_tried_a_bounded_number_of_times() -> None:
     portions = [[one]]
     while portions:
         tries += 1
-        portions = batches.followed(portions.pop(), Verdict.CONFLICT).at_once
+        portions = batches.recover(portions.pop(), Verdict.CONFLICT).at_once
     assert tries == batches.MAX_CONFLICTS
 
 
@@ -118,7 +118,7 @@ def test_only_who_has_nothing_to_lose_is_told_at_once(verdict: Verdict) -> None:
         for unknown in (False, True):
             one = entry(verb=verb)
             one.unknown = unknown
-            fates[verb, unknown] = bool(batches.followed([one], verdict).failed)
+            fates[verb, unknown] = bool(batches.recover([one], verdict).failed)
     outside = [(verb, False) for verb in (Verb.CLAIM, Verb.CANCEL, Verb.SIGNAL)]
     assert {kind for kind, failed in fates.items() if failed} == {*outside, (Verb.RELEASE, False), (Verb.RELEASE, True)}
 
@@ -126,13 +126,13 @@ def test_only_who_has_nothing_to_lose_is_told_at_once(verdict: Verdict) -> None:
 def test_a_release_whose_reply_was_lost_is_tried_once_more() -> None:
     """Nobody waits long for it, and a lease that is not given back keeps others out until it ends."""
     batch = [entry("a", verb=Verb.RELEASE), entry("b", verb=Verb.RELEASE)]
-    assert batches.followed(batch, Verdict.UNKNOWN).at_once == [batch]
-    assert batches.followed(batch, Verdict.UNKNOWN).failed == batch
+    assert batches.recover(batch, Verdict.UNKNOWN).at_once == [batch]
+    assert batches.recover(batch, Verdict.UNKNOWN).failed == batch
 
 
 def test_an_unknown_outcome_is_remembered() -> None:
     batch = [entry("a"), entry("b")]
-    assert batches.followed(batch, Verdict.UNKNOWN).later == batch
+    assert batches.recover(batch, Verdict.UNKNOWN).later == batch
     assert all(one.unknown for one in batch)
 
 
@@ -152,7 +152,7 @@ def test_a_batch_is_of_one_kind_and_the_longest_waiting_goes_first() -> None:
 def test_a_batch_is_bounded() -> None:
     """By entries and by bytes; an entry that is larger than a batch may be goes by itself."""
     backlog: Backlog[Entry] = Backlog()
-    sizes = [1] * (2 * batches.MOST_ENTRIES + 1) + [batches.MOST_BYTES // 2] * 3 + [batches.MOST_BYTES * 2, 1]
+    sizes = [1] * (2 * batches.MAX_ENTRIES + 1) + [batches.MAX_BYTES // 2] * 3 + [batches.MAX_BYTES * 2, 1]
     for size in sizes:
         backlog.add(entry(size=size))
     assert backlog.bytes == sum(sizes)
@@ -160,9 +160,9 @@ def test_a_batch_is_bounded() -> None:
     while backlog:
         taken.append([one.size for one in backlog.take()])
     assert [size for batch in taken for size in batch] == sizes, "the order has changed"
-    assert all(len(batch) == 1 or sum(batch) <= batches.MOST_BYTES for batch in taken)
-    assert max(map(len, taken)) == batches.MOST_ENTRIES
-    assert [batches.MOST_BYTES * 2] in taken
+    assert all(len(batch) == 1 or sum(batch) <= batches.MAX_BYTES for batch in taken)
+    assert max(map(len, taken)) == batches.MAX_ENTRIES
+    assert [batches.MAX_BYTES * 2] in taken
     assert backlog.bytes == 0
 
 
@@ -178,14 +178,14 @@ def test_half_of_those_in_circulation_go_while_the_others_are_at_work() -> None:
         for one in answered:
             backlog.add(one)
     backlog.take()
-    for _ in range(batches.FEWEST):
+    for _ in range(batches.MIN_ENTRIES):
         backlog.add(entry())
-    assert len(backlog.take()) == batches.FEWEST
+    assert len(backlog.take()) == batches.MIN_ENTRIES
 
 
 def test_a_backlog_is_full_by_bytes() -> None:
     backlog: Backlog[Entry] = Backlog()
-    backlog.add(entry(size=batches.MOST_WAITING - 1))
+    backlog.add(entry(size=batches.MAX_WAITING - 1))
     seen = [backlog.full]
     backlog.add(entry(size=1))
     seen.append(backlog.full)
@@ -217,20 +217,20 @@ def test_what_is_late_is_taken_out_and_nothing_else() -> None:
 def test_a_lease_that_is_renewed_puts_off_what_waits_under_it() -> None:
     """Until it is not renewed any more, or for half a minute; a lease longer than that is enough by itself."""
     short, long = (Lease("run", "1:token", 1, seconds, sent=0.0) for seconds in (1.0, 60.0))
-    waiting_ones = [Entry(Verb.CHECKPOINT, "run", 1, latest_under(lease), lease) for lease in (short, long)]
+    waiting_ones = [Entry(Verb.CHECKPOINT, "run", 1, reply_deadline(lease), lease) for lease in (short, long)]
     assert [one.deadline for one in waiting_ones] == [short.deadline, long.deadline]
-    short.renewed(20.0)
-    long.renewed(20.0)
+    short.renew(20.0)
+    long.renew(20.0)
     assert [one.deadline for one in waiting_ones] == [short.deadline, 60.0]
-    short.renewed(40.0)
+    short.renew(40.0)
     assert [one.deadline for one in waiting_ones] == [30.0, 60.0]
 
 
 def test_silence_leaves_time_to_read_back() -> None:
-    assert batches.deadline([entry(deadline=100.0), entry(deadline=8.0)]) == 8.0
-    assert batches.silence(8.0, 2.0) == 3.0
-    assert batches.silence(1.0, 2.0) > 0
-    assert batches.silence(1e6, 2.0) <= 10.0
+    assert batches.first_deadline([entry(deadline=100.0), entry(deadline=8.0)]) == 8.0
+    assert batches.reply_timeout(8.0, 2.0) == 3.0
+    assert batches.reply_timeout(1.0, 2.0) > 0
+    assert batches.reply_timeout(1e6, 2.0) <= 10.0
 
 
 # -- what it owes ---------------------------------------------------------------------------------------------------
@@ -423,7 +423,7 @@ def test_no_body_is_started_while_too_much_waits(
     database: Database, store: PostgresStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The queue is bounded by bytes: tasks wait before their bodies, where threads wait for their checkpoints."""
-    monkeypatch.setattr(batches, "MOST_WAITING", 50_000)
+    monkeypatch.setattr(batches, "MAX_WAITING", 50_000)
     writer, go_on, started, most = writer_of(store), threading.Event(), list[int](), list[int]()
 
     async def body(number: int) -> str:
@@ -460,7 +460,7 @@ def test_a_run_whose_lease_ends_while_it_waits_for_room_starts_no_body(
 ) -> None:
     """Its deadline was checked before it began to wait."""
     (other,) = leased(store, "other")
-    monkeypatch.setattr(batches, "MOST_WAITING", 1)
+    monkeypatch.setattr(batches, "MAX_WAITING", 1)
     writer, go_on, bodies = writer_of(store), threading.Event(), list[str]()
 
     def hold(_: str, jobs: Sequence[Job]) -> None:
@@ -491,7 +491,7 @@ def test_who_waits_for_room_is_told_when_it_is_too_late(
     """The database is out of reach: what filled the queue is given up, and so is what waited to get into it."""
     short = [store.perform(Begin(replace(claim(run_id), seconds=0.5), lambda: False)) for run_id in ("first", "second")]
     first, second = (reply.lease for reply in short if isinstance(reply, Granted))
-    monkeypatch.setattr(batches, "MOST_WAITING", 1)
+    monkeypatch.setattr(batches, "MAX_WAITING", 1)
 
     def out_of_reach(_: float) -> Any:
         raise durable.StoreUnavailable("nowhere", "it is away")
@@ -671,7 +671,7 @@ def test_large_records_go_by_another_way(database: Database, store: PostgresStor
 def test_each_event_loop_is_woken_once_for_a_batch(database: Database, store: PostgresStore) -> None:
     """A batch of one loop's records: one `call_soon_threadsafe`."""
     (lease,) = leased(store, "run")
-    jobs = [checkpoint_job(lease, record(number)) for number in range(batches.FEWEST)]
+    jobs = [checkpoint_job(lease, record(number)) for number in range(batches.MIN_ENTRIES)]
     spy, calls = spy_on(store), []
     writer = writer_of(store)
 
@@ -687,7 +687,7 @@ def test_each_event_loop_is_woken_once_for_a_batch(database: Database, store: Po
         await asyncio.gather(*futures)
 
     asyncio.run(counted())
-    assert [len(seen.names) for seen in spy.seen] == [batches.FEWEST]
+    assert [len(seen.names) for seen in spy.seen] == [batches.MIN_ENTRIES]
     assert len(calls) == 1
 
 

@@ -26,15 +26,15 @@ class Clock(Protocol):
         """Seconds since some fixed point, never stepping back and counting on while the machine is suspended."""
         ...
 
-    def sleep(self, seconds: float, look: float = ...) -> None:
+    def sleep(self, seconds: float, recheck: float = ...) -> None:
         """Let `seconds` pass on this clock, or less of them, blocking the thread.
 
-        Whoever waits has other things to watch, and sees after `look` real seconds at the latest whether it still must.
+        Whoever waits has other things to watch, and sees after `recheck` real seconds at the latest whether it still must.
         `seconds` is infinite where no time brings what is waited for.
         """
         ...
 
-    async def asleep(self, seconds: float, look: float = ...) -> None:
+    async def asleep(self, seconds: float, recheck: float = ...) -> None:
         """The same, blocking the task only."""
         ...
 
@@ -50,13 +50,13 @@ class SystemClock:
         partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
     )
 
-    def sleep(self, seconds: float, look: float = math.inf) -> None:
+    def sleep(self, seconds: float, recheck: float = math.inf) -> None:
         """`time.sleep`."""
-        time.sleep(min(seconds, look))
+        time.sleep(min(seconds, recheck))
 
-    async def asleep(self, seconds: float, look: float = math.inf) -> None:
+    async def asleep(self, seconds: float, recheck: float = math.inf) -> None:
         """`asyncio.sleep`."""
-        await asyncio.sleep(min(seconds, look))
+        await asyncio.sleep(min(seconds, recheck))
 
 
 def clock_of(store: object) -> Clock:

@@ -33,7 +33,7 @@ __all__ = [
     "StepReplayed",
     "StepRetrying",
     "StepStalled",
-    "safely",
+    "notify",
 ]
 
 
@@ -189,7 +189,7 @@ Listener: TypeAlias = Callable[[RunEvent], object]
 _log = logging.getLogger("durable")
 
 
-def safely(listener: Listener, event: RunEvent) -> None:
+def notify(listener: Listener, event: RunEvent) -> None:
     """Tell a listener; what it raises is logged and disturbs nothing."""
     try:
         listener(event)

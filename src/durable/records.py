@@ -46,9 +46,9 @@ __all__ = [
     "Status",
     "StepRecord",
     "parse",
+    "places_set_aside",
     "render",
-    "set_aside",
-    "undecided",
+    "undecided_keys",
 ]
 
 FORMAT_VERSION: Final = 1
@@ -320,7 +320,7 @@ def parse(text: str, type_: type[_T], *, run_id: str, where: str) -> _T:
     return content
 
 
-def set_aside(records: Iterable[Record], *, run_id: str) -> frozenset[int]:
+def places_set_aside(records: Iterable[Record], *, run_id: str) -> frozenset[int]:
     """The places of the records that others among them have set aside."""
     asides = [record for record in records if record.kind == Kind.ASIDE]
     return frozenset(
@@ -330,7 +330,7 @@ def set_aside(records: Iterable[Record], *, run_id: str) -> frozenset[int]:
     )
 
 
-def undecided(record: Record, *, run_id: str) -> tuple[str, ...]:
+def undecided_keys(record: Record, *, run_id: str) -> tuple[str, ...]:
     """The steps that a run's last record leaves to be decided on; none where it is no failure."""
     if record.kind != Kind.FAILURE:
         return ()

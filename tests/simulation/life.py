@@ -101,14 +101,14 @@ class Clock:
         """See `clocks.Clock`."""
         return self._timeline.now * self._rate
 
-    def sleep(self, seconds: float, look: float = math.inf) -> None:
+    def sleep(self, seconds: float, recheck: float = math.inf) -> None:
         """See `clocks.Clock`."""
-        threads.wait(self._life, min(seconds, look) / self._rate, lambda _: None)
+        threads.wait(self._life, min(seconds, recheck) / self._rate, lambda _: None)
 
-    async def asleep(self, seconds: float, look: float = math.inf) -> None:
+    async def asleep(self, seconds: float, recheck: float = math.inf) -> None:
         """See `clocks.Clock`."""
         future = self._life.loop.create_future()
-        self._life.after(min(seconds, look) / self._rate, _wake, future)
+        self._life.after(min(seconds, recheck) / self._rate, _wake, future)
         await future
 
 

@@ -19,12 +19,25 @@ A step, told as a conversation:
     Returned(value) | Raised(error) →   Checkpoint(record)   make it durable
     Acknowledged()                  →   Replay(record)       a fresh value takes the road of a replayed one
 
-A run, around it: `Claim` → `runs.admitted` → execute → `runs.concluded` → `Finish` or `Release`.
+A run, around it: `Claim` → `runs.admit` → execute → `runs.conclude_…` → `Finish` or `Release`.
 
-Where what lives: `decisions` the vocabulary, kinds of steps included · `calls` a call of a step · `journal` keys, replay,
-drift · `steps` the machine of one execution · `runs` how an execution is admitted and concluded · `causes` which failures
-led to a failure, and what is in flight at a call · `cuts` what a run forgets when it is taken up from an earlier step ·
-`batches` what is committed together · `leases` how long we may write.
+Where what lives, from the top down:
+
+    runs        how an execution is admitted, and how it is concluded
+    steps       the machine of one execution: what each of its steps does next
+    cuts        what a run forgets when it is taken up from an earlier step
+    lines       what a call adds to the journal
+    journal     keys, replay, drift
+    waits       when a wait is over, whatever the wall clock is set to
+    headers     the run's header, as each turn of its life leaves it
+    calls       a call of a step, and how far it has come
+    decisions   the vocabulary: kinds of steps, decisions, outcomes
+    batches     what is committed together, and what follows when that goes wrong
+    leases      how long an execution may write
+    causes      which failures led to a failure, and what is in flight at a call
+    delays      how long to wait before the next try
+
+A new kind of step is a class among `decisions`; a `match` in `steps` says how it begins, and the type checker names the place.
 
 Three rules carry the rest:
 

@@ -15,21 +15,22 @@ from msgspec import Struct
 
 from durable._engine.leases import Lease
 
-MOST_ENTRIES: Final = 500  # a batch is as fast per record at 500 as it gets
-FEWEST: Final = 16  # that are not worth a commit of their own for each half
-MOST_BYTES: Final = 4 * 1024 * 1024  # keeps a batch within some 10 ms on the wire and in the parser
-LARGE: Final = 256 * 1024  # an entry above this goes by itself, on a way of its own: small ones never wait behind it
-SLOWEST: Final = 250_000  # bytes a second of a line that is slow and works
-MOST_RECORDS: Final = 10_000  # of a journal, that are read at once
+MAX_ENTRIES: Final = 500  # a batch is as fast per record at 500 as it gets
+MIN_ENTRIES: Final = 16  # that are not worth a commit of their own for each half
+MAX_BYTES: Final = 4 * 1024 * 1024  # keeps a batch within some 10 ms on the wire and in the parser
+# An entry above this goes by itself, on a way of its own: small ones never wait behind it.
+MAX_SHARED_BYTES: Final = 256 * 1024
+MIN_SPEED: Final = 250_000  # bytes a second of a line that is slow and works
+MAX_RECORDS: Final = 10_000  # of a journal, that are read at once
 MAX_CONFLICTS: Final = (
     20  # times that an entry, or a step's transaction, may be the victim of others before that is an error
 )
-MOST_WAITING: Final = 64 * 1024 * 1024  # bytes that may wait before a caller with more has to wait too
+MAX_WAITING: Final = 64 * 1024 * 1024  # bytes that may wait before a caller with more has to wait too
 
-_LONGEST_WAIT: Final = 30.0  # seconds, under a shorter lease that is being renewed all the while
-_LONGEST_SILENCE: Final = 10.0  # seconds in which no byte comes or goes, before a connection is given up
-_SHORTEST_SILENCE: Final = 0.2
-_SHORTEST_PAGE: Final = 16 * 1024
+_MAX_REPLY_WAIT: Final = 30.0  # seconds, under a shorter lease that is being renewed all the while
+_MAX_SILENCE: Final = 10.0  # seconds in which no byte comes or goes, before a connection is given up
+_MIN_SILENCE: Final = 0.2
+_MIN_PAGE: Final = 16 * 1024
 
 
 class Verb(StrEnum):
@@ -59,7 +60,7 @@ class Entry(Struct, eq=False):
     size: int
     #: A reading of the elapsed-time clock after which its answer is of no use.
     latest: float
-    #: The lease under which it is written, if it is; see `latest_under`.
+    #: The lease under which it is written, if it is; see `reply_deadline`.
     lease: Lease | None = None
     #: Whether it was sent and its reply was lost: it must be read back before it is sent again.
     unknown: bool = False
@@ -77,17 +78,17 @@ class Entry(Struct, eq=False):
         return self.latest if self.lease is None else min(self.latest, self.lease.deadline)
 
 
-def latest_under(lease: Lease, size: int = 0) -> float:
+def reply_deadline(lease: Lease, size: int = 0) -> float:
     """When the answer to what is written under a lease is due at the latest, however often that is renewed meanwhile.
 
     `size` in bytes, of what a slow line takes its time for.
     """
-    return lease.sent + max(lease.seconds, _LONGEST_WAIT) + size / SLOWEST
+    return lease.sent + max(lease.seconds, _MAX_REPLY_WAIT) + size / MIN_SPEED
 
 
-def page(claims: int) -> int:
+def page_bytes(claims: int) -> int:
     """How many bytes of its journal each of so many claims brings at once; the rest of a longer one is read in pages."""
-    return max(_SHORTEST_PAGE, min(LARGE, MOST_BYTES // claims))
+    return max(_MIN_PAGE, min(MAX_SHARED_BYTES, MAX_BYTES // claims))
 
 
 E = TypeVar("E", bound=Entry)
@@ -139,11 +140,11 @@ class Backlog(Generic[E]):
         queue = self._waiting[kind]
         runs: set[str] = set()
         size = 0
-        most = max(FEWEST, min(MOST_ENTRIES, (len(queue) + self._taken_last + 1) // 2))
+        most = max(MIN_ENTRIES, min(MAX_ENTRIES, (len(queue) + self._taken_last + 1) // 2))
         one_of_a_run = kind[0] is not Verb.CHECKPOINT  # a statement cannot take one lease twice
         seen = 0
         for _, entry in queue:
-            if len(batch) == most or (batch and size + entry.size > MOST_BYTES):
+            if len(batch) == most or (batch and size + entry.size > MAX_BYTES):
                 break
             seen += 1
             if one_of_a_run and entry.run_id in runs:
@@ -182,7 +183,7 @@ class Backlog(Generic[E]):
 
     def _count(self, size: int) -> None:
         self.bytes = self.bytes + size if self._waiting else 0
-        self.full = self.bytes >= MOST_WAITING
+        self.full = self.bytes >= MAX_WAITING
 
 
 class Verdict(Enum):
@@ -197,7 +198,7 @@ class Verdict(Enum):
     FINAL = "nothing was committed, and that will not change by itself"
 
 
-class Follow(NamedTuple):
+class Recovery(NamedTuple):
     """What becomes of a failed batch."""
 
     #: Entries that fail.
@@ -208,31 +209,31 @@ class Follow(NamedTuple):
     later: list[Any]
 
 
-def followed(batch: list[E], verdict: Verdict) -> Follow:
+def recover(batch: list[E], verdict: Verdict) -> Recovery:
     """What follows from a verdict on a batch."""
     match verdict:
         case Verdict.FINAL:
-            return Follow(batch, [], [])
+            return Recovery(batch, [], [])
         case Verdict.REFUSED:
-            return Follow([], _halves(batch), []) if len(batch) > 1 else Follow(batch, [], [])
+            return Recovery([], _halves(batch), []) if len(batch) > 1 else Recovery(batch, [], [])
         case Verdict.CONFLICT:
             for entry in batch:
                 entry.tries += 1
             failed = [entry for entry in batch if entry.tries >= MAX_CONFLICTS]
             rest = [entry for entry in batch if entry.tries < MAX_CONFLICTS]
-            return Follow(failed, _halves(rest), [])
+            return Recovery(failed, _halves(rest), [])
         case Verdict.UNPREPARED:
-            return Follow([], [batch], [])
+            return Recovery([], [batch], [])
         case Verdict.UNKNOWN:
             for entry in batch:
                 entry.unknown = entry.doubtful = True
             if batch[0].verb is not Verb.RELEASE:
-                return Follow([], [], batch)
+                return Recovery([], [], batch)
             # Once more, on another connection: a lease that ends by itself is not worth a longer wait.
             again, spent = [entry for entry in batch if not entry.tries], [entry for entry in batch if entry.tries]
             for entry in again:
                 entry.tries += 1
-            return Follow(spent, [again] if again else [], [])
+            return Recovery(spent, [again] if again else [], [])
         case Verdict.PASSING | Verdict.UNREACHED:
             # New claims, signals and cancellations fail fast; writes of running workflows are retried.
             impatient = [
@@ -240,7 +241,7 @@ def followed(batch: list[E], verdict: Verdict) -> Follow:
                 for entry in batch
                 if entry.verb is Verb.RELEASE or (entry.verb in _FROM_OUTSIDE and not entry.unknown)
             ]
-            return Follow(impatient, [], [entry for entry in batch if entry not in impatient])
+            return Recovery(impatient, [], [entry for entry in batch if entry not in impatient])
         case never:
             assert_never(never)
 
@@ -253,11 +254,11 @@ def _halves(batch: list[E]) -> list[list[E]]:
     return [half for half in (batch[:middle], batch[middle:]) if half]
 
 
-def deadline(batch: list[E]) -> float:
+def first_deadline(batch: list[E]) -> float:
     """When the first answer of a batch is due, as a reading of the elapsed-time clock."""
     return batch[0].deadline if len(batch) == 1 else min(entry.deadline for entry in batch)
 
 
-def silence(deadline: float, elapsed: float) -> float:
+def reply_timeout(deadline: float, elapsed: float) -> float:
     """Seconds to wait for a sign of the reply to a batch: time must be left to read back what became of it."""
-    return min(_LONGEST_SILENCE, max(_SHORTEST_SILENCE, (deadline - elapsed) / 2))
+    return min(_MAX_SILENCE, max(_MIN_SILENCE, (deadline - elapsed) / 2))

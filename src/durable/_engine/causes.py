@@ -37,19 +37,19 @@ class InFlight(Struct, frozen=True, eq=False):
         return _keys(self.tags)
 
 
-def marked(exception: _E, token: str, key: str) -> _E:
+def tag_origin(exception: _E, token: str, key: str) -> _E:
     """The exception, remembering that the step `key` of the execution `token` raised it."""
     # On the exception itself, so that only its user keeps it, and the frames of its traceback, alive.
     BaseException.__setattr__(exception, _ORIGIN, (token, key))
     return exception
 
 
-def blamed(exception: BaseException, token: str) -> tuple[str, ...]:
+def origin_keys(exception: BaseException, token: str) -> tuple[str, ...]:
     """The keys whose exceptions can be reached from this one through cause, context and group membership, sorted."""
     return _keys(tags_of(exception, token))
 
 
-def origin(exception: BaseException, token: str) -> str:
+def origin_key(exception: BaseException, token: str) -> str:
     """The key of the step that raised this exception, or else one that it came of; empty when none did."""
     return next((tag for tag in _tags(exception, token) if not tag.startswith(_OWN)), "")
 
@@ -80,7 +80,7 @@ def in_flight(
         if isinstance(link, Exception | cancellation):
             tag = _tag(link, token)
             if tag is None:
-                marked(link, "", tag := f"{_OWN}{next(_numbers)}")
+                tag_origin(link, "", tag := f"{_OWN}{next(_numbers)}")
             tags.add(tag)
         if isinstance(link, cancellation):
             cancelled = cancelled or is_direct or is_cancelled()

@@ -17,8 +17,8 @@ from durable.records import (
     Status,
     StepRecord,
     parse,
+    places_set_aside,
     render,
-    set_aside,
 )
 
 _MAX_TOLD = 10  # keys in a message
@@ -74,7 +74,7 @@ def cut(journal: Sequence[Record], from_step: str | None = None, *, run_id: str 
     return _cut(journal, lines, [from_step, *later])
 
 
-def retried(
+def cut_for_retry(
     run_id: str, header: Header, journal: Sequence[Record], from_step: str | None, *, even_effects: bool
 ) -> Cut:
     """The cut for `durable.retry`; `RetryRefused` for a completed run, or where effects stand in the way."""
@@ -92,7 +92,7 @@ def retried(
     return found
 
 
-def aside(cut: Cut, journal: Sequence[Record], from_step: str | None) -> Record:
+def aside_record(cut: Cut, journal: Sequence[Record], from_step: str | None) -> Record:
     """The record that sets aside what is cut."""
     seq = max((record.seq for record in journal), default=-1) + 1
     text = render(AsideRecord(cut.seqs, cut.keys, from_step or ""))
@@ -108,7 +108,7 @@ def _cut(journal: Iterable[Record], lines: dict[str, _Line], keys: Sequence[str]
 
 def _lines(journal: Sequence[Record], run_id: str) -> dict[str, _Line]:
     """The steps that have a record, by key."""
-    gone = set_aside(journal, run_id=run_id)
+    gone = places_set_aside(journal, run_id=run_id)
     # A document's records stand before all others, below zero; among themselves their `started` count from its first.
     first = min((record.seq for record in journal if record.kind != Kind.INPUT), default=0)
     lines: dict[str, _Line] = {}

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from msgspec import Struct, field
 
-from durable._engine.leases import LONGEST_WAIT, Lease
+from durable._engine.leases import MAX_WAIT, Lease
 from durable.errors import DurableError, VersionMismatch
 from durable.records import ErrorRecord, Header, Record, Status, StepRecord
 
@@ -93,7 +93,7 @@ class Wait(Struct, frozen=True, gc=False):
     #: How long; infinite where no time brings what is waited for.
     seconds: float
     #: Seconds after which to answer all the same, if that is sooner.
-    look: float = LONGEST_WAIT
+    recheck: float = MAX_WAIT
 
 
 class Receive(Struct, frozen=True, gc=False):
@@ -169,7 +169,7 @@ class Raised(Struct, frozen=True, gc=False):
     #: The exception's record.
     error: ErrorRecord
     #: Seconds until the body is to be tried again; None where it is not.
-    again_in: float | None = None
+    retry_in: float | None = None
 
 
 class Received(Struct, frozen=True, gc=False):
@@ -321,7 +321,7 @@ class ClaimAgain(Struct, frozen=True):
     #: The lease to give back.
     lease: Lease | None = None
     #: As in `Wait`.
-    look: float = LONGEST_WAIT
+    recheck: float = MAX_WAIT
 
 
 class Decline(Struct, frozen=True):

@@ -19,7 +19,7 @@ from durable.records import (
     Status,
     StepRecord,
     parse,
-    set_aside,
+    places_set_aside,
 )
 
 
@@ -54,7 +54,7 @@ class Journal:
         # The one of them that no other has been beside.
         self._alone: Call | None = None
         # Whether a call was left without a record: a replay may take another way from here on.
-        self._left_untold = False
+        self._left_unrecorded = False
         self._ambiguous: set[str] = set()
         # Keys of which a record was set aside: asked for again, they are not new.
         self._forgotten: set[str] = set()
@@ -77,7 +77,7 @@ class Journal:
         seqs: dict[str, int] = {}
         off_path: set[str] = set()
         left: dict[str, StepRecord] = {}
-        gone = set_aside(records, run_id=self.run_id)
+        gone = places_set_aside(records, run_id=self.run_id)
         for seq, key, kind, text, _at, _epoch in records:
             if seq > self.next_seq:
                 # One is missing, which a fail-over to an older prefix has lost: what follows it says nothing about order.
@@ -131,7 +131,7 @@ class Journal:
         if record.left is not None:
             left[key] = record
         if record.signal is not None:
-            self.receive(record.name, record.signal)
+            self.take_signal(record.name, record.signal)
         if record.concurrent:
             self._concurrent = True
         if record.unordered:
@@ -174,7 +174,7 @@ class Journal:
             self._repeats[name] = repeat
             key = name if repeat == 1 else f"{name}#{repeat}"
         call = Call(key, name, fingerprint, auto, beside, kind, at_most_once, cleanup, self.next_seq)
-        if self._left_untold or amid is not None:
+        if self._left_unrecorded or amid is not None:
             call.unordered = True
         asked = (name, fingerprint, auto)
         if asked == self._last_asked:  # in a loop of thunks one is kept for all of them
@@ -264,24 +264,24 @@ class Journal:
             difference = f"it was recorded with {recorded}" if recorded else ""
         elif call.key in self._forgotten:
             return None
-        elif self._ordered and call.auto and not (self._concurrent or self._unordered or self._left_untold):
+        elif self._ordered and call.auto and not (self._concurrent or self._unordered or self._left_unrecorded):
             unasked = ", ".join(sorted(map(repr, self._ordered))[:5])
             difference = f"it is new, and comes before recorded steps that have not been asked for ({unasked})"
         else:
             return None
         return Abort(WorkflowDrift(self.run_id, call.key, difference)) if difference else None
 
-    def close(self, call: Call, *, told: bool) -> None:
-        """The call has settled (`told`), or was left without a record."""
+    def close(self, call: Call, *, recorded: bool) -> None:
+        """The call has settled (`recorded`), or was left without a record."""
         if call.opened:
             call.opened = False
             self._open -= 1
             if self._alone is call:
                 self._alone = None
-        if not told:
-            self._left_untold = True
+        if not recorded:
+            self._left_unrecorded = True
 
-    def settled(self, key: str) -> StepRecord | None:
+    def record_of(self, key: str) -> StepRecord | None:
         """What is recorded for a key and to be handed out; None for a step that is to run."""
         return self._settled.get(key)
 
@@ -290,19 +290,19 @@ class Journal:
         self._settled[key] = record
         self._attempted.pop(key, None)
 
-    def received(self, name: str) -> Sequence[int]:
+    def taken_signals(self, name: str) -> Sequence[int]:
         """The numbers of the signals of this name that were received."""
         return self._signals.get(name, ())
 
-    def receive(self, name: str, number: int) -> None:
+    def take_signal(self, name: str, number: int) -> None:
         """A signal is taken: no other call may have it."""
         self._signals.setdefault(name, []).append(number)
 
-    def attempted(self, key: str) -> AttemptRecord | None:
+    def attempt_of(self, key: str) -> AttemptRecord | None:
         """What is known of a step that has not settled."""
         return self._attempted.get(key)
 
-    def attempt(self, key: str, record: AttemptRecord) -> None:
+    def note_attempt(self, key: str, record: AttemptRecord) -> None:
         """The record is committed."""
         self._attempted[key] = record
 
@@ -316,7 +316,7 @@ class Journal:
         """What the run goes back to when it is left now: failed, if it was and nothing has been written since."""
         return Status.FAILED if self._failed_before and self.next_seq == self._written_from else None
 
-    def unused(self) -> tuple[str, ...]:
+    def unused_keys(self) -> tuple[str, ...]:
         """The recorded keys that this execution has not asked for."""
         return tuple(key for key in self._settled if key not in self._asked)
 

@@ -12,10 +12,11 @@ from durable.errors import DurableError, InvalidArgument
 
 RENEWALS_PER_LEASE: Final = 3  # two renewals in a row may fail before the lease is in danger
 # Below this, a round trip and a pause of the garbage collector are no longer small beside a third.
-SHORTEST: Final = 0.5
-LONGEST: Final = 86_400.0
-LONGEST_WAIT: Final = 1.0  # seconds of a wait, after which the lease is looked at
-LOOK_EVERY: Final = 0.5  # seconds between two questions whether runs that wait were cancelled, one for all of a process
+MIN_LEASE: Final = 0.5
+MAX_LEASE: Final = 86_400.0
+MAX_WAIT: Final = 1.0  # seconds of a wait, after which the lease is looked at
+# Seconds between two questions whether runs that wait were cancelled, one for all of a process.
+CANCELLATION_POLL: Final = 0.5
 
 # Two clocks are slewed by up to 500 ppm each (NTP), and may run apart by twice that. By so much sooner a lease ends here.
 _SURE: Final = 1.0 - 0.001
@@ -73,24 +74,24 @@ class Lease:
     def __repr__(self) -> str:
         return f"<Lease on {self.run_id!r}, epoch {self.epoch}{', lost' if self.lost else ''}>"
 
-    def known(self, records: int, server: str) -> None:
+    def note_stored(self, records: int, server: str) -> None:
         """So many records of the run are stored on this server."""
         self.records, self.server = records, server
         self._counter = itertools.count(records + 1)
 
-    def recorded(self) -> None:
+    def count_record(self) -> None:
         """One more record is stored. From any thread, and in a signal handler: a lease may write in several ways at once.
 
         So without a lock. Of two at once the later may leave behind what the earlier counted, one too few until the next.
         """
         self.records = next(self._counter)
 
-    def renewed(self, sent: float) -> None:
+    def renew(self, sent: float) -> None:
         """A renewal that was sent at `sent` has been acknowledged."""
         self.sent = sent
         self.deadline = sent + self.seconds * _SURE
 
-    def waits(self, elapsed: float) -> None:
+    def note_wait(self, elapsed: float) -> None:
         """The holder waits, at this reading, and will for more than a moment: a cancellation is to be heard soon."""
         begins = not self.is_waiting(elapsed)
         self.waited = elapsed
@@ -99,13 +100,13 @@ class Lease:
 
     def is_waiting(self, elapsed: float) -> bool:
         """Whether the holder waits at this reading: it has said so, as it does each time when it looks again."""
-        return elapsed - self.waited < 2 * LONGEST_WAIT
+        return elapsed - self.waited < 2 * MAX_WAIT
 
-    def due(self) -> float:
+    def renewal_due(self) -> float:
         """When the next renewal should be sent."""
         return self.sent + self.seconds / RENEWALS_PER_LEASE
 
-    def ended(self, elapsed: float) -> str | None:
+    def why_ended(self, elapsed: float) -> str | None:
         """Why the lease no longer holds at this reading, or None while it certainly does."""
         if self.lost is not None:
             return self.lost
@@ -114,11 +115,11 @@ class Lease:
         return None
 
 
-def checked_seconds(seconds: object) -> float:
+def check_seconds(seconds: object) -> float:
     """`seconds`, when it can be the length of a lease; else `InvalidArgument`."""
     duration = to_seconds("lease", seconds)
-    if not SHORTEST <= duration <= LONGEST:  # neither is NaN
+    if not MIN_LEASE <= duration <= MAX_LEASE:  # neither is NaN
         raise InvalidArgument(
-            f"lease must be between {SHORTEST} seconds and a day ({LONGEST} seconds), not {show(seconds)}"
+            f"lease must be between {MIN_LEASE} seconds and a day ({MAX_LEASE} seconds), not {show(seconds)}"
         )
     return duration

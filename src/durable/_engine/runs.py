@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from durable._engine.causes import blamed, origin, tags_of
+from durable._engine.causes import origin_key, origin_keys, tags_of
 from durable._engine.decisions import (
     Admission,
     Claim,
@@ -54,13 +54,13 @@ from durable.records import (
     Status,
     parse,
     render,
-    undecided,
+    undecided_keys,
 )
 
-_MOST_TURNS: Final = 20
+_MAX_TURNS: Final = 20
 
 
-def admitted(
+def admit(
     claim: Claim,
     reply: ClaimReply,
     *,
@@ -79,16 +79,16 @@ def admitted(
     granted = reply.lease if isinstance(reply, Granted) else None
     if isinstance(reply, Granted) and reply.problem is not None:
         return Decline(reply.problem, granted)
-    mismatch = None if header is None else _mismatch(claim, header)
+    mismatch = None if header is None else _find_mismatch(claim, header)
     if mismatch is not None and not (migrates and isinstance(mismatch, VersionMismatch)):
         return Decline(mismatch, granted)
     if mismatch is not None and granted is not None:  # another version came between two of the claim's statements
         return ClaimAgain(0.0, claim, granted)
     if isinstance(mismatch, VersionMismatch) and isinstance(reply, Refused) and reply.owner is None:
         patient = waits and (wait_timeout is None or waited < wait_timeout)
-        return Migrate(mismatch) if patient or polls < _MOST_TURNS else _turns(claim)
-    if header is not None and _ended(header):
-        result = _last(reply.records, Kind.RESULT)
+        return Migrate(mismatch) if patient or polls < _MAX_TURNS else _decline_turns(claim)
+    if header is not None and _has_ended(header):
+        result = _last_of(reply.records, Kind.RESULT)
         if granted is not None:  # completed between two of the claim's statements: give the lease back, ask again
             return ClaimAgain(0.0, claim, granted)
         if result is None:
@@ -96,7 +96,7 @@ def admitted(
                 UnreadableRecord(claim.run_id, "the result", "the run is completed but has no result record")
             )
         return Return(result.text.encode())
-    if granted is not None and header is not None and not executable(claim, header):
+    if granted is not None and header is not None and not is_executable(claim, header):
         return ClaimAgain(0.0, claim, granted)  # stopped between two of the claim's statements, likewise
     if isinstance(reply, Granted):
         if "inputHash" in reply.header.metadata and not any(record.kind == Kind.INPUT for record in reply.records):
@@ -111,36 +111,36 @@ def admitted(
         if wait_timeout is not None and waited >= wait_timeout:
             return Decline(WaitTimedOut(claim.run_id, waited))
         left = math.inf if wait_timeout is None else wait_timeout - waited
-        return ClaimAgain(left, replace(claim, after_failure=False), look=backoff(polls, FIRST_POLL))
+        return ClaimAgain(left, replace(claim, after_failure=False), recheck=backoff(polls, FIRST_POLL))
     if not claim.after_failure and header is not None and header.execution.status == Status.FAILED:
-        return _stored_failure(claim, reply)
+        return _reraise_stored(claim, reply)
     if not claim.after_failure and header is not None and header.execution.status == Status.CANCELLED:
         return Decline(RunCancelled(claim.run_id))
     if header is not None and _is_undecided(header):
-        return _undecided(claim, reply)
+        return _decline_undecided(claim, reply)
     if header is None and not claim.create:
         problem = "its workflow takes an input, none was given, and no run of this id is stored that has one"
         return Decline(InvalidArgument(f"run {claim.run_id!r}: {problem}: pass input="))
-    if polls >= _MOST_TURNS and not waits:
-        return _turns(claim)
+    if polls >= _MAX_TURNS and not waits:
+        return _decline_turns(claim)
     # Taken when the claim looked and free when its reply was read: nothing stands in the way of asking once more.
     return ClaimAgain(backoff(polls, FIRST_POLL), claim)
 
 
-def _turns(claim: Claim) -> Decline:
+def _decline_turns(claim: Claim) -> Decline:
     return Decline(ConcurrentExecution(claim.run_id, "others, who take turns at it"))
 
 
-def executable(claim: Claim, header: Header | None) -> bool:
+def is_executable(claim: Claim, header: Header | None) -> bool:
     """Whether a claim may execute this run at all, be it held or free. A store asks before it grants a lease."""
     if header is None:
         return claim.create
-    stopped = _stopped(header) and not claim.after_failure
+    stopped = _has_stopped(header) and not claim.after_failure
     undecided = _is_undecided(header) and not claim.amends
-    return not (_ended(header) or stopped or undecided or _mismatch(claim, header))
+    return not (_has_ended(header) or stopped or undecided or _find_mismatch(claim, header))
 
 
-def _stopped(header: Header) -> bool:
+def _has_stopped(header: Header) -> bool:
     """Whether the run has ended without a result, so that `run` may take it up again."""
     return header.execution.status in (Status.FAILED, Status.CANCELLED)
 
@@ -150,34 +150,34 @@ def _is_undecided(header: Header) -> bool:
     return header.execution.status == Status.FAILED and header.execution.needs_decision
 
 
-def _ended(header: Header) -> bool:
+def _has_ended(header: Header) -> bool:
     """Whether the run has a result. What another tool completed has none: its steps are replayed to find it."""
     return header.execution.status == Status.COMPLETED and not is_foreign(header)
 
 
-def _stored_failure(claim: Claim, reply: Refused) -> Admission:
-    failure = _last(reply.records, Kind.FAILURE)
+def _reraise_stored(claim: Claim, reply: Refused) -> Admission:
+    failure = _last_of(reply.records, Kind.FAILURE)
     if failure is None:
         return Decline(UnreadableRecord(claim.run_id, "the failure", "the run has failed but has no failure record"))
     return Reraise(parse(failure.text, FailureRecord, run_id=claim.run_id, where="the failure record").error)
 
 
-def _undecided(claim: Claim, reply: Refused) -> Decline:
-    failure = _last(reply.records, Kind.FAILURE)
-    return Decline(RetryRefused(claim.run_id, () if failure is None else undecided(failure, run_id=claim.run_id)))
+def _decline_undecided(claim: Claim, reply: Refused) -> Decline:
+    failure = _last_of(reply.records, Kind.FAILURE)
+    return Decline(RetryRefused(claim.run_id, () if failure is None else undecided_keys(failure, run_id=claim.run_id)))
 
 
-def _mismatch(claim: Claim, header: Header) -> HistoryError | None:
+def _find_mismatch(claim: Claim, header: Header) -> HistoryError | None:
     """How the stored run is not the one that the claim describes."""
     if header.format_version != FORMAT_VERSION:
         problem = f"its format is {header.format_version} and this library reads {FORMAT_VERSION}"
         return UnreadableRecord(claim.run_id, "the header", problem)
     if not is_foreign(header) and header.workflow_name != claim.workflow:
-        advice = _as_it_was_called(header.workflow_name)
+        advice = _name_advice(header.workflow_name)
         return RunMismatch(claim.run_id, "workflow", repr(header.workflow_name), repr(claim.workflow), advice)
     function = header.metadata.get("workflowFunction")
     if None not in (function, claim.function) and function != claim.function and not is_foreign(header):
-        advice = _as_it_was_called(header.workflow_name)
+        advice = _name_advice(header.workflow_name)
         return RunMismatch(claim.run_id, "function", repr(function), repr(claim.function), advice)
     stored_input = header.metadata.get("inputHash")
     if claim.input_hash is not None and stored_input != claim.input_hash and not is_foreign(header):
@@ -189,45 +189,45 @@ def _mismatch(claim: Claim, header: Header) -> HistoryError | None:
     return None
 
 
-def _as_it_was_called(name: str) -> str:
+def _name_advice(name: str) -> str:
     return (
         f"If this is the same workflow, and its function was moved or renamed, give it the name that it had: "
         f"@durable.workflow(name={name!r})."
     )
 
 
-def _last(records: Sequence[Record], kind: Kind) -> Record | None:
+def _last_of(records: Sequence[Record], kind: Kind) -> Record | None:
     return next((record for record in reversed(records) if record.kind == kind), None)
 
 
-def returned(execution: Execution, value: bytes) -> Conclusion:
+def conclude_return(execution: Execution, value: bytes) -> Conclusion:
     """The workflow returned, and this is the JSON of what it returned."""
     if execution.error is not None:
-        return _aborted(execution, execution.error)
+        return _conclude_abort(execution, execution.error)
     return Finish(Status.COMPLETED, Record(execution.journal.take_seq(), Kind.RESULT, Kind.RESULT, value.decode()))
 
 
-def raised(execution: Execution, exception: Exception, error: ErrorRecord) -> Conclusion:
+def conclude_failure(execution: Execution, exception: Exception, error: ErrorRecord) -> Conclusion:
     """The workflow raised, and this is the exception's record: the failures that led to it are to run again."""
     if execution.error is not None:
-        return _aborted(execution, execution.error)
+        return _conclude_abort(execution, execution.error)
     token, journal = execution.lease.token, execution.journal
-    again = tuple(key for key in blamed(exception, token) if journal.may_run_again(key))
+    again = tuple(key for key in origin_keys(exception, token) if journal.may_run_again(key))
     undecided, kept = journal.drawn_amid(tags_of(exception, token)), journal.take_kept(at_the_end=True)
-    failure = FailureRecord(error, again, step=origin(exception, token), undecided=undecided, kept=kept)
-    return _failed(execution, failure)
+    failure = FailureRecord(error, again, step=origin_key(exception, token), undecided=undecided, kept=kept)
+    return _finish_failed(execution, failure)
 
 
-def left(execution: Execution, exception: BaseException) -> Conclusion:
+def conclude_departure(execution: Execution, exception: BaseException) -> Conclusion:
     """The workflow was left by control flow: ours, a cancellation, or the end of the process."""
     if execution.error is None and isinstance(exception, Unwind):
         execution.abort(exception.error)
     if execution.error is not None and isinstance(exception, Unwind | BaseExceptionGroup):
-        return _aborted(execution, execution.error)
+        return _conclude_abort(execution, execution.error)
     return Release(None, execution.journal.former_status())
 
 
-def _aborted(execution: Execution, error: DurableError) -> Conclusion:
+def _conclude_abort(execution: Execution, error: DurableError) -> Conclusion:
     if isinstance(error, RunCancelled):
         return Release(error, Status.CANCELLED)
     if not isinstance(error, AmbiguousKey):
@@ -235,28 +235,28 @@ def _aborted(execution: Execution, error: DurableError) -> Conclusion:
     # Remembered, since the next execution might otherwise hand one branch's value to the other before it notices.
     named = ErrorRecord(f"{AmbiguousKey.__module__}:{AmbiguousKey.__qualname__}", str(error))
     kept = execution.journal.take_kept(at_the_end=True)
-    return _failed(execution, FailureRecord(named, ambiguous=(error.key,), step=error.key, kept=kept))
+    return _finish_failed(execution, FailureRecord(named, ambiguous=(error.key,), step=error.key, kept=kept))
 
 
-def _failed(execution: Execution, failure: FailureRecord) -> Finish:
+def _finish_failed(execution: Execution, failure: FailureRecord) -> Finish:
     return Finish(Status.FAILED, Record(execution.journal.take_seq(), Kind.FAILURE, Kind.FAILURE, render(failure)))
 
 
-def finished(execution: Execution, finish: Finish, reading: Reading) -> None:
+def emit_finish(execution: Execution, finish: Finish, reading: Reading) -> None:
     """The finish is acknowledged: say so."""
-    if execution.tell is None:
+    if execution.emit is None:
         return
     run_id, at = execution.run_id, reading.at
-    if unused := execution.journal.unused():
-        execution.tell(KeysUnused(run_id, at, unused))
+    if unused := execution.journal.unused_keys():
+        execution.emit(KeysUnused(run_id, at, unused))
     if finish.status is Status.COMPLETED:
-        execution.tell(RunCompleted(run_id, at, execution.workflow, finish.record.text))
+        execution.emit(RunCompleted(run_id, at, execution.workflow, finish.record.text))
     else:
         failure = parse(finish.record.text, FailureRecord, run_id=run_id, where="the failure record")
-        execution.tell(RunFailed(run_id, at, execution.workflow, failure.error.type, failure.again, failure))
+        execution.emit(RunFailed(run_id, at, execution.workflow, failure.error.type, failure.again, failure))
 
 
-def interrupted(execution: Execution, reading: Reading, reason: BaseException) -> None:
+def emit_interruption(execution: Execution, reading: Reading, reason: BaseException) -> None:
     """The run was left without an outcome: say so."""
-    if execution.tell is not None:
-        execution.tell(RunInterrupted(execution.run_id, reading.at, execution.workflow, type(reason).__name__))
+    if execution.emit is not None:
+        execution.emit(RunInterrupted(execution.run_id, reading.at, execution.workflow, type(reason).__name__))

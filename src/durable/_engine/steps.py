@@ -48,7 +48,7 @@ from durable._engine.decisions import (
 )
 from durable._engine.delays import FIRST_POLL, backoff
 from durable._engine.journal import Journal
-from durable._engine.leases import LONGEST_WAIT, Lease
+from durable._engine.leases import MAX_WAIT, Lease
 from durable._engine.lines import write_attempt, write_outcome
 from durable._engine.waits import RESOLUTION, Waits
 from durable.errors import (
@@ -79,7 +79,7 @@ class Execution:
         workflow: str,
         journal: Journal,
         lease: Lease,
-        tell: Callable[[events.RunEvent], object] | None,
+        emit: Callable[[events.RunEvent], object] | None,
         deadline: float | None = None,
     ) -> None:
         self.run_id = journal.run_id
@@ -87,34 +87,34 @@ class Execution:
         self.journal = journal
         self.lease = lease
         #: Takes the events; None where there is no listener, and none are made.
-        self.tell = tell
+        self.emit = emit
         #: A reading of the elapsed-time clock after which no body starts.
         self.deadline = deadline
         #: What the run was aborted with, once it was.
         self.error: DurableError | None = None
         #: Whether the workflow has ended, so that nothing new may begin.
-        self.over = False
+        self.is_over = False
         self._running: dict[str, Call] = {}
         self._waits = Waits()
 
     # -- what a driver asks ---------------------------------------------------------------------------------------
 
     @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether no step is running."""
         return not self._running
 
     @property
-    def keys_running(self) -> tuple[str, ...]:
+    def running_keys(self) -> tuple[str, ...]:
         """The keys of the steps that are running."""
         return tuple(self._running)
 
     @property
-    def committing(self) -> bool:
+    def is_committing(self) -> bool:
         """Whether a checkpoint is on its way."""
         return any(call.phase is Phase.SENDING for call in self._running.values())
 
-    def running(self, call: Call) -> bool:
+    def is_running(self, call: Call) -> bool:
         """Whether a step of this key is running, which `Join` waits for."""
         return call.key in self._running
 
@@ -150,10 +150,10 @@ class Execution:
                 return self._on_acknowledged(call, reading)
             case Asked():
                 return self._on_asked(call, reading)
-            case Raised(error, again_in):
-                if again_in is None:
+            case Raised(error, retry_in):
+                if retry_in is None:
                     return self._settle(call, reading, ok=False, error=error)
-                return self._retry_later(call, reading, error, again_in)
+                return self._retry_later(call, reading, error, retry_in)
             case Received(number, payload):
                 return self._on_received(call, reading, number, payload)
             case Silent():
@@ -181,9 +181,9 @@ class Execution:
             left = (until - reading.at).total_seconds()
         else:
             left = self._waits.end_of_sleep(call, began, until, reading) - reading.elapsed
-        return self.stopped(reading) or (self._wait(left, reading) if left > RESOLUTION else None)
+        return self.abort_if_stopped(reading) or (self._wait(left, reading) if left > RESOLUTION else None)
 
-    def stalled(self, reading: Reading) -> list[events.StepStalled]:
+    def find_stalled(self, reading: Reading) -> list[events.StepStalled]:
         """The steps whose bodies have been silent for too long, each once. Only reads what other threads may change."""
         silent: list[events.StepStalled] = []
         for call in list(self._running.values()):
@@ -199,18 +199,18 @@ class Execution:
             self.error = error
         return Abort(self.error)
 
-    def stopped(self, reading: Reading) -> Abort | None:
+    def abort_if_stopped(self, reading: Reading) -> Abort | None:
         """Why nothing more may be begun."""
-        problem = self.obstacle(reading)
+        problem = self.find_obstacle(reading)
         return None if problem is None else self.abort(problem)
 
-    def obstacle(self, reading: Reading) -> DurableError | None:
+    def find_obstacle(self, reading: Reading) -> DurableError | None:
         """The same, changing nothing: any thread may ask."""
         if self.error is not None:
             return self.error
         if reading.cancelled or self.lease.cancelled:
             return RunCancelled(self.run_id)
-        if reason := self.lease.ended(reading.elapsed):
+        if reason := self.lease.why_ended(reading.elapsed):
             return self.lease.refusal or LeaseLost(self.run_id, reason)
         if self.deadline is not None and reading.elapsed >= self.deadline:
             return DeadlineExceeded(self.run_id)
@@ -225,15 +225,15 @@ class Execution:
             return self._abort(call, reading, self.error)
         if call.refusal is not None:
             return call.refusal
-        record = self.journal.settled(call.key)
+        record = self.journal.record_of(call.key)
         if record is not None:
-            self.journal.close(call, told=True)
-            if self.tell is not None:
-                self.tell(events.StepReplayed(self.run_id, reading.at, call.key, call.name, record))
+            self.journal.close(call, recorded=True)
+            if self.emit is not None:
+                self.emit(events.StepReplayed(self.run_id, reading.at, call.key, call.name, record))
             return Replay(record)
         running = self._running.get(call.key)
         if running is None:
-            if self.over:
+            if self.is_over:
                 return Abort(RunOver(self.run_id, call.name))
             return self._start(call, reading)
         if running is not call:
@@ -243,10 +243,10 @@ class Execution:
         return self._next(call, reading)
 
     def _start(self, call: Call, reading: Reading) -> StepDecision:
-        earlier = self.journal.attempted(call.key)
+        earlier = self.journal.attempt_of(call.key)
         if earlier is not None:
             if earlier.due is None:
-                self.journal.close(call, told=True)
+                self.journal.close(call, recorded=True)
                 return Raise(StepInterrupted(self.run_id, call.key))
             call.attempts = earlier.number
             self._waits.resume(call, earlier.began, earlier.due, reading)
@@ -255,7 +255,7 @@ class Execution:
 
     def _next(self, call: Call, reading: Reading) -> StepDecision:
         """The next thing to do for a running call: wait, say that it begins, or begin."""
-        if (problem := self.obstacle(reading)) is not None:
+        if (problem := self.find_obstacle(reading)) is not None:
             return self._abort(call, reading, problem)
         match call.kind:
             case Plain() | Sleep():
@@ -281,8 +281,8 @@ class Execution:
             call.first = reading.elapsed
         call.phase, call.began, call.stalled = Phase.BODY, reading.elapsed, False
         call.attempts += 1
-        if self.tell is not None:
-            self.tell(events.StepBegan(self.run_id, reading.at, call.key, call.name, call.attempts))
+        if self.emit is not None:
+            self.emit(events.StepBegan(self.run_id, reading.at, call.key, call.name, call.attempts))
         return decision(call.attempts, call.first)
 
     def _listen(self, call: Call, patience: float | None, reading: Reading) -> StepDecision:
@@ -291,17 +291,17 @@ class Execution:
             return Checkpoint(write_attempt(call, self.journal, call.attempts, began, due))
         call.phase = Phase.WAITING
         # A copy: another branch may receive one before this answer is used.
-        return Receive(call.name, tuple(self.journal.received(call.name)))
+        return Receive(call.name, tuple(self.journal.taken_signals(call.name)))
 
     def _on_received(self, call: Call, reading: Reading, number: int, payload: bytes) -> StepDecision:
-        if number in self.journal.received(call.name):  # another branch looked at the same time, and was faster
+        if number in self.journal.taken_signals(call.name):  # another branch looked at the same time, and was faster
             return Wait(0.0)
-        self.journal.receive(call.name, number)
+        self.journal.take_signal(call.name, number)
         call.signal, call.began = number, reading.elapsed
         return self._settle(call, reading, ok=True, value=Raw(payload))
 
     def _on_silent(self, call: Call, reading: Reading) -> StepDecision:
-        if (problem := self.obstacle(reading)) is not None:
+        if (problem := self.find_obstacle(reading)) is not None:
             return self._abort(call, reading, problem)
         left = math.inf if call.due is None else call.due - reading.elapsed
         if left <= RESOLUTION:
@@ -319,23 +319,23 @@ class Execution:
         call.phase, call.attempts, call.record = Phase.WAITING, call.attempts - 1, None
         return self._wait(backoff(call.conflicts + call.lost), reading)
 
-    def _wait(self, seconds: float, reading: Reading, look: float = LONGEST_WAIT) -> Wait:
+    def _wait(self, seconds: float, reading: Reading, recheck: float = MAX_WAIT) -> Wait:
         if self.deadline is not None:
             seconds = min(seconds, self.deadline - reading.elapsed)
-        if seconds > LONGEST_WAIT:
-            self.lease.waits(reading.elapsed)
-        return Wait(seconds, look)
+        if seconds > MAX_WAIT:
+            self.lease.note_wait(reading.elapsed)
+        return Wait(seconds, recheck)
 
     # -- recording ------------------------------------------------------------------------------------------------
 
-    def _retry_later(self, call: Call, reading: Reading, error: ErrorRecord, again_in: float) -> StepDecision:
+    def _retry_later(self, call: Call, reading: Reading, error: ErrorRecord, retry_in: float) -> StepDecision:
         if self.error is not None:
             return self._abort(call, reading, self.error)
         assert call.first is not None, "failed before it began"  # noqa: S101 -- a driver's bug, not an input
-        began, due = self._waits.begin(call, call.first, min(again_in, MAX_SECONDS), reading)
-        if self.tell is not None:
+        began, due = self._waits.begin(call, call.first, min(retry_in, MAX_SECONDS), reading)
+        if self.emit is not None:
             kind = error.type.replace(":", ".")
-            self.tell(events.StepRetrying(self.run_id, reading.at, call.key, call.name, call.attempts, kind, due))
+            self.emit(events.StepRetrying(self.run_id, reading.at, call.key, call.name, call.attempts, kind, due))
         return Checkpoint(write_attempt(call, self.journal, call.attempts, began, due, error))
 
     def _settle(
@@ -357,16 +357,16 @@ class Execution:
     def _on_acknowledged(self, call: Call, reading: Reading) -> StepDecision:
         if call.record is None:
             assert call.attempt is not None, "acknowledged before it was sent"  # noqa: S101 -- a driver's bug, not an input
-            self.journal.attempt(call.key, call.attempt)
-            if self.tell is not None:
-                self.tell(events.StepRemembered(self.run_id, reading.at, call.key, call.name, call.attempt))
+            self.journal.note_attempt(call.key, call.attempt)
+            if self.emit is not None:
+                self.emit(events.StepRemembered(self.run_id, reading.at, call.key, call.name, call.attempt))
             call.phase, call.conflicts, call.lost = Phase.WAITING, 0, 0
             return Wait(0.0)
         self.journal.settle(call.key, call.record)  # first: an interrupt may come, and this be reported again
         del self._running[call.key]
-        self.journal.close(call, told=True)
-        if self.tell is not None:
-            self.tell(events.StepRecorded(self.run_id, reading.at, call.key, call.name, call.record))
+        self.journal.close(call, recorded=True)
+        if self.emit is not None:
+            self.emit(events.StepRecorded(self.run_id, reading.at, call.key, call.name, call.record))
         return Replay(call.record)
 
     # -- leaving --------------------------------------------------------------------------------------------------
@@ -389,6 +389,6 @@ class Execution:
         if self._running.get(call.key) is not call:
             return
         del self._running[call.key]
-        self.journal.close(call, told=False)
-        if self.tell is not None:
-            self.tell(events.StepLeft(self.run_id, reading.at, call.key, call.name, reason))
+        self.journal.close(call, recorded=False)
+        if self.emit is not None:
+            self.emit(events.StepLeft(self.run_id, reading.at, call.key, call.name, reason))

@@ -72,9 +72,9 @@ class AsyncRun(RunShell):
                     return plan.stored_result(value)
                 case Reraise(error):
                     raise plan.stored_failure(error)
-                case ClaimAgain(seconds, claim, lease, look):
+                case ClaimAgain(seconds, claim, lease, recheck):
                     await self._give_back(lease)
-                    await self._clock.asleep(seconds, look)
+                    await self._clock.asleep(seconds, recheck)
                     polls += 1
                 case Migrate(mismatch):
                     await self._migrate(mismatch)
@@ -102,16 +102,16 @@ class AsyncRun(RunShell):
                 await driver.check_awaited()
                 end.on_return(plan, value)
             except Exception as exception:
-                execution.over = True
+                execution.is_over = True
                 await driver.check_awaited(exception)
                 end.on_raise(plan, exception)
-            execution.over = True
+            execution.is_over = True
             await driver.drain()
         except BaseException as exception:
             end.on_exit(exception)
             await driver.settle(PATIENCE, exception)
         finally:
-            execution.over = True
+            execution.is_over = True
             leave(token)
         match end.conclusion(execution):
             case Finish(status, record) as finish:

@@ -106,10 +106,10 @@ class AsyncDriver(Driver):
 
     async def drain(self) -> None:
         """Wait until no step is running."""
-        while not self._execution.idle:
+        while not self._execution.is_idle:
             try:
                 async with asyncio.timeout(self._execution.lease.seconds):
-                    while not self._execution.idle:
+                    while not self._execution.is_idle:
                         await self._wait_for_change()
             except TimeoutError:
                 self._warn_still_running()
@@ -125,7 +125,7 @@ class AsyncDriver(Driver):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await asyncio.sleep(0)  # a task that has not begun ends in this turn
-                while self._execution.committing:
+                while self._execution.is_committing:
                     await self._wait_for_change()
 
     def call(self, name: str, key: str | None, body: Body, amid: InFlight | None = None) -> Coroutine[Any, Any, Any]:
@@ -183,8 +183,8 @@ class AsyncDriver(Driver):
                         return self._hand_out(call, record, body)
                     case AttemptInTransaction(number, began):
                         outcome = await self._transact(call, Attempt(number, began), body)
-                    case Wait(seconds, look):
-                        await self.clock.asleep(seconds, look)
+                    case Wait(seconds, recheck):
+                        await self.clock.asleep(seconds, recheck)
                         outcome = ASKED
                     case Receive(signal, taken):
                         outcome = await self._receive(signal, taken)
@@ -231,7 +231,7 @@ class AsyncDriver(Driver):
         while room is not None:
             await room
             room = self._store.aio.room()
-        if stop := self._execution.stopped(self._reading()):
+        if stop := self._execution.abort_if_stopped(self._reading()):
             raise self.exit_error(stop.error)
 
     async def _transact(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
@@ -313,8 +313,8 @@ class AsyncDriver(Driver):
         until = await self._drive(call, body)
         while True:
             match self._next_rest(call, until):
-                case Wait(seconds, look):
-                    await self.clock.asleep(seconds, look)
+                case Wait(seconds, recheck):
+                    await self.clock.asleep(seconds, recheck)
                 case Abort(error):
                     raise self.exit_error(error)
                 case None:
@@ -323,7 +323,7 @@ class AsyncDriver(Driver):
                     assert_never(never)
 
     async def _join(self, call: Call) -> None:
-        while self._execution.running(call):
+        while self._execution.is_running(call):
             await self._wait_for_change()
 
     def _abandon(self, call: Call, reason: BaseException) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from durable._common.boundary import public
 from durable._common.checks import check_flag, check_name
-from durable._engine.cuts import Cut, aside, retried
+from durable._engine.cuts import Cut, aside_record, cut_for_retry
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
 from durable._runtime.forms import Coroutines, at_once, call_now
@@ -176,10 +176,10 @@ class _Retry:
         self._decide(header, records)
         if self._dry_run or (not self._cut.keys and header.execution.status == Status.RUNNING):
             return None
-        return aside(self._cut, records, self._from_step)
+        return aside_record(self._cut, records, self._from_step)
 
     def _decide(self, header: Header, records: Sequence[Record]) -> None:
-        self._cut = retried(self.run_id, header, records, self._from_step, even_effects=self._even_effects)
+        self._cut = cut_for_retry(self.run_id, header, records, self._from_step, even_effects=self._even_effects)
 
 
 def _checked_retry(id: object, from_step: object, *, even_effects: object, dry_run: object) -> _Retry:

@@ -18,7 +18,7 @@ from durable._common.checks import check_name
 from durable._common.durations import show
 from durable._common.reports import call_listener, report, say
 from durable._engine.calls import Call
-from durable._engine.causes import InFlight, in_flight, marked
+from durable._engine.causes import InFlight, in_flight, tag_origin
 from durable._engine.decisions import (
     Abort,
     Acknowledged,
@@ -35,7 +35,7 @@ from durable._engine.decisions import (
     Unstorable,
     Wait,
 )
-from durable._engine.leases import LONGEST_WAIT
+from durable._engine.leases import MAX_WAIT
 from durable._engine.steps import Execution
 from durable._runtime.bodies import Body
 from durable._runtime.context import Frame, Running, current_frame, enter, leave
@@ -96,7 +96,7 @@ class Driver:
         self._cancel = cancel
         self._before = sys.exception()  # what the caller of `run` is handling has nothing to do with the workflow
         self._open: dict[Call, tuple[Transaction, Attempt]] = {}
-        self._timeless = _TIMELESS if execution.tell is None else frozenset[type[StepOutcome]]()
+        self._timeless = _TIMELESS if execution.emit is None else frozenset[type[StepOutcome]]()
 
     @property
     def run_id(self) -> str:
@@ -113,18 +113,18 @@ class Driver:
 
     def exit_error(self, error: DurableError) -> BaseException:
         """What a call raises where the run must not go on: `Unwind`, or the error itself once the workflow has ended."""
-        return copy.copy(error) if self._execution.over else Unwind(error)
+        return copy.copy(error) if self._execution.is_over else Unwind(error)
 
     def report_stalls(self) -> None:
         """Report the bodies that have been running for too long; called by the heartbeat's thread."""
-        for event in self._execution.stalled(Reading(self.clock.now(), self.clock.elapsed())):
+        for event in self._execution.find_stalled(Reading(self.clock.now(), self.clock.elapsed())):
             message = "run %r: step %r has been running for %.0f s"
             report(_log, logging.WARNING, message, event.run_id, event.key, event.seconds)
-            if (tell := self._execution.tell) is not None:  # a listener that takes its time must not cost a lease
-                call_listener(tell, event)
+            if (emit := self._execution.emit) is not None:  # a listener that takes its time must not cost a lease
+                call_listener(emit, event)
 
     def _warn_still_running(self) -> None:
-        keys = ", ".join(self._execution.keys_running)
+        keys = ", ".join(self._execution.running_keys)
         message = "run %r has ended but for its running steps, and waits for them: %s"
         say(_log, logging.WARNING, message, self._execution.run_id, keys)
 
@@ -227,8 +227,8 @@ class Driver:
 
     def _begin_and_call(self, call: Call, attempt: Attempt, body: Body, transaction: Transaction) -> StepOutcome:
         try:
-            while not transaction.begin(LONGEST_WAIT):
-                if self._execution.obstacle(self._reading()) is not None:
+            while not transaction.begin(MAX_WAIT):
+                if self._execution.find_obstacle(self._reading()) is not None:
                     return ASKED
         except RolledBack as undone:
             return self._as_undone(call, undone, attempt, body)
@@ -328,4 +328,4 @@ class Driver:
         original, call.original = call.original, None
         if original is not None:  # as on a replay, with the live frames for a debugger
             BaseException.with_traceback(exception, traceback_of(original))  # a class may define its own
-        raise marked(exception, self._execution.lease.token, call.key)
+        raise tag_origin(exception, self._execution.lease.token, call.key)

@@ -46,11 +46,11 @@ class Ending:
 
     def conclusion(self, execution: Execution) -> Conclusion:
         if isinstance(self.exception, Exception) and self._error is not None:
-            conclusion = runs.raised(execution, self.exception, self._error)
+            conclusion = runs.conclude_failure(execution, self.exception, self._error)
         elif self.exception is not None:
-            conclusion = runs.left(execution, self.exception)
+            conclusion = runs.conclude_departure(execution, self.exception)
         else:
-            conclusion = runs.returned(execution, self._value)
+            conclusion = runs.conclude_return(execution, self._value)
         if (error := execution.error) is not None:
             if self.exception is not None and not isinstance(self.exception, Exception):
                 error.__traceback__ = self.exception.__traceback__  # it shows where the workflow was left
@@ -59,7 +59,7 @@ class Ending:
 
     def outcome(self, plan: Plan, execution: Execution, finish: Finish) -> Any:
         """The end is committed: what the caller of `run` gets."""
-        runs.finished(execution, finish, plan.reading())
+        runs.emit_finish(execution, finish, plan.reading())
         if execution.error is not None:
             raise execution.error from None
         if self.exception is not None:
@@ -70,5 +70,5 @@ class Ending:
         """The run has no outcome: what the caller of `run` gets."""
         reason = error or self.exception
         assert reason is not None  # noqa: S101 -- a run is released for a reason
-        runs.interrupted(execution, plan.reading(), reason)
+        runs.emit_interruption(execution, plan.reading(), reason)
         return reason

@@ -19,7 +19,7 @@ from durable._common.durations import Duration, to_seconds, to_utc
 from durable._engine import runs
 from durable._engine.decisions import Admission, Claim, ClaimReply, Decline, Granted, Reading
 from durable._engine.journal import Journal
-from durable._engine.leases import checked_seconds
+from durable._engine.leases import check_seconds
 from durable._engine.steps import Execution
 from durable._runtime.context import Driver, Running, current_frame
 from durable._runtime.deps import bind_deps
@@ -39,7 +39,7 @@ from durable.errors import (
     RetryRefused,
     VersionMismatch,
 )
-from durable.events import LeaseTaken, RunBegan, RunEvent, RunReturned, safely
+from durable.events import LeaseTaken, RunBegan, RunEvent, RunReturned, notify
 from durable.records import ErrorRecord
 from durable.snapshots import Snapshot
 from durable.stores import MemoryStore
@@ -110,7 +110,7 @@ class Plan(Struct, frozen=True, eq=False):
     def emit(self, event: RunEvent) -> None:
         """Hand the event to the listener, if there is one."""
         if self.options.on_event is not None:
-            safely(self.options.on_event, event)
+            notify(self.options.on_event, event)
 
     def reading(self) -> Reading:
         """A reading of the clock."""
@@ -145,7 +145,7 @@ class Plan(Struct, frozen=True, eq=False):
             waits, wait_timeout = options.on_conflict == "wait", options.wait_timeout
             wait_timeout = None if wait_timeout is None else to_seconds("wait_timeout", wait_timeout)
             migrates = options.on_version_mismatch not in (None, "raise")
-            return runs.admitted(
+            return runs.admit(
                 claim, reply, waits=waits, wait_timeout=wait_timeout, waited=waited, polls=polls, migrates=migrates
             )
         except HistoryError as error:
@@ -219,7 +219,7 @@ def plan_run(
         workflow=name,
         function=function,
         version=options.version,
-        seconds=checked_seconds(options.lease),
+        seconds=check_seconds(options.lease),
         input=text,
         input_hash=None if text is None else codec.fingerprint(input, what="the input"),
         metadata=metadata,

@@ -69,9 +69,9 @@ class BlockingRun(RunShell):
                     return plan.stored_result(value)
                 case Reraise(error):
                     raise plan.stored_failure(error)
-                case ClaimAgain(seconds, claim, lease, look):
+                case ClaimAgain(seconds, claim, lease, recheck):
                     self._give_back(lease)
-                    self._clock.sleep(seconds, look)
+                    self._clock.sleep(seconds, recheck)
                     polls += 1
                 case Migrate(mismatch):
                     self._migrate(mismatch)
@@ -99,16 +99,16 @@ class BlockingRun(RunShell):
                 driver.check_awaited()
                 end.on_return(plan, value)
             except Exception as exception:
-                execution.over = True
+                execution.is_over = True
                 driver.check_awaited(exception)
                 end.on_raise(plan, exception)
-            execution.over = True
+            execution.is_over = True
             driver.drain()
         except BaseException as exception:
             end.on_exit(exception)
             driver.settle(PATIENCE, exception)
         finally:
-            execution.over = True
+            execution.is_over = True
             leave(token)
         match end.conclusion(execution):
             case Finish(status, record) as finish:

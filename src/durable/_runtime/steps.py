@@ -70,12 +70,12 @@ class BlockingDriver(Driver):
 
     def drain(self) -> None:
         """Wait until no step is running."""
-        while not self._wait_until(lambda: self._execution.idle, self._execution.lease.seconds):
+        while not self._wait_until(lambda: self._execution.is_idle, self._execution.lease.seconds):
             self._warn_still_running()
 
     def settle(self, seconds: float, _: BaseException) -> None:
         """Wait until no checkpoint is on its way, `seconds` at most."""
-        self._wait_until(lambda: not self._execution.committing, seconds)
+        self._wait_until(lambda: not self._execution.is_committing, seconds)
 
     def call(self, name: str, key: str | None, body: Body, amid: InFlight | None = None) -> Any:
         """The step's value. `amid`: the exception in flight where `step.map` was called, for calls on other threads."""
@@ -117,8 +117,8 @@ class BlockingDriver(Driver):
                         return self._hand_out(call, record, body)
                     case AttemptInTransaction(number, began):
                         outcome = self._transact(call, Attempt(number, began), body)
-                    case Wait(seconds, look):
-                        self.clock.sleep(seconds, look)
+                    case Wait(seconds, recheck):
+                        self.clock.sleep(seconds, recheck)
                         outcome = ASKED
                     case Receive(signal, taken):
                         outcome = self._receive(signal, taken)
@@ -195,8 +195,8 @@ class BlockingDriver(Driver):
         until = self._drive(call, body)
         while True:
             match self._next_rest(call, until):
-                case Wait(seconds, look):
-                    self.clock.sleep(seconds, look)
+                case Wait(seconds, recheck):
+                    self.clock.sleep(seconds, recheck)
                 case Abort(error):
                     raise self.exit_error(error)
                 case None:
@@ -205,7 +205,7 @@ class BlockingDriver(Driver):
                     assert_never(never)
 
     def _join(self, call: Call) -> None:
-        self._wait_until(lambda: not self._execution.running(call))
+        self._wait_until(lambda: not self._execution.is_running(call))
 
     def _abandon(self, call: Call, reason: BaseException) -> None:
         self._forsake(call)

@@ -17,7 +17,7 @@ from durable.records import (
     Status,
     StepRecord,
     parse,
-    set_aside,
+    places_set_aside,
 )
 from durable.snapshots._documents import (
     UNNAMED,
@@ -37,7 +37,7 @@ __all__ = ["foreign_failures", "journal_of", "merge_journal", "snapshot_of", "wi
 def snapshot_of(header: Header, records: Iterable[Record], *, run_id: str) -> Snapshot:
     """A run's header and journal as a snapshot: of each key the latest record that was not set aside."""
     records = tuple(records)
-    gone = set_aside(records, run_id=run_id)
+    gone = places_set_aside(records, run_id=run_id)
     seqs: dict[str, int] = {}
     steps: dict[str, StepRecord] = {}
     attempts: dict[str, AttemptRecord] = {}

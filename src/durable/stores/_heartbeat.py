@@ -12,7 +12,7 @@ from typing import Final
 from durable._common.locks import locked
 from durable._common.reports import report
 from durable._common.threads import start_daemon, wait_for
-from durable._engine.leases import LOOK_EVERY, Lease
+from durable._engine.leases import CANCELLATION_POLL, Lease
 from durable.clocks import Clock
 
 _MIN_PAUSE: Final = 0.05  # seconds, after a turn that failed
@@ -102,7 +102,9 @@ class Heartbeat:
         leases = [lease for lease, alive in kept if self._is_alive(lease, alive)]
         if not leases:
             return True
-        self._next_look = max(self._next_look, self._clock.elapsed() + LOOK_EVERY)  # a renewal is as good as a look
+        self._next_look = max(
+            self._next_look, self._clock.elapsed() + CANCELLATION_POLL
+        )  # a renewal is as good as a look
         sent = self._clock.elapsed()
         try:
             standing = self._renew(leases)
@@ -114,7 +116,7 @@ class Heartbeat:
             if lease.token not in standing:
                 self._mark_lost(lease)
             elif standing[lease.token]:
-                lease.renewed(sent)
+                lease.renew(sent)
         return all(standing.values())
 
     def _is_alive(self, lease: Lease, alive: Callable[[], bool]) -> bool:
@@ -153,14 +155,14 @@ class Heartbeat:
         """Ask which of the waiting runs were cancelled."""
         now = self._clock.elapsed()
         waiting = [lease for lease, _ in self._list_kept() if lease.is_waiting(now) and not lease.cancelled]
-        self._next_look = now + LOOK_EVERY
+        self._next_look = now + CANCELLATION_POLL
         try:
             if waiting:
                 self._look(waiting)
         except Exception as problem:
             kind = type(problem).__name__
             report(_log, logging.DEBUG, "%d runs that wait could not be looked at (%s)", len(waiting), kind)
-            self._next_look = now + 10 * LOOK_EVERY
+            self._next_look = now + 10 * CANCELLATION_POLL
 
     def _on_failure(self, problem: Exception) -> None:
         report(_log, logging.ERROR, "the heartbeat failed, and goes on", problem=problem)
@@ -196,4 +198,4 @@ class Heartbeat:
         self._pause = 0.0 if self.beat() else shortest * _RETRY
 
     def _earliest_due(self) -> float:
-        return min(lease.due() for lease, _ in self._kept.values())
+        return min(lease.renewal_due() for lease, _ in self._kept.values())

@@ -20,7 +20,7 @@ from durable._common.locks import locked
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.headers import blank_header, claim_header, is_foreign, stamp_header
 from durable._engine.leases import Lease
-from durable._engine.runs import executable
+from durable._engine.runs import is_executable
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, as_codec
 from durable.errors import ConcurrentExecution, DurableError, InvalidArgument, LeaseLost, RunCancelled
@@ -143,7 +143,7 @@ class MemoryStore:
         sent = self.clock.elapsed()
         run = self._runs.get(claim.run_id) or _Run()
         held = run.token is not None and run.expires > sent
-        if held or not executable(claim, run.header):
+        if held or not is_executable(claim, run.header):
             endings = [record for record in _in_order(run) if record.kind in (Kind.RESULT, Kind.FAILURE)]
             return Refused(run.header, endings, "this process" if held else None, run.expires - sent if held else None)
         header = run.header or blank_header()

@@ -24,7 +24,7 @@ from durable.events import (
     StepReplayed,
     StepRetrying,
     StepStalled,
-    safely,
+    notify,
 )
 from durable.records import StepRecord
 
@@ -67,7 +67,7 @@ def all_of(*listeners: Listener) -> Listener:
 
     def listener(event: RunEvent) -> None:
         for each in listeners:
-            safely(each, event)
+            notify(each, event)
 
     return listener
 

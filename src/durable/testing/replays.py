@@ -137,7 +137,7 @@ class _Walk:
 
     def come_to(self, execution: Execution, call: Call) -> None:
         """A step is called; the walk ends here if it has no record."""
-        if call.refusal is None and execution.error is None and execution.journal.settled(call.key) is not None:
+        if call.refusal is None and execution.error is None and execution.journal.record_of(call.key) is not None:
             if call.key not in self.replayed:
                 self.replayed.append(call.key)
         elif call.refusal is None and not isinstance(execution.error, HistoryError):
@@ -214,7 +214,7 @@ class _Record(MemoryStore):
 
     def _report(self, drift: DurableError | None, **end: Any) -> Replayed:
         walk = self._walk
-        unused = () if walk.execution is None else walk.execution.journal.unused()
+        unused = () if walk.execution is None else walk.execution.journal.unused_keys()
         return Replayed(self._run_id, drift, tuple(walk.replayed), unused, tuple(walk.next), **end)
 
     @property

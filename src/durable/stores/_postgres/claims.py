@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, Final
 
-from durable._engine.batches import MOST_BYTES, MOST_RECORDS
+from durable._engine.batches import MAX_BYTES, MAX_RECORDS
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.headers import blank_header, open_header
 from durable._engine.leases import Lease
-from durable._engine.runs import executable
+from durable._engine.runs import is_executable
 from durable.errors import DurableError
 from durable.records import Kind, Record
 from durable.snapshots import header_and_records
@@ -69,7 +69,7 @@ class Found:
         self.is_long = exists and document is None
         self.records: list[Record] = []
         self.place: int | None = None
-        self.size = MOST_BYTES  # of the next page, about
+        self.size = MAX_BYTES  # of the next page, about
         self.server = server
         self.lease: Lease | None = None
         self._standing = (owner, expires_in) if token is not None and expires_in > 0 else (None, None)
@@ -93,8 +93,8 @@ class Found:
         """One more page, as rows of `read_journals`."""
         self.place = None
         for number, (_, _, seq, key, kind, text, at, epoch, size) in enumerate(rows):
-            if text is None or number == MOST_RECORDS:
-                self.place, self.size = seq, max(MOST_BYTES, size)
+            if text is None or number == MAX_RECORDS:
+                self.place, self.size = seq, max(MAX_BYTES, size)
                 return
             self.records.append(read_record(seq, key, kind, text, at, epoch))
 
@@ -110,7 +110,7 @@ class Found:
         except DurableError:
             return False
         seen, claiming.free_at = claiming.free_at, self._free_at
-        return seen in (_NEVER, self._free_at) and executable(claiming.claim, header)
+        return seen in (_NEVER, self._free_at) and is_executable(claiming.claim, header)
 
     def reply(self) -> ClaimReply:
         """The reply to the claim, or its error raised."""
@@ -122,7 +122,7 @@ class Found:
                 problem = problem or unreadable
         if self.lease is not None:
             known = header or blank_header(self.workflow)
-            self.lease.known(len(self.records), self.server)
+            self.lease.note_stored(len(self.records), self.server)
             return Granted(self.lease, known, told + self.records, problem=problem)
         if problem is not None:
             raise problem

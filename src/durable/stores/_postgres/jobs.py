@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from durable._engine.batches import SLOWEST, Verb, latest_under
+from durable._engine.batches import MIN_SPEED, Verb, reply_deadline
 from durable._engine.leases import Lease
 from durable.records import Record, Status
 from durable.stores._postgres.claims import Claiming, Found
@@ -45,14 +45,14 @@ def claim_job(payload: Claiming, deadline: float) -> Job:
     """A job that begins a run. Its answer is what it has `Found`."""
     claim = payload.claim
     size = len(claim.input or b"") + 2 * _OVERHEAD
-    deadline += size / SLOWEST
+    deadline += size / MIN_SPEED
     return Job(Verb.CLAIM, claim.run_id, size, deadline, what=f"the claim of run {claim.run_id!r}", payload=payload)
 
 
 def read_job(found: Found, deadline: float) -> Job:
     """A job that reads more of what a claim has found, and adds it there."""
     lease, size = found.lease, found.size
-    latest = deadline + size / SLOWEST if lease is None else latest_under(lease, size)
+    latest = deadline + size / MIN_SPEED if lease is None else reply_deadline(lease, size)
     return Job(Verb.READ, found.run_id, size, latest, lease, what="the reading of its journal", payload=found)
 
 
@@ -68,7 +68,7 @@ def checkpoint_job(lease: Lease, record: Record) -> Job:
         Verb.CHECKPOINT,
         lease.run_id,
         size,
-        latest_under(lease, size),
+        reply_deadline(lease, size),
         lease,
         what=f"step {record.key!r}",
         payload=Writing(lease, record, random.getrandbits(63)),
@@ -79,7 +79,7 @@ def settle_job(checkpoint: Job) -> Job:
     """A job that finds out what became of a checkpoint, and changes nothing: whether it is there."""
     lease: Lease = checkpoint.payload.lease
     what, payload = checkpoint.what, checkpoint.payload
-    return Job(Verb.SETTLE, lease.run_id, _OVERHEAD, latest_under(lease), lease, what=what, payload=payload)
+    return Job(Verb.SETTLE, lease.run_id, _OVERHEAD, reply_deadline(lease), lease, what=what, payload=payload)
 
 
 def finish_job(lease: Lease, status: Status, record: Record) -> Job:
@@ -89,7 +89,7 @@ def finish_job(lease: Lease, status: Status, record: Record) -> Job:
         Verb.FINISH,
         lease.run_id,
         size,
-        latest_under(lease, size),
+        reply_deadline(lease, size),
         lease,
         what=f"the run's end ({status})",
         payload=Writing(lease, record, random.getrandbits(63), status),

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from durable._engine import batches
-from durable._engine.batches import MOST_BYTES, MOST_RECORDS, Verb
+from durable._engine.batches import MAX_BYTES, MAX_RECORDS, Verb
 from durable._engine.leases import Lease
 from durable.clocks import Clock
 from durable.errors import DurableError, LeaseLost, RecordsLost
@@ -99,8 +99,8 @@ class Statements:
             "ids": [claiming.row for claiming in claimings],
             "randoms": [claiming.random for claiming in claimings],
             "places": [_BEFORE_ALL for _ in claimings],
-            "most": batches.page(len(jobs)),
-            "rows": MOST_RECORDS + 1,
+            "most": batches.page_bytes(len(jobs)),
+            "rows": MAX_RECORDS + 1,
         }
         with _transaction(session):
             session.queue(self._sql["take_leases"], values)
@@ -132,8 +132,8 @@ class Statements:
                 "ids": [found.row],
                 "randoms": [found.random],
                 "places": [found.place],
-                "most": MOST_BYTES,
-                "rows": MOST_RECORDS + 1,
+                "most": MAX_BYTES,
+                "rows": MAX_RECORDS + 1,
             }
             rows = session.execute(self._sql["read_journals"], values).fetchall()
             if not rows or (found.lease is not None and not rows[0][1]):
@@ -159,7 +159,7 @@ class Statements:
         standing: dict[str, bool] = dict(session.execute(self._sql["renew"], columns).fetchall())
         for lease in leases:
             if standing.get(lease.token):
-                lease.renewed(sent)
+                lease.renew(sent)
         return [None if standing.get(lease.token) else LeaseLost(lease.run_id, _OVER) for lease in leases]
 
     def _checkpoint(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
@@ -193,7 +193,7 @@ class Statements:
                 lease.token.encode(),
             )
             if session.execute_write(self._checkpoint_one, row) == 1:
-                lease.recorded()
+                lease.count_record()
                 return (None,)
             return _counted(jobs, self._fates(session, jobs, "read_leases"))
         rows = [_Row(n, *_columns(job.payload), Raw(job.payload.record.text.encode())) for n, job in enumerate(jobs)]
@@ -283,7 +283,7 @@ def _counted(jobs: Sequence[Job], answers: Sequence[Any]) -> Sequence[Any]:
     if jobs[0].verb is Verb.CHECKPOINT:
         for job, answer in zip(jobs, answers, strict=True):
             if answer is None:
-                job.payload.lease.recorded()
+                job.payload.lease.count_record()
     return answers
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.rows import tuple_row
 
-from durable._engine.batches import LARGE, Verb
+from durable._engine.batches import MAX_SHARED_BYTES, Verb
 from durable._engine.leases import RENEWALS_PER_LEASE, Lease
 from durable.clocks import Clock
 from durable.errors import DurableError, RunCancelled
@@ -74,7 +74,7 @@ class Process:
         ended: a claim may, of a run whose last owner stands still in the midst of one. So claims wait for claims only. And
         these not for what of a claim is long: an input that it brings, a journal that it finds.
         """
-        verb, is_large = job.verb, job.size > LARGE
+        verb, is_large = job.verb, job.size > MAX_SHARED_BYTES
         if verb is Verb.CHECKPOINT:  # as almost always
             return self._large if is_large else self._small
         if verb is Verb.CLAIM or verb is Verb.READ:

@@ -306,11 +306,11 @@ class PostgresStore(SnapshotVerbs):
     def reading(self, found: Found, alive: Callable[[], bool]) -> Job | None:
         """What is to be done before the reply to a claim is whole; None when it is, or when nobody waits for it any more."""
         now, lease = self.clock.elapsed(), found.lease
-        if lease is not None and lease.ended(now) is not None and lease.lost is None:
+        if lease is not None and lease.why_ended(now) is not None and lease.lost is None:
             return renew_job(lease, now + lease.seconds)  # what was long in coming may be in time all the same
         if found.is_whole:
             return None
-        if lease is not None and (problem := lease.ended(now)) is not None:
+        if lease is not None and (problem := lease.why_ended(now)) is not None:
             raise LeaseLost(lease.run_id, problem)
         if not alive():
             raise StoreUnavailable(self.process.connections.where, "nobody waits any more for what is read")

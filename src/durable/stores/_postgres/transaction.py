@@ -21,7 +21,7 @@ import psycopg
 from durable._common.boundary import calls_out
 from durable._common.locks import locked
 from durable._engine import batches
-from durable._engine.batches import Entry, Verb, Verdict, latest_under
+from durable._engine.batches import Entry, Verb, Verdict, reply_deadline
 from durable._engine.delays import backoff
 from durable._engine.leases import Lease
 from durable.errors import (
@@ -167,7 +167,7 @@ class PostgresTransaction:
             self._epoch,
         )
         now = owner.clock.elapsed()
-        watchdog.watch(session.connection, now + batches.silence(job.deadline, now), job.size)
+        watchdog.watch(session.connection, now + batches.reply_timeout(job.deadline, now), job.size)
         self._sent = True
         try:
             with session.connection.pipeline():
@@ -181,7 +181,7 @@ class PostgresTransaction:
         except psycopg.Error as problem:
             failure, lost = problem, session.connection.closed
         else:
-            lease.recorded()
+            lease.count_record()
             return
         finally:
             watchdog.unwatch(session.connection)
@@ -232,7 +232,7 @@ class PostgresTransaction:
     def _open(self) -> None:
         """Begin the transaction under the lease, and try again while the database is out of reach."""
         connections, clock = self._owner.connections, self._owner.clock
-        entry, failures = Entry(Verb.CHECKPOINT, self._lease.run_id, 0, latest_under(self._lease), self._lease), 0
+        entry, failures = Entry(Verb.CHECKPOINT, self._lease.run_id, 0, reply_deadline(self._lease), self._lease), 0
         while True:
             try:
                 self._attempt(entry.deadline)
@@ -255,7 +255,7 @@ class PostgresTransaction:
         try:
             session.prepare = owner.connections.prepares
             now = owner.clock.elapsed()
-            owner.connections.watchdog.watch(session.connection, now + batches.silence(until, now))
+            owner.connections.watchdog.watch(session.connection, now + batches.reply_timeout(until, now))
             strangers = unverified_leases(session, [lease])
             try:
                 with session.connection.pipeline():
@@ -344,7 +344,7 @@ class PostgresTransaction:
             raise OutcomeUnknown(job.run_id, job.what, type(problem).__name__) from None
         if not committed:
             raise self._lost(problem) from None
-        self._lease.recorded()
+        self._lease.count_record()
 
     def _lost(self, problem: psycopg.Error | None) -> RolledBack:
         return explain_loss(problem, self._owner.connections.where, self._lease)

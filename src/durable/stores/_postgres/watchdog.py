@@ -24,7 +24,7 @@ import psycopg
 from durable._common.locks import locked
 from durable._common.reports import report
 from durable._common.threads import start_daemon, wait_for
-from durable._engine.batches import SLOWEST
+from durable._engine.batches import MIN_SPEED
 from durable.clocks import Clock
 
 _log = logging.getLogger("durable")
@@ -115,7 +115,7 @@ class _Look:
         self._connection = connection
         self._moved = _count_bytes(connection)
         if self._moved is None:
-            self._patience, self._until = 0.0, until + size / SLOWEST
+            self._patience, self._until = 0.0, until + size / MIN_SPEED
         else:  # bytes may have come unseen before this look: until the next one it has the benefit of the doubt
             self._patience = max(until - now, _LOOK)
             self._until = now + self._patience

@@ -321,7 +321,7 @@ class Writer:
                 verdict = classify(getattr(problem, "sqlstate", None), sent=sent)
                 if verdict is Verdict.UNPREPARED:
                     self._connections.prepares = False
-                follow = batches.followed(portion, verdict)
+                follow = batches.recover(portion, verdict)
                 meaning = self._connections.explain(problem) if isinstance(problem, psycopg.Error) else problem
                 for job in portion:
                     job.trouble = meaning
@@ -340,13 +340,13 @@ class Writer:
         if len(jobs) == 1:
             deadline, size = first.deadline, first.size
         else:
-            deadline, size = batches.deadline(jobs), sum(job.size for job in jobs)
+            deadline, size = batches.first_deadline(jobs), sum(job.size for job in jobs)
         self._session = session = connections.take(deadline)
         try:
             if connections.unfit is not None:
                 raise connections.unfit
             now = self._clock.elapsed()
-            self._watchdog.watch(session.connection, now + batches.silence(deadline, now), size)
+            self._watchdog.watch(session.connection, now + batches.reply_timeout(deadline, now), size)
             return (self._performer.read_back if first.unknown else self._performer.perform)(session, jobs)
         finally:
             self._watchdog.unwatch(session.connection)

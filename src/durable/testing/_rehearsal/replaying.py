@@ -29,7 +29,7 @@ class Replaying:
 
     def skipped(self, execution: Execution) -> str:
         """What earlier executions have recorded and this one has not asked for, for a message; empty when nothing."""
-        unused = set(execution.journal.unused())
+        unused = set(execution.journal.unused_keys())
         return ", ".join(repr(key) for key in self.recorded if key in unused)
 
     def skips_for_good(self, execution: Execution) -> bool:
@@ -39,7 +39,7 @@ class Replaying:
 
     def has_branched(self, execution: Execution) -> bool:
         """Whether what was recorded came from several branches: then one of them may only be late."""
-        records = [execution.journal.settled(key) for key in self.recorded]
+        records = [execution.journal.record_of(key) for key in self.recorded]
         return any(record is not None and (record.concurrent or record.unordered) for record in records)
 
     def as_history(self, record: Record, run_id: str) -> Record:

@@ -70,7 +70,7 @@ class RehearsedRun:
         """A step is called. Whether it is a fresh one, that is to say one that has no record."""
         self._last = self._names[call.key] = call.name
         self.watch.branched |= call.concurrent
-        fresh = execution.journal.settled(call.key) is None
+        fresh = execution.journal.record_of(call.key) is None
         if (replaying := self._replaying) is not None and call.refusal is None:
             if not call.fingerprint and self._seen.setdefault(call.key, thunk := contents(body.fn)) != thunk:
                 self._drift(execution, call.key, _ANOTHER_THUNK)
@@ -100,13 +100,13 @@ class RehearsedRun:
 
     def on_settled(self, execution: Execution, call: Call) -> None:
         """A step has been recorded, if it has: a place to die, and to begin again."""
-        if execution.error is not None or execution.journal.settled(call.key) is None:
+        if execution.error is not None or execution.journal.record_of(call.key) is None:
             return
         self.pass_by(execution, "acknowledged", call)
         if (replaying := self._replaying) is None:
             return
         replaying.recorded.append(call.key)
-        if execution.idle:
+        if execution.is_idle:
             if replaying.skips_for_good(execution):
                 what = f"{replaying.skipped(execution)} came before it, and no execution comes by there any more"
                 self._drift(execution, call.key, what)
@@ -256,7 +256,7 @@ class RehearsedRun:
     def _look_at_lease(self) -> None:
         """Show the execution what has become of the real lease."""
         if self._lease is not None and self._granted is not None:
-            self._lease.lost = self._granted.ended(self._real.elapsed())
+            self._lease.lost = self._granted.why_ended(self._real.elapsed())
             self._lease.cancelled |= self._granted.cancelled
 
     def _describe(self) -> str:

@@ -51,11 +51,11 @@ class Waiter:
 
     __slots__ = ("_heard", "_loop", "done", "due", "run", "seconds", "until")
 
-    def __init__(self, run: Run, seconds: float, look: float, loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(self, run: Run, seconds: float, recheck: float, loop: asyncio.AbstractEventLoop | None) -> None:
         self.run = run
         self.seconds = max(seconds, 0.0)
         self.due = math.inf
-        self.until = time.monotonic() + look
+        self.until = time.monotonic() + recheck
         self.done = False
         self._heard = asyncio.Event()
         self._loop = loop

@@ -52,16 +52,16 @@ class Watch:
         """See `Clock`."""
         return self._clock.elapsed()
 
-    def sleep(self, seconds: float, look: float = math.inf) -> None:
+    def sleep(self, seconds: float, recheck: float = math.inf) -> None:
         """See `Clock`."""
         self._on_wait(seconds)
-        self._timeline.wait(Waiter(self, seconds, look, None))
+        self._timeline.wait(Waiter(self, seconds, recheck, None))
         self._on_wait(0.0)
 
-    async def asleep(self, seconds: float, look: float = math.inf) -> None:
+    async def asleep(self, seconds: float, recheck: float = math.inf) -> None:
         """See `Clock`."""
         self._on_wait(seconds)
-        await self._timeline.wait_async(Waiter(self, seconds, look, asyncio.get_running_loop()))
+        await self._timeline.wait_async(Waiter(self, seconds, recheck, asyncio.get_running_loop()))
         self._on_wait(0.0)
 
     def begin(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
-from durable._engine.leases import SHORTEST
+from durable._engine.leases import MIN_LEASE
 from durable.errors import LeaseLost
 from durable.records import FailureRecord, Kind, Record, Status, StepRecord, parse
 from durable.stores.protocol import RunStore
@@ -108,7 +108,7 @@ class RunStoreSuite:
 
     def test_a_lease_whose_driver_is_gone_ends(self, store: RunStore) -> None:
         """Then another is granted the run, and the first can write no more."""
-        gone = granted(store.perform(Begin(a_claim(seconds=SHORTEST), lambda: False))).lease
+        gone = granted(store.perform(Begin(a_claim(seconds=MIN_LEASE), lambda: False))).lease
         until = time.monotonic() + _PATIENCE
         while isinstance(reply := store.perform(Begin(a_claim(), alive)), Refused):
             assert time.monotonic() < until
@@ -119,8 +119,8 @@ class RunStoreSuite:
 
     def test_a_lease_is_kept_while_its_driver_lives(self, store: RunStore) -> None:
         """The store renews it by itself: twice its length later it is still refused to others."""
-        lease = granted(store.perform(Begin(a_claim(seconds=SHORTEST), alive))).lease
-        until = time.monotonic() + 2 * SHORTEST
+        lease = granted(store.perform(Begin(a_claim(seconds=MIN_LEASE), alive))).lease
+        until = time.monotonic() + 2 * MIN_LEASE
         while time.monotonic() < until:
             refused(store.perform(Begin(a_claim(), alive)))
             time.sleep(0.05)

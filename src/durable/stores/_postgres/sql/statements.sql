@@ -2,7 +2,7 @@
 -- locked, whatever the planner believes of a table that it has no statistics of. (As plain joins they scan the journal.)
 
 -- name: take_leases
--- Take each lease that is free, if its claim may execute the run (the same conditions as `runs.executable`; `is_foreign` is that
+-- Take each lease that is free, if its claim may execute the run (the same conditions as `runs.is_executable`; `is_foreign` is that
 -- of `headers`; a journal without its header cannot be resumed). The first look locks nothing, so that polling does not disturb a
 -- holder; what it let through is checked again under the row lock. Time is the server's.
 WITH asked AS (
