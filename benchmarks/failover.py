@@ -26,7 +26,7 @@ from psycopg.conninfo import make_conninfo
 import durable
 from durable.stores import postgres
 from durable.stores._embedded import server as servers
-from machine import Machine
+from harness.machine import Machine
 
 
 def standby_of(url: str, base: Path) -> servers.Server:

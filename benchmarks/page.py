@@ -173,7 +173,7 @@ _WHY: Final = {
     "W2": "It follows from the pace over the bare loop, above.",
     "W7": "All of it is Python, which waits for nothing, shown by function by `benchmarks/hot.py replay` (or `sync`).",
     "W8": "All of it is Python, which waits for nothing; see `benchmarks/codec.py`.",
-    "memory": "What a step keeps is counted by line of code with tracemalloc in `tests/test_growth.py`.",
+    "memory": "What a step keeps is counted by line of code with tracemalloc in `tests/runtime/test_growth.py`.",
 }
 
 _HEAD = f"""<!-- Written by `{_COMMAND}` from docs/{NAME}.json; what you change here is lost. -->
@@ -213,7 +213,7 @@ _HOW_TO_READ = """## How to read it
 _COUNTS_EXPLAINED = """
 Measured by `benchmarks/run.py --only counted`, through a proxy that reads the protocol, and from the write-ahead log with
 `pg_walinspect`. Full-page images are left out: PostgreSQL writes one for each page that changes first after a checkpoint,
-whatever changes it. `tests/test_round_trips.py` and `tests/test_wal.py` hold these counts.
+whatever changes it. `tests/stores/test_round_trips.py` and `tests/stores/test_wal.py` hold these counts.
 """
 
 _BOUNDS_EXPLAINED = """

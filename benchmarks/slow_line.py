@@ -21,8 +21,8 @@ import contextlib
 
 import durable
 from durable.stores import PostgresStore, embedded, postgres
-from proxy import Proxy
-from test_wire import Wire
+from harness.proxy import Proxy
+from harness.wires import Wire
 
 
 class Line(Wire):

@@ -16,9 +16,9 @@ import disks
 import limits
 import memory
 import ours
+from harness.pgbouncer import bouncer, program
 from lanes import Lane, ServerCpu
 from pairs import Compared, compare, quartiles
-from pgbouncer import bouncer, program
 from results import Line, Results
 
 

@@ -17,9 +17,9 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from durable.stores._embedded.server import Server
-from machine import shared_home
-from stages import EngineStage, Stage, memory_stage, postgres_stage
-from support import Database, end_looking
+from harness.machine import shared_home
+from harness.stages import EngineStage, Stage, memory_stage, postgres_stage
+from harness.support import Database, end_looking
 
 _ROOT = Path(__file__).resolve().parent.parent
 _DEAF: Final = 30.0  # seconds after a test's limit, from which on its process has not heard the signal and is ended

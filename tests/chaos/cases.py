@@ -17,7 +17,7 @@ _ANSWER: Final = re.compile(r"^- Case ((?:\d+|, | and )+)", re.MULTILINE)
 def named() -> dict[int, list[str]]:
     """For each number the test files that name it in a docstring or heading."""
     found: dict[int, set[str]] = defaultdict(set)
-    for file in sorted((ROOT / "tests").glob("test_*.py")):
+    for file in sorted((ROOT / "tests").rglob("test_*.py")):
         for told in _NAMED.findall(file.read_text("utf-8")):
             for first, last in _NUMBERS.findall(told):
                 for number in range(int(first), int(last or first) + 1):

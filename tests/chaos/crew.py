@@ -14,8 +14,8 @@ from typing import Final
 
 from chaos.effects import Log
 from chaos.worker import Orders, work
-from ownership_children import start_forkserver
-from programs import limited
+from harness.ownership_children import start_forkserver
+from harness.programs import limited
 
 _CONTEXT: Final = multiprocessing.get_context("forkserver")
 _SURPRISES: Final = 20  # workers that end as none should; then the round is given up

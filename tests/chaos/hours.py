@@ -21,8 +21,8 @@ from chaos import gauges
 from chaos.flatness import HOUR, MEMORY, ROOM, VALUES, Course, course, quarter
 from chaos.resident import TRANSACTIONS, Orders, Report, pace, reside
 from chaos.traffic import DRAWERS, TILL
-from ownership_children import start_forkserver
-from programs import LIMIT, limited
+from harness.ownership_children import start_forkserver
+from harness.programs import LIMIT, limited
 
 FREE: Final = "alone"
 HELD: Final = "beside an open transaction"

@@ -21,7 +21,7 @@ from chaos.programs import INPUTS, KINDS
 from chaos.servers import Ground
 from chaos.wire import HostileProxy
 from chaos.worker import Orders
-from pgbouncer import bouncer
+from harness.pgbouncer import bouncer
 
 PATIENCE: Final = 60.0  # seconds after the last fault, which only a bug can take
 PATIENCE_WITH_PLANTS: Final = 3.0

@@ -19,8 +19,8 @@ from psycopg.conninfo import make_conninfo
 
 from chaos.effects import Log
 from durable.stores._embedded import server
-from machine import Machine
-from ownership_children import gone, postmaster, remove_server, wait_until
+from harness.machine import Machine
+from harness.ownership_children import gone, postmaster, remove_server, wait_until
 
 _ROOM: Final = 96  # MiB on the small disk
 _BEHIND: Final = 0.5  # seconds, at most, by which an asynchronous standby is behind

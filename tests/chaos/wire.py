@@ -11,7 +11,7 @@ import socket
 from typing import Final
 
 from chaos.effects import Log
-from proxy import Link, Moment, Proxy, Trap
+from harness.proxy import Link, Moment, Proxy, Trap
 
 CUTS: Final = {
     Moment.SENT: "before it arrived",

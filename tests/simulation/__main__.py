@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaos.figures import Part, begun, keep
-from planted_bugs import BUGS
+from harness.planted_bugs import BUGS
 from simulation import SOMETIMES, Scenario, generated, shrunk, simulated, to_json, traces, tripwire
 
 _CORPUS = Path(__file__).parent.parent / "corpus"

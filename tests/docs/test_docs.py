@@ -1,0 +1,258 @@
+"""What the README and the pages show is run."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+import durable
+from durable import errors
+from durable.stores import PostgresStore
+from harness.machine import prepared
+from harness.ownership_children import wait_until
+from harness.programs import run_program
+from harness.support import Database
+
+CONTRIBUTORS = ("docs/simulation.md",)  # what they show is run from `tests/`
+PROGRAMS = ("docs/postgres.md", "docs/operations.md")  # their snippets go on from each other
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def snippets(page: str) -> list[str]:
+    """The Python blocks of a page."""
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_readmes_screen_of_code_runs_and_runs_again(tmp_path: Path) -> None:
+    """As a stranger would: saved to a file, run twice. The second time nothing is called."""
+    (screen,) = snippets("README.md")
+    (tmp_path / "checkout.py").write_text(screen)
+    command = [sys.executable, "-W", "error", "checkout.py"]
+    first, second = (run_program(command, cwd=tmp_path) for _ in range(2))
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout == "paid {'payment': 'p-1', 'card': 'card-7', 'euros': 42}\np-1\n"
+    assert second.stdout == "p-1\n"
+
+
+def _snippets() -> list[Any]:
+    pages = sorted({page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").glob("*.md")} - set(PROGRAMS))
+    return [
+        pytest.param(text, page, id=f"{page}-{number}")
+        for page in pages
+        for number, text in enumerate(snippets(page), start=1)
+    ]
+
+
+@pytest.mark.parametrize(("snippet", "page"), _snippets())
+def test_a_snippet_of_the_docs_runs(snippet: str, page: str, tmp_path: Path) -> None:
+    """Each by itself, copied to a file; tests are run by pytest, and a contributors' page has `tests/` on its path."""
+    (tmp_path / "snippet.py").write_text(snippet)
+    if "embedded(" in snippet:
+        prepared(tmp_path / ".durable")
+    tested = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"] if "\ndef test_" in snippet else []
+    command = [sys.executable, "-W", "error", *tested, "snippet.py"]
+    path = {"PYTHONPATH": str(ROOT / "tests")} if page in CONTRIBUTORS else {}
+    told = run_program(command, cwd=tmp_path, env=os.environ | path)
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
+CHECKOUTS = [["-m", "durable.demo"], [ROOT / "examples" / "checkout.py"], [ROOT / "examples" / "checkout_async.py"]]
+
+
+@pytest.mark.long(3)
+@pytest.mark.parametrize("program", CHECKOUTS, ids=lambda program: Path(program[-1]).name)
+def test_the_checkout_is_killed_and_tells_its_story(program: list[str], tmp_path: Path) -> None:
+    """`make demo`, by both its names, and its async twin."""
+    prepared(tmp_path / ".durable")
+    told = run_program([sys.executable, *program], cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert told.stderr == ""
+    assert re.search(r"charge card +remembered, not run again", told.stdout)
+    assert re.search(r"charge card +1 x", told.stdout)
+    assert "none that was recorded ran again" in told.stdout
+
+
+@pytest.mark.long(5)
+def test_the_transfers_are_killed_and_the_sum_never_changes(tmp_path: Path) -> None:
+    """It looks at the accounts after each kill, and fails if they are wrong."""
+    prepared(tmp_path / ".durable")
+    told = run_program([sys.executable, ROOT / "examples" / "transfer.py"], cwd=tmp_path)
+    assert (told.returncode, told.stderr) == (0, "")
+    kills = re.search(r"300 transfers, (\d+) times kill -9: each was applied once", told.stdout)
+    assert kills is not None
+    assert int(kills[1]) > 0
+
+
+def test_the_readmes_two_commands_are_there() -> None:
+    """At the top, as targets of the Makefile."""
+    readme, makefile = (ROOT / "README.md").read_text("utf-8"), (ROOT / "Makefile").read_text("utf-8")
+    for command in ("make demo", "make test"):
+        assert command in readme[:900]
+        assert re.search(rf"^{command.split()[1]}:", makefile, flags=re.MULTILINE)
+
+
+def test_the_first_command_says_what_to_install(tmp_path: Path) -> None:
+    """Where there is no PostgreSQL to be started: in one line."""
+    program = (
+        "import runpy, sys; from durable.stores._embedded import server; server._candidates = lambda: iter(())\n"
+        "sys.argv = ['demo']; runpy.run_module('durable.demo', run_name='__main__')"
+    )
+    told = run_program([sys.executable, "-c", program], cwd=tmp_path)
+    assert (told.returncode, told.stdout) == (1, "")
+    (line,) = told.stderr.splitlines()
+    assert "pip install 'durable-postgres[embedded]'" in line
+
+
+def test_the_simulations_page_runs() -> None:
+    """Its snippet, from `tests/`, as the page says."""
+    (snippet,) = snippets("docs/simulation.md")
+    program = "import logging\nlogging.disable(50)\n" + snippet
+    told = run_program([sys.executable, "-W", "error", "-c", program], cwd=ROOT / "tests")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.startswith("None ")
+    assert '"seed": 7' in told.stdout
+
+
+@pytest.mark.parametrize("page", PROGRAMS)
+def test_a_page_that_is_one_program_runs_from_top_to_bottom(page: str, database: Database, tmp_path: Path) -> None:
+    """All its snippets, one after the other as one program; then its SQL, statement by statement."""
+    database.execute(f"CREATE SCHEMA {database.schema}")
+    url = make_conninfo(database.url, options=f"-csearch_path={database.schema}")
+    program = "\n".join(snippets(page))
+    for shown in ("postgresql://user:password@localhost:5432/dbname", "postgresql://localhost/mydb"):
+        program = program.replace(repr(shown).replace("'", '"'), repr(url))
+    program = re.sub(r"^(store|old) = ", r"opened.append(\1 := ", program, flags=re.MULTILINE)
+    program = re.sub(r"(opened\.append\((?:store|old) := postgres\((?:.|\n)*?\))$", r"\1)", program, flags=re.MULTILINE)
+    program = re.sub(r"^pool = (.*)$", r"pools.append(pool := \1)", program, flags=re.MULTILINE)
+    closing = "for each in [*opened, *pools]:\n    each.close()\n"
+    (tmp_path / "page.py").write_text("opened, pools = [], []\n" + program + "\n" + closing)
+    told = run_program([sys.executable, "-W", "error", "page.py"], cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert told.stderr == ""
+    text = (ROOT / page).read_text("utf-8")
+    with psycopg.connect(url, autocommit=True) as connection:
+        for block in re.findall(r"^```sql\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+            for statement in filter(str.strip, block.split(";\n")):
+                connection.execute(statement.encode())
+
+
+def test_the_first_steps_are_as_they_are_told(tmp_path: Path) -> None:
+    """The first program of getting-started.md, run as its console shows."""
+    page = "docs/getting-started.md"
+    (tmp_path / "checkout.py").write_text(snippets(page)[0])
+    (shown,) = re.findall(
+        r"^```console\n(\$ .*?)^```", (ROOT / page).read_text("utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    for part in shown.split("$ python ")[1:]:
+        command, *lines = part.strip().split("\n")
+        done = run_program([sys.executable, "-u", *command.split()], cwd=tmp_path)
+        killed = done.returncode == -signal.SIGKILL
+        assert (*done.stdout.splitlines(), *["Killed"] * killed) == tuple(lines), done.stderr
+
+
+def test_each_error_has_its_way_out() -> None:
+    """Every class that is not the name of a group has one row in operations.md."""
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
+    groups = {"DurableError", "DurableWarning", "HistoryError", "OwnershipError", "StoreError", "Unwind"}
+    assert sorted(rows) == sorted(set(errors.__all__) - groups)
+
+
+def test_no_page_promises_what_cannot_be_kept() -> None:
+    """Nothing happens "exactly once" or "never twice" without saying what of."""
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for sentence in re.split(r"[.:]\s|\n\n|\|", page.read_text("utf-8").lower()):
+            for phrase in ("exactly once", "exactly-once", "never runs twice", "zero data loss"):
+                assert phrase not in sentence or "database" in sentence, (page, sentence)
+
+
+def test_the_loop_runs_what_was_interrupted(database: Database, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of it, however much stands in the way: what fails, what is not known, what cannot be read (FAULTS 97)."""
+    store, document = database.store(), interrupted("place_order")
+    store.save("first", document | {"input": "tea"})
+    store.save("of others", interrupted("unknown"))
+    for number in range(120):
+        stuck = document | {"steps": {"pay": {"name": "pay", "ok": True, "value": 1}}}
+        store.save(f"stuck-{number}", stuck)  # without an input: each fails at once
+    insert = "INSERT INTO durable_snapshots VALUES (%s, %s)"
+    database.execute(insert, "bad", '{"formatVersion": 2, "execution": {"status": "running"}}')
+    loop = the_loop(store)
+    for thread in loop["started"]:
+        thread.join()
+    assert durable.result(store, "first") == "charged for tea"
+    assert {line.id for line in durable.list_pending(store, limit=1000)} >= {"of others", "bad"}
+    told = capsys.readouterr().out
+    assert "bad needs a look: run 'bad'" in told
+    assert "format is 2" in told
+    assert told.count("needs a look") == 121
+
+
+def test_the_loop_runs_every_kind_of_workflow(database: Database) -> None:
+    """Blocking and async ones, and some that wait for what may never come: these keep no other waiting."""
+    store = database.store()
+    loop = the_loop(store)
+    assert loop["started"] == []
+
+    async def fetch() -> str:
+        return "fetched"
+
+    def blocking(step: durable.Step, _: object) -> str:
+        return step("fetch", lambda: "fetched")
+
+    async def awaited(step: durable.AsyncStep, _: object) -> str:
+        return await step("fetch", fetch)
+
+    def waiting(step: durable.Step, _: object) -> Any:
+        return step.wait_for("approved")
+
+    async def waiting_async(step: durable.AsyncStep, _: object) -> Any:
+        return await step.wait_for("approved")
+
+    def sleeping(step: durable.Step, _: object) -> None:
+        step.sleep("nap", 3600)
+
+    workflows: list[Any] = [waiting, waiting_async, sleeping, blocking, awaited]
+    for fn in workflows:
+        loop["WORKFLOWS"][fn.__name__] = ({}, fn)
+        for number in range(2):
+            store.save(f"{fn.__name__}-{number}", interrupted(fn.__name__))
+    threads = {thread: thread.name for thread in loop["run_interrupted_again"]()}
+    assert len(threads) == 10
+    for thread, id_ in threads.items():
+        if id_.startswith(("blocking", "awaited")):
+            thread.join(60)
+            assert durable.result(store, id_) == "fetched"
+    for id_ in threads.values():
+        if id_.startswith("waiting"):
+            durable.signal(store, id_, "approved", "yes")
+    for thread, id_ in threads.items():
+        if id_.startswith("waiting"):
+            thread.join(60)
+            assert durable.result(store, id_) == "yes"
+        if id_.startswith("sleeping"):
+            wait_until(lambda id_=id_: durable.status(store, id_) == "running", "the sleepers are executed")  # type: ignore[misc]
+            durable.cancel(store, id_)
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def interrupted(workflow: str) -> dict[str, Any]:
+    """The document of a run that nobody executes."""
+    begun = {"formatVersion": 1, "workflowName": workflow, "steps": {}, "execution": {"status": "running"}}
+    return begun | {"metadata": {"version": 1}}
+
+
+def the_loop(store: PostgresStore) -> dict[str, Any]:
+    """What the snippet of operations.md has defined, once it was run: it ends with a call."""
+    (loop,) = (snippet for snippet in snippets("docs/operations.md") if "def run_interrupted_again" in snippet)
+    names: dict[str, Any] = {"store": store, "durable": durable}
+    exec(compile(loop, "operations.md", "exec"), names)
+    return names

@@ -1,0 +1,103 @@
+"""Every example is executed, as its first lines say; each judges its own story and ends with 0 if it went as promised."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+from api import create_app
+from psycopg.conninfo import make_conninfo
+
+from durable.stores import postgres
+from harness.ownership_children import PATIENCE
+from harness.programs import run_program
+from harness.support import Database
+
+EXAMPLES: Final = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture
+def url(database: Database) -> str:
+    """A URL that leads into the test's own schema."""
+    database.execute(f"CREATE SCHEMA {database.schema}")
+    return make_conninfo(database.url, options=f"-csearch_path={database.schema}")
+
+
+@pytest.mark.long(4)
+@pytest.mark.parametrize(
+    ("example", "says"),
+    [
+        ("approval.py", "Each charge once"),
+        ("fan_out.py", "none that was recorded was sent again"),
+        ("agent.py", "No call to the model was paid for twice"),
+    ],
+)
+def test_an_example_tells_its_story(example: str, says: str, url: str, tmp_path: Path) -> None:
+    """With a kill -9 in the middle."""
+    command = [sys.executable, "-W", "error", str(EXAMPLES / example)]
+    environment = {**os.environ, "DATABASE_URL": url}
+    told = run_program(command, cwd=tmp_path, env=environment)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "kill -9" in told.stdout
+    assert says in told.stdout
+
+
+ORDER: Final = {"card": "card-7", "euros": 42}
+
+
+@contextlib.asynccontextmanager
+async def service(url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """One life of the web service, from start to shutdown; to the next one it is another process."""
+    app = create_app(lambda: postgres(url), look_every=0.02)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://shop") as client,
+    ):
+        yield client
+
+
+async def completed(client: httpx.AsyncClient, order: str) -> Any:
+    """The result of an order, when it has one."""
+    async with asyncio.timeout(PATIENCE):
+        while (report := (await client.get(order)).json())["status"] != "completed":  # noqa: ASYNC110 -- as a browser would
+            await asyncio.sleep(0.005)
+    return report["result"]
+
+
+def test_an_order_is_started_approved_and_reported(url: str) -> None:
+    """And asked for again, with the same and with another input."""
+
+    async def story() -> None:
+        async with service(url) as client:
+            assert (await client.get("/orders/7")).status_code == 404
+            assert (await client.put("/orders/7", json=ORDER)).status_code == 202
+            assert (await client.get("/orders/7")).json() == {"status": "running"}
+            assert (await client.put("/orders/7", json=ORDER)).status_code == 202
+            assert (await client.put("/orders/7", json={**ORDER, "euros": 43})).status_code == 409
+            assert (await client.post("/orders/7/approval", json={"by": "ada"})).status_code == 202
+            assert await completed(client, "/orders/7") == {"approved by": "ada", "payment": "p-1", **ORDER}
+            assert (await client.put("/orders/7", json=ORDER)).status_code == 202
+
+    asyncio.run(story())
+
+
+def test_the_next_process_goes_on_with_what_the_last_one_left(url: str, database: Database) -> None:
+    """Nobody asks it to: it looks for interrupted orders. What was done is not done again."""
+
+    async def story() -> None:
+        async with service(url) as client:
+            await client.put("/orders/7", json=ORDER)
+        assert database.status("order-7") == "running"
+        async with service(url) as client:
+            await client.post("/orders/7/approval", json={"by": "grace"})
+            assert (await completed(client, "/orders/7"))["approved by"] == "grace"
+
+    asyncio.run(story())
+    assert [key for kind, key, _ in database.journal("order-7") if kind == "step"] == ["reserve", "approved", "charge"]

@@ -1,0 +1,192 @@
+"""A thread that cannot be started, for whatever it is: an error that says so, nothing recorded that was not, no lease kept."""
+
+# pyright: reportUnknownLambdaType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# (`execute` takes workflows of either colour, as Any.)
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import durable
+from durable.stores import memory
+from durable.stores._adapters.kinds import AnyStore
+from durable.stores._postgres import hosts
+from harness.blows import Dictionary
+from harness.support import Database
+
+execute: Any = durable.run  # in either colour
+
+
+class _Refuses:
+    """In place of `Thread.start`: the first so many threads of this name are not started."""
+
+    def __init__(self, name: str, problem: type[Exception], after: int = 0) -> None:
+        self._name = name
+        self._problem = problem
+        self._after = after
+        self._start: Any = threading.Thread.start
+        self.refused = 0
+
+    def __get__(self, thread: Any, _: Any) -> Callable[[], None]:
+        return lambda: self.start(thread)
+
+    def start(self, thread: threading.Thread) -> None:
+        if thread.name.startswith(self._name) and not self.refused:
+            if not self._after:
+                self.refused += 1
+                raise self._problem("can't start new thread")
+            self._after -= 1
+        self._start(thread)
+
+
+def _body(connection: Any) -> int:
+    return int(connection.execute("SELECT 1").fetchone()[0])
+
+
+def _called() -> int:
+    return 2
+
+
+class _Workflow:
+    """Of either colour, with each kind of step that has a thread, and catches what a step raises."""
+
+    def __init__(self, *, transacts: bool) -> None:
+        self._transacts = transacts
+        self.caught: list[Exception] = []
+
+    def blocking(self, step: Any, _: Any) -> list[Any]:
+        came: list[Any] = [step("a", lambda: 1)]
+        try:
+            came += [step("timeout", _called, timeout=20), step.map("m", int, [3, 4])]
+            if self._transacts:
+                came += [step.transaction("t", _body), step.transaction("t with timeout", _body, timeout=20)]
+        except Exception as problem:
+            self.caught.append(problem)
+        return came
+
+    async def awaited(self, step: Any, _: Any) -> list[Any]:
+        came: list[Any] = [await step("a", lambda: 1)]
+        try:
+            came += [await step("timeout", _called, timeout=20), await step.map("m", int, [3, 4])]
+            if self._transacts:
+                came += [
+                    await step.transaction("t", _body),
+                    await step.transaction("t with timeout", _body, timeout=20),
+                ]
+        except Exception as problem:
+            self.caught.append(problem)
+        return came
+
+
+def _store(kind: str, database: Database) -> AnyStore:
+    if kind == "postgres":
+        return database.store()
+    return memory() if kind == "memory" else Dictionary()
+
+
+@pytest.mark.parametrize("problem", [RuntimeError, MemoryError])
+@pytest.mark.parametrize(
+    "victim",
+    ["durable-step timeout", "durable-step t", "durable-map_0", "durable-map_1", "durable-store_0", "durable-store_1"],
+)
+@pytest.mark.parametrize("colour", ["blocking", "awaited"])
+@pytest.mark.parametrize("kind", ["memory", "postgres", "five verbs"])
+def test_a_thread_that_cannot_be_started(
+    kind: str, colour: str, victim: str, problem: type[Exception], database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is left with `StoreUnavailable`, which no workflow catches as a failure of its step; or it had no need of it."""
+    store, workflow = _store(kind, database), _Workflow(transacts=kind == "postgres")
+
+    def run() -> Any:
+        if colour == "blocking":
+            return execute(None, workflow.blocking, id="r", store=store)
+        return asyncio.run(execute(None, workflow.awaited, id="r", store=store))
+
+    result = [1, 2, [3, 4]] + ([1, 1] if kind == "postgres" else [])
+    refuses = _Refuses(victim, problem)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuses)
+        try:
+            came = run()
+        except durable.StoreUnavailable as unavailable:
+            assert "no thread can be started" in str(unavailable)
+        else:
+            assert came == result
+    assert workflow.caught == []
+    assert run() == result
+
+
+def test_a_host_that_no_thread_can_be_started_for() -> None:
+    """The others are asked all the same."""
+
+    def connect(host: hosts.Host) -> Any:
+        return f"connected to {host.host}"
+
+    order = [hosts.Host("one", "", "1"), hosts.Host("two", "", "2")]
+    refuses = _Refuses("durable-connecting", RuntimeError)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuses)
+        came: Any = hosts.connect_first(order, connect, 5.0)
+    assert came == (order[1], "connected to two")
+    assert refuses.refused == 1
+
+
+class _Raises(logging.Handler):
+    """Counts what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.given.append(record.getMessage())
+        raise ValueError("a handler with a bug")
+
+
+@pytest.fixture
+def raises() -> Any:
+    log, handler = logging.getLogger("durable"), _Raises()
+    log.addHandler(handler)
+    yield handler
+    log.removeHandler(handler)
+
+
+@pytest.mark.parametrize("colour", ["blocking", "awaited"])
+def test_a_handler_that_raises_where_a_timeout_is_logged(colour: str, raises: _Raises) -> None:
+    ends = threading.Event()
+
+    def blocking(step: Any, _: Any) -> Any:
+        return step("slow", ends.wait, timeout=0.05)
+
+    async def awaited(step: Any, _: Any) -> Any:
+        return await step("slow", ends.wait, timeout=0.05)
+
+    with memory() as store, pytest.raises(durable.StepTimeout):
+        if colour == "blocking":
+            execute(None, blocking, id="r", store=store)
+        else:
+            asyncio.run(execute(None, awaited, id="r", store=store))
+    ends.set()
+    assert any("timeout" in message for message in raises.given)
+
+
+def test_a_handler_that_raises_where_a_doubt_is_logged(database: Database, raises: _Raises) -> None:
+    database.store().status("makes the tables")
+    database.execute("ALTER TABLE durable_signals SET UNLOGGED")
+    assert execute(None, lambda step, _: step("a", lambda: 1), id="r", store=database.store()) == 1
+    assert any("UNLOGGED" in message for message in raises.given)
+
+
+def test_a_handler_that_raises_where_a_listener_is_logged(raises: _Raises) -> None:
+    def listens(_: Any) -> None:
+        raise KeyError("a listener with a bug")
+
+    with memory() as store:
+        assert execute(None, lambda step, _: step("a", lambda: 1), id="r", store=store, on_event=listens) == 1
+    assert any("listener" in message for message in raises.given)
