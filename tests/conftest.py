@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import math
 import os
 import secrets
 from collections.abc import Generator, Iterator, Sequence
@@ -22,6 +23,7 @@ from harness.stages import EngineStage, Stage, memory_stage, postgres_stage
 from harness.support import Database, end_looking
 
 _ROOT = Path(__file__).resolve().parent.parent
+_ENGINE: Final = _ROOT / "tests" / "engine"
 _DEAF: Final = 30.0  # seconds after a test's limit, from which on its process has not heard the signal and is ended
 _SKIPS_FORBIDDEN: Final = (
     "DURABLE_NO_SKIPS"  # in the environment: a skipped test fails the session, as .ci/run wants it
@@ -46,6 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     another's: so each worker begins with its share of what is long, and what is short evens out the end.
     """
     cost = {item: max((float(mark.args[0]) for mark in item.iter_markers("long")), default=0.0) for item in items}
+    # What is pure comes first of all: a mistake in the engine makes everything else fail.
+    cost |= {item: math.inf for item in items if item.path.parent == _ENGINE}
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     longest = sorted((item for item in items if cost[item]), key=lambda item: -cost[item])
     items[:] = _dealt(longest, [item for item in items if not cost[item]], workers)

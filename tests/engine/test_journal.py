@@ -1,0 +1,24 @@
+"""What a journal that was loaded says of the calls that come."""
+
+from __future__ import annotations
+
+from msgspec import Raw
+
+from durable._engine.decisions import Abort
+from durable._engine.journal import Journal
+from durable.records import Kind, Record, StepRecord, render
+
+
+def test_a_record_that_a_fail_over_lost_is_no_drift() -> None:
+    """The journal of a primary that was behind: what follows the gap says nothing about order. (Found by simulation.)"""
+
+    def step(seq: int, key: str) -> Record:
+        record = StepRecord(name=key, ok=True, value=Raw(b"1"), auto=True)
+        return Record(seq, key, Kind.STEP, render(record))
+
+    lost = Journal("a", [step(0, "first"), step(2, "third")], "main")
+    lost.draw("first", None, "", "main")
+    assert lost.draw("second", None, "", "main").refusal is None
+    whole = Journal("a", [step(0, "first"), step(1, "third")], "main")
+    whole.draw("first", None, "", "main")
+    assert isinstance(whole.draw("second", None, "", "main").refusal, Abort)
