@@ -28,7 +28,7 @@ from durable.stores._postgres.job import deliver, make_latch
 from durable.stores._postgres.resources import Process
 from durable.stores._postgres.room import Room
 from durable.stores._postgres.sql.names import Names
-from durable.stores._postgres.store import PostgresStore
+from durable.stores._postgres.store import AsyncPostgresStore, PostgresStore
 from durable.stores._postgres.transaction import PostgresTransaction
 from durable.stores._postgres.transactions import Transactions
 from durable.stores._postgres.writer import Writer
@@ -372,6 +372,7 @@ _RealStore: Final[Any] = threads.rebound(
         **_SIGNAL,
         "is_dead": _is_dead,
         "PostgresTransaction": _Transaction,
+        "AsyncPostgresStore": threads.rebound(AsyncPostgresStore, _CHECKPOINT),
     },
 )
 

@@ -61,8 +61,6 @@ from durable.stores.requests import (
 
 T = TypeVar("T")
 
-OfOneJob: TypeAlias = Checkpoint | Cancel | Signal | Receive
-
 Work: TypeAlias = Generator[Job, Any, T]
 """What a request comes to: jobs, one after the other, each sent the answer of the one before. Blocking and awaited alike."""
 
@@ -144,16 +142,18 @@ class PostgresStore(SnapshotVerbs):
 
     def _perform(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
         match request:
+            case Checkpoint(lease, record):
+                return self._checkpoint(lease, record, on_late_reply)
             case Begin() | Finish() | Release():
                 return self._driven(self.work(request))
             case _:
-                return self._perform_one(request, on_late_reply)
+                return self.process.perform(self.job(request))
 
-    def _perform_one(self, request: OfOneJob, on_late_reply: OnLateReply | None) -> Any:
+    def _checkpoint(self, lease: Lease, record: Record, on_late_reply: OnLateReply | None) -> Any:
         job = None
         try:
-            job = self.job(request)
-            return self.process.perform(job)
+            job = checkpoint_job(lease, record)
+            return self.held_here(lease).perform(job)
         except DurableError:
             raise
         except BaseException as interrupt:
@@ -217,12 +217,9 @@ class PostgresStore(SnapshotVerbs):
                 self.leave(lease, status)
             raise
 
-    def job(self, request: OfOneJob) -> Job:
+    def job(self, request: Cancel | Signal | Receive) -> Job:
         """What is asked, as the one job that it is."""
         match request:
-            case Checkpoint(lease, record):
-                self.held_here(lease)
-                return checkpoint_job(lease, record)
             case Cancel(run_id):
                 self.refuse_own(run_id, "cancels")
                 return cancel_job(run_id, self._row(run_id), self._answer_by())
@@ -380,6 +377,11 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
     def _submit(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> asyncio.Future[Any]:
         store = self._store
         match request:
+            case Checkpoint(lease, record):
+                resources, job = store.held_here(lease), checkpoint_job(lease, record)
+                if on_late_reply is not None:
+                    job.on_orphan = lambda job: on_late_reply(job.failure)
+                return resources.submit(job)
             case Begin():  # of several jobs: a task
                 begun = asyncio.ensure_future(self._awaited(store.work(request)))
                 begun.add_done_callback(_has_ended)
@@ -389,10 +391,7 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
             case Finish() | Release():
                 return self._submitted(store.work(request))
             case _:
-                job = store.job(request)
-                if on_late_reply is not None:
-                    job.on_orphan = lambda job: on_late_reply(job.failure)
-                return store.process.submit(job)
+                return store.process.submit(store.job(request))
 
     def room(self) -> asyncio.Future[None] | None:
         """See `AsyncRunStore.room`."""
