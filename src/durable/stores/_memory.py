@@ -113,20 +113,20 @@ class MemoryStore:
 
     def _answer(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
         match request:
-            case Checkpoint(lease, record):
-                return self._checkpoint(lease, record, on_late_reply)
-            case Begin(claim, alive):
-                return self._begin(claim, alive)
-            case Finish(lease, status, record):
-                return self._finish(lease, status, record)
-            case Release(lease, former_status):
-                return self._release(lease, former_status)
-            case Cancel(run_id):
-                return self._cancel(run_id)
-            case Signal(run_id, name, payload):
-                return self._keep_signal(run_id, name, payload)
-            case Receive(lease, name, taken):
-                return self._find_signal(lease, name, taken)
+            case Checkpoint():
+                return self._checkpoint(request.lease, request.record, on_late_reply)
+            case Begin():
+                return self._begin(request.claim, request.alive)
+            case Finish():
+                return self._finish(request.lease, request.status, request.record)
+            case Release():
+                return self._release(request.lease, request.status)
+            case Cancel():
+                return self._cancel(request.run_id)
+            case Signal():
+                return self._keep_signal(request.run_id, request.name, request.payload)
+            case Receive():
+                return self._find_signal(request.lease, request.name, request.taken)
             case never:
                 assert_never(never)
 

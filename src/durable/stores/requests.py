@@ -30,7 +30,10 @@ OnLateReply: TypeAlias = Callable[[BaseException | None], object]
 
 
 class Request(Struct, Generic[T_co], frozen=True, eq=False):
-    """A request whose answer is a `T_co`."""
+    """A request whose answer is a `T_co`.
+
+    Match it by its class alone, and read its fields: a pattern with positions computes `__match_args__` anew, for a microsecond.
+    """
 
     @property
     def wish(self) -> str:

@@ -67,14 +67,14 @@ class _Verbs(Whole):
 
     async def _answer(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
         match request:
-            case Checkpoint(lease, record):
-                return await self._checkpoint(lease, record, on_late_reply)
-            case Begin(claim, alive):
-                return await self._begin(claim, alive)
-            case Finish(lease, status, record):
-                return await self._finish(lease, status, record)
-            case Release(lease, former_status):
-                return await self._release(lease, former_status)
+            case Checkpoint():
+                return await self._checkpoint(request.lease, request.record, on_late_reply)
+            case Begin():
+                return await self._begin(request.claim, request.alive)
+            case Finish():
+                return await self._finish(request.lease, request.status, request.record)
+            case Release():
+                return await self._release(request.lease, request.status)
             case other:
                 raise self.unable(other)
 

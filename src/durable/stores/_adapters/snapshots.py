@@ -179,14 +179,14 @@ class WholeSnapshots(Whole):
 
     def _answer(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
         match request:
-            case Checkpoint(lease, record):
-                return self._checkpoint(lease, record, on_late_reply)
-            case Begin(claim, alive):
-                return self._begin(claim, alive)
-            case Finish(lease, status, record):
-                return self._finish(lease, status, record)
-            case Release(lease, former_status):
-                return self._release(lease, former_status)
+            case Checkpoint():
+                return self._checkpoint(request.lease, request.record, on_late_reply)
+            case Begin():
+                return self._begin(request.claim, request.alive)
+            case Finish():
+                return self._finish(request.lease, request.status, request.record)
+            case Release():
+                return self._release(request.lease, request.status)
             case other:
                 raise self.unable(other)
 

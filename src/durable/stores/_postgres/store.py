@@ -142,8 +142,8 @@ class PostgresStore(SnapshotVerbs):
 
     def _perform(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
         match request:
-            case Checkpoint(lease, record):
-                return self._checkpoint(lease, record, on_late_reply)
+            case Checkpoint():
+                return self._checkpoint(request.lease, request.record, on_late_reply)
             case Begin() | Finish() | Release():
                 return self._driven(self.work(request))
             case _:
@@ -164,12 +164,12 @@ class PostgresStore(SnapshotVerbs):
     def work(self, request: Begin | Finish | Release) -> Work[Any]:
         """What is asked, as jobs, and what follows on their answers."""
         match request:
-            case Begin(claim, alive):
-                return self._begin(claim, alive)
-            case Finish(lease, status, record):
-                return self._finish(lease, status, record)
-            case Release(lease, former_status):
-                return self._release(lease, former_status)
+            case Begin():
+                return self._begin(request.claim, request.alive)
+            case Finish():
+                return self._finish(request.lease, request.status, request.record)
+            case Release():
+                return self._release(request.lease, request.status)
             case never:
                 assert_never(never)
 
@@ -220,14 +220,16 @@ class PostgresStore(SnapshotVerbs):
     def job(self, request: Cancel | Signal | Receive) -> Job:
         """What is asked, as the one job that it is."""
         match request:
-            case Cancel(run_id):
-                self.refuse_own(run_id, "cancels")
-                return cancel_job(run_id, self._row(run_id), self._answer_by())
-            case Signal(run_id, name, payload):
-                return signal_job(run_id, self._row(run_id), name, payload, self._answer_by())
-            case Receive(lease, name, taken):
-                self.held_here(lease)
-                return receive_job(lease, name, taken)
+            case Cancel():
+                self.refuse_own(request.run_id, "cancels")
+                return cancel_job(request.run_id, self._row(request.run_id), self._answer_by())
+            case Signal():
+                return signal_job(
+                    request.run_id, self._row(request.run_id), request.name, request.payload, self._answer_by()
+                )
+            case Receive():
+                self.held_here(request.lease)
+                return receive_job(request.lease, request.name, request.taken)
             case never:
                 assert_never(never)
 
@@ -377,8 +379,8 @@ class AsyncPostgresStore(AsyncSnapshotVerbs):
     def _submit(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> asyncio.Future[Any]:
         store = self._store
         match request:
-            case Checkpoint(lease, record):
-                resources, job = store.held_here(lease), checkpoint_job(lease, record)
+            case Checkpoint():
+                resources, job = store.held_here(request.lease), checkpoint_job(request.lease, request.record)
                 if on_late_reply is not None:
                     job.on_orphan = lambda job: on_late_reply(job.failure)
                 return resources.submit(job)
