@@ -144,31 +144,31 @@ class Execution:
     def advance(self, call: Call, outcome: StepOutcome, reading: Reading) -> StepDecision:
         """What to do next for this call, after `outcome`, at this reading of the clock."""
         match outcome:
-            case Returned(value, elapsed):
+            case Returned(value=value, elapsed=elapsed):
                 return self._settle(call, reading, ok=True, value=Raw(value), elapsed=elapsed)
             case Acknowledged():
                 return self._on_acknowledged(call, reading)
             case Asked():
                 return self._on_asked(call, reading)
-            case Raised(error, retry_in):
+            case Raised(error=error, retry_in=retry_in):
                 if retry_in is None:
                     return self._settle(call, reading, ok=False, error=error)
                 return self._retry_later(call, reading, error, retry_in)
-            case Received(number, payload):
+            case Received(number=number, payload=payload):
                 return self._on_received(call, reading, number, payload)
             case Silent():
                 return self._on_silent(call, reading)
-            case Rejected(error):
+            case Rejected(error=error):
                 self._leave(call, reading, type(error).__name__)
                 if isinstance(error, UnstorableValue):  # refused for what it is: its own fault, and only its own
                     return Raise(error)
                 return self.abort(error)
-            case Undone(otherwise):
+            case Undone(otherwise=otherwise):
                 return self._on_undone(call, otherwise, reading)
-            case Unstorable(error):
+            case Unstorable(error=error):
                 self._leave(call, reading, type(error).__name__)
                 return Raise(error)
-            case Interrupted(reason):
+            case Interrupted(reason=reason):
                 return self._on_interrupted(call, reading, reason)
 
     def rest(self, call: Call, began: datetime | None, until: datetime, reading: Reading) -> Wait | Abort | None:
@@ -262,7 +262,7 @@ class Execution:
                 return self._attempt(call, Attempt, reading)
             case Transact():
                 return self._attempt(call, AttemptInTransaction, reading)
-            case Listen(patience):
+            case Listen(patience=patience):
                 return self._listen(call, patience, reading)
             case never:
                 assert_never(never)
@@ -352,7 +352,7 @@ class Execution:
             return self._abort(call, reading, self.error)
         seconds = (reading.elapsed if elapsed is None else elapsed) - call.began
         record = write_outcome(call, self.journal, self.lease.epoch, seconds, ok=ok, value=value, error=error)
-        return Commit(record) if ok and isinstance(call.kind, Transact) else Checkpoint(record)
+        return Checkpoint(record) if call.seq is None else Commit(record)  # which fills the place that it was given
 
     def _on_acknowledged(self, call: Call, reading: Reading) -> StepDecision:
         if call.record is None:

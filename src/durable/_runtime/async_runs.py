@@ -66,20 +66,20 @@ class AsyncRun(RunShell):
         while True:
             reply = await self._begin(claim)
             match plan.admission(claim, reply, self._clock.elapsed() - began, polls):
-                case Proceed(granted):
+                case Proceed(granted=granted):
                     return await self._execute(granted)
-                case Return(value):
+                case Return(value=value):
                     return plan.stored_result(value)
-                case Reraise(error):
+                case Reraise(error=error):
                     raise plan.stored_failure(error)
-                case ClaimAgain(seconds, claim, lease, recheck):
+                case ClaimAgain(seconds=seconds, claim=claim, lease=lease, recheck=recheck):
                     await self._give_back(lease)
                     await self._clock.asleep(seconds, recheck)
                     polls += 1
-                case Migrate(mismatch):
+                case Migrate(error=mismatch):
                     await self._migrate(mismatch)
                     polls += 1
-                case Decline(error, lease):
+                case Decline(error=error, lease=lease):
                     await self._give_back(lease)
                     raise error
                 case never:
@@ -114,14 +114,14 @@ class AsyncRun(RunShell):
             execution.is_over = True
             leave(token)
         match end.conclusion(execution):
-            case Finish(status, record) as finish:
+            case Finish(status=status, record=record) as finish:
                 try:
                     await self._finish(lease, status, record)
                 except DurableError as error:
                     await self._give_back(lease)
                     raise end.interruption(plan, execution, error) from end.exception
                 return end.outcome(plan, execution, finish)
-            case Release(error, status):
+            case Release(error=error, status=status):
                 await self._give_back(lease, status, end.exception)
                 raise end.interruption(plan, execution, error) from None
             case never:

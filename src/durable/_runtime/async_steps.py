@@ -177,27 +177,27 @@ class AsyncDriver(Driver):
                 match self._advance(call, outcome):
                     case Attempt() as attempt:
                         outcome = await self._attempt(call, attempt, body)
-                    case Checkpoint(record):
+                    case Checkpoint(record=record):
                         outcome = await self._checkpoint(call, record)
-                    case Replay(record):
+                    case Replay(record=record):
                         return self._hand_out(call, record, body)
-                    case AttemptInTransaction(number, began):
+                    case AttemptInTransaction(number=number, began=began):
                         outcome = await self._transact(call, Attempt(number, began), body)
-                    case Wait(seconds, recheck):
+                    case Wait(seconds=seconds, recheck=recheck):
                         await self.clock.asleep(seconds, recheck)
                         outcome = ASKED
-                    case Receive(signal, taken):
+                    case Receive(name=signal, taken=taken):
                         outcome = await self._receive(signal, taken)
-                    case Commit(record):
+                    case Commit(record=record):
                         outcome = await self._commit(call, body, record)
                     case Join():
                         await self._join(call)
                         outcome = ASKED
-                    case Raise(error):
+                    case Raise(error=error):
                         raise error
-                    case Abort(error):
+                    case Abort(error=error):
                         raise self.exit_error(error)
-                    case Leave(interruption):
+                    case Leave(interruption=interruption):
                         raise interruption
                     case never:
                         assert_never(never)
@@ -313,9 +313,9 @@ class AsyncDriver(Driver):
         until = await self._drive(call, body)
         while True:
             match self._next_rest(call, until):
-                case Wait(seconds, recheck):
+                case Wait(seconds=seconds, recheck=recheck):
                     await self.clock.asleep(seconds, recheck)
-                case Abort(error):
+                case Abort(error=error):
                     raise self.exit_error(error)
                 case None:
                     return

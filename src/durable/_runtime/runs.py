@@ -63,20 +63,20 @@ class BlockingRun(RunShell):
         while True:
             reply = self._begin(claim)
             match plan.admission(claim, reply, self._clock.elapsed() - began, polls):
-                case Proceed(granted):
+                case Proceed(granted=granted):
                     return self._execute(granted)
-                case Return(value):
+                case Return(value=value):
                     return plan.stored_result(value)
-                case Reraise(error):
+                case Reraise(error=error):
                     raise plan.stored_failure(error)
-                case ClaimAgain(seconds, claim, lease, recheck):
+                case ClaimAgain(seconds=seconds, claim=claim, lease=lease, recheck=recheck):
                     self._give_back(lease)
                     self._clock.sleep(seconds, recheck)
                     polls += 1
-                case Migrate(mismatch):
+                case Migrate(error=mismatch):
                     self._migrate(mismatch)
                     polls += 1
-                case Decline(error, lease):
+                case Decline(error=error, lease=lease):
                     self._give_back(lease)
                     raise error
                 case never:
@@ -111,14 +111,14 @@ class BlockingRun(RunShell):
             execution.is_over = True
             leave(token)
         match end.conclusion(execution):
-            case Finish(status, record) as finish:
+            case Finish(status=status, record=record) as finish:
                 try:
                     self._finish(lease, status, record)
                 except DurableError as error:
                     self._give_back(lease)
                     raise end.interruption(plan, execution, error) from end.exception
                 return end.outcome(plan, execution, finish)
-            case Release(error, status):
+            case Release(error=error, status=status):
                 self._give_back(lease, status, end.exception)
                 raise end.interruption(plan, execution, error) from None
             case never:

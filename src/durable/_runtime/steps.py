@@ -111,27 +111,27 @@ class BlockingDriver(Driver):
                 match self._advance(call, outcome):
                     case Attempt() as attempt:
                         outcome = self._attempt(call, attempt, body)
-                    case Checkpoint(record):
+                    case Checkpoint(record=record):
                         outcome = self._checkpoint(call, record)
-                    case Replay(record):
+                    case Replay(record=record):
                         return self._hand_out(call, record, body)
-                    case AttemptInTransaction(number, began):
+                    case AttemptInTransaction(number=number, began=began):
                         outcome = self._transact(call, Attempt(number, began), body)
-                    case Wait(seconds, recheck):
+                    case Wait(seconds=seconds, recheck=recheck):
                         self.clock.sleep(seconds, recheck)
                         outcome = ASKED
-                    case Receive(signal, taken):
+                    case Receive(name=signal, taken=taken):
                         outcome = self._receive(signal, taken)
-                    case Commit(record):
+                    case Commit(record=record):
                         outcome = self._commit(call, body, record)
                     case Join():
                         self._join(call)
                         outcome = ASKED
-                    case Raise(error):
+                    case Raise(error=error):
                         raise error
-                    case Abort(error):
+                    case Abort(error=error):
                         raise self.exit_error(error)
-                    case Leave(interruption):
+                    case Leave(interruption=interruption):
                         raise interruption
                     case never:
                         assert_never(never)
@@ -195,9 +195,9 @@ class BlockingDriver(Driver):
         until = self._drive(call, body)
         while True:
             match self._next_rest(call, until):
-                case Wait(seconds, recheck):
+                case Wait(seconds=seconds, recheck=recheck):
                     self.clock.sleep(seconds, recheck)
-                case Abort(error):
+                case Abort(error=error):
                     raise self.exit_error(error)
                 case None:
                     return

@@ -32,7 +32,8 @@ OnLateReply: TypeAlias = Callable[[BaseException | None], object]
 class Request(Struct, Generic[T_co], frozen=True, eq=False):
     """A request whose answer is a `T_co`.
 
-    Match it by its class alone, and read its fields: a pattern with positions computes `__match_args__` anew, for a microsecond.
+    Match it by its class alone, and read its fields: a pattern with positions computes `__match_args__` anew, which takes
+    a microsecond.
     """
 
     @property

@@ -125,15 +125,15 @@ class RehearsedRun:
 
     def _answer(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
         match request:
-            case Checkpoint(_, record):
+            case Checkpoint(lease=_, record=record):
                 return self._checkpoint(record, on_late_reply)
-            case Begin(claim, alive):
+            case Begin(claim=claim, alive=alive):
                 return self._begin(claim, alive)
-            case Finish(_, status, record):
+            case Finish(lease=_, status=status, record=record):
                 return self._finish(status, record)
-            case Release(_, former_status):
+            case Release(lease=_, status=former_status):
                 return self._release(former_status)
-            case Receive(_, name, taken):
+            case Receive(lease=_, name=name, taken=taken):
                 return self._receive(name, taken)
             case other:
                 return self._stage.perform(other)
