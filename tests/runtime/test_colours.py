@@ -46,7 +46,7 @@ LEAVES = {
         "_wait_until",
     },
     (BlockingRun, AsyncRun): {"__init__", "_begin", "_finish", "_give_back", "_give_back_late", "_migrate"},
-    (WholeSnapshots, _Verbs): {"__init__", "_begin", "close", "_release", "replace", "_called"},
+    (WholeSnapshots, _Verbs): {"__init__", "close", "_release", "_in_turn", "_save", "_called"},
 }
 
 _SAME_BUT_FOR_COLOUR = {

@@ -205,7 +205,7 @@ STORMS = {
     "a handler in the midst of a count": """
         handled = []
         def trace(frame, event, _):  # as a signal could come there
-            if frame.f_code.co_name == "recorded" and event == "line" and len(handled) < 3:
+            if frame.f_code.co_name == "count_record" and event == "line" and len(handled) < 3:
                 handled.append(f"handled-{len(handled)}")
                 assert run(handled[-1]) == expected(handled[-1])
             return trace

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from types import CodeType, FunctionType
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
 
-__all__ = ["is_locked", "locked"]
+__all__ = ["hold", "is_locked", "locked"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,6 +43,11 @@ def locked(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
     wrapper = under_lock if optional else wrappers.get(code.co_argcount, under_lock)
     _codes.add(wrapper.__code__)
     return cast(Callable[Concatenate[S, P], R], functools.wraps(method)(wrapper))
+
+
+def hold(lock: threading.Lock, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """What the call comes to under this lock, likewise in one line."""
+    with lock: return call(*args, **kwargs)  # noqa: E701  # fmt: skip
 
 
 def is_locked(function: FunctionType) -> bool:

@@ -79,13 +79,11 @@ class _Verbs(Whole):
                 raise self.unable(other)
 
     async def _begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
-        async with self.turn(claim.run_id):
-            return await self._done(self._begun(claim, alive))
+        return await self._in_turn(claim.run_id, self._begun(claim, alive))
 
     async def _checkpoint(self, lease: Lease, record: Record, on_late_reply: OnLateReply | None) -> None:
         try:
-            async with self._saving:
-                await self._done(self._checkpointed(lease, record))
+            await self._save(self._checkpointed(lease, record))
         except DurableError:
             raise
         except BaseException as interrupt:  # what the next save writes is what will be stored
@@ -94,18 +92,19 @@ class _Verbs(Whole):
             raise
 
     async def _finish(self, lease: Lease, status: Status, record: Record) -> None:
-        async with self._saving:
-            await self._done(self._checkpointed(lease, record, status))
+        await self._save(self._checkpointed(lease, record, status))
         await self._release(lease, None)
 
     async def _release(self, lease: Lease, status: Status | None) -> None:
         async with self.turn(lease.run_id):
-            try:
-                if status is not None:
-                    async with self._saving:
-                        await self._done(self._restored(lease, status))
-            finally:
-                self.let_go(lease)
+            await self._give_back(lease, status)
+
+    async def _give_back(self, lease: Lease, status: Status | None) -> None:
+        try:
+            if status is not None:
+                await self._save(self._restored(lease, status))
+        finally:
+            self.let_go(lease)
 
     async def load(self, id: str) -> Snapshot | None:
         """See `WholeSnapshots.load`."""
@@ -113,8 +112,15 @@ class _Verbs(Whole):
 
     async def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
         """See `WholeSnapshots.replace`."""
+        return await self._in_turn(run_id, self._replaced(run_id, old, new))
+
+    async def _in_turn(self, run_id: str, work: Work[T]) -> T:
         async with self.turn(run_id):
-            return await self._done(self._replaced(run_id, old, new))
+            return await self._done(work)
+
+    async def _save(self, work: Work[None]) -> None:
+        async with self._saving:
+            await self._done(work)
 
     async def _done(self, work: Work[T]) -> T:
         try:

@@ -7,9 +7,9 @@ import inspect
 import threading
 import weakref
 from collections.abc import Callable, Generator
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
-from durable._common.locks import locked
+from durable._common.locks import hold, locked
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.headers import blank_header, stamp_header
 from durable._engine.leases import Lease
@@ -31,6 +31,7 @@ from durable.stores._memory import MemoryStore
 from durable.stores.protocol import AsyncSnapshotStore, Isolation, SnapshotStore, Transaction
 from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Release, Request
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 Work: TypeAlias = Generator[Callable[[], Any], Any, T]
@@ -191,14 +192,11 @@ class WholeSnapshots(Whole):
                 raise self.unable(other)
 
     def _begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
-        with (turn := self.turn(claim.run_id)).take():
-            turn.thread = threading.get_ident()
-            return self._done(self._begun(claim, alive))
+        return self._in_turn(claim.run_id, self._begun(claim, alive))
 
     def _checkpoint(self, lease: Lease, record: Record, on_late_reply: OnLateReply | None) -> None:
         try:
-            with self._saving:
-                self._done(self._checkpointed(lease, record))
+            self._save(self._checkpointed(lease, record))
         except DurableError:
             raise
         except BaseException as interrupt:  # what the next save writes is what will be stored
@@ -207,19 +205,18 @@ class WholeSnapshots(Whole):
             raise
 
     def _finish(self, lease: Lease, status: Status, record: Record) -> None:
-        with self._saving:
-            self._done(self._checkpointed(lease, record, status))
+        self._save(self._checkpointed(lease, record, status))
         self._release(lease, None)
 
     def _release(self, lease: Lease, status: Status | None) -> None:
-        with (turn := self.turn(lease.run_id)).take():
-            turn.thread = threading.get_ident()
-            try:
-                if status is not None:
-                    with self._saving:
-                        self._done(self._restored(lease, status))
-            finally:
-                self.let_go(lease)
+        self.turn(lease.run_id).hold(self._give_back, lease, status)
+
+    def _give_back(self, lease: Lease, status: Status | None) -> None:
+        try:
+            if status is not None:
+                self._save(self._restored(lease, status))
+        finally:
+            self.let_go(lease)
 
     def load(self, id: str) -> Snapshot | None:
         """The snapshot that is stored, which an execution in this process saves at each step."""
@@ -227,9 +224,13 @@ class WholeSnapshots(Whole):
 
     def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
         """See `RunStore.replace`; as far as this process knows."""
-        with (turn := self.turn(run_id)).take():
-            turn.thread = threading.get_ident()
-            return self._done(self._replaced(run_id, old, new))
+        return self._in_turn(run_id, self._replaced(run_id, old, new))
+
+    def _in_turn(self, run_id: str, work: Work[T]) -> T:
+        return self.turn(run_id).hold(self._done, work)
+
+    def _save(self, work: Work[None]) -> None:
+        hold(self._saving, self._done, work)
 
     @property
     def aio(self) -> ThreadedStore:
@@ -272,19 +273,24 @@ class Turn:
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
         self._lock = threading.Lock()
-        self.thread = 0  # of its holder, who says so
+        self._thread = 0  # of its holder; 0 for a task
 
-    def take(self) -> threading.Lock:
-        """For `with`: the lock itself, so that no interrupt comes between its taking and its giving back."""
-        if self.thread == threading.get_ident() and self._lock.locked():
+    def hold(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What the call comes to while the turn is this thread's."""
+        if self._thread == threading.get_ident() and self._lock.locked():
             raise ConcurrentExecution(self._run_id, "this very thread")
-        return self._lock
+
+        def held() -> T:
+            self._thread = threading.get_ident()
+            return call(*args, **kwargs)
+
+        return hold(self._lock, held)
 
     async def __aenter__(self) -> None:
         # Its holder may be on another event loop, which nobody can await. It is held for one load and one save.
         while not self._lock.acquire(blocking=False):  # noqa: ASYNC110 -- see above
             await asyncio.sleep(_LOOK_AGAIN)
-        self.thread = 0
+        self._thread = 0
 
     async def __aexit__(self, *_: object) -> None:
         self._lock.release()
