@@ -62,7 +62,7 @@ def test_the_same_seed_is_the_same_history() -> None:
     seeds = range(100, 120)  # of a million in `make nightly`, whose figures must repeat
     here = [str(tell(seed)) for seed in seeds]
     assert here == [str(tell(seed)) for seed in seeds]
-    program = f"import logging; logging.disable(50); import test_simulation as t\nfor s in {seeds!r}: print(t.tell(s))"
+    program = f"import logging; logging.disable(50); from faults import test_simulation as t\nfor s in {seeds!r}: print(t.tell(s))"
     env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(__file__).parents[1])}
     there = run_program([sys.executable, "-c", program], env=env, check=True)
     assert there.stdout.splitlines() == here
