@@ -17,7 +17,7 @@ from durable.codecs import Codec
 from durable.errors import InvalidArgument
 from durable.stores._embedded.server import Server
 from durable.stores._embedded.store import EmbeddedStore
-from durable.stores._memory import MemoryStore
+from durable.stores._memory.store import MemoryStore
 from durable.stores._postgres.conninfo import Pool
 from durable.stores._postgres.schema import build_schema_sql
 from durable.stores._postgres.sql.names import Names

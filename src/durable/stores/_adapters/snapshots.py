@@ -27,7 +27,7 @@ from durable.errors import (
 from durable.records import Header, Record, Status
 from durable.snapshots import Snapshot, snapshot_of, with_run_id
 from durable.stores._facades import ThreadedStore
-from durable.stores._memory import MemoryStore
+from durable.stores._memory.store import MemoryStore
 from durable.stores.protocol import AsyncSnapshotStore, Isolation, SnapshotStore, Transaction
 from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Release, Request
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, Self, TypeAlias, TypeVar, assert_never
+from typing import Any, Self, TypeAlias, TypeVar, assert_never
 
 from msgspec import structs
 
@@ -18,20 +17,21 @@ from durable._common.durations import Duration
 from durable._common.forks import renew_in_children
 from durable._common.locks import locked
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
-from durable._engine.headers import blank_header, claim_header, is_foreign, stamp_header
+from durable._engine.headers import blank_header, claim_header, is_foreign
 from durable._engine.leases import Lease
 from durable._engine.runs import is_executable
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, as_codec
-from durable.errors import ConcurrentExecution, DurableError, InvalidArgument, LeaseLost, RunCancelled
+from durable.errors import ConcurrentExecution, DurableError, InvalidArgument
 from durable.records import Header, Kind, Record, Status, StepRecord
 from durable.snapshots import Snapshot, foreign_failures, journal_of, snapshot_of, with_foreign_failures
 from durable.stores._facades import AsyncStore
 from durable.stores._heartbeat import Heartbeat
+from durable.stores._memory.run import Run, fenced
+from durable.stores._memory.signals import Signals
 from durable.stores._owner import this_process
 from durable.stores.listing import (
     FORCE_ADVICE,
-    NO_MOMENT,
     PAGE,
     Asked,
     Listed,
@@ -41,7 +41,6 @@ from durable.stores.listing import (
     asked,
     asked_to_purge,
     checked_snapshot,
-    stands,
 )
 from durable.stores.protocol import Isolation, Transaction
 from durable.stores.requests import (
@@ -62,25 +61,6 @@ T = TypeVar("T")
 _Lines: TypeAlias = list[Listed]
 
 
-@dataclass(slots=True)
-class _Run:
-    header: Header | None = None
-    records: dict[int, Record] = field(default_factory=dict[int, Record])
-    updated_at: datetime = NO_MOMENT
-    epoch: int = 0
-    token: str | None = None
-    expires: float = 0.0
-    cancelled: bool = False
-    foreign: dict[str, StepRecord] = field(default_factory=dict[str, StepRecord])  # another tool's failures
-
-
-class _Signal(NamedTuple):
-    number: int
-    run_id: str
-    name: str
-    payload: str
-
-
 @public_verbs("store", "save", "load", "delete", "list", "purge", "stats", "status")
 class MemoryStore:
     """Runs kept in this process: the model that every store is compared with."""
@@ -89,9 +69,8 @@ class MemoryStore:
         self.codec = as_codec(codec)
         self.clock = clock or SystemClock()
         self._lock = threading.RLock()  # a signal handler may come while it is held
-        self._runs: dict[str, _Run] = {}
-        self._signals: list[_Signal] = []
-        self._numbers = itertools.count(1)
+        self._runs: dict[str, Run] = {}
+        self._signals = Signals()
         self._aio: AsyncStore | None = None
         self._closed = False
         self._heartbeat = Heartbeat(self._renew, self._look, self.clock)
@@ -141,10 +120,10 @@ class MemoryStore:
         if self._closed:
             raise InvalidArgument("the store is closed")
         sent = self.clock.elapsed()
-        run = self._runs.get(claim.run_id) or _Run()
-        held = run.token is not None and run.expires > sent
+        run = self._runs.get(claim.run_id) or Run()
+        held = run.is_held(sent)
         if held or not is_executable(claim, run.header):
-            endings = [record for record in _in_order(run) if record.kind in (Kind.RESULT, Kind.FAILURE)]
+            endings = [record for record in run.journal() if record.kind in (Kind.RESULT, Kind.FAILURE)]
             return Refused(run.header, endings, "this process" if held else None, run.expires - sent if held else None)
         header = run.header or blank_header()
         records, epoch, at = run.records, run.epoch + 1, run.updated_at
@@ -157,7 +136,7 @@ class MemoryStore:
         lease = Lease(claim.run_id, f"{epoch}:{secrets.token_hex(8)}", epoch, claim.seconds, sent)
         granted = Granted(lease, header, [records[seq] for seq in sorted(records)])
         claim.taken.append(lease)  # first, and the run in one piece: an interrupt comes where it will
-        self._runs[claim.run_id] = _Run(
+        self._runs[claim.run_id] = Run(
             header, records, at, epoch, lease.token, sent + claim.seconds, foreign=run.foreign
         )
         return granted
@@ -171,11 +150,11 @@ class MemoryStore:
         except BaseException as interrupt:
             if on_late_reply is not None:
                 run = self._runs.get(lease.run_id)
-                on_late_reply(None if run is not None and _is_there(run, record) else interrupt)
+                on_late_reply(None if run is not None and run.has(record) else interrupt)
             raise
 
     def _write(self, lease: Lease, record: Record) -> None:
-        run = self._fenced(lease)
+        run = fenced(self._runs.get(lease.run_id), lease)
         run.records[record.seq] = self._dated(record, run.epoch)
 
     def _finish(self, lease: Lease, status: Status, record: Record) -> None:
@@ -184,9 +163,9 @@ class MemoryStore:
 
     @locked
     def _end(self, lease: Lease, status: Status, record: Record) -> None:
-        run = self._fenced(lease)
+        run = fenced(self._runs.get(lease.run_id), lease)
         records = run.records | {record.seq: self._dated(record, run.epoch)}
-        self._runs[lease.run_id] = self._standing(run, status, records=records, token=None)
+        self._runs[lease.run_id] = run.stamped(status, self.clock.now(), records=records, token=None)
 
     def _release(self, lease: Lease, status: Status | None) -> None:
         self._heartbeat.drop(lease)
@@ -197,26 +176,23 @@ class MemoryStore:
         run = self._runs.get(lease.run_id)
         if run is not None and run.token == lease.token:
             free = replace(run, token=None)
-            self._runs[lease.run_id] = free if status is None else self._standing(free, status)
+            self._runs[lease.run_id] = free if status is None else free.stamped(status, self.clock.now())
 
     @locked
     def _cancel(self, run_id: str) -> bool:
         run = self._runs.get(run_id)
         if run is None or run.header is None or run.header.execution.status != Status.RUNNING:
             return False
-        self._runs[run_id] = self._standing(run, Status.CANCELLED, token=None, cancelled=True)
+        self._runs[run_id] = run.stamped(Status.CANCELLED, self.clock.now(), token=None, cancelled=True)
         return True
 
     @locked
     def _keep_signal(self, run_id: str, name: str, payload: str) -> None:
-        self._signals.append(_Signal(next(self._numbers), run_id, name, payload))
+        self._signals.keep(run_id, name, payload)
 
     @locked
     def _find_signal(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
-        for number, run_id, named, payload in self._signals:
-            if (run_id, named) == (lease.run_id, name) and number not in taken:
-                return number, payload
-        return None
+        return self._signals.find(lease.run_id, name, taken)
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:  # noqa: ARG002
         """Not here: there is no database to do anything in."""
@@ -244,7 +220,7 @@ class MemoryStore:
         by_seq = {record.seq: record for record in records}
         # Those of a run that was copied from elsewhere go on to be counted as they were there.
         epoch = max(0 if run is None else run.epoch + 1, header.execution.epoch)
-        self._runs[id] = _Run(header, by_seq, at, epoch, foreign=foreign)
+        self._runs[id] = Run(header, by_seq, at, epoch, foreign=foreign)
 
     def load(self, id: str) -> Snapshot | None:
         """See `PostgresStore.load`."""
@@ -259,7 +235,7 @@ class MemoryStore:
     def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
         """See `RunStore.replace`."""
         run = self._runs.get(run_id)
-        if run is None or self._held(run) or self.load(run_id) != old:
+        if run is None or run.is_held(self.clock.elapsed()) or self.load(run_id) != old:
             return False
         self.save(run_id, new)
         run = self._runs[run_id]
@@ -288,7 +264,7 @@ class MemoryStore:
         return [
             Listed(name, run.updated_at)
             for name, run in self._runs.items()
-            if name.startswith(page.prefix) and page.status in (None, self._stands(run))
+            if name.startswith(page.prefix) and page.status in (None, run.stands(self.clock.elapsed()))
         ]
 
     def purge(
@@ -306,7 +282,9 @@ class MemoryStore:
         old = [
             name
             for name, run in self._runs.items()
-            if run.updated_at < before and (stand := self._stands(run)) != "running" and wanted in (None, stand)
+            if run.updated_at < before
+            and (stand := run.stands(self.clock.elapsed())) != "running"
+            and wanted in (None, stand)
         ]
         for name in old:
             self._forget(name)
@@ -316,7 +294,7 @@ class MemoryStore:
     def stats(self) -> Stats:
         """See `PostgresStore.stats`."""
         runs = self._runs.values()
-        stand = [self._stands(run) for run in runs]
+        stand = [run.stands(self.clock.elapsed()) for run in runs]
         texts = [record.text for run in runs for record in run.records.values()]
         return Stats(
             running=stand.count("running"),
@@ -334,7 +312,7 @@ class MemoryStore:
         """See `PostgresStore.status`."""
         check_name("a run's id", id)
         run = self._runs.get(id)
-        return None if run is None else self._stands(run)
+        return None if run is None else run.stands(self.clock.elapsed())
 
     @property
     def identity(self) -> object:
@@ -370,38 +348,18 @@ class MemoryStore:
     @locked
     def _stored(self, id: str) -> tuple[Header, Sequence[Record], Mapping[str, StepRecord]] | None:
         run = self._runs.get(id)
-        return None if run is None or run.header is None else (run.header, _in_order(run), run.foreign)
-
-    def _held(self, run: _Run) -> bool:
-        return run.token is not None and run.expires > self.clock.elapsed()
-
-    def _stands(self, run: _Run) -> RunStatus:
-        return (
-            stands("running" if run.header is None else run.header.execution.status, held=self._held(run)) or "failed"
-        )
+        return None if run is None or run.header is None else (run.header, run.journal(), run.foreign)
 
     def _forget(self, id: str) -> None:
         self._runs.pop(id, None)
-        self._signals = [signal for signal in self._signals if signal.run_id != id]
+        self._signals.forget(id)
 
-    def _free(self, id: str, force: bool) -> _Run | None:
+    def _free(self, id: str, force: bool) -> Run | None:
         """The run, if there is one; `ConcurrentExecution` if somebody is executing it."""
         run = self._runs.get(id)
-        if run is not None and self._held(run) and not force:
+        if run is not None and run.is_held(self.clock.elapsed()) and not force:
             left = run.expires - self.clock.elapsed()
             raise ConcurrentExecution(id, "this process", left, FORCE_ADVICE)
-        return run
-
-    def _fenced(self, lease: Lease) -> _Run:
-        run = self._runs.get(lease.run_id)
-        if run is not None and run.cancelled:
-            raise RunCancelled(lease.run_id)
-        if run is None:
-            raise LeaseLost(lease.run_id, "the run was deleted")
-        if run.token != lease.token:
-            taken = run.epoch != lease.epoch
-            why = "another execution has taken it over" if taken else lease.gone or "it was given back"
-            raise LeaseLost(lease.run_id, why)
         return run
 
     @locked
@@ -426,22 +384,6 @@ class MemoryStore:
         seq, key, kind, text, at, under = record
         return Record(seq, key, kind, text, at or self.clock.now(), under or epoch)
 
-    def _standing(self, run: _Run, status: Status, **changes: Any) -> _Run:
-        """The run with these changes and this status, to be put in its place: whoever looks sees all of it or nothing."""
-        assert run.header is not None  # noqa: S101 -- written by the same begin
-        at, changed = self.clock.now(), replace(run, **changes)
-        records = _in_order(changed) if status is Status.FAILED else ()
-        return replace(changed, header=stamp_header(run.header, status, at, records), updated_at=at)
-
-
-def _is_there(run: _Run, record: Record) -> bool:
-    stored = run.records.get(record.seq)
-    return stored is not None and (stored.key, stored.kind, stored.text) == (record.key, record.kind, record.text)
-
 
 def _newest_last(line: Listed) -> tuple[datetime, str]:
     return line.updated_at, line.id
-
-
-def _in_order(run: _Run) -> list[Record]:
-    return [run.records[seq] for seq in sorted(run.records)]

@@ -1,0 +1,65 @@
+"""A run as it is kept in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from durable._engine.headers import stamp_header
+from durable._engine.leases import Lease
+from durable.errors import LeaseLost, RunCancelled
+from durable.records import Header, Record, Status, StepRecord
+from durable.stores.listing import NO_MOMENT, RunStatus, stands
+
+
+@dataclass(slots=True)
+class Run:
+    """A run; all but its records and the end of its lease is changed by putting another one in its place."""
+
+    header: Header | None = None
+    records: dict[int, Record] = field(default_factory=dict[int, Record])
+    updated_at: datetime = NO_MOMENT
+    epoch: int = 0
+    token: str | None = None
+    expires: float = 0.0
+    cancelled: bool = False
+    foreign: dict[str, StepRecord] = field(default_factory=dict[str, StepRecord])  # another tool's failures
+
+    def is_held(self, now: float) -> bool:
+        """Whether it is being executed."""
+        return self.token is not None and self.expires > now
+
+    def stands(self, now: float) -> RunStatus:
+        """Where it stands."""
+        status = "running" if self.header is None else self.header.execution.status
+        return stands(status, held=self.is_held(now)) or "failed"
+
+    def has(self, record: Record) -> bool:
+        """Whether this record stands in its journal."""
+        stored = self.records.get(record.seq)
+        return stored is not None and (stored.key, stored.kind, stored.text) == (record.key, record.kind, record.text)
+
+    def journal(self) -> list[Record]:
+        """Its records in order."""
+        return [self.records[seq] for seq in sorted(self.records)]
+
+    def stamped(self, status: Status, at: datetime, **changes: Any) -> Run:
+        """The run with these changes and this status, to be put in its place: a look sees all of it or nothing."""
+        assert self.header is not None  # noqa: S101 -- written by the same begin
+        changed = replace(self, **changes)
+        records = changed.journal() if status is Status.FAILED else ()
+        return replace(changed, header=stamp_header(self.header, status, at, records), updated_at=at)
+
+
+def fenced(run: Run | None, lease: Lease) -> Run:
+    """The run that stands under this lease's id, if it is the lease's own; `LeaseLost` or `RunCancelled` if not."""
+    if run is not None and run.cancelled:
+        raise RunCancelled(lease.run_id)
+    if run is None:
+        raise LeaseLost(lease.run_id, "the run was deleted")
+    if run.token != lease.token:
+        taken = run.epoch != lease.epoch
+        why = "another execution has taken it over" if taken else lease.gone or "it was given back"
+        raise LeaseLost(lease.run_id, why)
+    return run
