@@ -12,6 +12,7 @@ import durable
 from durable.errors import UnreadableRecord
 from durable.stores import memory
 from durable.stores._postgres import snapshots
+from durable.stores._postgres.sql import snapshots as statements
 from harness.support import Database
 
 
@@ -48,7 +49,7 @@ def test_records_are_counted(database: Database) -> None:
 @pytest.mark.parametrize("analyzed", [False, True])
 def test_an_estimate_says_so(database: Database, monkeypatch: pytest.MonkeyPatch, analyzed: bool) -> None:
     """Above a size: of the right order, and never 0 where there are records, also of a prefix."""
-    monkeypatch.setattr(snapshots, "_SMALL", 0)
+    monkeypatch.setattr(statements, "_SMALL", 0)
     whole, few = database.store(), database.store(prefix="p:")
     assert (whole.stats().records, whole.stats().is_estimate) == (0, False)
     for _ in range(3):
@@ -99,7 +100,7 @@ def test_a_journal_without_a_header_is_counted_refused_and_purged(
 ) -> None:
     """Headers deleted by SQL, as awaitly does when a run of that id succeeds. Nothing is written; `delete` is the way out."""
     if not small:
-        monkeypatch.setattr(snapshots, "_SMALL", 0)
+        monkeypatch.setattr(statements, "_SMALL", 0)
     store, other = database.store(prefix="p:"), database.store(prefix="q:")
     for each in (store, other):
         filled(each)

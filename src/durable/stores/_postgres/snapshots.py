@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from functools import cache
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -34,8 +33,8 @@ from durable.stores._postgres.resources import Process
 from durable.stores._postgres.rows import read_record
 from durable.stores._postgres.schema import deletion_grant
 from durable.stores._postgres.session import Session
-from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.names import Names
+from durable.stores._postgres.sql.snapshots import AFTER, BY_LEASE, IDLE, STATUSES, ids_of_journals, is_small, statement
 from durable.stores.listing import (
     FORCE_ADVICE,
     NO_MOMENT,
@@ -56,9 +55,6 @@ T = TypeVar("T")
 _PATIENCE: Final = 10.0  # seconds in which a lost connection, or a server that restarts, is tried again
 _SILENCE: Final = 60.0  # seconds without an answer, after which a connection is given up
 _RETRY: Final = 0.1  # seconds between two tries
-_SMALL: Final = (
-    128 * 1024 * 1024
-)  # bytes of the journals' table, above which counting them takes longer than a look may
 _LOOKS: Final = 3  # at a lease that is free and cannot be taken: others may hold it for a moment each time
 _DELETIONS: Final = {  # and what each of them leaves nothing in
     "delete_headers": "documented runs",
@@ -68,33 +64,6 @@ _DELETIONS: Final = {  # and what each of them leaves nothing in
 }
 _TRANSIENT: Final = ("08", "40", "53", "57P")  # SQLSTATE: connection, serialisation, resources, restart
 
-_HELD: Final = (
-    "EXISTS (SELECT FROM {locks} AS lease WHERE lease.workflow_id = run.id "
-    "AND lease.owner_token IS NOT NULL AND lease.expires_at > clock_timestamp())"
-)
-_STATUS: Final = "COALESCE(run.snapshot->'execution'->>'status', 'running')"
-# For a page: leases whose owner may be dead are told, so that they can be looked at. Of these no more are asked for than there
-# are owners on this machine, for those that were looked at are `known`.
-_BY_LEASE: Final[Mapping[str | None, str]] = {
-    "running": f"{_STATUS} = 'running' "
-    "AND lease.owner_token IS NOT NULL AND (lease.owner = ANY (%(dead)s::text[])) IS NOT TRUE",
-    "interrupted": f"{_STATUS} = 'running' "
-    "AND (lease.owner_token IS NULL OR lease.is_doubtful OR lease.owner = ANY (%(dead)s::text[]))",
-}
-_STATUSES: Final[Mapping[str | None, str]] = {
-    None: "true",
-    "running": f"{_STATUS} = 'running' AND {_HELD}",
-    "interrupted": f"{_STATUS} = 'running' AND NOT {_HELD}",
-    "completed": f"{_STATUS} = 'completed'",
-    "failed": f"{_STATUS} = 'failed'",
-    "cancelled": f"{_STATUS} = 'cancelled'",
-}
-# Rows without a moment, which other tools may write, come first, as in the index.
-_AFTER: Final[Mapping[str, str]] = {
-    "nothing": "true",
-    "a moment": "(run.updated_at, run.id) < (%(moment)s, %(id)s)",
-    "no moment": "(run.updated_at IS NOT NULL OR run.id < %(id)s)",
-}
 _json: Final = msgspec.json.Encoder()
 
 
@@ -229,9 +198,9 @@ class SnapshotVerbs:
         """
         page = asked(prefix, limit, status, after)
         after_what = "nothing" if after is None else "no moment" if after.updated_at == NO_MOMENT else "a moment"
-        by_lease = page.status in _BY_LEASE
-        name, condition = ("list_by_lease", _BY_LEASE[page.status]) if by_lease else ("list", _STATUSES[page.status])
-        query = self._query(name, prefix=page.prefix, status=condition, after=_AFTER[after_what])
+        by_lease = page.status in BY_LEASE
+        name, condition = ("list_by_lease", BY_LEASE[page.status]) if by_lease else ("list", STATUSES[page.status])
+        query = self._query(name, prefix=page.prefix, status=condition, after=AFTER[after_what])
         values: dict[str, Any] = {"prefix": self._prefix + page.prefix, "limit": page.limit}
         if after is not None:
             values |= {"moment": after.updated_at, "id": self._prefix + after.id}
@@ -260,8 +229,8 @@ class SnapshotVerbs:
         far. What is interrupted has deleted what it said, and can be called again.
         """
         seconds, wanted = asked_to_purge(older_than, status)
-        condition = _STATUSES[wanted]
-        old = self._query("old", status=condition, idle=f"NOT {_HELD}")
+        condition = STATUSES[wanted]
+        old = self._query("old", status=condition, idle=IDLE)
         still_old = self._query("still_old", status=condition)
         values: dict[str, Any] = {"prefix": self._prefix, "limit": PAGE, "force": False, "epoch": 0}
 
@@ -279,7 +248,7 @@ class SnapshotVerbs:
 
         def orphans(session: Session) -> tuple[int, int]:
             size, *_ = session.execute(self._query("sizes"), {}).fetchone() or (0,)
-            old_orphans = self._query("old_orphans", of="run.workflow_id", journals=_journals(size))
+            old_orphans = self._query("old_orphans", of="run.workflow_id", journals=ids_of_journals(size))
             found = [row for (row,) in session.execute(old_orphans, values)]
             with _transaction(session):
                 free = [row for (row,) in session.execute(self._query("lock_runs"), values | {"ids": found})]
@@ -310,12 +279,12 @@ class SnapshotVerbs:
 
             counts = session.execute(self._query("counts"), values).fetchall()
             journals, records, size = session.execute(self._query("sizes"), {}).fetchone() or (0, 0, 0)
-            if is_small := journals <= _SMALL:
+            if not (is_estimate := not is_small(journals)):
                 records = number("records", of="run.workflow_id")
             elif self._prefix:
                 records = math.ceil(records * number("share"))
-            orphaned = number("orphans", of="run.workflow_id", journals=_journals(journals))
-            return counts, records, size, orphaned, not is_small
+            orphaned = number("orphans", of="run.workflow_id", journals=ids_of_journals(journals))
+            return counts, records, size, orphaned, is_estimate
 
         counts, records, size, orphaned, is_estimate = self._done(asked)
         runs = {"running": 0, "interrupted": 0, "completed": 0, "failed": 0, "cancelled": 0, "unreadable": 0}
@@ -373,7 +342,7 @@ class SnapshotVerbs:
     def _query(self, name: str, *, prefix: str = "", of: str = "run.id", **parts: str) -> bytes:
         """A statement with its parts filled in; the prefix is that `of` this column."""
         prefixed = f"starts_with({of}, %(prefix)s)" if self._prefix or prefix else "true"
-        return _query(self._names, name, (("prefixed", prefixed), *parts.items()))
+        return statement(self._names, name, (("prefixed", prefixed), *parts.items()))
 
     def _done(self, work: Callable[[Session], T]) -> T:
         """What `work` comes to on a connection; it is done again when the connection is lost, so it must bear that."""
@@ -419,20 +388,6 @@ def _transaction(session: Session) -> Iterator[None]:
     except DurableError:
         session.rollback()
         raise
-
-
-@cache
-def _query(names: Names, name: str, parts: tuple[tuple[str, str], ...]) -> bytes:
-    conditions = {"held": _HELD, **dict(parts)}
-    text = load_statements(names, "snapshots.sql")[name].decode()
-    for part, condition in conditions.items():
-        text = text.replace(f"{{{part}}}", names.fill(condition))
-    return text.encode()
-
-
-def _journals(size: int) -> str:
-    """Where the ids of journals are looked for, whose table has this size. Each run has one lease, and many records."""
-    return f"SELECT {'DISTINCT workflow_id FROM {steps}' if size <= _SMALL else 'workflow_id FROM {locks}'}"  # noqa: S608 -- two texts
 
 
 def _moment(at: datetime | None) -> datetime:
