@@ -14,7 +14,7 @@ from msgspec import structs
 
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
-from durable.errors import DurableError
+from durable.errors import DurableError, LeaseLost
 from durable.records import Execution, Kind, Record, Status
 from durable.stores import MemoryStore, PostgresStore, memory
 from durable.stores.requests import Begin, Cancel, Checkpoint, Finish, Receive, Release, Signal
@@ -218,3 +218,17 @@ def test_what_takes_a_runs_place_says_when(database: Database, kind: str) -> Non
         replaced = store.load("run")
         assert replaced is not None
         assert replaced.execution.last_updated
+
+
+@pytest.mark.parametrize("kind", ["memory", "postgres"])
+def test_a_cancellation_is_none_of_a_run_that_was_deleted_before(database: Database, kind: str) -> None:
+    """Another run of its id was cancelled. (Found by the sequences of `make nightly`, seed 348 of 1,000.)"""
+    with memory() if kind == "memory" else database.store() as store:
+        claim = Claim(run_id="a", workflow="w", version=1, seconds=3600.0)
+        granted = store.perform(Begin(claim, lambda: True))
+        assert isinstance(granted, Granted)
+        store.delete("a", force=True)
+        store.save("a", {"formatVersion": 1, "steps": {}, "execution": {"status": "running"}})
+        assert store.perform(Cancel("a"))
+        with pytest.raises(LeaseLost, match="deleted"):
+            store.perform(Checkpoint(granted.lease, _step(1)))

@@ -54,10 +54,10 @@ class Run:
 
 def fenced(run: Run | None, lease: Lease) -> Run:
     """The run that stands under this lease's id, if it is the lease's own; `LeaseLost` or `RunCancelled` if not."""
-    if run is not None and run.cancelled:
-        raise RunCancelled(lease.run_id)
-    if run is None:
+    if run is None or run.epoch < lease.epoch:  # an epoch only rises: this is another run, of the same id
         raise LeaseLost(lease.run_id, "the run was deleted")
+    if run.cancelled:
+        raise RunCancelled(lease.run_id)
     if run.token != lease.token:
         taken = run.epoch != lease.epoch
         why = "another execution has taken it over" if taken else lease.gone or "it was given back"
