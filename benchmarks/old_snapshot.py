@@ -50,7 +50,7 @@ def measure(url: str, leases: int, beats: int, *, held: bool) -> Figures:
             holder = stack.enter_context(psycopg.connect(url))
             holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             holder.execute("SELECT 1")
-        renew = store.process._renew  # noqa: SLF001 -- what the heartbeat's thread calls when it is time
+        renew = store._held.resources._renew  # noqa: SLF001 -- what the heartbeat's thread calls when it is time
         beat_times: list[float] = []
         checkpoint_times: list[float] = []
         for number in range(1, beats + 1):

@@ -70,7 +70,7 @@ def measure(what: str, workflow: Any, slow: PostgresStore) -> None:
     """Run it over the line, and say how that went."""
     counts.update(statements=0, renewals=0)
     for writer in ("_small", "_large", "_claims", "_long"):
-        performer = getattr(slow.process, writer)._performer  # noqa: SLF001
+        performer = getattr(slow._held.resources, writer)._performer  # noqa: SLF001
         if not hasattr(performer, "counted"):
             perform = performer.perform
 
@@ -79,7 +79,7 @@ def measure(what: str, workflow: Any, slow: PostgresStore) -> None:
                 return perform(lane, jobs)
 
             performer.perform, performer.counted = counting, True
-    heartbeat = slow.process.heartbeat
+    heartbeat = slow._held.resources.heartbeat  # noqa: SLF001
     renew = heartbeat._renew  # noqa: SLF001
 
     def renewing(leases: Any) -> Any:

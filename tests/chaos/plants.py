@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from durable.records import Kind
-from durable.stores._postgres import schema
+from durable.stores._postgres import requests, schema
 from durable.stores._postgres import store as stores
 from durable.stores._postgres.claims import Found
 from durable.stores._postgres.job import ABSENT
@@ -76,7 +76,7 @@ def lost_reply_trusted() -> None:
 
 def taken_from_the_living() -> None:
     """Every owner is taken for dead."""
-    _replace(stores, "is_dead", lambda *_: True)
+    _replace(requests, "is_dead", lambda *_: True)
 
 
 def last_record_overlooked() -> None:

@@ -277,7 +277,7 @@ class _Resident:
 
     def _watch_beats(self) -> None:
         """How long each takes, and how many leases it renews."""
-        heartbeat = self._store.process.heartbeat
+        heartbeat = self._store._held.resources.heartbeat
         renew = heartbeat._renew
 
         def timed(leases: Sequence[Lease]) -> Mapping[str, bool]:

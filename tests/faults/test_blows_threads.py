@@ -207,7 +207,7 @@ def test_a_fault_of_a_connecting_thread_makes_no_second_connection(
         patch.setattr("durable.stores._postgres.connections.Future", Struck)
         is_told = (when, answer) == ("when it has answered", "a connection")
         with nullcontext() if is_told else pytest.raises((durable.StoreUnavailable, MemoryError)):
-            store.process.connections.connect(store.clock.elapsed() + _PATIENCE).close()
+            store._held.resources.connections.connect(store.clock.elapsed() + _PATIENCE).close()
         tried[0].join(_PATIENCE)
         assert not tried[0].is_alive()
     assert len(tried) == 1

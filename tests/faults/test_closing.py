@@ -11,7 +11,7 @@ import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -99,7 +99,7 @@ def test_a_signal_handler_that_closes_the_store(kind: str, leaves: bool, databas
             tally.wrong.append(f"{at}: {came!r}")
         begun_before = bool(begun)
         if kind == "memory":
-            store._closed = False  # it is asked again, since nothing else has its runs
+            cast(Any, store)._closed = False  # it is asked again, since nothing else has its runs
         with database.store() as another:
             again = within(
                 lambda n=n, store=store if kind == "memory" else another: execute(
@@ -241,7 +241,7 @@ def test_a_finalizer_that_closes_the_store_in_its_own_threads(database: Database
     """A garbage collection comes in any thread, also in those that closing waits for."""
     store = database.store()
     asyncio.run(execute(None, _waits_no_more, id="r", store=store))
-    process, came = store.process, list[Any]()
+    process, came = store._held.resources, list[Any]()
 
     writer = process._small
     thread, next_ = writer._thread, writer._take_batch

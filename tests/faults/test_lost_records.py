@@ -166,7 +166,7 @@ def test_what_is_recorded_while_they_are_counted(
         step("first", lambda: 1)
         branches.append(partial(step, "beside", lambda: "x" * 2 * MAX_SHARED_BYTES, key="beside"))
         promotes()
-        idle = store.process.connections._idle
+        idle = store._held.resources.connections._idle
         while idle:
             idle.pop().connection.close()
         monkeypatch.setattr(Session, "execute", counting)
@@ -194,7 +194,7 @@ def test_a_run_that_somebody_has_deleted_meanwhile(database: Database, promotes:
         step("first", lambda: 1)
         store.delete("run", force=True)
         promotes()
-        idle = store.process.connections._idle
+        idle = store._held.resources.connections._idle
         while idle:
             idle.pop().connection.close()
         return step.transaction("second", lambda _: 2) if how == "transaction" else step("second", lambda: 2)

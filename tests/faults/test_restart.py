@@ -149,5 +149,5 @@ def test_an_outage_longer_than_the_lease_stops_the_run_and_the_next_goes_on(
 def test_a_server_that_cannot_let_anybody_in_now_is_no_refusal(database: Database, words: str) -> None:
     """FAULTS 50: with its disk full it cannot even write the file that each new session reads. (Found by chaos.)"""
     said = f'connection failed: connection to server at "127.0.0.1", port 5432 failed: FATAL:  {words}'
-    meaning = database.store().process.connections.explain(psycopg.OperationalError(said))
+    meaning = database.store()._held.resources.connections.explain(psycopg.OperationalError(said))
     assert type(meaning) is durable.StoreUnavailable

@@ -658,7 +658,7 @@ def test_a_cancelled_task_undoes_its_transaction(database: Database, table: Tabl
 
         def cancel() -> None:
             if where == "before the commit":  # the loop stands still: the body has returned, and nobody has heard of it
-                wait_until(lambda: store.process.transactions.daemons._threads == 0, "the body's thread to end")
+                wait_until(lambda: store._held.resources.transactions.daemons._threads == 0, "the body's thread to end")
             running.cancel()
 
         def body(connection: Any) -> str:
@@ -682,7 +682,7 @@ def test_a_cancelled_task_undoes_its_transaction(database: Database, table: Tabl
     assert (table.rows, recorded(database)) == ([], [])
     assert asyncio.run(durable.run({"body": table.book}, workflow, id="run", store=store)) == "a line"
     assert table.rows == ["a line"]
-    assert store.process.transactions.room.left == 8
+    assert store._held.resources.transactions.room.left == 8
 
 
 def test_a_task_cancelled_while_it_commits(database: Database, table: Table, proxy: Proxy) -> None:
@@ -796,9 +796,9 @@ def test_a_body_that_was_given_up_keeps_no_room_from_others(database: Database, 
         run(store, lambda _: over.wait(PATIENCE), id="slow", timeout=0.2)
     assert run(store, table.book, id="next", options={"deadline": 5.0}) == "a line"
     over.set()
-    wait_until(lambda: store.process.transactions.room.left == 1, "the room to be what it was")
+    wait_until(lambda: store._held.resources.transactions.room.left == 1, "the room to be what it was")
     assert run(store, table.book, id="last", options={"deadline": 5.0}) == "a line"
-    assert store.process.transactions.room.left == 1
+    assert store._held.resources.transactions.room.left == 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])

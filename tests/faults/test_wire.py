@@ -128,7 +128,7 @@ def test_a_reset_in_the_midst_of_a_large_record(database: Database, workflow: Ca
         assert broken == ["perform", "read_back", "perform"]
         assert [list(seen.answers or ()) for seen in large.seen] == [[], [ABSENT], [None]]
         assert all(seen.problem is None for seen in small.seen)
-        sessions = store.process.connections._idle
+        sessions = store._held.resources.connections._idle
         assert all(session.execute(b"SELECT 'in step'").fetchone() == ("in step",) for session in sessions)
         store.close()
     assert deps.ran == ["one", "two", "three"]

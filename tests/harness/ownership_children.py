@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Final
 
 import durable
@@ -235,10 +234,7 @@ class Child:
 
 def process_of(store: PostgresStore) -> Any:
     """What this process holds of a store: `owner`, `heartbeat`, `connections`. The one place that knows where they are."""
-    parts = vars(store)
-    if "_process" in parts:
-        return parts["_process"]
-    return SimpleNamespace(**{name: parts[f"_{name}"] for name in ("owner", "heartbeat", "connections")})
+    return store._held.made
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:

@@ -19,7 +19,7 @@ from durable._engine.leases import MAX_WAIT, Lease
 from durable.clocks import SystemClock
 from durable.stores import memory
 from durable.stores._heartbeat import Heartbeat
-from durable.stores._postgres.resources import Process
+from durable.stores._postgres.resources import Resources
 from harness.support import Database
 
 HEARD_WITHIN = 2.0  # seconds: the promise
@@ -167,12 +167,12 @@ def test_a_later_wait_of_a_run_that_has_long_been_busy_hears_too(database: Datab
 def statements(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How many statements heartbeats have asked, by name."""
     asked = Counter[str]()
-    heard = Process._heard
+    heard = Resources._heard
 
-    def counting(process: Process, patience: float) -> Any:
+    def counting(resources: Resources, patience: float) -> Any:
         @contextmanager
         def counted() -> Iterator[Any]:
-            with heard(process, patience) as ask:
+            with heard(resources, patience) as ask:
 
                 def noted(name: str, values: Any) -> Any:
                     asked[name] += 1
@@ -182,7 +182,7 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         return counted()
 
-    monkeypatch.setattr(Process, "_heard", counting)
+    monkeypatch.setattr(Resources, "_heard", counting)
     return asked
 
 
@@ -243,11 +243,11 @@ def test_a_look_that_fails_costs_no_lease(database: Database, monkeypatch: pytes
     """Looks raise all the time; renewals come as ever, and looks are not asked without a pause."""
     looks = list[float]()
 
-    def refuses(_process: Process, _leases: Any) -> None:
+    def refuses(_resources: Resources, _leases: Any) -> None:
         looks.append(time.monotonic())
         raise OSError("no look")
 
-    monkeypatch.setattr(Process, "_look", refuses)
+    monkeypatch.setattr(Resources, "_look", refuses)
 
     def naps(step: durable.Step, _: Any) -> str:
         step.sleep("nap", 3.0)

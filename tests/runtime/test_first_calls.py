@@ -20,8 +20,7 @@ import pytest
 
 import durable
 from durable.codecs import JsonCodec
-from durable.stores import MemoryStore, embedded, memory, postgres, schema_sql
-from durable.stores._postgres.snapshots import SnapshotVerbs
+from durable.stores import MemoryStore, PostgresStore, embedded, memory, postgres, schema_sql
 from durable.testing import JumpingClock, Rehearsal
 from harness.programs import run_program
 from harness.support import Database
@@ -247,7 +246,7 @@ def test_what_is_no_store(what: str) -> None:
         (durable.AsyncStep.map, ["key", "max_concurrency"]),
         (postgres, ["table", "schema", "codec"]),
         (JsonCodec, ["max_payload"]),
-        (SnapshotVerbs.purge, ["older_than"]),
+        (PostgresStore.purge, ["older_than"]),
     ],
 )
 def test_the_signatures_stay(fn: Callable[..., Any], options: list[str]) -> None:

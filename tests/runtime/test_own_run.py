@@ -232,10 +232,10 @@ print("completed", flush=True)
 @pytest.mark.parametrize(
     "closes",
     [
-        "os.close(store.process.owner._lock)",
-        "os.close(store.process.owner._lock); held = os.open('/dev/null', 0)",
-        "os.dup2(os.open('/dev/null', 0), store.process.owner._lock)",
-        "os.closerange(store.process.owner._lock, store.process.owner._lock + 1)",
+        "os.close(store._held.resources.owner._lock)",
+        "os.close(store._held.resources.owner._lock); held = os.open('/dev/null', 0)",
+        "os.dup2(os.open('/dev/null', 0), store._held.resources.owner._lock)",
+        "os.closerange(store._held.resources.owner._lock, store._held.resources.owner._lock + 1)",
     ],
 )
 def test_an_owner_whose_lock_was_closed_is_not_taken_for_dead(closes: str, database: Database) -> None:

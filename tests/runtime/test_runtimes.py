@@ -143,7 +143,7 @@ def test_an_event_loop_of_another_kind_is_refused(database: Database, driver: Ca
     store = database.store()
     with pytest.raises(durable.errors.AsyncMismatch, match=r"'run'.*asyncio.*trio\.to_thread\.run_sync"):
         driver(lambda: durable.run(None, awaited, id="run", store=store))
-    assert not store.process.used
+    assert not store._held.resources.used
     memory = MemoryStore()
     with pytest.raises(durable.errors.AsyncMismatch, match="asyncio"):
         driver(lambda: durable.run(None, awaited, id="run", store=memory))

@@ -87,23 +87,7 @@ def test_no_verb_is_left_out() -> None:
     requests = {kind.__name__.lower() for kind in get_args(AnyRequest)}
     verbs = {name for protocol in (SnapshotStore, RunStore) for name in vars(protocol) if not name.startswith("_")}
     offered = {name for name, _ in inspect.getmembers(PostgresStore, inspect.isfunction) if not name.startswith("_")}
-    ours = {
-        "claiming",
-        "releasing",
-        "work",
-        "job",
-        "is_held_here",
-        "held_here",
-        "dead_token",
-        "keep",
-        "reading",
-        "give_up",
-        "leave",
-        "dropped",
-        "refuse_own",
-        "release_at_last",
-    }
-    assert requests | verbs | offered <= {*BLOCKING, *ours, "perform", "identity", "aio", "close"}
+    assert requests | verbs | offered <= {*BLOCKING, "perform", "identity", "aio", "close"}
     assert {name for name in vars(AsyncRunStore) if not name.startswith("_")} <= {*VERBS, "submit", "room"}
 
 
@@ -188,7 +172,7 @@ def test_a_server_that_is_not_there(verb: str, colour: str, caplog: pytest.LogCa
     """FAULTS 105: each verb says so, with host and port."""
     with postgres(f"postgresql://u:{PASSWORD}@127.0.0.1:1/db?connect_timeout=1") as store:
         store.clock = Leaping()
-        lease = Lease("run", f"1{store.process.mark}x", 1, 1.0, store.clock.elapsed() - 100.0)
+        lease = Lease("run", f"1{store._held.resources.mark}x", 1, 1.0, store.clock.elapsed() - 100.0)
         text = called(store, verb, lease, colour)
     assert "127.0.0.1:1" in text.replace(repr(store), "")
     silent(text, caplog)

@@ -509,11 +509,11 @@ def test_a_claim_that_comes_twice_is_one_execution(database: Database) -> None:
     """FAULTS 43: the reply to the first was lost."""
     store = database.store()
     for times in range(3):
-        first, again = store.claiming(a_claim(), None), store.claiming(a_claim(), None)
+        first, again = store._requests._claiming(a_claim(), None), store._requests._claiming(a_claim(), None)
         again.payload = first.payload
-        reply = store.process.perform(first).reply()
+        reply = store._held.resources.perform(first).reply()
         before = loaded(store).execution
-        same = store.process.perform(again).reply()
+        same = store._held.resources.perform(again).reply()
         after = loaded(store).execution
         assert isinstance(reply, Granted)
         assert isinstance(same, Granted)

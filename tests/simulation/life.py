@@ -24,9 +24,12 @@ from durable.errors import StoreUnavailable
 from durable.records import Record
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._postgres import jobs
+from durable.stores._postgres.async_requests import AsyncRequests
 from durable.stores._postgres.job import deliver, make_latch
-from durable.stores._postgres.resources import Process
+from durable.stores._postgres.requests import Requests
+from durable.stores._postgres.resources import Resources
 from durable.stores._postgres.room import Room
+from durable.stores._postgres.snapshots import Snapshots
 from durable.stores._postgres.sql.names import Names
 from durable.stores._postgres.store import AsyncPostgresStore, PostgresStore
 from durable.stores._postgres.transaction import PostgresTransaction
@@ -139,7 +142,7 @@ class Life:
         self.connections = Connections(cast(Any, self), place.server)
         self._enter()
         self.store = _Store(self)
-        self.mark = self.store.process.owner.instance
+        self.mark = self.store._held.resources.owner.instance  # noqa: SLF001 -- who this is
 
     @property
     def starved_until(self) -> float:
@@ -304,16 +307,16 @@ _Room: Final[Any] = threads.rebound(Room, _OURS)
 _Transactions: Final[Any] = threads.rebound(
     Transactions, {"Session": Session, "Daemons": _Daemons, "Room": _Room, "is_sound": is_sound}
 )
-_Process: Final[Any] = threads.rebound(
-    Process, {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner, "Transactions": _Transactions}
+_Resources: Final[Any] = threads.rebound(
+    Resources, {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner, "Transactions": _Transactions}
 )
 
 
-class _OwnProcess(_Process):  # type: ignore[misc]
+class _OwnResources(_Resources):  # type: ignore[misc]
     """One of which the history is told what it leaves to be taken again."""
 
     def left(self, claim: str, seconds: float) -> None:
-        """See `Process.left`."""
+        """See `Resources.left`."""
         acting().place.history.left(claim)
         cast(Any, super()).left(claim, seconds)
 
@@ -365,14 +368,25 @@ _run_claimed: Final = threads.with_names(
     },
 )
 run_here: Final[Any] = threads.with_names(cast(Any, run_module).run, {"run_claimed": _run_claimed})
+_RealSnapshots: Final[Any] = threads.rebound(Snapshots, {"is_dead": _is_dead})
+
+
+class _Snapshots(_RealSnapshots):  # type: ignore[misc]
+    """Those of the model, which knows statements by their names."""
+
+    def _query(self, name: str, **_: str) -> bytes:
+        return name.encode()
+
+
 _RealStore: Final[Any] = threads.rebound(
     PostgresStore,
     {
-        **_RECORDS,
-        **_SIGNAL,
-        "is_dead": _is_dead,
+        "Requests": threads.rebound(Requests, {**_RECORDS, **_SIGNAL, "is_dead": _is_dead}),
+        "Snapshots": _Snapshots,
         "PostgresTransaction": _Transaction,
-        "AsyncPostgresStore": threads.rebound(AsyncPostgresStore, _CHECKPOINT),
+        "AsyncPostgresStore": threads.rebound(
+            AsyncPostgresStore, {"AsyncRequests": threads.rebound(AsyncRequests, _CHECKPOINT)}
+        ),
     },
 )
 
@@ -383,10 +397,6 @@ class _Store(_RealStore):  # type: ignore[misc]
     def __init__(self, life: Life) -> None:
         self._life = life
         cast(Any, super()).__init__("postgresql://simulated", _NAMES, clock=life.clock)
-        self._sql = _SQL
 
-    def _query(self, name: str, **_: str) -> bytes:
-        return name.encode()
-
-    def _new_process(self) -> Any:
-        return _OwnProcess(self._life.connections, _SQL, self._life.clock, _MOST_TRANSACTIONS)
+    def _new_resources(self) -> Any:
+        return _OwnResources(self._life.connections, _SQL, self._life.clock, _MOST_TRANSACTIONS)

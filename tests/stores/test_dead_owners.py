@@ -107,7 +107,7 @@ def hold(store: PostgresStore, *names: str) -> None:
 
 def end(store: PostgresStore) -> None:
     """As the kernel does it when a process is gone: the lock goes, the file stays."""
-    owner = store.process.owner
+    owner = store._held.resources.owner
     assert owner._lock is not None
     os.close(owner._lock)
     if owner._kept is not None:  # the mapping, which holds it as well

@@ -99,14 +99,14 @@ def test_a_role_that_became_read_only_is_told_so(database: Database) -> None:
     """FAULTS 38: the first connection was another one; the claim that meets it says what it is, and nothing is stored."""
     store = database.store()
     store.list()
-    session = store.process.connections.take(store.clock.elapsed() + 5.0)
+    session = store._held.resources.connections.take(store.clock.elapsed() + 5.0)
     session.connection.execute("SET default_transaction_read_only = on")
-    store.process.connections.give_back(session)
+    store._held.resources.connections.give_back(session)
     with pytest.raises(durable.UnsuitableServer, match="read-only"):
         durable.run(None, workflow, id="x", store=store)
-    session = store.process.connections.take(store.clock.elapsed() + 5.0)
+    session = store._held.resources.connections.take(store.clock.elapsed() + 5.0)
     session.connection.execute("SET default_transaction_read_only = off")
-    store.process.connections.give_back(session)
+    store._held.resources.connections.give_back(session)
     assert durable.status(store, "x") is None
 
 
@@ -147,7 +147,7 @@ def test_a_later_connection_to_a_standby_is_refused_too(standby: tuple[Server, S
     primary, replica = standby
     with postgres(primary.url) as store:
         assert store.load("x") is not None
-        connections = store.process.connections
+        connections = store._held.resources.connections
         connections.take(store.clock.elapsed() + 5.0).connection.close()
         connections._parts["host"] = str(replica.socket_directory)
         with psycopg.connect(replica.url) as connection:
@@ -193,9 +193,9 @@ def careless(database: Database) -> Iterator[str]:
 
 def _setting(store: Any) -> str:
     """What the store's own sessions have."""
-    session = store.process.connections.take(store.clock.elapsed() + 5.0)
+    session = store._held.resources.connections.take(store.clock.elapsed() + 5.0)
     (said,) = session.execute(b"SHOW synchronous_commit").fetchone()
-    store.process.connections.give_back(session)
+    store._held.resources.connections.give_back(session)
     return str(said)
 
 
@@ -208,7 +208,7 @@ def test_our_own_sessions_wait_for_the_disk_whatever_the_role_does(
     with database.store(careless, strict=True) as store:
         assert durable.run(None, workflow, id="x", store=store) == "done"
         assert _setting(store) == "on"
-        store.process.connections.take(store.clock.elapsed() + 5.0).connection.close()
+        store._held.resources.connections.take(store.clock.elapsed() + 5.0).connection.close()
         assert _setting(store) == "on"
     assert caplog.text == ""
 

@@ -174,7 +174,7 @@ def test_a_stopped_host_costs_no_patience(database: Database, order: str) -> Non
             store = stack.enter_context(postgres(pool=pool, schema=database.schema))
         else:
             store = database.store(url)
-        connections = store.process.connections
+        connections = store._held.resources.connections
         first = connections.connect(store.clock.elapsed() + 5.0)
         assert first.info.port == good
         assert durable.run(None, one, id="run", store=store) == 1
@@ -188,10 +188,10 @@ def test_hosts_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGHOST", "a,b")
     monkeypatch.setenv("PGPORT", "1,2")
     with postgres("dbname=x") as store:
-        parts = store.process.connections._parts
+        parts = store._held.resources.connections._parts
     assert (parts["host"], parts["port"], parts["target_session_attrs"]) == ("a,b", "1,2", "read-write")
     with postgres("host=c dbname=x") as store:
-        assert store.process.connections._parts["host"] == "c"
+        assert store._held.resources.connections._parts["host"] == "c"
 
 
 def test_what_every_host_refuses_is_said_at_once(database: Database) -> None:
@@ -258,7 +258,7 @@ def test_an_own_lease_is_taken_at_once(database: Database, colour: str) -> None:
         store = database.store(proxy.url)
         left_with_its_lease(store, proxy, stack, colour)
         assert lease_of(database) is not None
-        store.process._small._closing.set()  # nothing is given back any more
+        store._held.resources._small._closing.set()  # nothing is given back any more
         events: list[Any] = []
         stack.close()
         assert durable.run(None, one, id="run", store=store, on_event=events.append) == 1

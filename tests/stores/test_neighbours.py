@@ -139,7 +139,7 @@ def granted(store: PostgresStore, run_id: str) -> Lease:
 def beaten(store: PostgresStore, leases: list[Lease]) -> None:
     """Renew them all, again and again."""
     for _ in range(BEATS):
-        assert len(store.process._renew(leases)) == LEASES
+        assert len(store._held.resources._renew(leases)) == LEASES
 
 
 def sizes(database: Database) -> tuple[int, int]:

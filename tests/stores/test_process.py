@@ -279,15 +279,15 @@ def test_locks_taken_in_every_order_never_meet(database: Database) -> None:  # n
     async def works(number: int) -> None:
         chance, store, seq = random.Random(number + 10), stores[number], (number + 1) * 1_000_000
         writer = writer_of(store)
-        instance = store.process.owner.instance
+        instance = store._held.resources.owner.instance
         while time.monotonic() < end:
             chosen = chance.sample(ids, 40)
             with lock:
                 mine = [leases[run_id] for run_id in chosen if f":{instance}." in leases[run_id].token]
             seq += 1
             jobs = [checkpoint_job(lease, Record(seq, f"key-{seq}", Kind.STEP, "{}")) for lease in mine[::2]]
-            jobs += [store.releasing(lease) for lease in mine[1::2]]
-            jobs += [store.claiming(claim(run_id), None) for run_id in chosen]
+            jobs += [store._requests._releasing(lease) for lease in mine[1::2]]
+            jobs += [store._requests._claiming(claim(run_id), None) for run_id in chosen]
             for outcome in await asyncio.gather(*map(writer.submit, jobs), return_exceptions=True):
                 if isinstance(outcome, Found) and outcome.lease is not None:
                     with lock:
@@ -335,7 +335,9 @@ def test_one_lease_that_somebody_locks_costs_no_other(database: Database) -> Non
         bystander.execute(lock.format(sql.Identifier(database.schema, "durable_locks")))
         renewed(database, "free", 5)
         renewed(database, "unlocked", 1)
-        assert "locked" in {lease.run_id for lease, _ in store.process.heartbeat._kept.values()}, "it was given up"
+        assert "locked" in {lease.run_id for lease, _ in store._held.resources.heartbeat._kept.values()}, (
+            "it was given up"
+        )
     renewed(database, "locked", 2)
 
 
@@ -371,15 +373,15 @@ def test_a_claim_that_waits_for_a_transaction_holds_up_nothing_else(database: Da
 def test_a_claim_that_comes_twice_while_its_run_is_being_ended(database: Database) -> None:
     """FAULTS 43: its first request was slow, and arrives when the run has failed under the lease that the second one got."""
     store = database.store()
-    first, again = store.claiming(claim("run"), None), store.claiming(claim("run"), None)
+    first, again = store._requests._claiming(claim("run"), None), store._requests._claiming(claim("run"), None)
     again.payload = first.payload
-    store.process.perform(first)
+    store._held.resources.perform(first)
     waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     with psycopg.connect(database.url) as ender, ThreadPoolExecutor(1) as aside:
         ender.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(database.schema)))
         ender.execute("UPDATE durable_locks SET owner_token = NULL, owner = NULL, expires_at = now()")
         ender.execute("UPDATE durable_snapshots SET snapshot = jsonb_set(snapshot, '{execution,status}', '\"failed\"')")
-        arrived = aside.submit(store.process.perform, again)
+        arrived = aside.submit(store._held.resources.perform, again)
         wait_until(lambda: database.execute(waits) != [(0,)], "it to wait for the end")
         ender.commit()
         found = arrived.result(PATIENCE)

@@ -247,7 +247,7 @@ def test_what_does_not_pass_is_said_at_once(database: Database, what: str, monke
         store.list()
         database.execute("DROP TABLE durable_snapshots CASCADE")
     attempts: list[int] = []
-    connections = store.process.connections
+    connections = store._held.resources.connections
     connected = connections._connect_somewhere
 
     def counted(seconds: int) -> psycopg.Connection[Any]:
@@ -286,7 +286,7 @@ def test_options_that_libpq_cannot_read_are_said_at_once(database: Database, opt
     """And not asked again: no server was asked at all, or it will ask for the same tomorrow."""
     store = postgres(make_conninfo(database.url, **options), schema=database.schema)
     attempts: list[int] = []
-    connections = store.process.connections
+    connections = store._held.resources.connections
     connected = connections._connect_somewhere
 
     def counted(seconds: int) -> psycopg.Connection[Any]:
@@ -310,5 +310,7 @@ def test_options_that_libpq_cannot_read_are_said_at_once(database: Database, opt
 )
 def test_a_server_that_is_not_there_yet_is_no_such_mistake(database: Database, words: str) -> None:
     """What libpq says at once may still pass."""
-    meaning = database.store().process.connections.explain(psycopg.OperationalError(f"connection is bad: {words}"))
+    meaning = database.store()._held.resources.connections.explain(
+        psycopg.OperationalError(f"connection is bad: {words}")
+    )
     assert type(meaning) is durable.StoreUnavailable

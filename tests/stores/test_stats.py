@@ -75,7 +75,7 @@ def test_a_look_asks_few_questions(database: Database) -> None:
         json.dumps({"formatVersion": 1, "steps": {}, "execution": {"status": "running"}}),
     )
     asked = list[bytes]()
-    lane_of = snapshots.SnapshotVerbs._once
+    lane_of = snapshots.Snapshots._once
 
     def noted(self: Any, work: Any) -> Any:
         def counting(session: Any) -> Any:
@@ -89,7 +89,7 @@ def test_a_look_asks_few_questions(database: Database) -> None:
         return lane_of(self, counting)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(snapshots.SnapshotVerbs, "_once", noted)
+        patch.setattr(snapshots.Snapshots, "_once", noted)
         assert store.stats().interrupted == 1000
     assert len(asked) <= 4
 

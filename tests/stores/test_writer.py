@@ -310,8 +310,8 @@ def test_a_run_whose_lease_ends_while_it_waits_for_room_starts_no_body(
         while not writer._room_waiters:  # noqa: ASYNC110 -- a poll is what it is
             await asyncio.sleep(0.001)
         database.execute("UPDATE durable_locks SET epoch = epoch + 1, owner_token = 'thief' WHERE workflow_id = 'run'")
-        (lease,) = (lease for lease, _ in store.process.heartbeat._kept.values() if lease.run_id == "run")
-        store.process.heartbeat.beat()
+        (lease,) = (lease for lease, _ in store._held.resources.heartbeat._kept.values() if lease.run_id == "run")
+        store._held.resources.heartbeat.beat()
         assert lease.lost
         go_on.set()
         await asyncio.gather(late, *futures)
@@ -333,7 +333,7 @@ def test_who_waits_for_room_is_told_when_it_is_too_late(
     def out_of_reach(_: float) -> Any:
         raise durable.StoreUnavailable("nowhere", "it is away")
 
-    monkeypatch.setattr(store.process.connections, "take", out_of_reach)
+    monkeypatch.setattr(store._held.resources.connections, "take", out_of_reach)
     with ThreadPoolExecutor(2) as threads:
         calls = [threads.submit(store.perform, Checkpoint(lease, record(1))) for lease in (first, second)]
         assert [type(call.exception(30)) for call in calls] == [durable.StoreUnavailable] * 2
@@ -356,7 +356,7 @@ def test_the_lease_of_a_claim_that_nobody_waits_for_any_more_is_given_back(
     loop = asyncio.new_event_loop()
 
     async def leave_behind() -> None:
-        writer_of(store).submit(store.claiming(claim("orphan"), None))
+        writer_of(store).submit(store._requests._claiming(claim("orphan"), None))
 
     loop.run_until_complete(leave_behind())
     assert held.wait(30)
@@ -531,7 +531,7 @@ def test_each_event_loop_is_woken_once_for_a_batch(database: Database, store: Po
 def test_of_two_claims_of_a_run_in_a_batch_one_is_granted(database: Database, store: PostgresStore) -> None:
     """Also when many runs are claimed with them: each exactly once."""
     leased(store, "warm-up")
-    jobs = [store.claiming(claim(f"run-{number % 5}"), None) for number in range(15)]
+    jobs = [store._requests._claiming(claim(f"run-{number % 5}"), None) for number in range(15)]
     outcomes = together(store, jobs)
     granted = [found.lease for found in outcomes if found.lease is not None]
     refused = [found for found in outcomes if found.lease is None]
@@ -628,7 +628,7 @@ def test_what_is_prepared_outlives_a_rollback(database: Database, store: Postgre
         step("two", lambda: 2)
 
     durable.run(None, workflow, id="run", store=store)
-    assert store.process.connections.prepares
+    assert store._held.resources.connections.prepares
 
 
 def test_two_stores_prepare_on_one_lent_connection(database: Database) -> None:
@@ -638,7 +638,7 @@ def test_two_stores_prepare_on_one_lent_connection(database: Database) -> None:
         for prefix in ("a:", "b:"):
             with postgres(pool=pool, schema=database.schema, prefix=prefix) as store:
                 durable.run(None, lambda step, _: step("one", lambda: 1), id="run", store=store)
-                assert store.process.connections.prepares
+                assert store._held.resources.connections.prepares
 
 
 def test_closing_commits_what_waits(database: Database) -> None:

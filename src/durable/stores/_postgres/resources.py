@@ -31,7 +31,7 @@ _LOOKS_WITHIN: Final = 2.0  # seconds, or less than a renewal may take: it must 
 _ASIDE: Final = (Verb.CANCEL, Verb.SETTLE)
 
 
-class Process:
+class Resources:
     """Made anew in a forked child, which touches nothing of its parent's."""
 
     def __init__(self, connections: Connections, sql: Mapping[str, bytes], clock: Clock, max_transactions: int) -> None:
@@ -52,9 +52,9 @@ class Process:
         self._heartbeat_connection: Connection | None = None
         self._closing = threading.RLock()  # a signal handler may close what is just being closed
         self._unreturned: dict[str, float] = {}  # the claims whose lease may stand there still, and until when
-        self._heirs: dict[int, Process] = {}  # of each forked child, in that child
+        self._heirs: dict[int, Resources] = {}  # of each forked child, in that child
 
-    def heir(self, make: Callable[[], Process]) -> Process:
+    def heir(self, make: Callable[[], Resources]) -> Resources:
         """What a forked child has in place of this one: one for all its threads, whichever of them asks first."""
         made = make()
         heir = self._heirs.setdefault(made.pid, made)  # without a lock, which a child of this child might find locked

@@ -1,4 +1,4 @@
-"""The verbs over whole snapshots on PostgreSQL: save, load, delete, list, purge, stats."""
+"""Whole snapshots in PostgreSQL: saved, loaded, deleted, listed, counted."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ import msgspec
 import psycopg
 from msgspec import UNSET, structs
 
-from durable._common.boundary import public_verbs
-from durable._common.checks import check_name
+from durable._common.boundary import calls_out
 from durable._common.durations import Duration
-from durable.clocks import Clock
 from durable.errors import (
     AccessDenied,
     ConcurrentExecution,
@@ -28,12 +26,13 @@ from durable.errors import (
 from durable.snapshots import Snapshot, foreign_failures, journal_of, merge_journal
 from durable.stores._owner import HOST, is_dead
 from durable.stores._postgres.dropped import dropped_rows
+from durable.stores._postgres.held import Held
+from durable.stores._postgres.nesting import refuse_own_run
 from durable.stores._postgres.requirements import hidden_rows
-from durable.stores._postgres.resources import Process
 from durable.stores._postgres.rows import read_record
 from durable.stores._postgres.schema import deletion_grant
 from durable.stores._postgres.session import Session
-from durable.stores._postgres.sql.names import Names
+from durable.stores._postgres.settings import Settings
 from durable.stores._postgres.sql.snapshots import AFTER, BY_LEASE, IDLE, STATUSES, ids_of_journals, is_small, statement
 from durable.stores.listing import (
     FORCE_ADVICE,
@@ -67,36 +66,20 @@ _TRANSIENT: Final = ("08", "40", "53", "57P")  # SQLSTATE: connection, serialisa
 _json: Final = msgspec.json.Encoder()
 
 
-@public_verbs("store", "save", "load", "delete", "list", "purge", "stats", "status")
-class SnapshotVerbs:
-    """What a PostgreSQL store can do with whole snapshots."""
+class Snapshots:
+    """The whole snapshots in a store's tables."""
 
-    _names: Names
-    _prefix: str
-    _excludes: bool
-    _take_over_dead: bool
-    _closed: bool
-    clock: Clock
-
-    @property
-    def process(self) -> Process:
-        """What this process holds: its connections."""
-        raise NotImplementedError
-
-    def refuse_own(self, run_id: str, what: str) -> None:
-        """Not in a transaction under that run's lease."""
-        raise NotImplementedError
+    def __init__(self, held: Held, settings: Settings) -> None:
+        self._held = held
+        self._settings = settings
+        self._names = settings.names
+        self._prefix = settings.prefix
+        self._clock = settings.clock
 
     def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
-        """Keep this snapshot, or document of one, under the id, in place of what was there, journal and all.
-
-        It goes through `jsonb`: values come back equal, the keys of dicts perhaps in another order.
-
-        Raises `ConcurrentExecution` when somebody is executing the run, unless `force`: then they can write no more, and
-        their `run` raises `LeaseLost`. `UnreadableRecord` when the document is none that this version knows.
-        """
-        self.refuse_own(id, "saves another state of")
-        row, checked = self._row(id), self._dated(checked_snapshot(id, snapshot))
+        """See `PostgresStore.save`."""
+        row = self._own_row(id, "saves another state of")
+        checked = self._dated(checked_snapshot(id, snapshot))
         values = {"id": row, "ids": [row], "snapshot": checked.to_json().decode()}
 
         def saved(session: Session) -> None:
@@ -112,8 +95,7 @@ class SnapshotVerbs:
 
         The journal stays one: `jsonb` would make another value of a float like 1e16 or -0.0, and reorder dicts.
         """
-        self.refuse_own(run_id, "replaces")
-        row = self._row(run_id)
+        row = self._own_row(run_id, "replaces")
         records = journal_of(new)[1]
         document = structs.replace(
             self._dated(new), steps=foreign_failures(new), attempts={}, input=UNSET, result=UNSET, failure=None
@@ -149,15 +131,12 @@ class SnapshotVerbs:
         """With the moment of this change, where it says none."""
         if snapshot.execution.last_updated:
             return snapshot
-        execution = structs.replace(snapshot.execution, last_updated=self.clock.now().isoformat())
+        execution = structs.replace(snapshot.execution, last_updated=self._clock.now().isoformat())
         return structs.replace(snapshot, execution=execution)
 
     def load(self, id: str) -> Snapshot | None:
-        """The run as one document, header and journal together, as they were at one moment; None when there is none.
-
-        Raises `UnreadableRecord` when what is there is not understood: it is never taken for nothing.
-        """
-        row = self._row(id)
+        """See `PostgresStore.load`."""
+        row = self._settings.row(id)
         return self._done(lambda session: self._read(session, id, row))
 
     def _read(self, session: Session, id: str, row: str) -> Snapshot | None:
@@ -171,31 +150,21 @@ class SnapshotVerbs:
         return merge_journal(text, [read_record(*line) for line in journal], run_id=id)
 
     def delete(self, id: str, *, force: bool = False) -> None:
-        """Forget the run, with its journal and the signals that it has not received. Quiet when there is none.
-
-        Raises `ConcurrentExecution` when somebody is executing it, unless `force`: see `save`.
-        """
-        self.refuse_own(id, "deletes")
-        row = self._row(id)
+        """See `PostgresStore.delete`."""
+        row = self._own_row(id, "deletes")
 
         def deleted(session: Session) -> None:
             with _transaction(session):
                 self._lock(session, id, row, force=force)
                 self._delete(session, [row])
-                self.process.heartbeat.mark_deleted([row])
+                self._held.resources.heartbeat.mark_deleted([row])
 
         self._done(deleted)
 
     def list(
         self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
     ) -> Sequence[Listed]:
-        """A page of ids with the moment of their last save, begin or end, newest first; equal moments by id, descending.
-
-        `prefix` is what ids begin with, taken literally, after the store's own prefix: a search, and no border between tenants,
-        so it need not end in a separator. `status` "running" means under a lease that lasts, "interrupted" without one, or
-        under that of an owner which is proven to have died on this machine. `after` is the last line of the page before: no
-        line comes twice, and none is left out but such as were written meanwhile, which are newer.
-        """
+        """See `PostgresStore.list`."""
         page = asked(prefix, limit, status, after)
         after_what = "nothing" if after is None else "no moment" if after.updated_at == NO_MOMENT else "a moment"
         by_lease = page.status in BY_LEASE
@@ -204,7 +173,7 @@ class SnapshotVerbs:
         values: dict[str, Any] = {"prefix": self._prefix + page.prefix, "limit": page.limit}
         if after is not None:
             values |= {"moment": after.updated_at, "id": self._prefix + after.id}
-        owners = {self.process.owner.text: False} if by_lease else {}  # whether each is dead
+        owners = {self._held.resources.owner.text: False} if by_lease else {}  # whether each is dead
         while True:
             values |= {"host": HOST, "known": [*owners], "dead": [owner for owner, dead in owners.items() if dead]}
             rows = self._done(lambda session, values=values: session.execute(query, values).fetchall())  # type: ignore[misc]
@@ -216,18 +185,13 @@ class SnapshotVerbs:
 
     def _is_dead(self, owner: str | None, token: str | None) -> bool:
         """Whether a lease's owner has died on this machine, so that a claim from here would take its run over at once."""
-        return self._take_over_dead and owner is not None and owner.startswith(HOST) and is_dead(owner, token)
+        return self._settings.take_over_dead and owner is not None and owner.startswith(HOST) and is_dead(owner, token)
 
+    @calls_out
     def purge(
         self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
     ) -> int:
-        """Delete the runs whose last save, begin or end lies more than `older_than` seconds back; how many there were.
-
-        `status` says which: "completed", "failed", "cancelled", "interrupted", or None for all of these; never one that
-        somebody is executing. With any, journals go whose header was deleted by SQL, by the moment of their last record. It
-        goes in transactions of a hundred runs, oldest first, and `progress` is called after each with the number deleted so
-        far. What is interrupted has deleted what it said, and can be called again.
-        """
+        """See `PostgresStore.purge`."""
         seconds, wanted = asked_to_purge(older_than, status)
         condition = STATUSES[wanted]
         old = self._query("old", status=condition, idle=IDLE)
@@ -243,7 +207,7 @@ class SnapshotVerbs:
                 ]
                 gone = [row for (row,) in session.execute(still_old, values | {"ids": free})]
                 self._delete(session, gone)
-                self.process.heartbeat.mark_deleted(gone)
+                self._held.resources.heartbeat.mark_deleted(gone)
             return len(found), len(gone)
 
         def orphans(session: Session) -> tuple[int, int]:
@@ -269,7 +233,7 @@ class SnapshotVerbs:
         return total
 
     def stats(self) -> Stats:
-        """How many runs there are by where they stand, and how much room they take. Its time grows with the number of runs."""
+        """See `PostgresStore.stats`."""
         values = {"prefix": self._prefix}
 
         def asked(session: Session) -> tuple[Sequence[Any], int, int, int, bool]:
@@ -293,8 +257,8 @@ class SnapshotVerbs:
         return Stats(**runs, records=records, bytes=size, orphaned=orphaned, is_estimate=is_estimate)
 
     def status(self, id: str) -> RunStatus | None:
-        """Where a run stands, None when there is none. Raises `UnreadableRecord` as `load` does."""
-        values = {"id": self._row(id)}
+        """See `PostgresStore.status`."""
+        values = {"id": self._settings.row(id)}
 
         def asked(session: Session) -> Any:
             found = session.execute(self._query("status"), values).fetchone()
@@ -318,12 +282,14 @@ class SnapshotVerbs:
         if has_journal:
             raise headless(id)
 
-    def _row(self, id: str) -> str:
-        check_name("a run's id", id)
-        return check_name("a run's id, with the store's prefix,", self._prefix + id) if self._prefix else id
+    def _own_row(self, id: str, what: str) -> str:
+        """The row of a run that is to be changed, which is refused to the body of a transaction under its own lease."""
+        row = self._settings.row(id)
+        refuse_own_run(self._held.resources.connections.where, row, what)
+        return row
 
     def _lock(self, session: Session, id: str, row: str, *, force: bool, epoch: int = 0) -> None:
-        forced = force or not self._excludes
+        forced = force or not self._settings.excludes
         values = {"ids": [row], "id": row, "force": forced, "epoch": epoch}
         for _ in range(_LOOKS):
             if session.execute(self._query("lock_runs"), values).rowcount:
@@ -346,9 +312,9 @@ class SnapshotVerbs:
 
     def _done(self, work: Callable[[Session], T]) -> T:
         """What `work` comes to on a connection; it is done again when the connection is lost, so it must bear that."""
-        if self._closed:
+        if self._held.is_closed:
             raise InvalidArgument("the store is closed")
-        connections, began = self.process.connections, self.clock.elapsed()
+        connections, began = self._held.resources.connections, self._clock.elapsed()
         while True:
             try:
                 return self._once(work)
@@ -362,21 +328,21 @@ class SnapshotVerbs:
                     meaning.advice = f"What it takes: {deletion_grant(self._names)}the role."
             except StoreUnavailable as problem:
                 lost, meaning = True, problem
-            if not lost or self.clock.elapsed() - began > _PATIENCE:
+            if not lost or self._clock.elapsed() - began > _PATIENCE:
                 raise meaning from None
-            self.clock.sleep(_RETRY)
+            self._clock.sleep(_RETRY)
 
     def _once(self, work: Callable[[Session], T]) -> T:
-        process = self.process
-        session = process.connections.take(self.clock.elapsed() + _PATIENCE)
+        resources = self._held.resources
+        session = resources.connections.take(self._clock.elapsed() + _PATIENCE)
         try:
-            process.watchdog.watch(session.connection, self.clock.elapsed() + _SILENCE)
+            resources.watchdog.watch(session.connection, self._clock.elapsed() + _SILENCE)
             try:
                 return work(session)
             finally:
-                process.watchdog.unwatch(session.connection)
+                resources.watchdog.unwatch(session.connection)
         finally:
-            process.connections.give_back(session)
+            resources.connections.give_back(session)
 
 
 @contextmanager

@@ -1,76 +1,43 @@
-"""The PostgreSQL store: the verbs of `RunStore`, in both colours, on one writer."""
+"""The PostgreSQL store: its verbs, in both colours."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Final, Self, TypeAlias, TypeVar, assert_never
+from typing import Any, Final, Self, TypeVar
 
-from msgspec.structs import replace
-
-from durable._engine.decisions import Claim, ClaimReply, Granted
+from durable._common.boundary import public_verbs
+from durable._common.durations import Duration
 from durable._engine.leases import Lease
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, as_codec
-from durable.errors import DurableError, LeaseLost, OutcomeUnknown, StoreUnavailable
-from durable.records import Record, Status
+from durable.snapshots import Snapshot
 from durable.stores._facades import AsyncSnapshotVerbs
-from durable.stores._heartbeat import OF_THE_PARENT
-from durable.stores._owner import is_dead
 from durable.stores._postgres import schema
-from durable.stores._postgres.claims import Claiming, Found
+from durable.stores._postgres.async_requests import AsyncRequests
 from durable.stores._postgres.connections import Connections
 from durable.stores._postgres.conninfo import Pool
-from durable.stores._postgres.job import Job
-from durable.stores._postgres.jobs import (
-    cancel_job,
-    checkpoint_job,
-    claim_job,
-    finish_job,
-    read_job,
-    receive_job,
-    release_job,
-    renew_job,
-    return_job,
-    signal_job,
-)
-from durable.stores._postgres.nesting import refuse_own_run
-from durable.stores._postgres.resources import Process
-from durable.stores._postgres.snapshots import SnapshotVerbs
+from durable.stores._postgres.held import Held
+from durable.stores._postgres.requests import Requests
+from durable.stores._postgres.resources import Resources
+from durable.stores._postgres.settings import Settings
+from durable.stores._postgres.snapshots import Snapshots
 from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.names import Names
 from durable.stores._postgres.transaction import PostgresTransaction
-from durable.stores.listing import checked_prefix
+from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats, checked_prefix
 from durable.stores.protocol import Isolation
-from durable.stores.requests import (
-    AnyRequest,
-    Begin,
-    Cancel,
-    Checkpoint,
-    Finish,
-    OnLateReply,
-    Receive,
-    Release,
-    Request,
-    Signal,
-)
+from durable.stores.requests import OnLateReply, Request
 
 T = TypeVar("T")
 
-Work: TypeAlias = Generator[Job, Any, T]
-"""What a request comes to: jobs, one after the other, each sent the answer of the one before. Blocking and awaited alike."""
-
 MAX_TRANSACTIONS: Final = 8  # at once, of one process: each has a connection
 
-_ANSWER_WITHIN: Final = 10.0  # seconds, for one who only wants to be told whether it was done
-_RELEASE_WITHIN: Final = 5.0  # seconds; then the lease is left to end by itself
 
-
-class PostgresStore(SnapshotVerbs):
+@public_verbs("store", "save", "load", "delete", "list", "purge", "stats", "status")
+class PostgresStore:
     """Runs in the user's own PostgreSQL. Made by `postgres(url)` and `embedded()`; nothing is opened before first use."""
 
     def __init__(
@@ -89,26 +56,26 @@ class PostgresStore(SnapshotVerbs):
         clock: Clock | None = None,
     ) -> None:
         self.codec = as_codec(codec)
+        self.clock = clock or SystemClock()
+        settings = Settings(names, checked_prefix(prefix), excludes, take_over_dead, self.clock)
         self._url = url
         self._names = names
-        self._prefix = checked_prefix(prefix)
+        self._prefix = settings.prefix
         self._create = create
-        self._excludes = excludes
         self._pool = pool
-        self.clock = clock or SystemClock()
         self._max_transactions = max_transactions
         self._sql = load_statements(names)
-        self._take_over_dead = take_over_dead
         self._strict = strict
-        self._closed = False
-        self._process = self._new_process()
-        self._aio = AsyncPostgresStore(self)
+        self._held = Held(self._new_resources)
+        self._requests = Requests(self._held, settings)
+        self._snapshots = Snapshots(self._held, settings)
+        self._aio = AsyncPostgresStore(self, self._held, self._requests)
 
     def __repr__(self) -> str:
-        process = getattr(self, "_process", None)
-        if process is None:  # its URL could not be read, and somebody prints what there is of it
+        held = getattr(self, "_held", None)
+        if held is None:  # its URL could not be read, and what there is of it is printed
             return "<durable store in PostgreSQL, not made>"
-        return f"<durable store in PostgreSQL at {process.connections.where}, {self._names.quoted['snapshots']}>"
+        return f"<durable store in PostgreSQL at {held.made.connections.where}, {self._names.quoted['snapshots']}>"
 
     def __enter__(self) -> Self:
         return self
@@ -117,15 +84,14 @@ class PostgresStore(SnapshotVerbs):
         self.close()
 
     def __del__(self) -> None:
-        # Only a store that was used has something to lose; in a forked child it is the parent's to close.
-        process = getattr(self, "_process", None)
-        if process is not None and not self._closed and process.used and process.pid == os.getpid():
+        held = getattr(self, "_held", None)
+        if held is not None and held.is_left_open:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
 
     @property
     def identity(self) -> object:
         """The database, the table in it, and the prefix of the ids."""
-        return (self._process.connections.where, self._names, self._prefix)
+        return (self._held.made.connections.where, self._names, self._prefix)
 
     @property
     def aio(self) -> AsyncPostgresStore:
@@ -138,327 +104,102 @@ class PostgresStore(SnapshotVerbs):
         A `Begin` takes two when the last owner was found dead on this machine, and more where the journal has more than a few
         hundred KB: that is read in pages, when the lease is being renewed already.
         """
-        return self._perform(request, on_late_reply)  # type: ignore[arg-type, no-any-return]
-
-    def _perform(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
-        match request:
-            case Checkpoint():
-                return self._checkpoint(request.lease, request.record, on_late_reply)
-            case Begin() | Finish() | Release():
-                return self._driven(self.work(request))
-            case _:
-                return self.process.perform(self.job(request))
-
-    def _checkpoint(self, lease: Lease, record: Record, on_late_reply: OnLateReply | None) -> Any:
-        job = None
-        try:
-            job = checkpoint_job(lease, record)
-            return self.held_here(lease).perform(job)
-        except DurableError:
-            raise
-        except BaseException as interrupt:
-            if on_late_reply is not None:
-                on_late_reply(interrupt if job is None else job.fate(interrupt))
-            raise
-
-    def work(self, request: Begin | Finish | Release) -> Work[Any]:
-        """What is asked, as jobs, and what follows on their answers."""
-        match request:
-            case Begin():
-                return self._begin(request.claim, request.alive)
-            case Finish():
-                return self._finish(request.lease, request.status, request.record)
-            case Release():
-                return self._release(request.lease, request.status)
-            case never:
-                assert_never(never)
-
-    def _begin(self, claim: Claim, alive: Callable[[], bool]) -> Work[ClaimReply]:
-        claiming = self.claiming(claim, None)
-        try:
-            found: Found = yield claiming
-        except OutcomeUnknown:
-            self.process.left(claiming.payload.random, claim.seconds)
-            raise
-        dead_owner = None
-        if dead := self.dead_token(found):
-            dead_owner = None if self.process.has_left(dead) else found.owner
-            found = yield self.claiming(claim, dead)
-        self.keep(found, alive)
-        try:
-            while (job := self.reading(found, alive)) is not None:
-                yield job
-            return taken_from(dead_owner, found.reply())
-        except BaseException:
-            self.give_up(found)
-            raise
-
-    def _finish(self, lease: Lease, status: Status, record: Record) -> Work[None]:
-        self.held_here(lease)
-        try:
-            yield finish_job(lease, status, record)
-        finally:
-            self.dropped(lease)
-
-    def _release(self, lease: Lease, status: Status | None) -> Work[None]:
-        self.dropped(lease)
-        if not self.is_held_here(lease):
-            return
-        if self._closed:
-            self.release_at_last(lease, status)
-            return
-        try:
-            yield self.releasing(lease, status)
-        except (
-            DurableError,
-            RuntimeError,
-        ):  # such as: no event loop to answer on, since this run's was closed under it
-            with contextlib.suppress(StoreUnavailable):  # no thread can be started for it
-                self.leave(lease, status)
-            raise
-
-    def job(self, request: Cancel | Signal | Receive) -> Job:
-        """What is asked, as the one job that it is."""
-        match request:
-            case Cancel():
-                self.refuse_own(request.run_id, "cancels")
-                return cancel_job(request.run_id, self._row(request.run_id), self._answer_by())
-            case Signal():
-                return signal_job(
-                    request.run_id, self._row(request.run_id), request.name, request.payload, self._answer_by()
-                )
-            case Receive():
-                self.held_here(request.lease)
-                return receive_job(request.lease, request.name, request.taken)
-            case never:
-                assert_never(never)
+        return self._requests.perform(request, on_late_reply)  # type: ignore[arg-type, no-any-return]
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> PostgresTransaction:
         """See `RunStore.transaction`. Two round trips around those of the body, one commit."""
-        return PostgresTransaction(self.held_here(lease).transactions, lease, name, isolation)
+        return PostgresTransaction(self._requests.held_here(lease).transactions, lease, name, isolation)
+
+    def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
+        """Keep this snapshot, or document of one, under the id, in place of what was there, journal and all.
+
+        It goes through `jsonb`: values come back equal, the keys of dicts perhaps in another order.
+
+        Raises `ConcurrentExecution` when somebody is executing the run, unless `force`: then they can write no more, and
+        their `run` raises `LeaseLost`. `UnreadableRecord` when the document is none that this version knows.
+        """
+        self._snapshots.save(id, snapshot, force=force)
+
+    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
+        """See `RunStore.replace`. A reply that was lost makes it False, though it was done.
+
+        The journal stays one: `jsonb` would make another value of a float like 1e16 or -0.0, and reorder dicts.
+        """
+        return self._snapshots.replace(run_id, old, new)
+
+    def load(self, id: str) -> Snapshot | None:
+        """The run as one document, header and journal together, as they were at one moment; None when there is none.
+
+        Raises `UnreadableRecord` when what is there is not understood: it is never taken for nothing.
+        """
+        return self._snapshots.load(id)
+
+    def delete(self, id: str, *, force: bool = False) -> None:
+        """Forget the run, with its journal and the signals that it has not received. Quiet when there is none.
+
+        Raises `ConcurrentExecution` when somebody is executing it, unless `force`: see `save`.
+        """
+        self._snapshots.delete(id, force=force)
+
+    def list(
+        self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
+    ) -> Sequence[Listed]:
+        """A page of ids with the moment of their last save, begin or end, newest first; equal moments by id, descending.
+
+        `prefix` is what ids begin with, taken literally, after the store's own prefix: a search, and no border between tenants,
+        so it need not end in a separator. `status` "running" means under a lease that lasts, "interrupted" without one, or
+        under that of an owner which is proven to have died on this machine. `after` is the last line of the page before: no
+        line comes twice, and none is left out but such as were written meanwhile, which are newer.
+        """
+        return self._snapshots.list(prefix=prefix, limit=limit, status=status, after=after)
+
+    def purge(
+        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
+    ) -> int:
+        """Delete the runs whose last save, begin or end lies more than `older_than` seconds back; how many there were.
+
+        `status` says which: "completed", "failed", "cancelled", "interrupted", or None for all of these; never one that
+        somebody is executing. With any, journals go whose header was deleted by SQL, by the moment of their last record. It
+        goes in transactions of a hundred runs, oldest first, and `progress` is called after each with the number deleted so
+        far. What is interrupted has deleted what it said, and can be called again.
+        """
+        return self._snapshots.purge(older_than=older_than, status=status, progress=progress)
+
+    def stats(self) -> Stats:
+        """How many runs there are by where they stand, and how much room they take. Its time grows with the number of runs."""
+        return self._snapshots.stats()
+
+    def status(self, id: str) -> RunStatus | None:
+        """Where a run stands, None when there is none. Raises `UnreadableRecord` as `load` does."""
+        return self._snapshots.status(id)
 
     def close(self) -> None:
         """Commit what waits, then let go of connections and threads. Quiet when closed already."""
-        self._closed = True
-        self.process.close()
+        self._held.close()
 
-    @property
-    def is_closed(self) -> bool:
-        """Whether it was closed."""
-        return self._closed
-
-    @property
-    def process(self) -> Process:
-        """What this process holds; a forked child begins anew."""
-        process = self._process
-        if process.pid != os.getpid():
-            self._process = process = process.heir(self._new_process)
-        return process
-
-    def claiming(self, claim: Claim, dead: str | None) -> Job:
-        """The job of a claim, over the lease of an owner that was found dead with this token."""
-        owner = self.process.owner
-        deadline = self.clock.elapsed() + claim.seconds
-        row = self._row(claim.run_id)
-        job = claim_job(Claiming(claim, row, owner.instance, owner.text, dead), deadline)
-        job.on_orphan = self._give_back
-        return job
-
-    def releasing(self, lease: Lease, status: Status | None = None) -> Job:
-        """The job of a release; when the lease has ended by itself there is nothing to wait for."""
-        return release_job(lease, status, min(lease.deadline, self.clock.elapsed() + _RELEASE_WITHIN))
-
-    def _answer_by(self) -> float:
-        return self.clock.elapsed() + _ANSWER_WITHIN
-
-    def refuse_own(self, run_id: str, what: str) -> None:
-        """See `nesting.refuse_own_run`."""
-        refuse_own_run(self.process.connections.where, self._row(run_id), what)
-
-    def is_held_here(self, lease: Lease) -> bool:
-        """Whether the lease is this process's own, not that of the one which forked it."""
-        return self.process.mark in lease.token
-
-    def held_here(self, lease: Lease) -> Process:
-        """This process, if the lease is its own."""
-        process = self.process
-        if process.mark not in lease.token:
-            raise LeaseLost(lease.run_id, OF_THE_PARENT)
-        return process
-
-    def dead_token(self, found: Found) -> str | None:
-        """The token that stands in the way and may be taken over: its owner is dead, or nobody is kept out here."""
-        if found.owner is None:
-            return None
-        dead = (
-            not self._excludes
-            or (self._take_over_dead and is_dead(found.owner, found.token))
-            or self.process.has_left(found.token)
-        )
-        return found.token if dead else None
-
-    def keep(self, found: Found, alive: Callable[[], bool]) -> None:
-        """A lease that was granted is renewed from now on."""
-        if found.lease is not None:
-            self.process.heartbeat.keep(found.lease, alive)
-
-    def reading(self, found: Found, alive: Callable[[], bool]) -> Job | None:
-        """What is to be done before the reply to a claim is whole; None when it is, or when nobody waits for it any more."""
-        now, lease = self.clock.elapsed(), found.lease
-        if lease is not None and lease.why_ended(now) is not None and lease.lost is None:
-            return renew_job(lease, now + lease.seconds)  # what was long in coming may be in time all the same
-        if found.is_whole:
-            return None
-        if lease is not None and (problem := lease.why_ended(now)) is not None:
-            raise LeaseLost(lease.run_id, problem)
-        if not alive():
-            raise StoreUnavailable(self.process.connections.where, "nobody waits any more for what is read")
-        return read_job(found, now + _ANSWER_WITHIN)
-
-    def give_up(self, found: Found) -> None:
-        """What was claimed, and cannot be read, is given back, and nobody waits for that."""
-        if found.lease is not None:
-            self.dropped(found.lease)
-            self.leave(found.lease)
-
-    def leave(self, lease: Lease, status: Status | None = None) -> None:
-        """Give a lease back when the database answers, and wait for nothing; until then this process may take it at once."""
-        process = self.process
-        process.left(lease.token.partition(":")[2], lease.seconds)
-        job = return_job(lease, status, self.clock.elapsed() + lease.seconds)
-        process.writer(job).post(job)
-
-    def release_at_last(self, lease: Lease, status: Status | None = None) -> None:
-        """Give back the lease of a run whose store was closed under it, on a connection for just that."""
-        process = self._new_process()
-        try:
-            process.perform(self.releasing(lease, status))
-        finally:
-            process.close()
-
-    def dropped(self, lease: Lease) -> None:
-        """Renew this lease no more."""
-        lease.gone = lease.gone or "it was given back"
-        self.process.heartbeat.drop(lease)
-
-    def _give_back(self, claimed: Job) -> None:
-        if claimed.failure is None:
-            self.give_up(claimed.answer)
-
-    def _driven(self, work: Work[Any]) -> Any:
-        process = self.process
-        try:
-            job = next(work)
-            while True:
-                try:
-                    answer = process.perform(job)
-                except BaseException as problem:
-                    job = work.throw(problem)
-                else:
-                    job = work.send(answer)
-        except StopIteration as end:
-            return end.value
-
-    def _new_process(self) -> Process:
+    def _new_resources(self) -> Resources:
         prepare = partial(schema.prepare, names=self._names, create=self._create)
         connections = Connections(self._url, self._pool, prepare, self.clock, strict=self._strict)
-        return Process(connections, self._sql, self.clock, self._max_transactions)
+        return Resources(connections, self._sql, self.clock, self._max_transactions)
 
 
 class AsyncPostgresStore(AsyncSnapshotVerbs):
     """The verbs of a PostgreSQL store for asyncio."""
 
-    def __init__(self, store: PostgresStore) -> None:
+    def __init__(self, store: PostgresStore, held: Held, requests: Requests) -> None:
         super().__init__(store)
         self._store = store
+        self._held = held
+        self._requests = AsyncRequests(held, requests)
 
     def submit(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> asyncio.Future[T]:
         """See `AsyncRunStore.submit` and `PostgresStore.perform`."""
-        return self._submit(request, on_late_reply)  # type: ignore[arg-type]
-
-    def _submit(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> asyncio.Future[Any]:
-        store = self._store
-        match request:
-            case Checkpoint():
-                resources, job = store.held_here(request.lease), checkpoint_job(request.lease, request.record)
-                if on_late_reply is not None:
-                    job.on_orphan = lambda job: on_late_reply(job.failure)
-                return resources.submit(job)
-            case Begin():  # of several jobs: a task
-                begun = asyncio.ensure_future(self._awaited(store.work(request)))
-                begun.add_done_callback(_has_ended)
-                return begun
-            case Release() if store.is_closed:
-                return asyncio.get_running_loop().run_in_executor(None, store.perform, request)
-            case Finish() | Release():
-                return self._submitted(store.work(request))
-            case _:
-                return store.process.submit(store.job(request))
+        return self._requests.submit(request, on_late_reply)  # type: ignore[arg-type]
 
     def room(self) -> asyncio.Future[None] | None:
         """See `AsyncRunStore.room`."""
-        return self._store.process.room()
+        return self._held.resources.room()
 
     async def close(self) -> None:
         """See `PostgresStore.close`."""
         await asyncio.to_thread(self._store.close)
-
-    async def _awaited(self, work: Work[Any]) -> Any:
-        process = self._store.process
-        try:
-            job = next(work)
-            while True:
-                try:
-                    answer = await process.submit(job)
-                except BaseException as problem:
-                    job = work.throw(problem)
-                else:
-                    job = work.send(answer)
-        except StopIteration as end:
-            return end.value
-
-    def _submitted(self, work: Work[Any]) -> asyncio.Future[Any]:
-        """The future of work that is one job, or none: that job's own."""
-        try:
-            job = next(work)
-        except StopIteration as end:
-            nothing = asyncio.get_running_loop().create_future()
-            nothing.set_result(end.value)
-            return nothing
-        try:
-            answer = self._store.process.submit(job)
-        except Exception as problem:
-            work.throw(problem)
-            raise
-        answer.add_done_callback(partial(_go_on, work))
-        return answer
-
-
-def _go_on(work: Work[Any], answer: asyncio.Future[Any]) -> None:
-    """Whatever follows on an answer."""
-    problem = None if answer.cancelled() else answer.exception()
-    try:
-        if answer.cancelled():
-            work.close()
-        elif problem is not None:
-            work.throw(problem)
-        else:
-            work.send(answer.result())
-    except StopIteration:
-        return
-    except BaseException as raised:
-        if raised is not problem:
-            raise
-
-
-def _has_ended(begun: asyncio.Future[ClaimReply]) -> None:
-    """Whoever was cancelled does not ask what became of it any more, and asyncio need not complain of that."""
-    if not begun.cancelled():
-        begun.exception()
-
-
-def taken_from(dead: str | None, reply: ClaimReply) -> ClaimReply:
-    """The reply to a claim over a dead owner's lease."""
-    if dead is not None and isinstance(reply, Granted):
-        return replace(reply, taken_from=dead)
-    return reply

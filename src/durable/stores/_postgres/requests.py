@@ -1,0 +1,267 @@
+"""What a request to PostgreSQL comes to: jobs, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator
+from typing import Any, Final, TypeAlias, TypeVar, assert_never
+
+from msgspec.structs import replace
+
+from durable._engine.decisions import Claim, ClaimReply, Granted
+from durable._engine.leases import Lease
+from durable.errors import DurableError, LeaseLost, OutcomeUnknown, StoreUnavailable
+from durable.records import Record, Status
+from durable.stores._heartbeat import OF_THE_PARENT
+from durable.stores._owner import is_dead
+from durable.stores._postgres.claims import Claiming, Found
+from durable.stores._postgres.held import Held
+from durable.stores._postgres.job import Job
+from durable.stores._postgres.jobs import (
+    cancel_job,
+    checkpoint_job,
+    claim_job,
+    finish_job,
+    read_job,
+    receive_job,
+    release_job,
+    renew_job,
+    return_job,
+    signal_job,
+)
+from durable.stores._postgres.nesting import refuse_own_run
+from durable.stores._postgres.resources import Resources
+from durable.stores._postgres.settings import Settings
+from durable.stores.requests import (
+    AnyRequest,
+    Begin,
+    Cancel,
+    Checkpoint,
+    Finish,
+    OnLateReply,
+    Receive,
+    Release,
+    Signal,
+)
+
+T = TypeVar("T")
+
+Work: TypeAlias = Generator[Job, Any, T]
+"""Jobs, one after the other, each sent the answer of the one before. Blocking and awaited alike."""
+
+_ANSWER_WITHIN: Final = 10.0  # seconds, for a caller that only wants to be told whether it was done
+_RELEASE_WITHIN: Final = 5.0  # seconds; then the lease is left to end by itself
+
+
+class Requests:
+    """The requests to a store, answered for callers that block; `work` and `job` are those of both colours."""
+
+    def __init__(self, held: Held, settings: Settings) -> None:
+        self._held = held
+        self._settings = settings
+        self._clock = settings.clock
+
+    def perform(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
+        """See `PostgresStore.perform`."""
+        match request:
+            case Checkpoint():
+                return self._checkpoint(request.lease, request.record, on_late_reply)
+            case Begin() | Finish() | Release():
+                return self._driven(self.work(request))
+            case _:
+                return self._held.resources.perform(self.job(request))
+
+    def _checkpoint(self, lease: Lease, record: Record, on_late_reply: OnLateReply | None) -> Any:
+        job = None
+        try:
+            job = checkpoint_job(lease, record)
+            return self.held_here(lease).perform(job)
+        except DurableError:
+            raise
+        except BaseException as interrupt:
+            if on_late_reply is not None:
+                on_late_reply(interrupt if job is None else job.fate(interrupt))
+            raise
+
+    def work(self, request: Begin | Finish | Release) -> Work[Any]:
+        """What is asked, as jobs, and what follows on their answers."""
+        match request:
+            case Begin():
+                return self._begin(request.claim, request.alive)
+            case Finish():
+                return self._finish(request.lease, request.status, request.record)
+            case Release():
+                return self._release(request.lease, request.status)
+            case never:
+                assert_never(never)
+
+    def _begin(self, claim: Claim, alive: Callable[[], bool]) -> Work[ClaimReply]:
+        claiming = self._claiming(claim, None)
+        try:
+            found: Found = yield claiming
+        except OutcomeUnknown:
+            self._held.resources.left(claiming.payload.random, claim.seconds)
+            raise
+        dead_owner = None
+        if dead := self._dead_token(found):
+            dead_owner = None if self._held.resources.has_left(dead) else found.owner
+            found = yield self._claiming(claim, dead)
+        self._keep(found, alive)
+        try:
+            while (job := self._reading(found, alive)) is not None:
+                yield job
+            return _taken_from(dead_owner, found.reply())
+        except BaseException:
+            self._give_up(found)
+            raise
+
+    def _finish(self, lease: Lease, status: Status, record: Record) -> Work[None]:
+        self.held_here(lease)
+        try:
+            yield finish_job(lease, status, record)
+        finally:
+            self._dropped(lease)
+
+    def _release(self, lease: Lease, status: Status | None) -> Work[None]:
+        self._dropped(lease)
+        if not self._is_held_here(lease):
+            return
+        if self._held.is_closed:
+            self._release_at_last(lease, status)
+            return
+        try:
+            yield self._releasing(lease, status)
+        except (
+            DurableError,
+            RuntimeError,
+        ):  # such as: no event loop to answer on, since this run's was closed under it
+            with contextlib.suppress(StoreUnavailable):  # no thread can be started for it
+                self._leave(lease, status)
+            raise
+
+    def job(self, request: Cancel | Signal | Receive) -> Job:
+        """What is asked, as the one job that it is."""
+        match request:
+            case Cancel():
+                row = self._settings.row(request.run_id)
+                self._refuse_own(row, "cancels")
+                return cancel_job(request.run_id, row, self._answer_by())
+            case Signal():
+                return signal_job(
+                    request.run_id, self._settings.row(request.run_id), request.name, request.payload, self._answer_by()
+                )
+            case Receive():
+                self.held_here(request.lease)
+                return receive_job(request.lease, request.name, request.taken)
+            case never:
+                assert_never(never)
+
+    def _claiming(self, claim: Claim, dead: str | None) -> Job:
+        """The job of a claim, over the lease of an owner that was found dead with this token."""
+        owner = self._held.resources.owner
+        deadline = self._clock.elapsed() + claim.seconds
+        row = self._settings.row(claim.run_id)
+        job = claim_job(Claiming(claim, row, owner.instance, owner.text, dead), deadline)
+        job.on_orphan = self._give_back
+        return job
+
+    def _releasing(self, lease: Lease, status: Status | None = None) -> Job:
+        """The job of a release; when the lease has ended by itself there is nothing to wait for."""
+        return release_job(lease, status, min(lease.deadline, self._clock.elapsed() + _RELEASE_WITHIN))
+
+    def _keep(self, found: Found, alive: Callable[[], bool]) -> None:
+        """A lease that was granted is renewed from now on."""
+        if found.lease is not None:
+            self._held.resources.heartbeat.keep(found.lease, alive)
+
+    def _reading(self, found: Found, alive: Callable[[], bool]) -> Job | None:
+        """What is to be done before the reply to a claim is whole; None when it is, or when nobody waits for it any more."""
+        now, lease = self._clock.elapsed(), found.lease
+        if lease is not None and lease.why_ended(now) is not None and lease.lost is None:
+            return renew_job(lease, now + lease.seconds)  # what was long in coming may be in time all the same
+        if found.is_whole:
+            return None
+        if lease is not None and (problem := lease.why_ended(now)) is not None:
+            raise LeaseLost(lease.run_id, problem)
+        if not alive():
+            raise StoreUnavailable(self._held.resources.connections.where, "nobody waits any more for what is read")
+        return read_job(found, now + _ANSWER_WITHIN)
+
+    def _give_up(self, found: Found) -> None:
+        """What was claimed, and cannot be read, is given back, and nobody waits for that."""
+        if found.lease is not None:
+            self._dropped(found.lease)
+            self._leave(found.lease)
+
+    def _leave(self, lease: Lease, status: Status | None = None) -> None:
+        """Give a lease back when the database answers, and wait for nothing; until then this process may take it at once."""
+        resources = self._held.resources
+        resources.left(lease.token.partition(":")[2], lease.seconds)
+        job = return_job(lease, status, self._clock.elapsed() + lease.seconds)
+        resources.writer(job).post(job)
+
+    def _release_at_last(self, lease: Lease, status: Status | None = None) -> None:
+        """Give back the lease of a run whose store was closed under it, on a connection for just that."""
+        resources = self._held.make()
+        try:
+            resources.perform(self._releasing(lease, status))
+        finally:
+            resources.close()
+
+    def _dropped(self, lease: Lease) -> None:
+        """Renew this lease no more."""
+        lease.gone = lease.gone or "it was given back"
+        self._held.resources.heartbeat.drop(lease)
+
+    def _dead_token(self, found: Found) -> str | None:
+        """The token that stands in the way and may be taken over: its owner is dead, or no other is kept out here."""
+        if found.owner is None:
+            return None
+        dead = (
+            not self._settings.excludes
+            or (self._settings.take_over_dead and is_dead(found.owner, found.token))
+            or self._held.resources.has_left(found.token)
+        )
+        return found.token if dead else None
+
+    def _is_held_here(self, lease: Lease) -> bool:
+        """Whether the lease is this process's own, not that of the one which forked it."""
+        return self._held.resources.mark in lease.token
+
+    def held_here(self, lease: Lease) -> Resources:
+        """This process, if the lease is its own."""
+        resources = self._held.resources
+        if resources.mark not in lease.token:
+            raise LeaseLost(lease.run_id, OF_THE_PARENT)
+        return resources
+
+    def _refuse_own(self, row: str, what: str) -> None:
+        refuse_own_run(self._held.resources.connections.where, row, what)
+
+    def _answer_by(self) -> float:
+        return self._clock.elapsed() + _ANSWER_WITHIN
+
+    def _give_back(self, claimed: Job) -> None:
+        if claimed.failure is None:
+            self._give_up(claimed.answer)
+
+    def _driven(self, work: Work[Any]) -> Any:
+        resources = self._held.resources
+        try:
+            job = next(work)
+            while True:
+                try:
+                    answer = resources.perform(job)
+                except BaseException as problem:
+                    job = work.throw(problem)
+                else:
+                    job = work.send(answer)
+        except StopIteration as end:
+            return end.value
+
+
+def _taken_from(dead: str | None, reply: ClaimReply) -> ClaimReply:
+    """The reply to a claim over a dead owner's lease."""
+    if dead is not None and isinstance(reply, Granted):
+        return replace(reply, taken_from=dead)
+    return reply
