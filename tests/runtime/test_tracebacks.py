@@ -281,9 +281,9 @@ def test_no_line_of_the_border_itself(store: MemoryStore) -> None:
         step.transaction("t", lambda connection: None)
 
     problem = raised(lambda: durable.run({}, workflow, id="1", store=store))
-    assert "_border" not in "".join(traceback.format_exception(problem))
+    assert "boundary.py" not in "".join(traceback.format_exception(problem))
     problem = Colour(is_async=False).run(lambda step: step("one", deeper), store=memory())
-    assert "_border" not in "".join(traceback.format_exception(problem))
+    assert "boundary.py" not in "".join(traceback.format_exception(problem))
 
 
 @pytest.mark.parametrize("colour", BOTH)

@@ -1,4 +1,4 @@
-"""Running on a store whose five verbs are coroutines: what `_whole` does, awaited."""
+"""Running on a store whose five verbs are coroutines: what `snapshots` does, awaited."""
 
 from __future__ import annotations
 

@@ -304,7 +304,7 @@ class _Leases(MemoryStore):
         self._turns: weakref.WeakValueDictionary[str, Turn] = weakref.WeakValueDictionary()
 
     def renew(self) -> None:
-        """See `_forks.Renewable`."""
+        """See `_common.forks.Renewable`."""
         super().renew()
         self._turns = weakref.WeakValueDictionary()
 

@@ -77,7 +77,7 @@ class MemoryStore:
         renew_in_children(self)
 
     def renew(self) -> None:
-        """See `_forks.Renewable`. The child has what was there at the fork; what was being executed is its parent's."""
+        """See `_common.forks.Renewable`. The child has what was there at the fork; what was being executed is its parent's."""
         self._lock = threading.RLock()
         self._heartbeat.renew()
         self._aio = None
@@ -143,7 +143,7 @@ class MemoryStore:
 
     def _checkpoint(self, lease: Lease, record: Record, on_late_reply: OnLateReply | None) -> None:
         try:
-            # In one line, as in `_locks`.
+            # In one line, as in `_common/locks.py`.
             with self._lock: self._write(lease, record)  # noqa: E701  # fmt: skip
         except DurableError:
             raise
@@ -334,7 +334,7 @@ class MemoryStore:
         """End the threads, and take no more claims."""
         self._closed = True
         self._heartbeat.close()
-        # In one line, as in `_locks`.
+        # In one line, as in `_common/locks.py`.
         with self._lock: aio, self._aio = self._aio, None  # noqa: E701  # fmt: skip
         if aio is not None:
             aio.shut_down()
