@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import sys
+from enum import Enum
 from pathlib import Path
 
+from msgspec import Struct
+
+import durable
+from durable import codecs, errors, events, records, snapshots, stores, testing
 from harness.programs import run_program
 
 HERE = Path(__file__).resolve().parents[1]
@@ -37,3 +43,13 @@ def test_the_golden_file_has_what_users_call() -> None:
         "\nclass durable.clocks.Clock",
     ):
         assert part in text, part
+
+
+def test_no_value_and_no_exception_is_named_by_a_private_module() -> None:
+    """Records and tracebacks say where a class is: what a user can reach under a public name is not to move with our files."""
+    modules = (durable, codecs, errors, events, records, snapshots, stores, testing)
+    public = {getattr(module, name) for module in modules for name in module.__all__ if name[0].isupper()}
+    kept = (Struct, BaseException, Enum, tuple)
+    named = [f"{one.__module__}.{one.__qualname__}" for one in public if inspect.isclass(one) and issubclass(one, kept)]
+    assert "durable.snapshots.Snapshot" in named
+    assert [name for name in named if "._" in name] == []

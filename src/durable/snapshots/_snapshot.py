@@ -1,6 +1,6 @@
 """`Snapshot`: the whole stored state of a run."""
 
-from __future__ import annotations
+# Its annotations are classes, not texts: they would be looked up in the module that it names.
 
 from collections.abc import Mapping
 from typing import Any, Final, Self, cast
@@ -41,6 +41,8 @@ class Snapshot(Struct, frozen=True, kw_only=True, repr_omit_defaults=True):
     and what the user gave. `attempts` are what is known of steps that have begun and not settled. `input` and `result` are
     JSON texts, `UNSET` where there is none; `failure` says how a run failed.
     """
+
+    __module__ = "durable.snapshots"  # as records name it: a step may return one
 
     workflow_name: str = ""
     steps: dict[str, StepRecord] = {}

@@ -153,7 +153,7 @@ class Transaction(Protocol):
 
         Raises `RolledBack`, `LeaseLost`, `RunCancelled`, `TransactionMisused`, and `CommitRefused` for what the database has
         against the body's work as late as that: nothing was committed. `OutcomeUnknown` when it cannot be told.
-        When the caller is interrupted, `on_late_reply` is called as for `RunStore.perform`.
+        When the caller is interrupted, `late` is called as `on_late_reply` is by `RunStore.perform`.
         """
         ...
 

@@ -35,6 +35,8 @@ _PLACES_OF_THE_RUN: Final = ("before finish", "after finish")
 class Crashed(DurableError):
     """The run died where the test said. Nothing was finished, and nothing cleaned up: call `durable.run` again."""
 
+    __module__ = "durable.testing"  # as a traceback names it
+
 
 class Crash:
     """One death to come: a block in which a run must die, and go no further.

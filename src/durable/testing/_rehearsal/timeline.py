@@ -27,6 +27,8 @@ Action = Callable[[], object]
 class RehearsalError(DurableError):
     """A rehearsal cannot go on: nothing that is due could wake it, or an action of the test's own failed."""
 
+    __module__ = "durable.testing"  # as a traceback names it
+
 
 class Run(Protocol):
     """What time depends on in a run."""
