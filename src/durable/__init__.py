@@ -1,6 +1,6 @@
 """Durable workflows: ordinary Python functions, checkpointed in your own PostgreSQL."""
 
-from durable._common import environment as _environment  # noqa: F401 -- first: it says what is missing
+from durable._common import environment as _environment  # noqa: F401  # pyright: ignore[reportUnusedImport] -- first: it says what is missing
 
 # isort: split
 from durable import aio, errors
