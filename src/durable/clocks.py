@@ -29,7 +29,7 @@ class Clock(Protocol):
     def sleep(self, seconds: float, recheck: float = ...) -> None:
         """Let `seconds` pass on this clock, or less of them, blocking the thread.
 
-        Whoever waits has other things to watch, and sees after `recheck` real seconds at the latest whether it still must.
+        The caller has other things to watch, and sees after `recheck` real seconds at the latest whether it still must.
         `seconds` is infinite where no time brings what is waited for.
         """
         ...

@@ -31,7 +31,7 @@ class Ending:
             advice = (
                 "await it there, and return what it gives"
                 if plan.is_async
-                else "but is not an async function: define it with `async def`"
+                else "make the workflow an async function, with `async def`"
             )
             raise AsyncMismatch(f"workflow {plan.claim.workflow!r} returned something to await: {advice}")
         self._value = plan.encode(value)

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 async def see_through(work: asyncio.Future[T], seconds: float) -> T:
-    """What becomes of `work`. A cancellation of the caller is raised when that is known, or `seconds` after it came.
+    """Wait for `work`. A cancellation of the caller is raised once `work` is done, at most `seconds` after it came.
 
     However many come: a scope of anyio cancels at every suspension, and Ctrl-C is pressed again. What `work` raises goes first.
     """

@@ -102,7 +102,7 @@ class ThreadedStore(CalledStore):
             raise
 
     def _release(self, request: Release) -> None:
-        with contextlib.suppress(DurableError):  # nobody asks
+        with contextlib.suppress(DurableError):  # no caller is left to be told
             self._store.perform(request)
 
     def shut_down(self, *, wait: bool = True) -> None:

@@ -39,7 +39,7 @@ class Listed(NamedTuple):
 class Stats(NamedTuple):
     """How much a store holds: runs by where they stand, records of the journal, and bytes on disk, indexes included.
 
-    `unreadable` are those whose status is a word that nobody knows. `orphaned` are journals whose header somebody has
+    `unreadable` are those whose status is an unknown word. `orphaned` are journals whose header SQL has
     deleted, which are no runs: `purge` takes them, and `delete(id)` each.
 
     Runs, records and orphans are those of the store's prefix, `bytes` those of its whole tables. All are exact, but where the
@@ -120,14 +120,14 @@ def checked_snapshot(id: str, snapshot: Snapshot | Mapping[str, Any]) -> Snapsho
 
 
 def headless(id: str) -> UnreadableRecord:
-    """The error of a run whose header is gone, and whose journal is there: what it would replay is nobody's any more."""
+    """The error of a run whose header is gone, and whose journal is there: what it would replay has no run any more."""
     return UnreadableRecord(
         id, "the header", "it is missing, and its journal is there: store.delete(id) takes away what is left of the run"
     )
 
 
 def stands(status: str, *, held: bool) -> RunStatus | None:
-    """Where a run stands whose header says `status`, and which is `held` or not; None where nobody knows the word."""
+    """Where a run stands whose header says `status`, and which is `held` or not; None for an unknown word."""
     match status:
         case "running":
             return "running" if held else "interrupted"

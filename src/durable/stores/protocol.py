@@ -104,7 +104,7 @@ class RunStore(Protocol):
         ...
 
     def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
-        """Put `new` in the place of a run that still is what `load` said, `old`, and that nobody executes.
+        """Put `new` in the place of a run that still is what `load` said, `old`, and that is not being executed.
 
         False, and nothing was changed, where it is not so any more. Signals stay.
         """
@@ -133,7 +133,7 @@ class Transaction(Protocol):
     """A transaction in the store's database, in which a step's body works and its record is written. Its verbs block."""
 
     def begin(self, seconds: float) -> bool:
-        """Begin, and lock the lease's row: from here on nobody can take the run over before the end.
+        """Begin, and lock the lease's row: from here on the run cannot be taken over before the end.
 
         False when there was no room for it within `seconds`. Raises `LeaseLost`, `RunCancelled`, `StoreUnavailable`, and what
         else the store does; nothing was begun then.

@@ -141,7 +141,7 @@ class _Verbs(Whole):
 
 
 class _AwaitedStore(CalledStore):
-    """Each verb is a task of its own, so that it goes on when whoever asked for it is cancelled."""
+    """Each verb is a task of its own, so that it goes on when its caller is cancelled."""
 
     def __init__(self, verbs: Any) -> None:
         super().__init__(verbs)

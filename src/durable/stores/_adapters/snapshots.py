@@ -71,7 +71,7 @@ class Whole:
         return ("snapshots", id(self._snapshots))
 
     def turn(self, run_id: str) -> Turn:
-        """Held by whoever looks at a run and then takes it, or lets go of it."""
+        """Held while a run is looked at and then taken, or let go of."""
         return self._leases.turn(run_id)
 
     def _begun(self, claim: Claim, alive: Callable[[], bool]) -> Work[ClaimReply]:
@@ -287,7 +287,7 @@ class Turn:
         return hold(self._lock, held)
 
     async def __aenter__(self) -> None:
-        # Its holder may be on another event loop, which nobody can await. It is held for one load and one save.
+        # Its holder may be on another event loop, which cannot be awaited here. It is held for one load and one save.
         while not self._lock.acquire(blocking=False):  # noqa: ASYNC110 -- see above
             await asyncio.sleep(_LOOK_AGAIN)
         self._thread = 0

@@ -355,7 +355,7 @@ class MemoryStore:
         self._signals.forget(id)
 
     def _free(self, id: str, force: bool) -> Run | None:
-        """The run, if there is one; `ConcurrentExecution` if somebody is executing it."""
+        """The run, if there is one; `ConcurrentExecution` if it is being executed."""
         run = self._runs.get(id)
         if run is not None and run.is_held(self.clock.elapsed()) and not force:
             left = run.expires - self.clock.elapsed()

@@ -53,6 +53,8 @@ class AsyncRequests:
                     job = work.send(answer)
         except StopIteration as end:
             return end.value
+        finally:
+            work.close()  # now, where an interrupt came between two jobs: what it holds is given back by no garbage collector
 
     def _submitted(self, work: Work[Any]) -> asyncio.Future[Any]:
         """The future of work that is one job, or none: that job's own."""
@@ -89,6 +91,6 @@ def _go_on(work: Work[Any], answer: asyncio.Future[Any]) -> None:
 
 
 def _has_ended(begun: asyncio.Future[ClaimReply]) -> None:
-    """Whoever was cancelled does not ask what became of it any more, and asyncio need not complain of that."""
+    """A caller that was cancelled does not ask what became of it, and asyncio need not complain of that."""
     if not begun.cancelled():
         begun.exception()

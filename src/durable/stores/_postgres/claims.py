@@ -81,7 +81,7 @@ class Found:
 
     @property
     def owner(self) -> str | None:
-        """Who holds the lease, if somebody else does."""
+        """The owner that holds the lease, if it is another."""
         return None if self.lease is not None else self._standing[0]
 
     @property

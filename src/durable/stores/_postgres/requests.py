@@ -175,7 +175,7 @@ class Requests:
             self._held.resources.heartbeat.keep(found.lease, alive)
 
     def _reading(self, found: Found, alive: Callable[[], bool]) -> Job | None:
-        """What is to be done before the reply to a claim is whole; None when it is, or when nobody waits for it any more."""
+        """What is to be done before the reply to a claim is whole; None when it is, or when its caller is gone."""
         now, lease = self._clock.elapsed(), found.lease
         if lease is not None and lease.why_ended(now) is not None and lease.lost is None:
             return renew_job(lease, now + lease.seconds)  # what was long in coming may be in time all the same
@@ -188,7 +188,7 @@ class Requests:
         return read_job(found, now + _ANSWER_WITHIN)
 
     def _give_up(self, found: Found) -> None:
-        """What was claimed, and cannot be read, is given back, and nobody waits for that."""
+        """What was claimed, and cannot be read, is given back, and that is not waited for."""
         if found.lease is not None:
             self._dropped(found.lease)
             self._leave(found.lease)
@@ -258,6 +258,8 @@ class Requests:
                     job = work.send(answer)
         except StopIteration as end:
             return end.value
+        finally:
+            work.close()  # now, where an interrupt came between two jobs: what it holds is given back by no garbage collector
 
 
 def _taken_from(dead: str | None, reply: ClaimReply) -> ClaimReply:

@@ -70,7 +70,7 @@ class Resources:
     def writer(self, job: Job) -> Writer:
         """The way for this job.
 
-        What is small never waits behind what is large, and neither behind what waits until somebody else's transaction has
+        What is small never waits behind what is large, and neither behind what waits until another owner's transaction has
         ended: a claim may, of a run whose last owner stands still in the midst of one. So claims wait for claims only. And
         these not for what of a claim is long: an input that it brings, a journal that it finds.
         """
@@ -82,7 +82,7 @@ class Resources:
         return self._large if is_large or verb in _ASIDE else self._small
 
     def left(self, claim: str, seconds: float) -> None:
-        """The lease of this claim of ours could not be given back: nobody works under it, and it may stand so long."""
+        """The lease of this claim of ours could not be given back: no run works under it, and it may stand so long."""
         now = self._clock.elapsed()
         self._unreturned = {name: end for name, end in self._unreturned.items() if end > now}
         self._unreturned[claim] = now + seconds
@@ -112,7 +112,7 @@ class Resources:
                 self._long,
                 self._small,
                 self._large,
-            ):  # what a claim brought that nobody took is given back
+            ):  # a lease that was claimed and not taken is given back
                 writer.close()
             has_ended = self.heartbeat.close()
             self.watchdog.close()

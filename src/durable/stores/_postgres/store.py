@@ -115,7 +115,7 @@ class PostgresStore:
 
         It goes through `jsonb`: values come back equal, the keys of dicts perhaps in another order.
 
-        Raises `ConcurrentExecution` when somebody is executing the run, unless `force`: then they can write no more, and
+        Raises `ConcurrentExecution` when the run is being executed, unless `force`: then its owner can write no more, and
         their `run` raises `LeaseLost`. `UnreadableRecord` when the document is none that this version knows.
         """
         self._snapshots.save(id, snapshot, force=force)
@@ -137,7 +137,7 @@ class PostgresStore:
     def delete(self, id: str, *, force: bool = False) -> None:
         """Forget the run, with its journal and the signals that it has not received. Quiet when there is none.
 
-        Raises `ConcurrentExecution` when somebody is executing it, unless `force`: see `save`.
+        Raises `ConcurrentExecution` when it is being executed, unless `force`: see `save`.
         """
         self._snapshots.delete(id, force=force)
 
@@ -159,7 +159,7 @@ class PostgresStore:
         """Delete the runs whose last save, begin or end lies more than `older_than` seconds back; how many there were.
 
         `status` says which: "completed", "failed", "cancelled", "interrupted", or None for all of these; never one that
-        somebody is executing. With any, journals go whose header was deleted by SQL, by the moment of their last record. It
+        is being executed. With any, journals go whose header was deleted by SQL, by the moment of their last record. It
         goes in transactions of a hundred runs, oldest first, and `progress` is called after each with the number deleted so
         far. What is interrupted has deleted what it said, and can be called again.
         """
