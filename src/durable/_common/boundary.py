@@ -133,7 +133,9 @@ def _cut(link: BaseException, *, ours: bool) -> None:
     if len(kept) < len(entries):
         shortened: TracebackType | None = None
         for entry in reversed(kept):
-            shortened = TracebackType(shortened, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+            # Between two lines, where a signal's handler may raise, there is none.
+            line = cast("int | None", entry.tb_lineno) or entry.tb_frame.f_code.co_firstlineno
+            shortened = TracebackType(shortened, entry.tb_frame, entry.tb_lasti, line)
         BaseException.with_traceback(link, shortened)  # a class may take no attribute
 
 

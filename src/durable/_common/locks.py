@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import CodeType, FunctionType
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
 
@@ -45,7 +45,7 @@ def locked(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
     return cast(Callable[Concatenate[S, P], R], functools.wraps(method)(wrapper))
 
 
-def hold(lock: threading.Lock, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+def hold(lock: AbstractContextManager[Any], call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """What the call comes to under this lock, likewise in one line."""
     with lock: return call(*args, **kwargs)  # noqa: E701  # fmt: skip
 

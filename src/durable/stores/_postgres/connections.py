@@ -16,6 +16,7 @@ import psycopg
 import psycopg_pool
 from psycopg.rows import tuple_row
 
+from durable._common.locks import hold
 from durable._common.reports import say
 from durable._common.threads import start_daemon
 from durable.clocks import Clock
@@ -234,19 +235,7 @@ class Connections:
         return connection
 
     def _make_ready(self, connection: Connection) -> None:
-        with self._opening:
-            if not self.ready:
-                self.watchdog.watch(connection, self._clock.elapsed() + _MAX_PREPARING)
-                try:
-                    requirements.check_kind(connection, self.where)
-                    self.prepares = _is_direct(connection)
-                    settings = requirements.read_settings(connection, self.where)
-                    self.unfit = requirements.why_unfit(settings, self.where)
-                    self._judge(settings)
-                    self._warn(self._prepare(connection))
-                finally:
-                    self.watchdog.unwatch(connection)
-                self.ready = True
+        hold(self._opening, self._make_database_ready, connection)
         if self.prepares:  # a pooler makes these up
             told = connection.info.parameter_status
             standby, read_only = told("in_hot_standby") == "on", told("default_transaction_read_only") == "on"
@@ -256,6 +245,22 @@ class Connections:
             if self.forces_sync_commit:
                 connection.execute(FORCE_SYNC_COMMIT, prepare=False)
             self.server_of(connection)
+
+    def _make_database_ready(self, connection: Connection) -> None:
+        """Once a process: whichever connection comes first."""
+        if self.ready:
+            return
+        self.watchdog.watch(connection, self._clock.elapsed() + _MAX_PREPARING)
+        try:
+            requirements.check_kind(connection, self.where)
+            self.prepares = _is_direct(connection)
+            settings = requirements.read_settings(connection, self.where)
+            self.unfit = requirements.why_unfit(settings, self.where)
+            self._judge(settings)
+            self._warn(self._prepare(connection))
+        finally:
+            self.watchdog.unwatch(connection)
+        self.ready = True
 
     def _judge(self, settings: dict[str, str | None]) -> None:
         """Put right what can be put right in our own sessions; warn of the rest, or refuse it."""

@@ -184,7 +184,7 @@ class Requests:
         if lease is not None and (problem := lease.why_ended(now)) is not None:
             raise LeaseLost(lease.run_id, problem)
         if not alive():
-            raise StoreUnavailable(self._held.resources.connections.where, "nobody waits any more for what is read")
+            raise StoreUnavailable(self._held.resources.connections.where, "the caller that asked for the run is gone")
         return read_job(found, now + _ANSWER_WITHIN)
 
     def _give_up(self, found: Found) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.rows import tuple_row
 
+from durable._common.locks import hold
 from durable._engine.batches import MAX_SHARED_BYTES, Verb
 from durable._engine.leases import RENEWALS_PER_LEASE, Lease
 from durable.clocks import Clock
@@ -106,24 +107,21 @@ class Resources:
 
     def close(self) -> None:
         """Commit what waits, then let go of everything. Quiet when closed already."""
-        with self._closing:
-            for writer in (
-                self._claims,
-                self._long,
-                self._small,
-                self._large,
-            ):  # a lease that was claimed and not taken is given back
-                writer.close()
-            has_ended = self.heartbeat.close()
-            self.watchdog.close()
-            if self._heartbeat_connection is not None:
-                if not has_ended:  # it is told so, and closes it itself
-                    shut_down(self._heartbeat_connection)
-                else:
-                    self._heartbeat_connection.close()
-            self.transactions.close()
-            self.connections.close()
-            self.owner.close()
+        hold(self._closing, self._close)
+
+    def _close(self) -> None:
+        for writer in (self._claims, self._long, self._small, self._large):
+            writer.close()  # a lease that was claimed and not taken is given back
+        has_ended = self.heartbeat.close()
+        self.watchdog.close()
+        if self._heartbeat_connection is not None:
+            if not has_ended:  # it is told so, and closes it itself
+                shut_down(self._heartbeat_connection)
+            else:
+                self._heartbeat_connection.close()
+        self.transactions.close()
+        self.connections.close()
+        self.owner.close()
 
     def _renew(self, leases: Sequence[Lease]) -> dict[str, bool]:
         """Renew leases; of those that do not stand any more, note which were cancelled."""
