@@ -13,6 +13,7 @@ from durable.records import Record, Status
 from durable.snapshots import Snapshot
 from durable.stores._adapters.snapshots import Whole, Work
 from durable.stores._facades import CalledStore
+from durable.stores._work import await_work
 from durable.stores.protocol import AsyncSnapshotStore
 from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Release, Request
 
@@ -123,18 +124,7 @@ class _Verbs(Whole):
             await self._done(work)
 
     async def _done(self, work: Work[T]) -> T:
-        try:
-            asked = next(work)
-            while True:
-                try:
-                    answer = await self._called(asked)
-                except BaseException as problem:
-                    asked = work.throw(problem)
-                else:
-                    asked = work.send(answer)
-        except StopIteration as end:
-            result: T = end.value
-            return result
+        return await await_work(work, self._called)
 
     async def _called(self, verb: Callable[[], Any]) -> Any:
         return await verb()

@@ -28,6 +28,7 @@ from durable.records import Header, Record, Status
 from durable.snapshots import Snapshot, snapshot_of, with_run_id
 from durable.stores._facades import ThreadedStore
 from durable.stores._memory.store import MemoryStore
+from durable.stores._work import perform_work
 from durable.stores.protocol import AsyncSnapshotStore, Isolation, SnapshotStore, Transaction
 from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Release, Request
 
@@ -245,18 +246,7 @@ class WholeSnapshots(Whole):
             self._aio.shut_down(wait=False)
 
     def _done(self, work: Work[T]) -> T:
-        try:
-            asked = next(work)
-            while True:
-                try:
-                    answer = self._called(asked)
-                except BaseException as problem:
-                    asked = work.throw(problem)
-                else:
-                    asked = work.send(answer)
-        except StopIteration as end:
-            result: T = end.value
-            return result
+        return perform_work(work, self._called)
 
     def _called(self, verb: Callable[[], Any]) -> Any:
         answer = verb()

@@ -10,6 +10,7 @@ from durable._engine.decisions import ClaimReply
 from durable.stores._postgres.held import Held
 from durable.stores._postgres.jobs import checkpoint_job
 from durable.stores._postgres.requests import Requests, Work
+from durable.stores._work import await_work
 from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Release
 
 
@@ -30,7 +31,7 @@ class AsyncRequests:
                     job.on_orphan = lambda job: on_late_reply(job.failure)
                 return resources.submit(job)
             case Begin():  # of several jobs: a task
-                begun = asyncio.ensure_future(self._awaited(requests.work(request)))
+                begun = asyncio.ensure_future(await_work(requests.work(request), self._held.resources.submit))
                 begun.add_done_callback(_has_ended)
                 return begun
             case Release() if self._held.is_closed:
@@ -39,22 +40,6 @@ class AsyncRequests:
                 return self._submitted(requests.work(request))
             case _:
                 return self._held.resources.submit(requests.job(request))
-
-    async def _awaited(self, work: Work[Any]) -> Any:
-        resources = self._held.resources
-        try:
-            job = next(work)
-            while True:
-                try:
-                    answer = await resources.submit(job)
-                except BaseException as problem:
-                    job = work.throw(problem)
-                else:
-                    job = work.send(answer)
-        except StopIteration as end:
-            return end.value
-        finally:
-            work.close()  # now, where an interrupt came between two jobs: what it holds is given back by no garbage collector
 
     def _submitted(self, work: Work[Any]) -> asyncio.Future[Any]:
         """The future of work that is one job, or none: that job's own."""

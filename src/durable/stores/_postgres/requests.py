@@ -32,6 +32,7 @@ from durable.stores._postgres.jobs import (
 from durable.stores._postgres.nesting import refuse_own_run
 from durable.stores._postgres.resources import Resources
 from durable.stores._postgres.settings import Settings
+from durable.stores._work import perform_work
 from durable.stores.requests import (
     AnyRequest,
     Begin,
@@ -67,7 +68,7 @@ class Requests:
             case Checkpoint():
                 return self._checkpoint(request.lease, request.record, on_late_reply)
             case Begin() | Finish() | Release():
-                return self._driven(self.work(request))
+                return perform_work(self.work(request), self._held.resources.perform)
             case _:
                 return self._held.resources.perform(self.job(request))
 
@@ -244,22 +245,6 @@ class Requests:
     def _give_back(self, claimed: Job) -> None:
         if claimed.failure is None:
             self._give_up(claimed.answer)
-
-    def _driven(self, work: Work[Any]) -> Any:
-        resources = self._held.resources
-        try:
-            job = next(work)
-            while True:
-                try:
-                    answer = resources.perform(job)
-                except BaseException as problem:
-                    job = work.throw(problem)
-                else:
-                    job = work.send(answer)
-        except StopIteration as end:
-            return end.value
-        finally:
-            work.close()  # now, where an interrupt came between two jobs: what it holds is given back by no garbage collector
 
 
 def _taken_from(dead: str | None, reply: ClaimReply) -> ClaimReply:
