@@ -18,7 +18,7 @@ from durable.stores._postgres.sql.names import Names
 from harness.support import Database
 from simulation.database import circular, serve
 from simulation.session import Running, Session
-from simulation.tables import ACCOUNTS, Account, Header, Lease, new_database
+from simulation.tables import ACCOUNTS, Account, Header, Lease, Signal, new_database
 
 _GIVES_UP = 30.0  # seconds, after which it is neither done nor waiting
 _MOMENTS = ("lastUpdated", "completedAt", "startedAt", "began")
@@ -127,11 +127,12 @@ class Comparison:
         self._names = {**names.quoted, **{name: f'"{database.schema}".{name}' for name in ("accounts", "effects")}}
         self._watcher = psycopg.connect(database.url, autocommit=True)
         self._watcher.execute(_USERS_TABLES.format(schema=f'"{database.schema}"').encode())
-        self._all = [Both("ABC"[n], Real(database)) for n in range(connections)]
+        self._all = [Both("ABCD"[n], Real(database)) for n in range(connections)]
         self.seen: Counter[str] = Counter()
         self.history: list[str] = []
         self.prefix = ""
         self.connections: list[Both] = []
+        self._signals_waited = False
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -144,6 +145,7 @@ class Comparison:
         self.prefix, self.time = f"{seed}-", 1000.0
         self.model, self.tables = new_database(lambda: self.time)
         self.model.spares = self._spares
+        self._signals_waited = False
         self.history, self.connections = [f"seed {seed}: {documents} {leases}"], self._all[:connections]
         sequence = f"pg_get_serial_sequence({self._names['signals_text']}, 'number')::regclass"
         ((self.tables.numbers[0],),) = self._rows(f"SELECT COALESCE(pg_sequence_last_value({sequence}), 0)")
@@ -287,6 +289,7 @@ class Comparison:
         for both in self.connections:
             if both.running is not None:
                 both.waited = True
+                self._signals_waited |= both.statement == "signal_batch"
                 if _is_done(both):
                     raise Differs(self._told(f"{both.name} waits in the model, and answered: {_answer(both)}"))
 
@@ -327,9 +330,26 @@ class Comparison:
             query = f"SELECT {columns} FROM {self._names[table]} WHERE {key} >= %s AND {key} < %s"
             for row in self._rows(query, (self.prefix, self.prefix + "~")):
                 its.append((table, *row[:1], _document(row[1])) if table == "snapshots" else (table, *row))
+        if self._signals_waited:
+            mine = self._adopt_numbers(mine, its)
         if sorted(mine, key=repr) != sorted(its, key=repr):
             only = [row for row in mine if row not in its], [row for row in its if row not in mine]
             raise Differs(self._told("the tables\n  model {}\n  PostgreSQL {}".format(*only)))
+
+    def _adopt_numbers(self, mine: Sequence[tuple[Any, ...]], its: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """The model's rows, its signals renumbered as in PostgreSQL: which of two that wait for one another's rows draws
+        from the sequence first is the server's choice."""
+        numbers = {row[2:]: row[1] for row in its if row[0] == "signals"}
+        adopted = list[tuple[Any, ...]]()
+        for row in mine:
+            number = numbers.get(row[2:], row[1]) if row[0] == "signals" else row[1]
+            if number != row[1]:
+                self.seen["numbered by the server"] += 1
+                signal = Signal(number, *row[2:])
+                versions = self.tables.signals.row((signal.workflow_id, signal.nonce)).versions
+                versions[-1] = versions[-1][0], signal
+            adopted.append((row[0], number, *row[2:]))
+        return adopted
 
     def _rows(self, query: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         return self._watcher.execute(query.encode(), parameters).fetchall()

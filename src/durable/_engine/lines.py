@@ -44,7 +44,7 @@ def write_outcome(
 ) -> Record:
     """The record of how the step has settled, under the lease of this `epoch`, after so many `seconds` in its body."""
     seq = journal.take_seq() if call.seq is None else _take_place(call, journal)
-    transacts = isinstance(call.kind, Transact)
+    transacts = type(call.kind) is Transact  # isinstance takes five times as long where a Struct is not the one
     outcome = StepRecord(
         call.name,
         ok,

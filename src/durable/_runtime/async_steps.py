@@ -135,7 +135,7 @@ class AsyncDriver(Driver):
             raise AsyncMismatch(f"step {name!r} belongs to an async workflow: call it on that workflow's event loop")
         call = self._draw(name, key, body, fingerprint, asyncio.current_task(), amid)
         self._unbegun[call] = handed_out = (
-            self._rest(call, body) if isinstance(body.kind, Sleep) else self._drive(call, body)
+            self._rest(call, body) if type(body.kind) is Sleep else self._drive(call, body)
         )
         return handed_out
 

@@ -82,7 +82,7 @@ class BlockingDriver(Driver):
         fingerprint = self._fingerprint(name, key, body)
         # On one line, as in `_common.locks`: no interrupt comes between the call and the end of the block.
         with self._lock: call = self._draw(name, key, body, fingerprint, threading.current_thread(), amid)  # noqa: E701  # fmt: skip
-        return self._rest(call, body) if isinstance(body.kind, Sleep) else self._drive(call, body)
+        return self._rest(call, body) if type(body.kind) is Sleep else self._drive(call, body)
 
     def map(
         self, name: str, fn: Callable[[Any], Any], items: Iterable[Any], given: StepOptions, how: MapOptions
