@@ -21,9 +21,10 @@ from psycopg.conninfo import make_conninfo
 
 import durable
 from durable import AsyncStep, Step
-from durable._engine.batches import Verb
 from durable.stores import PostgresStore
 from durable.stores._postgres.job import ABSENT, Job
+from durable.stores._postgres.jobs import CHECKPOINT, CLAIM, FINISH
+from durable.stores._postgres.verbs import PostgresVerb
 from harness.ownership_children import PATIENCE, wait_until
 from harness.proxy import Link, Moment, Proxy, Trap
 from harness.support import Database, needs
@@ -114,11 +115,11 @@ def check_undisturbed(database: Database, workflow: Workflow, deps: Bodies) -> N
 @pytest.mark.parametrize("moment", list(Moment), ids=lambda moment: moment.value)
 @pytest.mark.parametrize(
     ("verb", "marker"),
-    [(Verb.CLAIM, "may_create"), (Verb.CHECKPOINT, "value of two"), (Verb.FINISH, END)],
+    [(CLAIM, "may_create"), (CHECKPOINT, "value of two"), (FINISH, END)],
     ids=["claim", "checkpoint", "finish"],
 )
 def test_a_cut_connection_is_not_noticed(
-    database: Database, proxy: Proxy, workflow: Workflow, verb: Verb, marker: str, moment: Moment
+    database: Database, proxy: Proxy, workflow: Workflow, verb: PostgresVerb, marker: str, moment: Moment
 ) -> None:
     """FAULTS 40, 41: before the statement is forwarded, while the server works on it, and with the reply on its way."""
     store, deps = database.store(proxy.url), Bodies()
@@ -132,14 +133,14 @@ def test_a_cut_connection_is_not_noticed(
     (settled,) = [seen for seen in spy.seen if seen.how == "read_back" and seen.problem is None]
     performed = [seen.names for seen in spy.of("perform", verb) if settled.names[0] in seen.names]
     assert settled.verb is verb
-    if verb is Verb.CLAIM:
+    if verb is CLAIM:
         assert len(performed) == 2, "a claim whose reply is lost is found by claiming again with the same random"
     elif moment is Moment.FORWARDED:  # committed or not, but known
         assert len(performed) == (2 if settled.answers == [ABSENT] else 1)
     else:
         assert settled.answers == [None if moment is Moment.ANSWERED else ABSENT]
         assert len(performed) == (1 if moment is Moment.ANSWERED else 2)
-    if verb is not Verb.CLAIM:
+    if verb is not CLAIM:
         assert settled.names[0] in nonces(database).values()
 
 
@@ -155,7 +156,7 @@ def test_a_cut_connection_under_a_batch_is_not_noticed(
     cut: list[str] = []
 
     def before(how: str, jobs: Sequence[Job]) -> None:
-        if how == "perform" and jobs[0].verb is Verb.CHECKPOINT and not traps:
+        if how == "perform" and jobs[0].verb is CHECKPOINT and not traps:
             # The first of them, whether alone or not, are held up until all have been handed over: the rest is a batch.
             wait_until(lambda: len(jobs) + waiting(writer_of(store)) == len(BRANCHES), "the others to hand over")
             first = [job.payload.record.key for job in jobs]
@@ -168,12 +169,12 @@ def test_a_cut_connection_under_a_batch_is_not_noticed(
 
     assert traps[0].sprung.wait(PATIENCE)
     check_undisturbed(database, workflow, deps)
-    (settled,) = [seen for seen in spy.of("read_back", Verb.CHECKPOINT) if seen.problem is None]
+    (settled,) = [seen for seen in spy.of("read_back", CHECKPOINT) if seen.problem is None]
     assert len(settled.names) == len(cut)
     assert set(settled.names) <= set(nonces(database).values())
     if moment is not Moment.FORWARDED:
         assert set(settled.answers or ()) == {None if moment is Moment.ANSWERED else ABSENT}
-    performed = [name for seen in spy.of("perform", Verb.CHECKPOINT) for name in seen.names]
+    performed = [name for seen in spy.of("perform", CHECKPOINT) for name in seen.names]
     again = [name for name in settled.names if performed.count(name) > 1]
     assert len(again) == list(settled.answers or ()).count(ABSENT)
 
@@ -200,7 +201,7 @@ def test_a_connection_cut_again_and_again_is_not_noticed(database: Database, pro
     assert len(traps) == 4
     assert all(trap.sprung.wait(PATIENCE) for trap in traps)
     check_undisturbed(database, workflow, deps)
-    assert [seen.answers for seen in spy.of("read_back", Verb.CHECKPOINT)] == [None, [ABSENT], None, [None]]
+    assert [seen.answers for seen in spy.of("read_back", CHECKPOINT)] == [None, [ABSENT], None, [None]]
 
 
 def test_a_statement_that_comes_after_its_own_retry_changes_nothing(
@@ -251,26 +252,26 @@ def unreachable(proxy: Proxy, moment: Moment, marker: str) -> Iterator[None]:
 @pytest.mark.parametrize("moment", [Moment.SENT, Moment.ANSWERED], ids=lambda moment: moment.value)
 @pytest.mark.parametrize(
     ("verb", "marker"),
-    [(Verb.CLAIM, "may_create"), (Verb.CHECKPOINT, "value of two"), (Verb.FINISH, END)],
+    [(CLAIM, "may_create"), (CHECKPOINT, "value of two"), (FINISH, END)],
     ids=["claim", "checkpoint", "finish"],
 )
 def test_what_cannot_be_read_back_is_called_unknown(
-    database: Database, proxy: Proxy, workflow: Workflow, verb: Verb, marker: str, moment: Moment
+    database: Database, proxy: Proxy, workflow: Workflow, verb: PostgresVerb, marker: str, moment: Moment
 ) -> None:
     """FAULTS 40, 41: unreachable until the lease is over; the caller is not told that it failed, and the next run goes on."""
     store, deps = database.store(proxy.url), Bodies()
     with unreachable(proxy, moment, marker), pytest.raises(durable.OutcomeUnknown, match=RUN):
         run(store, workflow, deps, lease=0.5)
     committed = moment is Moment.ANSWERED
-    before = {Verb.CLAIM: [], Verb.CHECKPOINT: ["one", "two"], Verb.FINISH: ["one", "two", "three"]}[verb]
+    before = {CLAIM: [], CHECKPOINT: ["one", "two"], FINISH: ["one", "two", "three"]}[verb]
     assert deps.ran == before
-    assert (database.status(RUN) == "completed") == (committed and verb is Verb.FINISH)
+    assert (database.status(RUN) == "completed") == (committed and verb is FINISH)
 
     again = Bodies()
     outcome = durable.run(again, workflow, id=RUN, store=store, on_conflict="wait")
     assert (asyncio.run(outcome) if asyncio.iscoroutine(outcome) else outcome)[-1] == END
 
-    lost = {"two"} if verb is Verb.CHECKPOINT and not committed else set()
+    lost = {"two"} if verb is CHECKPOINT and not committed else set()
     assert again.ran == [key for key in KEYS[workflow] if key not in before or key in lost]
     assert sorted(nonces(database)) == sorted([*KEYS[workflow], "result"])
 
@@ -281,11 +282,11 @@ def test_what_cannot_be_read_back_is_called_unknown(
 @pytest.mark.parametrize("moment", [Moment.SENT, Moment.ANSWERED], ids=lambda moment: moment.value)
 @pytest.mark.parametrize(
     ("verb", "marker"),
-    [(Verb.CLAIM, "may_create"), (Verb.CHECKPOINT, "value of two"), (Verb.FINISH, END)],
+    [(CLAIM, "may_create"), (CHECKPOINT, "value of two"), (FINISH, END)],
     ids=["claim", "checkpoint", "finish"],
 )
 def test_a_connection_that_falls_silent_is_given_up(
-    database: Database, proxy: Proxy, verb: Verb, marker: str, moment: Moment
+    database: Database, proxy: Proxy, verb: PostgresVerb, marker: str, moment: Moment
 ) -> None:
     """FAULTS 42: nothing comes through any more, and nobody says so. Without the watchdog this would hang."""
     store, deps, over = database.store(proxy.url), Bodies(), threading.Event()
@@ -327,7 +328,7 @@ def test_a_backend_that_stands_still_is_given_up(database: Database, workflow: W
     wait_until(lambda: stopped[0] not in backends(database, name), "the backend to have done what it had been sent")
     check_undisturbed(database, workflow, deps)
     assert nonces(database) == written
-    assert [seen.answers for seen in spy.of("read_back", Verb.CHECKPOINT)] == [[ABSENT]]
+    assert [seen.answers for seen in spy.of("read_back", CHECKPOINT)] == [[ABSENT]]
 
 
 # -- ended by the server --------------------------------------------------------------------------------------------
@@ -377,7 +378,7 @@ def test_a_checkpoint_that_times_out_in_the_server_is_tried_again(
     deps.meanwhile = obstacle.put_in
 
     def before(_: str, jobs: Sequence[Job]) -> None:
-        failed = [seen for seen in spy.of("perform", Verb.CHECKPOINT) if seen.problem is not None]
+        failed = [seen for seen in spy.of("perform", CHECKPOINT) if seen.problem is not None]
         if len(failed) == 2:
             obstacle.take_away()
 
@@ -386,7 +387,7 @@ def test_a_checkpoint_that_times_out_in_the_server_is_tried_again(
     check_undisturbed(database, workflow, deps)
     problems = [seen.problem for seen in spy.seen if seen.problem is not None]
     assert [problem.sqlstate for problem in problems if isinstance(problem, psycopg.Error)] == [state, state]
-    assert not spy.of("read_back", Verb.CHECKPOINT), "what is certain need not be read back"
+    assert not spy.of("read_back", CHECKPOINT), "what is certain need not be read back"
 
 
 def test_a_checkpoint_that_times_out_for_too_long_is_a_definite_failure(database: Database, workflow: Workflow) -> None:
@@ -415,7 +416,7 @@ def test_a_checkpoint_whose_transaction_the_server_ends_is_read_back(database: D
     deps.meanwhile = obstacle.put_in
 
     def before(_: str, jobs: Sequence[Job]) -> None:
-        if [seen for seen in spy.of("perform", Verb.CHECKPOINT) if seen.problem is not None]:
+        if [seen for seen in spy.of("perform", CHECKPOINT) if seen.problem is not None]:
             obstacle.take_away()
 
     spy.before = before
@@ -423,7 +424,7 @@ def test_a_checkpoint_whose_transaction_the_server_ends_is_read_back(database: D
     check_undisturbed(database, workflow, deps)
     problems = [seen.problem for seen in spy.seen if seen.problem is not None]
     assert [problem.sqlstate for problem in problems if isinstance(problem, psycopg.Error)] == ["25P04"]
-    assert [seen.answers for seen in spy.of("read_back", Verb.CHECKPOINT)] == [[ABSENT]]
+    assert [seen.answers for seen in spy.of("read_back", CHECKPOINT)] == [[ABSENT]]
 
 
 def test_a_backend_terminated_between_two_steps_is_not_noticed(database: Database, workflow: Workflow) -> None:
@@ -446,7 +447,7 @@ def test_a_backend_terminated_in_a_checkpoint_is_not_noticed(database: Database,
         waits = "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'"
         wait_until(lambda: database.execute(waits, name), "the checkpoint to wait in the server")
         terminate(database, name)
-        wait_until(lambda: spy.of("read_back", Verb.CHECKPOINT), "the checkpoint to be read back")
+        wait_until(lambda: spy.of("read_back", CHECKPOINT), "the checkpoint to be read back")
         obstacle.take_away()
 
     murderer = threading.Thread(target=murder)
@@ -454,7 +455,7 @@ def test_a_backend_terminated_in_a_checkpoint_is_not_noticed(database: Database,
     assert run(store, workflow, deps)[-1] == END
     murderer.join()
     check_undisturbed(database, workflow, deps)
-    assert [seen.answers for seen in spy.of("read_back", Verb.CHECKPOINT)] == [[ABSENT]]
+    assert [seen.answers for seen in spy.of("read_back", CHECKPOINT)] == [[ABSENT]]
 
 
 @pytest.mark.long(3)
@@ -511,12 +512,12 @@ def test_what_was_sent_and_not_found_may_still_come(database: Database) -> None:
     spy = spy_on(store)
 
     def lost(how: str, jobs: Sequence[Job]) -> None:
-        if jobs[0].verb is Verb.FINISH and how == "perform":
-            if len(spy.of("perform", Verb.FINISH)) == 1:
+        if jobs[0].verb is FINISH and how == "perform":
+            if len(spy.of("perform", FINISH)) == 1:
                 raise psycopg.OperationalError("the connection is lost")
             raise psycopg.errors.InsufficientPrivilege("permission denied")
 
     spy.before = lost
     with pytest.raises(durable.OutcomeUnknown, match="the run's end"):
         durable.run(Bodies(), in_turn, id=RUN, store=store)
-    assert spy.of("read_back", Verb.FINISH)[0].answers == [ABSENT]
+    assert spy.of("read_back", FINISH)[0].answers == [ABSENT]

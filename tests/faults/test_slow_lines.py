@@ -19,12 +19,13 @@ import pytest
 
 import durable
 from durable._engine import batches
-from durable._engine.batches import MAX_BYTES, MAX_SHARED_BYTES, MIN_SPEED, Verb
+from durable._engine.batches import MAX_BYTES, MAX_SHARED_BYTES, MIN_SPEED
 from durable._engine.decisions import Claim, Granted
 from durable.errors import LeaseLost
 from durable.snapshots import Snapshot
 from durable.stores import PostgresStore
 from durable.stores._postgres import claims, performer, watchdog
+from durable.stores._postgres.jobs import CLAIM, READ
 from durable.stores.requests import Begin, Release
 from harness.proxy import Proxy
 from harness.support import Database
@@ -136,8 +137,8 @@ def test_a_long_journal_is_resumed(slow: PostgresStore, database: Database, size
         result = asyncio.run(durable.run(None, workflow_async, id="run", store=slow, lease=LEASE))
     assert result == values
     assert ran == []
-    assert len(spy.of("perform", Verb.CLAIM)) == 1
-    pages = [seen.names for seen in spy.of("perform", Verb.READ)]
+    assert len(spy.of("perform", CLAIM)) == 1
+    pages = [seen.names for seen in spy.of("perform", READ)]
     assert 1 <= len(pages) <= 2 + sum(sizes) // MAX_BYTES + sum(size > MAX_SHARED_BYTES for size in sizes)
     assert len(pages) == len({str(page) for page in pages})
     assert all(seen.problem is None for seen in spy.seen)
@@ -242,7 +243,7 @@ def test_a_short_journal_comes_with_its_claim(database: Database) -> None:
     ran, workflow, _ = bodies(1000)
     durable.run(None, workflow, id="run", store=store)
     assert ran == []
-    assert spy.of("perform", Verb.READ) == []
+    assert spy.of("perform", READ) == []
 
 
 def test_a_journal_of_many_records_is_whole(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +281,7 @@ def test_a_lease_that_is_lost_while_its_journal_is_read(database: Database) -> N
     spy = spy_on(store)
 
     def before(how: str, jobs: Any) -> None:
-        if jobs[0].verb is Verb.READ:
+        if jobs[0].verb is READ:
             database.execute("UPDATE durable_locks SET owner_token = '9:other.1', epoch = 9")
 
     spy.before = before

@@ -13,8 +13,8 @@ import pytest
 
 import durable
 from durable import AsyncStep, Step
-from durable._engine.batches import Verb
 from durable.stores._postgres.job import ABSENT
+from durable.stores._postgres.jobs import CLAIM, READ
 from harness.proxy import Link, Proxy
 from harness.support import Database
 from harness.wires import Wire
@@ -154,8 +154,8 @@ def test_a_break_in_the_midst_of_a_large_reply(database: Database, workflow: Cal
         spy = spy_on(store)
         assert run(store, workflow, deps) == [3, LARGE, 5]
         assert len(Breaking.broken) == 1, "it has not broken"
-        assert len(spy.of("perform", Verb.CLAIM)) == 1
-        assert [seen.names for seen in spy.of("perform", Verb.READ)] == [[1], [1]]
+        assert len(spy.of("perform", CLAIM)) == 1
+        assert [seen.names for seen in spy.of("perform", READ)] == [[1], [1]]
         store.close()
     assert deps.ran == ["one", "two", "three"], "an acknowledged step ran again"
     assert database.execute("SELECT epoch FROM durable_locks") == [(2,)]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from durable._engine.batches import Verb
 from durable.stores import PostgresStore
 from durable.stores._postgres.job import Job
+from durable.stores._postgres.jobs import CLAIM, READ, RELEASE, RENEW, RETURN
 from durable.stores._postgres.session import Session
 from durable.stores._postgres.writer import Performer, Writer
 from harness.ownership_children import process_of
@@ -61,15 +62,11 @@ class Spy:
 
 def name_of(job: Job) -> Any:
     """What tells this job from any other."""
-    match job.verb:
-        case Verb.CLAIM:
-            return job.payload.random
-        case Verb.RELEASE | Verb.RETURN | Verb.RENEW:
-            return job.run_id
-        case Verb.READ:
-            return job.payload.place
-        case _:
-            return job.payload.nonce
+    if job.verb is CLAIM:
+        return job.payload.random
+    if job.verb in (RELEASE, RETURN, RENEW):
+        return job.run_id
+    return job.payload.place if job.verb is READ else job.payload.nonce
 
 
 def writer_of(store: PostgresStore, which: Literal["small", "large", "claims", "long"] = "small") -> Writer:

@@ -10,10 +10,10 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from durable._engine.batches import Verb
 from durable._engine.leases import Lease as HeldLease
 from durable.errors import LeaseLost, OutcomeUnknown, StepTimeout
 from durable.records import Kind, Record, Status
+from durable.stores._postgres.jobs import CHECKPOINT, FINISH
 from simulation.database import Change
 from simulation.server import Server
 from simulation.tables import Effect, Header, Lease, Step
@@ -382,8 +382,8 @@ class History:
     def answered(self, jobs: Any) -> None:
         """The writer answers."""
         for job in jobs:
-            if job.verb is Verb.CHECKPOINT or job.verb is Verb.FINISH:
-                self._answered(job.verb.value, job.payload.lease, job.payload.record, job.failure)
+            if job.verb is CHECKPOINT or job.verb is FINISH:
+                self._answered(job.verb.name, job.payload.lease, job.payload.record, job.failure)
 
     def committed(self, lease: HeldLease, record: Record, failure: Exception | None) -> None:
         """What a transaction's COMMIT with this record came to, as its step is told."""

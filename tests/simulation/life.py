@@ -297,7 +297,7 @@ _OURS: Final = {"threading": _threading}
 _RANDOM: Final = {"random": _Chance()}
 _CHECKPOINT: Final = {"checkpoint_job": threads.with_names(cast(Any, jobs.checkpoint_job), _RANDOM)}
 _RECORDS: Final = {**_CHECKPOINT, "finish_job": threads.with_names(cast(Any, jobs.finish_job), _RANDOM)}
-_SIGNAL: Final = {"signal_job": threads.with_names(cast(Any, jobs.signal_job), _RANDOM)}
+_OF_ONE_JOB: Final = {"job_of": threads.with_names(cast(Any, jobs.job_of), _RANDOM)}
 _STARTED: Final = {**_OURS, "start_daemon": _start_daemon}
 _make_latch: Final = threads.with_names(cast(Any, make_latch), _OURS)
 _Writer: Final[Any] = threads.rebound(Writer, {**_STARTED, "deliver": _deliver, "make_latch": _make_latch})
@@ -381,11 +381,11 @@ class _Snapshots(_RealSnapshots):  # type: ignore[misc]
 _RealStore: Final[Any] = threads.rebound(
     PostgresStore,
     {
-        "Requests": threads.rebound(Requests, {**_RECORDS, **_SIGNAL, "is_dead": _is_dead}),
+        "Requests": threads.rebound(Requests, {**_RECORDS, **_OF_ONE_JOB, "is_dead": _is_dead}),
         "Snapshots": _Snapshots,
         "PostgresTransaction": _Transaction,
         "AsyncPostgresStore": threads.rebound(
-            AsyncPostgresStore, {"AsyncRequests": threads.rebound(AsyncRequests, _CHECKPOINT)}
+            AsyncPostgresStore, {"AsyncRequests": threads.rebound(AsyncRequests, {**_CHECKPOINT, **_OF_ONE_JOB})}
         ),
     },
 )

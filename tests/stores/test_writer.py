@@ -19,14 +19,16 @@ import durable
 from durable import AsyncStep, Step
 from durable._common.reports import flush
 from durable._engine import batches
-from durable._engine.batches import Verb, Verdict
+from durable._engine.batches import Verdict
 from durable._engine.decisions import Claim, Granted
 from durable._engine.leases import Lease
 from durable.records import Kind, Record, Status
 from durable.stores import PostgresStore, postgres
+from durable.stores._postgres import jobs as made
 from durable.stores._postgres.job import Job
-from durable.stores._postgres.jobs import checkpoint_job, finish_job
+from durable.stores._postgres.jobs import CANCEL, CHECKPOINT, CLAIM, FINISH, RELEASE, SIGNAL, checkpoint_job, finish_job
 from durable.stores._postgres.sqlstates import classify
+from durable.stores._postgres.verbs import PostgresVerb
 from durable.stores.requests import Begin, Cancel, Checkpoint, Release
 from harness.ownership_children import wait_until
 from harness.proxy import Proxy
@@ -68,6 +70,13 @@ from harness.writer_spies import spy_on, waiting, writer_of
 )
 def test_what_an_error_means(state: str | None, sent: bool, meaning: Verdict) -> None:
     assert classify(state, sent=sent) is meaning
+
+
+def test_what_is_asked_from_outside_fails_at_once() -> None:
+    """And a release, whose lease ends by itself. What a running workflow writes is tried again."""
+    verbs = [verb for verb in vars(made).values() if isinstance(verb, PostgresVerb)]
+    jobs = [Job(verb, "run", 1, 0.0) for verb in verbs]
+    assert {job.verb for job in batches.recover(jobs, Verdict.UNREACHED).failed} == {CLAIM, CANCEL, SIGNAL, RELEASE}
 
 
 # -- what it owes ---------------------------------------------------------------------------------------------------
@@ -273,7 +282,7 @@ def test_no_body_is_started_while_too_much_waits(
         return sum(map(len, values))
 
     def hold(_: str, jobs: Sequence[Job]) -> None:
-        if jobs[0].verb is Verb.CHECKPOINT:
+        if jobs[0].verb is CHECKPOINT:
             assert go_on.wait(30)
 
     def let_go() -> None:
@@ -301,7 +310,7 @@ def test_a_run_whose_lease_ends_while_it_waits_for_room_starts_no_body(
     writer, go_on, bodies = writer_of(store), threading.Event(), list[str]()
 
     def hold(_: str, jobs: Sequence[Job]) -> None:
-        if jobs[0].verb is Verb.CHECKPOINT:
+        if jobs[0].verb is CHECKPOINT:
             assert go_on.wait(30)
 
     async def workflow(step: AsyncStep, _: None) -> None:
@@ -348,7 +357,7 @@ def test_the_lease_of_a_claim_that_nobody_waits_for_any_more_is_given_back(
     held, go_on = threading.Event(), threading.Event()
 
     def hold(_: str, jobs: Sequence[Job]) -> None:
-        if jobs[0].verb is Verb.CLAIM:
+        if jobs[0].verb is CLAIM:
             held.set()
             assert go_on.wait(30)
 
@@ -394,7 +403,7 @@ def test_a_lone_callers_own_death_is_told_in_the_same_way(database: Database, st
     spy = spy_on(store)
 
     def stumble(_: str, jobs: Sequence[Job]) -> None:
-        if jobs[0].verb is Verb.CHECKPOINT and len(spy.of("perform", Verb.CHECKPOINT)) == 1:
+        if jobs[0].verb is CHECKPOINT and len(spy.of("perform", CHECKPOINT)) == 1:
             raise RecursionError("unexpected")
 
     def workflow(step: Step, _: None) -> None:
@@ -585,7 +594,7 @@ def test_values_come_back_verbatim(database: Database, store: PostgresStore, for
         values, results = asyncio.run(both())
         assert json.dumps(values) == expected
         assert json.dumps(results) == expected
-    sizes = {verb: max(len(seen.names) for seen in spy.of("perform", verb)) for verb in (Verb.CHECKPOINT, Verb.FINISH)}
+    sizes = {verb: max(len(seen.names) for seen in spy.of("perform", verb)) for verb in (CHECKPOINT, FINISH)}
     assert all((size > 1) == (form == "batch") for size in sizes.values()), sizes
     stored = database.execute(
         "SELECT record->>'value' IS NULL, record::text FROM durable_steps WHERE starts_with(key, 'null ')"

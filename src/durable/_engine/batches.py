@@ -8,7 +8,7 @@ becomes of each entry. No entry waits beyond its deadline.
 from __future__ import annotations
 
 from collections import deque
-from enum import Enum, StrEnum
+from enum import Enum
 from typing import Any, Final, Generic, NamedTuple, TypeVar, assert_never
 
 from msgspec import Struct
@@ -33,27 +33,34 @@ _MIN_SILENCE: Final = 0.2
 _MIN_PAGE: Final = 16 * 1024
 
 
-class Verb(StrEnum):
+class Patience(Enum):
+    """What becomes of an entry while the database gives no answer."""
+
+    LASTING = "a running workflow waits for it: it is tried until its deadline"
+    FROM_OUTSIDE = "nothing has begun with it: it fails at once, unless it was sent already"
+    BRIEF = "nothing depends on it: it fails at once, and is sent once more when its reply was lost"
+
+
+class Verb(Struct, frozen=True, eq=False):
     """What an entry asks of the store; each is one statement for any number of entries."""
 
-    CLAIM = "claim"
-    READ = "read"
-    RENEW = "renew"
-    CHECKPOINT = "checkpoint"
-    SETTLE = "settle"
-    FINISH = "finish"
-    RELEASE = "release"
-    RETURN = "return"  # the same, with no caller waiting: it is tried until the lease has ended by itself
-    CANCEL = "cancel"
-    SIGNAL = "signal"
-    RECEIVE = "receive"
+    name: str
+    patience: Patience = Patience.LASTING
+    #: Whether a batch may have several entries of one run. A statement that takes the lease cannot take it twice.
+    shares_runs: bool = False
+
+    def __str__(self) -> str:
+        return self.name
 
 
-class Entry(Struct, eq=False):
+V = TypeVar("V", bound=Verb)
+
+
+class Entry(Struct, Generic[V], eq=False):
     """Something that waits to be committed."""
 
     #: What it asks of the store.
-    verb: Verb
+    verb: V
     #: The run that it concerns.
     run_id: str
     #: Bytes on the wire.
@@ -91,7 +98,7 @@ def page_bytes(claims: int) -> int:
     return max(_MIN_PAGE, min(MAX_SHARED_BYTES, MAX_BYTES // claims))
 
 
-E = TypeVar("E", bound=Entry)
+E = TypeVar("E", bound=Entry[Any])
 
 
 class Backlog(Generic[E]):
@@ -141,7 +148,7 @@ class Backlog(Generic[E]):
         runs: set[str] = set()
         size = 0
         most = max(MIN_ENTRIES, min(MAX_ENTRIES, (len(queue) + self._taken_last + 1) // 2))
-        one_of_a_run = kind[0] is not Verb.CHECKPOINT  # a statement cannot take one lease twice
+        one_of_a_run = not kind[0].shares_runs
         seen = 0
         for _, entry in queue:
             if len(batch) == most or (batch and size + entry.size > MAX_BYTES):
@@ -227,26 +234,23 @@ def recover(batch: list[E], verdict: Verdict) -> Recovery:
         case Verdict.UNKNOWN:
             for entry in batch:
                 entry.unknown = entry.doubtful = True
-            if batch[0].verb is not Verb.RELEASE:
+            if batch[0].verb.patience is not Patience.BRIEF:
                 return Recovery([], [], batch)
-            # Once more, on another connection: a lease that ends by itself is not worth a longer wait.
+            # Once more, on another connection.
             again, spent = [entry for entry in batch if not entry.tries], [entry for entry in batch if entry.tries]
             for entry in again:
                 entry.tries += 1
             return Recovery(spent, [again] if again else [], [])
         case Verdict.PASSING | Verdict.UNREACHED:
-            # New claims, signals and cancellations fail fast; writes of running workflows are retried.
-            impatient = [
-                entry
-                for entry in batch
-                if entry.verb is Verb.RELEASE or (entry.verb in _FROM_OUTSIDE and not entry.unknown)
-            ]
+            impatient = [entry for entry in batch if _is_impatient(entry)]
             return Recovery(impatient, [], [entry for entry in batch if entry not in impatient])
         case never:
             assert_never(never)
 
 
-_FROM_OUTSIDE: Final = (Verb.CLAIM, Verb.CANCEL, Verb.SIGNAL)
+def _is_impatient(entry: Entry[Any]) -> bool:
+    patience = entry.verb.patience
+    return patience is Patience.BRIEF or (patience is Patience.FROM_OUTSIDE and not entry.unknown)
 
 
 def _halves(batch: list[E]) -> list[list[E]]:

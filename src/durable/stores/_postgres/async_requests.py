@@ -8,7 +8,7 @@ from typing import Any
 
 from durable._engine.decisions import ClaimReply
 from durable.stores._postgres.held import Held
-from durable.stores._postgres.jobs import checkpoint_job
+from durable.stores._postgres.jobs import checkpoint_job, job_of
 from durable.stores._postgres.requests import Requests, Work
 from durable.stores._work import await_work
 from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Release
@@ -39,7 +39,7 @@ class AsyncRequests:
             case Finish() | Release():
                 return self._submitted(requests.work(request))
             case _:
-                return self._held.resources.submit(requests.job(request))
+                return self._held.resources.submit(job_of(request, requests))
 
     def _submitted(self, work: Work[Any]) -> asyncio.Future[Any]:
         """The future of work that is one job, or none: that job's own."""

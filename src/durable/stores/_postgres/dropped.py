@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from durable._engine.batches import Verb
 from durable.errors import SchemaMismatch
 
 # By these SQLSTATEs a statement of ours says that a row was not written, and of which table: those of a division by zero, of
 # the logarithm of zero, and of the square root of a negative number.
 DROPPED: Final = {"22012": "journal", "2201E": "documented runs", "2201F": "leases"}
-# The table of a row that was written twice without an error, and is not there.
-VANISHED_FROM: Final = {Verb.CLAIM: "leases", Verb.SIGNAL: "signals", Verb.CANCEL: "documented runs"}
 
 
 def dropped_rows(table: str) -> SchemaMismatch:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from durable._common.reports import report
 from durable._engine.batches import Entry
 from durable.errors import DurableError, OutcomeUnknown
+from durable.stores._postgres.verbs import PostgresVerb
 
 _log = logging.getLogger("durable")
 
@@ -18,7 +19,7 @@ _log = logging.getLogger("durable")
 ABSENT: Final = object()
 
 
-class Job(Entry, eq=False):
+class Job(Entry[PostgresVerb], eq=False):
     """An entry with its payload, and the thread or the task that waits for its answer."""
 
     #: For error messages: "step 'charge'".

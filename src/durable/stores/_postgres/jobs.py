@@ -1,18 +1,34 @@
-"""Jobs: how each change and each question goes to a writer."""
+"""Jobs: what each change and each question is to a writer."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol, TypeAlias, assert_never
 
 from msgspec import Struct
 
-from durable._engine.batches import MIN_SPEED, Verb, reply_deadline
+from durable._engine.batches import MIN_SPEED, Patience, reply_deadline
 from durable._engine.leases import Lease
 from durable.records import Record, Status
 from durable.stores._postgres.claims import Claiming, Found
 from durable.stores._postgres.job import Job
+from durable.stores._postgres.verbs import PostgresVerb, Way
+from durable.stores.requests import Cancel, Receive, Signal
+
+CLAIM: Final = PostgresVerb("claim", Patience.FROM_OUTSIDE, way=Way.OF_CLAIMS, table="leases")
+READ: Final = PostgresVerb("read", way=Way.OF_JOURNALS)
+RENEW: Final = PostgresVerb("renew")
+CHECKPOINT: Final = PostgresVerb("checkpoint", shares_runs=True, carries_value=True)
+SETTLE: Final = PostgresVerb("settle", way=Way.ASIDE)
+FINISH: Final = PostgresVerb("finish", carries_value=True, checks_rows=True)
+RELEASE: Final = PostgresVerb("release", Patience.BRIEF)  # its lease ends by itself
+RETURN: Final = PostgresVerb("return")  # the same, with no caller waiting
+CANCEL: Final = PostgresVerb("cancel", Patience.FROM_OUTSIDE, way=Way.ASIDE, table="documented runs", checks_rows=True)
+SIGNAL: Final = PostgresVerb("signal", Patience.FROM_OUTSIDE, carries_value=True, table="signals")
+RECEIVE: Final = PostgresVerb("receive")
+
+OfOneJob: TypeAlias = Cancel | Signal | Receive
+"""The requests that are one job, with nothing before it or after it."""
 
 _OVERHEAD: Final = 200  # bytes that an entry takes besides its text, about
 
@@ -46,26 +62,26 @@ def claim_job(payload: Claiming, deadline: float) -> Job:
     claim = payload.claim
     size = len(claim.input or b"") + 2 * _OVERHEAD
     deadline += size / MIN_SPEED
-    return Job(Verb.CLAIM, claim.run_id, size, deadline, what=f"the claim of run {claim.run_id!r}", payload=payload)
+    return Job(CLAIM, claim.run_id, size, deadline, what=f"the claim of run {claim.run_id!r}", payload=payload)
 
 
 def read_job(found: Found, deadline: float) -> Job:
     """A job that reads more of what a claim has found, and adds it there."""
     lease, size = found.lease, found.size
     latest = deadline + size / MIN_SPEED if lease is None else reply_deadline(lease, size)
-    return Job(Verb.READ, found.run_id, size, latest, lease, what="the reading of its journal", payload=found)
+    return Job(READ, found.run_id, size, latest, lease, what="the reading of its journal", payload=found)
 
 
 def renew_job(lease: Lease, deadline: float) -> Job:
     """A job that renews a lease, whose own clock may have run out: by the server's it may stand."""
-    return Job(Verb.RENEW, lease.run_id, _OVERHEAD, deadline, what="the renewal of its lease", payload=lease)
+    return Job(RENEW, lease.run_id, _OVERHEAD, deadline, what="the renewal of its lease", payload=lease)
 
 
 def checkpoint_job(lease: Lease, record: Record) -> Job:
     """A job that appends a record."""
     size = len(record.text) + _OVERHEAD
     return Job(
-        Verb.CHECKPOINT,
+        CHECKPOINT,
         lease.run_id,
         size,
         reply_deadline(lease, size),
@@ -79,14 +95,14 @@ def settle_job(checkpoint: Job) -> Job:
     """A job that finds out what became of a checkpoint, and changes nothing: whether it is there."""
     lease: Lease = checkpoint.payload.lease
     what, payload = checkpoint.what, checkpoint.payload
-    return Job(Verb.SETTLE, lease.run_id, _OVERHEAD, reply_deadline(lease), lease, what=what, payload=payload)
+    return Job(SETTLE, lease.run_id, _OVERHEAD, reply_deadline(lease), lease, what=what, payload=payload)
 
 
 def finish_job(lease: Lease, status: Status, record: Record) -> Job:
     """A job that ends a run."""
     size = len(record.text) + _OVERHEAD
     return Job(
-        Verb.FINISH,
+        FINISH,
         lease.run_id,
         size,
         reply_deadline(lease, size),
@@ -99,28 +115,52 @@ def finish_job(lease: Lease, status: Status, record: Record) -> Job:
 def release_job(lease: Lease, status: Status | None, deadline: float) -> Job:
     """A job that gives a lease back."""
     payload = (lease, status)
-    return Job(Verb.RELEASE, lease.run_id, _OVERHEAD, deadline, what="the release of its lease", payload=payload)
+    return Job(RELEASE, lease.run_id, _OVERHEAD, deadline, what="the release of its lease", payload=payload)
 
 
 def return_job(lease: Lease, status: Status | None, deadline: float) -> Job:
     """A job that gives a lease back when the database can be reached again."""
     payload = (lease, status)
-    return Job(Verb.RETURN, lease.run_id, _OVERHEAD, deadline, what="the release of its lease", payload=payload)
+    return Job(RETURN, lease.run_id, _OVERHEAD, deadline, what="the release of its lease", payload=payload)
 
 
-def cancel_job(run_id: str, row: str, deadline: float) -> Job:
-    """A job that cancels a run."""
-    return Job(Verb.CANCEL, run_id, _OVERHEAD, deadline, what="the cancellation", payload=row)
+class Asked(Protocol):
+    """A store, as the making of a job sees it."""
+
+    def row(self, run_id: str) -> str:
+        """The id under which a run stands in the tables; `InvalidArgument` if it can have none."""
+        ...
+
+    def answer_by(self) -> float:
+        """When a caller from outside wants to be told, as a reading of the elapsed-time clock."""
+        ...
+
+    def held_here(self, lease: Lease) -> object:
+        """Raise `LeaseLost` if the lease is not this process's own."""
+        ...
+
+    def refuse_own(self, row: str, what: str) -> None:
+        """Raise `TransactionMisused` in the body of a transaction under this row's lease."""
+        ...
 
 
-def signal_job(run_id: str, row: str, name: str, payload: str, deadline: float) -> Job:
-    """A job that sends a signal; sent twice, it is one."""
-    size, signal = len(payload) + _OVERHEAD, SignalRow(0, row, name, payload, random.getrandbits(63))
-    return Job(Verb.SIGNAL, run_id, size, deadline, what=f"the signal {name!r}", payload=signal)
-
-
-def receive_job(lease: Lease, name: str, taken: Sequence[int]) -> Job:
-    """A job that looks for a signal."""
-    row = ReceiveRow(0, lease.row, name, list(taken))
-    what = f"the wait for {name!r}"
-    return Job(Verb.RECEIVE, lease.run_id, _OVERHEAD, lease.deadline, what=what, payload=row)
+def job_of(request: OfOneJob, asked: Asked) -> Job:
+    """A request as the one job that it is."""
+    match request:
+        case Cancel():
+            row = asked.row(request.run_id)
+            asked.refuse_own(row, "cancels")
+            return Job(CANCEL, request.run_id, _OVERHEAD, asked.answer_by(), what="the cancellation", payload=row)
+        case Signal():  # sent twice, it is one
+            size, row = len(request.payload) + _OVERHEAD, asked.row(request.run_id)
+            signal = SignalRow(0, row, request.name, request.payload, random.getrandbits(63))
+            what = f"the signal {request.name!r}"
+            return Job(SIGNAL, request.run_id, size, asked.answer_by(), what=what, payload=signal)
+        case Receive():
+            lease = request.lease
+            asked.held_here(lease)
+            wanted = ReceiveRow(0, lease.row, request.name, list(request.taken))
+            what = f"the wait for {request.name!r}"
+            return Job(RECEIVE, lease.run_id, _OVERHEAD, lease.deadline, what=what, payload=wanted)
+        case never:
+            assert_never(never)

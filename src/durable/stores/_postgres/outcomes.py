@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from durable._engine.batches import Verb
 from durable.errors import DurableError, OutcomeUnknown, StoreUnavailable, UnstorableValue
-from durable.stores._postgres.dropped import DROPPED, VANISHED_FROM, dropped_rows
+from durable.stores._postgres.dropped import DROPPED, dropped_rows
 from durable.stores._postgres.job import ABSENT, Job
 
-_WITH_VALUES: Final = (Verb.CHECKPOINT, Verb.FINISH, Verb.SIGNAL)
 _OF_DATA: Final = ("22", "54")  # classes of SQLSTATE; what they are about in a claim is its input
 
 
@@ -23,7 +21,7 @@ def take_answers(jobs: Sequence[Job], answers: Sequence[Any]) -> list[Job]:
         ):  # an earlier sending may still arrive
             job.failure = OutcomeUnknown(job.run_id, job.what, "rows were dropped")
         elif answer is ABSENT and job.vanished and not job.unknown:
-            job.failure = dropped_rows(VANISHED_FROM.get(job.verb, "journal"))
+            job.failure = dropped_rows(job.verb.table)
         elif answer is ABSENT:
             job.vanished |= not job.unknown
             job.unknown = False
@@ -41,9 +39,9 @@ def take_refusal(jobs: Sequence[Job], problem: Exception) -> None:
     state = getattr(problem, "sqlstate", None)
     refusal = f"PostgreSQL refused it with SQLSTATE {state} ({type(problem).__name__})"
     for job in jobs:
-        if state in DROPPED and job.verb in (Verb.FINISH, Verb.CANCEL):
+        if state in DROPPED and job.verb.checks_rows:
             job.failure = dropped_rows(DROPPED[state])
-        elif job.verb in _WITH_VALUES or (state or "").startswith(_OF_DATA):
+        elif job.verb.carries_value or (state or "").startswith(_OF_DATA):
             job.failure = UnstorableValue(job.what, "$", refusal)
         else:
             job.failure = job.trouble

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from durable._engine import batches
-from durable._engine.batches import MAX_BYTES, MAX_RECORDS, Verb
+from durable._engine.batches import MAX_BYTES, MAX_RECORDS
 from durable._engine.leases import Lease
 from durable.clocks import Clock
 from durable.errors import DurableError, LeaseLost, RecordsLost
@@ -18,9 +18,23 @@ from durable.records import Status
 from durable.stores._postgres.claims import Claiming, Found, claim_row, opening_row
 from durable.stores._postgres.fences import NOT_ITS_OWN, Standing, leases_missing_records, refused, unverified_leases
 from durable.stores._postgres.job import ABSENT, Job
-from durable.stores._postgres.jobs import Writing
+from durable.stores._postgres.jobs import (
+    CANCEL,
+    CHECKPOINT,
+    CLAIM,
+    FINISH,
+    READ,
+    RECEIVE,
+    RELEASE,
+    RENEW,
+    RETURN,
+    SETTLE,
+    SIGNAL,
+    Writing,
+)
 from durable.stores._postgres.session import Session
 from durable.stores._postgres.sql.loader import number_parameters
+from durable.stores._postgres.verbs import PostgresVerb
 
 _BEFORE_ALL: Final = -(2**31)  # the place of no record
 _OVER: Final = "it had ended before the reply to its claim came"
@@ -35,18 +49,18 @@ class Statements:
         self._sql = sql
         self._checkpoint_one = number_parameters(sql["checkpoint"])
         self._clock = clock
-        self._verbs: dict[Verb, Callable[[Session, Sequence[Job]], Sequence[Any]]] = {
-            Verb.CLAIM: self._claim,
-            Verb.READ: self._read,
-            Verb.RENEW: self._renew,
-            Verb.CHECKPOINT: self._checkpoint,
-            Verb.SETTLE: self._settle,
-            Verb.FINISH: self._finish,
-            Verb.RELEASE: self._release,
-            Verb.RETURN: self._release,
-            Verb.CANCEL: self._cancel,
-            Verb.SIGNAL: self._signal,
-            Verb.RECEIVE: self._receive,
+        self._verbs: dict[PostgresVerb, Callable[[Session, Sequence[Job]], Sequence[Any]]] = {
+            CLAIM: self._claim,
+            READ: self._read,
+            RENEW: self._renew,
+            CHECKPOINT: self._checkpoint,
+            SETTLE: self._settle,
+            FINISH: self._finish,
+            RELEASE: self._release,
+            RETURN: self._release,
+            CANCEL: self._cancel,
+            SIGNAL: self._signal,
+            RECEIVE: self._receive,
         }
 
     def perform(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
@@ -55,7 +69,7 @@ class Statements:
 
     def read_back(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         """See `writer.Performer`."""
-        if jobs[0].verb not in (Verb.CHECKPOINT, Verb.FINISH):
+        if jobs[0].verb not in (CHECKPOINT, FINISH):
             # Doing it again finds what was done: the lease by the claim's random, the signal by its nonce.
             return [ABSENT for _ in jobs]
         return _counted(jobs, self._fates(session, jobs, "lock_leases"))
@@ -280,7 +294,7 @@ def _columns(write: Writing) -> tuple[str, str, int, str, str, int]:
 
 
 def _counted(jobs: Sequence[Job], answers: Sequence[Any]) -> Sequence[Any]:
-    if jobs[0].verb is Verb.CHECKPOINT:
+    if jobs[0].verb is CHECKPOINT:
         for job, answer in zip(jobs, answers, strict=True):
             if answer is None:
                 job.payload.lease.count_record()

@@ -18,16 +18,14 @@ from durable.stores._postgres.claims import Claiming, Found
 from durable.stores._postgres.held import Held
 from durable.stores._postgres.job import Job
 from durable.stores._postgres.jobs import (
-    cancel_job,
     checkpoint_job,
     claim_job,
     finish_job,
+    job_of,
     read_job,
-    receive_job,
     release_job,
     renew_job,
     return_job,
-    signal_job,
 )
 from durable.stores._postgres.nesting import refuse_own_run
 from durable.stores._postgres.resources import Resources
@@ -36,13 +34,10 @@ from durable.stores._work import perform_work
 from durable.stores.requests import (
     AnyRequest,
     Begin,
-    Cancel,
     Checkpoint,
     Finish,
     OnLateReply,
-    Receive,
     Release,
-    Signal,
 )
 
 T = TypeVar("T")
@@ -55,7 +50,7 @@ _RELEASE_WITHIN: Final = 5.0  # seconds; then the lease is left to end by itself
 
 
 class Requests:
-    """The requests to a store, answered for callers that block; `work` and `job` are those of both colours."""
+    """The requests to a store, answered for callers that block; `work` is that of both colours."""
 
     def __init__(self, held: Held, settings: Settings) -> None:
         self._held = held
@@ -70,7 +65,7 @@ class Requests:
             case Begin() | Finish() | Release():
                 return perform_work(self.work(request), self._held.resources.perform)
             case _:
-                return self._held.resources.perform(self.job(request))
+                return self._held.resources.perform(job_of(request, self))
 
     def _checkpoint(self, lease: Lease, record: Record, on_late_reply: OnLateReply | None) -> Any:
         job = None
@@ -140,28 +135,11 @@ class Requests:
                 self._leave(lease, status)
             raise
 
-    def job(self, request: Cancel | Signal | Receive) -> Job:
-        """What is asked, as the one job that it is."""
-        match request:
-            case Cancel():
-                row = self._settings.row(request.run_id)
-                self._refuse_own(row, "cancels")
-                return cancel_job(request.run_id, row, self._answer_by())
-            case Signal():
-                return signal_job(
-                    request.run_id, self._settings.row(request.run_id), request.name, request.payload, self._answer_by()
-                )
-            case Receive():
-                self.held_here(request.lease)
-                return receive_job(request.lease, request.name, request.taken)
-            case never:
-                assert_never(never)
-
     def _claiming(self, claim: Claim, dead: str | None) -> Job:
         """The job of a claim, over the lease of an owner that was found dead with this token."""
         owner = self._held.resources.owner
         deadline = self._clock.elapsed() + claim.seconds
-        row = self._settings.row(claim.run_id)
+        row = self.row(claim.run_id)
         job = claim_job(Claiming(claim, row, owner.instance, owner.text, dead), deadline)
         job.on_orphan = self._give_back
         return job
@@ -236,10 +214,16 @@ class Requests:
             raise LeaseLost(lease.run_id, OF_THE_PARENT)
         return resources
 
-    def _refuse_own(self, row: str, what: str) -> None:
+    def row(self, run_id: str) -> str:
+        """See `jobs.Asked`."""
+        return self._settings.row(run_id)
+
+    def refuse_own(self, row: str, what: str) -> None:
+        """See `jobs.Asked`."""
         refuse_own_run(self._held.resources.connections.where, row, what)
 
-    def _answer_by(self) -> float:
+    def answer_by(self) -> float:
+        """See `jobs.Asked`."""
         return self._clock.elapsed() + _ANSWER_WITHIN
 
     def _give_back(self, claimed: Job) -> None:

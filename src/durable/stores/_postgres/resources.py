@@ -13,7 +13,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from durable._common.locks import hold
-from durable._engine.batches import MAX_SHARED_BYTES, Verb
+from durable._engine.batches import MAX_SHARED_BYTES
 from durable._engine.leases import RENEWALS_PER_LEASE, Lease
 from durable.clocks import Clock
 from durable.errors import DurableError, RunCancelled
@@ -25,11 +25,11 @@ from durable.stores._postgres.job import Job
 from durable.stores._postgres.performer import Statements
 from durable.stores._postgres.session import Connection
 from durable.stores._postgres.transactions import Transactions
+from durable.stores._postgres.verbs import Way
 from durable.stores._postgres.watchdog import shut_down
 from durable.stores._postgres.writer import Writer
 
 _LOOKS_WITHIN: Final = 2.0  # seconds, or less than a renewal may take: it must not wait behind a look
-_ASIDE: Final = (Verb.CANCEL, Verb.SETTLE)
 
 
 class Resources:
@@ -75,12 +75,12 @@ class Resources:
         ended: a claim may, of a run whose last owner stands still in the midst of one. So claims wait for claims only. And
         these not for what of a claim is long: an input that it brings, a journal that it finds.
         """
-        verb, is_large = job.verb, job.size > MAX_SHARED_BYTES
-        if verb is Verb.CHECKPOINT:  # as almost always
+        way, is_large = job.verb.way, job.size > MAX_SHARED_BYTES
+        if way is Way.BY_SIZE:  # as almost always
             return self._large if is_large else self._small
-        if verb is Verb.CLAIM or verb is Verb.READ:
-            return self._long if is_large or verb is Verb.READ else self._claims
-        return self._large if is_large or verb in _ASIDE else self._small
+        if way is Way.ASIDE:
+            return self._large
+        return self._long if is_large or way is Way.OF_JOURNALS else self._claims
 
     def left(self, claim: str, seconds: float) -> None:
         """The lease of this claim of ours could not be given back: no run works under it, and it may stand so long."""

@@ -21,7 +21,7 @@ import psycopg
 from durable._common.boundary import calls_out
 from durable._common.locks import locked
 from durable._engine import batches
-from durable._engine.batches import Entry, Verb, Verdict, reply_deadline
+from durable._engine.batches import Entry, Verdict, reply_deadline
 from durable._engine.delays import backoff
 from durable._engine.leases import Lease
 from durable.errors import (
@@ -40,7 +40,7 @@ from durable.stores._postgres.connections import FORCE_SYNC_COMMIT
 from durable.stores._postgres.fences import leases_missing_records, refused, unverified_leases
 from durable.stores._postgres.guarded import GuardedConnection, guard
 from durable.stores._postgres.job import Job
-from durable.stores._postgres.jobs import checkpoint_job, settle_job
+from durable.stores._postgres.jobs import CHECKPOINT, checkpoint_job, settle_job
 from durable.stores._postgres.prepared import roll_back_prepared
 from durable.stores._postgres.refusals import (
     LOST,
@@ -232,7 +232,7 @@ class PostgresTransaction:
     def _open(self) -> None:
         """Begin the transaction under the lease, and try again while the database is out of reach."""
         connections, clock = self._owner.connections, self._owner.clock
-        entry, failures = Entry(Verb.CHECKPOINT, self._lease.run_id, 0, reply_deadline(self._lease), self._lease), 0
+        entry, failures = Entry(CHECKPOINT, self._lease.run_id, 0, reply_deadline(self._lease), self._lease), 0
         while True:
             try:
                 self._attempt(entry.deadline)

@@ -20,12 +20,13 @@ from durable._common.locks import locked
 from durable._common.reports import report
 from durable._common.threads import start_daemon, wait_for
 from durable._engine import batches
-from durable._engine.batches import Backlog, Verb, Verdict
+from durable._engine.batches import Backlog, Verdict
 from durable._engine.delays import backoff
 from durable.clocks import Clock
 from durable.errors import DurableError, InvalidArgument
 from durable.stores._postgres.connections import Connections
 from durable.stores._postgres.job import Job, deliver, make_latch, orphan
+from durable.stores._postgres.jobs import CLAIM
 from durable.stores._postgres.outcomes import take_answers, take_nothing, take_refusal
 from durable.stores._postgres.session import Session
 from durable.stores._postgres.sqlstates import classify
@@ -279,7 +280,7 @@ class Writer:
             return self._perform_batch(batch)
         except Exception as problem:
             # A claim may have been granted, and its lease would be known to no one: its outcome is looked up, once.
-            again = [job for job in batch if not job.done and job.verb is Verb.CLAIM and not job.unknown]
+            again = [job for job in batch if not job.done and job.verb is CLAIM and not job.unknown]
             for job in again:
                 job.unknown = job.doubtful = True
             report(_log, logging.ERROR, "the writer failed; the entries that it held are given up", problem=problem)
