@@ -415,9 +415,9 @@ class Called:
 def checkout(step, deps): return step("pay", lambda: 1)
 
 def report(out):
-    from durable._runtime.workflow import identity_of
+    from durable._runtime.workflow import definition_of_workflow
     fns = [checkout, Workflows().buy, Called(), lambda step, deps: 1]
-    out.append([identity_of(fn).function for fn in fns])
+    out.append([definition_of_workflow(fn).function for fn in fns])
 
 def child(out):
     lines = []

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 import psycopg
 import tenacity
@@ -37,6 +37,10 @@ def promise(order_id: str) -> asyncio.Future[Order]: ...  # type: ignore[empty-b
 def book(connection: psycopg.Connection, order: Order) -> Receipt: ...  # type: ignore[empty-body]
 
 
+def cleared(stored: durable.Snapshot) -> Literal["clear"]: ...  # type: ignore[empty-body]
+async def migrated(stored: durable.Snapshot) -> dict[str, Any]: ...  # type: ignore[empty-body]
+
+
 @durable.step
 def charge(order: Order, times: int = 1) -> Receipt: ...  # type: ignore[empty-body]
 
@@ -47,6 +51,10 @@ async def charge_async(order: Order) -> Receipt: ...  # type: ignore[empty-body]
 
 @durable.workflow(name="named")
 def named(step: Step, deps: Deps, order: Order) -> Receipt: ...  # type: ignore[empty-body]
+
+
+@durable.workflow(version=2, queue="mail", retry=tenacity.Retrying(), migrates={0: cleared, 1: migrated})
+async def versioned(step: AsyncStep, deps: Deps) -> Receipt: ...  # type: ignore[empty-body]
 
 
 @durable.workflow
@@ -61,6 +69,7 @@ class Named:
 async def workflows_keep_their_types(deps: Deps) -> None:
     assert_type(durable.run(deps, named, id="n", input=Order(1)), Receipt)
     assert_type(await durable.run(deps, named_async, id="a"), Receipt)
+    assert_type(await durable.run(deps, versioned, id="v"), Receipt)
     assert_type(durable.run(deps, Named(), id="o"), int)
     assert_type(durable.workflow(name="part")(partial(fetch, "o-1"))(), Order)
 

@@ -38,6 +38,8 @@ def charge(euros: int) -> str:
 def workflow(step: Step, deps: Deps) -> None:
     step("fetch", fetch)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     durable.workflow(name=7)(fetch)  # type: ignore[call-overload] # pyright: ignore[reportArgumentType]
+    durable.workflow(version="2")(fetch)  # type: ignore[call-overload] # pyright: ignore[reportArgumentType]
+    durable.workflow(migrates={1: fetch})(fetch)  # type: ignore[dict-item] # pyright: ignore[reportArgumentType]
     step("fetch", fetch, 5)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     step("fetch", fetch, "o-1", "o-2")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     step("fetch", fetch("o-1"))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]

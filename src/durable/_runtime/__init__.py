@@ -11,7 +11,7 @@ A run, from the call to its end:
     runs          claims the run, calls the workflow, keeps the lease, records the end     async_runs
     shell         what both forms share
     endings       the end of a workflow function, and what its run comes to by it
-    workflow      @durable.workflow, and the name by which a function is known
+    workflow      @durable.workflow: the name, the version, the queue of a function
     deps          the dependencies as the workflow sees them: their steps are called through the run
 
 A step, inside it:

@@ -26,8 +26,8 @@ from durable._runtime.deps import bind_deps
 from durable._runtime.run_options import RunOptions, check_options
 from durable._runtime.stack import require_stack
 from durable._runtime.step_options import StepOptions, checked_timeout, step_options
-from durable._runtime.versions import ask_user, migrate_run
-from durable._runtime.workflow import identity_of
+from durable._runtime.versions import answer_by, ask_user, migrate_run
+from durable._runtime.workflow import definition_of_workflow
 from durable.clocks import Clock, clock_of
 from durable.codecs import Codec, check_plain, codec_of, parameter_annotation, return_annotation
 from durable.codecs._failures import from_record
@@ -206,19 +206,21 @@ def plan_run(
         raise ConcurrentExecution(id, "the very run that makes this call", advice=advice)
     codec, clock = codec_of(store), clock_of(store)
     takes = _takes(fn, deps, given=input is not MISSING)
+    definition = definition_of_workflow(fn)
     if (promise := return_annotation(fn)) is not None and (check := getattr(codec, "check_promise", None)) is not None:
-        check(promise, what=f"the result of workflow {identity_of(fn).name!r}")
+        check(promise, what=f"the result of workflow {definition.name!r}")
     text = None
     if input is not MISSING:
         text = codec.encode(input, what="the input", annotation=parameter_annotation(fn, _WITH_INPUT - 1))
-    name, function = identity_of(fn)
+    if options.on_version_mismatch is None:
+        options = options._replace(on_version_mismatch=answer_by(definition.migrates))
     metadata = dict(options.metadata or {})
     check_plain(metadata, what="the metadata")
     claim = Claim(
         run_id=id,
-        workflow=name,
-        function=function,
-        version=options.version,
+        workflow=definition.name,
+        function=definition.function,
+        version=definition.version if options.version is None else options.version,
         seconds=check_seconds(options.lease),
         input=text,
         input_hash=None if text is None else codec.fingerprint(input, what="the input"),
@@ -259,7 +261,9 @@ def _takes(fn: Any, deps: Any, *, given: bool) -> frozenset[int]:
     if _WITH_INPUT in fits if given else fits:
         return fits
     wanted = "fn(step, deps, input), since input= was given" if given else "fn(step, deps)"
-    raise InvalidArgument(f"the workflow {identity_of(fn).name}{inspect.signature(fn)} must be callable as {wanted}")
+    raise InvalidArgument(
+        f"the workflow {definition_of_workflow(fn).name}{inspect.signature(fn)} must be callable as {wanted}"
+    )
 
 
 def _arities(fn: Any) -> frozenset[int]:
@@ -269,7 +273,7 @@ def _arities(fn: Any) -> frozenset[int]:
         signature = inspect.signature(fn)
     except ValueError:
         raise InvalidArgument(
-            f"the workflow {identity_of(fn).name!r} is not a function fn(step, deps) of yours"
+            f"the workflow {definition_of_workflow(fn).name!r} is not a function fn(step, deps) of yours"
         ) from None
     return frozenset(count for count in (_WITHOUT_INPUT, _WITH_INPUT) if _binds(signature, count))
 

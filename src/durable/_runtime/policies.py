@@ -50,25 +50,26 @@ class Policy:
     """Says of a failed attempt whether, and when, the next one is due.
 
     `retry` is a `tenacity.Retrying` (or `AsyncRetrying`, with parts that do not await) that asks for nothing but that; else
-    `InvalidArgument`.
+    `InvalidArgument`. `of_run` is whether an attempt is one of a whole run, and not of a step's body.
     """
 
     __slots__ = ("_judges_results", "_retrying")
 
-    def __init__(self, retry: object) -> None:
+    def __init__(self, retry: object, *, of_run: bool = False) -> None:
         if not isinstance(retry, tenacity.BaseRetrying):
             raise InvalidArgument(f"retry must be a policy like {_EXAMPLE}, not {type(retry).__name__}")
         _check_loop(retry)
         for name, advice in _NOT_TAKEN.items():
             given = getattr(retry, name)
             if given is not None and all(given is not getattr(default, name) for default in _DEFAULTS):
-                raise InvalidArgument(f"retry: a policy's {name}= is not taken: {advice}")
+                why = "of a policy for runs, only its stop, wait and retry are" if of_run else advice
+                raise InvalidArgument(f"retry: a policy's {name}= is not taken: {why}")
         for name in ("stop", "wait", "retry"):
             _check_part(name, getattr(retry, name))
         if retry.enabled and _never_stops(retry.stop) and _never_waits(retry.wait):
             raise InvalidArgument(
-                f"retry: without stop= and wait= the body is called again for ever, without a pause: give one of them, as in "
-                f"{_EXAMPLE}"
+                f"retry: without stop= and wait= {'a run' if of_run else 'the body'} is tried again for ever, without a pause: "
+                f"give one of them, as in {_EXAMPLE}"
             )
         self._retrying = retry
         self._judges_results = retry.enabled and not all(

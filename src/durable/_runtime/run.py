@@ -76,7 +76,7 @@ def run(
     id: str,
     store: AnyStore | None = None,
     input: Any = MISSING,
-    version: int = 1,
+    version: int | None = None,
     on_version_mismatch: OnVersionMismatch | None = None,
     on_conflict: OnConflict = "raise",
     wait_timeout: Duration | None = None,
@@ -95,11 +95,12 @@ def run(
       function, or to the name that `durable.workflow` has given it.
     - `store` keeps the run; without one it lives in this process only, and a `DurableWarning` says so once.
     - `input` is recorded at the first call; omitted at a later one, the recorded input is used.
-    - `version` of the workflow, recorded at the first call. `on_version_mismatch` says what becomes of a run that another
-      version started: `"raise"` `VersionMismatch`, `"clear"` what it remembers and begin anew with its input, or what a
-      function of its `Snapshot` and its version returns: one of these words, or the snapshot (or document) to go on with. The
-      function may be async for an async workflow. It is called while no process executes the run, and again if
-      the run was changed before its answer could be stored.
+    - `version` of the workflow, recorded at the first call; by default the one that `durable.workflow` has given it, or 1.
+      `on_version_mismatch` says what becomes of a run that another version started: `"raise"` `VersionMismatch`, `"clear"`
+      what it remembers and begin anew with its input, or what a function of its `Snapshot` and its version returns: one of
+      these words, or the snapshot (or document) to go on with. The function may be async for an async workflow. It is
+      called while no process executes the run, and again if the run was changed before its answer could be stored. By
+      default the workflow's `migrates` answer, or the mismatch is raised.
     - `on_conflict`: while this id is executed elsewhere, `"raise"` `ConcurrentExecution` or `"wait"` for the outcome,
       at most `wait_timeout` seconds (None: as long as it takes).
     - `lease`: seconds after which others may take the run over from a process that fell silent; at least 0.5, and longer

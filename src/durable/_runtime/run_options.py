@@ -11,7 +11,7 @@ import tenacity
 
 from durable._common.durations import Duration, check_duration
 from durable._engine.headers import FOREIGN_METADATA
-from durable._runtime.versions import OnVersionMismatch, check_answer
+from durable._runtime.versions import OnVersionMismatch, check_answer, check_version
 from durable.errors import InvalidArgument
 from durable.events import Listener
 
@@ -25,7 +25,7 @@ _RESERVED: Final = {"version", "inputHash", "workflowFunction", *FOREIGN_METADAT
 class RunOptionsDict(TypedDict, total=False):
     """The options of `durable.run` to a type checker; what each means is said there."""
 
-    version: int
+    version: int | None
     on_version_mismatch: OnVersionMismatch | None
     on_conflict: OnConflict
     wait_timeout: Duration | None
@@ -40,7 +40,7 @@ class RunOptionsDict(TypedDict, total=False):
 class RunOptions(NamedTuple):
     """The same as they were given, or by default."""
 
-    version: int
+    version: int | None
     on_version_mismatch: OnVersionMismatch | None
     on_conflict: str
     wait_timeout: Duration | None
@@ -55,8 +55,8 @@ class RunOptions(NamedTuple):
 def check_options(options: RunOptions) -> None:
     """`InvalidArgument` for an option that cannot be one."""
     version, on_conflict, wait_timeout = options.version, options.on_conflict, options.wait_timeout
-    if isinstance(version, bool) or not isinstance(version, int) or not -(2**31) <= version < 2**31:
-        raise InvalidArgument(f"version must be an int of at most 31 bits, not {version!r}")
+    if version is not None:
+        check_version(version)
     check_answer(options.on_version_mismatch)
     if on_conflict not in ("raise", "wait"):
         raise InvalidArgument(f'on_conflict must be "raise" or "wait", not {on_conflict!r}')

@@ -158,5 +158,6 @@ def _async_answer_error(answer: Any) -> AsyncMismatch:
     if inspect.iscoroutine(answer):
         answer.close()
     return AsyncMismatch(
-        "on_version_mismatch is an async function, and the workflow is a blocking one: make both blocking, or both async"
+        "on_version_mismatch, or migrates of the workflow, is an async function, and the workflow is a blocking one: "
+        "make both blocking, or both async"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any, Literal, TypeAlias, cast
 
 from msgspec import UNSET, structs
@@ -15,7 +16,17 @@ from durable.errors import InvalidArgument, VersionMismatch
 from durable.snapshots import Snapshot
 from durable.stores.listing import checked_snapshot
 
-__all__ = ["Migrated", "OnVersionMismatch", "ask_user", "check_answer", "migrate_run"]
+__all__ = [
+    "Migrated",
+    "Migration",
+    "OnVersionMismatch",
+    "answer_by",
+    "ask_user",
+    "check_answer",
+    "check_migrations",
+    "check_version",
+    "migrate_run",
+]
 
 Migrated: TypeAlias = Literal["raise", "clear"] | Snapshot | Mapping[str, Any]
 OnVersionMismatch: TypeAlias = (
@@ -23,6 +34,15 @@ OnVersionMismatch: TypeAlias = (
     | Callable[[Snapshot, int], Migrated]
     | Callable[[Snapshot, int], Coroutine[Any, Any, Migrated]]
 )
+
+Migration: TypeAlias = Callable[[Snapshot], Migrated] | Callable[[Snapshot], Coroutine[Any, Any, Migrated]]
+
+
+def check_version(version: object) -> int:
+    """The version, when a workflow can have it; else `InvalidArgument`."""
+    if isinstance(version, bool) or not isinstance(version, int) or not -(2**31) <= version < 2**31:
+        raise InvalidArgument(f"version must be an int of at most 31 bits, not {version!r}")
+    return version
 
 
 def check_answer(given: object) -> None:
@@ -32,6 +52,36 @@ def check_answer(given: object) -> None:
             f'on_version_mismatch must be "raise", "clear" or a function of the stored snapshot and its version, '
             f"not {given!r}"
         )
+
+
+def check_migrations(given: Mapping[int, Migration] | None, version: int) -> Mapping[int, Migration] | None:
+    """The migrations to this version, by the one that they migrate from; `InvalidArgument` where they can be none."""
+    if given is None:
+        return None
+    if not isinstance(cast(object, given), Mapping):
+        raise InvalidArgument(
+            f"migrates must be a mapping of earlier versions to functions, like {{1: to_2}}, not {type(given).__name__}"
+        )
+    migrations = dict(given)
+    for earlier, migrate in migrations.items():
+        if check_version(earlier) == version:
+            raise InvalidArgument(f"migrates={{{earlier}: …}}: version {version} is the one that is migrated to")
+        if not callable(cast(object, migrate)):
+            raise InvalidArgument(
+                f"migrates={{{earlier}: …}} must be a function of the stored snapshot, not {type(migrate).__name__}"
+            )
+    return migrations
+
+
+def answer_by(migrations: Mapping[int, Migration] | None) -> OnVersionMismatch | None:
+    """What these say to a run of another version: where there is none for it, that it is refused."""
+    return None if migrations is None else partial(_migrate_by, migrations)
+
+
+@calls_out
+def _migrate_by(migrations: Mapping[int, Migration], stored: Snapshot, version: int) -> Any:
+    migrate = migrations.get(version)
+    return "raise" if migrate is None else migrate(stored)
 
 
 @calls_out
