@@ -4,7 +4,7 @@ from durable._common import environment as _environment  # noqa: F401  # pyright
 
 # isort: split
 from durable import aio, errors
-from durable._runtime.context import idempotency_key
+from durable._runtime.context import Current, current, idempotency_key
 from durable._runtime.control import cancel, retry, signal
 from durable._runtime.decorator import step
 from durable._runtime.handles import AsyncStep, Step
@@ -46,6 +46,7 @@ __all__ = [
     "AccessDenied",
     "AsyncStep",
     "ConcurrentExecution",
+    "Current",
     "DeadlineExceeded",
     "DurableError",
     "DurableWarning",
@@ -76,6 +77,7 @@ __all__ = [
     "aio",
     "alias",
     "cancel",
+    "current",
     "delete_state",
     "errors",
     "has_state",

@@ -243,10 +243,12 @@ class AmbiguousKey(DurableError):
     key: str
 
     def __str__(self) -> str:
+        called, example = f"a step named {self.key!r}", f"step({self.key!r}, ..., key=f'{self.key}-{{item.id}}')"
+        if self.key.startswith("step."):  # a method that draws a value
+            called, example = self.key, self.key.replace("()", "(key=item.id)")
         return (
-            f"run {self.run_id!r}: two concurrent branches both call a step named {self.key!r} without a key. Numbering "
-            f"them by arrival could hand each the other's value on replay: pass key= to both, for example "
-            f"step({self.key!r}, ..., key=f'{self.key}-{{item.id}}')."
+            f"run {self.run_id!r}: two concurrent branches both call {called} without a key. Numbering them by arrival could "
+            f"hand each the other's value on replay: pass key= to both, for example {example}."
         )
 
 

@@ -17,7 +17,7 @@ JSON that SQL can read: `record->'value'->>'total'`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias, TypeVar
@@ -33,6 +33,7 @@ __all__ = [
     "NO_TIME",
     "AsideRecord",
     "AttemptRecord",
+    "Drawable",
     "EarlierExecution",
     "Epoch",
     "ErrorRecord",
@@ -57,6 +58,7 @@ MAX_EARLIER: Final = 10  # executions that a header remembers besides the last
 
 
 Moment: TypeAlias = Annotated[datetime, Meta(tz=True)]
+Drawable: TypeAlias = str | float  # a moment or a UUID as its text, or a number
 Epoch: TypeAlias = Annotated[int, Meta(ge=0, lt=2**62)]  # so that PostgreSQL's bigint holds the next one too
 
 
@@ -147,6 +149,9 @@ class StepRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     seconds: float = NO_TIME
     #: Which attempt was the last one.
     attempt: int = 1
+    #: What the workflow had drawn with `step.now()`, `step.uuid()` and `step.random()` before this was recorded, and not before
+    #: another record that is known to be stored. By name: `now`, `now#2`; `now:KEY` where a key was given.
+    drawn: Mapping[str, Drawable] | None = None
     #: When it was stored. In a document only, like `epoch`: a journal has columns for both.
     at: Moment | None = None
     #: Under which lease of the run it was stored.
@@ -176,6 +181,8 @@ class AttemptRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     error: ErrorRecord | None = None
     #: As in a `StepRecord`.
     fingerprint: str = ""
+    #: As in a `StepRecord`.
+    drawn: Mapping[str, Drawable] | None = None
     #: As in a `StepRecord`.
     at: Moment | None = None
     #: As in a `StepRecord`.

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Literal, assert_type
+from uuid import UUID
 
 import psycopg
 import tenacity
@@ -85,6 +86,8 @@ class Deps:
 
 
 def checkout(step: Step, deps: Deps) -> Receipt:
+    assert_type((step.now(), step.uuid(key="k"), step.random()), tuple[datetime, UUID, float])
+    assert_type((step.run_id, step.attempt, durable.current()), tuple[str, int, durable.Current])
     order = assert_type(step("fetch", fetch, "o-1"), Order)
     assert_type(step("fetch", fetch, "o-1", key="again", timeout=1.5, at_most_once=True), Order)
     assert_type(step("fetch", lambda: fetch("o-1"), key="thunk"), Order)

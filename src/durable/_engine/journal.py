@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import UNSET
 
 from durable._engine.calls import Call
 from durable._engine.causes import InFlight
 from durable._engine.decisions import PLAIN, Abort, Raise, Sleep, StepKind
+from durable._engine.drawn import Drawn, load_drawn
 from durable.errors import AmbiguousKey, KeyConflict, UnreadableRecord, WorkflowDrift
 from durable.records import (
     AsideRecord,
     AttemptRecord,
+    Drawable,
     FailureRecord,
     Kind,
     Record,
@@ -66,11 +68,15 @@ class Journal:
         self.kept: list[str] = []
         #: The keys of the steps that have to be decided on before this run goes on.
         self.undecided: tuple[str, ...] = ()
+        #: What the workflow has drawn; None where that is nothing, as almost always.
+        self.drawn: Drawn | None = None
         # Recorded automatic keys that a sequential replay must ask for before new ones.
         self._ordered: set[str] = set()
         self._load(records)
         self.recorded = len(self._settled)
         self._written_from = self.next_seq
+        self._replayed = 0  # of the recorded keys in their order, how many are known to have been asked for
+        self._recorded: tuple[str, ...] = ()
         self._failed_before = bool(records) and records[-1].kind == Kind.FAILURE
 
     def _load(self, records: Sequence[Record]) -> None:
@@ -109,6 +115,7 @@ class Journal:
                 problem.where = f"the {kind} record {key!r} (seq {seq})"
                 raise
         self._forget(left)
+        self.drawn = load_drawn(records, gone, run_id=self.run_id)
         self._ordered = {key for key, record in self._settled.items() if record.auto and key not in off_path}
 
     def _forget(self, left: dict[str, StepRecord]) -> None:
@@ -190,6 +197,36 @@ class Journal:
         if call.refusal is None and key not in self._settled:
             self._begin(call)
         return call
+
+    def draw_value(self, kind: str, key: str | None, fresh: Drawable, branch: object) -> Drawable | Abort:
+        """The value that `step.kind()` gives in `branch`: `fresh`, where this execution and all before it have drawn none."""
+        if key is None:
+            method = f"step.{kind}()"  # numbered as a step of this name would be, whose arguments are unknown
+            repeat = self._repeats.get(method, 0) + 1
+            if self._is_ambiguous(method, repeat, "", branch):
+                return Abort(AmbiguousKey(self.run_id, method))
+            self._repeats[method] = repeat
+            name = kind if repeat == 1 else f"{kind}#{repeat}"
+        else:
+            name = f"{kind}:{key}"
+        if self.drawn is None:
+            self.drawn = Drawn()
+        return self.drawn.take(name, fresh)
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether steps are recorded that this execution has not asked for; not once it has recorded something itself.
+
+        Only reads what other threads may change.
+        """
+        if self.next_seq != self._written_from:
+            return False
+        recorded = self._recorded = self._recorded or tuple(self._settled)
+        count = self._replayed
+        while count < len(recorded) and recorded[count] in self._asked:
+            count += 1
+        self._replayed = count
+        return count < len(recorded)
 
     def _drawn_amid(self, call: Call, amid: InFlight, *, is_new: bool) -> None:
         call.amid = amid.keys
@@ -289,6 +326,8 @@ class Journal:
         """The record is committed."""
         self._settled[key] = record
         self._attempted.pop(key, None)
+        if record.drawn is not None:
+            self._note_drawn(key, record.drawn)
 
     def taken_signals(self, name: str) -> Sequence[int]:
         """The numbers of the signals of this name that were received."""
@@ -305,6 +344,16 @@ class Journal:
     def note_attempt(self, key: str, record: AttemptRecord) -> None:
         """The record is committed."""
         self._attempted[key] = record
+        if record.drawn is not None:
+            self._note_drawn(key, record.drawn)
+
+    def _note_drawn(self, key: str, held: Mapping[str, Drawable]) -> None:
+        if self.drawn is not None:
+            self.drawn.note(key, held)
+
+    def drawn_for(self, key: str) -> Mapping[str, Drawable] | None:
+        """What was drawn, and the next record of this step is to hold."""
+        return None if self.drawn is None else self.drawn.for_record(key)
 
     def take_seq(self) -> int:
         """The place of the next record; each is given once."""

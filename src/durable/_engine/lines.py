@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 from durable._engine.calls import Call, Phase
 from durable._engine.decisions import Transact
 from durable._engine.journal import Journal
-from durable.records import NO_TIME, AttemptRecord, ErrorRecord, Kind, Record, StepRecord, render
+from durable.records import NO_TIME, AttemptRecord, Drawable, ErrorRecord, Kind, Record, StepRecord, render
 
 _ATTEMPT: Final = Kind.ATTEMPT.value
 _STEP: Final = Kind.STEP.value
@@ -27,7 +28,7 @@ def write_attempt(
     error: ErrorRecord | None = None,
 ) -> Record:
     """The record of an attempt that has failed, of one that is about to begin (not `due`), or of a wait."""
-    attempt = AttemptRecord(call.name, number, began, due, error, call.fingerprint)
+    attempt = AttemptRecord(call.name, number, began, due, error, call.fingerprint, journal.drawn_for(call.key))
     call.stored, call.attempt, call.record, call.phase = False, attempt, None, Phase.SENDING
     return Record(_take_place(call, journal), call.key, _ATTEMPT, render(attempt))
 
@@ -59,16 +60,18 @@ def write_outcome(
         seconds=NO_TIME if seconds < _MIN_SECONDS else int(seconds * 1000 + 0.5) / 1000,
         attempt=call.attempts or 1,  # a signal has none
     )
-    if seq != call.started or call.unordered or transacts or call.cleanup or journal.kept:
+    if seq != call.started or call.unordered or transacts or call.cleanup or journal.kept or journal.drawn is not None:
         call.kept += journal.take_kept()
-        outcome = _with_circumstances(outcome, call, seq, epoch)
+        outcome = _with_circumstances(outcome, call, seq, epoch, journal.drawn_for(call.key))
     call.stored, call.record, call.phase = False, outcome, Phase.SENDING
     if transacts and ok:
         call.seq = seq  # until it is known to be filled
     return Record(seq, call.key, _STEP, render(outcome))
 
 
-def _with_circumstances(outcome: StepRecord, call: Call, seq: int, epoch: int) -> StepRecord:
+def _with_circumstances(
+    outcome: StepRecord, call: Call, seq: int, epoch: int, drawn: Mapping[str, Drawable] | None
+) -> StepRecord:
     """The outcome with what few have to say: what the call was made amid, and what becomes of it in another execution."""
     return replace(
         outcome,
@@ -78,6 +81,7 @@ def _with_circumstances(outcome: StepRecord, call: Call, seq: int, epoch: int) -
         left=epoch if call.left and not call.cleanup else None,
         kept=call.kept,
         cleanup=call.cleanup,
+        drawn=drawn,
     )
 
 

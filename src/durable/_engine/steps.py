@@ -61,7 +61,7 @@ from durable.errors import (
     StepInterrupted,
     UnstorableValue,
 )
-from durable.records import ErrorRecord
+from durable.records import Drawable, ErrorRecord
 
 STALLED_AFTER: Final = 3  # leases
 MAX_LOSSES: Final = 5  # of the database under the transaction of one attempt, whose body could be the cause
@@ -140,6 +140,11 @@ class Execution:
         if call.refusal is not None and isinstance(call.refusal, Abort):
             self.abort(call.refusal.error)
         return call
+
+    def draw_value(self, kind: str, key: str | None, fresh: Drawable, branch: object) -> Drawable | Abort:
+        """What the workflow draws there; see `Journal.draw_value`."""
+        value = self.journal.draw_value(kind, key, fresh, branch) if self.error is None else Abort(self.error)
+        return self.abort(value.error) if isinstance(value, Abort) else value
 
     def advance(self, call: Call, outcome: StepOutcome, reading: Reading) -> StepDecision:
         """What to do next for this call, after `outcome`, at this reading of the clock."""

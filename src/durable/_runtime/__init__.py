@@ -27,6 +27,7 @@ A step, inside it:
     decorator     @durable.step
     definitions   what it left on a function
     context       whose code is running
+    values        moments, UUIDs and random numbers that a workflow draws
 
 Beside them: `control` and `state` (cancel, signal, retry, result, status, list_pending), each told once for both forms by
 `forms`; `stack` (is there room for what must not fail half-way), `shielded` (waiting that no cancellation cuts short).

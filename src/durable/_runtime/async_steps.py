@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
-from typing import Any, Final, assert_never
+from typing import Any, Final, TypeVar, assert_never
 
 from durable._common.boundary import calls_out, shorten
 from durable._engine.calls import Call
@@ -48,10 +48,13 @@ from durable._runtime.timeouts import (
     is_awaitable,
     needs_thread,
 )
+from durable._runtime.values import ValueKind
 from durable.codecs._failures import add_note
 from durable.errors import AsyncMismatch, DurableError
 from durable.records import Record
 from durable.stores import requests
+
+T = TypeVar("T")
 
 _MAX_TURNS: Final = 10  # of the event loop, for tasks within tasks to begin what they have called
 
@@ -132,12 +135,18 @@ class AsyncDriver(Driver):
         """The step's coroutine. `amid`: the exception in flight where `step.map` was called, for calls in other tasks."""
         fingerprint = self._fingerprint(name, key, body)
         if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- the one way to ask without raising
-            raise AsyncMismatch(f"step {name!r} belongs to an async workflow: call it on that workflow's event loop")
+            raise _loop_error(f"step {name!r}")
         call = self._draw(name, key, body, fingerprint, asyncio.current_task(), amid)
         self._unbegun[call] = handed_out = (
             self._rest(call, body) if type(body.kind) is Sleep else self._drive(call, body)
         )
         return handed_out
+
+    def draw_value(self, kind: ValueKind[T], key: str | None) -> T:
+        """See `Driver`."""
+        if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- likewise
+            raise _loop_error(f"step.{kind.name}()")
+        return super().draw_value(kind, key)
 
     def map(
         self, name: str, fn: Callable[[Any], Any], items: Iterable[Any], given: StepOptions, how: MapOptions
@@ -210,7 +219,7 @@ class AsyncDriver(Driver):
     async def _attempt(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
         if (room := self._store.aio.room()) is not None:
             await self._wait_for_room(room)
-        token, timeout = enter(self.frame(call.key)), body.options.timeout
+        token, timeout = enter(self.frame(call.key, attempt.number)), body.options.timeout
         try:
             if timeout is None:
                 value = body.call()
@@ -348,3 +357,7 @@ class AsyncDriver(Driver):
         if self._change is None:
             self._change = self._loop.create_future()
         await asyncio.shield(self._change)
+
+
+def _loop_error(what: str) -> AsyncMismatch:
+    return AsyncMismatch(f"{what} belongs to an async workflow: call it on that workflow's event loop")

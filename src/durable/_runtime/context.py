@@ -11,11 +11,21 @@ from msgspec import Struct
 from durable._runtime.definitions import StepDefinition
 from durable.errors import InvalidArgument
 
-__all__ = ["Driver", "Frame", "Running", "current_frame", "enter", "idempotency_key", "leave"]
+__all__ = ["Current", "Driver", "Frame", "Running", "current", "current_frame", "enter", "idempotency_key", "leave"]
 
 
 class Driver(Protocol):
     """Calls a decorated function as a step of its run."""
+
+    @property
+    def epoch(self) -> int:
+        """Which execution of its run this is."""
+        ...
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether steps are recorded that the workflow has not come to."""
+        ...
 
     def frame(self) -> Frame:
         """The frame of the workflow function."""
@@ -32,6 +42,8 @@ class Running(Struct, eq=False):
     #: Of its store.
     identity: object
     id: str
+    workflow: str
+    version: int
     over: bool = False
 
 
@@ -43,6 +55,8 @@ class Frame(Struct, frozen=True, eq=False):
     inside: str | None
     #: The runs that it is part of, outermost first.
     runs: tuple[Running, ...]
+    #: Which attempt of the step's body it is; 0 in the workflow itself.
+    attempt: int = 0
 
 
 current_frame: Final[ContextVar[Frame | None]] = ContextVar("durable_frame", default=None)
@@ -59,6 +73,45 @@ def leave(token: Token[Frame | None]) -> None:
         current_frame.reset(token)
     except ValueError:  # a coroutine closed from outside its task: the context that was entered is gone with that
         pass
+
+
+class Current(Struct, frozen=True):
+    """Where the code that asks is running."""
+
+    __module__ = "durable"  # a step may return one
+
+    #: The run's id.
+    id: str
+    #: The workflow's name.
+    workflow: str
+    #: The version of the workflow's code.
+    version: int
+    #: The key of the step whose body it is; None in the workflow itself.
+    step: str | None
+    #: Which attempt of the step's body this is, counted from 1 over all executions; in the workflow itself `epoch`.
+    attempt: int
+    #: Which execution of the run this is: the number of its lease, counted from 1, of which `durable.retry` takes one too.
+    epoch: int
+    #: Whether the workflow is still going through recorded steps: some have not been asked for, and none was recorded since.
+    is_replaying: bool
+
+
+def current() -> Current:
+    """The run, the step and the attempt that the calling code is part of.
+
+    For logs, metrics and traces. Known in the workflow function and in the bodies of its steps, in tasks and threads that
+    carry their context on; a thread that you start yourself has none. Raises `InvalidArgument` outside a run.
+    """
+    frame = current_frame.get()
+    if frame is None:
+        raise InvalidArgument(
+            "current() is for a workflow and the bodies of its steps, and this is neither: a thread that you start yourself "
+            "is told by contextvars.copy_context().run"
+        )
+    run, epoch = frame.runs[-1], frame.driver.epoch
+    return Current(
+        run.id, run.workflow, run.version, frame.inside, frame.attempt or epoch, epoch, frame.driver.is_replaying
+    )
 
 
 def idempotency_key() -> str:

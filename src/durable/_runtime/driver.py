@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from threading import Event
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from durable._common.boundary import calls_out
 from durable._common.checks import check_name
@@ -43,6 +43,7 @@ from durable._runtime.definitions import StepDefinition
 from durable._runtime.stack import require_stack
 from durable._runtime.step_options import DEFAULTS, StepOptions
 from durable._runtime.timeouts import NotBegun, call_within, explain_early_call, is_awaitable, vain_awaitable_error
+from durable._runtime.values import ValueKind
 from durable.clocks import Clock
 from durable.codecs import Codec, advice_after_body
 from durable.codecs._failures import from_record, to_record, traceback_of
@@ -59,6 +60,8 @@ from durable.errors import (
 from durable.records import Record, StepRecord
 from durable.stores.protocol import CommitRefused, RolledBack, RunStore, Transaction
 from durable.stores.requests import OnLateReply
+
+T = TypeVar("T")
 
 _log = logging.getLogger("durable")
 
@@ -103,9 +106,19 @@ class Driver:
         """The run whose steps these are."""
         return self._execution.run_id
 
-    def frame(self, inside: str | None = None) -> Frame:
-        """The frame of the workflow function, or of the body of the step `inside`."""
-        return Frame(self, inside, self._runs)
+    @property
+    def epoch(self) -> int:
+        """See `context.Driver`."""
+        return self._execution.lease.epoch
+
+    @property
+    def is_replaying(self) -> bool:
+        """See `context.Driver`."""
+        return self._execution.journal.is_replaying
+
+    def frame(self, inside: str | None = None, attempt: int = 0) -> Frame:
+        """The frame of the workflow function, or of an attempt of the body of the step `inside`."""
+        return Frame(self, inside, self._runs, attempt)
 
     def call_decorated(self, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See `context.Driver`."""
@@ -155,6 +168,29 @@ class Driver:
             return ""
         arguments = [*args, kwargs] if kwargs else list(args)
         return self._codec.fingerprint(arguments, what=f"an argument of step {name!r}")
+
+    def draw_value(self, kind: ValueKind[T], key: str | None) -> T:
+        """A value that the workflow draws, and each replay of it again."""
+        frame = current_frame.get()
+        if frame is not None and frame.driver is self and frame.inside is not None:
+            raise InvalidArgument(
+                f"step.{kind.name}() is for the workflow, and this is the body of step {frame.inside!r}, which is called once "
+                f"and remembered as a whole: ask Python there, or draw the value before and hand it in"
+            )
+        if key is not None:
+            check_name(f"the key of step.{kind.name}()", key)
+        value = self._execution.draw_value(kind.name, key, kind.make(self._moment()), self._branch())
+        if isinstance(value, Abort):
+            raise self.exit_error(value.error)
+        try:
+            return kind.read(value)
+        except (TypeError, ValueError):
+            where, problem = f"what step.{kind.name}() has drawn", f"{show(value)} is none"
+            raise UnreadableRecord(self.run_id, where, problem) from None
+
+    def _moment(self) -> datetime:
+        """Now, where a value is drawn."""
+        return self.clock.now()
 
     def _draw(
         self, name: str, key: str | None, body: Body, fingerprint: str, branch: object, amid: InFlight | None
@@ -235,7 +271,7 @@ class Driver:
         except DurableError as error:
             return Rejected(error)
         work, timeout = partial(transaction.call, body.fn, body.args), body.options.timeout
-        token = enter(self.frame(call.key))
+        token = enter(self.frame(call.key, attempt.number))
         try:
             value = work() if timeout is None else call_within(timeout, call.name, work)
         except RolledBack as undone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import datetime
 from typing import Any, Literal, TypeAlias, TypeVar, TypeVarTuple, Unpack, overload
+from uuid import UUID
 
 import tenacity
 from psycopg import Connection
@@ -16,6 +17,7 @@ from durable._runtime.bodies import body_of_call, body_of_sleep, body_of_transac
 from durable._runtime.mapping import MapOptions
 from durable._runtime.step_options import ItemOptionsDict, StepOptionsDict, step_options
 from durable._runtime.steps import BlockingDriver
+from durable._runtime.values import NOW, RANDOM, UUID4
 from durable.stores.protocol import Isolation
 
 __all__ = ["AsyncStep", "Pending", "Step"]
@@ -38,6 +40,19 @@ class Step:
 
     def __repr__(self) -> str:
         return f"<Step of run {self._driver.run_id!r}>"
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self._driver.run_id
+
+    @property
+    def attempt(self) -> int:
+        """Which execution of the run this is: the number of its lease, counted from 1, of which `durable.retry` takes one too.
+
+        The attempt of a step's body is `durable.current().attempt`.
+        """
+        return self._driver.epoch
 
     @public("step")
     def __call__(
@@ -165,6 +180,31 @@ class Step:
         value: T = driver.call(name, key, body_of_transaction(name, fn, args, given, driver.defaults, isolation))
         return value
 
+    @public("step.now")
+    def now(self, *, key: str | None = None) -> datetime:
+        """The moment, as an aware UTC `datetime`: the same in every replay.
+
+        It costs no commit: the next record that is written holds it, and all that depends on it comes with or after that
+        record. A process that dies before leaves nothing by which the value would be known: the next execution draws anew,
+        and a body that had begun with the old value is called with the new one. What such a body does elsewhere is told
+        apart by `durable.idempotency_key()`, not by a drawn value.
+
+        Repeated calls are numbered in their order. Where branches run beside each other, or results are taken as they come,
+        that order is not sure (`AmbiguousKey`): give each call a `key`. The same key is the same value. Values are
+        stored as they are, also where the store's codec seals those of steps.
+        """
+        return self._driver.draw_value(NOW, key)
+
+    @public("step.uuid")
+    def uuid(self, *, key: str | None = None) -> UUID:
+        """A random UUID (version 4), the same in every replay; otherwise as `now`."""
+        return self._driver.draw_value(UUID4, key)
+
+    @public("step.random")
+    def random(self, *, key: str | None = None) -> float:
+        """A random number from 0 up to and without 1, the same in every replay; otherwise as `now`."""
+        return self._driver.draw_value(RANDOM, key)
+
 
 class AsyncStep:
     """`await step(...)` in an async workflow."""
@@ -176,6 +216,16 @@ class AsyncStep:
 
     def __repr__(self) -> str:
         return f"<AsyncStep of run {self._driver.run_id!r}>"
+
+    @property
+    def run_id(self) -> str:
+        """See `Step.run_id`."""
+        return self._driver.run_id
+
+    @property
+    def attempt(self) -> int:
+        """See `Step.attempt`."""
+        return self._driver.epoch
 
     @overload
     def __call__(
@@ -308,3 +358,18 @@ class AsyncStep:
         """See `Step.transaction`; `fn` is called in a thread of the store's."""
         driver, given = self._driver, step_options(retry, timeout, cleanup=cleanup)
         return driver.call(name, key, body_of_transaction(name, fn, args, given, driver.defaults, isolation))
+
+    @public("step.now")
+    def now(self, *, key: str | None = None) -> datetime:
+        """See `Step.now`; not awaited."""
+        return self._driver.draw_value(NOW, key)
+
+    @public("step.uuid")
+    def uuid(self, *, key: str | None = None) -> UUID:
+        """See `Step.uuid`; not awaited."""
+        return self._driver.draw_value(UUID4, key)
+
+    @public("step.random")
+    def random(self, *, key: str | None = None) -> float:
+        """See `Step.random`; not awaited."""
+        return self._driver.draw_value(RANDOM, key)

@@ -238,7 +238,7 @@ def plan_run(
         step_options(options.retry, None),
         at,
         outer,
-        Running(identity, id),
+        Running(identity, id, claim.workflow, claim.version),
         codec,
         clock,
     )

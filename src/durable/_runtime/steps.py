@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, assert_never
+from typing import Any, TypeVar, assert_never
 
 from durable._common.boundary import calls_out, shorten
 from durable._common.locks import locked
@@ -47,9 +47,12 @@ from durable._runtime.timeouts import (
     is_awaitable,
     vain_awaitable_error,
 )
+from durable._runtime.values import ValueKind
 from durable.errors import DurableError
 from durable.records import Record
 from durable.stores import requests
+
+T = TypeVar("T")
 
 
 class BlockingDriver(Driver):
@@ -83,6 +86,11 @@ class BlockingDriver(Driver):
         # On one line, as in `_common.locks`: no interrupt comes between the call and the end of the block.
         with self._lock: call = self._draw(name, key, body, fingerprint, threading.current_thread(), amid)  # noqa: E701  # fmt: skip
         return self._rest(call, body) if type(body.kind) is Sleep else self._drive(call, body)
+
+    @locked
+    def draw_value(self, kind: ValueKind[T], key: str | None) -> T:
+        """See `Driver`."""
+        return super().draw_value(kind, key)
 
     def map(
         self, name: str, fn: Callable[[Any], Any], items: Iterable[Any], given: StepOptions, how: MapOptions
@@ -142,7 +150,7 @@ class BlockingDriver(Driver):
 
     @calls_out
     def _attempt(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
-        token, timeout = enter(self.frame(call.key)), body.options.timeout
+        token, timeout = enter(self.frame(call.key, attempt.number)), body.options.timeout
         try:
             value = body.call() if timeout is None else call_within(timeout, call.name, body.call)
         except NotBegun as problem:

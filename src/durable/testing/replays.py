@@ -151,6 +151,9 @@ class _BlockingDriver(BlockingDriver):
         self._walk = walk
         walk.execution = self._execution
 
+    def _moment(self) -> datetime:
+        return SystemClock.now()
+
     def _drive(self, call: Call, body: Body) -> Any:
         with self._lock:
             self._walk.come_to(self._execution, call)
@@ -162,6 +165,9 @@ class _AsyncDriver(AsyncDriver):
         super().__init__(*args)
         self._walk = walk
         walk.execution = self._execution
+
+    def _moment(self) -> datetime:
+        return SystemClock.now()
 
     async def _drive(self, call: Call, body: Body) -> Any:
         self._walk.come_to(self._execution, call)
@@ -208,9 +214,7 @@ class _Record(MemoryStore):
                 raise problem
             case _:
                 what = f"it returned then, and raises {type(problem).__name__} now"
-                return self._report(
-                    self._drift("result", what) if self._was_completed else None, ended=True, error=problem
-                )
+                return self._report(self._drift("result", what) if self._knows_end else None, ended=True, error=problem)
 
     def _report(self, drift: DurableError | None, **end: Any) -> Replayed:
         walk = self._walk
@@ -221,12 +225,18 @@ class _Record(MemoryStore):
     def _was_completed(self) -> bool:
         return self._snapshot.execution.status == Status.COMPLETED
 
+    @property
+    def _knows_end(self) -> bool:
+        """Whether the run has to end as it did: not if it drew, after its last record, what no record holds."""
+        drawn = None if self._walk.execution is None else self._walk.execution.journal.drawn
+        return self._was_completed and not (drawn is not None and drawn.has_unheld)
+
     def _unended(self) -> WorkflowDrift | None:
         key = self._walk.next[0]
         return self._drift(key, "the run was completed without it") if self._was_completed else None
 
     def _changed_result(self, value: Any) -> WorkflowDrift | None:
-        if not self._was_completed or self._snapshot.result is UNSET:
+        if not self._knows_end or self._snapshot.result is UNSET:
             return None
         text = self.codec.encode(value, what="the result")
         if msgspec.json.decode(bytes(self._snapshot.result)) == msgspec.json.decode(text):
