@@ -31,6 +31,7 @@ Where what lives, from the top down:
     waits       when a wait is over, whatever the wall clock is set to
     headers     the run's header, as each turn of its life leaves it
     calls       a call of a step, and how far it has come
+    drawn       moments, UUIDs and numbers that a workflow has drawn, and which records hold them
     decisions   the vocabulary: kinds of steps, decisions, outcomes
     batches     what is committed together, and what follows when that goes wrong
     leases      how long an execution may write
