@@ -75,8 +75,8 @@ class Journal:
         self._load(records)
         self.recorded = len(self._settled)
         self._written_from = self.next_seq
-        self._replayed = 0  # of the recorded keys in their order, how many are known to have been asked for
-        self._recorded: tuple[str, ...] = ()
+        # The recorded keys in their order, once that is asked, and how many of them are known to have been asked for.
+        self._replayed: tuple[tuple[str, ...], int] = ((), 0)
         self._failed_before = bool(records) and records[-1].kind == Kind.FAILURE
 
     def _load(self, records: Sequence[Record]) -> None:
@@ -221,11 +221,11 @@ class Journal:
         """
         if self.next_seq != self._written_from:
             return False
-        recorded = self._recorded = self._recorded or tuple(self._settled)
-        count = self._replayed
+        recorded, count = self._replayed
+        recorded = recorded or tuple(self._settled)
         while count < len(recorded) and recorded[count] in self._asked:
             count += 1
-        self._replayed = count
+        self._replayed = recorded, count
         return count < len(recorded)
 
     def _drawn_amid(self, call: Call, amid: InFlight, *, is_new: bool) -> None:
