@@ -69,10 +69,12 @@ __all__ = [
     "RecordsLost",
     "RetryRefused",
     "RunCancelled",
+    "RunExists",
     "RunMismatch",
     "RunNotFound",
     "RunNotOver",
     "RunOver",
+    "RunPoisoned",
     "SchemaMismatch",
     "ServerNotStarted",
     "SignalTimedOut",
@@ -483,6 +485,23 @@ class RunNotFound(HistoryError):
 
 
 @dataclass(eq=False, repr=False)
+class RunPoisoned(HistoryError):
+    """`crashes` workers in a row have died while they executed this run, and none of them had recorded anything.
+
+    The run is failed with it, so that it takes no more of them along. `durable.retry` brings it back.
+    """
+
+    run_id: str
+    crashes: int
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r} has failed: {self.crashes} workers in a row died while they executed it, and none had "
+            f"recorded a step of it. When the cause is mended, durable.retry(store, {self.run_id!r}) brings it back."
+        )
+
+
+@dataclass(eq=False, repr=False)
 class RunNotOver(HistoryError):
     """The run is `status` and has no result yet.
 
@@ -493,6 +512,8 @@ class RunNotOver(HistoryError):
     status: str
 
     def __str__(self) -> str:
+        if self.status == "queued":
+            return f"run {self.run_id!r} is queued, and has no result before a worker has executed it."
         return (
             f"run {self.run_id!r} is {self.status} and has no result yet. Call durable.run with its id to go on with it, "
             f'or with on_conflict="wait" to wait for the execution that does.'
@@ -561,6 +582,23 @@ class ConcurrentExecution(OwnershipError):
     def __str__(self) -> str:
         lasting = f" (its lease lasts another {self.expires_in:.1f} s unless renewed)" if self.expires_in else ""
         return f"run {self.run_id!r} is being executed by {self.owner}{lasting}. {self.advice}"
+
+
+@dataclass(eq=False, repr=False)
+class RunExists(OwnershipError):
+    """A run of this id is there already; its header says `status`.
+
+    Raised by `durable.start` with `on_conflict="raise"`; nothing was changed.
+    """
+
+    run_id: str
+    status: str
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r} is there already, and is {self.status}. Use another id, or leave out on_conflict to get the "
+            f"handle of that run."
+        )
 
 
 @dataclass(eq=False, repr=False)

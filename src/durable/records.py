@@ -63,8 +63,9 @@ Epoch: TypeAlias = Annotated[int, Meta(ge=0, lt=2**62)]  # so that PostgreSQL's 
 
 
 class Status(StrEnum):
-    """What a header says of its run. `running` without a live lease means interrupted."""
+    """What a header says of its run. `running` without a live lease means interrupted; `queued` waits for a worker."""
 
+    QUEUED = "queued"
     RUNNING = "running"
     COMPLETED = "completed"
     FAILED = "failed"
@@ -267,6 +268,8 @@ class Execution(Struct, frozen=True, omit_defaults=True, rename="camel"):
     error: ErrorSummary | None = None
     #: Whether the failed run is not taken up again before `durable.retry` has set some steps aside.
     needs_decision: bool = False
+    #: How many workers in a row have died under it without recording anything.
+    crashes: int = 0
 
 
 class Header(Struct, frozen=True, rename="camel"):
@@ -280,9 +283,11 @@ class Header(Struct, frozen=True, rename="camel"):
     format_version: int = FORMAT_VERSION
     #: Empty here: the steps are in the journal.
     steps: dict[str, Any] = {}
-    #: `version`, `inputHash`, `workflowFunction` (`module:qualified.name`, absent where the workflow was named), and what the
-    #: user gave.
+    #: `version`, `inputHash`, `workflowFunction` (`module:qualified.name`, absent where the workflow was named), `deadline` (a
+    #: moment; of a run that was started), and what the user gave.
     metadata: dict[str, Any] = {}
+    #: Queue (after the store's prefix) and the text that no other run there has which has not ended.
+    dedup: tuple[str, str] | UnsetType = UNSET
 
 
 class Record(NamedTuple):

@@ -182,7 +182,7 @@ def test_of_a_batch_of_ends_only_what_is_refused_fails(database: Database, store
     database.execute("UPDATE durable_locks SET epoch = epoch + 1, owner_token = 'thief' WHERE workflow_id = 'run-5'")
     texts = ["{" if number == 3 else str(number) for number in range(12)]
     jobs = [
-        finish_job(lease, Status.COMPLETED, Record(1, "result", Kind.RESULT, text))
+        finish_job(Finish(lease, Status.COMPLETED, Record(1, "result", Kind.RESULT, text)))
         for lease, text in zip(leases, texts, strict=True)
     ]
     outcomes = together(store, jobs)

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from durable._engine.decisions import Claim
+from durable._engine.starts import NewRun
 from durable.errors import UnreadableRecord
 from durable.records import (
     MAX_EARLIER,
@@ -46,11 +48,23 @@ def open_header(claim: Claim) -> Header:
     return replace(blank_header(claim.workflow), metadata=_metadata_of(claim))
 
 
+def queue_header(run: NewRun, *, at: datetime | None = None, prefix: str = "") -> Header:
+    """The header of a run that is started `at` a moment, in a store with this prefix."""
+    execution = Execution(Status.QUEUED, last_updated="" if at is None else at.isoformat())
+    dedup = UNSET if run.dedup is None else (prefix + run.route.queue, run.dedup)
+    return Header(run.workflow, execution, metadata=_metadata_of(run), dedup=dedup)
+
+
 def claim_header(header: Header, claim: Claim, *, epoch: int, owner: str, at: datetime) -> Header:
     """The header once this claim is granted. The same claim again, whose reply was lost, changes nothing of it."""
     if is_foreign(header):
         known = {word: value for word, value in header.metadata.items() if word not in FOREIGN_METADATA}
         header = replace(header, workflow_name=claim.workflow, metadata={**_metadata_of(claim), **known})
+    return grant_header(header, epoch=epoch, owner=owner, at=at)
+
+
+def grant_header(header: Header, *, epoch: int, owner: str, at: datetime, crashes: int = 0) -> Header:
+    """The header once a lease is granted; so many `crashes` in a row were before."""
     last, moment = header.execution, at.isoformat()
     earlier, began = last.earlier, moment
     if (last.epoch, last.owner) == (epoch, owner):
@@ -65,6 +79,7 @@ def claim_header(header: Header, claim: Claim, *, epoch: int, owner: str, at: da
         owner=owner,
         began=began,
         earlier=earlier,
+        crashes=crashes,
     )
     return replace(header, execution=execution)
 
@@ -97,7 +112,7 @@ def _stamped(execution: Execution, status: str, moment: str) -> Execution:
     )
 
 
-def _metadata_of(claim: Claim) -> dict[str, Any]:
+def _metadata_of(claim: Claim | NewRun) -> dict[str, Any]:
     known: dict[str, Any] = {**claim.metadata, "version": claim.version}
     if claim.function is not None:
         known["workflowFunction"] = claim.function

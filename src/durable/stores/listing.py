@@ -14,8 +14,8 @@ from durable.snapshots import Snapshot
 
 __all__ = ["Asked", "Listed", "Progress", "RunStatus", "Stats"]
 
-RunStatus: TypeAlias = Literal["running", "interrupted", "completed", "failed", "cancelled"]
-"""Where a run stands: `running` under a lease that lasts, `interrupted` without one, or at its end."""
+RunStatus: TypeAlias = Literal["queued", "running", "interrupted", "completed", "failed", "cancelled"]
+"""Where a run stands: `queued` for a worker, `running` under a lease that lasts, `interrupted` without one, or at its end."""
 
 Progress: TypeAlias = Callable[[int], object]
 """Called after each batch with how many runs have been deleted so far."""
@@ -57,11 +57,20 @@ class Stats(NamedTuple):
     bytes: int
     orphaned: int = 0
     is_estimate: bool = False
+    queued: int = 0
 
     @property
     def runs(self) -> int:
         """All of them."""
-        return self.running + self.interrupted + self.completed + self.failed + self.cancelled + self.unreadable
+        return (
+            self.queued
+            + self.running
+            + self.interrupted
+            + self.completed
+            + self.failed
+            + self.cancelled
+            + self.unreadable
+        )
 
 
 class Asked(NamedTuple):
@@ -131,7 +140,7 @@ def stands(status: str, *, held: bool) -> RunStatus | None:
     match status:
         case "running":
             return "running" if held else "interrupted"
-        case "completed" | "failed" | "cancelled":
+        case "queued" | "completed" | "failed" | "cancelled":
             return status
         case _:
             return None

@@ -7,8 +7,9 @@ from typing import Generic, TypeAlias, TypeVar
 
 from msgspec import Struct
 
-from durable._engine.decisions import Claim, ClaimReply
+from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
+from durable._engine.starts import NewRun, Route, Started
 from durable.records import Record, Status
 
 __all__ = [
@@ -16,8 +17,11 @@ __all__ = [
     "Begin",
     "Cancel",
     "Checkpoint",
+    "Enqueue",
     "Finish",
     "OnLateReply",
+    "Poll",
+    "Polled",
     "Receive",
     "Release",
     "Request",
@@ -67,25 +71,33 @@ class Checkpoint(Request[None], frozen=True, eq=False, gc=False):
 
 
 class Finish(Request[None], frozen=True, eq=False, gc=False):
-    """Append the last record, set the run's status and give the lease back, all or nothing; else `LeaseLost`."""
+    """Append the last record, set the run's status and give the lease back, all or nothing; else `LeaseLost`.
+
+    A run that was started, and has not ended by it, is due again `due_in` seconds later.
+    """
 
     lease: Lease
     status: Status
     record: Record
+    due_in: float = 0.0
 
 
 class Release(Request[None], frozen=True, eq=False, gc=False):
-    """Give the lease back; the run goes back to `status`, if one is given. Quiet when the lease is no longer ours."""
+    """Give the lease back; the run goes back to `status`, if one is given. Quiet when the lease is no longer ours.
+
+    A run that was started, and has not ended, is due again `due_in` seconds later.
+    """
 
     lease: Lease
     status: Status | None = None
+    due_in: float = 0.0
 
 
 class Cancel(Request[bool], frozen=True, eq=False, gc=False):
     """Take the lease of a run that has not ended from its holder, and set its status to `cancelled`.
 
     Its owner can write nothing more, and is told so with `RunCancelled` by its next write. False, and nothing was
-    changed, when there is no such run, or it is not running.
+    changed, when there is no such run, or it has ended.
     """
 
     run_id: str
@@ -125,4 +137,47 @@ class Receive(Request[tuple[int, str] | None], frozen=True, eq=False, gc=False):
         return f"wait for the signal {self.name!r}"
 
 
-AnyRequest: TypeAlias = Begin | Checkpoint | Finish | Release | Cancel | Signal | Receive
+class Enqueue(Request[Sequence[Started]], frozen=True, eq=False, gc=False):
+    """Start runs: write header and input of each, due at its moment. Of the same id, or `dedup`, the first one stands.
+
+    The answer says for each of `runs` which run it has led to.
+    """
+
+    runs: Sequence[NewRun]
+
+    @property
+    def wish(self) -> str:
+        """See `Request.wish`."""
+        return f"start run {self.runs[0].run_id!r}" if len(self.runs) == 1 else f"start {len(self.runs)} runs"
+
+
+class Polled(Struct, frozen=True):
+    """What a worker has got."""
+
+    #: The runs that it is to execute now.
+    granted: Sequence[Granted]
+    #: Seconds until the next run is due that it could execute; None where none is known.
+    next_in: float | None
+
+
+class Poll(Request[Polled], frozen=True, eq=False):
+    """Take the leases of up to `count` runs that are due on these routes, the most urgent first.
+
+    As for `Begin`, each is renewed while `alive(lease)` is true, until it is given back. Nothing is taken that is not on one of
+    the routes. With `looks_for_dead`, the leases of owners that are proven to have died on this machine have ended.
+    """
+
+    routes: Sequence[Route]
+    count: int
+    #: The length of the leases, in seconds.
+    seconds: float
+    alive: Callable[[Lease], bool]
+    looks_for_dead: bool = False
+
+    @property
+    def wish(self) -> str:
+        """See `Request.wish`."""
+        return "poll for runs that are due"
+
+
+AnyRequest: TypeAlias = Begin | Checkpoint | Finish | Release | Cancel | Signal | Receive | Enqueue | Poll

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from durable._engine.headers import stamp_header
 from durable._engine.leases import Lease
+from durable._engine.starts import Route
 from durable.errors import LeaseLost, RunCancelled
 from durable.records import Header, Record, Status, StepRecord
 from durable.stores.listing import NO_MOMENT, RunStatus, stands
@@ -25,10 +26,22 @@ class Run:
     expires: float = 0.0
     cancelled: bool = False
     foreign: dict[str, StepRecord] = field(default_factory=dict[str, StepRecord])  # another tool's failures
+    route: Route | None = None  # of a run that was started
+    priority: int = 0
+    due_at: datetime | None = None  # when a worker may take it; None of one that has ended, or is no worker's
 
     def is_held(self, now: float) -> bool:
         """Whether it is being executed."""
         return self.token is not None and self.expires > now
+
+    def is_due(self, at: datetime, now: float) -> bool:
+        """Whether a worker may take it at this moment, and at this reading."""
+        return self.due_at is not None and self.due_at <= at and not self.is_held(now)
+
+    def due_again(self, at: datetime, due_in: float, status: Status | None) -> datetime | None:
+        """When it is due after its holder has left it with this status."""
+        over = status not in (None, Status.QUEUED, Status.RUNNING)
+        return None if self.route is None or over else at + timedelta(seconds=due_in)
 
     def stands(self, now: float) -> RunStatus:
         """Where it stands."""

@@ -7,9 +7,10 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Self, TypeAlias, TypeVar, assert_never
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from durable._common.boundary import public_verbs
 from durable._common.checks import check_name
@@ -17,9 +18,10 @@ from durable._common.durations import Duration
 from durable._common.forks import renew_in_children
 from durable._common.locks import locked
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
-from durable._engine.headers import blank_header, claim_header, is_foreign
+from durable._engine.headers import blank_header, claim_header, grant_header, is_foreign, queue_header
 from durable._engine.leases import Lease
 from durable._engine.runs import is_executable
+from durable._engine.starts import NewRun, Started, name_workers
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, as_codec
 from durable.errors import ConcurrentExecution, DurableError, InvalidArgument
@@ -48,8 +50,11 @@ from durable.stores.requests import (
     Begin,
     Cancel,
     Checkpoint,
+    Enqueue,
     Finish,
     OnLateReply,
+    Poll,
+    Polled,
     Receive,
     Release,
     Request,
@@ -97,15 +102,19 @@ class MemoryStore:
             case Begin():
                 return self._begin(request.claim, request.alive)
             case Finish():
-                return self._finish(request.lease, request.status, request.record)
+                return self._finish(request)
             case Release():
-                return self._release(request.lease, request.status)
+                return self._release(request)
             case Cancel():
                 return self._cancel(request.run_id)
             case Signal():
                 return self._keep_signal(request.run_id, request.name, request.payload)
             case Receive():
                 return self._find_signal(request.lease, request.name, request.taken)
+            case Enqueue():
+                return self._enqueue(request.runs)
+            case Poll():
+                return self._poll(request)
             case never:
                 assert_never(never)
 
@@ -122,9 +131,12 @@ class MemoryStore:
         sent = self.clock.elapsed()
         run = self._runs.get(claim.run_id) or Run()
         held = run.is_held(sent)
-        if held or not is_executable(claim, run.header):
+        if held or run.due_at is not None or not is_executable(claim, run.header):
             endings = [record for record in run.journal() if record.kind in (Kind.RESULT, Kind.FAILURE)]
-            return Refused(run.header, endings, "this process" if held else None, run.expires - sent if held else None)
+            owner = "this process" if held else None
+            if run.due_at is not None and run.route is not None:
+                owner = name_workers(run.route.queue)
+            return Refused(run.header, endings, owner, run.expires - sent if held else None)
         header = run.header or blank_header()
         records, epoch, at = run.records, run.epoch + 1, run.updated_at
         if not claim.amends:
@@ -137,9 +149,70 @@ class MemoryStore:
         granted = Granted(lease, header, [records[seq] for seq in sorted(records)])
         claim.taken.append(lease)  # first, and the run in one piece: an interrupt comes where it will
         self._runs[claim.run_id] = Run(
-            header, records, at, epoch, lease.token, sent + claim.seconds, foreign=run.foreign
+            header, records, at, epoch, lease.token, sent + claim.seconds, foreign=run.foreign, route=run.route
         )
         return granted
+
+    @locked
+    def _enqueue(self, new: Sequence[NewRun]) -> list[Started]:
+        return [self._start(run) for run in new]
+
+    def _start(self, new: NewRun) -> Started:
+        at, header = self.clock.now(), queue_header(new)
+        for name, run in self._runs.items():
+            is_same = name == new.run_id or (
+                header.dedup is not UNSET
+                and run.header is not None
+                and run.header.dedup == header.dedup
+                and run.header.execution.status in (Status.QUEUED, Status.RUNNING)
+            )
+            if is_same and run.header is not None:
+                stored = run.header
+                hashed = stored.metadata.get("inputHash")
+                return Started(name, False, stored.workflow_name, hashed, stored.execution.status)
+        records = {}
+        if new.input is not None:
+            records[0] = Record(0, Kind.INPUT, Kind.INPUT, new.input.decode(), at, 0)
+        due_at = at + timedelta(seconds=new.delay) if new.at is None else new.at
+        self._runs[new.run_id] = Run(
+            queue_header(new, at=at), records, at, route=new.route, priority=new.priority, due_at=due_at
+        )
+        return Started(new.run_id, True, new.workflow, new.input_hash, Status.QUEUED)
+
+    def _poll(self, poll: Poll) -> Polled:
+        polled = self._take_due(poll)
+        for granted in polled.granted:
+            self._heartbeat.keep(granted.lease, partial(poll.alive, granted.lease))
+        return polled
+
+    @locked
+    def _take_due(self, poll: Poll) -> Polled:
+        if self._closed:
+            raise InvalidArgument("the store is closed")
+        at, now = self.clock.now(), self.clock.elapsed()
+        mine = {name: run for name, run in self._runs.items() if run.route in poll.routes and run.due_at is not None}
+        due = [(run.priority, run.due_at, name) for name, run in mine.items() if run.is_due(at, now)]
+        granted = [self._grant(name, mine[name], poll.seconds, at, now) for *_, name in sorted(due)[: poll.count]]
+        later = [run.due_at for run in mine.values() if run.due_at is not None and run.due_at > at]
+        return Polled(granted, (min(later) - at).total_seconds() if later else None)
+
+    def _grant(self, name: str, run: Run, seconds: float, at: datetime, now: float) -> Granted:
+        epoch = run.epoch + 1
+        crashes = 0
+        if run.token is not None and not any(record.epoch == run.epoch for record in run.records.values()):
+            crashes = run.header.execution.crashes + 1 if run.header is not None else 0
+        header = grant_header(run.header or blank_header(), epoch=epoch, owner=this_process(), at=at, crashes=crashes)
+        lease = Lease(name, f"{epoch}:{secrets.token_hex(8)}", epoch, seconds, now)
+        self._runs[name] = replace(
+            run,
+            header=header,
+            updated_at=at,
+            epoch=epoch,
+            token=lease.token,
+            expires=now + seconds,
+            due_at=at + timedelta(seconds=seconds),
+        )
+        return Granted(lease, header, run.journal())
 
     def _checkpoint(self, lease: Lease, record: Record, on_late_reply: OnLateReply | None) -> None:
         try:
@@ -157,33 +230,36 @@ class MemoryStore:
         run = fenced(self._runs.get(lease.run_id), lease)
         run.records[record.seq] = self._dated(record, run.epoch)
 
-    def _finish(self, lease: Lease, status: Status, record: Record) -> None:
-        self._end(lease, status, record)
-        self._heartbeat.drop(lease)
+    def _finish(self, finish: Finish) -> None:
+        self._end(finish)
+        self._heartbeat.drop(finish.lease)
 
     @locked
-    def _end(self, lease: Lease, status: Status, record: Record) -> None:
+    def _end(self, finish: Finish) -> None:
+        lease, at = finish.lease, self.clock.now()
         run = fenced(self._runs.get(lease.run_id), lease)
-        records = run.records | {record.seq: self._dated(record, run.epoch)}
-        self._runs[lease.run_id] = run.stamped(status, self.clock.now(), records=records, token=None)
+        records = run.records | {finish.record.seq: self._dated(finish.record, run.epoch)}
+        due_at = run.due_again(at, finish.due_in, finish.status)
+        self._runs[lease.run_id] = run.stamped(finish.status, at, records=records, token=None, due_at=due_at)
 
-    def _release(self, lease: Lease, status: Status | None) -> None:
-        self._heartbeat.drop(lease)
-        self._let_go(lease, status)
+    def _release(self, release: Release) -> None:
+        self._heartbeat.drop(release.lease)
+        self._let_go(release)
 
     @locked
-    def _let_go(self, lease: Lease, status: Status | None) -> None:
+    def _let_go(self, release: Release) -> None:
+        lease, status, at = release.lease, release.status, self.clock.now()
         run = self._runs.get(lease.run_id)
         if run is not None and run.token == lease.token:
-            free = replace(run, token=None)
-            self._runs[lease.run_id] = free if status is None else free.stamped(status, self.clock.now())
+            free = replace(run, token=None, due_at=run.due_again(at, release.due_in, status))
+            self._runs[lease.run_id] = free if status is None else free.stamped(status, at)
 
     @locked
     def _cancel(self, run_id: str) -> bool:
         run = self._runs.get(run_id)
-        if run is None or run.header is None or run.header.execution.status != Status.RUNNING:
+        if run is None or run.header is None or run.header.execution.status not in (Status.QUEUED, Status.RUNNING):
             return False
-        self._runs[run_id] = run.stamped(Status.CANCELLED, self.clock.now(), token=None, cancelled=True)
+        self._runs[run_id] = run.stamped(Status.CANCELLED, self.clock.now(), token=None, cancelled=True, due_at=None)
         return True
 
     @locked
@@ -297,6 +373,7 @@ class MemoryStore:
         stand = [run.stands(self.clock.elapsed()) for run in runs]
         texts = [record.text for run in runs for record in run.records.values()]
         return Stats(
+            queued=stand.count("queued"),
             running=stand.count("running"),
             interrupted=stand.count("interrupted"),
             completed=stand.count("completed"),
@@ -369,6 +446,8 @@ class MemoryStore:
             run = self._runs.get(lease.run_id)
             if run is not None and run.token == lease.token:
                 run.expires = self.clock.elapsed() + lease.seconds
+                if run.due_at is not None:
+                    run.due_at = self.clock.now() + timedelta(seconds=lease.seconds)
                 standing[lease.token] = True
             lease.cancelled = run is not None and run.cancelled
         return standing

@@ -6,12 +6,11 @@ import asyncio
 from functools import partial
 from typing import Any
 
-from durable._engine.decisions import ClaimReply
 from durable.stores._postgres.held import Held
 from durable.stores._postgres.jobs import checkpoint_job, job_of
 from durable.stores._postgres.requests import Requests, Work
 from durable.stores._work import await_work
-from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Release
+from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Poll, Release
 
 
 class AsyncRequests:
@@ -30,7 +29,7 @@ class AsyncRequests:
                 if on_late_reply is not None:
                     job.on_orphan = lambda job: on_late_reply(job.failure)
                 return resources.submit(job)
-            case Begin():  # of several jobs: a task
+            case Begin() | Poll():  # of several jobs: a task
                 begun = asyncio.ensure_future(await_work(requests.work(request), self._held.resources.submit))
                 begun.add_done_callback(_has_ended)
                 return begun
@@ -75,7 +74,7 @@ def _go_on(work: Work[Any], answer: asyncio.Future[Any]) -> None:
             raise
 
 
-def _has_ended(begun: asyncio.Future[ClaimReply]) -> None:
+def _has_ended(begun: asyncio.Future[Any]) -> None:
     """A caller that was cancelled does not ask what became of it, and asyncio need not complain of that."""
     if not begun.cancelled():
         begun.exception()

@@ -11,15 +11,18 @@ from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.headers import blank_header, open_header
 from durable._engine.leases import Lease
 from durable._engine.runs import is_executable
+from durable._engine.starts import name_workers
 from durable.errors import DurableError
 from durable.records import Kind, Record
 from durable.snapshots import header_and_records
 from durable.stores._postgres.dropped import dropped_rows
 from durable.stores._postgres.requirements import hidden_rows
 from durable.stores._postgres.rows import read_record
+from durable.stores._postgres.starts import queue_of
 from durable.stores.listing import headless
 
 _NEVER: Final = -1
+BEFORE_ALL: Final = -(2**31)  # the place of no record
 _claims: Final = itertools.count(1)  # of this process, whose `instance` is random
 
 
@@ -53,7 +56,7 @@ class Found:
 
     def __init__(self, claiming: Claiming, standing: Sequence[Any], server: str) -> None:
         claim = claiming.claim
-        epoch, token, owner, expires_in, exists, document, is_headless, is_hidden = standing
+        epoch, token, owner, expires_in, route, exists, document, is_headless, is_hidden = standing
         is_mine = token == f"{epoch}:{claiming.random}"
         self.problem: DurableError | None = None
         if is_hidden:
@@ -73,6 +76,8 @@ class Found:
         self.server = server
         self.lease: Lease | None = None
         self._standing = (owner, expires_in) if token is not None and expires_in > 0 else (None, None)
+        if route is not None:
+            self._standing = (name_workers(queue_of(route)), self._standing[1])
         # The epoch of a lease that is free; 0 where there is none.
         self._free_at = epoch or 0 if self._standing == (None, None) else None
         if is_mine and token is not None and claiming.sent is not None:

@@ -12,8 +12,10 @@ from durable._engine.leases import Lease
 from durable.records import Record, Status
 from durable.stores._postgres.claims import Claiming, Found
 from durable.stores._postgres.job import Job
+from durable.stores._postgres.polls import Polling
+from durable.stores._postgres.starts import Starting, plan_start
 from durable.stores._postgres.verbs import PostgresVerb, Way
-from durable.stores.requests import Cancel, Receive, Signal
+from durable.stores.requests import Cancel, Enqueue, Finish, Receive, Release, Signal
 
 CLAIM: Final = PostgresVerb("claim", Patience.FROM_OUTSIDE, way=Way.OF_CLAIMS, table="leases")
 READ: Final = PostgresVerb("read", way=Way.OF_JOURNALS)
@@ -26,8 +28,10 @@ RETURN: Final = PostgresVerb("return")  # the same, with no caller waiting
 CANCEL: Final = PostgresVerb("cancel", Patience.FROM_OUTSIDE, way=Way.ASIDE, table="documented runs", checks_rows=True)
 SIGNAL: Final = PostgresVerb("signal", Patience.FROM_OUTSIDE, carries_value=True, table="signals")
 RECEIVE: Final = PostgresVerb("receive")
+ENQUEUE: Final = PostgresVerb("enqueue", Patience.FROM_OUTSIDE, way=Way.OF_STARTS, carries_value=True, table="leases")
+POLL: Final = PostgresVerb("poll", Patience.FROM_OUTSIDE, way=Way.OF_POLLS, table="leases")
 
-OfOneJob: TypeAlias = Cancel | Signal | Receive
+OfOneJob: TypeAlias = Cancel | Signal | Receive | Enqueue
 """The requests that are one job, with nothing before it or after it."""
 
 _OVERHEAD: Final = 200  # bytes that an entry takes besides its text, about
@@ -40,6 +44,7 @@ class Writing(Struct, eq=False, gc=False):
     record: Record
     nonce: int
     status: Status | None = None
+    due_in: float = 0.0
 
 
 class SignalRow(Struct, gc=False):
@@ -98,8 +103,9 @@ def settle_job(checkpoint: Job) -> Job:
     return Job(SETTLE, lease.run_id, _OVERHEAD, reply_deadline(lease), lease, what=what, payload=payload)
 
 
-def finish_job(lease: Lease, status: Status, record: Record) -> Job:
+def finish_job(finish: Finish) -> Job:
     """A job that ends a run."""
+    lease, status, record = finish.lease, finish.status, finish.record
     size = len(record.text) + _OVERHEAD
     return Job(
         FINISH,
@@ -108,20 +114,25 @@ def finish_job(lease: Lease, status: Status, record: Record) -> Job:
         reply_deadline(lease, size),
         lease,
         what=f"the run's end ({status})",
-        payload=Writing(lease, record, random.getrandbits(63), status),
+        payload=Writing(lease, record, random.getrandbits(63), status, finish.due_in),
     )
 
 
-def release_job(lease: Lease, status: Status | None, deadline: float) -> Job:
+def release_job(release: Release, deadline: float) -> Job:
     """A job that gives a lease back."""
-    payload = (lease, status)
-    return Job(RELEASE, lease.run_id, _OVERHEAD, deadline, what="the release of its lease", payload=payload)
+    what = "the release of its lease"
+    return Job(RELEASE, release.lease.run_id, _OVERHEAD, deadline, what=what, payload=release)
 
 
-def return_job(lease: Lease, status: Status | None, deadline: float) -> Job:
+def return_job(release: Release, deadline: float) -> Job:
     """A job that gives a lease back when the database can be reached again."""
-    payload = (lease, status)
-    return Job(RETURN, lease.run_id, _OVERHEAD, deadline, what="the release of its lease", payload=payload)
+    what = "the release of its lease"
+    return Job(RETURN, release.lease.run_id, _OVERHEAD, deadline, what=what, payload=release)
+
+
+def poll_job(polling: Polling, deadline: float) -> Job:
+    """A job that takes what is due. Its answer is what is `Due`."""
+    return Job(POLL, "", _OVERHEAD, deadline, what="a worker's poll", payload=polling)
 
 
 class Asked(Protocol):
@@ -129,6 +140,11 @@ class Asked(Protocol):
 
     def row(self, run_id: str) -> str:
         """The id under which a run stands in the tables; `InvalidArgument` if it can have none."""
+        ...
+
+    @property
+    def prefix(self) -> str:
+        """What is put before each id."""
         ...
 
     def answer_by(self) -> float:
@@ -162,5 +178,10 @@ def job_of(request: OfOneJob, asked: Asked) -> Job:
             wanted = ReceiveRow(0, lease.row, request.name, list(request.taken))
             what = f"the wait for {request.name!r}"
             return Job(RECEIVE, lease.run_id, _OVERHEAD, lease.deadline, what=what, payload=wanted)
+        case Enqueue():  # sent twice, they are the same runs
+            starting = plan_start(request.runs, asked)
+            first, size = request.runs[0].run_id, sum(len(row.input or "") + 2 * _OVERHEAD for row in starting.rows)
+            what = f"the start of run {first!r}" if len(request.runs) == 1 else f"the start of {len(request.runs)} runs"
+            return Job(ENQUEUE, first, size, asked.answer_by() + size / MIN_SPEED, what=what, payload=starting)
         case never:
             assert_never(never)

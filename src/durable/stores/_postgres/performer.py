@@ -15,14 +15,16 @@ from durable._engine.leases import Lease
 from durable.clocks import Clock
 from durable.errors import DurableError, LeaseLost, RecordsLost
 from durable.records import Status
-from durable.stores._postgres.claims import Claiming, Found, claim_row, opening_row
+from durable.stores._postgres.claims import BEFORE_ALL, Claiming, Found, claim_row, opening_row
 from durable.stores._postgres.fences import NOT_ITS_OWN, Standing, leases_missing_records, refused, unverified_leases
 from durable.stores._postgres.job import ABSENT, Job
 from durable.stores._postgres.jobs import (
     CANCEL,
     CHECKPOINT,
     CLAIM,
+    ENQUEUE,
     FINISH,
+    POLL,
     READ,
     RECEIVE,
     RELEASE,
@@ -32,11 +34,13 @@ from durable.stores._postgres.jobs import (
     SIGNAL,
     Writing,
 )
+from durable.stores._postgres.polls import Due, Polling
 from durable.stores._postgres.session import Session
 from durable.stores._postgres.sql.loader import number_parameters
+from durable.stores._postgres.starts import Starting, read_started
 from durable.stores._postgres.verbs import PostgresVerb
+from durable.stores.requests import Release
 
-_BEFORE_ALL: Final = -(2**31)  # the place of no record
 _OVER: Final = "it had ended before the reply to its claim came"
 
 _json: Final = msgspec.json.Encoder()
@@ -61,6 +65,8 @@ class Statements:
             CANCEL: self._cancel,
             SIGNAL: self._signal,
             RECEIVE: self._receive,
+            ENQUEUE: self._enqueue,
+            POLL: self._poll,
         }
 
     def perform(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
@@ -112,7 +118,7 @@ class Statements:
             "dead": [claiming.dead for claiming in claimings if claiming.dead],
             "ids": [claiming.row for claiming in claimings],
             "randoms": [claiming.random for claiming in claimings],
-            "places": [_BEFORE_ALL for _ in claimings],
+            "places": [BEFORE_ALL for _ in claimings],
             "most": batches.page_bytes(len(jobs)),
             "rows": MAX_RECORDS + 1,
         }
@@ -228,8 +234,13 @@ class Statements:
         return [None if job.payload.lease.row in finished else _whole(job, next(fates)) for job in jobs]
 
     def _release(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
-        leases, statuses = zip(*(job.payload for job in jobs), strict=True)
-        columns = ([lease.row for lease in leases], [lease.token for lease in leases], list(statuses))
+        releases: list[Release] = [job.payload for job in jobs]
+        columns = (
+            [release.lease.row for release in releases],
+            [release.lease.token for release in releases],
+            [release.status for release in releases],
+            [release.due_in for release in releases],
+        )
         session.execute(self._sql["release_batch"], columns)
         return [None for _ in jobs]
 
@@ -248,6 +259,35 @@ class Statements:
             for n, number, payload in session.execute(self._sql["receive_batch"], (_numbered(jobs),))
         }
         return [found.get(n) for n in range(len(jobs))]
+
+    def _enqueue(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
+        startings: list[Starting] = [job.payload for job in jobs]
+        rows = [row for starting in startings for row in starting.rows]
+        for n, row in enumerate(rows):
+            row.n = n
+        values = {"runs": _json.encode(rows).decode()}
+        with _transaction(session):
+            new = session.queue(self._sql["enqueue"], values)
+            found = session.queue(self._sql["read_started"], values)
+        return read_started(startings, {n for (n,) in new}, found.fetchall(), startings[0].prefix)
+
+    def _poll(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
+        return [self._poll_one(session, job) for job in jobs]
+
+    def _poll_one(self, session: Session, job: Job) -> Due:
+        polling: Polling = job.payload
+        polling.sent = self._clock.elapsed()
+        values, held = polling.values(), None
+        with _transaction(session):
+            if job.doubtful:  # what was taken by a sending whose reply was lost
+                session.queue(self._sql["recall"], values | {"random": polling.renew()})
+                values = polling.values()
+            if polling.dead:
+                session.queue(self._sql["expire"], values)
+            due = session.queue(self._sql["poll"], values)
+            if polling.poll.looks_for_dead and not polling.dead:
+                held = session.queue(self._sql["held_near"], values)
+        return Due(polling, due.fetchall(), [] if held is None else held.fetchall(), session.server)
 
 
 def _by_run(rows: Iterable[tuple[Any, ...]]) -> dict[str, list[tuple[Any, ...]]]:
@@ -286,6 +326,7 @@ class _EndRow(Struct, gc=False):
     status: str
     records: int
     record: str  # as text: a result may be JSON's null, which would become SQL's
+    due_in: float
 
 
 def _columns(write: Writing) -> tuple[str, str, int, str, str, int]:
@@ -304,7 +345,7 @@ def _counted(jobs: Sequence[Job], answers: Sequence[Any]) -> Sequence[Any]:
 def _end_row(write: Writing) -> _EndRow:
     # A run that fails may do so with a record missing: it is executed again from what is stored, or not at all.
     records = write.lease.records if write.status == Status.COMPLETED else 0
-    return _EndRow(*_columns(write), write.status or "", records, write.record.text)
+    return _EndRow(*_columns(write), write.status or "", records, write.record.text, write.due_in)
 
 
 def _whole(job: Job, fate: Any) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar, assert_never
 
 from msgspec.structs import replace
@@ -11,7 +12,7 @@ from msgspec.structs import replace
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
 from durable.errors import DurableError, LeaseLost, OutcomeUnknown, StoreUnavailable
-from durable.records import Record, Status
+from durable.records import Record
 from durable.stores._heartbeat import OF_THE_PARENT
 from durable.stores._owner import is_dead
 from durable.stores._postgres.claims import Claiming, Found
@@ -22,12 +23,14 @@ from durable.stores._postgres.jobs import (
     claim_job,
     finish_job,
     job_of,
+    poll_job,
     read_job,
     release_job,
     renew_job,
     return_job,
 )
 from durable.stores._postgres.nesting import refuse_own_run
+from durable.stores._postgres.polls import Due, Polling
 from durable.stores._postgres.resources import Resources
 from durable.stores._postgres.settings import Settings
 from durable.stores._work import perform_work
@@ -37,6 +40,8 @@ from durable.stores.requests import (
     Checkpoint,
     Finish,
     OnLateReply,
+    Poll,
+    Polled,
     Release,
 )
 
@@ -62,7 +67,7 @@ class Requests:
         match request:
             case Checkpoint():
                 return self._checkpoint(request.lease, request.record, on_late_reply)
-            case Begin() | Finish() | Release():
+            case Begin() | Finish() | Release() | Poll():
                 return perform_work(self.work(request), self._held.resources.perform)
             case _:
                 return self._held.resources.perform(job_of(request, self))
@@ -79,15 +84,17 @@ class Requests:
                 on_late_reply(interrupt if job is None else job.fate(interrupt))
             raise
 
-    def work(self, request: Begin | Finish | Release) -> Work[Any]:
+    def work(self, request: Begin | Finish | Release | Poll) -> Work[Any]:
         """What is asked, as jobs, and what follows on their answers."""
         match request:
             case Begin():
                 return self._begin(request.claim, request.alive)
             case Finish():
-                return self._finish(request.lease, request.status, request.record)
+                return self._finish(request)
             case Release():
-                return self._release(request.lease, request.status)
+                return self._release(request)
+            case Poll():
+                return self._poll(request)
             case never:
                 assert_never(never)
 
@@ -111,28 +118,60 @@ class Requests:
             self._give_up(found)
             raise
 
-    def _finish(self, lease: Lease, status: Status, record: Record) -> Work[None]:
-        self.held_here(lease)
+    def _poll(self, poll: Poll) -> Work[Polled]:
+        due: Due = yield self._polling(poll)
+        dead = [(row, token) for row, token, owner in due.held if self._is_dead(owner, token)]
+        if dead and len(due.found) < poll.count:
+            rest = replace(poll, count=poll.count - len(due.found))
+            more: Due = yield self._polling(rest, dead)
+            due.found += more.found
+        granted: list[Granted] = []
         try:
-            yield finish_job(lease, status, record)
-        finally:
-            self._dropped(lease)
+            for found in due.found:
+                if found.lease is not None:
+                    self._keep(found, partial(poll.alive, found.lease))
+            for found in due.found:
+                granted += yield from self._granted(found)
+        except BaseException:
+            for found in due.found:
+                self._give_up(found)
+            raise
+        return Polled(granted, due.next_in)
 
-    def _release(self, lease: Lease, status: Status | None) -> Work[None]:
+    def _granted(self, found: Found) -> Work[list[Granted]]:
+        """One of what was polled, read; none where that is not possible now: it is given back."""
+        try:
+            while (job := self._reading(found, _always)) is not None:
+                yield job
+            reply = found.reply()
+        except DurableError:
+            self._give_up(found)
+            return []
+        return [reply] if isinstance(reply, Granted) else []
+
+    def _finish(self, finish: Finish) -> Work[None]:
+        self.held_here(finish.lease)
+        try:
+            yield finish_job(finish)
+        finally:
+            self._dropped(finish.lease)
+
+    def _release(self, release: Release) -> Work[None]:
+        lease = release.lease
         self._dropped(lease)
         if not self._is_held_here(lease):
             return
         if self._held.is_closed:
-            self._release_at_last(lease, status)
+            self._release_at_last(release)
             return
         try:
-            yield self._releasing(lease, status)
+            yield self._releasing(release)
         except (
             DurableError,
             RuntimeError,
         ):  # such as: no event loop to answer on, since this run's was closed under it
             with contextlib.suppress(StoreUnavailable):  # no thread can be started for it
-                self._leave(lease, status)
+                self._leave(release)
             raise
 
     def _claiming(self, claim: Claim, dead: str | None) -> Job:
@@ -144,9 +183,17 @@ class Requests:
         job.on_orphan = self._give_back
         return job
 
-    def _releasing(self, lease: Lease, status: Status | None = None) -> Job:
+    def _polling(self, poll: Poll, dead: Sequence[tuple[str, str]] = ()) -> Job:
+        """The job of a poll, after which the leases of these dead owners have ended."""
+        owner = self._held.resources.owner
+        polling = Polling(poll, self._settings, owner.instance, owner.text, dead)
+        job = poll_job(polling, self.answer_by())
+        job.on_orphan = self._give_back_polled
+        return job
+
+    def _releasing(self, release: Release) -> Job:
         """The job of a release; when the lease has ended by itself there is nothing to wait for."""
-        return release_job(lease, status, min(lease.deadline, self._clock.elapsed() + _RELEASE_WITHIN))
+        return release_job(release, min(release.lease.deadline, self._clock.elapsed() + _RELEASE_WITHIN))
 
     def _keep(self, found: Found, alive: Callable[[], bool]) -> None:
         """A lease that was granted is renewed from now on."""
@@ -170,20 +217,20 @@ class Requests:
         """What was claimed, and cannot be read, is given back, and that is not waited for."""
         if found.lease is not None:
             self._dropped(found.lease)
-            self._leave(found.lease)
+            self._leave(Release(found.lease))
 
-    def _leave(self, lease: Lease, status: Status | None = None) -> None:
+    def _leave(self, release: Release) -> None:
         """Give a lease back when the database answers, and wait for nothing; until then this process may take it at once."""
-        resources = self._held.resources
+        resources, lease = self._held.resources, release.lease
         resources.left(lease.token.partition(":")[2], lease.seconds)
-        job = return_job(lease, status, self._clock.elapsed() + lease.seconds)
+        job = return_job(release, self._clock.elapsed() + lease.seconds)
         resources.writer(job).post(job)
 
-    def _release_at_last(self, lease: Lease, status: Status | None = None) -> None:
+    def _release_at_last(self, release: Release) -> None:
         """Give back the lease of a run whose store was closed under it, on a connection for just that."""
         resources = self._held.make()
         try:
-            resources.perform(self._releasing(lease, status))
+            resources.perform(self._releasing(release))
         finally:
             resources.close()
 
@@ -196,12 +243,13 @@ class Requests:
         """The token that stands in the way and may be taken over: its owner is dead, or no other is kept out here."""
         if found.owner is None:
             return None
-        dead = (
-            not self._settings.excludes
-            or (self._settings.take_over_dead and is_dead(found.owner, found.token))
-            or self._held.resources.has_left(found.token)
-        )
+        dead = not self._settings.excludes or self._is_dead(found.owner, found.token)
         return found.token if dead else None
+
+    def _is_dead(self, owner: str, token: str | None) -> bool:
+        """Whether no run is executed under the lease of this token: its owner is dead, or it is our own and was left."""
+        is_proven = self._settings.take_over_dead and is_dead(owner, token)
+        return is_proven or self._held.resources.has_left(token)
 
     def _is_held_here(self, lease: Lease) -> bool:
         """Whether the lease is this process's own, not that of the one which forked it."""
@@ -213,6 +261,11 @@ class Requests:
         if resources.mark not in lease.token:
             raise LeaseLost(lease.run_id, OF_THE_PARENT)
         return resources
+
+    @property
+    def prefix(self) -> str:
+        """See `jobs.Asked`."""
+        return self._settings.prefix
 
     def row(self, run_id: str) -> str:
         """See `jobs.Asked`."""
@@ -229,6 +282,15 @@ class Requests:
     def _give_back(self, claimed: Job) -> None:
         if claimed.failure is None:
             self._give_up(claimed.answer)
+
+    def _give_back_polled(self, polled: Job) -> None:
+        if polled.failure is None:
+            for found in polled.answer.found:
+                self._give_up(found)
+
+
+def _always() -> bool:
+    return True
 
 
 def _taken_from(dead: str | None, reply: ClaimReply) -> ClaimReply:

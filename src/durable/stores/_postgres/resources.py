@@ -48,6 +48,8 @@ class Resources:
         self._large = Writer(statements, connections, clock, self.watchdog)
         self._claims = Writer(statements, connections, clock, self.watchdog)
         self._long = Writer(statements, connections, clock, self.watchdog)
+        self._starts = Writer(statements, connections, clock, self.watchdog)
+        self._polls = Writer(statements, connections, clock, self.watchdog)
         self.transactions = Transactions(connections, sql, clock, self.perform, max_transactions)
         self.heartbeat = Heartbeat(self._renew, self._look, clock)
         self._heartbeat_connection: Connection | None = None
@@ -80,6 +82,10 @@ class Resources:
             return self._large if is_large else self._small
         if way is Way.ASIDE:
             return self._large
+        if way is Way.OF_POLLS:
+            return self._polls
+        if way is Way.OF_STARTS:
+            return self._starts
         return self._long if is_large or way is Way.OF_JOURNALS else self._claims
 
     def left(self, claim: str, seconds: float) -> None:
@@ -110,7 +116,7 @@ class Resources:
         hold(self._closing, self._close)
 
     def _close(self) -> None:
-        for writer in (self._claims, self._long, self._small, self._large):
+        for writer in (self._polls, self._starts, self._claims, self._long, self._small, self._large):
             writer.close()  # a lease that was claimed and not taken is given back
         has_ended = self.heartbeat.close()
         self.watchdog.close()

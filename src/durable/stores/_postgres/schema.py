@@ -41,6 +41,9 @@ _COLUMNS: Final = {
         "owner_token": "text",
         "owner": "text",
         "expires_at": "timestamp with time zone",
+        "route": "text",
+        "priority": "smallint",
+        "due_at": "timestamp with time zone",
     },
 }
 

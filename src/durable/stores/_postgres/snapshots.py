@@ -109,7 +109,7 @@ class Snapshots:
 
         def replaced(session: Session) -> None:
             with _transaction(session):
-                self._lock(session, run_id, row, force=False, epoch=new.execution.epoch)
+                self._lock(session, run_id, row, force=False, epoch=new.execution.epoch, stays=True)
                 if self._read(session, run_id, row) != old:
                     raise ConcurrentExecution(run_id, "somebody who has changed it meanwhile")
                 self._write(session, values)
@@ -196,15 +196,12 @@ class Snapshots:
         condition = STATUSES[wanted]
         old = self._query("old", status=condition, idle=IDLE)
         still_old = self._query("still_old", status=condition)
-        values: dict[str, Any] = {"prefix": self._prefix, "limit": PAGE, "force": False, "epoch": 0}
+        values: dict[str, Any] = {"prefix": self._prefix, "limit": PAGE, "force": False, "epoch": 0, "stays": True}
 
         def batch(session: Session) -> tuple[int, int]:
             found = [row for (row,) in session.execute(old, values)]
             with _transaction(session):
-                free = [
-                    row
-                    for (row,) in session.execute(self._query("lock_runs"), {"ids": found, "force": False, "epoch": 0})
-                ]
+                free = [row for (row,) in session.execute(self._query("lock_runs"), values | {"ids": found})]
                 gone = [row for (row,) in session.execute(still_old, values | {"ids": free})]
                 self._delete(session, gone)
                 self._held.resources.heartbeat.mark_deleted(gone)
@@ -251,7 +248,15 @@ class Snapshots:
             return counts, records, size, orphaned, is_estimate
 
         counts, records, size, orphaned, is_estimate = self._done(asked)
-        runs = {"running": 0, "interrupted": 0, "completed": 0, "failed": 0, "cancelled": 0, "unreadable": 0}
+        runs = {
+            "queued": 0,
+            "running": 0,
+            "interrupted": 0,
+            "completed": 0,
+            "failed": 0,
+            "cancelled": 0,
+            "unreadable": 0,
+        }
         for status, held, owner, token, count in counts:
             runs[stands(status, held=held and not self._is_dead(owner, token)) or "unreadable"] += count
         return Stats(**runs, records=records, bytes=size, orphaned=orphaned, is_estimate=is_estimate)
@@ -288,9 +293,9 @@ class Snapshots:
         refuse_own_run(self._held.resources.connections.where, row, what)
         return row
 
-    def _lock(self, session: Session, id: str, row: str, *, force: bool, epoch: int = 0) -> None:
+    def _lock(self, session: Session, id: str, row: str, *, force: bool, epoch: int = 0, stays: bool = False) -> None:
         forced = force or not self._settings.excludes
-        values = {"ids": [row], "id": row, "force": forced, "epoch": epoch}
+        values = {"ids": [row], "id": row, "force": forced, "epoch": epoch, "stays": stays}
         for _ in range(_LOOKS):
             if session.execute(self._query("lock_runs"), values).rowcount:
                 return

@@ -14,6 +14,8 @@ class Way(Enum):
     ASIDE = "among large ones: it may wait for another transaction"
     OF_CLAIMS = "among claims, or with what is long of these"
     OF_JOURNALS = "with what is long of claims"
+    OF_STARTS = "among starts: one may wait for another of the same id"
+    OF_POLLS = "among polls, which wait for nothing"
 
 
 class PostgresVerb(Verb, frozen=True, eq=False):

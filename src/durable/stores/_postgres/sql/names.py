@@ -41,6 +41,8 @@ class Names:
         indexes = {
             "snapshots_index": sql.Identifier(_index_name(self.table, "updated_at_idx")),
             "status_index": sql.Identifier(_index_name(self.table, "status_idx")),
+            "dedup_index": sql.Identifier(_index_name(self.table, "dedup_idx")),
+            "due_index": sql.Identifier(_index_name(self._tables["locks"], "due_idx")),
         }
         known = {name: value.as_string(None) for name, value in {**qualified, **indexes}.items()}
         # As text values, for statements that look a table up by its name.

@@ -29,6 +29,7 @@ STATUSES: Final[Mapping[str | None, str]] = {
     None: "true",
     "running": f"{_STATUS} = 'running' AND {_HELD}",
     "interrupted": f"{_STATUS} = 'running' AND NOT {_HELD}",
+    "queued": f"{_STATUS} = 'queued'",
     "completed": f"{_STATUS} = 'completed'",
     "failed": f"{_STATUS} = 'failed'",
     "cancelled": f"{_STATUS} = 'cancelled'",
@@ -39,7 +40,11 @@ AFTER: Final[Mapping[str, str]] = {
     "a moment": "(run.updated_at, run.id) < (%(moment)s, %(id)s)",
     "no moment": "(run.updated_at IS NOT NULL OR run.id < %(id)s)",
 }
-IDLE: Final = f"NOT {_HELD}"
+# Neither held nor a worker's to take.
+IDLE: Final = (
+    f"NOT {_HELD} AND NOT EXISTS "
+    "(SELECT FROM {locks} AS lease WHERE lease.workflow_id = run.id AND lease.due_at IS NOT NULL)"
+)
 
 
 @cache

@@ -15,13 +15,16 @@ SELECT seq, key, kind, text, at, epoch
 
 -- name: lock_runs
 -- The answer is the runs that were not being executed, or that are taken from their owners. Epochs go on from that of the header
--- that is written, if it comes from elsewhere. A run that a trigger leaves to its owner is not in the answer.
+-- that is written, if it comes from elsewhere. A run that a trigger leaves to its owner is not in the answer. What is written anew
+-- is no worker's; a run that `stays` goes on as what it is.
 WITH locked AS (
 INSERT INTO {locks} AS lease (workflow_id, epoch, expires_at)
 SELECT id, %(epoch)s, clock_timestamp()
   FROM (SELECT DISTINCT id FROM unnest(%(ids)s::text[]) AS asked (id) ORDER BY id) AS asked
 ON CONFLICT (workflow_id) DO UPDATE
-   SET epoch = GREATEST(lease.epoch + 1, excluded.epoch), owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
+   SET epoch = GREATEST(lease.epoch + 1, excluded.epoch), owner_token = NULL, owner = NULL, expires_at = clock_timestamp(),
+       route = CASE WHEN %(stays)s THEN lease.route END,
+       due_at = CASE WHEN %(stays)s THEN lease.due_at END
  WHERE lease.owner_token IS NULL OR lease.expires_at <= clock_timestamp() OR %(force)s
 RETURNING workflow_id, owner_token
 )

@@ -4,7 +4,7 @@
 -- name: take_leases
 -- Take each lease that is free, if its claim may execute the run (the same conditions as `runs.is_executable`; `is_foreign` is that
 -- of `headers`; a journal without its header cannot be resumed). The first look locks nothing, so that polling does not disturb a
--- holder; what it let through is checked again under the row lock. Time is the server's.
+-- holder; what it let through is checked again under the row lock. Time is the server's. What is due is the workers'.
 WITH asked AS (
     SELECT *
       FROM json_to_recordset(%(claims)s::json) AS asked (
@@ -16,8 +16,9 @@ SELECT asked.id, 1, '1:' || asked.random, asked.owner, clock_timestamp() + make_
   FROM asked
   LEFT JOIN LATERAL (SELECT id, snapshot, {foreign} AS is_foreign FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run ON true
   LEFT JOIN LATERAL (
-       SELECT owner_token, expires_at FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS held ON true
+       SELECT owner_token, expires_at, due_at FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS held ON true
  WHERE (held.expires_at > clock_timestamp() AND held.owner_token IS DISTINCT FROM asked.dead) IS NOT TRUE
+   AND held.due_at IS NULL
    AND CASE
            WHEN run.id IS NULL
            THEN asked.may_create AND NOT EXISTS (SELECT FROM {steps} WHERE workflow_id = asked.id)
@@ -42,7 +43,7 @@ ON CONFLICT (workflow_id) DO UPDATE
        owner_token = (lease.epoch + 1) || ':' || split_part(excluded.owner_token, ':', 2),
        owner = excluded.owner,
        expires_at = excluded.expires_at
- WHERE lease.expires_at <= clock_timestamp() OR lease.owner_token = ANY (%(dead)s::text[])
+ WHERE (lease.expires_at <= clock_timestamp() OR lease.owner_token = ANY (%(dead)s::text[])) AND lease.due_at IS NULL
 
 -- name: open_runs
 -- Where the lease is now ours: write the header and input of a new run, or mark an old one as running; what another tool
@@ -125,6 +126,7 @@ ON CONFLICT (workflow_id, seq) DO NOTHING
 -- A long document is left where it is, and read when the lease is known to be renewed.
 SELECT asked.id, lease.epoch, lease.owner_token, lease.owner,
        extract(epoch FROM lease.expires_at - clock_timestamp())::float8 AS expires_in,
+       CASE WHEN lease.due_at IS NOT NULL THEN lease.route END AS route,
        run.id IS NOT NULL, CASE WHEN pg_column_size(run.snapshot) <= %(most)s THEN run.snapshot::text END,
        CASE WHEN run.id IS NULL THEN EXISTS (SELECT FROM {steps} WHERE workflow_id = asked.id) END AS is_headless,
        row_security_active({steps_text}) OR row_security_active({snapshots_text})
@@ -240,7 +242,8 @@ SELECT 1 / count(*) FROM written
 WITH asked AS MATERIALIZED (
     SELECT *
       FROM json_to_recordset(%s::json) AS asked (
-           id text, token text, status text, records bigint, seq integer, key text, kind text, nonce bigint, record text)
+           id text, token text, status text, records bigint, seq integer, key text, kind text, nonce bigint, record text,
+           due_in float8)
 ), held AS MATERIALIZED (
     SELECT lease.workflow_id, lease.epoch
       FROM (SELECT id, token
@@ -278,7 +281,10 @@ WITH asked AS MATERIALIZED (
     RETURNING workflow_id
 )
 UPDATE {locks} AS given_back
-   SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
+   SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp(), due_at = (
+           SELECT clock_timestamp() + make_interval(secs => asked.due_in)
+             FROM asked
+            WHERE asked.id = given_back.workflow_id AND given_back.route IS NOT NULL AND asked.status IN ('queued', 'running'))
  WHERE given_back.workflow_id = ANY (ARRAY(SELECT workflow_id FROM ended))
    AND ln(((SELECT count(*) FROM header WHERE stands) = (SELECT count(*) FROM held))::integer) = 0
    AND 1 / ((SELECT count(*) FROM ended) = (SELECT count(*) FROM header))::integer = 1
@@ -287,15 +293,21 @@ RETURNING given_back.workflow_id
 -- name: release_batch
 -- A run that goes back to having failed says again why.
 WITH held AS MATERIALIZED (
-    SELECT lease.workflow_id, run.status
-      FROM (SELECT * FROM unnest(%s::text[], %s::text[], %s::text[]) AS asked (id, token, status) ORDER BY id) AS run
+    SELECT lease.workflow_id, run.status, run.due_in
+      FROM (SELECT *
+              FROM unnest(%s::text[], %s::text[], %s::text[], %s::float8[]) AS asked (id, token, status, due_in)
+             ORDER BY id) AS run
      CROSS JOIN LATERAL (
            SELECT workflow_id FROM {locks}
             WHERE workflow_id = run.id AND owner_token = run.token
               FOR UPDATE) AS lease
 ), given_back AS (
-    UPDATE {locks}
-       SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp()
+    UPDATE {locks} AS lease
+       SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp(), due_at = (
+               SELECT clock_timestamp() + make_interval(secs => held.due_in)
+                 FROM held
+                WHERE held.workflow_id = lease.workflow_id AND lease.route IS NOT NULL
+                  AND COALESCE(held.status, 'running') IN ('queued', 'running'))
      WHERE workflow_id = ANY (ARRAY(SELECT workflow_id FROM held))
     RETURNING workflow_id
 )
@@ -340,6 +352,7 @@ SELECT step.workflow_id, step.seq, step.nonce
 -- name: renew
 -- All leases of a process at once; the answer is those that stand, and whether each was renewed. FOR NO KEY UPDATE lets
 -- checkpoints pass. A row that is locked elsewhere is left for the next time: waiting for one would cost all the others.
+-- When a run of a worker is due is in an index, so it is put off once in half a lease; a change of expires_at alone stays on its page.
 WITH asked AS MATERIALIZED (
     SELECT * FROM unnest(%s::text[], %s::text[], %s::float8[]) AS asked (id, token, seconds) ORDER BY id
 ), kept AS MATERIALIZED (
@@ -351,7 +364,9 @@ WITH asked AS MATERIALIZED (
               FOR NO KEY UPDATE SKIP LOCKED) AS lease
 ), renewed AS (
     UPDATE {locks} AS lease
-       SET expires_at = clock_timestamp() + make_interval(secs => kept.seconds)
+       SET expires_at = clock_timestamp() + make_interval(secs => kept.seconds),
+           due_at = CASE WHEN lease.due_at > clock_timestamp() + make_interval(secs => kept.seconds / 2) THEN lease.due_at
+                         WHEN lease.due_at IS NOT NULL THEN clock_timestamp() + make_interval(secs => kept.seconds) END
       FROM kept
      WHERE lease.workflow_id = kept.workflow_id
     RETURNING lease.owner_token
@@ -381,11 +396,11 @@ WITH held AS MATERIALIZED (
                             || jsonb_build_object('status', 'cancelled', 'lastUpdated', now())),
            updated_at = now()
      WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM held))
-       AND run.snapshot->'execution'->>'status' = 'running'
+       AND run.snapshot->'execution'->>'status' IN ('queued', 'running')
     RETURNING run.id, run.snapshot->'execution'->>'status' IS NOT DISTINCT FROM 'cancelled' AS stands
 ), lease AS (
     UPDATE {locks}
-       SET owner_token = NULL, owner = 'cancelled', expires_at = clock_timestamp()
+       SET owner_token = NULL, owner = 'cancelled', expires_at = clock_timestamp(), due_at = NULL
      WHERE workflow_id = ANY (ARRAY(SELECT id FROM header WHERE stands))
     RETURNING owner_token IS NULL AND owner IS NOT DISTINCT FROM 'cancelled' AS is_taken
 )
@@ -393,7 +408,7 @@ SELECT run.id, header.id IS NOT NULL
   FROM held
  CROSS JOIN LATERAL (SELECT id, snapshot FROM {snapshots} WHERE id = held.workflow_id OFFSET 0) AS run
   LEFT JOIN header ON header.id = run.id AND header.stands
- WHERE (header.id IS NOT NULL OR run.snapshot->'execution'->>'status' = 'running')
+ WHERE (header.id IS NOT NULL OR run.snapshot->'execution'->>'status' IN ('queued', 'running'))
    AND sqrt(((SELECT count(*) FROM lease WHERE is_taken)
               = (SELECT count(*) FROM header WHERE stands))::integer - 1) = 0
 
@@ -426,6 +441,187 @@ SELECT asked.n, signal.number, signal.payload
         WHERE workflow_id = asked.id AND name = asked.name AND number <> ALL (asked.taken)
         ORDER BY number
         LIMIT 1) AS signal
+
+-- name: enqueue
+-- The lease row before the header before the journal, as everywhere: of a run that is not there, and whose `dedup` no other run
+-- has that has not ended. (Of two that come at once, the unique index refuses one, which is sent again.) It locks no row that is
+-- there. The answer is those that are new.
+WITH asked AS MATERIALIZED (
+    SELECT DISTINCT ON (COALESCE(header->>'dedup', id)) *
+      FROM (SELECT DISTINCT ON (id) *
+              FROM json_to_recordset(%(runs)s::json) AS asked (
+                   n integer, id text, route text, priority smallint, at timestamptz, delay float8, header jsonb, input text,
+                   nonce bigint)
+             ORDER BY id, n) AS run
+     ORDER BY COALESCE(header->>'dedup', id), n
+), lease AS (
+    INSERT INTO {locks} (workflow_id, epoch, expires_at, route, priority, due_at)
+    SELECT id, 0, clock_timestamp(), route, priority, COALESCE(at, clock_timestamp() + make_interval(secs => delay))
+      FROM asked
+     WHERE NOT EXISTS (SELECT FROM {snapshots} WHERE id = asked.id)
+       AND NOT EXISTS (SELECT FROM {steps} WHERE workflow_id = asked.id)
+       AND NOT EXISTS (
+           SELECT FROM {snapshots} AS other
+            WHERE other.snapshot->'dedup' = asked.header->'dedup' AND other.snapshot->'dedup' IS NOT NULL
+              AND other.snapshot->'execution'->>'status' IN ('queued', 'running'))
+     ORDER BY id
+    ON CONFLICT (workflow_id) DO NOTHING
+    RETURNING workflow_id
+), header AS (
+    INSERT INTO {snapshots} (id, snapshot, updated_at)
+    SELECT asked.id,
+           asked.header || jsonb_build_object('execution', jsonb_build_object('status', 'queued', 'lastUpdated', now())),
+           now()
+      FROM lease
+      JOIN asked ON asked.id = lease.workflow_id
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id
+), input AS (
+    INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
+    SELECT asked.id, 0, 'input', 'input', asked.nonce, 0, asked.input::json
+      FROM header
+      JOIN asked ON asked.id = header.id
+     WHERE asked.input IS NOT NULL
+)
+SELECT asked.n FROM header JOIN asked ON asked.id = header.id
+
+-- name: read_started
+-- In a statement of its own, which sees what the one before has waited for.
+SELECT asked.n, run.id, run.snapshot->>'workflowName', run.snapshot->'metadata'->>'inputHash',
+       run.snapshot->'execution'->>'status',
+       EXISTS (SELECT FROM {steps} WHERE workflow_id = run.id AND seq = 0 AND nonce = asked.nonce AND kind = 'input')
+  FROM json_to_recordset(%(runs)s::json) AS asked (n integer, id text, header json, nonce bigint)
+ CROSS JOIN LATERAL (
+       SELECT 0 AS place, id, snapshot FROM {snapshots} WHERE id = asked.id
+        UNION ALL
+       SELECT 1, id, snapshot
+         FROM {snapshots}
+        WHERE snapshot->'dedup' = (asked.header->'dedup')::jsonb AND snapshot->'dedup' IS NOT NULL
+          AND snapshot->'execution'->>'status' IN ('queued', 'running')
+        ORDER BY place
+        LIMIT 1) AS run
+
+-- name: poll
+-- Take what is due, the most urgent first, of the routes that this worker has; rows are met one by one, so that no more are locked
+-- than are taken, and none that is locked is waited for. A run that was held before, and is due, was left by its owner: the
+-- lease has ended. Each of the three conditions on due_at is needed: `due_at <= now` does not imply to the planner that the index
+-- has it. The answer is what was taken, with its input where nothing else can be in its journal, and when the next run is due.
+WITH due AS MATERIALIZED (
+    SELECT lease.*
+      FROM (SELECT asked.route, class.priority::smallint
+              FROM unnest(%(routes)s::text[]) WITH ORDINALITY AS asked (route, place)
+             CROSS JOIN generate_series(0, 9) AS class (priority)
+             ORDER BY class.priority, asked.place) AS way
+     CROSS JOIN LATERAL (
+           SELECT workflow_id, epoch, owner_token, owner
+             FROM {locks}
+            WHERE route = way.route AND priority = way.priority
+              AND due_at < 'infinity' AND due_at <= statement_timestamp()
+              AND (owner_token IS NULL OR expires_at <= statement_timestamp())
+            ORDER BY due_at
+              FOR UPDATE SKIP LOCKED) AS lease
+     LIMIT %(count)s
+), taken AS (
+    UPDATE {locks} AS lease
+       SET epoch = due.epoch + 1,
+           owner_token = (due.epoch + 1) || ':' || %(random)s || '.' || due.n,
+           owner = %(owner)s,
+           expires_at = clock_timestamp() + make_interval(secs => %(seconds)s),
+           due_at = clock_timestamp() + make_interval(secs => %(seconds)s)
+      FROM (SELECT *, row_number() OVER () AS n FROM due) AS due
+     WHERE lease.workflow_id = ANY (ARRAY(SELECT workflow_id FROM due)) AND lease.workflow_id = due.workflow_id
+    RETURNING lease.workflow_id, lease.epoch, lease.owner_token, split_part(lease.owner, ' ', 1) AS owner, due.n,
+              due.owner_token AS left_by, due.owner AS former
+), header AS (
+    UPDATE {snapshots} AS run
+       SET snapshot = run.snapshot || jsonb_build_object('execution', (
+               SELECT jsonb_strip_nulls(jsonb_build_object(
+                          'status', 'running',
+                          'lastUpdated', now(),
+                          'startedAt', COALESCE(NULLIF(old.of->>'startedAt', ''), to_jsonb(now())#>>'{}'),
+                          'epoch', taken.epoch,
+                          'owner', taken.owner,
+                          'began', now(),
+                          'crashes', CASE
+                              WHEN taken.left_by IS NULL THEN NULL
+                              WHEN pg_postmaster_start_time() > (old.of->>'began')::timestamptz THEN old.of->'crashes'
+                              WHEN EXISTS (
+                                   SELECT FROM {steps}
+                                    WHERE workflow_id = taken.workflow_id AND epoch = taken.epoch - 1) THEN NULL
+                              ELSE to_jsonb(COALESCE((old.of->>'crashes')::integer, 0) + 1) END,
+                          'earlier', CASE
+                              WHEN old.of->'epoch' IS NULL THEN old.of->'earlier'
+                              WHEN jsonb_array_length(old.before) < 10 THEN old.before || old.last
+                              ELSE (old.before || old.last) - 0 END))
+                 FROM (SELECT this.of,
+                              CASE WHEN jsonb_typeof(this.of->'earlier') = 'array'
+                                   THEN this.of->'earlier' ELSE '[]' END AS before,
+                              jsonb_build_array(jsonb_build_object(
+                                  'epoch', this.of->'epoch',
+                                  'owner', COALESCE(this.of->'owner', '""'),
+                                  'began', COALESCE(this.of->'began', '""'))) AS last
+                         FROM (SELECT run.snapshot->'execution' AS of) AS this) AS old)),
+           updated_at = now()
+      FROM taken
+     WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM taken)) AND run.id = taken.workflow_id
+    RETURNING run.id, run.snapshot::text AS document
+)
+SELECT extract(epoch FROM next.due_at - statement_timestamp())::float8, run.*
+  FROM (SELECT min(first.due_at) AS due_at
+          FROM unnest(%(routes)s::text[]) AS asked (route)
+         CROSS JOIN generate_series(0, 9) AS class (priority)
+         CROSS JOIN LATERAL (
+               SELECT due_at
+                 FROM {locks}
+                WHERE route = asked.route AND priority = class.priority::smallint
+                  AND due_at < 'infinity' AND due_at > statement_timestamp()
+                ORDER BY due_at
+                LIMIT 1) AS first) AS next
+  LEFT JOIN (
+       SELECT taken.workflow_id, taken.epoch, taken.owner_token, taken.n, taken.left_by, taken.former,
+              header.document, input.record, input.at, input.epoch
+         FROM taken
+         LEFT JOIN header ON header.id = taken.workflow_id
+         LEFT JOIN LATERAL (
+              SELECT record::text AS record, extract(epoch FROM created_at)::float8 AS at, epoch
+                FROM {steps}
+               WHERE workflow_id = taken.workflow_id AND seq = 0 AND taken.epoch = 1) AS input ON true) AS run ON true
+
+-- name: recall
+-- Give back what a poll has taken whose reply was lost.
+UPDATE {locks}
+   SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp(), due_at = clock_timestamp()
+ WHERE workflow_id IN (
+       SELECT lease.workflow_id
+         FROM unnest(%(routes)s::text[]) AS asked (route)
+        CROSS JOIN generate_series(0, 9) AS class (priority)
+        CROSS JOIN LATERAL (
+              SELECT workflow_id
+                FROM {locks}
+               WHERE route = asked.route AND priority = class.priority::smallint
+                 AND due_at < 'infinity' AND due_at > statement_timestamp()
+                 AND split_part(owner_token, ':', 2) LIKE %(random)s || '.%%'
+                 FOR UPDATE) AS lease)
+
+-- name: held_near
+-- The leases of other processes of this machine, which may be dead.
+SELECT lease.workflow_id, lease.owner_token, lease.owner
+  FROM unnest(%(routes)s::text[]) AS asked (route)
+ CROSS JOIN generate_series(0, 9) AS class (priority)
+ CROSS JOIN LATERAL (
+       SELECT workflow_id, owner_token, owner
+         FROM {locks}
+        WHERE route = asked.route AND priority = class.priority::smallint
+          AND due_at < 'infinity' AND due_at > statement_timestamp()
+          AND due_at <= statement_timestamp() + make_interval(secs => %(seconds)s)
+          AND starts_with(owner, %(host)s) AND owner <> %(owner)s) AS lease
+ LIMIT 1000
+
+-- name: expire
+-- The leases of owners that are dead, to be taken by whoever polls next.
+UPDATE {locks}
+   SET expires_at = clock_timestamp(), due_at = clock_timestamp()
+ WHERE workflow_id = ANY (%(dead_ids)s::text[]) AND owner_token = ANY (%(dead)s::text[])
 
 -- name: columns
 SELECT asked.name, attribute.attname, format_type(attribute.atttypid, attribute.atttypmod)

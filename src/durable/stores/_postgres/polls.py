@@ -1,0 +1,85 @@
+"""Polls: what is sent for one, and what it has found."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, Final
+
+from durable._engine.decisions import Claim
+from durable._engine.leases import Lease
+from durable.stores._owner import HOST
+from durable.stores._postgres.claims import BEFORE_ALL, Claiming, Found
+from durable.stores._postgres.rows import read_record
+from durable.stores._postgres.settings import Settings
+from durable.stores._postgres.starts import render_route
+from durable.stores.requests import Poll
+
+_polls: Final = itertools.count(1)  # of this process, whose `instance` is random
+
+
+class Polling:
+    """The payload of a poll. `random` makes the tokens of what it takes; it is another for each sending."""
+
+    __slots__ = ("_instance", "dead", "owner", "poll", "random", "routes", "sent", "settings")
+
+    def __init__(
+        self, poll: Poll, settings: Settings, instance: str, owner: str, dead: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        self.poll = poll
+        self.settings = settings
+        self.routes = [render_route(route, settings.prefix) for route in poll.routes]
+        self.owner = owner
+        #: The rows and tokens of leases whose owners are dead.
+        self.dead = dead
+        self._instance = instance
+        self.random = f"{instance}.p{next(_polls)}"
+        self.sent = 0.0
+
+    def renew(self) -> str:
+        """Another random for the next sending; that of the last one, whose leases are to be given back."""
+        last, self.random = self.random, f"{self._instance}.p{next(_polls)}"
+        return last
+
+    def values(self) -> dict[str, Any]:
+        """The parameters of its statements."""
+        return {
+            "routes": self.routes,
+            "count": self.poll.count,
+            "random": self.random,
+            "owner": self.owner,
+            "seconds": self.poll.seconds,
+            "host": HOST,
+            "dead_ids": [row for row, _ in self.dead],
+            "dead": [token for _, token in self.dead],
+        }
+
+
+class Due:
+    """What a poll has found: the runs that it has taken, and the leases of other processes here, which may be dead."""
+
+    __slots__ = ("found", "held", "next_in")
+
+    def __init__(self, polling: Polling, rows: Sequence[Any], held: Sequence[Any], server: str) -> None:
+        self.next_in: float | None = rows[0][0] if rows else None
+        self.held: Sequence[tuple[str, str, str]] = held
+        self.found = [_found(polling, row[1:], server) for row in rows if row[1] is not None]
+
+
+def _found(polling: Polling, row: Sequence[Any], server: str) -> Found:
+    row_id, epoch, token, n, _, _, document, record, at, written_under = row
+    run_id, seconds = row_id.removeprefix(polling.settings.prefix), polling.poll.seconds
+    claiming = Claiming(Claim(run_id=run_id, workflow="", version=0, seconds=seconds), row_id, "", polling.owner, None)
+    claiming.random, claiming.sent = f"{polling.random}.{n}", polling.sent
+    standing = (epoch, token, polling.owner, seconds, None, document is not None, document, False, False)
+    found = Found(claiming, standing, server)
+    if epoch > 1:
+        found.place = BEFORE_ALL  # its last owner may have written until the lease was taken: read in a later statement
+    elif record is not None:
+        found.records.append(read_record(0, "input", "input", record, at, written_under))
+    return found
+
+
+def leases_of(due: Due) -> list[Lease]:
+    """The leases that were taken."""
+    return [found.lease for found in due.found if found.lease is not None]

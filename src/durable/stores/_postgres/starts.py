@@ -1,0 +1,95 @@
+"""Runs that are started: what is sent for them, and which runs they have led to."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from durable._engine.headers import queue_header
+from durable._engine.starts import NewRun, Route, Started
+from durable.records import Header
+
+_json: Final = msgspec.json.Encoder()
+
+
+class StartRow(Struct, gc=False):
+    n: int
+    id: str
+    route: str
+    priority: int
+    at: str | None
+    delay: float
+    header: Header
+    input: str | None
+    nonce: int
+
+
+class Starting(Struct, eq=False):
+    """The payload of a start: its runs, and each as a row. Sent twice, they are the same."""
+
+    runs: Sequence[NewRun]
+    rows: list[StartRow]
+    prefix: str
+
+
+class Rows(Protocol):
+    """A store, as it names the rows of its runs."""
+
+    @property
+    def prefix(self) -> str:
+        """What is put before each id."""
+        ...
+
+    def row(self, run_id: str) -> str:
+        """The id under which a run stands in the tables; `InvalidArgument` if it can have none."""
+        ...
+
+
+def plan_start(runs: Sequence[NewRun], store: Rows) -> Starting:
+    """What is sent for these runs."""
+    return Starting(runs, [_row(run, store) for run in runs], store.prefix)
+
+
+def render_route(route: Route, prefix: str) -> str:
+    """A route as it stands in the leases' rows of a store with this prefix."""
+    return _json.encode([prefix, route.queue, route.workflow, route.version]).decode()
+
+
+def queue_of(route: str) -> str:
+    """The queue of a route that stands in a lease's row."""
+    _, queue, _, _ = msgspec.json.decode(route)
+    return str(queue)
+
+
+def read_started(startings: Sequence[Starting], new: set[int], rows: Sequence[Any], prefix: str) -> list[list[Started]]:
+    """What each has led to, by the rows of `read_started`, numbered as these were."""
+    found = {n: told for n, *told in rows}
+    answers: list[list[Started]] = []
+    for starting in startings:
+        started: list[Started] = []
+        for row, run in zip(starting.rows, starting.runs, strict=True):
+            if row.n not in found:  # begun and deleted again in the meantime
+                started.append(Started(run.run_id, True, run.workflow, run.input_hash, "deleted"))
+                continue
+            stands, workflow, input_hash, status, is_mine = found[row.n]
+            started.append(Started(stands.removeprefix(prefix), is_mine or row.n in new, workflow or "", input_hash, status or ""))
+        answers.append(started)
+    return answers
+
+
+def _row(run: NewRun, store: Rows) -> StartRow:
+    return StartRow(
+        0,
+        store.row(run.run_id),
+        render_route(run.route, store.prefix),
+        run.priority,
+        None if run.at is None else run.at.isoformat(),
+        run.delay,
+        queue_header(run, prefix=store.prefix),
+        None if run.input is None else run.input.decode(),
+        random.getrandbits(63),
+    )
