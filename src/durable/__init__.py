@@ -9,7 +9,10 @@ from durable._runtime.control import cancel, retry, signal
 from durable._runtime.decorator import step
 from durable._runtime.handles import AsyncStep, Step
 from durable._runtime.run import run
+from durable._runtime.run_handles import AsyncRunHandle, RunHandle, handle
+from durable._runtime.starts import Start, start, start_many
 from durable._runtime.state import delete_state, has_state, list_pending, result, status
+from durable._runtime.worker import Worker
 from durable._runtime.workflow import workflow
 from durable.codecs import alias, stored_as
 from durable.errors import (
@@ -23,9 +26,11 @@ from durable.errors import (
     OutcomeUnknown,
     RetryRefused,
     RunCancelled,
+    RunExists,
     RunMismatch,
     RunNotFound,
     RunNotOver,
+    RunPoisoned,
     SchemaMismatch,
     SignalTimedOut,
     StepFailed,
@@ -44,6 +49,7 @@ from durable.snapshots import Snapshot
 
 __all__ = [
     "AccessDenied",
+    "AsyncRunHandle",
     "AsyncStep",
     "ConcurrentExecution",
     "Current",
@@ -56,12 +62,16 @@ __all__ = [
     "ResumeStateCollector",
     "RetryRefused",
     "RunCancelled",
+    "RunExists",
+    "RunHandle",
     "RunMismatch",
     "RunNotFound",
     "RunNotOver",
+    "RunPoisoned",
     "SchemaMismatch",
     "SignalTimedOut",
     "Snapshot",
+    "Start",
     "Step",
     "StepFailed",
     "StepInterrupted",
@@ -72,6 +82,7 @@ __all__ = [
     "UnsuitableServer",
     "VersionMismatch",
     "WaitTimedOut",
+    "Worker",
     "Workflow",
     "WorkflowDrift",
     "aio",
@@ -80,6 +91,7 @@ __all__ = [
     "current",
     "delete_state",
     "errors",
+    "handle",
     "has_state",
     "idempotency_key",
     "list_pending",
@@ -87,6 +99,8 @@ __all__ = [
     "retry",
     "run",
     "signal",
+    "start",
+    "start_many",
     "status",
     "step",
     "stored_as",

@@ -7,10 +7,23 @@ coroutines.
 from durable._runtime.control import cancel_async as cancel
 from durable._runtime.control import retry_async as retry
 from durable._runtime.control import signal_async as signal
+from durable._runtime.starts import start_async as start
+from durable._runtime.starts import start_many_async as start_many
 from durable._runtime.state import delete_state_async as delete_state
 from durable._runtime.state import has_state_async as has_state
 from durable._runtime.state import list_pending_async as list_pending
 from durable._runtime.state import result_async as result
 from durable._runtime.state import status_async as status
 
-__all__ = ["cancel", "delete_state", "has_state", "list_pending", "result", "retry", "signal", "status"]
+__all__ = [
+    "cancel",
+    "delete_state",
+    "has_state",
+    "list_pending",
+    "result",
+    "retry",
+    "signal",
+    "start",
+    "start_many",
+    "status",
+]

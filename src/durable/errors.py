@@ -70,6 +70,7 @@ __all__ = [
     "RetryRefused",
     "RunCancelled",
     "RunExists",
+    "RunHandedOver",
     "RunMismatch",
     "RunNotFound",
     "RunNotOver",
@@ -582,6 +583,19 @@ class ConcurrentExecution(OwnershipError):
     def __str__(self) -> str:
         lasting = f" (its lease lasts another {self.expires_in:.1f} s unless renewed)" if self.expires_in else ""
         return f"run {self.run_id!r} is being executed by {self.owner}{lasting}. {self.advice}"
+
+
+@dataclass(eq=False, repr=False)
+class RunHandedOver(OwnershipError):
+    """This worker is being ended: another one goes on with the run, from its next step.
+
+    Seen by what a workflow leaves open (`finally`, context managers), and in the event `RunInterrupted`.
+    """
+
+    run_id: str
+
+    def __str__(self) -> str:
+        return f"this worker is being ended; run {self.run_id!r} goes on with another one, from its next step"
 
 
 @dataclass(eq=False, repr=False)

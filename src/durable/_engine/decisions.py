@@ -350,6 +350,8 @@ class Finish(Struct, frozen=True):
 
     status: Status
     record: Record
+    #: Seconds until the run is due again, where the status says that it has not ended.
+    due_in: float = 0.0
 
 
 class Release(Struct, frozen=True):

@@ -207,15 +207,21 @@ def conclude_return(execution: Execution, value: bytes) -> Conclusion:
     return Finish(Status.COMPLETED, Record(execution.journal.take_seq(), Kind.RESULT, Kind.RESULT, value.decode()))
 
 
-def conclude_failure(execution: Execution, exception: Exception, error: ErrorRecord) -> Conclusion:
-    """The workflow raised, and this is the exception's record: the failures that led to it are to run again."""
+def conclude_failure(
+    execution: Execution, exception: Exception, error: ErrorRecord, retry_in: float | None = None
+) -> Conclusion:
+    """The workflow raised, and this is the exception's record: the failures that led to it are to run again.
+
+    `retry_in` is after how many seconds the run's own policy has it taken up again; a run that needs a decision is not.
+    """
     if execution.error is not None:
         return _conclude_abort(execution, execution.error)
     token, journal = execution.lease.token, execution.journal
     again = tuple(key for key in origin_keys(exception, token) if journal.may_run_again(key))
     undecided, kept = journal.drawn_amid(tags_of(exception, token)), journal.take_kept(at_the_end=True)
     failure = FailureRecord(error, again, step=origin_key(exception, token), undecided=undecided, kept=kept)
-    return _finish_failed(execution, failure)
+    finish = _finish_failed(execution, failure)
+    return finish if retry_in is None or undecided else replace(finish, status=Status.QUEUED, due_in=retry_in)
 
 
 def conclude_departure(execution: Execution, exception: BaseException) -> Conclusion:
@@ -224,14 +230,14 @@ def conclude_departure(execution: Execution, exception: BaseException) -> Conclu
         execution.abort(exception.error)
     if execution.error is not None and isinstance(exception, Unwind | BaseExceptionGroup):
         return _conclude_abort(execution, execution.error)
-    return Release(None, execution.journal.former_status())
+    return Release(None, execution.former_status())
 
 
 def _conclude_abort(execution: Execution, error: DurableError) -> Conclusion:
     if isinstance(error, RunCancelled):
         return Release(error, Status.CANCELLED)
     if not isinstance(error, AmbiguousKey):
-        return Release(error, execution.journal.former_status())
+        return Release(error, execution.former_status())
     # Remembered, since the next execution might otherwise hand one branch's value to the other before it notices.
     named = ErrorRecord(f"{AmbiguousKey.__module__}:{AmbiguousKey.__qualname__}", str(error))
     kept = execution.journal.take_kept(at_the_end=True)

@@ -57,11 +57,12 @@ from durable.errors import (
     LeaseLost,
     OutcomeUnknown,
     RunCancelled,
+    RunHandedOver,
     RunOver,
     StepInterrupted,
     UnstorableValue,
 )
-from durable.records import Drawable, ErrorRecord
+from durable.records import Drawable, ErrorRecord, Status
 
 STALLED_AFTER: Final = 3  # leases
 MAX_LOSSES: Final = 5  # of the database under the transaction of one attempt, whose body could be the cause
@@ -81,6 +82,8 @@ class Execution:
         lease: Lease,
         emit: Callable[[events.RunEvent], object] | None,
         deadline: float | None = None,
+        *,
+        is_queued: bool = False,
     ) -> None:
         self.run_id = journal.run_id
         self.workflow = workflow
@@ -94,6 +97,10 @@ class Execution:
         self.error: DurableError | None = None
         #: Whether the workflow has ended, so that nothing new may begin.
         self.is_over = False
+        #: Whether another worker is to go on with the run at its next step.
+        self.is_leaving = False
+        #: Whether the run is a worker's: taken up again by itself where it is left.
+        self.is_queued = is_queued
         self._running: dict[str, Call] = {}
         self._waits = Waits()
 
@@ -219,7 +226,14 @@ class Execution:
             return self.lease.refusal or LeaseLost(self.run_id, reason)
         if self.deadline is not None and reading.elapsed >= self.deadline:
             return DeadlineExceeded(self.run_id)
+        if self.is_leaving:
+            return RunHandedOver(self.run_id)
         return None
+
+    def former_status(self) -> Status | None:
+        """What the run goes back to when it is left now; None leaves it running."""
+        status = self.journal.former_status()
+        return Status.QUEUED if self.is_queued and status is not None else status
 
     # -- beginning ------------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ from durable._runtime.plan import Plan
 from durable._runtime.shell import PATIENCE, RunShell, leave_to_expire
 from durable._runtime.shielded import see_through
 from durable.errors import AsyncMismatch, DurableError, VersionMismatch
-from durable.records import Record, Status
+from durable.records import Status
 from durable.stores import requests
 
 __all__ = ["AsyncRun"]
@@ -104,7 +104,7 @@ class AsyncRun(RunShell):
             except Exception as exception:
                 execution.is_over = True
                 await driver.check_awaited(exception)
-                end.on_raise(plan, exception)
+                end.on_raise(plan, exception, execution.journal)
             execution.is_over = True
             await driver.drain()
         except BaseException as exception:
@@ -114,9 +114,9 @@ class AsyncRun(RunShell):
             execution.is_over = True
             leave(token)
         match end.conclusion(execution):
-            case Finish(status=status, record=record) as finish:
+            case Finish() as finish:
                 try:
-                    await self._finish(lease, status, record)
+                    await self._finish(lease, finish)
                 except DurableError as error:
                     await self._give_back(lease)
                     raise end.interruption(plan, execution, error) from end.exception
@@ -165,8 +165,11 @@ class AsyncRun(RunShell):
         if not reply.cancelled() and reply.exception() is None and isinstance(granted := reply.result(), Granted):
             self._store.aio.submit(requests.Release(granted.lease))
 
-    async def _finish(self, lease: Lease, status: Status, record: Record) -> None:
-        await see_through(self._store.aio.submit(requests.Finish(lease, status, record)), PATIENCE)
+    async def _finish(self, lease: Lease, finish: Finish) -> None:
+        await see_through(
+            self._store.aio.submit(requests.Finish(lease, finish.status, finish.record, finish.due_in)), PATIENCE
+        )
+        self.finished_as = finish.status
         self._forget(lease)
 
     async def _migrate(self, mismatch: VersionMismatch) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from durable._engine import runs
 from durable._engine.decisions import Conclusion, Finish
+from durable._engine.journal import Journal
 from durable._engine.steps import Execution
 from durable._runtime.plan import Plan
 from durable.codecs._failures import to_record
@@ -23,6 +24,7 @@ class Ending:
         self.exception: BaseException | None = None
         self._value = b""
         self._error: ErrorRecord | None = None
+        self._retry_in: float | None = None
 
     def on_return(self, plan: Plan, value: Any) -> None:
         if inspect.isawaitable(value):
@@ -36,9 +38,10 @@ class Ending:
             raise AsyncMismatch(f"workflow {plan.claim.workflow!r} returned something to await: {advice}")
         self._value = plan.encode(value)
 
-    def on_raise(self, plan: Plan, exception: Exception) -> None:
+    def on_raise(self, plan: Plan, exception: Exception, journal: Journal) -> None:
         self.exception = exception
         self._error = to_record(exception, plan.codec)
+        self._retry_in = plan.retry_run_in(exception, journal)
 
     def on_exit(self, exception: BaseException) -> None:
         self.exception = exception
@@ -46,7 +49,7 @@ class Ending:
 
     def conclusion(self, execution: Execution) -> Conclusion:
         if isinstance(self.exception, Exception) and self._error is not None:
-            conclusion = runs.conclude_failure(execution, self.exception, self._error)
+            conclusion = runs.conclude_failure(execution, self.exception, self._error, self._retry_in)
         elif self.exception is not None:
             conclusion = runs.conclude_departure(execution, self.exception)
         else:

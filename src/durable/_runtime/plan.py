@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import threading
 import warnings
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from msgspec.structs import force_setattr, replace
 
 from durable._common.checks import check_name
 from durable._common.durations import Duration, to_seconds, to_utc
+from durable._common.reports import report
 from durable._engine import runs
 from durable._engine.decisions import Admission, Claim, ClaimReply, Decline, Granted, Reading
 from durable._engine.journal import Journal
@@ -23,6 +25,7 @@ from durable._engine.leases import check_seconds
 from durable._engine.steps import Execution
 from durable._runtime.context import Driver, Running, current_frame
 from durable._runtime.deps import bind_deps
+from durable._runtime.policies import Policy
 from durable._runtime.run_options import RunOptions, check_options
 from durable._runtime.stack import require_stack
 from durable._runtime.step_options import StepOptions, checked_timeout, step_options
@@ -45,6 +48,8 @@ from durable.snapshots import Snapshot
 from durable.stores import MemoryStore
 from durable.stores._adapters.kinds import AnyStore, run_store
 from durable.stores.protocol import RunStore
+
+_log = logging.getLogger("durable")
 
 
 class _Missing:
@@ -76,6 +81,12 @@ class Plan(Struct, frozen=True, eq=False):
     here: Running
     codec: Codec
     clock: Clock
+    #: Which failures of the run make it due again, and when; None where none does.
+    run_retry: Policy | None = None
+    #: When the run began first, in elapsed seconds: perhaps before this process did.
+    began: float = 0.0
+    #: Whether it is a worker's.
+    is_queued: bool = False
 
     def __repr__(self) -> str:
         return f"<Plan of run {self.claim.run_id!r} of {self.claim.workflow!r}>"
@@ -94,7 +105,7 @@ class Plan(Struct, frozen=True, eq=False):
 
     def with_store(self, store: RunStore, clock: Clock) -> Plan:
         """The same call on another store, by another clock."""
-        return replace(self, store=store, clock=clock, deadline=_deadline(self.options.deadline, clock))
+        return replace(self, store=store, clock=clock, deadline=deadline_at(self.options.deadline, clock))
 
     @property
     def is_async(self) -> bool:
@@ -182,7 +193,20 @@ class Plan(Struct, frozen=True, eq=False):
         # Whatever still holds the grant need not hold its texts, which are half of what a resumed run would keep.
         force_setattr(granted, "records", ())
         listening = None if self.options.on_event is None else self.emit
-        return Execution(self.claim.workflow, journal, granted.lease, listening, self.deadline)
+        return Execution(
+            self.claim.workflow, journal, granted.lease, listening, self.deadline, is_queued=self.is_queued
+        )
+
+    def retry_run_in(self, exception: Exception, journal: Journal) -> float | None:
+        """Seconds until the run is due again that has failed with this; None where it is not."""
+        if self.run_retry is None:
+            return None
+        try:
+            return self.run_retry.retry_delay(exception, journal.failures + 1, self.clock.elapsed() - self.began)
+        except InvalidArgument as problem:  # the policy does not say: the run's own failure is what is recorded
+            message = "run %r: its policy cannot say whether it is tried again"
+            report(_log, logging.ERROR, message, self.claim.run_id, problem=problem)
+            return None
 
 
 def plan_run(
@@ -227,7 +251,7 @@ def plan_run(
         metadata=metadata,
         create=text is not None or _WITHOUT_INPUT in takes,
     )
-    at = _deadline(options.deadline, clock)
+    at = deadline_at(options.deadline, clock)
     return Plan(
         deps,
         fn,
@@ -244,7 +268,7 @@ def plan_run(
     )
 
 
-def _deadline(deadline: Duration | datetime | None, clock: Clock) -> float | None:
+def deadline_at(deadline: Duration | datetime | None, clock: Clock) -> float | None:
     """The deadline as a reading of the elapsed-time clock."""
     if isinstance(deadline, datetime):
         return clock.elapsed() + (to_utc("deadline", deadline) - clock.now()).total_seconds()
@@ -257,7 +281,12 @@ def _takes(fn: Any, deps: Any, *, given: bool) -> frozenset[int]:
     if not callable(fn):
         order = ": it comes second, durable.run(deps, fn, id=…)" if callable(deps) else ""
         raise InvalidArgument(f"the workflow must be a function fn(step, deps), not {type(fn).__name__}{order}")
-    fits = _arities(fn)
+    return check_arity(fn, given=given)
+
+
+def check_arity(fn: Callable[..., Any], *, given: bool) -> frozenset[int]:
+    """With how many arguments it can be called; `InvalidArgument` where that does not fit an input that is `given`, or none."""
+    fits = arities(fn)
     if _WITH_INPUT in fits if given else fits:
         return fits
     wanted = "fn(step, deps, input), since input= was given" if given else "fn(step, deps)"
@@ -266,7 +295,8 @@ def _takes(fn: Any, deps: Any, *, given: bool) -> frozenset[int]:
     )
 
 
-def _arities(fn: Any) -> frozenset[int]:
+def arities(fn: Any) -> frozenset[int]:
+    """With how many arguments a workflow can be called, of two and three."""
     if type(fn) is FunctionType and not fn.__defaults__ and not fn.__kwdefaults__:
         return _arities_of(fn.__code__)
     try:

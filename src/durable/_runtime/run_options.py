@@ -19,7 +19,7 @@ __all__ = ["OnConflict", "RunOptions", "RunOptionsDict", "check_options"]
 
 OnConflict: TypeAlias = Literal["raise", "wait"]
 
-_RESERVED: Final = {"version", "inputHash", "workflowFunction", *FOREIGN_METADATA}
+_RESERVED: Final = {"version", "inputHash", "workflowFunction", "deadline", *FOREIGN_METADATA}
 
 
 class RunOptionsDict(TypedDict, total=False):
@@ -62,13 +62,20 @@ def check_options(options: RunOptions) -> None:
         raise InvalidArgument(f'on_conflict must be "raise" or "wait", not {on_conflict!r}')
     if wait_timeout is not None:
         check_duration("wait_timeout", wait_timeout, zero=True)
-    if not isinstance(options.metadata, Mapping | None):
-        raise InvalidArgument(f"metadata must be a mapping, not {type(options.metadata).__name__}")
-    if _RESERVED & set(options.metadata or ()):
-        raise InvalidArgument(
-            f"metadata must not have the keys {sorted(_RESERVED)}: they are the library's own, or tell another tool's runs"
-        )
+    check_metadata(options.metadata)
     if options.cancel is not None and not isinstance(options.cancel, threading.Event):
         raise InvalidArgument(f"cancel must be a threading.Event, not {type(options.cancel).__name__}")
     if options.on_event is not None and not callable(options.on_event):
         raise InvalidArgument(f"on_event must be a function of one event, not {type(options.on_event).__name__}")
+
+
+def check_metadata(given: object) -> dict[str, Any]:
+    """The metadata as a dict of its own; `InvalidArgument` for what cannot be any."""
+    if not isinstance(given, Mapping | None):
+        raise InvalidArgument(f"metadata must be a mapping, not {type(given).__name__}")
+    metadata = dict[str, Any](given or {})
+    if _RESERVED & set(metadata):
+        raise InvalidArgument(
+            f"metadata must not have the keys {sorted(_RESERVED)}: they are the library's own, or tell another tool's runs"
+        )
+    return metadata

@@ -29,7 +29,7 @@ from durable._runtime.plan import Plan
 from durable._runtime.shell import PATIENCE, RunShell, leave_to_expire
 from durable._runtime.steps import BlockingDriver
 from durable.errors import AsyncMismatch, DurableError, VersionMismatch
-from durable.records import Record, Status
+from durable.records import Status
 from durable.stores import requests
 
 __all__ = ["BlockingRun"]
@@ -101,7 +101,7 @@ class BlockingRun(RunShell):
             except Exception as exception:
                 execution.is_over = True
                 driver.check_awaited(exception)
-                end.on_raise(plan, exception)
+                end.on_raise(plan, exception, execution.journal)
             execution.is_over = True
             driver.drain()
         except BaseException as exception:
@@ -111,9 +111,9 @@ class BlockingRun(RunShell):
             execution.is_over = True
             leave(token)
         match end.conclusion(execution):
-            case Finish(status=status, record=record) as finish:
+            case Finish() as finish:
                 try:
-                    self._finish(lease, status, record)
+                    self._finish(lease, finish)
                 except DurableError as error:
                     self._give_back(lease)
                     raise end.interruption(plan, execution, error) from end.exception
@@ -128,8 +128,9 @@ class BlockingRun(RunShell):
         thread = threading.current_thread()
         return self._store.perform(requests.Begin(claim, lambda: self.is_alive(thread.is_alive())))
 
-    def _finish(self, lease: Lease, status: Status, record: Record) -> None:
-        self._store.perform(requests.Finish(lease, status, record))
+    def _finish(self, lease: Lease, finish: Finish) -> None:
+        self._store.perform(requests.Finish(lease, finish.status, finish.record, finish.due_in))
+        self.finished_as = finish.status
         self._forget(lease)
 
     def _migrate(self, mismatch: VersionMismatch) -> None:

@@ -31,6 +31,8 @@ class RunShell:
         self._driver: Driver | None = None
         self._over = False
         self._execution: Execution | None = None
+        #: With which status its end was committed; None before.
+        self.finished_as: Status | None = None
 
     def _forget(self, lease: Lease) -> None:
         """Note that the lease is given back."""
@@ -39,8 +41,17 @@ class RunShell:
 
     def _leases_left(self) -> list[tuple[Lease, Status | None]]:
         """The leases that this call still has after its end, each with the status that its run goes back to."""
-        status = None if self._execution is None else self._execution.journal.former_status()
+        status = self.former_status()
         return [(lease, status) for lease in list(self._plan.claim.taken)]
+
+    def former_status(self) -> Status | None:
+        """What the run goes back to when it is left now; None leaves it running."""
+        return None if self._execution is None else self._execution.former_status()
+
+    def hand_over(self) -> None:
+        """Let another worker go on with the run at its next step."""
+        if self._execution is not None:
+            self._execution.is_leaving = True
 
     def is_alive(self, running: bool) -> bool:
         """Whether work still goes on under the lease. Asked by the heartbeat; stalled steps are reported by the way."""

@@ -11,13 +11,15 @@ from durable._engine.decisions import Isolation
 from durable._engine.leases import Lease
 from durable.records import Record
 from durable.snapshots import Snapshot
-from durable.stores.listing import Listed
+from durable.stores.listing import Listed, RunStatus
 from durable.stores.requests import OnLateReply, Request
 
 __all__ = [
+    "AsyncQueueingStore",
     "AsyncRunStore",
     "AsyncSnapshotStore",
     "Isolation",
+    "QueueingStore",
     "RolledBack",
     "RunStore",
     "SnapshotStore",
@@ -129,6 +131,19 @@ class RunStore(Protocol):
         ...
 
 
+class QueueingStore(RunStore, Protocol):
+    """A `RunStore` in which runs can wait for workers, and which says where a run stands."""
+
+    def status(self, id: str) -> RunStatus | None:
+        """See `PostgresStore.status`."""
+        ...
+
+    @property
+    def aio(self) -> AsyncQueueingStore:
+        """The same store for asyncio."""
+        ...
+
+
 class Transaction(Protocol):
     """A transaction in the store's database, in which a step's body works and its record is written. Its verbs block."""
 
@@ -214,4 +229,12 @@ class AsyncRunStore(Protocol):
         A thread that checkpoints waits in the store while too much is waiting there already, so it can start nothing. Tasks
         are started by the thousand: each asks this before its body.
         """
+        ...
+
+
+class AsyncQueueingStore(AsyncRunStore, Protocol):
+    """A `QueueingStore` for asyncio."""
+
+    async def status(self, id: str) -> RunStatus | None:
+        """See `PostgresStore.status`."""
         ...

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 from durable.errors import AsyncMismatch, InvalidArgument
 from durable.stores._adapters.async_snapshots import AwaitedSnapshots
 from durable.stores._adapters.snapshots import WholeSnapshots
-from durable.stores.protocol import AsyncSnapshotStore, RunStore, SnapshotStore
+from durable.stores.protocol import AsyncSnapshotStore, QueueingStore, RunStore, SnapshotStore
 
-__all__ = ["AnyStore", "blocking", "is_awaited", "run_store"]
+__all__ = ["AnyStore", "blocking", "is_awaited", "queueing_store", "run_store"]
 
 AnyStore: TypeAlias = RunStore | SnapshotStore | AsyncSnapshotStore
 
@@ -30,6 +30,17 @@ def run_store(store: AnyStore) -> RunStore:
             )
     _check(store, (*_VERBS, "close"))
     return AwaitedSnapshots(given) if is_awaited(store) else WholeSnapshots(given)
+
+
+def queueing_store(store: Any, function: str) -> QueueingStore:
+    """The store, if runs can wait in it for workers; else `InvalidArgument` for `function`."""
+    if cast(object, run_store(store)) is not store:
+        raise InvalidArgument(
+            f"{function} needs a store in which runs can wait for workers, like postgres(url) or embedded(), and "
+            f"{type(store).__name__} has only the five verbs"
+        )
+    queueing: QueueingStore = store
+    return queueing
 
 
 def _check(store: object, verbs: tuple[str, ...]) -> None:

@@ -76,7 +76,9 @@ def read_started(startings: Sequence[Starting], new: set[int], rows: Sequence[An
                 started.append(Started(run.run_id, True, run.workflow, run.input_hash, "deleted"))
                 continue
             stands, workflow, input_hash, status, is_mine = found[row.n]
-            started.append(Started(stands.removeprefix(prefix), is_mine or row.n in new, workflow or "", input_hash, status or ""))
+            started.append(
+                Started(stands.removeprefix(prefix), is_mine or row.n in new, workflow or "", input_hash, status or "")
+            )
         answers.append(started)
     return answers
 

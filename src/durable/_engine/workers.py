@@ -1,0 +1,163 @@
+"""What a worker does next: how many runs it asks for and when, what it makes of each, and how it leaves."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+from typing import Final, TypeAlias
+
+from msgspec import Struct
+
+from durable._engine.decisions import Granted
+from durable._engine.delays import backoff
+from durable.errors import DurableError, RunPoisoned
+
+MIN_INTERVAL: Final = 1.0  # seconds between two polls of an idle worker
+MAX_CRASHES: Final = 3  # workers in a row that may die under a run before it is failed
+MAX_BATCH: Final = 100  # runs that are asked for at once
+PUT_OFF: Final = 60.0  # seconds until a run is due again that cannot be executed as it stands
+LEAVE_TIMEOUT: Final = 1.0  # seconds for giving back what is left when the grace is over
+
+
+class Ask(Struct, frozen=True, gc=False):
+    """Poll, and answer with `polled` or `failed`."""
+
+    #: For how many runs at most.
+    count: int
+    #: Whether it is time to look for leases of the dead.
+    looks_for_dead: bool
+
+
+class Rest(Struct, frozen=True, gc=False):
+    """Let time pass, until something changes."""
+
+    #: Seconds; infinite where only a change brings something to do.
+    seconds: float
+
+
+class GiveBack(Struct, frozen=True, gc=False):
+    """Give back every lease that is still held: the grace is over."""
+
+
+class Leave(Struct, frozen=True, gc=False):
+    """Nothing is held any more, or there is no time left for it."""
+
+
+WorkerDecision: TypeAlias = Ask | Rest | GiveBack | Leave
+
+
+class _Phase(Enum):
+    WORKING = 1
+    DRAINING = 2
+    LEAVING = 3
+
+
+class WorkerState:
+    """Decides for one worker, by readings of its clock. Not safe for threads.
+
+    A worker at work asks when something may be due that it has room for: at the moment that the last poll named, when it is
+    woken, when a run has ended after a poll that may have left some, and otherwise from time to time. One that drains asks no
+    more, and keeps what it holds until that has stopped, for `grace` seconds.
+    """
+
+    def __init__(self, concurrency: int, grace: float, *, interval: float = MIN_INTERVAL) -> None:
+        self._concurrency = concurrency
+        self._grace = grace
+        self._interval = interval
+        self._phase = _Phase.WORKING
+        self._held = 0
+        self._next_poll = -math.inf
+        self._next_look = -math.inf
+        self._has_more = False  # the last poll got all that it asked for
+        self._failures = 0
+        self._leave_at = math.inf
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it takes nothing more."""
+        return self._phase is not _Phase.WORKING
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it holds nothing, and the last poll found nothing more."""
+        return not self._held and not self._has_more and self._next_poll > -math.inf
+
+    def decide(self, now: float) -> WorkerDecision:
+        """What to do at this reading."""
+        if self._phase is _Phase.WORKING:
+            free = self._concurrency - self._held
+            if free <= 0:
+                return Rest(math.inf)
+            if now < self._next_poll:
+                return Rest(self._next_poll - now)
+            return Ask(min(free, MAX_BATCH), now >= self._next_look)
+        if not self._held:
+            return Leave()
+        if now < self._leave_at:
+            return Rest(self._leave_at - now)
+        if self._phase is _Phase.DRAINING:
+            self._phase, self._leave_at = _Phase.LEAVING, now + LEAVE_TIMEOUT
+            return GiveBack()
+        return Leave()
+
+    def polled(self, now: float, asked: Ask, granted: int, next_in: float | None) -> None:
+        """A poll has taken so many runs; the next is due in so many seconds, as far as is known."""
+        self._failures = 0
+        self._held += granted
+        self._has_more = granted == asked.count
+        self._next_poll = now if self._has_more else now + min(self._interval, max(0.0, next_in or math.inf))
+        if asked.looks_for_dead:
+            self._next_look = now + self._interval
+
+    def failed(self, now: float) -> None:
+        """A poll has failed."""
+        self._failures += 1
+        self._next_poll = now + backoff(self._failures)
+
+    def ended(self, now: float) -> None:
+        """One of the runs that it holds is held no more."""
+        self._held -= 1
+        if self._has_more and not self._failures:
+            self._next_poll = now
+
+    def wake(self, now: float) -> None:
+        """Something may be due."""
+        if not self._failures:
+            self._next_poll = now
+
+    def drain(self, now: float) -> None:
+        """Take nothing more, and leave when nothing is held, or the grace is over; asked again, leave now."""
+        if self._phase is _Phase.WORKING:
+            self._phase, self._leave_at = _Phase.DRAINING, now + self._grace
+        else:
+            self._leave_at = min(self._leave_at, now)
+
+
+class Execute(Struct, frozen=True):
+    """Execute the run."""
+
+
+class Bury(Struct, frozen=True):
+    """Fail the run with this error, without calling anything."""
+
+    error: DurableError
+
+
+class PutOff(Struct, frozen=True):
+    """Give the lease back; the run is due again later."""
+
+    error: DurableError
+    seconds: float
+
+
+GrantDecision: TypeAlias = Execute | Bury | PutOff
+
+
+def judge(granted: Granted, max_crashes: int = MAX_CRASHES) -> GrantDecision:
+    """What a worker makes of a run that it has got."""
+    if granted.problem is not None:
+        return PutOff(granted.problem, PUT_OFF)
+    crashes = granted.header.execution.crashes
+    if crashes >= max_crashes:
+        return Bury(RunPoisoned(granted.lease.run_id, crashes))
+    return Execute()

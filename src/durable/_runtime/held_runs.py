@@ -1,0 +1,155 @@
+"""The runs that a worker holds: each is executed on a thread, or as a task, and says when it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Final
+
+from durable._common.threads import Daemons
+from durable._engine.decisions import Granted
+from durable._engine.leases import Lease
+from durable._runtime.async_runs import AsyncRun
+from durable._runtime.context import current_frame
+from durable._runtime.plan import Plan
+from durable._runtime.runs import BlockingRun
+from durable.records import Status
+from durable.stores import requests
+
+__all__ = ["HeldRun", "HeldRuns"]
+
+
+class HeldRun:
+    """A run under its lease."""
+
+    def __init__(self, granted: Granted, plan: Plan) -> None:
+        self.lease: Final = granted.lease
+        self.plan: Final = plan
+        self._granted: Granted | None = granted
+        self._run: Final = AsyncRun(plan) if plan.is_async else BlockingRun(plan)
+        self._begun = False
+        self._future: Future[Any] | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it is over, and has failed."""
+        return self._run.finished_as is Status.FAILED
+
+    def start(self, daemons: Daemons, loop: Callable[[], asyncio.AbstractEventLoop]) -> Future[Any]:
+        """Begin to execute it; the future of what it comes to. `StoreUnavailable` where no thread can be started."""
+        if self.plan.is_async:
+            self._future = asyncio.run_coroutine_threadsafe(self._await(), loop())
+        else:
+            self._future = daemons.submit(self._perform)
+        return self._future
+
+    def is_alive(self) -> bool:
+        """Whether the lease is still needed; asked by the heartbeat."""
+        return self._future is not None and self._run.is_alive(not self._future.done())
+
+    def hand_over(self) -> None:
+        """Let another worker go on with it at its next step."""
+        self._run.hand_over()
+
+    def give_back(self) -> None:
+        """Give its lease back at once; whatever it still does cannot be recorded."""
+        self.plan.store.perform(requests.Release(self.lease, self._run.former_status()))
+
+    def cancel(self) -> None:
+        """Cancel its task, if it has one."""
+        if self.plan.is_async and self._future is not None:
+            self._future.cancel()
+
+    def _take_grant(self) -> Granted:
+        granted, self._granted = self._granted, None  # the journal need not be held twice
+        assert granted is not None, "executed twice"  # noqa: S101 -- our own mistake, not an input
+        return granted
+
+    def _perform(self) -> Any:
+        assert isinstance(self._run, BlockingRun)  # noqa: S101 -- as the plan says
+        before = current_frame.get()
+        try:
+            return self._run.outcome(self._take_grant())
+        finally:
+            try:
+                self._run.give_all_back()
+            finally:
+                current_frame.set(before)
+
+    async def _await(self) -> Any:
+        assert isinstance(self._run, AsyncRun)  # noqa: S101 -- as the plan says
+        return await self._run.outcome(self._take_grant())
+
+
+class HeldRuns:
+    """All of a worker. The thread of the worker adds and removes; the heartbeat's asks."""
+
+    def __init__(self, limit: int) -> None:
+        self._daemons = Daemons("durable-run", limit)
+        self._runs: dict[str, HeldRun] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._own_loop: asyncio.AbstractEventLoop | None = None
+        self._owner: threading.Thread | None = None
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def enter(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """The calling thread is the worker's; async runs are tasks of this loop, by default of one of their own."""
+        self._loop, self._owner = loop, threading.current_thread()
+
+    def is_alive(self, lease: Lease) -> bool:
+        """Whether this lease is still needed: of one that is not begun yet, whether the worker is there to begin it."""
+        run = self._runs.get(lease.token)
+        return (self._owner is not None and self._owner.is_alive()) if run is None else run.is_alive()
+
+    def start(self, run: HeldRun, on_end: Callable[[HeldRun, BaseException | None], object]) -> None:
+        """Execute it. `on_end` is called, on any thread, with it and with what it raised."""
+        future = run.start(self._daemons, self._event_loop)
+        self._runs[run.lease.token] = run
+        future.add_done_callback(lambda future: on_end(run, _problem(future)))
+
+    def remove(self, run: HeldRun) -> None:
+        """It has ended."""
+        self._runs.pop(run.lease.token, None)
+
+    def hand_over(self) -> None:
+        """Let other workers go on with them, each at its next step."""
+        for run in list(self._runs.values()):
+            run.hand_over()
+
+    def give_back(self) -> None:
+        """Give back what is still held, and cancel what can be cancelled."""
+        for run in list(self._runs.values()):
+            with contextlib.suppress(Exception):  # it ends by itself; the others are given back all the same
+                run.give_back()
+            run.cancel()
+
+    def close(self) -> None:
+        """End the event loop, if it is our own."""
+        loop, self._own_loop = self._own_loop, None
+        if loop is not None:
+            loop.call_soon_threadsafe(loop.stop)
+
+    def _event_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is not None:
+            return self._loop
+        if self._own_loop is None:
+            self._own_loop = loop = asyncio.new_event_loop()
+            threading.Thread(target=_run_loop, args=(loop,), name="durable-worker-loop", daemon=True).start()
+        return self._own_loop
+
+
+def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
+
+
+def _problem(future: Future[Any]) -> BaseException | None:
+    return asyncio.CancelledError() if future.cancelled() else future.exception()

@@ -1,0 +1,167 @@
+"""A handle: what can be asked of a run that was started, from wherever."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Generic, TypeVar
+
+from msgspec import UNSET
+
+from durable._common.boundary import calls_out, public, public_verbs
+from durable._common.checks import check_name
+from durable._common.durations import Duration, check_duration
+from durable._engine.delays import FIRST_POLL, backoff
+from durable._runtime.control import cancel, cancel_async, retry, retry_async, signal, signal_async
+from durable._runtime.forms import Coroutines, at_once, call_now
+from durable._runtime.workflow import definition_of_workflow
+from durable.clocks import clock_of
+from durable.codecs import codec_of, return_annotation
+from durable.codecs._failures import from_record
+from durable.errors import RunCancelled, RunNotFound, UnreadableRecord, WaitTimedOut
+from durable.records import Status
+from durable.snapshots import Snapshot
+from durable.stores._adapters.kinds import queueing_store
+from durable.stores.protocol import QueueingStore
+
+__all__ = ["AsyncRunHandle", "RunHandle", "handle"]
+
+T = TypeVar("T")
+
+_OVER: Final = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+
+
+class _Handle(Generic[T]):
+    """Which run, in which store, of which workflow."""
+
+    __slots__ = ("_fn", "_store", "id")
+
+    def __init__(self, store: QueueingStore, id: str, fn: Callable[..., Any] | None) -> None:
+        #: The run's id.
+        self.id = id
+        self._store = store
+        self._fn = fn
+
+    def __repr__(self) -> str:
+        return f"<handle of run {self.id!r}>"
+
+    @calls_out
+    def _outcome(self, snapshot: Snapshot) -> T:
+        """What a run has come to that is over."""
+        codec, where = codec_of(self._store), "the result"
+        match snapshot.execution.status:
+            case Status.FAILED if snapshot.failure is not None:
+                raise from_record(snapshot.failure.error, codec, run_id=self.id, where="the failure")
+            case Status.CANCELLED:
+                raise RunCancelled(self.id)
+            case _ if snapshot.result is UNSET:
+                raise UnreadableRecord(self.id, where, "the run is over and has no record of it")
+            case _:
+                annotation = None if self._fn is None else return_annotation(self._fn)
+                value: T = codec.decode(bytes(snapshot.result), run_id=self.id, where=where, annotation=annotation)
+                return value
+
+
+@public_verbs("handle", "status", "result", "cancel", "signal", "retry")
+class RunHandle(_Handle[T]):
+    """A run that was started. A handle holds nothing, and can be made anew anywhere: `durable.handle(store, id, fn)`."""
+
+    __slots__ = ()
+
+    @property
+    def aio(self) -> AsyncRunHandle[T]:
+        """The same verbs, to be awaited."""
+        return AsyncRunHandle(self._store, self.id, self._fn)
+
+    def status(self) -> str | None:
+        """See `durable.status`."""
+        return self._store.status(self.id)
+
+    def result(self, timeout: Duration | None = None) -> T:
+        """What the workflow returns, waited for `timeout` seconds at most (None: as long as it takes).
+
+        Raises what the workflow raised; `RunCancelled`; `RunNotFound` where it was deleted; `WaitTimedOut`; and the store's
+        errors.
+        """
+        clock = clock_of(self._store)
+
+        async def sleep(seconds: float) -> None:
+            clock.sleep(seconds)
+
+        runs = Coroutines(self._store, call_now)
+        return self._outcome(at_once(_wait_for_end, runs, self.id, clock.elapsed, sleep, timeout))
+
+    def cancel(self) -> bool:
+        """See `durable.cancel`."""
+        return cancel(self._store, self.id)
+
+    def signal(self, name: str, payload: Any = None) -> None:
+        """See `durable.signal`."""
+        signal(self._store, self.id, name, payload)
+
+    def retry(self, *, from_step: str | None = None, even_effects: bool = False) -> list[str]:
+        """See `durable.retry`. The run is due at once then."""
+        return retry(self._store, self.id, from_step=from_step, even_effects=even_effects)
+
+
+@public_verbs("handle.aio", "status", "result", "cancel", "signal", "retry")
+class AsyncRunHandle(_Handle[T]):
+    """The verbs of a `RunHandle` as coroutines."""
+
+    __slots__ = ()
+
+    async def status(self) -> str | None:
+        """See `RunHandle.status`."""
+        return await self._store.aio.status(self.id)
+
+    async def result(self, timeout: Duration | None = None) -> T:  # noqa: ASYNC109 -- as `RunHandle.result` has it
+        """See `RunHandle.result`."""
+        clock = clock_of(self._store)
+        return self._outcome(await _wait_for_end(self._store.aio, self.id, clock.elapsed, clock.asleep, timeout))
+
+    async def cancel(self) -> bool:
+        """See `RunHandle.cancel`."""
+        return await cancel_async(self._store, self.id)
+
+    async def signal(self, name: str, payload: Any = None) -> None:
+        """See `RunHandle.signal`."""
+        await signal_async(self._store, self.id, name, payload)
+
+    async def retry(self, *, from_step: str | None = None, even_effects: bool = False) -> list[str]:
+        """See `RunHandle.retry`."""
+        return await retry_async(self._store, self.id, from_step=from_step, even_effects=even_effects)
+
+
+@public("durable.handle")
+def handle(store: QueueingStore, id: str, fn: Callable[..., Any] | None = None) -> RunHandle[Any]:
+    """The handle of a run by its id; nothing is asked of the store.
+
+    `fn` is its workflow, whose annotation says as what its result is read. Raises `InvalidArgument`.
+    """
+    if fn is not None:
+        definition_of_workflow(fn)
+    return RunHandle(queueing_store(store, "durable.handle"), check_name("a run's id", id), fn)
+
+
+async def _wait_for_end(
+    runs: Any,
+    id: str,
+    elapsed: Callable[[], float],
+    sleep: Callable[[float], Awaitable[None]],
+    timeout: Duration | None,  # noqa: ASYNC109 -- the clock may be none of asyncio's
+) -> Snapshot:
+    """The run once it is over."""
+    limit = math.inf if timeout is None else check_duration("timeout", timeout, zero=True)
+    began, polls = elapsed(), 0
+    while True:
+        status = await runs.status(id)
+        if status in _OVER:
+            snapshot: Snapshot | None = await runs.load(id)
+            if snapshot is not None and snapshot.execution.status in _OVER:
+                return snapshot
+        elif status is None:
+            raise RunNotFound(id)
+        if (waited := elapsed() - began) >= limit:
+            raise WaitTimedOut(id, waited)
+        await sleep(min(backoff(polls, FIRST_POLL), limit - waited))
+        polls += 1
