@@ -12,7 +12,11 @@ from durable._engine.decisions import Granted
 from durable._engine.delays import backoff
 from durable.errors import DurableError, RunPoisoned
 
-MIN_INTERVAL: Final = 1.0  # seconds between two polls of an idle worker
+# Seconds between two polls of an idle worker: longer the more workers there are, so that a fleet polls twice a second, until
+# each would poll too seldom.
+MIN_INTERVAL: Final = 1.0
+MAX_INTERVAL: Final = 5.0
+_PER_WORKER: Final = 0.5
 MAX_CRASHES: Final = 3  # workers in a row that may die under a run before it is failed
 MAX_BATCH: Final = 100  # runs that are asked for at once
 PUT_OFF: Final = 60.0  # seconds until a run is due again that cannot be executed as it stands
@@ -25,7 +29,9 @@ class Ask(Struct, frozen=True, gc=False):
     #: For how many runs at most.
     count: int
     #: Whether it is time to look for leases of the dead.
-    looks_for_dead: bool
+    looks_for_dead: bool = False
+    #: Whether to say, before the poll, that the worker has room, so that what is started after it wakes the worker.
+    says_idle: bool = False
 
 
 class Rest(Struct, frozen=True, gc=False):
@@ -60,10 +66,11 @@ class WorkerState:
     more, and keeps what it holds until that has stopped, for `grace` seconds.
     """
 
-    def __init__(self, concurrency: int, grace: float, *, interval: float = MIN_INTERVAL) -> None:
+    def __init__(self, concurrency: int, grace: float) -> None:
         self._concurrency = concurrency
         self._grace = grace
-        self._interval = interval
+        self._interval = MIN_INTERVAL
+        self._has_said_idle = False
         self._phase = _Phase.WORKING
         self._held = 0
         self._next_poll = -math.inf
@@ -79,8 +86,8 @@ class WorkerState:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it holds nothing, and the last poll found nothing more."""
-        return not self._held and not self._has_more and self._next_poll > -math.inf
+        """Whether it holds nothing, and the last poll found nothing."""
+        return not self._held and self._has_said_idle
 
     def decide(self, now: float) -> WorkerDecision:
         """What to do at this reading."""
@@ -90,7 +97,7 @@ class WorkerState:
                 return Rest(math.inf)
             if now < self._next_poll:
                 return Rest(self._next_poll - now)
-            return Ask(min(free, MAX_BATCH), now >= self._next_look)
+            return Ask(min(free, MAX_BATCH), now >= self._next_look, not (self._has_said_idle or self._has_more))
         if not self._held:
             return Leave()
         if now < self._leave_at:
@@ -100,12 +107,18 @@ class WorkerState:
             return GiveBack()
         return Leave()
 
-    def polled(self, now: float, asked: Ask, granted: int, next_in: float | None) -> None:
-        """A poll has taken so many runs; the next is due in so many seconds, as far as is known."""
+    def polled(self, now: float, asked: Ask, granted: int, next_in: float | None, workers: int = 1) -> None:
+        """A poll has taken so many runs; the next is due in so many seconds, as far as is known.
+
+        So many `workers` there are, this one included.
+        """
         self._failures = 0
         self._held += granted
         self._has_more = granted == asked.count
-        self._next_poll = now if self._has_more else now + min(self._interval, max(0.0, next_in or math.inf))
+        self._has_said_idle = not granted and (self._has_said_idle or asked.says_idle)
+        self._interval = min(MAX_INTERVAL, max(MIN_INTERVAL, workers * _PER_WORKER))
+        rest = min(self._interval, math.inf if next_in is None else max(0.0, next_in))
+        self._next_poll = now + rest if self._has_said_idle else now
         if asked.looks_for_dead:
             self._next_look = now + self._interval
 
@@ -121,7 +134,8 @@ class WorkerState:
             self._next_poll = now
 
     def wake(self, now: float) -> None:
-        """Something may be due."""
+        """Something may be due, and whoever said so takes this worker for a busy one now."""
+        self._has_said_idle = False
         if not self._failures:
             self._next_poll = now
 

@@ -18,7 +18,6 @@ from durable._runtime.plan import MISSING, check_arity
 from durable._runtime.run_handles import RunHandle
 from durable._runtime.run_options import check_metadata
 from durable._runtime.versions import check_version
-from durable._runtime.wakes import wake_workers
 from durable._runtime.workflow import DEFAULT_QUEUE, WorkflowDefinition, definition_of_workflow
 from durable.clocks import clock_of
 from durable.codecs import check_plain, codec_of, parameter_annotation
@@ -154,7 +153,6 @@ async def _start(order: _Order, runs: AsyncRunStore | Coroutines) -> list[RunHan
     handles: list[RunHandle[Any]] = []
     for batch in order.batches():
         started: Sequence[Started] = await runs.submit(Enqueue(batch))
-        wake_workers(order.store.identity)
         handles += order.handles(batch, started)
     return handles
 

@@ -8,6 +8,7 @@ import inspect
 import logging
 import signal
 import threading
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType, ModuleType
@@ -25,7 +26,6 @@ from durable._engine.workers import LEAVE_TIMEOUT, Ask, Bury, Execute, GiveBack,
 from durable._runtime.granted import plan_granted
 from durable._runtime.held_runs import HeldRun, HeldRuns
 from durable._runtime.run_handles import RunHandle
-from durable._runtime.wakes import announce, withdraw
 from durable._runtime.workflow import WorkflowDefinition, definition_of_workflow
 from durable.clocks import clock_of
 from durable.codecs import codec_of
@@ -177,11 +177,11 @@ class Worker:
         """Its store."""
         return self._store
 
-    def poll(self, ask: Ask, turn: int, alive: Callable[[Lease], bool]) -> Poll:
+    def poll(self, ask: Ask, worker: str, turn: int, alive: Callable[[Lease], bool]) -> Poll:
         """The request of its n-th poll; the routes take turns at being the first."""
         first = turn % len(self._routes)
         routes = self._routes[first:] + self._routes[:first]
-        return Poll(routes, ask.count, self._lease, alive, ask.looks_for_dead)
+        return Poll(routes, ask.count, self._lease, alive, ask.looks_for_dead, worker, ask.says_idle)
 
     def hold(self, granted: Granted) -> HeldRun:
         """The run, ready to be executed."""
@@ -213,6 +213,7 @@ class _Service:
         self._clock = clock_of(worker.store)
         self._state = worker.new_state()
         self._runs = worker.new_runs()
+        self._id = uuid.uuid4().hex
         self._turn = 0
         self._drains = False
         # What other threads and signal handlers have to say, and a latch that they release: an Event's lock may be held by
@@ -224,13 +225,13 @@ class _Service:
     def serve(self) -> None:
         """Work until it is time to leave."""
         self._runs.enter(self._loop)
-        announce(self, self._store.identity, self.wake)
+        stop_listening = self._store.listen(self._id, self.wake)
         try:
             while self._step():
                 pass
         finally:
-            withdraw(self)
             self._runs.close()
+            stop_listening()
 
     def wake(self) -> None:
         """Something may be due."""
@@ -274,12 +275,12 @@ class _Service:
     def _poll(self, ask: Ask) -> None:
         self._turn += 1
         try:
-            polled = self._store.perform(self._worker.poll(ask, self._turn, self._runs.is_alive))
+            polled = self._store.perform(self._worker.poll(ask, self._id, self._turn, self._runs.is_alive))
         except DurableError as problem:
             self._state.failed(self._clock.elapsed())
             report(_log, logging.WARNING, "the worker could not poll (%s); trying again", type(problem).__name__)
             return
-        self._state.polled(self._clock.elapsed(), ask, len(polled.granted), polled.next_in)
+        self._state.polled(self._clock.elapsed(), ask, len(polled.granted), polled.next_in, polled.workers)
         for granted in polled.granted:
             self._begin(granted)
 

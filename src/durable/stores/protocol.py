@@ -134,6 +134,13 @@ class RunStore(Protocol):
 class QueueingStore(RunStore, Protocol):
     """A `RunStore` in which runs can wait for workers, and which says where a run stands."""
 
+    def listen(self, worker: str, wake: Callable[[], object]) -> Callable[[], object]:
+        """From now on `wake` is called, on any thread, when something is due for an idle worker; what is returned ends it.
+
+        Not for each such thing: what is not heard of is found by the next poll.
+        """
+        ...
+
     def status(self, id: str) -> RunStatus | None:
         """See `PostgresStore.status`."""
         ...

@@ -158,13 +158,16 @@ class Polled(Struct, frozen=True):
     granted: Sequence[Granted]
     #: Seconds until the next run is due that it could execute; None where none is known.
     next_in: float | None
+    #: How many workers are at work on this store, as far as it knows.
+    workers: int = 1
 
 
 class Poll(Request[Polled], frozen=True, eq=False):
     """Take the leases of up to `count` runs that are due on these routes, the most urgent first.
 
     As for `Begin`, each is renewed while `alive(lease)` is true, until it is given back. Nothing is taken that is not on one of
-    the routes. With `looks_for_dead`, the leases of owners that are proven to have died on this machine have ended.
+    the routes. With `looks_for_dead`, the leases of owners that are proven to have died on this machine have ended. With
+    `says_idle`, what is started after this poll wakes the worker: see `QueueingStore.listen`.
     """
 
     routes: Sequence[Route]
@@ -173,6 +176,9 @@ class Poll(Request[Polled], frozen=True, eq=False):
     seconds: float
     alive: Callable[[Lease], bool]
     looks_for_dead: bool = False
+    #: What tells this worker from every other one; a text of letters and digits.
+    worker: str = ""
+    says_idle: bool = False
 
     @property
     def wish(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 
 from durable.errors import AsyncMismatch, InvalidArgument
 from durable.stores._adapters.async_snapshots import AwaitedSnapshots
@@ -34,7 +34,7 @@ def run_store(store: AnyStore) -> RunStore:
 
 def queueing_store(store: Any, function: str) -> QueueingStore:
     """The store, if runs can wait in it for workers; else `InvalidArgument` for `function`."""
-    if cast(object, run_store(store)) is not store:
+    if run_store(store) is not store:  # type: ignore[comparison-overlap]
         raise InvalidArgument(
             f"{function} needs a store in which runs can wait for workers, like postgres(url) or embedded(), and "
             f"{type(store).__name__} has only the five verbs"

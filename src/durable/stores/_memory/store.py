@@ -76,6 +76,7 @@ class MemoryStore:
         self._lock = threading.RLock()  # a signal handler may come while it is held
         self._runs: dict[str, Run] = {}
         self._signals = Signals()
+        self._listeners: dict[str, Callable[[], object]] = {}
         self._aio: AsyncStore | None = None
         self._closed = False
         self._heartbeat = Heartbeat(self._renew, self._look, self.clock)
@@ -112,7 +113,10 @@ class MemoryStore:
             case Receive():
                 return self._find_signal(request.lease, request.name, request.taken)
             case Enqueue():
-                return self._enqueue(request.runs)
+                started = self._enqueue(request.runs)
+                for wake in list(self._listeners.values()):
+                    wake()
+                return started
             case Poll():
                 return self._poll(request)
             case never:
@@ -269,6 +273,11 @@ class MemoryStore:
     @locked
     def _find_signal(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
         return self._signals.find(lease.run_id, name, taken)
+
+    def listen(self, worker: str, wake: Callable[[], object]) -> Callable[[], object]:
+        """See `QueueingStore.listen`."""
+        self._listeners[worker] = wake
+        return lambda: self._listeners.pop(worker, None)
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:  # noqa: ARG002
         """Not here: there is no database to do anything in."""

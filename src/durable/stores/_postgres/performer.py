@@ -41,6 +41,7 @@ from durable.stores._postgres.starts import Starting, read_started
 from durable.stores._postgres.verbs import PostgresVerb
 from durable.stores.requests import Release
 
+_NOT_FLUSHED: Final = b"SET LOCAL synchronous_commit = off"  # what a crash may take with it
 _OVER: Final = "it had ended before the reply to its claim came"
 
 _json: Final = msgspec.json.Encoder()
@@ -269,6 +270,10 @@ class Statements:
         with _transaction(session):
             new = session.queue(self._sql["enqueue"], values)
             found = session.queue(self._sql["read_started"], values)
+            if due := [row.route for row in rows if row.at is None and not row.delay]:
+                _begin_another(session)  # a notification makes commits wait for one another: not that of the start
+                session.queue(_NOT_FLUSHED)
+                session.queue(self._sql["wake"], {"routes": list(set(due)), "count": len(due)})
         return read_started(startings, {n for (n,) in new}, found.fetchall(), startings[0].prefix)
 
     def _poll(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
@@ -279,6 +284,10 @@ class Statements:
         polling.sent = self._clock.elapsed()
         values, held = polling.values(), None
         with _transaction(session):
+            if polling.poll.says_idle and not polling.dead:
+                session.queue(_NOT_FLUSHED)
+                session.queue(self._sql["say_idle"], values)
+                _begin_another(session)
             if job.doubtful:  # what was taken by a sending whose reply was lost
                 session.queue(self._sql["recall"], values | {"random": polling.renew()})
                 values = polling.values()
@@ -351,6 +360,12 @@ def _end_row(write: Writing) -> _EndRow:
 def _whole(job: Job, fate: Any) -> Any:
     """The fate of what was not written. Under a lease that stands, that is because the journal is not whole."""
     return RecordsLost(job.run_id) if fate is ABSENT else fate
+
+
+def _begin_another(session: Session) -> None:
+    """Within `_transaction`: what follows is in a transaction of its own, in the same round trip."""
+    session.queue(b"COMMIT")
+    session.queue(b"BEGIN ISOLATION LEVEL READ COMMITTED")
 
 
 @contextmanager

@@ -45,6 +45,7 @@ class Polling:
         """The parameters of its statements."""
         return {
             "routes": self.routes,
+            "worker": self.poll.worker,
             "count": self.poll.count,
             "random": self.random,
             "owner": self.owner,
@@ -58,12 +59,13 @@ class Polling:
 class Due:
     """What a poll has found: the runs that it has taken, and the leases of other processes here, which may be dead."""
 
-    __slots__ = ("found", "held", "next_in")
+    __slots__ = ("found", "held", "next_in", "workers")
 
     def __init__(self, polling: Polling, rows: Sequence[Any], held: Sequence[Any], server: str) -> None:
-        self.next_in: float | None = rows[0][0] if rows else None
+        self.next_in: float | None = rows[0][0]
+        self.workers: int = rows[0][1]
         self.held: Sequence[tuple[str, str, str]] = held
-        self.found = [_found(polling, row[1:], server) for row in rows if row[1] is not None]
+        self.found = [_found(polling, row[2:], server) for row in rows if row[2] is not None]
 
 
 def _found(polling: Polling, row: Sequence[Any], server: str) -> Found:

@@ -136,7 +136,7 @@ class Requests:
             for found in due.found:
                 self._give_up(found)
             raise
-        return Polled(granted, due.next_in)
+        return Polled(granted, due.next_in, due.workers)
 
     def _granted(self, found: Found) -> Work[list[Granted]]:
         """One of what was polled, read; none where that is not possible now: it is given back."""

@@ -45,6 +45,7 @@ _COLUMNS: Final = {
         "priority": "smallint",
         "due_at": "timestamp with time zone",
     },
+    "workers": {"id": "text", "routes": "text[]", "idle": "boolean", "seen_at": "timestamp with time zone"},
 }
 
 _KEYS: Final = (
@@ -159,6 +160,7 @@ _TO_RUN: Final = {
     "steps": "SELECT, INSERT",
     "signals": "SELECT, INSERT",
     "locks": "SELECT, INSERT, UPDATE",
+    "workers": "SELECT, INSERT, UPDATE, DELETE",
     "migrations": "SELECT",
 }
 _UNKNOWN: Final = ("?", None, "?", False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Self, TypeVar
 
@@ -20,6 +20,7 @@ from durable.stores._postgres.async_requests import AsyncRequests
 from durable.stores._postgres.connections import Connections
 from durable.stores._postgres.conninfo import Pool
 from durable.stores._postgres.held import Held
+from durable.stores._postgres.listener import listen
 from durable.stores._postgres.requests import Requests
 from durable.stores._postgres.resources import Resources
 from durable.stores._postgres.settings import Settings
@@ -109,6 +110,10 @@ class PostgresStore:
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> PostgresTransaction:
         """See `RunStore.transaction`. Two round trips around those of the body, one commit."""
         return PostgresTransaction(self._requests.held_here(lease).transactions, lease, name, isolation)
+
+    def listen(self, worker: str, wake: Callable[[], object]) -> Callable[[], object]:
+        """See `QueueingStore.listen`. By LISTEN, on a connection of its own."""
+        return listen(self._held.resources.connections, self._sql, self.clock, worker, wake)
 
     def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
         """Keep this snapshot, or document of one, under the id, in place of what was there, journal and all.

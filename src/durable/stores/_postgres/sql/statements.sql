@@ -565,8 +565,14 @@ WITH due AS MATERIALIZED (
       FROM taken
      WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM taken)) AND run.id = taken.workflow_id
     RETURNING run.id, run.snapshot::text AS document
+), seen AS (
+    UPDATE {workers}
+       SET idle = idle AND NOT EXISTS (SELECT FROM due), seen_at = clock_timestamp()
+     WHERE id = %(worker)s
+       AND (seen_at < statement_timestamp() - interval '10 s' OR idle AND EXISTS (SELECT FROM due))
 )
-SELECT extract(epoch FROM next.due_at - statement_timestamp())::float8, run.*
+SELECT extract(epoch FROM next.due_at - statement_timestamp())::float8,
+       (SELECT count(*) FROM {workers} WHERE seen_at > statement_timestamp() - interval '1 minute'), run.*
   FROM (SELECT min(first.due_at) AS due_at
           FROM unnest(%(routes)s::text[]) AS asked (route)
          CROSS JOIN generate_series(0, 9) AS class (priority)
@@ -586,6 +592,34 @@ SELECT extract(epoch FROM next.due_at - statement_timestamp())::float8, run.*
               SELECT record::text AS record, extract(epoch FROM created_at)::float8 AS at, epoch
                 FROM {steps}
                WHERE workflow_id = taken.workflow_id AND seq = 0 AND taken.epoch = 1) AS input ON true) AS run ON true
+
+-- name: say_idle
+-- Before the poll after which the worker rests: of what is started later, the start wakes it. What has long been silent goes.
+WITH silent AS (
+    DELETE FROM {workers} WHERE seen_at < clock_timestamp() - interval '1 day'
+)
+INSERT INTO {workers} AS worker (id, routes, idle, seen_at)
+VALUES (%(worker)s, %(routes)s::text[], true, clock_timestamp())
+ON CONFLICT (id) DO UPDATE SET idle = true, seen_at = excluded.seen_at
+
+-- name: leave
+DELETE FROM {workers} WHERE id = %(worker)s
+
+-- name: wake
+-- One idle worker for each run that is due now, if there are so many, each by its own channel: the others hear nothing.
+WITH woken AS (
+    UPDATE {workers}
+       SET idle = false
+     WHERE id IN (
+           SELECT id
+             FROM {workers}
+            WHERE idle AND seen_at > clock_timestamp() - interval '1 minute' AND routes && %(routes)s::text[]
+            ORDER BY seen_at DESC
+            LIMIT %(count)s
+              FOR UPDATE SKIP LOCKED)
+    RETURNING id
+)
+SELECT pg_notify('durable_' || id, '') FROM woken
 
 -- name: recall
 -- Give back what a poll has taken whose reply was lost.

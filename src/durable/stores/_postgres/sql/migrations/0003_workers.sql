@@ -8,3 +8,12 @@ CREATE INDEX {due_index} ON {locks} (route, priority, due_at) WHERE due_at < 'in
 -- Of a queue and a `dedup` one run that has not ended.
 CREATE UNIQUE INDEX {dedup_index} ON {snapshots} ((snapshot->'dedup'))
  WHERE snapshot->'dedup' IS NOT NULL AND snapshot->'execution'->>'status' IN ('queued', 'running');
+
+-- The workers that are at work, or were a moment ago: one that is idle is woken by the start of what it can execute, and what none
+-- of them has is told. A row is a hint: without it a run is found by the next poll.
+CREATE TABLE {workers} (
+    id      text PRIMARY KEY,
+    routes  text[] NOT NULL,
+    idle    boolean NOT NULL,
+    seen_at timestamptz NOT NULL
+) WITH (fillfactor = 50);
