@@ -9,8 +9,8 @@ from typing import Final, TypeAlias
 from msgspec import Struct
 
 from durable._engine.decisions import Granted
-from durable._engine.delays import backoff
-from durable.errors import DurableError, RunPoisoned
+from durable._engine.delays import MAX_DELAY, backoff
+from durable.errors import DurableError, OwnershipError, RunPoisoned, StoreError
 
 # Seconds between two polls of an idle worker: longer the more workers there are, so that a fleet polls twice a second, until
 # each would poll too seldom.
@@ -66,9 +66,11 @@ class WorkerState:
     more, and keeps what it holds until that has stopped, for `grace` seconds.
     """
 
-    def __init__(self, concurrency: int, grace: float) -> None:
+    def __init__(self, concurrency: int, grace: float, *, until_idle: bool = False) -> None:
         self._concurrency = concurrency
         self._grace = grace
+        self._until_idle = until_idle
+        self._is_settled = False  # nothing has happened since a poll that found nothing
         self._interval = MIN_INTERVAL
         self._has_said_idle = False
         self._phase = _Phase.WORKING
@@ -84,17 +86,14 @@ class WorkerState:
         """Whether it takes nothing more."""
         return self._phase is not _Phase.WORKING
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether it holds nothing, and the last poll found nothing."""
-        return not self._held and self._has_said_idle
-
     def decide(self, now: float) -> WorkerDecision:
         """What to do at this reading."""
         if self._phase is _Phase.WORKING:
             free = self._concurrency - self._held
             if free <= 0:
                 return Rest(math.inf)
+            if self._until_idle and not self._held and self._is_settled:
+                return Leave()
             if now < self._next_poll:
                 return Rest(self._next_poll - now)
             return Ask(min(free, MAX_BATCH), now >= self._next_look, not (self._has_said_idle or self._has_more))
@@ -115,6 +114,7 @@ class WorkerState:
         self._failures = 0
         self._held += granted
         self._has_more = granted == asked.count
+        self._is_settled = not granted
         self._has_said_idle = not granted and (self._has_said_idle or asked.says_idle)
         self._interval = min(MAX_INTERVAL, max(MIN_INTERVAL, workers * _PER_WORKER))
         rest = min(self._interval, math.inf if next_in is None else max(0.0, next_in))
@@ -127,24 +127,29 @@ class WorkerState:
         self._failures += 1
         self._next_poll = now + backoff(self._failures)
 
-    def ended(self, now: float) -> None:
-        """One of the runs that it holds is held no more."""
+    def ended(self, now: float, due_in: float = math.inf) -> None:
+        """One of the runs that it holds is held no more; it is due again in so many seconds, if it is."""
         self._held -= 1
-        if self._has_more and not self._failures:
-            self._next_poll = now
+        self._is_settled = False
+        if not self._failures:
+            at_once = self._has_more or (self._until_idle and not self._held)
+            self._next_poll = now if at_once else min(self._next_poll, now + due_in)
 
     def wake(self, now: float) -> None:
         """Something may be due, and whoever said so takes this worker for a busy one now."""
-        self._has_said_idle = False
+        self._has_said_idle = self._is_settled = False
         if not self._failures:
             self._next_poll = now
 
     def drain(self, now: float) -> None:
-        """Take nothing more, and leave when nothing is held, or the grace is over; asked again, leave now."""
+        """Take nothing more, and leave when nothing is held, or the grace is over."""
         if self._phase is _Phase.WORKING:
             self._phase, self._leave_at = _Phase.DRAINING, now + self._grace
-        else:
-            self._leave_at = min(self._leave_at, now)
+
+    def hurry(self, now: float) -> None:
+        """The same, and there is no grace."""
+        self.drain(now)
+        self._leave_at = min(self._leave_at, now)
 
 
 class Execute(Struct, frozen=True):
@@ -160,17 +165,22 @@ class Bury(Struct, frozen=True):
 class PutOff(Struct, frozen=True):
     """Give the lease back; the run is due again later."""
 
-    error: DurableError
+    #: Why it cannot be executed; None where only this worker does not.
+    error: DurableError | None
+    #: Until it is due.
     seconds: float
 
 
 GrantDecision: TypeAlias = Execute | Bury | PutOff
 
 
-def judge(granted: Granted, max_crashes: int = MAX_CRASHES) -> GrantDecision:
+def judge(granted: Granted, max_crashes: int = MAX_CRASHES, *, is_draining: bool = False) -> GrantDecision:
     """What a worker makes of a run that it has got."""
+    if is_draining:
+        return PutOff(None, 0.0)
     if granted.problem is not None:
-        return PutOff(granted.problem, PUT_OFF)
+        passes = isinstance(granted.problem, StoreError | OwnershipError)
+        return PutOff(granted.problem, MAX_DELAY if passes else PUT_OFF)
     crashes = granted.header.execution.crashes
     if crashes >= max_crashes:
         return Bury(RunPoisoned(granted.lease.run_id, crashes))

@@ -169,7 +169,7 @@ class AsyncRun(RunShell):
         await see_through(
             self._store.aio.submit(requests.Finish(lease, finish.status, finish.record, finish.due_in)), PATIENCE
         )
-        self.finished_as = finish.status
+        self.finished = finish
         self._forget(lease)
 
     async def _migrate(self, mismatch: VersionMismatch) -> None:

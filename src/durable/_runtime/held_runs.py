@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -36,7 +37,13 @@ class HeldRun:
     @property
     def has_failed(self) -> bool:
         """Whether it is over, and has failed."""
-        return self._run.finished_as is Status.FAILED
+        return self._run.finished is not None and self._run.finished.status == Status.FAILED
+
+    @property
+    def due_in(self) -> float:
+        """Seconds from its end until it is due again; infinite where it is not, or where that is not known here."""
+        finish = self._run.finished
+        return finish.due_in if finish is not None and finish.status == Status.QUEUED else math.inf
 
     def start(self, daemons: Daemons, loop: Callable[[], asyncio.AbstractEventLoop]) -> Future[Any]:
         """Begin to execute it; the future of what it comes to. `StoreUnavailable` where no thread can be started."""

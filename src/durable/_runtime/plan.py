@@ -284,12 +284,15 @@ def _takes(fn: Any, deps: Any, *, given: bool) -> frozenset[int]:
     return check_arity(fn, given=given)
 
 
-def check_arity(fn: Callable[..., Any], *, given: bool) -> frozenset[int]:
-    """With how many arguments it can be called; `InvalidArgument` where that does not fit an input that is `given`, or none."""
+def check_arity(fn: Callable[..., Any], *, given: bool, is_new: bool = False) -> frozenset[int]:
+    """With how many arguments it can be called; `InvalidArgument` where that does not fit an input that is `given`, or none.
+
+    A run that is not new may have its input in the store.
+    """
     fits = arities(fn)
-    if _WITH_INPUT in fits if given else fits:
+    if _WITH_INPUT in fits if given else _WITHOUT_INPUT in fits or (fits and not is_new):
         return fits
-    wanted = "fn(step, deps, input), since input= was given" if given else "fn(step, deps)"
+    wanted = "fn(step, deps, input), since an input was given" if given else "fn(step, deps), since no input was given"
     raise InvalidArgument(
         f"the workflow {definition_of_workflow(fn).name}{inspect.signature(fn)} must be callable as {wanted}"
     )

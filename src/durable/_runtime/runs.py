@@ -130,7 +130,7 @@ class BlockingRun(RunShell):
 
     def _finish(self, lease: Lease, finish: Finish) -> None:
         self._store.perform(requests.Finish(lease, finish.status, finish.record, finish.due_in))
-        self.finished_as = finish.status
+        self.finished = finish
         self._forget(lease)
 
     def _migrate(self, mismatch: VersionMismatch) -> None:

@@ -7,6 +7,7 @@ import logging
 from typing import Final
 
 from durable._common.reports import say
+from durable._engine.decisions import Finish
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
 from durable._runtime.driver import Driver
@@ -31,8 +32,8 @@ class RunShell:
         self._driver: Driver | None = None
         self._over = False
         self._execution: Execution | None = None
-        #: With which status its end was committed; None before.
-        self.finished_as: Status | None = None
+        #: How it was ended, once that is committed.
+        self.finished: Finish | None = None
 
     def _forget(self, lease: Lease) -> None:
         """Note that the lease is given back."""

@@ -195,7 +195,7 @@ class _Order:
     def _new_run(self, start: Start) -> NewRun:
         definition, fn, given = self._definition, self._fn, start.input is not MISSING
         if fn is not None:
-            check_arity(fn, given=given)
+            check_arity(fn, given=given, is_new=True)
         annotation = None if fn is None else parameter_annotation(fn, _INPUT)
         text = self._codec.encode(start.input, what="the input", annotation=annotation) if given else None
         metadata = check_metadata(start.metadata)

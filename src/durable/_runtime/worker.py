@@ -115,8 +115,7 @@ class Worker:
 
         A run that is due later is left for later.
         """
-        service = self._begin()
-        service.ends_when_idle = True
+        service = self._begin(until_idle=True)
         with _signals_drain(service):
             self._serve(service)
 
@@ -148,12 +147,14 @@ class Worker:
             await asyncio.to_thread(service.thread.join)
 
     @calls_out
-    def _begin(self, loop: asyncio.AbstractEventLoop | None = None) -> _Service:
+    def _begin(self, loop: asyncio.AbstractEventLoop | None = None, *, until_idle: bool = False) -> _Service:
         if self._service is not None:
             raise InvalidArgument("this worker is at work already: make another one, or raise its concurrency=")
         if self._deps_factory is not None and self._deps is None:
             self._deps = self._deps_factory()
-        self._service = service = _Service(self, loop)
+        self._service = service = _Service(
+            self, loop, WorkerState(self._concurrency, self._grace, until_idle=until_idle)
+        )
         return service
 
     def _serve(self, service: _Service) -> None:
@@ -163,10 +164,6 @@ class Worker:
             self._service = None
 
     # -- what a service asks ----------------------------------------------------------------------------------------
-
-    def new_state(self) -> WorkerState:
-        """What decides."""
-        return WorkerState(self._concurrency, self._grace)
 
     def new_runs(self) -> HeldRuns:
         """What it holds."""
@@ -204,14 +201,13 @@ class Worker:
 class _Service:
     """A worker at work, from its start to its end. One thread performs what its state decides."""
 
-    def __init__(self, worker: Worker, loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(self, worker: Worker, loop: asyncio.AbstractEventLoop | None, state: WorkerState) -> None:
         self.thread: threading.Thread | None = None
-        self.ends_when_idle = False
         self._worker = worker
         self._loop = loop
         self._store = worker.store
         self._clock = clock_of(worker.store)
-        self._state = worker.new_state()
+        self._state = state
         self._runs = worker.new_runs()
         self._id = uuid.uuid4().hex
         self._turn = 0
@@ -239,7 +235,12 @@ class _Service:
 
     def drain(self) -> None:
         """Take no new runs, and leave."""
+        self._runs.hand_over()
         self._tell(self._drain)
+
+    def hurry(self) -> None:
+        """Leave at once."""
+        self._tell(lambda: self._state.hurry(self._clock.elapsed()))
 
     def on_failure(self, problem: Exception) -> None:
         """A fault of ours: say so, and go on."""
@@ -255,10 +256,7 @@ class _Service:
         self._runs.hand_over()
 
     def _step(self) -> bool:
-        while self._told:
-            self._told.popleft()()
-        if self.ends_when_idle and self._state.is_idle:
-            return False
+        self._hear()
         match self._state.decide(self._clock.elapsed()):
             case Ask() as ask:
                 self._poll(ask)
@@ -272,6 +270,10 @@ class _Service:
                 assert_never(never)
         return True
 
+    def _hear(self) -> None:
+        while self._told:
+            self._told.popleft()()
+
     def _poll(self, ask: Ask) -> None:
         self._turn += 1
         try:
@@ -281,13 +283,14 @@ class _Service:
             report(_log, logging.WARNING, "the worker could not poll (%s); trying again", type(problem).__name__)
             return
         self._state.polled(self._clock.elapsed(), ask, len(polled.granted), polled.next_in, polled.workers)
+        self._hear()  # it may be time to leave
         for granted in polled.granted:
             self._begin(granted)
 
     def _begin(self, granted: Granted) -> None:
         lease = granted.lease
         try:
-            match judge(granted):
+            match judge(granted, is_draining=self._state.is_draining):
                 case Execute():
                     self._runs.start(self._worker.hold(granted), self._on_end)
                     return
@@ -296,7 +299,8 @@ class _Service:
                     self._store.perform(Finish(lease, Status.FAILED, record))
                     self._worker.report_failure(lease.run_id, error)
                 case PutOff(error=error, seconds=seconds):
-                    report(_log, logging.ERROR, "run %r cannot be executed as it stands: %s", lease.run_id, error)
+                    if error is not None:
+                        report(_log, logging.ERROR, "run %r cannot be executed as it stands: %s", lease.run_id, error)
                     self._store.perform(Release(lease, due_in=seconds))
                 case never:
                     assert_never(never)
@@ -311,7 +315,7 @@ class _Service:
 
     def _end(self, run: HeldRun, problem: BaseException | None) -> None:
         self._runs.remove(run)
-        self._state.ended(self._clock.elapsed())
+        self._state.ended(self._clock.elapsed(), run.due_in)
         run_id = run.lease.run_id
         if problem is not None and run.has_failed:
             report(_log, logging.ERROR, "run %r has failed", run_id, problem=problem)
@@ -385,8 +389,13 @@ def _signals_drain(service: _Service) -> Iterator[None]:
         yield
         return
 
-    def on_signal(_: int, __: FrameType | None) -> None:
+    told: list[int] = []
+
+    def on_signal(number: int, _: FrameType | None) -> None:
+        told.append(number)
         service.drain()
+        if len(told) > 1:
+            service.hurry()
 
     before = {number: signal.signal(number, on_signal) for number in _SIGNALS}
     try:

@@ -157,10 +157,17 @@ class Statements:
                 "rows": MAX_RECORDS + 1,
             }
             rows = session.execute(self._sql["read_journals"], values).fetchall()
+            if not rows and found.place == BEFORE_ALL and self._stands(session, found):
+                found.add(())  # there is nothing in it
+                return None
             if not rows or (found.lease is not None and not rows[0][1]):
                 return self._vanished(session, found)
             found.add(rows)
         return None
+
+    def _stands(self, session: Session, found: Found) -> bool:
+        row = session.execute(self._sql["read_leases"], ([found.row],)).fetchone()
+        return row is not None and found.lease is not None and row[1] == found.lease.token
 
     def _vanished(self, session: Session, found: Found) -> DurableError:
         """Why what was just there is there no more."""

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias, TypeVar, assert_never
 from msgspec.structs import replace
 
 from durable._engine.decisions import Claim, ClaimReply, Granted
+from durable._engine.headers import blank_header
 from durable._engine.leases import Lease
 from durable.errors import DurableError, LeaseLost, OutcomeUnknown, StoreUnavailable
 from durable.records import Record
@@ -139,14 +140,14 @@ class Requests:
         return Polled(granted, due.next_in, due.workers)
 
     def _granted(self, found: Found) -> Work[list[Granted]]:
-        """One of what was polled, read; none where that is not possible now: it is given back."""
+        """One of what was polled, read, or with the problem of that."""
         try:
             while (job := self._reading(found, _always)) is not None:
                 yield job
             reply = found.reply()
-        except DurableError:
-            self._give_up(found)
-            return []
+        except DurableError as problem:
+            lease = found.lease
+            return [] if lease is None else [Granted(lease, blank_header(), (), problem=problem)]
         return [reply] if isinstance(reply, Granted) else []
 
     def _finish(self, finish: Finish) -> Work[None]:

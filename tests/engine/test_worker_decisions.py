@@ -1,0 +1,182 @@
+"""What a worker decides, by readings of a clock that nothing else moves."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from durable._engine.decisions import Granted
+from durable._engine.leases import Lease
+from durable._engine.workers import (
+    LEAVE_TIMEOUT,
+    MAX_CRASHES,
+    MAX_INTERVAL,
+    MIN_INTERVAL,
+    Ask,
+    Bury,
+    Execute,
+    GiveBack,
+    Leave,
+    PutOff,
+    Rest,
+    WorkerState,
+    judge,
+)
+from durable.errors import RunPoisoned, UnreadableRecord
+from durable.records import Execution, Header, Status
+
+
+def idle(concurrency: int = 2, grace: float = 20.0) -> WorkerState:
+    """A worker that has found nothing at 0."""
+    state = WorkerState(concurrency, grace)
+    ask = state.decide(0.0)
+    assert ask == Ask(concurrency, looks_for_dead=True, says_idle=True)
+    state.polled(0.0, ask, 0, None)
+    return state
+
+
+def test_an_idle_worker_polls_from_time_to_time() -> None:
+    state = idle()
+    assert state.decide(0.25) == Rest(MIN_INTERVAL - 0.25)
+    assert state.decide(MIN_INTERVAL) == Ask(2, looks_for_dead=True)
+
+
+def test_a_worker_that_works_until_it_is_idle_looks_once_more_after_the_last_run() -> None:
+    state = WorkerState(2, 20.0, until_idle=True)
+    state.polled(0.0, Ask(2, says_idle=True), 1, None)
+    state.polled(0.0, Ask(1, says_idle=True), 0, None)
+    assert isinstance(state.decide(0.0), Rest)  # it still holds one
+    state.ended(0.5)
+    ask = state.decide(0.5)
+    assert isinstance(ask, Ask)
+    state.polled(0.5, ask, 0, 3600.0)
+    assert state.decide(0.5) == Leave()
+
+
+def test_a_run_that_is_due_again_is_looked_for_then() -> None:
+    state = idle()
+    state.polled(0.0, Ask(2), 1, None)
+    state.polled(0.0, Ask(1, says_idle=True), 0, None)
+    state.ended(0.5, due_in=0.25)
+    assert state.decide(0.5) == Rest(0.25)
+
+
+def test_it_polls_when_the_next_run_is_due() -> None:
+    state = idle()
+    state.polled(1.0, Ask(2), 0, 0.5)
+    assert state.decide(1.0) == Rest(0.5)
+
+
+@pytest.mark.parametrize(("workers", "rest"), [(1, 1.0), (2, 1.0), (6, 3.0), (10, 5.0), (100, MAX_INTERVAL)])
+def test_the_more_workers_there_are_the_more_seldom_each_polls(workers: int, rest: float) -> None:
+    """Law W10: two polls a second for a fleet of up to ten, twenty for a hundred."""
+    state = idle()
+    state.polled(1.0, Ask(2), 0, None, workers)
+    assert state.decide(1.0) == Rest(rest)
+    assert workers / rest <= max(2.0, workers / MAX_INTERVAL)
+
+
+def test_it_says_that_it_has_room_before_the_poll_after_which_it_rests() -> None:
+    """Law W11, fault 139: a start that comes after the poll wakes it, and one that came before is found by it."""
+    state = WorkerState(2, 20.0)
+    first = state.decide(0.0)
+    state.polled(0.0, first, 1, None)  # the store has taken it off the idle ones
+    second = state.decide(0.0)
+    assert isinstance(second, Ask)
+    assert second.says_idle
+    state.polled(0.0, second, 0, None)
+    assert isinstance(state.decide(0.0), Rest)
+
+
+def test_it_is_taken_for_busy_once_it_is_woken() -> None:
+    state = idle()
+    state.wake(0.5)
+    assert state.decide(0.5) == Ask(2, looks_for_dead=False, says_idle=True)
+
+
+def test_it_asks_for_no_more_than_it_has_room_for() -> None:
+    state = WorkerState(2, 20.0)
+    ask = state.decide(0.0)
+    assert isinstance(ask, Ask)
+    state.polled(0.0, ask, 2, None)
+    assert state.decide(0.0) == Rest(math.inf)
+    state.ended(3.0)
+    assert state.decide(3.0) == Ask(1, looks_for_dead=True)
+
+
+def test_a_poll_that_fails_is_tried_again_ever_later() -> None:
+    state = WorkerState(2, 20.0)
+    pauses: list[float] = []
+    now = 0.0
+    for _ in range(8):
+        state.failed(now)
+        state.wake(now)  # which hurries nothing
+        rest = state.decide(now)
+        assert isinstance(rest, Rest)
+        pauses.append(rest.seconds)
+        now += rest.seconds
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 1.0
+
+
+def held(runs: int) -> WorkerState:
+    """A worker that holds so many runs."""
+    state = WorkerState(8, 20.0)
+    state.polled(0.0, Ask(8), runs, None)
+    return state
+
+
+def test_a_worker_that_drains_takes_nothing_more_and_leaves_with_the_last_run() -> None:
+    state = held(2)
+    state.drain(1.0)
+    assert state.is_draining
+    assert state.decide(1.0) == Rest(20.0)
+    state.ended(2.0)
+    assert state.decide(2.0) == Rest(19.0)
+    state.ended(3.0)
+    assert state.decide(3.0) == Leave()
+
+
+def test_when_the_grace_is_over_it_gives_back_what_is_left_and_leaves() -> None:
+    state = held(1)
+    state.drain(1.0)
+    assert state.decide(21.0) == GiveBack()
+    assert state.decide(21.0) == Rest(LEAVE_TIMEOUT)
+    assert state.decide(21.0 + LEAVE_TIMEOUT) == Leave()
+
+
+def test_a_second_request_ends_the_grace() -> None:
+    state = held(1)
+    state.drain(1.0)
+    state.hurry(2.0)
+    assert state.decide(2.0) == GiveBack()
+    state.ended(2.5)
+    assert state.decide(2.5) == Leave()
+
+
+def granted(crashes: int = 0, problem: Any = None) -> Granted:
+    """A grant of a run under which so many workers have died."""
+    header = Header("checkout", Execution(Status.RUNNING, crashes=crashes))
+    return Granted(Lease("r", "1:x", 1, 30.0, 0.0), header, [], problem=problem)
+
+
+def test_a_run_under_which_workers_died_in_a_row_is_buried() -> None:
+    """Fault 142."""
+    assert judge(granted(MAX_CRASHES - 1)) == Execute()
+    match judge(granted(MAX_CRASHES)):
+        case Bury(error=RunPoisoned(crashes=crashes)):
+            assert crashes == MAX_CRASHES
+        case other:
+            pytest.fail(f"{other}")
+
+
+def test_a_run_that_cannot_be_read_is_put_off() -> None:
+    problem = UnreadableRecord("r", "the header", "of a newer version")
+    match judge(granted(problem=problem)):
+        case PutOff(error=error, seconds=seconds):
+            assert error is problem
+            assert seconds > MAX_INTERVAL
+        case other:
+            pytest.fail(f"{other}")

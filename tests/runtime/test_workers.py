@@ -1,0 +1,516 @@
+"""Workers: what is started is executed, on either store, with none of its runs lost or left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import pytest
+import tenacity
+
+import durable
+from durable.errors import InvalidArgument, RunExists, RunMismatch, RunPoisoned
+from durable.stores import memory
+from durable.stores.protocol import QueueingStore
+from harness.support import Database
+
+WITHIN: Final = 30.0  # seconds, for what a worker does at once
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def store(request: pytest.FixtureRequest) -> Iterator[QueueingStore]:
+    """Either of our stores."""
+    if request.param == "memory":
+        with memory() as made:
+            yield made
+    else:
+        with request.getfixturevalue("database").store() as made:
+            yield made
+
+
+@durable.workflow(name="checkout")
+def checkout(step: durable.Step, deps: Any, order: dict[str, int]) -> int:
+    total = step("total", lambda: order["n"] + 1)
+    return step("twice", lambda: 2 * total)
+
+
+@durable.workflow(name="remind")
+async def remind(step: durable.AsyncStep, deps: Any) -> str:
+    return await step("remind", deps.text)
+
+
+@durable.workflow(name="bare", queue="mail")
+def bare(step: durable.Step, deps: Any) -> str:
+    return "bare"
+
+
+class Deps:
+    """What `remind` needs."""
+
+    def text(self) -> str:
+        return "do not forget"
+
+
+def test_a_started_run_is_executed_and_its_handle_has_the_result(store: QueueingStore) -> None:
+    handle = durable.start(checkout, {"n": 3}, store=store, id="order-3")
+    assert (handle.id, handle.status()) == ("order-3", "queued")
+    with durable.Worker(store, None, [checkout]):
+        assert handle.result(WITHIN) == 8
+    assert handle.status() == "completed"
+    assert durable.handle(store, "order-3", checkout).result() == 8
+
+
+def test_blocking_and_async_workflows_have_one_worker(store: QueueingStore) -> None:
+    with durable.Worker(store, Deps(), [checkout, remind]):
+        handles = [durable.start(checkout, {"n": 1}, store=store), durable.start(remind, store=store)]
+        assert [handle.result(WITHIN) for handle in handles] == [4, "do not forget"]
+
+
+def test_a_worker_lives_in_an_event_loop_whose_tasks_its_async_runs_are(store: QueueingStore) -> None:
+    seen: list[object] = []
+
+    @durable.workflow(name="where")
+    async def where(step: durable.AsyncStep, deps: Any) -> None:
+        seen.append(asyncio.get_running_loop())
+
+    async def main() -> None:
+        async with durable.Worker(store, None, [where]):
+            handle = await durable.aio.start(where, store=store)
+            await handle.aio.result(WITHIN)
+        assert seen == [asyncio.get_running_loop()]
+
+    asyncio.run(main())
+
+
+def test_run_until_idle_returns_when_nothing_is_due(store: QueueingStore) -> None:
+    for number in range(5):
+        durable.start(checkout, {"n": number}, store=store, id=f"r{number}")
+    later = durable.start(checkout, {"n": 9}, store=store, delay=3600)
+    durable.Worker(store, None, [checkout], concurrency=2).run_until_idle()
+    assert [durable.handle(store, f"r{number}").status() for number in range(5)] == ["completed"] * 5
+    assert later.status() == "queued"
+
+
+def test_the_most_urgent_comes_first(store: QueueingStore) -> None:
+    order: list[int] = []
+
+    @durable.workflow(name="note")
+    def note(step: durable.Step, deps: Any, n: int) -> None:
+        order.append(n)
+
+    for priority in (7, 0, 9, 3):
+        durable.start(note, priority, store=store, priority=priority)
+    durable.Worker(store, None, [note], concurrency=1).run_until_idle()
+    assert order == [0, 3, 7, 9]
+
+
+# -- fault 135: the table of answers to the same id -----------------------------------------------------------------------
+
+
+def test_the_same_start_again_is_the_same_run(store: QueueingStore) -> None:
+    first = durable.start(checkout, {"n": 3}, store=store, id="order")
+    again = durable.start(checkout, {"n": 3}, store=store, id="order")
+    assert first.id == again.id
+    assert store.stats().queued == 1  # type: ignore[attr-defined]
+    durable.Worker(store, None, [checkout]).run_until_idle()
+    assert durable.start(checkout, {"n": 3}, store=store, id="order").result(WITHIN) == 8
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_start_that_does_not_fit_is_refused(store: QueueingStore, ended: bool) -> None:
+    durable.start(checkout, {"n": 3}, store=store, id="order")
+    if ended:
+        durable.Worker(store, None, [checkout]).run_until_idle()
+    with pytest.raises(RunMismatch, match="input"):
+        durable.start(checkout, {"n": 4}, store=store, id="order")
+    with pytest.raises(RunMismatch, match="workflow"):
+        durable.start(bare, store=store, id="order")
+    with pytest.raises(RunExists, match="completed" if ended else "queued"):
+        durable.start(checkout, {"n": 3}, store=store, id="order", on_conflict="raise")
+
+
+def test_what_was_started_is_not_executed_by_run(store: QueueingStore) -> None:
+    durable.start(checkout, {"n": 3}, store=store, id="order")
+    with pytest.raises(durable.ConcurrentExecution, match="workers of the queue 'default'"):
+        durable.run(None, checkout, id="order", store=store)
+    with durable.Worker(store, None, [checkout]):
+        assert durable.run(None, checkout, id="order", store=store, on_conflict="wait", wait_timeout=WITHIN) == 8
+
+
+def test_what_run_began_is_not_started_again(store: QueueingStore) -> None:
+    assert durable.run(None, checkout, id="order", store=store, input={"n": 3}) == 8
+    assert durable.start(checkout, {"n": 3}, store=store, id="order").result(WITHIN) == 8
+
+
+# -- fault 136: dedup -----------------------------------------------------------------------------------------------------
+
+
+def test_of_one_dedup_one_run_has_not_ended(store: QueueingStore) -> None:
+    barrier, ids = threading.Barrier(20), list[str]()
+
+    def starts() -> None:
+        barrier.wait(WITHIN)
+        ids.append(durable.start(bare, store=store, dedup="only").id)
+
+    threads = [threading.Thread(target=starts) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WITHIN)
+    assert len(ids) == 20
+    assert len(set(ids)) == 1
+    elsewhere = durable.start(bare, store=store, queue="other", dedup="only")
+    assert elsewhere.id not in ids
+    durable.Worker(store, None, [bare]).run_until_idle()
+    assert durable.start(bare, store=store, dedup="only").id not in ids
+
+
+def test_start_many_starts_each_once(store: QueueingStore) -> None:
+    orders = [durable.Start({"n": number}, id=f"r{number % 1500}", dedup=None) for number in range(1500)]
+    handles = durable.start_many(checkout, orders, store=store)
+    assert [handle.id for handle in handles] == [f"r{number}" for number in range(1500)]
+    assert durable.start_many(checkout, orders[:3], store=store)[2].id == "r2"
+    assert store.stats().queued == 1500  # type: ignore[attr-defined]
+
+
+# -- fault 140: who has what ------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_takes_only_what_it_has(store: QueueingStore) -> None:
+    """Law W6: another queue, name or version is not seen, and holds nothing up."""
+
+    @durable.workflow(name="checkout", version=2)
+    def newer(step: durable.Step, deps: Any, order: dict[str, int]) -> int:
+        return -1
+
+    strange = [
+        durable.start(newer, {"n": 1}, store=store, priority=0),
+        durable.start("unheard-of", store=store, priority=0),
+        durable.start(checkout, {"n": 1}, store=store, queue="elsewhere", priority=0),
+    ]
+    mine = durable.start(checkout, {"n": 1}, store=store, priority=9)
+    durable.Worker(store, None, [checkout], concurrency=1).run_until_idle()
+    assert mine.status() == "completed"
+    assert [handle.status() for handle in strange] == ["queued"] * 3
+    durable.Worker(store, None, [newer, checkout], queues=["default", "elsewhere"]).run_until_idle()
+    assert [handle.status() for handle in strange] == ["completed", "queued", "completed"]
+
+
+# -- ends ---------------------------------------------------------------------------------------------------------------------
+
+
+class Boom(Exception):
+    """Of the workflow's own."""
+
+
+def test_a_failed_run_is_told(store: QueueingStore) -> None:
+    @durable.workflow(name="fails")
+    def fails(step: durable.Step, deps: Any) -> None:
+        raise Boom("boom")
+
+    told: list[tuple[str, str]] = []
+    worker = durable.Worker(store, None, [fails], on_failed=lambda run, error: told.append((run.id, repr(error))))
+    handle = durable.start(fails, store=store, id="f")
+    worker.run_until_idle()
+    assert told == [("f", "Boom('boom')")]
+    with pytest.raises(Boom):
+        handle.result(WITHIN)
+
+
+def test_a_run_is_tried_again_by_its_own_policy(store: QueueingStore) -> None:
+    calls: list[int] = []
+
+    @durable.workflow(
+        name="flaky", retry=tenacity.Retrying(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_none())
+    )
+    def flaky(step: durable.Step, deps: Any) -> int:
+        step("once", lambda: calls.append(0))
+        step("thrice", lambda: calls.append(1))
+        if calls.count(2) < 2:
+            calls.append(2)
+            raise Boom(str(len(calls)))
+        return len(calls)
+
+    told: list[str] = []
+    handle = durable.start(flaky, store=store)
+    durable.Worker(store, None, [flaky], on_failed=lambda run, _: told.append(run.id)).run_until_idle()
+    assert handle.result(WITHIN) == 4
+    assert calls == [0, 1, 2, 2]
+    assert not told
+
+
+def test_a_policy_that_gives_up_leaves_the_run_failed(store: QueueingStore) -> None:
+    @durable.workflow(
+        name="hopeless", retry=tenacity.Retrying(stop=tenacity.stop_after_attempt(2), wait=tenacity.wait_none())
+    )
+    def hopeless(step: durable.Step, deps: Any) -> None:
+        raise Boom("no")
+
+    told: list[str] = []
+    handle = durable.start(hopeless, store=store)
+    durable.Worker(store, None, [hopeless], on_failed=lambda run, _: told.append(run.id)).run_until_idle()
+    assert handle.status() == "failed"
+    assert told == [handle.id]
+
+
+def test_retry_makes_a_failed_run_due_again(store: QueueingStore) -> None:
+    broken = [True]
+
+    @durable.workflow(name="mended")
+    def mended(step: durable.Step, deps: Any) -> str:
+        if broken:
+            raise Boom("no")
+        return "well"
+
+    handle = durable.start(mended, store=store)
+    durable.Worker(store, None, [mended]).run_until_idle()
+    assert handle.status() == "failed"
+    broken.clear()
+    handle.retry()
+    durable.Worker(store, None, [mended]).run_until_idle()
+    assert handle.result(WITHIN) == "well"
+
+
+def test_a_queued_run_is_cancelled_before_it_begins(store: QueueingStore) -> None:
+    handle = durable.start(checkout, {"n": 1}, store=store)
+    assert handle.cancel()
+    assert not handle.cancel()
+    durable.Worker(store, None, [checkout]).run_until_idle()
+    assert handle.status() == "cancelled"
+    with pytest.raises(durable.RunCancelled):
+        handle.result(WITHIN)
+
+
+def test_a_deadline_is_stored(store: QueueingStore) -> None:
+    handle = durable.start(checkout, {"n": 1}, store=store, deadline=datetime.now(UTC) - timedelta(seconds=1))
+    durable.Worker(store, None, [checkout], on_failed=print).run_until_idle()
+    assert handle.status() != "completed"
+
+
+# -- drain ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_drained_run_goes_on_with_another_worker_at_its_next_step(store: QueueingStore) -> None:
+    """Faults 143: in a body. What the body returned is recorded, and the next step is another worker's."""
+    inside, goes_on, bodies = threading.Event(), threading.Event(), list[str]()
+
+    @durable.workflow(name="two")
+    def two(step: durable.Step, deps: Any) -> str:
+        def first() -> str:
+            bodies.append("first")
+            inside.set()
+            assert goes_on.wait(WITHIN)
+            return "1"
+
+        def second() -> str:
+            bodies.append("second")
+            return "2"
+
+        return step("first", first) + step("second", second)
+
+    handle = durable.start(two, store=store)
+    with durable.Worker(store, None, [two]) as worker:
+        assert inside.wait(WITHIN)
+        worker.drain()
+        goes_on.set()
+    assert bodies == ["first"]
+    durable.Worker(store, None, [two]).run_until_idle()
+    assert handle.result(WITHIN) == "12"
+    assert bodies == ["first", "second"]
+
+
+def test_what_is_left_when_the_grace_is_over_is_given_back(store: QueueingStore) -> None:
+    inside, goes_on, bodies = threading.Event(), threading.Event(), list[int]()
+
+    @durable.workflow(name="long")
+    def long(step: durable.Step, deps: Any) -> int:
+        def body() -> int:
+            bodies.append(1)
+            inside.set()
+            if len(bodies) == 1:
+                assert goes_on.wait(WITHIN)
+            return len(bodies)
+
+        return step("body", body)
+
+    handle = durable.start(long, store=store)
+    with durable.Worker(store, None, [long], grace=0):
+        assert inside.wait(WITHIN)
+    durable.Worker(store, None, [long]).run_until_idle()
+    goes_on.set()
+    assert handle.result(WITHIN) == 2
+
+
+# -- mistakes -----------------------------------------------------------------------------------------------------------------
+
+
+def plain(step: durable.Step, deps: Any) -> None:
+    """No workflow."""
+
+
+@pytest.mark.parametrize(
+    ("mistake", "says"),
+    [
+        (lambda store: durable.start(plain, store=store), "not marked as a workflow"),
+        (lambda store: durable.start(checkout, store=store), "must be callable as"),
+        (lambda store: durable.start(bare, 1, store=store), "must be callable as"),
+        (lambda store: durable.start(bare, store=store, priority=10), "priority"),
+        (lambda store: durable.start(bare, store=store, at=datetime(2030, 1, 1)), "at"),
+        (lambda store: durable.start(bare, store=store, at=datetime.now(UTC), delay=1), "give one of them"),
+        (lambda store: durable.start(bare, store=store, delay=-1), "delay"),
+        (lambda store: durable.start(bare, store=store, queue=""), "queue"),
+        (lambda store: durable.start(bare, store=store, metadata={"deadline": 1}), "metadata"),
+        (lambda store: durable.start(bare, store=store, on_conflict="wait"), "on_conflict"),
+        (lambda store: durable.start(7, store=store), "can be started"),
+        (lambda store: durable.Worker(store, None, checkout), "a list"),
+        (lambda store: durable.Worker(store, None, []), "needs workflows"),
+        (lambda store: durable.Worker(store, None, [plain]), "not marked"),
+        (lambda store: durable.Worker(store, None, [tenacity]), "no function"),
+        (lambda store: durable.Worker(store, None, [bare], queues="mail"), "list of names"),
+        (lambda store: durable.Worker(store, None, [bare], queues=[]), "no name"),
+        (lambda store: durable.Worker(store, None, [bare], concurrency=0), "concurrency"),
+        (lambda store: durable.Worker(store, Deps(), [bare], deps_factory=Deps), "deps_factory"),
+        (lambda store: durable.Worker(object(), None, [bare]), "store"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_stored(
+    store: QueueingStore, mistake: Callable[[QueueingStore], Any], says: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=says):
+        mistake(store)
+    assert store.stats().runs == 0  # type: ignore[attr-defined]
+
+
+def test_dependencies_are_made_once_and_may_be_given_by_workflow(store: QueueingStore) -> None:
+    made: list[int] = []
+
+    def make() -> dict[Any, Any]:
+        made.append(1)
+        return {remind: Deps(), bare: None}
+
+    worker = durable.Worker(store, None, [remind, bare], deps_factory=make)
+    for _ in range(2):
+        handle = durable.start(remind, store=store)
+        worker.run_until_idle()
+        assert handle.result(WITHIN) == "do not forget"
+    assert made == [1]
+
+
+def test_a_factory_that_fails_takes_nothing(store: QueueingStore) -> None:
+    """Fault 165."""
+
+    def make() -> Deps:
+        raise Boom("no database for them")
+
+    handle = durable.start(bare, store=store)
+    with pytest.raises(Boom):
+        durable.Worker(store, None, [bare], deps_factory=make).run()
+    assert handle.status() == "queued"
+
+
+# -- other processes ----------------------------------------------------------------------------------------------------------
+
+PROGRAM: Final = """
+    import os, sys, durable
+    from durable.stores import postgres
+
+    store = postgres(sys.argv[1], schema=sys.argv[2])
+
+    @durable.workflow(name="job")
+    def job(step, deps, path):
+        def body():
+            print("begun", flush=True)
+            if not os.path.exists(path):
+                sys.stdin.read()
+            return "done"
+        step("before", lambda: None)
+        return step("body", body)
+
+    @durable.workflow(name="poison")
+    def poison(step, deps):
+        step("kills", lambda: os.kill(os.getpid(), 9))
+
+    durable.Worker(store, None, [job, poison], grace=5).run()
+"""
+
+
+class Process:
+    """A worker in a process of its own."""
+
+    def __init__(self, database: Database) -> None:
+        command = [sys.executable, "-c", textwrap.dedent(PROGRAM), database.url, database.schema]
+        self.popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def wait_until_begun(self) -> None:
+        """Until a body says so."""
+        assert self.popen.stdout is not None
+        assert self.popen.stdout.readline() == "begun\n"
+
+    def end(self) -> None:
+        """Whatever it does."""
+        self.popen.kill()
+        self.popen.communicate()
+
+
+@durable.workflow(name="job")
+def job(step: durable.Step, deps: Any, path: str) -> str:
+    """The same in this process."""
+    step("before", lambda: pytest.fail("it is acknowledged"))
+    return step("body", lambda: "done")
+
+
+def test_the_runs_of_a_worker_that_was_killed_go_on_at_once(database: Database) -> None:
+    """Law W7, fault 123: on the same machine nobody waits for the lease."""
+    with database.store() as store:
+        handle = durable.start(job, "/nowhere", store=store, id="j")
+        process = Process(database)
+        process.wait_until_begun()
+        process.end()
+        with durable.Worker(store, None, [job]):
+            assert handle.result(15) == "done"  # its lease lasts for 30 s
+        header = store.load("j")
+        assert header is not None
+        assert header.execution.crashes == 0  # "before" was recorded under the dead owner's lease
+
+
+def test_a_run_that_kills_its_workers_is_buried(database: Database) -> None:
+    """Fault 142."""
+
+    @durable.workflow(name="poison")
+    def poison(step: durable.Step, deps: Any) -> None:
+        pytest.fail("it would kill this one too")
+
+    with database.store() as store:
+        handle = durable.start(poison, store=store, id="p")
+        for _ in range(3):
+            process = Process(database)
+            assert process.popen.wait(WITHIN) == -signal.SIGKILL
+            process.end()
+        told: list[BaseException] = []
+        with durable.Worker(store, None, [poison], on_failed=lambda _, error: told.append(error)):
+            with pytest.raises(RunPoisoned) as caught:
+                handle.result(WITHIN)
+        assert caught.value.crashes == 3
+        assert [type(error) for error in told] == [RunPoisoned]
+
+
+def test_sigterm_drains_and_the_process_ends_well(database: Database) -> None:
+    """Fault 143."""
+    with database.store() as store:
+        handle = durable.start(job, "/nowhere", store=store, id="j")
+        process = Process(database)
+        process.wait_until_begun()
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.popen.stdin is not None
+        process.popen.stdin.close()  # the body returns
+        process.popen.stdin = None
+        assert process.popen.wait(WITHIN) == 0
+        assert handle.result(WITHIN) == "done"
+        process.end()
