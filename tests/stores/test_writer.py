@@ -29,7 +29,7 @@ from durable.stores._postgres.job import Job
 from durable.stores._postgres.jobs import CANCEL, CHECKPOINT, CLAIM, FINISH, RELEASE, SIGNAL, checkpoint_job, finish_job
 from durable.stores._postgres.sqlstates import classify
 from durable.stores._postgres.verbs import PostgresVerb
-from durable.stores.requests import Begin, Cancel, Checkpoint, Release
+from durable.stores.requests import Begin, Cancel, Checkpoint, Finish, Release
 from harness.ownership_children import wait_until
 from harness.proxy import Proxy
 from harness.support import Database

@@ -13,7 +13,7 @@ from durable.records import Record, Status
 from durable.stores._postgres.claims import Claiming, Found
 from durable.stores._postgres.job import Job
 from durable.stores._postgres.polls import Polling
-from durable.stores._postgres.starts import Starting, plan_start
+from durable.stores._postgres.starts import plan_start
 from durable.stores._postgres.verbs import PostgresVerb, Way
 from durable.stores.requests import Cancel, Enqueue, Finish, Receive, Release, Signal
 
