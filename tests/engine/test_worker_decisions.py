@@ -17,7 +17,7 @@ from durable._engine.workers import (
     Ask,
     Bury,
     Execute,
-    GiveBack,
+    ReturnRuns,
     Leave,
     PutOff,
     Rest,
@@ -142,7 +142,7 @@ def test_a_worker_that_drains_takes_nothing_more_and_leaves_with_the_last_run() 
 def test_when_the_grace_is_over_it_gives_back_what_is_left_and_leaves() -> None:
     state = held(1)
     state.drain(1.0)
-    assert state.decide(21.0) == GiveBack()
+    assert state.decide(21.0) == ReturnRuns()
     assert state.decide(21.0) == Rest(LEAVE_TIMEOUT)
     assert state.decide(21.0 + LEAVE_TIMEOUT) == Leave()
 
@@ -151,7 +151,7 @@ def test_a_second_request_ends_the_grace() -> None:
     state = held(1)
     state.drain(1.0)
     state.hurry(2.0)
-    assert state.decide(2.0) == GiveBack()
+    assert state.decide(2.0) == ReturnRuns()
     state.ended(2.5)
     assert state.decide(2.5) == Leave()
 

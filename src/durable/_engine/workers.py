@@ -41,7 +41,7 @@ class Rest(Struct, frozen=True, gc=False):
     seconds: float
 
 
-class GiveBack(Struct, frozen=True, gc=False):
+class ReturnRuns(Struct, frozen=True, gc=False):
     """Give back every lease that is still held: the grace is over."""
 
 
@@ -49,7 +49,7 @@ class Leave(Struct, frozen=True, gc=False):
     """Nothing is held any more, or there is no time left for it."""
 
 
-WorkerDecision: TypeAlias = Ask | Rest | GiveBack | Leave
+WorkerDecision: TypeAlias = Ask | Rest | ReturnRuns | Leave
 
 
 class _Phase(Enum):
@@ -103,7 +103,7 @@ class WorkerState:
             return Rest(self._leave_at - now)
         if self._phase is _Phase.DRAINING:
             self._phase, self._leave_at = _Phase.LEAVING, now + LEAVE_TIMEOUT
-            return GiveBack()
+            return ReturnRuns()
         return Leave()
 
     def polled(self, now: float, asked: Ask, granted: int, next_in: float | None, workers: int = 1) -> None:

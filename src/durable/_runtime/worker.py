@@ -22,7 +22,7 @@ from durable._common.threads import start_daemon
 from durable._engine.decisions import Granted
 from durable._engine.leases import Lease, check_seconds
 from durable._engine.starts import Route
-from durable._engine.workers import LEAVE_TIMEOUT, Ask, Bury, Execute, GiveBack, Leave, PutOff, Rest, WorkerState, judge
+from durable._engine.workers import LEAVE_TIMEOUT, Ask, Bury, Execute, ReturnRuns, Leave, PutOff, Rest, WorkerState, judge
 from durable._runtime.granted import plan_granted
 from durable._runtime.held_runs import HeldRun, HeldRuns
 from durable._runtime.run_handles import RunHandle
@@ -262,7 +262,7 @@ class _Service:
                 self._poll(ask)
             case Rest(seconds=seconds):
                 self._latch.acquire(timeout=min(seconds, _MAX_REST))
-            case GiveBack():
+            case ReturnRuns():
                 self._give_back()
             case Leave():
                 return False
