@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from greenlet import GreenletExit
 from msgspec.structs import replace
 
-from durable._engine import batches, cuts, leases, lines, runs
+from durable._engine import batches, journal_writes, leases, retry_cut, runs
 from durable._engine.batches import Entry
 from durable._engine.causes import InFlight
 from durable._engine.journal import Journal
@@ -256,9 +256,9 @@ def _recorded_after(self: Journal, tags: frozenset[str]) -> tuple[str, ...]:
     return tuple(key for key in order[min(failed, default=len(order)) :] if self._settled[key].ok)
 
 
-_with_circumstances = lines._with_circumstances
+_with_circumstances = journal_writes._with_circumstances
 _call = Execution.call
-_retried = cuts.cut
+_retried = retry_cut.cut
 
 
 def _marked_without_epoch(*args: Any) -> Any:
@@ -276,7 +276,7 @@ def _cut_of_one(journal: Any, from_step: str | None = None, *, run_id: str = "?"
     if from_step is None:
         return found
     seqs = tuple(record.seq for record in journal if record.seq in found.seqs and record.key == from_step)
-    return cuts.Cut((from_step,), seqs)
+    return retry_cut.Cut((from_step,), seqs)
 
 
 def _forgotten_but_for_clean_up(self: Journal, left: dict[str, Any]) -> None:
@@ -421,14 +421,19 @@ BUGS = [
         first=290,
     ),
     Bug("judged by journal order", 1000, patches=[(Journal, "drawn_amid", _recorded_after)], first=20),
-    Bug("marks without an epoch", 3000, patches=[(lines, "_with_circumstances", _marked_without_epoch)], first=125),
+    Bug(
+        "marks without an epoch",
+        3000,
+        patches=[(journal_writes, "_with_circumstances", _marked_without_epoch)],
+        first=125,
+    ),
     Bug(
         "the flag read after the grant",
         1000,
         patches=[(sql, "_needs_decision", _never), (runs, "_is_undecided", _never)],
     ),
     Bug("steps begun amid Ctrl-C", 1000, patches=[(Execution, "call", _called_all_the_same)], first=250),
-    Bug("a retry that keeps what came after", 1000, patches=[(cuts, "cut", _cut_of_one)], first=30),
+    Bug("a retry that keeps what came after", 1000, patches=[(retry_cut, "cut", _cut_of_one)], first=30),
     Bug("a thread of one life", 1000, patches=[(life, "start_daemon", _of_one_life)]),
     Bug("a thread that did not start", 1000, patches=[(life, "start_daemon", _not_started)]),
     Bug("a dropped row is sent for ever", 1000, patches=[(life._Writer, "_answer", _sent_for_ever)]),

@@ -29,7 +29,6 @@ import durable
 from durable._engine import decisions, runs
 from durable._engine.calls import Call
 from durable._engine.causes import InFlight, in_flight, tag_origin
-from durable._engine.cuts import aside_record, cut_for_retry
 from durable._engine.decisions import (
     Abort,
     Acknowledged,
@@ -65,6 +64,7 @@ from durable._engine.decisions import (
 from durable._engine.headers import stamp_header
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
+from durable._engine.retry_cut import aside_record, cut_for_retry
 from durable._engine.steps import Execution
 from durable._runtime.step_options import step_options
 from durable.codecs import JsonCodec

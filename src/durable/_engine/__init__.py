@@ -23,20 +23,20 @@ A run, around it: `Claim` → `runs.admit` → execute → `runs.conclude_…` �
 
 Where what lives, from the top down:
 
-    runs        how an execution is admitted, and how it is concluded
-    steps       the machine of one execution: what each of its steps does next
-    cuts        what a run forgets when it is taken up from an earlier step
-    lines       what a call adds to the journal
-    journal     keys, replay, drift
-    waits       when a wait is over, whatever the wall clock is set to
-    headers     the run's header, as each turn of its life leaves it
-    calls       a call of a step, and how far it has come
+    runs            how an execution is admitted, and how it is concluded
+    steps           the machine of one execution: what each of its steps does next
+    retry_cut       what a run forgets when it is taken up from an earlier step
+    journal_writes  what a call adds to the journal
+    journal         keys, replay, drift
+    waits           when a wait is over, whatever the wall clock is set to
+    headers         the run's header, as each turn of its life leaves it
+    calls           a call of a step, and how far it has come
     drawn       moments, UUIDs and numbers that a workflow has drawn, and which records hold them
-    decisions   the vocabulary: kinds of steps, decisions, outcomes
-    batches     what is committed together, and what follows when that goes wrong
-    leases      how long an execution may write
-    causes      which failures led to a failure, and what is in flight at a call
-    delays      how long to wait before the next try
+    decisions       the vocabulary: kinds of steps, decisions, outcomes
+    batches         what is committed together, and what follows when that goes wrong
+    leases          how long an execution may write
+    causes          which failures led to a failure, and what is in flight at a call
+    backoff         how long to wait before the next try
 
 A new kind of step is a class among `decisions`; a `match` in `steps` says how it begins, and the type checker names the place.
 

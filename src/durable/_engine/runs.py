@@ -8,6 +8,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from durable._engine.backoff import FIRST_POLL, backoff
 from durable._engine.causes import origin_key, origin_keys, tags_of
 from durable._engine.decisions import (
     Admission,
@@ -26,7 +27,6 @@ from durable._engine.decisions import (
     Reraise,
     Return,
 )
-from durable._engine.delays import FIRST_POLL, backoff
 from durable._engine.headers import is_foreign
 from durable._engine.steps import Execution
 from durable.errors import (

@@ -11,6 +11,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from durable import events
 from durable._common.durations import MAX_SECONDS
+from durable._engine.backoff import FIRST_POLL, backoff
 from durable._engine.batches import MAX_CONFLICTS
 from durable._engine.calls import Call, Phase
 from durable._engine.causes import InFlight
@@ -46,10 +47,9 @@ from durable._engine.decisions import (
     Unstorable,
     Wait,
 )
-from durable._engine.delays import FIRST_POLL, backoff
 from durable._engine.journal import Journal
+from durable._engine.journal_writes import write_attempt, write_outcome
 from durable._engine.leases import MAX_WAIT, Lease
-from durable._engine.lines import write_attempt, write_outcome
 from durable._engine.waits import RESOLUTION, Waits
 from durable.errors import (
     DeadlineExceeded,

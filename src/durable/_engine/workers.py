@@ -8,8 +8,8 @@ from typing import Final, TypeAlias
 
 from msgspec import Struct
 
+from durable._engine.backoff import MAX_DELAY, backoff
 from durable._engine.decisions import Granted
-from durable._engine.delays import MAX_DELAY, backoff
 from durable.errors import DurableError, OwnershipError, RunPoisoned, StoreError
 
 # Seconds between two polls of an idle worker: longer the more workers there are, so that a fleet polls twice a second, until

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from durable._common.boundary import public
 from durable._common.checks import check_flag, check_name
-from durable._engine.cuts import Cut, aside_record, cut_for_retry
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
+from durable._engine.retry_cut import Cut, aside_record, cut_for_retry
 from durable._runtime.forms import Coroutines, at_once, call_now
 from durable.codecs import codec_of
 from durable.errors import ConcurrentExecution, RunNotFound

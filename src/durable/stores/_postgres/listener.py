@@ -13,7 +13,7 @@ import psycopg
 
 from durable._common.reports import report
 from durable._common.threads import start_daemon
-from durable._engine.delays import backoff
+from durable._engine.backoff import backoff
 from durable.clocks import Clock
 from durable.errors import DurableError, StoreUnavailable
 from durable.stores._postgres.connections import Connections

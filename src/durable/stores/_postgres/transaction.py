@@ -21,8 +21,8 @@ import psycopg
 from durable._common.boundary import calls_out
 from durable._common.locks import locked
 from durable._engine import batches
+from durable._engine.backoff import backoff
 from durable._engine.batches import Entry, Verdict, reply_deadline
-from durable._engine.delays import backoff
 from durable._engine.leases import Lease
 from durable.errors import (
     DurableError,

@@ -20,8 +20,8 @@ from durable._common.locks import locked
 from durable._common.reports import report
 from durable._common.threads import start_daemon, wait_for
 from durable._engine import batches
+from durable._engine.backoff import backoff
 from durable._engine.batches import Backlog, Verdict
-from durable._engine.delays import backoff
 from durable.clocks import Clock
 from durable.errors import DurableError, InvalidArgument
 from durable.stores._postgres.connections import Connections

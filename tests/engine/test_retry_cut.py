@@ -6,7 +6,7 @@ import pytest
 from msgspec import Raw
 
 import durable
-from durable._engine.cuts import cut
+from durable._engine.retry_cut import cut
 from durable.records import Record, StepRecord, render
 
 
