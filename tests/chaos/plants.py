@@ -14,9 +14,9 @@ from durable.stores._postgres import store as stores
 from durable.stores._postgres.claims import Found
 from durable.stores._postgres.job import ABSENT
 from durable.stores._postgres.jobs import checkpoint_job
-from durable.stores._postgres.performer import Statements
 from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.names import Names
+from durable.stores._postgres.statements import Statements
 from durable.stores._postgres.store import AsyncPostgresStore, PostgresStore
 from durable.stores._postgres.transaction import PostgresTransaction
 from durable.stores.requests import Checkpoint, Request

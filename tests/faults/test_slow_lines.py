@@ -24,7 +24,7 @@ from durable._engine.decisions import Claim, Granted
 from durable.errors import LeaseLost
 from durable.snapshots import Snapshot
 from durable.stores import PostgresStore
-from durable.stores._postgres import claims, performer, watchdog
+from durable.stores._postgres import claims, statements, watchdog
 from durable.stores._postgres.jobs import CLAIM, READ
 from durable.stores.requests import Begin, Release
 from harness.proxy import Proxy
@@ -252,7 +252,7 @@ def test_a_journal_of_many_records_is_whole(database: Database, monkeypatch: pyt
     interrupted(store, [10] * 20)
     expected = [record[1] for record in database.journal("run")]
     for rows in (1, 2, 3, 19, 20, 21, 22):
-        for module in (claims, performer):
+        for module in (claims, statements):
             monkeypatch.setattr(module, "MAX_RECORDS", rows)
         reply = store.perform(Begin(claim(), lambda: True))
         assert isinstance(reply, Granted)
@@ -267,7 +267,7 @@ def test_a_page_may_end_anywhere(database: Database, monkeypatch: pytest.MonkeyP
     interrupted(store, [10, 500, 1, 3000, 3000, 2, 100_000, 4, 4])
     expected = [record[1] for record in database.journal("run")]
     monkeypatch.setattr(batches, "page_bytes", lambda _: most)
-    for module in (claims, performer):
+    for module in (claims, statements):
         monkeypatch.setattr(module, "MAX_BYTES", most)
     reply = store.perform(Begin(claim(), lambda: True))
     assert isinstance(reply, Granted)

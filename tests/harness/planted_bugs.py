@@ -22,10 +22,10 @@ from durable._runtime import async_runs, async_steps
 from durable._runtime.context import current_frame
 from durable._runtime.mapping import MapItems, map_async
 from durable.errors import StoreUnavailable
-from durable.stores._postgres import performer
+from durable.stores._postgres import statements
 from durable.stores._postgres.claims import Found, claim_row
 from durable.stores._postgres.jobs import Writing
-from durable.stores._postgres.performer import Statements
+from durable.stores._postgres.statements import Statements
 from durable.stores._postgres.writer import Writer
 from durable.stores.requests import Checkpoint
 from simulation import life, threads, wire
@@ -376,12 +376,12 @@ BUGS = [
         first=8970,
     ),
     Bug("fence by time", 3000, _with(**_unfenced(_by_time)), first=2690),
-    Bug("a hole that nobody notices", 1000, patches=[(performer, "leases_missing_records", lambda *_: ())], first=225),
+    Bug("a hole that nobody notices", 1000, patches=[(statements, "leases_missing_records", lambda *_: ())], first=225),
     Bug("no local deadline", 1000, patches=[(Lease, "why_ended", _until_told)], first=40),
     Bug(
         "deadline counted from the reply",
         1000,
-        patches=[(Lease, "renew", _from_the_reply), (performer, "Found", _claimed_at_the_reply)],
+        patches=[(Lease, "renew", _from_the_reply), (statements, "Found", _claimed_at_the_reply)],
         first=60,
     ),
     Bug("load before claim", 6000, _load_before_claim(), first=5330),
@@ -390,7 +390,7 @@ BUGS = [
         "expiry by the client's clock",
         1000,
         _with(take_leases=_taken_by_own_time),
-        [(performer, "claim_row", _with_own_time)],
+        [(statements, "claim_row", _with_own_time)],
     ),
     Bug("release without token", 1000, _with(release_batch=_release_any)),
     Bug("automatic keys shared by branches", 1000, patches=[(Journal, "_is_ambiguous", _never)], first=600),

@@ -33,7 +33,7 @@ from durable.stores._postgres.snapshots import Snapshots
 from durable.stores._postgres.sql.names import Names
 from durable.stores._postgres.store import AsyncPostgresStore, PostgresStore
 from durable.stores._postgres.transaction import PostgresTransaction
-from durable.stores._postgres.transactions import Transactions
+from durable.stores._postgres.transaction_pool import TransactionPool
 from durable.stores._postgres.writer import Writer
 from simulation import threads
 from simulation.history import History
@@ -304,11 +304,12 @@ _Writer: Final[Any] = threads.rebound(Writer, {**_STARTED, "deliver": _deliver, 
 _Heartbeat: Final[Any] = threads.rebound(Heartbeat, _STARTED)
 _Daemons: Final[Any] = threads.rebound(Daemons, {**_STARTED, "Future": _threading.Future})
 _Room: Final[Any] = threads.rebound(Room, _OURS)
-_Transactions: Final[Any] = threads.rebound(
-    Transactions, {"Session": Session, "Daemons": _Daemons, "Room": _Room, "is_sound": is_sound}
+_TransactionPool: Final[Any] = threads.rebound(
+    TransactionPool, {"Session": Session, "Daemons": _Daemons, "Room": _Room, "is_sound": is_sound}
 )
 _Resources: Final[Any] = threads.rebound(
-    Resources, {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner, "Transactions": _Transactions}
+    Resources,
+    {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner, "TransactionPool": _TransactionPool},
 )
 
 

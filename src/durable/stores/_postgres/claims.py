@@ -15,7 +15,7 @@ from durable._engine.starts import name_workers
 from durable.errors import DurableError
 from durable.records import Kind, Record
 from durable.snapshots import header_and_records
-from durable.stores._postgres.dropped import dropped_rows
+from durable.stores._postgres.dropped_rows import dropped_rows
 from durable.stores._postgres.requirements import hidden_rows
 from durable.stores._postgres.rows import read_record
 from durable.stores._postgres.starts import queue_of

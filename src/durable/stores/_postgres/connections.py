@@ -24,7 +24,7 @@ from durable.errors import DurableError, InvalidArgument, StoreUnavailable, Unsu
 from durable.stores._postgres import conninfo, hosts, requirements
 from durable.stores._postgres.conninfo import Pool
 from durable.stores._postgres.cursors import OwnCursor
-from durable.stores._postgres.meanings import explain
+from durable.stores._postgres.error_messages import explain
 from durable.stores._postgres.session import Connection, Session, is_sound
 from durable.stores._postgres.watchdog import Watchdog
 

@@ -20,11 +20,11 @@ from durable.errors import DurableError, RunCancelled
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._owner import Owner
 from durable.stores._postgres.connections import Connections
-from durable.stores._postgres.fences import Standing, refused
 from durable.stores._postgres.job import Job
-from durable.stores._postgres.performer import Statements
+from durable.stores._postgres.lease_checks import Standing, refused
 from durable.stores._postgres.session import Connection
-from durable.stores._postgres.transactions import Transactions
+from durable.stores._postgres.statements import Statements
+from durable.stores._postgres.transaction_pool import TransactionPool
 from durable.stores._postgres.verbs import Way
 from durable.stores._postgres.watchdog import shut_down
 from durable.stores._postgres.writer import Writer
@@ -50,7 +50,7 @@ class Resources:
         self._long = Writer(statements, connections, clock, self.watchdog)
         self._starts = Writer(statements, connections, clock, self.watchdog)
         self._polls = Writer(statements, connections, clock, self.watchdog)
-        self.transactions = Transactions(connections, sql, clock, self.perform, max_transactions)
+        self.transactions = TransactionPool(connections, sql, clock, self.perform, max_transactions)
         self.heartbeat = Heartbeat(self._renew, self._look, clock)
         self._heartbeat_connection: Connection | None = None
         self._closing = threading.RLock()  # a signal handler may close what is just being closed

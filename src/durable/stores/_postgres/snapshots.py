@@ -25,7 +25,7 @@ from durable.errors import (
 )
 from durable.snapshots import Snapshot, foreign_failures, journal_of, merge_journal
 from durable.stores._owner import HOST, is_dead
-from durable.stores._postgres.dropped import dropped_rows
+from durable.stores._postgres.dropped_rows import dropped_rows
 from durable.stores._postgres.held import Held
 from durable.stores._postgres.nesting import refuse_own_run
 from durable.stores._postgres.requirements import hidden_rows

@@ -37,12 +37,14 @@ from durable.errors import (
 from durable.records import Record
 from durable.stores._postgres import nesting
 from durable.stores._postgres.connections import FORCE_SYNC_COMMIT
-from durable.stores._postgres.fences import leases_missing_records, refused, unverified_leases
 from durable.stores._postgres.guarded import GuardedConnection, guard
 from durable.stores._postgres.job import Job
 from durable.stores._postgres.jobs import CHECKPOINT, checkpoint_job, settle_job
+from durable.stores._postgres.lease_checks import leases_missing_records, refused, unverified_leases
 from durable.stores._postgres.prepared import roll_back_prepared
-from durable.stores._postgres.refusals import (
+from durable.stores._postgres.session import Session
+from durable.stores._postgres.sqlstates import classify
+from durable.stores._postgres.transaction_errors import (
     LOST,
     errors_behind,
     explain_loss,
@@ -50,9 +52,7 @@ from durable.stores._postgres.refusals import (
     is_conflict,
     is_exhausted,
 )
-from durable.stores._postgres.session import Session
-from durable.stores._postgres.sqlstates import classify
-from durable.stores._postgres.transactions import Transactions
+from durable.stores._postgres.transaction_pool import TransactionPool
 from durable.stores._postgres.watchdog import shut_down
 from durable.stores.protocol import CommitRefused, Isolation, RolledBack
 from durable.stores.requests import OnLateReply
@@ -77,7 +77,7 @@ _MAX_ROLLBACK: Final = 10.0  # seconds, after which the connection is closed, wh
 class PostgresTransaction:
     """See `protocol.Transaction`."""
 
-    def __init__(self, owner: Transactions, lease: Lease, name: str, isolation: Isolation) -> None:
+    def __init__(self, owner: TransactionPool, lease: Lease, name: str, isolation: Isolation) -> None:
         self._owner = owner
         self._lease = lease
         self._name = name

@@ -24,10 +24,10 @@ from durable._engine.backoff import backoff
 from durable._engine.batches import Backlog, Verdict
 from durable.clocks import Clock
 from durable.errors import DurableError, InvalidArgument
+from durable.stores._postgres.batch_results import take_answers, take_nothing, take_refusal
 from durable.stores._postgres.connections import Connections
 from durable.stores._postgres.job import Job, deliver, make_latch, orphan
 from durable.stores._postgres.jobs import CLAIM
-from durable.stores._postgres.outcomes import take_answers, take_nothing, take_refusal
 from durable.stores._postgres.session import Session
 from durable.stores._postgres.sqlstates import classify
 from durable.stores._postgres.watchdog import Watchdog

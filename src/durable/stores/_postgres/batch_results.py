@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from durable.errors import DurableError, OutcomeUnknown, StoreUnavailable, UnstorableValue
-from durable.stores._postgres.dropped import DROPPED, dropped_rows
+from durable.stores._postgres.dropped_rows import DROPPED, dropped_rows
 from durable.stores._postgres.job import ABSENT, Job
 
 _OF_DATA: Final = ("22", "54")  # classes of SQLSTATE; what they are about in a claim is its input

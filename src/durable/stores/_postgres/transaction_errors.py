@@ -10,11 +10,11 @@ import psycopg
 from durable._engine.batches import Verdict
 from durable._engine.leases import Lease
 from durable.errors import DurableError, LeaseLost, StoreUnavailable, TransactionMisused, UnstorableValue
-from durable.stores._postgres.dropped import DROPPED, dropped_rows
-from durable.stores._postgres.fences import NOT_ITS_OWN
+from durable.stores._postgres.dropped_rows import DROPPED, dropped_rows
+from durable.stores._postgres.error_messages import describe
 from durable.stores._postgres.guarded import ENDED
 from durable.stores._postgres.job import Job
-from durable.stores._postgres.meanings import describe
+from durable.stores._postgres.lease_checks import NOT_ITS_OWN
 from durable.stores._postgres.sqlstates import classify
 from durable.stores.protocol import CommitRefused, RolledBack
 

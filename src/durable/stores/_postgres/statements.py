@@ -16,7 +16,6 @@ from durable.clocks import Clock
 from durable.errors import DurableError, LeaseLost, RecordsLost
 from durable.records import Status
 from durable.stores._postgres.claims import BEFORE_ALL, Claiming, Found, claim_row, opening_row
-from durable.stores._postgres.fences import NOT_ITS_OWN, Standing, leases_missing_records, refused, unverified_leases
 from durable.stores._postgres.job import ABSENT, Job
 from durable.stores._postgres.jobs import (
     CANCEL,
@@ -33,6 +32,13 @@ from durable.stores._postgres.jobs import (
     SETTLE,
     SIGNAL,
     Writing,
+)
+from durable.stores._postgres.lease_checks import (
+    NOT_ITS_OWN,
+    Standing,
+    leases_missing_records,
+    refused,
+    unverified_leases,
 )
 from durable.stores._postgres.polls import Due, Polling
 from durable.stores._postgres.session import Session

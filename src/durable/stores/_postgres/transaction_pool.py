@@ -17,7 +17,7 @@ _RESERVED: Final = 2  # connections of a user's pool, left to checkpoints where 
 _STATEMENTS_UNTIL_PREPARED: Final = 5  # of the body's own; psycopg's default
 
 
-class Transactions:
+class TransactionPool:
     """The transactions of one process: at most `limit` at once, each on a connection that no checkpoint uses."""
 
     def __init__(
