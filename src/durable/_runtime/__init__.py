@@ -4,33 +4,33 @@ A file here performs what the engine's file of the same name decides; `async_` b
 
 A run, from the call to its end:
 
-    run           durable.run: its signature, and the two doors: run_claimed(plan), execute(plan, granted)
-    run_options   what it was given besides what to run
-    plan          the call, checked: nothing has been asked of the store yet
-    versions      a run that another version of the workflow has begun
-    runs          claims the run, calls the workflow, keeps the lease, records the end     async_runs
-    shell         what both forms share
-    endings       the end of a workflow function, and what its run comes to by it
-    workflow      @durable.workflow: the name, the version, the queue of a function
-    deps          the dependencies as the workflow sees them: their steps are called through the run
+    run               durable.run: its signature, and the two doors: run_claimed(plan), execute(plan, granted)
+    run_options       what it was given besides what to run
+    plan              the call, checked: nothing has been asked of the store yet
+    versions          a run that another version of the workflow has begun
+    runs              claims the run, calls the workflow, keeps the lease, records the end     async_runs
+    run_base          what both forms share
+    workflow_outcome  how a workflow function ended, and what that means for its run
+    workflow          @durable.workflow: the name, the version, the queue of a function
+    deps              the dependencies as the workflow sees them: their steps are called through the run
 
 A step, inside it:
 
-    handles       Step and AsyncStep: what a workflow holds, and all of it
-    steps         performs each decision about a step                                      async_steps
-    driver        what both forms share: the call, its record, its events
-    bodies        a function, a sleep, a wait, a transaction
-    timeouts      calls a body within its timeout, on a thread where it blocks
-    mapping       step.map
-    step_options  retry, timeout, at_most_once, cleanup
-    policies      which failures are retried, and when
-    decorator     @durable.step
-    definitions   what it left on a function
-    context       whose code is running
-    values        moments, UUIDs and random numbers that a workflow draws
+    handles           Step and AsyncStep: what a workflow holds, and all of it
+    steps             performs each decision about a step                                      async_steps
+    driver            what both forms share: the call, its record, its events
+    bodies            a function, a sleep, a wait, a transaction
+    timeouts          calls a body within its timeout, on a thread where it blocks
+    mapping           step.map
+    step_options      retry, timeout, at_most_once, cleanup
+    policies          which failures are retried, and when
+    decorator         @durable.step
+    definitions       what it left on a function
+    context           whose code is running
+    values            moments, UUIDs and random numbers that a workflow draws
 
-Beside them: `control` and `state` (cancel, signal, retry, result, status, list_pending), each told once for both forms by
-`forms`; `stack` (is there room for what must not fail half-way), `shielded` (waiting that no cancellation cuts short).
+Beside them: `control` and `state` (cancel, signal, retry, result, status, list_pending), each written once for both forms, by
+`sync_bridge`; `stack` (is there room for what must not fail half-way), `shielded` (waiting that no cancellation cuts short).
 
 The rule: nothing here decides. A driver tells the engine what happened and performs the answer, a `match` closed by
 `assert_never`. If a feature wants an `if` here, a decision is missing there.

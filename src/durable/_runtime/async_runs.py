@@ -26,11 +26,11 @@ from durable._engine.decisions import (
 from durable._engine.leases import Lease
 from durable._runtime.async_steps import AsyncDriver
 from durable._runtime.context import enter, leave
-from durable._runtime.endings import Ending
 from durable._runtime.handles import AsyncStep
 from durable._runtime.plan import Plan
-from durable._runtime.shell import PATIENCE, RunShell, leave_to_expire
+from durable._runtime.run_base import PATIENCE, RunBase, leave_to_expire
 from durable._runtime.shielded import see_through
+from durable._runtime.workflow_outcome import WorkflowOutcome
 from durable.errors import AsyncMismatch, DurableError, VersionMismatch
 from durable.records import Status
 from durable.stores import requests
@@ -38,7 +38,7 @@ from durable.stores import requests
 __all__ = ["AsyncRun"]
 
 
-class AsyncRun(RunShell):
+class AsyncRun(RunBase):
     """One awaited call of `run`."""
 
     def __init__(self, plan: Plan, new_driver: Callable[..., AsyncDriver] = AsyncDriver) -> None:
@@ -87,7 +87,7 @@ class AsyncRun(RunShell):
 
     @calls_out
     async def _execute(self, granted: Granted) -> Any:
-        plan, end, lease = self._plan, Ending(), granted.lease
+        plan, outcome, lease = self._plan, WorkflowOutcome(), granted.lease
         try:
             self._execution = execution = plan.execution(granted, asyncio.current_task())
             self._driver = driver = self._new_driver(execution, *plan.for_driver)
@@ -100,30 +100,30 @@ class AsyncRun(RunShell):
             try:
                 value = await plan.fn(*arguments)
                 await driver.check_awaited()
-                end.on_return(plan, value)
+                outcome.on_return(plan, value)
             except Exception as exception:
                 execution.is_over = True
                 await driver.check_awaited(exception)
-                end.on_raise(plan, exception, execution.journal)
+                outcome.on_raise(plan, exception, execution.journal)
             execution.is_over = True
             await driver.drain()
         except BaseException as exception:
-            end.on_exit(exception)
+            outcome.on_exit(exception)
             await driver.settle(PATIENCE, exception)
         finally:
             execution.is_over = True
             leave(token)
-        match end.conclusion(execution):
+        match outcome.conclusion(execution):
             case Finish() as finish:
                 try:
                     await self._finish(lease, finish)
                 except DurableError as error:
                     await self._give_back(lease)
-                    raise end.interruption(plan, execution, error) from end.exception
-                return end.outcome(plan, execution, finish)
+                    raise outcome.interruption(plan, execution, error) from outcome.exception
+                return outcome.result(plan, execution, finish)
             case Release(error=error, status=status):
-                await self._give_back(lease, status, end.exception)
-                raise end.interruption(plan, execution, error) from None
+                await self._give_back(lease, status, outcome.exception)
+                raise outcome.interruption(plan, execution, error) from None
             case never:
                 assert_never(never)
 

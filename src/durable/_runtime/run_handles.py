@@ -13,7 +13,7 @@ from durable._common.checks import check_name
 from durable._common.durations import Duration, check_duration
 from durable._engine.backoff import FIRST_POLL, backoff
 from durable._runtime.control import cancel, cancel_async, retry, retry_async, signal, signal_async
-from durable._runtime.forms import Coroutines, at_once, call_now
+from durable._runtime.sync_bridge import Coroutines, at_once, call_now
 from durable._runtime.workflow import definition_of_workflow
 from durable.clocks import clock_of
 from durable.codecs import codec_of, return_annotation

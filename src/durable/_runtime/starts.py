@@ -13,10 +13,10 @@ from durable._common.boundary import public
 from durable._common.checks import check_name
 from durable._common.durations import Duration, check_duration, to_utc
 from durable._engine.starts import MAX_PRIORITY, NewRun, Route, Started, refuse_start
-from durable._runtime.forms import Coroutines, at_once, call_now
 from durable._runtime.plan import MISSING, check_arity
 from durable._runtime.run_handles import RunHandle
 from durable._runtime.run_options import check_metadata
+from durable._runtime.sync_bridge import Coroutines, at_once, call_now
 from durable._runtime.versions import check_version
 from durable._runtime.workflow import DEFAULT_QUEUE, WorkflowDefinition, definition_of_workflow
 from durable.clocks import clock_of

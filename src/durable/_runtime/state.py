@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from durable._common.boundary import calls_out, public
 from durable._common.checks import check_name
-from durable._runtime.forms import Coroutines, at_once, call_now
+from durable._runtime.sync_bridge import Coroutines, at_once, call_now
 from durable.codecs import Codec, codec_of
 from durable.codecs._failures import from_record
 from durable.errors import RunNotFound, RunNotOver, UnreadableRecord

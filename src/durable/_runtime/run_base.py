@@ -15,14 +15,14 @@ from durable._runtime.plan import Plan
 from durable.errors import DurableError
 from durable.records import Status
 
-__all__ = ["PATIENCE", "RunShell", "leave_to_expire"]
+__all__ = ["PATIENCE", "RunBase", "leave_to_expire"]
 
 PATIENCE: Final = 5.0  # seconds that a run which is being left waits for its last checkpoints, then for its release
 
 _log = logging.getLogger("durable")
 
 
-class RunShell:
+class RunBase:
     """One call of `run`, blocking or async."""
 
     def __init__(self, plan: Plan) -> None:

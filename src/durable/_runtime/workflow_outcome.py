@@ -14,10 +14,10 @@ from durable.codecs._failures import to_record
 from durable.errors import AsyncMismatch, DurableError, Unwind
 from durable.records import ErrorRecord
 
-__all__ = ["Ending"]
+__all__ = ["WorkflowOutcome"]
 
 
-class Ending:
+class WorkflowOutcome:
     """With a value, with an exception, or left by control flow: a cancellation, an interrupt, an error of ours."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Ending:
             Unwind.settle(error)
         return conclusion
 
-    def outcome(self, plan: Plan, execution: Execution, finish: Finish) -> Any:
+    def result(self, plan: Plan, execution: Execution, finish: Finish) -> Any:
         """The end is committed: what the caller of `run` gets."""
         runs.emit_finish(execution, finish, plan.reading())
         if execution.error is not None:
