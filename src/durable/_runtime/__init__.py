@@ -20,6 +20,7 @@ A step, inside it:
     steps             performs each decision about a step                                      async_steps
     driver            what both forms share: the call, its record, its events
     bodies            a function, a sleep, a wait, a transaction
+    awaitables        values that are to be awaited, and the errors where nothing awaits them
     timeouts          calls a body within its timeout, on a thread where it blocks
     mapping           step.map
     step_options      retry, timeout, at_most_once, cleanup

@@ -33,6 +33,7 @@ from durable._engine.decisions import (
     StepOutcome,
     Wait,
 )
+from durable._runtime.awaitables import explain_unawaited, is_awaitable
 from durable._runtime.bodies import Body, body_of_call, body_of_decorated
 from durable._runtime.context import enter, leave
 from durable._runtime.definitions import StepDefinition
@@ -40,14 +41,7 @@ from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Driver
 from durable._runtime.mapping import MapItems, MapOptions, map_async
 from durable._runtime.shielded import see_through
 from durable._runtime.step_options import StepOptions
-from durable._runtime.timeouts import (
-    NotBegun,
-    await_within,
-    call_on_thread,
-    explain_unawaited,
-    is_awaitable,
-    needs_thread,
-)
+from durable._runtime.timeouts import NotBegun, await_within, call_on_thread, needs_thread
 from durable._runtime.values import ValueKind
 from durable.codecs._failures import add_note
 from durable.errors import AsyncMismatch, DurableError

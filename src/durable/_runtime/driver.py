@@ -37,12 +37,13 @@ from durable._engine.decisions import (
 )
 from durable._engine.leases import MAX_WAIT
 from durable._engine.steps import Execution
+from durable._runtime.awaitables import explain_early_call, is_awaitable, vain_awaitable_error
 from durable._runtime.bodies import Body
 from durable._runtime.context import Frame, Running, current_frame, enter, leave
 from durable._runtime.definitions import StepDefinition
 from durable._runtime.stack import require_stack
 from durable._runtime.step_options import DEFAULTS, StepOptions
-from durable._runtime.timeouts import NotBegun, call_within, explain_early_call, is_awaitable, vain_awaitable_error
+from durable._runtime.timeouts import NotBegun, call_within
 from durable._runtime.values import ValueKind
 from durable.clocks import Clock
 from durable.codecs import Codec, advice_after_body

@@ -35,18 +35,14 @@ from durable._engine.decisions import (
     Unstorable,
     Wait,
 )
+from durable._runtime.awaitables import is_awaitable, vain_awaitable_error
 from durable._runtime.bodies import Body, body_of_call, body_of_decorated
 from durable._runtime.context import enter, leave
 from durable._runtime.definitions import StepDefinition
 from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Driver
 from durable._runtime.mapping import MapItems, MapOptions, map_blocking
 from durable._runtime.step_options import StepOptions
-from durable._runtime.timeouts import (
-    NotBegun,
-    call_within,
-    is_awaitable,
-    vain_awaitable_error,
-)
+from durable._runtime.timeouts import NotBegun, call_within
 from durable._runtime.values import ValueKind
 from durable.errors import DurableError
 from durable.records import Record

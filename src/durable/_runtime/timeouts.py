@@ -7,25 +7,21 @@ import contextvars
 import inspect
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
-from types import CoroutineType
 from typing import Any, Final
 
 from durable._common.boundary import calls_out
 from durable._common.reports import say
-from durable.errors import AsyncMismatch, StepTimeout, StoreUnavailable
+from durable._runtime.awaitables import is_awaitable
+from durable.errors import StepTimeout, StoreUnavailable
 
 __all__ = [
     "NotBegun",
     "await_within",
     "call_on_thread",
     "call_within",
-    "explain_early_call",
-    "explain_unawaited",
-    "is_awaitable",
     "needs_thread",
-    "vain_awaitable_error",
 ]
 
 _ABANDONED: Final = "A thread cannot be stopped: the body goes on there, and what becomes of it is not recorded."
@@ -33,40 +29,8 @@ _HELD_THE_LOOP: Final = (
     "It was called on the event loop, as a thunk is, and blocked that until it returned. Pass the function and its arguments, "
     "step(name, fn, arg), and it has a thread."
 )
-_NEVER_AWAITED: Final = frozenset({type(None), bool, int, float, str, bytes, list, dict, tuple})
 
 _log = logging.getLogger("durable")
-
-
-def is_awaitable(value: object) -> bool:
-    """Whether a body returned something to await. (`inspect` takes a while to say that a dict is not.)"""
-    kind = type(value)
-    return kind is CoroutineType or (kind not in _NEVER_AWAITED and inspect.isawaitable(value))
-
-
-def vain_awaitable_error(name: str, value: Any, why: str) -> AsyncMismatch:
-    """The error for a body that returned something to await where nothing awaits it."""
-    if inspect.iscoroutine(value):
-        value.close()  # it will never be awaited, and says so here rather than in a warning
-    return AsyncMismatch(f"step {name!r} returned something to await, {why}")
-
-
-def explain_early_call(value: Any) -> str:
-    """The message about a step that was given this value in place of its function."""
-    what = f"{type(value).__name__} is not a function. Pass the function without calling it, and then its arguments"
-    if inspect.iscoroutine(value):
-        value.close()  # it will never be awaited, and says so here rather than in a warning
-        function = value.__name__
-        return f"{what}: step(name, {function}, arg) instead of step(name, {function}(arg))"
-    return f"{what}, step(name, fn, arg), or a thunk, step(name, lambda: fn(arg))"
-
-
-def explain_unawaited(names: Sequence[str]) -> str:
-    """The message about steps that an async workflow called and nothing awaited."""
-    if len(names) == 1:
-        return f"step {names[0]!r} was called and never awaited, so it did not run: await it, as in `await step(...)`"
-    several = ", ".join(map(repr, names))
-    return f"steps {several} were called and never awaited, so they did not run: await them, as in `await step(...)`"
 
 
 def call_within(seconds: float, name: str, body: Callable[[], Any]) -> Any:
