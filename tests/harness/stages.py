@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, TypeVar, cas
 from msgspec import structs
 
 import durable
-from durable._engine import decisions, runs
+from durable._engine import runs, step_kinds
 from durable._engine.calls import Call
 from durable._engine.causes import InFlight, in_flight, tag_origin
 from durable._engine.decisions import (
@@ -343,7 +343,7 @@ class EngineStage:
     def _slept(self, execution: Execution, sleep: Sleep) -> None:
         now = self._now
         moments = [now.isoformat(), (now + timedelta(seconds=sleep.seconds)).isoformat()]
-        asleep = Ask(sleep.name, lambda: moments, terms={"kind": decisions.Sleep()})
+        asleep = Ask(sleep.name, lambda: moments, terms={"kind": step_kinds.Sleep()})
         call = self._call(execution, asleep)
         outcome: StepOutcome | _Settled = Asked()
         while not isinstance(outcome, _Settled):
@@ -385,12 +385,12 @@ class EngineStage:
 
     def _call(self, execution: Execution, ask: Ask | WaitFor) -> Call:
         if isinstance(ask, WaitFor):
-            return execution.call(ask.name, ask.key, "", "main", kind=decisions.Listen(ask.timeout))
+            return execution.call(ask.name, ask.key, "", "main", kind=step_kinds.Listen(ask.timeout))
         fingerprint = self._codec.fingerprint(list(ask.args), what="an argument") if ask.args else ""
         kind = (
-            decisions.Transact("read committed")
+            step_kinds.Transact("read committed")
             if isinstance(ask, Transfer)
-            else ask.terms.get("kind", decisions.PLAIN)
+            else ask.terms.get("kind", step_kinds.PLAIN)
         )
         options = {option: ask.terms.get(option, False) for option in ("at_most_once", "cleanup")}
         return execution.call(ask.name, ask.key, fingerprint, "main", _in_flight(execution), kind, **options)

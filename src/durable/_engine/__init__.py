@@ -32,13 +32,14 @@ Where what lives, from the top down:
     headers         the run's header, as each turn of its life leaves it
     calls           a call of a step, and how far it has come
     drawn       moments, UUIDs and numbers that a workflow has drawn, and which records hold them
-    decisions       the vocabulary: kinds of steps, decisions, outcomes
+    decisions       the vocabulary: decisions, and the outcomes that answer them
+    step_kinds      what a call is: plain, a sleep, a wait for a signal, a transaction
     batches         what is committed together, and what follows when that goes wrong
     leases          how long an execution may write
     causes          which failures led to a failure, and what is in flight at a call
     backoff         how long to wait before the next try
 
-A new kind of step is a class among `decisions`; a `match` in `steps` says how it begins, and the type checker names the place.
+A new kind of step is a class in `step_kinds`; a `match` in `steps` says how it begins, and the type checker names the place.
 
 Three rules carry the rest:
 

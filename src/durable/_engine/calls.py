@@ -6,7 +6,8 @@ from enum import Enum
 
 from msgspec import Struct
 
-from durable._engine.decisions import PLAIN, Abort, Leave, Raise, StepKind
+from durable._engine.decisions import Abort, Leave, Raise
+from durable._engine.step_kinds import PLAIN, StepKind
 from durable.records import AttemptRecord, StepRecord
 
 

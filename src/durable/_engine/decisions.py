@@ -1,4 +1,4 @@
-"""The vocabulary between engine and driver: kinds of steps, decisions, and the outcomes that answer them.
+"""The vocabulary between engine and driver: decisions, and the outcomes that answer them.
 
 What holds plain data only is hidden from the garbage collector (`gc=False`): it can be part of no cycle, and each of the
 several that a step makes would bring the next collection nearer. Exceptions hold frames, and can be part of one.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from msgspec import Struct, field
 
@@ -26,37 +26,6 @@ class Reading(Struct, frozen=True, gc=False):
     elapsed: float
     #: Whether the run has been asked, in this process, to stop.
     cancelled: bool = False
-
-
-# -- kinds of steps: what a call is, besides its name, its arguments and its options ------------------------------
-
-Isolation: TypeAlias = Literal["read committed", "repeatable read", "serializable"]
-
-
-class Plain(Struct, frozen=True, gc=False):
-    """Call the body, and record its outcome."""
-
-
-class Sleep(Struct, frozen=True, gc=False):
-    """Record the moment of waking, which is all that the body says; then let the time pass, as `Execution.rest` tells."""
-
-
-class Listen(Struct, frozen=True, gc=False):
-    """Record the payload of a signal of the step's name. The body is called if none comes in time, and raises."""
-
-    #: Seconds from the first call until then; None waits for ever.
-    patience: float | None
-
-
-class Transact(Struct, frozen=True, gc=False):
-    """Call the body in a transaction of the store, and commit that together with the record."""
-
-    #: The transaction's isolation level.
-    isolation: Isolation
-
-
-StepKind: TypeAlias = Plain | Sleep | Listen | Transact
-PLAIN: Final = Plain()
 
 
 # -- decisions about a step ---------------------------------------------------------------------------------------

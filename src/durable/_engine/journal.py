@@ -8,8 +8,9 @@ from msgspec import UNSET
 
 from durable._engine.calls import Call
 from durable._engine.causes import InFlight
-from durable._engine.decisions import PLAIN, Abort, Raise, Sleep, StepKind
+from durable._engine.decisions import Abort, Raise
 from durable._engine.drawn import Drawn, load_drawn
+from durable._engine.step_kinds import PLAIN, Sleep, StepKind
 from durable.errors import AmbiguousKey, KeyConflict, UnreadableRecord, WorkflowDrift
 from durable.records import (
     AsideRecord,

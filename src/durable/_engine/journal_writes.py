@@ -10,8 +10,8 @@ from msgspec import Raw, UnsetType
 from msgspec.structs import replace
 
 from durable._engine.calls import Call, Phase
-from durable._engine.decisions import Transact
 from durable._engine.journal import Journal
+from durable._engine.step_kinds import Transact
 from durable.records import NO_TIME, AttemptRecord, Drawable, ErrorRecord, Kind, Record, StepRecord, render
 
 _ATTEMPT: Final = Kind.ATTEMPT.value

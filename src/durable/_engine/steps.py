@@ -16,7 +16,6 @@ from durable._engine.batches import MAX_CONFLICTS
 from durable._engine.calls import Call, Phase
 from durable._engine.causes import InFlight
 from durable._engine.decisions import (
-    PLAIN,
     Abort,
     Acknowledged,
     Asked,
@@ -27,8 +26,6 @@ from durable._engine.decisions import (
     Interrupted,
     Join,
     Leave,
-    Listen,
-    Plain,
     Raise,
     Raised,
     Reading,
@@ -38,11 +35,8 @@ from durable._engine.decisions import (
     Replay,
     Returned,
     Silent,
-    Sleep,
     StepDecision,
-    StepKind,
     StepOutcome,
-    Transact,
     Undone,
     Unstorable,
     Wait,
@@ -50,6 +44,7 @@ from durable._engine.decisions import (
 from durable._engine.journal import Journal
 from durable._engine.journal_writes import write_attempt, write_outcome
 from durable._engine.leases import MAX_WAIT, Lease
+from durable._engine.step_kinds import PLAIN, Listen, Plain, Sleep, StepKind, Transact
 from durable._engine.waits import RESOLUTION, Waits
 from durable.errors import (
     DeadlineExceeded,
@@ -281,8 +276,8 @@ class Execution:
                 return self._attempt(call, Attempt, reading)
             case Transact():
                 return self._attempt(call, AttemptInTransaction, reading)
-            case Listen(patience=patience):
-                return self._listen(call, patience, reading)
+            case Listen(timeout=timeout):
+                return self._listen(call, timeout, reading)
             case never:
                 assert_never(never)
 
@@ -304,9 +299,9 @@ class Execution:
             self.emit(events.StepBegan(self.run_id, reading.at, call.key, call.name, call.attempts))
         return decision(call.attempts, call.first)
 
-    def _listen(self, call: Call, patience: float | None, reading: Reading) -> StepDecision:
-        if patience is not None and call.due is None:
-            began, due = self._waits.begin(call, reading.elapsed, patience, reading)
+    def _listen(self, call: Call, timeout: float | None, reading: Reading) -> StepDecision:
+        if timeout is not None and call.due is None:
+            began, due = self._waits.begin(call, reading.elapsed, timeout, reading)
             return Checkpoint(write_attempt(call, self.journal, call.attempts, began, due))
         call.phase = Phase.WAITING
         # A copy: another branch may receive one before this answer is used.

@@ -28,11 +28,11 @@ from durable._engine.decisions import (
     Received,
     Rejected,
     Replay,
-    Sleep,
     StepDecision,
     StepOutcome,
     Wait,
 )
+from durable._engine.step_kinds import Sleep
 from durable._runtime.awaitables import explain_unawaited, is_awaitable
 from durable._runtime.bodies import Body, body_of_call, body_of_decorated
 from durable._runtime.context import enter, leave

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from durable._common.boundary import calls_out
 from durable._common.durations import MAX_SECONDS, Duration, add_seconds, check_duration, show, to_utc
-from durable._engine.decisions import Isolation, Listen, Plain, Sleep, StepKind, Transact
+from durable._engine.step_kinds import Isolation, Listen, Plain, Sleep, StepKind, Transact
 from durable._runtime.definitions import StepDefinition, definition_of
 from durable._runtime.step_options import DEFAULTS, StepOptions, checked_timeout
 from durable.clocks import Clock
@@ -82,12 +82,12 @@ def body_of_sleep(seconds: Duration | datetime, clock: Clock) -> Body:
 
 def body_of_wait(name: str, timeout: Duration | None) -> Body:
     """The body of a wait for a signal."""
-    patience = checked_timeout("timeout", timeout)
+    seconds = checked_timeout("timeout", timeout)
 
     def in_vain() -> None:
-        raise SignalTimedOut(name, patience or 0.0)
+        raise SignalTimedOut(name, seconds or 0.0)
 
-    return Body(in_vain, (), {}, DEFAULTS, kind=Listen(patience))
+    return Body(in_vain, (), {}, DEFAULTS, kind=Listen(seconds))
 
 
 def body_of_transaction(

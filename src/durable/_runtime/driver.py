@@ -30,12 +30,12 @@ from durable._engine.decisions import (
     Returned,
     Silent,
     StepOutcome,
-    Transact,
     Undone,
     Unstorable,
     Wait,
 )
 from durable._engine.leases import MAX_WAIT
+from durable._engine.step_kinds import Transact
 from durable._engine.steps import Execution
 from durable._runtime.awaitables import explain_early_call, is_awaitable, vain_awaitable_error
 from durable._runtime.bodies import Body

@@ -29,12 +29,12 @@ from durable._engine.decisions import (
     Received,
     Rejected,
     Replay,
-    Sleep,
     StepDecision,
     StepOutcome,
     Unstorable,
     Wait,
 )
+from durable._engine.step_kinds import Sleep
 from durable._runtime.awaitables import is_awaitable, vain_awaitable_error
 from durable._runtime.bodies import Body, body_of_call, body_of_decorated
 from durable._runtime.context import enter, leave

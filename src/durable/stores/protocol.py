@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
-from durable._engine.decisions import Isolation
 from durable._engine.leases import Lease
+from durable._engine.step_kinds import Isolation
 from durable.records import Record
 from durable.snapshots import Snapshot
 from durable.stores.listing import Listed, RunStatus

@@ -9,8 +9,9 @@ from typing import Any, Final, NoReturn, TypeVar
 from msgspec import structs
 
 from durable._engine.calls import Call
-from durable._engine.decisions import Claim, ClaimReply, Granted, Listen, Sleep
+from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
+from durable._engine.step_kinds import Listen, Sleep
 from durable._engine.steps import Execution
 from durable._runtime.bodies import Body
 from durable._runtime.plan import Plan

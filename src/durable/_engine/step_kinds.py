@@ -1,0 +1,35 @@
+"""The kinds of steps: what a call is, besides its name, its arguments and its options."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, TypeAlias
+
+from msgspec import Struct
+
+Isolation: TypeAlias = Literal["read committed", "repeatable read", "serializable"]
+
+
+class Plain(Struct, frozen=True, gc=False):
+    """Call the body, and record its outcome."""
+
+
+class Sleep(Struct, frozen=True, gc=False):
+    """Record the moment of waking, which is all that the body says; then let the time pass, as `Execution.rest` tells."""
+
+
+class Listen(Struct, frozen=True, gc=False):
+    """Record the payload of a signal of the step's name. The body is called if none comes in time, and raises."""
+
+    #: Seconds from the first call until then; None waits for ever.
+    timeout: float | None
+
+
+class Transact(Struct, frozen=True, gc=False):
+    """Call the body in a transaction of the store, and commit that together with the record."""
+
+    #: The transaction's isolation level.
+    isolation: Isolation
+
+
+StepKind: TypeAlias = Plain | Sleep | Listen | Transact
+PLAIN: Final = Plain()
