@@ -35,24 +35,23 @@ from durable._engine.decisions import (
     Asked,
     Attempt,
     AttemptInTransaction,
-    Checkpoint,
     Claim,
     ClaimReply,
     Commit,
     Decline,
-    Finish,
+    EndRun,
+    GiveBack,
     Granted,
     Interrupted,
     Join,
     Leave,
+    PollSignal,
     Proceed,
     Raise,
     Raised,
     Reading,
-    Receive,
     Received,
     Refused,
-    Release,
     Replay,
     Reraise,
     Return,
@@ -60,6 +59,7 @@ from durable._engine.decisions import (
     Silent,
     StepOutcome,
     Wait,
+    WriteRecord,
 )
 from durable._engine.headers import stamp_header
 from durable._engine.journal import Journal
@@ -315,7 +315,7 @@ class EngineStage:
         except BaseException as leaving:
             exception, conclusion = leaving, runs.conclude_departure(execution, leaving)
         match conclusion:
-            case Finish(status, record):
+            case EndRun(status, record):
                 self.boundaries.pass_one("before finish")
                 self._records[granted.lease.run_id].append(record)
                 header = self._headers[granted.lease.run_id]
@@ -324,7 +324,7 @@ class EngineStage:
                 if exception is not None:
                     raise exception
                 return value
-            case Release(reason):
+            case GiveBack(reason):
                 assert exception is not None
                 raise reason or exception
 
@@ -407,7 +407,7 @@ class EngineStage:
                 self._now += timedelta(seconds=min(seconds, recheck))
                 self.waited += min(seconds, recheck)
                 return Asked()
-            case Receive(name, taken):
+            case PollSignal(name, taken):
                 sent = enumerate(self._signals, start=1)
                 here = (execution.run_id, name)
                 found = (Received(n, text) for n, (*to, text) in sent if tuple(to) == here and n not in taken)
@@ -431,7 +431,7 @@ class EngineStage:
                 except BaseException as leaving:
                     execution.advance(call, Interrupted(type(leaving).__name__), self._reading)
                     raise
-            case Checkpoint(record):
+            case WriteRecord(record):
                 self.boundaries.pass_one("before checkpoint")
                 self._records[execution.run_id].append(record)
                 self.boundaries.pass_one("checkpoint committed")

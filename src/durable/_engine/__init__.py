@@ -16,10 +16,10 @@ A step, told as a conversation:
                                         Abort(error)         this run must not go on
                                         Leave(interruption)  the process is being left: begin nothing
                                         Attempt()            call the body
-    Returned(value) | Raised(error) →   Checkpoint(record)   make it durable
+    Returned(value) | Raised(error) →   WriteRecord(record)  make it durable
     Acknowledged()                  →   Replay(record)       a fresh value takes the road of a replayed one
 
-A run, around it: `Claim` → `runs.admit` → execute → `runs.conclude_…` → `Finish` or `Release`.
+A run, around it: `Claim` → `runs.admit` → execute → `runs.conclude_…` → `EndRun` or `GiveBack`.
 
 Where what lives, from the top down:
 

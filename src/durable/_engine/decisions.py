@@ -65,7 +65,7 @@ class Wait(Struct, frozen=True, gc=False):
     recheck: float = MAX_WAIT
 
 
-class Receive(Struct, frozen=True, gc=False):
+class PollSignal(Struct, frozen=True, gc=False):
     """Look for a signal that no call has received; answer with `Received` or `Silent`."""
 
     #: The signal's name.
@@ -74,14 +74,14 @@ class Receive(Struct, frozen=True, gc=False):
     taken: Sequence[int]
 
 
-class Checkpoint(Struct, frozen=True, gc=False):
+class WriteRecord(Struct, frozen=True, gc=False):
     """Commit this record, and answer with `Acknowledged` or `Rejected`."""
 
     record: Record
 
 
 class Commit(Struct, frozen=True, gc=False):
-    """Commit this record and the open transaction together; answer as for `Checkpoint`, or with `Undone` or `Raised`."""
+    """Commit this record and the open transaction together; answer as for `WriteRecord`, or with `Undone` or `Raised`."""
 
     record: Record
 
@@ -109,7 +109,7 @@ class Leave(Struct, frozen=True):
 
 
 StepDecision: TypeAlias = (
-    Replay | Attempt | AttemptInTransaction | Wait | Receive | Checkpoint | Commit | Join | Raise | Abort | Leave
+    Replay | Attempt | AttemptInTransaction | Wait | PollSignal | WriteRecord | Commit | Join | Raise | Abort | Leave
 )
 
 
@@ -314,7 +314,7 @@ Admission: TypeAlias = Proceed | Return | Reraise | ClaimAgain | Migrate | Decli
 # -- how a run ends -----------------------------------------------------------------------------------------------
 
 
-class Finish(Struct, frozen=True):
+class EndRun(Struct, frozen=True):
     """Commit this last record and status, and give the lease back, in one commit."""
 
     status: Status
@@ -323,7 +323,7 @@ class Finish(Struct, frozen=True):
     due_in: float = 0.0
 
 
-class Release(Struct, frozen=True):
+class GiveBack(Struct, frozen=True):
     """Give the lease back without an outcome; the run can be resumed at once."""
 
     #: What to raise then.
@@ -332,4 +332,4 @@ class Release(Struct, frozen=True):
     status: Status | None = None
 
 
-Conclusion: TypeAlias = Finish | Release
+Conclusion: TypeAlias = EndRun | GiveBack

@@ -17,13 +17,13 @@ from durable._engine.decisions import (
     ClaimReply,
     Conclusion,
     Decline,
-    Finish,
+    EndRun,
+    GiveBack,
     Granted,
     Migrate,
     Proceed,
     Reading,
     Refused,
-    Release,
     Reraise,
     Return,
 )
@@ -204,7 +204,7 @@ def conclude_return(execution: Execution, value: bytes) -> Conclusion:
     """The workflow returned, and this is the JSON of what it returned."""
     if execution.error is not None:
         return _conclude_abort(execution, execution.error)
-    return Finish(Status.COMPLETED, Record(execution.journal.take_seq(), Kind.RESULT, Kind.RESULT, value.decode()))
+    return EndRun(Status.COMPLETED, Record(execution.journal.take_seq(), Kind.RESULT, Kind.RESULT, value.decode()))
 
 
 def conclude_failure(
@@ -230,25 +230,25 @@ def conclude_departure(execution: Execution, exception: BaseException) -> Conclu
         execution.abort(exception.error)
     if execution.error is not None and isinstance(exception, Unwind | BaseExceptionGroup):
         return _conclude_abort(execution, execution.error)
-    return Release(None, execution.former_status())
+    return GiveBack(None, execution.former_status())
 
 
 def _conclude_abort(execution: Execution, error: DurableError) -> Conclusion:
     if isinstance(error, RunCancelled):
-        return Release(error, Status.CANCELLED)
+        return GiveBack(error, Status.CANCELLED)
     if not isinstance(error, AmbiguousKey):
-        return Release(error, execution.former_status())
+        return GiveBack(error, execution.former_status())
     # Remembered, since the next execution might otherwise hand one branch's value to the other before it notices.
     named = ErrorRecord(f"{AmbiguousKey.__module__}:{AmbiguousKey.__qualname__}", str(error))
     kept = execution.journal.take_kept(at_the_end=True)
     return _finish_failed(execution, FailureRecord(named, ambiguous=(error.key,), step=error.key, kept=kept))
 
 
-def _finish_failed(execution: Execution, failure: FailureRecord) -> Finish:
-    return Finish(Status.FAILED, Record(execution.journal.take_seq(), Kind.FAILURE, Kind.FAILURE, render(failure)))
+def _finish_failed(execution: Execution, failure: FailureRecord) -> EndRun:
+    return EndRun(Status.FAILED, Record(execution.journal.take_seq(), Kind.FAILURE, Kind.FAILURE, render(failure)))
 
 
-def emit_finish(execution: Execution, finish: Finish, reading: Reading) -> None:
+def emit_finish(execution: Execution, finish: EndRun, reading: Reading) -> None:
     """The finish is acknowledged: say so."""
     if execution.emit is None:
         return

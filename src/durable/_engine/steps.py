@@ -21,15 +21,14 @@ from durable._engine.decisions import (
     Asked,
     Attempt,
     AttemptInTransaction,
-    Checkpoint,
     Commit,
     Interrupted,
     Join,
     Leave,
+    PollSignal,
     Raise,
     Raised,
     Reading,
-    Receive,
     Received,
     Rejected,
     Replay,
@@ -40,6 +39,7 @@ from durable._engine.decisions import (
     Undone,
     Unstorable,
     Wait,
+    WriteRecord,
 )
 from durable._engine.journal import Journal
 from durable._engine.journal_writes import write_attempt, write_outcome
@@ -287,7 +287,7 @@ class Execution:
             return self._wait(left, reading)
         if call.at_most_once and call.first is None:
             call.first = reading.elapsed
-            return Checkpoint(write_attempt(call, self.journal, 1, reading.at))
+            return WriteRecord(write_attempt(call, self.journal, 1, reading.at))
         return self._begin(call, decision, reading)
 
     def _begin(self, call: Call, decision: type[_Attempt], reading: Reading) -> _Attempt:
@@ -302,10 +302,10 @@ class Execution:
     def _listen(self, call: Call, timeout: float | None, reading: Reading) -> StepDecision:
         if timeout is not None and call.due is None:
             began, due = self._waits.begin(call, reading.elapsed, timeout, reading)
-            return Checkpoint(write_attempt(call, self.journal, call.attempts, began, due))
+            return WriteRecord(write_attempt(call, self.journal, call.attempts, began, due))
         call.phase = Phase.WAITING
         # A copy: another branch may receive one before this answer is used.
-        return Receive(call.name, tuple(self.journal.taken_signals(call.name)))
+        return PollSignal(call.name, tuple(self.journal.taken_signals(call.name)))
 
     def _on_received(self, call: Call, reading: Reading, number: int, payload: bytes) -> StepDecision:
         if number in self.journal.taken_signals(call.name):  # another branch looked at the same time, and was faster
@@ -350,7 +350,7 @@ class Execution:
         if self.emit is not None:
             kind = error.type.replace(":", ".")
             self.emit(events.StepRetrying(self.run_id, reading.at, call.key, call.name, call.attempts, kind, due))
-        return Checkpoint(write_attempt(call, self.journal, call.attempts, began, due, error))
+        return WriteRecord(write_attempt(call, self.journal, call.attempts, began, due, error))
 
     def _settle(
         self,
@@ -366,7 +366,7 @@ class Execution:
             return self._abort(call, reading, self.error)
         seconds = (reading.elapsed if elapsed is None else elapsed) - call.began
         record = write_outcome(call, self.journal, self.lease.epoch, seconds, ok=ok, value=value, error=error)
-        return Checkpoint(record) if call.seq is None else Commit(record)  # which fills the place that it was given
+        return WriteRecord(record) if call.seq is None else Commit(record)  # which fills the place that it was given
 
     def _on_acknowledged(self, call: Call, reading: Reading) -> StepDecision:
         if call.record is None:

@@ -15,11 +15,11 @@ from durable._engine.decisions import (
     ClaimAgain,
     ClaimReply,
     Decline,
-    Finish,
+    EndRun,
+    GiveBack,
     Granted,
     Migrate,
     Proceed,
-    Release,
     Reraise,
     Return,
 )
@@ -114,14 +114,14 @@ class AsyncRun(RunBase):
             execution.is_over = True
             leave(token)
         match outcome.conclusion(execution):
-            case Finish() as finish:
+            case EndRun() as finish:
                 try:
                     await self._finish(lease, finish)
                 except DurableError as error:
                     await self._give_back(lease)
                     raise outcome.interruption(plan, execution, error) from outcome.exception
                 return outcome.result(plan, execution, finish)
-            case Release(error=error, status=status):
+            case GiveBack(error=error, status=status):
                 await self._give_back(lease, status, outcome.exception)
                 raise outcome.interruption(plan, execution, error) from None
             case never:
@@ -165,7 +165,7 @@ class AsyncRun(RunBase):
         if not reply.cancelled() and reply.exception() is None and isinstance(granted := reply.result(), Granted):
             self._store.aio.submit(requests.Release(granted.lease))
 
-    async def _finish(self, lease: Lease, finish: Finish) -> None:
+    async def _finish(self, lease: Lease, finish: EndRun) -> None:
         await see_through(
             self._store.aio.submit(requests.Finish(lease, finish.status, finish.record, finish.due_in)), PATIENCE
         )

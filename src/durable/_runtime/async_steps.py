@@ -18,19 +18,19 @@ from durable._engine.decisions import (
     Abort,
     Attempt,
     AttemptInTransaction,
-    Checkpoint,
     Commit,
     Interrupted,
     Join,
     Leave,
+    PollSignal,
     Raise,
-    Receive,
     Received,
     Rejected,
     Replay,
     StepDecision,
     StepOutcome,
     Wait,
+    WriteRecord,
 )
 from durable._engine.step_kinds import Sleep
 from durable._runtime.awaitables import explain_unawaited, is_awaitable
@@ -180,7 +180,7 @@ class AsyncDriver(Driver):
                 match self._advance(call, outcome):
                     case Attempt() as attempt:
                         outcome = await self._attempt(call, attempt, body)
-                    case Checkpoint(record=record):
+                    case WriteRecord(record=record):
                         outcome = await self._checkpoint(call, record)
                     case Replay(record=record):
                         return self._hand_out(call, record, body)
@@ -189,7 +189,7 @@ class AsyncDriver(Driver):
                     case Wait(seconds=seconds, recheck=recheck):
                         await self.clock.asleep(seconds, recheck)
                         outcome = ASKED
-                    case Receive(name=signal, taken=taken):
+                    case PollSignal(name=signal, taken=taken):
                         outcome = await self._receive(signal, taken)
                     case Commit(record=record):
                         outcome = await self._commit(call, body, record)

@@ -7,7 +7,7 @@ import logging
 from typing import Final
 
 from durable._common.reports import say
-from durable._engine.decisions import Finish
+from durable._engine.decisions import EndRun
 from durable._engine.leases import Lease
 from durable._engine.steps import Execution
 from durable._runtime.driver import Driver
@@ -33,7 +33,7 @@ class RunBase:
         self._over = False
         self._execution: Execution | None = None
         #: How it was ended, once that is committed.
-        self.finished: Finish | None = None
+        self.finished: EndRun | None = None
 
     def _forget(self, lease: Lease) -> None:
         """Note that the lease is given back."""

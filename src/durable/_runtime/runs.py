@@ -13,11 +13,11 @@ from durable._engine.decisions import (
     ClaimAgain,
     ClaimReply,
     Decline,
-    Finish,
+    EndRun,
+    GiveBack,
     Granted,
     Migrate,
     Proceed,
-    Release,
     Reraise,
     Return,
 )
@@ -111,14 +111,14 @@ class BlockingRun(RunBase):
             execution.is_over = True
             leave(token)
         match outcome.conclusion(execution):
-            case Finish() as finish:
+            case EndRun() as finish:
                 try:
                     self._finish(lease, finish)
                 except DurableError as error:
                     self._give_back(lease)
                     raise outcome.interruption(plan, execution, error) from outcome.exception
                 return outcome.result(plan, execution, finish)
-            case Release(error=error, status=status):
+            case GiveBack(error=error, status=status):
                 self._give_back(lease, status, outcome.exception)
                 raise outcome.interruption(plan, execution, error) from None
             case never:
@@ -128,7 +128,7 @@ class BlockingRun(RunBase):
         thread = threading.current_thread()
         return self._store.perform(requests.Begin(claim, lambda: self.is_alive(thread.is_alive())))
 
-    def _finish(self, lease: Lease, finish: Finish) -> None:
+    def _finish(self, lease: Lease, finish: EndRun) -> None:
         self._store.perform(requests.Finish(lease, finish.status, finish.record, finish.due_in))
         self.finished = finish
         self._forget(lease)

@@ -19,13 +19,12 @@ from durable._engine.decisions import (
     Abort,
     Attempt,
     AttemptInTransaction,
-    Checkpoint,
     Commit,
     Interrupted,
     Join,
     Leave,
+    PollSignal,
     Raise,
-    Receive,
     Received,
     Rejected,
     Replay,
@@ -33,6 +32,7 @@ from durable._engine.decisions import (
     StepOutcome,
     Unstorable,
     Wait,
+    WriteRecord,
 )
 from durable._engine.step_kinds import Sleep
 from durable._runtime.awaitables import is_awaitable, vain_awaitable_error
@@ -115,7 +115,7 @@ class BlockingDriver(Driver):
                 match self._advance(call, outcome):
                     case Attempt() as attempt:
                         outcome = self._attempt(call, attempt, body)
-                    case Checkpoint(record=record):
+                    case WriteRecord(record=record):
                         outcome = self._checkpoint(call, record)
                     case Replay(record=record):
                         return self._hand_out(call, record, body)
@@ -124,7 +124,7 @@ class BlockingDriver(Driver):
                     case Wait(seconds=seconds, recheck=recheck):
                         self.clock.sleep(seconds, recheck)
                         outcome = ASKED
-                    case Receive(name=signal, taken=taken):
+                    case PollSignal(name=signal, taken=taken):
                         outcome = self._receive(signal, taken)
                     case Commit(record=record):
                         outcome = self._commit(call, body, record)

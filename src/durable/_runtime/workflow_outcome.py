@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from durable._engine import runs
-from durable._engine.decisions import Conclusion, Finish
+from durable._engine.decisions import Conclusion, EndRun
 from durable._engine.journal import Journal
 from durable._engine.steps import Execution
 from durable._runtime.plan import Plan
@@ -60,7 +60,7 @@ class WorkflowOutcome:
             Unwind.settle(error)
         return conclusion
 
-    def result(self, plan: Plan, execution: Execution, finish: Finish) -> Any:
+    def result(self, plan: Plan, execution: Execution, finish: EndRun) -> Any:
         """The end is committed: what the caller of `run` gets."""
         runs.emit_finish(execution, finish, plan.reading())
         if execution.error is not None:
