@@ -17,7 +17,7 @@ from durable._engine.batches import Entry
 from durable._engine.causes import InFlight
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
-from durable._engine.steps import Execution
+from durable._engine.steps import LiveExecution
 from durable._runtime import async_runs, async_steps
 from durable._runtime.context import current_frame
 from durable._runtime.mapping import MapItems, map_async
@@ -257,7 +257,7 @@ def _recorded_after(self: Journal, tags: frozenset[str]) -> tuple[str, ...]:
 
 
 _with_circumstances = journal_writes._with_circumstances
-_call = Execution.call
+_call = LiveExecution.call
 _retried = retry_cut.cut
 
 
@@ -265,7 +265,7 @@ def _marked_without_epoch(*args: Any) -> Any:
     return replace(_with_circumstances(*args), left=None)
 
 
-def _called_all_the_same(self: Execution, *args: Any, **options: Any) -> Any:
+def _called_all_the_same(self: LiveExecution, *args: Any, **options: Any) -> Any:
     given: list[Any] = [replace(arg, interruption=None) if isinstance(arg, InFlight) else arg for arg in args]
     return _call(self, *given, **options)
 
@@ -331,11 +331,11 @@ async def _not_seen_through(waited: Any, _: float) -> Any:
 # -- clocks that are set, lines that are slow ---------------------------------------------------------------------------
 
 
-def _until_the_wall_clock_says_so(self: Execution, call: Any, began: Any, until: Any, reading: Any) -> Any:
+def _until_the_wall_clock_says_so(self: LiveExecution, call: Any, began: Any, until: Any, reading: Any) -> Any:
     return _rest(self, call, None, until, reading)
 
 
-def _due_by_the_wall_clock(self: Execution, call: Any, reading: Any) -> Any:
+def _due_by_the_wall_clock(self: LiveExecution, call: Any, reading: Any) -> Any:
     if call.due is not None and call.attempt is not None and call.attempt.due is not None:
         call.due = reading.elapsed + (call.attempt.due - reading.at).total_seconds()
     return _next(self, call, reading)
@@ -352,8 +352,8 @@ def _in_silence(self: Any, latency: float, octets: int) -> float:
     return seconds
 
 
-_rest = Execution.rest
-_next = Execution._next
+_rest = LiveExecution.rest
+_next = LiveExecution._next
 _carried = wire.Wire._carried
 
 
@@ -432,7 +432,7 @@ BUGS = [
         1000,
         patches=[(sql, "_needs_decision", _never), (runs, "_is_undecided", _never)],
     ),
-    Bug("steps begun amid Ctrl-C", 1000, patches=[(Execution, "call", _called_all_the_same)], first=250),
+    Bug("steps begun amid Ctrl-C", 1000, patches=[(LiveExecution, "call", _called_all_the_same)], first=250),
     Bug("a retry that keeps what came after", 1000, patches=[(retry_cut, "cut", _cut_of_one)], first=30),
     Bug("a thread of one life", 1000, patches=[(life, "start_daemon", _of_one_life)]),
     Bug("a thread that did not start", 1000, patches=[(life, "start_daemon", _not_started)]),
@@ -446,13 +446,13 @@ BUGS = [
     Bug(
         "sleeps until the wall clock says so",
         1000,
-        patches=[(Execution, "rest", _until_the_wall_clock_says_so)],
+        patches=[(LiveExecution, "rest", _until_the_wall_clock_says_so)],
         first=55,
     ),
     Bug(
         "back-offs until the wall clock says so",
         3000,
-        patches=[(Execution, "_next", _due_by_the_wall_clock)],
+        patches=[(LiveExecution, "_next", _due_by_the_wall_clock)],
         first=170,
     ),
     Bug("a journal in one piece", 1000, patches=[(batches, "page_bytes", _in_one_piece)], first=565),

@@ -65,13 +65,12 @@ from durable._engine.headers import stamp_header
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
 from durable._engine.retry_cut import aside_record, cut_for_retry
-from durable._engine.steps import Execution
+from durable._engine.steps import LiveExecution
 from durable._runtime.step_options import step_options
 from durable.codecs import JsonCodec
 from durable.codecs._failures import from_record, to_record
 from durable.errors import Unwind
-from durable.records import ErrorRecord, Header, Kind, Record, Status, StepRecord
-from durable.records import Execution as Standing
+from durable.records import ErrorRecord, Execution, Header, Kind, Record, Status, StepRecord
 from durable.snapshots import Snapshot
 from durable.stores import MemoryStore, PostgresStore, requests
 from durable.stores.protocol import Isolation, Transaction
@@ -284,7 +283,7 @@ class EngineStage:
             if claim.input is not None:
                 metadata["inputHash"] = claim.input_hash
                 records.append(Record(0, Kind.INPUT, Kind.INPUT, claim.input.decode()))
-            header = Header(claim.workflow, Standing(Status.RUNNING), metadata=metadata)
+            header = Header(claim.workflow, Execution(Status.RUNNING), metadata=metadata)
         self._headers[claim.run_id] = header
         self.boundaries.pass_one("claim committed")
         epoch = self._epochs[claim.run_id]
@@ -294,7 +293,7 @@ class EngineStage:
         journal = Journal(granted.lease.run_id, granted.records, "main")
         if journal.undecided:
             raise durable.RetryRefused(journal.run_id, journal.undecided)
-        execution = Execution(story.__name__, journal, granted.lease, None)
+        execution = LiveExecution(story.__name__, journal, granted.lease, None)
         arguments = [world]
         if journal.input is not None:
             arguments.append(self._codec.decode(journal.input, run_id=granted.lease.run_id, where="the input"))
@@ -340,7 +339,7 @@ class EngineStage:
         """Send a signal."""
         self._signals.append((id, name, self._codec.encode(payload, what="a payload")))
 
-    def _slept(self, execution: Execution, sleep: Sleep) -> None:
+    def _slept(self, execution: LiveExecution, sleep: Sleep) -> None:
         now = self._now
         moments = [now.isoformat(), (now + timedelta(seconds=sleep.seconds)).isoformat()]
         asleep = Ask(sleep.name, lambda: moments, terms={"kind": step_kinds.Sleep()})
@@ -354,7 +353,7 @@ class EngineStage:
             self._now += timedelta(seconds=decision.seconds)
             self.waited += decision.seconds
 
-    def _asked(self, execution: Execution, ask: Demand) -> Any:
+    def _asked(self, execution: LiveExecution, ask: Demand) -> Any:
         if isinstance(ask, Sleep):
             return self._slept(execution, ask)
         asks: Sequence[Any] = ask.asks if isinstance(ask, Together) else [ask]
@@ -383,7 +382,7 @@ class EngineStage:
         values = [results[index] for index in range(len(calls))]
         return values if isinstance(ask, Together) else values[0]
 
-    def _call(self, execution: Execution, ask: Ask | WaitFor) -> Call:
+    def _call(self, execution: LiveExecution, ask: Ask | WaitFor) -> Call:
         if isinstance(ask, WaitFor):
             return execution.call(ask.name, ask.key, "", "main", kind=step_kinds.Listen(ask.timeout))
         fingerprint = self._codec.fingerprint(list(ask.args), what="an argument") if ask.args else ""
@@ -399,7 +398,7 @@ class EngineStage:
     def _reading(self) -> Reading:
         return Reading(self._now, (self._now - _START).total_seconds())
 
-    def _turn(self, execution: Execution, call: Call, ask: Any, outcome: StepOutcome) -> StepOutcome | _Settled:
+    def _turn(self, execution: LiveExecution, call: Call, ask: Any, outcome: StepOutcome) -> StepOutcome | _Settled:
         match execution.advance(call, outcome, self._reading):
             case Replay(record):
                 return _Settled(self._handed_out(execution, call, record))
@@ -451,7 +450,7 @@ class EngineStage:
             case Leave(interruption):
                 raise interruption
 
-    def _handed_out(self, execution: Execution, call: Call, record: StepRecord) -> Any:
+    def _handed_out(self, execution: LiveExecution, call: Call, record: StepRecord) -> Any:
         self.boundaries.pass_one("acknowledged")
         if record.error is None:
             return self._codec.decode(record.json, run_id=execution.run_id, where="a step")
@@ -459,7 +458,7 @@ class EngineStage:
         raise tag_origin(exception, execution.lease.token, call.key)
 
 
-def _in_flight(execution: Execution) -> InFlight | None:
+def _in_flight(execution: LiveExecution) -> InFlight | None:
     exception = sys.exception()
     if exception is None:
         return None

@@ -17,7 +17,7 @@ import durable
 from durable._engine.calls import Call
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
-from durable._engine.steps import Execution
+from durable._engine.steps import LiveExecution
 from durable._runtime.driver import Driver
 from durable.records import Record
 from durable.stores._postgres.job import Job
@@ -25,7 +25,7 @@ from harness.ownership_children import wait_until
 from harness.support import Database
 
 WRITERS = 3
-OURS = (Call, Journal, Lease, Execution, Driver, durable.Step, durable.AsyncStep, Job)
+OURS = (Call, Journal, Lease, LiveExecution, Driver, durable.Step, durable.AsyncStep, Job)
 
 
 class Interruption(BaseException):

@@ -28,7 +28,7 @@ from durable._engine.decisions import (
     Return,
 )
 from durable._engine.headers import is_foreign
-from durable._engine.steps import Execution
+from durable._engine.steps import LiveExecution
 from durable.errors import (
     AmbiguousKey,
     ConcurrentExecution,
@@ -200,7 +200,7 @@ def _last_of(records: Sequence[Record], kind: Kind) -> Record | None:
     return next((record for record in reversed(records) if record.kind == kind), None)
 
 
-def conclude_return(execution: Execution, value: bytes) -> Conclusion:
+def conclude_return(execution: LiveExecution, value: bytes) -> Conclusion:
     """The workflow returned, and this is the JSON of what it returned."""
     if execution.error is not None:
         return _conclude_abort(execution, execution.error)
@@ -208,7 +208,7 @@ def conclude_return(execution: Execution, value: bytes) -> Conclusion:
 
 
 def conclude_failure(
-    execution: Execution, exception: Exception, error: ErrorRecord, retry_in: float | None = None
+    execution: LiveExecution, exception: Exception, error: ErrorRecord, retry_in: float | None = None
 ) -> Conclusion:
     """The workflow raised, and this is the exception's record: the failures that led to it are to run again.
 
@@ -224,7 +224,7 @@ def conclude_failure(
     return finish if retry_in is None or undecided else replace(finish, status=Status.QUEUED, due_in=retry_in)
 
 
-def conclude_departure(execution: Execution, exception: BaseException) -> Conclusion:
+def conclude_departure(execution: LiveExecution, exception: BaseException) -> Conclusion:
     """The workflow was left by control flow: ours, a cancellation, or the end of the process."""
     if execution.error is None and isinstance(exception, Unwind):
         execution.abort(exception.error)
@@ -233,7 +233,7 @@ def conclude_departure(execution: Execution, exception: BaseException) -> Conclu
     return GiveBack(None, execution.former_status())
 
 
-def _conclude_abort(execution: Execution, error: DurableError) -> Conclusion:
+def _conclude_abort(execution: LiveExecution, error: DurableError) -> Conclusion:
     if isinstance(error, RunCancelled):
         return GiveBack(error, Status.CANCELLED)
     if not isinstance(error, AmbiguousKey):
@@ -244,11 +244,11 @@ def _conclude_abort(execution: Execution, error: DurableError) -> Conclusion:
     return _finish_failed(execution, FailureRecord(named, ambiguous=(error.key,), step=error.key, kept=kept))
 
 
-def _finish_failed(execution: Execution, failure: FailureRecord) -> EndRun:
+def _finish_failed(execution: LiveExecution, failure: FailureRecord) -> EndRun:
     return EndRun(Status.FAILED, Record(execution.journal.take_seq(), Kind.FAILURE, Kind.FAILURE, render(failure)))
 
 
-def emit_finish(execution: Execution, finish: EndRun, reading: Reading) -> None:
+def emit_finish(execution: LiveExecution, finish: EndRun, reading: Reading) -> None:
     """The finish is acknowledged: say so."""
     if execution.emit is None:
         return
@@ -262,7 +262,7 @@ def emit_finish(execution: Execution, finish: EndRun, reading: Reading) -> None:
         execution.emit(RunFailed(run_id, at, execution.workflow, failure.error.type, failure.again, failure))
 
 
-def emit_interruption(execution: Execution, reading: Reading, reason: BaseException) -> None:
+def emit_interruption(execution: LiveExecution, reading: Reading, reason: BaseException) -> None:
     """The run was left without an outcome: say so."""
     if execution.emit is not None:
         execution.emit(RunInterrupted(execution.run_id, reading.at, execution.workflow, type(reason).__name__))

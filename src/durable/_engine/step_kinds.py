@@ -14,7 +14,7 @@ class Plain(Struct, frozen=True, gc=False):
 
 
 class Sleep(Struct, frozen=True, gc=False):
-    """Record the moment of waking, which is all that the body says; then let the time pass, as `Execution.rest` tells."""
+    """Record the moment of waking, which is all that the body says; then let the time pass, as `LiveExecution.rest` tells."""
 
 
 class Listen(Struct, frozen=True, gc=False):

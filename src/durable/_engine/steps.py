@@ -64,7 +64,7 @@ MAX_LOSSES: Final = 5  # of the database under the transaction of one attempt, w
 _Attempt = TypeVar("_Attempt", Attempt, AttemptInTransaction)
 
 
-class Execution:
+class LiveExecution:
     """Decides, for each step of one execution, what its driver does next.
 
     Not safe for threads: a driver with threads holds a lock around each call.

@@ -36,7 +36,7 @@ from durable._engine.decisions import (
 )
 from durable._engine.leases import MAX_WAIT
 from durable._engine.step_kinds import Transact
-from durable._engine.steps import Execution
+from durable._engine.steps import LiveExecution
 from durable._runtime.awaitables import explain_early_call, is_awaitable, vain_awaitable_error
 from durable._runtime.bodies import Body
 from durable._runtime.context import Frame, Running, current_frame, enter, leave
@@ -79,7 +79,7 @@ class Driver:
 
     def __init__(
         self,
-        execution: Execution,
+        execution: LiveExecution,
         store: RunStore,
         codec: Codec,
         clock: Clock,

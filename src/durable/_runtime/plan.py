@@ -22,7 +22,7 @@ from durable._engine import runs
 from durable._engine.decisions import Admission, Claim, ClaimReply, Decline, Granted, Reading
 from durable._engine.journal import Journal
 from durable._engine.leases import check_seconds
-from durable._engine.steps import Execution
+from durable._engine.steps import LiveExecution
 from durable._runtime.context import Driver, Running, current_frame
 from durable._runtime.deps import bind_deps
 from durable._runtime.policies import Policy
@@ -180,7 +180,7 @@ class Plan(Struct, frozen=True, eq=False):
         self.emit(RunReturned(self.claim.run_id, self.clock.now(), self.claim.workflow))
         return from_record(error, self.codec, run_id=self.claim.run_id, where="the failure")
 
-    def execution(self, granted: Granted, main: object) -> Execution:
+    def execution(self, granted: Granted, main: object) -> LiveExecution:
         """The machine that decides for this execution, its journal loaded; `RetryRefused` where that takes a decision."""
         run_id, at = self.claim.run_id, self.clock.now()
         journal = Journal(run_id, granted.records, main)
@@ -193,7 +193,7 @@ class Plan(Struct, frozen=True, eq=False):
         # Whatever still holds the grant need not hold its texts, which are half of what a resumed run would keep.
         force_setattr(granted, "records", ())
         listening = None if self.options.on_event is None else self.emit
-        return Execution(
+        return LiveExecution(
             self.claim.workflow, journal, granted.lease, listening, self.deadline, is_queued=self.is_queued
         )
 

@@ -9,7 +9,7 @@ from typing import Final
 from durable._common.reports import say
 from durable._engine.decisions import EndRun
 from durable._engine.leases import Lease
-from durable._engine.steps import Execution
+from durable._engine.steps import LiveExecution
 from durable._runtime.driver import Driver
 from durable._runtime.plan import Plan
 from durable.errors import DurableError
@@ -31,7 +31,7 @@ class RunBase:
         self._clock = plan.clock
         self._driver: Driver | None = None
         self._over = False
-        self._execution: Execution | None = None
+        self._execution: LiveExecution | None = None
         #: How it was ended, once that is committed.
         self.finished: EndRun | None = None
 

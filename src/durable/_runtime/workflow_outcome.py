@@ -8,7 +8,7 @@ from typing import Any
 from durable._engine import runs
 from durable._engine.decisions import Conclusion, EndRun
 from durable._engine.journal import Journal
-from durable._engine.steps import Execution
+from durable._engine.steps import LiveExecution
 from durable._runtime.plan import Plan
 from durable.codecs._failures import to_record
 from durable.errors import AsyncMismatch, DurableError, Unwind
@@ -47,7 +47,7 @@ class WorkflowOutcome:
         self.exception = exception
         self._error = None
 
-    def conclusion(self, execution: Execution) -> Conclusion:
+    def conclusion(self, execution: LiveExecution) -> Conclusion:
         if isinstance(self.exception, Exception) and self._error is not None:
             conclusion = runs.conclude_failure(execution, self.exception, self._error, self._retry_in)
         elif self.exception is not None:
@@ -60,7 +60,7 @@ class WorkflowOutcome:
             Unwind.settle(error)
         return conclusion
 
-    def result(self, plan: Plan, execution: Execution, finish: EndRun) -> Any:
+    def result(self, plan: Plan, execution: LiveExecution, finish: EndRun) -> Any:
         """The end is committed: what the caller of `run` gets."""
         runs.emit_finish(execution, finish, plan.reading())
         if execution.error is not None:
@@ -69,7 +69,7 @@ class WorkflowOutcome:
             raise self.exception
         return plan.decode(self._value)
 
-    def interruption(self, plan: Plan, execution: Execution, error: DurableError | None) -> BaseException:
+    def interruption(self, plan: Plan, execution: LiveExecution, error: DurableError | None) -> BaseException:
         """The run has no outcome: what the caller of `run` gets."""
         reason = error or self.exception
         assert reason is not None  # noqa: S101 -- a run is released for a reason

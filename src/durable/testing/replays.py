@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, structs
 
 from durable._engine.calls import Call
-from durable._engine.steps import Execution
+from durable._engine.steps import LiveExecution
 from durable._runtime.async_runs import AsyncRun
 from durable._runtime.async_steps import AsyncDriver
 from durable._runtime.bodies import Body
@@ -27,8 +27,7 @@ from durable._runtime.steps import BlockingDriver
 from durable.clocks import SystemClock
 from durable.codecs import Codec
 from durable.errors import AmbiguousKey, DurableError, HistoryError, KeyConflict, Unwind, WorkflowDrift
-from durable.records import Execution as Standing
-from durable.records import Status
+from durable.records import Execution, Status
 from durable.snapshots import Snapshot, as_history
 from durable.stores import MemoryStore
 from durable.stores.listing import checked_snapshot
@@ -133,9 +132,9 @@ class _Walk:
 
     replayed: list[str] = field(default_factory=list[str])
     next: list[str] = field(default_factory=list[str])
-    execution: Execution | None = None
+    execution: LiveExecution | None = None
 
-    def come_to(self, execution: Execution, call: Call) -> None:
+    def come_to(self, execution: LiveExecution, call: Call) -> None:
         """A step is called; the walk ends here if it has no record."""
         if call.refusal is None and execution.error is None and execution.journal.record_of(call.key) is not None:
             if call.key not in self.replayed:
@@ -260,5 +259,5 @@ def _reopen(snapshot: Snapshot) -> Snapshot:
     snapshot = as_history(snapshot)
     if snapshot.execution.status != Status.COMPLETED:
         return snapshot
-    standing = Standing(Status.RUNNING, last_updated=snapshot.execution.last_updated)
+    standing = Execution(Status.RUNNING, last_updated=snapshot.execution.last_updated)
     return structs.replace(snapshot, execution=standing, result=UNSET)

@@ -6,7 +6,7 @@ from typing import Final
 
 from msgspec import structs
 
-from durable._engine.steps import Execution
+from durable._engine.steps import LiveExecution
 from durable.errors import DurableError
 from durable.records import Kind, Record, StepRecord, parse, render
 
@@ -27,17 +27,17 @@ class Replaying:
         self.recorded: list[str] = []
         self._skipping = 0
 
-    def skipped(self, execution: Execution) -> str:
+    def skipped(self, execution: LiveExecution) -> str:
         """What earlier executions have recorded and this one has not asked for, for a message; empty when nothing."""
         unused = set(execution.journal.unused_keys())
         return ", ".join(repr(key) for key in self.recorded if key in unused)
 
-    def skips_for_good(self, execution: Execution) -> bool:
+    def skips_for_good(self, execution: LiveExecution) -> bool:
         """Whether this execution is one of too many in a row that skip what was recorded."""
         self._skipping = self._skipping + 1 if self.skipped(execution) else 0
         return self._skipping > _MAX_SKIPPING
 
-    def has_branched(self, execution: Execution) -> bool:
+    def has_branched(self, execution: LiveExecution) -> bool:
         """Whether what was recorded came from several branches: then one of them may only be late."""
         records = [execution.journal.record_of(key) for key in self.recorded]
         return any(record is not None and (record.concurrent or record.unordered) for record in records)

@@ -12,7 +12,7 @@ from durable._engine.calls import Call
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
 from durable._engine.step_kinds import Listen, Sleep
-from durable._engine.steps import Execution
+from durable._engine.steps import LiveExecution
 from durable._runtime.bodies import Body
 from durable._runtime.plan import Plan
 from durable.clocks import SystemClock
@@ -60,14 +60,14 @@ class RehearsedRun:
         self._keeps_lease = False
         self._opened = False
         self._last: str | None = None
-        self.execution: Execution | None = None
+        self.execution: LiveExecution | None = None
         self.watch = Watch(stage.clock, self._describe, self._on_wait)
         self.plan = plan.with_store(self, self.watch)
         self.aio = ThreadedStore(self, _THREADS)
 
     # -- what its driver says ---------------------------------------------------------------------------------------
 
-    def on_call(self, execution: Execution, call: Call, body: Body) -> bool:
+    def on_call(self, execution: LiveExecution, call: Call, body: Body) -> bool:
         """A step is called. Whether it is a fresh one, that is to say one that has no record."""
         self._last = self._names[call.key] = call.name
         self.watch.branched |= call.concurrent
@@ -88,18 +88,18 @@ class RehearsedRun:
         script = self._stage.find_script(call.key, call.name)
         return body if script is None else structs.replace(body, fn=script.in_place_of(body.fn))
 
-    def on_body(self, execution: Execution, call: Call) -> None:
+    def on_body(self, execution: LiveExecution, call: Call) -> None:
         """A body is about to be called."""
         self._look_at_lease()
         self.pass_by(execution, "before body", call)
         self._stage.bodies.append(call.key)
 
-    def pass_by(self, execution: Execution, place: Place, call: Call) -> None:
+    def pass_by(self, execution: LiveExecution, place: Place, call: Call) -> None:
         """The run comes by this place, or dies there."""
         if (error := self._fire(place, call.key)) is not None:
             raise Unwind(execution.abort(error).error)
 
-    def on_settled(self, execution: Execution, call: Call) -> None:
+    def on_settled(self, execution: LiveExecution, call: Call) -> None:
         """A step has been recorded, if it has: a place to die, and to begin again."""
         if execution.error is not None or execution.journal.record_of(call.key) is None:
             return
@@ -264,5 +264,5 @@ class RehearsedRun:
         at = "" if self._last is None else f" in step {self._last!r}"
         return f"run {self._run_id!r} waits{at}"
 
-    def _drift(self, execution: Execution, key: str, difference: str) -> NoReturn:
+    def _drift(self, execution: LiveExecution, key: str, difference: str) -> NoReturn:
         raise Unwind(execution.abort(WorkflowDrift(self._run_id, key, difference)).error)
