@@ -325,7 +325,7 @@ class Journal:
         """What is recorded for a key and to be handed out; None for a step that is to run."""
         return self._settled.get(key)
 
-    def settle(self, key: str, record: StepRecord) -> None:
+    def add_outcome(self, key: str, record: StepRecord) -> None:
         """The record is committed."""
         self._settled[key] = record
         self._attempted.pop(key, None)

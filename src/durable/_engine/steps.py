@@ -152,14 +152,14 @@ class LiveExecution:
         """What to do next for this call, after `outcome`, at this reading of the clock."""
         match outcome:
             case Returned(value=value, elapsed=elapsed):
-                return self._settle(call, reading, ok=True, value=Raw(value), elapsed=elapsed)
+                return self._record_outcome(call, reading, ok=True, value=Raw(value), elapsed=elapsed)
             case Acknowledged():
                 return self._on_acknowledged(call, reading)
             case Asked():
                 return self._on_asked(call, reading)
             case Raised(error=error, retry_in=retry_in):
                 if retry_in is None:
-                    return self._settle(call, reading, ok=False, error=error)
+                    return self._record_outcome(call, reading, ok=False, error=error)
                 return self._retry_later(call, reading, error, retry_in)
             case Received(number=number, payload=payload):
                 return self._on_received(call, reading, number, payload)
@@ -312,7 +312,7 @@ class LiveExecution:
             return Wait(0.0)
         self.journal.take_signal(call.name, number)
         call.signal, call.began = number, reading.elapsed
-        return self._settle(call, reading, ok=True, value=Raw(payload))
+        return self._record_outcome(call, reading, ok=True, value=Raw(payload))
 
     def _on_silent(self, call: Call, reading: Reading) -> StepDecision:
         if (problem := self.find_obstacle(reading)) is not None:
@@ -352,7 +352,7 @@ class LiveExecution:
             self.emit(events.StepRetrying(self.run_id, reading.at, call.key, call.name, call.attempts, kind, due))
         return WriteRecord(write_attempt(call, self.journal, call.attempts, began, due, error))
 
-    def _settle(
+    def _record_outcome(
         self,
         call: Call,
         reading: Reading,
@@ -376,7 +376,7 @@ class LiveExecution:
                 self.emit(events.StepRemembered(self.run_id, reading.at, call.key, call.name, call.attempt))
             call.phase, call.conflicts, call.lost = Phase.WAITING, 0, 0
             return Wait(0.0)
-        self.journal.settle(call.key, call.record)  # first: an interrupt may come, and this be reported again
+        self.journal.add_outcome(call.key, call.record)  # first: an interrupt may come, and this be reported again
         del self._running[call.key]
         self.journal.close(call, recorded=True)
         if self.emit is not None:

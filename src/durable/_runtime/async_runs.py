@@ -109,7 +109,7 @@ class AsyncRun(RunBase):
             await driver.drain()
         except BaseException as exception:
             outcome.on_exit(exception)
-            await driver.settle(PATIENCE, exception)
+            await driver.await_checkpoints(PATIENCE, exception)
         finally:
             execution.is_over = True
             leave(token)

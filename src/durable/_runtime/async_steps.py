@@ -111,14 +111,14 @@ class AsyncDriver(Driver):
             except TimeoutError:
                 self._warn_still_running()
 
-    async def settle(self, seconds: float, reason: BaseException) -> None:
+    async def await_checkpoints(self, seconds: float, reason: BaseException) -> None:
         """Wait until no checkpoint is on its way, `seconds` at most; not at all in a coroutine that is being closed."""
         if not isinstance(reason, GeneratorExit):
             with contextlib.suppress(asyncio.CancelledError):  # `reason` is raised, once this is over
-                await see_through(asyncio.ensure_future(self._settle(seconds)), seconds)
+                await see_through(asyncio.ensure_future(self._await_checkpoints(seconds)), seconds)
         self._close_unawaited()
 
-    async def _settle(self, seconds: float) -> None:
+    async def _await_checkpoints(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await asyncio.sleep(0)  # a task that has not begun ends in this turn

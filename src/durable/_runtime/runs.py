@@ -106,7 +106,7 @@ class BlockingRun(RunBase):
             driver.drain()
         except BaseException as exception:
             outcome.on_exit(exception)
-            driver.settle(PATIENCE, exception)
+            driver.await_checkpoints(PATIENCE, exception)
         finally:
             execution.is_over = True
             leave(token)

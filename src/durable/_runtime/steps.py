@@ -72,7 +72,7 @@ class BlockingDriver(Driver):
         while not self._wait_until(lambda: self._execution.is_idle, self._execution.lease.seconds):
             self._warn_still_running()
 
-    def settle(self, seconds: float, _: BaseException) -> None:
+    def await_checkpoints(self, seconds: float, _: BaseException) -> None:
         """Wait until no checkpoint is on its way, `seconds` at most."""
         self._wait_until(lambda: not self._execution.is_committing, seconds)
 

@@ -74,7 +74,7 @@ async def await_within(seconds: float, name: str, body: Callable[[], Any], *, bl
 
 async def _await_on_thread(name: str, body: Callable[[], Any]) -> Any:
     # What came of it is handed over as a value: asyncio's futures take no StopIteration, and would never be done.
-    answer: Future[Future[Any]] = call_on_thread(name, lambda: _settle(body))
+    answer: Future[Future[Any]] = call_on_thread(name, lambda: _call_into_future(body))
     settled = await asyncio.wrap_future(answer)
     problem = settled.exception()
     if isinstance(problem, RuntimeError) and "event loop" in str(problem):
@@ -85,7 +85,7 @@ async def _await_on_thread(name: str, body: Callable[[], Any]) -> Any:
     return settled.result()
 
 
-def _settle(body: Callable[[], Any]) -> Future[Any]:
+def _call_into_future(body: Callable[[], Any]) -> Future[Any]:
     answer: Future[Any] = Future()
     try:
         answer.set_result(body())
