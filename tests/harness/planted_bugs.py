@@ -440,7 +440,7 @@ BUGS = [
     Bug(
         "a second cancellation keeps the lease",
         2000,
-        patches=[(async_runs, "see_through", _not_seen_through)],
+        patches=[(async_runs, "wait_shielded", _not_seen_through)],
         first=35,
     ),
     Bug(

@@ -262,7 +262,7 @@ def test_a_run_that_is_cancelled_while_it_begins_leaves_its_id_free(verb: str) -
 
 def test_a_run_that_is_cancelled_while_it_ends_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """The save of its result goes on, however long the run waits for it."""
-    monkeypatch.setattr(async_runs, "PATIENCE", 0.1)
+    monkeypatch.setattr(async_runs, "LEAVE_TIMEOUT", 0.1)
     ending, go_on, saved = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     class Slow(AsyncShelf):

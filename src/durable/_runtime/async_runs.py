@@ -28,8 +28,8 @@ from durable._runtime.async_steps import AsyncDriver
 from durable._runtime.context import enter, leave
 from durable._runtime.handles import AsyncStep
 from durable._runtime.plan import Plan
-from durable._runtime.run_base import PATIENCE, RunBase, leave_to_expire
-from durable._runtime.shielded import see_through
+from durable._runtime.run_base import LEAVE_TIMEOUT, RunBase, leave_to_expire
+from durable._runtime.shielded import wait_shielded
 from durable._runtime.workflow_outcome import WorkflowOutcome
 from durable.errors import AsyncMismatch, DurableError, VersionMismatch
 from durable.records import Status
@@ -109,7 +109,7 @@ class AsyncRun(RunBase):
             await driver.drain()
         except BaseException as exception:
             outcome.on_exit(exception)
-            await driver.await_checkpoints(PATIENCE, exception)
+            await driver.await_checkpoints(LEAVE_TIMEOUT, exception)
         finally:
             execution.is_over = True
             leave(token)
@@ -149,12 +149,12 @@ class AsyncRun(RunBase):
         reply = None
         try:
             reply = self._store.aio.submit(requests.Begin(claim, alive))
-            return await see_through(reply, PATIENCE)
+            return await wait_shielded(reply, LEAVE_TIMEOUT)
         except BaseException as reason:  # a lease that is granted all the same is given back, now or when it comes
             if reply is None:
                 raise
             if not (reply.done() or isinstance(reason, asyncio.CancelledError | GeneratorExit)):  # a signal handler's
-                await asyncio.wait([reply], timeout=PATIENCE)  # the event loop may be closed before it comes
+                await asyncio.wait([reply], timeout=LEAVE_TIMEOUT)  # the event loop may be closed before it comes
             if not reply.done():
                 reply.add_done_callback(self._give_back_late)
             elif reply.exception() is None and isinstance(granted := reply.result(), Granted):
@@ -166,8 +166,8 @@ class AsyncRun(RunBase):
             self._store.aio.submit(requests.Release(granted.lease))
 
     async def _finish(self, lease: Lease, finish: EndRun) -> None:
-        await see_through(
-            self._store.aio.submit(requests.Finish(lease, finish.status, finish.record, finish.due_in)), PATIENCE
+        await wait_shielded(
+            self._store.aio.submit(requests.Finish(lease, finish.status, finish.record, finish.due_in)), LEAVE_TIMEOUT
         )
         self.finished = finish
         self._forget(lease)
@@ -202,7 +202,9 @@ class AsyncRun(RunBase):
                 leave_to_expire(lease, refusal)
                 return
             try:
-                await see_through(asyncio.ensure_future(asyncio.wait([release], timeout=PATIENCE)), PATIENCE)
+                await wait_shielded(
+                    asyncio.ensure_future(asyncio.wait([release], timeout=LEAVE_TIMEOUT)), LEAVE_TIMEOUT
+                )
             except asyncio.CancelledError:
                 if reason is None:
                     raise  # else `reason` is on its way

@@ -39,7 +39,7 @@ from durable._runtime.context import enter, leave
 from durable._runtime.definitions import StepDefinition
 from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Driver
 from durable._runtime.mapping import MapItems, MapOptions, map_async
-from durable._runtime.shielded import see_through
+from durable._runtime.shielded import wait_shielded
 from durable._runtime.step_options import StepOptions
 from durable._runtime.timeouts import NotBegun, await_within, call_on_thread, needs_thread
 from durable._runtime.values import ValueKind
@@ -115,7 +115,7 @@ class AsyncDriver(Driver):
         """Wait until no checkpoint is on its way, `seconds` at most; not at all in a coroutine that is being closed."""
         if not isinstance(reason, GeneratorExit):
             with contextlib.suppress(asyncio.CancelledError):  # `reason` is raised, once this is over
-                await see_through(asyncio.ensure_future(self._await_checkpoints(seconds)), seconds)
+                await wait_shielded(asyncio.ensure_future(self._await_checkpoints(seconds)), seconds)
         self._close_unawaited()
 
     async def _await_checkpoints(self, seconds: float) -> None:

@@ -15,9 +15,10 @@ from durable._runtime.plan import Plan
 from durable.errors import DurableError
 from durable.records import Status
 
-__all__ = ["PATIENCE", "RunBase", "leave_to_expire"]
+__all__ = ["LEAVE_TIMEOUT", "RunBase", "leave_to_expire"]
 
-PATIENCE: Final = 5.0  # seconds that a run which is being left waits for its last checkpoints, then for its release
+#: Seconds that a run which is being left waits for its last checkpoints, and again for its release.
+LEAVE_TIMEOUT: Final = 5.0
 
 _log = logging.getLogger("durable")
 

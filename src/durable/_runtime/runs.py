@@ -25,7 +25,7 @@ from durable._engine.leases import Lease
 from durable._runtime.context import enter, leave
 from durable._runtime.handles import Step
 from durable._runtime.plan import Plan
-from durable._runtime.run_base import PATIENCE, RunBase, leave_to_expire
+from durable._runtime.run_base import LEAVE_TIMEOUT, RunBase, leave_to_expire
 from durable._runtime.steps import BlockingDriver
 from durable._runtime.workflow_outcome import WorkflowOutcome
 from durable.errors import AsyncMismatch, DurableError, VersionMismatch
@@ -106,7 +106,7 @@ class BlockingRun(RunBase):
             driver.drain()
         except BaseException as exception:
             outcome.on_exit(exception)
-            driver.await_checkpoints(PATIENCE, exception)
+            driver.await_checkpoints(LEAVE_TIMEOUT, exception)
         finally:
             execution.is_over = True
             leave(token)

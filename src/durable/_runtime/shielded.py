@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TypeVar
 
-__all__ = ["see_through"]
+__all__ = ["wait_shielded"]
 
 T = TypeVar("T")
 
 
-async def see_through(work: asyncio.Future[T], seconds: float) -> T:
+async def wait_shielded(work: asyncio.Future[T], seconds: float) -> T:
     """Wait for `work`. A cancellation of the caller is raised once `work` is done, at most `seconds` after it came.
 
     However many come: a scope of anyio cancels at every suspension, and Ctrl-C is pressed again. What `work` raises goes first.
