@@ -13,8 +13,8 @@ from durable._runtime.async_runs import AsyncRun
 from durable._runtime.async_steps import AsyncDriver
 from durable._runtime.runs import BlockingRun
 from durable._runtime.steps import BlockingDriver
-from durable.stores._adapters.async_snapshots import _Verbs
-from durable.stores._adapters.snapshots import WholeSnapshots
+from durable.stores._adapters.async_snapshots import _AsyncVerbs
+from durable.stores._adapters.snapshots import SnapshotAdapter
 from durable.stores._work import await_work, perform_work
 
 # The leaves, where blocking and awaiting really differ: how a body is called, how an answer, a change or a clock is
@@ -48,7 +48,7 @@ LEAVES = {
         "_wait_until",
     },
     (BlockingRun, AsyncRun): {"__init__", "_begin", "_finish", "_give_back", "_give_back_late", "_migrate"},
-    (WholeSnapshots, _Verbs): {"__init__", "close", "_release", "_in_turn", "_save", "_called"},
+    (SnapshotAdapter, _AsyncVerbs): {"__init__", "close", "_release", "_under_lock", "_save", "_called"},
 }
 
 _SAME_BUT_FOR_COLOUR = {
@@ -97,7 +97,7 @@ def _stripped(method: Any) -> str:
 COMPARED = {
     (BlockingDriver, AsyncDriver): 56,
     (BlockingRun, AsyncRun): 83,  # one fewer than before: a grant is an argument
-    (WholeSnapshots, _Verbs): 43,
+    (SnapshotAdapter, _AsyncVerbs): 43,
 }
 
 

@@ -21,7 +21,7 @@ from durable._engine.leases import Lease
 from durable.clocks import SystemClock
 from durable.records import Kind, Record, Status
 from durable.stores import PostgresStore, memory, postgres
-from durable.stores._adapters.kinds import run_store
+from durable.stores._adapters.kinds import as_run_store
 from durable.stores.protocol import AsyncRunStore, RolledBack, RunStore, SnapshotStore
 from durable.stores.requests import AnyRequest, Begin, Cancel, Checkpoint, Finish, Receive, Release, Request, Signal
 from durable.testing._suites.run_stores import a_claim, alive
@@ -313,7 +313,7 @@ def test_the_drivers_of_a_run(database: Database, caplog: pytest.LogCaptureFixtu
         durable.signal(store, "one", "name", {PAYLOAD: object()})
     except durable.DurableError as problem:
         texts.append(said(problem))
-    texts += [repr(store), repr(store.load("one")), repr(run_store(store))]
+    texts += [repr(store), repr(store.load("one")), repr(as_run_store(store))]
     kinds = [
         name
         for name in ("UnstorableValue", "RunMismatch", "WorkflowDrift", "KeyConflict")

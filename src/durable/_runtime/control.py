@@ -16,7 +16,7 @@ from durable.codecs import codec_of
 from durable.errors import ConcurrentExecution, RunNotFound
 from durable.records import Header, Record, Status
 from durable.snapshots import Snapshot, journal_of
-from durable.stores._adapters.kinds import AnyStore, run_store
+from durable.stores._adapters.kinds import AnyStore, as_run_store
 from durable.stores.protocol import AsyncRunStore
 from durable.stores.requests import Begin, Cancel, Finish, Release, Signal
 
@@ -36,13 +36,13 @@ def cancel(store: AnyStore, id: str) -> bool:
     waits. What was recorded is kept, and `durable.run` with this id goes on from there. Raises `InvalidArgument`, and the
     store's errors.
     """
-    return run_store(store).perform(Cancel(check_name("a run's id", id)))
+    return as_run_store(store).perform(Cancel(check_name("a run's id", id)))
 
 
 @public("durable.aio.cancel")
 async def cancel_async(store: AnyStore, id: str) -> bool:
     """The same for asyncio."""
-    return await run_store(store).aio.submit(Cancel(check_name("a run's id", id)))
+    return await as_run_store(store).aio.submit(Cancel(check_name("a run's id", id)))
 
 
 @public("durable.signal")
@@ -52,13 +52,13 @@ def signal(store: AnyStore, id: str, name: str, payload: Any = None) -> None:
     It is kept until it is received, also when the run does not wait for it yet, or is not there yet. Raises
     `InvalidArgument`, `UnstorableValue`, and the store's errors; after `OutcomeUnknown` it may have been sent.
     """
-    run_store(store).perform(_checked_signal(store, id, name, payload))
+    as_run_store(store).perform(_checked_signal(store, id, name, payload))
 
 
 @public("durable.aio.signal")
 async def signal_async(store: AnyStore, id: str, name: str, payload: Any = None) -> None:
     """The same for asyncio."""
-    await run_store(store).aio.submit(_checked_signal(store, id, name, payload))
+    await as_run_store(store).aio.submit(_checked_signal(store, id, name, payload))
 
 
 @public("durable.retry")
@@ -80,7 +80,7 @@ def retry(
     errors. Nothing was changed then, but after `OutcomeUnknown` the steps may have been set aside.
     """
     given = _checked_retry(id, from_step, even_effects=even_effects, dry_run=dry_run)
-    return at_once(_retry, Coroutines(run_store(store), call_now), given)
+    return at_once(_retry, Coroutines(as_run_store(store), call_now), given)
 
 
 @public("durable.aio.retry")
@@ -89,7 +89,7 @@ async def retry_async(
 ) -> list[str]:
     """The same for asyncio. Cancelled, it goes on by itself."""
     given = _checked_retry(id, from_step, even_effects=even_effects, dry_run=dry_run)
-    task = asyncio.ensure_future(_retry(run_store(store).aio, given))
+    task = asyncio.ensure_future(_retry(as_run_store(store).aio, given))
     _retrying.add(task)
     task.add_done_callback(_retrying.discard)
     return await asyncio.shield(task)

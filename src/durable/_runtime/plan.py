@@ -46,7 +46,7 @@ from durable.events import LeaseTaken, RunBegan, RunEvent, RunReturned, notify
 from durable.records import ErrorRecord
 from durable.snapshots import Snapshot
 from durable.stores import MemoryStore
-from durable.stores._adapters.kinds import AnyStore, run_store
+from durable.stores._adapters.kinds import AnyStore, as_run_store
 from durable.stores.protocol import RunStore
 
 _log = logging.getLogger("durable")
@@ -220,7 +220,7 @@ def plan_run(
     """Check the call: every mistake that can be seen without the store is raised here, before the store is asked."""
     require_stack()
     check_name("a run's id", id)
-    store = run_store(_store_of_this_process() if given is None else given)
+    store = as_run_store(_store_of_this_process() if given is None else given)
     check_options(options)
     frame = current_frame.get()
     outer = () if frame is None else tuple(run for run in frame.runs if not run.over)  # a task may outlive its run

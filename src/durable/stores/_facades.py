@@ -22,7 +22,7 @@ from durable.stores.requests import OnLateReply, Release, Request
 T = TypeVar("T")
 
 
-class CalledStore:
+class AsyncFacade:
     """The verbs of a store, each called in a way that goes on when its caller is cancelled."""
 
     def __init__(self, store: RunStore) -> None:
@@ -72,7 +72,7 @@ def _heard_late(answer: asyncio.Future[T], on_late_reply: OnLateReply) -> asynci
     return asked
 
 
-class ThreadedStore(CalledStore):
+class ThreadPoolFacade(AsyncFacade):
     """Calls each verb of a blocking store in a thread of its own pool, so that no event loop ever waits for IO."""
 
     def __init__(self, store: RunStore, threads: int) -> None:
@@ -199,12 +199,12 @@ class _BlockingStore(RunStore, SnapshotVerbs, Protocol):
     """Both: what `durable.run` asks of a store, and what people do."""
 
 
-class AsyncStore(AsyncSnapshotVerbs, ThreadedStore):
+class AsyncStore(AsyncSnapshotVerbs, ThreadPoolFacade):
     """All the verbs of a store that waits for nothing but its own lock, for asyncio: the runs' in one thread."""
 
     def __init__(self, store: _BlockingStore) -> None:
         AsyncSnapshotVerbs.__init__(self, store)
-        ThreadedStore.__init__(self, store, threads=1)
+        ThreadPoolFacade.__init__(self, store, threads=1)
         self._closes = store.close
 
     async def close(self) -> None:

@@ -12,7 +12,7 @@ from durable._common.durations import check_duration
 from durable.errors import InvalidArgument, UnreadableRecord
 from durable.snapshots import Snapshot
 
-__all__ = ["Asked", "Listed", "Progress", "RunStatus", "Stats"]
+__all__ = ["Listed", "PageQuery", "Progress", "RunStatus", "Stats"]
 
 RunStatus: TypeAlias = Literal["queued", "running", "interrupted", "completed", "failed", "cancelled"]
 """Where a run stands: `queued` for a worker, `running` under a lease that lasts, `interrupted` without one, or at its end."""
@@ -73,7 +73,7 @@ class Stats(NamedTuple):
         )
 
 
-class Asked(NamedTuple):
+class PageQuery(NamedTuple):
     """A question about snapshots, checked."""
 
     prefix: str = ""
@@ -82,7 +82,7 @@ class Asked(NamedTuple):
     after: Listed | None = None
 
 
-def asked(prefix: object, limit: object, status: object, after: object) -> Asked:
+def checked_page(prefix: object, limit: object, status: object, after: object) -> PageQuery:
     """The question for a page, or `InvalidArgument` naming what is wrong with it."""
     if not isinstance(prefix, str) or "\0" in prefix:
         raise InvalidArgument(f"prefix must be a string without NUL characters, not {type(prefix).__name__}")
@@ -90,10 +90,10 @@ def asked(prefix: object, limit: object, status: object, after: object) -> Asked
         raise InvalidArgument(f"limit must be a number of snapshots from 1 to {_LARGEST_PAGE:,}, not {limit!r}")
     if after is not None and not isinstance(after, Listed):
         raise InvalidArgument(f"after must be the last line of the page before, not {type(after).__name__}")
-    return Asked(prefix, limit, _status(status), after)
+    return PageQuery(prefix, limit, _status(status), after)
 
 
-def asked_to_purge(older_than: object, status: object) -> tuple[float, RunStatus | None]:
+def checked_purge(older_than: object, status: object) -> tuple[float, RunStatus | None]:
     """Age in seconds and status of what is to go, or `InvalidArgument`."""
     seconds = check_duration("older_than", older_than, zero=True)
     checked = _status(status)

@@ -11,8 +11,8 @@ from durable._engine.leases import Lease
 from durable.errors import AsyncMismatch, DurableError
 from durable.records import Record, Status
 from durable.snapshots import Snapshot
-from durable.stores._adapters.snapshots import Whole, Work
-from durable.stores._facades import CalledStore
+from durable.stores._adapters.snapshots import SnapshotRun, Work
+from durable.stores._facades import AsyncFacade
 from durable.stores._work import await_work
 from durable.stores.protocol import AsyncSnapshotStore
 from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Release, Request
@@ -20,12 +20,12 @@ from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLat
 T = TypeVar("T")
 
 
-class AwaitedSnapshots(Whole):
+class AsyncSnapshotAdapter(SnapshotRun):
     """One run on an `AsyncSnapshotStore`, of an async workflow."""
 
     def __init__(self, snapshots: AsyncSnapshotStore) -> None:
         super().__init__(snapshots)
-        self.aio = _AwaitedStore(_Verbs(snapshots))
+        self.aio = _TaskFacade(_AsyncVerbs(snapshots))
 
     def perform(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> T:  # noqa: ARG002
         """Not for a blocking workflow."""
@@ -55,7 +55,7 @@ class AwaitedSnapshots(Whole):
         )
 
 
-class _Verbs(Whole):
+class _AsyncVerbs(SnapshotRun):
     """The verbs of one run as coroutines."""
 
     def __init__(self, snapshots: AsyncSnapshotStore) -> None:
@@ -80,7 +80,7 @@ class _Verbs(Whole):
                 raise self.unable(other)
 
     async def _begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
-        return await self._in_turn(claim.run_id, self._begun(claim, alive))
+        return await self._under_lock(claim.run_id, self._begun(claim, alive))
 
     async def _checkpoint(self, lease: Lease, record: Record, on_late_reply: OnLateReply | None) -> None:
         try:
@@ -97,7 +97,7 @@ class _Verbs(Whole):
         await self._release(lease, None)
 
     async def _release(self, lease: Lease, status: Status | None) -> None:
-        async with self.turn(lease.run_id):
+        async with self.lock_of(lease.run_id):
             await self._give_back(lease, status)
 
     async def _give_back(self, lease: Lease, status: Status | None) -> None:
@@ -108,15 +108,15 @@ class _Verbs(Whole):
             self.let_go(lease)
 
     async def load(self, id: str) -> Snapshot | None:
-        """See `WholeSnapshots.load`."""
+        """See `SnapshotAdapter.load`."""
         return await self._done(self._loaded(id))
 
     async def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
-        """See `WholeSnapshots.replace`."""
-        return await self._in_turn(run_id, self._replaced(run_id, old, new))
+        """See `SnapshotAdapter.replace`."""
+        return await self._under_lock(run_id, self._replaced(run_id, old, new))
 
-    async def _in_turn(self, run_id: str, work: Work[T]) -> T:
-        async with self.turn(run_id):
+    async def _under_lock(self, run_id: str, work: Work[T]) -> T:
+        async with self.lock_of(run_id):
             return await self._done(work)
 
     async def _save(self, work: Work[None]) -> None:
@@ -130,7 +130,7 @@ class _Verbs(Whole):
         return await verb()
 
 
-class _AwaitedStore(CalledStore):
+class _TaskFacade(AsyncFacade):
     """Each verb is a task of its own, so that it goes on when its caller is cancelled."""
 
     def __init__(self, verbs: Any) -> None:

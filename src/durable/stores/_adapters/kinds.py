@@ -6,18 +6,18 @@ import inspect
 from typing import Any, Final, TypeAlias
 
 from durable.errors import AsyncMismatch, InvalidArgument
-from durable.stores._adapters.async_snapshots import AwaitedSnapshots
-from durable.stores._adapters.snapshots import WholeSnapshots
+from durable.stores._adapters.async_snapshots import AsyncSnapshotAdapter
+from durable.stores._adapters.snapshots import SnapshotAdapter
 from durable.stores.protocol import AsyncSnapshotStore, QueueingStore, RunStore, SnapshotStore
 
-__all__ = ["AnyStore", "blocking", "is_awaited", "queueing_store", "run_store"]
+__all__ = ["AnyStore", "as_run_store", "blocking", "is_awaited", "queueing_store"]
 
 AnyStore: TypeAlias = RunStore | SnapshotStore | AsyncSnapshotStore
 
 _VERBS: Final = ("save", "load", "delete", "list")  # and close, which may be either way: we never call it
 
 
-def run_store(store: AnyStore) -> RunStore:
+def as_run_store(store: AnyStore) -> RunStore:
     """The store itself, if it can be run on, or a way to run on its five verbs; `InvalidArgument` if it has not even these."""
     given: Any = store  # the verbs are looked for, since structural types cannot be told apart
     if not isinstance(store, type):
@@ -29,12 +29,12 @@ def run_store(store: AnyStore) -> RunStore:
                 "store.aio shows a store's verbs as coroutines; pass the store itself, which an async workflow awaits by itself"
             )
     _check(store, (*_VERBS, "close"))
-    return AwaitedSnapshots(given) if is_awaited(store) else WholeSnapshots(given)
+    return AsyncSnapshotAdapter(given) if is_awaited(store) else SnapshotAdapter(given)
 
 
 def queueing_store(store: Any, function: str) -> QueueingStore:
     """The store, if runs can wait in it for workers; else `InvalidArgument` for `function`."""
-    if run_store(store) is not store:  # type: ignore[comparison-overlap]
+    if as_run_store(store) is not store:  # type: ignore[comparison-overlap]
         raise InvalidArgument(
             f"{function} needs a store in which runs can wait for workers, like postgres(url) or embedded(), and "
             f"{type(store).__name__} has only the five verbs"

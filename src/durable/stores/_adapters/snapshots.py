@@ -26,7 +26,7 @@ from durable.errors import (
 )
 from durable.records import Header, Record, Status
 from durable.snapshots import Snapshot, snapshot_of, with_run_id
-from durable.stores._facades import ThreadedStore
+from durable.stores._facades import ThreadPoolFacade
 from durable.stores._memory.store import MemoryStore
 from durable.stores._work import perform_work
 from durable.stores.protocol import AsyncSnapshotStore, Isolation, SnapshotStore, Transaction
@@ -38,11 +38,11 @@ T = TypeVar("T")
 Work: TypeAlias = Generator[Callable[[], Any], Any, T]
 """A verb of ours, which asks for calls of the user's verbs, and is sent what they come to: blocking and awaited alike."""
 
-_LOOK_AGAIN: Final = 0.005  # seconds
+_RECHECK: Final = 0.005  # seconds
 _THREADS: Final = 4  # of one run: its steps are saved one after the other all the same
 
 
-class Whole:
+class SnapshotRun:
     """One run on a store of five verbs: each checkpoint saves the whole snapshot again.
 
     Of one id one execution at a time is let through in this process; nothing keeps another process from running it as
@@ -71,9 +71,9 @@ class Whole:
         """The very object that stores."""
         return ("snapshots", id(self._snapshots))
 
-    def turn(self, run_id: str) -> Turn:
+    def lock_of(self, run_id: str) -> RunLock:
         """Held while a run is looked at and then taken, or let go of."""
-        return self._leases.turn(run_id)
+        return self._leases.lock_of(run_id)
 
     def _begun(self, claim: Claim, alive: Callable[[], bool]) -> Work[ClaimReply]:
         if self._leases.status(claim.run_id) != "running":
@@ -167,13 +167,13 @@ class Whole:
         )
 
 
-class WholeSnapshots(Whole):
+class SnapshotAdapter(SnapshotRun):
     """On verbs that block."""
 
     def __init__(self, snapshots: SnapshotStore) -> None:
         super().__init__(snapshots)
         self._saving = threading.Lock()
-        self._aio: ThreadedStore | None = None
+        self._aio: ThreadPoolFacade | None = None
 
     def perform(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> T:
         """See `RunStore.perform`."""
@@ -193,7 +193,7 @@ class WholeSnapshots(Whole):
                 raise self.unable(other)
 
     def _begin(self, claim: Claim, alive: Callable[[], bool]) -> ClaimReply:
-        return self._in_turn(claim.run_id, self._begun(claim, alive))
+        return self._under_lock(claim.run_id, self._begun(claim, alive))
 
     def _checkpoint(self, lease: Lease, record: Record, on_late_reply: OnLateReply | None) -> None:
         try:
@@ -210,7 +210,7 @@ class WholeSnapshots(Whole):
         self._release(lease, None)
 
     def _release(self, lease: Lease, status: Status | None) -> None:
-        self.turn(lease.run_id).hold(self._give_back, lease, status)
+        self.lock_of(lease.run_id).hold(self._give_back, lease, status)
 
     def _give_back(self, lease: Lease, status: Status | None) -> None:
         try:
@@ -225,19 +225,19 @@ class WholeSnapshots(Whole):
 
     def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
         """See `RunStore.replace`; as far as this process knows."""
-        return self._in_turn(run_id, self._replaced(run_id, old, new))
+        return self._under_lock(run_id, self._replaced(run_id, old, new))
 
-    def _in_turn(self, run_id: str, work: Work[T]) -> T:
-        return self.turn(run_id).hold(self._done, work)
+    def _under_lock(self, run_id: str, work: Work[T]) -> T:
+        return self.lock_of(run_id).hold(self._done, work)
 
     def _save(self, work: Work[None]) -> None:
         hold(self._saving, self._done, work)
 
     @property
-    def aio(self) -> ThreadedStore:
+    def aio(self) -> ThreadPoolFacade:
         """The same store for asyncio."""
         if self._aio is None:
-            self._aio = ThreadedStore(self, _THREADS)
+            self._aio = ThreadPoolFacade(self, _THREADS)
         return self._aio
 
     def close(self) -> None:
@@ -257,7 +257,7 @@ class WholeSnapshots(Whole):
         return answer
 
 
-class Turn:
+class RunLock:
     """One at a time, whether threads wait for it or tasks. A thread that has it already is refused (a signal handler)."""
 
     def __init__(self, run_id: str) -> None:
@@ -279,7 +279,7 @@ class Turn:
     async def __aenter__(self) -> None:
         # Its holder may be on another event loop, which cannot be awaited here. It is held for one load and one save.
         while not self._lock.acquire(blocking=False):  # noqa: ASYNC110 -- see above
-            await asyncio.sleep(_LOOK_AGAIN)
+            await asyncio.sleep(_RECHECK)
         self._thread = 0
 
     async def __aexit__(self, *_: object) -> None:
@@ -291,17 +291,17 @@ class _Leases(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__()
-        self._turns: weakref.WeakValueDictionary[str, Turn] = weakref.WeakValueDictionary()
+        self._locks: weakref.WeakValueDictionary[str, RunLock] = weakref.WeakValueDictionary()
 
     def renew(self) -> None:
         """See `_common.forks.Renewable`."""
         super().renew()
-        self._turns = weakref.WeakValueDictionary()
+        self._locks = weakref.WeakValueDictionary()
 
     @locked
-    def turn(self, run_id: str) -> Turn:
+    def lock_of(self, run_id: str) -> RunLock:
         """This run's."""
-        return self._turns.setdefault(run_id, Turn(run_id))
+        return self._locks.setdefault(run_id, RunLock(run_id))
 
 
 _known: Final[dict[int, _Leases]] = {}

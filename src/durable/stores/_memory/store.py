@@ -35,13 +35,13 @@ from durable.stores._owner import this_process
 from durable.stores.listing import (
     FORCE_ADVICE,
     PAGE,
-    Asked,
     Listed,
+    PageQuery,
     Progress,
     RunStatus,
     Stats,
-    asked,
-    asked_to_purge,
+    checked_page,
+    checked_purge,
     checked_snapshot,
 )
 from durable.stores.protocol import Isolation, Transaction
@@ -339,13 +339,13 @@ class MemoryStore:
         self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
     ) -> Sequence[Listed]:
         """See `PostgresStore.list`."""
-        page = asked(prefix, limit, status, after)
+        page = checked_page(prefix, limit, status, after)
         lines = self._lines(page)
         lines.sort(key=_newest_last, reverse=True)
         return [line for line in lines if after is None or _newest_last(line) < _newest_last(after)][: page.limit]
 
     @locked
-    def _lines(self, page: Asked) -> _Lines:
+    def _lines(self, page: PageQuery) -> _Lines:
         return [
             Listed(name, run.updated_at)
             for name, run in self._runs.items()
@@ -356,7 +356,7 @@ class MemoryStore:
         self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
     ) -> int:
         """See `PostgresStore.purge`."""
-        purged = self._purge(*asked_to_purge(older_than, status))
+        purged = self._purge(*checked_purge(older_than, status))
         if purged and progress is not None:
             progress(purged)
         return purged

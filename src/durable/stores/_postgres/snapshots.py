@@ -42,8 +42,8 @@ from durable.stores.listing import (
     Progress,
     RunStatus,
     Stats,
-    asked,
-    asked_to_purge,
+    checked_page,
+    checked_purge,
     checked_snapshot,
     headless,
     stands,
@@ -165,7 +165,7 @@ class Snapshots:
         self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
     ) -> Sequence[Listed]:
         """See `PostgresStore.list`."""
-        page = asked(prefix, limit, status, after)
+        page = checked_page(prefix, limit, status, after)
         after_what = "nothing" if after is None else "no moment" if after.updated_at == NO_MOMENT else "a moment"
         by_lease = page.status in BY_LEASE
         name, condition = ("list_by_lease", BY_LEASE[page.status]) if by_lease else ("list", STATUSES[page.status])
@@ -192,7 +192,7 @@ class Snapshots:
         self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
     ) -> int:
         """See `PostgresStore.purge`."""
-        seconds, wanted = asked_to_purge(older_than, status)
+        seconds, wanted = checked_purge(older_than, status)
         condition = STATUSES[wanted]
         old = self._query("old", status=condition, idle=IDLE)
         still_old = self._query("still_old", status=condition)

@@ -19,7 +19,7 @@ from durable.clocks import SystemClock
 from durable.errors import DurableError, Unwind, WorkflowDrift
 from durable.records import Kind, Record, Status
 from durable.snapshots import Snapshot
-from durable.stores._facades import ThreadedStore
+from durable.stores._facades import ThreadPoolFacade
 from durable.stores.protocol import Isolation, Transaction
 from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Receive, Release, Request
 from durable.testing._rehearsal.crashes import Place
@@ -63,7 +63,7 @@ class RehearsedRun:
         self.execution: LiveExecution | None = None
         self.watch = Watch(stage.clock, self._describe, self._on_wait)
         self.plan = plan.with_store(self, self.watch)
-        self.aio = ThreadedStore(self, _THREADS)
+        self.aio = ThreadPoolFacade(self, _THREADS)
 
     # -- what its driver says ---------------------------------------------------------------------------------------
 
