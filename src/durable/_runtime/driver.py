@@ -292,12 +292,12 @@ class Driver:
         return self._encode(call, value, body)
 
     def _commit_transaction(
-        self, call: Call, body: Body, record: Record, late: OnLateReply | None = None
+        self, call: Call, body: Body, record: Record, on_late_reply: OnLateReply | None = None
     ) -> StepOutcome:
         """The outcome of committing an open transaction with this record. Blocks."""
         transaction, attempt = self._open[call]
         try:
-            call.stored = transaction.commit(record, late) is None  # type: ignore[func-returns-value] # see `_checkpoint`
+            call.stored = transaction.commit(record, on_late_reply) is None  # type: ignore[func-returns-value] # see `_checkpoint`
         except RolledBack as undone:
             outcome: StepOutcome = self._as_undone(call, undone, attempt, body)
         except TransactionMisused as error:

@@ -171,10 +171,10 @@ class BlockingDriver(Driver):
         return self._commit_transaction(call, body, record, partial(self._on_late_reply, call))
 
     def _checkpoint(self, call: Call, record: Record) -> StepOutcome:
-        late = partial(self._on_late_reply, call)
+        on_late_reply = partial(self._on_late_reply, call)
         try:
             # On one line: no interrupt comes between the reply and the note of it.
-            call.stored = self._store.perform(requests.Checkpoint(self._execution.lease, record), late) is None
+            call.stored = self._store.perform(requests.Checkpoint(self._execution.lease, record), on_late_reply) is None
         except DurableError as error:
             return Rejected(error)
         return ACKNOWLEDGED

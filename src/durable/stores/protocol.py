@@ -170,12 +170,12 @@ class Transaction(Protocol):
         """
         ...
 
-    def commit(self, record: Record, late: OnLateReply | None = None) -> None:
+    def commit(self, record: Record, on_late_reply: OnLateReply | None = None) -> None:
         """Commit what the body did together with this record.
 
         Raises `RolledBack`, `LeaseLost`, `RunCancelled`, `TransactionMisused`, and `CommitRefused` for what the database has
         against the body's work as late as that: nothing was committed. `OutcomeUnknown` when it cannot be told.
-        When the caller is interrupted, `late` is called as `on_late_reply` is by `RunStore.perform`.
+        When the caller is interrupted, `on_late_reply` is called as by `RunStore.perform`.
         """
         ...
 

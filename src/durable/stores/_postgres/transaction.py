@@ -124,7 +124,7 @@ class PostgresTransaction:
             nesting.innermost.set(around)
             self._leave()
 
-    def commit(self, record: Record, late: OnLateReply | None = None) -> None:
+    def commit(self, record: Record, on_late_reply: OnLateReply | None = None) -> None:
         """See `protocol.Transaction`. One round trip."""
         try:
             self._commit(record)
@@ -132,23 +132,23 @@ class PostgresTransaction:
             raise
         except BaseException as interrupt:
             self._end()
-            if late is not None:
-                self._report_fate(interrupt, late)
+            if on_late_reply is not None:
+                self._report_fate(interrupt, on_late_reply)
             raise
 
-    def _report_fate(self, interrupt: BaseException, late: OnLateReply) -> None:
-        """Find out the outcome of a commit that was interrupted, and tell `late`."""
+    def _report_fate(self, interrupt: BaseException, on_late_reply: OnLateReply) -> None:
+        """Find out the outcome of a commit that was interrupted, and tell `on_late_reply`."""
         try:
             if not self._sent or self._job is None:
-                late(interrupt)
+                on_late_reply(interrupt)
                 return
             self._settle(self._job, psycopg.OperationalError(type(interrupt).__name__))
         except RolledBack:
-            late(interrupt)
+            on_late_reply(interrupt)
         except DurableError as problem:
-            late(problem)
+            on_late_reply(problem)
         else:
-            late(None)
+            on_late_reply(None)
 
     def _commit(self, record: Record) -> None:
         owner, lease, session, written = self._owner, self._lease, self._session, None

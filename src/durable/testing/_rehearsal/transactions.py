@@ -32,10 +32,10 @@ class RehearsedTransaction:
         """See `Transaction`."""
         return self._transaction.call(fn, args)
 
-    def commit(self, record: Record, late: OnLateReply | None = None) -> None:
+    def commit(self, record: Record, on_late_reply: OnLateReply | None = None) -> None:
         """See `Transaction`."""
         with self._watch.at_work():
-            self._transaction.commit(record, late)
+            self._transaction.commit(record, on_late_reply)
         self._on_commit(record)
 
     def rollback(self) -> None:
