@@ -41,7 +41,7 @@ def calls_out(fn: _F) -> _F:
 
 
 def public(name: str) -> Callable[[_F], _F]:
-    """Make a function, or a coroutine function, one that users call: see the module. `name` is what they call it by."""
+    """Mark a function, or a coroutine function, as one that users call, by this `name`: see the module."""
 
     def decorate(fn: _F) -> _F:
         calls_out(fn)
@@ -75,7 +75,7 @@ def public(name: str) -> Callable[[_F], _F]:
 
 
 def public_verbs(name: str, *verbs: str) -> Callable[[_C], _C]:
-    """Do the same for these methods of a class."""
+    """Apply `public` to these methods of a class."""
 
     def decorate(class_: _C) -> _C:
         for verb in verbs:

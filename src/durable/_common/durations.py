@@ -21,7 +21,7 @@ _EXAMPLE: Final = "like datetime.now(UTC) + timedelta(hours=1)"
 
 
 def to_seconds(what: str, given: object) -> float:
-    """A duration in seconds; `InvalidArgument` for what is none. Which durations are allowed is for the caller to check."""
+    """Convert a duration to seconds, or raise `InvalidArgument`. The caller checks its range."""
     if isinstance(given, timedelta):
         return given.total_seconds()
     if isinstance(given, bool) or not isinstance(given, int | float):

@@ -29,7 +29,7 @@ Where what lives, from the top down:
     journal_writes  what a call adds to the journal
     journal         keys, replay, drift
     waits           when a wait is over, whatever the wall clock is set to
-    headers         the run's header, as each turn of its life leaves it
+    headers         the run's header, at each change of its state
     calls           a call of a step, and how far it has come
     drawn       moments, UUIDs and numbers that a workflow has drawn, and which records hold them
     decisions       the vocabulary: decisions, and the outcomes that answer them

@@ -1,4 +1,4 @@
-"""The header of a run, as each turn of its life leaves it: claimed, ended, taken up again.
+"""The header of a run, at each change of its state: claimed, ended, taken up again.
 
 It is made here and nowhere else, but for the SQL that changes the header of a row where it stands (`statements.sql`).
 """
@@ -96,7 +96,7 @@ def stamp_header(header: Header, status: str, at: datetime, records: Sequence[Re
 
 
 def reopen(execution: Execution) -> Execution:
-    """The same execution, as that of a run which is not over."""
+    """The execution, running again: what said that it was over is removed."""
     return _stamped(execution, Status.RUNNING, execution.last_updated)
 
 

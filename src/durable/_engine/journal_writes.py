@@ -1,4 +1,4 @@
-"""The lines that a call adds to the journal: its attempts, and its outcome."""
+"""The records that a call adds to the journal: its attempts, and its outcome."""
 
 from __future__ import annotations
 

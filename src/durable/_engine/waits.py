@@ -1,4 +1,4 @@
-"""When the waits of steps are over, in elapsed seconds: whatever the wall clock is set to meanwhile."""
+"""When the waits of steps end, in elapsed seconds: setting the wall clock changes nothing."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class Waits:
         self._spans: dict[str, tuple[float, float]] = {}
 
     def begin(self, call: Call, first: float, seconds: float, reading: Reading) -> tuple[datetime, datetime]:
-        """Let a call, attempted at `first`, wait for so many seconds from this reading on; both moments, to be recorded.
+        """Begin a wait of `seconds` for a call first attempted at `first`. Returns both moments, to be recorded.
 
-        They are told by the wall clock as it stands now: so they are as far apart as they are, whatever it is set to later.
+        Both are converted by the wall clock as it stands now, so setting it later does not change the span between them.
         """
         call.first, call.due = self._spans[call.key] = first, reading.elapsed + seconds
         return add_seconds(reading.at, first - reading.elapsed), add_seconds(reading.at, seconds)
 
     def resume(self, call: Call, first: datetime, due: datetime, reading: Reading) -> None:
-        """Let a call go on with a wait that is recorded."""
+        """Continue a wait that is recorded."""
         call.first, call.due = self._recorded(call, first, due, reading)
 
     def end_of_sleep(self, call: Call, began: datetime, until: datetime, reading: Reading) -> float:
-        """When the sleep that is recorded with these two moments is over, in elapsed seconds."""
+        """When a sleep recorded with these two moments ends, in elapsed seconds."""
         if not call.attempts:
             return self._recorded(call, began, until, reading)[1]
         # It began here. That it is recorded says nothing of when this process comes by again.

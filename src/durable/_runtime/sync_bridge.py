@@ -1,4 +1,4 @@
-"""A question of a store that is told once: as a coroutine, which the blocking form of it runs at once."""
+"""Runs an async function without an event loop, over verbs that block: so each is written once, for both forms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Coroutines:
-    """The verbs of a store that blocks, as coroutines: each `call`ed at once, or in a thread."""
+    """The verbs of a blocking store as coroutines. `call` makes each call: at once, or in a thread."""
 
     def __init__(self, store: object, call: Callable[..., Coroutine[Any, Any, Any]]) -> None:
         self._store = store
@@ -33,13 +33,13 @@ class Coroutines:
 
 @calls_out
 async def call_now(verb: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What a verb that blocks comes to."""
+    """Call a blocking verb, and return its result."""
     return verb(*args, **kwargs)
 
 
 @calls_out
 def at_once(question: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What the question comes to, once all that it asks has blocked."""
+    """Run an async function to its end. All that it awaits must block instead of waiting."""
     coroutine = question(*args, **kwargs)
     try:
         coroutine.send(None)
@@ -48,4 +48,4 @@ def at_once(question: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwar
         return answer
     finally:
         coroutine.close()  # interrupted before it began, it would say in a warning that it was never awaited
-    raise AssertionError("a question that blocks has waited")
+    raise AssertionError("an async function that was to block has waited")

@@ -1,4 +1,4 @@
-"""The end of a workflow function, and what its run comes to by it."""
+"""How a workflow function ended, and what that means for its run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["WorkflowOutcome"]
 
 
 class WorkflowOutcome:
-    """With a value, with an exception, or left by control flow: a cancellation, an interrupt, an error of ours."""
+    """It ended with a value, with an exception, or left by control flow: a cancellation, an interrupt, an error of ours."""
 
     def __init__(self) -> None:
         self.exception: BaseException | None = None

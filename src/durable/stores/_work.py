@@ -1,4 +1,4 @@
-"""Work that is told once, as a generator of what it asks for, and done by callers that block or await."""
+"""Work that is written once, as a generator of calls, for callers that block and callers that await."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def perform_work(work: Generator[Q, Any, T], ask: Callable[[Q], Any]) -> T:
-    """What the work comes to, each of its questions asked, and answered or raised, before the next."""
+    """Run the work to its end: `ask` each question that it yields, and send the answer, or throw the error, into it."""
     try:
         asked = next(work)
         while True:
@@ -30,7 +30,7 @@ def perform_work(work: Generator[Q, Any, T], ask: Callable[[Q], Any]) -> T:
 
 
 async def await_work(work: Generator[Q, Any, T], ask: Callable[[Q], Awaitable[Any]]) -> T:
-    """The same, each of its questions awaited."""
+    """As `perform_work`, awaiting each answer."""
     try:
         asked = next(work)
         while True:

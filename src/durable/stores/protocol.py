@@ -58,7 +58,7 @@ class SnapshotStore(Protocol):
 
 
 class AsyncSnapshotStore(Protocol):
-    """The same five verbs as coroutines: what an async workflow can be run on. All of them, `close` at your choice."""
+    """A `SnapshotStore` whose verbs are coroutines, for async workflows. All five are; `close` may be either way."""
 
     async def save(self, id: str, snapshot: Snapshot) -> None:
         """See `SnapshotStore.save`."""

@@ -56,7 +56,7 @@ class AsyncSnapshotAdapter(SnapshotRun):
 
 
 class _AsyncVerbs(SnapshotRun):
-    """The verbs of one run as coroutines."""
+    """A run's requests, performed by coroutines."""
 
     def __init__(self, snapshots: AsyncSnapshotStore) -> None:
         super().__init__(snapshots)

@@ -1,4 +1,4 @@
-"""What `durable` was given as a store: which of the kinds it is."""
+"""Tells which kind of store `durable` was given."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class SnapshotRun:
         return ("snapshots", id(self._snapshots))
 
     def lock_of(self, run_id: str) -> RunLock:
-        """Held while a run is looked at and then taken, or let go of."""
+        """The lock to hold while a run is looked at and then taken, or let go of."""
         return self._leases.lock_of(run_id)
 
     def _begun(self, claim: Claim, alive: Callable[[], bool]) -> Work[ClaimReply]:
@@ -168,7 +168,7 @@ class SnapshotRun:
 
 
 class SnapshotAdapter(SnapshotRun):
-    """On verbs that block."""
+    """A `RunStore` over a store whose five verbs block."""
 
     def __init__(self, snapshots: SnapshotStore) -> None:
         super().__init__(snapshots)
@@ -258,7 +258,7 @@ class SnapshotAdapter(SnapshotRun):
 
 
 class RunLock:
-    """One at a time, whether threads wait for it or tasks. A thread that has it already is refused (a signal handler)."""
+    """A lock for threads and tasks alike. A thread that holds it already is refused (a signal handler)."""
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
@@ -266,7 +266,7 @@ class RunLock:
         self._thread = 0  # of its holder; 0 for a task
 
     def hold(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What the call comes to while the turn is this thread's."""
+        """Make a call while this thread holds the lock."""
         if self._thread == threading.get_ident() and self._lock.locked():
             raise ConcurrentExecution(self._run_id, "this very thread")
 

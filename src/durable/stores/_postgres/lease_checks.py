@@ -1,4 +1,4 @@
-"""The fence around what is written under a lease: whether it still stands, on a server that has the whole run."""
+"""Checks of a lease, before and after what is written under it: whether it stands, on a server that has the whole run."""
 
 from __future__ import annotations
 

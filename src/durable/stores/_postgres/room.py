@@ -1,4 +1,4 @@
-"""Room for a limited number of holders."""
+"""A semaphore that knows its holders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from durable._common.locks import locked
 
 
 class Room:
-    """Places for at most `limit` holders. Each has its own, so that giving it back twice is as good as once."""
+    """A semaphore of `limit` places that knows its holders: leaving twice frees one place."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
