@@ -19,8 +19,6 @@ from typing import Any, Final, TypeVar, cast
 
 from durable.errors import DurableError, InvalidArgument
 
-__all__ = ["calls_out", "public", "public_verbs", "shorten"]
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 _C = TypeVar("_C", bound=type)
 

@@ -7,8 +7,6 @@ from uuid import UUID
 
 from durable.errors import InvalidArgument
 
-__all__ = ["check_count", "check_flag", "check_name"]
-
 MAX_NAME_BYTES: Final = 512  # an id or key above this could break its btree index; the limit must be ours
 
 

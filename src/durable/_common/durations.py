@@ -7,8 +7,6 @@ from typing import Final, TypeAlias
 
 from durable.errors import InvalidArgument
 
-__all__ = ["MAX_SECONDS", "Duration", "add_seconds", "check_duration", "show", "to_seconds", "to_utc"]
-
 Duration: TypeAlias = float | timedelta
 """Seconds, or a `timedelta`."""
 

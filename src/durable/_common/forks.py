@@ -6,8 +6,6 @@ import os
 import weakref
 from typing import Final, Protocol, TypeVar
 
-__all__ = ["renew_in_children"]
-
 
 class Renewable(Protocol):
     """Something with locks of its own."""

@@ -8,8 +8,6 @@ from contextlib import AbstractContextManager
 from types import CodeType, FunctionType
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
 
-__all__ = ["hold", "is_locked", "locked"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

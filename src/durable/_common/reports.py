@@ -12,8 +12,6 @@ from typing import Any, Final
 
 from durable._common.locks import locked
 
-__all__ = ["call_listener", "flush", "report", "say"]
-
 _MAX_WAITING: Final = 1000  # records that no handler has taken yet; more are dropped
 _IDLE: Final = 1.0  # seconds without a record, after which the thread ends
 

@@ -12,8 +12,6 @@ from typing import Any, TypeAlias, TypeVar
 from durable._common.locks import locked
 from durable.errors import StoreUnavailable
 
-__all__ = ["Daemons", "fulfil", "start_daemon", "wait_for"]
-
 T = TypeVar("T")
 
 _LOOK = 0.05  # seconds between looks at whether a thread that is being started still lives

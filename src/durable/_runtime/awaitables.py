@@ -9,8 +9,6 @@ from typing import Any, Final
 
 from durable.errors import AsyncMismatch
 
-__all__ = ["explain_early_call", "explain_unawaited", "is_awaitable", "vain_awaitable_error"]
-
 _NEVER_AWAITED: Final = frozenset({type(None), bool, int, float, str, bytes, list, dict, tuple})
 
 

@@ -18,8 +18,6 @@ from durable.clocks import Clock
 from durable.codecs import return_annotation
 from durable.errors import AsyncMismatch, InvalidArgument, SignalTimedOut
 
-__all__ = ["Body", "body_of_call", "body_of_decorated", "body_of_sleep", "body_of_transaction", "body_of_wait"]
-
 
 class Body(Struct, frozen=True):
     """What a step calls, and with which options.

@@ -11,8 +11,6 @@ from msgspec import Struct
 from durable._runtime.definitions import StepDefinition
 from durable.errors import InvalidArgument
 
-__all__ = ["Current", "Driver", "Frame", "Running", "current", "current_frame", "enter", "idempotency_key", "leave"]
-
 
 class Driver(Protocol):
     """Calls a decorated function as a step of its run."""

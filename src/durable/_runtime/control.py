@@ -20,8 +20,6 @@ from durable.stores._adapters.kinds import AnyStore, as_run_store
 from durable.stores.protocol import AsyncRunStore
 from durable.stores.requests import Begin, Cancel, Finish, Release, Signal
 
-__all__ = ["cancel", "cancel_async", "retry", "retry_async", "signal", "signal_async"]
-
 _LEASE: Final = 30.0  # seconds in which a run is read and one record is written
 _BUSY: Final = "Wait until that has ended, or stop it with durable.cancel: only then can its steps be set aside."
 

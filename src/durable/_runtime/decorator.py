@@ -21,8 +21,6 @@ from durable._runtime.definitions import Receivers, StepDefinition, mark
 from durable._runtime.step_options import StepOptions, step_options
 from durable.errors import InvalidArgument
 
-__all__ = ["step"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

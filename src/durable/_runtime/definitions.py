@@ -12,8 +12,6 @@ from typing import Any, Final, NamedTuple, cast
 
 from durable._runtime.step_options import DEFAULTS, StepOptions
 
-__all__ = ["Receivers", "StepDefinition", "definition_of", "mark"]
-
 _MARK: Final = "__durable_step__"
 _MAX_CLASSES: Final = 1000  # that are remembered of one step
 _MAX_DECORATORS: Final = 100  # above one function; a chain that leads back to itself has an end, too

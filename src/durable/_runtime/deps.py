@@ -25,8 +25,6 @@ from durable._common.boundary import calls_out
 from durable._runtime.context import Driver, current_frame, enter, leave
 from durable._runtime.definitions import definition_of, mark
 
-__all__ = ["BoundDeps", "bind_deps"]
-
 
 class _Pair(NamedTuple):
     field: object

@@ -17,8 +17,6 @@ from durable.codecs import codec_of
 from durable.events import Listener
 from durable.stores.protocol import RunStore
 
-__all__ = ["plan_granted"]
-
 
 def plan_granted(
     deps: Any,

@@ -20,8 +20,6 @@ from durable._runtime.steps import BlockingDriver
 from durable._runtime.values import NOW, RANDOM, UUID4
 from durable.stores.protocol import Isolation
 
-__all__ = ["AsyncStep", "Pending", "Step"]
-
 I = TypeVar("I")  # noqa: E741 -- an item's type
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

@@ -20,8 +20,6 @@ from durable._runtime.runs import BlockingRun
 from durable.records import Status
 from durable.stores import requests
 
-__all__ = ["HeldRun", "HeldRuns"]
-
 
 class HeldRun:
     """A run under its lease."""

@@ -14,8 +14,6 @@ from durable._common.checks import check_count, check_name
 from durable._common.locks import locked
 from durable.errors import InvalidArgument
 
-__all__ = ["MapItems", "MapOptions", "map_async", "map_blocking"]
-
 _MAX_AT_ONCE: Final = 32  # threads or tasks, unless max_concurrency= is given
 
 

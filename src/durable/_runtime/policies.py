@@ -19,8 +19,6 @@ from durable._common.boundary import calls_out
 from durable._common.durations import show
 from durable.errors import DurableError, InvalidArgument, StepTimeout
 
-__all__ = ["Policy"]
-
 _EXAMPLE: Final = "tenacity.Retrying(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_exponential_jitter())"
 _DEFAULTS: Final[tuple[Any, ...]] = (tenacity.Retrying(), tenacity.AsyncRetrying())
 

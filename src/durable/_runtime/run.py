@@ -23,8 +23,6 @@ from durable.events import Listener
 from durable.stores._adapters.kinds import AnyStore
 from durable.stores.protocol import RunStore, SnapshotStore
 
-__all__ = ["execute", "run", "run_claimed"]
-
 D = TypeVar("D")
 I = TypeVar("I")  # noqa: E741 -- the input's type
 T = TypeVar("T")

@@ -15,8 +15,6 @@ from durable._runtime.plan import Plan
 from durable.errors import DurableError
 from durable.records import Status
 
-__all__ = ["LEAVE_TIMEOUT", "RunBase", "leave_to_expire"]
-
 #: Seconds that a run which is being left waits for its last checkpoints, and again for its release.
 LEAVE_TIMEOUT: Final = 5.0
 

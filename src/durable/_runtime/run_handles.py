@@ -24,8 +24,6 @@ from durable.snapshots import Snapshot
 from durable.stores._adapters.kinds import queueing_store
 from durable.stores.protocol import QueueingStore
 
-__all__ = ["AsyncRunHandle", "RunHandle", "handle"]
-
 T = TypeVar("T")
 
 _OVER: Final = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})

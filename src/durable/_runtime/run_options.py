@@ -15,8 +15,6 @@ from durable._runtime.versions import OnVersionMismatch, check_answer, check_ver
 from durable.errors import InvalidArgument
 from durable.events import Listener
 
-__all__ = ["OnConflict", "RunOptions", "RunOptionsDict", "check_options"]
-
 OnConflict: TypeAlias = Literal["raise", "wait"]
 
 _RESERVED: Final = {"version", "inputHash", "workflowFunction", "deadline", *FOREIGN_METADATA}

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-__all__ = ["require_stack"]
-
 _FRAMES: Final = 50  # a step takes some 20 of them; an exception's traceback, or what a codec does, as many again
 
 

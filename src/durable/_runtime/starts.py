@@ -26,8 +26,6 @@ from durable.stores._adapters.kinds import queueing_store
 from durable.stores.protocol import AsyncRunStore, QueueingStore
 from durable.stores.requests import Enqueue
 
-__all__ = ["OnExisting", "Start", "start", "start_async", "start_many", "start_many_async"]
-
 T = TypeVar("T")
 
 OnExisting: TypeAlias = Literal["join", "raise"]

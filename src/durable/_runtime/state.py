@@ -20,19 +20,6 @@ from durable.stores._adapters.kinds import blocking, is_awaited
 from durable.stores.listing import PAGE, Listed
 from durable.stores.protocol import AsyncSnapshotStore, SnapshotStore
 
-__all__ = [
-    "delete_state",
-    "delete_state_async",
-    "has_state",
-    "has_state_async",
-    "list_pending",
-    "list_pending_async",
-    "result",
-    "result_async",
-    "status",
-    "status_async",
-]
-
 
 @public("durable.result")
 def result(store: SnapshotStore, id: str) -> Any:

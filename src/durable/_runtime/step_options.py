@@ -11,8 +11,6 @@ from durable._common.durations import Duration, check_duration
 from durable._runtime.policies import Policy
 from durable.errors import InvalidArgument
 
-__all__ = ["DEFAULTS", "ItemOptionsDict", "StepOptions", "StepOptionsDict", "checked_timeout", "step_options"]
-
 
 class ItemOptionsDict(TypedDict, total=False):
     """The options of each step of `step.map` to a type checker; what each means is said at `step`."""

@@ -10,8 +10,6 @@ from durable._common.boundary import calls_out
 from durable.stores.protocol import RunStore
 from durable.stores.requests import Request
 
-__all__ = ["Coroutines", "at_once", "call_now"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -16,14 +16,6 @@ from durable._common.reports import say
 from durable._runtime.awaitables import is_awaitable
 from durable.errors import StepTimeout, StoreUnavailable
 
-__all__ = [
-    "NotBegun",
-    "await_within",
-    "call_on_thread",
-    "call_within",
-    "needs_thread",
-]
-
 _ABANDONED: Final = "A thread cannot be stopped: the body goes on there, and what becomes of it is not recorded."
 _HELD_THE_LOOP: Final = (
     "It was called on the event loop, as a thunk is, and blocked that until it returned. Pass the function and its arguments, "

@@ -12,8 +12,6 @@ from msgspec import Struct
 
 from durable.records import Drawable
 
-__all__ = ["NOW", "RANDOM", "UUID4", "ValueKind"]
-
 T = TypeVar("T")
 
 

@@ -16,18 +16,6 @@ from durable.errors import InvalidArgument, VersionMismatch
 from durable.snapshots import Snapshot
 from durable.stores.listing import checked_snapshot
 
-__all__ = [
-    "Migrated",
-    "Migration",
-    "OnVersionMismatch",
-    "answer_by",
-    "ask_user",
-    "check_answer",
-    "check_migrations",
-    "check_version",
-    "migrate_run",
-]
-
 Migrated: TypeAlias = Literal["raise", "clear"] | Snapshot | Mapping[str, Any]
 OnVersionMismatch: TypeAlias = (
     Literal["raise", "clear"]

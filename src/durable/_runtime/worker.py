@@ -22,7 +22,18 @@ from durable._common.threads import start_daemon
 from durable._engine.decisions import Granted
 from durable._engine.leases import Lease, check_seconds
 from durable._engine.starts import Route
-from durable._engine.workers import LEAVE_TIMEOUT, Ask, Bury, Execute, ReturnRuns, Leave, PutOff, Rest, WorkerState, judge
+from durable._engine.workers import (
+    LEAVE_TIMEOUT,
+    Ask,
+    Bury,
+    Execute,
+    Leave,
+    PutOff,
+    Rest,
+    ReturnRuns,
+    WorkerState,
+    judge,
+)
 from durable._runtime.granted import plan_granted
 from durable._runtime.held_runs import HeldRun, HeldRuns
 from durable._runtime.run_handles import RunHandle
@@ -36,8 +47,6 @@ from durable.records import FailureRecord, Kind, Record, Status, render
 from durable.stores._adapters.kinds import queueing_store
 from durable.stores.protocol import QueueingStore
 from durable.stores.requests import Finish, Poll, Release
-
-__all__ = ["OnFailed", "Worker"]
 
 OnFailed = Callable[[RunHandle[Any], BaseException], object]
 

@@ -22,8 +22,6 @@ from durable._runtime.policies import Policy
 from durable._runtime.versions import Migration, check_migrations, check_version
 from durable.errors import InvalidArgument
 
-__all__ = ["DEFAULT_QUEUE", "WorkflowDefinition", "definition_of_workflow", "workflow"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_QUEUE: Final = "default"

@@ -14,8 +14,6 @@ from durable.codecs._failures import to_record
 from durable.errors import AsyncMismatch, DurableError, Unwind
 from durable.records import ErrorRecord
 
-__all__ = ["WorkflowOutcome"]
-
 
 class WorkflowOutcome:
     """It ended with a value, with an exception, or left by control flow: a cancellation, an interrupt, an error of ours."""

@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
-__all__ = ["Parts", "bases_of", "put_together", "take_apart"]
-
 # Kept elsewhere in a record, or of no use beyond this execution.
 _NOT_STATE: Final = frozenset(
     {"__notes__", "__durable_origin__", "__dict__", "__weakref__", *vars(BaseException), *vars(object)}

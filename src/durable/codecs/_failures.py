@@ -23,8 +23,6 @@ from durable.codecs._names import find_class, name_of, own_name
 from durable.errors import StepFailed, UnreadableRecord
 from durable.records import ErrorRecord
 
-__all__ = ["add_note", "from_record", "to_record", "traceback_of"]
-
 _MAX_TEXT: Final = 8 * 1024  # characters of a message, note or traceback
 _MAX_STATE: Final = 64 * 1024  # bytes of JSON, of the arguments and of what it carries besides
 _MAX_BASES: Final = 20

@@ -14,8 +14,6 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 
 from durable.records import ErrorRecord, StepRecord, render
 
-__all__ = ["RESUME_STATE", "render_step", "show_failure"]
-
 RESUME_STATE: Final = "ResumeState"
 
 

@@ -28,21 +28,6 @@ from durable.records import (
 )
 from durable.snapshots import _awaitly
 
-__all__ = [
-    "UNNAMED",
-    "Document",
-    "attempt_of",
-    "failure_of",
-    "foreign_failures_in",
-    "header_and_records",
-    "header_in",
-    "raw_of",
-    "read_document",
-    "records_in",
-    "step_of",
-    "with_run_id",
-]
-
 UNNAMED: Final = "?"  # the run of a document that is read without its id
 
 

@@ -31,8 +31,6 @@ from durable.snapshots._documents import (
 )
 from durable.snapshots._snapshot import Snapshot
 
-__all__ = ["foreign_failures", "journal_of", "merge_journal", "snapshot_of", "with_foreign_failures"]
-
 
 def snapshot_of(header: Header, records: Iterable[Record], *, run_id: str) -> Snapshot:
     """A run's header and journal as a snapshot: of each key the latest record that was not set aside."""

@@ -29,8 +29,6 @@ from durable.snapshots._documents import (
     step_of,
 )
 
-__all__ = ["Snapshot", "as_history"]
-
 _encode: Final = msgspec.json.Encoder().encode
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
-__all__ = ["await_work", "perform_work"]
-
 Q = TypeVar("Q")
 T = TypeVar("T")
 

@@ -10,8 +10,6 @@ from durable.stores._adapters.async_snapshots import AsyncSnapshotAdapter
 from durable.stores._adapters.snapshots import SnapshotAdapter
 from durable.stores.protocol import AsyncSnapshotStore, QueueingStore, RunStore, SnapshotStore
 
-__all__ = ["AnyStore", "as_run_store", "blocking", "is_awaited", "queueing_store"]
-
 AnyStore: TypeAlias = RunStore | SnapshotStore | AsyncSnapshotStore
 
 _VERBS: Final = ("save", "load", "delete", "list")  # and close, which may be either way: we never call it

@@ -15,8 +15,6 @@ from durable.stores._postgres.cursors import OwnCursor
 from durable.stores._postgres.session import Connection
 from durable.stores._postgres.watchdog import shut_down
 
-__all__ = ["ENDED", "GuardedConnection", "guard"]
-
 ENDED: Final = (
     "the body ended the transaction, and what it had done was committed, or rolled back, without the step's record"
 )

@@ -8,8 +8,6 @@ from typing import Any, Final
 from durable._common.durations import Duration, add_seconds, check_duration, to_seconds, to_utc
 from durable.testing._rehearsal.timeline import Action, Timeline
 
-__all__ = ["JumpingClock"]
-
 _START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
 

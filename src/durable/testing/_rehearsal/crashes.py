@@ -7,8 +7,6 @@ from typing import Final, Literal, Self, TypeAlias, get_args
 
 from durable.errors import DurableError, InvalidArgument
 
-__all__ = ["Crash", "Crashed", "Place"]
-
 Place: TypeAlias = Literal[
     "before body",
     "after body",

@@ -13,8 +13,6 @@ from durable._runtime.steps import BlockingDriver
 from durable.stores.protocol import Transaction
 from durable.testing._rehearsal.runs import RehearsedRun
 
-__all__ = ["AsyncRehearsedDriver", "BlockingRehearsedDriver"]
-
 
 class _Rehearsed(Driver):
     """What both drivers share."""

@@ -28,8 +28,6 @@ from durable.testing._rehearsal.runs import RehearsedRun
 from durable.testing._rehearsal.scripts import Script
 from durable.testing._rehearsal.stage import LeasedStore, Stage
 
-__all__ = ["Rehearsal"]
-
 T = TypeVar("T")
 
 

@@ -10,8 +10,6 @@ from durable._engine.steps import LiveExecution
 from durable.errors import DurableError
 from durable.records import Kind, Record, StepRecord, parse, render
 
-__all__ = ["ReplayNow", "Replaying"]
-
 _MAX_SKIPPING: Final = 20  # executions in a row that skip what was recorded: all later ones will
 
 

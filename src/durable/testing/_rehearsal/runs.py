@@ -29,8 +29,6 @@ from durable.testing._rehearsal.thunks import contents
 from durable.testing._rehearsal.transactions import RehearsedTransaction
 from durable.testing._rehearsal.watches import Watch
 
-__all__ = ["RehearsedRun"]
-
 T = TypeVar("T")
 
 _THREADS: Final = 4

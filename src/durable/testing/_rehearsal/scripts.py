@@ -12,8 +12,6 @@ from typing import Any
 from durable._common.checks import check_name
 from durable.errors import InvalidArgument
 
-__all__ = ["Script"]
-
 
 class Script:
     """The outcomes of one step's bodies, in the order of their calls: values, and exceptions, which are raised.

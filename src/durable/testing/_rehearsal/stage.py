@@ -12,8 +12,6 @@ from durable.testing._rehearsal.crashes import Crash, Place
 from durable.testing._rehearsal.scripts import Script
 from durable.testing._rehearsal.watches import Watch
 
-__all__ = ["LeasedStore", "RunKey", "Stage"]
-
 T = TypeVar("T")
 
 LeasedStore: TypeAlias = MemoryStore | PostgresStore

@@ -6,8 +6,6 @@ import functools
 from types import CellType, FunctionType
 from typing import Any, cast
 
-__all__ = ["contents"]
-
 
 def contents(fn: object) -> tuple[object, ...]:
     """A function's code, its defaults, and what its closure or `partial` holds at this moment, for comparison."""

@@ -16,8 +16,6 @@ from typing import Final, Protocol
 
 from durable.errors import DurableError, InvalidArgument, Unwind
 
-__all__ = ["Action", "RehearsalError", "Run", "Timeline", "Waiter"]
-
 _GRACE: Final = 0.001  # real seconds in which an unseen branch may come to its next step
 _TURNS: Final = 5  # of an event loop, for the same
 

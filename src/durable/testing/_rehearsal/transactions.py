@@ -11,8 +11,6 @@ from durable.stores.protocol import Transaction
 from durable.stores.requests import OnLateReply
 from durable.testing._rehearsal.watches import Watch
 
-__all__ = ["RehearsedTransaction"]
-
 T = TypeVar("T")
 
 

@@ -11,8 +11,6 @@ from datetime import datetime
 from durable.testing._rehearsal.clock import JumpingClock
 from durable.testing._rehearsal.timeline import Waiter
 
-__all__ = ["Watch"]
-
 
 class Watch:
     """A `Clock`, and what time must know of the run.
