@@ -8,10 +8,7 @@ from typing import Final
 from durable.records import AsideRecord, AttemptRecord, Drawable, Kind, Record, StepRecord, parse
 
 _FIELD: Final = '"drawn":'
-_CARRIERS: Final[Mapping[str, type[StepRecord | AttemptRecord]]] = {
-    Kind.STEP: StepRecord,
-    Kind.ATTEMPT: AttemptRecord,
-}
+_CARRIERS: Final[Mapping[str, type[StepRecord | AttemptRecord]]] = {Kind.STEP: StepRecord, Kind.ATTEMPT: AttemptRecord}
 
 
 class Drawn:

@@ -32,12 +32,7 @@ class MapItems:
     """
 
     @calls_out
-    def __init__(
-        self,
-        name: str,
-        items: Iterable[Any],
-        how: MapOptions,
-    ) -> None:
+    def __init__(self, name: str, items: Iterable[Any], how: MapOptions) -> None:
         self.name = name
         self.items = list(items)
         self.keys = _keys(name, self.items, how.key)

@@ -91,12 +91,7 @@ def migrate_run(answer: object, mismatch: VersionMismatch, stored: Snapshot, cod
             raise mismatch
         case "clear":
             state = structs.replace(
-                stored,
-                steps={},
-                attempts={},
-                execution=reopen(stored.execution),
-                result=UNSET,
-                failure=None,
+                stored, steps={}, attempts={}, execution=reopen(stored.execution), result=UNSET, failure=None
             )
         case Snapshot() | Mapping():
             state = checked_snapshot(mismatch.run_id, cast(Snapshot | Mapping[str, Any], answer))

@@ -114,10 +114,7 @@ def _sqlalchemy(class_: Any) -> Shape | None:
     if class_.__module__ != "sqlalchemy.engine.row":
         return None
     if class_.__qualname__ == "Row":
-        return Conversion(
-            lambda row: _by_name(zip(row._fields, row, strict=True)),
-            _row,
-        )
+        return Conversion(lambda row: _by_name(zip(row._fields, row, strict=True)), _row)
     if class_.__qualname__ == "RowMapping":
         return Conversion(lambda it: _by_name(it.items()), lambda plain: _row(plain)._mapping)  # noqa: SLF001 -- its public name
     return None

@@ -16,13 +16,7 @@ Documents that awaitly wrote are read as well: `_awaitly`.
 """
 
 from durable.snapshots._documents import header_and_records, with_run_id
-from durable.snapshots._journals import (
-    foreign_failures,
-    journal_of,
-    merge_journal,
-    snapshot_of,
-    with_foreign_failures,
-)
+from durable.snapshots._journals import foreign_failures, journal_of, merge_journal, snapshot_of, with_foreign_failures
 from durable.snapshots._snapshot import Snapshot, as_history
 
 __all__ = [

@@ -9,15 +9,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType, structs
 
 from durable.errors import InvalidArgument
-from durable.records import (
-    FORMAT_VERSION,
-    AttemptRecord,
-    Execution,
-    FailureRecord,
-    Kind,
-    Status,
-    StepRecord,
-)
+from durable.records import FORMAT_VERSION, AttemptRecord, Execution, FailureRecord, Kind, Status, StepRecord
 from durable.snapshots._documents import (
     attempt_of,
     failure_of,

@@ -314,13 +314,7 @@ def _initialise(binaries: Path, data: Path, account: _Account) -> None:
 
 
 def _start_supervised(
-    binaries: Path,
-    data: Path,
-    sockets: Path,
-    inherited: tuple[int, int],
-    lock: Path,
-    account: _Account,
-    log: IO[bytes],
+    binaries: Path, data: Path, sockets: Path, inherited: tuple[int, int], lock: Path, account: _Account, log: IO[bytes]
 ) -> None:
     server: list[str | Path] = [binaries / "postgres", "-D", data, "-k", sockets]
     settings = ["-c", "listen_addresses=", "-c", "fsync=on"]

@@ -21,12 +21,7 @@ class TransactionPool:
     """The transactions of one process: at most `limit` at once, each on a connection that no checkpoint uses."""
 
     def __init__(
-        self,
-        connections: Connections,
-        sql: Mapping[str, bytes],
-        clock: Clock,
-        settle: Callable[[Job], Any],
-        limit: int,
+        self, connections: Connections, sql: Mapping[str, bytes], clock: Clock, settle: Callable[[Job], Any], limit: int
     ) -> None:
         self.connections = connections
         self.sql = sql

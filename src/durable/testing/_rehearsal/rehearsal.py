@@ -45,11 +45,7 @@ class Rehearsal:
     """
 
     def __init__(
-        self,
-        store: LeasedStore | None = None,
-        *,
-        clock: JumpingClock | None = None,
-        always_replay: bool = False,
+        self, store: LeasedStore | None = None, *, clock: JumpingClock | None = None, always_replay: bool = False
     ) -> None:
         if store is not None and not isinstance(store, MemoryStore | PostgresStore):
             raise InvalidArgument(f"a rehearsal is around memory() or a PostgreSQL store, not {type(store).__name__}")
