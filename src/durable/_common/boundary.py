@@ -24,9 +24,8 @@ _C = TypeVar("_C", bound=type)
 
 _OURS: Final = str(Path(__file__).parent.parent) + os.sep
 _STDLIB: Final = sysconfig.get_path("stdlib") + os.sep
-_INSTALLED: Final = tuple(
-    sysconfig.get_path(name) + os.sep for name in ("purelib", "platlib")
-)  # may lie in the stdlib's
+# May lie in the stdlib's.
+_INSTALLED: Final = tuple(sysconfig.get_path(name) + os.sep for name in ("purelib", "platlib"))
 _MAX_LINKS: Final = 100  # exceptions of one chain
 
 _callers: Final = set[CodeType]()  # of ours, from which users' functions are called

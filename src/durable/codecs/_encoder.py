@@ -153,9 +153,8 @@ class Encoder:
             raise Unencodable(f"a value of type {where} would not come back as it is", advice_for(class_))
         name = name_of(class_)
         if not self._canonical and find_class(name, self._annotation) is not class_:
-            instead = (
-                " Or return what its ._asdict() gives." if issubclass(class_, tuple) else ""
-            )  # made for a cursor's rows
+            # Made for a cursor's rows.
+            instead = " Or return what its ._asdict() gives." if issubclass(class_, tuple) else ""
             raise Unencodable(
                 f"the class {class_.__module__}.{class_.__qualname__} could not be found again by its name",
                 "Define it at the top level of its module, name it in the function's return annotation, or give it a "

@@ -86,9 +86,8 @@ def _is_decided_by_subclasses(class_: type) -> bool:
         return True
     # Else an ABC or a protocol. One that has the methods which its bases ask for is a class like any, unless others were
     # registered with it; one that is declared as an ABC is there for others to be based on, which may be defined later.
-    is_of_abc = (
-        check is ABCMeta.__instancecheck__ or check.__module__.partition(".")[0] == "pydantic"
-    )  # which narrows it
+    # This narrows it.
+    is_of_abc = check is ABCMeta.__instancecheck__ or check.__module__.partition(".")[0] == "pydantic"
     if not is_of_abc or ABC in class_.__bases__ or inspect.isabstract(class_):
         return False
     hooks = (base.__module__ for base in class_.__mro__ if "__subclasshook__" in vars(base))

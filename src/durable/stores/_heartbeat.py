@@ -102,9 +102,8 @@ class Heartbeat:
         leases = [lease for lease, alive in kept if self._is_alive(lease, alive)]
         if not leases:
             return True
-        self._next_look = max(
-            self._next_look, self._clock.elapsed() + CANCELLATION_POLL
-        )  # a renewal is as good as a look
+        # A renewal is as good as a look.
+        self._next_look = max(self._next_look, self._clock.elapsed() + CANCELLATION_POLL)
         sent = self._clock.elapsed()
         try:
             standing = self._renew(leases)

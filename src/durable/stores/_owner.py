@@ -21,9 +21,8 @@ from typing import Final
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 HOST: Final = f"{socket.gethostname()}:"  # the owners of this machine begin with it
-_KEEP_STALE: Final = (
-    7 * 24 * 3600.0
-)  # seconds: a dead owner's file proves its death, which is not asked about much later
+# In seconds: a dead owner's file proves its death, which is not asked about much later.
+_KEEP_STALE: Final = 7 * 24 * 3600.0
 _SWEEP_EVERY: Final = 24 * 3600.0  # seconds: looking at each file at each start would cost more than the start
 
 

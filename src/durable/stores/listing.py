@@ -23,9 +23,8 @@ Progress: TypeAlias = Callable[[int], object]
 PAGE: Final = 100  # snapshots in a page, and runs deleted in one transaction
 NO_MOMENT: Final = datetime.min.replace(tzinfo=UTC)  # of a row that another tool wrote without one
 FORCE_ADVICE: Final = "Wait until it has ended, or pass force=True: whoever executes it can then write nothing more."
-SEPARATORS: Final = (
-    string.punctuation
-)  # what a store's prefix may end in: no name goes on after it, so none is begun by it
+# What a store's prefix may end in: no name goes on after it, so none is begun by it.
+SEPARATORS: Final = string.punctuation
 _LARGEST_PAGE: Final = 100_000
 
 

@@ -312,9 +312,8 @@ def _leases_on(snapshots: SnapshotStore | AsyncSnapshotStore) -> _Leases:
     leases = _known.get(id(snapshots))
     if leases is None:
         try:
-            weakref.finalize(
-                snapshots, _forget, id(snapshots)
-            )  # first: an interrupt must not leave them to another store
+            # First: an interrupt must not leave them to another store.
+            weakref.finalize(snapshots, _forget, id(snapshots))
         except TypeError:  # of a class with slots
             _kept[id(snapshots)] = snapshots
         # Without a lock, which a signal handler would wait for in vain, and a forked child might find locked.

@@ -174,9 +174,8 @@ class PostgresTransaction:
                 session.queue(owner.sql["restore_settings"], self._settings)
                 written = session.queue(owner.sql["transaction_record"], row)
                 if owner.connections.pool_size is None and owner.connections.prepares:
-                    session.queue(
-                        b"UNLISTEN *"
-                    )  # here, since it takes effect with the commit, as the body's LISTEN does
+                    # Here, since it takes effect with the commit, as the body's LISTEN does.
+                    session.queue(b"UNLISTEN *")
                 session.queue(b"COMMIT")
         except psycopg.Error as problem:
             failure, lost = problem, session.connection.closed

@@ -9,9 +9,8 @@ from typing import Final
 from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.names import Names
 
-_SMALL: Final = (
-    128 * 1024 * 1024
-)  # bytes of the journals' table, above which counting them takes longer than a look may
+# In bytes, of the journals' table, above which counting them takes longer than a look may.
+_SMALL: Final = 128 * 1024 * 1024
 _HELD: Final = (
     "EXISTS (SELECT FROM {locks} AS lease WHERE lease.workflow_id = run.id "
     "AND lease.owner_token IS NOT NULL AND lease.expires_at > clock_timestamp())"
