@@ -21,8 +21,8 @@ import pytest
 
 if TYPE_CHECKING:
     from durable.stores import PostgresStore
+    from durable.stores.protocol import LeasedStore
     from durable.testing import Rehearsal
-    from durable.testing._rehearsal.stage import LeasedStore
 
 __all__ = ["durable_store", "rehearsal"]
 

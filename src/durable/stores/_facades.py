@@ -8,7 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from durable._common.boundary import public_verbs
 from durable._common.durations import Duration
@@ -16,7 +16,7 @@ from durable._common.threads import fulfil
 from durable.errors import DurableError, StoreUnavailable
 from durable.snapshots import Snapshot
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
-from durable.stores.protocol import RunStore
+from durable.stores.protocol import LeasedStore, RunStore, SnapshotVerbs
 from durable.stores.requests import OnLateReply, Release, Request
 
 T = TypeVar("T")
@@ -111,46 +111,6 @@ class ThreadPoolFacade(AsyncFacade):
         self._pool.shutdown(wait=wait)
 
 
-class SnapshotVerbs(Protocol):
-    """What our own stores can do with whole snapshots, blocking."""
-
-    def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
-        """See `PostgresStore.save`."""
-        ...
-
-    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
-        """See `RunStore.replace`."""
-        ...
-
-    def load(self, id: str) -> Snapshot | None:
-        """See `PostgresStore.load`."""
-        ...
-
-    def delete(self, id: str, *, force: bool = False) -> None:
-        """See `PostgresStore.delete`."""
-        ...
-
-    def list(
-        self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
-    ) -> Sequence[Listed]:
-        """See `PostgresStore.list`."""
-        ...
-
-    def purge(
-        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
-    ) -> int:
-        """See `PostgresStore.purge`."""
-        ...
-
-    def stats(self) -> Stats:
-        """See `PostgresStore.stats`."""
-        ...
-
-    def status(self, id: str) -> RunStatus | None:
-        """See `PostgresStore.status`."""
-        ...
-
-
 @public_verbs("store.aio", "save", "load", "delete", "list", "purge", "stats", "status")
 class AsyncSnapshotVerbs:
     """The same verbs as coroutines, each in a thread of its event loop's executor. A cancelled one goes on there."""
@@ -195,14 +155,10 @@ class AsyncSnapshotVerbs:
         return await asyncio.to_thread(self._snapshots.status, id)
 
 
-class _BlockingStore(RunStore, SnapshotVerbs, Protocol):
-    """Both: what `durable.run` asks of a store, and what people do."""
-
-
 class AsyncStore(AsyncSnapshotVerbs, ThreadPoolFacade):
     """All the verbs of a store that waits for nothing but its own lock, for asyncio: the runs' in one thread."""
 
-    def __init__(self, store: _BlockingStore) -> None:
+    def __init__(self, store: LeasedStore) -> None:
         AsyncSnapshotVerbs.__init__(self, store)
         ThreadPoolFacade.__init__(self, store, threads=1)
         self._closes = store.close

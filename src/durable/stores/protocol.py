@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
+from durable._common.durations import Duration
 from durable._engine.leases import Lease
 from durable._engine.step_kinds import Isolation
 from durable.records import Record
 from durable.snapshots import Snapshot
-from durable.stores.listing import Listed, RunStatus
+from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
 from durable.stores.requests import OnLateReply, Request
 
 __all__ = [
@@ -245,3 +246,47 @@ class AsyncQueueingStore(AsyncRunStore, Protocol):
     async def status(self, id: str) -> RunStatus | None:
         """See `PostgresStore.status`."""
         ...
+
+
+class SnapshotVerbs(Protocol):
+    """The verbs of our own stores about whole snapshots. They block."""
+
+    def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
+        """See `PostgresStore.save`."""
+        ...
+
+    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
+        """See `RunStore.replace`."""
+        ...
+
+    def load(self, id: str) -> Snapshot | None:
+        """See `PostgresStore.load`."""
+        ...
+
+    def delete(self, id: str, *, force: bool = False) -> None:
+        """See `PostgresStore.delete`."""
+        ...
+
+    def list(
+        self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
+    ) -> Sequence[Listed]:
+        """See `PostgresStore.list`."""
+        ...
+
+    def purge(
+        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
+    ) -> int:
+        """See `PostgresStore.purge`."""
+        ...
+
+    def stats(self) -> Stats:
+        """See `PostgresStore.stats`."""
+        ...
+
+    def status(self, id: str) -> RunStatus | None:
+        """See `PostgresStore.status`."""
+        ...
+
+
+class LeasedStore(RunStore, SnapshotVerbs, Protocol):
+    """A store that `durable.run` takes leases from, and whose snapshots can be seen to."""

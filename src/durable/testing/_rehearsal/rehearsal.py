@@ -12,13 +12,13 @@ from durable._engine.leases import Lease
 from durable._runtime.async_runs import AsyncRun
 from durable._runtime.plan import Plan
 from durable._runtime.runs import BlockingRun
-from durable.codecs import Codec
+from durable.codecs import Codec, codec_of
 from durable.errors import InvalidArgument
 from durable.snapshots import Snapshot
 from durable.stores import MemoryStore, PostgresStore, memory
 from durable.stores._facades import AsyncStore
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
-from durable.stores.protocol import Isolation, Transaction
+from durable.stores.protocol import Isolation, LeasedStore, Transaction
 from durable.stores.requests import OnLateReply, Request
 from durable.testing._rehearsal.clock import JumpingClock
 from durable.testing._rehearsal.crashes import Crash, Place
@@ -26,7 +26,7 @@ from durable.testing._rehearsal.drivers import AsyncRehearsedDriver, BlockingReh
 from durable.testing._rehearsal.replaying import Replaying, ReplayNow
 from durable.testing._rehearsal.runs import RehearsedRun
 from durable.testing._rehearsal.scripts import Script
-from durable.testing._rehearsal.stage import LeasedStore, Stage
+from durable.testing._rehearsal.stage import Stage
 
 T = TypeVar("T")
 
@@ -160,7 +160,7 @@ class Rehearsal:
     @property
     def codec(self) -> Codec:
         """The store's own."""
-        return self._store.codec
+        return codec_of(self._store)
 
     @property
     def identity(self) -> object:

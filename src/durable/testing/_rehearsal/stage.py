@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from durable.stores import MemoryStore, PostgresStore
+from durable.stores.protocol import LeasedStore
 from durable.stores.requests import Cancel, OnLateReply, Request, Signal
 from durable.testing._rehearsal.clock import JumpingClock
 from durable.testing._rehearsal.crashes import Crash, Place
@@ -14,7 +14,6 @@ from durable.testing._rehearsal.watches import Watch
 
 T = TypeVar("T")
 
-LeasedStore: TypeAlias = MemoryStore | PostgresStore
 RunKey: TypeAlias = tuple[object, str]
 """A run's store, by its identity, and its id."""
 

@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import durable
 from durable.errors import ConcurrentExecution, InvalidArgument, LeaseLost, UnreadableRecord
 from durable.snapshots import Snapshot
-from durable.stores.listing import Listed, Progress, RunStatus, Stats
-from durable.stores.protocol import RunStore, SnapshotStore
+from durable.stores.listing import Listed
+from durable.stores.protocol import LeasedStore, SnapshotStore
 from durable.testing._suites.raising import raises
 
 _AWKWARD: Final = (
@@ -191,38 +191,6 @@ class SnapshotStoreSuite:
         """The second close does nothing."""
         store.close()
         store.close()
-
-
-class LeasedStore(RunStore, SnapshotStore, Protocol):
-    """A store that `durable.run` takes leases from, and whose snapshots can be seen to."""
-
-    def save(self, id: str, snapshot: Snapshot | dict[str, Any], *, force: bool = False) -> None:
-        """See `PostgresStore.save`."""
-        ...
-
-    def delete(self, id: str, *, force: bool = False) -> None:
-        """See `PostgresStore.delete`."""
-        ...
-
-    def list(
-        self, *, prefix: str = "", limit: int = 100, status: RunStatus | None = None, after: Listed | None = None
-    ) -> Sequence[Listed]:
-        """See `PostgresStore.list`."""
-        ...
-
-    def purge(
-        self, *, older_than: float, status: RunStatus | None = "completed", progress: Progress | None = None
-    ) -> int:
-        """See `PostgresStore.purge`."""
-        ...
-
-    def stats(self) -> Stats:
-        """See `PostgresStore.stats`."""
-        ...
-
-    def status(self, id: str) -> RunStatus | None:
-        """See `PostgresStore.status`."""
-        ...
 
 
 class LeasedStoreSuite(SnapshotStoreSuite):
