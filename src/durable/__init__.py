@@ -12,7 +12,7 @@ from durable._runtime.run import run
 from durable._runtime.run_handles import AsyncRunHandle, RunHandle, handle
 from durable._runtime.starts import Start, start, start_many
 from durable._runtime.state import delete_state, has_state, list_pending, result, status
-from durable._runtime.worker import Worker
+from durable._runtime.workers import Worker
 from durable._runtime.workflow import workflow
 from durable.codecs import alias, stored_as
 from durable.errors import (

@@ -38,7 +38,7 @@ def test_every_record_holds_it_until_one_is_acknowledged() -> None:
     journal.draw_value("uuid", None, "a", MAIN)
     first, second = journal.drawn_for("one"), journal.drawn_for("two")
     assert first == second == {"uuid": "a"}
-    journal.settle("two", StepRecord("two", ok=True, value=Raw(b"1"), drawn=second))
+    journal.add_outcome("two", StepRecord("two", ok=True, value=Raw(b"1"), drawn=second))
     assert journal.drawn_for("three") is None
     journal.draw_value("uuid", None, "b", MAIN)
     assert journal.drawn_for("three") == {"uuid#2": "b"}

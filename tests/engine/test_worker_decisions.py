@@ -17,10 +17,10 @@ from durable._engine.workers import (
     Ask,
     Bury,
     Execute,
-    ReturnRuns,
     Leave,
     PutOff,
     Rest,
+    ReturnRuns,
     WorkerState,
     judge,
 )
@@ -82,6 +82,7 @@ def test_it_says_that_it_has_room_before_the_poll_after_which_it_rests() -> None
     """Law W11, fault 139: a start that comes after the poll wakes it, and one that came before is found by it."""
     state = WorkerState(2, 20.0)
     first = state.decide(0.0)
+    assert isinstance(first, Ask)
     state.polled(0.0, first, 1, None)  # the store has taken it off the idle ones
     second = state.decide(0.0)
     assert isinstance(second, Ask)

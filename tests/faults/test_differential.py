@@ -188,12 +188,13 @@ class Script:
                 return (json.dumps(rows),)
             case "finish_batch":
                 status, kind, record = chance.choice(ENDS)
-                end = {"status": status, "record": record, "kind": kind}
+                end = {"status": status, "record": record, "kind": kind, "due_in": 0.0}
                 rows = [self._row(run_id, token) for run_id, token in zip(ids, tokens, strict=True)]
                 records = chance.choice((0, 0, 0, 2))
                 return (json.dumps([{**row, **end, "seq": row["seq"] + 1, "records": records} for row in rows]),)
             case "release_batch":
-                return ids, tokens, [chance.choice((None, "failed", "cancelled")) for _ in ids]
+                statuses = [chance.choice((None, "failed", "cancelled")) for _ in ids]
+                return ids, tokens, statuses, [0.0 for _ in ids]
             case "renew":
                 return ids, tokens, [chance.choice((LONG, LONG, -LONG)) for _ in ids]
             case "signal_batch":

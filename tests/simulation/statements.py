@@ -169,10 +169,10 @@ def _read_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
         is_headless = _has_journal(tables, statement, run_id) if run is None else None
         seen = (run is not None, document, is_headless, False)
         if lease is None:
-            rows.append((run_id, None, None, None, None, *seen))
+            rows.append((run_id, None, None, None, None, None, *seen))
         else:
             left = lease.expires_at - statement.clock()
-            rows.append((run_id, lease.epoch, lease.owner_token, lease.owner, left, *seen))
+            rows.append((run_id, lease.epoch, lease.owner_token, lease.owner, left, None, *seen))
     return Result(rows, len(rows))
 
 
@@ -339,7 +339,7 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
 def _release_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     asked = sorted(zip(*values, strict=True))
     held: list[tuple[str, str | None]] = []
-    for run_id, token, status in asked:
+    for run_id, token, status, _ in asked:
         if (yield from statement.locked(tables.locks, run_id, UPDATE, _owned_by(token))) is not None:
             held.append((run_id, status))
     for run_id, _ in held:

@@ -24,6 +24,7 @@ A run, around it: `Claim` → `runs.admit` → execute → `runs.conclude_…` �
 Where what lives, from the top down:
 
     runs            how an execution is admitted, and how it is concluded
+    workers         what a worker does next, and what it makes of a run that it has got
     steps           the machine of one execution: what each of its steps does next
     retry_cut       what a run forgets when it is taken up from an earlier step
     journal_writes  what a call adds to the journal
@@ -31,9 +32,10 @@ Where what lives, from the top down:
     waits           when a wait is over, whatever the wall clock is set to
     headers         the run's header, at each change of its state
     calls           a call of a step, and how far it has come
-    drawn       moments, UUIDs and numbers that a workflow has drawn, and which records hold them
+    drawn           moments, UUIDs and numbers that a workflow has drawn, and which records hold them
     decisions       the vocabulary: decisions, and the outcomes that answer them
     step_kinds      what a call is: plain, a sleep, a wait for a signal, a transaction
+    starts          a run that is started: where it waits, and what starting it again means
     batches         what is committed together, and what follows when that goes wrong
     leases          how long an execution may write
     causes          which failures led to a failure, and what is in flight at a call

@@ -74,8 +74,6 @@ class Journal:
         # Recorded automatic keys that a sequential replay must ask for before new ones.
         self._ordered: set[str] = set()
         self._load(records)
-        #: How many executions of the run have failed before this one.
-        self.failures = sum(record.kind == Kind.FAILURE for record in records)
         self.recorded = len(self._settled)
         self._written_from = self.next_seq
         # The recorded keys in their order, once that is asked, and how many of them are known to have been asked for.

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from msgspec import UNSET, Raw, json
 from msgspec.structs import replace
 
 from durable._engine.backoff import FIRST_POLL, backoff
@@ -32,6 +33,7 @@ from durable._engine.steps import LiveExecution
 from durable.errors import (
     AmbiguousKey,
     ConcurrentExecution,
+    DeadlineExceeded,
     DurableError,
     HistoryError,
     InvalidArgument,
@@ -236,12 +238,19 @@ def conclude_departure(execution: LiveExecution, exception: BaseException) -> Co
 def _conclude_abort(execution: LiveExecution, error: DurableError) -> Conclusion:
     if isinstance(error, RunCancelled):
         return GiveBack(error, Status.CANCELLED)
+    if execution.is_queued and isinstance(error, DeadlineExceeded):  # no call is there to be told, and none will come
+        return _finish_failed(execution, FailureRecord(_record_of(error, execution.run_id)))
     if not isinstance(error, AmbiguousKey):
         return GiveBack(error, execution.former_status())
     # Remembered, since the next execution might otherwise hand one branch's value to the other before it notices.
-    named = ErrorRecord(f"{AmbiguousKey.__module__}:{AmbiguousKey.__qualname__}", str(error))
+    named = _record_of(error)
     kept = execution.journal.take_kept(at_the_end=True)
     return _finish_failed(execution, FailureRecord(named, ambiguous=(error.key,), step=error.key, kept=kept))
+
+
+def _record_of(error: DurableError, *args: str) -> ErrorRecord:
+    known = Raw(json.encode(args)) if args else UNSET
+    return ErrorRecord(f"{type(error).__module__}:{type(error).__qualname__}", str(error), known)
 
 
 def _finish_failed(execution: LiveExecution, failure: FailureRecord) -> EndRun:

@@ -79,6 +79,7 @@ class LiveExecution:
         deadline: float | None = None,
         *,
         is_queued: bool = False,
+        failures: int = 0,
     ) -> None:
         self.run_id = journal.run_id
         self.workflow = workflow
@@ -96,6 +97,8 @@ class LiveExecution:
         self.is_leaving = False
         #: Whether the run is a worker's: taken up again by itself where it is left.
         self.is_queued = is_queued
+        #: How many executions of the run have failed before this one.
+        self.failures = failures
         self._running: dict[str, Call] = {}
         self._waits = Waits()
 

@@ -8,9 +8,9 @@ from typing import Final, TypeAlias
 
 from msgspec import Struct
 
-from durable._engine.backoff import MAX_DELAY, backoff
+from durable._engine.backoff import backoff, delay_run
 from durable._engine.decisions import Granted
-from durable.errors import DurableError, OwnershipError, RunPoisoned, StoreError
+from durable.errors import DurableError, RunPoisoned
 
 # Seconds between two polls of an idle worker: longer the more workers there are, so that a fleet polls twice a second, until
 # each would poll too seldom.
@@ -19,7 +19,6 @@ MAX_INTERVAL: Final = 5.0
 _PER_WORKER: Final = 0.5
 MAX_CRASHES: Final = 3  # workers in a row that may die under a run before it is failed
 MAX_BATCH: Final = 100  # runs that are asked for at once
-PUT_OFF: Final = 60.0  # seconds until a run is due again that cannot be executed as it stands
 LEAVE_TIMEOUT: Final = 1.0  # seconds for giving back what is left when the grace is over
 
 
@@ -179,8 +178,7 @@ def judge(granted: Granted, max_crashes: int = MAX_CRASHES, *, is_draining: bool
     if is_draining:
         return PutOff(None, 0.0)
     if granted.problem is not None:
-        passes = isinstance(granted.problem, StoreError | OwnershipError)
-        return PutOff(granted.problem, MAX_DELAY if passes else PUT_OFF)
+        return PutOff(granted.problem, delay_run(granted.problem))
     crashes = granted.header.execution.crashes
     if crashes >= max_crashes:
         return Bury(RunPoisoned(granted.lease.run_id, crashes))

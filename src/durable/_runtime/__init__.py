@@ -14,6 +14,14 @@ A run, from the call to its end:
     workflow          @durable.workflow: the name, the version, the queue of a function
     deps              the dependencies as the workflow sees them: their steps are called through the run
 
+A run that is started and let go of:
+
+    starts            durable.start, start_many: what is left to workers
+    run_handles       what can be asked of it: RunHandle, AsyncRunHandle
+    workers           durable.Worker: polls, executes, leaves
+    held_runs         the runs that it holds, each on a thread or as a task
+    granted           the plan of one of them
+
 A step, inside it:
 
     handles           Step and AsyncStep: what a workflow holds, and all of it

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, assert_never
 
 from durable._common.boundary import calls_out, shorten
+from durable._engine.backoff import delay_run
 from durable._engine.decisions import (
     Claim,
     ClaimAgain,
@@ -104,7 +105,7 @@ class AsyncRun(RunBase):
             except Exception as exception:
                 execution.is_over = True
                 await driver.check_awaited(exception)
-                outcome.on_raise(plan, exception, execution.journal)
+                outcome.on_raise(plan, exception, execution.failures)
             execution.is_over = True
             await driver.drain()
         except BaseException as exception:
@@ -118,11 +119,11 @@ class AsyncRun(RunBase):
                 try:
                     await self._finish(lease, finish)
                 except DurableError as error:
-                    await self._give_back(lease)
+                    await self._give_back(lease, None, error)
                     raise outcome.interruption(plan, execution, error) from outcome.exception
                 return outcome.result(plan, execution, finish)
             case GiveBack(error=error, status=status):
-                await self._give_back(lease, status, outcome.exception)
+                await self._give_back(lease, status, error or outcome.exception)
                 raise outcome.interruption(plan, execution, error) from None
             case never:
                 assert_never(never)
@@ -193,11 +194,11 @@ class AsyncRun(RunBase):
             if isinstance(reason, GeneratorExit):  # the coroutine is being closed, and may not wait any more
                 # Nor can it ask where the event loop is gone, or no thread can be started: the lease ends.
                 with contextlib.suppress(RuntimeError, DurableError):
-                    self._store.aio.submit(requests.Release(lease, status))
+                    self._store.aio.submit(requests.Release(lease, status, delay_run(reason)))
                 return
             try:
                 # Begun here, and not cancelled with this task.
-                release = self._store.aio.submit(requests.Release(lease, status))
+                release = self._store.aio.submit(requests.Release(lease, status, delay_run(reason)))
             except DurableError as refusal:  # where no thread can be started for it
                 leave_to_expire(lease, refusal)
                 return

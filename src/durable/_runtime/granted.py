@@ -50,7 +50,7 @@ def plan_granted(
         step_options(None, None),
         deadline_at(moment, clock),
         (),
-        Running(store.identity, lease.run_id),
+        Running(store.identity, lease.run_id, claim.workflow, claim.version),
         codec_of(store),
         clock,
         run_retry=definition.retry,

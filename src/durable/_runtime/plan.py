@@ -43,7 +43,7 @@ from durable.errors import (
     VersionMismatch,
 )
 from durable.events import LeaseTaken, RunBegan, RunEvent, RunReturned, notify
-from durable.records import ErrorRecord
+from durable.records import ErrorRecord, Kind
 from durable.snapshots import Snapshot
 from durable.stores import MemoryStore
 from durable.stores._adapters.kinds import AnyStore, as_run_store
@@ -190,19 +190,26 @@ class Plan(Struct, frozen=True, eq=False):
             self.emit(LeaseTaken(run_id, at, granted.taken_from))
         epoch, recorded = granted.lease.epoch, journal.recorded
         self.emit(RunBegan(run_id, at, self.claim.workflow, epoch, recorded, granted.header, granted.records))
+        failures = sum(record.kind == Kind.FAILURE for record in granted.records)
         # Whatever still holds the grant need not hold its texts, which are half of what a resumed run would keep.
         force_setattr(granted, "records", ())
         listening = None if self.options.on_event is None else self.emit
         return LiveExecution(
-            self.claim.workflow, journal, granted.lease, listening, self.deadline, is_queued=self.is_queued
+            self.claim.workflow,
+            journal,
+            granted.lease,
+            listening,
+            self.deadline,
+            is_queued=self.is_queued,
+            failures=failures,
         )
 
-    def retry_run_in(self, exception: Exception, journal: Journal) -> float | None:
+    def retry_run_in(self, exception: Exception, failures: int) -> float | None:
         """Seconds until the run is due again that has failed with this; None where it is not."""
         if self.run_retry is None:
             return None
         try:
-            return self.run_retry.retry_delay(exception, journal.failures + 1, self.clock.elapsed() - self.began)
+            return self.run_retry.retry_delay(exception, failures + 1, self.clock.elapsed() - self.began)
         except InvalidArgument as problem:  # the policy does not say: the run's own failure is what is recorded
             message = "run %r: its policy cannot say whether it is tried again"
             report(_log, logging.ERROR, message, self.claim.run_id, problem=problem)

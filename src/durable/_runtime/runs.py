@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, assert_never
 
 from durable._common.boundary import calls_out, shorten
+from durable._engine.backoff import delay_run
 from durable._engine.decisions import (
     Claim,
     ClaimAgain,
@@ -101,7 +102,7 @@ class BlockingRun(RunBase):
             except Exception as exception:
                 execution.is_over = True
                 driver.check_awaited(exception)
-                outcome.on_raise(plan, exception, execution.journal)
+                outcome.on_raise(plan, exception, execution.failures)
             execution.is_over = True
             driver.drain()
         except BaseException as exception:
@@ -115,11 +116,11 @@ class BlockingRun(RunBase):
                 try:
                     self._finish(lease, finish)
                 except DurableError as error:
-                    self._give_back(lease)
+                    self._give_back(lease, None, error)
                     raise outcome.interruption(plan, execution, error) from outcome.exception
                 return outcome.result(plan, execution, finish)
             case GiveBack(error=error, status=status):
-                self._give_back(lease, status, outcome.exception)
+                self._give_back(lease, status, error or outcome.exception)
                 raise outcome.interruption(plan, execution, error) from None
             case never:
                 assert_never(never)
@@ -146,10 +147,12 @@ class BlockingRun(RunBase):
         for lease, status in self._leases_left():
             self._give_back(lease, status, reason)
 
-    def _give_back(self, lease: Lease | None, status: Status | None = None, _: BaseException | None = None) -> None:
+    def _give_back(
+        self, lease: Lease | None, status: Status | None = None, reason: BaseException | None = None
+    ) -> None:
         if lease is not None:
             try:
-                self._store.perform(requests.Release(lease, status))
+                self._store.perform(requests.Release(lease, status, delay_run(reason)))
             except DurableError as problem:  # it must not replace what the run has come to
                 leave_to_expire(lease, problem)
             self._forget(lease)

@@ -7,7 +7,6 @@ from typing import Any
 
 from durable._engine import runs
 from durable._engine.decisions import Conclusion, EndRun
-from durable._engine.journal import Journal
 from durable._engine.steps import LiveExecution
 from durable._runtime.plan import Plan
 from durable.codecs._failures import to_record
@@ -36,10 +35,10 @@ class WorkflowOutcome:
             raise AsyncMismatch(f"workflow {plan.claim.workflow!r} returned something to await: {advice}")
         self._value = plan.encode(value)
 
-    def on_raise(self, plan: Plan, exception: Exception, journal: Journal) -> None:
+    def on_raise(self, plan: Plan, exception: Exception, failures: int) -> None:
         self.exception = exception
         self._error = to_record(exception, plan.codec)
-        self._retry_in = plan.retry_run_in(exception, journal)
+        self._retry_in = plan.retry_run_in(exception, failures)
 
     def on_exit(self, exception: BaseException) -> None:
         self.exception = exception

@@ -132,26 +132,6 @@ class RunStore(Protocol):
         ...
 
 
-class QueueingStore(RunStore, Protocol):
-    """A `RunStore` in which runs can wait for workers, and which says where a run stands."""
-
-    def listen(self, worker: str, wake: Callable[[], object]) -> Callable[[], object]:
-        """From now on `wake` is called, on any thread, when something is due for an idle worker; what is returned ends it.
-
-        Not for each such thing: what is not heard of is found by the next poll.
-        """
-        ...
-
-    def status(self, id: str) -> RunStatus | None:
-        """See `PostgresStore.status`."""
-        ...
-
-    @property
-    def aio(self) -> AsyncQueueingStore:
-        """The same store for asyncio."""
-        ...
-
-
 class Transaction(Protocol):
     """A transaction in the store's database, in which a step's body works and its record is written. Its verbs block."""
 
@@ -290,3 +270,19 @@ class SnapshotVerbs(Protocol):
 
 class LeasedStore(RunStore, SnapshotVerbs, Protocol):
     """A store that `durable.run` takes leases from, and whose snapshots can be seen to."""
+
+
+class QueueingStore(LeasedStore, Protocol):
+    """A store in which runs can wait for workers."""
+
+    def listen(self, worker: str, wake: Callable[[], object]) -> Callable[[], object]:
+        """From now on `wake` is called, on any thread, when something is due for an idle worker; what is returned ends it.
+
+        Not for each such thing: what is not heard of is found by the next poll.
+        """
+        ...
+
+    @property
+    def aio(self) -> AsyncQueueingStore:
+        """The same store for asyncio."""
+        ...

@@ -32,12 +32,13 @@ def as_run_store(store: AnyStore) -> RunStore:
 
 def queueing_store(store: Any, function: str) -> QueueingStore:
     """The store, if runs can wait in it for workers; else `InvalidArgument` for `function`."""
-    if as_run_store(store) is not store:  # type: ignore[comparison-overlap]
+    runs: Any = as_run_store(store)
+    if runs is not store:
         raise InvalidArgument(
             f"{function} needs a store in which runs can wait for workers, like postgres(url) or embedded(), and "
             f"{type(store).__name__} has only the five verbs"
         )
-    queueing: QueueingStore = store
+    queueing: QueueingStore = runs
     return queueing
 
 
