@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypedDict, cast
 
 import tenacity
 
@@ -71,7 +71,7 @@ def check_metadata(given: object) -> dict[str, Any]:
     """The metadata as a dict of its own; `InvalidArgument` for what cannot be any."""
     if not isinstance(given, Mapping | None):
         raise InvalidArgument(f"metadata must be a mapping, not {type(given).__name__}")
-    metadata = dict[str, Any](given or {})
+    metadata = dict[str, Any](cast("Mapping[str, Any]", given or {}))
     if _RESERVED & set(metadata):
         raise InvalidArgument(
             f"metadata must not have the keys {sorted(_RESERVED)}: they are the library's own, or tell another tool's runs"

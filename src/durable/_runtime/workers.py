@@ -12,7 +12,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType, ModuleType
-from typing import Any, Final, Self, assert_never
+from typing import Any, Final, Self, assert_never, cast
 
 from durable._common.boundary import calls_out, public_verbs
 from durable._common.checks import check_count, check_name
@@ -194,8 +194,9 @@ class Worker:
         header = granted.header
         fn, definition = self._workflows[header.workflow_name, header.metadata.get("version", 1)]
         deps = self._deps
-        if isinstance(deps, Mapping) and any(callable(key) for key in deps):
-            deps = deps.get(fn)
+        if isinstance(deps, Mapping):
+            by_workflow = cast("Mapping[Any, Any]", deps)
+            deps = by_workflow.get(fn) if any(map(callable, by_workflow)) else deps
         return HeldRun(granted, plan_granted(deps, fn, definition, granted, self._store, self._on_event))
 
     def report_failure(self, run_id: str, problem: BaseException) -> None:

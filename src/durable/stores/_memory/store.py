@@ -174,7 +174,7 @@ class MemoryStore:
                 stored = run.header
                 hashed = stored.metadata.get("inputHash")
                 return Started(name, False, stored.workflow_name, hashed, stored.execution.status)
-        records = {}
+        records: dict[int, Record] = {}
         if new.input is not None:
             records[0] = Record(0, Kind.INPUT, Kind.INPUT, new.input.decode(), at, 0)
         due_at = at + timedelta(seconds=new.delay) if new.at is None else new.at
