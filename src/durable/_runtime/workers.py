@@ -193,10 +193,7 @@ class Worker:
         """The run, ready to be executed."""
         header = granted.header
         fn, definition = self._workflows[header.workflow_name, header.metadata.get("version", 1)]
-        deps = self._deps
-        if isinstance(deps, Mapping):
-            by_workflow = cast("Mapping[Any, Any]", deps)
-            deps = by_workflow.get(fn) if any(map(callable, by_workflow)) else deps
+        deps = _deps_of(fn, self._deps)
         return HeldRun(granted, plan_granted(deps, fn, definition, granted, self._store, self._on_event))
 
     def report_failure(self, run_id: str, problem: BaseException) -> None:
@@ -337,6 +334,13 @@ class _Service:
         giving = threading.Thread(target=self._runs.give_back, name="durable-worker-gives-back", daemon=True)
         giving.start()
         giving.join(LEAVE_TIMEOUT)
+
+
+def _deps_of(fn: Callable[..., Any], deps: Any) -> Any:
+    """The dependencies of one workflow, where they are given by workflow; else those of all."""
+    if isinstance(deps, Mapping) and any(map(callable, cast("Any", deps))):
+        return cast("Any", deps).get(fn)
+    return cast("Any", deps)
 
 
 def _failure(granted: Granted, error: DurableError, store: QueueingStore) -> Record:
