@@ -289,6 +289,11 @@ class Header(Struct, frozen=True, rename="camel"):
     #: Queue (after the store's prefix) and the text that no other run there has which has not ended.
     dedup: tuple[str, str] | UnsetType = UNSET
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the run is not over."""
+        return self.execution.status in (Status.QUEUED, Status.RUNNING)
+
 
 class Record(NamedTuple):
     """A line of the journal."""

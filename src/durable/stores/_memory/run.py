@@ -8,7 +8,7 @@ from typing import Any
 
 from durable._engine.headers import stamp_header
 from durable._engine.leases import Lease
-from durable._engine.starts import Route
+from durable._engine.starts import Route, name_workers
 from durable.errors import LeaseLost, RunCancelled
 from durable.records import Header, Record, Status, StepRecord
 from durable.stores.listing import NO_MOMENT, RunStatus, stands
@@ -33,6 +33,12 @@ class Run:
     def is_held(self, now: float) -> bool:
         """Whether it is being executed."""
         return self.token is not None and self.expires > now
+
+    def owner(self, now: float) -> str | None:
+        """By what it is executed, or will be; None where nothing stands in the way of a claim."""
+        if self.due_at is not None and self.route is not None:
+            return name_workers(self.route.queue)
+        return "this process" if self.is_held(now) else None
 
     def is_due(self, at: datetime, now: float) -> bool:
         """Whether a worker may take it at this moment, and at this reading."""

@@ -6,11 +6,11 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
-from typing import Any, Self, TypeAlias, TypeVar, assert_never
+from typing import Any, Self, TypeVar, assert_never
 
-from msgspec import UNSET, structs
+from msgspec import structs
 
 from durable._common.boundary import public_verbs
 from durable._common.checks import check_name
@@ -18,10 +18,10 @@ from durable._common.durations import Duration
 from durable._common.forks import renew_in_children
 from durable._common.locks import locked
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
-from durable._engine.headers import blank_header, claim_header, grant_header, is_foreign, queue_header
+from durable._engine.headers import blank_header, claim_header, is_foreign
 from durable._engine.leases import Lease
 from durable._engine.runs import is_executable
-from durable._engine.starts import NewRun, Started, name_workers
+from durable._engine.starts import NewRun, Started
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, as_codec
 from durable.errors import ConcurrentExecution, DurableError, InvalidArgument
@@ -29,6 +29,8 @@ from durable.records import Header, Kind, Record, Status, StepRecord
 from durable.snapshots import Snapshot, foreign_failures, journal_of, snapshot_of, with_foreign_failures
 from durable.stores._facades import AsyncStore
 from durable.stores._heartbeat import Heartbeat
+from durable.stores._memory.pages import count, find_old, find_page
+from durable.stores._memory.queue import Queue
 from durable.stores._memory.run import Run, fenced
 from durable.stores._memory.signals import Signals
 from durable.stores._owner import this_process
@@ -63,8 +65,6 @@ from durable.stores.requests import (
 
 T = TypeVar("T")
 
-_Lines: TypeAlias = list[Listed]
-
 
 @public_verbs("store", "save", "load", "delete", "list", "purge", "stats", "status")
 class MemoryStore:
@@ -76,7 +76,7 @@ class MemoryStore:
         self._lock = threading.RLock()  # a signal handler may come while it is held
         self._runs: dict[str, Run] = {}
         self._signals = Signals()
-        self._listeners: dict[str, Callable[[], object]] = {}
+        self._queue = Queue(self._runs)
         self._aio: AsyncStore | None = None
         self._closed = False
         self._heartbeat = Heartbeat(self._renew, self._look, self.clock)
@@ -88,6 +88,7 @@ class MemoryStore:
         self._heartbeat.renew()
         self._aio = None
         self._runs = {name: replace(run, token=None) for name, run in self._runs.items()}
+        self._queue = Queue(self._runs)
 
     def __repr__(self) -> str:
         return "<durable store in memory>"
@@ -114,8 +115,7 @@ class MemoryStore:
                 return self._find_signal(request.lease, request.name, request.taken)
             case Enqueue():
                 started = self._enqueue(request.runs)
-                for wake in list(self._listeners.values()):
-                    wake()
+                self._queue.wake()
                 return started
             case Poll():
                 return self._poll(request)
@@ -137,10 +137,7 @@ class MemoryStore:
         held = run.is_held(sent)
         if held or run.due_at is not None or not is_executable(claim, run.header):
             endings = [record for record in run.journal() if record.kind in (Kind.RESULT, Kind.FAILURE)]
-            owner = "this process" if held else None
-            if run.due_at is not None and run.route is not None:
-                owner = name_workers(run.route.queue)
-            return Refused(run.header, endings, owner, run.expires - sent if held else None)
+            return Refused(run.header, endings, run.owner(sent), run.expires - sent if held else None)
         header = run.header or blank_header()
         records, epoch, at = run.records, run.epoch + 1, run.updated_at
         if not claim.amends:
@@ -158,30 +155,9 @@ class MemoryStore:
         return granted
 
     @locked
-    def _enqueue(self, new: Sequence[NewRun]) -> list[Started]:
-        return [self._start(run) for run in new]
-
-    def _start(self, new: NewRun) -> Started:
-        at, header = self.clock.now(), queue_header(new)
-        for name, run in self._runs.items():
-            is_same = name == new.run_id or (
-                header.dedup is not UNSET
-                and run.header is not None
-                and run.header.dedup == header.dedup
-                and run.header.execution.status in (Status.QUEUED, Status.RUNNING)
-            )
-            if is_same and run.header is not None:
-                stored = run.header
-                hashed = stored.metadata.get("inputHash")
-                return Started(name, False, stored.workflow_name, hashed, stored.execution.status)
-        records: dict[int, Record] = {}
-        if new.input is not None:
-            records[0] = Record(0, Kind.INPUT, Kind.INPUT, new.input.decode(), at, 0)
-        due_at = at + timedelta(seconds=new.delay) if new.at is None else new.at
-        self._runs[new.run_id] = Run(
-            queue_header(new, at=at), records, at, route=new.route, priority=new.priority, due_at=due_at
-        )
-        return Started(new.run_id, True, new.workflow, new.input_hash, Status.QUEUED)
+    def _enqueue(self, runs: Sequence[NewRun]) -> list[Started]:
+        at = self.clock.now()
+        return [self._queue.start(run, at) for run in runs]
 
     def _poll(self, poll: Poll) -> Polled:
         polled = self._take_due(poll)
@@ -193,30 +169,7 @@ class MemoryStore:
     def _take_due(self, poll: Poll) -> Polled:
         if self._closed:
             raise InvalidArgument("the store is closed")
-        at, now = self.clock.now(), self.clock.elapsed()
-        mine = {name: run for name, run in self._runs.items() if run.route in poll.routes and run.due_at is not None}
-        due = [(run.priority, run.due_at, name) for name, run in mine.items() if run.is_due(at, now)]
-        granted = [self._grant(name, mine[name], poll.seconds, at, now) for *_, name in sorted(due)[: poll.count]]
-        later = [run.due_at for run in mine.values() if run.due_at is not None and run.due_at > at]
-        return Polled(granted, (min(later) - at).total_seconds() if later else None)
-
-    def _grant(self, name: str, run: Run, seconds: float, at: datetime, now: float) -> Granted:
-        epoch = run.epoch + 1
-        crashes = 0
-        if run.token is not None and not any(record.epoch == run.epoch for record in run.records.values()):
-            crashes = run.header.execution.crashes + 1 if run.header is not None else 0
-        header = grant_header(run.header or blank_header(), epoch=epoch, owner=this_process(), at=at, crashes=crashes)
-        lease = Lease(name, f"{epoch}:{secrets.token_hex(8)}", epoch, seconds, now)
-        self._runs[name] = replace(
-            run,
-            header=header,
-            updated_at=at,
-            epoch=epoch,
-            token=lease.token,
-            expires=now + seconds,
-            due_at=at + timedelta(seconds=seconds),
-        )
-        return Granted(lease, header, run.journal())
+        return self._queue.take(poll, self.clock.now(), self.clock.elapsed())
 
     def _checkpoint(self, lease: Lease, record: Record, on_late_reply: OnLateReply | None) -> None:
         try:
@@ -244,6 +197,7 @@ class MemoryStore:
         run = fenced(self._runs.get(lease.run_id), lease)
         records = run.records | {finish.record.seq: self._dated(finish.record, run.epoch)}
         due_at = run.due_again(at, finish.due_in, finish.status)
+        self._queue.note(lease.run_id)
         self._runs[lease.run_id] = run.stamped(finish.status, at, records=records, token=None, due_at=due_at)
 
     def _release(self, release: Release) -> None:
@@ -255,13 +209,14 @@ class MemoryStore:
         lease, status, at = release.lease, release.status, self.clock.now()
         run = self._runs.get(lease.run_id)
         if run is not None and run.token == lease.token:
+            self._queue.note(lease.run_id)
             free = replace(run, token=None, due_at=run.due_again(at, release.due_in, status))
             self._runs[lease.run_id] = free if status is None else free.stamped(status, at)
 
     @locked
     def _cancel(self, run_id: str) -> bool:
         run = self._runs.get(run_id)
-        if run is None or run.header is None or run.header.execution.status not in (Status.QUEUED, Status.RUNNING):
+        if run is None or run.header is None or not run.header.is_open:
             return False
         self._runs[run_id] = run.stamped(Status.CANCELLED, self.clock.now(), token=None, cancelled=True, due_at=None)
         return True
@@ -276,8 +231,7 @@ class MemoryStore:
 
     def listen(self, worker: str, wake: Callable[[], object]) -> Callable[[], object]:
         """See `QueueingStore.listen`."""
-        self._listeners[worker] = wake
-        return lambda: self._listeners.pop(worker, None)
+        return self._queue.listen(worker, wake)
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:  # noqa: ARG002
         """Not here: there is no database to do anything in."""
@@ -323,9 +277,9 @@ class MemoryStore:
         if run is None or run.is_held(self.clock.elapsed()) or self.load(run_id) != old:
             return False
         self.save(run_id, new)
-        run = self._runs[run_id]
-        dated = {seq: self._dated(record, run.epoch) for seq, record in run.records.items()}
-        self._runs[run_id] = replace(run, records=dated)
+        saved = self._runs[run_id]
+        dated = {seq: self._dated(record, saved.epoch) for seq, record in saved.records.items()}
+        self._runs[run_id] = replace(saved, records=dated, route=run.route, priority=run.priority, due_at=run.due_at)
         return True
 
     @locked
@@ -339,18 +293,11 @@ class MemoryStore:
         self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
     ) -> Sequence[Listed]:
         """See `PostgresStore.list`."""
-        page = checked_page(prefix, limit, status, after)
-        lines = self._lines(page)
-        lines.sort(key=_newest_last, reverse=True)
-        return [line for line in lines if after is None or _newest_last(line) < _newest_last(after)][: page.limit]
+        return self._page(checked_page(prefix, limit, status, after))
 
     @locked
-    def _lines(self, page: PageQuery) -> _Lines:
-        return [
-            Listed(name, run.updated_at)
-            for name, run in self._runs.items()
-            if name.startswith(page.prefix) and page.status in (None, run.stands(self.clock.elapsed()))
-        ]
+    def _page(self, page: PageQuery) -> Sequence[Listed]:
+        return find_page(self._runs, page, self.clock.elapsed())
 
     def purge(
         self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
@@ -364,34 +311,14 @@ class MemoryStore:
     @locked
     def _purge(self, seconds: float, wanted: RunStatus | None) -> int:
         before = self.clock.now() - timedelta(seconds=seconds)
-        old = [
-            name
-            for name, run in self._runs.items()
-            if run.updated_at < before
-            and (stand := run.stands(self.clock.elapsed())) != "running"
-            and wanted in (None, stand)
-        ]
-        for name in old:
+        for name in (old := find_old(self._runs, before, wanted, self.clock.elapsed())):
             self._forget(name)
         return len(old)
 
     @locked
     def stats(self) -> Stats:
         """See `PostgresStore.stats`."""
-        runs = self._runs.values()
-        stand = [run.stands(self.clock.elapsed()) for run in runs]
-        texts = [record.text for run in runs for record in run.records.values()]
-        return Stats(
-            queued=stand.count("queued"),
-            running=stand.count("running"),
-            interrupted=stand.count("interrupted"),
-            completed=stand.count("completed"),
-            failed=stand.count("failed"),
-            cancelled=stand.count("cancelled"),
-            unreadable=0,
-            records=len(texts),
-            bytes=sum(map(len, texts)),
-        )
+        return count(self._runs, self.clock.elapsed())
 
     @locked
     def status(self, id: str) -> RunStatus | None:
@@ -471,7 +398,3 @@ class MemoryStore:
         """The record, and when and under which lease it was stored, where it does not say."""
         seq, key, kind, text, at, under = record
         return Record(seq, key, kind, text, at or self.clock.now(), under or epoch)
-
-
-def _newest_last(line: Listed) -> tuple[datetime, str]:
-    return line.updated_at, line.id

@@ -1,0 +1,103 @@
+"""The runs in memory that wait for workers: started, taken when they are due, and due again."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from msgspec import UNSET
+
+from durable._engine.decisions import Granted
+from durable._engine.headers import blank_header, grant_header, queue_header
+from durable._engine.leases import Lease
+from durable._engine.starts import NewRun, Started
+from durable.records import Header, Kind, Record, Status
+from durable.stores._memory.run import Run
+from durable.stores._owner import this_process
+from durable.stores.requests import Poll, Polled
+
+
+class Queue:
+    """Which of a store's runs may be due, and who is to be told of it. The store's lock is held around each call.
+
+    It knows of every run that is due, and perhaps of some that are not: an interrupt between two lines loses none.
+    """
+
+    def __init__(self, runs: dict[str, Run]) -> None:
+        self._runs = runs
+        self._waiting: dict[str, None] = dict.fromkeys(runs)
+        self._dedups: dict[tuple[str, str], str] = {}
+        self._listeners: dict[str, Callable[[], object]] = {}
+
+    def listen(self, worker: str, wake: Callable[[], object]) -> Callable[[], object]:
+        """See `QueueingStore.listen`."""
+        self._listeners[worker] = wake
+        return lambda: self._listeners.pop(worker, None)
+
+    def wake(self) -> None:
+        """Tell the workers that something may be due; without the lock."""
+        for wake in list(self._listeners.values()):
+            wake()
+
+    def note(self, name: str) -> None:
+        """This run may be due from now on."""
+        self._waiting[name] = None
+
+    def start(self, new: NewRun, at: datetime) -> Started:
+        """See `Enqueue`."""
+        header = queue_header(new, at=at)
+        if (there := self._find(new.run_id, header)) is not None:
+            return there
+        records: dict[int, Record] = {}
+        if new.input is not None:
+            records[0] = Record(0, Kind.INPUT, Kind.INPUT, new.input.decode(), at)
+        due_at = at + timedelta(seconds=new.delay) if new.at is None else new.at
+        self.note(new.run_id)
+        if header.dedup is not UNSET:
+            self._dedups[header.dedup] = new.run_id
+        self._runs[new.run_id] = Run(header, records, at, route=new.route, priority=new.priority, due_at=due_at)
+        return Started(new.run_id, True, new.workflow, new.input_hash, Status.QUEUED)
+
+    def _find(self, name: str, header: Header) -> Started | None:
+        """The run that stands for a new one: of the same id, or of the same `dedup` and not over."""
+        run = self._runs.get(name)
+        if (run is None or run.header is None) and header.dedup is not UNSET:
+            name = self._dedups.get(header.dedup, name)
+            run = self._runs.get(name)
+            is_over = run is None or run.header is None or run.header.dedup != header.dedup or not run.header.is_open
+            run = None if is_over else run
+        if run is None or run.header is None:
+            return None
+        stored = run.header
+        return Started(name, False, stored.workflow_name, stored.metadata.get("inputHash"), stored.execution.status)
+
+    def take(self, poll: Poll, at: datetime, now: float) -> Polled:
+        """See `Poll`; `at` is the moment, and `now` the reading."""
+        for name in list(self._waiting):
+            if (run := self._runs.get(name)) is None or run.due_at is None:
+                del self._waiting[name]
+        mine = {name: run for name in self._waiting if (run := self._runs[name]).route in poll.routes}
+        due = [(run.priority, run.due_at, name) for name, run in mine.items() if run.is_due(at, now)]
+        granted = [self._grant(name, mine[name], poll.seconds, at, now) for *_, name in sorted(due)[: poll.count]]
+        later = [run.due_at for run in mine.values() if run.due_at is not None and run.due_at > at]
+        next_in = (min(later) - at).total_seconds() if later else None
+        return Polled(granted, next_in, max(1, len(self._listeners)))
+
+    def _grant(self, name: str, run: Run, seconds: float, at: datetime, now: float) -> Granted:
+        header, epoch, crashes = run.header or blank_header(), run.epoch + 1, 0
+        if run.token is not None and not any(record.epoch == run.epoch for record in run.records.values()):
+            crashes = header.execution.crashes + 1
+        header = grant_header(header, epoch=epoch, owner=this_process(), at=at, crashes=crashes)
+        lease = Lease(name, f"{epoch}:{secrets.token_hex(8)}", epoch, seconds, now)
+        self._runs[name] = replace(
+            run,
+            header=header,
+            updated_at=at,
+            epoch=epoch,
+            token=lease.token,
+            expires=now + seconds,
+            due_at=at + timedelta(seconds=seconds),
+        )
+        return Granted(lease, header, run.journal())
