@@ -519,3 +519,59 @@ def test_sigterm_drains_and_the_process_ends_well(database: Database) -> None:
         assert process.popen.wait(WITHIN) == 0
         assert handle.result(WITHIN) == "done"
         process.end()
+
+
+RECOVERED: Final = """
+    import os, sys, durable
+    from durable.stores import postgres
+
+    store = postgres(sys.argv[1], schema=sys.argv[2])
+
+    @durable.workflow(name="job")
+    def job(step, deps, path):
+        step("before", lambda: None)
+        step("body", lambda: os.kill(os.getpid(), 9))
+
+    durable.run(None, job, id="j", store=store, input="/nowhere", recover="workers" if sys.argv[3] == "yes" else None)
+"""
+
+
+@pytest.mark.parametrize("recovers", [True, False])
+def test_what_run_began_is_recovered_by_workers_only_where_the_call_said_so(database: Database, recovers: bool) -> None:
+    program = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(RECOVERED),
+        database.url,
+        database.schema,
+        "yes" if recovers else "no",
+    ]
+    assert subprocess.run(program, check=False).returncode == -signal.SIGKILL
+    with database.store() as store:
+        durable.Worker(store, None, [job]).run_until_idle()
+        assert durable.status(store, "j") == ("completed" if recovers else "interrupted")
+        assert durable.run(None, job, id="j", store=store) == "done"
+
+
+def test_a_run_that_is_to_be_recovered_is_taken_up_again_by_run_too(store: QueueingStore) -> None:
+    calls: list[int] = []
+
+    @durable.workflow(name="interrupted")
+    def interrupted(step: durable.Step, deps: Any) -> int:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return len(calls)
+
+    with pytest.raises(KeyboardInterrupt):
+        durable.run(None, interrupted, id="i", store=store, recover="workers")
+    assert durable.run(None, interrupted, id="i", store=store) == 2
+    durable.Worker(store, None, [interrupted]).run_until_idle()
+    assert len(calls) == 2
+
+
+def test_recover_needs_a_workflow_that_workers_can_find(store: QueueingStore) -> None:
+    with pytest.raises(InvalidArgument, match="not marked"):
+        durable.run(None, plain, id="p", store=store, recover="workers")
+    with pytest.raises(InvalidArgument, match="recover"):
+        durable.run(None, bare, id="p", store=store, recover=cast(Any, "always"))

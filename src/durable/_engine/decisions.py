@@ -220,6 +220,8 @@ class Claim(Struct, frozen=True, kw_only=True):
     create: bool = True
     #: Whether the run is to be changed in what it remembers, and not executed: its header stays as it is.
     amends: bool = False
+    #: Whether a worker that has the workflow may go on with it when this execution has left it.
+    recovers: bool = False
     #: The leases that were granted and not given back. A store adds one as soon as it knows, so that a caller who is
     #: interrupted before the reply finds it there.
     taken: list[Lease] = field(default_factory=list[Lease])

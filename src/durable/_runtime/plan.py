@@ -46,7 +46,7 @@ from durable.events import LeaseTaken, RunBegan, RunEvent, RunReturned, notify
 from durable.records import ErrorRecord, Kind
 from durable.snapshots import Snapshot
 from durable.stores import MemoryStore
-from durable.stores._adapters.kinds import AnyStore, as_run_store
+from durable.stores._adapters.kinds import AnyStore, as_run_store, queueing_store
 from durable.stores.protocol import RunStore
 
 _log = logging.getLogger("durable")
@@ -243,6 +243,13 @@ def plan_run(
     text = None
     if input is not MISSING:
         text = codec.encode(input, what="the input", annotation=parameter_annotation(fn, _WITH_INPUT - 1))
+    if options.recover is not None:
+        queueing_store(store, 'durable.run(recover="workers")')
+        if not definition.is_marked:
+            raise InvalidArgument(
+                f'recover="workers": {definition.name} is not marked as a workflow, so that a worker could find it: put '
+                f"@durable.workflow above it"
+            )
     if options.on_version_mismatch is None:
         options = options._replace(on_version_mismatch=answer_by(definition.migrates))
     metadata = dict(options.metadata or {})
@@ -257,6 +264,7 @@ def plan_run(
         input_hash=None if text is None else codec.fingerprint(input, what="the input"),
         metadata=metadata,
         create=text is not None or _WITHOUT_INPUT in takes,
+        recovers=options.recover is not None,
     )
     at = deadline_at(options.deadline, clock)
     return Plan(

@@ -16,7 +16,7 @@ from durable._runtime.async_runs import AsyncRun
 from durable._runtime.context import current_frame
 from durable._runtime.handles import AsyncStep, Pending, Step
 from durable._runtime.plan import MISSING, Plan, plan_run
-from durable._runtime.run_options import OnConflict, RunOptions, RunOptionsDict
+from durable._runtime.run_options import OnConflict, Recover, RunOptions, RunOptionsDict
 from durable._runtime.runs import BlockingRun
 from durable._runtime.versions import OnVersionMismatch
 from durable.events import Listener
@@ -84,6 +84,7 @@ def run(
     cancel: threading.Event | None = None,
     retry: tenacity.BaseRetrying | None = None,
     on_event: Listener | None = None,
+    recover: Recover | None = None,
 ) -> Any:
     """Execute the workflow `fn` as the run `id`, or go on with it where it stopped.
 
@@ -109,6 +110,8 @@ def run(
     - `metadata`: JSON values kept in the run's header, for people and queries.
     - `cancel`: a `threading.Event`; once it is set the run is `cancelled` at the next step, or in a wait within a second.
     - `retry`: a `tenacity.Retrying` for every step that has no policy of its own; see `step`.
+    - `recover="workers"`: when this call leaves the run before its end (a crash, an interrupt), a `durable.Worker` that has the
+      workflow, which `@durable.workflow` marks, goes on with it, with its own dependencies. Otherwise the next call does.
     - `on_event` is called with each event, one at a time, between two steps; what it raises is logged.
 
     Returns what the workflow returned, as its record gives it back. A completed run returns its stored result without
@@ -121,7 +124,17 @@ def run(
     `OutcomeUnknown` from the store.
     """
     options = RunOptions(
-        version, on_version_mismatch, on_conflict, wait_timeout, lease, deadline, metadata, cancel, retry, on_event
+        version,
+        on_version_mismatch,
+        on_conflict,
+        wait_timeout,
+        lease,
+        deadline,
+        metadata,
+        cancel,
+        retry,
+        on_event,
+        recover,
     )
     plan = plan_run(deps, fn, id, store, input, options)
     if (rehearse := getattr(plan.store, "rehearse", None)) is not None:  # see durable.testing.Rehearsal

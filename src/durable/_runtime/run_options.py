@@ -16,6 +16,7 @@ from durable.errors import InvalidArgument
 from durable.events import Listener
 
 OnConflict: TypeAlias = Literal["raise", "wait"]
+Recover: TypeAlias = Literal["workers"]
 
 _RESERVED: Final = {"version", "inputHash", "workflowFunction", "deadline", *FOREIGN_METADATA}
 
@@ -33,6 +34,7 @@ class RunOptionsDict(TypedDict, total=False):
     cancel: threading.Event | None
     retry: tenacity.BaseRetrying | None
     on_event: Listener | None
+    recover: Recover | None
 
 
 class RunOptions(NamedTuple):
@@ -48,6 +50,7 @@ class RunOptions(NamedTuple):
     cancel: threading.Event | None
     retry: object
     on_event: Listener | None
+    recover: str | None = None
 
 
 def check_options(options: RunOptions) -> None:
@@ -58,6 +61,8 @@ def check_options(options: RunOptions) -> None:
     check_answer(options.on_version_mismatch)
     if on_conflict not in ("raise", "wait"):
         raise InvalidArgument(f'on_conflict must be "raise" or "wait", not {on_conflict!r}')
+    if options.recover not in (None, "workers"):
+        raise InvalidArgument(f'recover must be "workers" or None, not {options.recover!r}')
     if wait_timeout is not None:
         check_duration("wait_timeout", wait_timeout, zero=True)
     check_metadata(options.metadata)

@@ -95,7 +95,7 @@ class Worker:
     ) -> None:
         self._store = queueing_store(store, "durable.Worker")
         self._workflows = _collect(workflows)
-        self._routes = _routes(self._workflows.values(), queues)
+        self._routes = _routes(list(self._workflows.values()), queues)
         if deps_factory is not None and deps is not None:
             raise InvalidArgument("deps and deps_factory= were given: pass the one that makes the dependencies")
         self._deps, self._deps_factory = deps, deps_factory
@@ -383,7 +383,7 @@ def _marked_in(module: ModuleType) -> list[Callable[..., Any]]:
 
 
 def _routes(
-    workflows: Iterable[tuple[Callable[..., Any], WorkflowDefinition]], queues: Sequence[str] | None
+    workflows: Sequence[tuple[Callable[..., Any], WorkflowDefinition]], queues: Sequence[str] | None
 ) -> list[Route]:
     if isinstance(queues, str):
         raise InvalidArgument(f"queues must be a list of names, like [{queues!r}]")
@@ -391,6 +391,8 @@ def _routes(
     for _, definition in workflows:
         for queue in [definition.queue] if queues is None else queues:
             routes[Route(check_name("a queue's name", queue), definition.name, definition.version)] = None
+    for _, definition in workflows if routes else ():  # what durable.run began, for workers to recover
+        routes[Route("", definition.name, definition.version)] = None
     if not routes:
         raise InvalidArgument("queues= has no name in it: leave it out for the queues of the workflows' marks")
     return list(routes)

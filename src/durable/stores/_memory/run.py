@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from durable._engine.decisions import Claim
 from durable._engine.headers import stamp_header
 from durable._engine.leases import Lease
 from durable._engine.starts import Route, name_workers
@@ -34,9 +35,20 @@ class Run:
         """Whether it is being executed."""
         return self.token is not None and self.expires > now
 
+    @property
+    def is_a_workers(self) -> bool:
+        """Whether only workers may take it: it is due, and no call began it."""
+        return self.due_at is not None and self.route is not None and self.route.queue != ""
+
+    def routed(self, before: Run, claim: Claim, at: datetime) -> Run:
+        """The run, claimed at this moment, with the route that it had before or that the claim gives it."""
+        route = before.route or (Route("", claim.workflow, claim.version) if claim.recovers else None)
+        due_at = None if route is None or claim.amends else at + timedelta(seconds=claim.seconds)
+        return replace(self, route=route, priority=before.priority or 5, due_at=due_at)
+
     def owner(self, now: float) -> str | None:
         """By what it is executed, or will be; None where nothing stands in the way of a claim."""
-        if self.due_at is not None and self.route is not None:
+        if self.is_a_workers and self.route is not None:
             return name_workers(self.route.queue)
         return "this process" if self.is_held(now) else None
 

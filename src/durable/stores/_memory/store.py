@@ -135,7 +135,7 @@ class MemoryStore:
         sent = self.clock.elapsed()
         run = self._runs.get(claim.run_id) or Run()
         held = run.is_held(sent)
-        if held or run.due_at is not None or not is_executable(claim, run.header):
+        if held or run.is_a_workers or not is_executable(claim, run.header):
             endings = [record for record in run.journal() if record.kind in (Kind.RESULT, Kind.FAILURE)]
             return Refused(run.header, endings, run.owner(sent), run.expires - sent if held else None)
         header = run.header or blank_header()
@@ -149,9 +149,9 @@ class MemoryStore:
         lease = Lease(claim.run_id, f"{epoch}:{secrets.token_hex(8)}", epoch, claim.seconds, sent)
         granted = Granted(lease, header, [records[seq] for seq in sorted(records)])
         claim.taken.append(lease)  # first, and the run in one piece: an interrupt comes where it will
-        self._runs[claim.run_id] = Run(
-            header, records, at, epoch, lease.token, sent + claim.seconds, foreign=run.foreign, route=run.route
-        )
+        self._queue.note(claim.run_id)
+        taken = Run(header, records, at, epoch, lease.token, sent + claim.seconds, foreign=run.foreign)
+        self._runs[claim.run_id] = taken.routed(run, claim, self.clock.now())
         return granted
 
     @locked

@@ -11,14 +11,14 @@ from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.headers import blank_header, open_header
 from durable._engine.leases import Lease
 from durable._engine.runs import is_executable
-from durable._engine.starts import name_workers
+from durable._engine.starts import Route, name_workers
 from durable.errors import DurableError
 from durable.records import Kind, Record
 from durable.snapshots import header_and_records
 from durable.stores._postgres.dropped_rows import dropped_rows
 from durable.stores._postgres.requirements import hidden_rows
 from durable.stores._postgres.rows import read_record
-from durable.stores._postgres.starts import queue_of
+from durable.stores._postgres.starts import queue_of, render_own, render_route
 from durable.stores.listing import headless
 
 _NEVER: Final = -1
@@ -76,7 +76,7 @@ class Found:
         self.server = server
         self.lease: Lease | None = None
         self._standing = (owner, expires_in) if token is not None and expires_in > 0 else (None, None)
-        if route is not None:
+        if route is not None and queue_of(route):
             self._standing = (name_workers(queue_of(route)), self._standing[1])
         # The epoch of a lease that is free; 0 where there is none.
         self._free_at = epoch or 0 if self._standing == (None, None) else None
@@ -137,6 +137,7 @@ class Found:
 
 def claim_row(claiming: Claiming) -> dict[str, Any]:
     claim = claiming.claim
+    prefix = claiming.row.removesuffix(claim.run_id)
     return {
         "id": claiming.row,
         "random": claiming.random,
@@ -150,6 +151,8 @@ def claim_row(claiming: Claiming) -> dict[str, Any]:
         "after_failure": claim.after_failure,
         "may_create": claim.create,
         "amends": claim.amends,
+        "route": render_route(Route("", claim.workflow, claim.version), prefix) if claim.recovers else None,
+        "own": render_own(prefix),
     }
 
 

@@ -59,6 +59,11 @@ def render_route(route: Route, prefix: str) -> str:
     return _json.encode([prefix, route.queue, route.workflow, route.version]).decode()
 
 
+def render_own(prefix: str) -> str:
+    """How each route begins of what `durable.run` has begun, for workers to recover."""
+    return _json.encode([prefix, ""]).decode()[:-1]
+
+
 def queue_of(route: str) -> str:
     """The queue of a route that stands in a lease's row."""
     _, queue, _, _ = msgspec.json.decode(route)

@@ -4,21 +4,25 @@
 -- name: take_leases
 -- Take each lease that is free, if its claim may execute the run (the same conditions as `runs.is_executable`; `is_foreign` is that
 -- of `headers`; a journal without its header cannot be resumed). The first look locks nothing, so that polling does not disturb a
--- holder; what it let through is checked again under the row lock. Time is the server's. What is due is the workers'.
+-- holder; what it let through is checked again under the row lock. Time is the server's. What is due is the workers', but where
+-- its route says that a call began it (`own` is how such a route begins). Of a run with a route the end of the lease is when a
+-- worker may take it; not where a claim only amends it.
 WITH asked AS (
     SELECT *
       FROM json_to_recordset(%(claims)s::json) AS asked (
            id text, random text, owner text, seconds float8, dead text, workflow text, function text, version bigint,
-           input_hash text, after_failure boolean, may_create boolean, amends boolean)
+           input_hash text, after_failure boolean, may_create boolean, amends boolean, route text, own text)
 )
-INSERT INTO {locks} AS lease (workflow_id, epoch, owner_token, owner, expires_at)
-SELECT asked.id, 1, '1:' || asked.random, asked.owner, clock_timestamp() + make_interval(secs => asked.seconds)
+INSERT INTO {locks} AS lease (workflow_id, epoch, owner_token, owner, expires_at, route, priority, due_at)
+SELECT asked.id, 1, '1:' || asked.random, asked.owner, clock_timestamp() + make_interval(secs => asked.seconds),
+       asked.route, CASE WHEN asked.route IS NOT NULL THEN 5 END,
+       CASE WHEN asked.route IS NOT NULL THEN clock_timestamp() + make_interval(secs => asked.seconds) END
   FROM asked
   LEFT JOIN LATERAL (SELECT id, snapshot, {foreign} AS is_foreign FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run ON true
   LEFT JOIN LATERAL (
-       SELECT owner_token, expires_at, due_at FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS held ON true
+       SELECT owner_token, expires_at, due_at, route FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS held ON true
  WHERE (held.expires_at > clock_timestamp() AND held.owner_token IS DISTINCT FROM asked.dead) IS NOT TRUE
-   AND held.due_at IS NULL
+   AND (held.due_at IS NULL OR starts_with(held.route, asked.own))
    AND CASE
            WHEN run.id IS NULL
            THEN asked.may_create AND NOT EXISTS (SELECT FROM {steps} WHERE workflow_id = asked.id)
@@ -42,8 +46,14 @@ ON CONFLICT (workflow_id) DO UPDATE
    SET epoch = lease.epoch + 1,
        owner_token = (lease.epoch + 1) || ':' || split_part(excluded.owner_token, ':', 2),
        owner = excluded.owner,
-       expires_at = excluded.expires_at
- WHERE (lease.expires_at <= clock_timestamp() OR lease.owner_token = ANY (%(dead)s::text[])) AND lease.due_at IS NULL
+       expires_at = excluded.expires_at,
+       route = COALESCE(lease.route, excluded.route),
+       priority = COALESCE(lease.priority, excluded.priority),
+       due_at = CASE WHEN COALESCE(lease.route, excluded.route) IS NOT NULL
+                          AND (SELECT amends FROM asked WHERE id = excluded.workflow_id) IS NOT TRUE
+                     THEN excluded.expires_at END
+ WHERE (lease.expires_at <= clock_timestamp() OR lease.owner_token = ANY (%(dead)s::text[]))
+   AND (lease.due_at IS NULL OR starts_with(lease.route, (SELECT own FROM asked WHERE id = excluded.workflow_id)))
 
 -- name: open_runs
 -- Where the lease is now ours: write the header and input of a new run, or mark an old one as running; what another tool
