@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -24,7 +24,17 @@ from durable._engine.workers import (
     WorkerState,
     judge,
 )
-from durable.errors import RunPoisoned, UnreadableRecord
+from durable.errors import (
+    AccessDenied,
+    DurableError,
+    InvalidArgument,
+    RunPoisoned,
+    SchemaMismatch,
+    ServerNotStarted,
+    StoreUnavailable,
+    UnreadableRecord,
+    UnsuitableServer,
+)
 from durable.records import Execution, Header, Status
 
 
@@ -112,7 +122,7 @@ def test_a_poll_that_fails_is_tried_again_ever_later() -> None:
     pauses: list[float] = []
     now = 0.0
     for _ in range(8):
-        state.failed(now)
+        state.failed(now, StoreUnavailable("the server", "gone"))
         state.wake(now)  # which hurries nothing
         rest = state.decide(now)
         assert isinstance(rest, Rest)
@@ -120,6 +130,40 @@ def test_a_poll_that_fails_is_tried_again_ever_later() -> None:
         now += rest.seconds
     assert pauses == sorted(pauses)
     assert pauses[-1] == 1.0
+
+
+SETUP_ERRORS: Final = [
+    AccessDenied("db", "no such role"),
+    SchemaMismatch("t", "newer", "upgrade"),
+    UnsuitableServer("db", "a standby", "ask the primary"),
+    ServerNotStarted("no binaries", "install them"),
+]
+
+
+@pytest.mark.parametrize("error", SETUP_ERRORS, ids=lambda error: type(error).__name__)
+def test_what_no_other_try_can_mend_ends_a_worker_that_has_not_polled_yet(error: DurableError) -> None:
+    state = WorkerState(2, 20.0)
+    state.failed(0.0, error)
+    assert state.decide(0.0) == Leave(error)
+
+
+@pytest.mark.parametrize("error", SETUP_ERRORS, ids=lambda error: type(error).__name__)
+def test_what_has_worked_may_work_again(error: DurableError) -> None:
+    """A fail-over leads to a standby for a while."""
+    state = idle()
+    state.failed(1.0, error)
+    assert isinstance(state.decide(1.0), Rest)
+    state.drain(2.0)
+    assert state.decide(2.0) == Leave()
+
+
+def test_a_closed_store_ends_the_worker_once_what_it_holds_has_ended() -> None:
+    error, state = InvalidArgument("the store is closed"), held(1)
+    state.failed(1.0, error)
+    assert state.is_draining
+    assert state.decide(1.0) == Rest(20.0)
+    state.ended(2.0)
+    assert state.decide(2.0) == Leave(error)
 
 
 def held(runs: int) -> WorkerState:

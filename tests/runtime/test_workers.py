@@ -14,11 +14,13 @@ from typing import Any, Final, cast
 
 import pytest
 import tenacity
+from psycopg.conninfo import make_conninfo
 
 import durable
 from durable.errors import InvalidArgument, RunExists, RunMismatch, RunPoisoned
 from durable.stores import memory
 from durable.stores.protocol import QueueingStore
+from harness.ownership_children import wait_until
 from harness.support import Database
 
 WITHIN: Final = 30.0  # seconds, for what a worker does at once
@@ -413,6 +415,39 @@ def test_a_factory_that_fails_takes_nothing(store: QueueingStore) -> None:
     with pytest.raises(Boom):
         durable.Worker(store, None, [bare], deps_factory=make).run()
     assert handle.status() == "queued"
+
+
+def test_a_store_that_cannot_serve_ends_the_worker_at_its_start(database: Database) -> None:
+    """Of a mistake in the set-up no other poll comes to anything else."""
+    worker = durable.Worker(database.store(auto_create_table=False), None, [bare])
+    with pytest.raises(durable.SchemaMismatch):
+        worker.run()
+    with pytest.raises(durable.SchemaMismatch):
+        worker.run_until_idle()  # it is at work no more
+    refused = database.store(make_conninfo(database.url, dbname="nowhere"))
+    with pytest.raises(durable.AccessDenied):
+        durable.Worker(refused, None, [bare]).run()
+
+
+def test_a_worker_beside_other_work_says_at_its_end_what_ended_it(
+    store: QueueingStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And at once in the log; what the block itself raises comes first."""
+
+    def has_ended() -> bool:
+        return "the worker has ended: the store is closed" in caplog.text
+
+    async def beside() -> None:
+        async with durable.Worker(store, None, [bare]):
+            store.close()
+            await asyncio.to_thread(wait_until, has_ended, "the end of the worker")
+
+    with pytest.raises(InvalidArgument, match="closed"):
+        asyncio.run(beside())
+    caplog.clear()
+    with pytest.raises(Boom), durable.Worker(store, None, [bare]):
+        wait_until(has_ended, "the end of the worker")
+        raise Boom("first")
 
 
 # -- other processes ----------------------------------------------------------------------------------------------------------

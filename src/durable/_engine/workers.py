@@ -10,7 +10,15 @@ from msgspec import Struct
 
 from durable._engine.backoff import backoff, delay_run
 from durable._engine.decisions import Granted
-from durable.errors import DurableError, RunPoisoned
+from durable.errors import (
+    AccessDenied,
+    DurableError,
+    InvalidArgument,
+    RunPoisoned,
+    SchemaMismatch,
+    ServerNotStarted,
+    UnsuitableServer,
+)
 
 # Seconds between two polls of an idle worker: longer the more workers there are, so that a fleet polls twice a second, until
 # each would poll too seldom.
@@ -20,6 +28,9 @@ _PER_WORKER: Final = 0.5
 MAX_CRASHES: Final = 3  # workers in a row that may die under a run before it is failed
 MAX_BATCH: Final = 100  # runs that are asked for at once
 LEAVE_TIMEOUT: Final = 1.0  # seconds for giving back what is left when the grace is over
+
+# What a worker that has not polled yet ends with, since a mistake in its set-up is likelier than a fault that passes.
+_SETUP_ERRORS: Final = (AccessDenied, SchemaMismatch, ServerNotStarted, UnsuitableServer)
 
 
 class Ask(Struct, frozen=True, gc=False):
@@ -46,6 +57,9 @@ class ReturnRuns(Struct, frozen=True, gc=False):
 
 class Leave(Struct, frozen=True, gc=False):
     """Nothing is held any more, or there is no time left for it."""
+
+    #: What ended the worker; None where it was asked to leave.
+    error: DurableError | None = None
 
 
 WorkerDecision: TypeAlias = Ask | Rest | ReturnRuns | Leave
@@ -79,6 +93,8 @@ class WorkerState:
         self._has_more = False  # the last poll got all that it asked for
         self._failures = 0
         self._leave_at = math.inf
+        self._has_polled = False
+        self._error: DurableError | None = None
 
     @property
     def is_draining(self) -> bool:
@@ -97,20 +113,20 @@ class WorkerState:
                 return Rest(self._next_poll - now)
             return Ask(min(free, MAX_BATCH), now >= self._next_look, not (self._has_said_idle or self._has_more))
         if not self._held:
-            return Leave()
+            return Leave(self._error)
         if now < self._leave_at:
             return Rest(self._leave_at - now)
         if self._phase is _Phase.DRAINING:
             self._phase, self._leave_at = _Phase.LEAVING, now + LEAVE_TIMEOUT
             return ReturnRuns()
-        return Leave()
+        return Leave(self._error)
 
     def polled(self, now: float, asked: Ask, granted: int, next_in: float | None, workers: int = 1) -> None:
         """A poll has taken so many runs; the next is due in so many seconds, as far as is known.
 
         So many `workers` there are, this one included.
         """
-        self._failures = 0
+        self._failures, self._has_polled = 0, True
         self._held += granted
         self._has_more = granted == asked.count
         self._is_settled = not granted
@@ -121,10 +137,17 @@ class WorkerState:
         if asked.looks_for_dead:
             self._next_look = now + self._interval
 
-    def failed(self, now: float) -> None:
-        """A poll has failed."""
+    def failed(self, now: float, error: DurableError) -> None:
+        """A poll has failed: try again, or leave with the error where no other try can mend it.
+
+        Once a poll has succeeded, what failed may work again (a fail-over leads to a standby for a while, a right is taken away
+        and given back), unless the store itself is closed.
+        """
         self._failures += 1
         self._next_poll = now + backoff(self._failures)
+        if isinstance(error, InvalidArgument) or (not self._has_polled and isinstance(error, _SETUP_ERRORS)):
+            self._error = error
+            self.drain(now)
 
     def ended(self, now: float, due_in: float = math.inf) -> None:
         """One of the runs that it holds is held no more; it is due again in so many seconds, if it is."""

@@ -114,6 +114,10 @@ class Worker:
         stopped at their next steps, or the grace is over. A second signal ends it at once.
 
         In another than the main thread there are no signals, and `drain()` ends it.
+
+        A database that cannot be reached is waited for. What only a change of the set-up mends is raised instead:
+        `AccessDenied`, `SchemaMismatch`, `UnsuitableServer`, `ServerNotStarted` at the start, and `InvalidArgument` once the
+        store is closed.
         """
         service = self._begin()
         with _signals_drain(service):
@@ -134,26 +138,22 @@ class Worker:
             self._service.drain()
 
     def __enter__(self) -> Self:
-        service = self._begin()
-        service.thread = start_daemon("durable-worker", lambda: self._serve(service), service.on_failure)
+        self._begin().start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        service = self._service
-        if service is not None and service.thread is not None:
-            service.drain()
-            service.thread.join()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if (service := self._service) is not None:
+            service.end()
+            self._close(service, is_failing=kind is not None)
 
     async def __aenter__(self) -> Self:
-        service = self._begin(asyncio.get_running_loop())
-        service.thread = start_daemon("durable-worker", lambda: self._serve(service), service.on_failure)
+        self._begin(asyncio.get_running_loop()).start()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        service = self._service
-        if service is not None and service.thread is not None:
-            service.drain()
-            await asyncio.to_thread(service.thread.join)
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if (service := self._service) is not None:
+            await asyncio.to_thread(service.end)
+            self._close(service, is_failing=kind is not None)
 
     @calls_out
     def _begin(self, loop: asyncio.AbstractEventLoop | None = None, *, until_idle: bool = False) -> _Service:
@@ -167,10 +167,18 @@ class Worker:
         return service
 
     def _serve(self, service: _Service) -> None:
+        is_failing = True
         try:
             service.serve()
+            is_failing = False
         finally:
-            self._service = None
+            self._close(service, is_failing=is_failing)
+
+    def _close(self, service: _Service, *, is_failing: bool) -> None:
+        """It is at work no more: raise what ended it, unless something else is being raised."""
+        self._service = None
+        if service.error is not None and not is_failing:
+            raise service.error
 
     # -- what a service asks ----------------------------------------------------------------------------------------
 
@@ -209,7 +217,9 @@ class _Service:
     """A worker at work, from its start to its end. One thread performs what its state decides."""
 
     def __init__(self, worker: Worker, loop: asyncio.AbstractEventLoop | None, state: WorkerState) -> None:
-        self.thread: threading.Thread | None = None
+        #: What ended it, if it was not asked to leave.
+        self.error: DurableError | None = None
+        self._thread: threading.Thread | None = None
         self._worker = worker
         self._loop = loop
         self._store = worker.store
@@ -218,12 +228,22 @@ class _Service:
         self._runs = worker.new_runs()
         self._id = uuid.uuid4().hex
         self._turn = 0
-        self._drains = False
+        self._is_cut_off = False  # the last poll has failed
         # What other threads and signal handlers have to say, and a latch that they release: an Event's lock may be held by
         # the very thread that a signal handler interrupts.
         self._told: deque[Callable[[], object]] = deque()
         self._latch = threading.Lock()
         self._latch.acquire()
+
+    def start(self) -> None:
+        """Work on a thread of its own. Raises `StoreUnavailable` where none can be started."""
+        self._thread = start_daemon("durable-worker", self._serve_alone, self._on_failure)
+
+    def end(self) -> None:
+        """Leave, and wait until that is done."""
+        self.drain()
+        if self._thread is not None:
+            self._thread.join()
 
     def serve(self) -> None:
         """Work until it is time to leave."""
@@ -249,8 +269,12 @@ class _Service:
         """Leave at once."""
         self._tell(lambda: self._state.hurry(self._clock.elapsed()))
 
-    def on_failure(self, problem: Exception) -> None:
-        """A fault of ours: say so, and go on."""
+    def _serve_alone(self) -> None:
+        self.serve()
+        if self.error is not None:  # at once: the thread that began it may not look for hours
+            report(_log, logging.ERROR, "the worker has ended: %s", self.error)
+
+    def _on_failure(self, problem: Exception) -> None:
         report(_log, logging.ERROR, "the worker failed, and goes on", problem=problem)
 
     def _tell(self, what: Callable[[], object]) -> None:
@@ -271,7 +295,8 @@ class _Service:
                 self._latch.acquire(timeout=min(seconds, _MAX_REST))
             case ReturnRuns():
                 self._give_back()
-            case Leave():
+            case Leave(error=error):
+                self.error = error
                 return False
             case never:
                 assert_never(never)
@@ -286,9 +311,16 @@ class _Service:
         try:
             polled = self._store.perform(self._worker.poll(ask, self._id, self._turn, self._runs.is_alive))
         except DurableError as problem:
-            self._state.failed(self._clock.elapsed())
-            report(_log, logging.WARNING, "the worker could not poll (%s); trying again", type(problem).__name__)
+            self._state.failed(self._clock.elapsed(), problem)
+            if self._state.is_draining:
+                self._runs.hand_over()
+            elif not self._is_cut_off:  # said once, however long it takes
+                report(_log, logging.WARNING, "the worker cannot poll, and tries again: %s", problem)
+            self._is_cut_off = True
             return
+        if self._is_cut_off:
+            self._is_cut_off = False
+            report(_log, logging.INFO, "the worker polls again")
         self._state.polled(self._clock.elapsed(), ask, len(polled.granted), polled.next_in, polled.workers)
         self._hear()  # it may be time to leave
         for granted in polled.granted:
