@@ -209,8 +209,8 @@ def granted(crashes: int = 0, problem: Any = None) -> Granted:
 
 def test_a_run_under_which_workers_died_in_a_row_is_buried() -> None:
     """Fault 142."""
-    assert judge(granted(MAX_CRASHES - 1)) == Execute()
-    match judge(granted(MAX_CRASHES)):
+    assert judge(granted(MAX_CRASHES - 1), 1) == Execute()
+    match judge(granted(MAX_CRASHES), 1):
         case Bury(error=RunPoisoned(crashes=crashes)):
             assert crashes == MAX_CRASHES
         case other:
@@ -219,7 +219,7 @@ def test_a_run_under_which_workers_died_in_a_row_is_buried() -> None:
 
 def test_a_run_that_cannot_be_read_is_put_off() -> None:
     problem = UnreadableRecord("r", "the header", "of a newer version")
-    match judge(granted(problem=problem)):
+    match judge(granted(problem=problem), None):
         case PutOff(error=error, seconds=seconds):
             assert error is problem
             assert seconds > MAX_INTERVAL

@@ -610,3 +610,72 @@ def test_recover_needs_a_workflow_that_workers_can_find(store: QueueingStore) ->
         durable.run(None, plain, id="p", store=store, recover="workers")
     with pytest.raises(InvalidArgument, match="recover"):
         durable.run(None, bare, id="p", store=store, recover=cast(Any, "always"))
+
+
+def test_a_run_of_an_earlier_version_is_migrated_by_a_worker_that_can(store: QueueingStore) -> None:
+    """Fault 141: old and new at once; what only the new one can take is left to it."""
+    seen: list[int] = []
+
+    @durable.workflow(name="grown")
+    def old(step: durable.Step, deps: Any, order: dict[str, int]) -> int:
+        return 1
+
+    def to_2(stored: durable.Snapshot) -> durable.Snapshot:
+        seen.append(len(stored.steps))
+        return stored
+
+    @durable.workflow(name="grown", version=2, migrates={1: to_2})
+    def new(step: durable.Step, deps: Any, order: dict[str, int]) -> int:
+        return step("n", lambda: order["n"])
+
+    first, second = durable.start(old, {"n": 7}, store=store), durable.start(new, {"n": 8}, store=store)
+    durable.Worker(store, None, [old]).run_until_idle()
+    assert (first.result(WITHIN), second.status()) == (1, "queued")
+    third = durable.start(old, {"n": 9}, store=store)
+    with durable.Worker(store, None, [new]):
+        assert (second.result(WITHIN), third.result(WITHIN)) == (8, 9)
+    assert seen == [0]
+    snapshot = store.load(third.id)
+    assert snapshot is not None
+    assert snapshot.metadata["version"] == 2
+
+
+def test_a_migration_that_fails_puts_the_run_off(store: QueueingStore, caplog: pytest.LogCaptureFixture) -> None:
+    def to_2(stored: durable.Snapshot) -> durable.Snapshot:
+        raise Boom("not yet")
+
+    @durable.workflow(name="grown", version=2, migrates={1: to_2})
+    def new(step: durable.Step, deps: Any, order: dict[str, int]) -> int:
+        return 2
+
+    handle = durable.start("grown", {"n": 7}, store=store)
+    durable.Worker(store, None, [new]).run_until_idle()
+    assert handle.status() in ("interrupted", "queued")
+
+
+def test_a_death_after_sigterm_is_no_crash(database: Database) -> None:
+    """Fault 142: three deploys during a long body are no poison."""
+    with database.store() as store:
+        durable.start(job, "/nowhere", store=store, id="j")
+        for number in range(3):
+            process = Process(database)
+            process.wait_until_begun()
+            process.popen.send_signal(signal.SIGTERM)
+            query = "SELECT count(*) FROM durable_workers WHERE leaving"
+            wait_until(lambda: database.execute(query) == [(number + 1,)], "the worker says that it is leaving")  # noqa: B023
+            process.end()
+            database.execute("UPDATE durable_steps SET epoch = 0")  # as if it had recorded nothing
+            snapshot = store.load("j")
+            assert snapshot is not None
+            assert (snapshot.execution.epoch, snapshot.execution.crashes) == (number + 1, 0)
+
+
+def test_stats_say_what_no_worker_has(database: Database) -> None:
+    store = database.store()
+    durable.start(bare, store=store)
+    durable.start(checkout, {"n": 1}, store=store)
+    assert store.stats().unserved == ("default: checkout@1", "mail: bare@1")
+    with durable.Worker(store, None, [checkout]) as worker:
+        durable.start(checkout, {"n": 2}, store=store).result(WITHIN)
+        assert store.stats().unserved == ("mail: bare@1",)
+        worker.drain()

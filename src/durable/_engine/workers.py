@@ -8,17 +8,20 @@ from typing import Final, TypeAlias
 
 from msgspec import Struct
 
-from durable._engine.backoff import backoff, delay_run
-from durable._engine.decisions import Granted
+from durable._engine.backoff import PUT_OFF, backoff, delay_run
+from durable._engine.decisions import Granted, Migrate
 from durable.errors import (
     AccessDenied,
     DurableError,
     InvalidArgument,
+    RunMismatch,
     RunPoisoned,
     SchemaMismatch,
     ServerNotStarted,
     UnsuitableServer,
+    VersionMismatch,
 )
+from durable.records import Header
 
 # Seconds between two polls of an idle worker: longer the more workers there are, so that a fleet polls twice a second, until
 # each would poll too seldom.
@@ -193,11 +196,19 @@ class PutOff(Struct, frozen=True):
     seconds: float
 
 
-GrantDecision: TypeAlias = Execute | Bury | PutOff
+GrantDecision: TypeAlias = Execute | Migrate | Bury | PutOff
 
 
-def judge(granted: Granted, max_crashes: int = MAX_CRASHES, *, is_draining: bool = False) -> GrantDecision:
-    """What a worker makes of a run that it has got."""
+def version_of(header: Header) -> int:
+    """Of which version of its workflow a run is."""
+    version: int = header.metadata.get("version", 1)
+    return version
+
+
+def judge(
+    granted: Granted, version: int | None, max_crashes: int = MAX_CRASHES, *, is_draining: bool = False
+) -> GrantDecision:
+    """What a worker makes of a run that it has got, and that it has this version of the workflow for; None: it has none."""
     if is_draining:
         return PutOff(None, 0.0)
     if granted.problem is not None:
@@ -205,4 +216,11 @@ def judge(granted: Granted, max_crashes: int = MAX_CRASHES, *, is_draining: bool
     crashes = granted.header.execution.crashes
     if crashes >= max_crashes:
         return Bury(RunPoisoned(granted.lease.run_id, crashes))
+    stored = version_of(granted.header)
+    if version is None:
+        return PutOff(
+            RunMismatch(granted.lease.run_id, "workflow", repr(granted.header.workflow_name), "none of these"), PUT_OFF
+        )
+    if stored != version:
+        return Migrate(VersionMismatch(granted.lease.run_id, stored, version))
     return Execute()

@@ -117,6 +117,10 @@ class HeldRuns:
         self._runs[run.lease.token] = run
         future.add_done_callback(lambda future: on_end(run, _problem(future)))
 
+    def submit(self, work: Callable[[], object]) -> Future[object]:
+        """Do this on one of their threads."""
+        return self._daemons.submit(work)
+
     def remove(self, run: HeldRun) -> None:
         """It has ended."""
         self._runs.pop(run.lease.token, None)

@@ -10,7 +10,8 @@ import signal
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from types import FrameType, ModuleType
 from typing import Any, Final, Self, assert_never, cast
 
@@ -19,7 +20,8 @@ from durable._common.checks import check_count, check_name
 from durable._common.durations import Duration, check_duration
 from durable._common.reports import report
 from durable._common.threads import start_daemon
-from durable._engine.decisions import Granted
+from durable._engine.backoff import PUT_OFF
+from durable._engine.decisions import Granted, Migrate
 from durable._engine.leases import Lease, check_seconds
 from durable._engine.starts import Route
 from durable._engine.workers import (
@@ -33,19 +35,21 @@ from durable._engine.workers import (
     ReturnRuns,
     WorkerState,
     judge,
+    version_of,
 )
 from durable._runtime.granted import plan_granted
 from durable._runtime.held_runs import HeldRun, HeldRuns
 from durable._runtime.run_handles import RunHandle
+from durable._runtime.versions import answer_by, ask_user, migrate_run
 from durable._runtime.workflow import WorkflowDefinition, definition_of_workflow
 from durable.clocks import clock_of
 from durable.codecs import codec_of
 from durable.codecs._failures import to_record
-from durable.errors import DurableError, InvalidArgument, RunHandedOver
+from durable.errors import DurableError, InvalidArgument, RunHandedOver, VersionMismatch
 from durable.events import Listener
 from durable.records import FailureRecord, Kind, Record, Status, render
 from durable.stores._adapters.kinds import queueing_store
-from durable.stores.protocol import QueueingStore
+from durable.stores.protocol import Listening, QueueingStore
 from durable.stores.requests import Finish, Poll, Release
 
 OnFailed = Callable[[RunHandle[Any], BaseException], object]
@@ -95,7 +99,7 @@ class Worker:
     ) -> None:
         self._store = queueing_store(store, "durable.Worker")
         self._workflows = _collect(workflows)
-        self._routes = _routes(list(self._workflows.values()), queues)
+        self._routes = _routes(self._workflows, queues)
         if deps_factory is not None and deps is not None:
             raise InvalidArgument("deps and deps_factory= were given: pass the one that makes the dependencies")
         self._deps, self._deps_factory = deps, deps_factory
@@ -197,10 +201,28 @@ class Worker:
         routes = self._routes[first:] + self._routes[:first]
         return Poll(routes, ask.count, self._lease, alive, ask.looks_for_dead, worker, ask.says_idle)
 
+    def version_for(self, granted: Granted) -> int | None:
+        """The version of its workflow by which the run is to be executed here; None where the workflow is not."""
+        found = self._workflows.get((granted.header.workflow_name, version_of(granted.header)))
+        return None if found is None else found[1].version
+
+    def migrate(self, granted: Granted, mismatch: VersionMismatch) -> None:
+        """Take a run of an earlier version to that of its workflow here. Its lease is given back first."""
+        store, run_id = self._store, granted.lease.run_id
+        store.perform(Release(granted.lease, due_in=PUT_OFF))  # where the migration fails, the next one is not at once
+        stored = store.load(run_id)
+        if stored is not None:
+            answer = ask_user(answer_by(self._find(granted)[1].migrates), mismatch, stored)
+            if inspect.isawaitable(answer):
+                answer = asyncio.run(_await(answer))
+            store.replace(run_id, stored, migrate_run(answer, mismatch, stored, codec_of(store)))
+
+    def _find(self, granted: Granted) -> tuple[Callable[..., Any], WorkflowDefinition]:
+        return self._workflows[granted.header.workflow_name, version_of(granted.header)]
+
     def hold(self, granted: Granted) -> HeldRun:
         """The run, ready to be executed."""
-        header = granted.header
-        fn, definition = self._workflows[header.workflow_name, header.metadata.get("version", 1)]
+        fn, definition = self._find(granted)
         deps = _deps_of(fn, self._deps)
         return HeldRun(granted, plan_granted(deps, fn, definition, granted, self._store, self._on_event))
 
@@ -228,6 +250,7 @@ class _Service:
         self._runs = worker.new_runs()
         self._id = uuid.uuid4().hex
         self._turn = 0
+        self._listening: Listening | None = None
         self._is_cut_off = False  # the last poll has failed
         # What other threads and signal handlers have to say, and a latch that they release: an Event's lock may be held by
         # the very thread that a signal handler interrupts.
@@ -248,13 +271,13 @@ class _Service:
     def serve(self) -> None:
         """Work until it is time to leave."""
         self._runs.enter(self._loop)
-        stop_listening = self._store.listen(self._id, self.wake)
+        self._listening = listening = self._store.listen(self._id, self.wake)
         try:
             while self._step():
                 pass
         finally:
             self._runs.close()
-            stop_listening()
+            listening.close()
 
     def wake(self) -> None:
         """Something may be due."""
@@ -285,6 +308,8 @@ class _Service:
     def _drain(self) -> None:
         self._state.drain(self._clock.elapsed())
         self._runs.hand_over()
+        if self._listening is not None:
+            self._listening.drain()
 
     def _step(self) -> bool:
         self._hear()
@@ -329,9 +354,13 @@ class _Service:
     def _begin(self, granted: Granted) -> None:
         lease = granted.lease
         try:
-            match judge(granted, is_draining=self._state.is_draining):
+            match judge(granted, self._worker.version_for(granted), is_draining=self._state.is_draining):
                 case Execute():
                     self._runs.start(self._worker.hold(granted), self._on_end)
+                    return
+                case Migrate(error=mismatch):
+                    migrated = self._runs.submit(lambda: self._worker.migrate(granted, mismatch))
+                    migrated.add_done_callback(lambda future: self._tell(lambda: self._end_migration(granted, future)))
                     return
                 case Bury(error=error):
                     record = _failure(granted, error, self._store)
@@ -348,6 +377,11 @@ class _Service:
             with contextlib.suppress(DurableError):
                 self._store.perform(Release(lease, due_in=1.0))
         self._state.ended(self._clock.elapsed())
+
+    def _end_migration(self, granted: Granted, migrated: Future[object]) -> None:
+        self._state.ended(self._clock.elapsed(), 0.0)
+        if (problem := migrated.exception()) is not None:
+            report(_log, logging.ERROR, "run %r could not be migrated", granted.lease.run_id, problem=problem)
 
     def _on_end(self, run: HeldRun, problem: BaseException | None) -> None:
         self._tell(lambda: self._end(run, problem))
@@ -381,11 +415,15 @@ def _failure(granted: Granted, error: DurableError, store: QueueingStore) -> Rec
     return Record(place, Kind.FAILURE, Kind.FAILURE, render(failure))
 
 
+async def _await(answer: Awaitable[Any]) -> Any:
+    return await answer
+
+
 _Workflows = dict[tuple[str, int], tuple[Callable[..., Any], WorkflowDefinition]]
 
 
 def _collect(workflows: Iterable[Callable[..., Any] | ModuleType]) -> _Workflows:
-    """The workflows by name and version."""
+    """The workflows by name and version, those included from which they migrate."""
     if callable(workflows) or isinstance(workflows, ModuleType):
         raise InvalidArgument(
             "workflows must be a list of workflow functions and modules: Worker(store, deps, [checkout])"
@@ -401,6 +439,9 @@ def _collect(workflows: Iterable[Callable[..., Any] | ModuleType]) -> _Workflows
                 raise InvalidArgument(
                     f"two workflows are called {definition.name!r}, version {definition.version}: give one of them another name"
                 )
+    for fn, definition in list(found.values()):  # what another function has as its own version is not migrated
+        for earlier in definition.migrates or ():
+            found.setdefault((definition.name, earlier), (fn, definition))
     if not found:
         raise InvalidArgument("a worker needs workflows: Worker(store, deps, [checkout, remind])")
     return found
@@ -414,17 +455,15 @@ def _marked_in(module: ModuleType) -> list[Callable[..., Any]]:
     return marked
 
 
-def _routes(
-    workflows: Sequence[tuple[Callable[..., Any], WorkflowDefinition]], queues: Sequence[str] | None
-) -> list[Route]:
+def _routes(workflows: _Workflows, queues: Sequence[str] | None) -> list[Route]:
     if isinstance(queues, str):
         raise InvalidArgument(f"queues must be a list of names, like [{queues!r}]")
     routes = dict[Route, None]()
-    for _, definition in workflows:
+    for (name, version), (_, definition) in workflows.items():
         for queue in [definition.queue] if queues is None else queues:
-            routes[Route(check_name("a queue's name", queue), definition.name, definition.version)] = None
-    for _, definition in workflows if routes else ():  # what durable.run began, for workers to recover
-        routes[Route("", definition.name, definition.version)] = None
+            routes[Route(check_name("a queue's name", queue), name, version)] = None
+    for name, version in workflows if routes else ():  # what durable.run began, for workers to recover
+        routes[Route("", name, version)] = None
     if not routes:
         raise InvalidArgument("queues= has no name in it: leave it out for the queues of the workflows' marks")
     return list(routes)

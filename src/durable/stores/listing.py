@@ -41,6 +41,8 @@ class Stats(NamedTuple):
     `unreadable` are those whose status is an unknown word. `orphaned` are journals whose header SQL has
     deleted, which are no runs: `purge` takes them, and `delete(id)` each.
 
+    `unserved` says, as `queue: workflow@version`, what is due and no worker has that was at work in the last minute.
+
     Runs, records and orphans are those of the store's prefix, `bytes` those of its whole tables. All are exact, but where the
     journals take more than 128 MiB: there `records` `is_estimate` (never 0 where there are some), by the server's statistics,
     and an orphan without a row among the leases, which every run leaves there, is not seen.
@@ -57,6 +59,7 @@ class Stats(NamedTuple):
     orphaned: int = 0
     is_estimate: bool = False
     queued: int = 0
+    unserved: tuple[str, ...] = ()
 
     @property
     def runs(self) -> int:

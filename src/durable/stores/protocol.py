@@ -272,11 +272,23 @@ class LeasedStore(RunStore, SnapshotVerbs, Protocol):
     """A store that `durable.run` takes leases from, and whose snapshots can be seen to."""
 
 
+class Listening(Protocol):
+    """What a worker hears of a store, and the store of it."""
+
+    def drain(self) -> None:
+        """The worker is leaving: what dies with it from now on has not crashed."""
+        ...
+
+    def close(self) -> None:
+        """The worker has left: `wake` is called no more."""
+        ...
+
+
 class QueueingStore(LeasedStore, Protocol):
     """A store in which runs can wait for workers."""
 
-    def listen(self, worker: str, wake: Callable[[], object]) -> Callable[[], object]:
-        """From now on `wake` is called, on any thread, when something is due for an idle worker; what is returned ends it.
+    def listen(self, worker: str, wake: Callable[[], object]) -> Listening:
+        """From now on `wake` is called, on any thread, when something is due for an idle worker.
 
         Not for each such thing: what is not heard of is found by the next poll.
         """

@@ -31,10 +31,10 @@ class Queue:
         self._dedups: dict[tuple[str, str], str] = {}
         self._listeners: dict[str, Callable[[], object]] = {}
 
-    def listen(self, worker: str, wake: Callable[[], object]) -> Callable[[], object]:
+    def listen(self, worker: str, wake: Callable[[], object]) -> _Listening:
         """See `QueueingStore.listen`."""
         self._listeners[worker] = wake
-        return lambda: self._listeners.pop(worker, None)
+        return _Listening(self._listeners, worker)
 
     def wake(self) -> None:
         """Tell the workers that something may be due; without the lock."""
@@ -101,3 +101,18 @@ class Queue:
             due_at=at + timedelta(seconds=seconds),
         )
         return Granted(lease, header, run.journal())
+
+
+class _Listening:
+    """A worker that is told when something may be due."""
+
+    def __init__(self, listeners: dict[str, Callable[[], object]], worker: str) -> None:
+        self._listeners = listeners
+        self._worker = worker
+
+    def drain(self) -> None:
+        """See `Listening`: the store dies with its workers."""
+
+    def close(self) -> None:
+        """See `Listening`."""
+        self._listeners.pop(self._worker, None)

@@ -46,6 +46,13 @@ class Run:
         due_at = None if route is None or claim.amends else at + timedelta(seconds=claim.seconds)
         return replace(self, route=route, priority=before.priority or 5, due_at=due_at)
 
+    def rerouted(self, before: Run, version: Any, at: datetime) -> Run:
+        """The run, in the place of what it was before; of another version it may be gone on with at once."""
+        route, due_at = before.route, before.due_at
+        if route is not None and due_at is not None and version != route.version:
+            route, due_at = Route(route.queue, route.workflow, version), at
+        return replace(self, route=route, priority=before.priority, due_at=due_at)
+
     def owner(self, now: float) -> str | None:
         """By what it is executed, or will be; None where nothing stands in the way of a claim."""
         if self.is_a_workers and self.route is not None:

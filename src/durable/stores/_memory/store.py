@@ -46,7 +46,7 @@ from durable.stores.listing import (
     checked_purge,
     checked_snapshot,
 )
-from durable.stores.protocol import Isolation, Transaction
+from durable.stores.protocol import Isolation, Listening, Transaction
 from durable.stores.requests import (
     AnyRequest,
     Begin,
@@ -229,7 +229,7 @@ class MemoryStore:
     def _find_signal(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
         return self._signals.find(lease.run_id, name, taken)
 
-    def listen(self, worker: str, wake: Callable[[], object]) -> Callable[[], object]:
+    def listen(self, worker: str, wake: Callable[[], object]) -> Listening:
         """See `QueueingStore.listen`."""
         return self._queue.listen(worker, wake)
 
@@ -279,7 +279,7 @@ class MemoryStore:
         self.save(run_id, new)
         saved = self._runs[run_id]
         dated = {seq: self._dated(record, saved.epoch) for seq, record in saved.records.items()}
-        self._runs[run_id] = replace(saved, records=dated, route=run.route, priority=run.priority, due_at=run.due_at)
+        self._runs[run_id] = replace(saved, records=dated).rerouted(run, new.metadata.get("version"), self.clock.now())
         return True
 
     @locked

@@ -19,6 +19,7 @@ from durable.errors import DurableError, StoreUnavailable
 from durable.stores._postgres.connections import Connections
 from durable.stores._postgres.session import Connection
 
+_DRAIN: Final = b"d"
 _CONNECT_WITHIN: Final = 10.0  # seconds
 _END_WITHIN: Final = 1.0  # seconds that the end of a worker waits for its listener
 
@@ -42,6 +43,11 @@ class Listener:
         self._is_over = False
         self._thread = start_daemon("durable-listener", self._turn, self._on_failure, self._ending.close)
 
+    def drain(self) -> None:
+        """The worker is leaving: what dies with it from now on has not crashed."""
+        with contextlib.suppress(OSError):
+            self._end.send(_DRAIN)
+
     def close(self) -> None:
         """Hear nothing more, and take the worker off the list."""
         self._is_over = True
@@ -51,24 +57,29 @@ class Listener:
     def _turn(self) -> bool:
         """Hear what there is to hear; False at the end."""
         if self._connection is None:
+            if self._is_over:
+                return False
             self._connection = connection = self._connections.connect(self._clock.elapsed() + _CONNECT_WITHIN)
             connection.execute(b'LISTEN "durable_%s"' % self._worker.encode(), prepare=False)
             self._failures = 0
             self._wake()  # for what was started meanwhile
-        self._hear(self._connection)
-        if not self._is_over:
-            return True
-        with self._connection as connection:
-            connection.execute(self._sql["leave"], {"worker": self._worker}, prepare=False)
-        return False
-
-    def _hear(self, connection: Connection) -> None:
+        connection = self._connection
         with selectors.DefaultSelector() as selector:
             selector.register(connection.fileno(), selectors.EVENT_READ)
             selector.register(self._ending, selectors.EVENT_READ)
-            selector.select()
+            told = [key.fileobj for key, _ in selector.select()]
+        if self._ending in told and self._ending.recv(1) == _DRAIN:
+            self._tell(connection, "drain")
+        elif self._ending in told:
+            with connection:
+                self._tell(connection, "leave")
+            return False
         for _ in connection.notifies(timeout=0):
             self._wake()
+        return True
+
+    def _tell(self, connection: Connection, statement: str) -> None:
+        connection.execute(self._sql[statement], {"worker": self._worker}, prepare=False)
 
     def _on_failure(self, problem: Exception) -> None:
         broken, self._connection = self._connection, None
@@ -85,16 +96,22 @@ class Listener:
             selector.select(backoff(self._failures))
 
 
+class Deaf:
+    """In the place of a listener for which no thread can be started: polls find what is due."""
+
+    def drain(self) -> None:
+        """See `Listener.drain`."""
+
+    def close(self) -> None:
+        """See `Listener.close`."""
+
+
 def listen(
     connections: Connections, sql: Mapping[str, bytes], clock: Clock, worker: str, wake: Callable[[], object]
-) -> Callable[[], object]:
-    """Begin to listen; what ends it. Where no thread can be started, nothing is heard, and polls find what is due."""
+) -> Listener | Deaf:
+    """See `QueueingStore.listen`."""
     try:
-        return Listener(connections, sql, clock, worker, wake).close
+        return Listener(connections, sql, clock, worker, wake)
     except StoreUnavailable as problem:
         report(_log, logging.WARNING, "a worker hears no notifications, and polls: %s", problem)
-        return _nothing
-
-
-def _nothing() -> None:
-    pass
+        return Deaf()

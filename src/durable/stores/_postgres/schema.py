@@ -45,7 +45,14 @@ _COLUMNS: Final = {
         "priority": "smallint",
         "due_at": "timestamp with time zone",
     },
-    "workers": {"id": "text", "routes": "text[]", "idle": "boolean", "seen_at": "timestamp with time zone"},
+    "workers": {
+        "id": "text",
+        "routes": "text[]",
+        "owner": "text",
+        "idle": "boolean",
+        "leaving": "boolean",
+        "seen_at": "timestamp with time zone",
+    },
 }
 
 _KEYS: Final = (

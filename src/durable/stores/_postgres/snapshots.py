@@ -34,6 +34,7 @@ from durable.stores._postgres.schema import deletion_grant
 from durable.stores._postgres.session import Session
 from durable.stores._postgres.settings import Settings
 from durable.stores._postgres.sql.snapshots import AFTER, BY_LEASE, IDLE, STATUSES, ids_of_journals, is_small, statement
+from durable.stores._postgres.starts import name_route, render_first
 from durable.stores.listing import (
     FORCE_ADVICE,
     NO_MOMENT,
@@ -113,6 +114,8 @@ class Snapshots:
                 if self._read(session, run_id, row) != old:
                     raise ConcurrentExecution(run_id, "somebody who has changed it meanwhile")
                 self._write(session, values)
+                if new.metadata.get("version") != old.metadata.get("version"):
+                    session.execute(self._query("reroute"), {"id": row, "version": new.metadata.get("version")})
                 self._delete(session, [row], "delete_journals")
                 if session.execute(self._query("write_journal"), values).rowcount != len(records):
                     raise dropped_rows("journal")
@@ -233,7 +236,7 @@ class Snapshots:
         """See `PostgresStore.stats`."""
         values = {"prefix": self._prefix}
 
-        def asked(session: Session) -> tuple[Sequence[Any], int, int, int, bool]:
+        def asked(session: Session) -> tuple[Sequence[Any], int, int, int, bool, tuple[str, ...]]:
             def number(name: str, **parts: str) -> Any:
                 (found,) = session.execute(self._query(name, **parts), values).fetchone() or (0,)
                 return found
@@ -245,9 +248,10 @@ class Snapshots:
             elif self._prefix:
                 records = math.ceil(records * number("share"))
             orphaned = number("orphans", of="run.workflow_id", journals=ids_of_journals(journals))
-            return counts, records, size, orphaned, is_estimate
+            unserved = session.execute(self._query("unserved"), {"first": render_first(self._prefix)}).fetchall()
+            return counts, records, size, orphaned, is_estimate, tuple(name_route(route) for (route,) in unserved)
 
-        counts, records, size, orphaned, is_estimate = self._done(asked)
+        counts, records, size, orphaned, is_estimate, unserved = self._done(asked)
         runs = {
             "queued": 0,
             "running": 0,
@@ -259,7 +263,7 @@ class Snapshots:
         }
         for status, held, owner, token, count in counts:
             runs[stands(status, held=held and not self._is_dead(owner, token)) or "unreadable"] += count
-        return Stats(**runs, records=records, bytes=size, orphaned=orphaned, is_estimate=is_estimate)
+        return Stats(**runs, records=records, bytes=size, orphaned=orphaned, is_estimate=is_estimate, unserved=unserved)
 
     def status(self, id: str) -> RunStatus | None:
         """See `PostgresStore.status`."""

@@ -64,6 +64,17 @@ def render_own(prefix: str) -> str:
     return _json.encode([prefix, ""]).decode()[:-1]
 
 
+def render_first(prefix: str) -> str:
+    """How each route begins of a store with this prefix, and of those whose prefix begins with it."""
+    return _json.encode([prefix]).decode()[:-2]
+
+
+def name_route(route: str) -> str:
+    """A route for people."""
+    _, queue, workflow, version = msgspec.json.decode(route)
+    return f"{queue}: {workflow}@{version}"
+
+
 def queue_of(route: str) -> str:
     """The queue of a route that stands in a lease's row."""
     _, queue, _, _ = msgspec.json.decode(route)

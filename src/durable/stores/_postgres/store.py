@@ -29,7 +29,7 @@ from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.names import Names
 from durable.stores._postgres.transaction import PostgresTransaction
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats, checked_prefix
-from durable.stores.protocol import Isolation
+from durable.stores.protocol import Isolation, Listening
 from durable.stores.requests import OnLateReply, Request
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ class PostgresStore:
         """See `RunStore.transaction`. Two round trips around those of the body, one commit."""
         return PostgresTransaction(self._requests.held_here(lease).transactions, lease, name, isolation)
 
-    def listen(self, worker: str, wake: Callable[[], object]) -> Callable[[], object]:
+    def listen(self, worker: str, wake: Callable[[], object]) -> Listening:
         """See `QueueingStore.listen`. By LISTEN, on a connection of its own."""
         return listen(self._held.resources.connections, self._sql, self.clock, worker, wake)
 

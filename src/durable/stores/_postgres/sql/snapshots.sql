@@ -52,6 +52,12 @@ SELECT lease.workflow_id, line.seq, line.key, line.kind, 0, COALESCE(NULLIF(line
               (told->>4)::timestamptz AS at, (told->>5)::bigint AS epoch
          FROM json_array_elements(%(records)s::json) AS told) AS line
 
+-- name: reroute
+-- A run that waits for workers of another version now, which it may go on with at once.
+UPDATE {locks}
+   SET route = regexp_replace(route, ',-?[0-9]+\]$', ',' || %(version)s::text || ']'), due_at = clock_timestamp()
+ WHERE workflow_id = %(id)s AND route IS NOT NULL AND due_at IS NOT NULL
+
 -- name: delete_headers
 -- As the three below: the answer is whether all that was there went. A trigger may keep a row.
 WITH gone AS (DELETE FROM {snapshots} WHERE id = ANY (%(ids)s) RETURNING 1)
@@ -133,6 +139,26 @@ SELECT COALESCE(run.snapshot->'execution'->>'status', 'running'),
         WHERE owner_token IS NOT NULL AND expires_at > clock_timestamp()) AS held ON held.workflow_id = run.id
  WHERE {prefixed}
  GROUP BY 1, 2, 3
+
+-- name: unserved
+-- The routes of which something is due that no worker has: one step of the recursion a route, however many runs each has.
+WITH RECURSIVE known AS (
+    (SELECT route FROM {locks} WHERE due_at < 'infinity' AND route >= %(first)s ORDER BY route LIMIT 1)
+     UNION ALL
+    SELECT (SELECT route FROM {locks} WHERE due_at < 'infinity' AND route > known.route ORDER BY route LIMIT 1)
+      FROM known
+     WHERE starts_with(known.route, %(first)s)
+)
+SELECT route
+  FROM known
+ WHERE starts_with(route, %(first)s)
+   AND EXISTS (
+       SELECT FROM {locks} AS lease
+        WHERE lease.route = known.route AND lease.due_at < 'infinity' AND lease.due_at <= clock_timestamp()
+          AND (lease.owner_token IS NULL OR lease.expires_at <= clock_timestamp()))
+   AND NOT EXISTS (
+       SELECT FROM {workers} AS worker
+        WHERE worker.seen_at > clock_timestamp() - interval '1 minute' AND known.route = ANY (worker.routes))
 
 -- name: sizes
 -- The planner's own estimate of rows, which counts pages that came after the last ANALYZE; and 200 bytes each before any.

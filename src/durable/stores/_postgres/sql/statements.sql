@@ -554,7 +554,9 @@ WITH due AS MATERIALIZED (
                           'began', now(),
                           'crashes', CASE
                               WHEN taken.left_by IS NULL THEN NULL
-                              WHEN pg_postmaster_start_time() > (old.of->>'began')::timestamptz THEN old.of->'crashes'
+                              WHEN pg_postmaster_start_time() > (old.of->>'began')::timestamptz
+                                   OR EXISTS (SELECT FROM {workers} WHERE owner = taken.former AND leaving)
+                              THEN old.of->'crashes'
                               WHEN EXISTS (
                                    SELECT FROM {steps}
                                     WHERE workflow_id = taken.workflow_id AND epoch = taken.epoch - 1) THEN NULL
@@ -608,9 +610,12 @@ SELECT extract(epoch FROM next.due_at - statement_timestamp())::float8,
 WITH silent AS (
     DELETE FROM {workers} WHERE seen_at < clock_timestamp() - interval '1 day'
 )
-INSERT INTO {workers} AS worker (id, routes, idle, seen_at)
-VALUES (%(worker)s, %(routes)s::text[], true, clock_timestamp())
+INSERT INTO {workers} AS worker (id, routes, owner, idle, seen_at)
+VALUES (%(worker)s, %(routes)s::text[], %(owner)s, true, clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET idle = true, seen_at = excluded.seen_at
+
+-- name: drain
+UPDATE {workers} SET idle = false, leaving = true WHERE id = %(worker)s
 
 -- name: leave
 DELETE FROM {workers} WHERE id = %(worker)s

@@ -10,10 +10,12 @@ CREATE UNIQUE INDEX {dedup_index} ON {snapshots} ((snapshot->'dedup'))
  WHERE snapshot->'dedup' IS NOT NULL AND snapshot->'execution'->>'status' IN ('queued', 'running');
 
 -- The workers that are at work, or were a moment ago: one that is idle is woken by the start of what it can execute, and what none
--- of them has is told. A row is a hint: without it a run is found by the next poll.
+-- of them has is told. A row is a hint: without it a run is found by the next poll. The death of one that is `leaving` is no crash.
 CREATE TABLE {workers} (
     id      text PRIMARY KEY,
     routes  text[] NOT NULL,
+    owner   text NOT NULL,
     idle    boolean NOT NULL,
+    leaving boolean NOT NULL DEFAULT false,
     seen_at timestamptz NOT NULL
 ) WITH (fillfactor = 50);
