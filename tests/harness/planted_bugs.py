@@ -32,6 +32,7 @@ from simulation import life, threads, wire
 from simulation import statements as sql
 from simulation.database import POINT
 from simulation.life import acting
+from simulation.rows import appended
 from simulation.scenario import Scenario, generated
 from simulation.simulate import Conditions, Outcome, simulated
 from simulation.statements import STATEMENTS
@@ -98,7 +99,7 @@ def _unfenced(holds: Any) -> Mapping[str, Any]:
         written = False
         if holds(tables.locks.visible(run_id, statement), token, statement.now):
             step = Step(run_id, seq, key, kind, nonce, int(token.partition(":")[0]), record, statement.now)
-            written = yield from sql._appended(tables, statement, step)
+            written = yield from appended(tables, statement, step)
         return Result([], int(written))
 
     def checkpoint_batch(tables: Tables, statement: Any, values: Any) -> Any:

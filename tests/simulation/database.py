@@ -164,7 +164,7 @@ class Change(NamedTuple):
 class Transaction:
     """Begun, and then committed or rolled back."""
 
-    __slots__ = ("began", "database", "id", "idle_limit", "locked", "number", "over", "waits", "written")
+    __slots__ = ("began", "database", "id", "idle_limit", "locked", "notifies", "number", "over", "waits", "written")
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -175,6 +175,7 @@ class Transaction:
         self.number = 0  # of its statements
         self.locked: list[Row[Any]] = []
         self.written: list[tuple[Table[Any], Row[Any]]] = []
+        self.notifies: list[str] = []  # channels on which something is said when it commits
         self.waits: Wait | None = None
         self.over = False
 
@@ -197,6 +198,8 @@ class Transaction:
             if database.audit is not None:
                 database.audit(database.commits, changes)
         self._end()
+        for channel in self.notifies:
+            database.notify(channel)
         return database.commits
 
     def roll_back(self) -> None:
@@ -299,6 +302,11 @@ class Statement:
         self.write(table, row, values)
         return True
 
+    def undecided(self, row: Row[Any]) -> Progress[None]:
+        """Wait, as a unique index does, until nobody else's writing of this row is undecided."""
+        while row.writer is not None and row.writer is not self.transaction:
+            yield from _waited(row, self.transaction, _WRITER)
+
     def upsert(
         self,
         table: Table[V],
@@ -337,7 +345,8 @@ class Database:
 
     `clock` reads the server's clock, in seconds. `keys` names each table's key columns. `audit` is called with each
     commit's number and changes, before anybody else can act. `spares` is asked of who closes a circle of waits: true
-    leaves it waiting, and whoever answers so sees to it that another becomes the victim.
+    leaves it waiting, and whoever answers so sees to it that another becomes the victim. `on_notify` is told the channels of
+    what is committed.
     """
 
     def __init__(
@@ -350,10 +359,16 @@ class Database:
         self.begun = 0
         self.audit: Callable[[int, list[Change]], object] | None = None
         self.spares: Callable[[Transaction], bool] | None = None
+        self.on_notify: Callable[[str], object] | None = None
 
     def begin(self) -> Transaction:
         """A new transaction."""
         return Transaction(self)
+
+    def notify(self, channel: str) -> None:
+        """Say something on a channel."""
+        if self.on_notify is not None:
+            self.on_notify(channel)
 
     def strength(self, table: Table[Any], before: Any, after: Any) -> int:
         """How strong a lock a change from `before` to `after` takes."""

@@ -10,12 +10,11 @@ others may act), and returns a `Result`. The order in which rows are looked at, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from durable.records import MAX_EARLIER, Kind, Status
+from durable.records import Kind, Status
 from simulation.database import (
     KEY_SHARE,
     NO_KEY_UPDATE,
@@ -25,7 +24,9 @@ from simulation.database import (
     Statement,
     Violation,
 )
+from simulation.rows import appended, iso, owned_by, taken_up, visible_steps
 from simulation.tables import Account, Effect, Header, Lease, Result, Signal, Step, Tables, octets_of
+from simulation.worker_statements import WORKER_STATEMENTS
 
 __all__ = ["STATEMENTS", "Verb"]
 
@@ -50,6 +51,8 @@ def _take_leases(tables: Tables, statement: Statement, values: Any) -> Progress[
         held = tables.locks.visible(asked["id"], statement)
         if held is not None and held.expires_at > statement.clock() and held.owner_token != asked["dead"]:
             continue
+        if held is not None and held.due_at is not None:  # it is the workers'
+            continue
         run, has_journal = (
             tables.snapshots.visible(asked["id"], statement),
             _has_journal(tables, statement, asked["id"]),
@@ -62,11 +65,11 @@ def _take_leases(tables: Tables, statement: Statement, values: Any) -> Progress[
         random, owner = asked["random"], asked["owner"]
 
         def free(lease: Lease) -> bool:
-            return lease.expires_at <= statement.clock() or lease.owner_token in dead
+            return (lease.expires_at <= statement.clock() or lease.owner_token in dead) and lease.due_at is None
 
         def over(lease: Lease, random: str = random, owner: str = owner, expires_at: float = expires_at) -> Lease:
             epoch = lease.epoch + 1
-            return Lease(lease.workflow_id, epoch, f"{epoch}:{random}", owner, expires_at)
+            return lease._replace(epoch=epoch, owner_token=f"{epoch}:{random}", owner=owner, expires_at=expires_at)
 
         first = Lease(asked["id"], 1, f"1:{random}", owner, expires_at)
         columns = frozenset({"epoch", "owner_token", "owner", "expires_at"})
@@ -117,10 +120,10 @@ def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
         lease: Lease | None = yield from statement.locked(tables.locks, asked["id"], KEY_SHARE, is_mine)
         if lease is not None:
             mine.append((asked, lease.epoch, str(lease.owner).partition(" ")[0]))
-    moment = _iso(statement.now)
+    moment = iso(statement.now)
     fresh: set[str] = set()
     for asked, epoch, owner in mine:
-        execution = _taken_up({}, epoch, owner, moment)
+        execution = taken_up({}, epoch, owner, moment)
         new = Header(asked["id"], {**asked["header"], "execution": execution}, statement.now)
         if (yield from statement.insert(tables.snapshots, new.id, new)):
             fresh.add(new.id)
@@ -131,7 +134,7 @@ def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
         if asked["input"] is not None and (asked["id"] in fresh or foreign):
             place, kind = (asked["id"], 0), Kind.INPUT.value
             record = Step(*place, kind, kind, 0, epoch, asked["input"], statement.now)
-            written += yield from _appended(tables, statement, record)
+            written += yield from appended(tables, statement, record)
     for asked, epoch, owner in mine:
 
         def may(run: Header, asked: dict[str, Any] = asked) -> bool:
@@ -151,7 +154,7 @@ def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
                     **{word: value for word, value in known.items() if word not in _FOREIGN},
                 }
                 document = {**header, **document, "workflowName": header["workflowName"], "metadata": metadata}
-            execution = _taken_up(run.snapshot.get("execution") or {}, epoch, owner, moment)
+            execution = taken_up(run.snapshot.get("execution") or {}, epoch, owner, moment)
             return Header(run.id, {**document, "execution": execution}, statement.now)
 
         yield from statement.update(tables.snapshots, asked["id"], may, running)
@@ -172,7 +175,8 @@ def _read_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
             rows.append((run_id, None, None, None, None, None, *seen))
         else:
             left = lease.expires_at - statement.clock()
-            rows.append((run_id, lease.epoch, lease.owner_token, lease.owner, left, None, *seen))
+            route = None if lease.due_at is None else lease.route
+            rows.append((run_id, lease.epoch, lease.owner_token, lease.owner, left, route, *seen))
     return Result(rows, len(rows))
 
 
@@ -224,11 +228,11 @@ def _read_journals(tables: Tables, statement: Statement, values: Any) -> Progres
 
 def _checkpoint(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     seq, key, kind, nonce, record, run_id, token = values
-    lease: Lease | None = yield from statement.locked(tables.locks, run_id, KEY_SHARE, _owned_by(token))
+    lease: Lease | None = yield from statement.locked(tables.locks, run_id, KEY_SHARE, owned_by(token))
     if lease is None:
         return Result([], 0)
     step = Step(run_id, seq, key, kind, nonce, lease.epoch, record, statement.now)
-    written = yield from _appended(tables, statement, step)
+    written = yield from appended(tables, statement, step)
     return Result([], int(written))
 
 
@@ -244,7 +248,7 @@ def _checkpoint_batch(tables: Tables, statement: Statement, values: Any) -> Prog
         lease = leases.get(row["id"])
         if lease is not None and lease.owner_token == row["token"]:
             step = _step_of(row, lease.epoch, statement.now)
-            if (yield from _appended(tables, statement, step)):
+            if (yield from appended(tables, statement, step)):
                 continue
         missing.append((row["n"],))
     return Result(missing, len(missing))
@@ -272,7 +276,7 @@ def _transaction_record(tables: Tables, statement: Statement, values: Any) -> Pr
     if statement.transaction.id != txid:
         raise Violation("steps", "23502")
     step = Step(run_id, seq, key, kind, nonce, epoch, record, statement.clock())
-    if not (yield from _appended(tables, statement, step, ignores=False)):
+    if not (yield from appended(tables, statement, step, ignores=False)):
         raise Violation("steps", _NOT_THERE)
     return Result([(1,)], 1)
 
@@ -303,15 +307,16 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
             continue
         if tables.snapshots.visible(run_id, statement) is None:
             continue
-        owned = _owned_by(asked[run_id]["token"])
+        owned = owned_by(asked[run_id]["token"])
         if (yield from statement.locked(tables.locks, run_id, UPDATE, owned)) is not None:
             held.append(run_id)
     leases: list[Lease] = []
     for run_id in held:
-        lease = yield from statement.update(tables.locks, run_id, None, _given_back(statement))
+        status, due_in = asked[run_id]["status"], asked[run_id]["due_in"]
+        lease = yield from statement.update(tables.locks, run_id, None, _given_back(statement, status, due_in))
         if lease is not None:
             leases.append(lease)
-    moment, finished = _iso(statement.now), list[Lease]()
+    moment, finished = iso(statement.now), list[Lease]()
     for lease in leases:
         status = asked[lease.workflow_id]["status"]
         ended: dict[str, Any] = {"status": status, "lastUpdated": moment}
@@ -331,24 +336,24 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
             finished.append(lease)
     for lease in finished:
         row = asked[lease.workflow_id]
-        if not (yield from _appended(tables, statement, _step_of(row, lease.epoch, statement.now), ignores=False)):
+        if not (yield from appended(tables, statement, _step_of(row, lease.epoch, statement.now), ignores=False)):
             raise Violation("steps", _NOT_THERE)
     return Result([(lease.workflow_id,) for lease in finished], len(finished))
 
 
 def _release_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     asked = sorted(zip(*values, strict=True))
-    held: list[tuple[str, str | None]] = []
-    for run_id, token, status, _ in asked:
-        if (yield from statement.locked(tables.locks, run_id, UPDATE, _owned_by(token))) is not None:
-            held.append((run_id, status))
-    for run_id, _ in held:
-        yield from statement.update(tables.locks, run_id, None, _given_back(statement))
+    held: list[tuple[str, str | None, float]] = []
+    for run_id, token, status, due_in in asked:
+        if (yield from statement.locked(tables.locks, run_id, UPDATE, owned_by(token))) is not None:
+            held.append((run_id, status, due_in))
+    for run_id, status, due_in in held:
+        yield from statement.update(tables.locks, run_id, None, _given_back(statement, status, due_in))
     written = 0
-    for run_id, status in held:
+    for run_id, status, _ in held:
         if status is not None:
             error: dict[str, Any] = {}
-            for step in _visible(tables, statement, run_id):
+            for step in visible_steps(tables, statement, run_id):
                 if status == Status.FAILED and step.kind == Kind.FAILURE:
                     error |= _error(step.record)
 
@@ -402,7 +407,7 @@ def _renew(tables: Tables, statement: Statement, values: Any) -> Progress[Result
     asked = sorted(zip(*values, strict=True))
     kept: list[tuple[str, float]] = []
     for run_id, token, seconds in asked:
-        owned = _owned_by(token)
+        owned = owned_by(token)
         lease = yield from statement.locked(tables.locks, run_id, NO_KEY_UPDATE, owned, skips=True)
         if lease is not None:
             kept.append((run_id, seconds))
@@ -410,7 +415,10 @@ def _renew(tables: Tables, statement: Statement, values: Any) -> Progress[Result
     for run_id, seconds in kept:
 
         def longer(lease: Lease, seconds: float = seconds) -> Lease:
-            return lease._replace(expires_at=statement.clock() + seconds)
+            due_at, now = lease.due_at, statement.clock()
+            if due_at is not None and due_at <= now + seconds / 2:
+                due_at = now + seconds
+            return lease._replace(expires_at=now + seconds, due_at=due_at)
 
         lease = yield from statement.update(tables.locks, run_id, None, longer)
         if lease is not None:
@@ -440,8 +448,8 @@ def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress
         if (yield from statement.locked(tables.locks, run_id, UPDATE)) is not None:
             held.append(run_id)  # noqa: PERF401 -- a comprehension cannot yield
     seen = {run_id: tables.snapshots.visible(run_id, statement) for run_id in held}
-    were_running = [run_id for run_id, run in seen.items() if run is not None and _is_running(run)]
-    cancelled_now = {"status": Status.CANCELLED.value, "lastUpdated": _iso(statement.now)}
+    were_running = [run_id for run_id, run in seen.items() if run is not None and _is_under_way(run)]
+    cancelled_now = {"status": Status.CANCELLED.value, "lastUpdated": iso(statement.now)}
     gone = {"completedAt", "currentStepId", "error"}
     done: list[str] = []
     for run_id in held:
@@ -451,12 +459,12 @@ def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress
             execution = kept | cancelled_now
             return Header(run.id, {**run.snapshot, "execution": execution}, statement.now)
 
-        if (yield from statement.update(tables.snapshots, run_id, _is_running, cancelled)) is not None:
+        if (yield from statement.update(tables.snapshots, run_id, _is_under_way, cancelled)) is not None:
             done.append(run_id)
     for run_id in done:
 
         def away(lease: Lease) -> Lease:
-            return Lease(lease.workflow_id, lease.epoch, None, "cancelled", statement.clock())
+            return lease._replace(owner_token=None, owner="cancelled", expires_at=statement.clock(), due_at=None)
 
         yield from statement.update(tables.locks, run_id, None, away)
     rows = [(run_id, run_id in done) for run_id in held if run_id in done or run_id in were_running]
@@ -513,6 +521,7 @@ STATEMENTS: Final[dict[str, Verb]] = {
     "cancel_batch": _cancel_batch,
     "signal_batch": _signal_batch,
     "receive_batch": _receive_batch,
+    **WORKER_STATEMENTS,
     # of whole snapshots
     "load": _load,
     "why_nothing": _why_nothing,
@@ -522,38 +531,8 @@ STATEMENTS: Final[dict[str, Verb]] = {
 }
 
 
-def _appended(tables: Tables, statement: Statement, step: Step, *, ignores: bool = True) -> Progress[bool]:
-    key = step.workflow_id, step.seq
-    if tables.drops[0]:  # by a trigger, say: the statement succeeds, and the row is not there
-        tables.drops[0] -= 1
-        tables.dropped[*key, step.nonce] += 1
-        return False
-    inserted: bool = yield from statement.insert(tables.steps, key, step, ignores=ignores)
-    if inserted:
-        tables.seqs.setdefault(step.workflow_id, set()).add(step.seq)
-    return inserted
-
-
 def _step_of(row: dict[str, Any], epoch: int, at: float) -> Step:
     return Step(row["id"], row["seq"], row["key"], row["kind"], row["nonce"], epoch, row["record"], at)
-
-
-def _visible(tables: Tables, statement: Statement, run_id: str) -> list[Step]:
-    steps = (tables.steps.visible((run_id, seq), statement) for seq in sorted(tables.seqs.get(run_id, ())))
-    return list(filter(None, steps))
-
-
-def _taken_up(execution: dict[str, Any], epoch: int, owner: str, moment: str) -> dict[str, Any]:
-    """The execution of a header, once its run is claimed."""
-    taken: dict[str, Any] = {"status": Status.RUNNING.value, "lastUpdated": moment}
-    taken |= {"startedAt": execution.get("startedAt") or moment, "epoch": epoch, "owner": owner, "began": moment}
-    earlier: list[Any] = execution.get("earlier") or []
-    if (execution.get("epoch"), execution.get("owner")) == (epoch, owner):
-        taken["began"] = execution["began"]
-    elif "epoch" in execution:
-        last = {name: execution.get(name, "") for name in ("epoch", "owner", "began")}
-        earlier = [*earlier, last][-MAX_EARLIER:]
-    return {**taken, "earlier": earlier} if earlier else taken
 
 
 def _error(record: str) -> dict[str, Any]:
@@ -573,30 +552,23 @@ def _records(text: str) -> list[dict[str, Any]]:
     ]
 
 
-def _owned_by(token: str) -> Callable[[Lease], bool]:
-    def owned(lease: Lease) -> bool:
-        return lease.owner_token == token
+def _given_back(statement: Statement, status: str | None, due_in: float) -> Callable[[Lease], Lease]:
+    goes_on = status in (None, Status.QUEUED, Status.RUNNING)
 
-    return owned
-
-
-def _given_back(statement: Statement) -> Callable[[Lease], Lease]:
     def given_back(lease: Lease) -> Lease:
-        return Lease(lease.workflow_id, lease.epoch, None, None, statement.clock())
+        now = statement.clock()
+        due_at = now + due_in if goes_on and lease.route is not None else None
+        return lease._replace(owner_token=None, owner=None, expires_at=now, due_at=due_at)
 
     return given_back
 
 
-def _is_running(run: Header) -> bool:
-    return bool(run.status == Status.RUNNING)
+def _is_under_way(run: Header) -> bool:
+    return run.status in (Status.QUEUED, Status.RUNNING)
 
 
 def _by_id(row: Mapping[str, Any]) -> Any:
     return row["id"]
-
-
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 def standing(tables: Tables) -> Iterable[tuple[str, Lease | None, Header | None, list[Step]]]:

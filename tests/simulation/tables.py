@@ -1,7 +1,8 @@
-"""The tables that the model has: the store's four, and two of a user whose steps work in transactions."""
+"""The tables that the model has: the store's five, and two of a user whose steps work in transactions."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ __all__ = [
     "Signal",
     "Step",
     "Tables",
+    "Worker",
     "new_database",
 ]
 
@@ -33,6 +35,9 @@ class Lease(NamedTuple):
     owner_token: str | None
     owner: str | None
     expires_at: float
+    route: str | None = None
+    priority: int | None = None
+    due_at: float | None = None
 
 
 class Header(NamedTuple):
@@ -72,6 +77,15 @@ class Signal(NamedTuple):
     nonce: int
 
 
+class Worker(NamedTuple):
+    """A row of `durable_workers`; one that was deleted has no routes, and was never seen."""
+
+    id: str
+    routes: tuple[str, ...] = ()
+    idle: bool = False
+    seen_at: float = -math.inf
+
+
 class Account(NamedTuple):
     """A row of the user's `accounts`."""
 
@@ -96,6 +110,7 @@ class Tables:
     snapshots: Table[Header] = field(default_factory=lambda: Table("snapshots"))
     steps: Table[Step] = field(default_factory=lambda: Table("steps"))
     signals: Table[Signal] = field(default_factory=lambda: Table("signals"))
+    workers: Table[Worker] = field(default_factory=lambda: Table("workers"))
     accounts: Table[Account] = field(default_factory=lambda: Table("accounts"))
     effects: Table[Effect] = field(default_factory=lambda: Table("effects"))
     seqs: dict[str, set[int]] = field(default_factory=dict[str, set[int]])  # an index: of each run, seqs ever inserted
@@ -106,10 +121,11 @@ class Tables:
     weights: list[int] = field(default_factory=lambda: [1])  # bytes that one of a record stands for, where it is read
     pages: list[int] = field(default_factory=lambda: [0])  # so many followed upon the first of a journal
     dropped: Counter[tuple[str, int, int]] = field(default_factory=Counter[tuple[str, int, int]])  # run, seq, nonce
+    started: list[float] = field(default_factory=lambda: [-math.inf])  # when the server was, by its clock
 
     def all(self) -> tuple[Table[Any], ...]:
         """The tables, in the order in which everybody locks."""
-        return self.locks, self.snapshots, self.steps, self.signals, self.accounts, self.effects
+        return self.locks, self.snapshots, self.steps, self.signals, self.workers, self.accounts, self.effects
 
 
 ACCOUNTS: Final = ("a", "b")
@@ -120,6 +136,7 @@ KEY_COLUMNS: Final[Mapping[str, frozenset[str]]] = {
     "snapshots": frozenset({"id"}),
     "steps": frozenset({"workflow_id", "seq"}),
     "signals": frozenset({"number", "workflow_id", "nonce"}),
+    "workers": frozenset({"id"}),
     "accounts": frozenset({"name"}),
     "effects": frozenset({"execution"}),
 }

@@ -1,0 +1,59 @@
+"""What several statements of the model do to rows: append to a journal, take up a run, name a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from durable.records import MAX_EARLIER, Status
+from simulation.database import Progress, Statement
+from simulation.tables import Lease, Step, Tables
+
+__all__ = ["appended", "iso", "owned_by", "taken_up", "visible_steps"]
+
+
+def appended(tables: Tables, statement: Statement, step: Step, *, ignores: bool = True) -> Progress[bool]:
+    """`INSERT INTO steps`: whether the record is there now, and was not before."""
+    key = step.workflow_id, step.seq
+    if tables.drops[0]:  # by a trigger, say: the statement succeeds, and the row is not there
+        tables.drops[0] -= 1
+        tables.dropped[*key, step.nonce] += 1
+        return False
+    inserted: bool = yield from statement.insert(tables.steps, key, step, ignores=ignores)
+    if inserted:
+        tables.seqs.setdefault(step.workflow_id, set()).add(step.seq)
+    return inserted
+
+
+def visible_steps(tables: Tables, statement: Statement, run_id: str) -> list[Step]:
+    """The journal of a run, as a statement sees it."""
+    steps = (tables.steps.visible((run_id, seq), statement) for seq in sorted(tables.seqs.get(run_id, ())))
+    return list(filter(None, steps))
+
+
+def taken_up(execution: dict[str, Any], epoch: int, owner: str, moment: str) -> dict[str, Any]:
+    """The execution of a header, once its run is claimed."""
+    taken: dict[str, Any] = {"status": Status.RUNNING.value, "lastUpdated": moment}
+    taken |= {"startedAt": execution.get("startedAt") or moment, "epoch": epoch, "owner": owner, "began": moment}
+    earlier: list[Any] = execution.get("earlier") or []
+    if (execution.get("epoch"), execution.get("owner")) == (epoch, owner):
+        taken["began"] = execution["began"]
+    elif "epoch" in execution:
+        last = {name: execution.get(name, "") for name in ("epoch", "owner", "began")}
+        earlier = [*earlier, last][-MAX_EARLIER:]
+    return {**taken, "earlier": earlier} if earlier else taken
+
+
+def owned_by(token: str) -> Callable[[Lease], bool]:
+    """Whether a lease has this token."""
+
+    def owned(lease: Lease) -> bool:
+        return lease.owner_token == token
+
+    return owned
+
+
+def iso(seconds: float) -> str:
+    """A moment as a header has it."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat()

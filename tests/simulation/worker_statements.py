@@ -1,0 +1,349 @@
+"""The statements of starts and of workers on the model; see `statements`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from durable._engine.starts import MAX_PRIORITY
+from durable.records import Kind, Status
+from simulation.database import POINT, UPDATE, Progress, Statement, Violation
+from simulation.rows import appended, iso, taken_up, visible_steps
+from simulation.tables import Header, Lease, Result, Step, Tables, Worker, octets_of
+
+__all__ = ["WORKER_STATEMENTS"]
+
+_UNDER_WAY: Final = (Status.QUEUED, Status.RUNNING)
+_SILENT: Final = 86400.0  # seconds after which a worker's row goes
+_SEEN_WITHIN: Final = 60.0  # … in which a worker counts
+_SEEN_EVERY: Final = 10.0  # … after which its poll says that it was seen
+_MAX_HELD: Final = 1000  # leases that are looked at for dead owners
+
+_decode: Final = msgspec.json.Decoder().decode
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def _enqueue(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    asked = _distinct(_decode(values["runs"]))
+    new: list[dict[str, Any]] = []
+    yield POINT
+    for row in sorted(asked, key=lambda row: row["id"]):
+        if tables.snapshots.visible(row["id"], statement) is not None or visible_steps(tables, statement, row["id"]):
+            continue
+        if _holder_of(tables, statement, row["header"].get("dedup")) is not None:
+            continue
+        now = statement.clock()
+        due_at = now + row["delay"] if row["at"] is None else datetime.fromisoformat(row["at"]).timestamp()
+        lease = Lease(row["id"], 0, None, None, now, row["route"], row["priority"], due_at)
+        if (yield from statement.insert(tables.locks, lease.workflow_id, lease)):
+            new.append(row)
+    queued = {"status": Status.QUEUED.value, "lastUpdated": iso(statement.now)}
+    headed: list[dict[str, Any]] = []
+    for row in new:
+        header = Header(row["id"], {**row["header"], "execution": queued}, statement.now)
+        yield from _refused_by_dedup(tables, statement, header)
+        if (yield from statement.insert(tables.snapshots, header.id, header)):
+            headed.append(row)
+    for row in headed:
+        if row["input"] is not None:
+            kind = Kind.INPUT.value
+            yield from appended(
+                tables, statement, Step(row["id"], 0, kind, kind, row["nonce"], 0, row["input"], statement.now)
+            )
+    return Result([(row["n"],) for row in headed], len(headed))
+
+
+def _distinct(asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first of each id, and of these the first of each `dedup`."""
+    by_id: dict[str, dict[str, Any]] = {}
+    for row in sorted(asked, key=lambda row: row["n"]):
+        by_id.setdefault(row["id"], row)
+    by_dedup: dict[str, dict[str, Any]] = {}
+    for row in by_id.values():
+        dedup = row["header"].get("dedup")
+        by_dedup.setdefault(row["id"] if dedup is None else _encode(dedup).decode(), row)
+    return list(by_dedup.values())
+
+
+def _holder_of(tables: Tables, statement: Statement, dedup: Any) -> Header | None:
+    """The run of this `dedup` that has not ended, as the statement sees it."""
+    if dedup is None:
+        return None
+    seen = (tables.snapshots.visible(run_id, statement) for run_id in list(tables.snapshots.rows))
+    return next((run for run in seen if run is not None and _has(run, dedup)), None)
+
+
+def _refused_by_dedup(tables: Tables, statement: Statement, header: Header) -> Progress[None]:
+    """What the unique index says: two that come at once wait for one another, and one is refused."""
+    dedup = header.snapshot.get("dedup")
+    for row in [] if dedup is None else list(tables.snapshots.rows.values()):
+        newest = row.pending[-1][1] if row.pending else row.committed()
+        if row.key != header.id and newest is not None and _has(newest, dedup):
+            yield from statement.undecided(row)
+            committed = row.newest(statement.transaction)
+            if committed is not None and _has(committed, dedup):
+                raise Violation("snapshots")
+
+
+def _has(run: Header, dedup: Any) -> bool:
+    return run.snapshot.get("dedup") == dedup and run.status in _UNDER_WAY
+
+
+def _read_started(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    rows: list[tuple[Any, ...]] = []
+    for asked in _decode(values["runs"]):
+        run = tables.snapshots.visible(asked["id"], statement)
+        if run is None:
+            run = _holder_of(tables, statement, asked["header"].get("dedup"))
+        if run is not None:
+            first = tables.steps.visible((run.id, 0), statement)
+            is_mine = first is not None and (first.nonce, first.kind) == (asked["nonce"], Kind.INPUT)
+            input_hash = (run.snapshot.get("metadata") or {}).get("inputHash")
+            rows.append((asked["n"], run.id, run.snapshot.get("workflowName"), input_hash, run.status, is_mine))
+    return Result(rows, len(rows))
+
+
+class _Taken(NamedTuple):
+    """What a poll has taken: the lease as it was, as it is, and its place."""
+
+    before: Lease
+    lease: Lease
+    n: int
+
+
+def _poll(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    began = statement.clock()
+    next_in = min((lease.due_at - began for lease in _on(tables, statement, values, began)), default=None)  # type: ignore[operator]
+
+    def is_due(lease: Lease) -> bool:
+        return (
+            lease.due_at is not None
+            and lease.due_at <= began
+            and (lease.owner_token is None or lease.expires_at <= began)
+        )
+
+    due: list[Lease] = []
+    for route, priority in _ways(values["routes"]):
+        for key in _in_order(tables, statement, route, priority):
+            if len(due) == values["count"]:
+                break
+
+            def holds(lease: Lease, way: tuple[str, int] = (route, priority)) -> bool:
+                return (lease.route, lease.priority) == way and is_due(lease)
+
+            lease = yield from statement.locked(tables.locks, key, UPDATE, holds, skips=True)
+            if lease is not None:
+                due.append(lease)
+    taken: list[_Taken] = []
+    for n, before in enumerate(due, 1):
+
+        def granted(lease: Lease, n: int = n) -> Lease:
+            epoch, ends_at = lease.epoch + 1, statement.clock() + values["seconds"]
+            token = f"{epoch}:{values['random']}.{n}"
+            return lease._replace(
+                epoch=epoch, owner_token=token, owner=values["owner"], expires_at=ends_at, due_at=ends_at
+            )
+
+        after = yield from statement.update(tables.locks, before.workflow_id, None, granted)
+        if after is not None:
+            taken.append(_Taken(before, after, n))
+    rows: list[tuple[Any, ...]] = []
+    octets = 0
+    for one in taken:
+        run: Header | None = yield from statement.update(
+            tables.snapshots, one.lease.workflow_id, None, _running(tables, statement, one)
+        )
+        first = tables.steps.visible((one.lease.workflow_id, 0), statement) if one.lease.epoch == 1 else None
+        input_row = (None, None, None) if first is None else (first.record, first.created_at, first.epoch)
+        octets += 0 if first is None else octets_of(first.record) * tables.weights[0]
+        lease, document = one.lease, None if run is None else _encode(run.snapshot).decode()
+        rows.append(
+            (
+                lease.workflow_id, lease.epoch, lease.owner_token, one.n, one.before.owner_token, one.before.owner,
+                document, *input_row,
+            )
+        )  # fmt: skip
+    yield from _seen(tables, statement, values["worker"], is_busy=bool(due))
+    others = (tables.workers.visible(key, statement) for key in list(tables.workers.rows))
+    workers = sum(other is not None and other.seen_at > began - _SEEN_WITHIN for other in others)
+    answer = [(next_in, workers, *row) for row in rows or [(None,) * 10]]
+    return Result(answer, len(answer), octets)
+
+
+def _running(tables: Tables, statement: Statement, taken: _Taken) -> Callable[[Header], Header]:
+    """The header of a run that was taken, with how many workers in a row have died under it."""
+    epoch, owner = taken.lease.epoch, str(taken.lease.owner).partition(" ")[0]
+
+    def running(run: Header) -> Header:
+        before = run.snapshot.get("execution") or {}
+        crashes = before.get("crashes")
+        if taken.before.owner_token is None:
+            crashes = None
+        elif tables.started[0] > datetime.fromisoformat(before["began"]).timestamp():
+            pass
+        elif any(step.epoch == epoch - 1 for step in visible_steps(tables, statement, run.id)):
+            crashes = None
+        else:
+            crashes = (crashes or 0) + 1
+        execution = taken_up(before, epoch, owner, iso(statement.now))
+        if crashes is not None:
+            execution["crashes"] = crashes
+        return Header(run.id, {**run.snapshot, "execution": execution}, statement.now)
+
+    return running
+
+
+def _seen(tables: Tables, statement: Statement, worker: str, *, is_busy: bool) -> Progress[None]:
+    began = statement.clock()
+
+    def is_old(row: Worker) -> bool:
+        return bool(row.routes) and (row.seen_at < began - _SEEN_EVERY or (row.idle and is_busy))
+
+    def seen(row: Worker) -> Worker:
+        return row._replace(idle=row.idle and not is_busy, seen_at=statement.clock())
+
+    yield from statement.update(tables.workers, worker, is_old, seen)
+
+
+def _say_idle(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    now = statement.clock()
+    for key in list(tables.workers.rows):
+
+        def is_silent(row: Worker) -> bool:
+            return bool(row.routes) and row.seen_at < now - _SILENT
+
+        yield from statement.update(tables.workers, key, is_silent, lambda row: Worker(row.id))
+    new = Worker(values["worker"], tuple(values["routes"]), True, now)
+
+    def idle(row: Worker) -> Worker:
+        return new if not row.routes else row._replace(idle=True, seen_at=now)
+
+    columns = frozenset({"idle", "seen_at"})
+    yield from statement.upsert(tables.workers, new.id, new, columns, lambda _: True, idle)
+    return Result([], 1)
+
+
+def _leave(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    gone = yield from statement.update(
+        tables.workers, values["worker"], lambda row: bool(row.routes), lambda row: Worker(row.id)
+    )
+    return Result([], int(gone is not None))
+
+
+def _wake(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    since, routes = statement.clock() - _SEEN_WITHIN, set(values["routes"])
+
+    def is_idle(row: Worker) -> bool:
+        return row.idle and row.seen_at > since and not routes.isdisjoint(row.routes)
+
+    seen = (tables.workers.visible(key, statement) for key in list(tables.workers.rows))
+    idle = sorted((row for row in seen if row is not None and is_idle(row)), key=lambda row: -row.seen_at)
+    locked: list[str] = []
+    for row in idle:
+        if len(locked) == values["count"]:
+            break
+        if (yield from statement.locked(tables.workers, row.id, UPDATE, is_idle, skips=True)) is not None:
+            locked.append(row.id)
+    for worker in locked:
+        yield from statement.update(tables.workers, worker, None, lambda row: row._replace(idle=False))
+        statement.transaction.notifies.append(worker)
+    return Result([("",) for _ in locked], len(locked))
+
+
+def _recall(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    began, mine = statement.clock(), f"{values['random']}."
+
+    def is_mine(lease: Lease) -> bool:
+        return (
+            lease.due_at is not None
+            and lease.due_at > began
+            and lease.owner_token is not None
+            and lease.owner_token.partition(":")[2].startswith(mine)
+        )
+
+    def back(lease: Lease) -> Lease:
+        now = statement.clock()
+        return lease._replace(owner_token=None, owner=None, expires_at=now, due_at=now)
+
+    locked: list[str] = []
+    for lease in list(_on(tables, statement, values, began)):
+        if (yield from statement.locked(tables.locks, lease.workflow_id, UPDATE, is_mine)) is not None:
+            locked.append(lease.workflow_id)
+    for run_id in locked:
+        yield from statement.update(tables.locks, run_id, None, back)
+    return Result([], len(locked))
+
+
+def _held_near(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    began = statement.clock()
+    rows = [
+        (lease.workflow_id, lease.owner_token, lease.owner)
+        for lease in _on(tables, statement, values, began)
+        if (lease.due_at or math.inf) <= began + values["seconds"]
+        and lease.owner is not None
+        and lease.owner.startswith(values["host"])
+        and lease.owner != values["owner"]
+    ]
+    return Result(rows[:_MAX_HELD], len(rows[:_MAX_HELD]))
+
+
+def _expire(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    tokens = set(values["dead"])
+
+    def over(lease: Lease) -> Lease:
+        now = statement.clock()
+        return lease._replace(expires_at=now, due_at=now)
+
+    ended = 0
+    for run_id in values["dead_ids"]:
+        ended += (
+            yield from statement.update(tables.locks, run_id, lambda lease: lease.owner_token in tokens, over)
+        ) is not None
+    return Result([], ended)
+
+
+def _ways(routes: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """The parts of the index that a worker looks at: the most urgent first, of each class the routes in their order."""
+    for priority in range(MAX_PRIORITY + 1):
+        for route in routes:
+            yield route, priority
+
+
+def _in_order(tables: Tables, statement: Statement, route: str, priority: int) -> list[str]:
+    """The runs of one part of the index, as the statement sees them."""
+    seen = (tables.locks.visible(key, statement) for key in list(tables.locks.rows))
+    there = [lease for lease in seen if lease is not None and (lease.route, lease.priority) == (route, priority)]
+    return [lease.workflow_id for lease in sorted(there, key=lambda lease: lease.due_at or math.inf)]
+
+
+def _on(tables: Tables, statement: Statement, values: Any, after: float) -> Iterator[Lease]:
+    """The leases of these routes that are due later."""
+    for route, priority in _ways(values["routes"]):
+        for key in _in_order(tables, statement, route, priority):
+            lease = tables.locks.visible(key, statement)
+            if lease is not None and lease.due_at is not None and lease.due_at > after:
+                yield lease
+
+
+WORKER_STATEMENTS: Final[dict[str, Callable[[Tables, Statement, Any], Progress[Result]]]] = {
+    "enqueue": _enqueue,
+    "read_started": _read_started,
+    "poll": _poll,
+    "say_idle": _say_idle,
+    "wake": _wake,
+    "leave": _leave,
+    "recall": _recall,
+    "held_near": _held_near,
+    "expire": _expire,
+}
