@@ -12,7 +12,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType, ModuleType
-from typing import Any, Final, Self, assert_never, cast
+from typing import Any, Final, Self, assert_never
 
 from durable._common.boundary import calls_out, public_verbs
 from durable._common.checks import check_count, check_name
@@ -180,6 +180,10 @@ class Worker:
         if service.error is not None and not is_failing:
             raise service.error
 
+    def set_grace(self, seconds: float) -> None:
+        """As `grace=`, from a command line."""
+        self._grace = check_duration("grace", seconds, zero=True)
+
     # -- what a service asks ----------------------------------------------------------------------------------------
 
     def new_runs(self) -> HeldRuns:
@@ -201,10 +205,8 @@ class Worker:
         """The run, ready to be executed."""
         header = granted.header
         fn, definition = self._workflows[header.workflow_name, header.metadata.get("version", 1)]
-        deps = self._deps
-        if isinstance(deps, Mapping):
-            by_workflow = cast("Mapping[Any, Any]", deps)
-            deps = by_workflow.get(fn) if any(map(callable, by_workflow)) else deps
+        by_workflow: Mapping[Any, Any] = self._deps if isinstance(self._deps, Mapping) else {}
+        deps = by_workflow.get(fn) if any(map(callable, by_workflow)) else self._deps
         return HeldRun(granted, plan_granted(deps, fn, definition, granted, self._store, self._on_event))
 
     def report_failure(self, run_id: str, problem: BaseException) -> None:
@@ -265,12 +267,14 @@ class _Service:
 
     def drain(self) -> None:
         """Take no new runs, and leave."""
+        now = self._clock.elapsed()
         self._runs.hand_over()
-        self._tell(self._drain)
+        self._tell(lambda: self._drain(now))
 
     def hurry(self) -> None:
         """Leave at once."""
-        self._tell(lambda: self._state.hurry(self._clock.elapsed()))
+        now = self._clock.elapsed()
+        self._tell(lambda: self._state.hurry(now))
 
     def _serve_alone(self) -> None:
         self.serve()
@@ -285,8 +289,8 @@ class _Service:
         with contextlib.suppress(RuntimeError):  # released already
             self._latch.release()
 
-    def _drain(self) -> None:
-        self._state.drain(self._clock.elapsed())
+    def _drain(self, now: float) -> None:
+        self._state.drain(now)
         self._runs.hand_over()
 
     def _step(self) -> bool:
