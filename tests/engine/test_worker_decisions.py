@@ -14,6 +14,7 @@ from durable._engine.workers import (
     MAX_CRASHES,
     MAX_INTERVAL,
     MIN_INTERVAL,
+    SAME_REQUEST,
     Ask,
     Bury,
     Execute,
@@ -199,6 +200,13 @@ def test_a_second_request_ends_the_grace() -> None:
     assert state.decide(2.0) == ReturnRuns()
     state.ended(2.5)
     assert state.decide(2.5) == Leave()
+
+
+def test_a_request_that_comes_by_two_ways_at_once_is_one() -> None:
+    state = held(1)
+    state.drain(1.0)
+    state.hurry(1.0 + SAME_REQUEST / 2)
+    assert state.decide(2.0) == Rest(19.0)
 
 
 def granted(crashes: int = 0, problem: Any = None) -> Granted:

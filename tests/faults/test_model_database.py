@@ -156,7 +156,7 @@ def test_a_renewal_passes_checkpoints_and_skips_who_changes_the_token() -> None:
     two.run("lock_leases", (["r"],))
     assert one.run("renew", asked).result.rows == [("1:x.1", False)]
     two.commit()
-    two.run("release_batch", (["r"], ["1:x.1"], [None]))
+    two.run("release_batch", (["r"], ["1:x.1"], [None], [0.0]))
     assert one.run("renew", asked).result.rows == []
 
 
@@ -257,7 +257,7 @@ def test_finish_cancel_and_release_change_what_they_say() -> None:
     claimed(one, random="y.1")
     token = world.tables.locks.committed("r").owner_token  # type: ignore[union-attr]
     assert token == "2:y.1"
-    one.run("release_batch", (["r"], ["1:x.1"], ["failed"]))
+    one.run("release_batch", (["r"], ["1:x.1"], ["failed"], [0.0]))
     assert world.tables.snapshots.committed("r").status == "running"  # type: ignore[union-attr]
     assert (
         one.run(

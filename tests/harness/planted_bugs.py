@@ -119,9 +119,11 @@ def _by_time(lease: Any, token: str, now: float) -> bool:
 
 
 def _release_any(tables: Tables, statement: Any, values: Any) -> Any:
-    ids, _, statuses = values
+    ids, _, statuses, pauses = values
     tokens = [lease and lease.owner_token for lease in (tables.locks.visible(run_id, statement) for run_id in ids)]
-    return (yield from STATEMENTS["release_batch"](tables, statement, (ids, [t or "" for t in tokens], statuses)))
+    return (
+        yield from STATEMENTS["release_batch"](tables, statement, (ids, [t or "" for t in tokens], statuses, pauses))
+    )
 
 
 # -- time -----------------------------------------------------------------------------------------------------------

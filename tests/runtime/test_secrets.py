@@ -18,12 +18,25 @@ from psycopg_pool import ConnectionPool
 import durable
 from durable._engine.decisions import Granted
 from durable._engine.leases import Lease
+from durable._engine.starts import NewRun, Route
 from durable.clocks import SystemClock
 from durable.records import Kind, Record, Status
 from durable.stores import PostgresStore, memory, postgres
 from durable.stores._adapters.kinds import as_run_store
 from durable.stores.protocol import AsyncRunStore, RolledBack, RunStore, SnapshotStore
-from durable.stores.requests import AnyRequest, Begin, Cancel, Checkpoint, Finish, Receive, Release, Request, Signal
+from durable.stores.requests import (
+    AnyRequest,
+    Begin,
+    Cancel,
+    Checkpoint,
+    Enqueue,
+    Finish,
+    Poll,
+    Receive,
+    Release,
+    Request,
+    Signal,
+)
 from durable.testing._suites.run_stores import a_claim, alive
 from durable.testing._suites.snapshot_stores import a_document
 from harness.programs import run_program
@@ -35,6 +48,7 @@ PAYLOAD = "pl4nted-p4yload"
 DOCUMENT = a_document(one=PAYLOAD) | {"input": PAYLOAD, "result": {"deep": [PAYLOAD]}}
 SNAPSHOT = durable.Snapshot.from_document(DOCUMENT)
 RECORD = Record(7, "key", Kind.STEP, f'{{"name":"key","ok":true,"value":"{PAYLOAD}"}}')
+NEW = NewRun(run_id="new", route=Route("queue", "w", 1), input=f'"{PAYLOAD}"'.encode(), input_hash="h", dedup=PAYLOAD)
 
 # Every verb of both protocols, with payloads wherever one goes in. (`lease` is one that is held, if it can be had.)
 VERBS: dict[str, Callable[[Any, Lease], Any]] = {
@@ -59,8 +73,13 @@ VERBS: dict[str, Callable[[Any, Lease], Any]] = {
     "signal": lambda store, _: asked(store, Signal("run", "name", f'"{PAYLOAD}"')),
     "receive": lambda store, lease: asked(store, Receive(lease, "name", [])),
     "replace": lambda store, _: store.replace("run", SNAPSHOT, SNAPSHOT),
+    "enqueue": lambda store, _: asked(store, Enqueue([NEW])),
+    "poll": lambda store, _: asked(store, Poll([NEW.route], 1, 2.0, lambda _: True)),
 }
-BLOCKING: dict[str, Callable[..., Any]] = VERBS | {"transaction": lambda store, lease: transacted(store, lease)}
+BLOCKING: dict[str, Callable[..., Any]] = VERBS | {
+    "transaction": lambda store, lease: transacted(store, lease),
+    "listen": lambda store, _: store.listen("worker", bool).close(),
+}
 
 
 def asked(store: Any, request: Request[Any]) -> Any:

@@ -286,7 +286,7 @@ def test_locks_taken_in_every_order_never_meet(database: Database) -> None:  # n
                 mine = [leases[run_id] for run_id in chosen if f":{instance}." in leases[run_id].token]
             seq += 1
             jobs = [checkpoint_job(lease, Record(seq, f"key-{seq}", Kind.STEP, "{}")) for lease in mine[::2]]
-            jobs += [store._requests._releasing(lease) for lease in mine[1::2]]
+            jobs += [store._requests._releasing(Release(lease)) for lease in mine[1::2]]
             jobs += [store._requests._claiming(claim(run_id), None) for run_id in chosen]
             for outcome in await asyncio.gather(*map(writer.submit, jobs), return_exceptions=True):
                 if isinstance(outcome, Found) and outcome.lease is not None:

@@ -26,7 +26,18 @@ from durable.records import Kind, Record, Status
 from durable.stores import PostgresStore, postgres
 from durable.stores._postgres import jobs as made
 from durable.stores._postgres.job import Job
-from durable.stores._postgres.jobs import CANCEL, CHECKPOINT, CLAIM, FINISH, RELEASE, SIGNAL, checkpoint_job, finish_job
+from durable.stores._postgres.jobs import (
+    CANCEL,
+    CHECKPOINT,
+    CLAIM,
+    ENQUEUE,
+    FINISH,
+    POLL,
+    RELEASE,
+    SIGNAL,
+    checkpoint_job,
+    finish_job,
+)
 from durable.stores._postgres.sqlstates import classify
 from durable.stores._postgres.verbs import PostgresVerb
 from durable.stores.requests import Begin, Cancel, Checkpoint, Finish, Release
@@ -76,7 +87,14 @@ def test_what_is_asked_from_outside_fails_at_once() -> None:
     """And a release, whose lease ends by itself. What a running workflow writes is tried again."""
     verbs = [verb for verb in vars(made).values() if isinstance(verb, PostgresVerb)]
     jobs = [Job(verb, "run", 1, 0.0) for verb in verbs]
-    assert {job.verb for job in batches.recover(jobs, Verdict.UNREACHED).failed} == {CLAIM, CANCEL, SIGNAL, RELEASE}
+    assert {job.verb for job in batches.recover(jobs, Verdict.UNREACHED).failed} == {
+        CLAIM,
+        CANCEL,
+        SIGNAL,
+        RELEASE,
+        ENQUEUE,
+        POLL,
+    }
 
 
 # -- what it owes ---------------------------------------------------------------------------------------------------

@@ -187,7 +187,7 @@ def _explain_misfit(
     if given and given[0].name == "self":
         signature, args, given = signature.replace(parameters=given[1:]), args[1:], given[1:]
     names = {one.name for one in given if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY)}
-    options = [one.name for one in given if one.kind is one.KEYWORD_ONLY]
+    options = [one.name for one in given if one.kind is one.KEYWORD_ONLY or (one.name in names and not _is_needed(one))]
     options = options or [one.name for one in given if one.kind is one.POSITIONAL_OR_KEYWORD]
     shown = f"{name}({', '.join(_show(one) for one in given)})"
     try:

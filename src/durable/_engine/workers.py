@@ -30,6 +30,7 @@ MAX_INTERVAL: Final = 5.0
 _PER_WORKER: Final = 0.5
 MAX_CRASHES: Final = 3  # workers in a row that may die under a run before it is failed
 MAX_BATCH: Final = 100  # runs that are asked for at once
+SAME_REQUEST: Final = 0.5  # seconds in which one request to leave may come by two ways
 LEAVE_TIMEOUT: Final = 1.0  # seconds for giving back what is left when the grace is over
 
 # What a worker that has not polled yet ends with, since a mistake in its set-up is likelier than a fault that passes.
@@ -96,6 +97,7 @@ class WorkerState:
         self._has_more = False  # the last poll got all that it asked for
         self._failures = 0
         self._leave_at = math.inf
+        self._asked_at = -math.inf  # to leave
         self._has_polled = False
         self._error: DurableError | None = None
 
@@ -169,12 +171,16 @@ class WorkerState:
     def drain(self, now: float) -> None:
         """Take nothing more, and leave when nothing is held, or the grace is over."""
         if self._phase is _Phase.WORKING:
-            self._phase, self._leave_at = _Phase.DRAINING, now + self._grace
+            self._phase, self._leave_at, self._asked_at = _Phase.DRAINING, now + self._grace, now
 
     def hurry(self, now: float) -> None:
-        """The same, and there is no grace."""
+        """The same once more: then there is no grace.
+
+        Unless it comes at once after the first: a supervisor may send a signal to all processes, and a parent hand it on.
+        """
         self.drain(now)
-        self._leave_at = min(self._leave_at, now)
+        if now >= self._asked_at + SAME_REQUEST:
+            self._leave_at = min(self._leave_at, now)
 
 
 class Execute(Struct, frozen=True):

@@ -113,8 +113,12 @@ class HeldRuns:
 
     def start(self, run: HeldRun, on_end: Callable[[HeldRun, BaseException | None], object]) -> None:
         """Execute it. `on_end` is called, on any thread, with it and with what it raised."""
-        future = run.start(self._daemons, self._event_loop)
-        self._runs[run.lease.token] = run
+        self._runs[run.lease.token] = run  # first: it may be handed over, or have ended, before this returns
+        try:
+            future = run.start(self._daemons, self._event_loop)
+        except BaseException:
+            self.remove(run)
+            raise
         future.add_done_callback(lambda future: on_end(run, _problem(future)))
 
     def submit(self, work: Callable[[], object]) -> Future[object]:

@@ -36,6 +36,8 @@ _INPUT: Final = 2  # the place of the workflow's parameter
 class Start(Struct, frozen=True):
     """One of the runs of `start_many`; its fields are the options of `start`."""
 
+    __module__ = "durable"  # a step may return one
+
     #: The workflow's input.
     input: Any = MISSING
     #: The run's id, by default a random one.

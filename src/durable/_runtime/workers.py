@@ -184,6 +184,10 @@ class Worker:
         if service.error is not None and not is_failing:
             raise service.error
 
+    def set_grace(self, seconds: float) -> None:
+        """As `grace=`, from a command line."""
+        self._grace = check_duration("grace", seconds, zero=True)
+
     # -- what a service asks ----------------------------------------------------------------------------------------
 
     def new_runs(self) -> HeldRuns:
@@ -285,12 +289,14 @@ class _Service:
 
     def drain(self) -> None:
         """Take no new runs, and leave."""
+        now = self._clock.elapsed()
         self._runs.hand_over()
-        self._tell(self._drain)
+        self._tell(lambda: self._drain(now))
 
     def hurry(self) -> None:
         """Leave at once."""
-        self._tell(lambda: self._state.hurry(self._clock.elapsed()))
+        now = self._clock.elapsed()
+        self._tell(lambda: self._state.hurry(now))
 
     def _serve_alone(self) -> None:
         self.serve()
@@ -305,8 +311,8 @@ class _Service:
         with contextlib.suppress(RuntimeError):  # released already
             self._latch.release()
 
-    def _drain(self) -> None:
-        self._state.drain(self._clock.elapsed())
+    def _drain(self, now: float) -> None:
+        self._state.drain(now)
         self._runs.hand_over()
         if self._listening is not None:
             self._listening.drain()

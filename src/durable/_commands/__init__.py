@@ -1,0 +1,1 @@
+"""The commands of `python -m durable`, a module each; `processes` and `loading` are what `worker` is made of."""
