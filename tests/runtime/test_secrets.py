@@ -76,10 +76,7 @@ VERBS: dict[str, Callable[[Any, Lease], Any]] = {
     "enqueue": lambda store, _: asked(store, Enqueue([NEW])),
     "poll": lambda store, _: asked(store, Poll([NEW.route], 1, 2.0, lambda _: True)),
 }
-BLOCKING: dict[str, Callable[..., Any]] = VERBS | {
-    "transaction": lambda store, lease: transacted(store, lease),
-    "listen": lambda store, _: store.listen("worker", bool).close(),
-}
+BLOCKING: dict[str, Callable[..., Any]] = VERBS | {"transaction": lambda store, lease: transacted(store, lease)}
 
 
 def asked(store: Any, request: Request[Any]) -> Any:
@@ -106,7 +103,7 @@ def test_no_verb_is_left_out() -> None:
     requests = {kind.__name__.lower() for kind in get_args(AnyRequest)}
     verbs = {name for protocol in (SnapshotStore, RunStore) for name in vars(protocol) if not name.startswith("_")}
     offered = {name for name, _ in inspect.getmembers(PostgresStore, inspect.isfunction) if not name.startswith("_")}
-    assert requests | verbs | offered <= {*BLOCKING, "perform", "identity", "aio", "close"}
+    assert requests | verbs | offered <= {*BLOCKING, "perform", "identity", "aio", "close", "listen"}
     assert {name for name in vars(AsyncRunStore) if not name.startswith("_")} <= {*VERBS, "submit", "room"}
 
 

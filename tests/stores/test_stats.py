@@ -91,7 +91,7 @@ def test_a_look_asks_few_questions(database: Database) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(snapshots.Snapshots, "_once", noted)
         assert store.stats().interrupted == 1000
-    assert len(asked) <= 4
+    assert len(asked) <= 5
 
 
 @pytest.mark.parametrize("small", [True, False])
