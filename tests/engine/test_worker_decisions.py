@@ -10,6 +10,7 @@ import pytest
 from durable._engine.decisions import Granted
 from durable._engine.leases import Lease
 from durable._engine.workers import (
+    GATHER,
     LEAVE_TIMEOUT,
     MAX_CRASHES,
     MAX_INTERVAL,
@@ -103,9 +104,39 @@ def test_it_says_that_it_has_room_before_the_poll_after_which_it_rests() -> None
 
 
 def test_it_is_taken_for_busy_once_it_is_woken() -> None:
+    """What it was woken for is taken first, with the fewest statements; then it says that there is room for more."""
     state = idle()
     state.wake(0.5)
-    assert state.decide(0.5) == Ask(2, looks_for_dead=False, says_idle=True)
+    assert state.decide(0.5) == Ask(2)
+    state.polled(0.5, Ask(2), 1, None)
+    assert state.decide(0.5) == Ask(1, says_idle=True)
+
+
+def test_it_says_so_too_where_another_has_taken_what_it_was_woken_for() -> None:
+    state = idle()
+    state.wake(0.5)
+    state.polled(0.5, Ask(2), 0, None)
+    assert state.decide(0.5) == Ask(2, says_idle=True)
+
+
+def test_with_a_backlog_it_lets_free_slots_gather() -> None:
+    """One poll for each slot would be a round trip and a commit for each run."""
+    state = WorkerState(16, 20.0)
+    state.polled(0.0, Ask(16, looks_for_dead=True, says_idle=True), 16, None)
+    assert state.decide(0.0) == Rest(math.inf)
+    state.ended(0.5)
+    assert state.decide(0.5) == Rest(pytest.approx(GATHER))
+    state.ended(0.502)
+    assert state.decide(0.5 + GATHER) == Ask(2)
+
+
+def test_many_free_slots_are_enough() -> None:
+    state = WorkerState(16, 20.0)
+    state.polled(0.0, Ask(16, looks_for_dead=True, says_idle=True), 16, None)
+    for _ in range(4):
+        assert isinstance(state.decide(0.5), Rest)
+        state.ended(0.5)
+    assert state.decide(0.5) == Ask(4)
 
 
 def test_it_asks_for_no_more_than_it_has_room_for() -> None:

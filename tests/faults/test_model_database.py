@@ -248,7 +248,18 @@ def test_finish_cancel_and_release_change_what_they_say() -> None:
     """The verbs, one after the other, with stale tokens between."""
     world = World()
     one = world.session()
-    rows = [{"id": "r", "token": "1:x.1", "seq": 1, "key": "result", "kind": "result", "nonce": 9, "records": 0}]
+    rows = [
+        {
+            "id": "r",
+            "token": "1:x.1",
+            "seq": 1,
+            "key": "result",
+            "kind": "result",
+            "nonce": 9,
+            "records": 0,
+            "due_in": 0.0,
+        }
+    ]
     end = json.dumps([{**rows[0], "status": "completed", "record": "1"}])
     claimed(one)
     assert one.run("cancel_batch", (["r", "other"],)).result.rows == [("r", True)]

@@ -34,7 +34,7 @@ VERSIONS: Final = range(TOO_OLD, 19)
 TESTS: Final = (
     "bad_input", "conformance", "deadlines", "demands", "golden", "lost_records", "lost_replies", "map", "neighbours", "order",
     "ownership", "pgbouncer", "plans", "reference_page", "round_trips", "snapshots", "stories", "terms", "transaction_faults",
-    "values_stored", "waits", "wire", "writer",
+    "values_stored", "waits", "wire", "worker_plans", "writer",
 )  # fmt: skip
 
 

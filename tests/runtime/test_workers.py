@@ -679,3 +679,19 @@ def test_stats_say_what_no_worker_has(database: Database) -> None:
         durable.start(checkout, {"n": 2}, store=store).result(WITHIN)
         assert store.stats().unserved == ("mail: bare@1",)
         worker.drain()
+
+
+def test_a_thread_executes_one_run_after_the_other(store: QueueingStore) -> None:
+    """Starting one for each would cost more than a short run, and the worker would wait for it; they end with the worker."""
+    threads: list[threading.Thread] = []
+
+    @durable.workflow(name="where")
+    def where(step: durable.Step, deps: Any) -> None:
+        threads.append(threading.current_thread())
+
+    durable.start_many(where, [durable.Start() for _ in range(10)], store=store)
+    durable.Worker(store, None, [where], concurrency=1).run_until_idle()
+    assert len(threads) == 10
+    assert len(set(threads)) == 1
+    threads[0].join(WITHIN)
+    assert not threads[0].is_alive()

@@ -73,13 +73,19 @@ _Given: TypeAlias = tuple[Future[Any], Callable[[], Any]]
 
 
 class Daemons:
-    """At most `limit` threads, which end when there is nothing to do. What is submitted beyond that waits for its turn."""
+    """At most `limit` threads, which end when there is nothing to do. What is submitted beyond that waits for its turn.
 
-    def __init__(self, name: str, limit: int) -> None:
+    With `linger`, a thread ends only after so many seconds with nothing to do: starting one costs more than a short run.
+    """
+
+    def __init__(self, name: str, limit: int, linger: float = 0.0) -> None:
         self._name = name
         self._limit = limit
+        self._linger = linger
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._threads = 0
+        self._idle = 0
         self._waiting: deque[_Given] = deque()
 
     def submit(self, work: Callable[[], T], *, at_once: bool = False) -> Future[T]:
@@ -105,6 +111,9 @@ class Daemons:
             self._waiting.appendleft(given)
         else:
             self._waiting.append(given)
+        if self._idle >= len(self._waiting):
+            self._changed.notify()
+            return False
         if self._threads >= self._limit and not at_once:
             return False
         self._threads += 1
@@ -119,10 +128,20 @@ class Daemons:
     @locked
     def take(self) -> _Given | None:
         """The next work; None when there is none, and the thread is to end."""
+        if self._linger and not self._waiting:
+            self._idle += 1
+            self._changed.wait(self._linger)
+            self._idle -= 1
         if self._waiting:
             return self._waiting.popleft()
         self._threads -= 1
         return None
+
+    @locked
+    def close(self) -> None:
+        """Let the threads end that have nothing to do."""
+        self._linger = 0.0
+        self._changed.notify_all()
 
 
 class _Worker:

@@ -31,6 +31,8 @@ _PER_WORKER: Final = 0.5
 MAX_CRASHES: Final = 3  # workers in a row that may die under a run before it is failed
 MAX_BATCH: Final = 100  # runs that are asked for at once
 SAME_REQUEST: Final = 0.5  # seconds in which one request to leave may come by two ways
+GATHER: Final = 0.01  # seconds in which a worker with a backlog waits for more free slots, so that a poll takes several
+ENOUGH: Final = 0.25  # of all slots: for so many free ones it does not wait
 LEAVE_TIMEOUT: Final = 1.0  # seconds for giving back what is left when the grace is over
 
 # What a worker that has not polled yet ends with, since a mistake in its set-up is likelier than a fault that passes.
@@ -90,6 +92,7 @@ class WorkerState:
         self._is_settled = False  # nothing has happened since a poll that found nothing
         self._interval = MIN_INTERVAL
         self._has_said_idle = False
+        self._is_woken = False  # something is due: to take it comes before saying that there is room for more
         self._phase = _Phase.WORKING
         self._held = 0
         self._next_poll = -math.inf
@@ -116,7 +119,8 @@ class WorkerState:
                 return Leave()
             if now < self._next_poll:
                 return Rest(self._next_poll - now)
-            return Ask(min(free, MAX_BATCH), now >= self._next_look, not (self._has_said_idle or self._has_more))
+            says_idle = not (self._has_said_idle or self._is_woken or self._has_more)
+            return Ask(min(free, MAX_BATCH), now >= self._next_look, says_idle)
         if not self._held:
             return Leave(self._error)
         if now < self._leave_at:
@@ -134,11 +138,13 @@ class WorkerState:
         self._failures, self._has_polled = 0, True
         self._held += granted
         self._has_more = granted == asked.count
-        self._is_settled = not granted
+        self._is_settled, self._is_woken = not granted, False
         self._has_said_idle = not granted and (self._has_said_idle or asked.says_idle)
         self._interval = min(MAX_INTERVAL, max(MIN_INTERVAL, workers * _PER_WORKER))
         rest = min(self._interval, math.inf if next_in is None else max(0.0, next_in))
         self._next_poll = now + rest if self._has_said_idle else now
+        if self._has_more and self._held >= self._concurrency:
+            self._next_poll = math.inf  # until one has ended
         if asked.looks_for_dead:
             self._next_look = now + self._interval
 
@@ -159,12 +165,19 @@ class WorkerState:
         self._held -= 1
         self._is_settled = False
         if not self._failures:
-            at_once = self._has_more or (self._until_idle and not self._held)
-            self._next_poll = now if at_once else min(self._next_poll, now + due_in)
+            self._next_poll = min(self._next_poll, now + min(due_in, self._gathers_for()))
+
+    def _gathers_for(self) -> float:
+        """Seconds until a free slot is to be filled; infinite where nothing is known that could fill it."""
+        if self._has_more:
+            free = self._concurrency - self._held
+            return 0.0 if free >= ENOUGH * self._concurrency else GATHER
+        return 0.0 if self._until_idle and not self._held else math.inf
 
     def wake(self, now: float) -> None:
         """Something may be due, and whoever said so takes this worker for a busy one now."""
         self._has_said_idle = self._is_settled = False
+        self._is_woken = True
         if not self._failures:
             self._next_poll = now
 

@@ -20,6 +20,8 @@ from durable._runtime.runs import BlockingRun
 from durable.records import Status
 from durable.stores import requests
 
+_LINGER: Final = 5.0  # seconds that a thread waits for its next run
+
 
 class HeldRun:
     """A run under its lease."""
@@ -28,8 +30,8 @@ class HeldRun:
         self.lease: Final = granted.lease
         self.plan: Final = plan
         self._granted: Granted | None = granted
-        self._run: Final = AsyncRun(plan) if plan.is_async else BlockingRun(plan)
-        self._begun = False
+        self._is_async: Final = plan.is_async
+        self._run: Final = AsyncRun(plan) if self._is_async else BlockingRun(plan)
         self._future: Future[Any] | None = None
 
     @property
@@ -45,7 +47,7 @@ class HeldRun:
 
     def start(self, daemons: Daemons, loop: Callable[[], asyncio.AbstractEventLoop]) -> Future[Any]:
         """Begin to execute it; the future of what it comes to. `StoreUnavailable` where no thread can be started."""
-        if self.plan.is_async:
+        if self._is_async:
             self._future = asyncio.run_coroutine_threadsafe(self._await(), loop())
         else:
             self._future = daemons.submit(self._perform)
@@ -65,7 +67,7 @@ class HeldRun:
 
     def cancel(self) -> None:
         """Cancel its task, if it has one."""
-        if self.plan.is_async and self._future is not None:
+        if self._is_async and self._future is not None:
             self._future.cancel()
 
     def _take_grant(self) -> Granted:
@@ -93,7 +95,7 @@ class HeldRuns:
     """All of a worker. The thread of the worker adds and removes; the heartbeat's asks."""
 
     def __init__(self, limit: int) -> None:
-        self._daemons = Daemons("durable-run", limit)
+        self._daemons = Daemons("durable-run", limit, _LINGER)
         self._runs: dict[str, HeldRun] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._own_loop: asyncio.AbstractEventLoop | None = None
@@ -142,7 +144,8 @@ class HeldRuns:
             run.cancel()
 
     def close(self) -> None:
-        """End the event loop, if it is our own."""
+        """End the threads, and the event loop, if it is our own."""
+        self._daemons.close()
         loop, self._own_loop = self._own_loop, None
         if loop is not None:
             loop.call_soon_threadsafe(loop.stop)

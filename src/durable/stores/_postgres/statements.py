@@ -48,6 +48,8 @@ from durable.stores._postgres.verbs import PostgresVerb
 from durable.stores.requests import Release
 
 _NOT_FLUSHED: Final = b"SET LOCAL synchronous_commit = off"  # what a crash may take with it
+# Its estimates speak for a plan of its own each time, and planning a poll takes several times as long as executing it.
+_PLANNED_ONCE: Final = b"SET LOCAL plan_cache_mode = force_generic_plan"
 _OVER: Final = "it had ended before the reply to its claim came"
 
 _json: Final = msgspec.json.Encoder()
@@ -306,6 +308,7 @@ class Statements:
                 values = polling.values()
             if polling.dead:
                 session.queue(self._sql["expire"], values)
+            session.queue(_PLANNED_ONCE)
             due = session.queue(self._sql["poll"], values)
             if polling.poll.looks_for_dead and not polling.dead:
                 held = session.queue(self._sql["held_near"], values)
