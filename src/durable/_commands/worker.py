@@ -10,10 +10,12 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any, Final, NoReturn
 
 from durable._commands.loading import load_worker
 from durable._commands.processes import Processes
+from durable._common.checks import check_count
 from durable.errors import DurableError
 
 MISTAKE: Final = 2  # the exit status of what another try does not mend
@@ -36,26 +38,25 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="so many processes, one per core (1)")
     parser.add_argument("--grace", type=float, metavar="SECONDS", help="instead of the worker's own grace= (20)")
     parser.add_argument("--lifeline", type=int, help=argparse.SUPPRESS)  # of a child: the socket to its parent
-    parser.set_defaults(perform=lambda given: sys.exit(_perform(parser, given)))
+    parser.set_defaults(perform=_perform)
 
 
-def _perform(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
-    if given.processes < 1:
-        parser.error(f"--processes must be 1 at least, not {given.processes}")
+def _perform(given: argparse.Namespace) -> NoReturn:
     try:
-        if given.processes > 1:
+        if check_count("--processes", given.processes) > 1:
             grace = [] if given.grace is None else ["--grace", str(given.grace)]
-            return Processes(_child_command(given.target, grace), given.processes, MISTAKE).run()
+            sys.exit(Processes(_child_command(given.target, grace), given.processes, MISTAKE).run())
         _run(given.target, given.grace, given.lifeline)
     except DurableError as problem:
-        _fail(problem)
-    return 0
+        sys.stderr.write(f"python -m durable worker: {' '.join(str(problem).split())}\n")
+        sys.exit(MISTAKE)
+    sys.exit(0)
 
 
 def _run(target: str, grace: float | None, lifeline: int | None) -> None:
     """Run the worker in this process."""
     for number in (signal.SIGTERM, signal.SIGINT):  # before it works, and after it has left: nothing is held
-        signal.signal(number, lambda *_: sys.exit(0))
+        signal.signal(number, _leave)
     worker = load_worker(target)
     if grace is not None:
         worker.set_grace(grace)
@@ -65,6 +66,10 @@ def _run(target: str, grace: float | None, lifeline: int | None) -> None:
     _log.info("process %d: %r is at work", os.getpid(), worker)
     worker.run()
     _log.info("process %d: %r has left", os.getpid(), worker)
+
+
+def _leave(_: int, __: FrameType | None) -> NoReturn:
+    sys.exit(0)
 
 
 def _child_command(target: str, options: Sequence[str]) -> list[str]:
@@ -80,8 +85,3 @@ def _hold_on(line: socket.socket) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, name="durable-lifeline", daemon=True).start()
-
-
-def _fail(problem: DurableError) -> NoReturn:
-    sys.stderr.write(f"python -m durable worker: {' '.join(str(problem).split())}\n")
-    sys.exit(MISTAKE)
