@@ -277,7 +277,7 @@ def _recall(tables: Tables, statement: Statement, values: Any) -> Progress[Resul
     locked: list[str] = []
     for lease in list(_on(tables, statement, values, began)):
         if (yield from statement.locked(tables.locks, lease.workflow_id, UPDATE, is_mine)) is not None:
-            locked.append(lease.workflow_id)
+            locked.append(lease.workflow_id)  # noqa: PERF401 -- it yields
     for run_id in locked:
         yield from statement.update(tables.locks, run_id, None, back)
     return Result([], len(locked))
