@@ -6,8 +6,9 @@ import math
 from typing import Any, Final
 
 import pytest
+from msgspec.structs import replace
 
-from durable._engine.decisions import Granted
+from durable._engine.decisions import Claim, Granted, Migrate
 from durable._engine.leases import Lease
 from durable._engine.workers import (
     GATHER,
@@ -242,6 +243,9 @@ def test_a_request_that_comes_by_two_ways_at_once_is_one() -> None:
     assert state.decide(2.0) == Rest(19.0)
 
 
+CLAIM = Claim(run_id="r", workflow="checkout", version=1, seconds=30.0)
+
+
 def granted(crashes: int = 0, problem: Any = None) -> Granted:
     """A grant of a run under which so many workers have died."""
     header = Header("checkout", Execution(Status.RUNNING, crashes=crashes))
@@ -250,8 +254,8 @@ def granted(crashes: int = 0, problem: Any = None) -> Granted:
 
 def test_a_run_under_which_workers_died_in_a_row_is_buried() -> None:
     """Fault 142."""
-    assert judge(granted(MAX_CRASHES - 1), 1) == Execute()
-    match judge(granted(MAX_CRASHES), 1):
+    assert judge(granted(MAX_CRASHES - 1), CLAIM) == Execute()
+    match judge(granted(MAX_CRASHES), CLAIM):
         case Bury(error=RunPoisoned(crashes=crashes)):
             assert crashes == MAX_CRASHES
         case other:
@@ -266,3 +270,13 @@ def test_a_run_that_cannot_be_read_is_put_off() -> None:
             assert seconds > MAX_INTERVAL
         case other:
             pytest.fail(f"{other}")
+
+
+def test_a_run_of_another_function_of_the_same_name_is_put_off() -> None:
+    """Both are called so by their functions only; the next deploy may bring the right one."""
+    run = granted()
+    stored = replace(run, header=replace(run.header, metadata={"version": 1, "workflowFunction": "shop:checkout"}))
+    assert judge(stored, replace(CLAIM, function="shop:checkout")) == Execute()
+    assert isinstance(judge(stored, replace(CLAIM, function="other:checkout")), PutOff)
+    assert isinstance(judge(stored, None), PutOff)
+    assert isinstance(judge(stored, replace(CLAIM, version=2)), Migrate)

@@ -81,7 +81,7 @@ def admit(
     granted = reply.lease if isinstance(reply, Granted) else None
     if isinstance(reply, Granted) and reply.problem is not None:
         return Decline(reply.problem, granted)
-    mismatch = None if header is None else _find_mismatch(claim, header)
+    mismatch = None if header is None else find_mismatch(claim, header)
     if mismatch is not None and not (migrates and isinstance(mismatch, VersionMismatch)):
         return Decline(mismatch, granted)
     if mismatch is not None and granted is not None:  # another version came between two of the claim's statements
@@ -139,7 +139,7 @@ def is_executable(claim: Claim, header: Header | None) -> bool:
         return claim.create
     stopped = _has_stopped(header) and not claim.after_failure
     undecided = _is_undecided(header) and not claim.amends
-    return not (_has_ended(header) or stopped or undecided or _find_mismatch(claim, header))
+    return not (_has_ended(header) or stopped or undecided or find_mismatch(claim, header))
 
 
 def _has_stopped(header: Header) -> bool:
@@ -169,7 +169,7 @@ def _decline_undecided(claim: Claim, reply: Refused) -> Decline:
     return Decline(RetryRefused(claim.run_id, () if failure is None else undecided_keys(failure, run_id=claim.run_id)))
 
 
-def _find_mismatch(claim: Claim, header: Header) -> HistoryError | None:
+def find_mismatch(claim: Claim, header: Header) -> HistoryError | None:
     """How the stored run is not the one that the claim describes."""
     if header.format_version != FORMAT_VERSION:
         problem = f"its format is {header.format_version} and this library reads {FORMAT_VERSION}"

@@ -9,7 +9,8 @@ from typing import Final, TypeAlias
 from msgspec import Struct
 
 from durable._engine.backoff import PUT_OFF, backoff, delay_run
-from durable._engine.decisions import Granted, Migrate
+from durable._engine.decisions import Claim, Granted, Migrate
+from durable._engine.runs import find_mismatch
 from durable.errors import (
     AccessDenied,
     DurableError,
@@ -225,21 +226,19 @@ def version_of(header: Header) -> int:
 
 
 def judge(
-    granted: Granted, version: int | None, max_crashes: int = MAX_CRASHES, *, is_draining: bool = False
+    granted: Granted, claim: Claim | None, max_crashes: int = MAX_CRASHES, *, is_draining: bool = False
 ) -> GrantDecision:
-    """What a worker makes of a run that it has got, and that it has this version of the workflow for; None: it has none."""
+    """What a worker makes of a run that it has got; `claim` is how it would ask for that run, None if it has no such workflow."""
+    run_id, header = granted.lease.run_id, granted.header
     if is_draining:
         return PutOff(None, 0.0)
     if granted.problem is not None:
         return PutOff(granted.problem, delay_run(granted.problem))
-    crashes = granted.header.execution.crashes
-    if crashes >= max_crashes:
-        return Bury(RunPoisoned(granted.lease.run_id, crashes))
-    stored = version_of(granted.header)
-    if version is None:
-        return PutOff(
-            RunMismatch(granted.lease.run_id, "workflow", repr(granted.header.workflow_name), "none of these"), PUT_OFF
-        )
-    if stored != version:
-        return Migrate(VersionMismatch(granted.lease.run_id, stored, version))
-    return Execute()
+    if header.execution.crashes >= max_crashes:
+        return Bury(RunPoisoned(run_id, header.execution.crashes))
+    if claim is None:
+        return PutOff(RunMismatch(run_id, "workflow", repr(header.workflow_name), "one that this worker has"), PUT_OFF)
+    mismatch = find_mismatch(claim, header)
+    if isinstance(mismatch, VersionMismatch):
+        return Migrate(mismatch)
+    return Execute() if mismatch is None else PutOff(mismatch, PUT_OFF)

@@ -90,7 +90,7 @@ class AsyncRun(RunBase):
     async def _execute(self, granted: Granted) -> Any:
         plan, outcome, lease = self._plan, WorkflowOutcome(), granted.lease
         try:
-            self._execution = execution = plan.execution(granted, asyncio.current_task())
+            execution = self._note(plan.execution(granted, asyncio.current_task()))
             self._driver = driver = self._new_driver(execution, *plan.for_driver)
             arguments = plan.arguments(AsyncStep(driver), driver, execution.journal)
             token = enter(driver.frame())

@@ -18,6 +18,20 @@ from durable.events import Listener
 from durable.stores.protocol import RunStore
 
 
+def claim_granted(granted: Granted, definition: WorkflowDefinition) -> Claim:
+    """The claim that would have led to this grant."""
+    lease = granted.lease
+    return Claim(
+        run_id=lease.run_id,
+        workflow=definition.name,
+        function=definition.function,
+        version=definition.version,
+        seconds=lease.seconds,
+        metadata=granted.header.metadata,
+        taken=[lease],
+    )
+
+
 def plan_granted(
     deps: Any,
     fn: Callable[..., Any],
@@ -28,15 +42,7 @@ def plan_granted(
 ) -> Plan:
     """What to execute under this grant, and with what."""
     header, lease, clock = granted.header, granted.lease, clock_of(store)
-    claim = Claim(
-        run_id=lease.run_id,
-        workflow=header.workflow_name,
-        function=definition.function,
-        version=definition.version,
-        seconds=lease.seconds,
-        metadata=header.metadata,
-        taken=[lease],
-    )
+    claim = claim_granted(granted, definition)
     deadline, started = header.metadata.get("deadline"), header.execution.started_at
     moment = datetime.fromisoformat(deadline) if isinstance(deadline, str) else None
     since = (clock.now() - datetime.fromisoformat(started)).total_seconds() if started else 0.0

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final
 
-from durable._common.threads import Daemons
+from durable._common.reports import report
+from durable._common.threads import Daemons, start_daemon
 from durable._engine.decisions import Granted
 from durable._engine.leases import Lease
 from durable._runtime.async_runs import AsyncRun
@@ -19,6 +21,8 @@ from durable._runtime.plan import Plan
 from durable._runtime.runs import BlockingRun
 from durable.records import Status
 from durable.stores import requests
+
+_log = logging.getLogger("durable")
 
 _LINGER: Final = 5.0  # seconds that a thread waits for its next run
 
@@ -54,8 +58,8 @@ class HeldRun:
         return self._future
 
     def is_alive(self) -> bool:
-        """Whether the lease is still needed; asked by the heartbeat."""
-        return self._future is not None and self._run.is_alive(not self._future.done())
+        """Whether the lease is still needed; asked by the heartbeat, perhaps when it is just being begun."""
+        return self._run.is_alive(self._future is None or not self._future.done())
 
     def hand_over(self) -> None:
         """Let another worker go on with it at its next step."""
@@ -154,17 +158,14 @@ class HeldRuns:
         if self._loop is not None:
             return self._loop
         if self._own_loop is None:
-            self._own_loop = loop = asyncio.new_event_loop()
-            threading.Thread(target=_run_loop, args=(loop,), name="durable-worker-loop", daemon=True).start()
+            loop = asyncio.new_event_loop()
+            start_daemon("durable-worker-loop", loop.run_forever, _report, loop.close)
+            self._own_loop = loop
         return self._own_loop
 
 
-def _run_loop(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
-    try:
-        loop.run_forever()
-    finally:
-        loop.close()
+def _report(problem: Exception) -> None:
+    report(_log, logging.ERROR, "the event loop of a worker failed, and goes on", problem=problem)
 
 
 def _problem(future: Future[Any]) -> BaseException | None:

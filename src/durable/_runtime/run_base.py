@@ -30,6 +30,7 @@ class RunBase:
         self._clock = plan.clock
         self._driver: Driver | None = None
         self._over = False
+        self._leaves = False
         self._execution: LiveExecution | None = None
         #: How it was ended, once that is committed.
         self.finished: EndRun | None = None
@@ -50,8 +51,15 @@ class RunBase:
 
     def hand_over(self) -> None:
         """Let another worker go on with the run at its next step."""
+        self._leaves = True
         if self._execution is not None:
             self._execution.is_leaving = True
+
+    def _note(self, execution: LiveExecution) -> LiveExecution:
+        """Note what is being executed now."""
+        self._execution = execution
+        execution.is_leaving = self._leaves  # asked for before there was one
+        return execution
 
     def is_alive(self, running: bool) -> bool:
         """Whether work still goes on under the lease. Asked by the heartbeat; stalled steps are reported by the way."""

@@ -11,7 +11,7 @@ from msgspec import UNSET
 from durable._common.boundary import calls_out, public, public_verbs
 from durable._common.checks import check_name
 from durable._common.durations import Duration, check_duration
-from durable._engine.backoff import FIRST_POLL, backoff
+from durable._engine.backoff import FIRST_RETRY, backoff
 from durable._runtime.control import cancel, cancel_async, retry, retry_async, signal, signal_async
 from durable._runtime.sync_bridge import Coroutines, at_once, call_now
 from durable._runtime.workflow import definition_of_workflow
@@ -161,5 +161,5 @@ async def _wait_for_end(
             raise RunNotFound(id)
         if (waited := elapsed() - began) >= limit:
             raise WaitTimedOut(id, waited)
-        await sleep(min(backoff(polls, FIRST_POLL), limit - waited))
+        await sleep(min(backoff(polls, FIRST_RETRY), limit - waited))
         polls += 1

@@ -87,7 +87,7 @@ class BlockingRun(RunBase):
     def _execute(self, granted: Granted) -> Any:
         plan, outcome, lease = self._plan, WorkflowOutcome(), granted.lease
         try:
-            self._execution = execution = plan.execution(granted, threading.current_thread())
+            execution = self._note(plan.execution(granted, threading.current_thread()))
             self._driver = driver = self._new_driver(execution, *plan.for_driver)
             arguments = plan.arguments(Step(driver), driver, execution.journal)
             token = enter(driver.frame())

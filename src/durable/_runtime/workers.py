@@ -21,7 +21,7 @@ from durable._common.durations import Duration, check_duration
 from durable._common.reports import report
 from durable._common.threads import start_daemon
 from durable._engine.backoff import PUT_OFF
-from durable._engine.decisions import Granted, Migrate
+from durable._engine.decisions import Claim, Granted, Migrate
 from durable._engine.leases import Lease, check_seconds
 from durable._engine.starts import Route
 from durable._engine.workers import (
@@ -37,7 +37,7 @@ from durable._engine.workers import (
     judge,
     version_of,
 )
-from durable._runtime.granted import plan_granted
+from durable._runtime.granted import claim_granted, plan_granted
 from durable._runtime.held_runs import HeldRun, HeldRuns
 from durable._runtime.run_handles import RunHandle
 from durable._runtime.versions import answer_by, ask_user, migrate_run
@@ -205,10 +205,10 @@ class Worker:
         routes = self._routes[first:] + self._routes[:first]
         return Poll(routes, ask.count, self._lease, alive, ask.looks_for_dead, worker, ask.says_idle)
 
-    def version_for(self, granted: Granted) -> int | None:
-        """The version of its workflow by which the run is to be executed here; None where the workflow is not."""
+    def claim(self, granted: Granted) -> Claim | None:
+        """How this worker would ask for the run; None where it has no such workflow."""
         found = self._workflows.get((granted.header.workflow_name, version_of(granted.header)))
-        return None if found is None else found[1].version
+        return None if found is None else claim_granted(granted, found[1])
 
     def migrate(self, granted: Granted, mismatch: VersionMismatch) -> None:
         """Take a run of an earlier version to that of its workflow here. Its lease is given back first."""
@@ -360,7 +360,7 @@ class _Service:
     def _begin(self, granted: Granted) -> None:
         lease = granted.lease
         try:
-            match judge(granted, self._worker.version_for(granted), is_draining=self._state.is_draining):
+            match judge(granted, self._worker.claim(granted), is_draining=self._state.is_draining):
                 case Execute():
                     self._runs.start(self._worker.hold(granted), self._on_end)
                     return
