@@ -50,15 +50,17 @@ def stored_version(store: Any, id: str) -> int:
 
 def test_what_is_not_marked_has_the_defaults() -> None:
     assert definition_of_workflow(parcel) == WorkflowDefinition(
-        "parcel", f"{__name__}:parcel", 1, "default", None, None, False
+        "parcel", f"{__name__}:parcel", 1, "default", None, None, 3, False
     )
 
 
 def test_a_mark_is_read_as_it_was_given() -> None:
     policy = tenacity.Retrying(stop=tenacity.stop_after_attempt(3))
-    marked = durable.workflow(name="mail", version=3, queue="post", retry=policy, migrates={1: same, 2: same})(fresh())
-    name, function, version, queue, retry, migrates, is_marked = definition_of_workflow(marked)
-    assert (name, function, version, queue, is_marked) == ("mail", None, 3, "post", True)
+    marked = durable.workflow(
+        name="mail", version=3, queue="post", retry=policy, migrates={1: same, 2: same}, max_crashes=5
+    )(fresh())
+    name, function, version, queue, retry, migrates, max_crashes, is_marked = definition_of_workflow(marked)
+    assert (name, function, version, queue, max_crashes, is_marked) == ("mail", None, 3, "post", 5, True)
     assert migrates == {1: same, 2: same}
     assert retry is not None
     assert [retry.retry_delay(OSError(), attempt, 0.0) for attempt in (1, 3)] == [0.0, None]

@@ -196,3 +196,15 @@ async def tests(deps: Deps) -> None:
         assert_type(durable.result(rehearsal, "1"), Any)
         assert_type(replay(deps, checkout, rehearsal.load("1") or {}), Replayed)
         assert_type(await replay(deps, by_input_async, b"{}"), Replayed)
+
+
+async def handles(deps: Deps) -> None:
+    """Runs that are started: a handle knows what its workflow returns."""
+    store = memory()
+    assert_type(durable.start(checkout, store=store).result(), Receipt)
+    assert_type(durable.start(by_input, Order(1), store=store, priority=3).result(1.0), Receipt)
+    assert_type(durable.start(by_input_async, Order(1), store=store).result(), Receipt)
+    assert_type(await (await durable.aio.start(checkout_async, store=store)).aio.result(), Receipt)
+    assert_type(durable.start("checkout@2", store=store).result(), Any)
+    async with durable.Worker(store, deps, [checkout, checkout_async], concurrency=4) as worker:
+        assert_type(worker, durable.Worker)

@@ -92,6 +92,8 @@ async def runs(deps: Deps) -> None:
     durable.run(deps, workflow(Any, deps), id="1")  # type: ignore[call-overload, func-returns-value, arg-type] # pyright: ignore[reportCallIssue, reportArgumentType]
     number: str = durable.run(deps, with_input, id="1", input=7)  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
     pending: int = durable.run(deps, async_workflow, id="1")  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
+    durable.start(with_input, "seven", store=store)  # type: ignore[arg-type] # pyright: ignore[reportCallIssue, reportArgumentType]
+    durable.start(with_input, 7, store=store, priorty=1)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
     durable.signal("run-1", "approved")  # type: ignore[call-arg, arg-type] # pyright: ignore[reportCallIssue]
     durable.cancel(store)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     Workflow("checkout", deps).run(with_input, input="seven")  # type: ignore[arg-type] # pyright: ignore[reportCallIssue, reportArgumentType]

@@ -226,7 +226,7 @@ def version_of(header: Header) -> int:
 
 
 def judge(
-    granted: Granted, claim: Claim | None, max_crashes: int = MAX_CRASHES, *, is_draining: bool = False
+    granted: Granted, claim: Claim | None, *, max_crashes: int = MAX_CRASHES, is_draining: bool = False
 ) -> GrantDecision:
     """What a worker makes of a run that it has got; `claim` is how it would ask for it, None if it has no such workflow."""
     run_id, header = granted.lease.run_id, granted.header

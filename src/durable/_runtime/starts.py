@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from msgspec import Struct
 
@@ -13,6 +13,8 @@ from durable._common.boundary import public
 from durable._common.checks import check_name
 from durable._common.durations import Duration, check_duration, to_utc
 from durable._engine.starts import MAX_PRIORITY, NewRun, Route, Started, refuse_start
+from durable._engine.workers import MAX_CRASHES
+from durable._runtime.handles import AsyncStep, Step
 from durable._runtime.plan import MISSING, check_arity
 from durable._runtime.run_handles import RunHandle
 from durable._runtime.run_options import check_metadata
@@ -26,11 +28,27 @@ from durable.stores._adapters.kinds import queueing_store
 from durable.stores.protocol import AsyncRunStore, QueueingStore
 from durable.stores.requests import Enqueue
 
+D = TypeVar("D")
+I = TypeVar("I")  # noqa: E741 -- the input's type
 T = TypeVar("T")
 
 OnExisting: TypeAlias = Literal["join", "raise"]
 
 _INPUT: Final = 2  # the place of the workflow's parameter
+
+
+class StartOptions(TypedDict, total=False):
+    """The options of `durable.start` to a type checker; what each means is said there."""
+
+    id: str | None
+    queue: str | None
+    priority: int
+    at: datetime | None
+    delay: Duration | None
+    dedup: str | None
+    deadline: Duration | datetime | None
+    metadata: Mapping[str, Any] | None
+    on_conflict: OnExisting
 
 
 class Start(Struct, frozen=True):
@@ -56,6 +74,44 @@ class Start(Struct, frozen=True):
     metadata: Mapping[str, Any] | None = None
 
 
+@overload
+def start(
+    fn: Callable[[AsyncStep, D], Coroutine[Any, Any, T]],
+    *,
+    store: QueueingStore,
+    **options: Unpack[StartOptions],
+) -> RunHandle[T]: ...
+@overload
+def start(
+    fn: Callable[[AsyncStep, D, I], Coroutine[Any, Any, T]],
+    input: I,
+    *,
+    store: QueueingStore,
+    **options: Unpack[StartOptions],
+) -> RunHandle[T]: ...
+@overload
+def start(
+    fn: Callable[[Step, D], T],
+    *,
+    store: QueueingStore,
+    **options: Unpack[StartOptions],
+) -> RunHandle[T]: ...
+@overload
+def start(
+    fn: Callable[[Step, D, I], T],
+    input: I,
+    *,
+    store: QueueingStore,
+    **options: Unpack[StartOptions],
+) -> RunHandle[T]: ...
+@overload
+def start(
+    fn: str,
+    input: Any = ...,
+    *,
+    store: QueueingStore,
+    **options: Unpack[StartOptions],
+) -> RunHandle[Any]: ...
 @public("durable.start")
 def start(
     fn: Callable[..., Any] | str,
@@ -96,6 +152,44 @@ def start(
     return at_once(_start, asked, Coroutines(asked.store, call_now))[0]
 
 
+@overload
+async def start_async(
+    fn: Callable[[AsyncStep, D], Coroutine[Any, Any, T]],
+    *,
+    store: QueueingStore,
+    **options: Unpack[StartOptions],
+) -> RunHandle[T]: ...
+@overload
+async def start_async(
+    fn: Callable[[AsyncStep, D, I], Coroutine[Any, Any, T]],
+    input: I,
+    *,
+    store: QueueingStore,
+    **options: Unpack[StartOptions],
+) -> RunHandle[T]: ...
+@overload
+async def start_async(
+    fn: Callable[[Step, D], T],
+    *,
+    store: QueueingStore,
+    **options: Unpack[StartOptions],
+) -> RunHandle[T]: ...
+@overload
+async def start_async(
+    fn: Callable[[Step, D, I], T],
+    input: I,
+    *,
+    store: QueueingStore,
+    **options: Unpack[StartOptions],
+) -> RunHandle[T]: ...
+@overload
+async def start_async(
+    fn: str,
+    input: Any = ...,
+    *,
+    store: QueueingStore,
+    **options: Unpack[StartOptions],
+) -> RunHandle[Any]: ...
 @public("durable.aio.start")
 async def start_async(
     fn: Callable[..., Any] | str,
@@ -228,7 +322,9 @@ def define_started(fn: Callable[..., Any] | str) -> WorkflowDefinition:
     if isinstance(fn, str):
         name, _, version = fn.rpartition("@") if fn.rpartition("@")[2].isdecimal() else (fn, "", "1")
         checked = check_name("a workflow's name", name)
-        return WorkflowDefinition(checked, None, check_version(int(version)), DEFAULT_QUEUE, None, None, True)
+        return WorkflowDefinition(
+            checked, None, check_version(int(version)), DEFAULT_QUEUE, None, None, MAX_CRASHES, True
+        )
     if not callable(fn):
         raise InvalidArgument(f"a workflow function, or its name, can be started, not {type(fn).__name__}")
     definition = definition_of_workflow(fn)

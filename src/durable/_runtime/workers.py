@@ -21,7 +21,7 @@ from durable._common.durations import Duration, check_duration
 from durable._common.reports import report
 from durable._common.threads import start_daemon
 from durable._engine.backoff import PUT_OFF
-from durable._engine.decisions import Claim, Granted, Migrate
+from durable._engine.decisions import Granted, Migrate
 from durable._engine.leases import Lease, check_seconds
 from durable._engine.starts import Route
 from durable._engine.workers import (
@@ -29,6 +29,7 @@ from durable._engine.workers import (
     Ask,
     Bury,
     Execute,
+    GrantDecision,
     Leave,
     PutOff,
     Rest,
@@ -205,10 +206,14 @@ class Worker:
         routes = self._routes[first:] + self._routes[:first]
         return Poll(routes, ask.count, self._lease, alive, ask.looks_for_dead, worker, ask.says_idle)
 
-    def claim(self, granted: Granted) -> Claim | None:
-        """How this worker would ask for the run; None where it has no such workflow."""
+    def judge(self, granted: Granted, *, is_draining: bool) -> GrantDecision:
+        """What this worker makes of a run that it has got."""
         found = self._workflows.get((granted.header.workflow_name, version_of(granted.header)))
-        return None if found is None else claim_granted(granted, found[1])
+        if found is None:
+            return judge(granted, None, is_draining=is_draining)
+        _, definition = found
+        claim = claim_granted(granted, definition)
+        return judge(granted, claim, max_crashes=definition.max_crashes, is_draining=is_draining)
 
     def migrate(self, granted: Granted, mismatch: VersionMismatch) -> None:
         """Take a run of an earlier version to that of its workflow here. Its lease is given back first."""
@@ -360,7 +365,7 @@ class _Service:
     def _begin(self, granted: Granted) -> None:
         lease = granted.lease
         try:
-            match judge(granted, self._worker.claim(granted), is_draining=self._state.is_draining):
+            match self._worker.judge(granted, is_draining=self._state.is_draining):
                 case Execute():
                     self._runs.start(self._worker.hold(granted), self._on_end)
                     return

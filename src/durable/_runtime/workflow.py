@@ -17,7 +17,8 @@ from typing import Any, Final, NamedTuple, TypeVar, cast, overload
 import tenacity
 
 from durable._common.boundary import public
-from durable._common.checks import check_name
+from durable._common.checks import check_count, check_name
+from durable._engine.workers import MAX_CRASHES
 from durable._runtime.policies import Policy
 from durable._runtime.versions import Migration, check_migrations, check_version
 from durable.errors import InvalidArgument
@@ -38,6 +39,7 @@ class _Mark(NamedTuple):
     queue: str = DEFAULT_QUEUE
     retry: Policy | None = None
     migrates: Mapping[int, Migration] | None = None
+    max_crashes: int = MAX_CRASHES
 
 
 _BARE: Final = _Mark()
@@ -58,6 +60,8 @@ class WorkflowDefinition(NamedTuple):
     retry: Policy | None
     #: What becomes of a run of another version, by that version.
     migrates: Mapping[int, Migration] | None
+    #: How many workers in a row may die under a run, without recording anything, before it is failed.
+    max_crashes: int
     #: Whether `@durable.workflow` has marked it.
     is_marked: bool
 
@@ -72,6 +76,7 @@ def workflow(
     queue: str | None = ...,
     retry: tenacity.BaseRetrying | None = ...,
     migrates: Mapping[int, Migration] | None = ...,
+    max_crashes: int = ...,
 ) -> Callable[[F], F]: ...
 @public("@durable.workflow")
 def workflow(
@@ -81,6 +86,7 @@ def workflow(
     queue: str | None = None,
     retry: tenacity.BaseRetrying | None = None,
     migrates: Mapping[int, Migration] | None = None,
+    max_crashes: int = MAX_CRASHES,
 ) -> Any:
     """Mark a function as a workflow, and give it a name that outlasts the function's own.
 
@@ -101,6 +107,9 @@ def workflow(
       document) to go on with, `"clear"` or `"raise"`; see `on_version_mismatch` of `durable.run`, which overrides it. Runs
       of versions that are not in it are refused.
 
+    - `max_crashes`: how many workers in a row may die under a started run, without recording anything, before it is failed with
+      `RunPoisoned`.
+
     Nothing is registered, and what is decorated is returned as it is: a function, blocking or async, a method in its class,
     a `functools.partial`, a callable object or its class. Marked again, it keeps a name that is not given anew.
 
@@ -113,6 +122,7 @@ def workflow(
         DEFAULT_QUEUE if queue is None else check_name("a queue's name", queue),
         None if retry is None else Policy(retry, of_run=True),
         check_migrations(migrates, version),
+        check_count("max_crashes", max_crashes),
     )
     return functools.partial(_set_mark, mark=mark) if given is None else _set_mark(given, mark)
 
@@ -159,8 +169,8 @@ def definition_of_workflow(fn: Any) -> WorkflowDefinition:
 
 
 def _define(name: str, function: str | None, mark: _Mark | None) -> WorkflowDefinition:
-    _, version, queue, retry, migrates = mark or _BARE
-    return WorkflowDefinition(name, function, version, queue, retry, migrates, mark is not None)
+    given = mark or _BARE
+    return WorkflowDefinition(name, function, *given[1:], mark is not None)
 
 
 def _mark_of(fn: Any) -> _Mark | None:
