@@ -52,7 +52,8 @@ class Listener:
         """Hear what there is to hear; False at the end."""
         if self._connection is None:
             self._connection = connection = self._connections.connect(self._clock.elapsed() + _CONNECT_WITHIN)
-            connection.execute(b'LISTEN "durable_%s"' % self._worker.encode(), prepare=False)
+            if self._connections.prepares:  # else it is a pooler's session, which is another client's a moment later
+                connection.execute(b'LISTEN "durable_%s"' % self._worker.encode(), prepare=False)
             self._failures = 0
             self._wake()  # for what was started meanwhile
         self._hear(self._connection)
