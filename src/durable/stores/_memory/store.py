@@ -203,8 +203,8 @@ class MemoryStore:
     def _grant(self, name: str, run: Run, seconds: float, at: datetime, now: float) -> Granted:
         epoch = run.epoch + 1
         crashes = 0
-        if run.token is not None and not any(record.epoch == run.epoch for record in run.records.values()):
-            crashes = run.header.execution.crashes + 1 if run.header is not None else 0
+        if run.header is not None and not any(record.epoch == run.epoch for record in run.records.values()):
+            crashes = run.header.execution.crashes + (run.token is not None)
         header = grant_header(run.header or blank_header(), epoch=epoch, owner=this_process(), at=at, crashes=crashes)
         lease = Lease(name, f"{epoch}:{secrets.token_hex(8)}", epoch, seconds, now)
         self._runs[name] = replace(

@@ -548,11 +548,12 @@ WITH due AS MATERIALIZED (
                           'owner', taken.owner,
                           'began', now(),
                           'crashes', CASE
-                              WHEN taken.left_by IS NULL THEN NULL
-                              WHEN pg_postmaster_start_time() > (old.of->>'began')::timestamptz THEN old.of->'crashes'
+                              WHEN taken.epoch = 1 THEN NULL
                               WHEN EXISTS (
                                    SELECT FROM {steps}
                                     WHERE workflow_id = taken.workflow_id AND epoch = taken.epoch - 1) THEN NULL
+                              WHEN taken.left_by IS NULL
+                                   OR pg_postmaster_start_time() > (old.of->>'began')::timestamptz THEN old.of->'crashes'
                               ELSE to_jsonb(COALESCE((old.of->>'crashes')::integer, 0) + 1) END,
                           'earlier', CASE
                               WHEN old.of->'epoch' IS NULL THEN old.of->'earlier'
