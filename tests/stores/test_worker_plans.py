@@ -41,8 +41,8 @@ def job(step: durable.Step, deps: Any) -> None:
     """One of many."""
 
 
-@pytest.fixture(params=["no statistics", "statistics"])
-def store(request: pytest.FixtureRequest, database: Database) -> Iterator[PostgresStore]:
+@pytest.fixture
+def store(database: Database) -> Iterator[PostgresStore]:
     """With 200,000 runs that have ended, and 100,000 that are due tomorrow, more urgent than all others."""
     with database.store() as store:
         durable.start(job, store=store, id="first")
@@ -53,15 +53,14 @@ def store(request: pytest.FixtureRequest, database: Database) -> Iterator[Postgr
         for fill in (ended, asleep):
             for statement in filter(str.strip, fill.split(";\n")):
                 database.execute(statement, *[ROUTE] * statement.count("%s"))
-        for table in ("durable_locks", "durable_snapshots", "durable_steps"):
-            database.execute(f"VACUUM {table}" if request.param == "no statistics" else f"VACUUM ANALYZE {table}")
         yield store
 
 
-def poll(store: PostgresStore, count: int = 10) -> Polled:
-    """What a worker asks, with all that it may ask for."""
+def poll(store: PostgresStore, *, floor: float | None = None) -> Polled:
+    """What a worker asks, with all that it may ask for; from a floor, only what is due."""
     routes = [Route("default", "job", 1), Route("default", "other", 1)]
-    return store.perform(Poll(routes, count, 30.0, lambda lease: True, looks_for_dead=True, worker="w", says_idle=True))
+    is_full = floor is None
+    return store.perform(Poll(routes, 10, 30.0, lambda lease: True, is_full, "w", is_full, floor))
 
 
 class Asked:
@@ -145,10 +144,13 @@ def test_what_workers_ask_reads_few_rows(
     assert {one.lease.run_id for one in granted} == {"first", "nine"}
     durable.start(job, store=store, id="ten", priority=9)
     durable.start(job, store=store, id="eleven", dedup="only")
-    for mode in ("force_generic_plan", "force_custom_plan"):
-        plans = asked.explain(database, mode)
-        assert len(plans) == 6  # say idle, poll, held near; start, read started, wake
-        assert {query: touched(plan) for query, plan in plans.items() if touched(plan)} == {}
+    for analyze in ("", "ANALYZE"):  # before there are any statistics, and after
+        for table in ("durable_locks", "durable_snapshots", "durable_steps"):
+            database.execute(f"VACUUM {analyze} {table}")
+        for mode in ("force_generic_plan", "force_custom_plan"):
+            plans = asked.explain(database, mode)
+            assert len(plans) == 6  # say idle, poll, held near; start, read started, wake
+            assert {query: touched(plan) for query, plan in plans.items() if touched(plan)} == {}
     # The detector detects: without the index of what is due, the poll reads it all.
     database.execute("DROP INDEX durable_locks_due_idx")
     assert any(map(touched, asked.explain(database, "force_generic_plan").values()))
@@ -166,3 +168,48 @@ def test_polls_are_planned_once(database: Database) -> None:
         asked = "SELECT custom_plans FROM pg_prepared_statements WHERE statement LIKE 'WITH due%%'"
         planned = [count for session in sessions for (count,) in session.connection.execute(asked.encode()).fetchall()]
         assert planned == [0]
+
+
+def test_an_open_transaction_does_not_make_polls_slower_with_each_run(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault 132: what has ended under it stays in the index; a poll begins where the last full one has found something."""
+    with database.store() as store, psycopg.connect(database.url) as open_one:
+        first = durable.start(job, store=store)
+        open_one.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        open_one.execute("SELECT 1")
+        database.execute(
+            "INSERT INTO durable_locks (workflow_id, epoch, expires_at, route, priority, due_at)"
+            " SELECT 'o' || i, 0, now(), %s, 5, now() - interval '5 s' FROM generate_series(1, 20000) AS i",
+            ROUTE,
+        )
+        database.execute("UPDATE durable_locks SET due_at = NULL WHERE workflow_id LIKE 'o%%'")
+        full = poll(store)
+        assert [one.lease.run_id for one in full.granted] == [first.id]
+        second = durable.start(job, store=store)
+        asked = Asked(monkeypatch)
+        from_floor = poll(store, floor=full.floor)
+        assert [one.lease.run_id for one in from_floor.granted] == [second.id]
+        assert from_floor.floor is None  # only a full poll has seen what is below
+        durable.start(job, store=store)
+        plans = asked.explain(database, "force_generic_plan")
+        assert {query: touched(plan) for query, plan in plans.items() if touched(plan)} == {}
+        # The detector detects.
+        asked.statements.clear()
+        poll(store)
+        assert any(map(touched, asked.explain(database, "force_generic_plan").values()))
+
+
+def test_what_is_committed_below_the_floor_is_found_by_the_next_full_poll(database: Database) -> None:
+    """Fault 132: the transaction of its start was open for a while."""
+    with database.store() as store:
+        earlier = durable.start(job, store=store, delay=3600)
+        floor = poll(store).floor
+        database.execute("UPDATE durable_locks SET due_at = now() - interval '1 s' WHERE workflow_id = %s", earlier.id)
+        assert [one.lease.run_id for one in poll(store, floor=floor).granted] == [
+            earlier.id
+        ]  # two seconds are for starts
+        late = durable.start(job, store=store)
+        database.execute("UPDATE durable_locks SET due_at = now() - interval '1 minute'")
+        assert not poll(store, floor=floor).granted
+        assert [one.lease.run_id for one in poll(store).granted] == [late.id]

@@ -200,11 +200,11 @@ class Worker:
         """Its store."""
         return self._store
 
-    def poll(self, ask: Ask, worker: str, turn: int, alive: Callable[[Lease], bool]) -> Poll:
+    def poll(self, ask: Ask, worker: str, turn: int, alive: Callable[[Lease], bool], floor: float | None) -> Poll:
         """The request of its n-th poll; the routes take turns at being the first."""
         first = turn % len(self._routes)
         routes = self._routes[first:] + self._routes[:first]
-        return Poll(routes, ask.count, self._lease, alive, ask.looks_for_dead, worker, ask.says_idle)
+        return Poll(routes, ask.count, self._lease, alive, ask.looks_for_dead, worker, ask.says_idle, floor)
 
     def judge(self, granted: Granted, *, is_draining: bool) -> GrantDecision:
         """What this worker makes of a run that it has got."""
@@ -261,6 +261,7 @@ class _Service:
         self._turn = 0
         self._listening: Listening | None = None
         self._is_cut_off = False  # the last poll has failed
+        self._floor: float | None = None
         # What other threads and signal handlers have to say, and a latch that they release: an Event's lock may be held by
         # the very thread that a signal handler interrupts.
         self._told: deque[Callable[[], object]] = deque()
@@ -345,7 +346,8 @@ class _Service:
     def _poll(self, ask: Ask) -> None:
         self._turn += 1
         try:
-            polled = self._store.perform(self._worker.poll(ask, self._id, self._turn, self._runs.is_alive))
+            floor = None if ask.looks_for_dead else self._floor
+            polled = self._store.perform(self._worker.poll(ask, self._id, self._turn, self._runs.is_alive, floor))
         except DurableError as problem:
             self._state.failed(self._clock.elapsed(), problem)
             if self._state.is_draining:
@@ -357,6 +359,7 @@ class _Service:
         if self._is_cut_off:
             self._is_cut_off = False
             report(_log, logging.INFO, "the worker polls again")
+        self._floor = self._floor if polled.floor is None else polled.floor
         self._state.polled(self._clock.elapsed(), ask, len(polled.granted), polled.next_in, polled.workers)
         self._hear()  # it may be time to leave
         for granted in polled.granted:

@@ -160,14 +160,17 @@ class Polled(Struct, frozen=True):
     next_in: float | None
     #: How many workers are at work on this store, as far as it knows.
     workers: int = 1
+    #: The `Poll.floor` of what is asked next; None where it is to be as before.
+    floor: float | None = None
 
 
 class Poll(Request[Polled], frozen=True, eq=False):
     """Take the leases of up to `count` runs that are due on these routes, the most urgent first.
 
-    As for `Begin`, each is renewed while `alive(lease)` is true, until it is given back. Nothing is taken that is not on one of
-    the routes. With `looks_for_dead`, the leases of owners that are proven to have died on this machine have ended. With
-    `says_idle`, what is started after this poll wakes the worker: see `QueueingStore.listen`.
+    As for `Begin`, each is renewed while `alive(lease)` is true, until it is given back. Nothing is taken that is not on
+    one of the routes. With `looks_for_dead`, the leases of owners that are proven to have died on this machine have ended,
+    and the answer has a floor. With `says_idle`, what is started after this poll wakes the worker: see
+    `QueueingStore.listen`.
     """
 
     routes: Sequence[Route]
@@ -179,6 +182,8 @@ class Poll(Request[Polled], frozen=True, eq=False):
     #: What tells this worker from every other one; a text of letters and digits.
     worker: str = ""
     says_idle: bool = False
+    #: What the store said last, so that it need not look for what was due earlier; None to look for everything.
+    floor: float | None = None
 
     @property
     def wish(self) -> str:

@@ -87,8 +87,8 @@ class Queue:
 
     def _grant(self, name: str, run: Run, seconds: float, at: datetime, now: float) -> Granted:
         header, epoch, crashes = run.header or blank_header(), run.epoch + 1, 0
-        if run.token is not None and not any(record.epoch == run.epoch for record in run.records.values()):
-            crashes = header.execution.crashes + 1
+        if not any(record.epoch == run.epoch for record in run.records.values()):  # progress ends a row of crashes
+            crashes = header.execution.crashes + (run.token is not None)
         header = grant_header(header, epoch=epoch, owner=this_process(), at=at, crashes=crashes)
         lease = Lease(name, f"{epoch}:{secrets.token_hex(8)}", epoch, seconds, now)
         self._runs[name] = replace(

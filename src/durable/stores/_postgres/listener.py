@@ -60,7 +60,8 @@ class Listener:
             if self._is_over:
                 return False
             self._connection = connection = self._connections.connect(self._clock.elapsed() + _CONNECT_WITHIN)
-            connection.execute(b'LISTEN "durable_%s"' % self._worker.encode(), prepare=False)
+            if self._connections.prepares:  # else it is a pooler's session, which is another client's a moment later
+                connection.execute(b'LISTEN "durable_%s"' % self._worker.encode(), prepare=False)
             self._failures = 0
             self._wake()  # for what was started meanwhile
         connection = self._connection

@@ -50,6 +50,8 @@ class Polling:
             "random": self.random,
             "owner": self.owner,
             "seconds": self.poll.seconds,
+            "floor": self.poll.floor,
+            "asks_floor": self.poll.looks_for_dead,
             "host": HOST,
             "dead_ids": [row for row, _ in self.dead],
             "dead": [token for _, token in self.dead],
@@ -59,13 +61,14 @@ class Polling:
 class Due:
     """What a poll has found: the runs that it has taken, and the leases of other processes here, which may be dead."""
 
-    __slots__ = ("found", "held", "next_in", "workers")
+    __slots__ = ("floor", "found", "held", "next_in", "workers")
 
     def __init__(self, polling: Polling, rows: Sequence[Any], held: Sequence[Any], server: str) -> None:
         self.next_in: float | None = rows[0][0]
         self.workers: int = rows[0][1]
+        self.floor: float | None = rows[0][2]
         self.held: Sequence[tuple[str, str, str]] = held
-        self.found = [_found(polling, row[2:], server) for row in rows if row[2] is not None]
+        self.found = [_found(polling, row[3:], server) for row in rows if row[3] is not None]
 
 
 def _found(polling: Polling, row: Sequence[Any], server: str) -> Found:

@@ -137,7 +137,7 @@ class Requests:
             for found in due.found:
                 self._give_up(found)
             raise
-        return Polled(granted, due.next_in, due.workers)
+        return Polled(granted, due.next_in, due.workers, due.floor)
 
     def _granted(self, found: Found) -> Work[list[Granted]]:
         """One of what was polled, read, or with the problem of that."""

@@ -468,12 +468,13 @@ WITH asked AS MATERIALIZED (
     INSERT INTO {locks} (workflow_id, epoch, expires_at, route, priority, due_at)
     SELECT id, 0, clock_timestamp(), route, priority, COALESCE(at, clock_timestamp() + make_interval(secs => delay))
       FROM asked
-     WHERE NOT EXISTS (SELECT FROM {snapshots} WHERE id = asked.id)
-       AND NOT EXISTS (SELECT FROM {steps} WHERE workflow_id = asked.id)
+     WHERE NOT EXISTS (SELECT FROM {snapshots} WHERE id = asked.id OFFSET 0)
+       AND NOT EXISTS (SELECT FROM {steps} WHERE workflow_id = asked.id OFFSET 0)
        AND NOT EXISTS (
            SELECT FROM {snapshots} AS other
             WHERE other.snapshot->'dedup' = asked.header->'dedup' AND other.snapshot->'dedup' IS NOT NULL
-              AND other.snapshot->'execution'->>'status' IN ('queued', 'running'))
+              AND other.snapshot->'execution'->>'status' IN ('queued', 'running')
+           OFFSET 0)
      ORDER BY id
     ON CONFLICT (workflow_id) DO NOTHING
     RETURNING workflow_id
@@ -515,7 +516,10 @@ SELECT asked.n, run.id, run.snapshot->>'workflowName', run.snapshot->'metadata'-
 -- Take what is due, the most urgent first, of the routes that this worker has; rows are met one by one, so that no more are locked
 -- than are taken, and none that is locked is waited for. A run that was held before, and is due, was left by its owner: the
 -- lease has ended. Each of the three conditions on due_at is needed: `due_at <= now` does not imply to the planner that the index
--- has it. The answer is what was taken, with its input where nothing else can be in its journal, and when the next run is due.
+-- has it. The answer is what was taken, with its input where nothing else can be in its journal; when the next run is due, where
+-- all that is due was taken; and a floor, where one is asked for. While someone keeps a transaction open, what has ended stays in
+-- the index, and each poll would have to pass all of it. Below the floor nothing was due but what is committed late: what begins
+-- two seconds before it, or later, is found at once, and the rest by the next poll that has no floor. (A float loses microseconds.)
 WITH due AS MATERIALIZED (
     SELECT lease.*
       FROM (SELECT asked.route, class.priority::smallint
@@ -527,6 +531,7 @@ WITH due AS MATERIALIZED (
              FROM {locks}
             WHERE route = way.route AND priority = way.priority
               AND due_at < 'infinity' AND due_at <= statement_timestamp()
+              AND due_at >= COALESCE(to_timestamp(%(floor)s::float8), '-infinity')
               AND (owner_token IS NULL OR expires_at <= statement_timestamp())
             ORDER BY due_at
               FOR UPDATE SKIP LOCKED) AS lease
@@ -553,13 +558,14 @@ WITH due AS MATERIALIZED (
                           'owner', taken.owner,
                           'began', now(),
                           'crashes', CASE
-                              WHEN taken.left_by IS NULL THEN NULL
-                              WHEN pg_postmaster_start_time() > (old.of->>'began')::timestamptz
-                                   OR EXISTS (SELECT FROM {workers} WHERE owner = taken.former AND leaving)
-                              THEN old.of->'crashes'
+                              WHEN taken.epoch = 1 THEN NULL
                               WHEN EXISTS (
                                    SELECT FROM {steps}
                                     WHERE workflow_id = taken.workflow_id AND epoch = taken.epoch - 1) THEN NULL
+                              WHEN taken.left_by IS NULL
+                                   OR pg_postmaster_start_time() > (old.of->>'began')::timestamptz
+                                   OR EXISTS (SELECT FROM {workers} WHERE owner = taken.former AND leaving)
+                              THEN old.of->'crashes'
                               ELSE to_jsonb(COALESCE((old.of->>'crashes')::integer, 0) + 1) END,
                           'earlier', CASE
                               WHEN old.of->'epoch' IS NULL THEN old.of->'earlier'
@@ -584,7 +590,17 @@ WITH due AS MATERIALIZED (
        AND (seen_at < statement_timestamp() - interval '10 s' OR idle AND EXISTS (SELECT FROM due))
 )
 SELECT extract(epoch FROM next.due_at - statement_timestamp())::float8,
-       (SELECT count(*) FROM {workers} WHERE seen_at > statement_timestamp() - interval '1 minute'), run.*
+       (SELECT count(*) FROM {workers} WHERE seen_at > statement_timestamp() - interval '1 minute'),
+       (SELECT extract(epoch FROM LEAST(min(first.due_at), statement_timestamp() - interval '2 s'))::float8 - 0.00001
+          FROM unnest(%(routes)s::text[]) AS asked (route)
+         CROSS JOIN generate_series(0, 9) AS class (priority)
+         CROSS JOIN LATERAL (
+               SELECT due_at
+                 FROM {locks}
+                WHERE route = asked.route AND priority = class.priority::smallint AND due_at < 'infinity'
+                ORDER BY due_at
+                LIMIT 1) AS first
+        HAVING %(asks_floor)s), run.*
   FROM (SELECT min(first.due_at) AS due_at
           FROM unnest(%(routes)s::text[]) AS asked (route)
          CROSS JOIN generate_series(0, 9) AS class (priority)
@@ -594,7 +610,8 @@ SELECT extract(epoch FROM next.due_at - statement_timestamp())::float8,
                 WHERE route = asked.route AND priority = class.priority::smallint
                   AND due_at < 'infinity' AND due_at > statement_timestamp()
                 ORDER BY due_at
-                LIMIT 1) AS first) AS next
+                LIMIT 1) AS first
+         WHERE (SELECT count(*) FROM due) < %(count)s) AS next
   LEFT JOIN (
        SELECT taken.workflow_id, taken.epoch, taken.owner_token, taken.n, taken.left_by, taken.former,
               header.document, input.record, input.at, input.epoch
