@@ -285,8 +285,9 @@ def _judge(deeds: Sequence[Deed], runs: Sequence[str], victim: int, killed_at: f
             pause = after[0].at - killed_at
             who += f"; went on in process {after[0].process}, {pause:.2f} s after the kill, with {after[0].what!r}"
         print(f"    checkout {number:>2}  from {mine[0].at - first:4.2f} to {mine[-1].at - first:4.2f} s  {who}")
-    twice = "" if not again else f", but {again}: the process was killed while {'it' if again == 1 else 'they'} ran"
-    print(f"\n  Of {len(STEPS) * RUNS} steps each ran once{twice}.")
+    all_steps = len(STEPS) * RUNS
+    twice = f", and {again} twice: the process was killed while {'it' if again == 1 else 'they'} ran" if again else ""
+    print(f"\n  Of {all_steps} steps {all_steps - again} ran once{twice}.")
     if not as_promised:
         print("  That is not as promised!")
     return 0 if as_promised else 1

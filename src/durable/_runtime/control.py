@@ -28,7 +28,8 @@ _retrying: Final = set[asyncio.Task[list[str]]]()  # an event loop holds its tas
 
 @public("durable.cancel")
 def cancel(store: AnyStore, id: str) -> bool:
-    """Stop the run `id`, wherever it is executed. True when it was running (or interrupted), and is now `cancelled`.
+    """Stop the run `id`, wherever it is executed. True when it was queued, running or interrupted, and is now
+    `cancelled`.
 
     Its owner can write nothing more: it stops with `RunCancelled` at its next checkpoint, or within two seconds where it
     waits. What was recorded is kept, and `durable.run` with this id goes on from there. Raises `InvalidArgument`, and the
@@ -71,7 +72,7 @@ def retry(
     - `dry_run`: only say which it would be.
 
     Returns the keys of the steps set aside, in the order of their records. The run is `interrupted` then, and nothing is
-    called before the next `durable.run`.
+    called before the next `durable.run`; one that was started is due at once, for a worker.
 
     Raises `RetryRefused` for a completed run, or where effects stand in the way; `ConcurrentExecution` when the run is being
     executed; `RunNotFound`; `InvalidArgument` where no step of this key is recorded; `UnreadableRecord`, and the store's

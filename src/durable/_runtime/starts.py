@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, Literal, TypeAlias, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Final, Literal, TypeAlias, TypedDict, TypeVar, Unpack, get_type_hints, overload
 
 from msgspec import Struct
 
@@ -54,8 +54,6 @@ class StartOptions(TypedDict, total=False):
 class Start(Struct, frozen=True):
     """One of the runs of `start_many`; its fields are the options of `start`."""
 
-    __module__ = "durable"  # a step may return one
-
     #: The workflow's input.
     input: Any = MISSING
     #: The run's id, by default a random one.
@@ -72,6 +70,11 @@ class Start(Struct, frozen=True):
     deadline: Duration | datetime | None = None
     #: JSON values kept in the run's header.
     metadata: Mapping[str, Any] | None = None
+
+
+# A step may return one, so its record names a module that stays. Its annotations were read as texts in the module it is in.
+Start.__annotations__ = get_type_hints(Start)
+Start.__module__ = "durable"
 
 
 @overload

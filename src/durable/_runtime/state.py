@@ -52,9 +52,9 @@ def _result_of(snapshot: Snapshot | None, id: str, codec: Codec) -> Any:
 
 @public("durable.status")
 def status(store: SnapshotStore, id: str) -> str | None:
-    """Where a run stands: "running", "interrupted", "completed", "failed" or "cancelled"; None when nothing is stored.
+    """Where a run stands: "queued", "running", "interrupted", "completed", "failed" or "cancelled".
 
-    A store of your own knows no leases: it says "running" of what may be interrupted.
+    None when nothing is stored. A store of your own knows no leases: it says "running" of what may be interrupted.
     """
     return at_once(_status, _blocking(store, "status"), id)
 
@@ -94,7 +94,9 @@ async def delete_state_async(store: SnapshotStore | AsyncSnapshotStore, id: str)
 
 @public("durable.list_pending")
 def list_pending(store: SnapshotStore, *, prefix: str = "", limit: int = PAGE) -> Sequence[Listed]:
-    """A page of the interrupted runs, newest first: those that have not ended, and that no process is executing.
+    """A page of the interrupted runs, newest first: those that were begun, have not ended, and no process is executing.
+
+    What is queued for a worker is not among them: `store.list(status="queued")`.
 
     A store of your own knows no leases: of its newest runs, all that have not ended are listed, and all that cannot be read.
     """

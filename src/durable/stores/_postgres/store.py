@@ -152,9 +152,10 @@ class PostgresStore:
         """A page of ids with the moment of their last save, begin or end, newest first; equal moments by id, descending.
 
         `prefix` is what ids begin with, taken literally, after the store's own prefix: a search, and no border between tenants,
-        so it need not end in a separator. `status` "running" means under a lease that lasts, "interrupted" without one, or
-        under that of an owner which is proven to have died on this machine. `after` is the last line of the page before: no
-        line comes twice, and none is left out but such as were written meanwhile, which are newer.
+        so it need not end in a separator. `status` "queued" means that no worker has taken the run yet, "running" under a lease
+        that lasts, "interrupted" without one, or under that of an owner which is proven to have died on this machine. `after`
+        is the last line of the page before: no line comes twice, and none is left out but such as were written meanwhile,
+        which are newer.
         """
         return self._snapshots.list(prefix=prefix, limit=limit, status=status, after=after)
 
@@ -164,9 +165,9 @@ class PostgresStore:
         """Delete the runs whose last save, begin or end lies more than `older_than` seconds back; how many there were.
 
         `status` says which: "completed", "failed", "cancelled", "interrupted", or None for all of these; never one that
-        is being executed. With any, journals go whose header was deleted by SQL, by the moment of their last record. It
-        goes in transactions of a hundred runs, oldest first, and `progress` is called after each with the number deleted so
-        far. What is interrupted has deleted what it said, and can be called again.
+        is queued or being executed. With any, journals go whose header was deleted by SQL, by the moment of their last
+        record. It goes in transactions of a hundred runs, oldest first, and `progress` is called after each with the number
+        deleted so far. What is interrupted has deleted what it said, and can be called again.
         """
         return self._snapshots.purge(older_than=older_than, status=status, progress=progress)
 
