@@ -18,6 +18,8 @@ SCENARIOS: Final = int(os.environ.get("DURABLE_DIFFERENTIAL", "60"))
 MOST: Final = 25  # times as many, until everything has occurred
 LONG: Final = 1000.0  # seconds: a lease that will not end; or has long been over
 IDS: Final = ("a", "b")
+STARTS: Final = ("c", "d", "e")  # runs that are started here, beside those
+WORKERS: Final = ("v", "w")
 CLAIM: Final = ("take_leases", "open_runs", "read_runs", "read_journals")
 
 DOCUMENTS: Final[tuple[dict[str, Any], ...]] = (
@@ -56,7 +58,11 @@ ENDS: Final = (
     ("running", "aside", '{"seqs": [0], "undecided": []}'),
 )
 
+WORK: Final = ("enqueue", "enqueue", "poll", "poll", "say_idle", "wake", "leave", "recall", "held_near", "expire")
+
 WAITS: Final = [
+    "recall",
+    "expire",
     "take_leases",
     "checkpoint",
     "checkpoint_batch",
@@ -69,8 +75,16 @@ WAITS: Final = [
     "move",
     "effect",
 ]
-EITHER: Final = ["take_leases", "checkpoint", "finish_batch", "cancel_batch"]
+EITHER: Final = ["enqueue", "take_leases", "checkpoint", "finish_batch", "cancel_batch"]
 REPLIES: Final = [
+    "enqueue",
+    "read_started",
+    "poll",
+    "wake",
+    "leave",
+    "recall",
+    "held_near",
+    "expire",
     "take_leases",
     "checkpoint",
     "checkpoint_batch",
@@ -99,6 +113,7 @@ OCCURS: Final = frozenset(
         "ROLLBACK",
         "read_runs: something",
         "open_runs: something",
+        "say_idle: something",
         "signal_batch: nothing",  # it tells what is missing
         "three wait or hold",
     ]
@@ -121,7 +136,8 @@ class Script:
         chance, comparison = self.chance, self.comparison
         documents = {run_id: chance.choice(DOCUMENTS) for run_id in IDS if chance.random() < 0.6}
         leases = {run_id: chance.choice((LONG, -LONG)) for run_id in IDS if chance.random() < 0.7}
-        comparison.start(self.seed, chance.choice((2, 3)), documents, leases)
+        due = {run_id: chance.choice((None, LONG, -LONG, -LONG)) for run_id in leases if chance.random() < 0.4}
+        comparison.start(self.seed, chance.choice((2, 3)), documents, leases, due)
         self.plans = {both: [] for both in comparison.connections}
         for _ in range(steps):
             self._step(chance.choice([both for both in self.plans if not both.busy]))
@@ -148,7 +164,17 @@ class Script:
         end = (chance.choice(("COMMIT", "COMMIT", "ROLLBACK")), None)
         what = chance.choice(
             ("claim", "claim", "settle", "transaction", "transaction", "open", "open", "alone", "alone", "race")
+            + ("start", "work", "work")
         )
+        if what == "start":
+            values = self._starts()
+            return [("BEGIN", ...), ("enqueue", values), ("read_started", values), end, *self._waking()]
+        if what == "work" and chance.random() < 0.4:  # the reply to a poll is lost
+            values = self._work([], []) | {"count": 1, "seconds": LONG, "routes": [self._named("q"), self._named("r")]}
+            polled = [("BEGIN", ...), ("poll", values | {"random": f"{values['name']}.1"}), ("COMMIT", None)]
+            return [*polled, ("BEGIN", ...), ("recall", values), end, ("poll", values | {"random": "again.1"})]
+        if what == "work":
+            return [("BEGIN", ...), *((name, ...) for name in chance.sample(WORK, chance.choice((1, 2, 3)))), end]
         if what == "claim":
             values = self._claim()
             return [("BEGIN", ...), *((name, values) for name in CLAIM), end]
@@ -188,13 +214,13 @@ class Script:
                 return (json.dumps(rows),)
             case "finish_batch":
                 status, kind, record = chance.choice(ENDS)
-                end = {"status": status, "record": record, "kind": kind, "due_in": 0.0}
+                end = {"status": status, "record": record, "kind": kind, "due_in": chance.choice((0.0, LONG))}
                 rows = [self._row(run_id, token) for run_id, token in zip(ids, tokens, strict=True)]
                 records = chance.choice((0, 0, 0, 2))
                 return (json.dumps([{**row, **end, "seq": row["seq"] + 1, "records": records} for row in rows]),)
             case "release_batch":
-                statuses = [chance.choice((None, "failed", "cancelled")) for _ in ids]
-                return ids, tokens, statuses, [0.0 for _ in ids]
+                statuses = [chance.choice((None, None, "failed", "queued", "cancelled")) for _ in ids]
+                return ids, tokens, statuses, [chance.choice((0.0, LONG)) for _ in ids]
             case "renew":
                 return ids, tokens, [chance.choice((LONG, LONG, -LONG)) for _ in ids]
             case "signal_batch":
@@ -204,10 +230,55 @@ class Script:
                 numbers = range(max(0, self.comparison.tables.numbers[0] - 3), self.comparison.tables.numbers[0] + 1)
                 taken = [number for number in numbers if chance.random() < 0.2]
                 return (json.dumps([{"n": 0, "id": ids[0], "name": chance.choice("sst"), "taken": taken}]),)
+            case "enqueue":
+                return self._starts()
+            case "wake":
+                return {"routes": self._routes(), "count": chance.choice((1, 2))}
+            case "poll" | "say_idle" | "leave" | "recall" | "held_near" | "expire":
+                return self._work(ids, tokens)
             case "read_nonces":
                 return ids, [chance.randrange(3) for _ in ids]
             case _:  # lock_leases, read_leases, count_records, cancelled, cancel_batch
                 return (ids,)
+
+    def _waking(self) -> list[tuple[str, Any]]:
+        return [("BEGIN", ...), ("wake", ...), ("COMMIT", None)] if self.chance.random() < 0.5 else []
+
+    def _routes(self) -> list[str]:
+        return self.chance.sample([self._named("q"), self._named("r")], self.chance.choice((1, 2)))
+
+    def _starts(self) -> dict[str, Any]:
+        """Runs that are started together, some of them twice, some instead of each other."""
+        chance = self.chance
+        rows: list[dict[str, Any]] = []
+        for n, run_id in enumerate(chance.choices([*IDS, *STARTS, *STARTS], k=chance.choice((1, 1, 2)))):
+            header: dict[str, Any] = {"workflowName": "w", "formatVersion": 1, "steps": {}, "metadata": {"version": 1}}
+            header["execution"] = {"status": "queued"}
+            if run_id in STARTS and chance.random() < 0.5:
+                header["dedup"] = [self._named("q"), "x"]
+            row = {"n": n, "id": self._named(run_id), "route": self._routes()[0], "priority": chance.choice((0, 5))}
+            row |= {"at": chance.choice((None, "1969-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00"))}
+            row |= {"delay": chance.choice((0.0, LONG)), "header": header, "nonce": chance.randrange(3)}
+            rows.append({**row, "input": chance.choice((None, '{"b": 1, "a": 2.0}'))})
+        return {"runs": json.dumps(rows)}
+
+    def _work(self, ids: list[str], tokens: list[str]) -> dict[str, Any]:
+        chance = self.chance
+        self.claims += 1
+        poll = f"p{chance.choice((self.claims, max(1, self.claims - 1)))}"
+        # Of several that are due at one moment, which is first is the server's choice.
+        return {
+            "routes": self._routes(),
+            "worker": self._named(chance.choice(WORKERS)),
+            "count": chance.choice((1, 10, 10)),
+            "name": poll,
+            "random": f"q{self.claims}.1",
+            "owner": chance.choice(("me", "you")),
+            "seconds": chance.choice((LONG, LONG, 2 * LONG, -LONG)),
+            "host": chance.choice(("", "m", "m", "nowhere")),
+            "dead_ids": ids[:1],
+            "dead": tokens[:1],
+        }
 
     def _claim(self) -> dict[str, Any]:
         chance = self.chance

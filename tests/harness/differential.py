@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from time import monotonic
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -140,13 +141,23 @@ class Comparison:
         for both in self._all:
             both.real.close()
 
-    def start(self, seed: int, connections: int, documents: Mapping[str, Any], leases: Mapping[str, float]) -> None:
-        """An empty model, and ids that PostgreSQL has not seen; with these documents, and leases that end in so many seconds."""
+    def start(
+        self,
+        seed: int,
+        connections: int,
+        documents: Mapping[str, Any],
+        leases: Mapping[str, float],
+        due: Mapping[str, float | None] = MappingProxyType({}),
+    ) -> None:
+        """An empty model, and ids that PostgreSQL has not seen; with these documents, and leases that end in so many seconds.
+
+        Of the leases those are workers' that are `due` in so many seconds, or (None) have ended.
+        """
         self.prefix, self.time = f"{seed}-", 1000.0
         self.model, self.tables = new_database(lambda: self.time)
         self.model.spares = self._spares
         self._signals_waited = False
-        self.history, self.connections = [f"seed {seed}: {documents} {leases}"], self._all[:connections]
+        self.history, self.connections = [f"seed {seed}: {documents} {leases} {due}"], self._all[:connections]
         sequence = f"pg_get_serial_sequence({self._names['signals_text']}, 'number')::regclass"
         ((self.tables.numbers[0],),) = self._rows(f"SELECT COALESCE(pg_sequence_last_value({sequence}), 0)")
         for both in self.connections:
@@ -163,11 +174,17 @@ class Comparison:
             self._watcher.execute(f"INSERT INTO {self._names['accounts']} VALUES (%s, %s)".encode(), account)
         for run_id, seconds in leases.items():
             lease = Lease(self.prefix + run_id, 1, f"1:{run_id}.0", "me", self.time + seconds)
+            due_in = due.get(run_id)
+            if run_id in due:
+                due_at = None if due_in is None else self.time + due_in
+                lease = lease._replace(route=f"{self.prefix}q", priority=5, due_at=due_at)
             list(writing.statement().insert(self.tables.locks, lease.workflow_id, lease))
-            values = "VALUES (%s, %s, %s, %s, clock_timestamp() + make_interval(secs => %s))"
-            query = f"INSERT INTO {self._names['locks']} (workflow_id, epoch, owner_token, owner, expires_at) {values}"
-            self._watcher.execute(query.encode(), (*lease[:4], seconds))
+            columns = "workflow_id, epoch, owner_token, owner, route, priority, expires_at, due_at"
+            moment = "clock_timestamp() + make_interval(secs => %s)"
+            query = f"INSERT INTO {self._names['locks']} ({columns}) VALUES (%s, %s, %s, %s, %s, %s, {moment}, {moment})"
+            self._watcher.execute(query.encode(), (*lease[:4], lease.route, lease.priority, seconds, due_in))
         writing.commit()
+        self._watcher.execute(f"DELETE FROM {self._names['workers']}".encode())  # which are counted, whoever they are of
 
     def begin(self, both: Both) -> None:
         """BEGIN."""
@@ -308,19 +325,22 @@ class Comparison:
         if kind == "error":
             self.seen[value + after] += 1
             return
+        if name == "poll":  # which always says when the next run is due
+            count = sum(row[2] is not None for row in value)
         self.seen[f"{name}: {'something' if count else 'nothing'}{after}"] += 1
         if name == "renew":
             self.seen["skipped"] += [row[1] for row in value].count(False)
 
     def _same_tables(self) -> None:
-        locks, runs, steps, signals, accounts, effects = (
+        locks, runs, steps, signals, workers, accounts, effects = (
             [*filter(None, map(table.committed, table.rows))] for table in self.tables.all()
         )
         mine: list[tuple[Any, ...]] = [
-            *(("locks", *lease[:4], lease.expires_at > self.time) for lease in locks),
+            *(("locks", *lease[:4], lease.expires_at > self.time, *self._due(lease)) for lease in locks),
             *(("snapshots", run.id, _document(run.snapshot)) for run in runs),
             *(("steps", *step[:-1]) for step in steps),
             *(("signals", *signal) for signal in signals),
+            *(("workers", worker.id, list(worker.routes), worker.idle) for worker in workers if worker.routes),
             *(("accounts", *account) for account in accounts if account.name.startswith(self.prefix)),
             *(("effects", *effect) for effect in effects),
         ]
@@ -335,6 +355,10 @@ class Comparison:
         if sorted(mine, key=repr) != sorted(its, key=repr):
             only = [row for row in mine if row not in its], [row for row in its if row not in mine]
             raise Differs(self._told("the tables\n  model {}\n  PostgreSQL {}".format(*only)))
+
+    def _due(self, lease: Lease) -> tuple[str | None, int | None, bool | None]:
+        """Where a run waits, and whether it is not due yet."""
+        return lease.route, lease.priority, None if lease.due_at is None else lease.due_at > self.time
 
     def _adopt_numbers(self, mine: Sequence[tuple[Any, ...]], its: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """The model's rows, its signals renumbered as in PostgreSQL: which of two that wait for one another's rows draws
@@ -362,14 +386,15 @@ class Comparison:
 
 
 _COLUMNS = {
-    "locks": "workflow_id, epoch, owner_token, owner, expires_at > clock_timestamp()",
+    "locks": "workflow_id, epoch, owner_token, owner, expires_at > clock_timestamp(), route, priority, due_at > clock_timestamp()",
     "snapshots": "id, snapshot",
     "steps": "workflow_id, seq, key, kind, nonce, epoch, record::text",
     "signals": "number, workflow_id, name, payload::text, nonce",
+    "workers": "id, routes, idle",
     "accounts": "name, balance",
     "effects": "execution, run, site, token",
 }
-_KEYS = {"snapshots": "id", "accounts": "name", "effects": "run"}
+_KEYS = {"snapshots": "id", "workers": "id", "accounts": "name", "effects": "run"}
 
 
 @contextmanager
@@ -409,9 +434,12 @@ def _comparable(statement: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[A
         return [() for _ in rows]
     if statement == "read_runs":
         return [
-            (*row[:4], row[4] is not None and row[4] > 0, row[5], _document(row[6] and json.loads(row[6])), *row[7:])
+            (*row[:4], row[4] is not None and row[4] > 0, *row[5:7], _document(row[7] and json.loads(row[7])), *row[8:])
             for row in rows
         ]
+    if statement == "poll":  # whether something is due later, and of each run all but the moments
+        told = [(*row[:8], _document(row[8] and json.loads(row[8])), row[9], row[10] is not None, row[11]) for row in rows]
+        return sorted(((row[0] is not None, *row[1:]) for row in told), key=repr)
     if statement == "read_journals":  # without how much of a record is stored
         return [(*row[:6], row[6] is not None, row[7]) for row in rows]
     return sorted(rows)

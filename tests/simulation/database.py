@@ -164,7 +164,7 @@ class Change(NamedTuple):
 class Transaction:
     """Begun, and then committed or rolled back."""
 
-    __slots__ = ("began", "database", "id", "idle_limit", "locked", "notifies", "number", "over", "waits", "written")
+    __slots__ = ("began", "database", "id", "idle_limit", "locked", "notifies", "number", "over", "snapshot", "waits", "written")
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -173,6 +173,7 @@ class Transaction:
         self.id = database.begun  # `txid_current()`
         self.idle_limit: float | None = None  # seconds without a statement, after which whoever holds it may end it
         self.number = 0  # of its statements
+        self.snapshot = 0  # the commits that the last of them sees
         self.locked: list[Row[Any]] = []
         self.written: list[tuple[Table[Any], Row[Any]]] = []
         self.notifies: list[str] = []  # channels on which something is said when it commits
@@ -182,6 +183,7 @@ class Transaction:
     def statement(self) -> Statement:
         """Begin the next statement: its snapshot is taken now."""
         self.number += 1
+        self.snapshot = self.database.commits
         return Statement(self)
 
     def commit(self) -> int:
@@ -290,10 +292,12 @@ class Statement:
         return after
 
     def insert(self, table: Table[V], key: Any, values: V, *, ignores: bool = True) -> Progress[bool]:
-        """Insert a row, or find that it is there: whether it was inserted. `Violation` unless it `ignores` conflicts."""
+        """Insert a row, or find that it is there: whether it was inserted. `Violation` unless it `ignores` conflicts.
+
+        One that is there, and is being changed, is waited for: it might be gone then.
+        """
         row = table.row(key)
-        while row.writer is not None and row.writer is not self.transaction and not row.versions:
-            yield from _waited(row, self.transaction, _WRITER)
+        yield from self.undecided(row)
         if row.versions or row.writer is not None:
             if not ignores:
                 raise Violation(table.name)
@@ -320,9 +324,12 @@ class Statement:
 
         The lock is as strong as the columns that are named ask for, whatever becomes of their values.
         """
-        if (yield from self.insert(table, key, values)):
-            return values
         row = table.row(key)
+        while not row.versions and row.writer is not None and row.writer is not self.transaction:
+            yield from _waited(row, self.transaction, _WRITER)
+        if not row.versions and row.writer is None:
+            yield from self.insert(table, key, values)
+            return values
         strength = UPDATE if columns & self.database.keys[table.name] else NO_KEY_UPDATE
         yield from self.lock(row, strength)
         newest = row.newest(self.transaction)

@@ -104,8 +104,12 @@ def _read_started(tables: Tables, statement: Statement, values: Any) -> Progress
             first = tables.steps.visible((run.id, 0), statement)
             is_mine = first is not None and (first.nonce, first.kind) == (asked["nonce"], Kind.INPUT)
             input_hash = (run.snapshot.get("metadata") or {}).get("inputHash")
-            rows.append((asked["n"], run.id, run.snapshot.get("workflowName"), input_hash, run.status, is_mine))
+            rows.append((asked["n"], run.id, run.snapshot.get("workflowName"), input_hash, _text(run.status), is_mine))
     return Result(rows, len(rows))
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 class _Taken(NamedTuple):
@@ -118,14 +122,10 @@ class _Taken(NamedTuple):
 
 def _poll(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     began = statement.clock()
-    next_in = min((lease.due_at - began for lease in _on(tables, statement, values, began)), default=None)  # type: ignore[operator]
+    next_in = min((_due_at(lease) - began for lease in _on(tables, statement, values, began)), default=None)
 
     def is_due(lease: Lease) -> bool:
-        return (
-            lease.due_at is not None
-            and lease.due_at <= began
-            and (lease.owner_token is None or lease.expires_at <= began)
-        )
+        return _due_at(lease) <= began and (lease.owner_token is None or lease.expires_at <= began)
 
     due: list[Lease] = []
     for route, priority in _ways(values["routes"]):
@@ -184,8 +184,8 @@ def _running(tables: Tables, statement: Statement, taken: _Taken) -> Callable[[H
         crashes = before.get("crashes")
         if taken.before.owner_token is None:
             crashes = None
-        elif tables.started[0] > datetime.fromisoformat(before["began"]).timestamp():
-            pass
+        elif "began" in before and tables.started[0] > datetime.fromisoformat(before["began"]).timestamp():
+            pass  # it was the server that went, and the worker perhaps with it
         elif any(step.epoch == epoch - 1 for step in visible_steps(tables, statement, run.id)):
             crashes = None
         else:
@@ -260,15 +260,11 @@ def _wake(tables: Tables, statement: Statement, values: Any) -> Progress[Result]
 
 def _recall(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     yield POINT
-    began, mine = statement.clock(), f"{values['random']}."
+    began, mine = statement.clock(), f"{values['name']}."
 
     def is_mine(lease: Lease) -> bool:
-        return (
-            lease.due_at is not None
-            and lease.due_at > began
-            and lease.owner_token is not None
-            and lease.owner_token.partition(":")[2].startswith(mine)
-        )
+        token = lease.owner_token or ""
+        return began < _due_at(lease) < math.inf and token.partition(":")[2].startswith(mine)
 
     def back(lease: Lease) -> Lease:
         now = statement.clock()
@@ -289,7 +285,7 @@ def _held_near(tables: Tables, statement: Statement, values: Any) -> Progress[Re
     rows = [
         (lease.workflow_id, lease.owner_token, lease.owner)
         for lease in _on(tables, statement, values, began)
-        if (lease.due_at or math.inf) <= began + values["seconds"]
+        if _due_at(lease) <= began + values["seconds"]
         and lease.owner is not None
         and lease.owner.startswith(values["host"])
         and lease.owner != values["owner"]
@@ -324,7 +320,7 @@ def _in_order(tables: Tables, statement: Statement, route: str, priority: int) -
     """The runs of one part of the index, as the statement sees them."""
     seen = (tables.locks.visible(key, statement) for key in list(tables.locks.rows))
     there = [lease for lease in seen if lease is not None and (lease.route, lease.priority) == (route, priority)]
-    return [lease.workflow_id for lease in sorted(there, key=lambda lease: lease.due_at or math.inf)]
+    return [lease.workflow_id for lease in sorted(there, key=_due_at)]
 
 
 def _on(tables: Tables, statement: Statement, values: Any, after: float) -> Iterator[Lease]:
@@ -332,8 +328,12 @@ def _on(tables: Tables, statement: Statement, values: Any, after: float) -> Iter
     for route, priority in _ways(values["routes"]):
         for key in _in_order(tables, statement, route, priority):
             lease = tables.locks.visible(key, statement)
-            if lease is not None and lease.due_at is not None and lease.due_at > after:
+            if lease is not None and after < _due_at(lease) < math.inf:
                 yield lease
+
+
+def _due_at(lease: Lease) -> float:
+    return math.inf if lease.due_at is None else lease.due_at
 
 
 WORKER_STATEMENTS: Final[dict[str, Callable[[Tables, Statement, Any], Progress[Result]]]] = {

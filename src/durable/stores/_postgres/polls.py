@@ -19,9 +19,12 @@ _polls: Final = itertools.count(1)  # of this process, whose `instance` is rando
 
 
 class Polling:
-    """The payload of a poll. `random` makes the tokens of what it takes; it is another for each sending."""
+    """The payload of a poll. `random` makes the tokens of what it takes; it is another for each sending.
 
-    __slots__ = ("_instance", "dead", "owner", "poll", "random", "routes", "sent", "settings")
+    `name` is what all its sendings have in common: what any of them has taken, and nothing else, begins with it.
+    """
+
+    __slots__ = ("_sending", "dead", "name", "owner", "poll", "routes", "sent", "settings")
 
     def __init__(
         self, poll: Poll, settings: Settings, instance: str, owner: str, dead: Sequence[tuple[str, str]] = ()
@@ -32,14 +35,18 @@ class Polling:
         self.owner = owner
         #: The rows and tokens of leases whose owners are dead.
         self.dead = dead
-        self._instance = instance
-        self.random = f"{instance}.p{next(_polls)}"
+        self.name = f"{instance}.p{next(_polls)}"
         self.sent = 0.0
+        self._sending = 1
 
-    def renew(self) -> str:
-        """Another random for the next sending; that of the last one, whose leases are to be given back."""
-        last, self.random = self.random, f"{self._instance}.p{next(_polls)}"
-        return last
+    @property
+    def random(self) -> str:
+        """What the tokens of this sending have behind the epoch, before their number."""
+        return f"{self.name}.{self._sending}"
+
+    def send_again(self) -> None:
+        """Begin another sending."""
+        self._sending += 1
 
     def values(self) -> dict[str, Any]:
         """The parameters of its statements."""
@@ -47,6 +54,7 @@ class Polling:
             "routes": self.routes,
             "worker": self.poll.worker,
             "count": self.poll.count,
+            "name": self.name,
             "random": self.random,
             "owner": self.owner,
             "seconds": self.poll.seconds,

@@ -297,15 +297,16 @@ class Statements:
     def _poll_one(self, session: Session, job: Job) -> Due:
         polling: Polling = job.payload
         polling.sent = self._clock.elapsed()
+        if job.doubtful:
+            polling.send_again()
         values, held = polling.values(), None
         with _transaction(session):
             if polling.poll.says_idle and not polling.dead:
                 session.queue(_NOT_FLUSHED)
                 session.queue(self._sql["say_idle"], values)
                 _begin_another(session)
-            if job.doubtful:  # what was taken by a sending whose reply was lost
-                session.queue(self._sql["recall"], values | {"random": polling.renew()})
-                values = polling.values()
+            if job.doubtful:  # what was taken by sendings whose replies were lost
+                session.queue(self._sql["recall"], values)
             if polling.dead:
                 session.queue(self._sql["expire"], values)
             session.queue(_PLANNED_ONCE)

@@ -654,7 +654,7 @@ WITH woken AS (
 SELECT pg_notify('durable_' || id, '') FROM woken
 
 -- name: recall
--- Give back what a poll has taken whose reply was lost.
+-- Give back what a poll has taken whose reply was lost: by any of its sendings, for the last may have been lost on its way.
 UPDATE {locks}
    SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp(), due_at = clock_timestamp()
  WHERE workflow_id IN (
@@ -666,7 +666,7 @@ UPDATE {locks}
                 FROM {locks}
                WHERE route = asked.route AND priority = class.priority::smallint
                  AND due_at < 'infinity' AND due_at > statement_timestamp()
-                 AND split_part(owner_token, ':', 2) LIKE %(random)s || '.%%'
+                 AND split_part(owner_token, ':', 2) LIKE %(name)s || '.%%'
                  FOR UPDATE) AS lease)
 
 -- name: held_near
