@@ -363,7 +363,7 @@ def test_a_process_forks_while_its_worker_is_at_work(database: Database) -> None
             status = 1
             try:
                 worker.drain()  # there is none here
-                worker.__exit__()
+                worker.__exit__(None)
                 status = 0 if store.status(run.id) == "running" else 2
             finally:
                 os._exit(status)
