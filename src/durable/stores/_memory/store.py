@@ -195,7 +195,7 @@ class MemoryStore:
             raise InvalidArgument("the store is closed")
         at, now = self.clock.now(), self.clock.elapsed()
         mine = {name: run for name, run in self._runs.items() if run.route in poll.routes and run.due_at is not None}
-        due = [(run.priority, run.due_at, name) for name, run in mine.items() if run.is_due(at, now)]
+        due = [(*run.turn(), name) for name, run in mine.items() if run.is_due(at, now)]
         granted = [self._grant(name, mine[name], poll.seconds, at, now) for *_, name in sorted(due)[: poll.count]]
         later = [run.due_at for run in mine.values() if run.due_at is not None and run.due_at > at]
         return Polled(granted, (min(later) - at).total_seconds() if later else None)
