@@ -16,7 +16,6 @@ import pytest
 import tenacity
 
 import durable
-from durable._engine.decisions import Granted
 from durable._engine.leases import Lease
 from durable._engine.starts import Route
 from durable.errors import InvalidArgument, RunExists, RunMismatch, RunPoisoned
