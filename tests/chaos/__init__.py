@@ -6,5 +6,7 @@ appends (`effects`), and a second database, which copies what transactions said 
 who wrote under which lease. `judge` reads all three when the round is over. `figures` adds rounds up in one file, and `page`
 makes docs/reliability.md of it. `plants` are bugs that the judge must find.
 
+`fleet` is a part of its own: workers, and what was started for them.
+
     cd tests && python -m chaos --help
 """

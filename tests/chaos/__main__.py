@@ -3,6 +3,7 @@
 python -m chaos play [PLAN …]       rounds of these plans in turns (all, if none is named), for --minutes or --rounds
 python -m chaos plants [PLANT …]    each planted bug until it is caught, and all leaks at once for ten minutes (or --minutes)
 python -m chaos endure              an hour (or --minutes) of processes that must not grow
+python -m chaos workers             --runs of five steps by workers that are killed each 2 s, and a restart each 10 s (times --pace)
 python -m chaos page                docs/reliability.md from docs/reliability.json
 
 What is played is added to the file named by --figures, if one is. The exit code is 1 when a law was broken, or a planted bug
@@ -21,6 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from chaos.figures import ROOT, Part, begun, keep
+from chaos.fleet import storm, told
 from chaos.hours import Hour, Tenant, lived
 from chaos.leaks import LEAKS
 from chaos.page import write
@@ -37,7 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         "python -m chaos", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=["play", "plants", "endure", "page"])
+    parser.add_argument("what", choices=["play", "plants", "endure", "workers", "page"])
     parser.add_argument(
         "names",
         nargs="*",
@@ -47,6 +49,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--rounds", type=int, default=0, help="of each plan, at most")
     parser.add_argument("--runs", type=int, default=0, help="of each kind in a round, instead of the plan's number")
+    parser.add_argument("--pace", type=float, default=1.0)
     parser.add_argument("--seed", default=secrets.token_hex(4))
     parser.add_argument("--record", type=Path, help="a file for all that was seen in an hour")
     parser.add_argument("--figures", type=Path, help=f"a file to add to, like {FIGURES.relative_to(ROOT)}")
@@ -54,6 +57,8 @@ def main() -> int:
     if given.what == "page":
         PAGE.write_text(write(FIGURES), "utf-8")
         return 0
+    if given.what == "workers":
+        return _workers(given)
     with single() as ground:
         part = begun(" ".join(["python -m chaos", *sys.argv[1:]]), given.seed, ground.admin)
         if given.what == "endure":
@@ -73,6 +78,14 @@ def main() -> int:
     for line in [*part.violations, *part.notes]:
         print(line)
     return int(bool(part.violations))
+
+
+def _workers(given: argparse.Namespace) -> int:
+    print(f"seed {given.seed}")
+    with single() as ground:
+        said, counts = storm(ground, given.runs or 10_000, given.seed, given.pace)
+    print(told(counts), *said, sep="\n")
+    return int(bool(said))
 
 
 def _play(part: Part, names: list[str], oracle: dict[str, str], given: argparse.Namespace) -> None:

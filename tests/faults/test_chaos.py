@@ -10,8 +10,10 @@ import pytest
 
 from chaos import cases
 from chaos.__main__ import FIGURES, PAGE
+from chaos.effects import Line
 from chaos.figures import kept
 from chaos.flatness import Course
+from chaos.fleet import judge
 from chaos.hours import FREE, PAIR
 from chaos.leaks import LEAKS
 from chaos.page import write
@@ -47,6 +49,20 @@ def test_a_little_chaos(plans: tuple[str, ...]) -> None:
     said = runner("play", *plans, "--rounds", "1", "--runs", "2")  # of each kind; `make nightly` plays 20, for an hour
     for plan in plans:
         assert re.search(rf"{plan} 1: \d+ s|{plan}: not played, mount", said), said
+
+
+@pytest.mark.long(15)
+def test_a_little_storm_over_workers() -> None:
+    """Fault 123 of workers: they are killed and the server is restarted; `python -m chaos workers` has 10,000 runs in one."""
+    assert re.search(r"^runs: 200, .*kills: [1-9]", runner("workers", "--runs", "200", "--pace", "0.1"), re.MULTILINE)
+
+
+def test_a_body_that_begins_again_is_seen() -> None:
+    """By a holder; what an earlier one still begins is no violation."""
+    first, acknowledged = Line(1.0, 1, "begin", "r", 1, "0"), Line(2.0, 1, "acknowledged", "r", 1, "0")
+    assert judge([first, acknowledged, Line(3.0, 2, "begin", "r", 2, "1")]) == []
+    assert judge([first, Line(1.5, 2, "begin", "r", 2, "0"), Line(2.0, 2, "acknowledged", "r", 2, "0"), first]) == []
+    assert len(judge([first, acknowledged, Line(3.0, 2, "begin", "r", 2, "0")])) == 1
 
 
 @pytest.mark.long(15)

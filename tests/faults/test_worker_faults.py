@@ -372,3 +372,34 @@ def test_a_process_forks_while_its_worker_is_at_work(database: Database) -> None
         goes_on.set()
         assert run.result(WITHIN) == "parent"
         assert durable.start(forked, store=store).result(WITHIN) == "parent"  # it still polls and hears
+
+
+def test_the_dead_are_found_beside_a_backlog(database: Database, tmp_path: Path) -> None:
+    """Law W7: also by a worker whose every poll gets all that it asks for."""
+    seen: list[str | None] = []
+    with database.store() as store:
+        run = durable.start(fragile, {"place": "body", "effects": str(tmp_path / "effects")}, store=store)
+        process = worker_process(database.url, database.schema)
+        assert process.wait(WITHIN) == -signal.SIGKILL
+        process.communicate()
+
+        @durable.workflow(name="look")
+        def look(step: durable.Step, deps: Any) -> None:
+            seen.append(store.status(run.id))
+
+        durable.start_many(look, [durable.Start(priority=0) for _ in range(30)], store=store)
+        durable.Worker(store, None, [look, fragile], concurrency=1).run_until_idle()
+        assert seen[-1] == "completed"
+
+
+def test_a_run_that_was_buried_is_retried_from_nought(database: Database) -> None:
+    """Fault 142: the dead letter is brought back by `retry`, and its crashes do not count any more."""
+    with database.store() as store:
+        run = durable.start(note, 1, store=store)
+        for _ in range(3):
+            crash(database, store)
+        durable.Worker(store, noted := list[int](), [note]).run_until_idle()
+        assert (run.status(), noted) == ("failed", [])
+        run.retry()
+        durable.Worker(store, noted, [note]).run_until_idle()
+        assert (run.status(), noted) == ("completed", [1])

@@ -17,10 +17,14 @@ import tenacity
 from psycopg.conninfo import make_conninfo
 
 import durable
+from durable._engine.leases import Lease
+from durable._engine.starts import Route
 from durable.errors import InvalidArgument, RunExists, RunMismatch, RunPoisoned
+from durable.records import Kind, Record, Status
 from durable.stores import memory
 from durable.stores.protocol import QueueingStore
 from harness.ownership_children import wait_until
+from durable.stores.requests import Finish, Poll, Release
 from harness.support import Database
 
 WITHIN: Final = 30.0  # seconds, for what a worker does at once
@@ -695,3 +699,25 @@ def test_a_thread_executes_one_run_after_the_other(store: QueueingStore) -> None
     assert len(set(threads)) == 1
     threads[0].join(WITHIN)
     assert not threads[0].is_alive()
+
+
+def test_what_was_begun_goes_on_before_what_waits(store: QueueingStore) -> None:
+    """Law W7: else a deploy, or a death, would put what is under way behind a backlog of hours. A retry waits in its turn."""
+    begun, waiting = durable.start(bare, store=store), durable.start(bare, store=store)
+
+    def taken(expected: durable.RunHandle[Any]) -> Lease:
+        (granted,) = store.perform(Poll([Route("mail", "bare", 1)], 1, 30.0, lambda lease: True)).granted
+        assert granted.lease.run_id == expected.id
+        return granted.lease
+
+    lease = taken(begun)
+    urgent = durable.start(bare, store=store, priority=0)
+    store.perform(Release(lease))
+    lease = taken(begun)
+    failure = Record(1, Kind.FAILURE, Kind.FAILURE, '{"error": {"type": "Boom", "message": "no"}}')
+    store.perform(Finish(lease, Status.QUEUED, failure))
+    lease = taken(urgent)
+    taken(waiting)
+    store.perform(Release(lease))
+    taken(urgent)
+    taken(begun)

@@ -19,7 +19,7 @@ from harness.support import Database, looking
 
 ENDED: Final = 200_000
 SLEEPING: Final = 100_000
-FEW: Final = 300  # of rows and pages: each run, and each way to one, takes a handful of pages
+FEW: Final = 600  # of rows and pages: each run, and each way to one, takes a handful of pages
 ROUTE: Final = '["","default","job",1]'
 
 _FILL: Final = """

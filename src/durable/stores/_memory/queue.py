@@ -79,7 +79,7 @@ class Queue:
             if (run := self._runs.get(name)) is None or run.due_at is None:
                 del self._waiting[name]
         mine = {name: run for name in self._waiting if (run := self._runs[name]).route in poll.routes}
-        due = [(run.priority, run.due_at, name) for name, run in mine.items() if run.is_due(at, now)]
+        due = [(*run.turn(), name) for name, run in mine.items() if run.is_due(at, now)]
         granted = [self._grant(name, mine[name], poll.seconds, at, now) for *_, name in sorted(due)[: poll.count]]
         later = [run.due_at for run in mine.values() if run.due_at is not None and run.due_at > at]
         next_in = (min(later) - at).total_seconds() if later else None

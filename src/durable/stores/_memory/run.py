@@ -63,6 +63,11 @@ class Run:
         """Whether a worker may take it at this moment, and at this reading."""
         return self.due_at is not None and self.due_at <= at and not self.is_held(now)
 
+    def turn(self) -> tuple[bool, int, datetime | None]:
+        """Its place among what is due: what was begun goes on before anything else is."""
+        is_begun = self.header is not None and self.header.execution.status != Status.QUEUED
+        return not is_begun, self.priority, self.due_at
+
     def due_again(self, at: datetime, due_in: float, status: Status | None) -> datetime | None:
         """When it is due after its holder has left it with this status."""
         over = status not in (None, Status.QUEUED, Status.RUNNING)

@@ -122,7 +122,7 @@ class Requests:
     def _poll(self, poll: Poll) -> Work[Polled]:
         due: Due = yield self._polling(poll)
         dead = [(row, token) for row, token, owner in due.held if self._is_dead(owner, token)]
-        if dead and len(due.found) < poll.count:
+        if dead:  # taken here where there is room, and by the next poll of anyone where there is none
             rest = replace(poll, count=poll.count - len(due.found))
             more: Due = yield self._polling(rest, dead)
             due.found += more.found

@@ -294,7 +294,8 @@ UPDATE {locks} AS given_back
    SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp(), due_at = (
            SELECT clock_timestamp() + make_interval(secs => asked.due_in)
              FROM asked
-            WHERE asked.id = given_back.workflow_id AND given_back.route IS NOT NULL AND asked.status IN ('queued', 'running'))
+            WHERE asked.id = given_back.workflow_id AND given_back.route IS NOT NULL AND asked.status IN ('queued', 'running')),
+       priority = CASE WHEN given_back.priority < 0 THEN given_back.priority + 10 ELSE given_back.priority END
  WHERE given_back.workflow_id = ANY (ARRAY(SELECT workflow_id FROM ended))
    AND ln(((SELECT count(*) FROM header WHERE stands) = (SELECT count(*) FROM held))::integer) = 0
    AND 1 / ((SELECT count(*) FROM ended) = (SELECT count(*) FROM header))::integer = 1
@@ -513,18 +514,19 @@ SELECT asked.n, run.id, run.snapshot->>'workflowName', run.snapshot->'metadata'-
         LIMIT 1) AS run
 
 -- name: poll
--- Take what is due, the most urgent first, of the routes that this worker has; rows are met one by one, so that no more are locked
--- than are taken, and none that is locked is waited for. A run that was held before, and is due, was left by its owner: the
--- lease has ended. Each of the three conditions on due_at is needed: `due_at <= now` does not imply to the planner that the index
--- has it. The answer is what was taken, with its input where nothing else can be in its journal; when the next run is due, where
--- all that is due was taken; and a floor, where one is asked for. While someone keeps a transaction open, what has ended stays in
--- the index, and each poll would have to pass all of it. Below the floor nothing was due but what is committed late: what begins
--- two seconds before it, or later, is found at once, and the rest by the next poll that has no floor. (A float loses microseconds.)
+-- Take what is due of the routes that this worker has: first what was begun before, whose priority is ten less until it has ended,
+-- or is to be tried again; then the most urgent. Rows are met one by one, so that no more are locked than are taken, and none that is
+-- locked is waited for. A run that was held before, and is due, was left by its owner: the lease has ended. Each of the three
+-- conditions on due_at is needed: `due_at <= now` does not imply to the planner that the index has it. The answer is what was taken,
+-- with its input where nothing else can be in its journal; when the next run is due, where all that is due was taken; and a floor,
+-- where one is asked for. While someone keeps a transaction open, what has ended stays in the index, and each poll would have to
+-- pass all of it. Below the floor nothing was due but what is committed late: what begins two seconds before it, or later, is found
+-- at once, and the rest by the next poll that has no floor. (A float loses microseconds.)
 WITH due AS MATERIALIZED (
     SELECT lease.*
       FROM (SELECT asked.route, class.priority::smallint
               FROM unnest(%(routes)s::text[]) WITH ORDINALITY AS asked (route, place)
-             CROSS JOIN generate_series(0, 9) AS class (priority)
+             CROSS JOIN generate_series(-10, 9) AS class (priority)
              ORDER BY class.priority, asked.place) AS way
      CROSS JOIN LATERAL (
            SELECT workflow_id, epoch, owner_token, owner
@@ -542,7 +544,8 @@ WITH due AS MATERIALIZED (
            owner_token = (due.epoch + 1) || ':' || %(random)s || '.' || due.n,
            owner = %(owner)s,
            expires_at = clock_timestamp() + make_interval(secs => %(seconds)s),
-           due_at = clock_timestamp() + make_interval(secs => %(seconds)s)
+           due_at = clock_timestamp() + make_interval(secs => %(seconds)s),
+           priority = CASE WHEN lease.priority >= 0 THEN lease.priority - 10 ELSE lease.priority END
       FROM (SELECT *, row_number() OVER () AS n FROM due) AS due
      WHERE lease.workflow_id = ANY (ARRAY(SELECT workflow_id FROM due)) AND lease.workflow_id = due.workflow_id
     RETURNING lease.workflow_id, lease.epoch, lease.owner_token, split_part(lease.owner, ' ', 1) AS owner, due.n,
@@ -590,10 +593,10 @@ WITH due AS MATERIALIZED (
        AND (seen_at < statement_timestamp() - interval '10 s' OR idle AND EXISTS (SELECT FROM due))
 )
 SELECT extract(epoch FROM next.due_at - statement_timestamp())::float8,
-       (SELECT count(*) FROM {workers} WHERE seen_at > statement_timestamp() - interval '1 minute'),
+       (SELECT count(*) FROM {workers} WHERE seen_at > statement_timestamp() - interval '20 s'),
        (SELECT extract(epoch FROM LEAST(min(first.due_at), statement_timestamp() - interval '2 s'))::float8 - 0.00001
           FROM unnest(%(routes)s::text[]) AS asked (route)
-         CROSS JOIN generate_series(0, 9) AS class (priority)
+         CROSS JOIN generate_series(-10, 9) AS class (priority)
          CROSS JOIN LATERAL (
                SELECT due_at
                  FROM {locks}
@@ -603,7 +606,7 @@ SELECT extract(epoch FROM next.due_at - statement_timestamp())::float8,
         HAVING %(asks_floor)s), run.*
   FROM (SELECT min(first.due_at) AS due_at
           FROM unnest(%(routes)s::text[]) AS asked (route)
-         CROSS JOIN generate_series(0, 9) AS class (priority)
+         CROSS JOIN generate_series(-10, 9) AS class (priority)
          CROSS JOIN LATERAL (
                SELECT due_at
                  FROM {locks}
@@ -645,7 +648,7 @@ WITH woken AS (
      WHERE id IN (
            SELECT id
              FROM {workers}
-            WHERE idle AND seen_at > clock_timestamp() - interval '1 minute' AND routes && %(routes)s::text[]
+            WHERE idle AND seen_at > clock_timestamp() - interval '20 s' AND routes && %(routes)s::text[]
             ORDER BY seen_at DESC
             LIMIT %(count)s
               FOR UPDATE SKIP LOCKED)
@@ -660,7 +663,7 @@ UPDATE {locks}
  WHERE workflow_id IN (
        SELECT lease.workflow_id
          FROM unnest(%(routes)s::text[]) AS asked (route)
-        CROSS JOIN generate_series(0, 9) AS class (priority)
+        CROSS JOIN generate_series(-10, 9) AS class (priority)
         CROSS JOIN LATERAL (
               SELECT workflow_id
                 FROM {locks}
@@ -673,7 +676,7 @@ UPDATE {locks}
 -- The leases of other processes of this machine, which may be dead.
 SELECT lease.workflow_id, lease.owner_token, lease.owner
   FROM unnest(%(routes)s::text[]) AS asked (route)
- CROSS JOIN generate_series(0, 9) AS class (priority)
+ CROSS JOIN generate_series(-10, 9) AS class (priority)
  CROSS JOIN LATERAL (
        SELECT workflow_id, owner_token, owner
          FROM {locks}

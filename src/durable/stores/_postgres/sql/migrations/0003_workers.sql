@@ -1,7 +1,8 @@
 -- A run that was started belongs to the workers: `route` says to which (store's prefix, queue, workflow and version, as JSON), and
 -- `due_at` when the next of them may take it. While it is held, that is the end of its lease, or earlier than that; once it has
--- ended, NULL. Both are NULL for what `durable.run` executes itself, which is in no index here. (Five columns and three: one more
--- would make each row of eight bytes longer that has a NULL.)
+-- ended, NULL. `priority` is ten less once it was begun: it goes on before others begin. All three are NULL for what `durable.run`
+-- executes itself, which is in no index here. (Five columns and three: one more would make each row of eight bytes longer that has a
+-- NULL.)
 ALTER TABLE {locks} ADD COLUMN route text, ADD COLUMN priority smallint, ADD COLUMN due_at timestamptz;
 CREATE INDEX {due_index} ON {locks} (route, priority, due_at) WHERE due_at < 'infinity';
 
