@@ -18,7 +18,9 @@ A run that is started and let go of:
 
     starts            durable.start, start_many: what is left to workers
     run_handles       what can be asked of it: RunHandle, AsyncRunHandle
-    workers           durable.Worker: polls, executes, leaves
+    workers           durable.Worker: what users make and run
+    worker_service    a worker at work: polls, executes, leaves
+    worker_setup      its workflows, what they get, what it asks for
     held_runs         the runs that it holds, each on a thread or as a task
     granted           the plan of one of them
 

@@ -1,0 +1,221 @@
+"""A worker at work, from its start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Final, assert_never
+
+from durable._common.reports import report
+from durable._common.threads import start_daemon
+from durable._engine.decisions import Granted, Migrate
+from durable._engine.workers import (
+    LEAVE_TIMEOUT,
+    Ask,
+    Bury,
+    Execute,
+    Leave,
+    PutOff,
+    Rest,
+    ReturnRuns,
+    WorkerState,
+)
+from durable._runtime.held_runs import HeldRun, HeldRuns
+from durable._runtime.worker_setup import WorkerSetup
+from durable.clocks import clock_of
+from durable.codecs import codec_of
+from durable.codecs._failures import to_record
+from durable.errors import DurableError, RunHandedOver
+from durable.records import FailureRecord, Kind, Record, Status, render
+from durable.stores.protocol import Listening, QueueingStore
+from durable.stores.requests import Finish, Release
+
+_MAX_REST: Final = 3600.0  # seconds, for a lock's time-out
+
+_log = logging.getLogger("durable")
+
+
+class WorkerService:
+    """A worker at work, from its start to its end. One thread performs what its state decides."""
+
+    def __init__(
+        self, setup: WorkerSetup, loop: asyncio.AbstractEventLoop | None, concurrency: int, state: WorkerState
+    ) -> None:
+        #: What ended it, if it was not asked to leave.
+        self.error: DurableError | None = None
+        self._thread: threading.Thread | None = None
+        self._setup = setup
+        self._loop = loop
+        self._store = setup.store
+        self._clock = clock_of(setup.store)
+        self._state = state
+        self._runs = HeldRuns(concurrency)
+        self._id = uuid.uuid4().hex
+        self._turn = 0
+        self._listening: Listening | None = None
+        self._is_cut_off = False  # the last poll has failed
+        self._floor: float | None = None
+        # What other threads and signal handlers have to say, and a latch that they release: an Event's lock may be held by
+        # the very thread that a signal handler interrupts.
+        self._told: deque[Callable[[], object]] = deque()
+        self._latch = threading.Lock()
+        self._latch.acquire()
+
+    def start(self) -> None:
+        """Work on a thread of its own. Raises `StoreUnavailable` where none can be started."""
+        self._thread = start_daemon("durable-worker", self._serve_alone, self._on_failure)
+
+    def end(self) -> None:
+        """Leave, and wait until that is done."""
+        self.drain()
+        if self._thread is not None:
+            self._thread.join()
+
+    def serve(self) -> None:
+        """Work until it is time to leave."""
+        self._runs.enter(self._loop)
+        self._listening = listening = self._store.listen(self._id, self.wake)
+        try:
+            while self._step():
+                pass
+        finally:
+            self._runs.close()
+            listening.close()
+
+    def wake(self) -> None:
+        """Something may be due."""
+        self._tell(lambda: self._state.wake(self._clock.elapsed()))
+
+    def drain(self) -> None:
+        """Take no new runs, and leave."""
+        now = self._clock.elapsed()
+        self._runs.hand_over()
+        self._tell(lambda: self._drain(now))
+
+    def hurry(self) -> None:
+        """Leave at once."""
+        now = self._clock.elapsed()
+        self._tell(lambda: self._state.hurry(now))
+
+    def _serve_alone(self) -> None:
+        self.serve()
+        if self.error is not None:  # at once: the thread that began it may not look for hours
+            report(_log, logging.ERROR, "the worker has ended: %s", self.error)
+
+    def _on_failure(self, problem: Exception) -> None:
+        report(_log, logging.ERROR, "the worker failed, and goes on", problem=problem)
+
+    def _tell(self, what: Callable[[], object]) -> None:
+        self._told.append(what)
+        with contextlib.suppress(RuntimeError):  # released already
+            self._latch.release()
+
+    def _drain(self, now: float) -> None:
+        self._state.drain(now)
+        self._runs.hand_over()
+        if self._listening is not None:
+            self._listening.drain()
+
+    def _step(self) -> bool:
+        self._hear()
+        match self._state.decide(self._clock.elapsed()):
+            case Ask() as ask:
+                self._poll(ask)
+            case Rest(seconds=seconds):
+                self._latch.acquire(timeout=min(seconds, _MAX_REST))
+            case ReturnRuns():
+                self._give_back()
+            case Leave(error=error):
+                self.error = error
+                return False
+            case never:
+                assert_never(never)
+        return True
+
+    def _hear(self) -> None:
+        while self._told:
+            self._told.popleft()()
+
+    def _poll(self, ask: Ask) -> None:
+        self._turn += 1
+        try:
+            floor = None if ask.looks_for_dead else self._floor
+            polled = self._store.perform(self._setup.poll(ask, self._id, self._turn, self._runs.is_alive, floor))
+        except DurableError as problem:
+            self._state.failed(self._clock.elapsed(), problem)
+            if self._state.is_draining:
+                self._runs.hand_over()
+            elif not self._is_cut_off:  # said once, however long it takes
+                report(_log, logging.WARNING, "the worker cannot poll, and tries again: %s", problem)
+            self._is_cut_off = True
+            return
+        if self._is_cut_off:
+            self._is_cut_off = False
+            report(_log, logging.INFO, "the worker polls again")
+        self._floor = self._floor if polled.floor is None else polled.floor
+        self._state.polled(self._clock.elapsed(), ask, len(polled.granted), polled.next_in, polled.workers)
+        self._hear()  # it may be time to leave
+        for granted in polled.granted:
+            self._begin(granted)
+
+    def _begin(self, granted: Granted) -> None:
+        lease = granted.lease
+        try:
+            match self._setup.judge(granted, is_draining=self._state.is_draining):
+                case Execute():
+                    self._runs.start(self._setup.hold(granted), self._on_end)
+                    return
+                case Migrate(error=mismatch):
+                    migrated = self._runs.submit(lambda: self._setup.migrate(granted, mismatch))
+                    migrated.add_done_callback(lambda future: self._tell(lambda: self._end_migration(granted, future)))
+                    return
+                case Bury(error=error):
+                    record = _failure(granted, error, self._store)
+                    self._store.perform(Finish(lease, Status.FAILED, record))
+                    self._setup.report_failure(lease.run_id, error)
+                case PutOff(error=error, seconds=seconds):
+                    if error is not None:
+                        report(_log, logging.ERROR, "run %r cannot be executed as it stands: %s", lease.run_id, error)
+                    self._store.perform(Release(lease, due_in=seconds))
+                case never:
+                    assert_never(never)
+        except Exception as problem:  # such as: no thread can be started
+            report(_log, logging.ERROR, "run %r could not be begun, and is given back", lease.run_id, problem=problem)
+            with contextlib.suppress(DurableError):
+                self._store.perform(Release(lease, due_in=1.0))
+        self._state.ended(self._clock.elapsed())
+
+    def _end_migration(self, granted: Granted, migrated: Future[object]) -> None:
+        self._state.ended(self._clock.elapsed(), 0.0)
+        if (problem := migrated.exception()) is not None:
+            report(_log, logging.ERROR, "run %r could not be migrated", granted.lease.run_id, problem=problem)
+
+    def _on_end(self, run: HeldRun, problem: BaseException | None) -> None:
+        self._tell(lambda: self._end(run, problem))
+
+    def _end(self, run: HeldRun, problem: BaseException | None) -> None:
+        self._runs.remove(run)
+        self._state.ended(self._clock.elapsed(), run.due_in)
+        run_id = run.lease.run_id
+        if problem is not None and run.has_failed:
+            report(_log, logging.ERROR, "run %r has failed", run_id, problem=problem)
+            self._setup.report_failure(run_id, problem)
+        elif problem is not None and not isinstance(problem, RunHandedOver):
+            report(_log, logging.WARNING, "run %r was left (%s)", run_id, type(problem).__name__)
+
+    def _give_back(self) -> None:
+        giving = threading.Thread(target=self._runs.give_back, name="durable-worker-gives-back", daemon=True)
+        giving.start()
+        giving.join(LEAVE_TIMEOUT)
+
+
+def _failure(granted: Granted, error: DurableError, store: QueueingStore) -> Record:
+    place = max((record.seq for record in granted.records), default=-1) + 1
+    failure = FailureRecord(to_record(error, codec_of(store)))
+    return Record(place, Kind.FAILURE, Kind.FAILURE, render(failure))

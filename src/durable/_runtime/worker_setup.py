@@ -1,0 +1,158 @@
+"""What a worker was made with: its workflows, what they get, and which runs it asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import Any, Final, cast
+
+from durable._common.checks import check_name
+from durable._common.reports import report
+from durable._engine.backoff import PUT_OFF
+from durable._engine.decisions import Granted
+from durable._engine.leases import Lease
+from durable._engine.starts import Route
+from durable._engine.workers import Ask, GrantDecision, judge, version_of
+from durable._runtime.granted import claim_granted, plan_granted
+from durable._runtime.held_runs import HeldRun
+from durable._runtime.run_handles import RunHandle
+from durable._runtime.versions import answer_by, ask_user, migrate_run
+from durable._runtime.workflow import WorkflowDefinition, definition_of_workflow
+from durable.codecs import codec_of
+from durable.errors import InvalidArgument, VersionMismatch
+from durable.events import Listener
+from durable.stores.protocol import QueueingStore
+from durable.stores.requests import Poll, Release
+
+OnFailed = Callable[[RunHandle[Any], BaseException], object]
+
+_log = logging.getLogger("durable")
+
+
+class WorkerSetup:
+    """The workflows of a worker and what goes with them, checked: what it asks for, and what it makes of what it gets."""
+
+    def __init__(
+        self,
+        store: QueueingStore,
+        workflows: Iterable[Callable[..., Any] | ModuleType],
+        queues: Sequence[str] | None,
+        lease: float,
+        on_failed: OnFailed | None,
+        on_event: Listener | None,
+    ) -> None:
+        self.store: Final = store
+        #: What its workflows get: one for all, or a mapping whose keys are workflow functions.
+        self.deps: Any = None
+        self._workflows = _collect(workflows)
+        self.routes: Final = _routes(self._workflows, queues)
+        self._lease = lease
+        self._on_failed = on_failed
+        self._on_event = on_event
+
+    def poll(self, ask: Ask, worker: str, turn: int, alive: Callable[[Lease], bool], floor: float | None) -> Poll:
+        """The request of its n-th poll; the routes take turns at being the first."""
+        first = turn % len(self.routes)
+        routes = self.routes[first:] + self.routes[:first]
+        return Poll(routes, ask.count, self._lease, alive, ask.looks_for_dead, worker, ask.says_idle, floor)
+
+    def judge(self, granted: Granted, *, is_draining: bool) -> GrantDecision:
+        """What this worker makes of a run that it has got."""
+        found = self._workflows.get((granted.header.workflow_name, version_of(granted.header)))
+        if found is None:
+            return judge(granted, None, is_draining=is_draining)
+        _, definition = found
+        claim = claim_granted(granted, definition)
+        return judge(granted, claim, max_crashes=definition.max_crashes, is_draining=is_draining)
+
+    def migrate(self, granted: Granted, mismatch: VersionMismatch) -> None:
+        """Take a run of an earlier version to that of its workflow here. Its lease is given back first."""
+        store, run_id = self.store, granted.lease.run_id
+        store.perform(Release(granted.lease, due_in=PUT_OFF))  # where the migration fails, the next one is not at once
+        stored = store.load(run_id)
+        if stored is not None:
+            answer = ask_user(answer_by(self._find(granted)[1].migrates), mismatch, stored)
+            if inspect.isawaitable(answer):
+                answer = asyncio.run(_await(answer))
+            store.replace(run_id, stored, migrate_run(answer, mismatch, stored, codec_of(store)))
+
+    def _find(self, granted: Granted) -> tuple[Callable[..., Any], WorkflowDefinition]:
+        return self._workflows[granted.header.workflow_name, version_of(granted.header)]
+
+    def hold(self, granted: Granted) -> HeldRun:
+        """The run, ready to be executed."""
+        fn, definition = self._find(granted)
+        deps = _deps_of(fn, self.deps)
+        return HeldRun(granted, plan_granted(deps, fn, definition, granted, self.store, self._on_event))
+
+    def report_failure(self, run_id: str, problem: BaseException) -> None:
+        """A run has failed: say so."""
+        if self._on_failed is not None:
+            try:
+                self._on_failed(RunHandle(self.store, run_id, None), problem)
+            except Exception as raised:
+                report(_log, logging.ERROR, "on_failed failed for run %r", run_id, problem=raised)
+
+
+def _deps_of(fn: Callable[..., Any], deps: Any) -> Any:
+    """The dependencies of one workflow, where they are given by workflow; else those of all."""
+    if isinstance(deps, Mapping) and any(map(callable, cast("Any", deps))):
+        return cast("Any", deps).get(fn)
+    return cast("Any", deps)
+
+
+async def _await(answer: Awaitable[Any]) -> Any:
+    return await answer
+
+
+_Workflows = dict[tuple[str, int], tuple[Callable[..., Any], WorkflowDefinition]]
+
+
+def _collect(workflows: Iterable[Callable[..., Any] | ModuleType]) -> _Workflows:
+    """The workflows by name and version, those included from which they migrate."""
+    if callable(workflows) or isinstance(workflows, ModuleType):
+        raise InvalidArgument(
+            "workflows must be a list of workflow functions and modules: Worker(store, deps, [checkout])"
+        )
+    found: _Workflows = {}
+    for given in workflows:
+        for fn in _marked_in(given) if isinstance(given, ModuleType) else [given]:
+            definition = definition_of_workflow(fn)
+            if not definition.is_marked:
+                raise InvalidArgument(f"{definition.name} is not marked as a workflow: put @durable.workflow above it")
+            other, _ = found.setdefault((definition.name, definition.version), (fn, definition))
+            if other is not fn:
+                raise InvalidArgument(
+                    f"two workflows are called {definition.name!r}, version {definition.version}: give one of them another name"
+                )
+    for fn, definition in list(found.values()):  # what another function has as its own version is not migrated
+        for earlier in definition.migrates or ():
+            found.setdefault((definition.name, earlier), (fn, definition))
+    if not found:
+        raise InvalidArgument("a worker needs workflows: Worker(store, deps, [checkout, remind])")
+    return found
+
+
+def _marked_in(module: ModuleType) -> list[Callable[..., Any]]:
+    functions: list[Callable[..., Any]] = [value for value in vars(module).values() if inspect.isroutine(value)]
+    marked = [fn for fn in functions if definition_of_workflow(fn).is_marked]
+    if not marked:
+        raise InvalidArgument(f"the module {module.__name__} has no function that is marked with @durable.workflow")
+    return marked
+
+
+def _routes(workflows: _Workflows, queues: Sequence[str] | None) -> list[Route]:
+    if isinstance(queues, str):
+        raise InvalidArgument(f"queues must be a list of names, like [{queues!r}]")
+    routes = dict[Route, None]()
+    for (name, version), (_, definition) in workflows.items():
+        for queue in [definition.queue] if queues is None else queues:
+            routes[Route(check_name("a queue's name", queue), name, version)] = None
+    for name, version in workflows if routes else ():  # what durable.run began, for workers to recover
+        routes[Route("", name, version)] = None
+    if not routes:
+        raise InvalidArgument("queues= has no name in it: leave it out for the queues of the workflows' marks")
+    return list(routes)
