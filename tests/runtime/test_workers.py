@@ -23,8 +23,8 @@ from durable.errors import InvalidArgument, RunExists, RunMismatch, RunPoisoned
 from durable.records import Kind, Record, Status
 from durable.stores import memory
 from durable.stores.protocol import QueueingStore
-from harness.ownership_children import wait_until
 from durable.stores.requests import Finish, Poll, Release
+from harness.ownership_children import wait_until
 from harness.support import Database
 
 WITHIN: Final = 30.0  # seconds, for what a worker does at once
