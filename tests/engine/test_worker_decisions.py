@@ -114,7 +114,9 @@ def test_with_a_backlog_it_lets_free_slots_gather() -> None:
     state.polled(0.0, Ask(16, looks_for_dead=True, says_idle=True), 16, None)
     assert state.decide(0.0) == Rest(math.inf)
     state.ended(0.5)
-    assert state.decide(0.5) == Rest(pytest.approx(GATHER))
+    rest = state.decide(0.5)
+    assert isinstance(rest, Rest)
+    assert rest.seconds == pytest.approx(GATHER)
     state.ended(0.502)
     assert state.decide(0.5 + GATHER) == Ask(2)
 
