@@ -22,6 +22,7 @@ import durable
 from durable._engine import workers as decisions
 from durable._engine.decisions import Granted
 from durable._engine.starts import Route
+from durable._runtime.held_runs import HeldRuns
 from durable.records import Kind, Record
 from durable.stores import PostgresStore, postgres
 from durable.stores.requests import Checkpoint, Poll, Release
@@ -39,7 +40,12 @@ POLL: Final = "WITH due AS MATERIALIZED"
 @durable.workflow(name="note")
 def note(step: durable.Step, deps: list[int], n: int) -> int:
     """One step that leaves a trace."""
-    return step("note", lambda: deps.append(n) or n)
+
+    def body() -> int:
+        deps.append(n)
+        return n
+
+    return step("note", body)
 
 
 def due(store: PostgresStore, workflow: str = "note") -> Granted | None:
@@ -306,7 +312,7 @@ def test_behind_a_pooler_workers_poll(database: Database) -> None:
 def test_threads_run_out(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault 165, law W9: what cannot be begun is given back, and begun later."""
     refused: list[int] = []
-    start = durable._runtime.held_runs.HeldRuns.start
+    start = HeldRuns.start
 
     def start_later(runs: Any, run: Any, on_end: Callable[..., Any]) -> None:
         if not refused:
@@ -314,7 +320,7 @@ def test_threads_run_out(database: Database, monkeypatch: pytest.MonkeyPatch) ->
             raise durable.StoreUnavailable("this process", "no thread can be started")
         start(runs, run, on_end)
 
-    monkeypatch.setattr("durable._runtime.held_runs.HeldRuns.start", start_later)
+    monkeypatch.setattr(HeldRuns, "start", start_later)
     with database.store() as store, durable.Worker(store, [], [note]):
         run = durable.start(note, 1, store=store)
         assert run.result(WITHIN) == 1

@@ -14,6 +14,7 @@ from durable.stores import postgres
 from harness.ownership_children import leave_trace
 
 PLACES: Final = ("granted", "body", "finish")
+_CHILD: Final = "DURABLE_WORKER_CHILD"  # in the environment of a process that was started for this
 _TESTS: Final = Path(__file__).resolve().parents[1]
 
 
@@ -39,7 +40,7 @@ def waits(step: durable.Step, deps: Any, where: dict[str, str]) -> str:
 
     def body() -> str:
         leave_trace(where["effects"], "begun")
-        if sys.argv[0].endswith("worker_children.py"):
+        if os.environ.get(_CHILD):
             sys.stdin.readline()
         return "done"
 
@@ -59,12 +60,9 @@ def die_once(place: str, where: dict[str, str]) -> None:
 def worker_process(url: str, schema: str) -> subprocess.Popen[str]:
     """A worker in a process of its own."""
     command = [sys.executable, "-m", "harness.worker_children", url, schema]
-    return subprocess.Popen(command, cwd=_TESTS, stdin=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=_TESTS, env=os.environ | {_CHILD: "1"}, stdin=subprocess.PIPE, text=True)
 
 
 if __name__ == "__main__":
-    from harness import worker_children as here  # the module by its name, not the program
-
-    here.sys.argv = sys.argv
     with postgres(sys.argv[1], schema=sys.argv[2]) as store:
-        durable.Worker(store, None, [here.fragile, here.waits], grace=5).run()
+        durable.Worker(store, None, [fragile, waits], grace=5).run()

@@ -1,0 +1,157 @@
+"""Workers measured beside DBOS and pgqueuer in one run: start to body, drain by one and two processes, and what idle ones ask.
+
+    python benchmarks/workers.py [--runs 10000] [--retained 1000000] [--systems durable dbos pgqueuer]
+
+Only the ratios mean anything: to a commit of one row in the same run, and to one another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+
+from durable.stores import embedded
+from queues import SCHEMA, SYSTEMS
+
+_PATIENCE: Final = 300.0  # seconds
+_STARTS: Final = 100  # of which the latency is measured
+_APART: Final = 0.05  # seconds
+_ENOUGH: Final = 500  # jobs of a system that is drained slowly, or started one by one
+
+_RETAIN: Final = """
+    INSERT INTO durable_locks (workflow_id, epoch, expires_at, route, priority, due_at)
+    SELECT 'old' || i, 1, now(), '["","default","one",1]', 5, NULL FROM generate_series(1, {runs}) AS i;
+    INSERT INTO durable_snapshots (id, snapshot, updated_at)
+    SELECT 'old' || i,
+           '{{"formatVersion": "1", "workflowName": "one", "metadata": {{}}, "execution": {{"status": "completed"}}}}', now()
+      FROM generate_series(1, {runs}) AS i;
+    INSERT INTO durable_steps (workflow_id, seq, key, kind, nonce, epoch, record)
+    SELECT 'old' || i, seq, seq::text, 'step', 0, 1, '1' FROM generate_series(1, {runs}) AS i, generate_series(0, 2) AS seq
+"""
+
+
+@contextlib.contextmanager
+def workers(name: str, url: str, count: int) -> Iterator[None]:
+    """So many worker processes."""
+    command = [sys.executable, str(Path(__file__).with_name("queues.py")), name, url]
+    processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGKILL if name != "durable" else signal.SIGTERM)
+        for process in processes:
+            process.wait()
+
+
+def lines(path: Path, count: int) -> list[tuple[float, float]]:
+    """When each job ran, and when it was started, once there are so many."""
+    until = time.monotonic() + _PATIENCE
+    while time.monotonic() < until:
+        text = path.read_text() if path.exists() else ""
+        if text.count("\n") >= count:
+            return [(float(ran), float(started)) for ran, started in map(str.split, text.splitlines())]
+        time.sleep(0.05)
+    raise TimeoutError(f"{path.name}: {text.count(chr(10))} of {count} jobs have run")
+
+
+def latencies(system: Any, directory: Path) -> list[float]:
+    """Seconds from just before a start until its body, of starts apart from one another."""
+    path = directory / f"{system.name}-latency"
+    with workers(system.name, system.url, 1):
+        system.start(str(path), 1)
+        lines(path, 1)
+        path.unlink()
+        for _ in range(_STARTS):
+            system.start(str(path), 1)
+            time.sleep(_APART)
+        return sorted(ran - started for ran, started in lines(path, _STARTS))
+
+
+def drained(system: Any, directory: Path, runs: int, processes: int) -> float:
+    """Jobs a second, from the first body to the last."""
+    path = directory / f"{system.name}-{processes}"
+    system.start(str(path), runs)
+    with workers(system.name, system.url, processes):
+        ran = sorted(ran for ran, _ in lines(path, runs))
+    return (runs - 1) / (ran[-1] - ran[0])
+
+
+def commits(connection: psycopg.Connection[Any]) -> list[float]:
+    """Seconds of a commit of one row."""
+    connection.execute("CREATE TEMPORARY TABLE IF NOT EXISTS one_row (number integer)")
+    connection.execute("DROP TABLE IF EXISTS public.one_row; CREATE TABLE public.one_row (number integer)")
+    times: list[float] = []
+    for number in range(200):
+        began = time.perf_counter()
+        connection.execute("INSERT INTO public.one_row VALUES (%s)", (number,))
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def idle(connection: psycopg.Connection[Any], name: str, url: str, count: int, seconds: float = 20.0) -> float:
+    """Transactions a second of so many idle workers."""
+    asked = "SELECT sum(xact_commit + xact_rollback) FROM pg_stat_database WHERE datname = current_database()"
+    with workers(name, url, count):
+        time.sleep(5.0 + count)  # they have begun
+        ((before,),) = connection.execute(asked).fetchall()
+        time.sleep(seconds)
+        ((after,),) = connection.execute(asked).fetchall()
+    return float(after - before) / seconds
+
+
+def main() -> None:
+    """Measure, and print ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--retained", type=int, default=0, help="runs that have ended before, of durable")
+    parser.add_argument("--systems", nargs="*", default=list(SYSTEMS), choices=list(SYSTEMS))
+    given = parser.parse_args()
+    store = embedded(".durable-bench", schema=SCHEMA)
+    with psycopg.connect(store.url, autocommit=True) as connection, tempfile.TemporaryDirectory() as directory:
+        connection.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE".encode())
+        connection.execute("DROP DATABASE IF EXISTS pgqueuer_benchmark WITH (FORCE)")
+        connection.execute("DROP DATABASE IF EXISTS dbos_benchmark WITH (FORCE)")
+        store.stats()
+        if given.retained:
+            connection.execute(f"SET search_path TO {SCHEMA}".encode())
+            for statement in _RETAIN.format(runs=given.retained).split(";\n"):
+                connection.execute(statement.encode())
+            connection.execute("VACUUM ANALYZE")
+            print(f"beside {given.retained:,} runs that have ended")
+        rates: dict[str, float] = {}
+        for name in given.systems:
+            system = SYSTEMS[name](store.url)
+            commit = statistics.median(commits(connection))
+            took = latencies(system, Path(directory))
+            middle, worst = statistics.median(took), took[int(len(took) * 0.99)]
+            print(f"{name:9} start to body: median {middle / commit:.1f} commits, p99 {worst / commit:.1f}", flush=True)
+            runs = min(given.runs, _ENOUGH) if name == "dbos" else given.runs
+            for processes in (1, 2):
+                rates[f"{name} {processes}"] = drained(system, Path(directory), runs, processes)
+            rate, twice = rates[f"{name} 1"], rates[f"{name} 2"]
+            print(
+                f"{name:9} drain by one process: {rate * commit:.2f} jobs a commit; by two {twice / rate:.2f} times that"
+            )
+            system.close()
+        for name in given.systems:
+            if name != "durable" and "durable" in given.systems:
+                print(f"durable drains {rates['durable 1'] / rates[f'{name} 1']:.1f} times as fast as {name}")
+        for count in (1, 10):
+            print(f"durable, {count} idle: {idle(connection, 'durable', store.url, count):.1f} transactions a second")
+    store.close()
+
+
+if __name__ == "__main__":
+    main()
