@@ -181,10 +181,14 @@ class Comparison:
             list(writing.statement().insert(self.tables.locks, lease.workflow_id, lease))
             columns = "workflow_id, epoch, owner_token, owner, route, priority, expires_at, due_at"
             moment = "clock_timestamp() + make_interval(secs => %s)"
-            query = f"INSERT INTO {self._names['locks']} ({columns}) VALUES (%s, %s, %s, %s, %s, %s, {moment}, {moment})"
+            query = (
+                f"INSERT INTO {self._names['locks']} ({columns}) VALUES (%s, %s, %s, %s, %s, %s, {moment}, {moment})"
+            )
             self._watcher.execute(query.encode(), (*lease[:4], lease.route, lease.priority, seconds, due_in))
         writing.commit()
-        self._watcher.execute(f"DELETE FROM {self._names['workers']}".encode())  # which are counted, whoever they are of
+        self._watcher.execute(
+            f"DELETE FROM {self._names['workers']}".encode()
+        )  # which are counted, whoever they are of
 
     def begin(self, both: Both) -> None:
         """BEGIN."""
@@ -438,7 +442,9 @@ def _comparable(statement: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[A
             for row in rows
         ]
     if statement == "poll":  # whether something is due later, and of each run all but the moments
-        told = [(*row[:8], _document(row[8] and json.loads(row[8])), row[9], row[10] is not None, row[11]) for row in rows]
+        told = [
+            (*row[:8], _document(row[8] and json.loads(row[8])), row[9], row[10] is not None, row[11]) for row in rows
+        ]
         return sorted(((row[0] is not None, *row[1:]) for row in told), key=repr)
     if statement == "read_journals":  # without how much of a record is stored
         return [(*row[:6], row[6] is not None, row[7]) for row in rows]

@@ -164,7 +164,19 @@ class Change(NamedTuple):
 class Transaction:
     """Begun, and then committed or rolled back."""
 
-    __slots__ = ("began", "database", "id", "idle_limit", "locked", "notifies", "number", "over", "snapshot", "waits", "written")
+    __slots__ = (
+        "began",
+        "database",
+        "id",
+        "idle_limit",
+        "locked",
+        "notifies",
+        "number",
+        "over",
+        "snapshot",
+        "waits",
+        "written",
+    )
 
     def __init__(self, database: Database) -> None:
         self.database = database
