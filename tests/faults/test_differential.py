@@ -164,7 +164,8 @@ class Script:
         end = (chance.choice(("COMMIT", "COMMIT", "ROLLBACK")), None)
         what = chance.choice(
             ("claim", "claim", "settle", "transaction", "transaction", "open", "open", "alone", "alone", "race")
-            + ("start", "work", "work")
+            if chance.random() < 0.75
+            else ("start", "work", "work")
         )
         if what == "start":
             values = self._starts()

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 from harness.planted_bugs import BUGS, MENDED, Bug
+from harness.planted_worker_bugs import WORKER_BUGS
 from harness.programs import run_program
-from simulation import Fault, Op, Run, Scenario, Slot, from_json, generated, shrunk, simulated, to_json
+from simulation import Fault, Op, Run, Scenario, Slot, crewed, from_json, generated, shrunk, simulated, to_json
 
 # Repetitions of one kind: `make nightly` has a million seeds, these among them (tests/simulation/__main__.py). Ten thousand were here, a
 # quarter of what all tests computed, of which five hundred are left; the planted bugs, each near its seed, and the corpus say that the simulation finds what it should.
 SEEDS = int(os.environ.get("DURABLE_SEEDS", "500"))
 PARTS = 10
 CORPUS = sorted((Path(__file__).parents[1] / "corpus").glob("*.json"))
-CAUGHT = {bug.name: [file for file in CORPUS if file.stem == bug.file] for bug in [*BUGS, *MENDED]}
+CAUGHT = {bug.name: [file for file in CORPUS if file.stem == bug.file] for bug in [*BUGS, *WORKER_BUGS, *MENDED]}
 
 
 @pytest.fixture(autouse=True)
@@ -34,13 +35,21 @@ def test_no_seed_breaks_an_invariant(part: int) -> None:
         assert simulated(generated(seed)).broken is None, f"seed {seed}: see docs/simulation.md"
 
 
+@pytest.mark.long(1)
+@pytest.mark.parametrize("part", range(PARTS // 2))
+def test_no_seed_with_workers_breaks_a_law(part: int) -> None:
+    """W1, W2, W4, W6, W7, W9, W11 under FAULTS 123, 137, 139, 140, 142–144 of WORKERS.md, of kind S."""
+    for seed in range(part * SEEDS // PARTS, (part + 1) * SEEDS // PARTS):
+        assert simulated(crewed(seed)).broken is None, f"crew of seed {seed}: see docs/simulation.md"
+
+
 @pytest.mark.parametrize("file", CORPUS, ids=lambda file: file.stem)
 def test_what_once_failed_holds(file: Path) -> None:
     """The corpus: each led to a fault of our own, or is the smallest that shows a planted one."""
     assert simulated(from_json(file.read_bytes())).broken is None
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+@pytest.mark.parametrize("bug", [*BUGS, *WORKER_BUGS], ids=lambda bug: bug.name)
 def test_a_planted_bug_is_found(bug: Bug) -> None:
     """Within its budget of seeds; and by its file in the corpus, which was shrunk from such a seed."""
     assert bug.caught(bug.first) is not None, f"{bug.name} was not found by {bug.budget} seeds"
@@ -70,15 +79,18 @@ def test_the_same_seed_is_the_same_history() -> None:
 
 def tell(seed: int) -> tuple[object, ...]:
     """What came of a seed, in full."""
-    outcome = simulated(generated(seed))
-    return outcome.seconds, sorted(outcome.seen.items()), sorted(outcome.faults.items()), str(outcome.broken)
+    told: list[object] = []
+    for draw in (generated, crewed):
+        outcome = simulated(draw(seed))
+        told += [outcome.seconds, sorted(outcome.seen.items()), sorted(outcome.faults.items()), str(outcome.broken)]
+    return tuple(told)
 
 
 def test_a_scenario_survives_its_file() -> None:
     """What is kept is what happened."""
     for seed in range(30):
-        scenario = generated(seed)
-        assert from_json(to_json(scenario)) == scenario
+        for scenario in (generated(seed), crewed(seed)):
+            assert from_json(to_json(scenario)) == scenario
 
 
 @pytest.mark.long(4)

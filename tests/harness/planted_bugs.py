@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +45,7 @@ _SOUND = Conditions()
 class Bug:
     """`budget` seeds from 0 are enough to find it; the tests look for it from the seed `first`, near one that does.
 
-    `conditions` are the database's part of it, `patches` the product's.
+    `conditions` are the database's part of it, `patches` the product's. `draws` makes the scenario of a seed.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Bug:
     conditions: Conditions = _SOUND
     patches: Sequence[tuple[Any, str, Any]] = field(default=())
     first: int = 0
+    draws: Callable[[int], Scenario] = generated
 
     @property
     def file(self) -> str:
@@ -76,7 +77,7 @@ class Bug:
         """After how many seeds it is caught, and by what; None when the budget is not enough."""
         with self.planted():
             for seed in range(first, first + self.budget):
-                scenario = generated(seed)
+                scenario = self.draws(seed)
                 outcome = simulated(scenario, self.conditions)
                 if outcome.broken is not None and outcome.broken.invariant != "crash":
                     return seed + 1 - first, scenario, outcome

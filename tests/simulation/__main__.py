@@ -23,10 +23,13 @@ from pathlib import Path
 
 from chaos.figures import Part, begun, keep
 from harness.planted_bugs import BUGS
-from simulation import SOMETIMES, Scenario, generated, shrunk, simulated, to_json, traces, tripwire
+from harness.planted_worker_bugs import WORKER_BUGS
+from simulation import SOMETIMES, Scenario, crewed, generated, shrunk, simulated, to_json, traces, tripwire
 
 _CORPUS = Path(__file__).parent.parent / "corpus"
 _PORTION = 500
+_DRAWS = {"seed": generated, "crew of seed": crewed}
+_CREWS = 4  # each fourth seed makes a history with workers, too
 
 
 @dataclass
@@ -36,7 +39,7 @@ class Count:
     seeds: int = 0
     seen: Counter[str] = field(default_factory=Counter[str])
     faults: Counter[str] = field(default_factory=Counter[str])
-    broken: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
+    broken: list[tuple[str, int, str]] = field(default_factory=list[tuple[str, int, str]])
     seconds: float = 0.0
     simulated: float = 0.0
 
@@ -54,18 +57,21 @@ def _portion(first: int, last: int) -> Count:
     logging.disable(logging.CRITICAL)
     count, began = Count(last - first), time.process_time()
     for seed in range(first, last):
-        outcome = simulated(generated(seed))
-        count.seen += outcome.seen
-        count.faults += outcome.faults
-        count.simulated += outcome.seconds
-        if outcome.broken is not None:
-            count.broken.append((seed, str(outcome.broken)))
+        for kind, draw in _DRAWS.items():
+            if draw is crewed and seed % _CREWS:
+                continue
+            outcome = simulated(draw(seed))
+            count.seen += outcome.seen
+            count.faults += outcome.faults
+            count.simulated += outcome.seconds
+            if outcome.broken is not None:
+                count.broken.append((kind, seed, str(outcome.broken)))
     count.seconds = time.process_time() - began
     return count
 
 
-def _smallest(seed: int) -> Scenario:
-    scenario = generated(seed)
+def _smallest(kind: str, seed: int) -> Scenario:
+    scenario = _DRAWS[kind](seed)
     first = simulated(scenario).broken
 
     def fails(candidate: Scenario) -> bool:
@@ -88,13 +94,13 @@ def _seeds(options: argparse.Namespace, part: Part) -> bool:
     part.counts["seconds"] += round(count.seconds)
     part.counts["simulated seconds"] += round(count.simulated)
     part.tables["simulated faults"] = count.faults
-    part.violations += [f"seed {seed}: {what}" for seed, what in count.broken]
+    part.violations += [f"{kind} {seed}: {what}" for kind, seed, what in count.broken]
     for title, counts in (("faults", count.faults), ("situations", count.seen)):
         print(f"\n{title}")
         for name, times in sorted(counts.items()):
             print(f"{times:10}  {name}")
-    for seed, what in count.broken[:5]:
-        print(f"\nseed {seed}: {what}\n{to_json(_smallest(seed))}")
+    for kind, seed, what in count.broken[:5]:
+        print(f"\n{kind} {seed}: {what}\n{to_json(_smallest(kind, seed))}")
     never = [name for name in SOMETIMES if not count.seen[name]] if options.nightly else []
     if never:
         print(f"\nnever seen: {never}")
@@ -104,7 +110,7 @@ def _seeds(options: argparse.Namespace, part: Part) -> bool:
 def _bugs(part: Part, *, corpus: bool) -> bool:
     print("\nplanted bugs: the seeds until each is found, and what it takes in the end")
     missed = False
-    for bug in BUGS:
+    for bug in [*BUGS, *WORKER_BUGS]:
         found = bug.caught()
         if found is None:
             missed = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Collection
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -40,8 +41,14 @@ SOMETIMES: Final = (
     "a body that was the victim of another transaction",
     "a body that went on after its timeout",
     "a dead owner's lease taken over",
+    "a dead owner's lease that was ended early",
+    "a death under a run",
     "a failure that was given out",
     "a lease taken away by cancel",
+    "a notification that was doubled",
+    "a notification that was late",
+    "a notification that was lost",
+    "a poll that came after its recall",
     "a record of kind attempt",
     "a record of kind failure",
     "a record that was dropped",
@@ -49,6 +56,12 @@ SOMETIMES: Final = (
     "a run that is completed",
     "a run that is failed",
     "a run that is free when it is left",
+    "a run that a worker has taken",
+    "a run that is due again later",
+    "a run that was given back",
+    "a start that was taken at once",
+    "a started run that has failed",
+    "a worker that has left",
     "a run that two versions of its code have spoilt",
     "a stopped run taken up by a claim that nobody waits for any more",
     "a take-over",
@@ -206,6 +219,14 @@ class History:
             self.broken = Broken(invariant, what)
             self._server.timeline.ends = True
         return self.broken
+
+    def break_with(self, invariant: str, what: str) -> Broken:
+        """What is wrong, if nothing was before."""
+        return self._broken(invariant, what)
+
+    def was_left(self, claim: str) -> bool:
+        """Whether a process works no more under this claim of its own, and has said so."""
+        return claim in self._left
 
     # -- what processes do
 
@@ -527,14 +548,14 @@ class History:
             if after.owner == "cancelled":
                 self._cancelled.add(after.workflow_id)
                 self.seen["a lease taken away by cancel"] += 1
-            elif not finishes and before.owner_token not in self._server.given_back:
+            elif not finishes and before.owner_token not in self._server.given_back | self._server.recalled:
                 raise self._broken(
                     "I5", f"the lease of {after.workflow_id} was given back by somebody else than its holder"
                 )
             return
         if after.epoch <= before.epoch:
             raise self._broken("I5", f"the epoch of {after.workflow_id} went from {before.epoch} to {after.epoch}")
-        if before.owner_token is not None:
+        if before.owner_token is not None and before.owner_token not in self._server.recalled:
             if before.expires_at > clock and not self._expired_before_it_was_set_back(before):
                 claim, taker = (token.partition(":")[2] for token in (before.owner_token, after.owner_token))
                 mark = claim.partition(".")[0]
@@ -615,9 +636,14 @@ class History:
         if not answer.refused and not written:
             raise self._broken("I1", f"record {answer.seq} of {answer.run} was acknowledged, and is {step}")
 
-    def end(self, runs: dict[str, bool], starts: dict[tuple[str, int], int] | None) -> None:
-        """Everything is quiet: `runs` says of each whether it may have been left cancelled; `starts` how often each body
-        may have begun, where nothing went wrong.
+    def end(
+        self,
+        runs: dict[str, bool],
+        starts: dict[tuple[str, int], int] | None,
+        may_fail: Collection[str] = (),
+    ) -> None:
+        """Everything is quiet: `runs` says of each whether it may have been left cancelled, and `may_fail` which may have
+        failed; `starts` how often each body may have begun, where nothing went wrong.
         """
         for answer in self._answers:
             self._check(answer)
@@ -631,7 +657,7 @@ class History:
             if status == Status.COMPLETED:
                 self._check_result(run)
             elif (status == Status.CANCELLED and may_be_cancelled) or (
-                status == Status.FAILED and self._is_ambiguous(run)
+                status == Status.FAILED and (run in may_fail or self._is_ambiguous(run))
             ):
                 pass
             elif self._drifts[run] >= _MOST_DRIFTS:

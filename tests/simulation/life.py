@@ -23,9 +23,10 @@ from durable._runtime.steps import BlockingDriver
 from durable.errors import StoreUnavailable
 from durable.records import Record
 from durable.stores._heartbeat import Heartbeat
-from durable.stores._postgres import jobs
+from durable.stores._postgres import jobs, starts
 from durable.stores._postgres.async_requests import AsyncRequests
 from durable.stores._postgres.job import deliver, make_latch
+from durable.stores._postgres.polls import Polling
 from durable.stores._postgres.requests import Requests
 from durable.stores._postgres.resources import Resources
 from durable.stores._postgres.room import Room
@@ -84,6 +85,10 @@ class Place(Protocol):
 
     def turn_fails(self) -> bool:
         """Whether the turn of a thread that begins now fails."""
+        ...
+
+    def listen(self, life: Life, worker: str, wake: Callable[[], object]) -> Callable[[], object]:
+        """Wake a worker of this life when something is said on its channel; what ends that."""
         ...
 
 
@@ -293,23 +298,36 @@ class _Chance:
         return int(place.timeline.chance(5, place.number, place.numbers) * (1 << bits))
 
 
-_OURS: Final = {"threading": _threading}
+class _Polls:
+    """What stands for the number of a process's polls."""
+
+    def __next__(self) -> int:
+        place = acting().place
+        place.numbers += 1
+        return place.numbers
+
+
+OURS: Final = {"threading": _threading}
 _RANDOM: Final = {"random": _Chance()}
 _CHECKPOINT: Final = {"checkpoint_job": threads.with_names(cast(Any, jobs.checkpoint_job), _RANDOM)}
 _RECORDS: Final = {**_CHECKPOINT, "finish_job": threads.with_names(cast(Any, jobs.finish_job), _RANDOM)}
-_OF_ONE_JOB: Final = {"job_of": threads.with_names(cast(Any, jobs.job_of), _RANDOM)}
-_STARTED: Final = {**_OURS, "start_daemon": _start_daemon}
-_make_latch: Final = threads.with_names(cast(Any, make_latch), _OURS)
+_plan_start: Final = threads.with_names(
+    cast(Any, starts.plan_start),
+    {"_row": threads.with_names(cast(Any, starts)._row, _RANDOM)},  # noqa: SLF001 -- likewise
+)
+_OF_ONE_JOB: Final = {"job_of": threads.with_names(cast(Any, jobs.job_of), {**_RANDOM, "plan_start": _plan_start})}
+_STARTED: Final = {**OURS, "start_daemon": _start_daemon}
+_make_latch: Final = threads.with_names(cast(Any, make_latch), OURS)
 _Writer: Final[Any] = threads.rebound(Writer, {**_STARTED, "deliver": _deliver, "make_latch": _make_latch})
 _Heartbeat: Final[Any] = threads.rebound(Heartbeat, _STARTED)
-_Daemons: Final[Any] = threads.rebound(Daemons, {**_STARTED, "Future": _threading.Future})
-_Room: Final[Any] = threads.rebound(Room, _OURS)
+DaemonsHere: Final[Any] = threads.rebound(Daemons, {**_STARTED, "Future": _threading.Future})
+_Room: Final[Any] = threads.rebound(Room, OURS)
 _TransactionPool: Final[Any] = threads.rebound(
-    TransactionPool, {"Session": Session, "Daemons": _Daemons, "Room": _Room, "is_sound": is_sound}
+    TransactionPool, {"Session": Session, "Daemons": DaemonsHere, "Room": _Room, "is_sound": is_sound}
 )
 _Resources: Final[Any] = threads.rebound(
     Resources,
-    {**_OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner, "TransactionPool": _TransactionPool},
+    {**OURS, "Writer": _Writer, "Heartbeat": _Heartbeat, "Owner": Owner, "TransactionPool": _TransactionPool},
 )
 
 
@@ -323,7 +341,7 @@ class _OwnResources(_Resources):  # type: ignore[misc]
 
 
 RealTransaction: Final[Any] = threads.rebound(
-    PostgresTransaction, {**_OURS, **_CHECKPOINT, "guard": GuardedConnection, "shut_down": Wire.close}
+    PostgresTransaction, {**OURS, **_CHECKPOINT, "guard": GuardedConnection, "shut_down": Wire.close}
 )
 
 
@@ -341,7 +359,7 @@ class _Transaction(RealTransaction):  # type: ignore[misc]
         history.committed(self._lease, record, None)
 
 
-_call_on_thread: Any = threads.with_names(cast(Any, timeouts.call_on_thread), {**_OURS, "Future": _threading.Future})
+_call_on_thread: Any = threads.with_names(cast(Any, timeouts.call_on_thread), {**OURS, "Future": _threading.Future})
 _CALLED: Final = {
     "call_within": threads.with_names(cast(Any, timeouts.call_within), {"call_on_thread": _body_on_thread}),
 }
@@ -355,17 +373,17 @@ _AWAITED: Final = {
     "call_on_thread": _call_on_thread,
 }
 _ITEMS: Final = {
-    "MapItems": threads.rebound(MapItems, _OURS),
+    "MapItems": threads.rebound(MapItems, OURS),
     "map_blocking": threads.with_names(cast(Any, map_blocking), {"ThreadPoolExecutor": _threading.ThreadPoolExecutor}),
 }
-_BlockingDriver: Final[Any] = threads.rebound(BlockingDriver, {**_OURS, **_CALLED, **_ITEMS})
-_AsyncDriver: Final[Any] = threads.rebound(AsyncDriver, _AWAITED)
-_BlockingRun: Final[Any] = threads.rebound(BlockingRun, _OURS)
+BlockingDriverHere: Final[Any] = threads.rebound(BlockingDriver, {**OURS, **_CALLED, **_ITEMS})
+AsyncDriverHere: Final[Any] = threads.rebound(AsyncDriver, _AWAITED)
+BlockingRunHere: Final[Any] = threads.rebound(BlockingRun, OURS)
 _run_claimed: Final = threads.with_names(
     cast(Any, run_module).run_claimed,
     {
-        "BlockingRun": partial(_BlockingRun, new_driver=_BlockingDriver),
-        "AsyncRun": partial(AsyncRun, new_driver=_AsyncDriver),
+        "BlockingRun": partial(BlockingRunHere, new_driver=BlockingDriverHere),
+        "AsyncRun": partial(AsyncRun, new_driver=AsyncDriverHere),
     },
 )
 run_here: Final[Any] = threads.with_names(cast(Any, run_module).run, {"run_claimed": _run_claimed})
@@ -379,10 +397,13 @@ class _Snapshots(_RealSnapshots):  # type: ignore[misc]
         return name.encode()
 
 
+_Polling: Final[Any] = threads.rebound(
+    Polling, {"HOST": "", "_polls": _Polls()}
+)  # every machine is looked at: which are shared is `_is_dead`'s
 _RealStore: Final[Any] = threads.rebound(
     PostgresStore,
     {
-        "Requests": threads.rebound(Requests, {**_RECORDS, **_OF_ONE_JOB, "is_dead": _is_dead}),
+        "Requests": threads.rebound(Requests, {**_RECORDS, **_OF_ONE_JOB, "is_dead": _is_dead, "Polling": _Polling}),
         "Snapshots": _Snapshots,
         "PostgresTransaction": _Transaction,
         "AsyncPostgresStore": threads.rebound(
@@ -398,6 +419,10 @@ class _Store(_RealStore):  # type: ignore[misc]
     def __init__(self, life: Life) -> None:
         self._life = life
         cast(Any, super()).__init__("postgresql://simulated", _NAMES, clock=life.clock)
+
+    def listen(self, worker: str, wake: Callable[[], object]) -> Callable[[], object]:
+        """See `QueueingStore.listen`."""
+        return self._life.place.listen(self._life, worker, wake)
 
     def _new_resources(self) -> Any:
         return _OwnResources(self._life.connections, _SQL, self._life.clock, _MOST_TRANSACTIONS)

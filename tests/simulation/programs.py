@@ -10,11 +10,12 @@ from typing import Any, Final, Protocol
 import tenacity
 from greenlet import GreenletExit
 
+import durable
 from durable.errors import StepFailed, StepInterrupted, StepTimeout
 from simulation.loop import Group
 from simulation.scenario import Op
 
-__all__ = ["Bodies", "asynchronous", "blocking"]
+__all__ = ["Bodies", "asynchronous", "blocking", "marked"]
 
 _POLICIES: Final = {
     attempts: tenacity.Retrying(stop=tenacity.stop_after_attempt(attempts), wait=tenacity.wait_fixed(0.05))
@@ -270,6 +271,14 @@ def blocking(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:  # noqa: 
         return bodies.end(execution)
 
     return workflow
+
+
+def marked(name: str, workflow: Callable[..., Any], tries: int) -> Callable[..., Any]:
+    """A workflow that workers find under this name, whose runs are tried so often."""
+    policy = (
+        tenacity.Retrying(stop=tenacity.stop_after_attempt(tries), wait=tenacity.wait_fixed(0.3)) if tries else None
+    )
+    return durable.workflow(name, retry=policy)(workflow)
 
 
 def _transacting(bodies: Bodies, op: Op) -> Callable[..., int]:

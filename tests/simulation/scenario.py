@@ -9,7 +9,22 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-__all__ = ["HOWS", "Fault", "Op", "Run", "Scenario", "Slot", "from_json", "generated", "to_json"]
+__all__ = [
+    "FAULTS",
+    "HOWS",
+    "Fault",
+    "Op",
+    "Run",
+    "Scenario",
+    "Slot",
+    "Start",
+    "Works",
+    "draw_fault",
+    "draw_op",
+    "from_json",
+    "generated",
+    "to_json",
+]
 
 
 class Op(Struct, omit_defaults=True):
@@ -46,6 +61,8 @@ class Op(Struct, omit_defaults=True):
 class Run(Struct, omit_defaults=True):
     """A workflow. `cancelled_at` seconds it is cancelled from outside; `resumed` says whether it is taken up again then.
 
+    One that is started is tried so many `tries` by its workers when it fails (0: it has failed then).
+
     Where the run is refused until it is decided what becomes of some steps, they are set aside by name, or all from the step
     of the site `decided_from` on. When it has failed or was interrupted for the first time, it is retried from the step of the
     site `retried_from` (-1: neither).
@@ -57,14 +74,37 @@ class Run(Struct, omit_defaults=True):
     resumed: bool = False
     decided_from: int = -1
     retried_from: int = -1
+    tries: int = 0
+
+
+class Works(Struct, omit_defaults=True):
+    """A worker that has the workflows of these runs, and executes so many at once."""
+
+    runs: list[int]
+    concurrency: int = 2
+    grace: float = 1.0
+
+
+class Start(Struct, omit_defaults=True):
+    """A run that is started so many seconds after its place's start, due `delay` seconds later."""
+
+    run: int
+    after: float
+    delay: float = 0.0
+    priority: int = 5
 
 
 class Slot(Struct, omit_defaults=True):
-    """A place where processes live, one after the other. `calls` are (run, seconds after its start, whether it waits)."""
+    """A place where processes live, one after the other. `calls` are (run, seconds after its start, whether it waits).
+
+    `works` and `starts` are of histories with workers: a run is either called or started.
+    """
 
     calls: list[tuple[int, float, bool]]
     skew: float = 0.0  # seconds that its wall clock is ahead
     drift: float = 0.0  # by which its clocks are fast
+    works: Works | None = None
+    starts: list[Start] = []
 
 
 class Fault(Struct, omit_defaults=True):
@@ -97,6 +137,7 @@ class Scenario(Struct, omit_defaults=True):
     stalls: float = 0.0
     rate: float = 0.0
     weight: int = 1
+    deaf: float = 0.0
 
 
 # When the second branch of a guard is done, and whether the workflow goes on then.
@@ -130,9 +171,11 @@ FAULTS: Final = {
     "drop rows": "time",
     "set clock": "event",
     "set server back": "time",
+    "drain": "event",  # SIGTERM; `how` twice
 }
 _LATER: Final = ("no thread", "turn fails", "cancel again", "drop rows")  # drawn apart, as failing paths are
 _CLOCKS: Final = ("set clock", "set server back")  # likewise
+_OF_WORKERS: Final = ("drain",)  # see `crews`
 
 _EVENTS: Final = 90  # of a process, within which most of what matters happens
 _REQUESTS: Final = 14
@@ -167,9 +210,9 @@ def generated(seed: int) -> Scenario:
         scenario.slow = draw.choice((0.02, 0.1))
     if draw.random() < 0.4:
         scenario.stalls = draw.choice((0.03, 0.1, 0.3))
-    mix = draw.sample(sorted(FAULTS.keys() - {*_LATER, *_CLOCKS}), draw.choice((1, 2, 3)))
+    mix = draw.sample(sorted(FAULTS.keys() - {*_LATER, *_CLOCKS, *_OF_WORKERS}), draw.choice((1, 2, 3)))
     for _ in range(draw.choice((0, 1, 1, 2, 2, 3, 4, 6))):
-        scenario.faults.append(_fault(draw, draw.choice(mix), slots, scenario.lease))
+        scenario.faults.append(draw_fault(draw, draw.choice(mix), slots, scenario.lease))
     _add_failing_paths(Random(seed + _OTHER_CHANCE), scenario)  # noqa: S311
     _add_faults(Random(seed + 2 * _OTHER_CHANCE), scenario)  # noqa: S311
     _add_time(Random(seed + 3 * _OTHER_CHANCE), scenario)  # noqa: S311
@@ -246,7 +289,7 @@ def _guard(draw: Random, sites: Iterator[int], *, blocking: bool) -> Op:
     guard = Op("guard", next(sites), how=draw.choice(("except", "except", "finally", "anyway", "fallback", "caught")))
     if blocking and guard.how == "caught":
         guard.how = "finally"
-    inside = [_op(draw, sites, 1) for _ in range(draw.choice((1, 2, 2)))]
+    inside = [draw_op(draw, sites, 1) for _ in range(draw.choice((1, 2, 2)))]
     if draw.random() < 0.8:
         inside.append(Op("step", site := next(sites), f"s{site}", ms=draw.choice((0, 5, 400)), given=True))
         if blocking and draw.random() < 0.4:
@@ -288,7 +331,7 @@ def _runs(draw: Random) -> list[Run]:
     runs: list[Run] = []
     for _ in range(draw.choice((1, 1, 1, 2, 2, 3))):
         sites = iter(range(1000))
-        ops = [_op(draw, sites, depth=0) for _ in range(draw.choice((1, 2, 2, 3, 3)))]
+        ops = [draw_op(draw, sites, depth=0) for _ in range(draw.choice((1, 2, 2, 3, 3)))]
         branched = any(op.kind == "gather" for op in ops)
         for op in ops:
             if branched and op.name == "s" and draw.random() < 0.9:  # else it is refused, sooner or later
@@ -301,12 +344,13 @@ def _runs(draw: Random) -> list[Run]:
     return runs
 
 
-def _op(draw: Random, sites: Iterator[int], depth: int) -> Op:
+def draw_op(draw: Random, sites: Iterator[int], depth: int) -> Op:
+    """Something that a workflow does, `depth` guards and branches deep."""
     site = next(sites)
     kind = draw.random()
     if kind < 0.14 and depth == 0:
         branches: list[list[Op]] = [
-            [_op(draw, sites, 1) for _ in range(draw.choice((1, 1, 2)))] for _ in range(draw.choice((2, 2, 3)))
+            [draw_op(draw, sites, 1) for _ in range(draw.choice((1, 1, 2)))] for _ in range(draw.choice((2, 2, 3)))
         ]
         if draw.random() < 0.25:  # a name that branches share, after something that takes its time: to be refused
             for branch in branches[:2]:
@@ -365,7 +409,8 @@ def _longer_than(draw: Random, *ms: int) -> int:
     return 2 * max(ms) + draw.choice((3, 20, 200))
 
 
-def _fault(draw: Random, kind: str, slots: int, lease: float) -> Fault:
+def draw_fault(draw: Random, kind: str, slots: int, lease: float) -> Fault:
+    """A fault of this kind, somewhere."""
     slot = draw.randrange(slots)
     match FAULTS[kind]:
         case "event":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
-from simulation.database import Wait
+from simulation.database import Transaction, Wait
 from simulation.session import Refused, Running, Session
 from simulation.statements import STATEMENTS, Verb
 from simulation.tables import KEY_COLUMNS, Result, new_database
@@ -18,12 +19,13 @@ COMMIT: Final = "COMMIT"
 ROLLBACK: Final = "ROLLBACK"
 CONFLICT: Final = "CONFLICT"  # in place of a statement: the server refuses it with the SQLSTATE that stands with it
 _SESSION: Final = frozenset(
-    {"RESET", "DISCARD", "CLOSE", "UNLISTEN", "SELECT", "DEALLOCATE"}
+    {"RESET", "DISCARD", "CLOSE", "UNLISTEN", "SELECT", "DEALLOCATE", "SET"}
 )  # of nothing that is modelled
 UNANSWERED: Final = frozenset({BEGIN, COMMIT, ROLLBACK, *_SESSION})  # statements without a result of their own
 _LOOKS: Final = 1.0  # seconds after which a statement under way in a step's transaction sees that its client has gone
 _WAKING: Final = 0.0001  # seconds
 _LONGEST_STALL: Final = 0.8
+_LATE: Final = 3.0
 
 Request: TypeAlias = Sequence[tuple[str, Any]]
 
@@ -67,11 +69,22 @@ class Server:
         self.database, self.tables = new_database(lambda: timeline.now + self.ahead, keys)
         self.up = True
         self.given_back: set[str] = set()  # the tokens of leases whose holders have asked to give them back
+        self.recalled: set[str] = set()  # likewise of what a poll has taken whose reply was lost
+        self.recalls: dict[
+            str, int
+        ] = {}  # of each such poll's name, the number of the sending that recalled the ones before
         self.waits = 0  # for locks
         self.victims = 0
         self.starts = 0  # of another server, or of the same again
         self.on_request: Callable[[int, Request], object] | None = None  # is told the backend's number
         self.idled = 0  # transactions that were ended for holding on without a statement
+        self.deaf = 0.0  # how likely a notification is to be lost, late or doubled
+        self.notified: Counter[str] = Counter()
+        self.listeners: dict[str, Callable[[float], object]] = {}  # by channel: is told after so many seconds
+        self.database.on_notify = self._notify
+        self.on_statement: Callable[[str, Transaction], object] | None = (
+            None  # is told of each that has come to its end
+        )
         self._backends: list[Backend] = []
         self._made = 0
 
@@ -94,10 +107,23 @@ class Server:
         self._backends.clear()
         if forgets:
             self.database.fail_over(max(0, self.database.commits - forgets))
+        self.listeners.clear()
         self.timeline.after(back_after, self._start)
 
     def _start(self) -> None:
         self.up = True
+        self.tables.started[0] = self.database.clock()
+
+    def _notify(self, channel: str) -> None:
+        heard, number = self.listeners.get(channel), sum(self.notified.values())
+        fate = "heard"
+        if self.timeline.chance(6, number) < self.deaf:
+            fate = ("lost", "late", "doubled")[int(3 * self.timeline.chance(6, number, 1))]
+        self.notified[fate] += 1
+        if heard is not None and fate != "lost":
+            heard(_LATE * self.timeline.chance(6, number, 2) if fate == "late" else 0.0)
+            if fate == "doubled":
+                heard(0.001)
 
 
 class Backend:
@@ -211,6 +237,9 @@ class Backend:
         if running is None:
             if name == "release_batch":
                 self.server.given_back.update(parameters[1])
+            elif name == "recall":
+                self.server.recalled.update(self._polled(parameters["name"]))
+                self.server.recalls[parameters["name"]] = int(parameters["random"].rpartition(".")[2])
             implicit = self.session.transaction is None
             running = self._running = self.session.start(name, parameters, stops=self.server.stalls > 0)
             if implicit:
@@ -229,6 +258,8 @@ class Backend:
             self._refused(running.error)
             return False
         self._answers.append(running.result)
+        if self.server.on_statement is not None and self.session.transaction is not None:
+            self.server.on_statement(name, self.session.transaction)
         if self.server.early and [name for name, _ in self._items[1:]] == [COMMIT] and self._finished is None:
             answers, self._finished = list(self._answers), _nothing
             self.client.replied(answers)
@@ -236,6 +267,13 @@ class Backend:
             self._items.pop(0)
             return False
         return True
+
+    def _polled(self, poll: str) -> list[str]:
+        """The tokens that the sendings of a poll have made, of leases that have not ended."""
+        now, locks = self.server.database.clock(), self.server.tables.locks
+        leases = map(locks.committed, list(locks.rows))
+        tokens = [lease.owner_token or "" for lease in leases if lease is not None and lease.expires_at > now]
+        return [token for token in tokens if token.partition(":")[2].startswith(f"{poll}.")]
 
     def _wake(self) -> None:
         self.server.timeline.after(_WAKING, self._go)

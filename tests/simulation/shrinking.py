@@ -29,7 +29,7 @@ def shrunk(scenario: Scenario, fails: Callable[[Scenario], bool], most: int = _M
     smallest, tries, again = scenario, 0, True
     while again:
         again = False
-        for candidate in _smaller(smallest):
+        for candidate in filter(_is_worked, _smaller(smallest)):
             tries += 1
             if tries > most:
                 return smallest
@@ -39,13 +39,21 @@ def shrunk(scenario: Scenario, fails: Callable[[Scenario], bool], most: int = _M
     return smallest
 
 
+def _is_worked(scenario: Scenario) -> bool:
+    """Whether there is a worker for all that is started."""
+    known = {run for slot in scenario.slots if slot.works is not None for run in slot.works.runs}
+    return all(start.run in known for slot in scenario.slots for start in slot.starts)
+
+
 def _smaller(scenario: Scenario) -> Iterator[Scenario]:
     """Scenarios that are a little smaller, those that lose most first."""
     for place in range(len(scenario.slots)):
         if len(scenario.slots) > 1:
             yield _without_slot(scenario, place)
     for run in range(len(scenario.runs)):
-        if any(call[0] == run for slot in scenario.slots for call in slot.calls):
+        if run in {call[0] for slot in scenario.slots for call in slot.calls} | {
+            start.run for slot in scenario.slots for start in slot.starts
+        }:
             yield _without_run(scenario, run)
     for index in range(len(scenario.faults)):
         copy = deepcopy(scenario)
@@ -56,6 +64,7 @@ def _smaller(scenario: Scenario) -> Iterator[Scenario]:
             copy = deepcopy(scenario)
             del copy.slots[number].calls[index]
             yield copy
+        yield from _plainer(scenario, ("slots", number), "works", None)
     for run, spec in enumerate(scenario.runs):
         for path in _paths(spec.ops):
             if len(spec.ops) > 1 or len(path) > 1:
@@ -67,14 +76,25 @@ def _smaller(scenario: Scenario) -> Iterator[Scenario]:
 
 def _simpler(scenario: Scenario) -> Iterator[Scenario]:
     """Scenarios of the same size with less that is special about them."""
-    for name in ("slow", "stalls", "rate"):
+    for name in ("slow", "stalls", "rate", "deaf"):
         yield from _plainer(scenario, (), name, 0.0)
     for number, slot in enumerate(scenario.slots):
         for name in ("skew", "drift"):
             yield from _plainer(scenario, ("slots", number), name, 0.0)
         yield from _plainer(scenario, ("slots", number), "calls", [(run, 0.0, waits) for run, _, waits in slot.calls])
+        for index in range(len(slot.starts)):
+            for name, plain in (("after", 0.0), ("delay", 0.0), ("priority", 5)):
+                yield from _plainer(scenario, ("slots", number, "starts", index), name, plain)
+        for name, plain in (("concurrency", 1), ("grace", 0.0)) if slot.works is not None else ():
+            yield from _plainer(scenario, ("slots", number, "works"), name, plain)
     for run, spec in enumerate(scenario.runs):
-        for name, plain in (("cancelled_at", 0.0), ("blocking", False), ("decided_from", -1), ("retried_from", -1)):
+        for name, plain in (
+            ("cancelled_at", 0.0),
+            ("blocking", False),
+            ("decided_from", -1),
+            ("retried_from", -1),
+            ("tries", 0),
+        ):
             yield from _plainer(scenario, ("runs", run), name, plain)
         for path in _paths(spec.ops):
             op: list[str | int] = ["runs", run, "ops", path[0]]
@@ -112,6 +132,9 @@ def _without_run(scenario: Scenario, run: int) -> Scenario:
     copy = deepcopy(scenario)
     for slot in copy.slots:
         slot.calls = [call for call in slot.calls if call[0] != run]
+        slot.starts = [start for start in slot.starts if start.run != run]
+        if slot.works is not None:
+            slot.works.runs = [other for other in slot.works.runs if other != run] or slot.works.runs
     return copy
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 from msgspec.structs import replace
 
 from durable._common import reports
+from durable._engine.starts import NewRun, Route
 from durable._runtime.control import retry
 from durable.errors import (
     AmbiguousKey,
@@ -20,20 +21,23 @@ from durable.errors import (
     RetryRefused,
     RunCancelled,
     StepFailed,
+    StoreUnavailable,
     WorkflowDrift,
 )
-from durable.stores.requests import Cancel, Signal
+from durable.stores.requests import Cancel, Enqueue, Signal
 from simulation import programs
 from simulation.bodies import Bodies
 from simulation.history import Broken, History
 from simulation.life import Life, nobody_acts, run_here
-from simulation.scenario import FAULTS, Fault, Op, Run, Scenario
+from simulation.scenario import FAULTS, Fault, Op, Run, Scenario, Start
 from simulation.server import Server
 from simulation.statements import Verb
 from simulation.tables import KEY_COLUMNS
 from simulation.threads import Thread
 from simulation.timeline import Timeline
 from simulation.tripwire import watched
+from simulation.worker import Listener, begin_worker
+from simulation.worker_laws import WorkerLaws
 
 __all__ = ["Conditions", "Outcome", "Witness", "simulated"]
 
@@ -100,6 +104,8 @@ def simulated(scenario: Scenario, conditions: Conditions = _AS_IT_SHOULD_BE, wit
     seen = world.history.seen
     seen["a wait for a row lock"] += world.server.waits
     seen["a deadlock"] += world.server.victims
+    for fate, times in world.server.notified.items():
+        seen[f"a notification that was {fate}"] += times
     seen["a journal that was read page by page"] += world.server.tables.pages[0]
     seen["a transaction that was idle for too long"] += world.server.idled
     return Outcome(broken, world.faults, seen, world.timeline.now)
@@ -148,7 +154,13 @@ class _World:
             (f"r{n}", op.site) for n, run in enumerate(scenario.runs) for op in _every(run.ops) if not op.given
         }
         self.trouble = 0.0  # when the last of it is over
-        self.unfinished = sum(len(slot.calls) for slot in scenario.slots)
+        self.unfinished = sum(len(slot.calls) + len(slot.starts) for slot in scenario.slots)
+        self.server.deaf = scenario.deaf
+        routes = {n: [f"r{run}" for run in slot.works.runs] for n, slot in enumerate(scenario.slots) if slot.works}
+        self.laws = WorkerLaws(
+            self.server, self.history, routes, lambda _: self.finished(), scenario.lease, self._prompt()
+        )
+        self.started: set[int] = set()  # runs whose start was acknowledged
         if witness is not None:
             witness.starts(self.server)
 
@@ -167,7 +179,12 @@ class _World:
             for n, run in enumerate(self.scenario.runs)
             if any(n == call[0] for slot in self.scenario.slots for call in slot.calls)
         }
-        self.history.end(runs, self._due() if self._is_calm() else None)
+        started = {
+            f"r{start.run}": self.scenario.runs[start.run] for slot in self.scenario.slots for start in slot.starts
+        }
+        self.laws.end(started)
+        runs |= {name: bool(run.cancelled_at) for name, run in started.items()}
+        self.history.end(runs, self._due() if self._is_calm() and not started else None, started)
 
     def _work(self) -> None:
         """Until every caller has what he wanted, and what is late has arrived."""
@@ -181,7 +198,7 @@ class _World:
             self.timeline.run(before + patience)
             self._look()
             if self.unfinished and self.trouble == before:
-                waiting = [f"r{run}" for place in self.places for run in sorted(place.calls)]
+                waiting = [f"r{run}" for place in self.places for run in sorted(place.calls)] + self.laws.waiting()
                 raise Broken("I7", f"{patience:g} s after the last trouble nobody knows how {waiting} ended")
         self.timeline.ends = False
         self.timeline.run(self.timeline.now + _AFTERWARDS)
@@ -243,6 +260,21 @@ class _World:
             fault.kind in _CANCELS for fault in scenario.faults
         )
 
+    @property
+    def only_ends_of_processes(self) -> bool:
+        """Whether nothing but deaths and drains goes wrong, so that what is given back arrives."""
+        scenario = self.scenario
+        return not (scenario.slow or scenario.stalls or scenario.rate) and all(
+            fault.kind in ("kill", "drain") for fault in scenario.faults
+        )
+
+    def _prompt(self) -> set[str]:
+        """The runs whose start no idle worker may miss."""
+        slots = self.scenario.slots
+        has_room = all(not slot.works or slot.works.concurrency >= len(self.scenario.runs) for slot in slots)
+        starts = (start for slot in slots for start in slot.starts if not start.delay)
+        return {f"r{start.run}" for start in starts if has_room and self._is_calm() and not self.scenario.deaf}
+
     def _is_calm(self) -> bool:
         scenario = self.scenario
         return not (scenario.faults or scenario.slow or scenario.stalls or scenario.rate)
@@ -273,6 +305,7 @@ class _Place:
         self.server = world.server
         self.history = world.history
         slot, scenario = world.scenario.slots[number], world.scenario
+        self.slot = slot
         self.slow, self.lease = scenario.slow, scenario.lease
         self.skew, self.drift = slot.skew, slot.drift
         self.rate, self.sets = scenario.rate, 0
@@ -281,6 +314,9 @@ class _Place:
         self.calls = self.every_call()
         self.changed = 0  # how the code differs
         self.life: Life | None = None
+        self.service: Any = None  # of the worker, if one is at work
+        self.drains = False
+        self.until_next = 0.0  # seconds from the end of a worker to the next one
         self.running: list[asyncio.Task[Any]] = []
         self._lives = 0
         self._seen: dict[str, Any] = {} if world.witness is None else {"on_event": self._saw}
@@ -306,6 +342,12 @@ class _Place:
         self._lives += 1
         self.running = []
         life = self.life = Life(self, self._lives)
+        self.service, self.drains = None, False
+        if self.slot.works is not None:
+            life.after(0.0, self._work, life)
+        for start in self.slot.starts:
+            if start.run not in self.world.started:
+                life.after(start.after, _begin, self._start_run, life, start)
         for run, (after, waits) in self.calls.items():
             spec = self.world.scenario.runs[run]
             if spec.blocking:
@@ -393,8 +435,10 @@ class _Place:
                 self.world.struck(fault, fault.amount)
                 if fault.kind == "change code":
                     self.changed = 1 + self.events % 2
-                life.kill(fault.how)
+                self._kill(life, fault.how)
                 self.timeline.after(fault.amount + 0.001, self.start)
+            case "drain":
+                self._drain(fault)
             case "pause":
                 self.world.struck(fault, fault.amount)
                 life.paused_until = max(life.paused_until, self.timeline.now + fault.amount)
@@ -537,6 +581,82 @@ class _Place:
         if over and self.calls.pop(run, None) is not None:
             self.world.finished()
         return over
+
+    # -- workers
+
+    def _work(self, life: Life) -> None:
+        works = self.slot.works
+        assert works is not None
+        workflows: list[Any] = []
+        for run in works.runs:
+            spec = self.world.scenario.runs[run]
+            made = self._workflow(run, spec, programs.blocking if spec.blocking else programs.asynchronous)
+            workflows.append(programs.marked(f"w{run}", made, spec.tries))
+        options = {"concurrency": works.concurrency, "grace": works.grace, "lease": self.lease, **self._seen}
+        try:
+            self.service = begin_worker(life, self, workflows, **options)
+        except StoreUnavailable:  # no thread for it: so the process ends
+            self._end_life(life)
+        else:
+            self.world.laws.begins(self.number)
+
+    def _drain(self, fault: Fault) -> None:
+        """SIGTERM, to a worker; what starts runs is left alone."""
+        if self.service is not None:
+            self.world.struck(fault, fault.amount + self.slot.works.grace if self.slot.works else 0.0)
+            self.drains, self.until_next = True, fault.amount
+            self.service.drain()
+            if fault.how == "twice":
+                self.service.hurry()
+
+    def listen(self, life: Life, worker: str, wake: Callable[[], object]) -> Callable[[], object]:
+        """See `life.Place`."""
+        return Listener(life, worker, wake).close
+
+    def polls(self) -> None:
+        """See `worker.Crew`."""
+        if self.drains:
+            raise self.world.laws.polls_while_draining(self._mark)
+
+    def polled(self, ask: Any, held: set[str], began: float, granted: int) -> None:  # noqa: ARG002
+        """See `worker.Crew`."""
+        self.world.laws.polled(self._mark, ask, held, began, shows_dead=self.world.shares)
+
+    def left(self, worker: str) -> None:  # noqa: ARG002
+        """See `worker.Crew`."""
+        life = self.life
+        if life is not None:
+            self.world.laws.left(life.mark, is_calm=self.world.only_ends_of_processes)
+            self.history.seen["a worker that has left"] += 1
+            life.after(0.0, self._end_life, life)
+
+    @property
+    def _mark(self) -> str:
+        return "" if self.life is None else self.life.mark
+
+    def _end_life(self, life: Life) -> None:
+        self._kill(life, "")
+        self.timeline.after(self.until_next + 0.001, self.start)
+
+    def _kill(self, life: Life, how: str) -> None:
+        self.world.laws.died(life.mark)
+        life.kill(how)
+
+    async def _start_run(self, life: Life, start: Start) -> None:
+        route = Route("default", f"w{start.run}", 1)
+        run = NewRun(run_id=f"r{start.run}", route=route, priority=start.priority, delay=start.delay)
+        cancelled_at = self.world.scenario.runs[start.run].cancelled_at
+        while True:
+            try:
+                await life.store.aio.submit(Enqueue([run]))
+            except DurableError as problem:
+                self.history.seen[f"start: {type(problem).__name__}"] += 1
+                await life.clock.asleep(0.1)
+            else:
+                break
+        self.world.started.add(start.run)
+        if cancelled_at and (start.run, "cancel") not in self.world.signalled:
+            life.after(cancelled_at, _begin, self._cancel, life, start.run)
 
     async def _signal(self, life: Life, run: int, op: Op) -> None:
         while True:

@@ -104,10 +104,11 @@ class Thread:
         """See `threading.Thread.is_alive`."""
         return self._greenlet is not None and not self._greenlet.dead and not self._host.dead
 
-    def join(self) -> None:
+    def join(self, timeout: float | None = None) -> None:
         """See `threading.Thread.join`."""
         while self.is_alive():
-            wait(self._host, None, self._joining.append)
+            if wait(self._host, timeout, lambda tell: self._joining.append(lambda _: tell(True))) is None:
+                return
 
     def _run(self) -> None:
         try:

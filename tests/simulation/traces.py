@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from simulation.database import Change
-from simulation.scenario import generated
+from simulation.scenario import Scenario, generated
 from simulation.server import Request, Server
 from simulation.simulate import Conditions, simulated
 from simulation.tables import Header, Lease, Step
@@ -71,8 +71,13 @@ def _row(row: Any) -> str:
 
 def trace(seed: int, conditions: Conditions | None = None) -> list[str]:
     """The lines of a seed; the last says whether an invariant broke."""
+    return traced(generated(seed), conditions)
+
+
+def traced(scenario: Scenario, conditions: Conditions | None = None) -> list[str]:
+    """The same of any scenario."""
     witness = _Lines()
-    outcome = simulated(generated(seed), conditions or Conditions(), witness)
+    outcome = simulated(scenario, conditions or Conditions(), witness)
     return [*witness.lines, f"broken: {outcome.broken}"]
 
 

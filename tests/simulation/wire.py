@@ -83,6 +83,8 @@ def _octets(item: tuple[str, Any]) -> int:
             text = parameters[5]
         case "checkpoint_batch" | "finish_batch":
             text = parameters[0]
+        case "enqueue":
+            text = parameters["runs"]
         case _:
             return 0
     return octets_of(text.decode() if isinstance(text, bytes) else str(text))
@@ -122,6 +124,7 @@ class Wire:
         self.patience = math.inf  # seconds without a byte, after which nothing more is waited for
         self._moves_until = 0.0  # the last byte of what was sent last, either way
         self.prepare_threshold: int | None = None
+        self.on_close: Callable[[], object] | None = None
         self._host = host
         self._server = server
         self.era = str(server.starts)
@@ -194,6 +197,17 @@ class Wire:
             if self._deaf != "silent":
                 self.hang_up()
             self._told(psycopg.OperationalError("the connection is lost"))
+            if self.on_close is not None:
+                self.on_close()
+
+    def hear(self, channel: str, act: Callable[[], object]) -> None:
+        """Let this be called for what is said on a channel, as long as the connection is there."""
+
+        def said(seconds: float) -> None:
+            if not self.closed:
+                self._host.after(self._host.latency() + seconds, act)
+
+        self._server.listeners[channel] = said
 
     def hang_up(self) -> None:
         """Let the server see the end of the connection, behind what was sent on it."""

@@ -124,9 +124,6 @@ def _poll(tables: Tables, statement: Statement, values: Any) -> Progress[Result]
     began = statement.clock()
     next_in = min((_due_at(lease) - began for lease in _on(tables, statement, values, began)), default=None)
 
-    def is_due(lease: Lease) -> bool:
-        return _due_at(lease) <= began and (lease.owner_token is None or lease.expires_at <= began)
-
     due: list[Lease] = []
     for route, priority in _ways(values["routes"]):
         for key in _in_order(tables, statement, route, priority):
@@ -134,22 +131,14 @@ def _poll(tables: Tables, statement: Statement, values: Any) -> Progress[Result]
                 break
 
             def holds(lease: Lease, way: tuple[str, int] = (route, priority)) -> bool:
-                return (lease.route, lease.priority) == way and is_due(lease)
+                return (lease.route, lease.priority) == way and _is_due(lease, began)
 
             lease = yield from statement.locked(tables.locks, key, UPDATE, holds, skips=True)
             if lease is not None:
                 due.append(lease)
     taken: list[_Taken] = []
     for n, before in enumerate(due, 1):
-
-        def granted(lease: Lease, n: int = n) -> Lease:
-            epoch, ends_at = lease.epoch + 1, statement.clock() + values["seconds"]
-            token = f"{epoch}:{values['random']}.{n}"
-            return lease._replace(
-                epoch=epoch, owner_token=token, owner=values["owner"], expires_at=ends_at, due_at=ends_at
-            )
-
-        after = yield from statement.update(tables.locks, before.workflow_id, None, granted)
+        after = yield from statement.update(tables.locks, before.workflow_id, None, _granted(statement, values, n))
         if after is not None:
             taken.append(_Taken(before, after, n))
     rows: list[tuple[Any, ...]] = []
@@ -175,27 +164,49 @@ def _poll(tables: Tables, statement: Statement, values: Any) -> Progress[Result]
     return Result(answer, len(answer), octets)
 
 
+def _is_due(lease: Lease, now: float) -> bool:
+    return _due_at(lease) <= now and (lease.owner_token is None or lease.expires_at <= now)
+
+
+def _granted(statement: Statement, values: Any, n: int) -> Callable[[Lease], Lease]:
+    def granted(lease: Lease) -> Lease:
+        epoch, ends_at = _next_epoch(lease), statement.clock() + values["seconds"]
+        token = f"{epoch}:{values['random']}.{n}"
+        return lease._replace(epoch=epoch, owner_token=token, owner=values["owner"], expires_at=ends_at, due_at=ends_at)
+
+    return granted
+
+
+def _next_epoch(lease: Lease) -> int:
+    return lease.epoch + 1
+
+
 def _running(tables: Tables, statement: Statement, taken: _Taken) -> Callable[[Header], Header]:
     """The header of a run that was taken, with how many workers in a row have died under it."""
     epoch, owner = taken.lease.epoch, str(taken.lease.owner).partition(" ")[0]
 
     def running(run: Header) -> Header:
         before = run.snapshot.get("execution") or {}
-        crashes = before.get("crashes")
-        if taken.before.owner_token is None:
-            crashes = None
-        elif "began" in before and tables.started[0] > datetime.fromisoformat(before["began"]).timestamp():
-            pass  # it was the server that went, and the worker perhaps with it
-        elif any(step.epoch == epoch - 1 for step in visible_steps(tables, statement, run.id)):
-            crashes = None
-        else:
-            crashes = (crashes or 0) + 1
+        crashes = _count_crashes(tables, statement, taken, before)
         execution = taken_up(before, epoch, owner, iso(statement.now))
         if crashes is not None:
             execution["crashes"] = crashes
         return Header(run.id, {**run.snapshot, "execution": execution}, statement.now)
 
     return running
+
+
+def _count_crashes(tables: Tables, statement: Statement, taken: _Taken, execution: dict[str, Any]) -> int | None:
+    """How many workers in a row have died under the run; None where none has."""
+    known: int | None = execution.get("crashes")
+    if taken.before.owner_token is None:
+        return None
+    if "began" in execution and tables.started[0] > datetime.fromisoformat(execution["began"]).timestamp():
+        return known  # it was the server that went, and the worker perhaps with it
+    steps = visible_steps(tables, statement, taken.lease.workflow_id)
+    if any(step.epoch == taken.lease.epoch - 1 for step in steps):
+        return None
+    return (known or 0) + 1
 
 
 def _seen(tables: Tables, statement: Statement, worker: str, *, is_busy: bool) -> Progress[None]:
@@ -273,7 +284,7 @@ def _recall(tables: Tables, statement: Statement, values: Any) -> Progress[Resul
     locked: list[str] = []
     for lease in list(_on(tables, statement, values, began)):
         if (yield from statement.locked(tables.locks, lease.workflow_id, UPDATE, is_mine)) is not None:
-            locked.append(lease.workflow_id)  # noqa: PERF401 -- it yields
+            locked.append(lease.workflow_id)  # noqa: PERF401 -- a comprehension cannot yield
     for run_id in locked:
         yield from statement.update(tables.locks, run_id, None, back)
     return Result([], len(locked))

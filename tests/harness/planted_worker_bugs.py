@@ -1,0 +1,190 @@
+"""Bugs of starts and workers that the simulation must find; see `planted_bugs`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from durable._engine.workers import Ask, WorkerState
+from durable.stores._postgres.polls import Polling
+from durable.stores._postgres.statements import Statements
+from harness.planted_bugs import Bug
+from simulation import life, worker, worker_statements
+from simulation import statements as sql
+from simulation.crews import crewed
+from simulation.database import UPDATE
+from simulation.simulate import Conditions
+from simulation.statements import STATEMENTS
+from simulation.tables import Lease, Result, Tables
+
+__all__ = ["WORKER_BUGS"]
+
+
+def _with(**statements: Any) -> Conditions:
+    return Conditions(statements={**STATEMENTS, **statements})
+
+
+# -- what is taken ----------------------------------------------------------------------------------------------------
+
+
+def _due_whoever_holds_it(lease: Lease, now: float) -> bool:
+    return lease.due_at is not None and (lease.owner_token is not None or lease.due_at <= now)
+
+
+def _due_by_its_moment(lease: Lease, now: float) -> bool:
+    return lease.due_at is not None and lease.due_at <= now
+
+
+def _same_epoch(lease: Lease) -> int:
+    return max(1, lease.epoch)
+
+
+def _of_every_route(tables: Tables, statement: Any, values: Any) -> Any:
+    leases = (tables.locks.visible(key, statement) for key in list(tables.locks.rows))
+    routes = sorted({lease.route for lease in leases if lease is not None and lease.route})
+    return (yield from STATEMENTS["poll"](tables, statement, {**values, "routes": routes}))
+
+
+# -- when it is due ---------------------------------------------------------------------------------------------------
+
+
+def _without_a_moment(statement: Any, *_: Any) -> Any:
+    def given_back(lease: Lease) -> Lease:
+        return lease._replace(owner_token=None, owner=None, expires_at=statement.clock(), due_at=None)
+
+    return given_back
+
+
+def _only_the_lease(tables: Tables, statement: Any, values: Any) -> Any:
+    """A renewal that leaves when the run is due."""
+    before = {key: tables.locks.visible(key, statement) for key in values[0]}
+    result = yield from STATEMENTS["renew"](tables, statement, values)
+    for run_id, lease in before.items():
+        row = tables.locks.row(run_id)
+        if lease is not None and row.writer is statement.transaction:
+            statement.write(tables.locks, row, row.pending[-1][1]._replace(due_at=lease.due_at))
+    return result
+
+
+def _nothing(*_: Any) -> Any:
+    yield from ()
+    return Result([], 0)
+
+
+# -- starts and their notifications -----------------------------------------------------------------------------------
+
+
+def _woken_by_the_start(tables: Tables, statement: Any, values: Any) -> Any:
+    """One that takes an idle worker in its own transaction."""
+    for key in list(tables.workers.rows):
+        yield from statement.locked(tables.workers, key, UPDATE, lambda row: row.idle)
+    return (yield from STATEMENTS["enqueue"](tables, statement, values))
+
+
+def _idle_said_last(self: Statements, session: Any, job: Any) -> Any:
+    poll = job.payload.poll
+    job.payload.poll = _Silent(poll)
+    try:
+        due = _poll_one(self, session, job)
+    finally:
+        job.payload.poll = poll
+    if poll.says_idle and not due.found:
+        session.execute(b"say_idle", job.payload.values())
+    return due
+
+
+class _Silent:
+    """A poll that does not say that its worker is idle."""
+
+    says_idle = False
+
+    def __init__(self, poll: Any) -> None:
+        self._poll = poll
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._poll, name)
+
+
+_poll_one = Statements._poll_one
+
+
+# -- crashes ----------------------------------------------------------------------------------------------------------
+
+
+def _counted_never(*_: Any) -> None:
+    return None
+
+
+def _counted_whatever_was_written(_: Any, __: Any, taken: Any, execution: Any) -> int | None:
+    return None if taken.before.owner_token is None else (execution.get("crashes") or 0) + 1
+
+
+# -- workers ----------------------------------------------------------------------------------------------------------
+
+
+def _polls_on(self: WorkerState, now: float) -> Any:
+    if self.is_draining and self._held < self._concurrency and self._next_poll <= now < self._leave_at:
+        return Ask(1)
+    return _decide(self, now)
+
+
+def _kept_at_the_end(self: Any, granted: Any) -> None:
+    """What comes when a worker drains is neither executed nor given back."""
+    if not self._state.is_draining:
+        _begin(self, granted)
+    else:
+        self._state.ended(self._clock.elapsed())
+
+
+def _by_the_last_sending(self: Polling) -> dict[str, Any]:
+    values = _values(self)
+    return {**values, "name": f"{self.name}.{self._sending - 1}"}
+
+
+_decide = WorkerState.decide
+_begin = worker._WatchedService._begin
+_values = Polling.values
+
+_DRAWS: Final[dict[str, Any]] = {"draws": crewed}
+
+WORKER_BUGS = [
+    Bug(
+        "a poll that takes what is held", 300, patches=[(worker_statements, "_is_due", _due_whoever_holds_it)], **_DRAWS
+    ),
+    Bug(
+        "a poll that does not ask when leases end",
+        1000,
+        patches=[(worker_statements, "_is_due", _due_by_its_moment)],
+        first=190,
+        **_DRAWS,
+    ),
+    Bug("a poll that keeps the epoch", 300, patches=[(worker_statements, "_next_epoch", _same_epoch)], **_DRAWS),
+    Bug("a poll of every route", 300, _with(poll=_of_every_route), **_DRAWS),
+    Bug("a release without a moment", 300, patches=[(sql, "_given_back", _without_a_moment)], **_DRAWS),
+    Bug("a renewal that does not put a run off", 300, _with(renew=_only_the_lease), **_DRAWS),
+    Bug("a poll that is not recalled", 1000, _with(recall=_nothing), **_DRAWS),
+    Bug(
+        "a poll of which one sending is recalled",
+        3000,
+        patches=[(life._Polling, "values", _by_the_last_sending)],
+        first=330,
+        **_DRAWS,
+    ),
+    Bug("dead neighbours that none looks for", 1000, _with(held_near=_nothing), first=430, **_DRAWS),
+    Bug("a start that takes an idle worker", 300, _with(enqueue=_woken_by_the_start), **_DRAWS),
+    Bug("idle said after the last poll", 3000, patches=[(Statements, "_poll_one", _idle_said_last)], **_DRAWS),
+    Bug("deaths that are not counted", 1000, patches=[(worker_statements, "_count_crashes", _counted_never)], **_DRAWS),
+    Bug(
+        "deaths counted in spite of progress",
+        1000,
+        patches=[(worker_statements, "_count_crashes", _counted_whatever_was_written)],
+        **_DRAWS,
+    ),
+    Bug("a drained worker that polls on", 300, patches=[(WorkerState, "decide", _polls_on)], **_DRAWS),
+    Bug(
+        "what is granted at the end is kept",
+        3000,
+        patches=[(worker._WatchedService, "_begin", _kept_at_the_end)],
+        first=140,
+        **_DRAWS,
+    ),
+]

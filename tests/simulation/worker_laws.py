@@ -1,0 +1,255 @@
+"""What must hold of runs that workers execute: the laws W2, W4, W6, W7, W9 and W11 of workers, after every statement.
+
+(W1, one lease at a time and no acknowledged body begun again, is I2, I3 and I5 of `History`.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Final
+
+from durable._engine.workers import MAX_CRASHES, Ask
+from durable.records import Status
+from simulation.database import Change, Transaction
+from simulation.history import Broken, History
+from simulation.server import Server
+from simulation.tables import Header, Lease
+
+__all__ = ["WorkerLaws"]
+
+_UNDER_WAY: Final = (Status.QUEUED, Status.RUNNING)
+_CLOCKS: Final = 1e-6  # seconds: what adding and subtracting moments costs
+_AT_ONCE: Final = 0.5  # seconds in which a start that is not missed is taken: less than an idle worker's interval
+_SETTLED: Final = 2.0  # seconds after a process's death in which something of it may still arrive
+
+
+class WorkerLaws:
+    """Is told what commits, and raises `Broken` as soon as something is wrong.
+
+    `routes` are the runs that each place's worker has; `on_end` is called with each run that ends; a `lease` lasts so many
+    seconds; `prompt` are runs whose start none may miss: nothing goes wrong, there is always room, and they are due at once.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        history: History,
+        routes: Mapping[int, Collection[str]],
+        on_end: Callable[[str], object],
+        lease: float,
+        prompt: Collection[str],
+    ) -> None:
+        self._server = server
+        self._history = history
+        self._tables = server.tables
+        self._routes = routes
+        self._on_end = on_end
+        self._lease = lease
+        self._prompt = prompt
+        self._died: dict[str, float] = {}  # of each mark, when
+        self._began: dict[str, float] = {}  # of each route's run, when its first worker was at work
+        self._ended: set[str] = set()
+        self._taken_at: dict[str, float] = {}  # of each run, when it was taken last
+        self._seen_by_poll: dict[str, int] = {}  # of each run that was taken last, the commits that the poll saw
+        audit = server.database.audit
+
+        def audited(number: int, changes: list[Change]) -> None:
+            if audit is not None:
+                audit(number, changes)
+            self._audit(changes)
+
+        server.database.audit = audited
+        server.on_statement = self._executed
+
+    def begins(self, place: int) -> None:
+        """A worker of this place is at work."""
+        for run in self._routes.get(place, ()):
+            self._began.setdefault(run, self._server.timeline.now)
+
+    def died(self, mark: str) -> None:
+        """A process is gone."""
+        self._died[mark] = self._server.timeline.now
+
+    def polled(self, mark: str, ask: Ask, held: set[str], began: float, *, shows_dead: bool) -> None:
+        """A worker has the reply to a poll, and holds these tokens: no other lease is its own, or a dead neighbour's."""
+        for lease in self._held():
+            owner, claim = _mark(lease), str(lease.owner_token).partition(":")[2]
+            is_running = lease.expires_at > self._server.database.clock() and not self._is_late(claim)
+            if owner == mark and is_running and lease.owner_token not in held and not self._history.was_left(claim):
+                raise self._broken("W9", f"{lease} was granted to a worker that does not hold it")
+            looked = ask.looks_for_dead and shows_dead and len(held) < ask.count and lease.route in self._had(mark)
+            looked = looked and self._taken_at[lease.workflow_id] < began
+            if looked and self._died.get(owner, began) < began - _SETTLED and self._is_due_later(lease):
+                raise self._broken("W7", f"{lease}, whose owner is dead, was left by a worker that has looked")
+
+    def left(self, mark: str, *, is_calm: bool) -> None:
+        """A worker has come to its end, in a world where nothing `is_calm` enough keeps it from giving back what it held."""
+        for lease in self._held():
+            if is_calm and _mark(lease) == mark:
+                raise self._broken("W9", f"{lease} is still held by a worker that has left")
+
+    def polls_while_draining(self, mark: str) -> Broken:
+        """What is wrong then."""
+        return self._broken("W9", f"{mark} has polled after it was told to drain")
+
+    def waiting(self) -> list[str]:
+        """The runs that were started, and have not ended."""
+        leases = map(self._tables.locks.committed, sorted(self._tables.locks.rows))
+        return [lease.workflow_id for lease in leases if lease is not None and lease.due_at is not None]
+
+    def end(self, started: Collection[str]) -> None:
+        """Everything is quiet: all that was started has ended, and nothing is held."""
+        for run in started:
+            if run not in self._ended:
+                raise self._broken("W2", f"{run} was started, and has not ended")
+        for lease in self._held():
+            raise self._broken("W9", f"{lease} is still held when every run has ended")
+
+    def _broken(self, law: str, what: str) -> Broken:
+        return self._history.break_with(law, what)
+
+    def _is_late(self, claim: str) -> bool:
+        """Whether a sending has taken this that came after it was recalled: such a lease ends by itself."""
+        name, sending = claim.split(".")[:2], claim.split(".")[2]
+        return int(sending) < self._server.recalls.get(".".join(name), 0)
+
+    def _held(self) -> list[Lease]:
+        leases = map(self._tables.locks.committed, list(self._tables.locks.rows))
+        return [lease for lease in leases if lease is not None and lease.route and lease.owner_token]
+
+    def _had(self, mark: str) -> set[str | None]:
+        return {self._route_of(run) for run in self._routes.get(_place(mark), ())}
+
+    def _route_of(self, run: str) -> str | None:
+        lease = self._tables.locks.committed(run)
+        return None if lease is None else lease.route
+
+    def _is_due_later(self, lease: Lease) -> bool:
+        return lease.due_at is not None and lease.due_at > self._server.database.clock()
+
+    # -- what the database does
+
+    def _executed(self, statement: str, transaction: Transaction) -> None:
+        if statement == "poll":
+            self._seen_by_poll |= {row.key: transaction.snapshot for _, row in transaction.written}
+        if statement == "enqueue" and any(row.versions for row in transaction.locked):
+            locked = [row.key for row in transaction.locked if row.versions]
+            raise self._broken("W4", f"a start has locked {locked}, which are committed")
+
+    def _audit(self, changes: list[Change]) -> None:
+        headers: dict[str, Change] = {}
+        for change in changes:
+            if type(change.after) is Header:
+                headers[change.after.id] = change
+        touched: dict[str, Lease | None] = {run: self._tables.locks.committed(run) for run in headers}
+        for change in changes:
+            if type(change.after) is Lease and change.after.route is not None:
+                touched[change.after.workflow_id] = change.after
+                self._audit_lease(change.before, change.after, headers.get(change.after.workflow_id))
+        for run, lease in touched.items():
+            if lease is not None and lease.route is not None:
+                self._audit_run(lease, self._tables.snapshots.committed(run))
+
+    def _audit_run(self, lease: Lease, header: Header | None) -> None:
+        run, status = lease.workflow_id, None if header is None else header.status
+        if (status in _UNDER_WAY) != (lease.due_at is not None):
+            raise self._broken("W2", f"{run} is {status}, and due at {lease.due_at}")
+        if lease.owner_token is not None:
+            if lease.due_at is not None and lease.due_at > lease.expires_at + _CLOCKS:
+                raise self._broken("W7", f"if its owner dies, {run} is due later than its lease ends: {lease}")
+            if status != Status.RUNNING:
+                raise self._broken("W2", f"{run} is held, and is {status}")
+        if header is not None and status not in _UNDER_WAY and run not in self._ended:
+            self._ended.add(run)
+            self._audit_end(header)
+            self._on_end(run)
+
+    def _audit_end(self, header: Header) -> None:
+        if header.status == Status.FAILED:
+            execution = header.snapshot["execution"]
+            is_poisoned = (execution.get("error") or {}).get("type", "").endswith("RunPoisoned")
+            if is_poisoned and execution.get("crashes", 0) < MAX_CRASHES:
+                raise self._broken("poison", f"{header.id} was buried after {execution.get('crashes')} deaths")
+            self._history.seen["a run that was buried" if is_poisoned else "a started run that has failed"] += 1
+
+    def _audit_lease(self, before: Lease | None, after: Lease, header: Change | None) -> None:
+        now, seen = self._server.database.clock(), self._history.seen
+        if before is None:
+            return
+        if before.owner_token == after.owner_token:
+            if after.owner_token is not None and after.expires_at < before.expires_at - _CLOCKS:
+                self._audit_early_end(after)
+            elif after.due_at is not None and after.due_at < after.expires_at - self._lease / 2 - _CLOCKS:
+                raise self._broken("W2", f"{after} was renewed, and is due long before it ends")
+            return
+        if after.owner_token is None:
+            if after.due_at is not None:
+                seen["a run that was given back" if after.due_at <= now else "a run that is due again later"] += 1
+            return
+        seen["a run that a worker has taken"] += 1
+        self._taken_at[after.workflow_id] = self._server.timeline.now
+        self._audit_taking(before, after, header, now)
+
+    def _audit_early_end(self, lease: Lease) -> None:
+        mark, claim = _mark(lease), str(lease.owner_token).partition(":")[2]
+        if mark not in self._died and not self._history.was_left(claim):
+            raise self._broken("W7", f"{lease} was ended early, and its owner lives")
+        self._history.seen["a dead owner's lease that was ended early"] += 1
+
+    def _audit_taking(self, before: Lease, after: Lease, header: Change | None, now: float) -> None:
+        run, mark = after.workflow_id, _mark(after)
+        if after.epoch != before.epoch + 1:
+            raise self._broken("I5", f"{run} was taken under epoch {after.epoch} after {before.epoch}")
+        if run not in self._routes.get(_place(mark), ()):
+            raise self._broken("W6", f"{mark} has taken {run}, whose workflow it does not have")
+        if before.due_at is None or (before.owner_token is None and before.due_at > now):
+            raise self._broken("W2", f"{run} was taken before it was due: {before}")
+        if (
+            before.owner_token is not None
+            and before.expires_at > now
+            and before.owner_token not in self._server.recalled
+        ):
+            self._audit_early_end(before)
+        if header is None:
+            raise self._broken("W2", f"{run} was taken, and its header stays as it was")
+        self._audit_crashes(before, header)
+        if self._is_late(str(after.owner_token).partition(":")[2]):
+            self._history.seen["a poll that came after its recall"] += 1
+        if run in self._prompt and before.epoch == 0:
+            late = now - max(before.due_at, self._began.get(run, now))
+            if late > _AT_ONCE:
+                raise self._broken("W11", f"{run} was taken {late:.3f} s after it was due, by a worker that was idle")
+            self._history.seen["a start that was taken at once"] += 1
+
+    def _audit_crashes(self, before: Lease, header: Change) -> None:
+        old, new = (run.snapshot["execution"].get("crashes", 0) for run in (header.before, header.after))
+        run = before.workflow_id
+        if before.owner_token is None or before.owner_token in self._server.recalled:
+            due = {0}
+        else:
+            due = self._due_crashes(run, before.epoch, old)
+        if self._tables.started[0] > -1.0:  # a server that has been restarted since is no worker's fault
+            due.add(old)
+        if new not in due:
+            raise self._broken("poison", f"{run} counts {new} deaths after {old}, and {due} are due")
+        if new:
+            self._history.seen["a death under a run"] += 1
+
+    def _due_crashes(self, run: str, epoch: int, known: int) -> set[int]:
+        """What a poll may count that takes a run from an owner which did not give it back."""
+        rows = [self._tables.steps.rows[run, seq] for seq in self._tables.seqs.get(run, ())]
+        written = [commit for row in rows for commit, step in row.versions if step.epoch == epoch]
+        if not written:
+            return {known + 1}
+        if min(written) <= self._seen_by_poll.get(run, 0):
+            return {0}
+        self._history.seen["a record that came between a poll and its lock"] += 1
+        return {0, known + 1}
+
+
+def _mark(lease: Lease) -> str:
+    return str(lease.owner_token).partition(":")[2].partition(".")[0]
+
+
+def _place(mark: str) -> int:
+    return int(mark[1:].partition("l")[0])
