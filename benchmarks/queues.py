@@ -113,7 +113,12 @@ class Dbos:
             step(path, started)
 
         DBOS(
-            config={"name": "benchmark", "system_database_url": self._system, "log_level": "ERROR", "sys_db_pool_size": AT_ONCE}
+            config={
+                "name": "benchmark",
+                "system_database_url": self._system,
+                "log_level": "ERROR",
+                "sys_db_pool_size": AT_ONCE,
+            }
         )
         DBOS.launch()
         while True:

@@ -215,7 +215,7 @@ def test_a_listener_is_cut(database: Database) -> None:
 
 def test_a_notification_is_lost(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault 137: it costs time, and nothing else."""
-    monkeypatch.setattr("durable._runtime.workers._Service.wake", lambda service: None)
+    monkeypatch.setattr("durable._runtime.worker_service.WorkerService.wake", lambda service: None)
     with database.store() as store, durable.Worker(store, [], [note]):
         assert durable.start(note, 0, store=store).result(WITHIN) == 0
         wait_until(lambda: bool(database.execute("SELECT 1 FROM durable_workers WHERE idle")), "the worker to rest")

@@ -12,7 +12,9 @@ import psycopg
 from durable._engine.workers import Ask
 from durable._runtime.async_runs import AsyncRun
 from durable._runtime.held_runs import HeldRun, HeldRuns
-from durable._runtime.workers import Worker, _Service
+from durable._runtime.worker_service import WorkerService
+from durable._runtime.worker_setup import WorkerSetup
+from durable._runtime.workers import Worker
 from durable.errors import DurableError
 from simulation import life as lives
 from simulation import threads
@@ -82,7 +84,21 @@ _HeldRun: Final[Any] = threads.rebound(
     HeldRun, {"BlockingRun": _BlockingRun, "AsyncRun": _AsyncRun, "asyncio": _Asyncio()}
 )
 _HeldRuns: Final[Any] = threads.rebound(HeldRuns, {**_OURS, "Daemons": lives.DaemonsHere})
-_RealService: Final[Any] = threads.rebound(_Service, {**_OURS, "uuid": _Uuid()})
+_RealSetup: Final[Any] = threads.rebound(WorkerSetup, {"HeldRun": _HeldRun})
+_RealService: Final[Any] = threads.rebound(
+    WorkerService, {**_OURS, "uuid": _Uuid(), "HeldRuns": _HeldRuns, "start_daemon": lives.start_daemon}
+)
+
+
+class _Setup(_RealSetup):  # type: ignore[misc]
+    """One whose polls are told before they are sent."""
+
+    crew: Crew
+
+    def poll(self, *args: Any) -> Any:
+        """See `WorkerSetup.poll`."""
+        self.crew.polls()
+        return super().poll(*args)
 
 
 class _WatchedService(_RealService):  # type: ignore[misc]
@@ -94,30 +110,16 @@ class _WatchedService(_RealService):  # type: ignore[misc]
         super()._poll(ask)
         if state._failures <= failures and not acting().dead:  # noqa: SLF001
             held = set(self._runs._runs)  # noqa: SLF001
-            self._worker.crew.polled(ask, held, began, len(held))
+            self._setup.crew.polled(ask, held, began, len(held))
 
 
-_RealWorker: Final[Any] = threads.rebound(
-    Worker,
-    {"_Service": _WatchedService, "HeldRuns": _HeldRuns, "HeldRun": _HeldRun, "start_daemon": lives.start_daemon},
-)
-
-
-class _Worker(_RealWorker):  # type: ignore[misc]
-    """One whose polls are told before they are sent."""
-
-    crew: Crew
-
-    def poll(self, *args: Any) -> Any:
-        """See `Worker.poll`."""
-        self.crew.polls()
-        return super().poll(*args)
+_Worker: Final[Any] = threads.rebound(Worker, {"WorkerService": _WatchedService, "WorkerSetup": _Setup})
 
 
 def begin_worker(life: Life, crew: Crew, workflows: list[Any], **options: Any) -> Any:
     """Begin to work; the service, which can be told to `drain` and to `hurry`. `StoreUnavailable` without a thread."""
     worker = _Worker(life.store, {}, workflows, **options)
-    worker.crew = crew
+    worker._setup.crew = crew  # noqa: SLF001
     service = worker._begin(life.loop)  # noqa: SLF001 -- as `async with` does
 
     def serve() -> None:
@@ -125,7 +127,7 @@ def begin_worker(life: Life, crew: Crew, workflows: list[Any], **options: Any) -
         if not life.dead:
             crew.left(service._id)  # noqa: SLF001
 
-    service.thread = lives.start_daemon("durable-worker", serve, service.on_failure)
+    service._thread = lives.start_daemon("durable-worker", serve, service._on_failure)  # noqa: SLF001
     return service
 
 
