@@ -142,7 +142,7 @@ def _by_the_last_sending(self: Polling) -> dict[str, Any]:
 
 _decide = WorkerState.decide
 _begin = worker._WatchedService._begin
-_values = Polling.values
+_values = life._Polling.values
 
 _DRAWS: Final[dict[str, Any]] = {"draws": crewed}
 
@@ -166,7 +166,7 @@ WORKER_BUGS = [
         "a poll of which one sending is recalled",
         3000,
         patches=[(life._Polling, "values", _by_the_last_sending)],
-        first=330,
+        first=930,
         **_DRAWS,
     ),
     Bug("dead neighbours that none looks for", 1000, _with(held_near=_nothing), first=430, **_DRAWS),
