@@ -21,7 +21,7 @@ import durable
 from durable.stores import postgres
 
 with contextlib.suppress(ImportError):  # `make .venv/.bench` installs them
-    from dbos import DBOS, DBOSClient, Queue
+    from dbos import DBOS, DBOSClient
 with contextlib.suppress(ImportError):
     from pgqueuer import PgQueuer, PsycopgDriver, Queries
 
@@ -102,13 +102,12 @@ class Dbos:
 
     def work(self) -> None:
         """A worker process."""
-        Queue("jobs", worker_concurrency=AT_ONCE)
 
-        @DBOS.step()
+        @DBOS.step()  # type: ignore[untyped-decorator, unused-ignore]
         def step(path: str, started: float) -> None:
             mark(path, started)
 
-        @DBOS.workflow(name="one")
+        @DBOS.workflow(name="one")  # type: ignore[untyped-decorator, unused-ignore]
         def one(path: str, started: float) -> None:
             step(path, started)
 
@@ -121,6 +120,7 @@ class Dbos:
             }
         )
         DBOS.launch()
+        DBOS.register_queue("jobs", worker_concurrency=AT_ONCE)
         while True:
             time.sleep(3600)
 

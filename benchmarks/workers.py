@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import psycopg
+from psycopg import sql
 
 from durable.stores import embedded
 from queues import SCHEMA, SYSTEMS
@@ -103,8 +104,11 @@ def commits(connection: psycopg.Connection[Any]) -> list[float]:
 def idle(connection: psycopg.Connection[Any], name: str, url: str, count: int, seconds: float = 20.0) -> float:
     """Transactions a second of so many idle workers."""
     asked = "SELECT sum(xact_commit + xact_rollback) FROM pg_stat_database WHERE datname = current_database()"
+    resting = sql.SQL("SELECT count(*) FROM {}.durable_workers WHERE idle").format(sql.Identifier(SCHEMA))
     with workers(name, url, count):
-        time.sleep(5.0 + count)  # they have begun
+        while connection.execute(resting).fetchone() != (count,):
+            time.sleep(0.1)
+        time.sleep(10.0)  # they know how many they are, and poll accordingly
         ((before,),) = connection.execute(asked).fetchall()
         time.sleep(seconds)
         ((after,),) = connection.execute(asked).fetchall()

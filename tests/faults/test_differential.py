@@ -279,6 +279,8 @@ class Script:
             "host": chance.choice(("", "m", "m", "nowhere")),
             "dead_ids": ids[:1],
             "dead": tokens[:1],
+            "floor": chance.choice((None, 0.0)),
+            "asks_floor": False,  # it tells a moment, and the clocks are not the same
         }
 
     def _claim(self) -> dict[str, Any]:

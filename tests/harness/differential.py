@@ -330,7 +330,7 @@ class Comparison:
             self.seen[value + after] += 1
             return
         if name == "poll":  # which always says when the next run is due
-            count = sum(row[2] is not None for row in value)
+            count = sum(row[3] is not None for row in value)
         self.seen[f"{name}: {'something' if count else 'nothing'}{after}"] += 1
         if name == "renew":
             self.seen["skipped"] += [row[1] for row in value].count(False)
@@ -443,7 +443,7 @@ def _comparable(statement: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[A
         ]
     if statement == "poll":  # whether something is due later, and of each run all but the moments
         told = [
-            (*row[:8], _document(row[8] and json.loads(row[8])), row[9], row[10] is not None, row[11]) for row in rows
+            (*row[:9], _document(row[9] and json.loads(row[9])), row[10], row[11] is not None, row[12]) for row in rows
         ]
         return sorted(((row[0] is not None, *row[1:]) for row in told), key=repr)
     if statement == "read_journals":  # without how much of a record is stored

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from durable._engine.starts import MAX_PRIORITY
 from durable.records import Kind, Status
 from simulation.database import (
     KEY_SHARE,
@@ -313,7 +314,9 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
     leases: list[Lease] = []
     for run_id in held:
         status, due_in = asked[run_id]["status"], asked[run_id]["due_in"]
-        lease = yield from statement.update(tables.locks, run_id, None, _given_back(statement, status, due_in))
+        lease = yield from statement.update(
+            tables.locks, run_id, None, _given_back(statement, status, due_in, is_over=True)
+        )
         if lease is not None:
             leases.append(lease)
     moment, finished = iso(statement.now), list[Lease]()
@@ -552,13 +555,18 @@ def _records(text: str) -> list[dict[str, Any]]:
     ]
 
 
-def _given_back(statement: Statement, status: str | None, due_in: float) -> Callable[[Lease], Lease]:
+def _given_back(
+    statement: Statement, status: str | None, due_in: float, *, is_over: bool = False
+) -> Callable[[Lease], Lease]:
     goes_on = status in (None, Status.QUEUED, Status.RUNNING)
 
     def given_back(lease: Lease) -> Lease:
         now = statement.clock()
         due_at = now + due_in if goes_on and lease.route is not None else None
-        return lease._replace(owner_token=None, owner=None, expires_at=now, due_at=due_at)
+        priority = lease.priority
+        if is_over and priority is not None and priority < 0:
+            priority += MAX_PRIORITY + 1  # it was begun, and waits in its turn if it is to be tried again
+        return lease._replace(owner_token=None, owner=None, expires_at=now, due_at=due_at, priority=priority)
 
     return given_back
 

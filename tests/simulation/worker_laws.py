@@ -225,7 +225,7 @@ class WorkerLaws:
         old, new = (run.snapshot["execution"].get("crashes", 0) for run in (header.before, header.after))
         run = before.workflow_id
         if before.owner_token is None or before.owner_token in self._server.recalled:
-            due = {0}
+            due = {0, old}  # nought where something was recorded before it was given back
         else:
             due = self._due_crashes(run, before.epoch, old)
         if self._tables.started[0] > -1.0:  # a server that has been restarted since is no worker's fault

@@ -19,7 +19,8 @@ __all__ = ["WORKER_STATEMENTS"]
 
 _UNDER_WAY: Final = (Status.QUEUED, Status.RUNNING)
 _SILENT: Final = 86400.0  # seconds after which a worker's row goes
-_SEEN_WITHIN: Final = 60.0  # … in which a worker counts
+_SEEN_WITHIN: Final = 20.0  # … in which a worker counts
+_FLOOR: Final = 2.0  # … before a poll, from which on starts may still be under way
 _SEEN_EVERY: Final = 10.0  # … after which its poll says that it was seen
 _MAX_HELD: Final = 1000  # leases that are looked at for dead owners
 
@@ -123,6 +124,9 @@ class _Taken(NamedTuple):
 def _poll(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     began = statement.clock()
     next_in = min((_due_at(lease) - began for lease in _on(tables, statement, values, began)), default=None)
+    least = min((_due_at(lease) for lease in _on(tables, statement, values, -math.inf)), default=math.inf)
+    floor = min(least, began - _FLOOR) - 0.00001 if values["asks_floor"] else None
+    since = -math.inf if values["floor"] is None else values["floor"]
 
     due: list[Lease] = []
     for route, priority in _ways(values["routes"]):
@@ -131,7 +135,7 @@ def _poll(tables: Tables, statement: Statement, values: Any) -> Progress[Result]
                 break
 
             def holds(lease: Lease, way: tuple[str, int] = (route, priority)) -> bool:
-                return (lease.route, lease.priority) == way and _is_due(lease, began)
+                return (lease.route, lease.priority) == way and _is_due(lease, began) and _due_at(lease) >= since
 
             lease = yield from statement.locked(tables.locks, key, UPDATE, holds, skips=True)
             if lease is not None:
@@ -160,7 +164,9 @@ def _poll(tables: Tables, statement: Statement, values: Any) -> Progress[Result]
     yield from _seen(tables, statement, values["worker"], is_busy=bool(due))
     others = (tables.workers.visible(key, statement) for key in list(tables.workers.rows))
     workers = sum(other is not None and other.seen_at > began - _SEEN_WITHIN for other in others)
-    answer = [(next_in, workers, *row) for row in rows or [(None,) * 10]]
+    if len(due) == values["count"]:
+        next_in = None
+    answer = [(next_in, workers, floor, *row) for row in rows or [(None,) * 10]]
     return Result(answer, len(answer), octets)
 
 
@@ -172,7 +178,12 @@ def _granted(statement: Statement, values: Any, n: int) -> Callable[[Lease], Lea
     def granted(lease: Lease) -> Lease:
         epoch, ends_at = _next_epoch(lease), statement.clock() + values["seconds"]
         token = f"{epoch}:{values['random']}.{n}"
-        return lease._replace(epoch=epoch, owner_token=token, owner=values["owner"], expires_at=ends_at, due_at=ends_at)
+        priority = lease.priority
+        if priority is not None and priority >= 0:
+            priority -= MAX_PRIORITY + 1
+        return lease._replace(
+            epoch=epoch, owner_token=token, owner=values["owner"], expires_at=ends_at, due_at=ends_at, priority=priority
+        )
 
     return granted
 
@@ -199,13 +210,13 @@ def _running(tables: Tables, statement: Statement, taken: _Taken) -> Callable[[H
 def _count_crashes(tables: Tables, statement: Statement, taken: _Taken, execution: dict[str, Any]) -> int | None:
     """How many workers in a row have died under the run; None where none has."""
     known: int | None = execution.get("crashes")
-    if taken.before.owner_token is None:
+    steps = visible_steps(tables, statement, taken.lease.workflow_id)
+    if taken.lease.epoch == 1 or any(step.epoch == taken.lease.epoch - 1 for step in steps):
         return None
+    if taken.before.owner_token is None:
+        return known
     if "began" in execution and tables.started[0] > datetime.fromisoformat(execution["began"]).timestamp():
         return known  # it was the server that went, and the worker perhaps with it
-    steps = visible_steps(tables, statement, taken.lease.workflow_id)
-    if any(step.epoch == taken.lease.epoch - 1 for step in steps):
-        return None
     return (known or 0) + 1
 
 
@@ -321,8 +332,8 @@ def _expire(tables: Tables, statement: Statement, values: Any) -> Progress[Resul
 
 
 def _ways(routes: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """The parts of the index that a worker looks at: the most urgent first, of each class the routes in their order."""
-    for priority in range(MAX_PRIORITY + 1):
+    """The parts of the index that a worker looks at: what was begun, then the most urgent, and of each the routes in turn."""
+    for priority in range(-MAX_PRIORITY - 1, MAX_PRIORITY + 1):
         for route in routes:
             yield route, priority
 
