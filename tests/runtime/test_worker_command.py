@@ -272,6 +272,6 @@ def test_a_database_that_cannot_serve_is_a_mistake_too(command: Command, databas
     command._environment["TEST_URL"] = database.url.replace("dbname=", "dbname=not_")
     process = command.begin()
     assert process.wait(WITHIN) == 2
-    last = command.end().splitlines()[-1]
-    assert last.startswith("python -m durable worker: PostgreSQL at")
-    assert "Create the database" in last
+    (line,) = (line for line in command.end().splitlines() if line.startswith("python -m durable worker: "))
+    assert line.startswith("python -m durable worker: PostgreSQL at")
+    assert "Create the database" in line
