@@ -36,6 +36,7 @@ from durable.stores._postgres.store import AsyncPostgresStore, PostgresStore
 from durable.stores._postgres.transaction import PostgresTransaction
 from durable.stores._postgres.transaction_pool import TransactionPool
 from durable.stores._postgres.writer import Writer
+from durable.stores.protocol import Listening
 from simulation import threads
 from simulation.history import History
 from simulation.loop import Loop
@@ -87,7 +88,7 @@ class Place(Protocol):
         """Whether the turn of a thread that begins now fails."""
         ...
 
-    def listen(self, life: Life, worker: str, wake: Callable[[], object]) -> Callable[[], object]:
+    def listen(self, life: Life, worker: str, wake: Callable[[], object]) -> Listening:
         """Wake a worker of this life when something is said on its channel; what ends that."""
         ...
 
@@ -420,7 +421,7 @@ class _Store(_RealStore):  # type: ignore[misc]
         self._life = life
         cast(Any, super()).__init__("postgresql://simulated", _NAMES, clock=life.clock)
 
-    def listen(self, worker: str, wake: Callable[[], object]) -> Callable[[], object]:
+    def listen(self, worker: str, wake: Callable[[], object]) -> Listening:
         """See `QueueingStore.listen`."""
         return self._life.place.listen(self._life, worker, wake)
 

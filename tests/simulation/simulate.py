@@ -24,6 +24,7 @@ from durable.errors import (
     StoreUnavailable,
     WorkflowDrift,
 )
+from durable.stores.protocol import Listening
 from durable.stores.requests import Cancel, Enqueue, Signal
 from simulation import programs
 from simulation.bodies import Bodies
@@ -609,9 +610,9 @@ class _Place:
             if fault.how == "twice":
                 self.service.hurry()
 
-    def listen(self, life: Life, worker: str, wake: Callable[[], object]) -> Callable[[], object]:
+    def listen(self, life: Life, worker: str, wake: Callable[[], object]) -> Listening:
         """See `life.Place`."""
-        return Listener(life, worker, wake).close
+        return Listener(life, worker, wake)
 
     def polls(self) -> None:
         """See `worker.Crew`."""

@@ -84,6 +84,8 @@ class Worker(NamedTuple):
     routes: tuple[str, ...] = ()
     idle: bool = False
     seen_at: float = -math.inf
+    owner: str = ""
+    leaving: bool = False
 
 
 class Account(NamedTuple):

@@ -139,9 +139,15 @@ class Listener:
         self._worker = worker
         self._wake = wake
         self._over = False
+        self._drains = False
         self._changed = threads.Event(life)
         self._thread = threads.Thread(life, self._listen)
         self._thread.start()
+
+    def drain(self) -> None:
+        """The worker is leaving."""
+        self._drains = True
+        self._changed.set()
 
     def close(self) -> None:
         """Hear nothing more, and take the worker off the list."""
@@ -169,4 +175,7 @@ class Listener:
                 wire.execute(b"leave", {"worker": self._worker})
                 wire.close()
                 return
+            if self._drains:
+                self._drains = False
+                wire.execute(b"drain", {"worker": self._worker})
             self._changed.wait()

@@ -228,6 +228,10 @@ class WorkerLaws:
             due = {0, old}  # nought where something was recorded before it was given back
         else:
             due = self._due_crashes(run, before.epoch, old)
+            workers = self._tables.workers
+            known = filter(None, map(workers.committed, workers.rows))
+            if any(worker.leaving and worker.owner == before.owner for worker in known):
+                due.add(old)
         if self._tables.started[0] > -1.0:  # a server that has been restarted since is no worker's fault
             due.add(old)
         if new not in due:

@@ -217,6 +217,9 @@ def _count_crashes(tables: Tables, statement: Statement, taken: _Taken, executio
         return known
     if "began" in execution and tables.started[0] > datetime.fromisoformat(execution["began"]).timestamp():
         return known  # it was the server that went, and the worker perhaps with it
+    others = (tables.workers.visible(key, statement) for key in list(tables.workers.rows))
+    if any(other is not None and other.leaving and other.owner == taken.before.owner for other in others):
+        return known
     return (known or 0) + 1
 
 
@@ -241,7 +244,7 @@ def _say_idle(tables: Tables, statement: Statement, values: Any) -> Progress[Res
             return bool(row.routes) and row.seen_at < now - _SILENT
 
         yield from statement.update(tables.workers, key, is_silent, lambda row: Worker(row.id))
-    new = Worker(values["worker"], tuple(values["routes"]), True, now)
+    new = Worker(values["worker"], tuple(values["routes"]), True, now, values["owner"])
 
     def idle(row: Worker) -> Worker:
         return new if not row.routes else row._replace(idle=True, seen_at=now)
@@ -249,6 +252,17 @@ def _say_idle(tables: Tables, statement: Statement, values: Any) -> Progress[Res
     columns = frozenset({"idle", "seen_at"})
     yield from statement.upsert(tables.workers, new.id, new, columns, lambda _: True, idle)
     return Result([], 1)
+
+
+def _drain(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    told = yield from statement.update(
+        tables.workers,
+        values["worker"],
+        lambda row: bool(row.routes),
+        lambda row: row._replace(idle=False, leaving=True),
+    )
+    return Result([], int(told is not None))
 
 
 def _leave(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -364,6 +378,7 @@ WORKER_STATEMENTS: Final[dict[str, Callable[[Tables, Statement, Any], Progress[R
     "poll": _poll,
     "say_idle": _say_idle,
     "wake": _wake,
+    "drain": _drain,
     "leave": _leave,
     "recall": _recall,
     "held_near": _held_near,

@@ -82,7 +82,7 @@ class Daemons:
         self._name = name
         self._limit = limit
         self._linger = linger
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._threads = 0
         self._idle = 0
