@@ -57,6 +57,7 @@ __all__ = [
     "AsyncMismatch",
     "ConcurrentExecution",
     "DeadlineExceeded",
+    "DuplicateRun",
     "DurableError",
     "DurableWarning",
     "HistoryError",
@@ -596,6 +597,22 @@ class RunHandedOver(OwnershipError):
 
     def __str__(self) -> str:
         return f"this worker is being ended; run {self.run_id!r} goes on with another one, from its next step"
+
+
+@dataclass(eq=False, repr=False)
+class DuplicateRun(OwnershipError):
+    """Another run of the queue with the same `dedup` has not ended, so that this one is not taken up again.
+
+    Raised by `durable.retry` and `durable.run`; nothing was changed.
+    """
+
+    run_id: str
+
+    def __str__(self) -> str:
+        return (
+            f"run {self.run_id!r} is not taken up again: another run of its queue that was started with the same dedup= has "
+            f"not ended. Wait until it has, or cancel it."
+        )
 
 
 @dataclass(eq=False, repr=False)

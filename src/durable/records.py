@@ -286,8 +286,8 @@ class Header(Struct, frozen=True, rename="camel"):
     #: `version`, `inputHash`, `workflowFunction` (`module:qualified.name`, absent where the workflow was named), `deadline` (a
     #: moment; of a run that was started), and what the user gave.
     metadata: dict[str, Any] = {}
-    #: Queue (after the store's prefix) and the text that no other run there has which has not ended.
-    dedup: tuple[str, str] | UnsetType = UNSET
+    #: The store's prefix, the queue, and the text that no other run there has which has not ended.
+    dedup: tuple[str, str, str] | UnsetType = UNSET
 
     @property
     def is_open(self) -> bool:

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
 
@@ -17,13 +18,14 @@ import tenacity
 from psycopg.conninfo import make_conninfo
 
 import durable
+from durable._engine.decisions import Claim, Granted
 from durable._engine.leases import Lease
 from durable._engine.starts import Route
-from durable.errors import InvalidArgument, RunExists, RunMismatch, RunPoisoned
+from durable.errors import DuplicateRun, InvalidArgument, RunExists, RunMismatch, RunPoisoned
 from durable.records import Kind, Record, Status
 from durable.stores import memory
 from durable.stores.protocol import QueueingStore
-from durable.stores.requests import Finish, Poll, Release
+from durable.stores.requests import Begin, Finish, Poll, Release
 from harness.ownership_children import wait_until
 from harness.support import Database
 
@@ -721,3 +723,105 @@ def test_what_was_begun_goes_on_before_what_waits(store: QueueingStore) -> None:
     store.perform(Release(lease))
     taken(urgent)
     taken(begun)
+
+
+# -- what an adversary found --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_over_is_not_due_again_because_its_lease_was_looked_at(store: QueueingStore) -> None:
+    """A claim that only amends, and one that comes too late, are given back without a status."""
+
+    @durable.workflow(name="fails")
+    def fails(step: durable.Step, deps: Any) -> None:
+        raise Boom("once")
+
+    told: list[str] = []
+    worker = durable.Worker(store, None, [fails], on_failed=lambda run, _: told.append(run.id))
+    run = durable.start(fails, store=store)
+    worker.run_until_idle()
+    claim = Claim(run_id=run.id, workflow="fails", version=1, seconds=30.0, create=False, amends=True)
+    granted = store.perform(Begin(claim, lambda: True))
+    assert isinstance(granted, Granted)
+    store.perform(Release(granted.lease))
+    worker.run_until_idle()
+    wait_until(lambda: told, "it is told")
+    assert (run.status(), told) == ("failed", [run.id])
+
+
+def test_a_run_whose_dedup_another_has_is_not_taken_up_again(store: QueueingStore) -> None:
+    """Fault 136: refused by name, and no poll ever meets it."""
+    broken = [True]
+
+    @durable.workflow(name="fails")
+    def fails(step: durable.Step, deps: Any) -> str:
+        if broken:
+            raise Boom("broken")
+        return "well"
+
+    first = durable.start(fails, store=store, dedup="d")
+    durable.Worker(store, None, [fails]).run_until_idle()
+    broken.clear()
+    second = durable.start(fails, store=store, dedup="d")
+    with pytest.raises(DuplicateRun):
+        first.retry()
+    with pytest.raises(DuplicateRun):
+        durable.run(None, fails, id=first.id, store=store)
+    durable.Worker(store, None, [fails]).run_until_idle()
+    assert (first.status(), second.result(WITHIN)) == ("failed", "well")
+    first.retry()
+    durable.Worker(store, None, [fails]).run_until_idle()
+    assert first.result(WITHIN) == "well"
+
+
+def test_no_start_is_dropped_for_one_of_its_batch_that_is_there_already(store: QueueingStore) -> None:
+    old = durable.start(bare, store=store, id="old", dedup="d")
+    durable.Worker(store, None, [bare]).run_until_idle()
+    again, new = durable.start_many(bare, [durable.Start(id="old", dedup="d"), durable.Start(dedup="d")], store=store)
+    assert (again.id, again.status()) == (old.id, "completed")
+    assert (new.id != old.id, new.status()) == (True, "queued")
+
+
+def test_a_migration_keeps_the_dedup(store: QueueingStore) -> None:
+    @durable.workflow(name="bare", version=2, queue="mail", migrates={1: lambda stored: stored})
+    def newer(step: durable.Step, deps: Any) -> str:
+        step.wait_for("go")
+        return "newer"
+
+    run = durable.start(bare, store=store, dedup="d")
+    with durable.Worker(store, None, [newer]):
+        wait_until(lambda: (found := store.load(run.id)) and found.metadata["version"] == 2, "it is migrated")
+        assert durable.start(newer, store=store, dedup="d").id == run.id
+        run.signal("go")
+        assert run.result(WITHIN) == "newer"
+
+
+def test_what_one_run_sets_is_not_seen_by_the_next_on_its_thread(store: QueueingStore) -> None:
+    tenant: ContextVar[str] = ContextVar("tenant", default="nobody's")
+    seen: list[str] = []
+
+    @durable.workflow(name="tenants")
+    def tenants(step: durable.Step, deps: Any) -> None:
+        seen.append(tenant.get())
+        tenant.set("the first one's")
+
+    durable.start_many(tenants, [durable.Start(), durable.Start()], store=store)
+    durable.Worker(store, None, [tenants], concurrency=1).run_until_idle()
+    assert seen == ["nobody's", "nobody's"]
+
+
+def test_a_callback_that_hangs_holds_nothing_up(store: QueueingStore) -> None:
+    goes_on, begun = threading.Event(), threading.Event()
+
+    @durable.workflow(name="fails")
+    def fails(step: durable.Step, deps: Any) -> None:
+        raise Boom("no")
+
+    def hangs(run: object, error: BaseException) -> None:
+        begun.set()
+        goes_on.wait(WITHIN)
+
+    with durable.Worker(store, None, [fails, bare], on_failed=hangs, grace=0):
+        durable.start(fails, store=store)
+        assert begun.wait(WITHIN)
+        assert durable.start(bare, store=store).result(WITHIN) == "bare"
+    goes_on.set()

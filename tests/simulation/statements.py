@@ -68,9 +68,13 @@ def _take_leases(tables: Tables, statement: Statement, values: Any) -> Progress[
         def free(lease: Lease) -> bool:
             return (lease.expires_at <= statement.clock() or lease.owner_token in dead) and lease.due_at is None
 
+        amends = asked["amends"]
+
         def over(lease: Lease, random: str = random, owner: str = owner, expires_at: float = expires_at) -> Lease:
-            epoch = lease.epoch + 1
-            return lease._replace(epoch=epoch, owner_token=f"{epoch}:{random}", owner=owner, expires_at=expires_at)
+            epoch, token = lease.epoch + 1, f"{lease.epoch + 1}:{random}"
+            is_due = lease.route is not None and (lease.due_at is not None or not amends)  # noqa: B023 -- called here
+            due_at = expires_at if is_due else None
+            return lease._replace(epoch=epoch, owner_token=token, owner=owner, expires_at=expires_at, due_at=due_at)
 
         first = Lease(asked["id"], 1, f"1:{random}", owner, expires_at)
         columns = frozenset({"epoch", "owner_token", "owner", "expires_at"})
@@ -351,7 +355,9 @@ def _release_batch(tables: Tables, statement: Statement, values: Any) -> Progres
         if (yield from statement.locked(tables.locks, run_id, UPDATE, owned_by(token))) is not None:
             held.append((run_id, status, due_in))
     for run_id, status, due_in in held:
-        yield from statement.update(tables.locks, run_id, None, _given_back(statement, status, due_in))
+        run = tables.snapshots.visible(run_id, statement)
+        stands = status if status is not None or run is None else run.snapshot["execution"].get("status")
+        yield from statement.update(tables.locks, run_id, None, _given_back(statement, stands, due_in))
     written = 0
     for run_id, status, _ in held:
         if status is not None:
@@ -558,7 +564,7 @@ def _records(text: str) -> list[dict[str, Any]]:
 def _given_back(
     statement: Statement, status: str | None, due_in: float, *, is_over: bool = False
 ) -> Callable[[Lease], Lease]:
-    goes_on = status in (None, Status.QUEUED, Status.RUNNING)
+    goes_on = status in (Status.QUEUED, Status.RUNNING)
 
     def given_back(lease: Lease) -> Lease:
         now = statement.clock()

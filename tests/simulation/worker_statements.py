@@ -29,14 +29,15 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 def _enqueue(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
-    asked = _distinct(_decode(values["runs"]))
     new: list[dict[str, Any]] = []
     yield POINT
-    for row in sorted(asked, key=lambda row: row["id"]):
-        if tables.snapshots.visible(row["id"], statement) is not None or visible_steps(tables, statement, row["id"]):
-            continue
-        if _holder_of(tables, statement, row["header"].get("dedup")) is not None:
-            continue
+
+    def is_free(row: dict[str, Any]) -> bool:
+        is_known = tables.snapshots.visible(row["id"], statement) or tables.locks.visible(row["id"], statement)
+        is_there = is_known is not None or visible_steps(tables, statement, row["id"])
+        return not is_there and _holder_of(tables, statement, row["header"].get("dedup")) is None
+
+    for row in sorted(_distinct(_decode(values["runs"]), is_free), key=lambda row: row["id"]):
         now = statement.clock()
         due_at = now + row["delay"] if row["at"] is None else datetime.fromisoformat(row["at"]).timestamp()
         lease = Lease(row["id"], 0, None, None, now, row["route"], row["priority"], due_at)
@@ -58,13 +59,13 @@ def _enqueue(tables: Tables, statement: Statement, values: Any) -> Progress[Resu
     return Result([(row["n"],) for row in headed], len(headed))
 
 
-def _distinct(asked: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first of each id, and of these the first of each `dedup`."""
+def _distinct(asked: Sequence[dict[str, Any]], is_free: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """The first of each id, and of these that are free the first of each `dedup`."""
     by_id: dict[str, dict[str, Any]] = {}
     for row in sorted(asked, key=lambda row: row["n"]):
         by_id.setdefault(row["id"], row)
     by_dedup: dict[str, dict[str, Any]] = {}
-    for row in by_id.values():
+    for row in filter(is_free, by_id.values()):
         dedup = row["header"].get("dedup")
         by_dedup.setdefault(row["id"] if dedup is None else _encode(dedup).decode(), row)
     return list(by_dedup.values())

@@ -93,7 +93,7 @@ class Processes:
     def _timeout(self) -> float | None:
         """Seconds until something is due by itself."""
         moments = [] if self._kill_at is None else [self._kill_at]
-        if not self._is_ending:
+        if not self._is_ending and self._places[0].line is None:  # the others begin when the first has said how it is
             moments += [place.due_at for place in self._places if place.process is None]
         return max(0.0, min(moments) - time.monotonic()) if moments else None
 

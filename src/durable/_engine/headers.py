@@ -51,7 +51,7 @@ def open_header(claim: Claim) -> Header:
 def queue_header(run: NewRun, *, at: datetime | None = None, prefix: str = "") -> Header:
     """The header of a run that is started `at` a moment, in a store with this prefix."""
     execution = Execution(Status.QUEUED, last_updated="" if at is None else at.isoformat())
-    dedup = UNSET if run.dedup is None else (prefix + run.route.queue, run.dedup)
+    dedup = UNSET if run.dedup is None else (prefix, run.route.queue, run.dedup)
     return Header(run.workflow, execution, metadata=_metadata_of(run), dedup=dedup)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Final
 
 from durable._common.reports import report
@@ -37,6 +39,7 @@ class HeldRun:
         self._is_async: Final = plan.is_async
         self._run: Final = AsyncRun(plan) if self._is_async else BlockingRun(plan)
         self._future: Future[Any] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def has_failed(self) -> bool:
@@ -52,14 +55,17 @@ class HeldRun:
     def start(self, daemons: Daemons, loop: Callable[[], asyncio.AbstractEventLoop]) -> Future[Any]:
         """Begin to execute it; the future of what it comes to. `StoreUnavailable` where no thread can be started."""
         if self._is_async:
-            self._future = asyncio.run_coroutine_threadsafe(self._await(), loop())
+            self._loop = loop()
+            self._future = asyncio.run_coroutine_threadsafe(self._await(), self._loop)
         else:
-            self._future = daemons.submit(self._perform)
+            # A context of its own: what a run sets there is not the next one's, which the same thread executes.
+            self._future = daemons.submit(partial(contextvars.Context().run, self._perform))
         return self._future
 
     def is_alive(self) -> bool:
         """Whether the lease is still needed; asked by the heartbeat, perhaps when it is just being begun."""
-        return self._run.is_alive(self._future is None or not self._future.done())
+        is_closed = self._loop is not None and self._loop.is_closed()
+        return self._run.is_alive(not is_closed and (self._future is None or not self._future.done()))
 
     def hand_over(self) -> None:
         """Let another worker go on with it at its next step."""

@@ -36,6 +36,7 @@ from durable.records import FailureRecord, Kind, Record, Status, render
 from durable.stores.protocol import Listening, QueueingStore
 from durable.stores.requests import Finish, Release
 
+_PAUSE: Final = 1.0  # seconds, after a fault of ours
 _MAX_REST: Final = 3600.0  # seconds, for a lock's time-out
 
 _log = logging.getLogger("durable")
@@ -80,13 +81,13 @@ class WorkerService:
     def serve(self) -> None:
         """Work until it is time to leave."""
         self._runs.enter(self._loop)
-        self._listening = listening = self._store.listen(self._id, self.wake)
         try:
-            while self._step():
+            while self._step_safely():
                 pass
         finally:
             self._runs.close()
-            listening.close()
+            if self._listening is not None:
+                self._listening.close()
 
     def wake(self) -> None:
         """Something may be due."""
@@ -102,6 +103,17 @@ class WorkerService:
         """Leave at once."""
         now = self._clock.elapsed()
         self._tell(lambda: self._state.hurry(now))
+
+    def _step_safely(self) -> bool:
+        try:
+            if self._listening is None:
+                self._listening = self._store.listen(self._id, self.wake)
+            return self._step()
+        except Exception as problem:
+            self._on_failure(problem)
+            self._latch.acquire(timeout=_PAUSE)
+            self._hear()  # it may be time to leave
+            return not (self._state.is_draining and not len(self._runs))
 
     def _serve_alone(self) -> None:
         self.serve()
@@ -178,7 +190,7 @@ class WorkerService:
                 case Bury(error=error):
                     record = _failure(granted, error, self._store)
                     self._store.perform(Finish(lease, Status.FAILED, record))
-                    self._setup.report_failure(lease.run_id, error)
+                    self._report_failure(lease.run_id, error)
                 case PutOff(error=error, seconds=seconds):
                     if error is not None:
                         report(_log, logging.ERROR, "run %r cannot be executed as it stands: %s", lease.run_id, error)
@@ -205,9 +217,16 @@ class WorkerService:
         run_id = run.lease.run_id
         if problem is not None and run.has_failed:
             report(_log, logging.ERROR, "run %r has failed", run_id, problem=problem)
-            self._setup.report_failure(run_id, problem)
+            self._report_failure(run_id, problem)
         elif problem is not None and not isinstance(problem, RunHandedOver):
             report(_log, logging.WARNING, "run %r was left (%s)", run_id, type(problem).__name__)
+
+    def _report_failure(self, run_id: str, problem: BaseException) -> None:
+        """On a thread of its own: what it calls is the user's, and may take its time."""
+        try:
+            start_daemon("durable-on-failed", lambda: self._setup.report_failure(run_id, problem), self._on_failure)
+        except DurableError as unable:
+            report(_log, logging.ERROR, "on_failed could not be called for run %r (%s)", run_id, unable)
 
     def _give_back(self) -> None:
         giving = threading.Thread(target=self._runs.give_back, name="durable-worker-gives-back", daemon=True)

@@ -93,7 +93,7 @@ class WorkerSetup:
         if self._on_failed is not None:
             try:
                 self._on_failed(RunHandle(self.store, run_id, None), problem)
-            except Exception as raised:
+            except BaseException as raised:
                 report(_log, logging.ERROR, "on_failed failed for run %r", run_id, problem=raised)
 
 

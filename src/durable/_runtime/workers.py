@@ -170,4 +170,5 @@ def _signals_drain(service: WorkerService) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # else it was installed by other than Python code, and cannot be put back
+                signal.signal(number, handler)

@@ -13,6 +13,7 @@ from durable._engine.decisions import Granted
 from durable._engine.headers import blank_header, grant_header, queue_header
 from durable._engine.leases import Lease
 from durable._engine.starts import NewRun, Started
+from durable.errors import DuplicateRun
 from durable.records import Header, Kind, Record, Status
 from durable.stores._memory.run import Run
 from durable.stores._owner import this_process
@@ -28,7 +29,7 @@ class Queue:
     def __init__(self, runs: dict[str, Run]) -> None:
         self._runs = runs
         self._waiting: dict[str, None] = dict.fromkeys(runs)
-        self._dedups: dict[tuple[str, str], str] = {}
+        self._dedups: dict[tuple[str, str, str], str] = {}
         self._listeners: dict[str, Callable[[], object]] = {}
 
     def listen(self, worker: str, wake: Callable[[], object]) -> _Listening:
@@ -36,8 +37,7 @@ class Queue:
         self._listeners[worker] = wake
         return _Listening(self._listeners, worker)
 
-    def wake(self) -> None:
-        """Tell the workers that something may be due; without the lock."""
+    def _wake(self) -> None:
         for wake in list(self._listeners.values()):
             wake()
 
@@ -58,7 +58,18 @@ class Queue:
         if header.dedup is not UNSET:
             self._dedups[header.dedup] = new.run_id
         self._runs[new.run_id] = Run(header, records, at, route=new.route, priority=new.priority, due_at=due_at)
+        self._wake()
         return Started(new.run_id, True, new.workflow, new.input_hash, Status.QUEUED)
+
+    def check(self, name: str, header: Header | None, status: str) -> None:
+        """`DuplicateRun` where a run that is over may not be open again: another one of its `dedup` has not ended."""
+        opens = status in (Status.QUEUED, Status.RUNNING)
+        if opens and header is not None and header.dedup is not UNSET and not header.is_open:
+            other = self._dedups.get(header.dedup, name)
+            run = self._runs.get(other)
+            if other != name and run is not None and run.header is not None and run.header.is_open:
+                raise DuplicateRun(name)
+            self._dedups[header.dedup] = name
 
     def _find(self, name: str, header: Header) -> Started | None:
         """The run that stands for a new one: of the same id, or of the same `dedup` and not over."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from msgspec import structs
+
 from durable._engine.decisions import Claim
 from durable._engine.headers import stamp_header
 from durable._engine.leases import Lease
@@ -43,15 +45,19 @@ class Run:
     def routed(self, before: Run, claim: Claim, at: datetime) -> Run:
         """The run, claimed at this moment, with the route that it had before or that the claim gives it."""
         route = before.route or (Route("", claim.workflow, claim.version) if claim.recovers else None)
-        due_at = None if route is None or claim.amends else at + timedelta(seconds=claim.seconds)
-        return replace(self, route=route, priority=before.priority or 5, due_at=due_at)
+        is_due = route is not None and (before.due_at is not None or not claim.amends)
+        due_at = at + timedelta(seconds=claim.seconds) if is_due else None
+        return replace(self, route=route, priority=5 if before.route is None else before.priority, due_at=due_at)
 
     def rerouted(self, before: Run, version: Any, at: datetime) -> Run:
         """The run, in the place of what it was before; of another version it may be gone on with at once."""
         route, due_at = before.route, before.due_at
         if route is not None and due_at is not None and version != route.version:
             route, due_at = Route(route.queue, route.workflow, version), at
-        return replace(self, route=route, priority=before.priority, due_at=due_at)
+        header = self.header
+        if header is not None and before.header is not None:  # no document has it
+            header = structs.replace(header, dedup=before.header.dedup)
+        return replace(self, header=header, route=route, priority=before.priority, due_at=due_at)
 
     def owner(self, now: float) -> str | None:
         """By what it is executed, or will be; None where nothing stands in the way of a claim."""
@@ -70,7 +76,8 @@ class Run:
 
     def due_again(self, at: datetime, due_in: float, status: Status | None) -> datetime | None:
         """When it is due after its holder has left it with this status."""
-        over = status not in (None, Status.QUEUED, Status.RUNNING)
+        stands = self.header.execution.status if status is None and self.header is not None else status
+        over = stands not in (Status.QUEUED, Status.RUNNING)
         return None if self.route is None or over else at + timedelta(seconds=due_in)
 
     def stands(self, now: float) -> RunStatus:

@@ -114,9 +114,7 @@ class MemoryStore:
             case Receive():
                 return self._find_signal(request.lease, request.name, request.taken)
             case Enqueue():
-                started = self._enqueue(request.runs)
-                self._queue.wake()
-                return started
+                return self._enqueue(request.runs)
             case Poll():
                 return self._poll(request)
             case never:
@@ -141,6 +139,7 @@ class MemoryStore:
         header = run.header or blank_header()
         records, epoch, at = run.records, run.epoch + 1, run.updated_at
         if not claim.amends:
+            self._queue.check(claim.run_id, header, Status.RUNNING)
             at = self.clock.now()
             if is_foreign(header) and claim.input is not None:
                 given = Record(0, Kind.INPUT, Kind.INPUT, claim.input.decode())
@@ -195,6 +194,7 @@ class MemoryStore:
     def _end(self, finish: Finish) -> None:
         lease, at = finish.lease, self.clock.now()
         run = fenced(self._runs.get(lease.run_id), lease)
+        self._queue.check(lease.run_id, run.header, finish.status)
         records = run.records | {finish.record.seq: self._dated(finish.record, run.epoch)}
         due_at = run.due_again(at, finish.due_in, finish.status)
         self._queue.note(lease.run_id)

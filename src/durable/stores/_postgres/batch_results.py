@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from durable.errors import DurableError, OutcomeUnknown, StoreUnavailable, UnstorableValue
+from psycopg.errors import UniqueViolation
+
+from durable.errors import DuplicateRun, DurableError, OutcomeUnknown, StoreUnavailable, UnstorableValue
 from durable.stores._postgres.dropped_rows import DROPPED, dropped_rows
 from durable.stores._postgres.job import ABSENT, Job
+from durable.stores._postgres.sql.names import DEDUP_SUFFIX
 
 _OF_DATA: Final = ("22", "54")  # classes of SQLSTATE; what they are about in a claim is its input
 
@@ -38,8 +41,11 @@ def take_refusal(jobs: Sequence[Job], problem: Exception) -> None:
     # By its SQLSTATE only: the server's own words may quote the value.
     state = getattr(problem, "sqlstate", None)
     refusal = f"PostgreSQL refused it with SQLSTATE {state} ({type(problem).__name__})"
+    is_duplicate = isinstance(problem, UniqueViolation) and str(problem.diag.constraint_name).endswith(DEDUP_SUFFIX)
     for job in jobs:
-        if state in DROPPED and job.verb.checks_rows:
+        if is_duplicate:
+            job.failure = DuplicateRun(job.run_id)
+        elif state in DROPPED and job.verb.checks_rows:
             job.failure = dropped_rows(DROPPED[state])
         elif job.verb.carries_value or (state or "").startswith(_OF_DATA):
             job.failure = UnstorableValue(job.what, "$", refusal)

@@ -39,6 +39,7 @@ class Listener:
         self._wake = wake
         self._connection: Connection | None = None
         self._failures = 0
+        self._drains = False
         self._ending, self._end = socket.socketpair()
         self._is_over = False
         self._thread = start_daemon("durable-listener", self._turn, self._on_failure, self._ending.close)
@@ -64,12 +65,15 @@ class Listener:
                 connection.execute(b'LISTEN "durable_%s"' % self._worker.encode(), prepare=False)
             self._failures = 0
             self._wake()  # for what was started meanwhile
+            if self._drains:
+                self._tell(connection, "drain")
         connection = self._connection
         with selectors.DefaultSelector() as selector:
             selector.register(connection.fileno(), selectors.EVENT_READ)
             selector.register(self._ending, selectors.EVENT_READ)
             told = [key.fileobj for key, _ in selector.select()]
         if self._ending in told and self._ending.recv(1) == _DRAIN:
+            self._drains = True
             self._tell(connection, "drain")
         elif self._ending in told:
             with connection:
@@ -94,7 +98,8 @@ class Listener:
         self._failures += 1
         with selectors.DefaultSelector() as selector:
             selector.register(self._ending, selectors.EVENT_READ)
-            selector.select(backoff(self._failures))
+            if selector.select(backoff(self._failures)):
+                self._drains |= self._ending.recv(1) == _DRAIN
 
 
 class Deaf:

@@ -121,16 +121,16 @@ class Requests:
 
     def _poll(self, poll: Poll) -> Work[Polled]:
         due: Due = yield self._polling(poll)
-        dead = [(row, token) for row, token, owner in due.held if self._is_dead(owner, token)]
-        if dead:  # taken here where there is room, and by the next poll of anyone where there is none
-            rest = replace(poll, count=poll.count - len(due.found))
-            more: Due = yield self._polling(rest, dead)
-            due.found += more.found
         granted: list[Granted] = []
         try:
-            for found in due.found:
-                if found.lease is not None:
-                    self._keep(found, partial(poll.alive, found.lease))
+            self._keep_all(due, poll)
+            dead = [(row, token) for row, token, owner in due.held if self._is_dead(owner, token)]
+            if dead:  # taken here where there is room, and by the next poll of anyone where there is none
+                rest = replace(poll, count=poll.count - len(due.found))
+                with contextlib.suppress(DurableError):  # what was granted before is; the dead are looked for again
+                    more: Due = yield self._polling(rest, dead)
+                    self._keep_all(more, poll)
+                    due.found += more.found
             for found in due.found:
                 granted += yield from self._granted(found)
         except BaseException:
@@ -138,6 +138,11 @@ class Requests:
                 self._give_up(found)
             raise
         return Polled(granted, due.next_in, due.workers, due.floor)
+
+    def _keep_all(self, due: Due, poll: Poll) -> None:
+        for found in due.found:
+            if found.lease is not None:
+                self._keep(found, partial(poll.alive, found.lease))
 
     def _granted(self, found: Found) -> Work[list[Granted]]:
         """One of what was polled, read, or with the problem of that."""

@@ -81,7 +81,7 @@ class Snapshots:
         """See `PostgresStore.save`."""
         row = self._own_row(id, "saves another state of")
         checked = self._dated(checked_snapshot(id, snapshot))
-        values = {"id": row, "ids": [row], "snapshot": checked.to_json().decode()}
+        values = {"id": row, "ids": [row], "snapshot": checked.to_json().decode(), "stays": False}
 
         def saved(session: Session) -> None:
             with _transaction(session):
@@ -104,6 +104,7 @@ class Snapshots:
         values = {
             "id": row,
             "ids": [row],
+            "stays": True,
             "snapshot": document.to_json().decode(),
             "records": _json.encode(records).decode(),
         }

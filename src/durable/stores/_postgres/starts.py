@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -12,6 +12,7 @@ from msgspec import Struct
 from durable._engine.headers import queue_header
 from durable._engine.starts import NewRun, Route, Started
 from durable.records import Header
+from durable.stores._postgres.job import ABSENT
 
 _json: Final = msgspec.json.Encoder()
 
@@ -81,22 +82,24 @@ def queue_of(route: str) -> str:
     return str(queue)
 
 
-def read_started(startings: Sequence[Starting], new: set[int], rows: Sequence[Any], prefix: str) -> list[list[Started]]:
-    """What each has led to, by the rows of `read_started`, numbered as these were."""
+def read_started(startings: Sequence[Starting], new: set[int], rows: Sequence[Any], prefix: str) -> list[Any]:
+    """What each has led to, by the rows of `read_started`, numbered as these were; `ABSENT` where one has led to nothing.
+
+    What stood in its way has ended, or was deleted, in between: it is sent again.
+    """
     found = {n: told for n, *told in rows}
-    answers: list[list[Started]] = []
-    for starting in startings:
-        started: list[Started] = []
-        for row, run in zip(starting.rows, starting.runs, strict=True):
-            if row.n not in found:  # begun and deleted again in the meantime
-                started.append(Started(run.run_id, True, run.workflow, run.input_hash, "deleted"))
-                continue
-            stands, workflow, input_hash, status, is_mine = found[row.n]
-            started.append(
-                Started(stands.removeprefix(prefix), is_mine or row.n in new, workflow or "", input_hash, status or "")
-            )
-        answers.append(started)
-    return answers
+    return [_read(starting, new, found, prefix) for starting in startings]
+
+
+def _read(starting: Starting, new: set[int], found: Mapping[int, Sequence[Any]], prefix: str) -> Any:
+    started: list[Started] = []
+    for row in starting.rows:
+        if row.n not in found:
+            return ABSENT
+        stands, workflow, input_hash, status, is_mine = found[row.n]
+        is_new = is_mine or row.n in new
+        started.append(Started(stands.removeprefix(prefix), is_new, workflow or "", input_hash, status or ""))
+    return started
 
 
 def _row(run: NewRun, store: Rows) -> StartRow:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import msgspec
+import psycopg
 from msgspec import Raw, Struct
 
 from durable._engine import batches
@@ -285,11 +286,18 @@ class Statements:
         with _transaction(session):
             new = session.queue(self._sql["enqueue"], values)
             found = session.queue(self._sql["read_started"], values)
-            if due := [row.route for row in rows if row.at is None and not row.delay]:
-                _begin_another(session)  # a notification makes commits wait for one another: not that of the start
+        self._wake(session, [row.route for row in rows if row.at is None and not row.delay])
+        return read_started(startings, {n for (n,) in new}, found.fetchall(), startings[0].prefix)
+
+    def _wake(self, session: Session, due: Sequence[str]) -> None:
+        """Wake workers for what is due: in a transaction of its own, since a notification makes commits wait for one another.
+
+        The runs are started by now, whatever becomes of this: polls find them.
+        """
+        if due:
+            with suppress(psycopg.Error), _transaction(session):
                 session.queue(_NOT_FLUSHED)
                 session.queue(self._sql["wake"], {"routes": list(set(due)), "count": len(due)})
-        return read_started(startings, {n for (n,) in new}, found.fetchall(), startings[0].prefix)
 
     def _poll(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         return [self._poll_one(session, job) for job in jobs]

@@ -13,6 +13,7 @@ from psycopg import sql
 
 from durable.errors import InvalidArgument
 
+DEDUP_SUFFIX: Final = "dedup_idx"
 _MAX_IDENTIFIER_BYTES: Final = 63  # PostgreSQL silently truncates longer ones, so that two names could become one
 
 
@@ -41,7 +42,7 @@ class Names:
         indexes = {
             "snapshots_index": sql.Identifier(_index_name(self.table, "updated_at_idx")),
             "status_index": sql.Identifier(_index_name(self.table, "status_idx")),
-            "dedup_index": sql.Identifier(_index_name(self.table, "dedup_idx")),
+            "dedup_index": sql.Identifier(_index_name(self.table, DEDUP_SUFFIX)),
             "due_index": sql.Identifier(_index_name(self._tables["locks"], "due_idx")),
         }
         known = {name: value.as_string(None) for name, value in {**qualified, **indexes}.items()}

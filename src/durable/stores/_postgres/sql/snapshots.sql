@@ -37,9 +37,13 @@ SELECT owner, extract(epoch FROM expires_at - clock_timestamp())::float8
 
 -- name: write
 -- The answer is whether it was: a trigger may leave the row as it is.
-INSERT INTO {snapshots} (id, snapshot, updated_at)
+INSERT INTO {snapshots} AS run (id, snapshot, updated_at)
 VALUES (%(id)s, %(snapshot)s::jsonb, clock_timestamp())
-ON CONFLICT (id) DO UPDATE SET snapshot = excluded.snapshot, updated_at = excluded.updated_at
+ON CONFLICT (id) DO UPDATE
+   SET snapshot = CASE WHEN %(stays)s AND run.snapshot->'dedup' IS NOT NULL  -- which no document has
+                       THEN excluded.snapshot || jsonb_build_object('dedup', run.snapshot->'dedup')
+                       ELSE excluded.snapshot END,
+       updated_at = excluded.updated_at
 RETURNING updated_at >= now()
 
 -- name: write_journal

@@ -50,7 +50,8 @@ ON CONFLICT (workflow_id) DO UPDATE
        route = COALESCE(lease.route, excluded.route),
        priority = COALESCE(lease.priority, excluded.priority),
        due_at = CASE WHEN COALESCE(lease.route, excluded.route) IS NOT NULL
-                          AND (SELECT amends FROM asked WHERE id = excluded.workflow_id) IS NOT TRUE
+                          AND (lease.due_at IS NOT NULL
+                               OR (SELECT amends FROM asked WHERE id = excluded.workflow_id) IS NOT TRUE)
                      THEN excluded.expires_at END
  WHERE (lease.expires_at <= clock_timestamp() OR lease.owner_token = ANY (%(dead)s::text[]))
    AND (lease.due_at IS NULL OR starts_with(lease.route, (SELECT own FROM asked WHERE id = excluded.workflow_id)))
@@ -302,7 +303,7 @@ UPDATE {locks} AS given_back
 RETURNING given_back.workflow_id
 
 -- name: release_batch
--- A run that goes back to having failed says again why.
+-- A run that goes back to having failed says again why. One that is over, and was held to be amended or looked at, is not due.
 WITH held AS MATERIALIZED (
     SELECT lease.workflow_id, run.status, run.due_in
       FROM (SELECT *
@@ -318,7 +319,9 @@ WITH held AS MATERIALIZED (
                SELECT clock_timestamp() + make_interval(secs => held.due_in)
                  FROM held
                 WHERE held.workflow_id = lease.workflow_id AND lease.route IS NOT NULL
-                  AND COALESCE(held.status, 'running') IN ('queued', 'running'))
+                  AND COALESCE(held.status, (
+                          SELECT snapshot->'execution'->>'status' FROM {snapshots} WHERE id = held.workflow_id
+                      )) IN ('queued', 'running'))
      WHERE workflow_id = ANY (ARRAY(SELECT workflow_id FROM held))
     RETURNING workflow_id
 )
@@ -464,18 +467,19 @@ WITH asked AS MATERIALIZED (
                    n integer, id text, route text, priority smallint, at timestamptz, delay float8, header jsonb, input text,
                    nonce bigint)
              ORDER BY id, n) AS run
+     WHERE NOT EXISTS (SELECT FROM {snapshots} WHERE id = run.id OFFSET 0)
+       AND NOT EXISTS (SELECT FROM {steps} WHERE workflow_id = run.id OFFSET 0)
+       AND NOT EXISTS (SELECT FROM {locks} WHERE workflow_id = run.id OFFSET 0)
+       AND NOT EXISTS (
+           SELECT FROM {snapshots} AS other
+            WHERE other.snapshot->'dedup' = run.header->'dedup' AND other.snapshot->'dedup' IS NOT NULL
+              AND other.snapshot->'execution'->>'status' IN ('queued', 'running')
+           OFFSET 0)
      ORDER BY COALESCE(header->>'dedup', id), n
 ), lease AS (
     INSERT INTO {locks} (workflow_id, epoch, expires_at, route, priority, due_at)
     SELECT id, 0, clock_timestamp(), route, priority, COALESCE(at, clock_timestamp() + make_interval(secs => delay))
       FROM asked
-     WHERE NOT EXISTS (SELECT FROM {snapshots} WHERE id = asked.id OFFSET 0)
-       AND NOT EXISTS (SELECT FROM {steps} WHERE workflow_id = asked.id OFFSET 0)
-       AND NOT EXISTS (
-           SELECT FROM {snapshots} AS other
-            WHERE other.snapshot->'dedup' = asked.header->'dedup' AND other.snapshot->'dedup' IS NOT NULL
-              AND other.snapshot->'execution'->>'status' IN ('queued', 'running')
-           OFFSET 0)
      ORDER BY id
     ON CONFLICT (workflow_id) DO NOTHING
     RETURNING workflow_id
