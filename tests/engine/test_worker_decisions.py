@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final
 
 import pytest
@@ -11,6 +10,7 @@ from msgspec.structs import replace
 from durable._engine.decisions import Claim, Granted, Migrate
 from durable._engine.leases import Lease
 from durable._engine.workers import (
+    FULL_INTERVAL,
     GATHER,
     LEAVE_TIMEOUT,
     MAX_CRASHES,
@@ -124,7 +124,7 @@ def test_with_a_backlog_it_lets_free_slots_gather() -> None:
     """One poll for each slot would be a round trip and a commit for each run."""
     state = WorkerState(16, 20.0)
     state.polled(0.0, Ask(16, looks_for_dead=True, says_idle=True), 16, None)
-    assert state.decide(0.0) == Rest(math.inf)
+    assert state.decide(0.0) == Rest(FULL_INTERVAL)
     state.ended(0.5)
     rest = state.decide(0.5)
     assert isinstance(rest, Rest)
@@ -147,7 +147,10 @@ def test_it_asks_for_no_more_than_it_has_room_for() -> None:
     ask = state.decide(0.0)
     assert isinstance(ask, Ask)
     state.polled(0.0, ask, 2, None)
-    assert state.decide(0.0) == Rest(math.inf)
+    assert state.decide(0.0) == Rest(FULL_INTERVAL)
+    assert state.decide(FULL_INTERVAL) == Ask(0)  # it takes nothing, and is known to be there
+    state.polled(FULL_INTERVAL, Ask(0), 0, None)
+    assert state.decide(FULL_INTERVAL) == Rest(FULL_INTERVAL)
     state.ended(3.0)
     assert state.decide(3.0) == Ask(1, looks_for_dead=True)
 

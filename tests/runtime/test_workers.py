@@ -385,6 +385,7 @@ def plain(step: durable.Step, deps: Any) -> None:
         (lambda store: durable.Worker(store, None, [bare], queues=[]), "no name"),
         (lambda store: durable.Worker(store, None, [bare], concurrency=0), "concurrency"),
         (lambda store: durable.Worker(store, Deps(), [bare], deps_factory=Deps), "deps_factory"),
+        (lambda store: durable.Worker(store, {remind: Deps()}, [bare, remind]), "bare has none"),
         (lambda store: durable.Worker(cast(Any, object()), None, [bare]), "store"),
     ],
 )

@@ -1,5 +1,8 @@
 """A worker of the simulation: the product's own, on simulated threads, that listens on the modelled channels."""
 
+# Its classes are made by `rebound`, and known as nothing in particular.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 import asyncio

@@ -167,7 +167,8 @@ class WorkerLaws:
     def _audit_end(self, header: Header) -> None:
         if header.status == Status.FAILED:
             execution = header.snapshot["execution"]
-            is_poisoned = (execution.get("error") or {}).get("type", "").endswith("RunPoisoned")
+            error: dict[str, str] = execution.get("error") or {}
+            is_poisoned = error.get("type", "").endswith("RunPoisoned")
             if is_poisoned and execution.get("crashes", 0) < MAX_CRASHES:
                 raise self._broken("poison", f"{header.id} was buried after {execution.get('crashes')} deaths")
             self._history.seen["a run that was buried" if is_poisoned else "a started run that has failed"] += 1

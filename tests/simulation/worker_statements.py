@@ -105,7 +105,8 @@ def _read_started(tables: Tables, statement: Statement, values: Any) -> Progress
         if run is not None:
             first = tables.steps.visible((run.id, 0), statement)
             is_mine = first is not None and (first.nonce, first.kind) == (asked["nonce"], Kind.INPUT)
-            input_hash = (run.snapshot.get("metadata") or {}).get("inputHash")
+            metadata: dict[str, Any] = run.snapshot.get("metadata") or {}
+            input_hash = metadata.get("inputHash")
             rows.append((asked["n"], run.id, run.snapshot.get("workflowName"), input_hash, _text(run.status), is_mine))
     return Result(rows, len(rows))
 
@@ -198,7 +199,7 @@ def _running(tables: Tables, statement: Statement, taken: _Taken) -> Callable[[H
     epoch, owner = taken.lease.epoch, str(taken.lease.owner).partition(" ")[0]
 
     def running(run: Header) -> Header:
-        before = run.snapshot.get("execution") or {}
+        before: dict[str, Any] = run.snapshot.get("execution") or {}
         crashes = _count_crashes(tables, statement, taken, before)
         execution = taken_up(before, epoch, owner, iso(statement.now))
         if crashes is not None:

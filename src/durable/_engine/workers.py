@@ -29,6 +29,7 @@ from durable.records import Header
 MIN_INTERVAL: Final = 1.0
 MAX_INTERVAL: Final = 5.0
 _PER_WORKER: Final = 0.5
+FULL_INTERVAL: Final = 10.0  # seconds between two polls of one that has no room, by which others know that it is there
 MAX_CRASHES: Final = 3  # workers in a row that may die under a run before it is failed
 MAX_BATCH: Final = 100  # runs that are asked for at once
 SAME_REQUEST: Final = 0.5  # seconds in which one request to leave may come by two ways
@@ -103,6 +104,7 @@ class WorkerState:
         self._leave_at = math.inf
         self._asked_at = -math.inf  # to leave
         self._has_polled = False
+        self._next_word = -math.inf
         self._error: DurableError | None = None
 
     @property
@@ -114,8 +116,8 @@ class WorkerState:
         """What to do at this reading."""
         if self._phase is _Phase.WORKING:
             free = self._concurrency - self._held
-            if free <= 0:
-                return Rest(math.inf)
+            if free <= 0:  # what it takes nothing of, it says that it is there
+                return Ask(0) if now >= self._next_word else Rest(self._next_word - now)
             if self._until_idle and not self._held and self._is_settled:
                 return Leave()
             if now < self._next_poll:
@@ -136,7 +138,9 @@ class WorkerState:
 
         So many `workers` there are, this one included.
         """
-        self._failures, self._has_polled = 0, True
+        self._failures, self._has_polled, self._next_word = 0, True, now + FULL_INTERVAL
+        if not asked.count:
+            return
         self._held += granted
         self._has_more = granted == asked.count
         self._is_settled, self._is_woken = not granted, False

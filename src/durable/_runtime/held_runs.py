@@ -17,6 +17,7 @@ from durable._common.reports import report
 from durable._common.threads import Daemons, start_daemon
 from durable._engine.decisions import Granted
 from durable._engine.leases import Lease
+from durable._engine.workers import LEAVE_TIMEOUT
 from durable._runtime.async_runs import AsyncRun
 from durable._runtime.context import current_frame
 from durable._runtime.plan import Plan
@@ -158,6 +159,9 @@ class HeldRuns:
         self._daemons.close()
         loop, self._own_loop = self._own_loop, None
         if loop is not None:
+            ended = asyncio.run_coroutine_threadsafe(_await_others(), loop)  # tasks that were cancelled may clean up
+            with contextlib.suppress(TimeoutError):
+                ended.result(LEAVE_TIMEOUT)
             loop.call_soon_threadsafe(loop.stop)
 
     def _event_loop(self) -> asyncio.AbstractEventLoop:
@@ -168,6 +172,11 @@ class HeldRuns:
             start_daemon("durable-worker-loop", loop.run_forever, _report, loop.close)
             self._own_loop = loop
         return self._own_loop
+
+
+async def _await_others() -> None:
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others)
 
 
 def _report(problem: Exception) -> None:

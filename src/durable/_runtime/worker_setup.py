@@ -53,6 +53,16 @@ class WorkerSetup:
         self._on_failed = on_failed
         self._on_event = on_event
 
+    def check_deps(self, deps: Any) -> Any:
+        """The dependencies; `InvalidArgument` where they are given by workflow, and one of the workflows has none."""
+        if isinstance(deps, Mapping) and any(map(callable, cast("Any", deps))):
+            for fn, definition in self._workflows.values():
+                if fn not in cast("Any", deps):
+                    raise InvalidArgument(
+                        f"deps are given by workflow, and {definition.name} has none: add {definition.name}: None, or its own"
+                    )
+        return cast("Any", deps)
+
     def poll(self, ask: Ask, worker: str, turn: int, alive: Callable[[Lease], bool], floor: float | None) -> Poll:
         """The request of its n-th poll; the routes take turns at being the first."""
         first = turn % len(self.routes)

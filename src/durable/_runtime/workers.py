@@ -67,7 +67,7 @@ class Worker:
         )
         if deps_factory is not None and deps is not None:
             raise InvalidArgument("deps and deps_factory= were given: pass the one that makes the dependencies")
-        self._setup.deps, self._deps_factory = deps, deps_factory
+        self._setup.deps, self._deps_factory = self._setup.check_deps(deps), deps_factory
         self._concurrency = check_count("concurrency", concurrency)
         self._grace = check_duration("grace", grace, zero=True)
         self._service: WorkerService | None = None
@@ -126,7 +126,7 @@ class Worker:
         if self._service is not None:
             raise InvalidArgument("this worker is at work already: make another one, or raise its concurrency=")
         if self._deps_factory is not None and self._setup.deps is None:
-            self._setup.deps = self._deps_factory()
+            self._setup.deps = self._setup.check_deps(self._deps_factory())
         state = WorkerState(self._concurrency, self._grace, until_idle=until_idle)
         self._service = service = WorkerService(self._setup, loop, self._concurrency, state)
         return service
