@@ -92,7 +92,7 @@ def test_the_more_workers_there_are_the_more_seldom_each_polls(workers: int, res
 
 
 def test_it_says_that_it_has_room_before_the_poll_after_which_it_rests() -> None:
-    """Law W11, fault 139: a start that comes after the poll wakes it, and one that came before is found by it."""
+    """Law W11, FAULTS 139: a start that comes after the poll wakes it, and one that came before is found by it."""
     state = WorkerState(2, 20.0)
     first = state.decide(0.0)
     assert isinstance(first, Ask)
@@ -256,7 +256,7 @@ def granted(crashes: int = 0, problem: Any = None) -> Granted:
 
 
 def test_a_run_under_which_workers_died_in_a_row_is_buried() -> None:
-    """Fault 142."""
+    """FAULTS 142."""
     assert judge(granted(MAX_CRASHES - 1), CLAIM) == Execute()
     match judge(granted(MAX_CRASHES), CLAIM):
         case Bury(error=RunPoisoned(crashes=crashes)):

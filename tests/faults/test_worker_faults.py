@@ -60,7 +60,7 @@ def due(store: PostgresStore, workflow: str = "note") -> Granted | None:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_worker_is_killed(database: Database, tmp_path: Path, place: str) -> None:
-    """Fault 123: between grant and first step, in a body, before the finish. What was acknowledged does not begin again."""
+    """FAULTS 123: between grant and first step, in a body, before the finish. What was acknowledged does not begin again."""
     effects = str(tmp_path / "effects")
     with database.store() as store:
         run = durable.start(fragile, {"place": place, "effects": effects}, store=store)
@@ -91,7 +91,7 @@ def end_all_leases(database: Database) -> None:
 
 
 def test_progress_ends_a_row_of_crashes_and_a_clean_release_does_not_lengthen_it(database: Database) -> None:
-    """Fault 142."""
+    """FAULTS 142."""
     with database.store() as store:
         durable.start(note, 1, store=store)
         assert [crash(database, store) for _ in range(3)] == [0, 1, 2]
@@ -118,7 +118,7 @@ def machine() -> Iterator[Machine]:
 
 
 def test_the_database_is_restarted_under_a_worker(machine: Machine, tmp_path: Path) -> None:
-    """Fault 142: who dies meanwhile has not died of the run; who lives goes on, polls and hears as before."""
+    """FAULTS 142: who dies meanwhile has not died of the run; who lives goes on, polls and hears as before."""
     database = Database(machine.url, f"t_{secrets.token_hex(6)}")
     effects = str(tmp_path / "effects")
     with postgres(machine.url, schema=database.schema) as store, durable.Worker(store, noted := list[int](), [note]):
@@ -144,7 +144,7 @@ def test_the_database_is_restarted_under_a_worker(machine: Machine, tmp_path: Pa
 
 
 def test_the_reply_to_a_poll_is_lost(database: Database) -> None:
-    """Fault 144: what it had taken is taken again by the same worker, at once, and its body begins once."""
+    """FAULTS 144: what it had taken is taken again by the same worker, at once, and its body begins once."""
     with database.store() as other, Proxy(database.url) as proxy, database.store(proxy.url) as store:
         run = durable.start(note, 1, store=other)
         lost = proxy.trap(Moment.ANSWERED, POLL, Link.cut)
@@ -158,7 +158,7 @@ def test_the_reply_to_a_poll_is_lost(database: Database) -> None:
 
 
 def test_a_worker_is_told_to_drain_while_its_poll_is_under_way(database: Database) -> None:
-    """Faults 143, 144: what the reply grants is given back, and due at once."""
+    """FAULTS 143, 144: what the reply grants is given back, and due at once."""
     with database.store() as other, Proxy(database.url) as proxy, database.store(proxy.url) as store:
         run = durable.start(note, 1, store=other)
         worker = durable.Worker(store, noted := list[int](), [note])
@@ -173,7 +173,7 @@ def test_a_worker_is_told_to_drain_while_its_poll_is_under_way(database: Databas
 
 
 def test_a_worker_process_gets_sigterm_while_its_poll_is_under_way(database: Database, tmp_path: Path) -> None:
-    """Fault 143."""
+    """FAULTS 143."""
     with database.store() as store, Proxy(database.url) as proxy:
         run = durable.start(fragile, {"place": "", "effects": str(tmp_path / "effects")}, store=store)
         process: list[subprocess.Popen[str]] = []
@@ -203,7 +203,7 @@ def listeners(database: Database) -> set[int]:
 
 
 def test_a_listener_is_cut(database: Database) -> None:
-    """Fault 137: what is started meanwhile is found by the next poll, and the listener comes back."""
+    """FAULTS 137: what is started meanwhile is found by the next poll, and the listener comes back."""
     with database.store() as store, durable.Worker(store, [], [note]):
         wait_until(lambda: len(listeners(database)) == 1, "the worker to listen")
         (cut,) = listeners(database)
@@ -214,7 +214,7 @@ def test_a_listener_is_cut(database: Database) -> None:
 
 
 def test_a_notification_is_lost(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault 137: it costs time, and nothing else."""
+    """FAULTS 137: it costs time, and nothing else."""
     monkeypatch.setattr("durable._runtime.worker_service.WorkerService.wake", lambda service: None)
     with database.store() as store, durable.Worker(store, [], [note]):
         assert durable.start(note, 0, store=store).result(WITHIN) == 0
@@ -223,7 +223,7 @@ def test_a_notification_is_lost(database: Database, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_start_wakes_one_of_many_idle_workers(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault 138: a start leads to at most three polls, however many workers there are. None here polls by its clock."""
+    """FAULTS 138: a start leads to at most three polls, however many workers there are. None here polls by its clock."""
     workers, starts = 20, 20
     monkeypatch.setattr(decisions, "MIN_INTERVAL", 3600.0)
     monkeypatch.setattr(decisions, "MAX_INTERVAL", 3600.0)
@@ -260,7 +260,7 @@ def test_a_start_wakes_one_of_many_idle_workers(database: Database, monkeypatch:
 
 
 def test_a_start_waits_for_an_open_transaction_of_the_same_id_and_no_worker_does(database: Database) -> None:
-    """Fault 133: rolled back, it has never been; and what is at work meanwhile goes on."""
+    """FAULTS 133: rolled back, it has never been; and what is at work meanwhile goes on."""
     with database.store() as store, database.store() as other, durable.Worker(other, noted := list[int](), [note]):
         assert durable.start(note, 1, store=other).result(WITHIN) == 1
         with psycopg.connect(database.url) as open_one:
@@ -279,7 +279,7 @@ def test_a_start_waits_for_an_open_transaction_of_the_same_id_and_no_worker_does
 
 
 def test_a_pool_of_one(database: Database) -> None:
-    """Fault 166."""
+    """FAULTS 166."""
     with (
         ConnectionPool(database.url, min_size=1, max_size=1, open=True) as pool,
         postgres(pool=pool, schema=database.schema) as store,
@@ -292,7 +292,7 @@ def test_a_pool_of_one(database: Database) -> None:
 
 @needs_pgbouncer
 def test_behind_a_pooler_workers_poll(database: Database) -> None:
-    """Fault 166: its sessions are other clients' a moment later, so none of them listens."""
+    """FAULTS 166: its sessions are other clients' a moment later, so none of them listens."""
     with (
         bouncer(database.url) as through,
         database.store(through.url) as store,
@@ -310,7 +310,7 @@ def test_behind_a_pooler_workers_poll(database: Database) -> None:
 
 
 def test_threads_run_out(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault 165, law W9: what cannot be begun is given back, and begun later."""
+    """FAULTS 165, law W9: what cannot be begun is given back, and begun later."""
     refused: list[int] = []
     start = HeldRuns.start
 
@@ -330,7 +330,7 @@ def test_threads_run_out(database: Database, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_worker_in_a_worker_and_two_in_one_process(database: Database) -> None:
-    """Fault 167."""
+    """FAULTS 167."""
     with database.store() as store:
 
         @durable.workflow(name="outer")
@@ -348,7 +348,7 @@ def test_a_worker_in_a_worker_and_two_in_one_process(database: Database) -> None
 
 
 def test_a_process_forks_while_its_worker_is_at_work(database: Database) -> None:
-    """Fault 167: the child has no worker, and touches none of its parent's leases."""
+    """FAULTS 167: the child has no worker, and touches none of its parent's leases."""
     inside, goes_on = threading.Event(), threading.Event()
 
     @durable.workflow(name="forked")
@@ -399,7 +399,7 @@ def test_the_dead_are_found_beside_a_backlog(database: Database, tmp_path: Path)
 
 
 def test_a_run_that_was_buried_is_retried_from_nought(database: Database) -> None:
-    """Fault 142: the dead letter is brought back by `retry`, and its crashes do not count any more."""
+    """FAULTS 142: the dead letter is brought back by `retry`, and its crashes do not count any more."""
     with database.store() as store:
         run = durable.start(note, 1, store=store)
         for _ in range(3):

@@ -47,7 +47,7 @@ def _of_every_route(tables: Tables, statement: Any, values: Any) -> Any:
 # -- when it is due ---------------------------------------------------------------------------------------------------
 
 
-def _without_a_moment(statement: Any, *_: Any) -> Any:
+def _without_a_moment(statement: Any, *_: Any, **__: Any) -> Any:
     def given_back(lease: Lease) -> Lease:
         return lease._replace(owner_token=None, owner=None, expires_at=statement.clock(), due_at=None)
 

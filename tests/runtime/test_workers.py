@@ -119,7 +119,7 @@ def test_the_most_urgent_comes_first(store: QueueingStore) -> None:
     assert order == [0, 3, 7, 9]
 
 
-# -- fault 135: the table of answers to the same id -----------------------------------------------------------------------
+# -- FAULTS 135: the table of answers to the same id -----------------------------------------------------------------------
 
 
 def test_the_same_start_again_is_the_same_run(store: QueueingStore) -> None:
@@ -157,7 +157,7 @@ def test_what_run_began_is_not_started_again(store: QueueingStore) -> None:
     assert durable.start(checkout, {"n": 3}, store=store, id="order").result(WITHIN) == 8
 
 
-# -- fault 136: dedup -----------------------------------------------------------------------------------------------------
+# -- FAULTS 136: dedup -----------------------------------------------------------------------------------------------------
 
 
 def test_of_one_dedup_one_run_has_not_ended(store: QueueingStore) -> None:
@@ -188,7 +188,7 @@ def test_start_many_starts_each_once(store: QueueingStore) -> None:
     assert store.stats().queued == 1500
 
 
-# -- fault 140: who has what ------------------------------------------------------------------------------------------------
+# -- FAULTS 140: who has what ------------------------------------------------------------------------------------------------
 
 
 def test_a_worker_takes_only_what_it_has(store: QueueingStore) -> None:
@@ -306,7 +306,7 @@ def test_a_deadline_is_stored(store: QueueingStore) -> None:
 
 
 def test_a_drained_run_goes_on_with_another_worker_at_its_next_step(store: QueueingStore) -> None:
-    """Faults 143: in a body. What the body returned is recorded, and the next step is another worker's."""
+    """FAULTS 143: in a body. What the body returned is recorded, and the next step is another worker's."""
     inside, goes_on, bodies = threading.Event(), threading.Event(), list[str]()
 
     @durable.workflow(name="two")
@@ -413,7 +413,7 @@ def test_dependencies_are_made_once_and_may_be_given_by_workflow(store: Queueing
 
 
 def test_a_factory_that_fails_takes_nothing(store: QueueingStore) -> None:
-    """Fault 165."""
+    """FAULTS 165."""
 
     def make() -> Deps:
         raise Boom("no database for them")
@@ -514,7 +514,7 @@ def job(step: durable.Step, deps: Any, path: str) -> str:
 
 
 def test_the_runs_of_a_worker_that_was_killed_go_on_at_once(database: Database) -> None:
-    """Law W7, fault 123: on the same machine nobody waits for the lease."""
+    """Law W7, FAULTS 123: on the same machine nobody waits for the lease."""
     with database.store() as store:
         handle = durable.start(job, "/nowhere", store=store, id="j")
         process = Process(database)
@@ -528,7 +528,7 @@ def test_the_runs_of_a_worker_that_was_killed_go_on_at_once(database: Database) 
 
 
 def test_a_run_that_kills_its_workers_is_buried(database: Database) -> None:
-    """Fault 142."""
+    """FAULTS 142."""
 
     @durable.workflow(name="poison")
     def poison(step: durable.Step, deps: Any) -> None:
@@ -549,7 +549,7 @@ def test_a_run_that_kills_its_workers_is_buried(database: Database) -> None:
 
 
 def test_sigterm_drains_and_the_process_ends_well(database: Database) -> None:
-    """Fault 143."""
+    """FAULTS 143."""
     with database.store() as store:
         handle = durable.start(job, "/nowhere", store=store, id="j")
         process = Process(database)
@@ -620,7 +620,7 @@ def test_recover_needs_a_workflow_that_workers_can_find(store: QueueingStore) ->
 
 
 def test_a_run_of_an_earlier_version_is_migrated_by_a_worker_that_can(store: QueueingStore) -> None:
-    """Fault 141: old and new at once; what only the new one can take is left to it."""
+    """FAULTS 141: old and new at once; what only the new one can take is left to it."""
     seen: list[int] = []
 
     @durable.workflow(name="grown")
@@ -661,7 +661,7 @@ def test_a_migration_that_fails_puts_the_run_off(store: QueueingStore, caplog: p
 
 
 def test_a_death_after_sigterm_is_no_crash(database: Database) -> None:
-    """Fault 142: three deploys during a long body are no poison."""
+    """FAULTS 142: three deploys during a long body are no poison."""
     with database.store() as store:
         durable.start(job, "/nowhere", store=store, id="j")
         for number in range(3):
@@ -750,7 +750,7 @@ def test_a_run_that_is_over_is_not_due_again_because_its_lease_was_looked_at(sto
 
 
 def test_a_run_whose_dedup_another_has_is_not_taken_up_again(store: QueueingStore) -> None:
-    """Fault 136: refused by name, and no poll ever meets it."""
+    """FAULTS 136: refused by name, and no poll ever meets it."""
     broken = [True]
 
     @durable.workflow(name="fails")

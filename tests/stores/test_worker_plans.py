@@ -137,7 +137,7 @@ def touched(plan: str) -> list[str]:
 def test_what_workers_ask_reads_few_rows(
     store: PostgresStore, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Faults 131 and 132: by index, and a handful of pages, whether a statement is planned for its values or for any."""
+    """FAULTS 131 and 132: by index, and a handful of pages, whether a statement is planned for its values or for any."""
     durable.start(job, store=store, id="nine", priority=9)
     asked = Asked(monkeypatch)
     granted = poll(store).granted
@@ -173,7 +173,7 @@ def test_polls_are_planned_once(database: Database) -> None:
 def test_an_open_transaction_does_not_make_polls_slower_with_each_run(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fault 132: what has ended under it stays in the index; a poll begins where the last full one has found something."""
+    """FAULTS 132: what has ended under it stays in the index; a poll begins where the last full one has found something."""
     with database.store() as store, psycopg.connect(database.url) as open_one:
         first = durable.start(job, store=store)
         open_one.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
@@ -201,7 +201,7 @@ def test_an_open_transaction_does_not_make_polls_slower_with_each_run(
 
 
 def test_what_is_committed_below_the_floor_is_found_by_the_next_full_poll(database: Database) -> None:
-    """Fault 132: the transaction of its start was open for a while."""
+    """FAULTS 132: the transaction of its start was open for a while."""
     with database.store() as store:
         earlier = durable.start(job, store=store, delay=3600)
         floor = poll(store).floor
