@@ -122,6 +122,28 @@ def test_a_thread_that_cannot_be_started(
     assert run() == result
 
 
+@durable.workflow
+def one(_step: durable.Step, _: None) -> int:
+    """What the worker below is there for."""
+    return 1
+
+
+def test_a_worker_that_no_thread_can_be_started_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so, is not at work, and works when it is entered again."""
+    store = memory()
+    worker = durable.Worker(store, None, [one])
+
+    def enter() -> int:
+        with worker:
+            return durable.start(one, store=store).result(timeout=60)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", _Refuses("durable-worker", RuntimeError))
+        with pytest.raises(durable.StoreUnavailable, match="no thread can be started"):
+            enter()
+    assert enter() == 1
+
+
 def test_a_host_that_no_thread_can_be_started_for() -> None:
     """The others are asked all the same."""
 

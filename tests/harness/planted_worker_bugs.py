@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from durable._engine.workers import Ask, WorkerState
 from durable.stores._postgres.polls import Polling
-from durable.stores._postgres.statements import Statements
+from durable.stores._postgres.worker_statements import WorkerStatements
 from harness.planted_bugs import Bug
 from simulation import life, worker, worker_statements
 from simulation import statements as sql
@@ -80,7 +80,7 @@ def _woken_by_the_start(tables: Tables, statement: Any, values: Any) -> Any:
     return (yield from STATEMENTS["enqueue"](tables, statement, values))
 
 
-def _idle_said_last(self: Statements, session: Any, job: Any) -> Any:
+def _idle_said_last(self: WorkerStatements, session: Any, job: Any) -> Any:
     poll = job.payload.poll
     job.payload.poll = _Silent(poll)
     try:
@@ -104,7 +104,7 @@ class _Silent:
         return getattr(self._poll, name)
 
 
-_poll_one = Statements._poll_one
+_poll_one = WorkerStatements._poll_one
 
 
 # -- crashes ----------------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ WORKER_BUGS = [
     ),
     Bug("dead neighbours that none looks for", 1000, _with(held_near=_nothing), first=430, **_DRAWS),
     Bug("a start that takes an idle worker", 300, _with(enqueue=_woken_by_the_start), **_DRAWS),
-    Bug("idle said after the last poll", 3000, patches=[(Statements, "_poll_one", _idle_said_last)], **_DRAWS),
+    Bug("idle said after the last poll", 3000, patches=[(WorkerStatements, "_poll_one", _idle_said_last)], **_DRAWS),
     Bug("deaths that are not counted", 1000, patches=[(worker_statements, "_count_crashes", _counted_never)], **_DRAWS),
     Bug(
         "deaths counted in spite of progress",

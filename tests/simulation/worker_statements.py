@@ -157,18 +157,13 @@ def _poll(tables: Tables, statement: Statement, values: Any) -> Progress[Result]
         input_row = (None, None, None) if first is None else (first.record, first.created_at, first.epoch)
         octets += 0 if first is None else octets_of(first.record) * tables.weights[0]
         lease, document = one.lease, None if run is None else _encode(run.snapshot).decode()
-        rows.append(
-            (
-                lease.workflow_id, lease.epoch, lease.owner_token, one.n, one.before.owner_token, one.before.owner,
-                document, *input_row,
-            )
-        )  # fmt: skip
+        rows.append((lease.workflow_id, lease.epoch, lease.owner_token, one.n, document, *input_row))
     yield from _seen(tables, statement, values["worker"], is_busy=bool(due))
     others = (tables.workers.visible(key, statement) for key in list(tables.workers.rows))
     workers = sum(other is not None and other.seen_at > began - _SEEN_WITHIN for other in others)
     if len(due) == values["count"]:
         next_in = None
-    answer = [(next_in, workers, floor, *row) for row in rows or [(None,) * 10]]
+    answer = [(next_in, workers, floor, *row) for row in rows or [(None,) * 8]]
     return Result(answer, len(answer), octets)
 
 

@@ -159,7 +159,7 @@ def test_what_workers_ask_reads_few_rows(
 def test_polls_are_planned_once(database: Database) -> None:
     """Left to itself the server plans each poll anew, since it takes one for any number of runs to be dear."""
     if not database.execute("SELECT 1 FROM pg_attribute WHERE attname = 'custom_plans'"):
-        pytest.skip("how often a statement was planned is told since PostgreSQL 14")
+        pytest.skip("how often a statement was planned is told since PostgreSQL 14: the embedded server is newer")
     with database.store() as store:
         durable.start(job, store=store)
         for _ in range(20):

@@ -180,7 +180,7 @@ class WorkerState:
         return 0.0 if self._until_idle and not self._held else math.inf
 
     def wake(self, now: float) -> None:
-        """Something may be due, and whoever said so takes this worker for a busy one now."""
+        """Something may be due; the start that said so takes this worker for a busy one now."""
         self._has_said_idle = self._is_settled = False
         self._is_woken = True
         if not self._failures:

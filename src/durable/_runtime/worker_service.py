@@ -14,6 +14,7 @@ from typing import Final, assert_never
 
 from durable._common.reports import report
 from durable._common.threads import start_daemon
+from durable._engine.backoff import delay_run
 from durable._engine.decisions import Granted, Migrate
 from durable._engine.workers import (
     LEAVE_TIMEOUT,
@@ -200,7 +201,7 @@ class WorkerService:
         except Exception as problem:  # such as: no thread can be started
             report(_log, logging.ERROR, "run %r could not be begun, and is given back", lease.run_id, problem=problem)
             with contextlib.suppress(DurableError):
-                self._store.perform(Release(lease, due_in=1.0))
+                self._store.perform(Release(lease, due_in=delay_run(problem)))
         self._state.ended(self._clock.elapsed())
 
     def _end_migration(self, granted: Granted, migrated: Future[object]) -> None:
@@ -229,9 +230,7 @@ class WorkerService:
             report(_log, logging.ERROR, "on_failed could not be called for run %r (%s)", run_id, unable)
 
     def _give_back(self) -> None:
-        giving = threading.Thread(target=self._runs.give_back, name="durable-worker-gives-back", daemon=True)
-        giving.start()
-        giving.join(LEAVE_TIMEOUT)
+        start_daemon("durable-worker-gives-back", self._runs.give_back, self._on_failure).join(LEAVE_TIMEOUT)
 
 
 def _failure(granted: Granted, error: DurableError, store: QueueingStore) -> Record:

@@ -55,13 +55,13 @@ class WorkerSetup:
 
     def check_deps(self, deps: Any) -> Any:
         """The dependencies; `InvalidArgument` where they are given by workflow, and one of the workflows has none."""
-        if isinstance(deps, Mapping) and any(map(callable, cast("Any", deps))):
+        if (by_workflow := _by_workflow(deps)) is not None:
             for fn, definition in self._workflows.values():
-                if fn not in cast("Any", deps):
+                if fn not in by_workflow:
                     raise InvalidArgument(
                         f"deps are given by workflow, and {definition.name} has none: add {definition.name}: None, or its own"
                     )
-        return cast("Any", deps)
+        return deps
 
     def poll(self, ask: Ask, worker: str, turn: int, alive: Callable[[Lease], bool], floor: float | None) -> Poll:
         """The request of its n-th poll; the routes take turns at being the first."""
@@ -95,7 +95,8 @@ class WorkerSetup:
     def hold(self, granted: Granted) -> HeldRun:
         """The run, ready to be executed."""
         fn, definition = self._find(granted)
-        deps = _deps_of(fn, self.deps)
+        by_workflow = _by_workflow(self.deps)
+        deps = self.deps if by_workflow is None else by_workflow[fn]
         return HeldRun(granted, plan_granted(deps, fn, definition, granted, self.store, self._on_event))
 
     def report_failure(self, run_id: str, problem: BaseException) -> None:
@@ -107,11 +108,10 @@ class WorkerSetup:
                 report(_log, logging.ERROR, "on_failed failed for run %r", run_id, problem=raised)
 
 
-def _deps_of(fn: Callable[..., Any], deps: Any) -> Any:
-    """The dependencies of one workflow, where they are given by workflow; else those of all."""
-    if isinstance(deps, Mapping) and any(map(callable, cast("Any", deps))):
-        return cast("Any", deps).get(fn)
-    return cast("Any", deps)
+def _by_workflow(deps: Any) -> Mapping[Any, Any] | None:
+    """The dependencies where they are given by workflow; None where they are one for all."""
+    given: Mapping[Any, Any] = cast("Any", deps) if isinstance(deps, Mapping) else {}
+    return given if any(map(callable, given)) else None
 
 
 async def _await(answer: Awaitable[Any]) -> Any:

@@ -99,12 +99,15 @@ class Worker:
             self._serve(service)
 
     def drain(self) -> None:
-        """As SIGTERM does, from any thread: take no new runs. Returns at once."""
+        """As SIGTERM does, from any thread: take no new runs. Returns at once.
+
+        A worker that is not at work is left as it is: `run()` after it works.
+        """
         if self._service is not None:
             self._service.drain()
 
     def __enter__(self) -> Self:
-        self._begin().start()
+        self._start(self._begin())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -113,7 +116,7 @@ class Worker:
             self._close(service, is_failing=kind is not None)
 
     async def __aenter__(self) -> Self:
-        self._begin(asyncio.get_running_loop()).start()
+        self._start(self._begin(asyncio.get_running_loop()))
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -130,6 +133,13 @@ class Worker:
         state = WorkerState(self._concurrency, self._grace, until_idle=until_idle)
         self._service = service = WorkerService(self._setup, loop, self._concurrency, state)
         return service
+
+    def _start(self, service: WorkerService) -> None:
+        try:
+            service.start()
+        except BaseException:  # such as: no thread can be started; the next try may succeed
+            self._service = None
+            raise
 
     def _serve(self, service: WorkerService) -> None:
         is_failing = True

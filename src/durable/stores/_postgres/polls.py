@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from durable._engine.decisions import Claim
-from durable._engine.leases import Lease
 from durable.stores._owner import HOST
 from durable.stores._postgres.claims import BEFORE_ALL, Claiming, Found
 from durable.stores._postgres.rows import read_record
@@ -80,7 +79,7 @@ class Due:
 
 
 def _found(polling: Polling, row: Sequence[Any], server: str) -> Found:
-    row_id, epoch, token, n, _, _, document, record, at, written_under = row
+    row_id, epoch, token, n, document, record, at, written_under = row
     run_id, seconds = row_id.removeprefix(polling.settings.prefix), polling.poll.seconds
     claiming = Claiming(Claim(run_id=run_id, workflow="", version=0, seconds=seconds), row_id, "", polling.owner, None)
     claiming.random, claiming.sent = f"{polling.random}.{n}", polling.sent
@@ -91,8 +90,3 @@ def _found(polling: Polling, row: Sequence[Any], server: str) -> Found:
     elif record is not None:
         found.records.append(read_record(0, "input", "input", record, at, written_under))
     return found
-
-
-def leases_of(due: Due) -> list[Lease]:
-    """The leases that were taken."""
-    return [found.lease for found in due.found if found.lease is not None]

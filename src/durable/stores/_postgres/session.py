@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
 
 import psycopg
@@ -94,3 +95,18 @@ def is_sound(connection: Connection) -> bool:
     """Whether the connection is idle; an interrupt may have left it in the middle of something."""
     wire = connection.pgconn
     return wire.transaction_status == TransactionStatus.IDLE and wire.pipeline_status == PipelineStatus.OFF
+
+
+@contextmanager
+def in_transaction(session: Session) -> Iterator[None]:
+    """Several statements in one transaction and one round trip, under the isolation that they are written for."""
+    with session.connection.pipeline():
+        session.queue(b"BEGIN ISOLATION LEVEL READ COMMITTED")
+        yield
+        session.queue(b"COMMIT")
+
+
+def begin_another(session: Session) -> None:
+    """Within `in_transaction`: what follows is in a transaction of its own, in the same round trip."""
+    session.queue(b"COMMIT")
+    session.queue(b"BEGIN ISOLATION LEVEL READ COMMITTED")

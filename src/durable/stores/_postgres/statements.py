@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-import psycopg
 from msgspec import Raw, Struct
 
 from durable._engine import batches
@@ -41,16 +39,12 @@ from durable.stores._postgres.lease_checks import (
     refused,
     unverified_leases,
 )
-from durable.stores._postgres.polls import Due, Polling
-from durable.stores._postgres.session import Session
+from durable.stores._postgres.session import Session, in_transaction
 from durable.stores._postgres.sql.loader import number_parameters
-from durable.stores._postgres.starts import Starting, read_started
 from durable.stores._postgres.verbs import PostgresVerb
+from durable.stores._postgres.worker_statements import WorkerStatements
 from durable.stores.requests import Release
 
-_NOT_FLUSHED: Final = b"SET LOCAL synchronous_commit = off"  # what a crash may take with it
-# Its estimates speak for a plan of its own each time, and planning a poll takes several times as long as executing it.
-_PLANNED_ONCE: Final = b"SET LOCAL plan_cache_mode = force_generic_plan"
 _OVER: Final = "it had ended before the reply to its claim came"
 
 _json: Final = msgspec.json.Encoder()
@@ -63,6 +57,7 @@ class Statements:
         self._sql = sql
         self._checkpoint_one = number_parameters(sql["checkpoint"])
         self._clock = clock
+        workers = WorkerStatements(sql, clock)
         self._verbs: dict[PostgresVerb, Callable[[Session, Sequence[Job]], Sequence[Any]]] = {
             CLAIM: self._claim,
             READ: self._read,
@@ -75,8 +70,8 @@ class Statements:
             CANCEL: self._cancel,
             SIGNAL: self._signal,
             RECEIVE: self._receive,
-            ENQUEUE: self._enqueue,
-            POLL: self._poll,
+            ENQUEUE: workers.enqueue,
+            POLL: workers.poll,
         }
 
     def perform(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
@@ -97,7 +92,7 @@ class Statements:
         """
         writes: list[Writing] = [job.payload for job in jobs]
         ids, seqs = [write.lease.row for write in writes], [write.record.seq for write in writes]
-        with _transaction(session):
+        with in_transaction(session):
             leases = session.queue(self._sql[leases_by], (ids,))
             nonces = session.queue(self._sql["read_nonces"], (ids, seqs))
         owners: dict[str, Standing] = {run_id: (token, owner, epoch) for run_id, token, owner, epoch in leases}
@@ -132,7 +127,7 @@ class Statements:
             "most": batches.page_bytes(len(jobs)),
             "rows": MAX_RECORDS + 1,
         }
-        with _transaction(session):
+        with in_transaction(session):
             session.queue(self._sql["take_leases"], values)
             session.queue(self._sql["open_runs"], values)
             runs = session.queue(self._sql["read_runs"], values)
@@ -277,52 +272,6 @@ class Statements:
         }
         return [found.get(n) for n in range(len(jobs))]
 
-    def _enqueue(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
-        startings: list[Starting] = [job.payload for job in jobs]
-        rows = [row for starting in startings for row in starting.rows]
-        for n, row in enumerate(rows):
-            row.n = n
-        values = {"runs": _json.encode(rows).decode()}
-        with _transaction(session):
-            new = session.queue(self._sql["enqueue"], values)
-            found = session.queue(self._sql["read_started"], values)
-        self._wake(session, [row.route for row in rows if row.at is None and not row.delay])
-        return read_started(startings, {n for (n,) in new}, found.fetchall(), startings[0].prefix)
-
-    def _wake(self, session: Session, due: Sequence[str]) -> None:
-        """Wake workers for what is due: in a transaction of its own, since a notification makes commits wait for one another.
-
-        The runs are started by now, whatever becomes of this: polls find them.
-        """
-        if due:
-            with suppress(psycopg.Error), _transaction(session):
-                session.queue(_NOT_FLUSHED)
-                session.queue(self._sql["wake"], {"routes": list(set(due)), "count": len(due)})
-
-    def _poll(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
-        return [self._poll_one(session, job) for job in jobs]
-
-    def _poll_one(self, session: Session, job: Job) -> Due:
-        polling: Polling = job.payload
-        polling.sent = self._clock.elapsed()
-        if job.doubtful:
-            polling.send_again()
-        values, held = polling.values(), None
-        with _transaction(session):
-            if polling.poll.says_idle and not polling.dead:
-                session.queue(_NOT_FLUSHED)
-                session.queue(self._sql["say_idle"], values)
-                _begin_another(session)
-            if job.doubtful:  # what was taken by sendings whose replies were lost
-                session.queue(self._sql["recall"], values)
-            if polling.dead:
-                session.queue(self._sql["expire"], values)
-            session.queue(_PLANNED_ONCE)
-            due = session.queue(self._sql["poll"], values)
-            if polling.poll.looks_for_dead and not polling.dead:
-                held = session.queue(self._sql["held_near"], values)
-        return Due(polling, due.fetchall(), [] if held is None else held.fetchall(), session.server)
-
 
 def _by_run(rows: Iterable[tuple[Any, ...]]) -> dict[str, list[tuple[Any, ...]]]:
     pages: dict[str, list[tuple[Any, ...]]] = {}
@@ -385,18 +334,3 @@ def _end_row(write: Writing) -> _EndRow:
 def _whole(job: Job, fate: Any) -> Any:
     """The fate of what was not written. Under a lease that stands, that is because the journal is not whole."""
     return RecordsLost(job.run_id) if fate is ABSENT else fate
-
-
-def _begin_another(session: Session) -> None:
-    """Within `_transaction`: what follows is in a transaction of its own, in the same round trip."""
-    session.queue(b"COMMIT")
-    session.queue(b"BEGIN ISOLATION LEVEL READ COMMITTED")
-
-
-@contextmanager
-def _transaction(session: Session) -> Iterator[None]:
-    """Several statements in one transaction and one round trip, under the isolation that they are written for."""
-    with session.connection.pipeline():
-        session.queue(b"BEGIN ISOLATION LEVEL READ COMMITTED")
-        yield
-        session.queue(b"COMMIT")

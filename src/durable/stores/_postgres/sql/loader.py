@@ -25,11 +25,17 @@ _QUOTED: Final = re.compile(r"""('(?:[^']|'')*'|"[^"]*"|--[^\n]*)""")
 _HERE: Final = resources.files(__name__.rpartition(".")[0])
 
 _FOREIGN_METADATA: Final = f"'{{{','.join(FOREIGN_METADATA)}}}'::text[]"
-# Parts that statements share. `foreign` is `headers.is_foreign` of a row's `snapshot`.
+# Parts that statements share. `{foreign}` is `headers.is_foreign` of a row's `snapshot`.
 _PARTS: Final = {
     "{foreign}": f"(COALESCE(snapshot->>'workflowName', '') = '' "
     f"OR COALESCE(snapshot->'metadata' ?| {_FOREIGN_METADATA}, false))",
     "{foreign_metadata}": _FOREIGN_METADATA,
+    # Of the header's `execution`, `this.of`: the executions before the last, and the last; and both, the latest ten of them.
+    "{earlier}": "CASE WHEN jsonb_typeof(this.of->'earlier') = 'array' THEN this.of->'earlier' ELSE '[]' END AS earlier",
+    "{last}": "jsonb_build_array(jsonb_build_object('epoch', this.of->'epoch', 'owner', COALESCE(this.of->'owner', '\"\"'), "
+    "'began', COALESCE(this.of->'began', '\"\"'))) AS last",
+    "{earlier_and_last}": "CASE WHEN jsonb_array_length(old.earlier) < 10 THEN old.earlier || old.last "
+    "ELSE (old.earlier || old.last) - 0 END",
 }
 
 

@@ -106,16 +106,10 @@ WITH asked AS (
                               'began', CASE WHEN old.is_this THEN old.of->'began' ELSE to_jsonb(now()) END,
                               'earlier', CASE
                                   WHEN old.is_this OR old.of->'epoch' IS NULL THEN old.of->'earlier'
-                                  WHEN jsonb_array_length(old.before) < 10 THEN old.before || old.last
-                                  ELSE (old.before || old.last) - 0 END))
+                                  ELSE {earlier_and_last} END))
                      FROM (SELECT this.of,
                                   this.of->'epoch' = to_jsonb(mine.epoch) AND this.of->>'owner' = mine.owner AS is_this,
-                                  CASE WHEN jsonb_typeof(this.of->'earlier') = 'array'
-                                       THEN this.of->'earlier' ELSE '[]' END AS before,
-                                  jsonb_build_array(jsonb_build_object(
-                                      'epoch', this.of->'epoch',
-                                      'owner', COALESCE(this.of->'owner', '""'),
-                                      'began', COALESCE(this.of->'began', '""'))) AS last
+                                  {earlier}, {last}
                              FROM (SELECT run.snapshot->'execution' AS of) AS this) AS old)),
            updated_at = now()
       FROM mine
@@ -523,7 +517,7 @@ SELECT asked.n, run.id, run.snapshot->>'workflowName', run.snapshot->'metadata'-
 -- locked is waited for. A run that was held before, and is due, was left by its owner: the lease has ended. Each of the three
 -- conditions on due_at is needed: `due_at <= now` does not imply to the planner that the index has it. The answer is what was taken,
 -- with its input where nothing else can be in its journal; when the next run is due, where all that is due was taken; and a floor,
--- where one is asked for. While someone keeps a transaction open, what has ended stays in the index, and each poll would have to
+-- where one is asked for. While a transaction is open elsewhere, what has ended stays in the index, and each poll would have to
 -- pass all of it. Below the floor nothing was due but what is committed late: what begins two seconds before it, or later, is found
 -- at once, and the rest by the next poll that has no floor. (A float loses microseconds.)
 WITH due AS MATERIALIZED (
@@ -576,15 +570,8 @@ WITH due AS MATERIALIZED (
                               ELSE to_jsonb(COALESCE((old.of->>'crashes')::integer, 0) + 1) END,
                           'earlier', CASE
                               WHEN old.of->'epoch' IS NULL THEN old.of->'earlier'
-                              WHEN jsonb_array_length(old.before) < 10 THEN old.before || old.last
-                              ELSE (old.before || old.last) - 0 END))
-                 FROM (SELECT this.of,
-                              CASE WHEN jsonb_typeof(this.of->'earlier') = 'array'
-                                   THEN this.of->'earlier' ELSE '[]' END AS before,
-                              jsonb_build_array(jsonb_build_object(
-                                  'epoch', this.of->'epoch',
-                                  'owner', COALESCE(this.of->'owner', '""'),
-                                  'began', COALESCE(this.of->'began', '""'))) AS last
+                              ELSE {earlier_and_last} END))
+                 FROM (SELECT this.of, {earlier}, {last}
                          FROM (SELECT run.snapshot->'execution' AS of) AS this) AS old)),
            updated_at = now()
       FROM taken
@@ -620,8 +607,7 @@ SELECT extract(epoch FROM next.due_at - statement_timestamp())::float8,
                 LIMIT 1) AS first
          WHERE (SELECT count(*) FROM due) < %(count)s) AS next
   LEFT JOIN (
-       SELECT taken.workflow_id, taken.epoch, taken.owner_token, taken.n, taken.left_by, taken.former,
-              header.document, input.record, input.at, input.epoch
+       SELECT taken.workflow_id, taken.epoch, taken.owner_token, taken.n, header.document, input.record, input.at, input.epoch
          FROM taken
          LEFT JOIN header ON header.id = taken.workflow_id
          LEFT JOIN LATERAL (
@@ -691,7 +677,7 @@ SELECT lease.workflow_id, lease.owner_token, lease.owner
  LIMIT 1000
 
 -- name: expire
--- The leases of owners that are dead, to be taken by whoever polls next.
+-- The leases of owners that are dead, to be taken by the next poll of any worker.
 UPDATE {locks}
    SET expires_at = clock_timestamp(), due_at = clock_timestamp()
  WHERE workflow_id = ANY (%(dead_ids)s::text[]) AND owner_token = ANY (%(dead)s::text[])

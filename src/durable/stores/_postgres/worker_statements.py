@@ -1,0 +1,78 @@
+"""Performs the jobs of workers as statements: runs that are started, and taken when they are due."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+import psycopg
+
+from durable.clocks import Clock
+from durable.stores._postgres.job import Job
+from durable.stores._postgres.polls import Due, Polling
+from durable.stores._postgres.session import Session, begin_another, in_transaction
+from durable.stores._postgres.starts import Starting, read_started
+
+_NOT_FLUSHED: Final = b"SET LOCAL synchronous_commit = off"  # what a crash may take with it
+# Its estimates speak for a plan of its own each time, and planning a poll takes several times as long as executing it.
+_PLANNED_ONCE: Final = b"SET LOCAL plan_cache_mode = force_generic_plan"
+
+_json: Final = msgspec.json.Encoder()
+
+
+class WorkerStatements:
+    """Those of `Statements` that workers, and starts for them, ask for."""
+
+    def __init__(self, sql: Mapping[str, bytes], clock: Clock) -> None:
+        self._sql = sql
+        self._clock = clock
+
+    def enqueue(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
+        """Store the runs that were started, and wake workers for them."""
+        startings: list[Starting] = [job.payload for job in jobs]
+        rows = [row for starting in startings for row in starting.rows]
+        for n, row in enumerate(rows):
+            row.n = n
+        values = {"runs": _json.encode(rows).decode()}
+        with in_transaction(session):
+            new = session.queue(self._sql["enqueue"], values)
+            found = session.queue(self._sql["read_started"], values)
+        self._wake(session, [row.route for row in rows if row.at is None and not row.delay])
+        return read_started(startings, {n for (n,) in new}, found.fetchall(), startings[0].prefix)
+
+    def _wake(self, session: Session, due: Sequence[str]) -> None:
+        """Wake workers for what is due: in a transaction of its own, since a notification makes commits wait for one another.
+
+        The runs are started by now, whatever becomes of this: polls find them.
+        """
+        if due:
+            with suppress(psycopg.Error), in_transaction(session):
+                session.queue(_NOT_FLUSHED)
+                session.queue(self._sql["wake"], {"routes": list(set(due)), "count": len(due)})
+
+    def poll(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
+        """Take what is due, for one worker after the other."""
+        return [self._poll_one(session, job) for job in jobs]
+
+    def _poll_one(self, session: Session, job: Job) -> Due:
+        polling: Polling = job.payload
+        polling.sent = self._clock.elapsed()
+        if job.doubtful:
+            polling.send_again()
+        values, held = polling.values(), None
+        with in_transaction(session):
+            if polling.poll.says_idle and not polling.dead:
+                session.queue(_NOT_FLUSHED)
+                session.queue(self._sql["say_idle"], values)
+                begin_another(session)
+            if job.doubtful:  # what was taken by sendings whose replies were lost
+                session.queue(self._sql["recall"], values)
+            if polling.dead:
+                session.queue(self._sql["expire"], values)
+            session.queue(_PLANNED_ONCE)
+            due = session.queue(self._sql["poll"], values)
+            if polling.poll.looks_for_dead and not polling.dead:
+                held = session.queue(self._sql["held_near"], values)
+        return Due(polling, due.fetchall(), [] if held is None else held.fetchall(), session.server)
