@@ -7,20 +7,24 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import pytest
 import tenacity
 
 import durable
+from durable._common.threads import Daemons
 from durable._engine.leases import MAX_WAIT, Lease
 from durable.clocks import SystemClock
 from durable.stores import memory
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._postgres.resources import Resources
 from harness.support import Database
+
+T = TypeVar("T")
 
 HEARD_WITHIN = 2.0  # seconds: the promise
 LEASE = 60.0  # seconds: a third of it, when it is renewed, is far off
@@ -76,11 +80,20 @@ WAITS = [
 ]
 
 
+class Aside:
+    """Threads for runs, which nothing waits for: a run that is not cancelled, since a test has failed, sleeps for an hour."""
+
+    def __init__(self) -> None:
+        self._daemons = Daemons("aside", 8)
+
+    def submit(self, call: Callable[..., T], *arguments: Any, **options: Any) -> Future[T]:
+        return self._daemons.submit(partial(call, *arguments, **options))
+
+
 @pytest.fixture
-def aside() -> Iterator[ThreadPoolExecutor]:
+def aside() -> Aside:
     """Threads for runs."""
-    with ThreadPoolExecutor(8) as pool:
-        yield pool
+    return Aside()
 
 
 def execute(workflow: Callable[..., Any], store: Any, name: str = "x", **options: Any) -> float:
@@ -106,9 +119,7 @@ def begun(store: Any, name: str = "x") -> None:
 
 @pytest.mark.parametrize("workflow", WAITS, ids=lambda workflow: workflow.__name__)
 @pytest.mark.parametrize("kind", ["postgres", "memory"])
-def test_a_wait_hears_of_its_end(
-    database: Database, aside: ThreadPoolExecutor, kind: str, workflow: Callable[..., Any]
-) -> None:
+def test_a_wait_hears_of_its_end(database: Database, aside: Aside, kind: str, workflow: Callable[..., Any]) -> None:
     """Cancelled by another store, as by another process."""
     with memory() as kept:
         ours, theirs = (kept, kept) if kind == "memory" else (database.store(), database.store())
@@ -120,7 +131,7 @@ def test_a_wait_hears_of_its_end(
         assert theirs.status("x") == "cancelled"
 
 
-def test_whoever_waits_for_a_run_hears_of_it_too(database: Database, aside: ThreadPoolExecutor) -> None:
+def test_whoever_waits_for_a_run_hears_of_it_too(database: Database, aside: Aside) -> None:
     """`on_conflict="wait"`."""
     left = aside.submit(execute, sleeps, database.store())
     begun(database.store())
@@ -141,7 +152,7 @@ def test_whoever_waits_for_a_run_hears_of_it_too(database: Database, aside: Thre
     assert left.result(30.0) - cancelled < HEARD_WITHIN
 
 
-def test_a_later_wait_of_a_run_that_has_long_been_busy_hears_too(database: Database, aside: ThreadPoolExecutor) -> None:
+def test_a_later_wait_of_a_run_that_has_long_been_busy_hears_too(database: Database, aside: Aside) -> None:
     """The heartbeat sleeps until its renewal: a wait that begins wakes it."""
     first, go = threading.Event(), threading.Event()
 
@@ -186,9 +197,7 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return asked
 
 
-def test_looks_do_not_grow_with_the_runs_that_wait(
-    database: Database, aside: ThreadPoolExecutor, statements: Counter[str]
-) -> None:
+def test_looks_do_not_grow_with_the_runs_that_wait(database: Database, aside: Aside, statements: Counter[str]) -> None:
     """One statement twice a second, for six runs as for one."""
     store = database.store()
     lefts = [aside.submit(execute, sleeps, store, f"x{n}") for n in range(6)]
@@ -209,9 +218,7 @@ def test_looks_do_not_grow_with_the_runs_that_wait(
     assert statements == {}, "nobody waits any more"
 
 
-def test_a_run_that_does_not_wait_asks_nothing(
-    database: Database, aside: ThreadPoolExecutor, statements: Counter[str]
-) -> None:
+def test_a_run_that_does_not_wait_asks_nothing(database: Database, aside: Aside, statements: Counter[str]) -> None:
     """Steps, bodies that take their time, back-offs of less than a moment, and a signal that is there."""
     store = database.store()
     durable.signal(store, "x", "approved", 7)

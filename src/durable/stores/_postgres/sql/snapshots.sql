@@ -128,9 +128,9 @@ SELECT COALESCE(run.snapshot->'execution'->>'status', 'running'), lease.owner_to
  WHERE run.id = %(id)s
 
 -- name: why_nothing
--- Of a run that is not there: whether it may be hidden, and whether its journal is there.
+-- Of a run that was not there: whether it may be hidden, and whether its journal is there without it. It may have begun since.
 SELECT row_security_active({snapshots_text}) OR row_security_active({steps_text}),
-       EXISTS (SELECT FROM {steps} WHERE workflow_id = %(id)s)
+       EXISTS (SELECT FROM {steps} WHERE workflow_id = %(id)s) AND NOT EXISTS (SELECT FROM {snapshots} WHERE id = %(id)s)
 
 -- name: counts
 -- The leases that last are few: they are looked for once, and not for each run. By owner, who may be proven dead.
