@@ -54,10 +54,17 @@ def one(step: durable.Step, deps: Any, given: tuple[str, float]) -> None:
     step("mark", lambda: mark(given[0], given[1]))
 
 
+@durable.workflow(name="one_async")
+async def one_async(step: durable.AsyncStep, deps: Any, given: tuple[str, float]) -> None:
+    """The same as a task of an event loop, which is what pgqueuer's jobs are."""
+    await step("mark", lambda: mark(given[0], given[1]))
+
+
 class Durable:
     """`durable`: the result is kept, and so is the step's."""
 
     name = "durable"
+    workflow: Any = staticmethod(one)
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -66,15 +73,22 @@ class Durable:
     def start(self, path: str, count: int) -> None:
         """Start so many jobs, in as few statements as it takes."""
         now = time.time()
-        durable.start_many(one, [durable.Start((path, now)) for _ in range(count)], store=self._store)
+        durable.start_many(self.workflow, [durable.Start((path, now)) for _ in range(count)], store=self._store)
 
     def work(self) -> None:
         """A worker process."""
-        durable.Worker(self._store, None, [one], concurrency=AT_ONCE).run()
+        durable.Worker(self._store, None, [self.workflow], concurrency=AT_ONCE).run()
 
     def close(self) -> None:
         """Let go of the database."""
         self._store.close()
+
+
+class DurableAsync(Durable):
+    """The same with an async workflow."""
+
+    name = "durable-async"
+    workflow = staticmethod(one_async)
 
 
 class Dbos:
@@ -170,7 +184,9 @@ class Pgqueuer:
         """Let go of the database."""
 
 
-SYSTEMS: Final[dict[str, Callable[[str], Any]]] = {"durable": Durable, "dbos": Dbos, "pgqueuer": Pgqueuer}
+SYSTEMS: Final[dict[str, Callable[[str], Any]]] = {
+    system.name: system for system in (Durable, DurableAsync, Dbos, Pgqueuer)
+}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Workers measured beside DBOS and pgqueuer in one run: start to body, drain by one and two processes, and what idle ones ask.
 
-    python benchmarks/workers.py [--runs 10000] [--retained 1000000] [--systems durable dbos pgqueuer]
+    python benchmarks/workers.py [--runs 10000] [--retained 1000000] [--idle 1 10 100]
+                                 [--systems durable durable-async dbos pgqueuer]
 
 Only the ratios mean anything: to a commit of one row in the same run, and to one another.
 """
@@ -25,6 +26,7 @@ from psycopg import sql
 from durable.stores import embedded
 from queues import SCHEMA, SYSTEMS
 
+OURS: Final = {"durable", "durable-async"}
 _PATIENCE: Final = 300.0  # seconds
 _STARTS: Final = 100  # of which the latency is measured
 _APART: Final = 0.05  # seconds
@@ -51,7 +53,7 @@ def workers(name: str, url: str, count: int) -> Iterator[None]:
         yield
     finally:
         for process in processes:
-            process.send_signal(signal.SIGKILL if name != "durable" else signal.SIGTERM)
+            process.send_signal(signal.SIGTERM if name.startswith("durable") else signal.SIGKILL)
         for process in processes:
             process.wait()
 
@@ -121,6 +123,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--retained", type=int, default=0, help="runs that have ended before, of durable")
     parser.add_argument("--systems", nargs="*", default=list(SYSTEMS), choices=list(SYSTEMS))
+    parser.add_argument("--idle", nargs="*", type=int, default=[1, 10], help="how many idle workers, of durable")
     given = parser.parse_args()
     store = embedded(".durable-bench", schema=SCHEMA)
     with psycopg.connect(store.url, autocommit=True) as connection, tempfile.TemporaryDirectory() as directory:
@@ -140,19 +143,21 @@ def main() -> None:
             commit = statistics.median(commits(connection))
             took = latencies(system, Path(directory))
             middle, worst = statistics.median(took), took[int(len(took) * 0.99)]
-            print(f"{name:9} start to body: median {middle / commit:.1f} commits, p99 {worst / commit:.1f}", flush=True)
+            print(
+                f"{name:13} start to body: median {middle / commit:.1f} commits, p99 {worst / commit:.1f}", flush=True
+            )
             runs = min(given.runs, _ENOUGH) if name == "dbos" else given.runs
             for processes in (1, 2):
                 rates[f"{name} {processes}"] = drained(system, Path(directory), runs, processes)
             rate, twice = rates[f"{name} 1"], rates[f"{name} 2"]
             print(
-                f"{name:9} drain by one process: {rate * commit:.2f} jobs a commit; by two {twice / rate:.2f} times that"
+                f"{name:13} drain by one process: {rate * commit:.2f} jobs a commit; by two {twice / rate:.2f} times that"
             )
             system.close()
-        for name in given.systems:
-            if name != "durable" and "durable" in given.systems:
-                print(f"durable drains {rates['durable 1'] / rates[f'{name} 1']:.1f} times as fast as {name}")
-        for count in (1, 10):
+        for ours in OURS & set(given.systems):
+            for other in set(given.systems) - OURS:
+                print(f"{ours} drains {rates[f'{ours} 1'] / rates[f'{other} 1']:.2f} times as fast as {other}")
+        for count in given.idle:
             print(f"durable, {count} idle: {idle(connection, 'durable', store.url, count):.1f} transactions a second")
     store.close()
 

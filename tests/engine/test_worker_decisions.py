@@ -257,7 +257,7 @@ def granted(crashes: int = 0, problem: Any = None) -> Granted:
 
 def test_a_run_under_which_workers_died_in_a_row_is_buried() -> None:
     """FAULTS 142."""
-    assert judge(granted(MAX_CRASHES - 1), CLAIM) == Execute()
+    assert judge(granted(MAX_CRASHES - 1), CLAIM) == Execute(CLAIM)
     match judge(granted(MAX_CRASHES), CLAIM):
         case Bury(error=RunPoisoned(crashes=crashes)):
             assert crashes == MAX_CRASHES
@@ -279,7 +279,8 @@ def test_a_run_of_another_function_of_the_same_name_is_put_off() -> None:
     """Both are called so by their functions only; the next deploy may bring the right one."""
     run = granted()
     stored = replace(run, header=replace(run.header, metadata={"version": 1, "workflowFunction": "shop:checkout"}))
-    assert judge(stored, replace(CLAIM, function="shop:checkout")) == Execute()
+    its_own = replace(CLAIM, function="shop:checkout")
+    assert judge(stored, its_own) == Execute(its_own)
     assert isinstance(judge(stored, replace(CLAIM, function="other:checkout")), PutOff)
     assert isinstance(judge(stored, None), PutOff)
     assert isinstance(judge(stored, replace(CLAIM, version=2)), Migrate)

@@ -202,7 +202,9 @@ class WorkerState:
 
 
 class Execute(Struct, frozen=True):
-    """Execute the run."""
+    """Execute the run, as if this claim had been granted."""
+
+    claim: Claim
 
 
 class Bury(Struct, frozen=True):
@@ -245,4 +247,4 @@ def judge(
     mismatch = find_mismatch(claim, header)
     if isinstance(mismatch, VersionMismatch):
         return Migrate(mismatch)
-    return Execute() if mismatch is None else PutOff(mismatch, PUT_OFF)
+    return Execute(claim) if mismatch is None else PutOff(mismatch, PUT_OFF)

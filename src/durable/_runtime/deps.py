@@ -200,18 +200,20 @@ def _of_mapping(view: BoundDeps, deps: Mapping[Any, Any], driver: Driver, name: 
 
 # -- what may give out a step ---------------------------------------------------------------------------------------
 
-_still: Final[weakref.WeakKeyDictionary[type, bool]] = weakref.WeakKeyDictionary()
+# Of each class: whether it is still, and its slots.
+_classes: Final[weakref.WeakKeyDictionary[type, tuple[bool, list[str]]]] = weakref.WeakKeyDictionary()
 
 
 def _may_give_a_step(deps: Any) -> bool:
     """Whether an attribute or item of it is a step, or what it gives out cannot be known before it is asked for."""
     kind = type(deps)
     try:
-        still = _still.get(kind)
-        if still is None:
-            still = _still[kind] = _is_still(kind)
+        known = _classes.get(kind)
+        if known is None:
+            known = _classes[kind] = (_is_still(kind), _slots(kind))
     except TypeError:  # its metaclass has no hash
-        still = _is_still(kind)
+        known = (_is_still(kind), _slots(kind))
+    still, slots = known
     if not still:
         return True
     if isinstance(deps, list | tuple | set | frozenset) and any(_is_step(item) for item in deps):
@@ -222,7 +224,7 @@ def _may_give_a_step(deps: Any) -> bool:
         return True
     if any(_is_step(value) for value in getattr(deps, "__dict__", {}).values()):
         return True
-    return any(_is_step(getattr(deps, name, None)) for name in _slots(kind))
+    return any(_is_step(getattr(deps, name, None)) for name in slots)
 
 
 def _is_step(value: object) -> bool:

@@ -36,13 +36,13 @@ def plan_granted(
     deps: Any,
     fn: Callable[..., Any],
     definition: WorkflowDefinition,
+    claim: Claim,
     granted: Granted,
     store: RunStore,
     on_event: Listener | None,
 ) -> Plan:
     """What to execute under this grant, and with what."""
     header, lease, clock = granted.header, granted.lease, clock_of(store)
-    claim = claim_granted(granted, definition)
     deadline, started = header.metadata.get("deadline"), header.execution.started_at
     moment = datetime.fromisoformat(deadline) if isinstance(deadline, str) else None
     since = (clock.now() - datetime.fromisoformat(started)).total_seconds() if started else 0.0

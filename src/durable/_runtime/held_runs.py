@@ -8,10 +8,11 @@ import contextvars
 import logging
 import math
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from durable._common.reports import report
 from durable._common.threads import Daemons, start_daemon
@@ -37,10 +38,16 @@ class HeldRun:
         self.lease: Final = granted.lease
         self.plan: Final = plan
         self._granted: Granted | None = granted
-        self._is_async: Final = plan.is_async
-        self._run: Final = AsyncRun(plan) if self._is_async else BlockingRun(plan)
-        self._future: Future[Any] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.is_async: Final = plan.is_async
+        self._run: Final = AsyncRun(plan) if self.is_async else BlockingRun(plan)
+        self._future: Future[Any] | asyncio.Task[Any] | None = None
+        #: Of the event loop in which it is a task.
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it was executed at all."""
+        return self._granted is None
 
     @property
     def has_failed(self) -> bool:
@@ -53,19 +60,20 @@ class HeldRun:
         finish = self._run.finished
         return finish.due_in if finish is not None and finish.status == Status.QUEUED else math.inf
 
-    def start(self, daemons: Daemons, loop: Callable[[], asyncio.AbstractEventLoop]) -> Future[Any]:
-        """Begin to execute it; the future of what it comes to. `StoreUnavailable` where no thread can be started."""
-        if self._is_async:
-            self._loop = loop()
-            self._future = asyncio.run_coroutine_threadsafe(self._await(), self._loop)
-        else:
-            # A context of its own: what a run sets there is not the next one's, which the same thread executes.
-            self._future = daemons.submit(partial(contextvars.Context().run, self._perform))
-        return self._future
+    def start(self, daemons: Daemons) -> Future[Any]:
+        """Begin to execute it on a thread; the future of what it comes to. `StoreUnavailable` where none can be started."""
+        # A context of its own: what a run sets there is not the next one's, which the same thread executes.
+        self._future = future = daemons.submit(partial(contextvars.Context().run, self._perform))
+        return future
+
+    def start_on(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
+        """Begin to execute it as a task of this loop, in its thread; the task of what it comes to."""
+        self._future = task = loop.create_task(self._await(), context=contextvars.Context())
+        return task
 
     def is_alive(self) -> bool:
         """Whether the lease is still needed; asked by the heartbeat, perhaps when it is just being begun."""
-        is_closed = self._loop is not None and self._loop.is_closed()
+        is_closed = self.loop is not None and self.loop.is_closed()
         return self._run.is_alive(not is_closed and (self._future is None or not self._future.done()))
 
     def hand_over(self) -> None:
@@ -77,8 +85,8 @@ class HeldRun:
         self.plan.store.perform(requests.Release(self.lease, self._run.former_status()))
 
     def cancel(self) -> None:
-        """Cancel its task, if it has one."""
-        if self._is_async and self._future is not None:
+        """Cancel its task, if it has one. Called in its thread."""
+        if isinstance(self._future, asyncio.Task):
             self._future.cancel()
 
     def _take_grant(self) -> Granted:
@@ -102,6 +110,9 @@ class HeldRun:
         return await self._run.outcome(self._take_grant())
 
 
+_OnEnd: TypeAlias = Callable[[HeldRun, BaseException | None], object]
+
+
 class HeldRuns:
     """All of a worker. The thread of the worker adds and removes; the heartbeat's asks."""
 
@@ -110,6 +121,7 @@ class HeldRuns:
         self._runs: dict[str, HeldRun] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._own_loop: asyncio.AbstractEventLoop | None = None
+        self._beginning: deque[tuple[HeldRun, _OnEnd]] = deque()
         self._owner: threading.Thread | None = None
 
     def __len__(self) -> int:
@@ -124,15 +136,41 @@ class HeldRuns:
         run = self._runs.get(lease.token)
         return (self._owner is not None and self._owner.is_alive()) if run is None else run.is_alive()
 
-    def start(self, run: HeldRun, on_end: Callable[[HeldRun, BaseException | None], object]) -> None:
+    def start(self, run: HeldRun, on_end: _OnEnd) -> None:
         """Execute it. `on_end` is called, on any thread, with it and with what it raised."""
         self._runs[run.lease.token] = run  # first: it may be handed over, or have ended, before this returns
         try:
-            future = run.start(self._daemons, self._event_loop)
+            if run.is_async:
+                self._start_on_loop(run, on_end)
+            else:
+                run.start(self._daemons).add_done_callback(partial(_hand_on, run, on_end))
         except BaseException:
             self.remove(run)
             raise
-        future.add_done_callback(lambda future: on_end(run, _problem(future)))
+
+    def _start_on_loop(self, run: HeldRun, on_end: _OnEnd) -> None:
+        """The runs of one poll wake the loop once."""
+        loop = run.loop = self._event_loop()
+        self._beginning.append((run, on_end))
+        if len(self._beginning) == 1:
+            try:
+                loop.call_soon_threadsafe(self._begin_all, loop)
+            except BaseException:  # the loop is closed
+                self._beginning.clear()
+                raise
+
+    def _begin_all(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            while self._beginning:
+                run, on_end = self._beginning[0]
+                try:
+                    run.start_on(loop).add_done_callback(partial(_hand_on, run, on_end))
+                except Exception as problem:
+                    on_end(run, problem)
+                self._beginning.popleft()
+        except BaseException:  # an interrupt, which the loop reports: the others are begun in its next turn
+            loop.call_soon(self._begin_all, loop)
+            raise
 
     def submit(self, work: Callable[[], object]) -> Future[object]:
         """Do this on one of their threads."""
@@ -152,7 +190,9 @@ class HeldRuns:
         for run in list(self._runs.values()):
             with contextlib.suppress(Exception):  # it ends by itself; the others are given back all the same
                 run.give_back()
-            run.cancel()
+            if run.loop is not None:
+                with contextlib.suppress(RuntimeError):  # it is closed
+                    run.loop.call_soon_threadsafe(run.cancel)
 
     def close(self) -> None:
         """End the threads, and the event loop, if it is our own."""
@@ -183,5 +223,5 @@ def _report(problem: Exception) -> None:
     report(_log, logging.ERROR, "the event loop of a worker failed, and goes on", problem=problem)
 
 
-def _problem(future: Future[Any]) -> BaseException | None:
-    return asyncio.CancelledError() if future.cancelled() else future.exception()
+def _hand_on(run: HeldRun, on_end: _OnEnd, future: Future[Any] | asyncio.Task[Any]) -> None:
+    on_end(run, asyncio.CancelledError() if future.cancelled() else future.exception())

@@ -16,6 +16,7 @@ from durable._common.reports import report
 from durable._common.threads import start_daemon
 from durable._engine.backoff import delay_run
 from durable._engine.decisions import Granted, Migrate
+from durable._engine.leases import Lease
 from durable._engine.workers import (
     LEAVE_TIMEOUT,
     Ask,
@@ -181,8 +182,8 @@ class WorkerService:
         lease = granted.lease
         try:
             match self._setup.judge(granted, is_draining=self._state.is_draining):
-                case Execute():
-                    self._runs.start(self._setup.hold(granted), self._on_end)
+                case Execute(claim=claim):
+                    self._runs.start(self._setup.hold(granted, claim), self._on_end)
                     return
                 case Migrate(error=mismatch):
                     migrated = self._runs.submit(lambda: self._setup.migrate(granted, mismatch))
@@ -199,10 +200,13 @@ class WorkerService:
                 case never:
                     assert_never(never)
         except Exception as problem:  # such as: no thread can be started
-            report(_log, logging.ERROR, "run %r could not be begun, and is given back", lease.run_id, problem=problem)
-            with contextlib.suppress(DurableError):
-                self._store.perform(Release(lease, due_in=delay_run(problem)))
+            self._return(lease, problem)
         self._state.ended(self._clock.elapsed())
+
+    def _return(self, lease: Lease, problem: BaseException) -> None:
+        report(_log, logging.ERROR, "run %r could not be begun, and is given back", lease.run_id, problem=problem)
+        with contextlib.suppress(DurableError):
+            self._store.perform(Release(lease, due_in=delay_run(problem)))
 
     def _end_migration(self, granted: Granted, migrated: Future[object]) -> None:
         self._state.ended(self._clock.elapsed(), 0.0)
@@ -216,7 +220,9 @@ class WorkerService:
         self._runs.remove(run)
         self._state.ended(self._clock.elapsed(), run.due_in)
         run_id = run.lease.run_id
-        if problem is not None and run.has_failed:
+        if problem is not None and not run.has_begun:
+            self._return(run.lease, problem)
+        elif problem is not None and run.has_failed:
             report(_log, logging.ERROR, "run %r has failed", run_id, problem=problem)
             self._report_failure(run_id, problem)
         elif problem is not None and not isinstance(problem, RunHandedOver):

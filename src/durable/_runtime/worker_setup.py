@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 from durable._common.checks import check_name
 from durable._common.reports import report
 from durable._engine.backoff import PUT_OFF
-from durable._engine.decisions import Granted
+from durable._engine.decisions import Claim, Granted
 from durable._engine.leases import Lease
 from durable._engine.starts import Route
 from durable._engine.workers import Ask, GrantDecision, judge, version_of
@@ -92,12 +92,12 @@ class WorkerSetup:
     def _find(self, granted: Granted) -> tuple[Callable[..., Any], WorkflowDefinition]:
         return self._workflows[granted.header.workflow_name, version_of(granted.header)]
 
-    def hold(self, granted: Granted) -> HeldRun:
+    def hold(self, granted: Granted, claim: Claim) -> HeldRun:
         """The run, ready to be executed."""
         fn, definition = self._find(granted)
         by_workflow = _by_workflow(self.deps)
         deps = self.deps if by_workflow is None else by_workflow[fn]
-        return HeldRun(granted, plan_granted(deps, fn, definition, granted, self.store, self._on_event))
+        return HeldRun(granted, plan_granted(deps, fn, definition, claim, granted, self.store, self._on_event))
 
     def report_failure(self, run_id: str, problem: BaseException) -> None:
         """A run has failed: say so."""

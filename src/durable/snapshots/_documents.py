@@ -28,6 +28,7 @@ from durable.records import (
 )
 from durable.snapshots import _awaitly
 
+_STATUSES: Final = frozenset(Status)
 UNNAMED: Final = "?"  # the run of a document that is read without its id
 
 
@@ -94,7 +95,7 @@ def read_document(text: str | bytes, run_id: str) -> Document:
 def header_in(document: Document, run_id: str) -> Header:
     """The run's header; `UnreadableRecord` for an unknown status."""
     execution = document.execution or Execution(Status.RUNNING)
-    if execution.status not in set(Status):
+    if execution.status not in _STATUSES:
         raise UnreadableRecord(
             run_id, "the snapshot", f"its status is {execution.status[:40]!r}, which is not known here"
         )

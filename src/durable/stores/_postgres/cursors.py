@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import psycopg
@@ -10,6 +11,8 @@ from psycopg.adapt import AdaptersMap
 from psycopg.pq import Format
 from psycopg.rows import tuple_row
 from psycopg.types import TypesRegistry, array
+
+from durable.stores._postgres.sql.placeholders import number_parameters
 
 
 def _default_adapters() -> AdaptersMap:
@@ -24,7 +27,7 @@ def _default_adapters() -> AdaptersMap:
 _ADAPTERS: Final = _default_adapters()
 
 
-class OwnCursor(psycopg.Cursor[Any]):
+class OwnCursor(psycopg.RawCursor[Any]):
     """Returns tuples, by psycopg's own adapters: those that the application registers are for its own SQL.
 
     A statement with parameters is answered in binary, so that DateStyle, IntervalStyle and extra_float_digits have no effect.
@@ -39,4 +42,7 @@ class OwnCursor(psycopg.Cursor[Any]):
     ) -> Any:
         """See `psycopg.Cursor.execute`."""
         self.format = Format.BINARY if params is not None or binary else Format.TEXT
+        if params is not None:
+            query, names = number_parameters(query if isinstance(query, bytes) else query.encode())
+            params = [params[name] for name in names] if isinstance(params, Mapping) else params
         return super().execute(query, params, prepare=prepare)

@@ -40,7 +40,7 @@ from durable.stores._postgres.lease_checks import (
     unverified_leases,
 )
 from durable.stores._postgres.session import Session, in_transaction
-from durable.stores._postgres.sql.loader import number_parameters
+from durable.stores._postgres.sql.placeholders import number_parameters
 from durable.stores._postgres.verbs import PostgresVerb
 from durable.stores._postgres.worker_statements import WorkerStatements
 from durable.stores.requests import Release
@@ -55,7 +55,7 @@ class Statements:
 
     def __init__(self, sql: Mapping[str, bytes], clock: Clock) -> None:
         self._sql = sql
-        self._checkpoint_one = number_parameters(sql["checkpoint"])
+        self._checkpoint_one = number_parameters(sql["checkpoint"]).text
         self._clock = clock
         workers = WorkerStatements(sql, clock)
         self._verbs: dict[PostgresVerb, Callable[[Session, Sequence[Job]], Sequence[Any]]] = {

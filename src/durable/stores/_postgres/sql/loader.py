@@ -6,7 +6,6 @@ path, where another role's function of the same name is preferred if its argumen
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -63,12 +62,6 @@ def qualify(text: str) -> LiteralString:
         called = _FUNCTION.sub(r"pg_catalog.\1(", parts[number])
         parts[number] = _OPERATOR.sub(lambda found: f" OPERATOR(pg_catalog.{found[0]}) ", called)
     return cast(LiteralString, "".join(parts))  # type: ignore[redundant-cast]  # not to pyright
-
-
-def number_parameters(query: bytes) -> bytes:
-    """The statement with the placeholders of the protocol, `$1`, `$2` …, in place of psycopg's `%s`."""
-    numbers = itertools.count(1)  # a doubled % may stand before an s, in the name of a table
-    return re.sub(b"%[%s]", lambda found: b"%" if found[0] == b"%%" else b"$%d" % next(numbers), query)
 
 
 def load_migrations(names: Names) -> dict[int, bytes]:
