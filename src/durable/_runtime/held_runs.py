@@ -152,11 +152,14 @@ class HeldRuns:
         """The runs of one poll wake the loop once."""
         loop = run.loop = self._event_loop()
         self._beginning.append((run, on_end))
-        if len(self._beginning) == 1:
+        if len(self._beginning) == 1 or loop.is_closed():
             try:
                 loop.call_soon_threadsafe(self._begin_all, loop)
-            except BaseException:  # the loop is closed
-                self._beginning.clear()
+            except BaseException as problem:  # it is closed: nothing will begin those that wait for it
+                while self._beginning:
+                    other, on_its_end = self._beginning.popleft()
+                    if other is not run:
+                        on_its_end(other, problem)
                 raise
 
     def _begin_all(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -1,0 +1,95 @@
+"""The async runs of a worker begin together, whatever becomes of one of them, and of their event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from durable._runtime.held_runs import HeldRuns
+
+
+class Run:
+    """An async run, as those that hold it see it."""
+
+    is_async = True
+
+    def __init__(self, number: int, *, problem: BaseException | None = None) -> None:
+        self.lease = SimpleNamespace(token=str(number))
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._problem = problem
+
+    def start_on(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
+        problem, self._problem = self._problem, None
+        if problem is not None:
+            raise problem
+        return loop.create_task(asyncio.sleep(0))
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """Counts how often another thread wakes it."""
+
+    woken = 0
+
+    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]
+        self.woken += 1
+        return super().call_soon_threadsafe(callback, *args, context=context)
+
+
+@pytest.fixture
+def held() -> Any:
+    loop, ended = Loop(), list[tuple[str, BaseException | None]]()
+    held = HeldRuns(32)
+    held.enter(loop)
+
+    def start(*runs: Run) -> None:
+        for run in runs:
+            held.start(run, lambda run, problem: ended.append((run.lease.token, problem)))  # type: ignore[arg-type]
+
+    def turn() -> None:
+        loop.call_later(0.01, loop.stop)
+        loop.run_forever()
+
+    yield SimpleNamespace(loop=loop, ended=ended, start=start, turn=turn)
+    loop.close()
+
+
+def test_a_poll_wakes_the_loop_once(held: Any) -> None:
+    """However many runs it brings; and the next poll once more."""
+    held.start(Run(1), Run(2), Run(3))
+    assert held.loop.woken == 1
+    held.turn()
+    assert held.ended == [("1", None), ("2", None), ("3", None)]
+    held.start(Run(4))
+    assert held.loop.woken == 2
+    held.turn()
+    assert held.ended[3:] == [("4", None)]
+
+
+def test_one_that_cannot_begin_holds_up_no_other(held: Any) -> None:
+    """No memory for a task: the run has ended with that, and the others begin."""
+    problem = MemoryError()
+    held.start(Run(1), Run(2, problem=problem), Run(3))
+    held.turn()
+    assert held.ended == [("2", problem), ("1", None), ("3", None)]
+
+
+def test_an_interrupt_in_the_midst_loses_none(held: Any) -> None:
+    """Ctrl-C while they begin: the loop ends by it, and begins the rest where it is run again."""
+    held.start(Run(1), Run(2, problem=KeyboardInterrupt()), Run(3))
+    with pytest.raises(KeyboardInterrupt):
+        held.turn()
+    held.turn()
+    assert sorted(held.ended) == [("1", None), ("2", None), ("3", None)]
+
+
+def test_a_loop_that_is_closed_before_they_begin(held: Any) -> None:
+    """Those that waited for it have ended, and the next one is refused at once."""
+    held.start(Run(1), Run(2))
+    held.loop.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        held.start(Run(3))
+    assert [token for token, _ in held.ended] == ["1", "2"]
+    assert all(isinstance(problem, RuntimeError) for _, problem in held.ended)
