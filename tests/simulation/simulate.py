@@ -623,6 +623,10 @@ class _Place:
         """See `worker.Crew`."""
         self.world.laws.polled(self._mark, ask, held, began, shows_dead=self.world.shares)
 
+    def leads_to_polls(self, polls: int) -> None:
+        """See `worker.Crew`."""
+        self.world.laws.leads_to_polls(self._mark, polls)
+
     def left(self, worker: str) -> None:  # noqa: ARG002
         """See `worker.Crew`."""
         life = self.life
