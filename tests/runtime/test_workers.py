@@ -106,6 +106,25 @@ def test_run_until_idle_returns_when_nothing_is_due(store: QueueingStore) -> Non
     assert later.status() == "queued"
 
 
+def test_a_document_of_a_queued_run_is_not_saved(store: QueueingStore) -> None:
+    """It does not say where and when the run is due: saved, the run would be no worker's, and wait for ever."""
+    handle = durable.start(checkout, {"n": 1}, store=store, id="r")
+    document = store.load("r")
+    assert document is not None
+    for name in ("r", "copy"):
+        with pytest.raises(InvalidArgument, match=r"queued.*durable\.start"):
+            store.save(name, document, force=True)
+    with pytest.raises(InvalidArgument, match="queued"):
+        store.save("copy", document.document())
+    assert (handle.status(), durable.handle(store, "copy").status()) == ("queued", None)
+    durable.Worker(store, None, [checkout]).run_until_idle()
+    assert handle.result() == 4
+    ended = store.load("r")
+    assert ended is not None
+    store.save("copy", ended)
+    assert durable.handle(store, "copy").result() == 4
+
+
 def test_the_most_urgent_comes_first(store: QueueingStore) -> None:
     order: list[int] = []
 
