@@ -845,3 +845,57 @@ def test_a_callback_that_hangs_holds_nothing_up(store: QueueingStore) -> None:
         assert begun.wait(WITHIN)
         assert durable.start(bare, store=store).result(WITHIN) == "bare"
     goes_on.set()
+
+
+# -- runs that end their process -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("colour", ["blocking", "async", "a task of its own"])
+def test_a_run_that_exits_counts_as_a_death_and_is_poison_in_the_end(store: QueueingStore, colour: str) -> None:
+    """It is left as by `durable.run`, and is not begun again before its lease has ended. The others go on."""
+    begun: list[int] = []
+
+    def exits() -> None:
+        begun.append(1)
+        sys.exit(3)
+
+    @durable.workflow(name="exits", max_crashes=2)
+    def blocking(step: durable.Step, deps: Any) -> None:
+        step("exits", exits)
+
+    @durable.workflow(name="exits", max_crashes=2)
+    async def awaited(step: durable.AsyncStep, deps: Any) -> None:
+        async def body() -> None:
+            exits()
+
+        if colour == "async":
+            await step("exits", body)
+        else:
+            await asyncio.gather(step("exits", body), asyncio.sleep(0))
+
+    workflow: Any = blocking if colour == "blocking" else awaited
+    worker = durable.Worker(store, Deps(), [workflow, checkout, remind], lease=0.5)
+    with worker:
+        poison = durable.start(workflow, store=store)
+        with pytest.raises(RunPoisoned, match="2 workers"):
+            poison.result(WITHIN)
+        assert durable.start(checkout, {"n": 3}, store=store).result(WITHIN) == 8
+        assert durable.start(remind, store=store).result(WITHIN) == "do not forget"
+    assert len(begun) == 2
+
+
+def test_a_run_that_exits_after_it_has_recorded_something_is_no_poison(store: QueueingStore) -> None:
+    ran: list[int] = []
+
+    @durable.workflow(name="steady", max_crashes=1)
+    def steady(step: durable.Step, deps: Any) -> str:
+        for number in range(3):
+            first = len(ran) == number
+            step(f"s{number}", ran.append, number)
+            if first:
+                sys.exit()
+        return "done"
+
+    with durable.Worker(store, None, [steady], lease=0.5):
+        assert durable.start(steady, store=store).result(WITHIN) == "done"
+    assert ran == [0, 1, 2]
