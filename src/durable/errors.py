@@ -490,7 +490,8 @@ class RunNotFound(HistoryError):
 class RunPoisoned(HistoryError):
     """`crashes` workers in a row have died while they executed this run, and none of them had recorded anything.
 
-    The run is failed with it, so that it takes no more of them along. `durable.retry` brings it back.
+    A run that was left by `SystemExit`, as `sys.exit()` raises it, counts as one whose worker has died. The run is failed
+    with it, so that it takes no more of them along. `durable.retry` brings it back.
     """
 
     run_id: str
@@ -498,8 +499,9 @@ class RunPoisoned(HistoryError):
 
     def __str__(self) -> str:
         return (
-            f"run {self.run_id!r} has failed: {self.crashes} workers in a row died while they executed it, and none had "
-            f"recorded a step of it. When the cause is mended, durable.retry(store, {self.run_id!r}) brings it back."
+            f"run {self.run_id!r} has failed: {self.crashes} workers in a row died while they executed it (or it called "
+            f"sys.exit()), and none had recorded a step of it. When the cause is mended, "
+            f"durable.retry(store, {self.run_id!r}) brings it back."
         )
 
 

@@ -288,6 +288,8 @@ class Header(Struct, frozen=True, rename="camel"):
     metadata: dict[str, Any] = {}
     #: The store's prefix, the queue, and the text that no other run there has which has not ended.
     dedup: tuple[str, str, str] | UnsetType = UNSET
+    #: Of a run that was started without an input, whose record would have it: what tells this start from any other.
+    nonce: int | UnsetType = UNSET
 
     @property
     def is_open(self) -> bool:

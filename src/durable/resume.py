@@ -180,7 +180,9 @@ def _is_async(fn: Callable[..., Any]) -> bool:
 
 
 def _to_be_resumed(state: Snapshot) -> Snapshot:
-    """The state as one that a run goes on from: not over, whatever it was."""
+    """The state as one that a run goes on from: neither over nor queued, whatever it was."""
+    if state.execution.status == Status.QUEUED:
+        return structs.replace(state, execution=reopen(state.execution))
     if state.execution.status != Status.COMPLETED:
         return state
     return structs.replace(as_history(state), execution=reopen(state.execution), result=UNSET)

@@ -45,6 +45,7 @@ class Trace:
     def note(self, word: str, key: str = "") -> None:
         """That this has happened to the run which is being executed here."""
         here = durable.current()
+        assert here is not None  # a body's, always
         self._log.append(word, here.id, here.epoch, key)
 
 

@@ -259,8 +259,11 @@ class Script:
                 header["dedup"] = [self._named("q"), "x"]
             row = {"n": n, "id": self._named(run_id), "route": self._routes()[0], "priority": chance.choice((0, 5))}
             row |= {"at": chance.choice((None, "1969-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00"))}
-            row |= {"delay": chance.choice((0.0, LONG)), "header": header, "nonce": chance.randrange(3)}
-            rows.append({**row, "input": chance.choice((None, '{"b": 1, "a": 2.0}'))})
+            nonce, given = chance.randrange(3), chance.choice((None, '{"b": 1, "a": 2.0}'))
+            if given is None:
+                header["nonce"] = nonce
+            row |= {"delay": chance.choice((0.0, LONG)), "header": header, "nonce": nonce}
+            rows.append({**row, "input": given})
         return {"runs": json.dumps(rows)}
 
     def _work(self, ids: list[str], tokens: list[str]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def test_no_seed_breaks_an_invariant(part: int) -> None:
 @pytest.mark.long(1)
 @pytest.mark.parametrize("part", range(PARTS // 2))
 def test_no_seed_with_workers_breaks_a_law(part: int) -> None:
-    """W1, W2, W4, W6, W7, W9, W11 under FAULTS 123, 137, 139, 140, 142–144 of WORKERS.md, of kind S."""
+    """W1, W2, W4, W6, W7, W9–W11 under FAULTS 123, 137, 139, 140, 142–144 of WORKERS.md, of kind S."""
     for seed in range(part * SEEDS // PARTS, (part + 1) * SEEDS // PARTS):
         assert simulated(crewed(seed)).broken is None, f"crew of seed {seed}: see docs/simulation.md"
 

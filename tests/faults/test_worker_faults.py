@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from durable._engine import workers as decisions
 from durable._engine.decisions import Granted
 from durable._engine.starts import Route
 from durable._runtime.held_runs import HeldRuns
+from durable.errors import RunExists
 from durable.records import Kind, Record
 from durable.stores import PostgresStore, postgres
 from durable.stores.requests import Checkpoint, Poll, Release
@@ -35,6 +37,7 @@ from harness.worker_children import PLACES, fragile, waits, worker_process
 
 WITHIN: Final = 25.0  # seconds, below the length of a lease: nothing here waits for one to end
 POLL: Final = "WITH due AS MATERIALIZED"
+START: Final = '"route"'  # among the parameters
 
 
 @durable.workflow(name="note")
@@ -46,6 +49,12 @@ def note(step: durable.Step, deps: list[int], n: int) -> int:
         return n
 
     return step("note", body)
+
+
+@durable.workflow(name="bare")
+def bare(step: durable.Step, deps: list[int]) -> str:
+    """It takes nothing."""
+    return "bare"
 
 
 def due(store: PostgresStore, workflow: str = "note") -> Granted | None:
@@ -155,6 +164,29 @@ def test_the_reply_to_a_poll_is_lost(database: Database) -> None:
         header = other.load(run.id)
         assert header is not None
         assert (header.execution.epoch, header.execution.crashes) == (2, 0)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("takes", [False, True])
+def test_the_reply_to_a_start_is_lost(database: Database, takes: bool, ends: bool) -> None:
+    """What is there when it is sent again is its own run, also where that has no input, and where a worker was quicker."""
+    workflow, given = (note, (1,)) if takes else (bare, ())
+    with database.store() as other, Proxy(database.url) as proxy, database.store(proxy.url) as store:
+        again: Any = partial(durable.start, workflow, *given, id="mine", on_conflict="raise")
+
+        def lose(link: Link) -> None:
+            if ends:
+                durable.Worker(other, [], [note, bare]).run_until_idle()
+            link.cut()
+
+        lost = proxy.trap(Moment.ANSWERED, START, lose)
+        assert again(store=store).status() == ("completed" if ends else "queued")
+        assert lost.sprung.is_set()
+        with pytest.raises(RunExists):
+            again(store=store)
+        proxy.trap(Moment.ANSWERED, START, lose)
+        with pytest.raises(RunExists):
+            again(store=store)
 
 
 def test_a_worker_is_told_to_drain_while_its_poll_is_under_way(database: Database) -> None:

@@ -127,6 +127,18 @@ def _polls_on(self: WorkerState, now: float) -> Any:
     return _decide(self, now)
 
 
+def _alone(self: WorkerState, now: float, asked: Ask, granted: int, next_in: float | None, _: int = 1) -> None:
+    _polled(self, now, asked, granted, next_in)
+
+
+def _silent(self: WorkerState, now: float, asked: Ask, *args: Any) -> None:
+    """That it is idle is forgotten by the poll after the one that said so."""
+    said = self._has_said_idle
+    _polled(self, now, asked, *args)
+    if said:
+        self._has_said_idle, self._next_poll = False, now
+
+
 def _kept_at_the_end(self: Any, granted: Any) -> None:
     """What comes when a worker drains is neither executed nor given back."""
     if not self._state.is_draining:
@@ -140,7 +152,7 @@ def _by_the_last_sending(self: Polling) -> dict[str, Any]:
     return {**values, "name": f"{self.name}.{self._sending - 1}"}
 
 
-_decide = WorkerState.decide
+_decide, _polled = WorkerState.decide, WorkerState.polled
 _begin = worker._WatchedService._begin
 _values = life._Polling.values
 
@@ -179,6 +191,8 @@ WORKER_BUGS = [
         patches=[(worker_statements, "_count_crashes", _counted_whatever_was_written)],
         **_DRAWS,
     ),
+    Bug("workers that poll as if each was alone", 300, patches=[(WorkerState, "polled", _alone)], **_DRAWS),
+    Bug("a worker that forgets that it is idle", 300, patches=[(WorkerState, "polled", _silent)], **_DRAWS),
     Bug("a drained worker that polls on", 300, patches=[(WorkerState, "decide", _polls_on)], **_DRAWS),
     Bug(
         "what is granted at the end is kept",

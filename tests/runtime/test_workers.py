@@ -106,6 +106,25 @@ def test_run_until_idle_returns_when_nothing_is_due(store: QueueingStore) -> Non
     assert later.status() == "queued"
 
 
+def test_a_document_of_a_queued_run_is_not_saved(store: QueueingStore) -> None:
+    """It does not say where and when the run is due: saved, the run would be no worker's, and wait for ever."""
+    handle = durable.start(checkout, {"n": 1}, store=store, id="r")
+    document = store.load("r")
+    assert document is not None
+    for name in ("r", "copy"):
+        with pytest.raises(InvalidArgument, match=r"queued.*durable\.start"):
+            store.save(name, document, force=True)
+    with pytest.raises(InvalidArgument, match="queued"):
+        store.save("copy", document.document())
+    assert (handle.status(), durable.handle(store, "copy").status()) == ("queued", None)
+    durable.Worker(store, None, [checkout]).run_until_idle()
+    assert handle.result() == 4
+    ended = store.load("r")
+    assert ended is not None
+    store.save("copy", ended)
+    assert durable.handle(store, "copy").result() == 4
+
+
 def test_the_most_urgent_comes_first(store: QueueingStore) -> None:
     order: list[int] = []
 
@@ -826,3 +845,57 @@ def test_a_callback_that_hangs_holds_nothing_up(store: QueueingStore) -> None:
         assert begun.wait(WITHIN)
         assert durable.start(bare, store=store).result(WITHIN) == "bare"
     goes_on.set()
+
+
+# -- runs that end their process -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("colour", ["blocking", "async", "a task of its own"])
+def test_a_run_that_exits_counts_as_a_death_and_is_poison_in_the_end(store: QueueingStore, colour: str) -> None:
+    """It is left as by `durable.run`, and is not begun again before its lease has ended. The others go on."""
+    begun: list[int] = []
+
+    def exits() -> None:
+        begun.append(1)
+        sys.exit(3)
+
+    @durable.workflow(name="exits", max_crashes=2)
+    def blocking(step: durable.Step, deps: Any) -> None:
+        step("exits", exits)
+
+    @durable.workflow(name="exits", max_crashes=2)
+    async def awaited(step: durable.AsyncStep, deps: Any) -> None:
+        async def body() -> None:
+            exits()
+
+        if colour == "async":
+            await step("exits", body)
+        else:
+            await asyncio.gather(step("exits", body), asyncio.sleep(0))
+
+    workflow: Any = blocking if colour == "blocking" else awaited
+    worker = durable.Worker(store, Deps(), [workflow, checkout, remind], lease=0.5)
+    with worker:
+        poison = durable.start(workflow, store=store)
+        with pytest.raises(RunPoisoned, match="2 workers"):
+            poison.result(WITHIN)
+        assert durable.start(checkout, {"n": 3}, store=store).result(WITHIN) == 8
+        assert durable.start(remind, store=store).result(WITHIN) == "do not forget"
+    assert len(begun) == 2
+
+
+def test_a_run_that_exits_after_it_has_recorded_something_is_no_poison(store: QueueingStore) -> None:
+    ran: list[int] = []
+
+    @durable.workflow(name="steady", max_crashes=1)
+    def steady(step: durable.Step, deps: Any) -> str:
+        for number in range(3):
+            first = len(ran) == number
+            step(f"s{number}", ran.append, number)
+            if first:
+                sys.exit()
+        return "done"
+
+    with durable.Worker(store, None, [steady], lease=0.5):
+        assert durable.start(steady, store=store).result(WITHIN) == "done"
+    assert ran == [0, 1, 2]

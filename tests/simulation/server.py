@@ -82,6 +82,7 @@ class Server:
         self.notified: Counter[str] = Counter()
         self.listeners: dict[str, Callable[[float], object]] = {}  # by channel: is told after so many seconds
         self.database.on_notify = self._notify
+        self.on_begin: Callable[[str, Any], object] | None = None  # is told of each statement, before its snapshot
         self.on_statement: Callable[[str, Transaction], object] | None = (
             None  # is told of each that has come to its end
         )
@@ -240,6 +241,8 @@ class Backend:
             elif name == "recall":
                 self.server.recalled.update(self._polled(parameters["name"]))
                 self.server.recalls[parameters["name"]] = int(parameters["random"].rpartition(".")[2])
+            if self.server.on_begin is not None:
+                self.server.on_begin(name, parameters)
             implicit = self.session.transaction is None
             running = self._running = self.session.start(name, parameters, stops=self.server.stalls > 0)
             if implicit:

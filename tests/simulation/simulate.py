@@ -161,6 +161,7 @@ class _World:
         self.laws = WorkerLaws(
             self.server, self.history, routes, lambda _: self.finished(), scenario.lease, self._prompt()
         )
+        self.tried: set[int] = set()  # runs that a process has begun to start
         self.started: set[int] = set()  # runs whose start was acknowledged
         if witness is not None:
             witness.starts(self.server)
@@ -623,6 +624,10 @@ class _Place:
         """See `worker.Crew`."""
         self.world.laws.polled(self._mark, ask, held, began, shows_dead=self.world.shares)
 
+    def leads_to_polls(self, polls: int) -> None:
+        """See `worker.Crew`."""
+        self.world.laws.leads_to_polls(self._mark, polls)
+
     def left(self, worker: str) -> None:  # noqa: ARG002
         """See `worker.Crew`."""
         life = self.life
@@ -649,13 +654,19 @@ class _Place:
         cancelled_at = self.world.scenario.runs[start.run].cancelled_at
         while True:
             try:
-                await life.store.aio.submit(Enqueue([run]))
+                first = start.run not in self.world.tried
+                self.world.tried.add(start.run)
+                (started,) = await life.store.aio.submit(Enqueue([run]))
             except DurableError as problem:
                 self.history.seen[f"start: {type(problem).__name__}"] += 1
                 await life.clock.asleep(0.1)
             else:
                 break
         self.world.started.add(start.run)
+        if first and not started.is_new:
+            raise self.history.break_with(
+                "start", f"r{start.run} was started once, and its start says that it was there"
+            )
         if cancelled_at and (start.run, "cancel") not in self.world.signalled:
             life.after(cancelled_at, _begin, self._cancel, life, start.run)
 

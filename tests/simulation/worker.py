@@ -41,6 +41,10 @@ class Crew(Protocol):
         """The reply to a poll that was sent when it `began` has come, and what was granted is begun: it holds these tokens."""
         ...
 
+    def leads_to_polls(self, polls: int) -> None:
+        """To it has happened what leads to so many polls."""
+        ...
+
     def left(self, worker: str) -> None:
         """It has come to its end by itself."""
         ...
@@ -114,6 +118,17 @@ class _WatchedService(_RealService):  # type: ignore[misc]
         if state._failures <= failures and not acting().dead:  # noqa: SLF001
             held = set(self._runs._runs)  # noqa: SLF001
             self._setup.crew.polled(ask, held, began, len(held))
+        elif not acting().dead:
+            self._setup.crew.leads_to_polls(1)
+
+    def wake(self) -> None:
+        """See `WorkerService.wake`: a poll that takes what is due, and one that says that there is room for more."""
+        self._setup.crew.leads_to_polls(2)
+        super().wake()
+
+    def _end(self, run: Any, problem: BaseException | None) -> None:
+        self._setup.crew.leads_to_polls(1)
+        super()._end(run, problem)
 
 
 _Worker: Final[Any] = threads.rebound(Worker, {"WorkerService": _WatchedService, "WorkerSetup": _Setup})

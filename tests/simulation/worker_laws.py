@@ -1,6 +1,6 @@
 """What must hold of runs that workers execute: the laws W2, W4, W6, W7, W9 and W11 of workers, after every statement.
 
-(W1, one lease at a time and no acknowledged body begun again, is I2, I3 and I5 of `History`.)
+(W1, one lease at a time and no acknowledged body begun again, is I2, I3 and I5 of `History`; W10 is `IdlePolls`.)
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from durable._engine.workers import MAX_CRASHES, Ask
 from durable.records import Status
 from simulation.database import Change, Transaction
 from simulation.history import Broken, History
+from simulation.idle_law import IdlePolls
 from simulation.server import Server
 from simulation.tables import Header, Lease
 
@@ -46,6 +47,7 @@ class WorkerLaws:
         self._on_end = on_end
         self._lease = lease
         self._prompt = prompt
+        self._idle = IdlePolls(server, self._broken)
         self._died: dict[str, float] = {}  # of each mark, when
         self._began: dict[str, float] = {}  # of each route's run, when its first worker was at work
         self._ended: set[str] = set()
@@ -87,6 +89,10 @@ class WorkerLaws:
         for lease in self._held():
             if is_calm and _mark(lease) == mark:
                 raise self._broken("W9", f"{lease} is still held by a worker that has left")
+
+    def leads_to_polls(self, mark: str, polls: int = 1) -> None:
+        """Something has, which leads to so many polls of this worker."""
+        self._idle.leads_to_polls(mark, polls)
 
     def polls_while_draining(self, mark: str) -> Broken:
         """What is wrong then."""
@@ -188,6 +194,7 @@ class WorkerLaws:
                 seen["a run that was given back" if after.due_at <= now else "a run that is due again later"] += 1
             return
         seen["a run that a worker has taken"] += 1
+        self._idle.leads_to_polls(_mark(after), 2)
         self._taken_at[after.workflow_id] = self._server.timeline.now
         self._audit_taking(before, after, header, now)
 

@@ -105,6 +105,7 @@ def _read_started(tables: Tables, statement: Statement, values: Any) -> Progress
         if run is not None:
             first = tables.steps.visible((run.id, 0), statement)
             is_mine = first is not None and (first.nonce, first.kind) == (asked["nonce"], Kind.INPUT)
+            is_mine |= run.snapshot.get("nonce") == asked["nonce"]
             metadata: dict[str, Any] = run.snapshot.get("metadata") or {}
             input_hash = metadata.get("inputHash")
             rows.append((asked["n"], run.id, run.snapshot.get("workflowName"), input_hash, _text(run.status), is_mine))

@@ -12,7 +12,8 @@ import pytest
 
 import durable
 from durable._runtime import async_runs
-from durable.stores import Listed
+from durable.stores import Listed, memory
+from durable.testing import replay
 from harness.shelves import AsyncShelf, Shelf
 from harness.support import POISONS
 
@@ -41,6 +42,24 @@ def test_a_run_is_resumed_and_its_result_kept() -> None:
     assert called == ["one", "two", "two"]
     assert durable.run(None, workflow, id="x", store=shelf) == [1, 2]
     assert durable.result(shelf, "x") == [1, 2]
+
+
+def test_a_snapshot_of_a_queued_run_is_gone_on_with() -> None:
+    """On a store that has no workers nothing else can be meant."""
+    shelf = Shelf()
+
+    @durable.workflow(name="one")
+    def one(step: durable.Step, _: None) -> int:
+        return step("one", lambda: 1)
+
+    with memory() as store:
+        durable.start(one, store=store, id="x")
+        queued = store.load("x")
+    assert queued is not None
+    assert durable.Workflow("one", None).run(one, resume_state=queued) == 1
+    assert replay(None, one, queued).check().next == ("one",)
+    shelf.save("x", queued)
+    assert durable.run(None, one, id="x", store=shelf) == 1
 
 
 def test_concurrent_calls_are_told_apart_and_async_runs_work() -> None:

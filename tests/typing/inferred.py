@@ -87,7 +87,7 @@ class Deps:
 
 def checkout(step: Step, deps: Deps) -> Receipt:
     assert_type((step.now(), step.uuid(key="k"), step.random()), tuple[datetime, UUID, float])
-    assert_type((step.run_id, step.attempt, durable.current()), tuple[str, int, durable.Current])
+    assert_type((step.run_id, step.attempt, durable.current()), tuple[str, int, durable.Current | None])
     order = assert_type(step("fetch", fetch, "o-1"), Order)
     assert_type(step("fetch", fetch, "o-1", key="again", timeout=1.5, at_most_once=True), Order)
     assert_type(step("fetch", lambda: fetch("o-1"), key="thunk"), Order)

@@ -31,7 +31,7 @@ class Lease:
     """
 
     __slots__ = (
-        "_counter", "cancelled", "deadline", "epoch", "gone", "lost", "on_wait", "records", "refusal", "row",
+        "_counter", "cancelled", "deadline", "epoch", "gone", "is_left", "lost", "on_wait", "records", "refusal", "row",
         "run_id", "seconds", "sent", "server", "token", "waited",
     )  # fmt: skip
 
@@ -64,6 +64,8 @@ class Lease:
         self.refusal: DurableError | None = None
         #: Why the lease's row may have gone, where this process has made it go.
         self.gone: str | None = None
+        #: Whether the holder has left it to end by itself.
+        self.is_left = False
         #: Whether the run was cancelled.
         self.cancelled = False
         #: When the holder was last seen to wait.

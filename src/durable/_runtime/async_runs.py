@@ -189,7 +189,7 @@ class AsyncRun(RunBase):
     async def _give_back(
         self, lease: Lease | None, status: Status | None = None, reason: BaseException | None = None
     ) -> None:
-        if lease is not None:
+        if lease is not None and not self.leave_as_dead(lease, reason):
             self._forget(lease)
             if isinstance(reason, GeneratorExit):  # the coroutine is being closed, and may not wait any more
                 # Nor can it ask where the event loop is gone, or no thread can be started: the lease ends.

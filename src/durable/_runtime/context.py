@@ -94,18 +94,15 @@ class Current(Struct, frozen=True):
     is_replaying: bool
 
 
-def current() -> Current:
-    """The run, the step and the attempt that the calling code is part of.
+def current() -> Current | None:
+    """The run, the step and the attempt that the calling code is part of; None outside of a run.
 
     For logs, metrics and traces. Known in the workflow function and in the bodies of its steps, in tasks and threads that
-    carry their context on; a thread that you start yourself has none. Raises `InvalidArgument` outside a run.
+    carry their context on; a thread that you start yourself has none, unless by `contextvars.copy_context().run`.
     """
     frame = current_frame.get()
     if frame is None:
-        raise InvalidArgument(
-            "current() is for a workflow and the bodies of its steps, and this is neither: a thread that you start yourself "
-            "is told by contextvars.copy_context().run"
-        )
+        return None
     run, epoch = frame.runs[-1], frame.driver.epoch
     return Current(
         run.id, run.workflow, run.version, frame.inside, frame.attempt or epoch, epoch, frame.driver.is_replaying

@@ -212,9 +212,18 @@ class HeldRuns:
             return self._loop
         if self._own_loop is None:
             loop = asyncio.new_event_loop()
-            start_daemon("durable-worker-loop", loop.run_forever, _report, loop.close)
+            start_daemon("durable-worker-loop", partial(_turn, loop), _report, loop.close)
             self._own_loop = loop
         return self._own_loop
+
+
+def _turn(loop: asyncio.AbstractEventLoop) -> bool:
+    """Run until it is stopped; whether a task has ended it, as `sys.exit()` does, and the others are to go on."""
+    try:
+        loop.run_forever()
+    except (SystemExit, KeyboardInterrupt):
+        return True
+    return False
 
 
 async def _await_others() -> None:

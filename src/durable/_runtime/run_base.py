@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from typing import Final
@@ -17,6 +18,9 @@ from durable.records import Status
 
 #: Seconds that a run which is being left waits for its last checkpoints, and again for its release.
 LEAVE_TIMEOUT: Final = 5.0
+
+# Errors, and what comes from outside and says nothing of the run; what else leaves it would end a process, like `SystemExit`.
+_NO_DEATH: Final = (Exception, asyncio.CancelledError, KeyboardInterrupt, GeneratorExit)
 
 _log = logging.getLogger("durable")
 
@@ -48,6 +52,17 @@ class RunBase:
     def former_status(self) -> Status | None:
         """What the run goes back to when it is left now; None leaves it running."""
         return None if self._execution is None else self._execution.former_status()
+
+    def leave_as_dead(self, lease: Lease, reason: BaseException | None) -> bool:
+        """Let the lease end by itself, as if this process had died, where a worker's run was left by what ends a process.
+
+        The worker lives on. When the lease has ended, the run is taken again, and a death is counted: it is not begun for ever.
+        """
+        if not self._plan.is_queued or reason is None or isinstance(reason, _NO_DEATH):
+            return False
+        lease.is_left = True
+        self._forget(lease)
+        return True
 
     def hand_over(self) -> None:
         """Let another worker go on with the run at its next step."""

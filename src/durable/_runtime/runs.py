@@ -150,7 +150,7 @@ class BlockingRun(RunBase):
     def _give_back(
         self, lease: Lease | None, status: Status | None = None, reason: BaseException | None = None
     ) -> None:
-        if lease is not None:
+        if lease is not None and not self.leave_as_dead(lease, reason):
             try:
                 self._store.perform(requests.Release(lease, status, delay_run(reason)))
             except DurableError as problem:  # it must not replace what the run has come to

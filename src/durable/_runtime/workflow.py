@@ -108,7 +108,7 @@ def workflow(
       of versions that are not in it are refused.
 
     - `max_crashes`: how many workers in a row may die under a started run, without recording anything, before it is failed with
-      `RunPoisoned`.
+      `RunPoisoned`. `sys.exit()` in the run counts as such a death.
 
     Nothing is registered, and what is decorated is returned as it is: a function, blocking or async, a method in its class,
     a `functools.partial`, a callable object or its class. Marked again, it keeps a name that is not given anew.

@@ -120,7 +120,7 @@ class Heartbeat:
 
     def _is_alive(self, lease: Lease, alive: Callable[[], bool]) -> bool:
         try:  # not under the lock: this is the driver's own code, and may be slow
-            if alive():
+            if not lease.is_left and alive():
                 return True
         except Exception as problem:  # this does not say whether it is alive, and must not cost the others their leases
             report(_log, logging.ERROR, "run %r could not be looked at", lease.run_id, problem=problem)

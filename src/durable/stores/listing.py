@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 from durable._common.checks import check_name
 from durable._common.durations import check_duration
 from durable.errors import InvalidArgument, UnreadableRecord
+from durable.records import Status
 from durable.snapshots import Snapshot
 
 __all__ = ["Listed", "PageQuery", "Progress", "RunStatus", "Stats"]
@@ -128,6 +129,21 @@ def checked_snapshot(id: str, snapshot: Snapshot | Mapping[str, Any]) -> Snapsho
     if not isinstance(snapshot, Mapping):
         raise InvalidArgument(f"a snapshot or its document can be saved, not {type(snapshot).__name__}")
     return Snapshot.from_document(snapshot, run_id=id)
+
+
+def savable_snapshot(id: str, snapshot: Snapshot | Mapping[str, Any]) -> Snapshot:
+    """What is to be saved, like `checked_snapshot`; `InvalidArgument` for a run that waits for workers.
+
+    No document says in which queue, how urgent, and when it is due: without these no worker would ever take it.
+    """
+    checked = checked_snapshot(id, snapshot)
+    if checked.execution.status == Status.QUEUED:
+        raise InvalidArgument(
+            f"run {id!r} is queued in this document, which says neither in which queue nor when it is due, so that no worker "
+            f"would take it: durable.start begins a run that workers take, and with the status 'running' in its place "
+            f"durable.run goes on with what is saved"
+        )
+    return checked
 
 
 def headless(id: str) -> UnreadableRecord:

@@ -255,9 +255,9 @@ def _read_source(source: Source, run_id: str) -> Snapshot:
 
 
 def _reopen(snapshot: Snapshot) -> Snapshot:
-    """The run as before its workflow returned, to find out what it returns today."""
+    """The run as before its workflow returned, or as if one had begun it, to find out what it returns today."""
     snapshot = as_history(snapshot)
-    if snapshot.execution.status != Status.COMPLETED:
+    if snapshot.execution.status not in (Status.COMPLETED, Status.QUEUED):
         return snapshot
     standing = Execution(Status.RUNNING, last_updated=snapshot.execution.last_updated)
     return structs.replace(snapshot, execution=standing, result=UNSET)

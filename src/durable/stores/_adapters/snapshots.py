@@ -81,7 +81,7 @@ class SnapshotRun:
             if snapshot is None:
                 self._leases.delete(claim.run_id)
             else:
-                self._leases.save(claim.run_id, snapshot)
+                self._leases.keep(claim.run_id, snapshot)
         reply = self._leases.perform(Begin(claim, alive))
         if isinstance(reply, Granted):
             self._header, self._records = reply.header, list(reply.records)
@@ -297,6 +297,10 @@ class _Leases(MemoryStore):
         """See `_common.forks.Renewable`."""
         super().renew()
         self._locks = weakref.WeakValueDictionary()
+
+    def keep(self, run_id: str, snapshot: Snapshot) -> None:
+        """This is what is stored of the run: queued or not, it may be executed here."""
+        self._put(run_id, snapshot)
 
     @locked
     def lock_of(self, run_id: str) -> RunLock:

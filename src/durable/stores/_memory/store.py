@@ -44,7 +44,7 @@ from durable.stores.listing import (
     Stats,
     checked_page,
     checked_purge,
-    checked_snapshot,
+    savable_snapshot,
 )
 from durable.stores.protocol import Isolation, Listening, Transaction
 from durable.stores.requests import (
@@ -243,14 +243,11 @@ class MemoryStore:
     def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
         """See `PostgresStore.save`."""
         check_name("a run's id", id)
-        checked = checked_snapshot(id, snapshot)
-        header, records = journal_of(checked)
-        self._put(id, header, records, foreign_failures(checked), force)
+        self._put(id, savable_snapshot(id, snapshot), force)
 
     @locked
-    def _put(
-        self, id: str, header: Header, records: Sequence[Record], foreign: dict[str, StepRecord], force: bool
-    ) -> None:
+    def _put(self, id: str, snapshot: Snapshot, force: bool = False) -> None:
+        header, records = journal_of(snapshot)
         run = self._free(id, force)
         at = self.clock.now()
         if not header.execution.last_updated:
@@ -259,7 +256,7 @@ class MemoryStore:
         by_seq = {record.seq: record for record in records}
         # Those of a run that was copied from elsewhere go on to be counted as they were there.
         epoch = max(0 if run is None else run.epoch + 1, header.execution.epoch)
-        self._runs[id] = Run(header, by_seq, at, epoch, foreign=foreign)
+        self._runs[id] = Run(header, by_seq, at, epoch, foreign=foreign_failures(snapshot))
 
     def load(self, id: str) -> Snapshot | None:
         """See `PostgresStore.load`."""
@@ -276,7 +273,7 @@ class MemoryStore:
         run = self._runs.get(run_id)
         if run is None or run.is_held(self.clock.elapsed()) or self.load(run_id) != old:
             return False
-        self.save(run_id, new)
+        self._put(run_id, new)
         saved = self._runs[run_id]
         dated = {seq: self._dated(record, saved.epoch) for seq, record in saved.records.items()}
         self._runs[run_id] = replace(saved, records=dated).rerouted(run, new.metadata.get("version"), self.clock.now())

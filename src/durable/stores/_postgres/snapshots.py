@@ -45,8 +45,8 @@ from durable.stores.listing import (
     Stats,
     checked_page,
     checked_purge,
-    checked_snapshot,
     headless,
+    savable_snapshot,
     stands,
 )
 
@@ -80,7 +80,7 @@ class Snapshots:
     def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
         """See `PostgresStore.save`."""
         row = self._own_row(id, "saves another state of")
-        checked = self._dated(checked_snapshot(id, snapshot))
+        checked = self._dated(savable_snapshot(id, snapshot))
         values = {"id": row, "ids": [row], "snapshot": checked.to_json().decode(), "stays": False}
 
         def saved(session: Session) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from durable._engine.headers import queue_header
 from durable._engine.starts import NewRun, Route, Started
@@ -103,6 +103,7 @@ def _read(starting: Starting, new: set[int], found: Mapping[int, Sequence[Any]],
 
 
 def _row(run: NewRun, store: Rows) -> StartRow:
+    nonce, header = random.getrandbits(63), queue_header(run, prefix=store.prefix)
     return StartRow(
         0,
         store.row(run.run_id),
@@ -110,7 +111,7 @@ def _row(run: NewRun, store: Rows) -> StartRow:
         run.priority,
         None if run.at is None else run.at.isoformat(),
         run.delay,
-        queue_header(run, prefix=store.prefix),
+        header if run.input is not None else structs.replace(header, nonce=nonce),
         None if run.input is None else run.input.decode(),
-        random.getrandbits(63),
+        nonce,
     )

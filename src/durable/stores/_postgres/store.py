@@ -121,7 +121,8 @@ class PostgresStore:
         It goes through `jsonb`: values come back equal, the keys of dicts perhaps in another order.
 
         Raises `ConcurrentExecution` when the run is being executed, unless `force`: then its owner can write no more, and
-        their `run` raises `LeaseLost`. `UnreadableRecord` when the document is none that this version knows.
+        their `run` raises `LeaseLost`. `UnreadableRecord` when the document is none that this version knows, and
+        `InvalidArgument` for that of a run which is queued: it does not say in which queue; `durable.start` does.
         """
         self._snapshots.save(id, snapshot, force=force)
 

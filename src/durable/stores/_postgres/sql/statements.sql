@@ -500,6 +500,7 @@ SELECT asked.n FROM header JOIN asked ON asked.id = header.id
 SELECT asked.n, run.id, run.snapshot->>'workflowName', run.snapshot->'metadata'->>'inputHash',
        run.snapshot->'execution'->>'status',
        EXISTS (SELECT FROM {steps} WHERE workflow_id = run.id AND seq = 0 AND nonce = asked.nonce AND kind = 'input')
+       OR run.snapshot->'nonce' IS NOT DISTINCT FROM to_jsonb(asked.nonce)
   FROM json_to_recordset(%(runs)s::json) AS asked (n integer, id text, header json, nonce bigint)
  CROSS JOIN LATERAL (
        SELECT 0 AS place, id, snapshot FROM {snapshots} WHERE id = asked.id
