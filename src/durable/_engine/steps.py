@@ -59,7 +59,6 @@ from durable.errors import (
 )
 from durable.records import Drawable, ErrorRecord, Status
 
-STALLED_AFTER: Final = 3  # leases
 MAX_LOSSES: Final = 5  # of the database under the transaction of one attempt, whose body could be the cause
 _Attempt = TypeVar("_Attempt", Attempt, AttemptInTransaction)
 
@@ -110,9 +109,9 @@ class LiveExecution:
         return not self._running
 
     @property
-    def running_keys(self) -> tuple[str, ...]:
-        """The keys of the steps that are running."""
-        return tuple(self._running)
+    def running(self) -> tuple[Call, ...]:
+        """The calls of the steps that are running. Any thread may ask."""
+        return tuple(self._running.values())
 
     @property
     def is_committing(self) -> bool:
@@ -182,26 +181,9 @@ class LiveExecution:
                 return self._on_interrupted(call, reading, reason)
 
     def rest(self, call: Call, began: datetime | None, until: datetime, reading: Reading) -> Wait | Abort | None:
-        """What a workflow that sleeps until then does next; None when it has slept enough.
-
-        A sleep that `began` at a moment lasts so many seconds, however the wall clock is set meanwhile; one that did not
-        lasts until a moment on that clock.
-        """
-        if began is None:
-            left = (until - reading.at).total_seconds()
-        else:
-            left = self._waits.end_of_sleep(call, began, until, reading) - reading.elapsed
+        """What a workflow that sleeps until then does next; None when it has slept enough. See `Waits.left_of_sleep`."""
+        left = self._waits.left_of_sleep(call, began, until, reading)
         return self.abort_if_stopped(reading) or (self._wait(left, reading) if left > RESOLUTION else None)
-
-    def find_stalled(self, reading: Reading) -> list[events.StepStalled]:
-        """The steps whose bodies have been silent for too long, each once. Only reads what other threads may change."""
-        silent: list[events.StepStalled] = []
-        for call in list(self._running.values()):
-            seconds = reading.elapsed - call.began
-            if call.phase is Phase.BODY and not call.stalled and seconds >= STALLED_AFTER * self.lease.seconds:
-                call.stalled = True
-                silent.append(events.StepStalled(self.run_id, reading.at, call.key, call.name, seconds))
-        return silent
 
     def abort(self, error: DurableError) -> Abort:
         """The run must not go on; the first reason stays the reason."""

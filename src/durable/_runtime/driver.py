@@ -35,6 +35,7 @@ from durable._engine.decisions import (
     Wait,
 )
 from durable._engine.leases import MAX_WAIT
+from durable._engine.stalls import find_stalled
 from durable._engine.step_kinds import Transact
 from durable._engine.steps import LiveExecution
 from durable._runtime.awaitables import explain_early_call, is_awaitable, vain_awaitable_error
@@ -131,14 +132,15 @@ class Driver:
 
     def report_stalls(self) -> None:
         """Report the bodies that have been running for too long; called by the heartbeat's thread."""
-        for event in self._execution.find_stalled(Reading(self.clock.now(), self.clock.elapsed())):
+        reading = Reading(self.clock.now(), self.clock.elapsed())
+        for event in find_stalled(self._execution.running, self._execution.lease, reading):
             message = "run %r: step %r has been running for %.0f s"
             report(_log, logging.WARNING, message, event.run_id, event.key, event.seconds)
             if (emit := self._execution.emit) is not None:  # a listener that takes its time must not cost a lease
                 call_listener(emit, event)
 
     def _warn_still_running(self) -> None:
-        keys = ", ".join(self._execution.running_keys)
+        keys = ", ".join(call.key for call in self._execution.running)
         message = "run %r has ended but for its running steps, and waits for them: %s"
         say(_log, logging.WARNING, message, self._execution.run_id, keys)
 
