@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final, Generic, TypeVar, overload
 
@@ -13,9 +13,10 @@ from msgspec import UNSET, structs
 from durable._common.boundary import public
 from durable._common.checks import check_name
 from durable._engine.headers import blank_header, reopen, stamp_header
-from durable._runtime.handles import AsyncStep, Pending, Step
+from durable._runtime.handles import Pending
 from durable._runtime.plan import MISSING
 from durable._runtime.run import run
+from durable._runtime.signatures import AsyncWorkflow, AsyncWorkflowOf, BlockingWorkflow, BlockingWorkflowOf
 from durable._runtime.workflow import workflow
 from durable.events import Listener, RunBegan, RunCompleted, RunEvent, RunFailed, StepRecorded, StepRemembered
 from durable.records import FailureRecord, Kind, Record, Status, render
@@ -57,29 +58,22 @@ class Workflow(Generic[D]):
         return f"<Workflow {self._name!r}>"
 
     @overload
-    def run(self, fn: Callable[[Step, D], T], *, resume_state: Snapshot | Mapping[str, Any] | None = ...) -> T: ...
+    def run(self, fn: BlockingWorkflow[D, T], *, resume_state: Snapshot | Mapping[str, Any] | None = ...) -> T: ...
     @overload
     def run(
         self,
-        fn: Callable[[Step, D, I], T],
+        fn: BlockingWorkflowOf[D, I, T],
         *,
         resume_state: Snapshot | Mapping[str, Any] | None = ...,
         input: I = ...,
     ) -> T: ...
     @overload
     def run(
-        self,
-        fn: Callable[[AsyncStep, D], Coroutine[Any, Any, T]],
-        *,
-        resume_state: Snapshot | Mapping[str, Any] | None = ...,
+        self, fn: AsyncWorkflow[D, T], *, resume_state: Snapshot | Mapping[str, Any] | None = ...
     ) -> Pending[T]: ...
     @overload
     def run(
-        self,
-        fn: Callable[[AsyncStep, D, I], Coroutine[Any, Any, T]],
-        *,
-        resume_state: Snapshot | Mapping[str, Any] | None = ...,
-        input: I = ...,
+        self, fn: AsyncWorkflowOf[D, I, T], *, resume_state: Snapshot | Mapping[str, Any] | None = ..., input: I = ...
     ) -> Pending[T]: ...
     @public("Workflow.run")
     def run(

@@ -26,6 +26,7 @@ A run that is started and let go of:
 
 A step, inside it:
 
+    signatures        the functions that a workflow can be, to a type checker
     handles           Step and AsyncStep: what a workflow holds, and all of it
     steps             performs each decision about a step                                      async_steps
     driver            what both forms share: the call, its record, its events

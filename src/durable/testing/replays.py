@@ -19,10 +19,10 @@ from durable._engine.steps import LiveExecution
 from durable._runtime.async_runs import AsyncRun
 from durable._runtime.async_steps import AsyncDriver
 from durable._runtime.bodies import Body
-from durable._runtime.handles import AsyncStep, Step
 from durable._runtime.plan import Plan
 from durable._runtime.run import run
 from durable._runtime.runs import BlockingRun
+from durable._runtime.signatures import AsyncWorkflow, AsyncWorkflowOf, BlockingWorkflow, BlockingWorkflowOf
 from durable._runtime.steps import BlockingDriver
 from durable.clocks import SystemClock
 from durable.codecs import Codec
@@ -73,7 +73,7 @@ class Replayed:
 @overload
 def replay(
     deps: D,
-    fn: Callable[[AsyncStep, D], Coroutine[Any, Any, Any]] | Callable[[AsyncStep, D, Any], Coroutine[Any, Any, Any]],
+    fn: AsyncWorkflow[D, Any] | AsyncWorkflowOf[D, Any, Any],
     source: Source,
     *,
     id: str = ...,
@@ -82,7 +82,7 @@ def replay(
 @overload
 def replay(
     deps: D,
-    fn: Callable[[Step, D], object] | Callable[[Step, D, Any], object],
+    fn: BlockingWorkflow[D, object] | BlockingWorkflowOf[D, Any, object],
     source: Source,
     *,
     id: str = ...,
