@@ -65,6 +65,7 @@ from durable._engine.headers import stamp_header
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
 from durable._engine.retry_cut import aside_record, cut_for_retry
+from durable._engine.step_kinds import Isolation
 from durable._engine.steps import LiveExecution
 from durable._runtime.step_options import step_options
 from durable.codecs import JsonCodec
@@ -73,7 +74,7 @@ from durable.errors import Unwind
 from durable.records import ErrorRecord, Execution, Header, Kind, Record, Status, StepRecord
 from durable.snapshots import Snapshot
 from durable.stores import MemoryStore, PostgresStore, requests
-from durable.stores.protocol import Isolation, Transaction
+from durable.stores.protocol import Transaction
 from durable.stores.requests import Begin, OnLateReply, Request
 from harness.support import Database
 

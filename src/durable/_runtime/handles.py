@@ -12,13 +12,13 @@ from psycopg import Connection
 
 from durable._common.boundary import public
 from durable._common.durations import Duration
+from durable._engine.step_kinds import Isolation
 from durable._runtime.async_steps import AsyncDriver
 from durable._runtime.bodies import body_of_call, body_of_sleep, body_of_transaction, body_of_wait
 from durable._runtime.mapping import MapOptions
 from durable._runtime.step_options import CollectingMapOptions, RaisingMapOptions, StepOptionsDict, step_options
 from durable._runtime.steps import BlockingDriver
 from durable._runtime.values import NOW, RANDOM, UUID4
-from durable.stores.protocol import Isolation
 
 I = TypeVar("I")  # noqa: E741 -- an item's type
 T = TypeVar("T")

@@ -15,18 +15,6 @@ from durable.snapshots import Snapshot
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
 from durable.stores.requests import OnLateReply, Request
 
-__all__ = [
-    "AsyncQueueingStore",
-    "AsyncRunStore",
-    "AsyncSnapshotStore",
-    "Isolation",
-    "QueueingStore",
-    "RolledBack",
-    "RunStore",
-    "SnapshotStore",
-    "Transaction",
-]
-
 T = TypeVar("T")
 
 

@@ -12,22 +12,6 @@ from durable._engine.leases import Lease
 from durable._engine.starts import NewRun, Route, Started
 from durable.records import Record, Status
 
-__all__ = [
-    "AnyRequest",
-    "Begin",
-    "Cancel",
-    "Checkpoint",
-    "Enqueue",
-    "Finish",
-    "OnLateReply",
-    "Poll",
-    "Polled",
-    "Receive",
-    "Release",
-    "Request",
-    "Signal",
-]
-
 T_co = TypeVar("T_co", covariant=True)
 
 OnLateReply: TypeAlias = Callable[[BaseException | None], object]

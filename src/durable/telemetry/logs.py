@@ -28,8 +28,6 @@ from durable.events import (
 )
 from durable.records import StepRecord
 
-__all__ = ["all_of", "log_events"]
-
 _DIGITS: Final = 6  # of a second, as a clock has them
 
 

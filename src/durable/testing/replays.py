@@ -32,8 +32,6 @@ from durable.snapshots import Snapshot, as_history
 from durable.stores import MemoryStore
 from durable.stores.listing import checked_snapshot
 
-__all__ = ["Replayed", "Source", "replay"]
-
 D = TypeVar("D")
 
 Source: TypeAlias = Snapshot | Mapping[str, Any] | bytes | str | os.PathLike[str]

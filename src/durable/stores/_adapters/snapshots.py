@@ -13,6 +13,7 @@ from durable._common.locks import hold, locked
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.headers import blank_header, stamp_header
 from durable._engine.leases import Lease
+from durable._engine.step_kinds import Isolation
 from durable.clocks import SystemClock
 from durable.codecs import Codec, codec_of
 from durable.errors import (
@@ -29,7 +30,7 @@ from durable.snapshots import Snapshot, snapshot_of, with_run_id
 from durable.stores._facades import ThreadPoolFacade
 from durable.stores._memory.store import MemoryStore
 from durable.stores._work import perform_work
-from durable.stores.protocol import AsyncSnapshotStore, Isolation, SnapshotStore, Transaction
+from durable.stores.protocol import AsyncSnapshotStore, SnapshotStore, Transaction
 from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Release, Request
 
 P = ParamSpec("P")

@@ -22,6 +22,7 @@ from durable._engine.headers import blank_header, claim_header, is_foreign
 from durable._engine.leases import Lease
 from durable._engine.runs import is_executable
 from durable._engine.starts import NewRun, Started
+from durable._engine.step_kinds import Isolation
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, as_codec
 from durable.errors import ConcurrentExecution, DurableError, InvalidArgument
@@ -46,7 +47,7 @@ from durable.stores.listing import (
     checked_purge,
     checked_snapshot,
 )
-from durable.stores.protocol import Isolation, Listening, Transaction
+from durable.stores.protocol import Listening, Transaction
 from durable.stores.requests import (
     AnyRequest,
     Begin,

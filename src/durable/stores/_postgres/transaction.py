@@ -24,6 +24,7 @@ from durable._engine import batches
 from durable._engine.backoff import backoff
 from durable._engine.batches import Entry, Verdict, reply_deadline
 from durable._engine.leases import Lease
+from durable._engine.step_kinds import Isolation
 from durable.errors import (
     DurableError,
     InvalidArgument,
@@ -54,7 +55,7 @@ from durable.stores._postgres.transaction_errors import (
 )
 from durable.stores._postgres.transaction_pool import TransactionPool
 from durable.stores._postgres.watchdog import shut_down
-from durable.stores.protocol import CommitRefused, Isolation, RolledBack
+from durable.stores.protocol import CommitRefused, RolledBack
 from durable.stores.requests import OnLateReply
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from msgspec import structs
 from durable._engine.calls import Call
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
-from durable._engine.step_kinds import Listen, Sleep
+from durable._engine.step_kinds import Isolation, Listen, Sleep
 from durable._engine.steps import LiveExecution
 from durable._runtime.bodies import Body
 from durable._runtime.plan import Plan
@@ -20,7 +20,7 @@ from durable.errors import DurableError, Unwind, WorkflowDrift
 from durable.records import Kind, Record, Status
 from durable.snapshots import Snapshot
 from durable.stores._facades import ThreadPoolFacade
-from durable.stores.protocol import Isolation, Transaction
+from durable.stores.protocol import Transaction
 from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Receive, Release, Request
 from durable.testing._rehearsal.crashes import Place
 from durable.testing._rehearsal.replaying import Replaying, ReplayNow
