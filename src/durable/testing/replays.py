@@ -19,6 +19,7 @@ from durable._engine.steps import LiveExecution
 from durable._runtime.async_runs import AsyncRun
 from durable._runtime.async_steps import AsyncDriver
 from durable._runtime.bodies import Body
+from durable._runtime.driver import Driver
 from durable._runtime.plan import Plan
 from durable._runtime.run import run
 from durable._runtime.runs import BlockingRun
@@ -142,7 +143,9 @@ class _Walk:
             raise Unwind(execution.abort(_Halt()).error)
 
 
-class _BlockingDriver(BlockingDriver):
+class _WalkingDriver(Driver):
+    """A driver that tells how far it has come, and draws the moments of today."""
+
     def __init__(self, walk: _Walk, *args: Any) -> None:
         super().__init__(*args)
         self._walk = walk
@@ -151,21 +154,15 @@ class _BlockingDriver(BlockingDriver):
     def _moment(self) -> datetime:
         return SystemClock.now()
 
+
+class _BlockingDriver(_WalkingDriver, BlockingDriver):
     def _drive(self, call: Call, body: Body) -> Any:
         with self._lock:
             self._walk.come_to(self._execution, call)
         return super()._drive(call, body)
 
 
-class _AsyncDriver(AsyncDriver):
-    def __init__(self, walk: _Walk, *args: Any) -> None:
-        super().__init__(*args)
-        self._walk = walk
-        walk.execution = self._execution
-
-    def _moment(self) -> datetime:
-        return SystemClock.now()
-
+class _AsyncDriver(_WalkingDriver, AsyncDriver):
     async def _drive(self, call: Call, body: Body) -> Any:
         self._walk.come_to(self._execution, call)
         return await super()._drive(call, body)

@@ -16,7 +16,7 @@ from durable._common.boundary import public_verbs
 from durable._common.checks import check_name
 from durable._common.durations import Duration
 from durable._common.forks import renew_in_children
-from durable._common.locks import locked
+from durable._common.locks import hold, locked
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.headers import blank_header, claim_header, is_foreign
 from durable._engine.leases import Lease
@@ -39,7 +39,6 @@ from durable.stores.listing import (
     FORCE_ADVICE,
     PAGE,
     Listed,
-    PageQuery,
     Progress,
     RunStatus,
     Stats,
@@ -111,9 +110,9 @@ class MemoryStore:
             case Cancel():
                 return self._cancel(request.run_id)
             case Signal():
-                return self._keep_signal(request.run_id, request.name, request.payload)
+                return hold(self._lock, self._signals.keep, request.run_id, request.name, request.payload)
             case Receive():
-                return self._find_signal(request.lease, request.name, request.taken)
+                return hold(self._lock, self._signals.find, request.lease.run_id, request.name, request.taken)
             case Enqueue():
                 return self._enqueue(request.runs)
             case Poll():
@@ -222,14 +221,6 @@ class MemoryStore:
         self._runs[run_id] = run.stamped(Status.CANCELLED, self.clock.now(), token=None, cancelled=True, due_at=None)
         return True
 
-    @locked
-    def _keep_signal(self, run_id: str, name: str, payload: str) -> None:
-        self._signals.keep(run_id, name, payload)
-
-    @locked
-    def _find_signal(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
-        return self._signals.find(lease.run_id, name, taken)
-
     def listen(self, worker: str, wake: Callable[[], object]) -> Listening:
         """See `QueueingStore.listen`."""
         return self._queue.listen(worker, wake)
@@ -294,11 +285,8 @@ class MemoryStore:
         self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
     ) -> Sequence[Listed]:
         """See `PostgresStore.list`."""
-        return self._page(checked_page(prefix, limit, status, after))
-
-    @locked
-    def _page(self, page: PageQuery) -> Sequence[Listed]:
-        return find_page(self._runs, page, self.clock.elapsed())
+        page = checked_page(prefix, limit, status, after)
+        return hold(self._lock, find_page, self._runs, page, self.clock.elapsed())
 
     def purge(
         self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
@@ -334,12 +322,9 @@ class MemoryStore:
         return self
 
     @property
+    @locked
     def aio(self) -> AsyncStore:
         """The same store for asyncio."""
-        return self._for_asyncio()
-
-    @locked
-    def _for_asyncio(self) -> AsyncStore:
         if self._aio is None:
             self._aio = AsyncStore(self)
         return self._aio

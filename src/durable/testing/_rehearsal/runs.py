@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar, cast
 
 from msgspec import structs
 
@@ -191,7 +191,7 @@ class RehearsedRun:
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:  # noqa: ARG002
         """See `RunStore`."""
         transaction = self._store.transaction(self._held_lease(), name, isolation)
-        return RehearsedTransaction(transaction, self.watch, self._on_commit)
+        return cast(Transaction, RehearsedTransaction(transaction, self.watch, self._on_commit))
 
     def load(self, id: str) -> Snapshot | None:
         """See `RunStore`."""
