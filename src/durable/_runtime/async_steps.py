@@ -66,7 +66,6 @@ class AsyncDriver(Driver):
             self._execution.journal.is_asked_to_end = lambda: main.cancelling() > 0
 
     def call_decorated(self, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """See `context.Driver`."""
         name, fn = definition.name, definition.fn
         if not inspect.iscoroutinefunction(fn):
             raise AsyncMismatch(
@@ -137,7 +136,6 @@ class AsyncDriver(Driver):
         return handed_out
 
     def draw_value(self, kind: ValueKind[T], key: str | None) -> T:
-        """See `Driver`."""
         if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- likewise
             raise _loop_error(f"step.{kind.name}()")
         return super().draw_value(kind, key)

@@ -76,7 +76,7 @@ _TIMELESS: Final = frozenset[type[StepOutcome]]({Returned, Acknowledged})  # whe
 
 
 class Driver:
-    """Calls the steps of one execution."""
+    """Calls the steps of one execution; the `context.Driver` of its frames."""
 
     def __init__(
         self,
@@ -105,17 +105,14 @@ class Driver:
 
     @property
     def run_id(self) -> str:
-        """The run whose steps these are."""
         return self._execution.run_id
 
     @property
     def epoch(self) -> int:
-        """See `context.Driver`."""
         return self._execution.lease.epoch
 
     @property
     def is_replaying(self) -> bool:
-        """See `context.Driver`."""
         return self._execution.journal.is_replaying
 
     def frame(self, inside: str | None = None, attempt: int = 0) -> Frame:
@@ -123,7 +120,6 @@ class Driver:
         return Frame(self, inside, self._runs, attempt)
 
     def call_decorated(self, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """See `context.Driver`."""
         raise NotImplementedError
 
     def exit_error(self, error: DurableError) -> BaseException:

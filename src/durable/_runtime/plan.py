@@ -109,22 +109,18 @@ class Plan(Struct, frozen=True, eq=False):
 
     @property
     def is_async(self) -> bool:
-        """Whether the workflow is async."""
         fn = self.fn
         return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 
     @property
     def is_late(self) -> bool:
-        """Whether the deadline is past."""
         return self.deadline is not None and self.clock.elapsed() >= self.deadline
 
     def emit(self, event: RunEvent) -> None:
-        """Hand the event to the listener, if there is one."""
         if self.options.on_event is not None:
             notify(self.options.on_event, event)
 
     def reading(self) -> Reading:
-        """A reading of the clock."""
         return Reading(self.clock.now(), self.clock.elapsed())
 
     def arguments(self, step: object, driver: Driver, journal: Journal) -> tuple[Any, ...]:

@@ -61,7 +61,6 @@ class BlockingDriver(Driver):
         self._waiting = 0
 
     def call_decorated(self, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """See `context.Driver`."""
         return self.call(definition.name, None, body_of_decorated(definition, args, kwargs, self.defaults))
 
     def check_awaited(self, failure: Exception | None = None) -> None:
@@ -85,7 +84,6 @@ class BlockingDriver(Driver):
 
     @locked
     def draw_value(self, kind: ValueKind[T], key: str | None) -> T:
-        """See `Driver`."""
         return super().draw_value(kind, key)
 
     def map(

@@ -23,22 +23,19 @@ T = TypeVar("T")
 
 
 class AsyncFacade:
-    """The verbs of a store, each called in a way that goes on when its caller is cancelled."""
+    """An `AsyncRunStore`: the verbs of a store, each called in a way that goes on when its caller is cancelled."""
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
 
     def submit(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> asyncio.Future[T]:
-        """See `AsyncRunStore.submit`."""
         answer = self._called(self._store.perform, request)
         return answer if on_late_reply is None else _heard_late(answer, on_late_reply)
 
     def load(self, id: str) -> Awaitable[Snapshot | None]:
-        """See `RunStore.load`."""
         return self._called(self._store.load, id)
 
     def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> Awaitable[bool]:
-        """See `RunStore.replace`."""
         return self._called(self._store.replace, run_id, old, new)
 
     def room(self) -> asyncio.Future[None] | None:
@@ -92,7 +89,6 @@ class ThreadPoolFacade(AsyncFacade):
         return asyncio.shield(asyncio.wrap_future(answer, loop=loop))
 
     def submit(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> asyncio.Future[T]:
-        """See `AsyncRunStore.submit`."""
         try:
             return super().submit(request, on_late_reply)
         except RuntimeError:  # no event loop to answer on: this run's was closed under it

@@ -56,14 +56,13 @@ class AsyncSnapshotAdapter(SnapshotRun):
 
 
 class _AsyncVerbs(SnapshotRun):
-    """A run's requests, performed by coroutines."""
+    """A run's requests, performed by coroutines: what `SnapshotAdapter` does, awaited."""
 
     def __init__(self, snapshots: AsyncSnapshotStore) -> None:
         super().__init__(snapshots)
         self._saving = asyncio.Lock()
 
     async def perform(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> T:
-        """See `RunStore.perform`."""
         return await self._answer(request, on_late_reply)  # type: ignore[arg-type, no-any-return]
 
     async def _answer(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
@@ -108,11 +107,9 @@ class _AsyncVerbs(SnapshotRun):
             self.let_go(lease)
 
     async def load(self, id: str) -> Snapshot | None:
-        """See `SnapshotAdapter.load`."""
         return await self._done(self._loaded(id))
 
     async def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
-        """See `SnapshotAdapter.replace`."""
         return await self._under_lock(run_id, self._replaced(run_id, old, new))
 
     async def _under_lock(self, run_id: str, work: Work[T]) -> T:
@@ -139,7 +136,6 @@ class _TaskFacade(AsyncFacade):
         self._tasks: set[asyncio.Task[Any]] = set()  # an event loop holds its tasks weakly
 
     def submit(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> asyncio.Future[T]:
-        """See `AsyncRunStore.submit`."""
         try:
             return super().submit(request, on_late_reply)
         except RuntimeError:  # no event loop to call the user's verbs on: this run's was closed under it

@@ -64,7 +64,6 @@ class SnapshotRun:
 
     @property
     def codec(self) -> Codec:
-        """The codec of the store of snapshots."""
         return codec_of(self._snapshots)
 
     @property
@@ -177,7 +176,6 @@ class SnapshotAdapter(SnapshotRun):
         self._aio: ThreadPoolFacade | None = None
 
     def perform(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> T:
-        """See `RunStore.perform`."""
         return self._answer(request, on_late_reply)  # type: ignore[arg-type, no-any-return]
 
     def _answer(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:

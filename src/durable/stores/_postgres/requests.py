@@ -56,7 +56,7 @@ _RELEASE_WITHIN: Final = 5.0  # seconds; then the lease is left to end by itself
 
 
 class Requests:
-    """The requests to a store, answered for callers that block; `work` is that of both colours."""
+    """The requests to a store, answered for callers that block; `work` is that of both colours. Also a `jobs.Asked`."""
 
     def __init__(self, held: Held, settings: Settings) -> None:
         self._held = held
@@ -64,7 +64,6 @@ class Requests:
         self._clock = settings.clock
 
     def perform(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
-        """See `PostgresStore.perform`."""
         match request:
             case Checkpoint():
                 return self._checkpoint(request.lease, request.record, on_late_reply)
@@ -270,19 +269,15 @@ class Requests:
 
     @property
     def prefix(self) -> str:
-        """See `jobs.Asked`."""
         return self._settings.prefix
 
     def row(self, run_id: str) -> str:
-        """See `jobs.Asked`."""
         return self._settings.row(run_id)
 
     def refuse_own(self, row: str, what: str) -> None:
-        """See `jobs.Asked`."""
         refuse_own_run(self._held.resources.connections.where, row, what)
 
     def answer_by(self) -> float:
-        """See `jobs.Asked`."""
         return self._clock.elapsed() + _ANSWER_WITHIN
 
     def _give_back(self, claimed: Job) -> None:

@@ -119,7 +119,6 @@ class RehearsedRun:
     # -- what its execution asks of the store -----------------------------------------------------------------------
 
     def perform(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> T:
-        """See `RunStore`."""
         return self._answer(request, on_late_reply)  # type: ignore[arg-type, no-any-return]
 
     def _answer(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
@@ -189,21 +188,17 @@ class RehearsedRun:
             return self._store.perform(Receive(self._held_lease(), name, taken))
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:  # noqa: ARG002
-        """See `RunStore`."""
         transaction = self._store.transaction(self._held_lease(), name, isolation)
         return cast(Transaction, RehearsedTransaction(transaction, self.watch, self._on_commit))
 
     def load(self, id: str) -> Snapshot | None:
-        """See `RunStore`."""
         return self._store.load(id)
 
     def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
-        """See `RunStore`."""
         return self._store.replace(run_id, old, new)
 
     @property
     def identity(self) -> object:
-        """See `RunStore`."""
         return self._store.identity
 
     @property

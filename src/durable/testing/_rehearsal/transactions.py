@@ -23,7 +23,6 @@ class RehearsedTransaction:
         return getattr(self._transaction, verb)
 
     def commit(self, record: Record, on_late_reply: OnLateReply | None = None) -> None:
-        """See `Transaction`."""
         with self._watch.at_work():
             self._transaction.commit(record, on_late_reply)
         self._on_commit(record)

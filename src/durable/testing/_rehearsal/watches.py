@@ -43,21 +43,17 @@ class Watch:
         return self._describe()
 
     def now(self) -> datetime:
-        """See `Clock`."""
         return self._clock.now()
 
     def elapsed(self) -> float:
-        """See `Clock`."""
         return self._clock.elapsed()
 
     def sleep(self, seconds: float, recheck: float = math.inf) -> None:
-        """See `Clock`."""
         self._on_wait(seconds)
         self._timeline.wait(Waiter(self, seconds, recheck, None))
         self._on_wait(0.0)
 
     async def asleep(self, seconds: float, recheck: float = math.inf) -> None:
-        """See `Clock`."""
         self._on_wait(seconds)
         await self._timeline.wait_async(Waiter(self, seconds, recheck, asyncio.get_running_loop()))
         self._on_wait(0.0)
