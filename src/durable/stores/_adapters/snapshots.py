@@ -31,7 +31,18 @@ from durable.stores._facades import ThreadPoolFacade
 from durable.stores._memory.store import MemoryStore
 from durable.stores._work import perform_work
 from durable.stores.protocol import AsyncSnapshotStore, SnapshotStore, Transaction
-from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Release, Request
+from durable.stores.requests import (
+    AnyRequest,
+    Begin,
+    Cancel,
+    Checkpoint,
+    Finish,
+    OnLateReply,
+    Receive,
+    Release,
+    Request,
+    Signal,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -162,8 +173,17 @@ class SnapshotRun:
 
     def unable(self, request: Request[Any]) -> InvalidArgument:
         """Of what no snapshot has room for, or would have to be told to another process."""
+        match request:
+            case Cancel():
+                wish = f"cancel run {request.run_id!r}"
+            case Signal():
+                wish = f"send the signal {request.name!r} to run {request.run_id!r}"
+            case Receive():
+                wish = f"wait for the signal {request.name!r}"
+            case _:
+                wish = type(request).__name__.lower()
         return InvalidArgument(
-            f"{self.where}, a store of five verbs, cannot {request.wish}: that takes postgres(url) or memory()"
+            f"{self.where}, a store of five verbs, cannot {wish}: that takes postgres(url) or memory()"
         )
 
 
