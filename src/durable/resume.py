@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final, Generic, TypeVar, overload
@@ -13,6 +12,7 @@ from msgspec import UNSET, structs
 from durable._common.boundary import public
 from durable._common.checks import check_name
 from durable._engine.headers import blank_header, reopen, stamp_header
+from durable._runtime.awaitables import is_async_function
 from durable._runtime.handles import Pending
 from durable._runtime.plan import MISSING
 from durable._runtime.run import run
@@ -88,7 +88,7 @@ class Workflow(Generic[D]):
         `UnreadableRecord` when the state is not this workflow's.
         """
         settled = None if resume_state is None else _to_be_resumed(checked_snapshot(self._name, resume_state))
-        if _is_async(fn):
+        if is_async_function(fn):
             return self._awaited(fn, settled, input)
         with memory() as store:
             if settled is not None:
@@ -114,7 +114,7 @@ class Workflow(Generic[D]):
         async def awaited(*args: Any) -> Any:
             return await fn(*args)
 
-        wrapped = functools.update_wrapper(awaited if _is_async(fn) else called, fn, assigned=())
+        wrapped = functools.update_wrapper(awaited if is_async_function(fn) else called, fn, assigned=())
         return workflow(name=self._name)(wrapped)
 
 
@@ -167,10 +167,6 @@ class ResumeStateCollector:
 
 
 _run: Final[Callable[..., Any]] = run  # the overloads are for callers who know what they call
-
-
-def _is_async(fn: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 
 
 def _to_be_resumed(state: Snapshot) -> Snapshot:

@@ -23,6 +23,7 @@ from durable._engine.decisions import Admission, Claim, ClaimReply, Decline, Gra
 from durable._engine.journal import Journal
 from durable._engine.leases import check_seconds
 from durable._engine.steps import LiveExecution
+from durable._runtime.awaitables import is_async_function
 from durable._runtime.context import Driver, Running, current_frame
 from durable._runtime.deps import bind_deps
 from durable._runtime.policies import Policy
@@ -109,8 +110,7 @@ class Plan(Struct, frozen=True, eq=False):
 
     @property
     def is_async(self) -> bool:
-        fn = self.fn
-        return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+        return is_async_function(self.fn)
 
     @property
     def is_late(self) -> bool:

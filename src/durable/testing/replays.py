@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from durable._engine.calls import Call
 from durable._engine.steps import LiveExecution
 from durable._runtime.async_runs import AsyncRun
 from durable._runtime.async_steps import AsyncDriver
+from durable._runtime.awaitables import is_async_function
 from durable._runtime.bodies import Body
 from durable._runtime.driver import Driver
 from durable._runtime.plan import Plan
@@ -104,7 +104,7 @@ def replay(
     """
     record = _Record(id, _read_source(source, id), codec)
     outcome = partial(_run, deps, fn, id=id, store=record, version=record.version)
-    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
+    if is_async_function(fn):
         return _replay_async(record, outcome())
     with record:
         try:
