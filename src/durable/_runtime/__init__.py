@@ -4,7 +4,7 @@ A file here performs what the engine's file of the same name decides; `async_` b
 
 A run, from the call to its end:
 
-    run               durable.run: its signature, and the two doors: run_claimed(plan), execute(plan, granted)
+    run               durable.run: its signature, and which form of a run performs it
     run_options       what it was given besides what to run
     plan              the call, checked: nothing has been asked of the store yet
     versions          a run that another version of the workflow has begun

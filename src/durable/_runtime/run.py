@@ -11,7 +11,6 @@ import tenacity
 
 from durable._common.boundary import public
 from durable._common.durations import Duration
-from durable._engine.decisions import Granted
 from durable._runtime.async_runs import AsyncRun
 from durable._runtime.context import current_frame
 from durable._runtime.handles import Pending
@@ -118,18 +117,11 @@ def run(
 
 def run_claimed(plan: Plan) -> Any:
     """Claim the run, and return what it comes to; of an async workflow, a coroutine of that."""
-    return AsyncRun(plan).outcome() if plan.is_async else _outcome(BlockingRun(plan))
-
-
-def execute(plan: Plan, granted: Granted) -> Any:
-    """The same under a lease that was `granted` for the plan's claim before."""
-    return AsyncRun(plan).outcome(granted) if plan.is_async else _outcome(BlockingRun(plan), granted)
-
-
-def _outcome(run: BlockingRun, granted: Granted | None = None) -> Any:
-    before = current_frame.get()
+    if plan.is_async:
+        return AsyncRun(plan).outcome()
+    run, before = BlockingRun(plan), current_frame.get()
     try:
-        return run.outcome(granted)
+        return run.outcome()
     finally:  # also when a signal handler has raised where nothing else could see to it
         try:
             run.give_all_back()
