@@ -31,7 +31,6 @@ class Waits:
         return add_seconds(reading.at, first - reading.elapsed), add_seconds(reading.at, seconds)
 
     def resume(self, call: Call, first: datetime, due: datetime, reading: Reading) -> None:
-        """Continue a wait that is recorded."""
         call.first, call.due = self._recorded(call, first, due, reading)
 
     def left_of_sleep(self, call: Call, began: datetime | None, until: datetime, reading: Reading) -> float:

@@ -154,7 +154,6 @@ class _Retry:
         )
 
     def lease(self, reply: ClaimReply) -> Lease:
-        """The lease, where it was granted."""
         if isinstance(reply, Granted):
             self._granted = reply
             return reply.lease

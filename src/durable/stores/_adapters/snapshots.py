@@ -319,7 +319,6 @@ class _Leases(MemoryStore):
 
     @locked
     def lock_of(self, run_id: str) -> RunLock:
-        """This run's."""
         return self._locks.setdefault(run_id, RunLock(run_id))
 
 
