@@ -385,7 +385,8 @@ class EngineStage:
 
     def _call(self, execution: LiveExecution, ask: Ask | WaitFor) -> Call:
         if isinstance(ask, WaitFor):
-            return execution.call(ask.name, ask.key, "", "main", kind=step_kinds.Listen(ask.timeout))
+            listen = step_kinds.Listen(ask.timeout)
+            return execution.draw(Call(ask.key or ask.name, ask.name, auto=ask.key is None, kind=listen), "main")
         fingerprint = self._codec.fingerprint(list(ask.args), what="an argument") if ask.args else ""
         kind = (
             step_kinds.Transact("read committed")
@@ -393,7 +394,8 @@ class EngineStage:
             else ask.terms.get("kind", step_kinds.PLAIN)
         )
         options = {option: ask.terms.get(option, False) for option in ("at_most_once", "cleanup")}
-        return execution.call(ask.name, ask.key, fingerprint, "main", _in_flight(execution), kind, **options)
+        call = Call(ask.key or ask.name, ask.name, fingerprint, ask.key is None, kind, **options)
+        return execution.draw(call, "main", _in_flight(execution))
 
     @property
     def _reading(self) -> Reading:

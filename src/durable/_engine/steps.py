@@ -44,7 +44,7 @@ from durable._engine.decisions import (
 from durable._engine.journal import Journal
 from durable._engine.journal_writes import write_attempt, write_outcome
 from durable._engine.leases import MAX_WAIT, Lease
-from durable._engine.step_kinds import PLAIN, Listen, Plain, Sleep, StepKind, Transact
+from durable._engine.step_kinds import Listen, Plain, Sleep, Transact
 from durable._engine.waits import RESOLUTION, Waits
 from durable.errors import (
     DeadlineExceeded,
@@ -122,25 +122,15 @@ class LiveExecution:
         """Whether a step of this key is running, which `Join` waits for."""
         return call.key in self._running
 
-    def call(
-        self,
-        name: str,
-        key: str | None,
-        fingerprint: str,
-        branch: object,
-        amid: InFlight | None = None,
-        kind: StepKind = PLAIN,
-        *,
-        at_most_once: bool = False,
-        cleanup: bool = False,
-    ) -> Call:
-        """Draw the key of a call. What is wrong with it comes as the first decision.
+    def draw(self, call: Call, branch: object, amid: InFlight | None = None) -> Call:
+        """Draw the key of a call: see `Journal.draw`. What is wrong with it comes as the first decision.
 
-        `amid` is what is in flight there. An interruption begins nothing: no key is drawn.
+        An interruption in flight begins nothing: no key is drawn.
         """
         if amid is not None and amid.interruption is not None:
-            return Call(key or name, name, fingerprint, refusal=Leave(amid.interruption))
-        call = self.journal.draw(name, key, fingerprint, branch, amid, kind, at_most_once=at_most_once, cleanup=cleanup)
+            call.refusal = Leave(amid.interruption)
+            return call
+        self.journal.draw(call, branch, amid)
         if call.refusal is not None and isinstance(call.refusal, Abort):
             self.abort(call.refusal.error)
         return call

@@ -197,9 +197,8 @@ class Driver:
         options, exception = body.options, sys.exception()
         if amid is None and exception is not None:
             amid = self._in_flight(exception)
-        return self._execution.call(
-            name, key, fingerprint, branch, amid, body.kind, at_most_once=options.at_most_once, cleanup=options.cleanup
-        )
+        call = Call(key or name, name, fingerprint, key is None, body.kind, options.at_most_once, options.cleanup)
+        return self._execution.draw(call, branch, amid)
 
     def _in_flight(self, exception: BaseException | None) -> InFlight | None:
         """What is in flight while this exception is handled, if it was raised since the workflow was entered."""
