@@ -138,20 +138,15 @@ class ResumeStateCollector:
             case RunBegan(run_id=run_id, at=at, workflow=workflow, epoch=epoch, header=header, records=records):
                 self._epoch = epoch
                 self._run_id, self._records = run_id, list(records)
-                self._header = header or blank_header(workflow)
-                self._is(Status.RUNNING, at)
+                self._header = stamp_header(header or blank_header(workflow), Status.RUNNING, at)
             case StepRecorded(at=at, key=key, record=record):
-                self._add(key, Kind.STEP, render(record), at)
-                self._is(Status.RUNNING, at)
+                self._note(at, Status.RUNNING, Kind.STEP, render(record), key)
             case StepRemembered(at=at, key=key, record=record):
-                self._add(key, Kind.ATTEMPT, render(record), at)
-                self._is(Status.RUNNING, at)
+                self._note(at, Status.RUNNING, Kind.ATTEMPT, render(record), key)
             case RunCompleted(at=at, result=result):
-                self._add(Kind.RESULT, Kind.RESULT, result, at)
-                self._is(Status.COMPLETED, at)
+                self._note(at, Status.COMPLETED, Kind.RESULT, result)
             case RunFailed(at=at, failure=FailureRecord() as failure):
-                self._add(Kind.FAILURE, Kind.FAILURE, render(failure), at)
-                self._is(Status.FAILED, at)
+                self._note(at, Status.FAILED, Kind.FAILURE, render(failure))
             case _:
                 pass
 
@@ -159,10 +154,8 @@ class ResumeStateCollector:
         """The run's snapshot as far as it has come, for `store.save` and `resume_state=`."""
         return snapshot_of(self._header, self._records, run_id=self._run_id)
 
-    def _add(self, key: str, kind: Kind, text: str, at: datetime) -> None:
-        self._records.append(Record(len(self._records), key, kind, text, at, self._epoch))
-
-    def _is(self, status: Status, at: datetime) -> None:
+    def _note(self, at: datetime, status: Status, kind: Kind, text: str, key: str = "") -> None:
+        self._records.append(Record(len(self._records), key or kind, kind, text, at, self._epoch))
         self._header = stamp_header(self._header, status, at, self._records)
 
 

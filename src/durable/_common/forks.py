@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 
 class Renewable(Protocol):
@@ -15,15 +15,12 @@ class Renewable(Protocol):
         ...
 
 
-R = TypeVar("R", bound=Renewable)
-
 _known: Final[weakref.WeakSet[Renewable]] = weakref.WeakSet()
 
 
-def renew_in_children(thing: R) -> R:
-    """Have this thing renewed in every forked child; returns it."""
+def renew_in_children(thing: Renewable) -> None:
+    """Have this thing renewed in every forked child."""
     _known.add(thing)
-    return thing
 
 
 def _renew() -> None:

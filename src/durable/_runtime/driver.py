@@ -317,10 +317,8 @@ class Driver:
     def _forsake(self, call: Call) -> None:
         """The call was left by an exception: abandon its transaction, and leave its body's frame."""
         frame = current_frame.get()
-        if (
-            frame is not None and frame.driver is self and frame.inside is not None
-        ):  # the interrupt came between entering and leaving it
-            current_frame.set(self.frame())
+        if frame is not None and frame.driver is self and frame.inside is not None:
+            current_frame.set(self.frame())  # the interrupt came between entering and leaving it
         if call in self._open:
             self._open[call][0].abandon()
             self._open.pop(call, None)

@@ -171,10 +171,7 @@ class Requests:
             return
         try:
             yield self._releasing(release)
-        except (
-            DurableError,
-            RuntimeError,
-        ):  # such as: no event loop to answer on, since this run's was closed under it
+        except (DurableError, RuntimeError):  # such as: no event loop to answer on, this run's was closed under it
             with contextlib.suppress(StoreUnavailable):  # no thread can be started for it
                 self._leave(release)
             raise
