@@ -16,7 +16,7 @@ from durable._common.threads import fulfil
 from durable.errors import DurableError, StoreUnavailable
 from durable.snapshots import Snapshot
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
-from durable.stores.protocol import LeasedStore, RunStore, SnapshotVerbs
+from durable.stores.protocol import LeasedStore, RunStore
 from durable.stores.requests import OnLateReply, Release, Request
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ class ThreadPoolFacade(AsyncFacade):
 class AsyncSnapshotVerbs:
     """The same verbs as coroutines, each in a thread of its event loop's executor. A cancelled one goes on there."""
 
-    def __init__(self, snapshots: SnapshotVerbs) -> None:
+    def __init__(self, snapshots: LeasedStore) -> None:
         self._snapshots = snapshots
 
     async def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:

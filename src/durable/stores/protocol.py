@@ -216,19 +216,11 @@ class AsyncQueueingStore(AsyncRunStore, Protocol):
         ...
 
 
-class SnapshotVerbs(Protocol):
-    """The verbs of our own stores about whole snapshots. They block."""
+class LeasedStore(RunStore, Protocol):
+    """A store that `durable.run` takes leases from, and whose snapshots can be seen to. Its verbs block."""
 
     def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
         """See `PostgresStore.save`."""
-        ...
-
-    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
-        """See `RunStore.replace`."""
-        ...
-
-    def load(self, id: str) -> Snapshot | None:
-        """See `PostgresStore.load`."""
         ...
 
     def delete(self, id: str, *, force: bool = False) -> None:
@@ -254,10 +246,6 @@ class SnapshotVerbs(Protocol):
     def status(self, id: str) -> RunStatus | None:
         """See `PostgresStore.status`."""
         ...
-
-
-class LeasedStore(RunStore, SnapshotVerbs, Protocol):
-    """A store that `durable.run` takes leases from, and whose snapshots can be seen to."""
 
 
 class Listening(Protocol):
