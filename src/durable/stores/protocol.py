@@ -161,23 +161,23 @@ class Transaction(Protocol):
         ...
 
 
-class RolledBack(Exception):
-    """Nothing of a transaction was committed, through no fault of the body's.
+class NotCommitted(Exception):
+    """Nothing of a transaction was committed; `problem` says why."""
+
+    def __init__(self, problem: Exception) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+
+class RolledBack(NotCommitted):
+    """Through no fault of the body's.
 
     `problem` is what to say when that goes on: a `DurableError`, or the database's own exception, to be the body's.
     """
 
-    def __init__(self, problem: Exception) -> None:
-        super().__init__(problem)
-        self.problem = problem
 
-
-class CommitRefused(Exception):
-    """The database has something against what a body did, a deferred constraint for example; nothing was committed."""
-
-    def __init__(self, problem: Exception) -> None:
-        super().__init__(problem)
-        self.problem = problem
+class CommitRefused(NotCommitted):
+    """The database has something against what the body did, a deferred constraint for example."""
 
 
 class AsyncRunStore(Protocol):

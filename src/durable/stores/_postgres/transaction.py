@@ -55,7 +55,7 @@ from durable.stores._postgres.transaction_errors import (
 )
 from durable.stores._postgres.transaction_pool import TransactionPool
 from durable.stores._postgres.watchdog import shut_down
-from durable.stores.protocol import CommitRefused, RolledBack
+from durable.stores.protocol import NotCommitted, RolledBack
 from durable.stores.requests import OnLateReply
 
 T = TypeVar("T")
@@ -129,7 +129,7 @@ class PostgresTransaction:
         """See `protocol.Transaction`. One round trip."""
         try:
             self._commit(record)
-        except (DurableError, RolledBack, CommitRefused):
+        except (DurableError, NotCommitted):
             raise
         except BaseException as interrupt:
             self._end()
