@@ -113,7 +113,9 @@ class Requests:
         try:
             while (job := self._reading(found, alive)) is not None:
                 yield job
-            return _taken_from(dead_owner, found.reply())
+            reply = found.reply()
+            taken = dead_owner is not None and isinstance(reply, Granted)
+            return replace(reply, taken_from=dead_owner) if taken else reply
         except BaseException:
             self._give_up(found)
             raise
@@ -146,7 +148,7 @@ class Requests:
     def _granted(self, found: Found) -> Work[list[Granted]]:
         """One of what was polled, read, or with the problem of that."""
         try:
-            while (job := self._reading(found, _always)) is not None:
+            while (job := self._reading(found, lambda: True)) is not None:
                 yield job
             reply = found.reply()
         except DurableError as problem:
@@ -164,7 +166,7 @@ class Requests:
     def _release(self, release: Release) -> Work[None]:
         lease = release.lease
         self._dropped(lease)
-        if not self._is_held_here(lease):
+        if self._held.resources.mark not in lease.token:  # it is that of the process which forked this one
             return
         if self._held.is_closed:
             self._release_at_last(release)
@@ -253,10 +255,6 @@ class Requests:
         is_proven = self._settings.take_over_dead and is_dead(owner, token)
         return is_proven or self._held.resources.has_left(token)
 
-    def _is_held_here(self, lease: Lease) -> bool:
-        """Whether the lease is this process's own, not that of the one which forked it."""
-        return self._held.resources.mark in lease.token
-
     def held_here(self, lease: Lease) -> Resources:
         """This process, if the lease is its own."""
         resources = self._held.resources
@@ -285,14 +283,3 @@ class Requests:
         if polled.failure is None:
             for found in polled.answer.found:
                 self._give_up(found)
-
-
-def _always() -> bool:
-    return True
-
-
-def _taken_from(dead: str | None, reply: ClaimReply) -> ClaimReply:
-    """The reply to a claim over a dead owner's lease."""
-    if dead is not None and isinstance(reply, Granted):
-        return replace(reply, taken_from=dead)
-    return reply
