@@ -54,7 +54,7 @@ class Heartbeat:
         self._pause = 0.0  # seconds, before the next turn
 
     def renew(self) -> None:
-        """See `_common.forks.Renewable`: for a store that a forked child goes on using."""
+        """In a forked child that goes on using the store."""
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._thread, self._pid = None, os.getpid()

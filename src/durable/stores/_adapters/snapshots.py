@@ -313,7 +313,6 @@ class _Leases(MemoryStore):
         self._locks: weakref.WeakValueDictionary[str, RunLock] = weakref.WeakValueDictionary()
 
     def renew(self) -> None:
-        """See `_common.forks.Renewable`."""
         super().renew()
         self._locks = weakref.WeakValueDictionary()
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, Self, TypeVar, assert_never
+from typing import Any, Final, Self, TypeVar, assert_never
 
 from msgspec import structs
 
 from durable._common.boundary import public_verbs
 from durable._common.checks import check_name
 from durable._common.durations import Duration
-from durable._common.forks import renew_in_children
 from durable._common.locks import hold, locked
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.headers import blank_header, claim_header, is_foreign
@@ -80,10 +81,10 @@ class MemoryStore:
         self._aio: AsyncStore | None = None
         self._closed = False
         self._heartbeat = Heartbeat(self._renew, self._look, self.clock)
-        renew_in_children(self)
+        _stores.add(self)
 
     def renew(self) -> None:
-        """See `_common.forks.Renewable`. The child has what was there at the fork; what was being executed is its parent's."""
+        """In a forked child: what was being executed is its parent's, and so are the threads that may hold a lock."""
         self._lock = threading.RLock()
         self._heartbeat.renew()
         self._aio = None
@@ -384,3 +385,14 @@ class MemoryStore:
         """The record, and when and under which lease it was stored, where it does not say."""
         seq, key, kind, text, at, under = record
         return Record(seq, key, kind, text, at or self.clock.now(), under or epoch)
+
+
+_stores: Final[weakref.WeakSet[MemoryStore]] = weakref.WeakSet()
+
+
+def _renew_all() -> None:
+    for store in list(_stores):
+        store.renew()
+
+
+os.register_at_fork(after_in_child=_renew_all)
