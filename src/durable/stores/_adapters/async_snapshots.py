@@ -63,6 +63,7 @@ class _AsyncVerbs(SnapshotRun):
         self._saving = asyncio.Lock()
 
     async def perform(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> T:
+        """See `RunStore.perform`."""
         return await self._answer(request, on_late_reply)  # type: ignore[arg-type, no-any-return]
 
     async def _answer(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
@@ -107,9 +108,11 @@ class _AsyncVerbs(SnapshotRun):
             self.let_go(lease)
 
     async def load(self, id: str) -> Snapshot | None:
+        """See `SnapshotAdapter.load`."""
         return await self._done(self._loaded(id))
 
     async def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
+        """See `SnapshotAdapter.replace`."""
         return await self._under_lock(run_id, self._replaced(run_id, old, new))
 
     async def _under_lock(self, run_id: str, work: Work[T]) -> T:

@@ -196,6 +196,7 @@ class SnapshotAdapter(SnapshotRun):
         self._aio: ThreadPoolFacade | None = None
 
     def perform(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> T:
+        """See `RunStore.perform`."""
         return self._answer(request, on_late_reply)  # type: ignore[arg-type, no-any-return]
 
     def _answer(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
