@@ -317,8 +317,8 @@ class Journal:
         """The record is committed."""
         self._settled[key] = record
         self._attempted.pop(key, None)
-        if record.drawn is not None:
-            self._note_drawn(key, record.drawn)
+        if record.drawn is not None and self.drawn is not None:
+            self.drawn.note(key, record.drawn)
 
     def taken_signals(self, name: str) -> Sequence[int]:
         """The numbers of the signals of this name that were received."""
@@ -335,12 +335,8 @@ class Journal:
     def note_attempt(self, key: str, record: AttemptRecord) -> None:
         """The record is committed."""
         self._attempted[key] = record
-        if record.drawn is not None:
-            self._note_drawn(key, record.drawn)
-
-    def _note_drawn(self, key: str, held: Mapping[str, Drawable]) -> None:
-        if self.drawn is not None:
-            self.drawn.note(key, held)
+        if record.drawn is not None and self.drawn is not None:
+            self.drawn.note(key, record.drawn)
 
     def drawn_for(self, key: str) -> Mapping[str, Drawable] | None:
         """What was drawn, and the next record of this step is to hold."""
