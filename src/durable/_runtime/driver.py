@@ -24,6 +24,8 @@ from durable._engine.decisions import (
     Acknowledged,
     Asked,
     Attempt,
+    Leave,
+    Raise,
     Raised,
     Reading,
     Rejected,
@@ -225,20 +227,36 @@ class Driver:
         """Whether the calling task has been asked to end."""
         raise NotImplementedError
 
-    def _next_rest(self, call: Call, recorded: object) -> Wait | Abort | None:
-        """What a sleep does next. A sleep of some seconds records two moments; one until a moment records that."""
+    def _ending(self, stop: Raise | Abort | Leave) -> BaseException:
+        """What a call raises that goes no further."""
+        match stop:
+            case Raise(error=error):
+                return error
+            case Abort(error=error):
+                return self.exit_error(error)
+            case Leave(interruption=interruption):
+                return interruption
+
+    def _next_rest(self, call: Call, recorded: object) -> Wait | None:
+        """The next wait of a sleep; None at its end.
+
+        A sleep of some seconds records two moments; one until a moment records that.
+        """
         try:
             match recorded:
                 case [str(began), str(until)]:
-                    return self._execution.rest(
+                    rest = self._execution.rest(
                         call, datetime.fromisoformat(began), datetime.fromisoformat(until), self._reading()
                     )
                 case _:
-                    return self._execution.rest(call, None, datetime.fromisoformat(str(recorded)), self._reading())
+                    rest = self._execution.rest(call, None, datetime.fromisoformat(str(recorded)), self._reading())
         except (TypeError, ValueError):  # a naive moment, or none at all
             where = f"the record of step {call.key!r}"
             problem = f"{show(recorded)} is no moment to sleep until"
             raise UnreadableRecord(self._execution.run_id, where, problem) from None
+        if isinstance(rest, Abort):
+            raise self.exit_error(rest.error)
+        return rest
 
     def _open_transaction(self, call: Call, attempt: Attempt, body: Body) -> Transaction:
         """The transaction for an attempt, not begun yet."""
