@@ -25,12 +25,16 @@ Exception
     │   ├── RetryRefused       steps recorded while the run was failing or being left need a decision
     │   ├── RunNotFound        nothing is stored under this id
     │   ├── RunNotOver         the run has no result yet
+    │   ├── RunPoisoned        workers die under this run, one after the other
     │   ├── UnreadableRecord   a stored line that cannot be understood
     │   └── RecordsLost        acknowledged lines are gone: the database went back to an earlier state
     ├── OwnershipError         another execution owns this run, or none does any more
     │   ├── ConcurrentExecution
     │   ├── WaitTimedOut
     │   ├── LeaseLost
+    │   ├── RunHandedOver      this worker is being ended, and another one goes on with the run
+    │   ├── RunExists          a run of this id is there already
+    │   ├── DuplicateRun       another run of the same dedup= has not ended
     │   └── RunOver            a step called after its run had ended
     └── StoreError             the database, or the way to it
         ├── StoreUnavailable
@@ -50,51 +54,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, TypeAlias
 from weakref import WeakSet
-
-__all__ = [
-    "AccessDenied",
-    "AmbiguousKey",
-    "AsyncMismatch",
-    "ConcurrentExecution",
-    "DeadlineExceeded",
-    "DuplicateRun",
-    "DurableError",
-    "DurableWarning",
-    "HistoryError",
-    "InvalidArgument",
-    "KeyConflict",
-    "LeaseLost",
-    "NestedStep",
-    "OutcomeUnknown",
-    "OwnershipError",
-    "RecordsLost",
-    "RetryRefused",
-    "RunCancelled",
-    "RunExists",
-    "RunHandedOver",
-    "RunMismatch",
-    "RunNotFound",
-    "RunNotOver",
-    "RunOver",
-    "RunPoisoned",
-    "SchemaMismatch",
-    "ServerNotStarted",
-    "SignalTimedOut",
-    "StepFailed",
-    "StepInterrupted",
-    "StepTimeout",
-    "StoreError",
-    "StoreUnavailable",
-    "TransactionMisused",
-    "UnreadableRecord",
-    "UnstorableValue",
-    "UnsuitableServer",
-    "Unwind",
-    "VersionMismatch",
-    "WaitTimedOut",
-    "WorkflowDrift",
-]
-
 
 _Class: TypeAlias = type[BaseException]
 
@@ -781,3 +740,10 @@ class ServerNotStarted(StoreError):
 
     def __str__(self) -> str:
         return f"no embedded PostgreSQL could be started: {self.problem}. {self.advice}"
+
+
+__all__ = [  # every class above, but for what begins with an underscore
+    name
+    for name, value in [*vars().items()]
+    if isinstance(value, type) and value.__module__ == __name__ and name[0] != "_"
+]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final, Generic, TypeVar, overload
 
@@ -13,9 +12,11 @@ from msgspec import UNSET, structs
 from durable._common.boundary import public
 from durable._common.checks import check_name
 from durable._engine.headers import blank_header, reopen, stamp_header
-from durable._runtime.handles import AsyncStep, Pending, Step
+from durable._runtime.awaitables import is_async_function
+from durable._runtime.handles import Pending
 from durable._runtime.plan import MISSING
 from durable._runtime.run import run
+from durable._runtime.signatures import AsyncWorkflow, AsyncWorkflowOf, BlockingWorkflow, BlockingWorkflowOf
 from durable._runtime.workflow import workflow
 from durable.events import Listener, RunBegan, RunCompleted, RunEvent, RunFailed, StepRecorded, StepRemembered
 from durable.records import FailureRecord, Kind, Record, Status, render
@@ -57,29 +58,22 @@ class Workflow(Generic[D]):
         return f"<Workflow {self._name!r}>"
 
     @overload
-    def run(self, fn: Callable[[Step, D], T], *, resume_state: Snapshot | Mapping[str, Any] | None = ...) -> T: ...
+    def run(self, fn: BlockingWorkflow[D, T], *, resume_state: Snapshot | Mapping[str, Any] | None = ...) -> T: ...
     @overload
     def run(
         self,
-        fn: Callable[[Step, D, I], T],
+        fn: BlockingWorkflowOf[D, I, T],
         *,
         resume_state: Snapshot | Mapping[str, Any] | None = ...,
         input: I = ...,
     ) -> T: ...
     @overload
     def run(
-        self,
-        fn: Callable[[AsyncStep, D], Coroutine[Any, Any, T]],
-        *,
-        resume_state: Snapshot | Mapping[str, Any] | None = ...,
+        self, fn: AsyncWorkflow[D, T], *, resume_state: Snapshot | Mapping[str, Any] | None = ...
     ) -> Pending[T]: ...
     @overload
     def run(
-        self,
-        fn: Callable[[AsyncStep, D, I], Coroutine[Any, Any, T]],
-        *,
-        resume_state: Snapshot | Mapping[str, Any] | None = ...,
-        input: I = ...,
+        self, fn: AsyncWorkflowOf[D, I, T], *, resume_state: Snapshot | Mapping[str, Any] | None = ..., input: I = ...
     ) -> Pending[T]: ...
     @public("Workflow.run")
     def run(
@@ -94,7 +88,7 @@ class Workflow(Generic[D]):
         `UnreadableRecord` when the state is not this workflow's.
         """
         settled = None if resume_state is None else _to_be_resumed(checked_snapshot(self._name, resume_state))
-        if _is_async(fn):
+        if is_async_function(fn):
             return self._awaited(fn, settled, input)
         with memory() as store:
             if settled is not None:
@@ -120,7 +114,7 @@ class Workflow(Generic[D]):
         async def awaited(*args: Any) -> Any:
             return await fn(*args)
 
-        wrapped = functools.update_wrapper(awaited if _is_async(fn) else called, fn, assigned=())
+        wrapped = functools.update_wrapper(awaited if is_async_function(fn) else called, fn, assigned=())
         return workflow(name=self._name)(wrapped)
 
 
@@ -144,20 +138,15 @@ class ResumeStateCollector:
             case RunBegan(run_id=run_id, at=at, workflow=workflow, epoch=epoch, header=header, records=records):
                 self._epoch = epoch
                 self._run_id, self._records = run_id, list(records)
-                self._header = header or blank_header(workflow)
-                self._is(Status.RUNNING, at)
+                self._header = stamp_header(header or blank_header(workflow), Status.RUNNING, at)
             case StepRecorded(at=at, key=key, record=record):
-                self._add(key, Kind.STEP, render(record), at)
-                self._is(Status.RUNNING, at)
+                self._note(at, Status.RUNNING, Kind.STEP, render(record), key)
             case StepRemembered(at=at, key=key, record=record):
-                self._add(key, Kind.ATTEMPT, render(record), at)
-                self._is(Status.RUNNING, at)
+                self._note(at, Status.RUNNING, Kind.ATTEMPT, render(record), key)
             case RunCompleted(at=at, result=result):
-                self._add(Kind.RESULT, Kind.RESULT, result, at)
-                self._is(Status.COMPLETED, at)
+                self._note(at, Status.COMPLETED, Kind.RESULT, result)
             case RunFailed(at=at, failure=FailureRecord() as failure):
-                self._add(Kind.FAILURE, Kind.FAILURE, render(failure), at)
-                self._is(Status.FAILED, at)
+                self._note(at, Status.FAILED, Kind.FAILURE, render(failure))
             case _:
                 pass
 
@@ -165,18 +154,12 @@ class ResumeStateCollector:
         """The run's snapshot as far as it has come, for `store.save` and `resume_state=`."""
         return snapshot_of(self._header, self._records, run_id=self._run_id)
 
-    def _add(self, key: str, kind: Kind, text: str, at: datetime) -> None:
-        self._records.append(Record(len(self._records), key, kind, text, at, self._epoch))
-
-    def _is(self, status: Status, at: datetime) -> None:
+    def _note(self, at: datetime, status: Status, kind: Kind, text: str, key: str = "") -> None:
+        self._records.append(Record(len(self._records), key or kind, kind, text, at, self._epoch))
         self._header = stamp_header(self._header, status, at, self._records)
 
 
 _run: Final[Callable[..., Any]] = run  # the overloads are for callers who know what they call
-
-
-def _is_async(fn: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 
 
 def _to_be_resumed(state: Snapshot) -> Snapshot:

@@ -7,6 +7,7 @@ from typing import Any
 
 from msgspec import Raw
 
+from durable._engine.calls import Call
 from durable._engine.decisions import Abort
 from durable._engine.journal import Journal
 from durable.errors import AmbiguousKey
@@ -100,7 +101,7 @@ def test_two_branches_draw_by_key() -> None:
 def test_a_repeated_draw_where_calls_overlap_has_no_order() -> None:
     """As with steps whose arguments are unknown."""
     journal = Journal("r", [], MAIN)
-    journal.draw("fetch", "a", "", "one")
+    journal.draw(Call("a", "fetch"), "one")
     assert journal.draw_value("now", None, "a", MAIN) == "a"
     assert isinstance(journal.draw_value("now", None, "b", MAIN), Abort)
 
@@ -109,7 +110,7 @@ def test_replaying_ends_with_the_last_recorded_step_or_the_first_new_one() -> No
     journal = Journal("r", [step(0, "one", auto=True), step(1, "two", auto=True)], MAIN)
     found = [journal.is_replaying]
     for key in ("two", "one"):
-        journal.draw(key, None, "", MAIN)
+        journal.draw(Call(key, key, auto=True), MAIN)
         found.append(journal.is_replaying)
     assert found == [True, True, False]
     assert not Journal("r", [], MAIN).is_replaying

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Raw
 
+from durable._engine.calls import Call
 from durable._engine.decisions import Abort
 from durable._engine.journal import Journal
 from durable.records import Kind, Record, StepRecord, render
@@ -17,8 +18,8 @@ def test_a_record_that_a_fail_over_lost_is_no_drift() -> None:
         return Record(seq, key, Kind.STEP, render(record))
 
     lost = Journal("a", [step(0, "first"), step(2, "third")], "main")
-    lost.draw("first", None, "", "main")
-    assert lost.draw("second", None, "", "main").refusal is None
+    lost.draw(Call("first", "first", auto=True), "main")
+    assert lost.draw(Call("second", "second", auto=True), "main").refusal is None
     whole = Journal("a", [step(0, "first"), step(1, "third")], "main")
-    whole.draw("first", None, "", "main")
-    assert isinstance(whole.draw("second", None, "", "main").refusal, Abort)
+    whole.draw(Call("first", "first", auto=True), "main")
+    assert isinstance(whole.draw(Call("second", "second", auto=True), "main").refusal, Abort)

@@ -261,7 +261,7 @@ def _recorded_after(self: Journal, tags: frozenset[str]) -> tuple[str, ...]:
 
 
 _with_circumstances = journal_writes._with_circumstances
-_call = LiveExecution.call
+_draw = LiveExecution.draw
 _retried = retry_cut.cut
 
 
@@ -271,7 +271,7 @@ def _marked_without_epoch(*args: Any) -> Any:
 
 def _called_all_the_same(self: LiveExecution, *args: Any, **options: Any) -> Any:
     given: list[Any] = [replace(arg, interruption=None) if isinstance(arg, InFlight) else arg for arg in args]
-    return _call(self, *given, **options)
+    return _draw(self, *given, **options)
 
 
 def _cut_of_one(journal: Any, from_step: str | None = None, *, run_id: str = "?") -> Any:
@@ -436,7 +436,7 @@ BUGS = [
         1000,
         patches=[(sql, "_needs_decision", _never), (runs, "_is_undecided", _never)],
     ),
-    Bug("steps begun amid Ctrl-C", 1000, patches=[(LiveExecution, "call", _called_all_the_same)], first=250),
+    Bug("steps begun amid Ctrl-C", 1000, patches=[(LiveExecution, "draw", _called_all_the_same)], first=250),
     Bug("a retry that keeps what came after", 1000, patches=[(retry_cut, "cut", _cut_of_one)], first=30),
     Bug("a thread of one life", 1000, patches=[(life, "start_daemon", _of_one_life)]),
     Bug("a thread that did not start", 1000, patches=[(life, "start_daemon", _not_started)]),

@@ -65,6 +65,7 @@ from durable._engine.headers import stamp_header
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
 from durable._engine.retry_cut import aside_record, cut_for_retry
+from durable._engine.step_kinds import Isolation
 from durable._engine.steps import LiveExecution
 from durable._runtime.step_options import step_options
 from durable.codecs import JsonCodec
@@ -73,7 +74,7 @@ from durable.errors import Unwind
 from durable.records import ErrorRecord, Execution, Header, Kind, Record, Status, StepRecord
 from durable.snapshots import Snapshot
 from durable.stores import MemoryStore, PostgresStore, requests
-from durable.stores.protocol import Isolation, Transaction
+from durable.stores.protocol import Transaction
 from durable.stores.requests import Begin, OnLateReply, Request
 from harness.support import Database
 
@@ -384,7 +385,8 @@ class EngineStage:
 
     def _call(self, execution: LiveExecution, ask: Ask | WaitFor) -> Call:
         if isinstance(ask, WaitFor):
-            return execution.call(ask.name, ask.key, "", "main", kind=step_kinds.Listen(ask.timeout))
+            listen = step_kinds.Listen(ask.timeout)
+            return execution.draw(Call(ask.key or ask.name, ask.name, auto=ask.key is None, kind=listen), "main")
         fingerprint = self._codec.fingerprint(list(ask.args), what="an argument") if ask.args else ""
         kind = (
             step_kinds.Transact("read committed")
@@ -392,7 +394,8 @@ class EngineStage:
             else ask.terms.get("kind", step_kinds.PLAIN)
         )
         options = {option: ask.terms.get(option, False) for option in ("at_most_once", "cleanup")}
-        return execution.call(ask.name, ask.key, fingerprint, "main", _in_flight(execution), kind, **options)
+        call = Call(ask.key or ask.name, ask.name, fingerprint, ask.key is None, kind, **options)
+        return execution.draw(call, "main", _in_flight(execution))
 
     @property
     def _reading(self) -> Reading:

@@ -10,8 +10,10 @@ import pytest
 
 import durable
 from durable._engine.decisions import Granted
+from durable._runtime.async_runs import AsyncRun
 from durable._runtime.plan import Plan
-from durable._runtime.run import execute, run_claimed
+from durable._runtime.run import run_claimed
+from durable._runtime.runs import BlockingRun
 from durable.stores import MemoryStore
 from durable.stores.requests import Begin
 
@@ -50,6 +52,12 @@ def planned(store: Planned, fn: Any, *, fails: bool) -> Plan:
     plan: Any = durable.run({"fails": fails}, fn, id="r", store=store)
     assert isinstance(plan, Plan)
     return plan
+
+
+def execute(plan: Plan, granted: Granted) -> Any:
+    """As a worker does what it has got."""
+    run = AsyncRun(plan) if plan.is_async else BlockingRun(plan)
+    return run.outcome(granted)
 
 
 def outcome(value: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, Self, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from durable._common.locks import is_locked, locked
+from durable._common.locks import locked
 
 __all__ = ["Host", "Thread", "Threading", "rebound", "wait"]
 
@@ -394,7 +394,8 @@ def _check_used(what: Any, names: Mapping[str, Any], used: Collection[str]) -> N
 def _copied(function: types.FunctionType, names: Mapping[str, Any]) -> types.FunctionType:
     """Of a method under a lock, the method itself is copied, and put under one again."""
     method = getattr(function, "__wrapped__", None)
-    if isinstance(method, types.FunctionType) and is_locked(function):
+    is_locked = function.__code__.co_filename == locked.__code__.co_filename
+    if isinstance(method, types.FunctionType) and is_locked:
         return locked(_copied(method, names))  # type: ignore[return-value]
     inner = _innermost(function)
     if not names.keys() & set(_names_of(inner.__code__)):

@@ -162,7 +162,6 @@ class _Place:
         return pause
 
     def signal(self, number: int) -> None:
-        """Send it a signal, if it is there."""
         if self.process is not None:
             self.process.send_signal(number)
 

@@ -54,7 +54,6 @@ def _perform(given: argparse.Namespace) -> NoReturn:
 
 
 def _run(target: str, grace: float | None, lifeline: int | None) -> None:
-    """Run the worker in this process."""
     for number in (signal.SIGTERM, signal.SIGINT):  # before it works, and after it has left: nothing is held
         signal.signal(number, _leave)
     worker = load_worker(target)

@@ -1,1 +1,1 @@
-"""What each room may use: threads, locks, forks, reports, checks, durations, and the boundary to users' code."""
+"""What each room may use: threads, locks, reports, checks, durations, and the boundary to users' code."""

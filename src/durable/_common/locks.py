@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from types import CodeType, FunctionType
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,18 +38,9 @@ def locked(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P]
     wrappers: dict[int, Any] = {2: of_one, 3: of_two}
     code, optional = call.__code__, call.__defaults__ or call.__code__.co_kwonlyargcount
     wrapper = under_lock if optional else wrappers.get(code.co_argcount, under_lock)
-    _codes.add(wrapper.__code__)
     return cast(Callable[Concatenate[S, P], R], functools.wraps(method)(wrapper))
 
 
 def hold(lock: AbstractContextManager[Any], call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """What the call comes to under this lock, likewise in one line."""
     with lock: return call(*args, **kwargs)  # noqa: E701  # fmt: skip
-
-
-def is_locked(function: FunctionType) -> bool:
-    """Whether this is a method that `locked` has wrapped."""
-    return function.__code__ in _codes
-
-
-_codes: Final = set[CodeType]()

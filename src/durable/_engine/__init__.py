@@ -29,6 +29,7 @@ Where what lives, from the top down:
     retry_cut       what a run forgets when it is taken up from an earlier step
     journal_writes  what a call adds to the journal
     journal         keys, replay, drift
+    stalls          which bodies have been silent for too long
     waits           when a wait is over, whatever the wall clock is set to
     headers         the run's header, at each change of its state
     calls           a call of a step, and how far it has come

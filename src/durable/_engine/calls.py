@@ -25,16 +25,14 @@ class Call(Struct, eq=False):
 
     # -- what was asked for
 
-    #: The key under which the outcome is recorded.
+    #: The key under which the outcome is recorded; the name, until one is drawn from that.
     key: str
     #: The step's name.
     name: str
     #: A hash of the arguments; empty for a thunk.
     fingerprint: str = ""
-    #: Whether the key was drawn from the name.
+    #: Whether the key is drawn from the name.
     auto: bool = False
-    #: Whether the call was made outside the workflow's own task or thread, or beside another call.
-    concurrent: bool = False
     #: What the step does, besides calling its body.
     kind: StepKind = PLAIN
     #: Whether the body must never be started again once it has begun.
@@ -44,6 +42,8 @@ class Call(Struct, eq=False):
 
     # -- the circumstances in which it was asked for
 
+    #: Whether the call was made outside the workflow's own task or thread, or beside another call.
+    concurrent: bool = False
     #: The place of the next record when the call was made.
     started: int = 0
     #: Whether a replay need not come by here.

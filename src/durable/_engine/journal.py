@@ -10,7 +10,7 @@ from durable._engine.calls import Call
 from durable._engine.causes import InFlight
 from durable._engine.decisions import Abort, Raise
 from durable._engine.drawn import Drawn, load_drawn
-from durable._engine.step_kinds import PLAIN, Sleep, StepKind
+from durable._engine.step_kinds import Sleep
 from durable.errors import AmbiguousKey, KeyConflict, UnreadableRecord, WorkflowDrift
 from durable.records import (
     AsideRecord,
@@ -154,34 +154,24 @@ class Journal:
         for failed in failure.again:
             self._settled.pop(failed, None)
 
-    def draw(
-        self,
-        name: str,
-        key: str | None,
-        fingerprint: str,
-        branch: object,
-        amid: InFlight | None = None,
-        kind: StepKind = PLAIN,
-        *,
-        at_most_once: bool = False,
-        cleanup: bool = False,
-    ) -> Call:
-        """The call that `step(name, …)` makes in `branch` (a task or thread), under its key.
+    def draw(self, call: Call, branch: object, amid: InFlight | None = None) -> Call:
+        """The call, made in `branch` (a task or thread), under its key.
 
         A use of a key that has been drawn before, with the same name and arguments, is another call of the same step.
         `amid` is what is in flight: mended code may never come there.
         """
+        name, fingerprint, auto = call.name, call.fingerprint, call.auto
         beside = branch is not self._main or self._open > 0
         self._concurrent = self._concurrent or beside
-        auto = key is None
-        if key is None:
+        if auto:
             repeat = self._repeats.get(name, 0) + 1
             if self._is_ambiguous(name, repeat, fingerprint, branch):
-                refusal = Abort(AmbiguousKey(self.run_id, name))
-                return Call(name, name, fingerprint, auto=True, refusal=refusal)
+                call.refusal = Abort(AmbiguousKey(self.run_id, name))
+                return call
             self._repeats[name] = repeat
-            key = name if repeat == 1 else f"{name}#{repeat}"
-        call = Call(key, name, fingerprint, auto, beside, kind, at_most_once, cleanup, self.next_seq)
+            if repeat > 1:
+                call.key = f"{name}#{repeat}"
+        key, call.concurrent, call.started = call.key, beside, self.next_seq
         if self._left_unrecorded or amid is not None:
             call.unordered = True
         asked = (name, fingerprint, auto)
@@ -327,8 +317,8 @@ class Journal:
         """The record is committed."""
         self._settled[key] = record
         self._attempted.pop(key, None)
-        if record.drawn is not None:
-            self._note_drawn(key, record.drawn)
+        if record.drawn is not None and self.drawn is not None:
+            self.drawn.note(key, record.drawn)
 
     def taken_signals(self, name: str) -> Sequence[int]:
         """The numbers of the signals of this name that were received."""
@@ -345,12 +335,8 @@ class Journal:
     def note_attempt(self, key: str, record: AttemptRecord) -> None:
         """The record is committed."""
         self._attempted[key] = record
-        if record.drawn is not None:
-            self._note_drawn(key, record.drawn)
-
-    def _note_drawn(self, key: str, held: Mapping[str, Drawable]) -> None:
-        if self.drawn is not None:
-            self.drawn.note(key, held)
+        if record.drawn is not None and self.drawn is not None:
+            self.drawn.note(key, record.drawn)
 
     def drawn_for(self, key: str) -> Mapping[str, Drawable] | None:
         """What was drawn, and the next record of this step is to hold."""

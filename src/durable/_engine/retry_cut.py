@@ -93,7 +93,6 @@ def cut_for_retry(
 
 
 def aside_record(cut: Cut, journal: Sequence[Record], from_step: str | None) -> Record:
-    """The record that sets aside what is cut."""
     seq = max((record.seq for record in journal), default=-1) + 1
     text = render(AsideRecord(cut.seqs, cut.keys, from_step or ""))
     return Record(max(seq, 0), Kind.ASIDE, Kind.ASIDE, text)

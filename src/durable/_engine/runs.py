@@ -137,14 +137,9 @@ def is_executable(claim: Claim, header: Header | None) -> bool:
     """Whether a claim may execute this run at all, be it held or free. A store asks before it grants a lease."""
     if header is None:
         return claim.create
-    stopped = _has_stopped(header) and not claim.after_failure
+    stopped = header.execution.status in (Status.FAILED, Status.CANCELLED) and not claim.after_failure
     undecided = _is_undecided(header) and not claim.amends
     return not (_has_ended(header) or stopped or undecided or find_mismatch(claim, header))
-
-
-def _has_stopped(header: Header) -> bool:
-    """Whether the run has ended without a result, so that `run` may take it up again."""
-    return header.execution.status in (Status.FAILED, Status.CANCELLED)
 
 
 def _is_undecided(header: Header) -> bool:

@@ -53,12 +53,10 @@ class NewRun(Struct, frozen=True, kw_only=True):
 
     @property
     def workflow(self) -> str:
-        """The workflow's name."""
         return self.route.workflow
 
     @property
     def version(self) -> int:
-        """The version of the workflow."""
         return self.route.version
 
 

@@ -44,7 +44,7 @@ from durable._engine.decisions import (
 from durable._engine.journal import Journal
 from durable._engine.journal_writes import write_attempt, write_outcome
 from durable._engine.leases import MAX_WAIT, Lease
-from durable._engine.step_kinds import PLAIN, Listen, Plain, Sleep, StepKind, Transact
+from durable._engine.step_kinds import Listen, Plain, Sleep, Transact
 from durable._engine.waits import RESOLUTION, Waits
 from durable.errors import (
     DeadlineExceeded,
@@ -59,7 +59,6 @@ from durable.errors import (
 )
 from durable.records import Drawable, ErrorRecord, Status
 
-STALLED_AFTER: Final = 3  # leases
 MAX_LOSSES: Final = 5  # of the database under the transaction of one attempt, whose body could be the cause
 _Attempt = TypeVar("_Attempt", Attempt, AttemptInTransaction)
 
@@ -110,9 +109,9 @@ class LiveExecution:
         return not self._running
 
     @property
-    def running_keys(self) -> tuple[str, ...]:
-        """The keys of the steps that are running."""
-        return tuple(self._running)
+    def running(self) -> tuple[Call, ...]:
+        """The calls of the steps that are running. Any thread may ask."""
+        return tuple(self._running.values())
 
     @property
     def is_committing(self) -> bool:
@@ -123,25 +122,15 @@ class LiveExecution:
         """Whether a step of this key is running, which `Join` waits for."""
         return call.key in self._running
 
-    def call(
-        self,
-        name: str,
-        key: str | None,
-        fingerprint: str,
-        branch: object,
-        amid: InFlight | None = None,
-        kind: StepKind = PLAIN,
-        *,
-        at_most_once: bool = False,
-        cleanup: bool = False,
-    ) -> Call:
-        """Draw the key of a call. What is wrong with it comes as the first decision.
+    def draw(self, call: Call, branch: object, amid: InFlight | None = None) -> Call:
+        """Draw the key of a call: see `Journal.draw`. What is wrong with it comes as the first decision.
 
-        `amid` is what is in flight there. An interruption begins nothing: no key is drawn.
+        An interruption in flight begins nothing: no key is drawn.
         """
         if amid is not None and amid.interruption is not None:
-            return Call(key or name, name, fingerprint, refusal=Leave(amid.interruption))
-        call = self.journal.draw(name, key, fingerprint, branch, amid, kind, at_most_once=at_most_once, cleanup=cleanup)
+            call.refusal = Leave(amid.interruption)
+            return call
+        self.journal.draw(call, branch, amid)
         if call.refusal is not None and isinstance(call.refusal, Abort):
             self.abort(call.refusal.error)
         return call
@@ -182,26 +171,9 @@ class LiveExecution:
                 return self._on_interrupted(call, reading, reason)
 
     def rest(self, call: Call, began: datetime | None, until: datetime, reading: Reading) -> Wait | Abort | None:
-        """What a workflow that sleeps until then does next; None when it has slept enough.
-
-        A sleep that `began` at a moment lasts so many seconds, however the wall clock is set meanwhile; one that did not
-        lasts until a moment on that clock.
-        """
-        if began is None:
-            left = (until - reading.at).total_seconds()
-        else:
-            left = self._waits.end_of_sleep(call, began, until, reading) - reading.elapsed
+        """What a workflow that sleeps until then does next; None when it has slept enough. See `Waits.left_of_sleep`."""
+        left = self._waits.left_of_sleep(call, began, until, reading)
         return self.abort_if_stopped(reading) or (self._wait(left, reading) if left > RESOLUTION else None)
-
-    def find_stalled(self, reading: Reading) -> list[events.StepStalled]:
-        """The steps whose bodies have been silent for too long, each once. Only reads what other threads may change."""
-        silent: list[events.StepStalled] = []
-        for call in list(self._running.values()):
-            seconds = reading.elapsed - call.began
-            if call.phase is Phase.BODY and not call.stalled and seconds >= STALLED_AFTER * self.lease.seconds:
-                call.stalled = True
-                silent.append(events.StepStalled(self.run_id, reading.at, call.key, call.name, seconds))
-        return silent
 
     def abort(self, error: DurableError) -> Abort:
         """The run must not go on; the first reason stays the reason."""

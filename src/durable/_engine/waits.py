@@ -31,16 +31,19 @@ class Waits:
         return add_seconds(reading.at, first - reading.elapsed), add_seconds(reading.at, seconds)
 
     def resume(self, call: Call, first: datetime, due: datetime, reading: Reading) -> None:
-        """Continue a wait that is recorded."""
         call.first, call.due = self._recorded(call, first, due, reading)
 
-    def end_of_sleep(self, call: Call, began: datetime, until: datetime, reading: Reading) -> float:
-        """When a sleep recorded with these two moments ends, in elapsed seconds."""
-        if not call.attempts:
-            return self._recorded(call, began, until, reading)[1]
-        # It began here. That it is recorded says nothing of when this process comes by again.
-        self._spans[call.key] = call.began, call.began + (until - began).total_seconds()
-        return self._spans[call.key][1]
+    def left_of_sleep(self, call: Call, began: datetime | None, until: datetime, reading: Reading) -> float:
+        """How many seconds are left of a sleep, by the moments that are recorded of it.
+
+        One that `began` at a moment lasts so many seconds, however the wall clock is set meanwhile; one that did not lasts
+        until a moment on that clock.
+        """
+        if began is None:
+            return (until - reading.at).total_seconds()
+        if call.attempts:  # it began here. That it is recorded says nothing of when this process comes by again
+            self._spans[call.key] = call.began, call.began + (until - began).total_seconds()
+        return self._recorded(call, began, until, reading)[1] - reading.elapsed
 
     def _recorded(self, call: Call, began: datetime, due: datetime, reading: Reading) -> tuple[float, float]:
         span = self._spans.get(call.key)

@@ -4,7 +4,7 @@ A file here performs what the engine's file of the same name decides; `async_` b
 
 A run, from the call to its end:
 
-    run               durable.run: its signature, and the two doors: run_claimed(plan), execute(plan, granted)
+    run               durable.run: its signature, and which form of a run performs it
     run_options       what it was given besides what to run
     plan              the call, checked: nothing has been asked of the store yet
     versions          a run that another version of the workflow has begun
@@ -26,6 +26,7 @@ A run that is started and let go of:
 
 A step, inside it:
 
+    signatures        the functions that a workflow can be, to a type checker
     handles           Step and AsyncStep: what a workflow holds, and all of it
     steps             performs each decision about a step                                      async_steps
     driver            what both forms share: the call, its record, its events

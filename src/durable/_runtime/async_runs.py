@@ -36,8 +36,6 @@ from durable.errors import AsyncMismatch, DurableError, VersionMismatch
 from durable.records import Status
 from durable.stores import requests
 
-__all__ = ["AsyncRun"]
-
 
 class AsyncRun(RunBase):
     """One awaited call of `run`."""

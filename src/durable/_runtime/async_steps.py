@@ -9,21 +9,18 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
-from typing import Any, Final, TypeVar, assert_never
+from typing import Any, Final, TypeVar
 
 from durable._common.boundary import calls_out, shorten
 from durable._engine.calls import Call
 from durable._engine.causes import InFlight, is_handled_around, links
 from durable._engine.decisions import (
-    Abort,
     Attempt,
     AttemptInTransaction,
     Commit,
     Interrupted,
     Join,
-    Leave,
     PollSignal,
-    Raise,
     Received,
     Rejected,
     Replay,
@@ -66,7 +63,6 @@ class AsyncDriver(Driver):
             self._execution.journal.is_asked_to_end = lambda: main.cancelling() > 0
 
     def call_decorated(self, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """See `context.Driver`."""
         name, fn = definition.name, definition.fn
         if not inspect.iscoroutinefunction(fn):
             raise AsyncMismatch(
@@ -137,7 +133,6 @@ class AsyncDriver(Driver):
         return handed_out
 
     def draw_value(self, kind: ValueKind[T], key: str | None) -> T:
-        """See `Driver`."""
         if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- likewise
             raise _loop_error(f"step.{kind.name}()")
         return super().draw_value(kind, key)
@@ -196,14 +191,8 @@ class AsyncDriver(Driver):
                     case Join():
                         await self._join(call)
                         outcome = ASKED
-                    case Raise(error=error):
-                        raise error
-                    case Abort(error=error):
-                        raise self.exit_error(error)
-                    case Leave(interruption=interruption):
-                        raise interruption
-                    case never:
-                        assert_never(never)
+                    case stop:
+                        raise self._ending(stop)
         except BaseException as reason:
             self._abandon(call, reason)
             shorten(reason)
@@ -314,16 +303,8 @@ class AsyncDriver(Driver):
 
     async def _rest(self, call: Call, body: Body) -> None:
         until = await self._drive(call, body)
-        while True:
-            match self._next_rest(call, until):
-                case Wait(seconds=seconds, recheck=recheck):
-                    await self.clock.asleep(seconds, recheck)
-                case Abort(error=error):
-                    raise self.exit_error(error)
-                case None:
-                    return
-                case never:
-                    assert_never(never)
+        while (wait := self._next_rest(call, until)) is not None:
+            await self.clock.asleep(wait.seconds, wait.recheck)
 
     async def _join(self, call: Call) -> None:
         while self._execution.is_running(call):

@@ -18,6 +18,11 @@ def is_awaitable(value: object) -> bool:
     return kind is CoroutineType or (kind not in _NEVER_AWAITED and inspect.isawaitable(value))
 
 
+def is_async_function(fn: object) -> bool:
+    """Whether a call of this gives something to await: it is an async function, or an object whose `__call__` is one."""
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+
+
 def vain_awaitable_error(name: str, value: Any, why: str) -> AsyncMismatch:
     """The error for a body that returned something to await where nothing awaits it."""
     if inspect.iscoroutine(value):

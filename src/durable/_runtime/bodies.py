@@ -36,7 +36,6 @@ class Body(Struct, frozen=True):
 
     @calls_out
     def call(self) -> Any:
-        """What the body returns."""
         return self.fn(*self.args, **self.kwargs)
 
 
@@ -79,7 +78,6 @@ def body_of_sleep(seconds: Duration | datetime, clock: Clock) -> Body:
 
 
 def body_of_wait(name: str, timeout: Duration | None) -> Body:
-    """The body of a wait for a signal."""
     seconds = checked_timeout("timeout", timeout)
 
     def in_vain() -> None:
@@ -96,7 +94,6 @@ def body_of_transaction(
     defaults: StepOptions,
     isolation: object,
 ) -> Body:
-    """The body of a step in a transaction."""
     if isolation not in get_args(Isolation):
         raise InvalidArgument(f"isolation must be one of {', '.join(get_args(Isolation))}, not {isolation!r}")
     body = body_of_call(fn, args, given, defaults)

@@ -78,7 +78,7 @@ def retry(
     executed; `RunNotFound`; `InvalidArgument` where no step of this key is recorded; `UnreadableRecord`, and the store's
     errors. Nothing was changed then, but after `OutcomeUnknown` the steps may have been set aside.
     """
-    given = _checked_retry(id, from_step, even_effects=even_effects, dry_run=dry_run)
+    given = _Retry(id, from_step, even_effects=even_effects, dry_run=dry_run)
     return at_once(_retry, Coroutines(as_run_store(store), call_now), given)
 
 
@@ -87,7 +87,7 @@ async def retry_async(
     store: AnyStore, id: str, *, from_step: str | None = None, even_effects: bool = False, dry_run: bool = False
 ) -> list[str]:
     """The same for asyncio. Cancelled, it goes on by itself."""
-    given = _checked_retry(id, from_step, even_effects=even_effects, dry_run=dry_run)
+    given = _Retry(id, from_step, even_effects=even_effects, dry_run=dry_run)
     task = asyncio.ensure_future(_retry(as_run_store(store).aio, given))
     _retrying.add(task)
     task.add_done_callback(_retrying.discard)
@@ -115,13 +115,13 @@ async def _retry(runs: AsyncRunStore | Coroutines, retry: _Retry) -> list[str]:
 
 
 class _Retry:
-    """One call of `retry`: what it asks of the store, and what it makes of the answers."""
+    """One call of `retry`, checked: what it asks of the store, and what it makes of the answers."""
 
     def __init__(self, run_id: str, from_step: str | None, *, even_effects: bool, dry_run: bool) -> None:
-        self.run_id = run_id
-        self._from_step = from_step
-        self._even_effects = even_effects
-        self._dry_run = dry_run
+        self.run_id = check_name("a run's id", run_id)
+        self._from_step = None if from_step is None else check_name("from_step", from_step)
+        self._even_effects = check_flag("even_effects", even_effects)
+        self._dry_run = check_flag("dry_run", dry_run)
         self._granted: Granted | None = None
         self._cut = Cut()
         self.over = False
@@ -154,7 +154,6 @@ class _Retry:
         )
 
     def lease(self, reply: ClaimReply) -> Lease:
-        """The lease, where it was granted."""
         if isinstance(reply, Granted):
             self._granted = reply
             return reply.lease
@@ -179,13 +178,6 @@ class _Retry:
 
     def _decide(self, header: Header, records: Sequence[Record]) -> None:
         self._cut = cut_for_retry(self.run_id, header, records, self._from_step, even_effects=self._even_effects)
-
-
-def _checked_retry(id: object, from_step: object, *, even_effects: object, dry_run: object) -> _Retry:
-    run_id = check_name("a run's id", id)
-    key = None if from_step is None else check_name("from_step", from_step)
-    even_effects, dry_run = check_flag("even_effects", even_effects), check_flag("dry_run", dry_run)
-    return _Retry(run_id, key, even_effects=even_effects, dry_run=dry_run)
 
 
 def _checked_signal(store: AnyStore, id: str, name: str, payload: Any) -> Signal:

@@ -262,10 +262,8 @@ def _bind(value: Any, driver: Driver) -> Any:
     definition = definition_of(value)
     if definition is None:
         return value
-    if (
-        getattr(definition.fn, "__self__", None) is value
-    ):  # a step by the `__call__` of its class, and what it is besides
-        return _view_of(type(value))(value, driver)
+    if getattr(definition.fn, "__self__", None) is value:
+        return _view_of(type(value))(value, driver)  # a step by the `__call__` of its class, and what it is besides
 
     @functools.wraps(value)
     def bound(*args: Any, **kwargs: Any) -> Any:

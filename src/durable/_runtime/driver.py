@@ -24,6 +24,8 @@ from durable._engine.decisions import (
     Acknowledged,
     Asked,
     Attempt,
+    Leave,
+    Raise,
     Raised,
     Reading,
     Rejected,
@@ -35,6 +37,7 @@ from durable._engine.decisions import (
     Wait,
 )
 from durable._engine.leases import MAX_WAIT
+from durable._engine.stalls import find_stalled
 from durable._engine.step_kinds import Transact
 from durable._engine.steps import LiveExecution
 from durable._runtime.awaitables import explain_early_call, is_awaitable, vain_awaitable_error
@@ -75,7 +78,7 @@ _TIMELESS: Final = frozenset[type[StepOutcome]]({Returned, Acknowledged})  # whe
 
 
 class Driver:
-    """Calls the steps of one execution."""
+    """Calls the steps of one execution; the `context.Driver` of its frames."""
 
     def __init__(
         self,
@@ -104,17 +107,14 @@ class Driver:
 
     @property
     def run_id(self) -> str:
-        """The run whose steps these are."""
         return self._execution.run_id
 
     @property
     def epoch(self) -> int:
-        """See `context.Driver`."""
         return self._execution.lease.epoch
 
     @property
     def is_replaying(self) -> bool:
-        """See `context.Driver`."""
         return self._execution.journal.is_replaying
 
     def frame(self, inside: str | None = None, attempt: int = 0) -> Frame:
@@ -122,7 +122,6 @@ class Driver:
         return Frame(self, inside, self._runs, attempt)
 
     def call_decorated(self, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """See `context.Driver`."""
         raise NotImplementedError
 
     def exit_error(self, error: DurableError) -> BaseException:
@@ -131,14 +130,15 @@ class Driver:
 
     def report_stalls(self) -> None:
         """Report the bodies that have been running for too long; called by the heartbeat's thread."""
-        for event in self._execution.find_stalled(Reading(self.clock.now(), self.clock.elapsed())):
+        reading = Reading(self.clock.now(), self.clock.elapsed())
+        for event in find_stalled(self._execution.running, self._execution.lease, reading):
             message = "run %r: step %r has been running for %.0f s"
             report(_log, logging.WARNING, message, event.run_id, event.key, event.seconds)
             if (emit := self._execution.emit) is not None:  # a listener that takes its time must not cost a lease
                 call_listener(emit, event)
 
     def _warn_still_running(self) -> None:
-        keys = ", ".join(self._execution.running_keys)
+        keys = ", ".join(call.key for call in self._execution.running)
         message = "run %r has ended but for its running steps, and waits for them: %s"
         say(_log, logging.WARNING, message, self._execution.run_id, keys)
 
@@ -199,9 +199,8 @@ class Driver:
         options, exception = body.options, sys.exception()
         if amid is None and exception is not None:
             amid = self._in_flight(exception)
-        return self._execution.call(
-            name, key, fingerprint, branch, amid, body.kind, at_most_once=options.at_most_once, cleanup=options.cleanup
-        )
+        call = Call(key or name, name, fingerprint, key is None, body.kind, options.at_most_once, options.cleanup)
+        return self._execution.draw(call, branch, amid)
 
     def _in_flight(self, exception: BaseException | None) -> InFlight | None:
         """What is in flight while this exception is handled, if it was raised since the workflow was entered."""
@@ -228,20 +227,36 @@ class Driver:
         """Whether the calling task has been asked to end."""
         raise NotImplementedError
 
-    def _next_rest(self, call: Call, recorded: object) -> Wait | Abort | None:
-        """What a sleep does next. A sleep of some seconds records two moments; one until a moment records that."""
+    def _ending(self, stop: Raise | Abort | Leave) -> BaseException:
+        """What a call raises that goes no further."""
+        match stop:
+            case Raise(error=error):
+                return error
+            case Abort(error=error):
+                return self.exit_error(error)
+            case Leave(interruption=interruption):
+                return interruption
+
+    def _next_rest(self, call: Call, recorded: object) -> Wait | None:
+        """The next wait of a sleep; None at its end.
+
+        A sleep of some seconds records two moments; one until a moment records that.
+        """
         try:
             match recorded:
                 case [str(began), str(until)]:
-                    return self._execution.rest(
+                    rest = self._execution.rest(
                         call, datetime.fromisoformat(began), datetime.fromisoformat(until), self._reading()
                     )
                 case _:
-                    return self._execution.rest(call, None, datetime.fromisoformat(str(recorded)), self._reading())
+                    rest = self._execution.rest(call, None, datetime.fromisoformat(str(recorded)), self._reading())
         except (TypeError, ValueError):  # a naive moment, or none at all
             where = f"the record of step {call.key!r}"
             problem = f"{show(recorded)} is no moment to sleep until"
             raise UnreadableRecord(self._execution.run_id, where, problem) from None
+        if isinstance(rest, Abort):
+            raise self.exit_error(rest.error)
+        return rest
 
     def _open_transaction(self, call: Call, attempt: Attempt, body: Body) -> Transaction:
         """The transaction for an attempt, not begun yet."""
@@ -320,10 +335,8 @@ class Driver:
     def _forsake(self, call: Call) -> None:
         """The call was left by an exception: abandon its transaction, and leave its body's frame."""
         frame = current_frame.get()
-        if (
-            frame is not None and frame.driver is self and frame.inside is not None
-        ):  # the interrupt came between entering and leaving it
-            current_frame.set(self.frame())
+        if frame is not None and frame.driver is self and frame.inside is not None:
+            current_frame.set(self.frame())  # the interrupt came between entering and leaving it
         if call in self._open:
             self._open[call][0].abandon()
             self._open.pop(call, None)

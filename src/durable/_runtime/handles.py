@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import datetime
-from typing import Any, Literal, TypeAlias, TypeVar, TypeVarTuple, Unpack, overload
+from typing import Any, TypeAlias, TypeVar, TypeVarTuple, Unpack, overload
 from uuid import UUID
 
 import tenacity
@@ -12,13 +12,13 @@ from psycopg import Connection
 
 from durable._common.boundary import public
 from durable._common.durations import Duration
+from durable._engine.step_kinds import Isolation
 from durable._runtime.async_steps import AsyncDriver
 from durable._runtime.bodies import body_of_call, body_of_sleep, body_of_transaction, body_of_wait
 from durable._runtime.mapping import MapOptions
-from durable._runtime.step_options import ItemOptionsDict, StepOptionsDict, step_options
+from durable._runtime.step_options import CollectingMapOptions, RaisingMapOptions, StepOptionsDict, step_options
 from durable._runtime.steps import BlockingDriver
 from durable._runtime.values import NOW, RANDOM, UUID4
-from durable.stores.protocol import Isolation
 
 I = TypeVar("I")  # noqa: E741 -- an item's type
 T = TypeVar("T")
@@ -86,27 +86,11 @@ class Step:
 
     @overload
     def map(
-        self,
-        name: str,
-        fn: Callable[[I], T],
-        items: Iterable[I],
-        *,
-        key: Callable[[I], object] | None = ...,
-        max_concurrency: int | None = ...,
-        return_exceptions: Literal[False] = ...,
-        **options: Unpack[ItemOptionsDict],
+        self, name: str, fn: Callable[[I], T], items: Iterable[I], **options: Unpack[RaisingMapOptions[I]]
     ) -> list[T]: ...
     @overload
     def map(
-        self,
-        name: str,
-        fn: Callable[[I], T],
-        items: Iterable[I],
-        *,
-        key: Callable[[I], object] | None = ...,
-        max_concurrency: int | None = ...,
-        return_exceptions: Literal[True],
-        **options: Unpack[ItemOptionsDict],
+        self, name: str, fn: Callable[[I], T], items: Iterable[I], **options: Unpack[CollectingMapOptions[I]]
     ) -> list[T | Exception]: ...
     @public("step.map")
     def map(
@@ -227,21 +211,11 @@ class AsyncStep:
 
     @overload
     def __call__(
-        self,
-        name: str,
-        fn: Callable[[*Ts], Awaitable[T]],
-        *args: *Ts,
-        key: str | None = ...,
-        **options: Unpack[StepOptionsDict],
+        self, name: str, fn: Callable[[*Ts], Awaitable[T]], *args: *Ts, **options: Unpack[StepOptionsDict]
     ) -> Pending[T]: ...
-    @overload
+    @overload  # not of plain T: mypy would take a coroutine for the value
     def __call__(
-        self,
-        name: str,
-        fn: Callable[[*Ts], Awaitable[T] | T],  # not plain T: mypy would take a coroutine for the value
-        *args: *Ts,
-        key: str | None = ...,
-        **options: Unpack[StepOptionsDict],
+        self, name: str, fn: Callable[[*Ts], Awaitable[T] | T], *args: *Ts, **options: Unpack[StepOptionsDict]
     ) -> Pending[T]: ...
     @public("step")  # type: ignore[misc] # mypy: *Ts is not Any
     def __call__(
@@ -267,27 +241,11 @@ class AsyncStep:
 
     @overload
     def map(
-        self,
-        name: str,
-        fn: Callable[[I], Awaitable[T]],
-        items: Iterable[I],
-        *,
-        key: Callable[[I], object] | None = ...,
-        max_concurrency: int | None = ...,
-        return_exceptions: Literal[False] = ...,
-        **options: Unpack[ItemOptionsDict],
+        self, name: str, fn: Callable[[I], Awaitable[T]], items: Iterable[I], **options: Unpack[RaisingMapOptions[I]]
     ) -> Pending[list[T]]: ...
     @overload
     def map(
-        self,
-        name: str,
-        fn: Callable[[I], Awaitable[T]],
-        items: Iterable[I],
-        *,
-        key: Callable[[I], object] | None = ...,
-        max_concurrency: int | None = ...,
-        return_exceptions: Literal[True],
-        **options: Unpack[ItemOptionsDict],
+        self, name: str, fn: Callable[[I], Awaitable[T]], items: Iterable[I], **options: Unpack[CollectingMapOptions[I]]
     ) -> Pending[list[T | Exception]]: ...
     @overload
     def map(
@@ -295,11 +253,7 @@ class AsyncStep:
         name: str,
         fn: Callable[[I], Awaitable[T] | T],
         items: Iterable[I],
-        *,
-        key: Callable[[I], object] | None = ...,
-        max_concurrency: int | None = ...,
-        return_exceptions: Literal[False] = ...,
-        **options: Unpack[ItemOptionsDict],
+        **options: Unpack[RaisingMapOptions[I]],
     ) -> Pending[list[T]]: ...
     @overload
     def map(
@@ -307,11 +261,7 @@ class AsyncStep:
         name: str,
         fn: Callable[[I], Awaitable[T] | T],
         items: Iterable[I],
-        *,
-        key: Callable[[I], object] | None = ...,
-        max_concurrency: int | None = ...,
-        return_exceptions: Literal[True],
-        **options: Unpack[ItemOptionsDict],
+        **options: Unpack[CollectingMapOptions[I]],
     ) -> Pending[list[T | Exception]]: ...
     @public("step.map")
     def map(

@@ -23,6 +23,7 @@ from durable._engine.decisions import Admission, Claim, ClaimReply, Decline, Gra
 from durable._engine.journal import Journal
 from durable._engine.leases import check_seconds
 from durable._engine.steps import LiveExecution
+from durable._runtime.awaitables import is_async_function
 from durable._runtime.context import Driver, Running, current_frame
 from durable._runtime.deps import bind_deps
 from durable._runtime.policies import Policy
@@ -109,22 +110,17 @@ class Plan(Struct, frozen=True, eq=False):
 
     @property
     def is_async(self) -> bool:
-        """Whether the workflow is async."""
-        fn = self.fn
-        return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
+        return is_async_function(self.fn)
 
     @property
     def is_late(self) -> bool:
-        """Whether the deadline is past."""
         return self.deadline is not None and self.clock.elapsed() >= self.deadline
 
     def emit(self, event: RunEvent) -> None:
-        """Hand the event to the listener, if there is one."""
         if self.options.on_event is not None:
             notify(self.options.on_event, event)
 
     def reading(self) -> Reading:
-        """A reading of the clock."""
         return Reading(self.clock.now(), self.clock.elapsed())
 
     def arguments(self, step: object, driver: Driver, journal: Journal) -> tuple[Any, ...]:

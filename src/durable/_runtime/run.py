@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, TypeVar, Unpack, overload
 
@@ -11,17 +11,16 @@ import tenacity
 
 from durable._common.boundary import public
 from durable._common.durations import Duration
-from durable._engine.decisions import Granted
 from durable._runtime.async_runs import AsyncRun
 from durable._runtime.context import current_frame
-from durable._runtime.handles import AsyncStep, Pending, Step
+from durable._runtime.handles import Pending
 from durable._runtime.plan import MISSING, Plan, plan_run
-from durable._runtime.run_options import OnConflict, Recover, RunOptions, RunOptionsDict
+from durable._runtime.run_options import AnyRunOptions, BlockingRunOptions, OnConflict, Recover, RunOptions
 from durable._runtime.runs import BlockingRun
+from durable._runtime.signatures import AsyncWorkflow, AsyncWorkflowOf, BlockingWorkflow, BlockingWorkflowOf
 from durable._runtime.versions import OnVersionMismatch
 from durable.events import Listener
 from durable.stores._adapters.kinds import AnyStore
-from durable.stores.protocol import RunStore, SnapshotStore
 
 D = TypeVar("D")
 I = TypeVar("I")  # noqa: E741 -- the input's type
@@ -29,42 +28,16 @@ T = TypeVar("T")
 
 
 @overload
+def run(deps: D, fn: BlockingWorkflow[D, T], *, id: str, **options: Unpack[BlockingRunOptions]) -> T: ...
+@overload
 def run(
-    deps: D,
-    fn: Callable[[Step, D], T],
-    *,
-    id: str,
-    store: RunStore | SnapshotStore | None = ...,
-    **options: Unpack[RunOptionsDict],
+    deps: D, fn: BlockingWorkflowOf[D, I, T], *, id: str, input: I = ..., **options: Unpack[BlockingRunOptions]
 ) -> T: ...
 @overload
-def run(
-    deps: D,
-    fn: Callable[[Step, D, I], T],
-    *,
-    id: str,
-    store: RunStore | SnapshotStore | None = ...,
-    input: I = ...,
-    **options: Unpack[RunOptionsDict],
-) -> T: ...
+def run(deps: D, fn: AsyncWorkflow[D, T], *, id: str, **options: Unpack[AnyRunOptions]) -> Pending[T]: ...
 @overload
 def run(
-    deps: D,
-    fn: Callable[[AsyncStep, D], Coroutine[Any, Any, T]],
-    *,
-    id: str,
-    store: AnyStore | None = ...,
-    **options: Unpack[RunOptionsDict],
-) -> Pending[T]: ...
-@overload
-def run(
-    deps: D,
-    fn: Callable[[AsyncStep, D, I], Coroutine[Any, Any, T]],
-    *,
-    id: str,
-    store: AnyStore | None = ...,
-    input: I = ...,
-    **options: Unpack[RunOptionsDict],
+    deps: D, fn: AsyncWorkflowOf[D, I, T], *, id: str, input: I = ..., **options: Unpack[AnyRunOptions]
 ) -> Pending[T]: ...
 @public("durable.run")
 def run(
@@ -144,18 +117,11 @@ def run(
 
 def run_claimed(plan: Plan) -> Any:
     """Claim the run, and return what it comes to; of an async workflow, a coroutine of that."""
-    return AsyncRun(plan).outcome() if plan.is_async else _outcome(BlockingRun(plan))
-
-
-def execute(plan: Plan, granted: Granted) -> Any:
-    """The same under a lease that was `granted` for the plan's claim before."""
-    return AsyncRun(plan).outcome(granted) if plan.is_async else _outcome(BlockingRun(plan), granted)
-
-
-def _outcome(run: BlockingRun, granted: Granted | None = None) -> Any:
-    before = current_frame.get()
+    if plan.is_async:
+        return AsyncRun(plan).outcome()
+    run, before = BlockingRun(plan), current_frame.get()
     try:
-        return run.outcome(granted)
+        return run.outcome()
     finally:  # also when a signal handler has raised where nothing else could see to it
         try:
             run.give_all_back()

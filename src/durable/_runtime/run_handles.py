@@ -82,12 +82,8 @@ class RunHandle(_Handle[T]):
         errors.
         """
         clock = clock_of(self._store)
-
-        async def sleep(seconds: float) -> None:
-            clock.sleep(seconds)
-
-        runs = Coroutines(self._store, call_now)
-        return self._outcome(at_once(_wait_for_end, runs, self.id, clock.elapsed, sleep, timeout))
+        runs, time = Coroutines(self._store, call_now), Coroutines(clock, call_now)
+        return self._outcome(at_once(_wait_for_end, runs, self.id, clock.elapsed, time.sleep, timeout))
 
     def cancel(self) -> bool:
         """See `durable.cancel`."""

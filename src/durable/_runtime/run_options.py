@@ -14,6 +14,8 @@ from durable._engine.headers import FOREIGN_METADATA
 from durable._runtime.versions import OnVersionMismatch, check_answer, check_version
 from durable.errors import InvalidArgument
 from durable.events import Listener
+from durable.stores._adapters.kinds import AnyStore
+from durable.stores.protocol import RunStore, SnapshotStore
 
 OnConflict: TypeAlias = Literal["raise", "wait"]
 Recover: TypeAlias = Literal["workers"]
@@ -21,7 +23,7 @@ Recover: TypeAlias = Literal["workers"]
 _RESERVED: Final = {"version", "inputHash", "workflowFunction", "deadline", *FOREIGN_METADATA}
 
 
-class RunOptionsDict(TypedDict, total=False):
+class _RunOptions(TypedDict, total=False):
     """The options of `durable.run` to a type checker; what each means is said there."""
 
     version: int | None
@@ -35,6 +37,18 @@ class RunOptionsDict(TypedDict, total=False):
     retry: tenacity.BaseRetrying | None
     on_event: Listener | None
     recover: Recover | None
+
+
+class BlockingRunOptions(_RunOptions, total=False):
+    """Those of a blocking workflow, whose store blocks too."""
+
+    store: RunStore | SnapshotStore | None
+
+
+class AnyRunOptions(_RunOptions, total=False):
+    """Those of an async workflow, whose store may be of any kind."""
+
+    store: AnyStore | None
 
 
 class RunOptions(NamedTuple):

@@ -33,8 +33,6 @@ from durable.errors import AsyncMismatch, DurableError, VersionMismatch
 from durable.records import Status
 from durable.stores import requests
 
-__all__ = ["BlockingRun"]
-
 
 class BlockingRun(RunBase):
     """One blocking call of `run`."""

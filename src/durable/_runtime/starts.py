@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias, TypedDict, TypeVar, Unpack, get_type_hints, overload
 
@@ -14,10 +14,10 @@ from durable._common.checks import check_name
 from durable._common.durations import Duration, check_duration, to_utc
 from durable._engine.starts import MAX_PRIORITY, NewRun, Route, Started, refuse_start
 from durable._engine.workers import MAX_CRASHES
-from durable._runtime.handles import AsyncStep, Step
 from durable._runtime.plan import MISSING, check_arity
 from durable._runtime.run_handles import RunHandle
 from durable._runtime.run_options import check_metadata
+from durable._runtime.signatures import AsyncWorkflow, AsyncWorkflowOf, BlockingWorkflow, BlockingWorkflowOf
 from durable._runtime.sync_bridge import Coroutines, at_once, call_now
 from durable._runtime.versions import check_version
 from durable._runtime.workflow import DEFAULT_QUEUE, WorkflowDefinition, definition_of_workflow
@@ -78,43 +78,19 @@ Start.__module__ = "durable"
 
 
 @overload
-def start(
-    fn: Callable[[AsyncStep, D], Coroutine[Any, Any, T]],
-    *,
-    store: QueueingStore,
-    **options: Unpack[StartOptions],
-) -> RunHandle[T]: ...
+def start(fn: AsyncWorkflow[D, T], *, store: QueueingStore, **options: Unpack[StartOptions]) -> RunHandle[T]: ...
 @overload
 def start(
-    fn: Callable[[AsyncStep, D, I], Coroutine[Any, Any, T]],
-    input: I,
-    *,
-    store: QueueingStore,
-    **options: Unpack[StartOptions],
+    fn: AsyncWorkflowOf[D, I, T], input: I, *, store: QueueingStore, **options: Unpack[StartOptions]
 ) -> RunHandle[T]: ...
 @overload
-def start(
-    fn: Callable[[Step, D], T],
-    *,
-    store: QueueingStore,
-    **options: Unpack[StartOptions],
-) -> RunHandle[T]: ...
+def start(fn: BlockingWorkflow[D, T], *, store: QueueingStore, **options: Unpack[StartOptions]) -> RunHandle[T]: ...
 @overload
 def start(
-    fn: Callable[[Step, D, I], T],
-    input: I,
-    *,
-    store: QueueingStore,
-    **options: Unpack[StartOptions],
+    fn: BlockingWorkflowOf[D, I, T], input: I, *, store: QueueingStore, **options: Unpack[StartOptions]
 ) -> RunHandle[T]: ...
 @overload
-def start(
-    fn: str,
-    input: Any = ...,
-    *,
-    store: QueueingStore,
-    **options: Unpack[StartOptions],
-) -> RunHandle[Any]: ...
+def start(fn: str, input: Any = ..., *, store: QueueingStore, **options: Unpack[StartOptions]) -> RunHandle[Any]: ...
 @public("durable.start")
 def start(
     fn: Callable[..., Any] | str,
@@ -157,41 +133,23 @@ def start(
 
 @overload
 async def start_async(
-    fn: Callable[[AsyncStep, D], Coroutine[Any, Any, T]],
-    *,
-    store: QueueingStore,
-    **options: Unpack[StartOptions],
+    fn: AsyncWorkflow[D, T], *, store: QueueingStore, **options: Unpack[StartOptions]
 ) -> RunHandle[T]: ...
 @overload
 async def start_async(
-    fn: Callable[[AsyncStep, D, I], Coroutine[Any, Any, T]],
-    input: I,
-    *,
-    store: QueueingStore,
-    **options: Unpack[StartOptions],
+    fn: AsyncWorkflowOf[D, I, T], input: I, *, store: QueueingStore, **options: Unpack[StartOptions]
 ) -> RunHandle[T]: ...
 @overload
 async def start_async(
-    fn: Callable[[Step, D], T],
-    *,
-    store: QueueingStore,
-    **options: Unpack[StartOptions],
+    fn: BlockingWorkflow[D, T], *, store: QueueingStore, **options: Unpack[StartOptions]
 ) -> RunHandle[T]: ...
 @overload
 async def start_async(
-    fn: Callable[[Step, D, I], T],
-    input: I,
-    *,
-    store: QueueingStore,
-    **options: Unpack[StartOptions],
+    fn: BlockingWorkflowOf[D, I, T], input: I, *, store: QueueingStore, **options: Unpack[StartOptions]
 ) -> RunHandle[T]: ...
 @overload
 async def start_async(
-    fn: str,
-    input: Any = ...,
-    *,
-    store: QueueingStore,
-    **options: Unpack[StartOptions],
+    fn: str, input: Any = ..., *, store: QueueingStore, **options: Unpack[StartOptions]
 ) -> RunHandle[Any]: ...
 @public("durable.aio.start")
 async def start_async(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, TypedDict
+from collections.abc import Callable
+from typing import Final, Generic, Literal, NamedTuple, TypedDict, TypeVar
 
 import tenacity
 
@@ -11,19 +12,39 @@ from durable._common.durations import Duration, check_duration
 from durable._runtime.policies import Policy
 from durable.errors import InvalidArgument
 
+I = TypeVar("I")  # noqa: E741 -- an item's type
 
-class ItemOptionsDict(TypedDict, total=False):
-    """The options of each step of `step.map` to a type checker; what each means is said at `step`."""
 
+class StepOptionsDict(TypedDict, total=False):
+    """The options of `step(...)` to a type checker; what each means is said there."""
+
+    key: str | None
+    retry: tenacity.BaseRetrying | None
+    timeout: Duration | None
+    at_most_once: bool
+    cleanup: bool
+
+
+class _MapOptions(TypedDict, Generic[I], total=False):
+    """Likewise those of `step.map`, which has two forms."""
+
+    key: Callable[[I], object] | None
+    max_concurrency: int | None
     retry: tenacity.BaseRetrying | None
     timeout: Duration | None
     cleanup: bool
 
 
-class StepOptionsDict(ItemOptionsDict, total=False):
-    """The options of a step."""
+class RaisingMapOptions(_MapOptions[I], total=False):
+    """The first failure is raised."""
 
-    at_most_once: bool
+    return_exceptions: Literal[False]
+
+
+class CollectingMapOptions(_MapOptions[I]):
+    """Failures stand among the results."""
+
+    return_exceptions: Literal[True]
 
 
 class StepOptions(NamedTuple):

@@ -9,22 +9,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, TypeVar, assert_never
+from typing import Any, TypeVar
 
 from durable._common.boundary import calls_out, shorten
 from durable._common.locks import locked
 from durable._engine.calls import Call
 from durable._engine.causes import InFlight
 from durable._engine.decisions import (
-    Abort,
     Attempt,
     AttemptInTransaction,
     Commit,
     Interrupted,
     Join,
-    Leave,
     PollSignal,
-    Raise,
     Received,
     Rejected,
     Replay,
@@ -61,7 +58,6 @@ class BlockingDriver(Driver):
         self._waiting = 0
 
     def call_decorated(self, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """See `context.Driver`."""
         return self.call(definition.name, None, body_of_decorated(definition, args, kwargs, self.defaults))
 
     def check_awaited(self, failure: Exception | None = None) -> None:
@@ -85,7 +81,6 @@ class BlockingDriver(Driver):
 
     @locked
     def draw_value(self, kind: ValueKind[T], key: str | None) -> T:
-        """See `Driver`."""
         return super().draw_value(kind, key)
 
     def map(
@@ -131,14 +126,8 @@ class BlockingDriver(Driver):
                     case Join():
                         self._join(call)
                         outcome = ASKED
-                    case Raise(error=error):
-                        raise error
-                    case Abort(error=error):
-                        raise self.exit_error(error)
-                    case Leave(interruption=interruption):
-                        raise interruption
-                    case never:
-                        assert_never(never)
+                    case stop:
+                        raise self._ending(stop)
         except BaseException as reason:
             self._abandon(call, reason)
             shorten(reason)
@@ -197,16 +186,8 @@ class BlockingDriver(Driver):
 
     def _rest(self, call: Call, body: Body) -> None:
         until = self._drive(call, body)
-        while True:
-            match self._next_rest(call, until):
-                case Wait(seconds=seconds, recheck=recheck):
-                    self.clock.sleep(seconds, recheck)
-                case Abort(error=error):
-                    raise self.exit_error(error)
-                case None:
-                    return
-                case never:
-                    assert_never(never)
+        while (wait := self._next_rest(call, until)) is not None:
+            self.clock.sleep(wait.seconds, wait.recheck)
 
     def _join(self, call: Call) -> None:
         self._wait_until(lambda: not self._execution.is_running(call))

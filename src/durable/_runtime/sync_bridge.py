@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Coroutines:
-    """The verbs of a blocking store as coroutines. `call` makes each call: at once, or in a thread."""
+    """The verbs of a blocking store, or a clock, as coroutines. `call` makes each call: at once, or in a thread."""
 
     def __init__(self, store: object, call: Callable[..., Coroutine[Any, Any, Any]]) -> None:
         self._store = store

@@ -9,10 +9,12 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Final
 
 from durable._common.boundary import calls_out
 from durable._common.reports import say
+from durable._common.threads import fulfil
 from durable._runtime.awaitables import is_awaitable
 from durable.errors import StepTimeout, StoreUnavailable
 
@@ -79,10 +81,7 @@ async def _await_on_thread(name: str, body: Callable[[], Any]) -> Any:
 
 def _call_into_future(body: Callable[[], Any]) -> Future[Any]:
     answer: Future[Any] = Future()
-    try:
-        answer.set_result(body())
-    except BaseException as problem:
-        answer.set_exception(problem)
+    fulfil(answer, body)
     return answer
 
 
@@ -104,25 +103,9 @@ class NotBegun(Exception):
 def call_on_thread(name: str, body: Callable[[], Any]) -> Future[Any]:
     """Call the body on a daemon thread, which the exiting interpreter does not wait for. Raises `NotBegun`."""
     answer: Future[Any] = Future()
-    context = contextvars.copy_context()
-
-    def work() -> None:
-        try:
-            value = context.run(body)
-        except BaseException as problem:
-            outcome: tuple[Any, BaseException | None] = None, problem
-        else:
-            outcome = value, None
-        if not answer.set_running_or_notify_cancel():
-            return
-        value, error = outcome
-        if error is not None:
-            answer.set_exception(error)
-        else:
-            answer.set_result(value)
-
+    work = partial(contextvars.copy_context().run, body)
     try:
-        threading.Thread(target=work, name=f"durable-step {name}", daemon=True).start()
+        threading.Thread(target=fulfil, args=(answer, work), name=f"durable-step {name}", daemon=True).start()
     except (RuntimeError, MemoryError) as problem:
         raise NotBegun(
             StoreUnavailable("this process", f"no thread can be started for step {name!r} ({problem})")

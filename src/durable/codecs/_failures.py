@@ -135,7 +135,6 @@ def _to_exception(record: ErrorRecord, codec: Codec, run_id: str, where: str) ->
 
 
 def add_note(exception: BaseException, note: str) -> None:
-    """Add a note to an exception."""
     _set(exception, "__notes__", [*_notes(exception), note])
 
 

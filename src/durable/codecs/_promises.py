@@ -36,9 +36,8 @@ _KNOWN_HOOKS: Final = ("collections.abc", "typing", "builtins", "contextlib", "o
 _MAX_SUBCLASSES: Final = 100  # that are looked at
 
 
-@functools.lru_cache(
-    maxsize=1024
-)  # which keeps what is in order, and no exception: a class may be taught, or subclassed
+# Kept is what is in order, and no exception: a class may be taught, or subclassed.
+@functools.lru_cache(maxsize=1024)
 def check_promise(annotation: Any) -> None:
     """Raise `Unencodable` for an annotation of which no value can be stored; pass where that is not certain."""
     class_ = _find_unstorable(annotation, set())

@@ -171,7 +171,6 @@ class NamedTupleClass(Shape):
         return _put_beside(tuple.__new__(class_, self._fit(class_, state).values()), beside)
 
     def default(self, class_: Any, name: str, before: Mapping[str, Any]) -> Any:
-        """The field's default."""
         defaults = class_._field_defaults
         return defaults[name] if name in defaults else super().default(class_, name, before)
 
@@ -273,14 +272,12 @@ class Conversion(Shape):
         self._from_plain = from_plain
 
     def state(self, value: Any) -> Mapping[str, Any]:
-        """What `to_plain` makes of the value."""
         try:
             return {"value": self._to_plain(value)}
         except Exception as problem:
             raise Unencodable(f"its to_plain raised {type(problem).__name__}", "See durable.stored_as.") from None
 
     def build(self, class_: type, state: dict[str, Any]) -> Any:
-        """What `from_plain` makes of that."""
         try:
             value = self._from_plain(state["value"])
         except Exception as problem:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-__all__ = ["Codec"]
-
 
 class Codec(Protocol):
     """How values are written. The three methods are called from any thread, and must not wait for anything.

@@ -16,29 +16,26 @@ from durable._common.threads import fulfil
 from durable.errors import DurableError, StoreUnavailable
 from durable.snapshots import Snapshot
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
-from durable.stores.protocol import LeasedStore, RunStore, SnapshotVerbs
+from durable.stores.protocol import LeasedStore, RunStore
 from durable.stores.requests import OnLateReply, Release, Request
 
 T = TypeVar("T")
 
 
 class AsyncFacade:
-    """The verbs of a store, each called in a way that goes on when its caller is cancelled."""
+    """An `AsyncRunStore`: the verbs of a store, each called in a way that goes on when its caller is cancelled."""
 
     def __init__(self, store: RunStore) -> None:
         self._store = store
 
     def submit(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> asyncio.Future[T]:
-        """See `AsyncRunStore.submit`."""
         answer = self._called(self._store.perform, request)
         return answer if on_late_reply is None else _heard_late(answer, on_late_reply)
 
     def load(self, id: str) -> Awaitable[Snapshot | None]:
-        """See `RunStore.load`."""
         return self._called(self._store.load, id)
 
     def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> Awaitable[bool]:
-        """See `RunStore.replace`."""
         return self._called(self._store.replace, run_id, old, new)
 
     def room(self) -> asyncio.Future[None] | None:
@@ -92,7 +89,6 @@ class ThreadPoolFacade(AsyncFacade):
         return asyncio.shield(asyncio.wrap_future(answer, loop=loop))
 
     def submit(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> asyncio.Future[T]:
-        """See `AsyncRunStore.submit`."""
         try:
             return super().submit(request, on_late_reply)
         except RuntimeError:  # no event loop to answer on: this run's was closed under it
@@ -115,7 +111,7 @@ class ThreadPoolFacade(AsyncFacade):
 class AsyncSnapshotVerbs:
     """The same verbs as coroutines, each in a thread of its event loop's executor. A cancelled one goes on there."""
 
-    def __init__(self, snapshots: SnapshotVerbs) -> None:
+    def __init__(self, snapshots: LeasedStore) -> None:
         self._snapshots = snapshots
 
     async def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:

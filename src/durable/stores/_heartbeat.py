@@ -54,7 +54,7 @@ class Heartbeat:
         self._pause = 0.0  # seconds, before the next turn
 
     def renew(self) -> None:
-        """See `_common.forks.Renewable`: for a store that a forked child goes on using."""
+        """In a forked child that goes on using the store."""
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._thread, self._pid = None, os.getpid()
@@ -113,7 +113,8 @@ class Heartbeat:
             return False
         for lease in leases:
             if lease.token not in standing:
-                self._mark_lost(lease)
+                if self._drop_if_kept(lease):  # unless it was given back while the renewal was under way
+                    lease.lost = "another execution has taken it over"
             elif standing[lease.token]:
                 lease.renew(sent)
         return all(standing.values())
@@ -136,10 +137,6 @@ class Heartbeat:
     @locked
     def _drop_if_kept(self, lease: Lease) -> bool:
         return self._kept.pop(lease.token, None) is not None
-
-    def _mark_lost(self, lease: Lease) -> None:
-        if self._drop_if_kept(lease):  # unless it was given back while the renewal was under way
-            lease.lost = "another execution has taken it over"
 
     def _wake(self) -> None:
         if os.getpid() != self._pid:  # in the child, of a run under way at a fork: the lock may be held for ever there
@@ -181,7 +178,7 @@ class Heartbeat:
         if self._closed:
             return None
         now = self._clock.elapsed()
-        wait = max(self._pause, self._earliest_due() - now)
+        wait = max(self._pause, min(lease.renewal_due() for lease, _ in self._kept.values()) - now)
         is_waited = any(lease.is_waiting(now) and not lease.cancelled for lease, _ in self._kept.values())
         looks_in = max(0.0, self._next_look - now) if is_waited else math.inf
         if wait <= 0:
@@ -195,6 +192,3 @@ class Heartbeat:
     def _beat_and_pause(self) -> None:
         shortest = min((lease.seconds for lease, _ in self._list_kept()), default=0.0)
         self._pause = 0.0 if self.beat() else shortest * _RETRY
-
-    def _earliest_due(self) -> float:
-        return min(lease.renewal_due() for lease, _ in self._kept.values())

@@ -13,8 +13,6 @@ from durable.errors import InvalidArgument, UnreadableRecord
 from durable.records import Status
 from durable.snapshots import Snapshot
 
-__all__ = ["Listed", "PageQuery", "Progress", "RunStatus", "Stats"]
-
 RunStatus: TypeAlias = Literal["queued", "running", "interrupted", "completed", "failed", "cancelled"]
 """Where a run stands: `queued` for a worker, `running` under a lease that lasts, `interrupted` without one, or at its end."""
 

@@ -15,18 +15,6 @@ from durable.snapshots import Snapshot
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
 from durable.stores.requests import OnLateReply, Request
 
-__all__ = [
-    "AsyncQueueingStore",
-    "AsyncRunStore",
-    "AsyncSnapshotStore",
-    "Isolation",
-    "QueueingStore",
-    "RolledBack",
-    "RunStore",
-    "SnapshotStore",
-    "Transaction",
-]
-
 T = TypeVar("T")
 
 
@@ -173,23 +161,23 @@ class Transaction(Protocol):
         ...
 
 
-class RolledBack(Exception):
-    """Nothing of a transaction was committed, through no fault of the body's.
+class NotCommitted(Exception):
+    """Nothing of a transaction was committed; `problem` says why."""
+
+    def __init__(self, problem: Exception) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+
+class RolledBack(NotCommitted):
+    """Through no fault of the body's.
 
     `problem` is what to say when that goes on: a `DurableError`, or the database's own exception, to be the body's.
     """
 
-    def __init__(self, problem: Exception) -> None:
-        super().__init__(problem)
-        self.problem = problem
 
-
-class CommitRefused(Exception):
-    """The database has something against what a body did, a deferred constraint for example; nothing was committed."""
-
-    def __init__(self, problem: Exception) -> None:
-        super().__init__(problem)
-        self.problem = problem
+class CommitRefused(NotCommitted):
+    """The database has something against what the body did, a deferred constraint for example."""
 
 
 class AsyncRunStore(Protocol):
@@ -228,19 +216,11 @@ class AsyncQueueingStore(AsyncRunStore, Protocol):
         ...
 
 
-class SnapshotVerbs(Protocol):
-    """The verbs of our own stores about whole snapshots. They block."""
+class LeasedStore(RunStore, Protocol):
+    """A store that `durable.run` takes leases from, and whose snapshots can be seen to. Its verbs block."""
 
     def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
         """See `PostgresStore.save`."""
-        ...
-
-    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
-        """See `RunStore.replace`."""
-        ...
-
-    def load(self, id: str) -> Snapshot | None:
-        """See `PostgresStore.load`."""
         ...
 
     def delete(self, id: str, *, force: bool = False) -> None:
@@ -266,10 +246,6 @@ class SnapshotVerbs(Protocol):
     def status(self, id: str) -> RunStatus | None:
         """See `PostgresStore.status`."""
         ...
-
-
-class LeasedStore(RunStore, SnapshotVerbs, Protocol):
-    """A store that `durable.run` takes leases from, and whose snapshots can be seen to."""
 
 
 class Listening(Protocol):

@@ -12,22 +12,6 @@ from durable._engine.leases import Lease
 from durable._engine.starts import NewRun, Route, Started
 from durable.records import Record, Status
 
-__all__ = [
-    "AnyRequest",
-    "Begin",
-    "Cancel",
-    "Checkpoint",
-    "Enqueue",
-    "Finish",
-    "OnLateReply",
-    "Poll",
-    "Polled",
-    "Receive",
-    "Release",
-    "Request",
-    "Signal",
-]
-
 T_co = TypeVar("T_co", covariant=True)
 
 OnLateReply: TypeAlias = Callable[[BaseException | None], object]
@@ -39,11 +23,6 @@ class Request(Struct, Generic[T_co], frozen=True, eq=False):
     Match it by its class alone, and read its fields: a pattern with positions computes `__match_args__` anew, which takes
     a microsecond.
     """
-
-    @property
-    def wish(self) -> str:
-        """What is asked, in words that follow on "cannot"."""
-        return type(self).__name__.lower()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"  # what it carries may be secret
@@ -102,11 +81,6 @@ class Cancel(Request[bool], frozen=True, eq=False, gc=False):
 
     run_id: str
 
-    @property
-    def wish(self) -> str:
-        """See `Request.wish`."""
-        return f"cancel run {self.run_id!r}"
-
 
 class Signal(Request[None], frozen=True, eq=False, gc=False):
     """Keep a message (JSON) to a run, which need not be there yet, until it is received."""
@@ -114,11 +88,6 @@ class Signal(Request[None], frozen=True, eq=False, gc=False):
     run_id: str
     name: str
     payload: str
-
-    @property
-    def wish(self) -> str:
-        """See `Request.wish`."""
-        return f"send the signal {self.name!r} to run {self.run_id!r}"
 
 
 class Receive(Request[tuple[int, str] | None], frozen=True, eq=False, gc=False):
@@ -131,11 +100,6 @@ class Receive(Request[tuple[int, str] | None], frozen=True, eq=False, gc=False):
     name: str
     taken: Sequence[int]
 
-    @property
-    def wish(self) -> str:
-        """See `Request.wish`."""
-        return f"wait for the signal {self.name!r}"
-
 
 class Enqueue(Request[Sequence[Started]], frozen=True, eq=False, gc=False):
     """Start runs: write header and input of each, due at its moment. Of the same id, or `dedup`, the first one stands.
@@ -144,11 +108,6 @@ class Enqueue(Request[Sequence[Started]], frozen=True, eq=False, gc=False):
     """
 
     runs: Sequence[NewRun]
-
-    @property
-    def wish(self) -> str:
-        """See `Request.wish`."""
-        return f"start run {self.runs[0].run_id!r}" if len(self.runs) == 1 else f"start {len(self.runs)} runs"
 
 
 class Polled(Struct, frozen=True):
@@ -184,11 +143,6 @@ class Poll(Request[Polled], frozen=True, eq=False):
     says_idle: bool = False
     #: What the store said last, so that it need not look for what was due earlier; None to look for everything.
     floor: float | None = None
-
-    @property
-    def wish(self) -> str:
-        """See `Request.wish`."""
-        return "poll for runs that are due"
 
 
 AnyRequest: TypeAlias = Begin | Checkpoint | Finish | Release | Cancel | Signal | Receive | Enqueue | Poll

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import structlog
 
@@ -28,15 +27,7 @@ from durable.events import (
 )
 from durable.records import StepRecord
 
-__all__ = ["all_of", "log_events"]
-
 _DIGITS: Final = 6  # of a second, as a clock has them
-
-
-class _Line(NamedTuple):
-    level: str
-    event: str
-    fields: dict[str, Any]
 
 
 def log_events(logger: Any = None, *, payloads: bool = False) -> Listener:
@@ -72,39 +63,40 @@ def all_of(*listeners: Listener) -> Listener:
     return listener
 
 
-def _line(event: RunEvent) -> _Line:
+def _line(event: RunEvent) -> tuple[str, str, dict[str, Any]]:
+    """The level, what has happened, and the fields that tell more."""
     match event:
         case RunBegan(workflow=workflow, epoch=epoch, recorded=recorded):
-            return _Line("info", "run began", {"workflow": workflow, "epoch": epoch, "recorded": recorded})
+            return "info", "run began", {"workflow": workflow, "epoch": epoch, "recorded": recorded}
         case RunReturned(workflow=workflow):
-            return _Line("debug", "run had ended before", {"workflow": workflow})
+            return "debug", "run had ended before", {"workflow": workflow}
         case RunCompleted(workflow=workflow):
-            return _Line("info", "run completed", {"workflow": workflow})
+            return "info", "run completed", {"workflow": workflow}
         case RunFailed(workflow=workflow, error=error, again=again):
-            return _Line("error", "run failed", {"workflow": workflow, "error": _name(error), "again": list(again)})
+            return "error", "run failed", {"workflow": workflow, "error": _name(error), "again": list(again)}
         case RunInterrupted(workflow=workflow, reason=reason):
-            return _Line("warning", "run interrupted", {"workflow": workflow, "reason": reason})
+            return "warning", "run interrupted", {"workflow": workflow, "reason": reason}
         case KeysUnused(keys=keys):
-            return _Line("warning", "recorded steps not asked for", {"keys": list(keys)})
+            return "warning", "recorded steps not asked for", {"keys": list(keys)}
         case LeaseTaken(owner=owner):
-            return _Line("warning", "lease taken from a dead owner", {"owner": owner})
+            return "warning", "lease taken from a dead owner", {"owner": owner}
         case StepBegan(attempt=attempt):
-            return _Line("debug", "step began", {"attempt": attempt})
+            return "debug", "step began", {"attempt": attempt}
         case StepReplayed():
-            return _Line("debug", "step replayed", {})
+            return "debug", "step replayed", {}
         case StepRetrying(attempt=attempt, error=error, due=due):
-            return _Line("warning", "step is retried", {"attempt": attempt, "error": _name(error), "due": _moment(due)})
+            return "warning", "step is retried", {"attempt": attempt, "error": _name(error), "due": due.isoformat()}
         case StepRecorded(attempt=attempt, record=record, seconds=seconds):
             done = {"attempt": attempt, "duration": round(seconds, _DIGITS)}
             if record.error is None:
-                return _Line("info", "step recorded", done)
-            return _Line("error", "step failed", done | {"error": _name(record.error.type)})
+                return "info", "step recorded", done
+            return "error", "step failed", done | {"error": _name(record.error.type)}
         case StepStalled(seconds=seconds):
-            return _Line("warning", "step is still running", {"duration": round(seconds, _DIGITS)})
+            return "warning", "step is still running", {"duration": round(seconds, _DIGITS)}
         case StepLeft(reason=reason):
-            return _Line("warning", "step left without an outcome", {"reason": reason})
+            return "warning", "step left without an outcome", {"reason": reason}
         case _:  # an event of a later version, or of the user's own
-            return _Line("info", type(event).__name__, {})
+            return "info", type(event).__name__, {}
 
 
 def _step(event: StepEvent) -> dict[str, str]:
@@ -117,7 +109,3 @@ def _payload(record: StepRecord) -> dict[str, str]:
 
 def _name(error: str) -> str:
     return error.replace(":", ".")
-
-
-def _moment(moment: datetime) -> str:
-    return moment.isoformat()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +17,13 @@ from durable._engine.calls import Call
 from durable._engine.steps import LiveExecution
 from durable._runtime.async_runs import AsyncRun
 from durable._runtime.async_steps import AsyncDriver
+from durable._runtime.awaitables import is_async_function
 from durable._runtime.bodies import Body
-from durable._runtime.handles import AsyncStep, Step
+from durable._runtime.driver import Driver
 from durable._runtime.plan import Plan
 from durable._runtime.run import run
 from durable._runtime.runs import BlockingRun
+from durable._runtime.signatures import AsyncWorkflow, AsyncWorkflowOf, BlockingWorkflow, BlockingWorkflowOf
 from durable._runtime.steps import BlockingDriver
 from durable.clocks import SystemClock
 from durable.codecs import Codec
@@ -31,8 +32,6 @@ from durable.records import Execution, Status
 from durable.snapshots import Snapshot, as_history
 from durable.stores import MemoryStore
 from durable.stores.listing import checked_snapshot
-
-__all__ = ["Replayed", "Source", "replay"]
 
 D = TypeVar("D")
 
@@ -73,7 +72,7 @@ class Replayed:
 @overload
 def replay(
     deps: D,
-    fn: Callable[[AsyncStep, D], Coroutine[Any, Any, Any]] | Callable[[AsyncStep, D, Any], Coroutine[Any, Any, Any]],
+    fn: AsyncWorkflow[D, Any] | AsyncWorkflowOf[D, Any, Any],
     source: Source,
     *,
     id: str = ...,
@@ -82,7 +81,7 @@ def replay(
 @overload
 def replay(
     deps: D,
-    fn: Callable[[Step, D], object] | Callable[[Step, D, Any], object],
+    fn: BlockingWorkflow[D, object] | BlockingWorkflowOf[D, Any, object],
     source: Source,
     *,
     id: str = ...,
@@ -105,7 +104,7 @@ def replay(
     """
     record = _Record(id, _read_source(source, id), codec)
     outcome = partial(_run, deps, fn, id=id, store=record, version=record.version)
-    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
+    if is_async_function(fn):
         return _replay_async(record, outcome())
     with record:
         try:
@@ -144,7 +143,9 @@ class _Walk:
             raise Unwind(execution.abort(_Halt()).error)
 
 
-class _BlockingDriver(BlockingDriver):
+class _WalkingDriver(Driver):
+    """A driver that tells how far it has come, and draws the moments of today."""
+
     def __init__(self, walk: _Walk, *args: Any) -> None:
         super().__init__(*args)
         self._walk = walk
@@ -153,21 +154,15 @@ class _BlockingDriver(BlockingDriver):
     def _moment(self) -> datetime:
         return SystemClock.now()
 
+
+class _BlockingDriver(_WalkingDriver, BlockingDriver):
     def _drive(self, call: Call, body: Body) -> Any:
         with self._lock:
             self._walk.come_to(self._execution, call)
         return super()._drive(call, body)
 
 
-class _AsyncDriver(AsyncDriver):
-    def __init__(self, walk: _Walk, *args: Any) -> None:
-        super().__init__(*args)
-        self._walk = walk
-        walk.execution = self._execution
-
-    def _moment(self) -> datetime:
-        return SystemClock.now()
-
+class _AsyncDriver(_WalkingDriver, AsyncDriver):
     async def _drive(self, call: Call, body: Body) -> Any:
         self._walk.come_to(self._execution, call)
         return await super()._drive(call, body)

@@ -56,7 +56,7 @@ class AsyncSnapshotAdapter(SnapshotRun):
 
 
 class _AsyncVerbs(SnapshotRun):
-    """A run's requests, performed by coroutines."""
+    """A run's requests, performed by coroutines: what `SnapshotAdapter` does, awaited."""
 
     def __init__(self, snapshots: AsyncSnapshotStore) -> None:
         super().__init__(snapshots)
@@ -139,7 +139,6 @@ class _TaskFacade(AsyncFacade):
         self._tasks: set[asyncio.Task[Any]] = set()  # an event loop holds its tasks weakly
 
     def submit(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> asyncio.Future[T]:
-        """See `AsyncRunStore.submit`."""
         try:
             return super().submit(request, on_late_reply)
         except RuntimeError:  # no event loop to call the user's verbs on: this run's was closed under it

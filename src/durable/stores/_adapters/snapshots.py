@@ -13,6 +13,7 @@ from durable._common.locks import hold, locked
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.headers import blank_header, stamp_header
 from durable._engine.leases import Lease
+from durable._engine.step_kinds import Isolation
 from durable.clocks import SystemClock
 from durable.codecs import Codec, codec_of
 from durable.errors import (
@@ -29,8 +30,19 @@ from durable.snapshots import Snapshot, snapshot_of, with_run_id
 from durable.stores._facades import ThreadPoolFacade
 from durable.stores._memory.store import MemoryStore
 from durable.stores._work import perform_work
-from durable.stores.protocol import AsyncSnapshotStore, Isolation, SnapshotStore, Transaction
-from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Release, Request
+from durable.stores.protocol import AsyncSnapshotStore, SnapshotStore, Transaction
+from durable.stores.requests import (
+    AnyRequest,
+    Begin,
+    Cancel,
+    Checkpoint,
+    Finish,
+    OnLateReply,
+    Receive,
+    Release,
+    Request,
+    Signal,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,7 +75,6 @@ class SnapshotRun:
 
     @property
     def codec(self) -> Codec:
-        """The codec of the store of snapshots."""
         return codec_of(self._snapshots)
 
     @property
@@ -162,8 +173,17 @@ class SnapshotRun:
 
     def unable(self, request: Request[Any]) -> InvalidArgument:
         """Of what no snapshot has room for, or would have to be told to another process."""
+        match request:
+            case Cancel():
+                wish = f"cancel run {request.run_id!r}"
+            case Signal():
+                wish = f"send the signal {request.name!r} to run {request.run_id!r}"
+            case Receive():
+                wish = f"wait for the signal {request.name!r}"
+            case _:
+                wish = type(request).__name__.lower()
         return InvalidArgument(
-            f"{self.where}, a store of five verbs, cannot {request.wish}: that takes postgres(url) or memory()"
+            f"{self.where}, a store of five verbs, cannot {wish}: that takes postgres(url) or memory()"
         )
 
 
@@ -294,7 +314,6 @@ class _Leases(MemoryStore):
         self._locks: weakref.WeakValueDictionary[str, RunLock] = weakref.WeakValueDictionary()
 
     def renew(self) -> None:
-        """See `_common.forks.Renewable`."""
         super().renew()
         self._locks = weakref.WeakValueDictionary()
 
@@ -304,7 +323,6 @@ class _Leases(MemoryStore):
 
     @locked
     def lock_of(self, run_id: str) -> RunLock:
-        """This run's."""
         return self._locks.setdefault(run_id, RunLock(run_id))
 
 

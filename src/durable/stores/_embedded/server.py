@@ -294,18 +294,8 @@ def _initialise(binaries: Path, data: Path, account: _Account) -> None:
     fresh.mkdir(0o700)  # by us, so that the server's account need not be able to write beside it
     account.take(fresh)
     # --locale=C alone would make an SQL_ASCII cluster.
-    command: list[str | Path] = [
-        binaries / "initdb",
-        "-D",
-        fresh,
-        "-U",
-        "postgres",
-        "-A",
-        "trust",
-        "-E",
-        "UTF8",
-        "--locale=C",
-    ]
+    options = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C"]
+    command: list[str | Path] = [binaries / "initdb", "-D", fresh, *options]
     done = subprocess.run(command, capture_output=True, text=True, env=_environment(), cwd="/", **account.options)  # noqa: PLW1510, S603
     if done.returncode:
         problem = f"initdb failed: {done.stderr.strip().splitlines()[-1:]}"

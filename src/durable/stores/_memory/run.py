@@ -81,7 +81,6 @@ class Run:
         return None if self.route is None or over else at + timedelta(seconds=due_in)
 
     def stands(self, now: float) -> RunStatus:
-        """Where it stands."""
         status = "running" if self.header is None else self.header.execution.status
         return stands(status, held=self.is_held(now)) or "failed"
 

@@ -33,5 +33,4 @@ class Signals:
         return None
 
     def forget(self, run_id: str) -> None:
-        """Forget what was sent to a run."""
         self._sent = [signal for signal in self._sent if signal.run_id != run_id]

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, Self, TypeVar, assert_never
+from typing import Any, Final, Self, TypeVar, assert_never
 
 from msgspec import structs
 
 from durable._common.boundary import public_verbs
 from durable._common.checks import check_name
 from durable._common.durations import Duration
-from durable._common.forks import renew_in_children
-from durable._common.locks import locked
+from durable._common.locks import hold, locked
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.headers import blank_header, claim_header, is_foreign
 from durable._engine.leases import Lease
 from durable._engine.runs import is_executable
 from durable._engine.starts import NewRun, Started
+from durable._engine.step_kinds import Isolation
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, as_codec
 from durable.errors import ConcurrentExecution, DurableError, InvalidArgument
@@ -38,7 +40,6 @@ from durable.stores.listing import (
     FORCE_ADVICE,
     PAGE,
     Listed,
-    PageQuery,
     Progress,
     RunStatus,
     Stats,
@@ -46,7 +47,7 @@ from durable.stores.listing import (
     checked_purge,
     savable_snapshot,
 )
-from durable.stores.protocol import Isolation, Listening, Transaction
+from durable.stores.protocol import Listening, Transaction
 from durable.stores.requests import (
     AnyRequest,
     Begin,
@@ -80,10 +81,10 @@ class MemoryStore:
         self._aio: AsyncStore | None = None
         self._closed = False
         self._heartbeat = Heartbeat(self._renew, self._look, self.clock)
-        renew_in_children(self)
+        _stores.add(self)
 
     def renew(self) -> None:
-        """See `_common.forks.Renewable`. The child has what was there at the fork; what was being executed is its parent's."""
+        """In a forked child: what was being executed is its parent's, and so are the threads that may hold a lock."""
         self._lock = threading.RLock()
         self._heartbeat.renew()
         self._aio = None
@@ -110,9 +111,9 @@ class MemoryStore:
             case Cancel():
                 return self._cancel(request.run_id)
             case Signal():
-                return self._keep_signal(request.run_id, request.name, request.payload)
+                return hold(self._lock, self._signals.keep, request.run_id, request.name, request.payload)
             case Receive():
-                return self._find_signal(request.lease, request.name, request.taken)
+                return hold(self._lock, self._signals.find, request.lease.run_id, request.name, request.taken)
             case Enqueue():
                 return self._enqueue(request.runs)
             case Poll():
@@ -221,14 +222,6 @@ class MemoryStore:
         self._runs[run_id] = run.stamped(Status.CANCELLED, self.clock.now(), token=None, cancelled=True, due_at=None)
         return True
 
-    @locked
-    def _keep_signal(self, run_id: str, name: str, payload: str) -> None:
-        self._signals.keep(run_id, name, payload)
-
-    @locked
-    def _find_signal(self, lease: Lease, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
-        return self._signals.find(lease.run_id, name, taken)
-
     def listen(self, worker: str, wake: Callable[[], object]) -> Listening:
         """See `QueueingStore.listen`."""
         return self._queue.listen(worker, wake)
@@ -290,11 +283,8 @@ class MemoryStore:
         self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
     ) -> Sequence[Listed]:
         """See `PostgresStore.list`."""
-        return self._page(checked_page(prefix, limit, status, after))
-
-    @locked
-    def _page(self, page: PageQuery) -> Sequence[Listed]:
-        return find_page(self._runs, page, self.clock.elapsed())
+        page = checked_page(prefix, limit, status, after)
+        return hold(self._lock, find_page, self._runs, page, self.clock.elapsed())
 
     def purge(
         self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
@@ -330,12 +320,9 @@ class MemoryStore:
         return self
 
     @property
+    @locked
     def aio(self) -> AsyncStore:
         """The same store for asyncio."""
-        return self._for_asyncio()
-
-    @locked
-    def _for_asyncio(self) -> AsyncStore:
         if self._aio is None:
             self._aio = AsyncStore(self)
         return self._aio
@@ -395,3 +382,14 @@ class MemoryStore:
         """The record, and when and under which lease it was stored, where it does not say."""
         seq, key, kind, text, at, under = record
         return Record(seq, key, kind, text, at or self.clock.now(), under or epoch)
+
+
+_stores: Final[weakref.WeakSet[MemoryStore]] = weakref.WeakSet()
+
+
+def _renew_all() -> None:
+    for store in list(_stores):
+        store.renew()
+
+
+os.register_at_fork(after_in_child=_renew_all)

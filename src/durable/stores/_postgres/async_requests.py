@@ -21,7 +21,6 @@ class AsyncRequests:
         self._requests = requests
 
     def submit(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> asyncio.Future[Any]:
-        """See `AsyncRunStore.submit`."""
         requests = self._requests
         match request:
             case Checkpoint():

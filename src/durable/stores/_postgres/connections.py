@@ -45,9 +45,7 @@ _SERVER: Final = (
 
 
 class Connections:
-    """The connections of one process to one database: its own, or lent by the user's pool.
-
-    Of its own it needs one for each writer, and keeps them at hand. `prepare` is called once, with the very first
+    """Its own are one for each writer, kept at hand. `prepare` is called once, with the very first
     connection, before anything else is done. Each connection is made in a thread of its own, so that no caller waits beyond
     its deadline, whatever takes so long: a name server, one host of several, a server that accepts and says nothing. One
     that comes too late is kept for the next caller.

@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import psycopg
 
-Connection: TypeAlias = psycopg.Connection[Any]
+from durable.stores._postgres.session import Connection
 
 HEAD_START: Final = 0.25  # seconds, before the next host is tried as well
 _AGAIN: Final = 0.5  # seconds, before a host that has refused is asked again

@@ -56,7 +56,7 @@ _RELEASE_WITHIN: Final = 5.0  # seconds; then the lease is left to end by itself
 
 
 class Requests:
-    """The requests to a store, answered for callers that block; `work` is that of both colours."""
+    """The requests to a store, answered for callers that block; `work` is that of both colours. Also a `jobs.Asked`."""
 
     def __init__(self, held: Held, settings: Settings) -> None:
         self._held = held
@@ -64,7 +64,6 @@ class Requests:
         self._clock = settings.clock
 
     def perform(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
-        """See `PostgresStore.perform`."""
         match request:
             case Checkpoint():
                 return self._checkpoint(request.lease, request.record, on_late_reply)
@@ -114,7 +113,9 @@ class Requests:
         try:
             while (job := self._reading(found, alive)) is not None:
                 yield job
-            return _taken_from(dead_owner, found.reply())
+            reply = found.reply()
+            taken = dead_owner is not None and isinstance(reply, Granted)
+            return replace(reply, taken_from=dead_owner) if taken else reply
         except BaseException:
             self._give_up(found)
             raise
@@ -147,7 +148,7 @@ class Requests:
     def _granted(self, found: Found) -> Work[list[Granted]]:
         """One of what was polled, read, or with the problem of that."""
         try:
-            while (job := self._reading(found, _always)) is not None:
+            while (job := self._reading(found, lambda: True)) is not None:
                 yield job
             reply = found.reply()
         except DurableError as problem:
@@ -165,17 +166,14 @@ class Requests:
     def _release(self, release: Release) -> Work[None]:
         lease = release.lease
         self._dropped(lease)
-        if not self._is_held_here(lease):
+        if self._held.resources.mark not in lease.token:  # it is that of the process which forked this one
             return
         if self._held.is_closed:
             self._release_at_last(release)
             return
         try:
             yield self._releasing(release)
-        except (
-            DurableError,
-            RuntimeError,
-        ):  # such as: no event loop to answer on, since this run's was closed under it
+        except (DurableError, RuntimeError):  # such as: no event loop to answer on, this run's was closed under it
             with contextlib.suppress(StoreUnavailable):  # no thread can be started for it
                 self._leave(release)
             raise
@@ -257,10 +255,6 @@ class Requests:
         is_proven = self._settings.take_over_dead and is_dead(owner, token)
         return is_proven or self._held.resources.has_left(token)
 
-    def _is_held_here(self, lease: Lease) -> bool:
-        """Whether the lease is this process's own, not that of the one which forked it."""
-        return self._held.resources.mark in lease.token
-
     def held_here(self, lease: Lease) -> Resources:
         """This process, if the lease is its own."""
         resources = self._held.resources
@@ -270,19 +264,15 @@ class Requests:
 
     @property
     def prefix(self) -> str:
-        """See `jobs.Asked`."""
         return self._settings.prefix
 
     def row(self, run_id: str) -> str:
-        """See `jobs.Asked`."""
         return self._settings.row(run_id)
 
     def refuse_own(self, row: str, what: str) -> None:
-        """See `jobs.Asked`."""
         refuse_own_run(self._held.resources.connections.where, row, what)
 
     def answer_by(self) -> float:
-        """See `jobs.Asked`."""
         return self._clock.elapsed() + _ANSWER_WITHIN
 
     def _give_back(self, claimed: Job) -> None:
@@ -293,14 +283,3 @@ class Requests:
         if polled.failure is None:
             for found in polled.answer.found:
                 self._give_up(found)
-
-
-def _always() -> bool:
-    return True
-
-
-def _taken_from(dead: str | None, reply: ClaimReply) -> ClaimReply:
-    """The reply to a claim over a dead owner's lease."""
-    if dead is not None and isinstance(reply, Granted):
-        return replace(reply, taken_from=dead)
-    return reply

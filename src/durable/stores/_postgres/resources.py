@@ -150,10 +150,7 @@ class Resources:
         """Note which of these were cancelled."""
         patience = min(lease.seconds for lease in leases) / RENEWALS_PER_LEASE
         with self._heard(min(_LOOKS_WITHIN, patience)) as ask:
-            self._note_cancelled(ask, leases)
-
-    def _note_cancelled(self, ask: Callable[[str, Any], list[Any]], leases: Sequence[Lease]) -> None:
-        cancelled = {row for (row,) in ask("cancelled", ([lease.row for lease in leases],))}
+            cancelled = {row for (row,) in ask("cancelled", ([lease.row for lease in leases],))}
         for lease in leases:
             lease.cancelled = lease.row in cancelled
 

@@ -11,6 +11,7 @@ from typing import Any, Final, Self, TypeVar
 from durable._common.boundary import public_verbs
 from durable._common.durations import Duration
 from durable._engine.leases import Lease
+from durable._engine.step_kinds import Isolation
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, as_codec
 from durable.snapshots import Snapshot
@@ -29,7 +30,7 @@ from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.names import Names
 from durable.stores._postgres.transaction import PostgresTransaction
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats, checked_prefix
-from durable.stores.protocol import Isolation, Listening
+from durable.stores.protocol import Listening
 from durable.stores.requests import OnLateReply, Request
 
 T = TypeVar("T")

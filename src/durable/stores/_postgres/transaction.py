@@ -24,6 +24,7 @@ from durable._engine import batches
 from durable._engine.backoff import backoff
 from durable._engine.batches import Entry, Verdict, reply_deadline
 from durable._engine.leases import Lease
+from durable._engine.step_kinds import Isolation
 from durable.errors import (
     DurableError,
     InvalidArgument,
@@ -54,7 +55,7 @@ from durable.stores._postgres.transaction_errors import (
 )
 from durable.stores._postgres.transaction_pool import TransactionPool
 from durable.stores._postgres.watchdog import shut_down
-from durable.stores.protocol import CommitRefused, Isolation, RolledBack
+from durable.stores.protocol import NotCommitted, RolledBack
 from durable.stores.requests import OnLateReply
 
 T = TypeVar("T")
@@ -89,7 +90,6 @@ class PostgresTransaction:
         self._guarded: GuardedConnection | None = None
         self._busy = 0  # the thread in `begin` or `call`; if abandoned meanwhile, it ends the transaction
         self._abandoned = False
-        self._around: nesting.OpenTransaction | None = None  # the one in whose body this one is called
         self._pid = os.getpid()
         self._job: Job | None = None
         self._sent = False  # the job's record and the COMMIT, perhaps
@@ -116,9 +116,10 @@ class PostgresTransaction:
     def call(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """See `protocol.Transaction`."""
         self._enter()
-        self._around = around = nesting.innermost.get()
+        around = nesting.innermost.get()
+        where, row = self._owner.connections.where, self._lease.row
         try:
-            nesting.innermost.set(self)
+            nesting.innermost.set(nesting.RunningBody(self._name, where, row, self._is_open, around))
             return self._call_body(fn, args)
         finally:
             nesting.innermost.set(around)
@@ -128,7 +129,7 @@ class PostgresTransaction:
         """See `protocol.Transaction`. One round trip."""
         try:
             self._commit(record)
-        except (DurableError, RolledBack, CommitRefused):
+        except (DurableError, NotCommitted):
             raise
         except BaseException as interrupt:
             self._end()
@@ -378,21 +379,6 @@ class PostgresTransaction:
             self._session = None
         self._owner.room.leave(self)
 
-    @property
-    def name(self) -> str:
-        """The step's name."""
-        return self._name
-
-    @property
-    def around(self) -> nesting.OpenTransaction | None:
-        """The transaction in whose body this one is called."""
-        return self._around
-
-    def holds(self, where: str, row: str) -> bool:
-        """Whether its lease has this row, in this database."""
-        return self._lease.row == row and self._owner.connections.where == where
-
-    @property
-    def is_open(self) -> bool:
+    def _is_open(self) -> bool:
         """Whether it was begun, and has not ended."""
         return self._session is not None

@@ -22,10 +22,8 @@ class JumpingClock:
     """
 
     def __init__(self, start: datetime = _START, *, patience: Duration = 10.0) -> None:
-        self._set_at = (
-            to_utc("start", start),
-            0.0,
-        )  # the moment that the clock was last set to, and the seconds elapsed then
+        # The moment that the clock was last set to, and the seconds elapsed then.
+        self._set_at = to_utc("start", start), 0.0
         self.timeline = Timeline(self.now, to_seconds("patience", patience))
 
     def __repr__(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 
 from durable._common.durations import Duration
 from durable._engine.leases import Lease
+from durable._engine.step_kinds import Isolation
 from durable._runtime.async_runs import AsyncRun
 from durable._runtime.plan import Plan
 from durable._runtime.runs import BlockingRun
@@ -18,7 +19,7 @@ from durable.snapshots import Snapshot
 from durable.stores import MemoryStore, PostgresStore, memory
 from durable.stores._facades import AsyncStore
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
-from durable.stores.protocol import Isolation, LeasedStore, Transaction
+from durable.stores.protocol import LeasedStore, Transaction
 from durable.stores.requests import OnLateReply, Request
 from durable.testing._rehearsal.clock import JumpingClock
 from durable.testing._rehearsal.crashes import Crash, Place

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar, cast
 
 from msgspec import structs
 
 from durable._engine.calls import Call
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
-from durable._engine.step_kinds import Listen, Sleep
+from durable._engine.step_kinds import Isolation, Listen, Sleep
 from durable._engine.steps import LiveExecution
 from durable._runtime.bodies import Body
 from durable._runtime.plan import Plan
@@ -20,7 +20,7 @@ from durable.errors import DurableError, Unwind, WorkflowDrift
 from durable.records import Kind, Record, Status
 from durable.snapshots import Snapshot
 from durable.stores._facades import ThreadPoolFacade
-from durable.stores.protocol import Isolation, Transaction
+from durable.stores.protocol import Transaction
 from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Receive, Release, Request
 from durable.testing._rehearsal.crashes import Place
 from durable.testing._rehearsal.replaying import Replaying, ReplayNow
@@ -119,7 +119,6 @@ class RehearsedRun:
     # -- what its execution asks of the store -----------------------------------------------------------------------
 
     def perform(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> T:
-        """See `RunStore`."""
         return self._answer(request, on_late_reply)  # type: ignore[arg-type, no-any-return]
 
     def _answer(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
@@ -189,21 +188,17 @@ class RehearsedRun:
             return self._store.perform(Receive(self._held_lease(), name, taken))
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:  # noqa: ARG002
-        """See `RunStore`."""
         transaction = self._store.transaction(self._held_lease(), name, isolation)
-        return RehearsedTransaction(transaction, self.watch, self._on_commit)
+        return cast(Transaction, RehearsedTransaction(transaction, self.watch, self._on_commit))
 
     def load(self, id: str) -> Snapshot | None:
-        """See `RunStore`."""
         return self._store.load(id)
 
     def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
-        """See `RunStore`."""
         return self._store.replace(run_id, old, new)
 
     @property
     def identity(self) -> object:
-        """See `RunStore`."""
         return self._store.identity
 
     @property

@@ -56,7 +56,6 @@ class Stage:
         return tuple(step for step, script in self._scripts.items() if not script.played)
 
     def find_script(self, key: str, name: str) -> Script | None:
-        """The script of a step, by its key or its name."""
         return self._scripts.get(key) or self._scripts.get(name)
 
     def find_crash(self, place: Place, names: tuple[str, ...]) -> Crash | None:

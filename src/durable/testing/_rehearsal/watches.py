@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from datetime import datetime
 
 from durable.testing._rehearsal.clock import JumpingClock
 from durable.testing._rehearsal.timeline import Waiter
@@ -20,9 +19,10 @@ class Watch:
     """
 
     def __init__(self, clock: JumpingClock, describe: Callable[[], str], on_wait: Callable[[float], None]) -> None:
-        self._clock = clock
+        self.now = clock.now
+        self.elapsed = clock.elapsed
+        self.describe = describe
         self._timeline = clock.timeline
-        self._describe = describe
         self._on_wait = on_wait
         #: How many branches of the run wait.
         self.waiting = 0
@@ -38,26 +38,12 @@ class Watch:
         """Whether nothing happens in this run before time passes."""
         return self.lent > 0 or (self.waiting > 0 and self.working == 0)
 
-    def describe(self) -> str:
-        """The run and where it waits, for an error."""
-        return self._describe()
-
-    def now(self) -> datetime:
-        """See `Clock`."""
-        return self._clock.now()
-
-    def elapsed(self) -> float:
-        """See `Clock`."""
-        return self._clock.elapsed()
-
     def sleep(self, seconds: float, recheck: float = math.inf) -> None:
-        """See `Clock`."""
         self._on_wait(seconds)
         self._timeline.wait(Waiter(self, seconds, recheck, None))
         self._on_wait(0.0)
 
     async def asleep(self, seconds: float, recheck: float = math.inf) -> None:
-        """See `Clock`."""
         self._on_wait(seconds)
         await self._timeline.wait_async(Waiter(self, seconds, recheck, asyncio.get_running_loop()))
         self._on_wait(0.0)

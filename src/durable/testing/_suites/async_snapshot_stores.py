@@ -14,19 +14,15 @@ import asyncio
 import functools
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias
 
 import durable
 from durable.errors import AsyncMismatch
-from durable.snapshots import Snapshot
-from durable.stores.listing import Listed
 from durable.stores.protocol import AsyncSnapshotStore
 from durable.testing._suites.raising import raises
 from durable.testing._suites.snapshot_stores import SnapshotStoreSuite
-
-T = TypeVar("T")
 
 MakeStore: TypeAlias = Callable[[], Awaitable[AsyncSnapshotStore]]
 
@@ -147,22 +143,9 @@ class _Blocking:
         self._store = store
         self._awaited = await_there
 
-    def save(self, id: str, snapshot: Snapshot) -> None:
-        self._awaited(self._store.save(id, snapshot))
-
-    def load(self, id: str) -> Snapshot | None:
-        snapshot: Snapshot | None = self._awaited(self._store.load(id))
-        return snapshot
-
-    def delete(self, id: str) -> None:
-        self._awaited(self._store.delete(id))
-
-    def list(self, *, prefix: str = "", limit: int = 100) -> Sequence[Listed]:
-        lines: Sequence[Listed] = self._awaited(self._store.list(prefix=prefix, limit=limit))
-        return lines
-
-    def close(self) -> None:
-        self._awaited(self._store.close())
+    def __getattr__(self, verb: str) -> Callable[..., Any]:
+        call = getattr(self._store, verb)
+        return lambda *given, **options: self._awaited(call(*given, **options))
 
 
 for _name, _test in vars(SnapshotStoreSuite).items():

@@ -20,7 +20,7 @@ import durable
 from durable.errors import ConcurrentExecution, InvalidArgument, LeaseLost, UnreadableRecord
 from durable.snapshots import Snapshot
 from durable.stores.listing import Listed
-from durable.stores.protocol import LeasedStore, SnapshotStore
+from durable.stores.protocol import LeasedStore, RunStore, SnapshotStore
 from durable.testing._suites.raising import raises
 
 _AWKWARD: Final = (
@@ -48,6 +48,13 @@ def a_snapshot(*, status: str = "running", **steps: Any) -> Snapshot:
 def ids(lines: Sequence[Listed]) -> list[str]:
     """The ids of a page."""
     return [line.id for line in lines]
+
+
+def loaded(store: SnapshotStore | RunStore, id: str) -> Snapshot:
+    """The run that is stored, which must be there."""
+    snapshot = store.load(id)
+    assert snapshot is not None, f"nothing is stored of {id!r}"
+    return snapshot
 
 
 class SnapshotStoreSuite:
@@ -79,17 +86,13 @@ class SnapshotStoreSuite:
         document |= {"input": {"order": 7}, "failure": {"error": {"type": "builtins:ValueError", "message": "no"}}}
         snapshot = Snapshot.from_document(document)
         store.save("run", snapshot)
-        loaded = store.load("run")
-        assert loaded is not None
-        assert loaded.document() == snapshot.document()
+        assert loaded(store, "run").document() == snapshot.document()
 
     def test_saving_again_replaces_all(self, store: SnapshotStore) -> None:
         """Nothing of the former snapshot is left."""
         store.save("run", a_snapshot(one=1, two=2))
         store.save("run", a_snapshot(three=3))
-        loaded = store.load("run")
-        assert loaded is not None
-        assert set(loaded.steps) == {"three"}
+        assert set(loaded(store, "run").steps) == {"three"}
 
     def test_deleting_forgets(self, store: SnapshotStore) -> None:
         """It is neither loaded nor listed; what is beside it is."""
@@ -135,18 +138,14 @@ class SnapshotStoreSuite:
         for number, name in enumerate(_AWKWARD):
             store.save(name, a_snapshot(number=number))
         for number, name in enumerate(_AWKWARD):
-            loaded = store.load(name)
-            assert loaded is not None
-            assert loaded.steps["number"].json == str(number).encode()
+            assert loaded(store, name).steps["number"].json == str(number).encode()
         assert sorted(ids(store.list())) == sorted(_AWKWARD)
 
     def test_a_large_snapshot_comes_back(self, store: SnapshotStore) -> None:
         """A thousand steps of a kilobyte."""
         snapshot = a_snapshot(**{f"step-{number}": "x" * 1000 for number in range(1000)})
         store.save("large", snapshot)
-        loaded = store.load("large")
-        assert loaded is not None
-        assert loaded.document() == snapshot.document()
+        assert loaded(store, "large").document() == snapshot.document()
 
     def test_it_is_safe_for_threads(self, store: SnapshotStore) -> None:
         """Eight of them save, load and delete runs of their own."""
@@ -154,9 +153,7 @@ class SnapshotStoreSuite:
         def busy(number: int) -> None:
             for turn in range(10):
                 store.save(f"run-{number}", a_snapshot(turn=turn))
-                loaded = store.load(f"run-{number}")
-                assert loaded is not None
-                assert loaded.steps["turn"].json == str(turn).encode()
+                assert loaded(store, f"run-{number}").steps["turn"].json == str(turn).encode()
             store.delete(f"run-{number}")
 
         with ThreadPoolExecutor(8) as threads:
@@ -245,9 +242,7 @@ class LeasedStoreSuite(SnapshotStoreSuite):
 
         durable.run(None, checkout, id="run", store=store)
         store.save("run", a_snapshot(one="saved"))
-        loaded = store.load("run")
-        assert loaded is not None
-        assert loaded.document() == a_document(one="saved")
+        assert loaded(store, "run").document() == a_document(one="saved")
         assert store.status("run") == "interrupted"
         assert durable.run(None, checkout, id="run", store=store) == ["saved", 2]
 
@@ -349,6 +344,4 @@ class LeasedStoreSuite(SnapshotStoreSuite):
         for nothing in (None, 7, "text", {"x": object()}):
             with raises(InvalidArgument):
                 store.save("run", nothing)  # type: ignore[arg-type]
-        loaded = store.load("run")
-        assert loaded is not None
-        assert loaded.document() == a_document(one=1)
+        assert loaded(store, "run").document() == a_document(one=1)
