@@ -8,15 +8,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import psycopg
 import pytest
 
 import durable
-from durable.stores import memory
+from durable.stores import PostgresStore, memory
 from durable.stores._adapters.kinds import AnyStore
 from durable.stores._postgres import hosts
+from durable.stores._postgres.job import Job
+from durable.stores._postgres.jobs import CANCEL, CHECKPOINT, ENQUEUE, FINISH, POLL, SIGNAL
+from durable.stores._postgres.session import Session
+from durable.stores._postgres.verbs import PostgresVerb
+from durable.stores._postgres.writer import Performer
 from harness.blows import Dictionary
 from harness.support import Database
 
@@ -212,3 +218,98 @@ def test_a_handler_that_raises_where_a_listener_is_logged(raises: _Raises) -> No
     with memory() as store:
         assert execute(None, lambda step, _: step("a", lambda: 1), id="r", store=store, on_event=listens) == 1
     assert any("listener" in message for message in raises.given)
+
+
+class _NeverStarts(_Refuses):
+    """No thread of this name is started until it is told otherwise."""
+
+    def start(self, thread: threading.Thread) -> None:
+        if thread.name.startswith(self._name):
+            self.refused += 1
+            raise self._problem("can't start new thread")
+        self._start(thread)
+
+
+class _Loses:
+    """In place of what performs batches: the reply to the first of this verb is lost."""
+
+    def __init__(self, store: PostgresStore, verb: PostgresVerb, *, arrived: bool) -> None:
+        self.watches = False
+        self.lost = 0
+        self._verb = verb
+        self._arrived = arrived
+        resources: Any = store._held.resources
+        self._real: Performer = resources._small._performer
+        for way in ("_small", "_large", "_claims", "_long", "_polls", "_starts"):
+            getattr(resources, way)._performer = self
+
+    def perform(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
+        """See `writer.Performer`."""
+        if not self.watches or jobs[0].verb is not self._verb or self.lost:
+            return self._real.perform(session, jobs)
+        self.lost += 1
+        if self._arrived:
+            self._real.perform(session, jobs)
+            if self._verb is CHECKPOINT:  # no reply has come that it could be counted by
+                lease = jobs[0].payload.lease
+                lease.note_stored(lease.records - 1, lease.server)
+        raise psycopg.OperationalError("the connection is lost")
+
+    def read_back(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
+        """See `writer.Performer`."""
+        return self._real.read_back(session, jobs)
+
+
+@durable.workflow(name="marked")
+def _marked(step: durable.Step, _: Any) -> Any:
+    return step("a", lambda: 1)
+
+
+def _interrupted(step: durable.Step, _: Any) -> None:
+    step("a", lambda: 1)
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("arrived", [True, False], ids=["committed", "lost on its way"])
+@pytest.mark.parametrize("verb", [SIGNAL, CHECKPOINT, FINISH, POLL, ENQUEUE, CANCEL], ids=str)
+def test_a_lost_reply_where_no_writer_can_be_started(
+    database: Database, monkeypatch: pytest.MonkeyPatch, verb: PostgresVerb, arrived: bool
+) -> None:
+    """The caller that has sent it finds out itself what became of it: nothing is done twice, and no lease is left behind."""
+    store = database.store()
+    performer = _Loses(store, verb, arrived=arrived)
+
+    def workflow(step: durable.Step, _: Any) -> Any:
+        return step("a", lambda: 1)
+
+    def act() -> Any:
+        if verb is SIGNAL:
+            return durable.signal(store, "x", "approved", 7)
+        if verb is ENQUEUE:
+            return durable.start(_marked, id="started", store=store).id
+        if verb is CANCEL:
+            return durable.cancel(store, "interrupted")
+        if verb is POLL:
+            return durable.Worker(store, None, [_marked]).run_until_idle()
+        return execute(None, workflow, id="x", store=store)
+
+    if verb is CANCEL:
+        with pytest.raises(KeyboardInterrupt):
+            durable.run(None, _interrupted, id="interrupted", store=store)
+    if verb is POLL:
+        durable.start(_marked, id="started", store=store)
+
+    monkeypatch.setattr(threading.Thread, "start", refuses := _NeverStarts("durable-writer", RuntimeError))
+    performer.watches = True
+    came = act()
+    assert (performer.lost, bool(refuses.refused)) == (1, True)
+    if verb is SIGNAL:
+        assert database.execute("SELECT count(*) FROM durable_signals") == [(1,)]
+    elif verb is CANCEL:
+        assert store.status("interrupted") == "cancelled"
+    elif verb is ENQUEUE:
+        assert store.status("started") == "queued"
+    elif verb is POLL:
+        assert store.status("started") == "completed"
+    else:
+        assert (came, [key for _, key, _ in database.journal("x")]) == (1, ["a", "result"])

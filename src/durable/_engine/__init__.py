@@ -36,11 +36,11 @@ Where what lives, from the top down:
     drawn           moments, UUIDs and numbers that a workflow has drawn, and which records hold them
     decisions       the vocabulary: decisions, and the outcomes that answer them
     step_kinds      what a call is: plain, a sleep, a wait for a signal, a transaction
-    starts          a run that is started: where it waits, and what starting it again means
+    starts          a run that is started: where it waits, and what its id means when it is there (a `dedup`: each store)
     batches         what is committed together, and what follows when that goes wrong
     leases          how long an execution may write
     causes          which failures led to a failure, and what is in flight at a call
-    backoff         how long to wait before the next try
+    backoff         how long *we* wait before the next try; a step's own back-off is its policy's
 
 A new kind of step is a class in `step_kinds`; a `match` in `steps` says how it begins, and the type checker names the place.
 

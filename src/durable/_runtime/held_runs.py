@@ -86,7 +86,7 @@ class HeldRun:
 
     def cancel(self) -> None:
         """Cancel its task, if it has one. Called in its thread."""
-        if isinstance(self._future, asyncio.Task):
+        if self.loop is not None and self._future is not None:
             self._future.cancel()
 
     def _take_grant(self) -> Granted:

@@ -25,7 +25,7 @@ class StepOptionsDict(TypedDict, total=False):
     cleanup: bool
 
 
-class _MapOptions(TypedDict, Generic[I], total=False):
+class MapOptionsDict(TypedDict, Generic[I], total=False):
     """Likewise those of `step.map`, which has two forms."""
 
     key: Callable[[I], object] | None
@@ -35,13 +35,13 @@ class _MapOptions(TypedDict, Generic[I], total=False):
     cleanup: bool
 
 
-class RaisingMapOptions(_MapOptions[I], total=False):
+class RaisingMapOptions(MapOptionsDict[I], total=False):
     """The first failure is raised."""
 
     return_exceptions: Literal[False]
 
 
-class CollectingMapOptions(_MapOptions[I]):
+class CollectingMapOptions(MapOptionsDict[I]):
     """Failures stand among the results."""
 
     return_exceptions: Literal[True]

@@ -21,7 +21,7 @@ Progress: TypeAlias = Callable[[int], object]
 
 PAGE: Final = 100  # snapshots in a page, and runs deleted in one transaction
 NO_MOMENT: Final = datetime.min.replace(tzinfo=UTC)  # of a row that another tool wrote without one
-FORCE_ADVICE: Final = "Wait until it has ended, or pass force=True: whoever executes it can then write nothing more."
+FORCE_ADVICE: Final = "Wait until it has ended, or pass force=True: what executes it can then write nothing more."
 # What a store's prefix may end in: no name goes on after it, so none is begun by it.
 SEPARATORS: Final = string.punctuation
 _LARGEST_PAGE: Final = 100_000
@@ -99,7 +99,7 @@ def checked_purge(older_than: object, status: object) -> tuple[float, RunStatus 
     seconds = check_duration("older_than", older_than, zero=True)
     checked = _status(status)
     if checked == "running":
-        raise InvalidArgument('runs that somebody is executing are never purged: status may not be "running"')
+        raise InvalidArgument('runs that are being executed are never purged: status may not be "running"')
     return seconds, checked
 
 

@@ -113,7 +113,7 @@ class Snapshots:
             with _transaction(session):
                 self._lock(session, run_id, row, force=False, epoch=new.execution.epoch, stays=True)
                 if self._read(session, run_id, row) != old:
-                    raise ConcurrentExecution(run_id, "somebody who has changed it meanwhile")
+                    raise ConcurrentExecution(run_id, "another caller, which has changed it meanwhile")
                 self._write(session, values)
                 if new.metadata.get("version") != old.metadata.get("version"):
                     session.execute(self._query("reroute"), {"id": row, "version": new.metadata.get("version")})

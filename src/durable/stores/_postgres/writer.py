@@ -77,9 +77,11 @@ class Writer:
         try:
             # In one line each, as in `_common/locks.py`.
             with self._lock: leads = self._try_to_lead(job, thread)  # noqa: E701  # fmt: skip
-            if leads:
+            while leads:
                 later = self._perform_batch([job])
-                with self._lock: self._finish_leading(later)  # noqa: E701  # fmt: skip
+                with self._lock: leads = self._finish_leading(later)  # noqa: E701  # fmt: skip
+                if leads:
+                    self._closing.wait(backoff(self._failures))
             if job.settled is not None:
                 job.settled.acquire()
         except BaseException as interrupt:
@@ -127,7 +129,8 @@ class Writer:
                 job.unknown = job.doubtful = job.added = True
                 self._backlog.add(job)
         if self._backlog:
-            self._ensure_thread()
+            with contextlib.suppress(DurableError):  # it may be possible for the next job
+                self._ensure_thread()
             self._wake.set()
         return job.settled if job.added and not job.done else None
 
@@ -188,11 +191,27 @@ class Writer:
             self._give_up([job])
         return job.result()
 
-    def _finish_leading(self, later: list[Job]) -> None:
+    def _finish_leading(self, later: list[Job]) -> bool:
+        """Leave what is to be tried again to the thread; where none can be started, the leader goes on itself: it is True.
+
+        What was sent may have been committed: that no thread can be started says nothing of it.
+        """
+        if later:
+            try:
+                self._ensure_thread()
+            except DurableError as problem:
+                if any(job.deadline > self._clock.elapsed() for job in later) and not self._closed:
+                    self._failures += 1
+                    return True
+                for job in later:
+                    job.trouble = job.trouble or problem
+                self._give_up(later)
+                later = []
         self._finish(later)
-        for job in later:  # the thread tries these again
+        for job in later:
             job.settled = make_latch()
             self._add(job)
+        return False
 
     def _check_open(self) -> None:
         if self._closed:
