@@ -38,7 +38,10 @@ class HeldRun:
         self.plan: Final = plan
         self._granted: Granted | None = granted
         self._is_async: Final = plan.is_async
-        self._run: Final = AsyncRun(plan) if self._is_async else BlockingRun(plan)
+        if (hold := getattr(plan.store, "hold", None)) is not None:  # see durable.testing.Rehearsal
+            self._run: AsyncRun | BlockingRun = hold(plan)
+        else:
+            self._run = AsyncRun(plan) if self._is_async else BlockingRun(plan)
         self._future: Future[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
