@@ -63,6 +63,7 @@ class Polling:
             "count": self.poll.count,
             "name": self.name,
             "random": self.random,
+            "sending": self._sending,
             "owner": self.owner,
             "seconds": self.poll.seconds,
             "floor": self.poll.floor,
