@@ -59,6 +59,11 @@ class SystemClock:
         await asyncio.sleep(min(seconds, recheck))
 
 
+def pace_of(store: object) -> Clock:
+    """The clock by which workers and handles wait on a store: its own, but for one that stands still unless a run waits."""
+    return getattr(store, "pace", None) or clock_of(store)
+
+
 def clock_of(store: object) -> Clock:
     """The clock that a store goes by, and with it the runs in it; of one that has none, the machine's."""
     return getattr(store, "clock", None) or SystemClock()

@@ -21,7 +21,7 @@ import pytest
 
 if TYPE_CHECKING:
     from durable.stores import PostgresStore
-    from durable.stores.protocol import LeasedStore
+    from durable.stores.protocol import QueueingStore
     from durable.testing import Rehearsal
 
 __all__ = ["durable_store", "rehearsal"]
@@ -59,7 +59,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def durable_store(request: pytest.FixtureRequest) -> Iterator[LeasedStore]:
+def durable_store(request: pytest.FixtureRequest) -> Iterator[QueueingStore]:
     """An empty store for this test: see the plugin's options."""
     where = str(_setting(request, "store", _STORE))
     if where == "memory":
@@ -73,7 +73,7 @@ def durable_store(request: pytest.FixtureRequest) -> Iterator[LeasedStore]:
 
 
 @pytest.fixture
-def rehearsal(request: pytest.FixtureRequest, durable_store: LeasedStore) -> Iterator[Rehearsal]:
+def rehearsal(request: pytest.FixtureRequest, durable_store: QueueingStore) -> Iterator[Rehearsal]:
     """A rehearsal on the test's store. The test fails if a script was never played: its step may be misspelt."""
     from durable.testing import Rehearsal  # noqa: PLC0415 -- see the module
 

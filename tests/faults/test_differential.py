@@ -277,6 +277,7 @@ class Script:
             "count": chance.choice((1, 10, 10)),
             "name": poll,
             "random": f"q{self.claims}.1",
+            "sending": chance.choice((1, 2, 2)),
             "owner": chance.choice(("me", "you")),
             "seconds": chance.choice((LONG, LONG, 2 * LONG, -LONG)),
             "host": chance.choice(("", "m", "m", "nowhere")),

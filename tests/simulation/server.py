@@ -240,7 +240,8 @@ class Backend:
                 self.server.given_back.update(parameters[1])
             elif name == "recall":
                 self.server.recalled.update(self._polled(parameters["name"]))
-                self.server.recalls[parameters["name"]] = int(parameters["random"].rpartition(".")[2])
+                recalls, sending = self.server.recalls, parameters["sending"]
+                recalls[parameters["name"]] = max(sending, recalls.get(parameters["name"], 0))
             if self.server.on_begin is not None:
                 self.server.on_begin(name, parameters)
             implicit = self.session.transaction is None

@@ -297,8 +297,10 @@ def _recall(tables: Tables, statement: Statement, values: Any) -> Progress[Resul
     began, mine = statement.clock(), f"{values['name']}."
 
     def is_mine(lease: Lease) -> bool:
-        token = lease.owner_token or ""
-        return began < _due_at(lease) < math.inf and token.partition(":")[2].startswith(mine)
+        claim = (lease.owner_token or "").partition(":")[2]
+        if not (began < _due_at(lease) < math.inf and claim.startswith(mine)):
+            return False
+        return bool(int(claim.removeprefix(mine).partition(".")[0]) < values["sending"])
 
     def back(lease: Lease) -> Lease:
         now = statement.clock()

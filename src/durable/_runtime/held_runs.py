@@ -39,7 +39,10 @@ class HeldRun:
         self.plan: Final = plan
         self._granted: Granted | None = granted
         self.is_async: Final = plan.is_async
-        self._run: Final = AsyncRun(plan) if self.is_async else BlockingRun(plan)
+        if (hold := getattr(plan.store, "hold", None)) is not None:  # see durable.testing.Rehearsal
+            self._run: AsyncRun | BlockingRun = hold(plan)
+        else:
+            self._run = AsyncRun(plan) if self.is_async else BlockingRun(plan)
         self._future: Future[Any] | asyncio.Task[Any] | None = None
         #: Of the event loop in which it is a task.
         self.loop: asyncio.AbstractEventLoop | None = None

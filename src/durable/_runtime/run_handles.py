@@ -15,7 +15,7 @@ from durable._engine.backoff import FIRST_RETRY, backoff
 from durable._runtime.control import cancel, cancel_async, retry, retry_async, signal, signal_async
 from durable._runtime.sync_bridge import Coroutines, at_once, call_now
 from durable._runtime.workflow import definition_of_workflow
-from durable.clocks import clock_of
+from durable.clocks import pace_of
 from durable.codecs import codec_of, return_annotation
 from durable.codecs._failures import from_record
 from durable.errors import RunCancelled, RunNotFound, UnreadableRecord, WaitTimedOut
@@ -81,7 +81,7 @@ class RunHandle(_Handle[T]):
         Raises what the workflow raised; `RunCancelled`; `RunNotFound` where it was deleted; `WaitTimedOut`; and the store's
         errors.
         """
-        clock = clock_of(self._store)
+        clock = pace_of(self._store)
         runs, time = Coroutines(self._store, call_now), Coroutines(clock, call_now)
         return self._outcome(at_once(_wait_for_end, runs, self.id, clock.elapsed, time.sleep, timeout))
 
@@ -110,7 +110,7 @@ class AsyncRunHandle(_Handle[T]):
 
     async def result(self, timeout: Duration | None = None) -> T:  # noqa: ASYNC109 -- as `RunHandle.result` has it
         """See `RunHandle.result`."""
-        clock = clock_of(self._store)
+        clock = pace_of(self._store)
         return self._outcome(await _wait_for_end(self._store.aio, self.id, clock.elapsed, clock.asleep, timeout))
 
     async def cancel(self) -> bool:

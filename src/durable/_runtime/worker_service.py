@@ -30,7 +30,7 @@ from durable._engine.workers import (
 )
 from durable._runtime.held_runs import HeldRun, HeldRuns
 from durable._runtime.worker_setup import WorkerSetup
-from durable.clocks import clock_of
+from durable.clocks import pace_of
 from durable.codecs import codec_of
 from durable.codecs._failures import to_record
 from durable.errors import DurableError, RunHandedOver
@@ -56,7 +56,7 @@ class WorkerService:
         self._setup = setup
         self._loop = loop
         self._store = setup.store
-        self._clock = clock_of(setup.store)
+        self._clock = pace_of(setup.store)
         self._state = state
         self._runs = HeldRuns(concurrency)
         self._id = uuid.uuid4().hex

@@ -66,8 +66,8 @@ class Run:
         return "this process" if self.is_held(now) else None
 
     def is_due(self, at: datetime, now: float) -> bool:
-        """Whether a worker may take it at this moment, and at this reading."""
-        return self.due_at is not None and self.due_at <= at and not self.is_held(now)
+        """Whether a worker may take it at this moment, and at this reading; if it was not given back, when the lease ends."""
+        return self.due_at is not None and not self.is_held(now) and (self.token is not None or self.due_at <= at)
 
     def turn(self) -> tuple[bool, int, datetime | None]:
         """Its place among what is due: what was begun goes on before anything else is."""

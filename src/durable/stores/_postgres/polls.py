@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, Final
 
 from durable._engine.decisions import Claim
@@ -38,6 +39,13 @@ class Polling:
         self.sent = 0.0
         self._sending = 1
 
+    def with_poll(self, poll: Poll, dead: Sequence[tuple[str, str]]) -> Polling:
+        """The same with another request, which is sent in the place of this one."""
+        another = copy(self)
+        another.poll, another.dead = poll, dead
+        another.routes = [render_route(route, self.settings.prefix) for route in poll.routes]
+        return another
+
     @property
     def random(self) -> str:
         """What the tokens of this sending have behind the epoch, before their number."""
@@ -55,6 +63,7 @@ class Polling:
             "count": self.poll.count,
             "name": self.name,
             "random": self.random,
+            "sending": self._sending,
             "owner": self.owner,
             "seconds": self.poll.seconds,
             "floor": self.poll.floor,

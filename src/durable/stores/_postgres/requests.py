@@ -62,6 +62,9 @@ class Requests:
         self._held = held
         self._settings = settings
         self._clock = settings.clock
+        self._doubtful_polls: dict[
+            str, Polling
+        ] = {}  # of each worker, its last poll, if what that has taken is unknown
 
     def perform(self, request: AnyRequest, on_late_reply: OnLateReply | None) -> Any:
         match request:
@@ -121,7 +124,7 @@ class Requests:
             raise
 
     def _poll(self, poll: Poll) -> Work[Polled]:
-        due: Due = yield self._polling(poll)
+        due = yield from self._polled(poll)
         granted: list[Granted] = []
         try:
             self._keep_all(due, poll)
@@ -129,7 +132,7 @@ class Requests:
             if dead:  # taken here where there is room, and by the next poll of anyone where there is none
                 rest = replace(poll, count=poll.count - len(due.found))
                 with contextlib.suppress(DurableError):  # what was granted before is; the dead are looked for again
-                    more: Due = yield self._polling(rest, dead)
+                    more = yield from self._polled(rest, dead)
                     self._keep_all(more, poll)
                     due.found += more.found
             for found in due.found:
@@ -187,12 +190,26 @@ class Requests:
         job.on_orphan = self._give_back
         return job
 
+    def _polled(self, poll: Poll, dead: Sequence[tuple[str, str]] = ()) -> Work[Due]:
+        """What a poll has found, after which the leases of these dead owners have ended."""
+        job = self._polling(poll, dead)
+        try:
+            due: Due = yield job
+        except DurableError:
+            if job.doubtful:
+                self._doubtful_polls[poll.worker] = job.payload
+            raise
+        return due
+
     def _polling(self, poll: Poll, dead: Sequence[tuple[str, str]] = ()) -> Job:
-        """The job of a poll, after which the leases of these dead owners have ended."""
-        owner = self._held.resources.owner
-        polling = Polling(poll, self._settings, owner.instance, owner.text, dead)
+        """The job of a poll: another sending of the worker's last one where what that has taken is unknown, to give it back."""
+        owner, doubtful = self._held.resources.owner, self._doubtful_polls.pop(poll.worker, None)
+        if doubtful is None:
+            polling = Polling(poll, self._settings, owner.instance, owner.text, dead)
+        else:
+            polling = doubtful.with_poll(poll, dead)
         job = poll_job(polling, self.answer_by())
-        job.on_orphan = self._give_back_polled
+        job.doubtful, job.on_orphan = doubtful is not None, self._give_back_polled
         return job
 
     def _releasing(self, release: Release) -> Job:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -13,23 +13,32 @@ from durable._engine.step_kinds import Isolation
 from durable._runtime.async_runs import AsyncRun
 from durable._runtime.plan import Plan
 from durable._runtime.runs import BlockingRun
+from durable.clocks import SystemClock
 from durable.codecs import Codec, codec_of
 from durable.errors import InvalidArgument
 from durable.snapshots import Snapshot
-from durable.stores import MemoryStore, PostgresStore, memory
+from durable.stores import MemoryStore, PostgresStore
 from durable.stores._facades import AsyncStore
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
-from durable.stores.protocol import LeasedStore, Transaction
+from durable.stores.protocol import Listening, QueueingStore, Transaction
 from durable.stores.requests import OnLateReply, Request
 from durable.testing._rehearsal.clock import JumpingClock
 from durable.testing._rehearsal.crashes import Crash, Place
 from durable.testing._rehearsal.drivers import AsyncRehearsedDriver, BlockingRehearsedDriver
+from durable.testing._rehearsal.held import HeldAsyncRun, HeldBlockingRun
 from durable.testing._rehearsal.replaying import Replaying, ReplayNow
 from durable.testing._rehearsal.runs import RehearsedRun
 from durable.testing._rehearsal.scripts import Script
 from durable.testing._rehearsal.stage import Stage
 
 T = TypeVar("T")
+
+
+class _Moments(SystemClock):
+    """Says what moment it is by the clock that jumps, and counts real seconds: in these leases last."""
+
+    def __init__(self, clock: JumpingClock) -> None:
+        self.now = clock.now
 
 
 class Rehearsal:
@@ -41,18 +50,22 @@ class Rehearsal:
     - with `always_replay`, the workflow is executed again from its journal after each step, so that code which does not do
       the same again is `WorkflowDrift` in an ordinary test. (Bodies are called as often as ever.)
 
+    A `Worker` on it takes what is due by `clock`, which a test moves.
+
     `store` is `memory()` by default, or a PostgreSQL store; it is not closed. A `timeout=` for a body, and leases, are
     measured in real time. `bodies` are the keys of the steps whose bodies were called, in order.
     """
 
     def __init__(
-        self, store: LeasedStore | None = None, *, clock: JumpingClock | None = None, always_replay: bool = False
+        self, store: QueueingStore | None = None, *, clock: JumpingClock | None = None, always_replay: bool = False
     ) -> None:
         if store is not None and not isinstance(store, MemoryStore | PostgresStore):
             raise InvalidArgument(f"a rehearsal is around memory() or a PostgreSQL store, not {type(store).__name__}")
         self._owns_store = store is None
-        self._store: LeasedStore = memory() if store is None else store
         self.clock = clock or JumpingClock()
+        #: By which workers and handles wait: `clock` stands still, unless a run waits.
+        self.pace = SystemClock()
+        self._store: QueueingStore = MemoryStore(clock=_Moments(self.clock)) if store is None else store
         self.always_replay = always_replay
         self._stage = Stage(self._store, self.clock)
         self.bodies = self._stage.bodies
@@ -112,11 +125,20 @@ class Rehearsal:
             finally:
                 run.close()
 
+    def hold(self, plan: Plan) -> HeldBlockingRun | HeldAsyncRun:
+        """A run of a worker, to be executed under its lease."""
+        run = RehearsedRun(self._stage, plan, None)
+        return HeldAsyncRun(run) if plan.is_async else HeldBlockingRun(run)
+
     # -- the store's verbs ------------------------------------------------------------------------------------------
 
     def perform(self, request: Request[T], on_late_reply: OnLateReply | None = None) -> T:
         """See `RunStore`; branches that wait for what it brings are woken."""
         return self._stage.perform(request, on_late_reply)
+
+    def listen(self, worker: str, wake: Callable[[], object]) -> Listening:
+        """See `QueueingStore`."""
+        return self._store.listen(worker, wake)
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:
         """See `RunStore`."""

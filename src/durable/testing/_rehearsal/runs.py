@@ -17,7 +17,7 @@ from durable._runtime.bodies import Body
 from durable._runtime.plan import Plan
 from durable.clocks import SystemClock
 from durable.errors import DurableError, Unwind, WorkflowDrift
-from durable.records import Kind, Record, Status
+from durable.records import Kind, Record
 from durable.snapshots import Snapshot
 from durable.stores._facades import ThreadPoolFacade
 from durable.stores.protocol import Transaction
@@ -127,10 +127,10 @@ class RehearsedRun:
                 return self._checkpoint(record, on_late_reply)
             case Begin(claim=claim, alive=alive):
                 return self._begin(claim, alive)
-            case Finish(lease=_, status=status, record=record):
-                return self._finish(status, record)
-            case Release(lease=_, status=former_status):
-                return self._release(former_status)
+            case Finish():
+                return self._finish(request)
+            case Release():
+                return self._release(request)
             case Receive(lease=_, name=name, taken=taken):
                 return self._receive(name, taken)
             case other:
@@ -140,8 +140,16 @@ class RehearsedRun:
         self._open()
         with self.watch.at_work():
             reply = self._store.perform(Begin(claim, lambda: self._dead is None and alive()))
-        if not isinstance(reply, Granted):
-            return reply
+        return self._on_grant(reply) if isinstance(reply, Granted) else reply
+
+    def adopt(self, granted: Granted) -> Granted:
+        """What the execution gets of a lease that was granted to the worker which holds the run."""
+        self._open()
+        shown = self._on_grant(granted)
+        self.plan.claim.taken[:] = [shown.lease]
+        return shown
+
+    def _on_grant(self, reply: Granted) -> Granted:
         real = self._granted = reply.lease
         self._lease = Lease(real.run_id, real.token, real.epoch, real.seconds, math.inf, real.row)
         self._stage.register(self._key, self)
@@ -160,7 +168,7 @@ class RehearsedRun:
         if record.kind == Kind.STEP and (error := self._fire("checkpoint sent", record.key)) is not None:
             raise error
 
-    def _finish(self, status: Status, record: Record) -> None:
+    def _finish(self, finish: Finish) -> None:
         if (error := self._fire("before finish", None)) is not None:
             raise error
         replaying = self._replaying
@@ -169,17 +177,20 @@ class RehearsedRun:
             what = "this step" if skipped == repr(last) else skipped
             raise WorkflowDrift(self._run_id, last, f"the workflow ended without coming by {what}")
         with self.watch.at_work():
-            self._store.perform(Finish(self._held_lease(), status, record))
+            self._store.perform(Finish(self._held_lease(), finish.status, finish.record, finish.due_in))
         self._close()
         if (error := self._fire("after finish", None)) is not None:
             raise error
 
-    def _release(self, status: Status | None) -> None:
+    def _release(self, release: Release) -> None:
         """A run that has died releases nothing; a lease that it does not keep is as good as taken over."""
         granted, self._granted = self._granted, None
-        if granted is not None and not (self._dead is not None and self._keeps_lease):
+        if granted is not None and self._dead is not None and self._keeps_lease:
+            granted.is_left = True
+        elif granted is not None:
+            died = self._dead is not None
             with self.watch.at_work():
-                self._store.perform(Release(granted, None if self._dead is not None else status))
+                self._store.perform(Release(granted) if died else Release(granted, release.status, release.due_in))
         self._close()
 
     def _receive(self, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
@@ -207,6 +218,8 @@ class RehearsedRun:
 
     def close(self) -> None:
         """The execution is over."""
+        if self._lease is not None and self._granted is not None:
+            self._granted.is_left |= self._lease.is_left
         self._close()
         self.aio.shut_down(wait=False)
 

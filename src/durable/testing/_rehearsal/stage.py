@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from durable.stores.protocol import LeasedStore
+from durable.stores.protocol import QueueingStore
 from durable.stores.requests import Cancel, OnLateReply, Request, Signal
 from durable.testing._rehearsal.clock import JumpingClock
 from durable.testing._rehearsal.crashes import Crash, Place
@@ -31,7 +31,7 @@ class OnStage(Protocol):
 class Stage:
     """What the runs of one rehearsal share."""
 
-    def __init__(self, store: LeasedStore, clock: JumpingClock) -> None:
+    def __init__(self, store: QueueingStore, clock: JumpingClock) -> None:
         self.store = store
         self.clock = clock
         #: The keys of the steps whose bodies were called, in order.

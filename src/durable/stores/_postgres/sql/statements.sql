@@ -648,7 +648,8 @@ WITH woken AS (
 SELECT pg_notify('durable_' || id, '') FROM woken
 
 -- name: recall
--- Give back what a poll has taken whose reply was lost: by any of its sendings, for the last may have been lost on its way.
+-- Give back what a poll has taken whose reply was lost: by any of its earlier sendings, for the last may have been lost on its
+-- way. A later one has recalled this one, which is late, and its worker holds what it was granted.
 UPDATE {locks}
    SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp(), due_at = clock_timestamp()
  WHERE workflow_id IN (
@@ -660,7 +661,9 @@ UPDATE {locks}
                 FROM {locks}
                WHERE route = asked.route AND priority = class.priority::smallint
                  AND due_at < 'infinity' AND due_at > statement_timestamp()
-                 AND split_part(owner_token, ':', 2) LIKE %(name)s || '.%%'
+                 AND CASE WHEN split_part(owner_token, ':', 2) LIKE %(name)s || '.%%'
+                          THEN split_part(substr(split_part(owner_token, ':', 2), length(%(name)s) + 2), '.', 1)::integer
+                               < %(sending)s END
                  FOR UPDATE) AS lease)
 
 -- name: held_near
