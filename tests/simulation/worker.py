@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import psycopg
@@ -60,17 +59,6 @@ class _AsyncRun(AsyncRun):
         super().__init__(plan, lives.AsyncDriverHere)
 
 
-class _Asyncio:
-    """What stands for `asyncio` where a worker's thread begins a task."""
-
-    def run_coroutine_threadsafe(self, coroutine: Coroutine[Any, Any, Any], loop: Any) -> Any:
-        """See `asyncio.run_coroutine_threadsafe`."""
-        answer = _THREADING.Future()
-        chain: Callable[[Any, Any], None] = asyncio.futures._chain_future  # type: ignore[attr-defined] # noqa: SLF001
-        chain(loop.create_task(coroutine), answer)
-        return answer
-
-
 class _Uuid:
     """What stands for `uuid`."""
 
@@ -87,9 +75,7 @@ class _Name:
 
 
 _OURS: Final = {"threading": _THREADING}
-_HeldRun: Final[Any] = threads.rebound(
-    HeldRun, {"BlockingRun": _BlockingRun, "AsyncRun": _AsyncRun, "asyncio": _Asyncio()}
-)
+_HeldRun: Final[Any] = threads.rebound(HeldRun, {"BlockingRun": _BlockingRun, "AsyncRun": _AsyncRun})
 _HeldRuns: Final[Any] = threads.rebound(HeldRuns, {**_OURS, "Daemons": lives.DaemonsHere})
 _RealSetup: Final[Any] = threads.rebound(WorkerSetup, {"HeldRun": _HeldRun})
 _RealService: Final[Any] = threads.rebound(

@@ -1,7 +1,7 @@
 """Performs what the engine decides, in two forms: for blocking workflows and for async ones.
 
-A file here performs what the engine's file of the same name decides (`worker_service`, what `workers` decides); `async_` before its
-name is the async form.
+A file here performs what the engine's file of the same name decides (`worker_service` what `workers` decides); `async_` before
+its name is the async form.
 
 A run, from the call to its end:
 
@@ -45,6 +45,6 @@ A step, inside it:
 Beside them: `control` and `state` (cancel, signal, retry, result, status, list_pending), each written once for both forms, by
 `sync_bridge`; `stack` (is there room for what must not fail half-way), `shielded` (waiting that no cancellation cuts short).
 
-The rule: nothing here decides, but for a user's own policy (`policies`). A driver tells the engine what happened and performs the answer, a `match` closed by
-`assert_never`. If a feature wants an `if` here, a decision is missing there.
+The rule: nothing here decides, but for a user's own policy (`policies`). A driver tells the engine what happened and performs
+the answer, a `match` closed by `assert_never`. If a feature wants an `if` here, a decision is missing there.
 """

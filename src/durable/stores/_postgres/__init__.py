@@ -25,6 +25,6 @@ A transaction for a step: `transaction`, `transaction_pool`, `room`, `guarded` (
 The ways to the server: `connections`, `session`, `cursors`, `conninfo`, `hosts`, `watchdog`, `listener`, `requirements` and
 `schema` (may this server be used), `held` and `resources` (all of it, in one process), `settings` (what the store was told).
 
-Errors: `sqlstates` says what a state means for a batch, `error_messages` which error of ours a user gets for it, whose own words
+Errors: `sqlstates` says what a state means for a batch, `error_messages` which error of ours a user gets for it, whose words
 are in `durable.errors`; `dropped_rows` what PostgreSQL accepts and does not keep.
 """

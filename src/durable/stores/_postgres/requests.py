@@ -125,28 +125,33 @@ class Requests:
 
     def _poll(self, poll: Poll) -> Work[Polled]:
         due = yield from self._polled(poll)
-        granted: list[Granted] = []
+        granted, taken = list[Granted](), self._kept(due, poll)
         try:
-            self._keep_all(due, poll)
             dead = [(row, token) for row, token, owner in due.held if self._is_dead(owner, token)]
             if dead:  # taken here where there is room, and by the next poll of anyone where there is none
-                rest = replace(poll, count=poll.count - len(due.found))
+                rest = replace(poll, count=poll.count - len(taken))
                 with contextlib.suppress(DurableError):  # what was granted before is; the dead are looked for again
                     more = yield from self._polled(rest, dead)
-                    self._keep_all(more, poll)
-                    due.found += more.found
-            for found in due.found:
+                    taken += self._kept(more, poll)
+            for found in taken:
                 granted += yield from self._granted(found)
         except BaseException:
-            for found in due.found:
+            for found in taken:
                 self._give_up(found)
             raise
         return Polled(granted, due.next_in, due.workers, due.floor)
 
-    def _keep_all(self, due: Due, poll: Poll) -> None:
-        for found in due.found:
-            if found.lease is not None:
-                self._keep(found, partial(poll.alive, found.lease))
+    def _kept(self, due: Due, poll: Poll) -> list[Found]:
+        """What a poll has found, whose leases are renewed from now on; where that cannot be, all of it is given back."""
+        try:
+            for found in due.found:
+                if found.lease is not None:
+                    self._keep(found, partial(poll.alive, found.lease))
+        except BaseException:
+            for found in due.found:
+                self._give_up(found)
+            raise
+        return due.found
 
     def _granted(self, found: Found) -> Work[list[Granted]]:
         """One of what was polled, read, or with the problem of that."""
@@ -245,7 +250,8 @@ class Requests:
         resources, lease = self._held.resources, release.lease
         resources.left(lease.token.partition(":")[2], lease.seconds)
         job = return_job(release, self._clock.elapsed() + lease.seconds)
-        resources.writer(job).post(job)
+        with contextlib.suppress(DurableError):  # no thread can be started: the lease ends by itself
+            resources.writer(job).post(job)
 
     def _release_at_last(self, release: Release) -> None:
         """Give back the lease of a run whose store was closed under it, on a connection for just that."""
