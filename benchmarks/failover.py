@@ -34,6 +34,8 @@ def standby_of(url: str, base: Path) -> servers.Server:
     base.mkdir()
     account = servers._account()  # noqa: SLF001
     data = servers._data_directory(base, account)  # noqa: SLF001
+    data.mkdir(0o700)
+    account.take(data)
     program = servers._binaries(data) / "pg_basebackup"  # noqa: SLF001
     command = [str(program), "-D", str(data), "-R", "-X", "stream", "-c", "fast", "-d", url]
     subprocess.run(command, check=True, capture_output=True, cwd="/", **account.options)

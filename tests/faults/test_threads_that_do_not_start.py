@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from durable.stores._postgres.session import Session
 from durable.stores._postgres.verbs import PostgresVerb
 from durable.stores._postgres.writer import Performer
 from harness.blows import Dictionary
+from harness.ownership_children import wait_until
 from harness.support import Database
 
 execute: Any = durable.run  # in either colour
@@ -234,7 +236,7 @@ class _Loses:
     """In place of what performs batches: the reply to the first of this verb is lost."""
 
     def __init__(self, store: PostgresStore, verb: PostgresVerb, *, arrived: bool) -> None:
-        self.watches = False
+        self.watches = self.for_ever = False
         self.lost = 0
         self._verb = verb
         self._arrived = arrived
@@ -245,7 +247,7 @@ class _Loses:
 
     def perform(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         """See `writer.Performer`."""
-        if not self.watches or jobs[0].verb is not self._verb or self.lost:
+        if not self.watches or jobs[0].verb is not self._verb or (self.lost and not self.for_ever):
             return self._real.perform(session, jobs)
         self.lost += 1
         if self._arrived:
@@ -313,3 +315,51 @@ def test_a_lost_reply_where_no_writer_can_be_started(
         assert store.status("started") == "completed"
     else:
         assert (came, [key for _, key, _ in database.journal("x")]) == (1, ["a", "result"])
+
+
+@pytest.mark.parametrize("kind", ["memory", "postgres"])
+def test_a_worker_takes_nothing_that_it_cannot_keep(
+    database: Database, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Neither a heartbeat nor a writer can be started: no lease is left to end by itself, which would count as a death."""
+    with memory() as kept:
+        store = kept if kind == "memory" else database.store()
+        handle = durable.start(_marked, id="x", store=store)
+        worker = durable.Worker(store, None, [_marked], lease=0.5)
+        with monkeypatch.context() as patch:
+            refuses = _NeverStarts(("durable-heartbeat", "durable-writer"), RuntimeError)  # type: ignore[arg-type]
+            patch.setattr(threading.Thread, "start", refuses)
+            working = threading.Thread(target=worker.run)
+            working.start()
+            wait_until(lambda: refuses.refused >= 3, "the third try to poll")
+            worker.drain()
+            working.join()
+        assert handle.status() == "queued"
+        durable.Worker(store, None, [_marked]).run_until_idle()
+        assert handle.result(0) == 1
+
+
+def test_an_interrupted_caller_is_in_nobodys_way(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reply is lost again and again, no writer can be started, and Ctrl-C comes: the next caller is served."""
+    store = database.store()
+    durable.signal(store, "x", "warm", 1)
+    performer = _Loses(store, SIGNAL, arrived=False)
+    performer.for_ever = performer.watches = True
+    monkeypatch.setattr(threading.Thread, "start", _NeverStarts("durable-writer", RuntimeError))
+
+    def interrupts(_signal: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupts)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            durable.signal(store, "x", "lost", 1)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    performer.watches = False
+    durable.signal(store, "x", "next", 1)
+    assert [name for (name,) in database.execute("SELECT name FROM durable_signals ORDER BY number")] == [
+        "warm",
+        "next",
+    ]

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+import durable
 from durable._runtime.held_runs import HeldRuns
+from durable._runtime.run_base import _is_death
+from durable.stores import memory
 
 
 class Run:
@@ -93,3 +96,50 @@ def test_a_loop_that_is_closed_before_they_begin(held: Any) -> None:
         held.start(Run(3))
     assert [token for token, _ in held.ended] == ["1", "2"]
     assert all(isinstance(problem, RuntimeError) for _, problem in held.ended)
+
+
+async def _stops_its_loop(_step: durable.AsyncStep, _: Any) -> int:
+    asyncio.get_running_loop().stop()
+    await asyncio.sleep(0)
+    return 1
+
+
+async def _returns(_step: durable.AsyncStep, _: Any) -> int:
+    return 2
+
+
+def test_a_run_that_stops_the_workers_loop_stops_no_other() -> None:
+    """Old code calls `loop.stop()`."""
+    stops, returns = durable.workflow(name="stops")(_stops_its_loop), durable.workflow(name="returns")(_returns)
+    with memory() as store, durable.Worker(store, None, [stops, returns]):
+        assert durable.start(stops, store=store).result(20) == 1
+        assert durable.start(returns, store=store).result(20) == 2
+
+
+def test_a_task_factory_of_two_parameters() -> None:
+    """As many libraries have one: it knows nothing of `context=`."""
+    returns = durable.workflow(name="returns")(_returns)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(lambda loop, coroutine: asyncio.Task(coroutine, loop=loop))
+        with memory() as store:
+            async with durable.Worker(store, None, [returns]):
+                handle = durable.start(returns, store=store)
+                assert await asyncio.to_thread(handle.result, 20) == 2
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("reason", "counts"),
+    [
+        (SystemExit(1), True),
+        (BaseExceptionGroup("", [asyncio.CancelledError(), SystemExit(1)]), True),
+        (BaseExceptionGroup("", [asyncio.CancelledError(), ValueError()]), False),
+        (asyncio.CancelledError(), False),
+        (KeyboardInterrupt(), False),
+        (ValueError(), False),
+    ],
+)
+def test_what_counts_as_a_death(reason: BaseException, counts: bool) -> None:
+    assert _is_death(reason) is counts

@@ -71,7 +71,8 @@ class HeldRun:
 
     def start_on(self, loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any]:
         """Begin to execute it as a task of this loop, in its thread; the task of what it comes to."""
-        self._future = task = loop.create_task(self._await(), context=contextvars.Context())
+        # Not by `context=`, which a task factory of two parameters cannot take.
+        self._future = task = contextvars.Context().run(loop.create_task, self._await())
         return task
 
     def is_alive(self) -> bool:
@@ -124,6 +125,7 @@ class HeldRuns:
         self._runs: dict[str, HeldRun] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._own_loop: asyncio.AbstractEventLoop | None = None
+        self._is_closed = False
         self._beginning: deque[tuple[HeldRun, _OnEnd]] = deque()
         self._owner: threading.Thread | None = None
 
@@ -203,30 +205,31 @@ class HeldRuns:
     def close(self) -> None:
         """End the threads, and the event loop, if it is our own."""
         self._daemons.close()
+        self._is_closed = True
         loop, self._own_loop = self._own_loop, None
         if loop is not None:
-            ended = asyncio.run_coroutine_threadsafe(_await_others(), loop)  # tasks that were cancelled may clean up
-            with contextlib.suppress(TimeoutError):
-                ended.result(LEAVE_TIMEOUT)
-            loop.call_soon_threadsafe(loop.stop)
+            with contextlib.suppress(RuntimeError):  # a run has stopped it just now
+                ended = asyncio.run_coroutine_threadsafe(
+                    _await_others(), loop
+                )  # tasks that were cancelled may clean up
+                with contextlib.suppress(TimeoutError):
+                    ended.result(LEAVE_TIMEOUT)
+                loop.call_soon_threadsafe(loop.stop)
 
     def _event_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is not None:
             return self._loop
         if self._own_loop is None:
             loop = asyncio.new_event_loop()
-            start_daemon("durable-worker-loop", partial(_turn, loop), _report, loop.close)
+            start_daemon("durable-worker-loop", partial(self._turn, loop), _report, loop.close)
             self._own_loop = loop
         return self._own_loop
 
-
-def _turn(loop: asyncio.AbstractEventLoop) -> bool:
-    """Run until it is stopped; whether a task has ended it, as `sys.exit()` does, and the others are to go on."""
-    try:
-        loop.run_forever()
-    except (SystemExit, KeyboardInterrupt):
-        return True
-    return False
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Run until the worker is closed: what else ends it, `sys.exit()` or `loop.stop()` in a run, is not the others'."""
+        with contextlib.suppress(SystemExit, KeyboardInterrupt):
+            loop.run_forever()
+        return not self._is_closed
 
 
 async def _await_others() -> None:

@@ -58,7 +58,7 @@ class RunBase:
 
         The worker lives on. When the lease has ended, the run is taken again, and a death is counted: it is not begun for ever.
         """
-        if not self._plan.is_queued or reason is None or isinstance(reason, _NO_DEATH):
+        if not self._plan.is_queued or reason is None or not _is_death(reason):
             return False
         lease.is_left = True
         self._forget(lease)
@@ -83,6 +83,13 @@ class RunBase:
         if self._driver is not None:
             self._driver.report_stalls()
         return True
+
+
+def _is_death(reason: BaseException) -> bool:
+    """Whether this would end a process; of a group, whether any of its leaves would."""
+    if isinstance(reason, BaseExceptionGroup):
+        return reason.split(_NO_DEATH)[1] is not None
+    return not isinstance(reason, _NO_DEATH)
 
 
 def leave_to_expire(lease: Lease, problem: DurableError) -> None:

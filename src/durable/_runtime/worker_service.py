@@ -14,7 +14,7 @@ from typing import Final, assert_never
 
 from durable._common.reports import report
 from durable._common.threads import start_daemon
-from durable._engine.backoff import delay_run
+from durable._engine.backoff import MAX_DELAY, delay_run
 from durable._engine.decisions import Granted, Migrate
 from durable._engine.leases import Lease
 from durable._engine.workers import (
@@ -204,9 +204,11 @@ class WorkerService:
         self._state.ended(self._clock.elapsed())
 
     def _return(self, lease: Lease, problem: BaseException) -> None:
+        # What is no error of ours, such as an event loop that is closed, is this worker's: another one may begin the run.
+        due_in = delay_run(problem) if isinstance(problem, DurableError) else MAX_DELAY
         report(_log, logging.ERROR, "run %r could not be begun, and is given back", lease.run_id, problem=problem)
         with contextlib.suppress(DurableError):
-            self._store.perform(Release(lease, due_in=delay_run(problem)))
+            self._store.perform(Release(lease, due_in=due_in))
 
     def _end_migration(self, granted: Granted, migrated: Future[object]) -> None:
         self._state.ended(self._clock.elapsed(), 0.0)
@@ -236,7 +238,10 @@ class WorkerService:
             report(_log, logging.ERROR, "on_failed could not be called for run %r (%s)", run_id, unable)
 
     def _give_back(self) -> None:
-        start_daemon("durable-worker-gives-back", self._runs.give_back, self._on_failure).join(LEAVE_TIMEOUT)
+        try:
+            start_daemon("durable-worker-gives-back", self._runs.give_back, self._on_failure).join(LEAVE_TIMEOUT)
+        except DurableError:  # no thread can be started: here, however long it takes
+            self._runs.give_back()
 
 
 def _failure(granted: Granted, error: DurableError, store: QueueingStore) -> Record:

@@ -68,11 +68,16 @@ class Heartbeat:
 
         `StoreUnavailable` when its thread cannot be started; the lease is not kept then.
         """
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = start_daemon("durable-heartbeat", self._turn, self._on_failure)
+        self.begin()
         self._kept[lease.token] = (lease, alive)
         lease.on_wait = self._wake
         self._changed.notify()
+
+    @locked
+    def begin(self) -> None:
+        """See that its thread runs, before anything is taken that it is to keep. `StoreUnavailable` when it cannot begin."""
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = start_daemon("durable-heartbeat", self._turn, self._on_failure)
 
     @locked
     def drop(self, lease: Lease) -> None:

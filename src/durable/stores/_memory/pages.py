@@ -27,7 +27,7 @@ def find_old(runs: Mapping[str, Run], before: datetime, wanted: RunStatus | None
     return [
         name
         for name, run in runs.items()
-        if run.updated_at < before
+        if run.updated_at <= before  # of a clock that stands still, all that is there is older than 0 s
         and run.due_at is None
         and (stand := run.stands(now)) != "running"
         and wanted in (None, stand)

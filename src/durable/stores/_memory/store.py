@@ -160,6 +160,8 @@ class MemoryStore:
         return [self._queue.start(run, at) for run in runs]
 
     def _poll(self, poll: Poll) -> Polled:
+        if poll.count:
+            self._heartbeat.begin()
         polled = self._take_due(poll)
         for granted in polled.granted:
             self._heartbeat.keep(granted.lease, partial(poll.alive, granted.lease))

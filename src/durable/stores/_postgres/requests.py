@@ -124,6 +124,8 @@ class Requests:
             raise
 
     def _poll(self, poll: Poll) -> Work[Polled]:
+        if poll.count:  # what cannot be kept is not taken: each lease that ends by itself counts as a death
+            self._held.resources.heartbeat.begin()
         due = yield from self._polled(poll)
         granted, taken = list[Granted](), self._kept(due, poll)
         try:

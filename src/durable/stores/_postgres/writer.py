@@ -80,8 +80,10 @@ class Writer:
             while leads:
                 later = self._perform_batch([job])
                 with self._lock: leads = self._finish_leading(later)  # noqa: E701  # fmt: skip
-                if leads:
-                    self._closing.wait(backoff(self._failures))
+                if (
+                    leads
+                ):  # no event: a signal handler that closes the store would wait for the lock of one that is waited for
+                    make_latch().acquire(timeout=backoff(self._failures))
             if job.settled is not None:
                 job.settled.acquire()
         except BaseException as interrupt:
@@ -125,12 +127,14 @@ class Writer:
             self._busy = 0
             self._give_session_back()
             if not job.done and not self._backlog.holds(job):
-                job.settled = job.settled or make_latch()
                 job.unknown = job.doubtful = job.added = True
-                self._backlog.add(job)
-        if self._backlog:
-            with contextlib.suppress(DurableError):  # it may be possible for the next job
-                self._ensure_thread()
+                if self._begin_thread():
+                    job.settled = job.settled or make_latch()
+                    self._backlog.add(job)
+                else:  # nobody would perform it, and no one else would be served before it
+                    self._failures = 0
+                    self._give_up([job])
+        if self._backlog and self._begin_thread():
             self._wake.set()
         return job.settled if job.added and not job.done else None
 
@@ -230,6 +234,14 @@ class Writer:
             if self._thread is not None and self._busy == self._thread.ident:
                 self._recover("its thread ended")
             self._thread = start_daemon("durable-writer", self._turn, self._on_failure)
+
+    def _begin_thread(self) -> bool:
+        """Whether the thread runs."""
+        try:
+            self._ensure_thread()
+        except DurableError:
+            return False
+        return True
 
     def _give_session_back(self) -> None:
         """Give back the session that an interrupted batch was using."""
