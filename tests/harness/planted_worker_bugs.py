@@ -181,7 +181,7 @@ WORKER_BUGS = [
         first=930,
         **_DRAWS,
     ),
-    Bug("dead neighbours that none looks for", 1000, _with(held_near=_nothing), first=430, **_DRAWS),
+    Bug("dead neighbours that none looks for", 2000, _with(held_near=_nothing), first=1450, **_DRAWS),
     Bug("a start that takes an idle worker", 300, _with(enqueue=_woken_by_the_start), **_DRAWS),
     Bug("idle said after the last poll", 3000, patches=[(WorkerStatements, "_poll_one", _idle_said_last)], **_DRAWS),
     Bug("deaths that are not counted", 1000, patches=[(worker_statements, "_count_crashes", _counted_never)], **_DRAWS),
