@@ -284,3 +284,17 @@ def test_a_run_of_another_function_of_the_same_name_is_put_off() -> None:
     assert isinstance(judge(stored, replace(CLAIM, function="other:checkout")), PutOff)
     assert isinstance(judge(stored, None), PutOff)
     assert isinstance(judge(stored, replace(CLAIM, version=2)), Migrate)
+
+
+def test_the_first_poll_says_that_the_worker_is_there() -> None:
+    """Also where its listener has woken it before: it is on the list when it is told to leave right after its first run."""
+    state = WorkerState(1, 20.0)
+    state.wake(0.0)
+    first = state.decide(0.0)
+    assert isinstance(first, Ask)
+    assert first.says_idle
+    state.polled(0.0, first, 0, None)
+    state.wake(0.1)
+    second = state.decide(0.1)
+    assert isinstance(second, Ask)
+    assert not second.says_idle

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import Final
+from typing import Final, cast
 
 from durable._common.reports import say
 from durable._engine.decisions import EndRun
@@ -88,7 +88,8 @@ class RunBase:
 def _is_death(reason: BaseException) -> bool:
     """Whether this would end a process; of a group, whether any of its leaves would."""
     if isinstance(reason, BaseExceptionGroup):
-        return reason.split(_NO_DEATH)[1] is not None
+        group = cast("BaseExceptionGroup[BaseException]", reason)
+        return group.split(_NO_DEATH)[1] is not None
     return not isinstance(reason, _NO_DEATH)
 
 
