@@ -47,6 +47,7 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         self._runs = False  # asked with each statement: `is_alive` takes five times as long
         self._closed = threading.Event()
+        self._is_ending = False  # by its thread, under the lock
 
     def watch(self, connection: psycopg.Connection[Any], until: float, size: int = 0) -> None:
         """End the connection if it is still watched at this reading of the clock, and nothing came or went meanwhile.
@@ -59,8 +60,10 @@ class Watchdog:
 
     def unwatch(self, connection: psycopg.Connection[Any]) -> None:
         """Stop watching: the reply has come."""
-        # Not while the connection is being ended. In one line, as in `_common/locks.py`.
-        with self._lock: self._watched.pop(connection, None)  # noqa: E701  # fmt: skip
+        self._watched.pop(connection, None)
+        # Not while connections are being ended. Else the lock may be held by a thread whose signal handler waits for this one.
+        if self._is_ending:
+            with self._lock: pass  # noqa: E701  # fmt: skip
 
     def close(self) -> None:
         """End the thread."""
@@ -95,15 +98,19 @@ class Watchdog:
         """End what is late. Under the lock no watched connection is closed, and no descriptor is reused."""
         now = self._clock.elapsed()
         looks, self._looks = self._looks, {}
-        for connection, watched in list(self._watched.items()):
-            look = looks.get(connection)
-            if look is None or look.watched is not watched:
-                look = _Look(connection, watched, now)
-            if look.is_over(now):
-                shut_down(connection)
-                del self._watched[connection]
-            else:
-                self._looks[connection] = look
+        self._is_ending = True  # before it looks: what was not watched any more by then is not met
+        try:
+            for connection, watched in list(self._watched.items()):
+                look = looks.get(connection)
+                if look is None or look.watched is not watched:
+                    look = _Look(connection, watched, now)
+                if look.is_over(now):
+                    shut_down(connection)
+                    self._watched.pop(connection, None)
+                else:
+                    self._looks[connection] = look
+        finally:
+            self._is_ending = False
 
 
 class _Look:
