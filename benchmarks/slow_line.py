@@ -70,7 +70,7 @@ def measure(what: str, workflow: Any, slow: PostgresStore) -> None:
     """Run it over the line, and say how that went."""
     counts.update(statements=0, renewals=0)
     for writer in ("_small", "_large", "_claims", "_long"):
-        performer = getattr(slow._held.resources, writer)._performer  # noqa: SLF001
+        performer = getattr(slow._held.resources, writer)._sender._performer  # noqa: SLF001
         if not hasattr(performer, "counted"):
             perform = performer.perform
 

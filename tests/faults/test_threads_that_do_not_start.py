@@ -21,9 +21,9 @@ from durable.stores._adapters.kinds import AnyStore
 from durable.stores._postgres import hosts
 from durable.stores._postgres.job import Job
 from durable.stores._postgres.jobs import CANCEL, CHECKPOINT, ENQUEUE, FINISH, POLL, SIGNAL
+from durable.stores._postgres.sender import Performer
 from durable.stores._postgres.session import Session
 from durable.stores._postgres.verbs import PostgresVerb
-from durable.stores._postgres.writer import Performer
 from harness.blows import Dictionary
 from harness.ownership_children import wait_until
 from harness.support import Database
@@ -241,12 +241,12 @@ class _Loses:
         self._verb = verb
         self._arrived = arrived
         resources: Any = store._held.resources
-        self._real: Performer = resources._small._performer
+        self._real: Performer = resources._small._sender._performer
         for way in ("_small", "_large", "_claims", "_long", "_polls", "_starts"):
-            getattr(resources, way)._performer = self
+            getattr(resources, way)._sender._performer = self
 
     def perform(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
-        """See `writer.Performer`."""
+        """See `sender.Performer`."""
         if not self.watches or jobs[0].verb is not self._verb or (self.lost and not self.for_ever):
             return self._real.perform(session, jobs)
         self.lost += 1
@@ -258,7 +258,7 @@ class _Loses:
         raise psycopg.OperationalError("the connection is lost")
 
     def read_back(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
-        """See `writer.Performer`."""
+        """See `sender.Performer`."""
         return self._real.read_back(session, jobs)
 
 
@@ -334,7 +334,9 @@ def test_a_worker_takes_nothing_that_it_cannot_keep(
             wait_until(lambda: refuses.refused >= 3, "the third try to poll")
             worker.drain()
             working.join()
-        assert handle.status() == "queued"
+        stored = store.load("x")
+        assert stored is not None
+        assert (handle.status(), stored.execution.epoch) == ("queued", 0)
         durable.Worker(store, None, [_marked]).run_until_idle()
         assert handle.result(0) == 1
 
@@ -363,3 +365,31 @@ def test_an_interrupted_caller_is_in_nobodys_way(database: Database, monkeypatch
         "warm",
         "next",
     ]
+
+
+@pytest.mark.parametrize("kind", ["memory", "postgres"])
+def test_a_worker_gives_back_what_it_holds_at_the_end(
+    database: Database, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """No thread can be started for that: it does so itself."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    @durable.workflow(name="long")
+    def long(step: durable.Step, _: Any) -> None:
+        begun.set()
+        step("body", lambda: go_on.wait(60.0))
+
+    with memory() as kept:
+        store = kept if kind == "memory" else database.store()
+        handle = durable.start(long, store=store)
+        worker = durable.Worker(store, None, [long], grace=0)
+        monkeypatch.setattr(
+            threading.Thread, "start", refuses := _NeverStarts("durable-worker-gives-back", RuntimeError)
+        )
+        working = threading.Thread(target=worker.run)
+        working.start()
+        assert begun.wait(30.0)
+        worker.drain()
+        working.join()
+        assert (handle.status(), bool(refuses.refused)) == ("interrupted", True)
+        go_on.set()

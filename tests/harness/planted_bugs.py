@@ -25,8 +25,8 @@ from durable.errors import StoreUnavailable
 from durable.stores._postgres import statements
 from durable.stores._postgres.claims import Found, claim_row
 from durable.stores._postgres.jobs import Writing
+from durable.stores._postgres.sender import Sender
 from durable.stores._postgres.statements import Statements
-from durable.stores._postgres.writer import Writer
 from durable.stores.requests import Checkpoint
 from simulation import life, threads, wire
 from simulation import statements as sql
@@ -296,7 +296,7 @@ _forget = Journal._forget
 
 
 _start_daemon = life.start_daemon
-_answer = Writer._answer
+_answer = Sender._answer
 
 
 def _of_one_life(name: str, turn: Any, _: Any) -> Any:
@@ -320,7 +320,7 @@ def _not_started(name: str, turn: Any, failed: Any) -> Any:
         return thread
 
 
-def _sent_for_ever(self: Writer, jobs: Any, answers: Any) -> Any:
+def _sent_for_ever(self: Sender, jobs: Any, answers: Any) -> Any:
     """What was dropped is sent again, however often."""
     for job in jobs:
         job.vanished = False
@@ -440,7 +440,7 @@ BUGS = [
     Bug("a retry that keeps what came after", 1000, patches=[(retry_cut, "cut", _cut_of_one)], first=30),
     Bug("a thread of one life", 1000, patches=[(life, "start_daemon", _of_one_life)]),
     Bug("a thread that did not start", 1000, patches=[(life, "start_daemon", _not_started)]),
-    Bug("a dropped row is sent for ever", 1000, patches=[(life._Writer, "_answer", _sent_for_ever)]),
+    Bug("a dropped row is sent for ever", 1000, patches=[(life._Sender, "_answer", _sent_for_ever)]),
     Bug(
         "a second cancellation keeps the lease",
         2000,

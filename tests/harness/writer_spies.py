@@ -10,8 +10,9 @@ from durable._engine.batches import Verb
 from durable.stores import PostgresStore
 from durable.stores._postgres.job import Job
 from durable.stores._postgres.jobs import CLAIM, READ, RELEASE, RENEW, RETURN
+from durable.stores._postgres.sender import Performer
 from durable.stores._postgres.session import Session
-from durable.stores._postgres.writer import Performer, Writer
+from durable.stores._postgres.writer import Writer
 from harness.ownership_children import process_of
 
 
@@ -35,11 +36,11 @@ class Spy:
     seen: list[Seen] = field(default_factory=list)
 
     def perform(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
-        """See `writer.Performer`."""
+        """See `sender.Performer`."""
         return self._passed_on("perform", self.real.perform, session, jobs)
 
     def read_back(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
-        """See `writer.Performer`."""
+        """See `sender.Performer`."""
         return self._passed_on("read_back", self.real.read_back, session, jobs)
 
     def of(self, how: str, verb: Verb) -> list[Seen]:
@@ -79,9 +80,9 @@ def spy_on(store: PostgresStore, *, large: bool = False) -> Spy:
     """Watch a store's writers from now on: that for large entries, or those for all others."""
     ways: tuple[Literal["small", "claims", "long"], ...] = ("small", "claims", "long")
     writers = [writer_of(store, "large")] if large else [writer_of(store, way) for way in ways]
-    spy = Spy(writers[0]._performer)
+    spy = Spy(writers[0]._sender._performer)
     for writer in writers:
-        writer._performer = spy
+        writer._sender._performer = spy
     return spy
 
 

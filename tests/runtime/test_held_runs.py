@@ -143,3 +143,24 @@ def test_a_task_factory_of_two_parameters() -> None:
 )
 def test_what_counts_as_a_death(reason: BaseException, counts: bool) -> None:
     assert _is_death(reason) is counts
+
+
+def test_what_this_worker_cannot_begin_is_put_off_for_a_moment() -> None:
+    """Its event loop is at fault, and not the run: not for a minute, as what no worker can execute."""
+    returns, refused = durable.workflow(name="returns")(_returns), list[int]()
+
+    def factory(loop: asyncio.AbstractEventLoop, coroutine: Any) -> asyncio.Task[Any]:
+        if "HeldRun" in coroutine.__qualname__ and not refused:
+            refused.append(1)
+            coroutine.close()
+            raise RuntimeError("no task")
+        return asyncio.Task(coroutine, loop=loop)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(factory)
+        with memory() as store:
+            async with durable.Worker(store, None, [returns]):
+                assert await asyncio.to_thread(durable.start(returns, store=store).result, 20) == 2
+        assert refused
+
+    asyncio.run(main())

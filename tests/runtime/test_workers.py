@@ -287,15 +287,21 @@ def test_a_policy_that_gives_up_leaves_the_run_failed(store: QueueingStore) -> N
     assert told == [handle.id]
 
 
-def test_retry_makes_a_failed_run_due_again(store: QueueingStore) -> None:
+def fails_while_broken() -> tuple[list[bool], Callable[[durable.Step, Any], str]]:
+    """A workflow that fails until the list beside it is cleared."""
     broken = [True]
 
-    @durable.workflow(name="mended")
-    def mended(step: durable.Step, deps: Any) -> str:
+    @durable.workflow(name="fails while broken")
+    def fails(step: durable.Step, deps: Any) -> str:
         if broken:
-            raise Boom("no")
+            raise Boom("broken")
         return "well"
 
+    return broken, fails
+
+
+def test_retry_makes_a_failed_run_due_again(store: QueueingStore) -> None:
+    broken, mended = fails_while_broken()
     handle = durable.start(mended, store=store)
     durable.Worker(store, None, [mended]).run_until_idle()
     assert handle.status() == "failed"
@@ -770,14 +776,7 @@ def test_a_run_that_is_over_is_not_due_again_because_its_lease_was_looked_at(sto
 
 def test_a_run_whose_dedup_another_has_is_not_taken_up_again(store: QueueingStore) -> None:
     """FAULTS 136: refused by name, and no poll ever meets it."""
-    broken = [True]
-
-    @durable.workflow(name="fails")
-    def fails(step: durable.Step, deps: Any) -> str:
-        if broken:
-            raise Boom("broken")
-        return "well"
-
+    broken, fails = fails_while_broken()
     first = durable.start(fails, store=store, dedup="d")
     durable.Worker(store, None, [fails]).run_until_idle()
     broken.clear()

@@ -30,6 +30,7 @@ from durable.stores._postgres.polls import Polling
 from durable.stores._postgres.requests import Requests
 from durable.stores._postgres.resources import Resources
 from durable.stores._postgres.room import Room
+from durable.stores._postgres.sender import Sender
 from durable.stores._postgres.snapshots import Snapshots
 from durable.stores._postgres.sql.names import Names
 from durable.stores._postgres.store import AsyncPostgresStore, PostgresStore
@@ -319,7 +320,8 @@ _plan_start: Final = threads.with_names(
 _OF_ONE_JOB: Final = {"job_of": threads.with_names(cast(Any, jobs.job_of), {**_RANDOM, "plan_start": _plan_start})}
 _STARTED: Final = {**OURS, "start_daemon": _start_daemon}
 _make_latch: Final = threads.with_names(cast(Any, make_latch), OURS)
-_Writer: Final[Any] = threads.rebound(Writer, {**_STARTED, "deliver": _deliver, "make_latch": _make_latch})
+_Sender: Final[Any] = threads.rebound(Sender, {"deliver": _deliver})
+_Writer: Final[Any] = threads.rebound(Writer, {**_STARTED, "Sender": _Sender, "make_latch": _make_latch})
 _Heartbeat: Final[Any] = threads.rebound(Heartbeat, _STARTED)
 DaemonsHere: Final[Any] = threads.rebound(Daemons, {**_STARTED, "Future": _threading.Future})
 _Room: Final[Any] = threads.rebound(Room, OURS)

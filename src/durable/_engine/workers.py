@@ -122,7 +122,7 @@ class WorkerState:
                 return Leave()
             if now < self._next_poll:
                 return Rest(self._next_poll - now)
-            # The first poll always does: a worker that nobody has seen could not say, either, that it is leaving.
+            # The first poll always does: a worker that is not on the list cannot say, either, that it is leaving.
             says_idle = not self._has_polled or not (self._has_said_idle or self._is_woken or self._has_more)
             return Ask(min(free, MAX_BATCH), now >= self._next_look, says_idle)
         if not self._held:

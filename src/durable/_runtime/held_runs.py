@@ -125,7 +125,6 @@ class HeldRuns:
         self._runs: dict[str, HeldRun] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._own_loop: asyncio.AbstractEventLoop | None = None
-        self._is_closed = False
         self._beginning: deque[tuple[HeldRun, _OnEnd]] = deque()
         self._owner: threading.Thread | None = None
 
@@ -205,13 +204,11 @@ class HeldRuns:
     def close(self) -> None:
         """End the threads, and the event loop, if it is our own."""
         self._daemons.close()
-        self._is_closed = True
         loop, self._own_loop = self._own_loop, None
         if loop is not None:
             with contextlib.suppress(RuntimeError):  # a run has stopped it just now
-                ended = asyncio.run_coroutine_threadsafe(
-                    _await_others(), loop
-                )  # tasks that were cancelled may clean up
+                # Tasks that were cancelled may clean up.
+                ended = asyncio.run_coroutine_threadsafe(_await_others(), loop)
                 with contextlib.suppress(TimeoutError):
                     ended.result(LEAVE_TIMEOUT)
                 loop.call_soon_threadsafe(loop.stop)
@@ -220,16 +217,20 @@ class HeldRuns:
         if self._loop is not None:
             return self._loop
         if self._own_loop is None:
-            loop = asyncio.new_event_loop()
-            start_daemon("durable-worker-loop", partial(self._turn, loop), _report, loop.close)
-            self._own_loop = loop
+            self._own_loop = loop = asyncio.new_event_loop()
+            try:
+                start_daemon("durable-worker-loop", partial(self._turn, loop), _report, loop.close)
+            except BaseException:
+                self._own_loop = None
+                loop.close()
+                raise
         return self._own_loop
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Run until the worker is closed: what else ends it, `sys.exit()` or `loop.stop()` in a run, is not the others'."""
         with contextlib.suppress(SystemExit, KeyboardInterrupt):
             loop.run_forever()
-        return not self._is_closed
+        return self._own_loop is loop
 
 
 async def _await_others() -> None:

@@ -7,6 +7,7 @@ A change or a question, from the verb to the server and back:
     jobs, job          each job: its verb, its payload, when its answer is due, who waits for it
     verbs              what the writers know of a verb
     writer             commits what waits together; which entries, and what follows a failure: `_engine/batches`
+    sender             takes a batch to the server, and each of its jobs to an answer
     statements         a batch as SQL, an answer for each                                      worker_statements
     sql/               the SQL itself, the tables' names, the migrations
     batch_results      what an answer, an error or silence means for each job

@@ -75,11 +75,11 @@ class Statements:
         }
 
     def perform(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
-        """See `writer.Performer`."""
+        """See `sender.Performer`."""
         return self._verbs[jobs[0].verb](session, jobs)
 
     def read_back(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
-        """See `writer.Performer`."""
+        """See `sender.Performer`."""
         if jobs[0].verb not in (CHECKPOINT, FINISH):
             # Doing it again finds what was done: the lease by the claim's random, the signal by its nonce.
             return [ABSENT for _ in jobs]

@@ -11,25 +11,20 @@ import contextlib
 import logging
 import math
 import threading
-from collections.abc import Sequence
-from typing import Any, Final, Protocol
-
-import psycopg
+from typing import Any, Final
 
 from durable._common.locks import locked
 from durable._common.reports import report
 from durable._common.threads import start_daemon, wait_for
 from durable._engine import batches
 from durable._engine.backoff import backoff
-from durable._engine.batches import Backlog, Verdict
+from durable._engine.batches import Backlog
 from durable.clocks import Clock
 from durable.errors import DurableError, InvalidArgument
-from durable.stores._postgres.batch_results import take_answers, take_nothing, take_refusal
 from durable.stores._postgres.connections import Connections
-from durable.stores._postgres.job import Job, deliver, make_latch, orphan
+from durable.stores._postgres.job import Job, make_latch, orphan
 from durable.stores._postgres.jobs import CLAIM
-from durable.stores._postgres.session import Session
-from durable.stores._postgres.sqlstates import classify
+from durable.stores._postgres.sender import Performer, Sender
 from durable.stores._postgres.watchdog import Watchdog
 
 _MAX_HANDOVER: Final = 5.0  # seconds; an interrupted caller waits no longer for its job's outcome
@@ -37,26 +32,12 @@ _MAX_HANDOVER: Final = 5.0  # seconds; an interrupted caller waits no longer for
 _log = logging.getLogger("durable")
 
 
-class Performer(Protocol):
-    """Turns batches into statements. Both verbs give an answer for each job: a value, or an error *as a value*."""
-
-    def perform(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
-        """Commit a batch of one verb."""
-        ...
-
-    def read_back(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
-        """Say what became of jobs whose reply was lost; `ABSENT` for one that was not committed."""
-        ...
-
-
 class Writer:
     """One way to the database, used by one batch at a time."""
 
     def __init__(self, performer: Performer, connections: Connections, clock: Clock, watchdog: Watchdog) -> None:
-        self._performer = performer
-        self._connections = connections
+        self._sender = Sender(performer, connections, clock, watchdog)
         self._clock = clock
-        self._watchdog = watchdog
         self._lock = threading.RLock()  # a signal handler may come while it is held, and must not wait for itself
         self._room = threading.Condition(self._lock)
         self._room_waiters: list[asyncio.Future[None]] = []  # of event loops; threads wait on `_room`
@@ -67,7 +48,6 @@ class Writer:
         self._busy = 0  # the thread that is performing a batch: a caller's, or the writer's own
         self._failures = 0  # in a row; while there are some, the thread alone performs
         self._thread: threading.Thread | None = None
-        self._session: Session | None = None  # in use, by the batch that is being performed
 
     def perform(self, job: Job) -> Any:
         """Commit a job and return its answer, or raise its error. Blocks."""
@@ -78,12 +58,10 @@ class Writer:
             # In one line each, as in `_common/locks.py`.
             with self._lock: leads = self._try_to_lead(job, thread)  # noqa: E701  # fmt: skip
             while leads:
-                later = self._perform_batch([job])
+                later = self._sender.perform([job])
                 with self._lock: leads = self._finish_leading(later)  # noqa: E701  # fmt: skip
-                if (
-                    leads
-                ):  # no event: a signal handler that closes the store would wait for the lock of one that is waited for
-                    make_latch().acquire(timeout=backoff(self._failures))
+                if leads:
+                    self._pause(self._failures)
             if job.settled is not None:
                 job.settled.acquire()
         except BaseException as interrupt:
@@ -125,15 +103,15 @@ class Writer:
         """Put the job back into the backlog; the latch to wait on, None when nothing was begun, or all is over."""
         if self._busy == thread:
             self._busy = 0
-            self._give_session_back()
+            self._sender.give_session_back()
             if not job.done and not self._backlog.holds(job):
                 job.unknown = job.doubtful = job.added = True
                 if self._begin_thread():
                     job.settled = job.settled or make_latch()
                     self._backlog.add(job)
-                else:  # nobody would perform it, and no one else would be served before it
+                else:  # it would never be performed, and every later job would wait for it
                     self._failures = 0
-                    self._give_up([job])
+                    self._sender.give_up([job])
         if self._backlog and self._begin_thread():
             self._wake.set()
         return job.settled if job.added and not job.done else None
@@ -190,9 +168,9 @@ class Writer:
         failures = 0
         while self._perform_safely([job]) and job.deadline > self._clock.elapsed():
             failures += 1
-            self._closing.wait(backoff(failures))
+            self._pause(failures)
         if not job.done:
-            self._give_up([job])
+            self._sender.give_up([job])
         return job.result()
 
     def _finish_leading(self, later: list[Job]) -> bool:
@@ -200,22 +178,21 @@ class Writer:
 
         What was sent may have been committed: that no thread can be started says nothing of it.
         """
-        if later:
-            try:
-                self._ensure_thread()
-            except DurableError as problem:
-                if any(job.deadline > self._clock.elapsed() for job in later) and not self._closed:
-                    self._failures += 1
-                    return True
-                for job in later:
-                    job.trouble = job.trouble or problem
-                self._give_up(later)
-                later = []
+        if later and not self._begin_thread():
+            if not self._closed and batches.first_deadline(later) > self._clock.elapsed():
+                self._failures += 1
+                return True
+            self._sender.give_up(later)
+            later = []
         self._finish(later)
         for job in later:
             job.settled = make_latch()
             self._add(job)
         return False
+
+    def _pause(self, failures: int) -> None:
+        """Let a caller's thread wait. Not for an event, whose lock a signal handler that closes the store would find held."""
+        make_latch().acquire(timeout=backoff(failures))
 
     def _check_open(self) -> None:
         if self._closed:
@@ -243,13 +220,6 @@ class Writer:
             return False
         return True
 
-    def _give_session_back(self) -> None:
-        """Give back the session that an interrupted batch was using."""
-        session, self._session = self._session, None
-        if session is not None:
-            self._watchdog.unwatch(session.connection)
-            self._connections.give_back(session)
-
     def _wait_for_room(self, job: Job) -> None:
         while self._backlog.full and not self._closed:
             if not self._room.wait(max(0.0, job.deadline - self._clock.elapsed())):
@@ -272,10 +242,12 @@ class Writer:
 
     def _recover(self, reason: str) -> None:
         """After a turn that ended in the middle: answer the jobs that it had taken, and go on with those that wait."""
-        self._give_session_back()
+        self._sender.give_session_back()
         self._busy = 0
         self._backlog.mend()
-        self._give_up([job for job in self._backlog.taken if not job.done and not self._backlog.holds(job)], reason)
+        self._sender.give_up(
+            [job for job in self._backlog.taken if not job.done and not self._backlog.holds(job)], reason
+        )
         self._wake.set()
 
     def _turn(self) -> bool:
@@ -292,7 +264,7 @@ class Writer:
         self._wake.clear()
         if self._busy:
             return None
-        self._give_up(self._take_expired())
+        self._sender.give_up(self._take_expired())
         batch: list[Job] = []
         if self._backlog:
             self._busy = threading.get_ident()
@@ -306,16 +278,16 @@ class Writer:
         return self._backlog.expired(math.inf if self._closed else self._clock.elapsed())
 
     def _perform_safely(self, batch: list[Job]) -> list[Job]:
-        """Perform a batch; a fault of the writer's own must not end the work of the callers. Returns as `_perform_batch`."""
+        """Perform a batch; a fault of the writer's own must not end the work of the callers. Returns as `Sender.perform`."""
         try:
-            return self._perform_batch(batch)
+            return self._sender.perform(batch)
         except Exception as problem:
             # A claim may have been granted, and its lease would be known to no one: its outcome is looked up, once.
             again = [job for job in batch if not job.done and job.verb is CLAIM and not job.unknown]
             for job in again:
                 job.unknown = job.doubtful = True
             report(_log, logging.ERROR, "the writer failed; the entries that it held are given up", problem=problem)
-            self._give_up([job for job in batch if not job.done and job not in again], type(problem).__name__)
+            self._sender.give_up([job for job in batch if not job.done and job not in again], type(problem).__name__)
             return again
 
     def _perform_in_turn(self, batch: list[Job]) -> None:
@@ -340,69 +312,6 @@ class Writer:
         self._busy = 0
         if self._backlog or self._closed:
             self._wake.set()
-
-    def _perform_batch(self, batch: list[Job]) -> list[Job]:
-        """Perform a batch and answer its jobs; returns those to be tried again after a pause."""
-        portions, later = [batch], list[Job]()
-        while portions:
-            portion = portions.pop()
-            try:
-                answers = self._attempt(portion)
-            except (psycopg.Error, DurableError) as problem:
-                sent = isinstance(problem, psycopg.Error)
-                verdict = classify(getattr(problem, "sqlstate", None), sent=sent)
-                if verdict is Verdict.UNPREPARED:
-                    self._connections.prepares = False
-                follow = batches.recover(portion, verdict)
-                meaning = self._connections.explain(problem) if isinstance(problem, psycopg.Error) else problem
-                for job in portion:
-                    job.trouble = meaning
-                if verdict is Verdict.REFUSED:
-                    self._refuse(follow.failed, problem)
-                else:
-                    self._give_up(follow.failed)
-                portions += follow.at_once
-                later += follow.later
-            else:
-                portions += self._answer(portion, answers)
-        return later
-
-    def _attempt(self, jobs: list[Job]) -> Sequence[Any]:
-        first, connections = jobs[0], self._connections
-        if len(jobs) == 1:
-            deadline, size = first.deadline, first.size
-        else:
-            deadline, size = batches.first_deadline(jobs), sum(job.size for job in jobs)
-        self._session = session = connections.take(deadline)
-        try:
-            if connections.unfit is not None:
-                raise connections.unfit
-            now = self._clock.elapsed()
-            self._watchdog.watch(session.connection, now + batches.reply_timeout(deadline, now), size)
-            return (self._performer.read_back if first.unknown else self._performer.perform)(session, jobs)
-        finally:
-            self._watchdog.unwatch(session.connection)
-            self._session = None
-            connections.give_back(session)
-
-    def _answer(self, jobs: list[Job], answers: Sequence[Any]) -> list[list[Job]]:
-        """Answer the jobs that have an answer; returns the portions to be sent again at once: what was found absent."""
-        if not any(answers):  # all done, with no value to return
-            for job, answer in zip(jobs, answers, strict=True):
-                job.answer = answer
-            deliver(jobs)
-            return []
-        absent = take_answers(jobs, answers)
-        deliver([job for job in jobs if job not in absent] if absent else jobs)
-        return [absent] if absent else []
-
-    def _refuse(self, jobs: list[Job], problem: Exception) -> None:
-        take_refusal(jobs, problem)
-        deliver(jobs)
-
-    def _give_up(self, jobs: list[Job], reason: str = "") -> None:
-        take_nothing(jobs, self._connections.where, reason)
-        deliver(jobs)
 
 
 def _admit(waiting: asyncio.Future[None]) -> None:
