@@ -595,9 +595,10 @@ class RunExists(OwnershipError):
 
 @dataclass(eq=False, repr=False)
 class WaitTimedOut(OwnershipError):
-    """`on_conflict="wait"` waited `waited` seconds, and the other execution has not ended.
+    """The run has not ended in the `waited` seconds that a caller had for it.
 
-    Raised by `durable.run`; the run goes on there. Call again to wait on, or raise `wait_timeout`.
+    Raised by `durable.run` with `on_conflict="wait"`, and by a handle's `result`; the run itself is left as it is. Call again
+    to wait on, or give it more time: `wait_timeout`, or the handle's `timeout`.
     """
 
     run_id: str
@@ -605,8 +606,8 @@ class WaitTimedOut(OwnershipError):
 
     def __str__(self) -> str:
         return (
-            f"run {self.run_id!r} was still being executed elsewhere after {self.waited:.1f} s. It goes on there; "
-            f"call again to wait on, or raise wait_timeout."
+            f"run {self.run_id!r} had not ended after {self.waited:.1f} s. It goes on without this call; call again to wait "
+            f"on, or give it more time (wait_timeout= of durable.run, timeout= of a handle's result)."
         )
 
 
