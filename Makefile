@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test nightly chaos endurance soak check docs matrix sdks bench clean
+.PHONY: demo pictures test nightly chaos endurance soak check docs matrix sdks bench clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/python -m durable.demo
@@ -42,12 +42,15 @@ HOURS ?= 8
 soak: $(VENV)/.test
 	@$(MAKE) --no-print-directory -j 2 chaos endurance MINUTES=$$((60 * $(HOURS))) FIGURES=
 
+# Spelling by a dictionary, in prose and code alike (pyproject.toml says which); tests misspell on purpose.
+PROSE = *.md docs examples src benchmarks requirements Makefile pyproject.toml hatch_build.py .ci
 check: $(VENV)/.check docs
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/pyright --warnings
 	@$(BIN)/lint-imports --no-logo 2>&1 | tail -n 12
+	@$(BIN)/codespell $(PROSE)
 
 # The pages, into docs/_build/html. A warning is an error, and so is a public name that is not on the API page.
 docs: $(VENV)/.docs
@@ -60,6 +63,10 @@ matrix: $(VENV)/.test
 # What the most used SDKs return and raise, given to a step; writes a table of docs/values.md.
 sdks: $(VENV)/sdks/.installed
 	@$(VENV)/sdks/bin/python tests/harness/sdks.py
+
+# The pictures of the page in the docs. Wants Chromium (apt-get install chromium).
+pictures: $(VENV)/.test
+	@cd tests && ../$(BIN)/python -m harness.pictures
 
 # Each contestant takes turns with the limits: some six minutes. Writes docs/performance.md and its charts.
 bench: $(VENV)/.bench
@@ -78,7 +85,7 @@ INSTALL = $(BIN)/python $(PIP)
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	@echo "installing into $(VENV) …"
-	@$(INSTALL) -e '.[embedded]'
+	@$(INSTALL) -e '.[embedded,cli,web]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml requirements/test.txt $(VENV)/.demo

@@ -38,6 +38,7 @@ def render(results: Results) -> str:
     parts = [
         _HEAD,
         ", ".join(f"{name} {value}" for name, value in results.machine.items()) + ".\n",
+        _in_short(results),
         "## The table\n",
         table(results) + "\n",
         *(f"Not measured: {name}: {why}.\n" for name, why in results.missing.items()),
@@ -136,6 +137,26 @@ def _growth(results: Results) -> str:
     return f"{chart}\nMeasured between workflows of different lengths, in turns: {said}.\n" if said else chart
 
 
+def _in_short(results: Results) -> str:
+    said: list[str] = []
+    for workload, name, of, sentence in _SHORT:
+        for line in results.lines:
+            if (line.workload, line.name) == (workload, name) and line.of == (of or line.of):
+                value = f"{line.value:.2f} ×" if line.unit == "×" else f"{_number(line.value)} {line.unit}"
+                text = sentence.format(rate=_number(line.rate or 0), value=value)
+                said.append(f"- {text[0].upper()}{text[1:]}.")
+                break
+    if not said:
+        return ""
+    missed = sum(line.met is False for line in results.lines)
+    if missed:
+        said.append(
+            f"- {missed} of the goals that were set for these figures were missed:"
+            " [which, and what stands in the way](#goals-that-were-missed-and-what-stands-in-the-way)."
+        )
+    return "## In short\n\n" + "\n".join(said) + "\n" + _PICTURES
+
+
 def _list_missed(results: Results) -> str:
     missed = [line for line in results.lines if line.met is False]
     if not missed:
@@ -183,11 +204,33 @@ _HEAD = f"""<!-- Written by `{_COMMAND}` from docs/{NAME}.json; what you change 
 Every figure on this page was measured in one run of one command, `{_COMMAND}`, on:
 """
 
-_HOW_TO_READ = """## How to read it
+_SHORT: Final = (  # what a user asks first: a row, and what it says with its rate, its value and what it is beside
+    (
+        "W1",
+        "durable, sync",
+        "",
+        "one blocking workflow records {rate} steps a second, {value} the pace of a bare `INSERT` loop",
+    ),
+    ("W2", "durable, 50 async", "", "fifty async workflows at once record {rate} steps a second together"),
+    ("W1", "durable, sync", "dbos, sync", "beside DBOS: {value} the pace in one workflow"),
+    ("W2", "durable, 50 async", "dbos, 50 async", "beside DBOS: {value} the pace with fifty workflows"),
+    (
+        "W2",
+        "durable, 50 async",
+        "absurd, 10 workers",
+        "beside Absurd with ten workers: {value} the pace with fifty workflows",
+    ),
+    ("W5", "durable, 1,000 steps", "", "a run of 1,000 steps is resumed in {value}"),
+    ("counted", "a workflow of one step", "", "a workflow of one step costs {value}, and each further step one more"),
+)
 
+_PICTURES = """
 ![one workflow](images/w1.svg)
 
 ![many workflows at once](images/w2.svg)
+"""
+
+_HOW_TO_READ = """## How to read it
 
 - **A ratio is a pace over another pace, measured within the same second.** The two take turns of some milliseconds; each
   turn is compared with the other's turns before and after it. Shown are the median over all turns and the middle half of them.

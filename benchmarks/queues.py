@@ -1,7 +1,8 @@
 """One-step jobs on three systems, each with workers in processes of their own: `durable`, DBOS and pgqueuer, as documented.
 
 What a job does is to append a line to a file: when it ran, and when it was started. All are measured by these lines alone.
-`python benchmarks/queues.py SYSTEM URL` is a worker process; `workers.py` starts jobs, and measures.
+`python benchmarks/queues.py SYSTEM URL` is a worker process, `… durable URL 25` one with so many workers; `workers.py` starts
+jobs, and measures.
 """
 
 from __future__ import annotations
@@ -78,6 +79,13 @@ class Durable:
     def work(self) -> None:
         """A worker process."""
         durable.Worker(self._store, None, [self.workflow], concurrency=AT_ONCE).run()
+
+    def rest(self, count: int) -> None:
+        """So many workers in a process, until SIGTERM: each as if it was alone in one, but for its share of the connections."""
+        with contextlib.ExitStack() as others:
+            for _ in range(count - 1):
+                others.enter_context(durable.Worker(self._store, None, [self.workflow], concurrency=AT_ONCE))
+            self.work()
 
     def close(self) -> None:
         """Let go of the database."""
@@ -191,7 +199,11 @@ SYSTEMS: Final[dict[str, Callable[[str], Any]]] = {
 
 def main(arguments: Sequence[str]) -> None:
     """A worker process."""
-    SYSTEMS[arguments[0]](arguments[1]).work()
+    system = SYSTEMS[arguments[0]](arguments[1])
+    if len(arguments) > 2:
+        system.rest(int(arguments[2]))
+    else:
+        system.work()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """An agent that calls tools: a restart repeats no call that was paid for, and books no second table.
 
-python examples/agent.py                         plays it all: kill -9 in the middle of a booking, and a second process
+python examples/agent.py                         plays it all: kill -9 in the middle of a booking
 python examples/agent.py answer ID LEDGER        lets the agent work on the run ID, or go on with it
-python examples/agent.py answer ID LEDGER silent the same, with a restaurant that books and does not confirm
+python examples/agent.py answer ID LEDGER silent the same; the restaurant books, and does not confirm
 
 The model is a stand-in that follows a script, so that this needs no network and no key.
 """
@@ -60,7 +60,7 @@ class Tools:
         return ["Da Enzo", "Roma"]
 
     def book(self, place: str, people: int) -> str:
-        """Book a table. The restaurant knows a booking by its key, and a booking that it has already is not another one."""
+        """Book a table. The restaurant knows a booking by its key: the same key is not another booking."""
         booking = f"table for {people} at {place}, {durable.idempotency_key()}"
         self._ledger.write("asks for a table")
         if f"booked: {booking}" not in self._ledger.deeds():
@@ -101,7 +101,9 @@ def play() -> None:
         ledger, run_id = Ledger(Path(directory) / "world"), f"agent-{os.getpid()}-{time.time_ns()}"
         print(f"{QUESTION}\n")
         first = start(__file__, "answer", run_id, str(ledger.path), "silent")
-        wait_until(lambda: any(deed.startswith("booked") for deed in ledger.deeds()), "a booking", first)
+        wait_until(
+            lambda: any(deed.startswith("booked") for deed in ledger.deeds()), "a booking", first
+        )
         kill(first, "before the restaurant had confirmed the table")
         finish(start(__file__, "answer", run_id, str(ledger.path)))
         print("\n  What the world saw:")
@@ -113,7 +115,8 @@ def play() -> None:
         if asked == 1 or set(counts.values()) != {1} or paid != len(Model.SCRIPT):
             sys.exit("  That is not as promised!")
         print(
-            "\n  No call to the model was paid for twice. The table was asked for twice, with one key, and booked once."
+            "\n  No call to the model was paid for twice. "
+            "The table was asked for twice, with one key, and booked once."
         )
 
 

@@ -1,6 +1,6 @@
-"""Two stages of approval, over several processes, and nobody is charged twice.
+"""Two stages of approval, over several processes, and no customer is charged twice.
 
-python examples/approval.py                      plays it all: an order, two approvals, and a kill -9 in between
+python examples/approval.py                      plays it all: an order, two approvals, a kill -9
 python examples/approval.py order ID LEDGER      executes the order ID, or goes on with it
 python examples/approval.py approve ID NAME      approves its next stage, from whatever process
 """
@@ -26,7 +26,7 @@ class Bank:
         self._ledger = ledger
 
     def charge(self, what: str, euros: int) -> dict[str, Any]:
-        """What nobody wants to happen twice."""
+        """What must not happen twice."""
         self._ledger.write(f"{what}: {euros} euros")
         return {"charged": euros}
 
@@ -48,9 +48,9 @@ def execute(run_id: str, ledger: Path) -> None:
 
 
 def approve(run_id: str, name: str) -> None:
-    """Somebody says yes. It is kept until the order receives it, whether or not anybody executes that now."""
+    """A person says yes. It is kept until the order receives it, also while no process executes it."""
     with open_store() as store:
-        durable.signal(store, run_id, "approved", {"by": name})
+        durable.signal(store, run_id, "approved", {"by": name}, create_later=True)
     print(f"    {name} approves")
 
 
@@ -63,9 +63,11 @@ def play() -> None:
         finish(start(__file__, "approve", run_id, "ada"))
         wait_until(lambda: "charge deposit" in recorded_steps(store, run_id), "the deposit", first)
         kill(first, "while the order waits for its second approval")
-        finish(start(__file__, "approve", run_id, "grace"))  # nobody executes the order now
+        finish(start(__file__, "approve", run_id, "grace"))  # no process executes the order now
         finish(start(__file__, "order", run_id, str(ledger.path)))
-        finish(start(__file__, "order", run_id, str(ledger.path)))  # once more: its stored result comes back
+        finish(
+            start(__file__, "order", run_id, str(ledger.path))
+        )  # once more: its stored result comes back
         print("\n  The bank's own ledger, outside the database:")
         for deed, times in ledger.counts().items():
             print(f"    {deed:<20} {times} x")

@@ -1,4 +1,4 @@
-"""A checkout that survives kill -9: the one of `python -m durable.demo`, which `make demo` starts. Read it there.
+"""A checkout that survives kill -9: the one of `python -m durable.demo`. Read it there.
 
 python examples/checkout.py          kills it in the middle, and starts it again
 python examples/checkout.py once     runs it to its end

@@ -15,7 +15,7 @@ from durable.stores import embedded
 
 
 class AsyncShop:
-    """The same shop for async workflows: each deed is done in a thread, so that the event loop is free meanwhile."""
+    """The same shop for async workflows. Each deed is done in a thread: the event loop is free."""
 
     def __init__(self, shop: Shop) -> None:
         self._shop = shop
@@ -32,7 +32,9 @@ class AsyncShop:
         """See `Shop.charge_card`."""
         return await asyncio.to_thread(self._shop.charge_card, card, euros)
 
-    async def create_order(self, user_id: str, reservation: dict[str, Any], payment: dict[str, Any]) -> dict[str, Any]:
+    async def create_order(
+        self, user_id: str, reservation: dict[str, Any], payment: dict[str, Any]
+    ) -> dict[str, Any]:
         """See `Shop.create_order`."""
         return await asyncio.to_thread(self._shop.create_order, user_id, reservation, payment)
 
@@ -48,7 +50,9 @@ async def checkout(step: durable.AsyncStep, shop: AsyncShop) -> dict[str, Any]:
         step("reserve stock", shop.reserve_stock, ["mug", "tea"]),
         step("charge card", shop.charge_card, user["card"], 42),
     )
-    order: dict[str, Any] = await step("create order", shop.create_order, user["id"], reservation, payment)
+    order: dict[str, Any] = await step(
+        "create order", shop.create_order, user["id"], reservation, payment
+    )
     await step("send receipt", shop.send_receipt, user["email"], order)
     return order
 

@@ -1,4 +1,4 @@
-"""A codec of your own: nobody who reads the database reads the values.
+"""A codec of your own: who reads the database does not read the values.
 
 pip install 'durable-postgres[embedded,encryption]'
 python examples/encrypted.py
@@ -24,8 +24,9 @@ from durable.stores import embedded
 class EncryptedCodec:
     """JSON, encrypted and authenticated by Fernet (AES-128-CBC with HMAC-SHA256).
 
-    `keys` are Fernet keys: the first encrypts, all decrypt, so a key is changed by putting a new one in front. `salt`
-    makes fingerprints that nobody can guess arguments by; it must stay the same for as long as runs are resumed.
+    `keys` are Fernet keys: the first encrypts, all decrypt. So a key is changed by putting a new one
+    in front. `salt` makes fingerprints by which arguments cannot be guessed; it must stay the same for
+    as long as runs are resumed.
     """
 
     name = "fernet"  # stands in every record; never changed
@@ -37,7 +38,11 @@ class EncryptedCodec:
 
     def encode(self, value: Any, *, what: str, annotation: Any = None) -> bytes:
         """The value's JSON as a token; a token is base64, so quotes around it make it JSON again."""
-        return b'"' + self._fernet.encrypt(self._json.encode(value, what=what, annotation=annotation)) + b'"'
+        return (
+            b'"'
+            + self._fernet.encrypt(self._json.encode(value, what=what, annotation=annotation))
+            + b'"'
+        )
 
     def decode(self, text: bytes, *, run_id: str, where: str, annotation: Any = None) -> Any:
         """What the token says. An InvalidToken becomes `UnreadableRecord`, as whatever a codec raises."""
@@ -73,9 +78,14 @@ def main() -> None:
     codec = EncryptedCodec([Fernet.generate_key()], salt=b"keep me with the keys")
     with tempfile.TemporaryDirectory() as directory, embedded(directory, codec=codec) as store:
         print(durable.run(None, visit, id="visit-1", input="Alice", store=store))
-        print(durable.run(None, visit, id="visit-1", input="Alice", store=store), "(from the database)")
+        print(
+            durable.run(None, visit, id="visit-1", input="Alice", store=store),
+            "(from the database)",
+        )
         with psycopg.connect(store.url) as connection:
-            for kind, record in connection.execute("SELECT kind, record::text FROM durable_steps ORDER BY seq"):
+            for kind, record in connection.execute(
+                "SELECT kind, record::text FROM durable_steps ORDER BY seq"
+            ):
                 print(f"{kind:7s} {record[:100]}…")
 
 

@@ -49,18 +49,29 @@ def send(run_id: str, ledger: Path) -> None:
 def play() -> None:
     """The whole story."""
     with tempfile.TemporaryDirectory() as directory, open_store() as store:
-        ledger, run_id = Ledger(Path(directory) / "mail"), f"invoices-{os.getpid()}-{time.time_ns()}"
+        ledger, run_id = (
+            Ledger(Path(directory) / "mail"),
+            f"invoices-{os.getpid()}-{time.time_ns()}",
+        )
         print(f"{len(CUSTOMERS)} invoices, {AT_ONCE} at once.\n")
         first = start(__file__, "send", run_id, str(ledger.path))
-        wait_until(lambda: len(ledger.deeds()) >= len(CUSTOMERS) // 2, "half of the invoices", first)
+        wait_until(
+            lambda: len(ledger.deeds()) >= len(CUSTOMERS) // 2, "half of the invoices", first
+        )
         kill(first, "half-way")
-        before = {key.removeprefix("send invoice[").removesuffix("]") for key in recorded_steps(store, run_id)}
+        before = {
+            key.removeprefix("send invoice[").removesuffix("]")
+            for key in recorded_steps(store, run_id)
+        }
         print(f"    {len(ledger.deeds())} were sent, {len(before)} of them are recorded\n")
         finish(start(__file__, "send", run_id, str(ledger.path)))
         twice = {customer for customer, times in ledger.counts().items() if times > 1}
         print("\n  The mail's own ledger, outside the database:")
         print(f"    {len(ledger.counts())} customers got their invoice")
-        print(f"    {len(twice)} got it twice: those letters were on their way when the process was killed")
+        print(
+            f"    {len(twice)} got it twice: "
+            "those letters were on their way when the process was killed"
+        )
         print(f"    {len(twice & before)} of those that were recorded")
         if set(ledger.counts()) != set(CUSTOMERS) or twice & before or len(twice) > AT_ONCE:
             sys.exit("  That is not as promised!")

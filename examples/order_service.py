@@ -2,12 +2,12 @@
 
 pip install 'durable-postgres[embedded]' fastapi uvicorn
 
-python examples/order_service.py                       plays it all: an order, a kill -9, another process, the approval
+python examples/order_service.py                       plays it all: an order, a kill -9, the approval
 uvicorn --app-dir examples order_service:app           serves it
 
-curl -X POST localhost:8000/orders -H 'content-type: application/json' -d '{"number": 7, "card": "card-7", "euros": 42}'
-curl -X POST localhost:8000/orders/7/approval -H 'content-type: application/json' -d '{"by": "ada"}'
-curl         localhost:8000/orders/7
+curl --json '{"number": 7, "card": "card-7", "euros": 42}' localhost:8000/orders
+curl --json '{"by": "ada"}' localhost:8000/orders/7/approval
+curl localhost:8000/orders/7
 """
 
 from __future__ import annotations
@@ -79,8 +79,10 @@ async def place_order(step: durable.AsyncStep, bank: Bank, order: Order) -> dict
     return {"approved by": approval["by"], **payment}
 
 
-def create_app(open_it: Callable[[], PostgresStore] = open_store, ledger: Ledger | None = None) -> FastAPI:
-    """The service: whichever process of it is alive executes the orders, also those that another one has left."""
+def create_app(
+    open_it: Callable[[], PostgresStore] = open_store, ledger: Ledger | None = None
+) -> FastAPI:
+    """The service. Any process of it executes the orders, also those that another one has left."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -95,7 +97,9 @@ def create_app(open_it: Callable[[], PostgresStore] = open_store, ledger: Ledger
     async def begin(request: Request, order: Order) -> dict[str, str]:
         """Answers when the order is in the database: from then on it is not forgotten."""
         try:
-            await durable.aio.start(place_order, order, id=f"order-{order.number}", store=request.app.state.store)
+            await durable.aio.start(
+                place_order, order, id=f"order-{order.number}", store=request.app.state.store
+            )
         except durable.RunMismatch as mismatch:
             raise HTTPException(409, "this order is there, and is another one") from mismatch
         return {"order": f"/orders/{order.number}"}
@@ -141,19 +145,24 @@ def play() -> None:
         ledger, port, number = Ledger(Path(directory) / "bank"), free.getsockname()[1], os.getpid()
         free.close()
         print(
-            "An order is posted to a service, whose process gets kill -9; the next one goes on with it.\n", flush=True
+            "An order is posted to a service, whose process gets kill -9; the next one goes on with it.\n",
+            flush=True,
         )
         first = start(__file__, "serve", str(port), str(ledger.path))
         wait_until(lambda: is_there(port), "the service", first)
         order = {"number": number, "card": "card-7", "euros": 42}
         print("    POST /orders           ", ask(port, "/orders", order), flush=True)
-        wait_until(lambda: "reserve" in recorded_steps(store, f"order-{number}"), "the first step", first)
+        wait_until(
+            lambda: "reserve" in recorded_steps(store, f"order-{number}"), "the first step", first
+        )
         kill(first, "while the order waits for its approval")
         second = start(__file__, "serve", str(port), str(ledger.path))
         wait_until(lambda: is_there(port), "the service", second)
         ask(port, f"/orders/{number}/approval", {"by": "ada"})
         print("    POST /orders/…/approval", {"by": "ada"}, flush=True)
-        wait_until(lambda: ask(port, f"/orders/{number}")["status"] == "completed", "the end", second)
+        wait_until(
+            lambda: ask(port, f"/orders/{number}")["status"] == "completed", "the end", second
+        )
         print("    GET  /orders/…         ", ask(port, f"/orders/{number}"), flush=True)
         second.send_signal(signal.SIGINT)  # as Ctrl-C: the worker drains, and the service ends
         finish(second)
@@ -168,7 +177,9 @@ def play() -> None:
 def ask(port: int, path: str, body: object = None) -> Any:
     """The answer of the service: to a POST, if there is a body."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, {"content-type": "application/json"})
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}{path}", data, {"content-type": "application/json"}
+    )
     with urllib.request.urlopen(request) as answer:
         return json.load(answer)
 

@@ -55,7 +55,9 @@ def start(file: str, *arguments: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def wait_until(condition: Callable[[], object], what: str, *processes: subprocess.Popen[bytes]) -> None:
+def wait_until(
+    condition: Callable[[], object], what: str, *processes: subprocess.Popen[bytes]
+) -> None:
     """Look until something is so; the story is over when it never is, or when a process has ended before."""
     deadline = time.monotonic() + _PATIENCE
     while not condition():

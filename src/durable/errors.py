@@ -2,10 +2,11 @@
 
 ```
 BaseException
-└── Unwind                     carries a DurableError past a user's `except Exception`; never leaves `durable.run`
+└── Unwind                     carries an error past a user's `except Exception`; never leaves `durable.run`
 Exception
 └── DurableError
     ├── InvalidArgument        an id, key, option or function that cannot work (also a ValueError)
+    │   └── UnsuitableConnection   a connection= in whose transaction nothing can be written (also a TypeError)
     ├── AsyncMismatch          async where blocking is needed, or the reverse (also a TypeError)
     ├── NestedStep             step(...) inside a step's body
     ├── TransactionMisused     the body of a transactional step ended its transaction, or tried to
@@ -15,6 +16,7 @@ Exception
     ├── StepFailed             a recorded exception whose class cannot be rebuilt here
     ├── StepTimeout            an attempt that took longer than its timeout (also a TimeoutError)
     ├── SignalTimedOut         no signal came in time (also a TimeoutError)
+    ├── SignalMismatch         a signal's payload is not of the type that was waited for (also a ValueError)
     ├── StepInterrupted        an at-most-once step was started before, and its outcome is unknown
     ├── RunCancelled           the run was asked to stop
     ├── DeadlineExceeded       the run's time is up
@@ -30,9 +32,12 @@ Exception
     │   └── RecordsLost        acknowledged lines are gone: the database went back to an earlier state
     ├── OwnershipError         another execution owns this run, or none does any more
     │   ├── ConcurrentExecution
+    │   │   └── RunBeingStarted    by a transaction that has not ended
     │   ├── WaitTimedOut
     │   ├── LeaseLost
     │   ├── RunHandedOver      this worker is being ended, and another one goes on with the run
+    │   ├── RunContinued       the run goes on as itself, with a new input and an empty journal
+    │   ├── RunSuspended       the run waits, and a worker goes on with it when the wait is over
     │   ├── RunExists          a run of this id is there already
     │   ├── DuplicateRun       another run of the same dedup= has not ended
     │   └── RunOver            a step called after its run had ended
@@ -52,6 +57,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 from typing import Any, Final, TypeAlias
 from weakref import WeakSet
 
@@ -123,6 +129,16 @@ class InvalidArgument(DurableError, ValueError):
 
     def __str__(self) -> str:
         return self.problem
+
+
+@dataclass(eq=False, repr=False)
+class UnsuitableConnection(InvalidArgument, TypeError):
+    """A `connection=` in whose transaction nothing can be written; `problem` says why, and what to give instead.
+
+    Of a kind that is not known, closed, to another database than the store's, in a transaction that has failed; or the store
+    is none in PostgreSQL. Raised by `durable.start`, `start_many` and `signal` before anything is written: the caller's
+    transaction stays as it was.
+    """
 
 
 @dataclass(eq=False, repr=False)
@@ -292,6 +308,23 @@ class SignalTimedOut(DurableError, TimeoutError):
 
     def __str__(self) -> str:
         return f"no signal {self.name!r} came within {self.seconds:g} s. This is recorded; durable.signal sends one."
+
+
+@dataclass(eq=False, repr=False)
+class SignalMismatch(DurableError, ValueError):
+    """The payload of the signal `name` is not of the type that `step.wait_for(name, type=…)` waits for; `problem` says where.
+
+    The signal is received, and a replay raises this again: catch it to wait for the next one.
+    """
+
+    name: str
+    problem: str
+
+    def __str__(self) -> str:
+        return (
+            f"the payload of signal {self.name!r} is not of the type that is waited for: {self.problem}. "
+            f"It is received; wait again for the next one."
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -548,6 +581,22 @@ class ConcurrentExecution(OwnershipError):
 
 
 @dataclass(eq=False, repr=False)
+class RunBeingStarted(ConcurrentExecution):
+    """A transaction that has not ended yet starts this run, or holds what it needs, such as its `dedup`.
+
+    What becomes of the run is known when that transaction has ended. Nothing waits for it: this is raised within 250 ms, by
+    `durable.run`, `start`, `retry`, `signal` with a `dedup`, and by `save` and `delete` of a store. `durable.run` asks again
+    with `on_conflict="wait"`.
+    """
+
+    owner: str = "a transaction"
+    advice: str = "Call again when it has."
+
+    def __str__(self) -> str:
+        return f"run {self.run_id!r} is being started, or held, by a transaction that has not ended yet. {self.advice}"
+
+
+@dataclass(eq=False, repr=False)
 class RunHandedOver(OwnershipError):
     """This worker is being ended: another one goes on with the run, from its next step.
 
@@ -558,6 +607,38 @@ class RunHandedOver(OwnershipError):
 
     def __str__(self) -> str:
         return f"this worker is being ended; run {self.run_id!r} goes on with another one, from its next step"
+
+
+@dataclass(eq=False, repr=False)
+class RunSuspended(OwnershipError):
+    """The run waits, and holds nothing meanwhile: a worker goes on with it when the wait is over.
+
+    Seen by what a workflow leaves open (`finally`, context managers), and in the event `RunInterrupted`. `until` is the
+    moment when the wait ends (None where no time ends it), `signals` the names of which any ends it sooner.
+    """
+
+    run_id: str
+    until: datetime | None
+    signals: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        names = " or ".join(map(repr, self.signals))
+        ends = [] if self.until is None else [f"until {self.until.isoformat()}"]
+        ends += [f"for the signal {names}"] if names else []
+        return f"run {self.run_id!r} waits {', or '.join(ends)}: a worker goes on with it then"
+
+
+@dataclass(eq=False, repr=False)
+class RunContinued(OwnershipError):
+    """The run goes on as itself, with a new input and an empty journal: see `step.continue_with`.
+
+    Seen by what a workflow leaves open (`finally`, context managers), and in the event `RunInterrupted`.
+    """
+
+    run_id: str
+
+    def __str__(self) -> str:
+        return f"run {self.run_id!r} goes on from the beginning of its workflow, with a new input and an empty journal"
 
 
 @dataclass(eq=False, repr=False)

@@ -19,6 +19,7 @@ __all__ = [
     "KeysUnused",
     "LeaseTaken",
     "Listener",
+    "MapBegan",
     "RunBegan",
     "RunCompleted",
     "RunEvent",
@@ -107,6 +108,14 @@ class KeysUnused(RunEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class MapBegan(RunEvent):
+    """`step.map(name, …)` was called: its items are steps of these `keys`, recorded ones and others."""
+
+    name: str
+    keys: tuple[str, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class StepEvent(RunEvent):
     """Something that happened to the step `key`, called as `name`."""
 
@@ -132,7 +141,7 @@ class StepRetrying(StepEvent):
 
 @dataclass(frozen=True, slots=True)
 class StepRemembered(StepEvent):
-    """What is known of a step that has not settled is acknowledged: a failed attempt, or that it has begun at all."""
+    """The record of an unfinished step is committed: a failed attempt, or (at most once) its start."""
 
     record: AttemptRecord = field(repr=False)
 
@@ -168,9 +177,9 @@ class StepReplayed(StepEvent):
 
 @dataclass(frozen=True, slots=True)
 class StepStalled(StepEvent):
-    """The body has been running for `seconds`, more than three leases; it is said once. The lease is renewed meanwhile.
+    """The body has been running for `seconds`, more than three leases; emitted once. The lease is renewed meanwhile.
 
-    Told by the heartbeat's thread, since the workflow's own may be blocked.
+    Emitted on the heartbeat's thread: the workflow's own may be blocked.
     """
 
     seconds: float

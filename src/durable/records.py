@@ -168,7 +168,7 @@ class StepRecord(Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class AttemptRecord(Struct, frozen=True, omit_defaults=True, gc=False):
-    """What is known of a step that has not settled. Moments are aware, in UTC."""
+    """An unfinished step: its attempts so far, or that it has begun. Moments are aware, in UTC."""
 
     #: The step's name.
     name: str
@@ -290,6 +290,8 @@ class Header(Struct, frozen=True, rename="camel"):
     dedup: tuple[str, str, str] | UnsetType = UNSET
     #: Of a run that was started without an input, whose record would have it: what tells this start from any other.
     nonce: int | UnsetType = UNSET
+    #: How often the run was continued with a new input.
+    continued: int | UnsetType = UNSET
 
     @property
     def is_open(self) -> bool:

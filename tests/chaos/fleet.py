@@ -17,11 +17,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Final
 
+import tenacity
+
 import durable
 from chaos.effects import Line, Log, lines
 from chaos.servers import Ground
 from durable.errors import DurableError
 from durable.stores import PostgresStore, postgres
+from durable.stores.reading import Filter
 from harness.ownership_children import start_forkserver
 from harness.programs import limited
 
@@ -29,6 +32,9 @@ STEPS: Final = 5
 KILL_EACH: Final = 2.0  # seconds
 RESTART_EACH: Final = 10.0
 _BODY: Final = 0.01  # seconds that a body takes, at most
+_PATIENT: Final = tenacity.Retrying(stop=tenacity.stop_after_attempt(1000), wait=tenacity.wait_fixed(0.3))
+_NAP: Final = 0.5  # that a run sleeps, suspended
+_FOR_LONG: Final = 3600.0  # the time-out of a wait whose signal comes
 _WORKERS: Final = 4
 _LOOK: Final = 0.05  # seconds between two looks at the fleet
 _PATIENCE: Final = 120.0  # seconds without any progress, after which it is given up
@@ -39,8 +45,13 @@ _CONTEXT: Final = multiprocessing.get_context("forkserver")
 class Trace:
     """What the bodies of one process leave in the log of effects; the dependencies of its runs."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, store: PostgresStore) -> None:
         self._log = log
+        self._store = store
+
+    def tell(self, number: int) -> None:
+        """Send the signal that the run of this number waits for."""
+        durable.signal(self._store, f"r{number}", "go", number)
 
     def note(self, word: str, key: str = "") -> None:
         """That this has happened to the run which is being executed here."""
@@ -51,7 +62,7 @@ class Trace:
 
 @durable.workflow(name="five")
 def five(step: durable.Step, trace: Trace, number: int) -> int:
-    """Five steps. What is noted after a step is acknowledged."""
+    """Five steps. What is noted after a step is acknowledged. Of three runs one sleeps, and the next waits for its signal."""
 
     def body(key: str) -> int:
         trace.note("begin", key)
@@ -61,6 +72,11 @@ def five(step: durable.Step, trace: Trace, number: int) -> int:
     for place in range(STEPS):
         step("body", body, str(place), key=str(place))
         trace.note("acknowledged", str(place))
+        if place == 1 and number % 3 == 0:
+            step.sleep("nap", _NAP)
+            step("tell", trace.tell, number + 1, retry=_PATIENT)
+        elif place == 1 and number % 3 == 1:
+            step.wait_for("go", timeout=_FOR_LONG if number % 2 else None)
     return number
 
 
@@ -69,7 +85,7 @@ def serve(url: str, path: str) -> None:
     log = Log(path)
     while True:
         with contextlib.suppress(DurableError), postgres(url) as store:
-            durable.Worker(store, Trace(log), [five], concurrency=8).run()
+            durable.Worker(store, Trace(log, store), [five], concurrency=8, suspend_after=0.1).run()
 
 
 class Fleet:
@@ -149,7 +165,7 @@ def _strike(ground: Ground, fleet: Fleet, store: PostgresStore, chance: random.R
             restart_at = time.monotonic() + pace * RESTART_EACH
         with contextlib.suppress(DurableError):
             stats = store.stats()
-            still = stats.queued + stats.running + stats.interrupted
+            still = stats.queued + stats.running + stats.suspended + stats.interrupted
             if not still:
                 return strikes
             left, changed_at = (left, changed_at) if still == left else (still, now)
@@ -160,7 +176,20 @@ def _strike(ground: Ground, fleet: Fleet, store: PostgresStore, chance: random.R
 
 def _unfinished(store: PostgresStore, runs: int) -> list[str]:
     stats = store.stats()
-    return [] if stats.completed == runs else [f"of {runs} runs not all are completed: {stats}"]
+    if stats.completed == runs:
+        return []
+    lines = store.runs(Filter(statuses=("failed", "queued", "running", "suspended", "interrupted")), limit=10)
+    told = [f"{line.id} is {line.status}{_why(store, line.id)}" for line in lines]
+    return [f"of {runs} runs not all are completed: {stats}", *told]
+
+
+def _why(store: PostgresStore, run_id: str) -> str:
+    """With what a run has failed."""
+    try:
+        durable.result(store, run_id)
+    except Exception as failure:
+        return f" ({type(failure).__name__}: {failure})"
+    return ""
 
 
 def judge(seen: Sequence[Line]) -> list[str]:

@@ -108,7 +108,7 @@ def _sometimes(counts: Counter[str], tables: Mapping[str, Counter[str]]) -> str:
 - **{again:,} of {steps:,} ordinary steps ran their body more than once.** It was running, or had ended and was not recorded yet, when its
   process was killed, its lease ended, or its run was cancelled. That is the promise: at least once until it is acknowledged.
   By kind of run: {_listed(kinds)}. Transactional steps are not among them: theirs are rolled back.
-- {late:,} bodies of steps that somebody else had recorded meanwhile were begun by a process that had been stopped ({stops:,} times SIGSTOP) between
+- {late:,} bodies of steps that another process had recorded meanwhile were begun by a process that had been stopped ({stops:,} times SIGSTOP) between
   its last look at the lease and the body's first line; what they returned was rejected.
 - {counts["zombies rejected"]:,} times a process that had been stopped for longer than its lease was told `LeaseLost`.
 - {lost:,} of {forgotten:,} steps that had been acknowledged in rounds with promotions of a standby which was *not* synchronous, and was held
@@ -175,7 +175,7 @@ def _recoveries(tables: Mapping[str, Counter[str]]) -> str:
     lines = [
         "## Recovery",
         "",
-        "From the fault to the moment when somebody executes the run again (processes), or the next step is acknowledged (servers;",
+        "From the fault to the moment when the run is executed again (processes), or the next step is acknowledged (servers;",
         "how long they stay down is part of it). One SIGKILL counts for every run that it has interrupted, and nothing else waits meanwhile: what",
         "is interrupted again counts from the first time. The leases of these processes are 1 s and 2 s long, and free workers look for work every 50 ms.",
         "",

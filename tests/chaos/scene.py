@@ -132,7 +132,7 @@ class Scene:
     def tell(self, effect: str, other: str, value: Any) -> str:
         """A body that sends a signal to another run."""
         self.work(effect, None)
-        durable.signal(self.world.store, other, "go", value)
+        durable.signal(self.world.store, other, "go", value, create_later=True)
         return other
 
     def halt(self, effect: str, other: str) -> str:
@@ -233,7 +233,7 @@ class AsyncScene(Scene):
 
     async def tell(self, effect: str, other: str, value: Any) -> str:  # type: ignore[override]
         await self.work(effect, None)
-        await durable.aio.signal(self.world.store, other, "go", value)
+        await durable.aio.signal(self.world.store, other, "go", value, create_later=True)
         return other
 
     async def halt(self, effect: str, other: str) -> str:  # type: ignore[override]

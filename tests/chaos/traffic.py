@@ -144,7 +144,7 @@ class Desk:
     def tell(self) -> str:
         """A body that sends a signal to the guest who came first."""
         if other := self._first():
-            durable.signal(self.store, other, "go", _NEWS)
+            durable.signal(self.store, other, "go", _NEWS, create_later=True)
             self._told(other)
         return other
 
@@ -168,7 +168,7 @@ class AsyncDesk(Desk):
 
     async def tell(self) -> str:  # type: ignore[override]
         if other := self._first():
-            await durable.aio.signal(self.store, other, "go", _NEWS)
+            await durable.aio.signal(self.store, other, "go", _NEWS, create_later=True)
             self._told(other)
         return other
 

@@ -169,13 +169,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def test_the_wheel_has_every_file_of_the_product_and_no_other(built: dict[str, bytes]) -> None:
-    """SQL, migrations and `py.typed` with the modules; no test, and nothing of the simulation."""
+    """SQL, migrations, `py.typed` and what the page is made of with the modules; no test, and nothing of the simulation."""
     source = ROOT / "src"
     files = {path.relative_to(source).as_posix(): path for path in source.rglob("*") if path.is_file()}
     ours = {name: path.read_bytes() for name, path in files.items() if "__pycache__" not in name}
     assert {name: data for name, data in built.items() if ".dist-info/" not in name} == ours
     kinds = {Path(name).suffix for name in ours}
-    assert kinds == {".py", ".sql", ".typed"}
+    assert kinds == {".py", ".sql", ".typed", ".html", ".css", ".js", ".svg"}
     assert not [name for name in built if "simulation" in name]
 
 
@@ -183,7 +183,7 @@ def test_the_wheel_asks_for_nothing_that_only_tests_need(built: dict[str, bytes]
     """The extras are what users can want."""
     (text,) = (data.decode() for name, data in built.items() if name.endswith(".dist-info/METADATA"))
     told = email.message_from_string(text)
-    assert set(told.get_all("Provides-Extra", [])) == {"embedded", "encryption"}
+    assert set(told.get_all("Provides-Extra", [])) == {"cli", "embedded", "encryption", "web"}
     assert "greenlet" not in " ".join(told.get_all("Requires-Dist", []))
 
 
@@ -231,14 +231,16 @@ def test_the_description_has_no_relative_links() -> None:
 def test_where_the_repository_has_an_address_the_links_lead_there() -> None:
     """And the project's URLs with them; nothing is invented where it has none."""
     shown, readme = hook(), (ROOT / "README.md").read_text("utf-8")
-    assert any(not link.startswith("https://") for link in links(readme))
+    elsewhere = [link for link in links(readme) if link.startswith("https://")]  # what other projects say of themselves
+    assert len(elsewhere) < len(links(readme))
     text, urls = shown(readme, "https://example.org/durable/", "1.2.3")
-    assert links(text)
-    assert all(link.startswith("https://example.org/durable/blob/v1.2.3/") for link in links(text))
+    ours = [link for link in links(text) if link not in elsewhere]
+    assert len(ours) == len(links(readme)) - len(elsewhere)
+    assert all(re.match("https://example.org/durable/(blob|raw)/v1.2.3/", link) for link in ours)
     assert set(urls) == {"Repository", "Documentation", "Changelog", "Issues"}
     assert all(url.startswith("https://example.org/durable") for url in urls.values())
     text, urls = shown(readme, "", "1.2.3")
-    assert links(text) == []
+    assert links(text) == elsewhere
     assert urls == {}
     text, _ = shown("[a](https://a.example/b) [b](#part) ![c](docs/c.svg) [d](d.md#e)", "https://e.org", "1")
     assert text == (

@@ -317,7 +317,7 @@ def test_an_error_names_the_id_as_it_was_given(database: Database) -> None:
 
 def test_auto_create_table_false_says_what_is_missing(database: Database) -> None:
     """autoCreateTable: false; the tables are checked, and nothing is made."""
-    with pytest.raises(durable.SchemaMismatch, match=r"durable_migrations.* does not exist.*python -m durable\.stores"):
+    with pytest.raises(durable.SchemaMismatch, match=r"durable_migrations.* does not exist.*durable schema"):
         database.store(auto_create_table=False).list()
     assert database.execute("SELECT FROM pg_namespace WHERE nspname = %s", database.schema) == []
     database.store().list()
@@ -327,7 +327,7 @@ def test_auto_create_table_false_says_what_is_missing(database: Database) -> Non
 def test_the_script_is_what_a_dba_needs_and_dml_is_enough_afterwards(database: Database, deps: Deps) -> None:
     """FAULTS 106: printed, applied by the owner, used by a role that may create nothing."""
     role = f"{database.schema}_app"
-    command = [sys.executable, "-m", "durable.stores", "--schema", database.schema, "--role", role]
+    command = [sys.executable, "-m", "durable", "schema", "--schema", database.schema, "--role", role]
     printed = run_program(command, check=True, env=os.environ).stdout
     assert printed == schema_sql(schema=database.schema, role=role)
     with psycopg.connect(database.url, autocommit=True) as owner:

@@ -51,6 +51,31 @@ def test_a_victim_of_conflicts_is_tried_a_bounded_number_of_times() -> None:
     assert tries == batches.MAX_CONFLICTS
 
 
+def test_of_what_is_locked_out_each_goes_alone_in_its_order_and_the_one_that_waits_fails() -> None:
+    """FAULTS 133, pure: one time-out for all of 500, a short one for the one that a transaction holds, and no third."""
+    batch, waits, portions, failed, done = (
+        [entry(f"run-{n}") for n in range(500)],
+        123,
+        list[list[Entry[Verb]]](),
+        [],
+        [],
+    )
+    portions.append(batch)
+    statements = 0
+    while portions:
+        portion = portions.pop()
+        statements += 1
+        if batch[waits] in portion:
+            follow = batches.recover(portion, Verdict.LOCKED)
+            failed += follow.failed
+            portions += follow.at_once
+        else:
+            done += portion
+    assert failed == [batch[waits]]
+    assert done == [*batch[:waits], *batch[waits + 1 :]]
+    assert statements == 1 + 500
+
+
 @pytest.mark.parametrize("verdict", [Verdict.PASSING, Verdict.UNREACHED])
 def test_only_who_has_nothing_to_lose_is_told_at_once(verdict: Verdict) -> None:
     fates = {}
@@ -86,6 +111,34 @@ def test_a_batch_is_of_one_kind_and_the_longest_waiting_goes_first() -> None:
     assert taken == [["a", "d"], ["b"], ["c", "e"]]
     assert not backlog
     assert backlog.bytes == 0
+
+
+def test_verbs_that_share_commits_go_together_in_the_order_of_their_arrival() -> None:
+    """Nothing of a run under two verbs, and nothing whose reply was lost; what is passed over keeps its turn."""
+    first, second = Verb("first", shares_runs=True, shares_commits=True), Verb("second", shares_commits=True)
+    backlog: Backlog[Entry[Verb]] = Backlog()
+    lost = entry("lost", first)
+    lost.unknown = True
+    for one in (entry("a", first), entry("b", second), entry("a", first), entry("a", second), entry("b", first)):
+        backlog.add(one)
+    for one in (lost, entry("c", CLAIM), entry("d", second)):
+        backlog.add(one)
+    taken = []
+    while backlog:
+        taken.append([(one.run_id, str(one.verb)) for one in backlog.take()])
+    assert taken[0] == [("a", "first"), ("b", "second"), ("a", "first"), ("d", "second")]
+    assert taken[1:] == [[("a", "second"), ("b", "first")], [("lost", "first")], [("c", "claim")]]
+    assert backlog.bytes == 0
+
+
+@pytest.mark.parametrize("verdict", [Verdict.REFUSED, Verdict.CONFLICT])
+def test_what_was_to_be_committed_together_is_tried_apart(verdict: Verdict) -> None:
+    """As if the verbs had never been together: then what each is refused for, or the victim of, is its own."""
+    batch = [entry("a"), entry("b", FINISH), entry("c")]
+    follow = batches.recover(batch, verdict)
+    assert not (follow.failed or follow.later)
+    assert [[one.run_id for one in portion] for portion in follow.at_once] == [["a", "c"], ["b"]]
+    assert not any(one.tries for one in batch)
 
 
 def test_a_batch_is_bounded() -> None:

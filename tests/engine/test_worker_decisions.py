@@ -76,6 +76,36 @@ def test_a_run_that_is_due_again_is_looked_for_then() -> None:
     assert state.decide(0.5) == Rest(0.25)
 
 
+def test_a_run_whose_end_is_being_recorded_leaves_its_place_to_another() -> None:
+    """With such runs it holds twice as many as it executes, at the most: what cannot be recorded does not pile up."""
+    state = WorkerState(2, 20.0)
+    state.polled(0.0, Ask(2, says_idle=True), 2, None)
+    state.ending(0.5)
+    assert state.decide(0.5) == Ask(1, looks_for_dead=True)
+    state.polled(0.5, Ask(1), 1, None)
+    state.ending(0.5)
+    state.polled(0.5, Ask(1), 1, None)
+    state.ending(0.5)  # the third, beside one that is executed
+    assert isinstance(state.decide(0.5), Rest)
+    state.ended(0.6, was_ending=True)
+    assert state.decide(0.6) == Ask(1, looks_for_dead=True)
+    state.ended(0.6, was_ending=True)
+    state.ended(0.6, was_ending=True)
+    assert state.decide(0.6) == Ask(1, looks_for_dead=True)
+    state.ended(0.7)  # of which no end was recorded, such as one that was lost
+    assert state.decide(0.7) == Ask(2, looks_for_dead=True)
+
+
+def test_a_worker_that_drains_waits_for_the_ends_that_are_being_recorded() -> None:
+    state = WorkerState(1, 20.0)
+    state.polled(0.0, Ask(1, says_idle=True), 1, None)
+    state.ending(0.5)
+    state.drain(0.5)
+    assert state.decide(0.5) == Rest(20.0)
+    state.ended(0.6, was_ending=True)
+    assert state.decide(0.6) == Leave()
+
+
 def test_it_polls_when_the_next_run_is_due() -> None:
     state = idle()
     state.polled(1.0, Ask(2), 0, 0.5)

@@ -22,6 +22,7 @@ from harness.support import Database
 execute: Any = durable.run  # in either colour
 
 _SOURCE = str(Path(durable.__file__).parent)
+_WAITING = str(Path(_SOURCE, "_runtime", "shielded.py"))  # what every async run waits by for its replies
 _RESULT = [1, 2, [3, 4]]
 
 
@@ -30,16 +31,17 @@ class SoftLimit(Exception):
 
 
 class _Strike:
-    """A trace function that raises at the n-th line of the library's."""
+    """A trace function that raises at the n-th line of the library's, or of a part of it."""
 
-    def __init__(self, n: int, blow: type[BaseException]) -> None:
+    def __init__(self, n: int, blow: type[BaseException], source: str) -> None:
         self._left = n
+        self._source = source
         self._blow = blow
         self.where = ""
         self.is_entry = False  # of a function: before its first line
 
     def __call__(self, frame: Any, _event: str, _: Any) -> Any:
-        return self._line if frame.f_code.co_filename.startswith(_SOURCE) else None
+        return self._line if frame.f_code.co_filename.startswith(self._source) else None
 
     def _line(self, frame: Any, event: str, _: Any) -> Any:
         if event == "line":
@@ -54,7 +56,9 @@ class _Strike:
         return self._line
 
 
-def _struck(stride: int, blow: type[BaseException], call: Callable[[int], Any]) -> Iterator[tuple[int, _Strike, Any]]:
+def _struck(
+    stride: int, blow: type[BaseException], call: Callable[[int], Any], source: str = _SOURCE
+) -> Iterator[tuple[int, _Strike, Any]]:
     """What `call(n)` comes to with a blow at its n-th line, for each n of the stride until it has no such line."""
 
     def traced(n: int, strike: _Strike) -> Any:
@@ -67,7 +71,7 @@ def _struck(stride: int, blow: type[BaseException], call: Callable[[int], Any]) 
             sys.settrace(None)
 
     for n in places(stride):
-        strike = _Strike(n, blow)
+        strike = _Strike(n, blow, source)
         came = within(lambda n=n, strike=strike: traced(n, strike))
         if not strike.where:
             return
@@ -123,7 +127,8 @@ def _is_guarded(came: Any, where: str) -> bool:
 
 @pytest.mark.filterwarnings("ignore:.*was deleted while still open", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_exception_at_every_line_of_an_async_run(kind: str, database: Database) -> None:
+@pytest.mark.parametrize(("stride", "source"), [(37, _SOURCE), (1, _WAITING)], ids=["all", "where it waits"])
+def test_an_exception_at_every_line_of_an_async_run(kind: str, stride: int, source: str, database: Database) -> None:
     """On the event loop's thread. The run ends, and so does another; what is not known is said to be unknown."""
     tally, store, transacts = Tally(), store_of(kind, database), kind == "postgres"
 
@@ -136,7 +141,7 @@ def test_an_exception_at_every_line_of_an_async_run(kind: str, database: Databas
         return asyncio.run(execute(None, workflow, id=f"r{n}", store=store))
 
     run("warm")
-    for n, strike, came in _struck(37, SoftLimit, run):
+    for n, strike, came in _struck(stride, SoftLimit, run, source):
         at = f"{n} {strike.where}"
         if strike.is_entry and strike.where.endswith((" _resolve", " pass_on")):
             continue  # the loop has called it and it has not begun: nothing of ours runs that could see to it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 from collections import Counter
@@ -85,6 +86,8 @@ REPLIES: Final = [
     "recall",
     "held_near",
     "expire",
+    "wake_suspended",
+    "wake_awaiting",
     "take_leases",
     "checkpoint",
     "checkpoint_batch",
@@ -114,7 +117,6 @@ OCCURS: Final = frozenset(
         "read_runs: something",
         "open_runs: something",
         "say_idle: something",
-        "signal_batch: nothing",  # it tells what is missing
         "three wait or hold",
     ]
 )
@@ -164,8 +166,8 @@ class Script:
         end = (chance.choice(("COMMIT", "COMMIT", "ROLLBACK")), None)
         what = chance.choice(
             ("claim", "claim", "settle", "transaction", "transaction", "open", "open", "alone", "alone", "race")
-            if chance.random() < 0.75
-            else ("start", "work", "work")
+            if chance.random() < 0.7
+            else ("start", "work", "work", "notice", "suspend", "suspend")
         )
         if what == "start":
             values = self._starts()
@@ -174,6 +176,27 @@ class Script:
             values = self._work([], []) | {"count": 1, "seconds": LONG, "routes": [self._named("q"), self._named("r")]}
             polled = [("BEGIN", ...), ("poll", values | {"random": f"{values['name']}.1"}), ("COMMIT", None)]
             return [*polled, ("BEGIN", ...), ("recall", values), end, ("poll", values | {"random": "again.1"})]
+        if what == "notice":
+            return [("BEGIN", ...), ("notice", ...), ("wake_suspended", ...), end]
+        if what == "suspend":  # the lease is locked, and looked at by a later statement
+            ids = chance.sample([self._named(run_id) for run_id in IDS], chance.choice((1, 2)))
+            tokens, told = [self._token(run_id) for run_id in ids], json.dumps([{"name": "s", "taken": []}])
+            columns = (
+                ids,
+                tokens,
+                [None for _ in ids],
+                [math.inf for _ in ids],
+                ['suspended ["s"]' for _ in ids],
+                [told for _ in ids],
+            )
+            rows = [{"n": 0, "id": ids[0], "name": "s", "payload": '"hi"', "nonce": chance.randrange(3), "later": True}]
+            suspended = [("BEGIN", ...), ("lock_leases", (ids,)), ("release_batch", columns), end]
+            signalled = [("signal_batch", (json.dumps(rows),))]
+            woken = [("BEGIN", ...), ("wake_awaiting", (json.dumps(rows),)), end]
+            noticed = [("BEGIN", ...), ("notice", ...), ("wake_suspended", ...), end]
+            return chance.choice(
+                ([*signalled, *suspended], [*suspended, *signalled, *woken], [*suspended, *signalled, *noticed])
+            )
         if what == "work":
             return [("BEGIN", ...), *((name, ...) for name in chance.sample(WORK, chance.choice((1, 2, 3)))), end]
         if what == "claim":
@@ -221,16 +244,28 @@ class Script:
                 return (json.dumps([{**row, **end, "seq": row["seq"] + 1, "records": records} for row in rows]),)
             case "release_batch":
                 statuses = [chance.choice((None, None, "failed", "queued", "cancelled")) for _ in ids]
-                return ids, tokens, statuses, [chance.choice((0.0, LONG)) for _ in ids]
+                return self._releases(ids, tokens, statuses)
             case "renew":
                 return ids, tokens, [chance.choice((LONG, LONG, -LONG)) for _ in ids]
+            case "wake_awaiting":
+                return (
+                    json.dumps(
+                        [{"id": run_id, "name": chance.choice("sst"), "nonce": chance.randrange(3)} for run_id in ids]
+                    ),
+                )
+            case "notice" | "wake_suspended":
+                return None
             case "signal_batch":
                 rows = [{"n": n, "id": run_id, **self._signal()} for n, run_id in enumerate([*ids, ids[0]])]
                 return (json.dumps(rows),)
             case "receive_batch":
                 numbers = range(max(0, self.comparison.tables.numbers[0] - 3), self.comparison.tables.numbers[0] + 1)
                 taken = [number for number in numbers if chance.random() < 0.2]
-                return (json.dumps([{"n": 0, "id": ids[0], "name": chance.choice("sst"), "taken": taken}]),)
+                return (
+                    json.dumps(
+                        [{"n": 0, "id": ids[0], "names": list(chance.choice(("s", "t", "st"))), "taken": taken}]
+                    ),
+                )
             case "enqueue":
                 return self._starts()
             case "wake":
@@ -241,6 +276,20 @@ class Script:
                 return ids, [chance.randrange(3) for _ in ids]
             case _:  # lock_leases, read_leases, count_records, cancelled, cancel_batch
                 return (ids,)
+
+    def _releases(self, ids: list[str], tokens: list[str], statuses: list[str | None]) -> Any:
+        chance, few = (
+            self.chance,
+            range(max(0, self.comparison.tables.numbers[0] - 2), self.comparison.tables.numbers[0] + 1),
+        )
+        suspended, awaits = list[str | None](), list[str | None]()
+        for _ in ids:
+            names = chance.sample("st", chance.choice((0, 1, 2)))
+            asked = [{"name": name, "taken": [n for n in few if chance.random() < 0.3]} for name in names]
+            is_suspended = chance.random() < 0.7
+            suspended.append(f"suspended {json.dumps(names)}" if is_suspended else None)
+            awaits.append(json.dumps(asked) if is_suspended and asked else None)
+        return ids, tokens, statuses, [chance.choice((0.0, LONG, math.inf)) for _ in ids], suspended, awaits
 
     def _waking(self) -> list[tuple[str, Any]]:
         return [("BEGIN", ...), ("wake", ...), ("COMMIT", None)] if self.chance.random() < 0.5 else []
@@ -339,7 +388,8 @@ class Script:
         return {"id": run_id, "token": token, "seq": seq, "key": key, "kind": kind, "nonce": nonce, "record": {"x": 1}}
 
     def _signal(self) -> dict[str, Any]:
-        return {"name": self.chance.choice("sst"), "payload": '"hi"', "nonce": self.chance.randrange(3)}
+        nonce, later = self.chance.randrange(3), self.chance.random() < 0.7
+        return {"name": self.chance.choice("sst"), "payload": '"hi"', "nonce": nonce, "later": later}
 
     def _token(self, run_id: str) -> str:
         """The token that stands there, or will; or another."""
@@ -376,6 +426,7 @@ ALONE: Final = [
     "count_records",
     "read_nonces",
     "cancelled",
+    "wake_awaiting",
 ]
 
 
@@ -407,8 +458,8 @@ def test_numbers_that_were_drawn_at_once_are_the_servers_choice(database: Databa
 
 
 def _signals(seed: int, *nonces: int) -> tuple[str]:
-    rows = [{"n": n, "id": f"{seed}-a", "name": "s", "payload": "1", "nonce": nonce} for n, nonce in enumerate(nonces)]
-    return (json.dumps(rows),)
+    signal = {"id": f"{seed}-a", "name": "s", "payload": "1", "later": True}
+    return (json.dumps([{"n": n, **signal, "nonce": nonce} for n, nonce in enumerate(nonces)]),)
 
 
 def missing(seen: Counter[str]) -> set[str]:

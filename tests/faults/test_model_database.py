@@ -156,7 +156,7 @@ def test_a_renewal_passes_checkpoints_and_skips_who_changes_the_token() -> None:
     two.run("lock_leases", (["r"],))
     assert one.run("renew", asked).result.rows == [("1:x.1", False)]
     two.commit()
-    two.run("release_batch", (["r"], ["1:x.1"], [None], [0.0]))
+    two.run("release_batch", (["r"], ["1:x.1"], [None], [0.0], [None], [None]))
     assert one.run("renew", asked).result.rows == []
 
 
@@ -268,7 +268,7 @@ def test_finish_cancel_and_release_change_what_they_say() -> None:
     claimed(one, random="y.1")
     token = world.tables.locks.committed("r").owner_token  # type: ignore[union-attr]
     assert token == "2:y.1"
-    one.run("release_batch", (["r"], ["1:x.1"], ["failed"], [0.0]))
+    one.run("release_batch", (["r"], ["1:x.1"], ["failed"], [0.0], [None], [None]))
     assert world.tables.snapshots.committed("r").status == "running"  # type: ignore[union-attr]
     assert (
         one.run(
@@ -288,11 +288,11 @@ def test_signals_are_received_in_their_order_by_what_was_taken() -> None:
     world = World()
     one = world.session()
     for nonce, payload in ((5, '"a"'), (5, '"a"'), (6, '"b"')):
-        row = {"n": 0, "id": "r", "name": "s", "payload": payload, "nonce": nonce}
+        row = {"n": 0, "id": "r", "name": "s", "payload": payload, "nonce": nonce, "later": True}
         one.run("signal_batch", (json.dumps([row]),))
-    ask = {"n": 0, "id": "r", "name": "s"}
-    assert one.run("receive_batch", (json.dumps([{**ask, "taken": []}]),)).result.rows == [(0, 1, '"a"')]
-    assert one.run("receive_batch", (json.dumps([{**ask, "taken": [1]}]),)).result.rows == [(0, 3, '"b"')]
+    ask = {"n": 0, "id": "r", "names": ["s"]}
+    assert one.run("receive_batch", (json.dumps([{**ask, "taken": []}]),)).result.rows == [(0, 1, "s", '"a"')]
+    assert one.run("receive_batch", (json.dumps([{**ask, "taken": [1]}]),)).result.rows == [(0, 3, "s", '"b"')]
 
 
 class Client:

@@ -286,7 +286,7 @@ def test_a_lost_reply_where_no_writer_can_be_started(
 
     def act() -> Any:
         if verb is SIGNAL:
-            return durable.signal(store, "x", "approved", 7)
+            return durable.signal(store, "x", "approved", 7, create_later=True)
         if verb is ENQUEUE:
             return durable.start(_marked, id="started", store=store).id
         if verb is CANCEL:
@@ -344,7 +344,7 @@ def test_a_worker_takes_nothing_that_it_cannot_keep(
 def test_an_interrupted_caller_is_in_nobodys_way(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its reply is lost again and again, no writer can be started, and Ctrl-C comes: the next caller is served."""
     store = database.store()
-    durable.signal(store, "x", "warm", 1)
+    durable.signal(store, "x", "warm", 1, create_later=True)
     performer = _Loses(store, SIGNAL, arrived=False)
     performer.for_ever = performer.watches = True
     monkeypatch.setattr(threading.Thread, "start", _NeverStarts("durable-writer", RuntimeError))
@@ -356,11 +356,11 @@ def test_an_interrupted_caller_is_in_nobodys_way(database: Database, monkeypatch
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.3)
         with pytest.raises(KeyboardInterrupt):
-            durable.signal(store, "x", "lost", 1)
+            durable.signal(store, "x", "lost", 1, create_later=True)
     finally:
         signal.signal(signal.SIGALRM, before)
     performer.watches = False
-    durable.signal(store, "x", "next", 1)
+    durable.signal(store, "x", "next", 1, create_later=True)
     assert [name for (name,) in database.execute("SELECT name FROM durable_signals ORDER BY number")] == [
         "warm",
         "next",

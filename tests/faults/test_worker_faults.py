@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import psycopg
 import pytest
+from psycopg import sql
 from psycopg_pool import ConnectionPool
 
 import durable
@@ -447,3 +448,43 @@ def test_a_run_that_was_buried_is_retried_from_nought(database: Database) -> Non
         run.retry()
         durable.Worker(store, noted, [note]).run_until_idle()
         assert (run.status(), noted) == ("completed", [1])
+
+
+# -- ends that take their time ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_run_whose_end_waits_for_the_database_keeps_no_other_from_being_executed(
+    database: Database, is_async: bool
+) -> None:
+    """With room for one: the second is executed while another transaction has the first one's header."""
+    begun = threading.Event()
+    header = sql.SQL("SELECT FROM {} WHERE id = 'first' FOR UPDATE").format(
+        sql.Identifier(database.schema, "durable_snapshots")
+    )
+    with psycopg.connect(database.url) as blocker:
+
+        def body(n: int) -> int:
+            if n == 1:
+                blocker.execute(header)
+            else:
+                begun.set()
+            return n
+
+        @durable.workflow(name="held_up")
+        def blocking(step: durable.Step, deps: Any, n: int) -> int:
+            return step("body", body, n)
+
+        @durable.workflow(name="held_up_async")
+        async def awaiting(step: durable.AsyncStep, deps: Any, n: int) -> int:
+            return await step("body", body, n)
+
+        workflow: Any = awaiting if is_async else blocking
+        with database.store() as store:
+            first = durable.start(workflow, 1, id="first", priority=1, store=store)
+            second = durable.start(workflow, 2, id="second", priority=9, store=store)
+            with durable.Worker(store, None, [workflow], concurrency=1):
+                assert begun.wait(WITHIN)
+                assert database.status("first") == "running"
+                blocker.rollback()
+                assert (first.result(timeout=WITHIN), second.result(timeout=WITHIN)) == (1, 2)

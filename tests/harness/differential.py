@@ -189,6 +189,8 @@ class Comparison:
         self._watcher.execute(
             f"DELETE FROM {self._names['workers']}".encode()
         )  # which are counted, whoever they are of
+        # Likewise those that were sent before, which polls would notice.
+        self._watcher.execute(f"UPDATE {self._names['signals']} SET noticed = true WHERE NOT noticed".encode())
 
     def begin(self, both: Both) -> None:
         """BEGIN."""
@@ -407,7 +409,7 @@ _COLUMNS = {
     "locks": "workflow_id, epoch, owner_token, owner, expires_at > clock_timestamp(), route, priority, due_at > clock_timestamp()",
     "snapshots": "id, snapshot",
     "steps": "workflow_id, seq, key, kind, nonce, epoch, record::text",
-    "signals": "number, workflow_id, name, payload::text, nonce",
+    "signals": "number, workflow_id, name, payload::text, nonce, noticed",
     "workers": "id, routes, idle",
     "accounts": "name, balance",
     "effects": "execution, run, site, token",
@@ -460,6 +462,8 @@ def _comparable(statement: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[A
             (*row[:7], _document(row[7] and json.loads(row[7])), row[8], row[9] is not None, row[10]) for row in rows
         ]
         return sorted(((row[0] is not None, *row[1:]) for row in told), key=repr)
+    if statement == "notice":  # numbers as JSON
+        return [(json.loads(row[0]),) for row in rows]
     if statement == "read_journals":  # without how much of a record is stored
         return [(*row[:6], row[6] is not None, row[7]) for row in rows]
     return sorted(rows)

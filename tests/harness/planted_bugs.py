@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -120,11 +121,9 @@ def _by_time(lease: Any, token: str, now: float) -> bool:
 
 
 def _release_any(tables: Tables, statement: Any, values: Any) -> Any:
-    ids, _, statuses, pauses = values
+    ids, _, *others = values
     tokens = [lease and lease.owner_token for lease in (tables.locks.visible(run_id, statement) for run_id in ids)]
-    return (
-        yield from STATEMENTS["release_batch"](tables, statement, (ids, [t or "" for t in tokens], statuses, pauses))
-    )
+    return (yield from STATEMENTS["release_batch"](tables, statement, (ids, [t or "" for t in tokens], *others)))
 
 
 # -- time -----------------------------------------------------------------------------------------------------------
@@ -168,7 +167,7 @@ def _load_before_claim() -> Conditions:
     def take_leases(tables: Tables, statement: Any, values: Any) -> Any:
         rows = [
             (run_id, seq, step.key, step.kind)
-            for run_id in values["ids"]
+            for run_id in (asked["id"] for asked in json.loads(values["claims"]))
             for seq in sorted(tables.seqs.get(run_id, ()))
             if (step := tables.steps.visible((run_id, seq), statement)) is not None
         ]

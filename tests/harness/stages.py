@@ -409,11 +409,10 @@ class EngineStage:
                 self._now += timedelta(seconds=min(seconds, recheck))
                 self.waited += min(seconds, recheck)
                 return Asked()
-            case PollSignal(name, taken):
+            case PollSignal(names, taken):
                 sent = enumerate(self._signals, start=1)
-                here = (execution.run_id, name)
-                found = (Received(n, text) for n, (*to, text) in sent if tuple(to) == here and n not in taken)
-                return next(found, Silent())
+                here = [(n, name, text) for n, (to, name, text) in sent if to == execution.run_id and name in names]
+                return next((Received(*signal) for signal in here if signal[0] not in taken), Silent())
             case Attempt() if isinstance(ask, WaitFor):
                 return Raised(to_record(durable.SignalTimedOut(ask.name, ask.timeout or 0.0), self._codec))
             case Attempt(number, began) | AttemptInTransaction(number, began):
@@ -737,9 +736,9 @@ class StoreStage:
 
     def signal(self, id: str, name: str, payload: Any) -> None:
         if self._is_async:
-            asyncio.run(durable.aio.signal(self._store, id, name, payload))
+            asyncio.run(durable.aio.signal(self._store, id, name, payload, create_later=True))
         else:
-            durable.signal(self._store, id, name, payload)
+            durable.signal(self._store, id, name, payload, create_later=True)
 
     def retry(self, id: str, **options: Any) -> list[str]:
         if self._is_async:

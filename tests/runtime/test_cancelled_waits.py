@@ -221,7 +221,7 @@ def test_looks_do_not_grow_with_the_runs_that_wait(database: Database, aside: As
 def test_a_run_that_does_not_wait_asks_nothing(database: Database, aside: Aside, statements: Counter[str]) -> None:
     """Steps, bodies that take their time, back-offs of less than a moment, and a signal that is there."""
     store = database.store()
-    durable.signal(store, "x", "approved", 7)
+    durable.signal(store, "x", "approved", 7, create_later=True)
 
     def busy(step: durable.Step, _: Any) -> int:
         failures = list[int]()

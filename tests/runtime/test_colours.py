@@ -46,8 +46,19 @@ LEAVES = {
         "_is_cancelled",
         "_outer_exception",
         "_wait_until",
+        "_next_rest",
+        "is_alone",
+        "_continue",
     },
-    (BlockingRun, AsyncRun): {"__init__", "_begin", "_finish", "_give_back", "_give_back_late", "_migrate"},
+    (BlockingRun, AsyncRun): {
+        "__init__",
+        "_begin",
+        "_continue",
+        "_finish",
+        "_give_back",
+        "_give_back_late",
+        "_migrate",
+    },
     (SnapshotAdapter, _AsyncVerbs): {"__init__", "close", "_release", "_under_lock", "_save", "_called"},
 }
 

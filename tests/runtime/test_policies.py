@@ -18,11 +18,21 @@ import tenacity.asyncio
 from tenacity import AsyncRetrying, RetryCallState, Retrying, stop_after_attempt, wait_fixed
 
 import durable
+from durable.errors import (
+    InvalidArgument,
+    KeyConflict,
+    NestedStep,
+    OutcomeUnknown,
+    RunNotFound,
+    StoreUnavailable,
+    UnstorableValue,
+)
 from durable.stores import memory
 from durable.testing import Rehearsal
 from harness.support import Database
 
 TWICE: Any = {"stop": stop_after_attempt(2)}
+PATIENT: Any = Retrying(stop=stop_after_attempt(5), wait=wait_fixed(0))
 
 
 def say(_: RetryCallState) -> None:
@@ -358,6 +368,46 @@ def test_a_policy_sees_the_call() -> None:
     with closing(memory()) as store, pytest.raises(OSError, match="7"):
         durable.run({}, lambda step, deps: step("a", fetch, 7, retry=policy), id="a", store=store)
     assert seen == [(fetch, (7,), policy)] * 2
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize(
+    "error", [StoreUnavailable("db", "it is restarted"), OutcomeUnknown("b", "the signal", "lost"), RunNotFound("b")]
+)
+def test_what_passes_of_our_own_errors_is_tried_again(error: Exception, is_async: bool) -> None:
+    """A body that signals another run, or asks for its result, meets a store that is away for a moment."""
+    tries: list[int] = []
+
+    def tell() -> int:
+        tries.append(1)
+        if len(tries) < 3:
+            raise error
+        return len(tries)
+
+    async def workflow(step: durable.AsyncStep, deps: Any) -> int:
+        return await step("tell", tell, retry=PATIENT)
+
+    with closing(memory()) as store:
+        if is_async:
+            assert asyncio.run(durable.run({}, workflow, id="a", store=store)) == 3
+        else:
+            assert durable.run({}, lambda step, _: step("tell", tell, retry=PATIENT), id="a", store=store) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [InvalidArgument("so"), UnstorableValue("it", "$", "so"), NestedStep("a", "b"), KeyConflict("a", "args", "so")],
+)
+def test_a_mistake_is_made_once(error: Exception) -> None:
+    tries: list[int] = []
+
+    def tell() -> None:
+        tries.append(1)
+        raise error
+
+    with closing(memory()) as store, pytest.raises(type(error)):
+        durable.run({}, lambda step, _: step("tell", tell, retry=PATIENT), id="a", store=store)
+    assert len(tries) == 1
 
 
 # -- tenacity's own loop, inside and outside ------------------------------------------------------------------------

@@ -321,7 +321,7 @@ def test_a_signal_that_was_set_aside_is_received_again(database: Database, retry
             raise Stop
         return answer
 
-    durable.signal(store, "r", "answer", "yes")
+    durable.signal(store, "r", "answer", "yes", create_later=True)
     with pytest.raises(Stop):
         durable.run({}, workflow, id="r", store=store)
     assert retry(store, "r", from_step="answer") == ["answer"]

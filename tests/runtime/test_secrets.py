@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import logging
 import os
 import sys
@@ -23,12 +24,14 @@ from durable.clocks import SystemClock
 from durable.records import Kind, Record, Status
 from durable.stores import PostgresStore, memory, postgres
 from durable.stores._adapters.kinds import as_run_store
+from durable.stores.copies import StoredRun
 from durable.stores.protocol import AsyncRunStore, RolledBack, RunStore, SnapshotStore
 from durable.stores.requests import (
     AnyRequest,
     Begin,
     Cancel,
     Checkpoint,
+    Continue,
     Enqueue,
     Finish,
     Poll,
@@ -36,6 +39,7 @@ from durable.stores.requests import (
     Release,
     Request,
     Signal,
+    Wake,
 )
 from durable.testing._suites.run_stores import a_claim, alive
 from durable.testing._suites.snapshot_stores import a_document
@@ -48,7 +52,9 @@ PAYLOAD = "pl4nted-p4yload"
 DOCUMENT = a_document(one=PAYLOAD) | {"input": PAYLOAD, "result": {"deep": [PAYLOAD]}}
 SNAPSHOT = durable.Snapshot.from_document(DOCUMENT)
 RECORD = Record(7, "key", Kind.STEP, f'{{"name":"key","ok":true,"value":"{PAYLOAD}"}}')
+STORED = StoredRun(id="restored", document=json.dumps(DOCUMENT), records=[RECORD])
 NEW = NewRun(run_id="new", route=Route("queue", "w", 1), input=f'"{PAYLOAD}"'.encode(), input_hash="h", dedup=PAYLOAD)
+SENT = Signal("run", "name", f'"{PAYLOAD}"')
 
 # Every verb of both protocols, with payloads wherever one goes in. (`lease` is one that is held, if it can be had.)
 VERBS: dict[str, Callable[[Any, Lease], Any]] = {
@@ -70,13 +76,31 @@ VERBS: dict[str, Callable[[Any, Lease], Any]] = {
     "finish": lambda store, lease: asked(store, Finish(lease, Status.COMPLETED, RECORD)),
     "release": lambda store, lease: asked(store, Release(lease)),
     "cancel": lambda store, _: asked(store, Cancel("run")),
-    "signal": lambda store, _: asked(store, Signal("run", "name", f'"{PAYLOAD}"')),
-    "receive": lambda store, lease: asked(store, Receive(lease, "name", [])),
+    "signal": lambda store, _: asked(store, SENT),
+    "receive": lambda store, lease: asked(store, Receive(lease, ["name"], [])),
     "replace": lambda store, _: store.replace("run", SNAPSHOT, SNAPSHOT),
     "enqueue": lambda store, _: asked(store, Enqueue([NEW])),
+    "continue": lambda store, lease: asked(store, Continue(lease, RECORD._replace(seq=0), True, [], 1)),
+    "wake": lambda store, _: asked(store, Wake()),
     "poll": lambda store, _: asked(store, Poll([NEW.route], 1, 2.0, lambda _: True)),
+    "runs": lambda store, _: store.runs(),
+    "count_runs": lambda store, _: store.count_runs(),
+    "header": lambda store, _: store.header("run"),
+    "journal": lambda store, _: store.journal("run"),
+    "signals": lambda store, _: store.signals("run"),
+    "workers": lambda store, _: store.workers(),
+    "health": lambda store, _: store.health(),
+    "delete_many": lambda store, _: store.delete_many(["run"]),
+    "copy": lambda store, _: store.copy("run", "copied"),
+    "document": lambda store, _: store.document("run"),
+    "restore": lambda store, _: store.restore(STORED),
 }
-BLOCKING: dict[str, Callable[..., Any]] = VERBS | {"transaction": lambda store, lease: transacted(store, lease)}
+BLOCKING: dict[str, Callable[..., Any]] = VERBS | {
+    "transaction": lambda store, lease: transacted(store, lease),
+    # In a transaction of the caller's, whose connection is none.
+    "perform_within": lambda store, _: store.perform_within(SENT, PAYLOAD, "durable.signal"),
+    "submit_within": lambda store, _: asyncio.run(store.submit_within(SENT, PAYLOAD, "durable.signal")),
+}
 
 
 def asked(store: Any, request: Request[Any]) -> Any:
@@ -237,7 +261,10 @@ def test_a_database_that_refuses(
     store, lease = broken(MISHAPS[mishap])
     text = called(store, verb, lease, colour)
     if mishap == "tables gone":
-        assert any(sign in text for sign in ("Error", "Unavailable", "AccessDenied")) or verb == "release", text
+        assert (
+            any(sign in text for sign in ("Error", "Unavailable", "AccessDenied", "SchemaMismatch"))
+            or verb == "release"
+        ), text
     silent(text, caplog)
 
 
@@ -352,9 +379,9 @@ def test_a_store_that_was_not_made_can_be_printed() -> None:
     [["--help"], [], ["--table", "x" * 64], ["--no-such"], ["--since", "x"], ["--role", "r", "--schema", "s"]],
 )
 def test_the_command_line(arguments: list[str]) -> None:
-    """FAULTS 105: `python -m durable.stores` knows $DATABASE_URL as little as $PGPASSWORD."""
+    """FAULTS 105: `durable schema` knows $DATABASE_URL as little as $PGPASSWORD."""
     secrets = {"DATABASE_URL": f"postgresql://u:{PASSWORD}@127.0.0.1:1/db", "PGPASSWORD": PASSWORD}
-    command = [sys.executable, "-X", "dev", "-m", "durable.stores", *arguments]
+    command = [sys.executable, "-X", "dev", "-m", "durable", "schema", *arguments]
     done = run_program(command, env=os.environ | secrets)
     assert done.stdout + done.stderr
     assert PASSWORD not in done.stdout + done.stderr

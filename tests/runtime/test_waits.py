@@ -172,7 +172,7 @@ def test_a_signal_has_one_receiver(database: Database) -> None:
 
     async def both() -> Any:
         running = asyncio.ensure_future(durable.run({}, workflow, id="a", store=store))
-        await asyncio.gather(*(durable.aio.signal(store, "a", "part", n) for n in range(10)))
+        await asyncio.gather(*(durable.aio.signal(store, "a", "part", n, create_later=True) for n in range(10)))
         return await running
 
     assert sorted(asyncio.run(both())) == list(range(10))

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -143,19 +144,22 @@ def test_a_second_signal_ends_it_at_once(command: Command, store: PostgresStore,
     assert process.wait(WITHIN) in (0, -signal.SIGTERM)  # the last of them may have met an interpreter that ends
     assert run.status() != "completed"
     command.let_go()
-    load_here(command).run_until_idle()
+    with loaded_here(command) as worker:
+        worker.run_until_idle()
     assert run.result(WITHIN) == [os.getpid()] * 2
 
 
-def load_here(command: Command) -> durable.Worker:
-    """The same worker, in this process."""
+@contextmanager
+def loaded_here(command: Command) -> Iterator[durable.Worker]:
+    """The same worker, in this process. Its store is closed afterwards."""
     os.environ |= {name: command._environment[name] for name in ("TEST_URL", "TEST_SCHEMA")}
     sys.path.insert(0, str(command.directory))
     try:
         sys.modules.pop("flows", None)
-        return load_worker("flows:worker")
+        yield load_worker("flows:worker")
     finally:
         sys.path.pop(0)
+        sys.modules.pop("flows").store.close()
 
 
 @pytest.mark.long(8)
@@ -263,7 +267,7 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path: Path, options: list[str]) 
     told = run_program([sys.executable, "-m", "durable", "worker", "nowhere:worker", *options], cwd=tmp_path)
     assert (told.returncode, told.stdout) == (2, "")
     (line,) = told.stderr.splitlines()
-    assert line.startswith("python -m durable worker: there is no module 'nowhere'")
+    assert line.startswith("durable worker: there is no module 'nowhere'")
 
 
 @pytest.mark.long(2)
@@ -272,6 +276,6 @@ def test_a_database_that_cannot_serve_is_a_mistake_too(command: Command, databas
     command._environment["TEST_URL"] = database.url.replace("dbname=", "dbname=not_")
     process = command.begin()
     assert process.wait(WITHIN) == 2
-    (line,) = (line for line in command.end().splitlines() if line.startswith("python -m durable worker: "))
-    assert line.startswith("python -m durable worker: PostgreSQL at")
+    (line,) = (line for line in command.end().splitlines() if line.startswith("durable worker: "))
+    assert line.startswith("durable worker: PostgreSQL at")
     assert "Create the database" in line

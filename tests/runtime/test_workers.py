@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
@@ -23,24 +23,12 @@ from durable._engine.leases import Lease
 from durable._engine.starts import Route
 from durable.errors import DuplicateRun, InvalidArgument, RunExists, RunMismatch, RunPoisoned
 from durable.records import Kind, Record, Status
-from durable.stores import memory
 from durable.stores.protocol import QueueingStore
 from durable.stores.requests import Begin, Finish, Poll, Release
 from harness.ownership_children import wait_until
 from harness.support import Database
 
 WITHIN: Final = 30.0  # seconds, for what a worker does at once
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def store(request: pytest.FixtureRequest) -> Iterator[QueueingStore]:
-    """Either of our stores."""
-    if request.param == "memory":
-        with memory() as made:
-            yield made
-    else:
-        with request.getfixturevalue("database").store() as made:
-            yield made
 
 
 @durable.workflow(name="checkout")
@@ -714,7 +702,11 @@ def test_stats_say_what_no_worker_has(database: Database) -> None:
 
 
 def test_a_thread_executes_one_run_after_the_other(store: QueueingStore) -> None:
-    """Starting one for each would cost more than a short run, and the worker would wait for it; they end with the worker."""
+    """Starting one for each would cost more than a short run, and the worker would wait for it; they end with the worker.
+
+    There may be a second one, for what is executed while the end of another run is being recorded, and a third where that is recorded
+    and its thread is not yet back.
+    """
     threads: list[threading.Thread] = []
 
     @durable.workflow(name="where")
@@ -724,7 +716,7 @@ def test_a_thread_executes_one_run_after_the_other(store: QueueingStore) -> None
     durable.start_many(where, [durable.Start() for _ in range(10)], store=store)
     durable.Worker(store, None, [where], concurrency=1).run_until_idle()
     assert len(threads) == 10
-    assert len(set(threads)) == 1
+    assert len(set(threads)) <= 3
     threads[0].join(WITHIN)
     assert not threads[0].is_alive()
 

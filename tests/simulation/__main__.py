@@ -24,11 +24,11 @@ from pathlib import Path
 from chaos.figures import Part, begun, keep
 from harness.planted_bugs import BUGS
 from harness.planted_worker_bugs import WORKER_BUGS
-from simulation import SOMETIMES, Scenario, crewed, generated, shrunk, simulated, to_json, traces, tripwire
+from simulation import SOMETIMES, Scenario, crewed, generated, shrunk, simulated, to_json, traces, tripwire, waiting
 
 _CORPUS = Path(__file__).parent.parent / "corpus"
 _PORTION = 500
-_DRAWS = {"seed": generated, "crew of seed": crewed}
+_DRAWS = {"seed": generated, "crew of seed": crewed, "waiting crew of seed": waiting}
 _CREWS = 4  # each fourth seed makes a history with workers, too
 
 
@@ -58,7 +58,7 @@ def _portion(first: int, last: int) -> Count:
     count, began = Count(last - first), time.process_time()
     for seed in range(first, last):
         for kind, draw in _DRAWS.items():
-            if draw is crewed and seed % _CREWS:
+            if draw is not generated and seed % _CREWS:
                 continue
             outcome = simulated(draw(seed))
             count.seen += outcome.seen

@@ -7,9 +7,11 @@ from typing import Final
 
 from simulation.scenario import Op, Run, Scenario, Slot, Start, Works, draw_fault, draw_op
 
-__all__ = ["crewed"]
+__all__ = ["crewed", "waiting"]
 
 _CHANCE: Final = 5 << 40  # added to the seed: these histories have nothing to do with the others of their seeds
+_WAITS: Final = 7 << 40  # … of those whose runs wait
+_SITES: Final = 500  # from which on what was added to a run is numbered
 _CALM: Final = 0.25  # of all histories: nothing goes wrong, and no start is missed
 _FAULTS: Final = (
     "drain",
@@ -66,6 +68,30 @@ def crewed(seed: int) -> Scenario:
     if not calm:
         _add_trouble(draw, scenario)
     return scenario
+
+
+def waiting(seed: int) -> Scenario:
+    """The same, whose runs also sleep, back off, wait for signals, and are suspended; some start in callers' transactions."""
+    draw = Random(seed + _WAITS)  # noqa: S311 -- likewise
+    scenario = crewed(seed)
+    for slot in scenario.slots:
+        if slot.works is not None:
+            slot.works.suspend_after = draw.choice((0.0, 0.02, 0.02, 0.2, 1.0))
+    for start in (start for slot in scenario.slots for start in slot.starts):
+        if draw.random() < 0.3:
+            start.open, start.undone = draw.choice((0.01, 0.3, 2.0)), draw.random() < 0.4
+    for run in scenario.runs:
+        for site in range(_SITES, _SITES + draw.choice((1, 1, 2, 3))):
+            run.ops.insert(draw.randrange(len(run.ops) + 1), _wait(draw, site))
+    return scenario
+
+
+def _wait(draw: Random, site: int) -> Op:
+    if draw.random() < 0.3:
+        return Op("sleep", site, f"z{site}", ms=draw.choice((30, 300, 1500, 4000)))
+    return Op(
+        "wait", site, f"w{site}", ms=draw.choice((1, 20, 50, 700, 2500)), timeout=draw.choice((0, 0, 1000, 20_000))
+    )
 
 
 def _run(draw: Random) -> Run:

@@ -170,6 +170,7 @@ class Transaction:
         "id",
         "idle_limit",
         "locked",
+        "noticed",
         "notifies",
         "number",
         "over",
@@ -188,6 +189,7 @@ class Transaction:
         self.snapshot = 0  # the commits that the last of them sees
         self.locked: list[Row[Any]] = []
         self.written: list[tuple[Table[Any], Row[Any]]] = []
+        self.noticed: list[tuple[str, int]] = []  # the signals that a statement has locked, for the next one
         self.notifies: list[str] = []  # channels on which something is said when it commits
         self.waits: Wait | None = None
         self.over = False

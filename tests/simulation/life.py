@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any, Final, Protocol, cast
 from greenlet import greenlet
 
 from durable._common.threads import Daemons
+from durable._engine.starts import NewRun
 from durable._runtime import run as run_module
 from durable._runtime import timeouts
 from durable._runtime.async_runs import AsyncRun
@@ -25,6 +27,7 @@ from durable.records import Record
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._postgres import jobs, starts
 from durable.stores._postgres.async_requests import AsyncRequests
+from durable.stores._postgres.callers_transactions import CallersTransactions
 from durable.stores._postgres.job import deliver, make_latch
 from durable.stores._postgres.polls import Polling
 from durable.stores._postgres.requests import Requests
@@ -37,7 +40,9 @@ from durable.stores._postgres.store import AsyncPostgresStore, PostgresStore
 from durable.stores._postgres.transaction import PostgresTransaction
 from durable.stores._postgres.transaction_pool import TransactionPool
 from durable.stores._postgres.writer import Writer
+from durable.stores._work import perform_work
 from durable.stores.protocol import Listening
+from durable.stores.requests import Enqueue
 from simulation import threads
 from simulation.history import History
 from simulation.loop import Loop
@@ -53,6 +58,7 @@ _SQL: Final = {name: name.encode() for name in STATEMENTS}
 _NAMES: Final = Names()
 _QUICK: Final = 0.0003  # seconds
 _SLOW_LEASES: Final = 1.5
+_PATIENCE: Final = 10.0  # seconds, of a user for a transaction
 _MOST_TRANSACTIONS: Final = 2  # at once, so that more wait for room
 
 
@@ -190,6 +196,25 @@ class Life:
                 thread.throw()
         self.loop.drop()
 
+    @contextmanager
+    def callers_connection(self) -> Iterator[Wire]:
+        """A connection of the user's own, whose silence is borne for ten seconds. The server hears of its end."""
+        connection = self.connections.connect(math.inf)
+        self.connections.watch(connection, self.clock.elapsed() + _PATIENCE)
+        try:
+            yield connection
+        finally:
+            connection.close()
+            connection.hang_up()
+
+    def start_within(self, connection: Wire, run: NewRun) -> None:
+        """Start it in the transaction of this connection, as `connection=` does."""
+        callers = _CallersTransactions(self.store)
+        perform_work(
+            callers._enqueue(Enqueue([run])),  # noqa: SLF001 -- past the checks of a real connection
+            lambda statement: list(connection.execute(statement.text, statement.values)),
+        )
+
     def _act(self, act: Callable[..., object], args: tuple[Any, ...]) -> None:
         if self.dead:
             return
@@ -317,7 +342,21 @@ _plan_start: Final = threads.with_names(
     cast(Any, starts.plan_start),
     {"_row": threads.with_names(cast(Any, starts)._row, _RANDOM)},  # noqa: SLF001 -- likewise
 )
-_OF_ONE_JOB: Final = {"job_of": threads.with_names(cast(Any, jobs.job_of), {**_RANDOM, "plan_start": _plan_start})}
+_signal_row: Final = threads.with_names(cast(Any, jobs.signal_row), _RANDOM)
+_OF_ONE_JOB: Final = {
+    "job_of": threads.with_names(cast(Any, jobs.job_of), {"signal_row": _signal_row, "plan_start": _plan_start})
+}
+_RealCallersTransactions: Final[Any] = threads.rebound(CallersTransactions, {"plan_start": _plan_start})
+
+
+class _CallersTransactions(_RealCallersTransactions):  # type: ignore[misc]
+    """Those of the model, which has one database."""
+
+    def __init__(self, store: Any) -> None:
+        self._rows = store._requests  # noqa: SLF001 -- by which a run's row is named
+        self._sql = _SQL
+
+
 _STARTED: Final = {**OURS, "start_daemon": _start_daemon}
 _make_latch: Final = threads.with_names(cast(Any, make_latch), OURS)
 _Sender: Final[Any] = threads.rebound(Sender, {"deliver": _deliver})

@@ -11,7 +11,7 @@ import tenacity
 from greenlet import GreenletExit
 
 import durable
-from durable.errors import StepFailed, StepInterrupted, StepTimeout
+from durable.errors import SignalTimedOut, StepFailed, StepInterrupted, StepTimeout
 from simulation.loop import Group
 from simulation.scenario import Op
 
@@ -130,7 +130,11 @@ def asynchronous(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:  # no
                 await branch(step, out, done)
 
     async def waited(step: Any, op: Op) -> Any:
-        outcome = await step.wait_for(op.name)
+        try:
+            outcome = await step.wait_for(op.name, timeout=op.timeout / 1000 or None)
+        except SignalTimedOut as problem:
+            bodies.told(op, type(problem).__name__, failed=True)
+            return None
         bodies.told(op, outcome)
         return outcome
 
@@ -203,9 +207,7 @@ def blocking(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:  # noqa: 
                     with bodies.sleeps(op):
                         step.sleep(op.name, op.ms / 1000)
                 case "wait":
-                    outcome = step.wait_for(op.name)
-                    bodies.told(op, outcome)
-                    done.append([op.site, outcome])
+                    done.append([op.site, waited(step, op)])
                 case _:
                     done.append([op.site, stepped(step, op)])
 
@@ -223,6 +225,15 @@ def blocking(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:  # noqa: 
         else:
             if op.how == "finally":
                 branch(step, out, done)
+
+    def waited(step: Any, op: Op) -> Any:
+        try:
+            outcome = step.wait_for(op.name, timeout=op.timeout / 1000 or None)
+        except SignalTimedOut as problem:
+            bodies.told(op, type(problem).__name__, failed=True)
+            return None
+        bodies.told(op, outcome)
+        return outcome
 
     def stepped(step: Any, op: Op) -> Any:
         def body(*_: int) -> int:

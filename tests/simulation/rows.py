@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from durable.records import MAX_EARLIER, Status
 from simulation.database import Progress, Statement
-from simulation.tables import Lease, Step, Tables
+from simulation.tables import Lease, Signal, Step, Tables
 
-__all__ = ["appended", "iso", "owned_by", "taken_up", "visible_steps"]
+__all__ = ["appended", "is_awaited", "iso", "names_awaited", "owned_by", "sent_to", "taken_up", "visible_steps"]
+
+_decode: Final = msgspec.json.Decoder().decode
 
 
 def appended(tables: Tables, statement: Statement, step: Step, *, ignores: bool = True) -> Progress[bool]:
@@ -52,6 +56,28 @@ def owned_by(token: str) -> Callable[[Lease], bool]:
         return lease.owner_token == token
 
     return owned
+
+
+def sent_to(tables: Tables, statement: Statement, run_id: str) -> list[Signal]:
+    """The signals of a run, as a statement sees them."""
+    sent = (
+        tables.signals.visible((run_id, nonce), statement) for nonce in dict.fromkeys(tables.nonces.get(run_id, ()))
+    )
+    return list(filter(None, sent))
+
+
+def is_awaited(tables: Tables, statement: Statement, run_id: str, awaits: Sequence[dict[str, Any]]) -> bool:
+    """Whether a signal is there that one of these waits for, and that was not received."""
+    sent = sent_to(tables, statement, run_id)
+    return any(one["name"] == signal.name and signal.number not in one["taken"] for one in awaits for signal in sent)
+
+
+def names_awaited(lease: Lease) -> list[str] | None:
+    """The names of the signals that a run is suspended for; None of a lease whose run is not suspended."""
+    if lease.owner_token is not None or not (lease.owner or "").startswith("suspended "):
+        return None
+    names: list[str] = _decode(str(lease.owner).removeprefix("suspended "))
+    return names
 
 
 def iso(seconds: float) -> str:

@@ -37,7 +37,8 @@ class Op(Struct, omit_defaults=True):
     `attempts` times (0: no policy), at most `once`, and when it raises all the same the workflow has `caught` it. With a
     `timeout` (ms for each attempt; 0: none) a body that fails is one that takes too long. The items of a map are the steps
     in its branches, `at_once` so many (0: all); `keyed`, `attempts`, `timeout` and `caught` are the map's own. A step that
-    is `cleanup` is declared so. The body of a step that `interrupts` is left by Ctrl-C so many times, as is an interruption.
+    is `cleanup` is declared so. A wait with a `timeout` (ms) goes on without its signal after that. The body of a step that
+    `interrupts` is left by Ctrl-C so many times, as is an interruption.
     """
 
     kind: str
@@ -83,15 +84,21 @@ class Works(Struct, omit_defaults=True):
     runs: list[int]
     concurrency: int = 2
     grace: float = 1.0
+    suspend_after: float = 1.0
 
 
 class Start(Struct, omit_defaults=True):
-    """A run that is started so many seconds after its place's start, due `delay` seconds later."""
+    """A run that is started so many seconds after its place's start, due `delay` seconds later.
+
+    In a transaction of its caller's that stays `open` so many seconds, if in one; and that is `undone` the first time.
+    """
 
     run: int
     after: float
     delay: float = 0.0
     priority: int = 5
+    open: float = 0.0
+    undone: bool = False
 
 
 class Slot(Struct, omit_defaults=True):

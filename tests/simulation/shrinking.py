@@ -83,7 +83,7 @@ def _simpler(scenario: Scenario) -> Iterator[Scenario]:
             yield from _plainer(scenario, ("slots", number), name, 0.0)
         yield from _plainer(scenario, ("slots", number), "calls", [(run, 0.0, waits) for run, _, waits in slot.calls])
         for index in range(len(slot.starts)):
-            for name, plain in (("after", 0.0), ("delay", 0.0), ("priority", 5)):
+            for name, plain in (("after", 0.0), ("delay", 0.0), ("priority", 5), ("undone", False), ("open", 0.0)):
                 yield from _plainer(scenario, ("slots", number, "starts", index), name, plain)
         for name, plain in (("concurrency", 1), ("grace", 0.0)) if slot.works is not None else ():
             yield from _plainer(scenario, ("slots", number, "works"), name, plain)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, Protocol, cast
 
+import psycopg
 from msgspec.structs import replace
 
 from durable._common import reports
@@ -274,7 +275,7 @@ class _World:
         """The runs whose start no idle worker may miss."""
         slots = self.scenario.slots
         has_room = all(not slot.works or slot.works.concurrency >= len(self.scenario.runs) for slot in slots)
-        starts = (start for slot in slots for start in slot.starts if not start.delay)
+        starts = (start for slot in slots for start in slot.starts if not start.delay and not start.open)
         return {f"r{start.run}" for start in starts if has_room and self._is_calm() and not self.scenario.deaf}
 
     def _is_calm(self) -> bool:
@@ -295,6 +296,11 @@ class _World:
             if not run.cancelled_at and not any(op.kind in _AGAIN for op in run.ops):
                 count(f"r{n}", run.ops)
         return due
+
+
+def _new_run(start: Start) -> NewRun:
+    route = Route("default", f"w{start.run}", 1)
+    return NewRun(run_id=f"r{start.run}", route=route, priority=start.priority, delay=start.delay)
 
 
 class _Place:
@@ -349,7 +355,10 @@ class _Place:
             life.after(0.0, self._work, life)
         for start in self.slot.starts:
             if start.run not in self.world.started:
-                life.after(start.after, _begin, self._start_run, life, start)
+                if start.open:
+                    life.after(start.after, Thread(life, self._start_within, (life, start)).start)
+                else:
+                    life.after(start.after, _begin, self._start_run, life, start)
         for run, (after, waits) in self.calls.items():
             spec = self.world.scenario.runs[run]
             if spec.blocking:
@@ -362,10 +371,10 @@ class _Place:
         self.send_signals(0.0)
 
     def send_signals(self, after: float) -> None:
-        """Those that the runs which are called here wait for."""
+        """Those that the runs which are called or started here wait for."""
         life = self.life
         if life is not None:
-            for run in self.every_call():
+            for run in [*self.every_call(), *(start.run for start in self.slot.starts)]:
                 for op in _waits(self.world.scenario.runs[run].ops):
                     if (run, op.name) not in self.world.signalled:
                         life.after(after + op.ms / 1000, _begin, self._signal, life, run, op)
@@ -595,6 +604,7 @@ class _Place:
             made = self._workflow(run, spec, programs.blocking if spec.blocking else programs.asynchronous)
             workflows.append(programs.marked(f"w{run}", made, spec.tries))
         options = {"concurrency": works.concurrency, "grace": works.grace, "lease": self.lease, **self._seen}
+        options["suspend_after"] = works.suspend_after
         try:
             self.service = begin_worker(life, self, workflows, **options)
         except StoreUnavailable:  # no thread for it: so the process ends
@@ -649,9 +659,7 @@ class _Place:
         life.kill(how)
 
     async def _start_run(self, life: Life, start: Start) -> None:
-        route = Route("default", f"w{start.run}", 1)
-        run = NewRun(run_id=f"r{start.run}", route=route, priority=start.priority, delay=start.delay)
-        cancelled_at = self.world.scenario.runs[start.run].cancelled_at
+        run = _new_run(start)
         while True:
             try:
                 first = start.run not in self.world.tried
@@ -667,13 +675,43 @@ class _Place:
             raise self.history.break_with(
                 "start", f"r{start.run} was started once, and its start says that it was there"
             )
-        if cancelled_at and (start.run, "cancel") not in self.world.signalled:
-            life.after(cancelled_at, _begin, self._cancel, life, start.run)
+        self._cancel_later(life, start.run)
+
+    def _cancel_later(self, life: Life, run: int) -> None:
+        cancelled_at = self.world.scenario.runs[run].cancelled_at
+        if cancelled_at and (run, "cancel") not in self.world.signalled:
+            life.after(cancelled_at, _begin, self._cancel, life, run)
+
+    def _start_within(self, life: Life, start: Start) -> None:
+        """Start it in a transaction of the caller's, which commits it, or undoes it."""
+        run = _new_run(start)
+        while True:
+            undone = start.undone and start.run not in self.world.tried
+            self.world.tried.add(start.run)
+            try:
+                with life.callers_connection() as connection:
+                    connection.execute(b"BEGIN ISOLATION LEVEL READ COMMITTED")
+                    life.start_within(connection, run)
+                    life.clock.sleep(start.open)
+                    connection.execute(b"ROLLBACK" if undone else b"COMMIT")
+            except (DurableError, psycopg.Error) as problem:
+                self.history.seen[f"start within: {type(problem).__name__}"] += 1
+            else:
+                self.history.seen[f"start within: {'undone' if undone else 'done'}"] += 1
+                if not undone:
+                    break
+                if self.server.tables.snapshots.committed(run.run_id) is not None:
+                    raise self.history.break_with(
+                        "start", f"{run.run_id} is there, and the transaction of its start was undone"
+                    )
+            life.clock.sleep(0.1)
+        self.world.started.add(start.run)
+        self._cancel_later(life, start.run)
 
     async def _signal(self, life: Life, run: int, op: Op) -> None:
         while True:
             try:
-                await life.store.aio.submit(Signal(f"r{run}", op.name, str(-1 - op.site)))
+                await life.store.aio.submit(Signal(f"r{run}", op.name, str(-1 - op.site), create_later=True))
             except DurableError:
                 await life.clock.asleep(0.3)
             else:

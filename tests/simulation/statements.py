@@ -25,7 +25,7 @@ from simulation.database import (
     Statement,
     Violation,
 )
-from simulation.rows import appended, iso, owned_by, taken_up, visible_steps
+from simulation.rows import appended, is_awaited, iso, owned_by, sent_to, taken_up, visible_steps
 from simulation.tables import Account, Effect, Header, Lease, Result, Signal, Step, Tables, octets_of
 from simulation.worker_statements import WORKER_STATEMENTS
 
@@ -349,17 +349,21 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
 
 
 def _release_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
-    asked = sorted(zip(*values, strict=True))
-    held: list[tuple[str, str | None, float]] = []
-    for run_id, token, status, due_in in asked:
+    asked = sorted(zip(*values, strict=True), key=lambda row: row[0])
+    held: list[tuple[str, str | None, float, str | None]] = []
+    awaited: list[str] = []
+    for run_id, token, status, due_in, suspended, awaits in asked:
         if (yield from statement.locked(tables.locks, run_id, UPDATE, owned_by(token))) is not None:
-            held.append((run_id, status, due_in))
-    for run_id, status, due_in in held:
+            if is_awaited(tables, statement, run_id, [] if awaits is None else _decode(awaits)):
+                awaited.append(run_id)
+                due_in, suspended = 0.0, None  # noqa: PLW2901 -- as the statement has it
+            held.append((run_id, status, due_in, suspended))
+    for run_id, status, due_in, suspended in held:
         run = tables.snapshots.visible(run_id, statement)
         stands = status if status is not None or run is None else run.snapshot["execution"].get("status")
-        yield from statement.update(tables.locks, run_id, None, _given_back(statement, stands, due_in))
-    written = 0
-    for run_id, status, _ in held:
+        back_to = _given_back(statement, stands, due_in, suspended=suspended)
+        yield from statement.update(tables.locks, run_id, None, back_to)
+    for run_id, status, *_ in held:
         if status is not None:
             error: dict[str, Any] = {}
             for step in visible_steps(tables, statement, run_id):
@@ -371,8 +375,8 @@ def _release_batch(tables: Tables, statement: Statement, values: Any) -> Progres
                 execution = {**document["execution"], "status": status, **error}
                 return Header(run.id, {**document, "execution": execution}, run.updated_at)
 
-            written += (yield from statement.update(tables.snapshots, run_id, None, back)) is not None
-    return Result([], written)
+            yield from statement.update(tables.snapshots, run_id, None, back)
+    return Result([(run_id, run_id in awaited) for run_id, *_ in held], len(held))
 
 
 def _lock_leases(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -481,17 +485,22 @@ def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress
 
 
 def _signal_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
-    missing, sent = list[tuple[int]](), set[tuple[str, int]]()
+    rows, sent = list[tuple[int, bool, bool]](), set[tuple[str, int]]()
+    yield POINT
     for row in sorted(_decode(values[0]), key=lambda row: row["n"]):
+        is_there = tables.snapshots.visible(row["id"], statement) is not None
+        if not is_there and not row["later"]:
+            rows.append((row["n"], False, True))
+            continue
         tables.numbers[0] += 1
         place = row["id"], row["nonce"]
         signal = Signal(tables.numbers[0], row["id"], row["name"], row["payload"], row["nonce"])
         if (yield from statement.insert(tables.signals, place, signal)):
             tables.nonces.setdefault(row["id"], []).append(row["nonce"])
             sent.add(place)
-        elif place not in sent and tables.signals.visible(place, statement) is None:
-            missing.append((row["n"],))
-    return Result(missing, len(missing))
+        is_settled = place in sent or tables.signals.visible(place, statement) is not None
+        rows.append((row["n"], is_there, is_settled))
+    return Result(rows, len(rows))
 
 
 def _receive_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -499,12 +508,11 @@ def _receive_batch(tables: Tables, statement: Statement, values: Any) -> Progres
     rows: list[tuple[Any, ...]] = []
     for row in _decode(values[0]):
         taken = set(row["taken"])
-        nonces = tables.nonces.get(row["id"], ())
-        sent = filter(None, (tables.signals.visible((row["id"], nonce), statement) for nonce in nonces))
-        waiting = [signal for signal in sent if signal.name == row["name"] and signal.number not in taken]
+        sent = sent_to(tables, statement, row["id"])
+        waiting = [signal for signal in sent if signal.name in row["names"] and signal.number not in taken]
         if waiting:
             first = min(waiting)
-            rows.append((row["n"], first.number, first.payload))
+            rows.append((row["n"], first.number, first.name, first.payload))
     return Result(rows, len(rows))
 
 
@@ -562,7 +570,7 @@ def _records(text: str) -> list[dict[str, Any]]:
 
 
 def _given_back(
-    statement: Statement, status: str | None, due_in: float, *, is_over: bool = False
+    statement: Statement, status: str | None, due_in: float, *, is_over: bool = False, suspended: str | None = None
 ) -> Callable[[Lease], Lease]:
     goes_on = status in (Status.QUEUED, Status.RUNNING)
 
@@ -572,7 +580,8 @@ def _given_back(
         priority = lease.priority
         if is_over and priority is not None and priority < 0:
             priority += MAX_PRIORITY + 1  # it was begun, and waits in its turn if it is to be tried again
-        return lease._replace(owner_token=None, owner=None, expires_at=now, due_at=due_at, priority=priority)
+        owner = None if lease.route is None else suspended
+        return lease._replace(owner_token=None, owner=owner, expires_at=now, due_at=due_at, priority=priority)
 
     return given_back
 

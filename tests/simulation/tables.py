@@ -75,6 +75,7 @@ class Signal(NamedTuple):
     name: str
     payload: str
     nonce: int
+    noticed: bool = False
 
 
 class Worker(NamedTuple):

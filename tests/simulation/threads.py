@@ -106,6 +106,8 @@ class Thread:
 
     def join(self, timeout: float | None = None) -> None:
         """See `threading.Thread.join`."""
+        if self._host.dead:  # its threads have not ended: they are no more, and neither is this one
+            raise GreenletExit
         while self.is_alive():
             if wait(self._host, timeout, lambda tell: self._joining.append(lambda _: tell(True))) is None:
                 return

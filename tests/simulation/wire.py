@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Any, Final, Protocol
 
@@ -94,6 +94,7 @@ class Answer:
     """What psycopg gives as a cursor."""
 
     result = Result([], 0)
+    statusmessage: str | None = None  # what was refused tells nothing of what came before it
 
     @property
     def rowcount(self) -> int:
@@ -378,6 +379,10 @@ class Session:
         return self.connection.execute(query, parameters)
 
     queue = execute
+
+    def together(self) -> AbstractContextManager[None]:
+        """See `session.Session`."""
+        return self.connection.pipeline()
 
     def rollback(self) -> None:
         """See `session.Session`."""

@@ -102,7 +102,7 @@ class _WatchedService(_RealService):  # type: ignore[misc]
         failures = state._failures  # noqa: SLF001 -- whether this one came to something
         super()._poll(ask)
         if state._failures <= failures and not acting().dead:  # noqa: SLF001
-            held = set(self._runs._runs)  # noqa: SLF001
+            held = {lease.token for lease in self._runs._runs}  # noqa: SLF001
             self._setup.crew.polled(ask, held, began, len(held))
         elif not acting().dead:
             self._setup.crew.leads_to_polls(1)

@@ -1,4 +1,4 @@
-"""What must hold of runs that workers execute: the laws W2, W4, W6, W7, W9 and W11 of workers, after every statement.
+"""What must hold of runs that workers execute: the laws W2, W4, W6 to W9 and W11 of workers, after every statement.
 
 (W1, one lease at a time and no acknowledged body begun again, is I2, I3 and I5 of `History`; W10 is `IdlePolls`.)
 """
@@ -13,8 +13,9 @@ from durable.records import Status
 from simulation.database import Change, Transaction
 from simulation.history import Broken, History
 from simulation.idle_law import IdlePolls
+from simulation.rows import names_awaited
 from simulation.server import Server
-from simulation.tables import Header, Lease
+from simulation.tables import Header, Lease, Signal
 
 __all__ = ["WorkerLaws"]
 
@@ -155,6 +156,28 @@ class WorkerLaws:
         for run, lease in touched.items():
             if lease is not None and lease.route is not None:
                 self._audit_run(lease, self._tables.snapshots.committed(run))
+        for run in {*touched, *(change.after.workflow_id for change in changes if type(change.after) is Signal)}:
+            if (lease := self._tables.locks.committed(run)) is not None and (names := names_awaited(lease)) is not None:
+                self._audit_suspended(lease, names)
+
+    def _audit_suspended(self, lease: Lease, names: list[str]) -> None:
+        """W8: it holds nothing. And W2: what brings it on has not come, or a poll will notice it."""
+        run, now = lease.workflow_id, self._server.database.clock()
+        if lease.expires_at > now + _CLOCKS:
+            raise self._broken("W8", f"{run} is suspended, and has a lease: {lease}")
+        if lease.due_at is None:
+            raise self._broken("W2", f"{run} is suspended, and nothing brings it on: {lease}")
+        if lease.due_at > now:
+            for nonce in self._tables.nonces.get(run, ()):
+                signal = self._tables.signals.committed((run, nonce))
+                if signal is not None and signal.noticed and signal.name in names and not self._is_received(signal):
+                    raise self._broken("W2", f"{run} sleeps on, though {signal} was noticed: {lease}")
+
+    def _is_received(self, signal: Signal) -> bool:
+        steps = (
+            self._tables.steps.committed((signal.workflow_id, seq)) for seq in self._tables.seqs[signal.workflow_id]
+        )
+        return any(step is not None and f'"signal":{signal.number},' in f"{step.record[:-1]}," for step in steps)
 
     def _audit_run(self, lease: Lease, header: Header | None) -> None:
         run, status = lease.workflow_id, None if header is None else header.status
@@ -183,6 +206,8 @@ class WorkerLaws:
         now, seen = self._server.database.clock(), self._history.seen
         if before is None:
             return
+        if names_awaited(before) is not None and after.owner_token is None and after.due_at is not None:
+            seen["a suspended run that its signal has woken"] += 1
         if before.owner_token == after.owner_token:
             if after.owner_token is not None and after.expires_at < before.expires_at - _CLOCKS:
                 self._audit_early_end(after)
@@ -190,10 +215,13 @@ class WorkerLaws:
                 raise self._broken("W2", f"{after} was renewed, and is due long before it ends")
             return
         if after.owner_token is None:
-            if after.due_at is not None:
+            if names_awaited(after) is not None:
+                seen["a run that was suspended"] += 1
+            elif after.due_at is not None:
                 seen["a run that was given back" if after.due_at <= now else "a run that is due again later"] += 1
             return
         seen["a run that a worker has taken"] += 1
+        seen["a suspended run whose wait was over"] += names_awaited(before) is not None
         self._idle.leads_to_polls(_mark(after), 2)
         self._taken_at[after.workflow_id] = self._server.timeline.now
         self._audit_taking(before, after, header, now)

@@ -11,9 +11,9 @@ import msgspec
 
 from durable._engine.starts import MAX_PRIORITY
 from durable.records import Kind, Status
-from simulation.database import POINT, UPDATE, Progress, Statement, Violation
-from simulation.rows import appended, iso, taken_up, visible_steps
-from simulation.tables import Header, Lease, Result, Step, Tables, Worker, octets_of
+from simulation.database import NO_KEY_UPDATE, POINT, UPDATE, Progress, Statement
+from simulation.rows import appended, iso, names_awaited, taken_up, visible_steps
+from simulation.tables import Header, Lease, Result, Signal, Step, Tables, Worker, octets_of
 
 __all__ = ["WORKER_STATEMENTS"]
 
@@ -22,6 +22,7 @@ _SILENT: Final = 86400.0  # seconds after which a worker's row goes
 _SEEN_WITHIN: Final = 20.0  # … in which a worker counts
 _FLOOR: Final = 2.0  # … before a poll, from which on starts may still be under way
 _SEEN_EVERY: Final = 10.0  # … after which its poll says that it was seen
+_MOST_NOTICED: Final = 1000  # signals that one poll notices
 _MAX_HELD: Final = 1000  # leases that are looked at for dead owners
 
 _decode: Final = msgspec.json.Decoder().decode
@@ -37,17 +38,23 @@ def _enqueue(tables: Tables, statement: Statement, values: Any) -> Progress[Resu
         is_there = is_known is not None or visible_steps(tables, statement, row["id"])
         return not is_there and _holder_of(tables, statement, row["header"].get("dedup")) is None
 
-    for row in sorted(_distinct(_decode(values["runs"]), is_free), key=lambda row: row["id"]):
+    asked = sorted(_distinct(_decode(values["runs"]), is_free), key=lambda row: row["id"])
+    queued = {"status": Status.QUEUED.value, "lastUpdated": iso(statement.now)}
+    headed: list[dict[str, Any]] = []
+    for row in asked:
+        header = Header(row["id"], {**row["header"], "execution": queued}, statement.now)
+        if row["header"].get("dedup") is None or (yield from _is_kept_out(tables, statement, header)):
+            continue
+        if (yield from statement.insert(tables.snapshots, header.id, header)):
+            headed.append(row)
+    for row in [row for row in asked if row["header"].get("dedup") is None or row in headed]:
         now = statement.clock()
         due_at = now + row["delay"] if row["at"] is None else datetime.fromisoformat(row["at"]).timestamp()
         lease = Lease(row["id"], 0, None, None, now, row["route"], row["priority"], due_at)
         if (yield from statement.insert(tables.locks, lease.workflow_id, lease)):
             new.append(row)
-    queued = {"status": Status.QUEUED.value, "lastUpdated": iso(statement.now)}
-    headed: list[dict[str, Any]] = []
-    for row in new:
+    for row in [row for row in new if row["header"].get("dedup") is None]:
         header = Header(row["id"], {**row["header"], "execution": queued}, statement.now)
-        yield from _refused_by_dedup(tables, statement, header)
         if (yield from statement.insert(tables.snapshots, header.id, header)):
             headed.append(row)
     for row in headed:
@@ -79,8 +86,8 @@ def _holder_of(tables: Tables, statement: Statement, dedup: Any) -> Header | Non
     return next((run for run in seen if run is not None and _has(run, dedup)), None)
 
 
-def _refused_by_dedup(tables: Tables, statement: Statement, header: Header) -> Progress[None]:
-    """What the unique index says: two that come at once wait for one another, and one is refused."""
+def _is_kept_out(tables: Tables, statement: Statement, header: Header) -> Progress[bool]:
+    """Whether another run has the `dedup` that has not ended; one that is being written is waited for."""
     dedup = header.snapshot.get("dedup")
     for row in [] if dedup is None else list(tables.snapshots.rows.values()):
         newest = row.pending[-1][1] if row.pending else row.committed()
@@ -88,7 +95,8 @@ def _refused_by_dedup(tables: Tables, statement: Statement, header: Header) -> P
             yield from statement.undecided(row)
             committed = row.newest(statement.transaction)
             if committed is not None and _has(committed, dedup):
-                raise Violation("snapshots")
+                return True
+    return False
 
 
 def _has(run: Header, dedup: Any) -> bool:
@@ -233,6 +241,88 @@ def _seen(tables: Tables, statement: Statement, worker: str, *, is_busy: bool) -
     yield from statement.update(tables.workers, worker, is_old, seen)
 
 
+def _notice(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:  # noqa: ARG001 -- it has none
+    yield POINT
+    every = ((run_id, nonce) for run_id, nonces in list(tables.nonces.items()) for nonce in set(nonces))
+    seen = (tables.signals.visible(key, statement) for key in every)
+    fresh: list[Signal] = []
+    for signal in sorted(one for one in seen if one is not None and not one.noticed)[:_MOST_NOTICED]:
+        key = signal.workflow_id, signal.nonce
+        newest = yield from statement.locked(tables.signals, key, NO_KEY_UPDATE, _is_unnoticed, skips=True)
+        if newest is not None:
+            fresh.append(newest)
+    locked: set[str] = set()
+    for run_id in sorted({signal.workflow_id for signal in fresh}):
+        if (yield from _looked_at(tables, statement, run_id)) is not None:
+            locked.add(run_id)
+    noticed = [
+        signal
+        for signal in fresh
+        if signal.workflow_id in locked or tables.locks.visible(signal.workflow_id, statement) is None
+    ]
+    statement.transaction.noticed = [(signal.workflow_id, signal.nonce) for signal in noticed]
+    return Result([(_encode([signal.number for signal in noticed]).decode(),)], 1)
+
+
+def _is_unnoticed(signal: Signal) -> bool:
+    return not signal.noticed
+
+
+def _looked_at(tables: Tables, statement: Statement, run_id: str) -> Progress[Lease | None]:
+    """The lease of a run to which a signal has come, locked; None where it is locked elsewhere."""
+    return (yield from statement.locked(tables.locks, run_id, NO_KEY_UPDATE, skips=True))
+
+
+def _wake_suspended(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:  # noqa: ARG001 -- it has none
+    yield POINT
+    seen = (tables.signals.visible(key, statement) for key in statement.transaction.noticed)
+    signals = list(filter(None, seen))
+    names: dict[str, set[str]] = {}
+    for signal in signals:
+        names.setdefault(signal.workflow_id, set()).add(signal.name)
+    routes: set[str | None] = set()
+    for run_id, sent in sorted(names.items()):
+
+        def is_awaiting(lease: Lease, sent: set[str] = sent) -> bool:
+            return _is_asleep(lease) and not sent.isdisjoint(names_awaited(lease) or ())
+
+        woken = yield from statement.update(
+            tables.locks, run_id, is_awaiting, lambda lease: lease._replace(owner=None, due_at=statement.clock())
+        )
+        if woken is not None:
+            routes.add(woken.route)
+    for signal in signals:
+        key = signal.workflow_id, signal.nonce
+        yield from statement.update(tables.signals, key, None, lambda signal: signal._replace(noticed=True))
+    return Result([(route,) for route in sorted(routes, key=str)], len(routes))
+
+
+def _is_asleep(lease: Lease) -> bool:
+    return lease.owner_token is None
+
+
+def _wake_awaiting(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    locked: list[tuple[str, int]] = []
+    for row in sorted(_decode(values[0]), key=lambda row: row["id"]):
+
+        def is_awaiting(lease: Lease, name: str = row["name"]) -> bool:
+            return name in (names_awaited(lease) or ())
+
+        if (yield from statement.locked(tables.locks, row["id"], NO_KEY_UPDATE, is_awaiting, skips=True)) is not None:
+            locked.append((row["id"], row["nonce"]))
+    for key in locked:
+        yield from statement.update(tables.signals, key, None, lambda signal: signal._replace(noticed=True))
+    routes: set[str | None] = set()
+    for run_id in sorted({run_id for run_id, _ in locked}):
+        woken = yield from statement.update(
+            tables.locks, run_id, None, lambda lease: lease._replace(owner=None, due_at=statement.clock())
+        )
+        if woken is not None:
+            routes.add(woken.route)
+    return Result([(route,) for route in sorted(routes, key=str)], len(routes))
+
+
 def _say_idle(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     yield POINT
     now = statement.clock()
@@ -323,6 +413,7 @@ def _held_near(tables: Tables, statement: Statement, values: Any) -> Progress[Re
         for lease in _on(tables, statement, values, began)
         if _due_at(lease) <= began + values["seconds"]
         and lease.owner is not None
+        and lease.owner_token is not None  # else it says what its run is suspended for
         and lease.owner.startswith(values["host"])
         and lease.owner != values["owner"]
     ]
@@ -376,6 +467,9 @@ WORKER_STATEMENTS: Final[dict[str, Callable[[Tables, Statement, Any], Progress[R
     "enqueue": _enqueue,
     "read_started": _read_started,
     "poll": _poll,
+    "notice": _notice,
+    "wake_suspended": _wake_suspended,
+    "wake_awaiting": _wake_awaiting,
     "say_idle": _say_idle,
     "wake": _wake,
     "drain": _drain,

@@ -103,13 +103,14 @@ class Pair:
 
     def signal(self) -> list[Any]:
         run_id, payload = self.chance.choice(IDS), str(self.chance.randrange(9))
-        return [_tried(store.perform, Signal(run_id, "s", payload)) for store in self.stores]
+        signal = Signal(run_id, "s", payload, self.chance.choice((None, "a", "b")), self.chance.random() < 0.5)
+        return [_tried(store.perform, signal) for store in self.stores]
 
     def receive(self) -> list[Any]:
         if not self.leases:
             return [("nothing",)] * 2
         found = [
-            store.perform(Receive(lease, "s", []))
+            store.perform(Receive(lease, ["s"], []))
             for store, lease in zip(self.stores, self.chance.choice(self.leases), strict=True)
         ]
         return [("none",) if one is None else ("one", one[1]) for one in found]  # their numbers are each store's own

@@ -205,6 +205,6 @@ def test_a_lease_deleted_and_signals_left(database: Database) -> None:
     database.execute("DELETE FROM durable_locks")
     assert store.status("x") == "interrupted"
     assert durable.run(None, work, id="y", store=store) == 3
-    durable.signal(store, "gone", "approved", 7)
+    durable.signal(store, "gone", "approved", 7, create_later=True)
     assert (store.load("gone"), store.status("gone"), store.stats().orphaned) == (None, None, 0)
     assert durable.run(None, lambda step, _: step.wait_for("approved"), id="gone", store=store) == 7

@@ -18,7 +18,7 @@ STEPS = 400  # so many that the pages they fill are in the average
 # What was measured, and a tenth. The log's records are of the same sizes each time.
 A_STEP = 550
 A_STEP_OF_A_BATCH = 470
-BEGIN_AND_END = 3_190
+BEGIN_AND_END = 3_546
 
 # Of these transactions, without the images of whole pages that the first change after a checkpoint brings with it.
 WRITTEN = """

@@ -85,7 +85,11 @@ class Asked:
             connection.execute(f"SET LOCAL plan_cache_mode = {mode}".encode())
             connection.execute(f"SET LOCAL search_path TO {database.schema}".encode())
             for number, (query, parameters) in enumerate(self.statements):
-                if parameters is not None:
+                if query.startswith(b"SET LOCAL enable"):
+                    connection.execute(query)
+                elif query == b"COMMIT":
+                    connection.execute("SET LOCAL enable_seqscan = on")
+                elif parameters is not None or b"noticed" in query:
                     plans[query.decode()] = _explain(connection, number, query, parameters)
         return plans
 
@@ -105,7 +109,8 @@ def _explain(connection: psycopg.Connection[Any], number: int, query: bytes, par
     text = re.sub(r"%\((\w+)\)s|%%", place, query.decode())
     values = ", ".join(f"%({name})s" for name in names)
     connection.execute(f"PREPARE asked_{number} AS {text}".encode(), prepare=False)
-    explain = f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) EXECUTE asked_{number} ({values})"
+    given = f"({values})" if values else ""
+    explain = f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) EXECUTE asked_{number} {given}"
     cursor = psycopg.ClientCursor(connection)
     (plan,) = cursor.execute(explain.encode(), parameters).fetchone() or ("",)
     connection.execute(f"DEALLOCATE asked_{number}".encode())
@@ -149,7 +154,7 @@ def test_what_workers_ask_reads_few_rows(
             database.execute(f"VACUUM {analyze} {table}")
         for mode in ("force_generic_plan", "force_custom_plan"):
             plans = asked.explain(database, mode)
-            assert len(plans) == 6  # say idle, poll, held near; start, read started, wake
+            assert len(plans) == 8  # say idle, notice, wake the suspended, poll, held near; start, read started, wake
             assert {query: touched(plan) for query, plan in plans.items() if touched(plan)} == {}
     # The detector detects: without the index of what is due, the poll reads it all.
     database.execute("DROP INDEX durable_locks_due_idx")
@@ -197,6 +202,38 @@ def test_an_open_transaction_does_not_make_polls_slower_with_each_run(
         # The detector detects.
         asked.statements.clear()
         poll(store)
+        assert any(map(touched, asked.explain(database, "force_generic_plan").values()))
+
+
+def test_signals_that_are_not_noticed_do_not_make_polls_slower(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAULTS 145: whether they are of an open transaction, or were noticed under one; only a full poll passes over them."""
+    with database.store() as store, psycopg.connect(database.url) as open_one:
+        first = durable.start(job, store=store)
+        full = poll(store)
+        database.execute(
+            "INSERT INTO durable_locks (workflow_id, epoch, expires_at, route, priority)"
+            " SELECT 'o' || i, 0, now(), %s, 5 FROM generate_series(1, 20000) AS i",
+            ROUTE,
+        )
+        sends = (
+            "INSERT INTO {}.durable_signals (workflow_id, name, payload, nonce)"
+            " SELECT 'x' || i, 's', '1', {} FROM generate_series(1, 20000) AS i"
+        )
+        open_one.execute(sends.format(database.schema, 1).encode())
+        database.execute(sends.format(database.schema, 2))
+        for _ in range(3):
+            poll(store)  # notices a thousand or two of the others
+        second = durable.start(job, store=store)
+        asked = Asked(monkeypatch)
+        from_floor = poll(store, floor=full.floor)
+        assert [one.lease.run_id for one in (*full.granted, *from_floor.granted)] == [first.id, second.id]
+        plans = asked.explain(database, "force_generic_plan")
+        assert plans
+        assert {query: touched(plan) for query, plan in plans.items() if touched(plan)} == {}
+        asked.statements.clear()
+        poll(store)  # the detector detects
         assert any(map(touched, asked.explain(database, "force_generic_plan").values()))
 
 

@@ -32,9 +32,12 @@ from durable.stores._postgres.jobs import (
     CLAIM,
     ENQUEUE,
     FINISH,
+    LOOK,
     POLL,
     RELEASE,
     SIGNAL,
+    SIGNAL_ONCE,
+    WAKE,
     checkpoint_job,
     finish_job,
 )
@@ -81,6 +84,7 @@ from harness.writer_spies import spy_on, waiting, writer_of
 )
 def test_what_an_error_means(state: str | None, sent: bool, meaning: Verdict) -> None:
     assert classify(state, sent=sent) is meaning
+    assert (classify(state, sent=sent, waits_briefly=True) is Verdict.LOCKED) is (state == "55P03")
 
 
 def test_what_is_asked_from_outside_fails_at_once() -> None:
@@ -89,10 +93,13 @@ def test_what_is_asked_from_outside_fails_at_once() -> None:
     jobs = [Job(verb, "run", 1, 0.0) for verb in verbs]
     assert {job.verb for job in batches.recover(jobs, Verdict.UNREACHED).failed} == {
         CLAIM,
+        LOOK,
         CANCEL,
         SIGNAL,
+        SIGNAL_ONCE,
         RELEASE,
         ENQUEUE,
+        WAKE,
         POLL,
     }
 
@@ -208,6 +215,42 @@ def test_of_a_batch_of_ends_only_what_is_refused_fails(database: Database, store
     assert failed == {3: durable.UnstorableValue, 5: durable.LeaseLost}
     assert {run_id for run_id in ids if database.status(run_id) == "running"} == {"run-3", "run-5"}
     store.perform(Release(leases[3]))
+
+
+def test_checkpoints_and_ends_share_a_commit_and_only_what_is_refused_fails(
+    database: Database, store: PostgresStore
+) -> None:
+    """Each by itself, where PostgreSQL takes one of them not: as in batches of one verb."""
+    ids = [f"run-{number}" for number in range(12)]
+    leases = leased(store, *ids)
+    database.execute(
+        "UPDATE durable_locks SET epoch = epoch + 1, owner_token = 'thief' WHERE workflow_id IN ('run-4', 'run-5')"
+    )
+
+    def job(number: int, text: str) -> Job:
+        if number % 2:
+            end = Record(1, "result", Kind.RESULT, text)
+            return finish_job(Finish(leases[number], Status.COMPLETED, end))
+        return checkpoint_job(leases[number], record(1, text))
+
+    spy = spy_on(store)
+    outcomes = together(store, [job(number, str(number)) for number in range(6)])
+    assert [len(seen.names) for seen in spy.seen] == [6]
+    assert [type(outcome) for outcome in outcomes] == [type(None)] * 4 + [durable.LeaseLost] * 2
+    assert [database.status(run_id) for run_id in ids[:6]] == ["running", "completed"] * 2 + ["running"] * 2
+    assert [database.journal(run_id) for run_id in ids[:4]] == [
+        [("step", "key-1", 0)],
+        [("result", "result", 1)],
+        [("step", "key-1", 2)],
+        [("result", "result", 3)],
+    ]
+
+    outcomes = together(store, [job(number, "{" if number in (8, 9) else str(number)) for number in range(6, 12)])
+    failed = {number: type(outcome) for number, outcome in enumerate(outcomes, 6) if outcome is not None}
+    assert failed == {8: durable.UnstorableValue, 9: durable.UnstorableValue}
+    assert database.journal("run-8") == []
+    assert database.status("run-9") == "running"
+    assert [database.journal(run_id)[-1][2] for run_id in ("run-6", "run-7", "run-10", "run-11")] == [6, 7, 10, 11]
 
 
 def test_a_cancelled_future_and_a_closed_loop_are_nobody_elses_business(

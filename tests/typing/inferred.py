@@ -106,6 +106,8 @@ def checkout(step: Step, deps: Deps) -> Receipt:
     step.sleep("cool down again", timedelta(hours=1))
     assert_type(step("fetch", fetch, "o-1", key="in time", timeout=timedelta(seconds=30)), Order)
     assert_type(step.wait_for("approved", timeout=60), Any)
+    assert_type(step.wait_for("approved", type=Order, timeout=60), Order)
+    assert_type(step.wait_for_any(["approved", "rejected"], timeout=60), tuple[str, Any])
     return step("charge", deps.charge, order)
 
 
@@ -127,6 +129,8 @@ async def checkout_async(step: AsyncStep, deps: Deps) -> Receipt:
     assert_type(await step.transaction("book", book, order), Receipt)
     await step.sleep("cool down", 3600)
     assert_type(await step.wait_for("approved"), Any)
+    assert_type(await step.wait_for("approved", type=Order), Order)
+    assert_type(await step.wait_for_any(("approved", "rejected")), tuple[str, Any])
     first, length = await asyncio.gather(step("fetch", fetch_async, "o-1", key="left"), step("length", len, "abc"))
     assert_type(first, Order)
     assert_type(length, int)
@@ -167,7 +171,8 @@ async def runs(deps: Deps) -> None:
     assert_type(durable.run(deps, checkout, id="1", lease=timedelta(seconds=30), deadline=timedelta(hours=1)), Receipt)
     several = asyncio.gather(durable.run(deps, checkout_async, id="5"), durable.run(deps, checkout_async, id="6"))
     assert_type(await several, tuple[Receipt, Receipt])
-    durable.signal(store, "1", "approved", {"by": "ada"})
+    assert_type(durable.signal(store, "1", "approved", {"by": "ada"}), bool)
+    assert_type(await durable.aio.signal(store, "1", "approved", dedup="one", create_later=True), bool)
     assert_type(durable.cancel(store, "1"), bool)
     assert_type(await durable.aio.cancel(store, "1"), bool)
     assert_type(durable.result(store, "1"), Any)

@@ -56,7 +56,7 @@ def workflow(step: Step, deps: Deps) -> None:
     step.map("fetch", fetch, ["o-1"], at_most_once=True)  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
     step.transaction("fetch", fetch, "o-1")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     step.sleep("cool down", "an hour")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
-    step.wait_for()  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    step.wait_for()  # type: ignore[call-overload] # pyright: ignore[reportCallIssue]
 
 
 async def async_workflow(step: AsyncStep, deps: Deps) -> None:

@@ -179,5 +179,5 @@ def _told(status: int) -> str:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"python -m durable worker [{os.getpid()}]: {text}\n")
+        sys.stderr.write(f"durable worker [{os.getpid()}]: {text}\n")
         sys.stderr.flush()

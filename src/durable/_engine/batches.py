@@ -1,13 +1,15 @@
 """Group commit: what is committed together, and what follows when that goes wrong.
 
-A *writer* holds entries that wait. It takes a batch (always of one verb, so that a batch is one statement), performs it,
-and answers each entry. When a batch fails, a `Verdict` on the error says what the failure means, and with it what
-becomes of each entry. No entry waits beyond its deadline.
+A *writer* holds entries that wait. It takes a batch (of one verb, which is one statement, or of verbs that share commits,
+which is one transaction), performs it, and answers each entry. When a batch fails, a `Verdict` on the error says what the
+failure means, and with it what becomes of each entry. No entry waits beyond its deadline.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
+from collections.abc import Sequence
 from enum import Enum
 from typing import Any, Final, Generic, NamedTuple, TypeVar, assert_never
 
@@ -26,6 +28,11 @@ MAX_CONFLICTS: Final = (
     20  # times that an entry, or a step's transaction, may be the victim of others before that is an error
 )
 MAX_WAITING: Final = 64 * 1024 * 1024  # bytes that may wait before a caller with more has to wait too
+
+# Seconds that a statement waits for a lock which a transaction of the user's may hold for as long as it likes: less than
+# PostgreSQL's deadlock_timeout, so that in a circle with one of these ours gives way. And for what goes alone.
+MAX_LOCK_WAIT: Final = 0.2
+MAX_LONE_LOCK_WAIT: Final = 0.02
 
 _MAX_REPLY_WAIT: Final = 30.0  # seconds, under a shorter lease that is being renewed all the while
 _MAX_SILENCE: Final = 10.0  # seconds in which no byte comes or goes, before a connection is given up
@@ -48,6 +55,8 @@ class Verb(Struct, frozen=True, eq=False):
     patience: Patience = Patience.LASTING
     #: Whether a batch may have several entries of one run. A statement that takes the lease cannot take it twice.
     shares_runs: bool = False
+    #: Whether it may be committed together with other verbs of which that is true.
+    shares_commits: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -75,6 +84,8 @@ class Entry(Struct, Generic[V], eq=False):
     doubtful: bool = False
     #: How often it was the victim of a conflict.
     tries: int = 0
+    #: Whether a lock that it, or an entry of its batch, wants was not to be had in time: from then on it goes alone.
+    locked_out: bool = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}, {self.verb} of run {self.run_id!r}>"  # what it carries may be secret
@@ -136,40 +147,53 @@ class Backlog(Generic[E]):
         return any(waiting is entry for queue in self._waiting.values() for _, waiting in queue)
 
     def take(self) -> list[E]:
-        """The next batch: the kind of entry that has waited longest, as many as fit, one claim per run at the most.
+        """The next batch: the kind of entry that has waited longest, with what shares commits with it, as many as fit.
 
-        Of those in circulation (what waits, and what the last batch answered) it is one half: so that while one half is
-        being committed the other is at work, where otherwise all would come, and wait, together.
+        Of a run there is one claim at the most, and one verb: statements do not go in the order of what they are made of.
+
+        It takes half of the entries in flight (what waits, and what the last batch answered), so one half of the callers
+        works while the other half commits.
         """
         # From the start: whatever ends this in the midst, the entries are found there, or still wait.
         self.taken = batch = list[E]()
-        kind = min(self._waiting, key=lambda kind: self._waiting[kind][0][0])
-        queue = self._waiting[kind]
-        runs: set[str] = set()
-        size = 0
-        most = max(MIN_ENTRIES, min(MAX_ENTRIES, (len(queue) + self._taken_last + 1) // 2))
-        one_of_a_run = not kind[0].shares_runs
-        seen = 0
-        for _, entry in queue:
+        kinds = self._next_kinds()
+        queues = [self._waiting[kind] for kind in kinds]
+        runs: dict[str, Verb] = {}
+        size = last = 0
+        has_passed_over = False
+        most = max(MIN_ENTRIES, min(MAX_ENTRIES, (sum(map(len, queues)) + self._taken_last + 1) // 2))
+        for number, entry in queues[0] if len(queues) == 1 else heapq.merge(*queues):
             if len(batch) == most or (batch and size + entry.size > MAX_BYTES):
                 break
-            seen += 1
-            if one_of_a_run and entry.run_id in runs:
+            verb = runs.get(entry.run_id)
+            if verb is not None and not (verb is entry.verb and verb.shares_runs):
+                has_passed_over = True
                 continue
-            runs.add(entry.run_id)
+            runs[entry.run_id] = entry.verb
             batch.append(entry)
             size += entry.size
-        if seen > len(batch):
-            chosen = set(map(id, batch))
-            queue = self._waiting[kind] = deque(item for item in queue if id(item[1]) not in chosen)
-        else:
-            for _ in range(seen):
-                queue.popleft()
-        if not queue:
-            del self._waiting[kind]
+            last = number
+        chosen = set(map(id, batch)) if has_passed_over else None
+        for kind, queue in zip(kinds, queues, strict=True):
+            if chosen is not None:
+                self._waiting[kind] = deque(item for item in queue if id(item[1]) not in chosen)
+            else:
+                while queue and queue[0][0] <= last:
+                    queue.popleft()
+            if not self._waiting[kind]:
+                del self._waiting[kind]
         self._count(-size)
         self._taken_last = len(batch)
         return batch
+
+    def _next_kinds(self) -> list[tuple[Verb, bool]]:
+        """The kind of entry that has waited longest, and those that share commits with it."""
+        if len(self._waiting) == 1:
+            return list(self._waiting)
+        first = min(self._waiting, key=lambda kind: self._waiting[kind][0][0])
+        if first[1] or not first[0].shares_commits:
+            return [first]
+        return [kind for kind in self._waiting if kind[0].shares_commits and not kind[1]]
 
     def expired(self, elapsed: float) -> list[E]:
         """Take out the entries whose deadline has passed."""
@@ -199,6 +223,9 @@ class Verdict(Enum):
     REFUSED = "nothing was committed: some entry is at fault for what it is"
     CONFLICT = "nothing was committed: the victim of others"
     UNPREPARED = "nothing was committed: this way to the database keeps no prepared statements"
+    LOCKED = (
+        "nothing was committed: a transaction that has not ended holds what some entry wants, which is not waited for"
+    )
     PASSING = "nothing was committed, but it may pass"
     UNREACHED = "nothing was sent: the database cannot be reached"
     UNKNOWN = "it was sent and the reply is lost"
@@ -221,6 +248,8 @@ def recover(batch: list[E], verdict: Verdict) -> Recovery:
     match verdict:
         case Verdict.FINAL:
             return Recovery(batch, [], [])
+        case Verdict.REFUSED | Verdict.CONFLICT if len(apart := by_verb(batch)) > 1:
+            return Recovery([], apart, [])  # each by itself, as if they had never been together
         case Verdict.REFUSED:
             return Recovery([], _halves(batch), []) if len(batch) > 1 else Recovery(batch, [], [])
         case Verdict.CONFLICT:
@@ -229,6 +258,14 @@ def recover(batch: list[E], verdict: Verdict) -> Recovery:
             failed = [entry for entry in batch if entry.tries >= MAX_CONFLICTS]
             rest = [entry for entry in batch if entry.tries < MAX_CONFLICTS]
             return Recovery(failed, _halves(rest), [])
+        case Verdict.LOCKED:
+            if len(batch) == 1 and batch[0].locked_out:
+                return Recovery(batch, [], [])
+            for (
+                entry
+            ) in batch:  # one by one: halving costs the whole time-out for each half on the way to the one that waits
+                entry.locked_out = True
+            return Recovery([], [[entry] for entry in reversed(batch)], [])
         case Verdict.UNPREPARED:
             return Recovery([], [batch], [])
         case Verdict.UNKNOWN:
@@ -246,6 +283,16 @@ def recover(batch: list[E], verdict: Verdict) -> Recovery:
             return Recovery(impatient, [], [entry for entry in batch if entry not in impatient])
         case never:
             assert_never(never)
+
+
+def by_verb(batch: Sequence[E]) -> list[list[E]]:
+    """The entries of a batch, those of each verb by themselves."""
+    if all(entry.verb is batch[0].verb for entry in batch):
+        return [list(batch)]
+    groups: dict[Verb, list[E]] = {}
+    for entry in batch:
+        groups.setdefault(entry.verb, []).append(entry)
+    return list(groups.values())
 
 
 def _is_impatient(entry: Entry[Any]) -> bool:

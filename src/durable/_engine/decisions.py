@@ -68,9 +68,9 @@ class Wait(Struct, frozen=True, gc=False):
 class PollSignal(Struct, frozen=True, gc=False):
     """Look for a signal that no call has received; answer with `Received` or `Silent`."""
 
-    #: The signal's name.
-    name: str
-    #: The numbers of those that were received.
+    #: The names, of which any will do.
+    names: tuple[str, ...]
+    #: The numbers of the signals that were received.
     taken: Sequence[int]
 
 
@@ -144,8 +144,10 @@ class Raised(Struct, frozen=True, gc=False):
 class Received(Struct, frozen=True, gc=False):
     """There is a signal."""
 
-    #: Its number, by which it is told from others of its name.
+    #: Its number, by which it is told from others.
     number: int
+    #: Its name.
+    name: str
     #: The JSON of its payload.
     payload: bytes
 
@@ -256,6 +258,8 @@ class Refused(Struct, frozen=True):
     owner: str | None
     #: Seconds until that lease ends, by the server's clock.
     expires_in: float | None
+    #: Whether a transaction that has not ended stands in the way: it starts the run, or holds what the claim wants.
+    is_locked: bool = False
 
 
 ClaimReply: TypeAlias = Granted | Refused
@@ -316,6 +320,24 @@ Admission: TypeAlias = Proceed | Return | Reraise | ClaimAgain | Migrate | Decli
 # -- how a run ends -----------------------------------------------------------------------------------------------
 
 
+class Awaited(Struct, frozen=True, gc=False):
+    """Signals of one name, of which any that was not received brings a run on."""
+
+    #: Their name.
+    name: str
+    #: The numbers of those that were received.
+    taken: Sequence[int] = ()
+
+
+class Suspension(Struct, frozen=True):
+    """What a run waits for that holds nothing meanwhile."""
+
+    #: When the wait ends, as a reading of the elapsed-time clock; infinite where no time ends it.
+    until: float
+    #: The signals that end it sooner.
+    awaits: tuple[Awaited, ...] = ()
+
+
 class EndRun(Struct, frozen=True):
     """Commit this last record and status, and give the lease back, in one commit."""
 
@@ -326,12 +348,26 @@ class EndRun(Struct, frozen=True):
 
 
 class GiveBack(Struct, frozen=True):
-    """Give the lease back without an outcome; the run can be resumed at once."""
+    """Give the lease back without an outcome: the run can be resumed, at once or when its wait is over."""
 
     #: What to raise then.
     error: DurableError | None
     #: `cancelled`, or what the run goes back to, where nothing was written to one that had failed; None leaves it running.
     status: Status | None = None
+    #: What the run waits for; None where it may be taken up again at once.
+    suspension: Suspension | None = None
 
 
-Conclusion: TypeAlias = EndRun | GiveBack
+class ContinueRun(Struct, frozen=True):
+    """Put this record, the run's new input, in the place of its journal, and execute the run again under the same lease."""
+
+    record: Record
+    #: Whether the journal stays, under an id of its own.
+    keep_history: bool
+    #: The numbers of the signals that were received: they stay with the journal.
+    taken: Sequence[int]
+    #: Which continuation of the run it is, from 1.
+    number: int
+
+
+Conclusion: TypeAlias = EndRun | GiveBack | ContinueRun

@@ -41,7 +41,8 @@ class Journal:
         self._main = main
         self._settled: dict[str, StepRecord] = {}
         self._attempted: dict[str, AttemptRecord] = {}
-        self._signals: dict[str, list[int]] = {}
+        #: The numbers of the signals that were received: no other call may have one of these.
+        self.taken_signals: list[int] = []
         # What each key was first drawn with: its name, its fingerprint, whether it came from the name. Not the call, which
         # would be kept for as long as the run goes on, with all that it has been through.
         self._asked: dict[str, tuple[str, str, bool]] = {}
@@ -139,7 +140,7 @@ class Journal:
         if record.left is not None:
             left[key] = record
         if record.signal is not None:
-            self.take_signal(record.name, record.signal)
+            self.taken_signals.append(record.signal)
         if record.concurrent:
             self._concurrent = True
         if record.unordered:
@@ -319,14 +320,6 @@ class Journal:
         self._attempted.pop(key, None)
         if record.drawn is not None and self.drawn is not None:
             self.drawn.note(key, record.drawn)
-
-    def taken_signals(self, name: str) -> Sequence[int]:
-        """The numbers of the signals of this name that were received."""
-        return self._signals.get(name, ())
-
-    def take_signal(self, name: str, number: int) -> None:
-        """A signal is taken: no other call may have it."""
-        self._signals.setdefault(name, []).append(number)
 
     def attempt_of(self, key: str) -> AttemptRecord | None:
         """What is known of a step that has not settled."""

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Final
 
-from msgspec import Raw, UnsetType
+from msgspec import Raw, UnsetType, json
 from msgspec.structs import replace
 
 from durable._engine.calls import Call, Phase
+from durable._engine.decisions import Received
 from durable._engine.journal import Journal
-from durable._engine.step_kinds import Transact
+from durable._engine.step_kinds import Listen, StepKind, Transact
 from durable.records import NO_TIME, AttemptRecord, Drawable, ErrorRecord, Kind, Record, StepRecord, render
 
 _ATTEMPT: Final = Kind.ATTEMPT.value
@@ -67,6 +68,13 @@ def write_outcome(
     if transacts and ok:
         call.seq = seq  # until it is known to be filled
     return Record(seq, call.key, _STEP, render(outcome))
+
+
+def value_of_signal(kind: StepKind, received: Received) -> Raw:
+    """What is recorded of a signal: its payload, and with it the name where there were several."""
+    if isinstance(kind, Listen) and kind.names:
+        return Raw(json.encode((received.name, Raw(received.payload))))
+    return Raw(received.payload)
 
 
 def _with_circumstances(

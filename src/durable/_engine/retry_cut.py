@@ -80,7 +80,15 @@ def cut_for_retry(
     """The cut for `durable.retry`; `RetryRefused` for a completed run, or where effects stand in the way."""
     if header.execution.status == Status.COMPLETED:
         raise RetryRefused(run_id, (), "it is completed, and has a result: use another id to do it once more")
-    found = cut(journal, from_step, run_id=run_id)
+    return _checked(cut(journal, from_step, run_id=run_id), run_id, even_effects=even_effects)
+
+
+def cut_for_fork(run_id: str, journal: Sequence[Record], from_step: str | None, *, even_effects: bool) -> Cut:
+    """The cut for `durable.fork`, of a journal without its result; `RetryRefused` where effects stand in the way."""
+    return _checked(cut(journal, from_step, run_id=run_id), run_id, even_effects=even_effects)
+
+
+def _checked(found: Cut, run_id: str, *, even_effects: bool) -> Cut:
     if found.effects and not even_effects:
         names = ", ".join(map(repr, found.effects))
         raise RetryRefused(

@@ -29,6 +29,7 @@ from durable._engine.decisions import (
     Return,
 )
 from durable._engine.headers import is_foreign
+from durable._engine.starts import UNHASHED
 from durable._engine.steps import LiveExecution
 from durable.errors import (
     AmbiguousKey,
@@ -38,8 +39,11 @@ from durable.errors import (
     HistoryError,
     InvalidArgument,
     RetryRefused,
+    RunBeingStarted,
     RunCancelled,
+    RunContinued,
     RunMismatch,
+    RunSuspended,
     UnreadableRecord,
     Unwind,
     VersionMismatch,
@@ -107,13 +111,17 @@ def admit(
             )
             return Decline(UnreadableRecord(claim.run_id, "the input", problem), granted)
         return Proceed(reply)
-    if reply.owner is not None:
-        if not waits:
-            return Decline(ConcurrentExecution(claim.run_id, reply.owner, reply.expires_in or 0.0))
+    if reply.is_locked and not waits and (header is None or polls >= _MAX_TURNS):
+        return Decline(RunBeingStarted(claim.run_id))
+    if reply.owner is not None and not waits:
+        return Decline(ConcurrentExecution(claim.run_id, reply.owner, reply.expires_in or 0.0))
+    if waits and (reply.is_locked or reply.owner is not None):
         if wait_timeout is not None and waited >= wait_timeout:
             return Decline(WaitTimedOut(claim.run_id, waited))
         left = math.inf if wait_timeout is None else wait_timeout - waited
-        return ClaimAgain(left, replace(claim, after_failure=False), recheck=backoff(polls, FIRST_POLL))
+        is_anothers = reply.owner is not None or header is None  # whose outcome is waited for
+        after_failure = claim.after_failure and not is_anothers
+        return ClaimAgain(left, replace(claim, after_failure=after_failure), recheck=backoff(polls, FIRST_POLL))
     if not claim.after_failure and header is not None and header.execution.status == Status.FAILED:
         return _reraise_stored(claim, reply)
     if not claim.after_failure and header is not None and header.execution.status == Status.CANCELLED:
@@ -177,7 +185,7 @@ def find_mismatch(claim: Claim, header: Header) -> HistoryError | None:
         advice = _name_advice(header.workflow_name)
         return RunMismatch(claim.run_id, "function", repr(function), repr(claim.function), advice)
     stored_input = header.metadata.get("inputHash")
-    if claim.input_hash is not None and stored_input != claim.input_hash and not is_foreign(header):
+    if claim.input_hash is not None and stored_input not in (claim.input_hash, UNHASHED) and not is_foreign(header):
         stored = f"with hash {stored_input}" if stored_input else "of no input at all"
         return RunMismatch(claim.run_id, "input", stored, f"the one with hash {claim.input_hash}")
     version = header.metadata.get("version", claim.version)
@@ -233,6 +241,10 @@ def conclude_departure(execution: LiveExecution, exception: BaseException) -> Co
 def _conclude_abort(execution: LiveExecution, error: DurableError) -> Conclusion:
     if isinstance(error, RunCancelled):
         return GiveBack(error, Status.CANCELLED)
+    if isinstance(error, RunContinued) and execution.continuation is not None:
+        return execution.continuation
+    if isinstance(error, RunSuspended):
+        return GiveBack(error, suspension=execution.suspension)
     if execution.is_queued and isinstance(error, DeadlineExceeded):  # no call is there to be told, and none will come
         return _finish_failed(execution, FailureRecord(_record_of(error, execution.run_id)))
     if not isinstance(error, AmbiguousKey):

@@ -10,6 +10,7 @@ from msgspec import Struct, field
 
 from durable.errors import DurableError, RunExists, RunMismatch
 
+UNHASHED: Final = "unhashed"  # the fingerprint of an input that SQL has stored: what it would be is not known
 MAX_PRIORITY: Final = 9  # classes of priority are counted from 0, the most urgent
 
 
@@ -89,7 +90,7 @@ def refuse_start(run: NewRun, started: Started, *, joins: bool) -> DurableError 
         return None
     if started.workflow != run.workflow:
         return RunMismatch(run.run_id, "workflow", repr(started.workflow), repr(run.workflow))
-    if started.input_hash != run.input_hash:
+    if started.input_hash != run.input_hash and not (started.input_hash == UNHASHED and run.input_hash is not None):
         stored = f"with hash {started.input_hash}" if started.input_hash else "of no input at all"
         given = f"the one with hash {run.input_hash}" if run.input_hash else "none"
         return RunMismatch(run.run_id, "input", stored, given)

@@ -18,10 +18,15 @@ class Sleep(Struct, frozen=True, gc=False):
 
 
 class Listen(Struct, frozen=True, gc=False):
-    """Record the payload of a signal of the step's name. The body is called if none comes in time, and raises."""
+    """Record the payload of a signal of the step's name, or, of several, its name and payload.
+
+    The body is called if none comes in time, and raises.
+    """
 
     #: Seconds from the first call until then; None waits for ever.
     timeout: float | None
+    #: The names of the signals, of which any will do; none where it is the step's own.
+    names: tuple[str, ...] = ()
 
 
 class Transact(Struct, frozen=True, gc=False):

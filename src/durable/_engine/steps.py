@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from datetime import datetime
 from typing import Final, TypeVar, assert_never
 
@@ -21,6 +20,7 @@ from durable._engine.decisions import (
     Asked,
     Attempt,
     AttemptInTransaction,
+    Awaited,
     Commit,
     Interrupted,
     Join,
@@ -41,65 +41,29 @@ from durable._engine.decisions import (
     Wait,
     WriteRecord,
 )
-from durable._engine.journal import Journal
-from durable._engine.journal_writes import write_attempt, write_outcome
-from durable._engine.leases import MAX_WAIT, Lease
+from durable._engine.journal_writes import value_of_signal, write_attempt, write_outcome
+from durable._engine.leases import MAX_WAIT
+from durable._engine.live_runs import LiveRun
 from durable._engine.step_kinds import Listen, Plain, Sleep, Transact
-from durable._engine.waits import RESOLUTION, Waits
+from durable._engine.waits import RESOLUTION
 from durable.errors import (
-    DeadlineExceeded,
     DurableError,
-    LeaseLost,
     OutcomeUnknown,
-    RunCancelled,
-    RunHandedOver,
     RunOver,
     StepInterrupted,
     UnstorableValue,
 )
-from durable.records import Drawable, ErrorRecord, Status
+from durable.records import Drawable, ErrorRecord
 
 MAX_LOSSES: Final = 5  # of the database under the transaction of one attempt, whose body could be the cause
 _Attempt = TypeVar("_Attempt", Attempt, AttemptInTransaction)
 
 
-class LiveExecution:
+class LiveExecution(LiveRun):
     """Decides, for each step of one execution, what its driver does next.
 
     Not safe for threads: a driver with threads holds a lock around each call.
     """
-
-    def __init__(
-        self,
-        workflow: str,
-        journal: Journal,
-        lease: Lease,
-        emit: Callable[[events.RunEvent], object] | None,
-        deadline: float | None = None,
-        *,
-        is_queued: bool = False,
-        failures: int = 0,
-    ) -> None:
-        self.run_id = journal.run_id
-        self.workflow = workflow
-        self.journal = journal
-        self.lease = lease
-        #: Takes the events; None where there is no listener, and none are made.
-        self.emit = emit
-        #: A reading of the elapsed-time clock after which no body starts.
-        self.deadline = deadline
-        #: What the run was aborted with, once it was.
-        self.error: DurableError | None = None
-        #: Whether the workflow has ended, so that nothing new may begin.
-        self.is_over = False
-        #: Whether another worker is to go on with the run at its next step.
-        self.is_leaving = False
-        #: Whether the run is a worker's: taken up again by itself where it is left.
-        self.is_queued = is_queued
-        #: How many executions of the run have failed before this one.
-        self.failures = failures
-        self._running: dict[str, Call] = {}
-        self._waits = Waits()
 
     # -- what a driver asks ---------------------------------------------------------------------------------------
 
@@ -153,8 +117,8 @@ class LiveExecution:
                 if retry_in is None:
                     return self._record_outcome(call, reading, ok=False, error=error)
                 return self._retry_later(call, reading, error, retry_in)
-            case Received(number=number, payload=payload):
-                return self._on_received(call, reading, number, payload)
+            case Received():
+                return self._on_received(call, reading, outcome)
             case Silent():
                 return self._on_silent(call, reading)
             case Rejected(error=error):
@@ -173,37 +137,7 @@ class LiveExecution:
     def rest(self, call: Call, began: datetime | None, until: datetime, reading: Reading) -> Wait | Abort | None:
         """What a workflow that sleeps until then does next; None when it has slept enough. See `Waits.left_of_sleep`."""
         left = self._waits.left_of_sleep(call, began, until, reading)
-        return self.abort_if_stopped(reading) or (self._wait(left, reading) if left > RESOLUTION else None)
-
-    def abort(self, error: DurableError) -> Abort:
-        """The run must not go on; the first reason stays the reason."""
-        if self.error is None:
-            self.error = error
-        return Abort(self.error)
-
-    def abort_if_stopped(self, reading: Reading) -> Abort | None:
-        """Why nothing more may be begun."""
-        problem = self.find_obstacle(reading)
-        return None if problem is None else self.abort(problem)
-
-    def find_obstacle(self, reading: Reading) -> DurableError | None:
-        """The same, changing nothing: any thread may ask."""
-        if self.error is not None:
-            return self.error
-        if reading.cancelled or self.lease.cancelled:
-            return RunCancelled(self.run_id)
-        if reason := self.lease.why_ended(reading.elapsed):
-            return self.lease.refusal or LeaseLost(self.run_id, reason)
-        if self.deadline is not None and reading.elapsed >= self.deadline:
-            return DeadlineExceeded(self.run_id)
-        if self.is_leaving:
-            return RunHandedOver(self.run_id)
-        return None
-
-    def former_status(self) -> Status | None:
-        """What the run goes back to when it is left now; None leaves it running."""
-        status = self.journal.former_status()
-        return Status.QUEUED if self.is_queued and status is not None else status
+        return self.abort_if_stopped(reading) or (self._rest(0, left, reading) if left > RESOLUTION else None)
 
     # -- beginning ------------------------------------------------------------------------------------------------
 
@@ -227,7 +161,7 @@ class LiveExecution:
             return self._start(call, reading)
         if running is not call:
             return Join()
-        if call.phase is Phase.BODY:  # it was to begin, and did not come to it
+        if call.phase is Phase.BODY:  # it could not begin: no free connection
             call.phase, call.attempts = Phase.WAITING, call.attempts - 1
         return self._next(call, reading)
 
@@ -251,15 +185,15 @@ class LiveExecution:
                 return self._attempt(call, Attempt, reading)
             case Transact():
                 return self._attempt(call, AttemptInTransaction, reading)
-            case Listen(timeout=timeout):
-                return self._listen(call, timeout, reading)
+            case Listen():
+                return self._listen(call, call.kind, reading)
             case never:
                 assert_never(never)
 
     def _attempt(self, call: Call, decision: type[_Attempt], reading: Reading) -> StepDecision:
         if call.due is not None and (left := call.due - reading.elapsed) > RESOLUTION:
             call.phase = Phase.WAITING
-            return self._wait(left, reading)
+            return self._wait_for(call, left, reading)
         if call.at_most_once and call.first is None:
             call.first = reading.elapsed
             return WriteRecord(write_attempt(call, self.journal, 1, reading.at))
@@ -274,20 +208,20 @@ class LiveExecution:
             self.emit(events.StepBegan(self.run_id, reading.at, call.key, call.name, call.attempts))
         return decision(call.attempts, call.first)
 
-    def _listen(self, call: Call, timeout: float | None, reading: Reading) -> StepDecision:
-        if timeout is not None and call.due is None:
-            began, due = self._waits.begin(call, reading.elapsed, timeout, reading)
+    def _listen(self, call: Call, kind: Listen, reading: Reading) -> StepDecision:
+        if kind.timeout is not None and call.due is None:
+            began, due = self._waits.begin(call, reading.elapsed, kind.timeout, reading)
             return WriteRecord(write_attempt(call, self.journal, call.attempts, began, due))
         call.phase = Phase.WAITING
         # A copy: another branch may receive one before this answer is used.
-        return PollSignal(call.name, tuple(self.journal.taken_signals(call.name)))
+        return PollSignal(_names_of(call), tuple(self.journal.taken_signals))
 
-    def _on_received(self, call: Call, reading: Reading, number: int, payload: bytes) -> StepDecision:
-        if number in self.journal.taken_signals(call.name):  # another branch looked at the same time, and was faster
+    def _on_received(self, call: Call, reading: Reading, received: Received) -> StepDecision:
+        if received.number in self.journal.taken_signals:  # another branch received it first
             return Wait(0.0)
-        self.journal.take_signal(call.name, number)
-        call.signal, call.began = number, reading.elapsed
-        return self._record_outcome(call, reading, ok=True, value=Raw(payload))
+        self.journal.taken_signals.append(received.number)
+        call.signal, call.began = received.number, reading.elapsed
+        return self._record_outcome(call, reading, ok=True, value=value_of_signal(call.kind, received))
 
     def _on_silent(self, call: Call, reading: Reading) -> StepDecision:
         if (problem := self.find_obstacle(reading)) is not None:
@@ -296,7 +230,9 @@ class LiveExecution:
         if left <= RESOLUTION:
             return self._begin(call, Attempt, reading)  # whose body says that it took too long
         call.polls += 1
-        return self._wait(left, reading, backoff(call.polls - 1, FIRST_POLL))
+        taken = tuple(self.journal.taken_signals)
+        awaits = tuple(Awaited(name, taken) for name in _names_of(call))
+        return self._wait_for(call, left, reading, backoff(call.polls - 1, FIRST_POLL), awaits)
 
     def _on_undone(self, call: Call, otherwise: Raised | Unstorable | Rejected, reading: Reading) -> StepDecision:
         if isinstance(otherwise, Rejected):
@@ -308,12 +244,14 @@ class LiveExecution:
         call.phase, call.attempts, call.record = Phase.WAITING, call.attempts - 1, None
         return self._wait(backoff(call.conflicts + call.lost), reading)
 
-    def _wait(self, seconds: float, reading: Reading, recheck: float = MAX_WAIT) -> Wait:
-        if self.deadline is not None:
-            seconds = min(seconds, self.deadline - reading.elapsed)
-        if seconds > MAX_WAIT:
-            self.lease.note_wait(reading.elapsed)
-        return Wait(seconds, recheck)
+    def _wait_for(
+        self, call: Call, seconds: float, reading: Reading, recheck: float = MAX_WAIT, awaits: tuple[Awaited, ...] = ()
+    ) -> StepDecision:
+        """What a running call does that has so many seconds to wait, and perhaps for one of these signals."""
+        decision = self._rest(1, seconds, reading, recheck, awaits)
+        if isinstance(decision, Abort):
+            self._leave(call, reading, type(decision.error).__name__)
+        return decision
 
     # -- recording ------------------------------------------------------------------------------------------------
 
@@ -381,3 +319,8 @@ class LiveExecution:
         self.journal.close(call, recorded=False)
         if self.emit is not None:
             self.emit(events.StepLeft(self.run_id, reading.at, call.key, call.name, reason))
+
+
+def _names_of(call: Call) -> tuple[str, ...]:
+    """The names of the signals that a call waits for."""
+    return (call.kind.names if isinstance(call.kind, Listen) else ()) or (call.name,)

@@ -83,8 +83,9 @@ class WorkerState:
     """Decides for one worker, by readings of its clock. Not safe for threads.
 
     A worker at work asks when something may be due that it has room for: at the moment that the last poll named, when it is
-    woken, when a run has ended after a poll that may have left some, and otherwise from time to time. One that drains asks no
-    more, and keeps what it holds until that has stopped, for `grace` seconds.
+    woken, when a run has ended after a poll that may have left some, and otherwise from time to time. A run of which only the
+    end is to be recorded leaves its place to another one; with these it holds twice as many as it executes, at the most. One
+    that drains asks no more, and keeps what it holds until that has stopped, for `grace` seconds.
     """
 
     def __init__(self, concurrency: int, grace: float, *, until_idle: bool = False) -> None:
@@ -97,6 +98,7 @@ class WorkerState:
         self._is_woken = False  # something is due: to take it comes before saying that there is room for more
         self._phase = _Phase.WORKING
         self._held = 0
+        self._ending = 0  # of these: what is executed no more
         self._next_poll = -math.inf
         self._next_look = -math.inf
         self._has_more = False  # the last poll got all that it asked for
@@ -115,7 +117,7 @@ class WorkerState:
     def decide(self, now: float) -> WorkerDecision:
         """What to do at this reading."""
         if self._phase is _Phase.WORKING:
-            free = self._concurrency - self._held
+            free = self._free
             if free <= 0:  # what it takes nothing of, it says that it is there
                 return Ask(0) if now >= self._next_word else Rest(self._next_word - now)
             if self._until_idle and not self._held and self._is_settled:
@@ -149,7 +151,7 @@ class WorkerState:
         self._interval = min(MAX_INTERVAL, max(MIN_INTERVAL, workers * _PER_WORKER))
         rest = min(self._interval, math.inf if next_in is None else max(0.0, next_in))
         self._next_poll = now + rest if self._has_said_idle else now
-        if self._has_more and self._held >= self._concurrency:
+        if self._has_more and self._free <= 0:
             self._next_poll = math.inf  # until one has ended
         if asked.looks_for_dead:
             self._next_look = now + self._interval
@@ -166,17 +168,29 @@ class WorkerState:
             self._error = error
             self.drain(now)
 
-    def ended(self, now: float, due_in: float = math.inf) -> None:
+    def ending(self, now: float) -> None:
+        """One of the runs that it holds is executed no more, and its end is being recorded."""
+        self._ending += 1
+        if not self._failures:
+            self._next_poll = min(self._next_poll, now + self._gathers_for())
+
+    def ended(self, now: float, due_in: float = math.inf, *, was_ending: bool = False) -> None:
         """One of the runs that it holds is held no more; it is due again in so many seconds, if it is."""
         self._held -= 1
+        self._ending -= was_ending
         self._is_settled = False
         if not self._failures:
             self._next_poll = min(self._next_poll, now + min(due_in, self._gathers_for()))
 
+    @property
+    def _free(self) -> int:
+        """How many runs more there is room for."""
+        return min(self._concurrency - (self._held - self._ending), 2 * self._concurrency - self._held)
+
     def _gathers_for(self) -> float:
         """Seconds until a free slot is to be filled; infinite where nothing is known that could fill it."""
         if self._has_more:
-            free = self._concurrency - self._held
+            free = self._free
             return 0.0 if free >= ENOUGH * self._concurrency else GATHER
         return 0.0 if self._until_idle and not self._held else math.inf
 

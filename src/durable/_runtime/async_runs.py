@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any, assert_never
 
 from durable._common.boundary import calls_out, shorten
-from durable._engine.backoff import delay_run
 from durable._engine.decisions import (
     Claim,
     ClaimAgain,
     ClaimReply,
+    ContinueRun,
     Decline,
     EndRun,
     GiveBack,
@@ -31,7 +31,7 @@ from durable._runtime.handles import AsyncStep
 from durable._runtime.plan import Plan
 from durable._runtime.run_base import LEAVE_TIMEOUT, RunBase, leave_to_expire
 from durable._runtime.shielded import wait_shielded
-from durable._runtime.workflow_outcome import WorkflowOutcome
+from durable._runtime.workflow_outcome import Continued, WorkflowOutcome
 from durable.errors import AsyncMismatch, DurableError, VersionMismatch
 from durable.records import Status
 from durable.stores import requests
@@ -86,10 +86,19 @@ class AsyncRun(RunBase):
 
     @calls_out
     async def _execute(self, granted: Granted) -> Any:
+        while True:
+            ended = await self._execute_once(granted)
+            if not isinstance(ended, Continued):
+                return ended
+            granted = ended.granted
+
+    @calls_out
+    async def _execute_once(self, granted: Granted) -> Any:
         plan, outcome, lease = self._plan, WorkflowOutcome(), granted.lease
         try:
             execution = self._note(plan.execution(granted, asyncio.current_task()))
             self._driver = driver = self._new_driver(execution, *plan.for_driver)
+            driver.encode_input = plan.encode_input
             arguments = plan.arguments(AsyncStep(driver), driver, execution.journal)
             token = enter(driver.frame())
         except BaseException as reason:
@@ -114,12 +123,21 @@ class AsyncRun(RunBase):
             leave(token)
         match outcome.conclusion(execution):
             case EndRun() as finish:
+                if self.on_ending is not None:
+                    self.on_ending()
                 try:
                     await self._finish(lease, finish)
                 except DurableError as error:
                     await self._give_back(lease, None, error)
                     raise outcome.interruption(plan, execution, error) from outcome.exception
                 return outcome.result(plan, execution, finish)
+            case ContinueRun() as continuation:
+                try:
+                    await self._continue(lease, continuation)
+                except DurableError as error:
+                    await self._give_back(lease, None, error)
+                    raise outcome.interruption(plan, execution, error) from outcome.exception
+                return outcome.continuation(plan, execution, granted, continuation)
             case GiveBack(error=error, status=status):
                 await self._give_back(lease, status, error or outcome.exception)
                 raise outcome.interruption(plan, execution, error) from None
@@ -171,6 +189,10 @@ class AsyncRun(RunBase):
         self.finished = finish
         self._forget(lease)
 
+    async def _continue(self, lease: Lease, asked: ContinueRun) -> None:
+        request = requests.Continue(lease, asked.record, asked.keep_history, asked.taken, asked.number)
+        await wait_shielded(self._store.aio.submit(request), LEAVE_TIMEOUT)
+
     async def _migrate(self, mismatch: VersionMismatch) -> None:
         stored = await self._store.aio.load(mismatch.run_id)
         if stored is not None:
@@ -192,20 +214,23 @@ class AsyncRun(RunBase):
             if isinstance(reason, GeneratorExit):  # the coroutine is being closed, and may not wait any more
                 # Nor can it ask where the event loop is gone, or no thread can be started: the lease ends.
                 with contextlib.suppress(RuntimeError, DurableError):
-                    self._store.aio.submit(requests.Release(lease, status, delay_run(reason)))
+                    self._store.aio.submit(self._release(lease, status, reason))
                 return
+            release = self._release(lease, status, reason)
             try:
                 # Begun here, and not cancelled with this task.
-                release = self._store.aio.submit(requests.Release(lease, status, delay_run(reason)))
+                answer = self._store.aio.submit(release)
             except DurableError as refusal:  # where no thread can be started for it
                 leave_to_expire(lease, refusal)
                 return
             try:
-                await wait_shielded(
-                    asyncio.ensure_future(asyncio.wait([release], timeout=LEAVE_TIMEOUT)), LEAVE_TIMEOUT
-                )
+                await wait_shielded(asyncio.ensure_future(asyncio.wait([answer], timeout=LEAVE_TIMEOUT)), LEAVE_TIMEOUT)
             except asyncio.CancelledError:
                 if reason is None:
                     raise  # else `reason` is on its way
-            if release.done() and isinstance(problem := release.exception(), DurableError):
+            if not answer.done():
+                return
+            if (problem := answer.exception()) is None:
+                self._note_release(release, answer.result())
+            elif isinstance(problem, DurableError):
                 leave_to_expire(lease, problem)

@@ -32,7 +32,8 @@ from durable._engine.decisions import (
 from durable._engine.step_kinds import Sleep
 from durable._runtime.awaitables import explain_unawaited, is_awaitable
 from durable._runtime.bodies import Body, body_of_call, body_of_decorated
-from durable._runtime.context import enter, leave
+from durable._runtime.branches import is_alone
+from durable._runtime.context import current_frame, enter, leave
 from durable._runtime.definitions import StepDefinition
 from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Driver
 from durable._runtime.mapping import MapItems, MapOptions, map_async
@@ -59,7 +60,8 @@ class AsyncDriver(Driver):
         self._change: asyncio.Future[None] | None = None
         self._unanswered: set[Call] = set()  # calls whose checkpoints have been sent
         self._unbegun: dict[Call | MapItems, Coroutine[Any, Any, Any]] = {}  # coroutines handed out and not awaited yet
-        if (main := asyncio.current_task()) is not None:
+        self._main = main = asyncio.current_task()
+        if main is not None:
             self._execution.journal.is_asked_to_end = lambda: main.cancelling() > 0
 
     def call_decorated(self, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -146,12 +148,20 @@ class AsyncDriver(Driver):
 
         async def begun() -> list[Any]:
             self._unbegun.pop(every, None)
+            every.tell(self._execution, self.clock)
             return await map_async(
                 every, lambda key, item: self.call(name, key, body_of_call(fn, (item,), given, defaults), amid)
             )
 
         self._unbegun[every] = handed_out = begun()
         return handed_out
+
+    def is_alone(self) -> bool:
+        def is_ours(context: contextvars.Context) -> bool:
+            frame = context.get(current_frame)
+            return frame is not None and frame.driver is self
+
+        return self._main is not None and is_alone(self._main, is_ours)
 
     def _outer_exception(self, exception: BaseException) -> BaseException | None:
         # An event loop may be run in an `except` block, and is where asyncio.run ends its tasks: what is handled there is
@@ -184,8 +194,8 @@ class AsyncDriver(Driver):
                     case Wait(seconds=seconds, recheck=recheck):
                         await self.clock.asleep(seconds, recheck)
                         outcome = ASKED
-                    case PollSignal(name=signal, taken=taken):
-                        outcome = await self._receive(signal, taken)
+                    case PollSignal(names=names, taken=taken):
+                        outcome = await self._receive(names, taken)
                     case Commit(record=record):
                         outcome = await self._commit(call, body, record)
                     case Join():
@@ -294,12 +304,12 @@ class AsyncDriver(Driver):
         else:
             self._abandon(call, error)
 
-    async def _receive(self, signal: str, taken: Sequence[int]) -> StepOutcome:
+    async def _receive(self, names: Sequence[str], taken: Sequence[int]) -> StepOutcome:
         try:
-            found = await self._store.aio.submit(requests.Receive(self._execution.lease, signal, taken))
+            found = await self._store.aio.submit(requests.Receive(self._execution.lease, names, taken))
         except DurableError as error:
             return Rejected(error)
-        return SILENT if found is None else Received(found[0], found[1].encode())
+        return SILENT if found is None else Received(found[0], found[1], found[2].encode())
 
     async def _rest(self, call: Call, body: Body) -> None:
         until = await self._drive(call, body)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, cast, get_args
 
 from msgspec import Struct
 
 from durable._common.boundary import calls_out
+from durable._common.checks import check_name
 from durable._common.durations import MAX_SECONDS, Duration, add_seconds, check_duration, show, to_utc
 from durable._engine.step_kinds import Isolation, Listen, Plain, Sleep, StepKind, Transact
 from durable._runtime.definitions import StepDefinition, definition_of
@@ -77,13 +78,25 @@ def body_of_sleep(seconds: Duration | datetime, clock: Clock) -> Body:
     return Body(sleeps, (), {}, DEFAULTS, kind=Sleep())
 
 
-def body_of_wait(name: str, timeout: Duration | None) -> Body:
+def body_of_wait(name: str, timeout: Duration | None, type_: Any = Any, names: tuple[str, ...] = ()) -> Body:
+    """The body of a wait for a signal, which is called when none has come. `name` is that of the step."""
     seconds = checked_timeout("timeout", timeout)
 
     def in_vain() -> None:
         raise SignalTimedOut(name, seconds or 0.0)
 
-    return Body(in_vain, (), {}, DEFAULTS, kind=Listen(seconds))
+    return Body(in_vain, (), {}, DEFAULTS, None if type_ is Any else type_, kind=Listen(seconds, names))
+
+
+def check_signal_names(names: object) -> tuple[str, ...]:
+    """The names that `wait_for_any` was given."""
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise InvalidArgument(f"step.wait_for_any takes a list of names, not {type(names).__name__}")
+    given = cast("Iterable[object]", names)
+    checked = tuple(dict.fromkeys(check_name("a signal's name", name) for name in given))
+    if not checked:
+        raise InvalidArgument("step.wait_for_any needs at least one name: it would wait for ever")
+    return checked
 
 
 def body_of_transaction(

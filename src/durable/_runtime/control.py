@@ -13,10 +13,10 @@ from durable._engine.leases import Lease
 from durable._engine.retry_cut import Cut, aside_record, cut_for_retry
 from durable._runtime.sync_bridge import Coroutines, at_once, call_now
 from durable.codecs import codec_of
-from durable.errors import ConcurrentExecution, RunNotFound
+from durable.errors import ConcurrentExecution, RunBeingStarted, RunNotFound
 from durable.records import Header, Record, Status
 from durable.snapshots import Snapshot, journal_of
-from durable.stores._adapters.kinds import AnyStore, as_run_store
+from durable.stores._adapters.kinds import AnyStore, as_run_store, queueing_store
 from durable.stores.protocol import AsyncRunStore
 from durable.stores.requests import Begin, Cancel, Finish, Release, Signal
 
@@ -45,19 +45,50 @@ async def cancel_async(store: AnyStore, id: str) -> bool:
 
 
 @public("durable.signal")
-def signal(store: AnyStore, id: str, name: str, payload: Any = None) -> None:
+def signal(
+    store: AnyStore,
+    id: str,
+    name: str,
+    payload: Any = None,
+    *,
+    dedup: str | None = None,
+    connection: Any = None,
+    create_later: bool = False,
+) -> bool:
     """Send `payload` (a value that can be stored) to the run `id`, where `step.wait_for(name)` returns it.
 
-    It is kept until it is received, also when the run does not wait for it yet, or is not there yet. Raises
-    `InvalidArgument`, `UnstorableValue`, and the store's errors; after `OutcomeUnknown` it may have been sent.
+    It is kept until it is received, also when the run does not wait for it yet. Returns whether such a run is there; where none
+    is, nothing is sent.
+
+    - `dedup`: a text; of what is sent to a run with the same name and `dedup`, it gets the first.
+    - `connection`: send it in the transaction of this connection to the store's database, as for `durable.start`.
+    - `create_later`: keep it also for a run that is not there yet, whose `start` or `run` comes later.
+
+    Raises `InvalidArgument`, `UnsuitableConnection`, `UnstorableValue`; `RunBeingStarted` where a transaction that has not
+    ended sends the same `dedup`; and the store's errors: after `OutcomeUnknown` it may have been sent.
     """
-    as_run_store(store).perform(_checked_signal(store, id, name, payload))
+    sent = _checked_signal(store, id, name, payload, dedup, create_later=create_later)
+    if connection is not None:
+        return queueing_store(store, "durable.signal").perform_within(sent, connection, "durable.signal")
+    return as_run_store(store).perform(sent)
 
 
 @public("durable.aio.signal")
-async def signal_async(store: AnyStore, id: str, name: str, payload: Any = None) -> None:
-    """The same for asyncio."""
-    await as_run_store(store).aio.submit(_checked_signal(store, id, name, payload))
+async def signal_async(
+    store: AnyStore,
+    id: str,
+    name: str,
+    payload: Any = None,
+    *,
+    dedup: str | None = None,
+    connection: Any = None,
+    create_later: bool = False,
+) -> bool:
+    """The same for asyncio; `connection` as for `durable.aio.start`."""
+    sent = _checked_signal(store, id, name, payload, dedup, create_later=create_later)
+    if connection is not None:
+        return await queueing_store(store, "durable.signal").submit_within(sent, connection, "durable.signal")
+    return await as_run_store(store).aio.submit(sent)
 
 
 @public("durable.retry")
@@ -157,6 +188,8 @@ class _Retry:
         if isinstance(reply, Granted):
             self._granted = reply
             return reply.lease
+        if reply.is_locked:
+            raise RunBeingStarted(self.run_id)
         if reply.owner is not None:
             raise ConcurrentExecution(self.run_id, reply.owner, reply.expires_in or 0.0, _BUSY)
         if reply.header is None:
@@ -180,6 +213,14 @@ class _Retry:
         self._cut = cut_for_retry(self.run_id, header, records, self._from_step, even_effects=self._even_effects)
 
 
-def _checked_signal(store: AnyStore, id: str, name: str, payload: Any) -> Signal:
+def _checked_signal(
+    store: AnyStore, id: str, name: str, payload: Any, dedup: str | None, *, create_later: bool
+) -> Signal:
     text = codec_of(store).encode(payload, what=f"the payload of signal {name!r}")
-    return Signal(check_name("a run's id", id), check_name("a signal's name", name), text.decode())
+    return Signal(
+        check_name("a run's id", id),
+        check_name("a signal's name", name),
+        text.decode(),
+        None if dedup is None else check_name("dedup", dedup),
+        check_flag("create_later", create_later),
+    )

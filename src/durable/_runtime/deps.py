@@ -57,6 +57,8 @@ def bind_deps(deps: Any, driver: Driver) -> Any:
 
     A mapping always has a view, which gives its items as attributes.
     """
+    if deps is None:
+        return None
     if isinstance(deps, Mapping) or _may_give_a_step(deps):
         return _view_of(type(deps))(deps, driver)
     return _bind(deps, driver)

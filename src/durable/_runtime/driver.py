@@ -11,12 +11,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from threading import Event
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NoReturn, TypeVar, cast
+from weakref import WeakSet, ref
 
 from durable._common.boundary import calls_out
-from durable._common.checks import check_name
+from durable._common.checks import check_flag, check_name
 from durable._common.durations import show
-from durable._common.reports import call_listener, report, say
+from durable._common.reports import say
 from durable._engine.calls import Call
 from durable._engine.causes import InFlight, in_flight, tag_origin
 from durable._engine.decisions import (
@@ -37,13 +38,13 @@ from durable._engine.decisions import (
     Wait,
 )
 from durable._engine.leases import MAX_WAIT
-from durable._engine.stalls import find_stalled
-from durable._engine.step_kinds import Transact
+from durable._engine.step_kinds import Listen, Transact
 from durable._engine.steps import LiveExecution
 from durable._runtime.awaitables import explain_early_call, is_awaitable, vain_awaitable_error
 from durable._runtime.bodies import Body
 from durable._runtime.context import Frame, Running, current_frame, enter, leave
 from durable._runtime.definitions import StepDefinition
+from durable._runtime.payloads import read_signal
 from durable._runtime.stack import require_stack
 from durable._runtime.step_options import DEFAULTS, StepOptions
 from durable._runtime.timeouts import NotBegun, call_within
@@ -91,6 +92,8 @@ class Driver:
         cancel: Event | None = None,
     ) -> None:
         self.clock = clock
+        #: The JSON of an input of the workflow; see `Plan.encode_input`.
+        self.encode_input: Callable[[Any], bytes] = partial(codec.encode, what="the input")
         self._execution = execution
         self._store = store
         self._codec = codec
@@ -103,6 +106,10 @@ class Driver:
         self._cancel = cancel
         self._before = sys.exception()  # what the caller of `run` is handling has nothing to do with the workflow
         self._open: dict[Call, tuple[Transaction, Attempt]] = {}
+        # The threads or tasks, beside the workflow's own, that have called steps.
+        self._branches: WeakSet[Any] = WeakSet()
+        this = ref(self)  # weakly: a driver and its execution must not keep one another
+        execution.is_alone = lambda: (driver := this()) is None or driver.is_alone()
         self._timeless = _TIMELESS if execution.emit is None else frozenset[type[StepOutcome]]()
 
     @property
@@ -121,21 +128,28 @@ class Driver:
         """The frame of the workflow function, or of an attempt of the body of the step `inside`."""
         return Frame(self, inside, self._runs, attempt)
 
+    def is_alone(self) -> bool:
+        """Whether nothing of the workflow is at work but the calling thread or task, which is about to wait."""
+        raise NotImplementedError
+
+    def continue_with(self, value: Any, *, keep_history: bool) -> NoReturn:
+        """Leave the workflow, which begins anew with this input."""
+        frame = current_frame.get()
+        if frame is not None and frame.driver is self and frame.inside is not None:
+            raise NestedStep("continue_with", frame.inside)
+        check_flag("keep_history", keep_history)
+        text = self.encode_input(value)
+        raise self._ending(self._continue(text, keep_history))
+
+    def _continue(self, text: bytes, keep_history: bool) -> Raise | Abort:
+        return self._execution.continue_with(text, self._reading(), keep_history=keep_history)
+
     def call_decorated(self, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise NotImplementedError
 
     def exit_error(self, error: DurableError) -> BaseException:
         """What a call raises where the run must not go on: `Unwind`, or the error itself once the workflow has ended."""
         return copy.copy(error) if self._execution.is_over else Unwind(error)
-
-    def report_stalls(self) -> None:
-        """Report the bodies that have been running for too long; called by the heartbeat's thread."""
-        reading = Reading(self.clock.now(), self.clock.elapsed())
-        for event in find_stalled(self._execution.running, self._execution.lease, reading):
-            message = "run %r: step %r has been running for %.0f s"
-            report(_log, logging.WARNING, message, event.run_id, event.key, event.seconds)
-            if (emit := self._execution.emit) is not None:  # a listener that takes its time must not cost a lease
-                call_listener(emit, event)
 
     def _warn_still_running(self) -> None:
         keys = ", ".join(call.key for call in self._execution.running)
@@ -200,7 +214,10 @@ class Driver:
         if amid is None and exception is not None:
             amid = self._in_flight(exception)
         call = Call(key or name, name, fingerprint, key is None, body.kind, options.at_most_once, options.cleanup)
-        return self._execution.draw(call, branch, amid)
+        drawn = self._execution.draw(call, branch, amid)
+        if drawn.concurrent:
+            self._branches.add(branch)
+        return drawn
 
     def _in_flight(self, exception: BaseException | None) -> InFlight | None:
         """What is in flight while this exception is handled, if it was raised since the workflow was entered."""
@@ -373,6 +390,8 @@ class Driver:
         where = f"the record of step {call.key!r}"
         if record.error is None:
             run_id = self._execution.run_id
+            if type(body.kind) is Listen:
+                return read_signal(record.json, body.kind, call.name, body.annotation, self._codec, run_id=run_id)
             return self._codec.decode(record.json, run_id=run_id, where=where, annotation=body.annotation)
         exception = from_record(record.error, self._codec, run_id=self._execution.run_id, where=where)
         original, call.original = call.original, None

@@ -40,6 +40,7 @@ def plan_granted(
     granted: Granted,
     store: RunStore,
     on_event: Listener | None,
+    suspend_after: float,
 ) -> Plan:
     """What to execute under this grant, and with what."""
     header, lease, clock = granted.header, granted.lease, clock_of(store)
@@ -62,4 +63,5 @@ def plan_granted(
         run_retry=definition.retry,
         began=clock.elapsed() - since,
         is_queued=True,
+        suspend_after=suspend_after,
     )

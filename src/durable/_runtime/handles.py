@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import datetime
-from typing import Any, TypeAlias, TypeVar, TypeVarTuple, Unpack, overload
+from typing import Any, NoReturn, TypeAlias, TypeVar, TypeVarTuple, Unpack, overload
 from uuid import UUID
 
 import tenacity
@@ -14,7 +14,7 @@ from durable._common.boundary import public
 from durable._common.durations import Duration
 from durable._engine.step_kinds import Isolation
 from durable._runtime.async_steps import AsyncDriver
-from durable._runtime.bodies import body_of_call, body_of_sleep, body_of_transaction, body_of_wait
+from durable._runtime.bodies import body_of_call, body_of_sleep, body_of_transaction, body_of_wait, check_signal_names
 from durable._runtime.mapping import MapOptions
 from durable._runtime.step_options import CollectingMapOptions, RaisingMapOptions, StepOptionsDict, step_options
 from durable._runtime.steps import BlockingDriver
@@ -125,14 +125,49 @@ class Step:
         """
         self._driver.call(name, key, body_of_sleep(seconds, self._driver.clock))
 
+    @overload
+    def wait_for(self, name: str, *, timeout: Duration | None = ..., key: str | None = ...) -> Any: ...
+    @overload
+    def wait_for(self, name: str, *, type: type[T], timeout: Duration | None = ..., key: str | None = ...) -> T: ...
+    @overload
+    def wait_for(self, name: str, *, type: Any, timeout: Duration | None = ..., key: str | None = ...) -> Any: ...
     @public("step.wait_for")
-    def wait_for(self, name: str, *, timeout: Duration | None = None, key: str | None = None) -> Any:
+    def wait_for(self, name: str, *, type: Any = Any, timeout: Duration | None = None, key: str | None = None) -> Any:
         """Wait for `durable.signal(store, id, name, payload)`, from any process, and return the payload.
 
         Signals of a name are received in their order, each by one call, also when they were sent before. After `timeout`
-        seconds (None: never), restarts included, `SignalTimedOut` is raised, and recorded.
+        seconds (None: never), restarts included, `SignalTimedOut` is raised, and recorded. With a `type` the payload is
+        returned as that, also where it was sent as plain JSON; `SignalMismatch` where it is no such value.
         """
-        return self._driver.call(name, key, body_of_wait(name, timeout))
+        return self._driver.call(name, key, body_of_wait(name, timeout, type))
+
+    @public("step.wait_for_any")
+    def wait_for_any(
+        self, names: Iterable[str], *, timeout: Duration | None = None, key: str | None = None
+    ) -> tuple[str, Any]:
+        """Wait for a signal of any of these names: the name and the payload of the first that was sent.
+
+        Otherwise as `wait_for`.
+        """
+        checked = check_signal_names(names)
+        name = " | ".join(checked)
+        value: tuple[str, Any] = self._driver.call(name, key, body_of_wait(name, timeout, names=checked))
+        return value
+
+    @public("step.continue_with")
+    def continue_with(self, input: Any, *, keep_history: bool = True) -> NoReturn:
+        """Begin the workflow anew as the same run, with this `input` and an empty journal. It does not return.
+
+        For a run that lives for years: no execution replays what was before. The old journal is kept as a completed run of its
+        own, whose id is the run's, `~` and a number from 1 on, and whose result is the new input; or, with
+        `keep_history=False`, deleted. Both happen in one commit, or neither. Signals that were not received yet stay;
+        so do the run's deadline and metadata, and `durable.run` and `durable.start` still compare with the first input.
+
+        Control leaves the workflow past any `except Exception`, and `finally` clauses are executed. Raises `InvalidArgument`
+        where the workflow takes no input, or other branches are at work, and `UnstorableValue`; the store's errors interrupt
+        the run.
+        """
+        self._driver.continue_with(input, keep_history=keep_history)
 
     @public("step.transaction")
     def transaction(
@@ -286,10 +321,36 @@ class AsyncStep:
         """See `Step.sleep`."""
         return self._driver.call(name, key, body_of_sleep(seconds, self._driver.clock))
 
+    @overload
+    def wait_for(self, name: str, *, timeout: Duration | None = ..., key: str | None = ...) -> Pending[Any]: ...
+    @overload
+    def wait_for(
+        self, name: str, *, type: type[T], timeout: Duration | None = ..., key: str | None = ...
+    ) -> Pending[T]: ...
+    @overload
+    def wait_for(
+        self, name: str, *, type: Any, timeout: Duration | None = ..., key: str | None = ...
+    ) -> Pending[Any]: ...
     @public("step.wait_for")
-    def wait_for(self, name: str, *, timeout: Duration | None = None, key: str | None = None) -> Pending[Any]:
+    def wait_for(
+        self, name: str, *, type: Any = Any, timeout: Duration | None = None, key: str | None = None
+    ) -> Pending[Any]:
         """See `Step.wait_for`."""
-        return self._driver.call(name, key, body_of_wait(name, timeout))
+        return self._driver.call(name, key, body_of_wait(name, timeout, type))
+
+    @public("step.wait_for_any")
+    def wait_for_any(
+        self, names: Iterable[str], *, timeout: Duration | None = None, key: str | None = None
+    ) -> Pending[tuple[str, Any]]:
+        """See `Step.wait_for_any`."""
+        checked = check_signal_names(names)
+        name = " | ".join(checked)
+        return self._driver.call(name, key, body_of_wait(name, timeout, names=checked))
+
+    @public("step.continue_with")
+    def continue_with(self, input: Any, *, keep_history: bool = True) -> NoReturn:
+        """See `Step.continue_with`; not awaited."""
+        self._driver.continue_with(input, keep_history=keep_history)
 
     @public("step.transaction")
     def transaction(

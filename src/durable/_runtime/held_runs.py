@@ -61,7 +61,13 @@ class HeldRun:
     def due_in(self) -> float:
         """Seconds from its end until it is due again; infinite where it is not, or where that is not known here."""
         finish = self._run.finished
-        return finish.due_in if finish is not None and finish.status == Status.QUEUED else math.inf
+        if finish is None:
+            return self._run.suspended_for
+        return finish.due_in if finish.status == Status.QUEUED else math.inf
+
+    def watch(self, on_ending: Callable[[], object]) -> None:
+        """Call this, on any thread, when nothing is left to do but to record how it ended. It must not refer to this object."""
+        self._run.on_ending = on_ending
 
     def start(self, daemons: Daemons) -> Future[Any]:
         """Begin to execute it on a thread; the future of what it comes to. `StoreUnavailable` where none can be started."""
@@ -87,6 +93,10 @@ class HeldRun:
     def give_back(self) -> None:
         """Give its lease back at once; whatever it still does cannot be recorded."""
         self.plan.store.perform(requests.Release(self.lease, self._run.former_status()))
+
+    def forget(self) -> None:
+        """Let go of what it came to, which refers to it: else only the garbage collector would free it, and all that it had."""
+        self._future = None
 
     def cancel(self) -> None:
         """Cancel its task, if it has one. Called in its thread."""
@@ -121,8 +131,8 @@ class HeldRuns:
     """All of a worker. The thread of the worker adds and removes; the heartbeat's asks."""
 
     def __init__(self, limit: int) -> None:
-        self._daemons = Daemons("durable-run", limit, _LINGER)
-        self._runs: dict[str, HeldRun] = {}
+        self._daemons = Daemons("durable-run", 2 * limit, _LINGER)  # what is ending has a thread as well
+        self._runs: dict[Lease, HeldRun] = {}  # by the lease itself, whose token changes when a run is continued
         self._loop: asyncio.AbstractEventLoop | None = None
         self._own_loop: asyncio.AbstractEventLoop | None = None
         self._beginning: deque[tuple[HeldRun, _OnEnd]] = deque()
@@ -137,12 +147,12 @@ class HeldRuns:
 
     def is_alive(self, lease: Lease) -> bool:
         """Whether this lease is still needed: of one that is not begun yet, whether the worker is there to begin it."""
-        run = self._runs.get(lease.token)
+        run = self._runs.get(lease)
         return (self._owner is not None and self._owner.is_alive()) if run is None else run.is_alive()
 
     def start(self, run: HeldRun, on_end: _OnEnd) -> None:
         """Execute it. `on_end` is called, on any thread, with it and with what it raised."""
-        self._runs[run.lease.token] = run  # first: it may be handed over, or have ended, before this returns
+        self._runs[run.lease] = run  # first: it may be handed over, or have ended, before this returns
         try:
             if run.is_async:
                 self._start_on_loop(run, on_end)
@@ -185,7 +195,7 @@ class HeldRuns:
 
     def remove(self, run: HeldRun) -> None:
         """It has ended."""
-        self._runs.pop(run.lease.token, None)
+        self._runs.pop(run.lease, None)
 
     def hand_over(self) -> None:
         """Let other workers go on with them, each at its next step."""

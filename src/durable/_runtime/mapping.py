@@ -12,7 +12,10 @@ from typing import Any, Final, NamedTuple
 from durable._common.boundary import calls_out, public
 from durable._common.checks import check_count, check_name
 from durable._common.locks import locked
+from durable._engine.steps import LiveExecution
+from durable.clocks import Clock
 from durable.errors import InvalidArgument
+from durable.events import MapBegan
 
 _MAX_AT_ONCE: Final = 32  # threads or tasks, unless max_concurrency= is given
 
@@ -40,8 +43,14 @@ class MapItems:
         self.outcomes: list[Any] = [None] * len(self.items)
         self._return_exceptions = how.return_exceptions
         self._next = 0
+        self._settled = 0
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
+
+    def tell(self, execution: LiveExecution, clock: Clock) -> None:
+        """Say to a listener which steps there will be: nothing that is stored says how many."""
+        if execution.emit is not None and not execution.is_over:
+            execution.emit(MapBegan(execution.run_id, clock.now(), self.name, tuple(self.keys)))
 
     @locked
     def take(self) -> int | None:
@@ -50,6 +59,16 @@ class MapItems:
             return None
         self._next += 1
         return self._next - 1
+
+    @locked
+    def settle(self) -> None:
+        """An item that was taken has an outcome, or has none."""
+        self._settled += 1
+
+    @property
+    def is_last(self) -> bool:
+        """Whether an item that is being called is the only one, and no other is begun before it has settled."""
+        return self.at_once == 1 or self._settled == len(self.items) - 1
 
     def fail(self, index: int, problem: BaseException) -> None:
         """Take an item's failure: as its outcome, or as the end of the call."""
@@ -78,6 +97,8 @@ def map_blocking(items: MapItems, called: Callable[[str, Any], Any]) -> list[Any
                 items.outcomes[index] = called(items.keys[index], items.items[index])
             except BaseException as problem:
                 items.fail(index, problem)
+            finally:
+                items.settle()
 
     if items.at_once:
         with ThreadPoolExecutor(items.at_once, thread_name_prefix="durable-map") as pool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import math
 import threading
 import warnings
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from durable._common.checks import check_name
 from durable._common.durations import Duration, to_seconds, to_utc
 from durable._common.reports import report
 from durable._engine import runs
+from durable._engine.continuations import times_continued
 from durable._engine.decisions import Admission, Claim, ClaimReply, Decline, Granted, Reading
 from durable._engine.journal import Journal
 from durable._engine.leases import check_seconds
@@ -88,6 +90,8 @@ class Plan(Struct, frozen=True, eq=False):
     began: float = 0.0
     #: Whether it is a worker's.
     is_queued: bool = False
+    #: How many seconds a wait must have to go for the run to be suspended meanwhile.
+    suspend_after: float = math.inf
 
     def __repr__(self) -> str:
         return f"<Plan of run {self.claim.run_id!r} of {self.claim.workflow!r}>"
@@ -139,6 +143,14 @@ class Plan(Struct, frozen=True, eq=False):
         """The JSON of what the workflow returned."""
         what = f"the result of workflow {self.claim.workflow!r}"
         return self.codec.encode(value, what=what, annotation=return_annotation(self.fn))
+
+    def encode_input(self, value: Any) -> bytes:
+        """The JSON of an input with which the workflow goes on; `InvalidArgument` where it takes none."""
+        if _WITH_INPUT not in self.takes:
+            raise InvalidArgument(
+                f"step.continue_with: the workflow {self.claim.workflow!r} takes no input; make it fn(step, deps, input)"
+            )
+        return self.codec.encode(value, what="the input", annotation=parameter_annotation(self.fn, _WITH_INPUT - 1))
 
     def decode(self, text: bytes) -> Any:
         """A result as its record gives it back."""
@@ -198,6 +210,8 @@ class Plan(Struct, frozen=True, eq=False):
             self.deadline,
             is_queued=self.is_queued,
             failures=failures,
+            times_continued=times_continued(granted.header),
+            suspend_after=self.suspend_after,
         )
 
     def retry_run_in(self, exception: Exception, failures: int) -> float | None:

@@ -17,7 +17,36 @@ from tenacity import asyncio as tenacity_asyncio
 
 from durable._common.boundary import calls_out
 from durable._common.durations import show
-from durable.errors import DurableError, InvalidArgument, StepTimeout
+from durable.errors import (
+    AmbiguousKey,
+    AsyncMismatch,
+    InvalidArgument,
+    KeyConflict,
+    NestedStep,
+    RetryRefused,
+    RunMismatch,
+    StepInterrupted,
+    TransactionMisused,
+    UnstorableValue,
+    VersionMismatch,
+    WorkflowDrift,
+)
+
+# Of our own errors those that a body makes by itself. Others pass: a store that is away, a run that has not ended.
+_MISTAKES: Final = (
+    InvalidArgument,
+    AsyncMismatch,
+    NestedStep,
+    TransactionMisused,
+    KeyConflict,
+    AmbiguousKey,
+    UnstorableValue,
+    RunMismatch,
+    VersionMismatch,
+    WorkflowDrift,
+    RetryRefused,
+    StepInterrupted,
+)
 
 _EXAMPLE: Final = "tenacity.Retrying(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_exponential_jitter())"
 _DEFAULTS: Final[tuple[Any, ...]] = (tenacity.Retrying(), tenacity.AsyncRetrying())
@@ -90,8 +119,8 @@ class Policy:
 
         `InvalidArgument` when a part of the policy fails, or answers with nonsense.
         """
-        if isinstance(exception, DurableError) and not isinstance(exception, StepTimeout):
-            return None  # a mistake in how a step is called; another attempt makes the same one
+        if isinstance(exception, _MISTAKES):
+            return None  # another attempt makes the same one
         policy = self._retrying
         if not policy.enabled:
             return None

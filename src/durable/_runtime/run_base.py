@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+from collections.abc import Callable
 from typing import Final, cast
 
 from durable._common.reports import say
+from durable._engine.backoff import delay_run
 from durable._engine.decisions import EndRun
 from durable._engine.leases import Lease
 from durable._engine.steps import LiveExecution
 from durable._runtime.driver import Driver
 from durable._runtime.plan import Plan
-from durable.errors import DurableError
+from durable._runtime.stalled_bodies import report_stalls
+from durable.errors import DurableError, RunSuspended
 from durable.records import Status
+from durable.stores.requests import Release
 
 #: Seconds that a run which is being left waits for its last checkpoints, and again for its release.
 LEAVE_TIMEOUT: Final = 5.0
@@ -36,8 +41,12 @@ class RunBase:
         self._over = False
         self._leaves = False
         self._execution: LiveExecution | None = None
+        #: Called when nothing is left but to record how it ended.
+        self.on_ending: Callable[[], object] | None = None
         #: How it was ended, once that is committed.
         self.finished: EndRun | None = None
+        #: Seconds until it is due again, once it is suspended.
+        self.suspended_for = math.inf
 
     def _forget(self, lease: Lease) -> None:
         """Note that the lease is given back."""
@@ -52,6 +61,18 @@ class RunBase:
     def former_status(self) -> Status | None:
         """What the run goes back to when it is left now; None leaves it running."""
         return None if self._execution is None else self._execution.former_status()
+
+    def _release(self, lease: Lease, status: Status | None, reason: BaseException | None) -> Release:
+        """The request that gives the lease back, for this reason."""
+        suspension = None if self._execution is None else self._execution.suspension
+        if suspension is None or not isinstance(reason, RunSuspended):
+            return Release(lease, status, delay_run(reason))
+        return Release(lease, status, max(0.0, suspension.until - self._clock.elapsed()), suspension.awaits)
+
+    def _note_release(self, release: Release, is_due: bool) -> None:
+        """The lease is given back; a suspended run `is_due` at once where what it awaits is there already."""
+        if release.awaits is not None:
+            self.suspended_for = 0.0 if is_due else release.due_in
 
     def leave_as_dead(self, lease: Lease, reason: BaseException | None) -> bool:
         """Let the lease end by itself, as if this process had died, where a worker's run was left by what ends a process.
@@ -80,8 +101,8 @@ class RunBase:
         """Whether work still goes on under the lease. Asked by the heartbeat; stalled steps are reported by the way."""
         if self._over or not running or self._plan.is_late:
             return False
-        if self._driver is not None:
-            self._driver.report_stalls()
+        if self._driver is not None and self._execution is not None:
+            report_stalls(self._execution, self._driver.clock)
         return True
 
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any, assert_never
 
 from durable._common.boundary import calls_out, shorten
-from durable._engine.backoff import delay_run
 from durable._engine.decisions import (
     Claim,
     ClaimAgain,
     ClaimReply,
+    ContinueRun,
     Decline,
     EndRun,
     GiveBack,
@@ -28,7 +28,7 @@ from durable._runtime.handles import Step
 from durable._runtime.plan import Plan
 from durable._runtime.run_base import LEAVE_TIMEOUT, RunBase, leave_to_expire
 from durable._runtime.steps import BlockingDriver
-from durable._runtime.workflow_outcome import WorkflowOutcome
+from durable._runtime.workflow_outcome import Continued, WorkflowOutcome
 from durable.errors import AsyncMismatch, DurableError, VersionMismatch
 from durable.records import Status
 from durable.stores import requests
@@ -83,10 +83,19 @@ class BlockingRun(RunBase):
 
     @calls_out
     def _execute(self, granted: Granted) -> Any:
+        while True:
+            ended = self._execute_once(granted)
+            if not isinstance(ended, Continued):
+                return ended
+            granted = ended.granted
+
+    @calls_out
+    def _execute_once(self, granted: Granted) -> Any:
         plan, outcome, lease = self._plan, WorkflowOutcome(), granted.lease
         try:
             execution = self._note(plan.execution(granted, threading.current_thread()))
             self._driver = driver = self._new_driver(execution, *plan.for_driver)
+            driver.encode_input = plan.encode_input
             arguments = plan.arguments(Step(driver), driver, execution.journal)
             token = enter(driver.frame())
         except BaseException as reason:
@@ -111,12 +120,21 @@ class BlockingRun(RunBase):
             leave(token)
         match outcome.conclusion(execution):
             case EndRun() as finish:
+                if self.on_ending is not None:
+                    self.on_ending()
                 try:
                     self._finish(lease, finish)
                 except DurableError as error:
                     self._give_back(lease, None, error)
                     raise outcome.interruption(plan, execution, error) from outcome.exception
                 return outcome.result(plan, execution, finish)
+            case ContinueRun() as continuation:
+                try:
+                    self._continue(lease, continuation)
+                except DurableError as error:
+                    self._give_back(lease, None, error)
+                    raise outcome.interruption(plan, execution, error) from outcome.exception
+                return outcome.continuation(plan, execution, granted, continuation)
             case GiveBack(error=error, status=status):
                 self._give_back(lease, status, error or outcome.exception)
                 raise outcome.interruption(plan, execution, error) from None
@@ -131,6 +149,9 @@ class BlockingRun(RunBase):
         self._store.perform(requests.Finish(lease, finish.status, finish.record, finish.due_in))
         self.finished = finish
         self._forget(lease)
+
+    def _continue(self, lease: Lease, asked: ContinueRun) -> None:
+        self._store.perform(requests.Continue(lease, asked.record, asked.keep_history, asked.taken, asked.number))
 
     def _migrate(self, mismatch: VersionMismatch) -> None:
         stored = self._store.load(mismatch.run_id)
@@ -150,7 +171,8 @@ class BlockingRun(RunBase):
     ) -> None:
         if lease is not None and not self.leave_as_dead(lease, reason):
             try:
-                self._store.perform(requests.Release(lease, status, delay_run(reason)))
+                release = self._release(lease, status, reason)
+                self._note_release(release, self._store.perform(release))
             except DurableError as problem:  # it must not replace what the run has come to
                 leave_to_expire(lease, problem)
             self._forget(lease)

@@ -21,7 +21,12 @@ async def wait_shielded(work: asyncio.Future[T], seconds: float) -> T:
         if left is not None and left <= 0:
             break
         try:
-            await asyncio.wait([work], timeout=left)
+            if left is None:
+                # With less ado than `asyncio.wait`. A callback of our own would be a place where an exception that a signal
+                # handler raises goes to the loop, and this would wait for ever.
+                await asyncio.shield(work)
+            else:
+                await asyncio.wait([work], timeout=left)
         except asyncio.CancelledError as error:
             if cancelled is None:
                 cancelled, until = error, loop.time() + seconds

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias, TypedDict, TypeVar, Unpack, get_type_hints, overload
 
 from msgspec import Struct
@@ -25,8 +26,8 @@ from durable.clocks import clock_of
 from durable.codecs import check_plain, codec_of, parameter_annotation
 from durable.errors import InvalidArgument
 from durable.stores._adapters.kinds import queueing_store
-from durable.stores.protocol import AsyncRunStore, QueueingStore
-from durable.stores.requests import Enqueue
+from durable.stores.protocol import QueueingStore
+from durable.stores.requests import Enqueue, Wake
 
 D = TypeVar("D")
 I = TypeVar("I")  # noqa: E741 -- the input's type
@@ -34,6 +35,7 @@ T = TypeVar("T")
 
 OnExisting: TypeAlias = Literal["join", "raise"]
 
+_DIGITS: Final = 11  # of a version, which is larger then than any
 _INPUT: Final = 2  # the place of the workflow's parameter
 
 
@@ -48,6 +50,7 @@ class StartOptions(TypedDict, total=False):
     dedup: str | None
     deadline: Duration | datetime | None
     metadata: Mapping[str, Any] | None
+    connection: Any
     on_conflict: OnExisting
 
 
@@ -105,6 +108,7 @@ def start(
     dedup: str | None = None,
     deadline: Duration | datetime | None = None,
     metadata: Mapping[str, Any] | None = None,
+    connection: Any = None,
     on_conflict: OnExisting = "join",
 ) -> RunHandle[Any]:
     """Start a run, and let go of it: a worker (`durable.Worker`) executes it. It is stored when this returns.
@@ -119,16 +123,20 @@ def start(
     - `dedup`: a text; while a run of this queue with the same text has not ended, that run is the one.
     - `deadline`: seconds from now, or an aware `datetime`, after which no further step begins: `DeadlineExceeded`.
     - `metadata`: JSON values kept in the run's header, for people and queries.
+    - `connection`: start it in the transaction of this connection to the store's database, whose `COMMIT` or `ROLLBACK` it
+      shares: a `psycopg.Connection`, Django's `connection`, or a `Connection` of SQLAlchemy's, as `session.connection()`
+      gives it. `durable.wake(store)` after the commit has it begun at once, and not by the next poll.
 
     Returns a handle: `handle.result(timeout=…)` waits for the outcome.
 
     Raises `InvalidArgument` and `UnstorableValue` before anything is stored; `RunMismatch` where the id is of another
-    workflow, or of other input; `RunExists`; and the store's errors. After `OutcomeUnknown` it may have been started: call it
-    again.
+    workflow, or of other input; `RunExists`; `RunBeingStarted` where a transaction that has not ended starts it; and the
+    store's errors. After `OutcomeUnknown` it may have been started: call it again. With `connection`,
+    `UnsuitableConnection` before anything is sent, and the database's errors as that connection raises them.
     """
     order = Start(input, id, priority, at, delay, dedup, deadline, metadata)
     asked = _Order(fn, [order], store, queue, on_conflict)
-    return at_once(_start, asked, Coroutines(asked.store, call_now))[0]
+    return at_once(_start, asked, _blocking_way(asked, connection, "durable.start"))[0]
 
 
 @overload
@@ -165,12 +173,16 @@ async def start_async(
     dedup: str | None = None,
     deadline: Duration | datetime | None = None,
     metadata: Mapping[str, Any] | None = None,
+    connection: Any = None,
     on_conflict: OnExisting = "join",
 ) -> RunHandle[Any]:
-    """`durable.start` for asyncio; the verbs of the handle are awaited at `handle.aio`."""
+    """`durable.start` for asyncio; the verbs of the handle are awaited at `handle.aio`.
+
+    `connection` is a `psycopg.AsyncConnection`, or an `AsyncConnection` of SQLAlchemy's (`await session.connection()`).
+    """
     order = Start(input, id, priority, at, delay, dedup, deadline, metadata)
     asked = _Order(fn, [order], store, queue, on_conflict)
-    return (await _start(asked, asked.store.aio))[0]
+    return (await _start(asked, _async_way(asked, connection, "durable.start")))[0]
 
 
 @public("durable.start_many")
@@ -180,6 +192,7 @@ def start_many(
     *,
     store: QueueingStore,
     queue: str | None = None,
+    connection: Any = None,
     on_conflict: OnExisting = "join",
 ) -> list[RunHandle[Any]]:
     """Start many runs of one workflow, a thousand in one commit: a handle for each, in the order of `runs`.
@@ -187,7 +200,7 @@ def start_many(
     Otherwise as `start`. What fails raises for all of its thousand; those before are started.
     """
     asked = _Order(fn, runs, store, queue, on_conflict)
-    return at_once(_start, asked, Coroutines(asked.store, call_now))
+    return at_once(_start, asked, _blocking_way(asked, connection, "durable.start_many"))
 
 
 @public("durable.aio.start_many")
@@ -197,18 +210,53 @@ async def start_many_async(
     *,
     store: QueueingStore,
     queue: str | None = None,
+    connection: Any = None,
     on_conflict: OnExisting = "join",
 ) -> list[RunHandle[Any]]:
     """`durable.start_many` for asyncio."""
     asked = _Order(fn, runs, store, queue, on_conflict)
-    return await _start(asked, asked.store.aio)
+    return await _start(asked, _async_way(asked, connection, "durable.start_many"))
 
 
-async def _start(order: _Order, runs: AsyncRunStore | Coroutines) -> list[RunHandle[Any]]:
+@public("durable.wake")
+def wake(store: QueueingStore) -> None:
+    """Wake idle workers for what is due: after the commit of a transaction in which runs were started (`connection=`).
+
+    Without it they are found by the next poll. Raises `InvalidArgument`, and the store's errors.
+    """
+    queueing_store(store, "durable.wake").perform(Wake())
+
+
+@public("durable.aio.wake")
+async def wake_async(store: QueueingStore) -> None:
+    """`durable.wake` for asyncio."""
+    await queueing_store(store, "durable.wake").aio.submit(Wake())
+
+
+_Way: TypeAlias = Callable[[Enqueue], Awaitable[Sequence[Started]]]
+"""How runs are stored: in a commit of their own, or in the caller's transaction."""
+
+
+def _blocking_way(order: _Order, connection: Any, function: str) -> _Way:
+    if connection is None:
+        return Coroutines(order.store, call_now).submit
+
+    async def within(request: Enqueue) -> Sequence[Started]:
+        return await call_now(order.store.perform_within, request, connection, function)
+
+    return within
+
+
+def _async_way(order: _Order, connection: Any, function: str) -> _Way:
+    if connection is None:
+        return order.store.aio.submit
+    return partial(order.store.submit_within, connection=connection, function=function)
+
+
+async def _start(order: _Order, store_runs: _Way) -> list[RunHandle[Any]]:
     handles: list[RunHandle[Any]] = []
     for batch in order.batches():
-        started: Sequence[Started] = await runs.submit(Enqueue(batch))
-        handles += order.handles(batch, started)
+        handles += order.handles(batch, await store_runs(Enqueue(batch)))
     return handles
 
 
@@ -278,13 +326,28 @@ class _Order:
         return self._clock.now() + timedelta(seconds=check_duration(what, given, zero=True))
 
 
+def split_version(text: str) -> tuple[str, int | None]:
+    """`name@2` as its two parts; what follows no `@` as digits has no version."""
+    name, at, version = text.rpartition("@")
+    if not at or not version.isascii() or not version.isdecimal():
+        return text, None
+    return name, int(version.lstrip("0")[:_DIGITS] or "0")  # more of them are too many already
+
+
 def define_started(fn: Callable[..., Any] | str) -> WorkflowDefinition:
     """The workflow that is to be started: a function that is marked, or `name` or `name@version`."""
     if isinstance(fn, str):
-        name, _, version = fn.rpartition("@") if fn.rpartition("@")[2].isdecimal() else (fn, "", "1")
+        name, version = split_version(fn)
         checked = check_name("a workflow's name", name)
         return WorkflowDefinition(
-            checked, None, check_version(int(version)), DEFAULT_QUEUE, None, None, MAX_CRASHES, True
+            checked,
+            None,
+            check_version(1 if version is None else version),
+            DEFAULT_QUEUE,
+            None,
+            None,
+            MAX_CRASHES,
+            True,
         )
     if not callable(fn):
         raise InvalidArgument(f"a workflow function, or its name, can be started, not {type(fn).__name__}")

@@ -52,7 +52,7 @@ def _result_of(snapshot: Snapshot | None, id: str, codec: Codec) -> Any:
 
 @public("durable.status")
 def status(store: SnapshotStore, id: str) -> str | None:
-    """Where a run stands: "queued", "running", "interrupted", "completed", "failed" or "cancelled".
+    """Where a run stands: "queued", "running", "suspended", "interrupted", "completed", "failed" or "cancelled".
 
     None when nothing is stored. A store of your own knows no leases: it says "running" of what may be interrupted.
     """

@@ -16,12 +16,14 @@ from durable._common.locks import locked
 from durable._engine.calls import Call
 from durable._engine.causes import InFlight
 from durable._engine.decisions import (
+    Abort,
     Attempt,
     AttemptInTransaction,
     Commit,
     Interrupted,
     Join,
     PollSignal,
+    Raise,
     Received,
     Rejected,
     Replay,
@@ -34,6 +36,7 @@ from durable._engine.decisions import (
 from durable._engine.step_kinds import Sleep
 from durable._runtime.awaitables import is_awaitable, vain_awaitable_error
 from durable._runtime.bodies import Body, body_of_call, body_of_decorated
+from durable._runtime.branches import have_ended
 from durable._runtime.context import enter, leave
 from durable._runtime.definitions import StepDefinition
 from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Driver
@@ -56,6 +59,8 @@ class BlockingDriver(Driver):
         self._lock = threading.RLock()  # guards the execution
         self._changed = threading.Condition(self._lock)
         self._waiting = 0
+        self._main = threading.current_thread()
+        self._mapping: MapItems | None = None
 
     def call_decorated(self, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.call(definition.name, None, body_of_decorated(definition, args, kwargs, self.defaults))
@@ -89,9 +94,23 @@ class BlockingDriver(Driver):
         """A step for each item, on threads."""
         amid, defaults = self._in_flight(sys.exception()), self.defaults
         every = MapItems(name, items, how)
-        return map_blocking(
-            every, lambda key, item: self.call(name, key, body_of_call(fn, (item,), given, defaults), amid)
-        )
+        every.tell(self._execution, self.clock)
+        outer = self._mapping
+        if threading.current_thread() is self._main:
+            self._mapping = every
+        try:
+            return map_blocking(
+                every, lambda key, item: self.call(name, key, body_of_call(fn, (item,), given, defaults), amid)
+            )
+        finally:
+            self._mapping = outer
+
+    def is_alone(self) -> bool:
+        this = threading.current_thread()
+        if not have_ended(branch for branch in list(self._branches) if branch is not this and branch is not self._main):
+            return False
+        mapping = self._mapping  # what the main thread waits for, if this is another
+        return this is self._main or (mapping is not None and mapping.is_last)
 
     def _outer_exception(self, exception: BaseException) -> BaseException | None:  # noqa: ARG002 -- the async driver asks it
         return self._before
@@ -119,8 +138,8 @@ class BlockingDriver(Driver):
                     case Wait(seconds=seconds, recheck=recheck):
                         self.clock.sleep(seconds, recheck)
                         outcome = ASKED
-                    case PollSignal(name=signal, taken=taken):
-                        outcome = self._receive(signal, taken)
+                    case PollSignal(names=names, taken=taken):
+                        outcome = self._receive(names, taken)
                     case Commit(record=record):
                         outcome = self._commit(call, body, record)
                     case Join():
@@ -177,17 +196,25 @@ class BlockingDriver(Driver):
         else:
             call.stored = False
 
-    def _receive(self, signal: str, taken: Sequence[int]) -> StepOutcome:
+    def _receive(self, names: Sequence[str], taken: Sequence[int]) -> StepOutcome:
         try:
-            found = self._store.perform(requests.Receive(self._execution.lease, signal, taken))
+            found = self._store.perform(requests.Receive(self._execution.lease, names, taken))
         except DurableError as error:
             return Rejected(error)
-        return SILENT if found is None else Received(found[0], found[1].encode())
+        return SILENT if found is None else Received(found[0], found[1], found[2].encode())
 
     def _rest(self, call: Call, body: Body) -> None:
         until = self._drive(call, body)
         while (wait := self._next_rest(call, until)) is not None:
             self.clock.sleep(wait.seconds, wait.recheck)
+
+    @locked
+    def _continue(self, text: bytes, keep_history: bool) -> Raise | Abort:
+        return super()._continue(text, keep_history)
+
+    @locked
+    def _next_rest(self, call: Call, recorded: object) -> Wait | None:
+        return super()._next_rest(call, recorded)
 
     def _join(self, call: Call) -> None:
         self._wait_until(lambda: not self._execution.is_running(call))

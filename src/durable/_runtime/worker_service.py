@@ -10,6 +10,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Final, assert_never
 
 from durable._common.reports import report
@@ -30,10 +31,10 @@ from durable._engine.workers import (
 )
 from durable._runtime.held_runs import HeldRun, HeldRuns
 from durable._runtime.worker_setup import WorkerSetup
-from durable.clocks import pace_of
+from durable.clocks import clock_of, pace_of
 from durable.codecs import codec_of
 from durable.codecs._failures import to_record
-from durable.errors import DurableError, RunHandedOver
+from durable.errors import DurableError, RunHandedOver, RunSuspended
 from durable.records import FailureRecord, Kind, Record, Status, render
 from durable.stores.protocol import Listening, QueueingStore
 from durable.stores.requests import Finish, Release
@@ -59,11 +60,15 @@ class WorkerService:
         self._clock = pace_of(setup.store)
         self._state = state
         self._runs = HeldRuns(concurrency)
+        self._ending: set[Lease] = set()  # of those that are executed no more
         self._id = uuid.uuid4().hex
         self._turn = 0
         self._listening: Listening | None = None
         self._is_cut_off = False  # the last poll has failed
         self._floor: float | None = None
+        # On a rehearsal, whose time jumps to what is waited for: the runs that this worker has suspended, and until when.
+        self._skip: Callable[[float], bool] | None = getattr(setup.store, "skip", None)
+        self._suspended: dict[str, float] = {}
         # What other threads and signal handlers have to say, and a latch that they release: an Event's lock may be held by
         # the very thread that a signal handler interrupts.
         self._told: deque[Callable[[], object]] = deque()
@@ -141,6 +146,8 @@ class WorkerService:
         match self._state.decide(self._clock.elapsed()):
             case Ask() as ask:
                 self._poll(ask)
+            case Rest() | Leave(error=None) if self._skips():
+                self._state.wake(self._clock.elapsed())
             case Rest(seconds=seconds):
                 self._latch.acquire(timeout=min(seconds, _MAX_REST))
             case ReturnRuns():
@@ -151,6 +158,12 @@ class WorkerService:
             case never:
                 assert_never(never)
         return True
+
+    def _skips(self) -> bool:
+        """Whether time has jumped to what a suspended run waits for."""
+        if self._skip is None or not self._suspended or len(self._runs) or self._state.is_draining:
+            return False
+        return self._skip(min(self._suspended.values()))
 
     def _hear(self) -> None:
         while self._told:
@@ -180,10 +193,13 @@ class WorkerService:
 
     def _begin(self, granted: Granted) -> None:
         lease = granted.lease
+        self._suspended.pop(lease.run_id, None)
         try:
             match self._setup.judge(granted, is_draining=self._state.is_draining):
                 case Execute(claim=claim):
-                    self._runs.start(self._setup.hold(granted, claim), self._on_end)
+                    run = self._setup.hold(granted, claim)
+                    run.watch(partial(self._on_ending, lease))
+                    self._runs.start(run, self._on_end)
                     return
                 case Migrate(error=mismatch):
                     migrated = self._runs.submit(lambda: self._setup.migrate(granted, mismatch))
@@ -218,16 +234,28 @@ class WorkerService:
     def _on_end(self, run: HeldRun, problem: BaseException | None) -> None:
         self._tell(lambda: self._end(run, problem))
 
+    def _on_ending(self, lease: Lease) -> None:
+        self._tell(lambda: self._note_ending(lease))
+
+    def _note_ending(self, lease: Lease) -> None:
+        self._ending.add(lease)
+        self._state.ending(self._clock.elapsed())
+
     def _end(self, run: HeldRun, problem: BaseException | None) -> None:
         self._runs.remove(run)
-        self._state.ended(self._clock.elapsed(), run.due_in)
+        run.forget()
+        was_ending = run.lease in self._ending
+        self._ending.discard(run.lease)
+        self._state.ended(self._clock.elapsed(), run.due_in, was_ending=was_ending)
         run_id = run.lease.run_id
+        if self._skip is not None and isinstance(problem, RunSuspended):
+            self._suspended[run_id] = clock_of(self._store).elapsed() + run.due_in
         if problem is not None and not run.has_begun:
             self._return(run.lease, problem)
         elif problem is not None and run.has_failed:
             report(_log, logging.ERROR, "run %r has failed", run_id, problem=problem)
             self._report_failure(run_id, problem)
-        elif problem is not None and not isinstance(problem, RunHandedOver):
+        elif problem is not None and not isinstance(problem, RunHandedOver | RunSuspended):
             report(_log, logging.WARNING, "run %r was left (%s)", run_id, type(problem).__name__)
 
     def _report_failure(self, run_id: str, problem: BaseException) -> None:

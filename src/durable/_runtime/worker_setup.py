@@ -41,6 +41,7 @@ class WorkerSetup:
         workflows: Iterable[Callable[..., Any] | ModuleType],
         queues: Sequence[str] | None,
         lease: float,
+        suspend_after: float,
         on_failed: OnFailed | None,
         on_event: Listener | None,
     ) -> None:
@@ -50,6 +51,7 @@ class WorkerSetup:
         self._workflows = _collect(workflows)
         self.routes: Final = _routes(self._workflows, queues)
         self._lease = lease
+        self._suspend_after = suspend_after
         self._on_failed = on_failed
         self._on_event = on_event
 
@@ -92,12 +94,24 @@ class WorkerSetup:
     def _find(self, granted: Granted) -> tuple[Callable[..., Any], WorkflowDefinition]:
         return self._workflows[granted.header.workflow_name, version_of(granted.header)]
 
+    def choose(self, name: str, version: int | None) -> tuple[Callable[..., Any], Any]:
+        """A workflow by its name, the newest without a version; with its dependencies. Raises `InvalidArgument`."""
+        known = [one for one in self._workflows.values() if one[1].name == name and version in (None, one[1].version)]
+        if not known:
+            there = sorted({f"{one.name}@{one.version}" for _, one in self._workflows.values()})
+            wanted = name if version is None else f"{name}@{version}"
+            raise InvalidArgument(f"the worker has no workflow {wanted!r}: it has {', '.join(there)}")
+        fn, _ = max(known, key=lambda one: one[1].version)
+        by_workflow = _by_workflow(self.deps)
+        return fn, self.deps if by_workflow is None else by_workflow[fn]
+
     def hold(self, granted: Granted, claim: Claim) -> HeldRun:
         """The run, ready to be executed."""
         fn, definition = self._find(granted)
         by_workflow = _by_workflow(self.deps)
         deps = self.deps if by_workflow is None else by_workflow[fn]
-        return HeldRun(granted, plan_granted(deps, fn, definition, claim, granted, self.store, self._on_event))
+        plan = plan_granted(deps, fn, definition, claim, granted, self.store, self._on_event, self._suspend_after)
+        return HeldRun(granted, plan)
 
     def report_failure(self, run_id: str, problem: BaseException) -> None:
         """A run has failed: say so."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from types import FrameType, ModuleType
 from typing import Any, Final, Self
 
@@ -15,6 +16,8 @@ from durable._common.checks import check_count
 from durable._common.durations import Duration, check_duration
 from durable._engine.leases import check_seconds
 from durable._engine.workers import WorkerState
+from durable._runtime.run import run
+from durable._runtime.starts import split_version
 from durable._runtime.worker_service import WorkerService
 from durable._runtime.worker_setup import OnFailed, WorkerSetup
 from durable.errors import InvalidArgument
@@ -42,6 +45,8 @@ class Worker:
     - `grace`: seconds after the first SIGTERM, or `drain()`, in which what is executed may come to its next step; what has
       not by then is given back, and begins that step again elsewhere.
     - `lease`: as for `durable.run`.
+    - `suspend_after`: seconds. A run that has longer to wait, while nothing else of it is in flight, is suspended: it leaves
+      its thread or task, and is gone on with when the wait is over.
     - `on_failed(handle, exception)` is called when a run has failed and is not tried again; what it raises is logged.
     - `on_event`: as for `durable.run`, for all runs.
 
@@ -59,11 +64,18 @@ class Worker:
         concurrency: int = 32,
         grace: Duration = 20.0,
         lease: Duration = 30.0,
+        suspend_after: Duration = 1.0,
         on_failed: OnFailed | None = None,
         on_event: Listener | None = None,
     ) -> None:
         self._setup = WorkerSetup(
-            queueing_store(store, "durable.Worker"), workflows, queues, check_seconds(lease), on_failed, on_event
+            queueing_store(store, "durable.Worker"),
+            workflows,
+            queues,
+            check_seconds(lease),
+            check_duration("suspend_after", suspend_after, zero=True),
+            on_failed,
+            on_event,
         )
         if deps_factory is not None and deps is not None:
             raise InvalidArgument("deps and deps_factory= were given: pass the one that makes the dependencies")
@@ -128,11 +140,14 @@ class Worker:
     def _begin(self, loop: asyncio.AbstractEventLoop | None = None, *, until_idle: bool = False) -> WorkerService:
         if self._service is not None:
             raise InvalidArgument("this worker is at work already: make another one, or raise its concurrency=")
-        if self._deps_factory is not None and self._setup.deps is None:
-            self._setup.deps = self._setup.check_deps(self._deps_factory())
+        self._make_deps()
         state = WorkerState(self._concurrency, self._grace, until_idle=until_idle)
         self._service = service = WorkerService(self._setup, loop, self._concurrency, state)
         return service
+
+    def _make_deps(self) -> None:
+        if self._deps_factory is not None and self._setup.deps is None:
+            self._setup.deps = self._setup.check_deps(self._deps_factory())
 
     def _start(self, service: WorkerService) -> None:
         try:
@@ -158,6 +173,28 @@ class Worker:
     def set_grace(self, seconds: float) -> None:
         """As `grace=`, from a command line."""
         self._grace = check_duration("grace", seconds, zero=True)
+
+
+def execute_here(worker: Worker, workflow: str, id: str, **options: Any) -> None:
+    """`durable.run` of a workflow of this worker, by its name, as a command line has it: on its store, with its dependencies.
+
+    When the process dies on the way, a worker goes on with the run. Raises what `durable.run` raises.
+    """
+    worker._make_deps()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] -- of this very file
+    setup = worker._setup  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] -- of this very file
+    fn, deps = setup.choose(*split_version(workflow))
+    made = run(deps, fn, id=id, store=setup.store, recover="workers", **options)
+    if inspect.isawaitable(made):
+        asyncio.run(_await(made))
+
+
+def store_of(worker: Worker) -> QueueingStore:
+    """Where a worker looks for runs."""
+    return worker._setup.store  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] -- of this very file
+
+
+async def _await(made: Awaitable[Any]) -> Any:
+    return await made
 
 
 @contextlib.contextmanager

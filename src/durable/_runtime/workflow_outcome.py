@@ -5,13 +5,21 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from msgspec import Struct, structs
+
 from durable._engine import runs
-from durable._engine.decisions import Conclusion, EndRun
+from durable._engine.decisions import Conclusion, ContinueRun, EndRun, Granted
 from durable._engine.steps import LiveExecution
 from durable._runtime.plan import Plan
 from durable.codecs._failures import to_record
 from durable.errors import AsyncMismatch, DurableError, Unwind
 from durable.records import ErrorRecord
+
+
+class Continued(Struct, frozen=True):
+    """The run goes on with another input: what is to be executed now, under the lease that it has."""
+
+    granted: Granted
 
 
 class WorkflowOutcome:
@@ -64,7 +72,14 @@ class WorkflowOutcome:
             raise execution.error from None
         if self.exception is not None:
             raise self.exception
-        return plan.decode(self._value)
+        return None if plan.is_queued else plan.decode(self._value)  # a worker has no caller to hand it to
+
+    def continuation(self, plan: Plan, execution: LiveExecution, granted: Granted, asked: ContinueRun) -> Continued:
+        """The new input is committed."""
+        assert execution.error is not None  # noqa: S101 -- the control flow by which the workflow was left
+        runs.emit_interruption(execution, plan.reading(), execution.error)
+        header = structs.replace(granted.header, continued=asked.number)
+        return Continued(Granted(granted.lease, header, [asked.record]))
 
     def interruption(self, plan: Plan, execution: LiveExecution, error: DurableError | None) -> BaseException:
         """The run has no outcome: what the caller of `run` gets."""

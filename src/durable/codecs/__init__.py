@@ -17,6 +17,7 @@ Where to look:
     _conversions   types stored as something plainer          _libraries     such types of well-known libraries
     _names         a class by its name                        _fingerprints  what of a data class counts in one
     _annotations   a value held against its annotation        _promises      annotations that no value can keep
+    _plain_parts   plain JSON as what an annotation says
     _failures      a step's failure as a record, and back     _exceptions    an exception taken apart
     _problems      what goes wrong between value and tree     _advice        what to return instead
 """
@@ -28,6 +29,7 @@ from durable.codecs._codec_set import CodecSet, as_codec, codec_of
 from durable.codecs._conversions import stored_as
 from durable.codecs._json import JsonCodec, check_plain
 from durable.codecs._names import alias
+from durable.codecs._plain_parts import as_annotated
 from durable.codecs.protocol import Codec
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "JsonCodec",
     "advice_after_body",
     "alias",
+    "as_annotated",
     "as_codec",
     "check_plain",
     "codec_of",

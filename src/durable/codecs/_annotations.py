@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, NewType, Union, cast
 
 from durable.codecs._advice import its_type
 
+_SAYS_ANOTHER: Final = frozenset({"__wrapped__", "__signature__"})  # what `inspect.signature` asks first
 _TAKES_ANY: Final = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS  # as what a decorator puts around a function does
 Mismatch = tuple[str, str]  # path, problem
 Check = Callable[[Any, str], Mismatch | None]
@@ -47,10 +48,15 @@ def parameter_annotation(fn: Any, position: int) -> Any:
     function = _python_function(fn)
     if function is None or not function.__annotations__:
         return None
-    try:
-        name = list(inspect.signature(fn).parameters)[position]
-    except (ValueError, IndexError, TypeError):
-        return None
+    if function is fn and position < function.__code__.co_argcount and not function.__dict__.keys() & _SAYS_ANOTHER:
+        name = function.__code__.co_varnames[
+            position
+        ]  # as almost always: `inspect` takes longer than all else before a run
+    else:
+        try:
+            name = list(inspect.signature(fn).parameters)[position]
+        except (ValueError, IndexError, TypeError):
+            return None
     if name not in function.__annotations__:
         return None
     annotation = _resolve(function, name)
@@ -80,7 +86,7 @@ def _is_own(function: types.FunctionType) -> bool:
     wrapped = getattr(function, "__wrapped__", None)
     if wrapped is not None and annotations == getattr(wrapped, "__annotations__", None):
         return False
-    return len(annotations) == 1 or all(name in code.co_varnames for name in annotations if name != "return")
+    return len(annotations) == 1 or annotations.keys() - {"return"} <= set(code.co_varnames)
 
 
 def _or_any(annotation: Any) -> Any:

@@ -45,6 +45,7 @@ class Document(Struct, rename="camel"):
     input: Raw | UnsetType = UNSET
     result: Raw | UnsetType = UNSET
     failure: Raw | UnsetType = UNSET
+    continued: Epoch | UnsetType = UNSET
 
 
 class _Stamp(Struct):
@@ -99,7 +100,8 @@ def header_in(document: Document, run_id: str) -> Header:
         raise UnreadableRecord(
             run_id, "the snapshot", f"its status is {execution.status[:40]!r}, which is not known here"
         )
-    return Header(document.workflow_name, execution, metadata=document.metadata or {})
+    metadata = document.metadata or {}
+    return Header(document.workflow_name, execution, metadata=metadata, continued=document.continued)
 
 
 def records_in(document: Document, run_id: str) -> Iterator[Record]:
@@ -136,7 +138,7 @@ def foreign_failures_in(document: Document, run_id: str) -> dict[str, StepRecord
 
 
 def with_run_id(problem: UnreadableRecord, run_id: str) -> UnreadableRecord:
-    """The problem of a document that was read without its run's id, now with it."""
+    """The same error, naming the run."""
     return UnreadableRecord(run_id, problem.where, problem.problem) if problem.run_id == UNNAMED else problem
 
 

@@ -24,15 +24,22 @@ from durable.stores._postgres.sql.names import Names
 from durable.stores._postgres.store import MAX_TRANSACTIONS, PostgresStore
 from durable.stores.listing import Listed, Stats
 from durable.stores.protocol import AsyncSnapshotStore, SnapshotStore
+from durable.stores.reading import EndedRuns, Filter, Health, RunLine, SentSignal, WorkerLine
 
 __all__ = [
     "AsyncSnapshotStore",
     "EmbeddedStore",
+    "EndedRuns",
+    "Filter",
+    "Health",
     "Listed",
     "MemoryStore",
     "PostgresStore",
+    "RunLine",
+    "SentSignal",
     "SnapshotStore",
     "Stats",
+    "WorkerLine",
     "embedded",
     "memory",
     "postgres",
@@ -66,7 +73,7 @@ def postgres(
       other punctuation), so that no other name is begun by it. What lies below it is one tree: a store of `a:` holds the
       runs of `a:b:` too, and one without a prefix holds all.
     - `auto_create_table`: make the tables at first use. If not, they are checked, and `SchemaMismatch` says what is missing;
-      `python -m durable.stores` prints the script that makes them.
+      `durable schema` prints the script that makes them.
     - `lock`: a run that is being executed is refused to other calls. The name of the leases' table can be given instead of
       True. With False no call is refused: the latest one takes the run over, and the earlier one can write nothing more.
     - `pool`: a `psycopg_pool.ConnectionPool` of yours to work on; it is never closed, and the heartbeat has a connection
@@ -125,7 +132,7 @@ def schema_sql(
     """The SQL that makes the tables of `postgres(table=, schema=, lock=)`, for a role that may create them.
 
     `role` is granted what it then needs to run workflows, which is no right to create anything. `since` leaves out the
-    migrations up to this number, for tables that are already there. `python -m durable.stores` prints it.
+    migrations up to this number, for tables that are already there. `durable schema` prints it.
     """
     return build_schema_sql(Names(table, schema, lock), role=role, since=since)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -14,9 +14,12 @@ from durable._common.boundary import public_verbs
 from durable._common.durations import Duration
 from durable._common.threads import fulfil
 from durable.errors import DurableError, StoreUnavailable
+from durable.records import Header, Record
 from durable.snapshots import Snapshot
+from durable.stores.copies import Changes, StoredRun
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
 from durable.stores.protocol import LeasedStore, RunStore
+from durable.stores.reading import COUNTED, LINES, Filter, Health, RunLine, SentSignal, WorkerLine
 from durable.stores.requests import OnLateReply, Release, Request
 
 T = TypeVar("T")
@@ -151,6 +154,74 @@ class AsyncSnapshotVerbs:
         return await asyncio.to_thread(self._snapshots.status, id)
 
 
+@public_verbs(
+    "store.aio",
+    "runs",
+    "count_runs",
+    "header",
+    "journal",
+    "signals",
+    "workers",
+    "health",
+    "delete_many",
+    "copy",
+    "document",
+    "restore",
+)
+class AsyncReadingVerbs:
+    """What people and tools ask, as coroutines like the verbs above."""
+
+    _snapshots: Any  # a `ReadableStore`
+
+    async def runs(
+        self, filter: Filter | None = None, *, limit: int = PAGE, after: RunLine | Listed | None = None
+    ) -> Sequence[RunLine]:
+        """See `PostgresStore.runs`."""
+        return await asyncio.to_thread(self._snapshots.runs, filter, limit=limit, after=after)
+
+    async def count_runs(self, filter: Filter | None = None, *, limit: int = COUNTED) -> int:
+        """See `PostgresStore.count_runs`."""
+        return await asyncio.to_thread(self._snapshots.count_runs, filter, limit=limit)
+
+    async def header(self, id: str) -> Header | None:
+        """See `PostgresStore.header`."""
+        return await asyncio.to_thread(self._snapshots.header, id)
+
+    async def journal(self, id: str, *, after: int | None = None, limit: int = LINES) -> Sequence[Record]:
+        """See `PostgresStore.journal`."""
+        return await asyncio.to_thread(self._snapshots.journal, id, after=after, limit=limit)
+
+    async def signals(self, id: str) -> Sequence[SentSignal]:
+        """See `PostgresStore.signals`."""
+        return await asyncio.to_thread(self._snapshots.signals, id)
+
+    async def workers(self) -> Sequence[WorkerLine]:
+        """See `PostgresStore.workers`."""
+        return await asyncio.to_thread(self._snapshots.workers)
+
+    async def health(self) -> Health:
+        """See `PostgresStore.health`."""
+        return await asyncio.to_thread(self._snapshots.health)
+
+    async def delete_many(self, ids: Sequence[str]) -> Sequence[str]:
+        """See `PostgresStore.delete_many`."""
+        return await asyncio.to_thread(self._snapshots.delete_many, ids)
+
+    async def copy(
+        self, src: str, dst: str, *, keep: Collection[int] | None = None, changes: Changes | None = None
+    ) -> None:
+        """See `PostgresStore.copy`."""
+        await asyncio.to_thread(self._snapshots.copy, src, dst, keep=keep, changes=changes)
+
+    async def document(self, id: str) -> str | None:
+        """See `PostgresStore.document`."""
+        return await asyncio.to_thread(self._snapshots.document, id)
+
+    async def restore(self, run: StoredRun, *, replace: bool = False) -> None:
+        """See `PostgresStore.restore`."""
+        await asyncio.to_thread(self._snapshots.restore, run, replace=replace)
+
+
 class AsyncStore(AsyncSnapshotVerbs, ThreadPoolFacade):
     """All the verbs of a store that waits for nothing but its own lock, for asyncio: the runs' in one thread."""
 
@@ -162,3 +233,7 @@ class AsyncStore(AsyncSnapshotVerbs, ThreadPoolFacade):
     async def close(self) -> None:
         """See `RunStore.close`."""
         await asyncio.to_thread(self._closes)
+
+
+class AsyncReadableStore(AsyncReadingVerbs, AsyncStore):
+    """The same with what people and tools ask."""

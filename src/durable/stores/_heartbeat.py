@@ -80,9 +80,9 @@ class Heartbeat:
             self._thread = start_daemon("durable-heartbeat", self._turn, self._on_failure)
 
     @locked
-    def drop(self, lease: Lease) -> None:
-        """Renew it no more."""
-        self._kept.pop(lease.token, None)
+    def drop(self, lease: Lease) -> tuple[Lease, Callable[[], bool]] | None:
+        """Renew it no more. With what is returned it may be kept again."""
+        return self._kept.pop(lease.token, None)
 
     @locked
     def mark_deleted(self, rows: Sequence[str]) -> None:
@@ -109,18 +109,18 @@ class Heartbeat:
             return True
         # A renewal is as good as a look.
         self._next_look = max(self._next_look, self._clock.elapsed() + CANCELLATION_POLL)
-        sent = self._clock.elapsed()
+        sent, asked = self._clock.elapsed(), [(lease, lease.token) for lease in leases]
         try:
             standing = self._renew(leases)
         except Exception as problem:
             message = "%d leases could not be renewed (%s); trying again"
             report(_log, logging.WARNING, message, len(leases), type(problem).__name__)
             return False
-        for lease in leases:
-            if lease.token not in standing:
-                if self._drop_if_kept(lease):  # unless it was given back while the renewal was under way
+        for lease, token in asked:
+            if token not in standing:
+                if self._drop_if_kept(token):  # unless it was given back while the renewal was under way
                     lease.lost = "another execution has taken it over"
-            elif standing[lease.token]:
+            elif standing[token]:
                 lease.renew(sent)
         return all(standing.values())
 
@@ -131,7 +131,7 @@ class Heartbeat:
         except Exception as problem:  # this does not say whether it is alive, and must not cost the others their leases
             report(_log, logging.ERROR, "run %r could not be looked at", lease.run_id, problem=problem)
             return True
-        if self._drop_if_kept(lease):
+        if self._drop_if_kept(lease.token):
             report(_log, logging.WARNING, "the driver of run %r is gone; its lease is left to end", lease.run_id)
         return False
 
@@ -140,8 +140,8 @@ class Heartbeat:
         return list(self._kept.values())
 
     @locked
-    def _drop_if_kept(self, lease: Lease) -> bool:
-        return self._kept.pop(lease.token, None) is not None
+    def _drop_if_kept(self, token: str) -> bool:
+        return self._kept.pop(token, None) is not None
 
     def _wake(self) -> None:
         if os.getpid() != self._pid:  # in the child, of a run under way at a fork: the lock may be held for ever there

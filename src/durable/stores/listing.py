@@ -13,8 +13,9 @@ from durable.errors import InvalidArgument, UnreadableRecord
 from durable.records import Status
 from durable.snapshots import Snapshot
 
-RunStatus: TypeAlias = Literal["queued", "running", "interrupted", "completed", "failed", "cancelled"]
-"""Where a run stands: `queued` for a worker, `running` under a lease that lasts, `interrupted` without one, or at its end."""
+RunStatus: TypeAlias = Literal["queued", "running", "suspended", "interrupted", "completed", "failed", "cancelled"]
+"""Where a run stands: `queued` for a worker, `running` under a lease that lasts, `suspended` until its wait is over and a
+worker goes on with it, `interrupted` without a lease, or at its end."""
 
 Progress: TypeAlias = Callable[[int], object]
 """Called after each batch with how many runs have been deleted so far."""
@@ -58,6 +59,7 @@ class Stats(NamedTuple):
     orphaned: int = 0
     is_estimate: bool = False
     queued: int = 0
+    suspended: int = 0
     unserved: tuple[str, ...] = ()
 
     @property
@@ -66,6 +68,7 @@ class Stats(NamedTuple):
         return (
             self.queued
             + self.running
+            + self.suspended
             + self.interrupted
             + self.completed
             + self.failed
@@ -151,11 +154,11 @@ def headless(id: str) -> UnreadableRecord:
     )
 
 
-def stands(status: str, *, held: bool) -> RunStatus | None:
-    """Where a run stands whose header says `status`, and which is `held` or not; None for an unknown word."""
+def stands(status: str, *, held: bool, suspended: bool) -> RunStatus | None:
+    """Where a run stands whose header says `status`, and which is `held`, or `suspended`, or not; None for an unknown word."""
     match status:
         case "running":
-            return "running" if held else "interrupted"
+            return "running" if held else "suspended" if suspended else "interrupted"
         case "queued" | "completed" | "failed" | "cancelled":
             return status
         case _:

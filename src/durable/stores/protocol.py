@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
 from durable._common.durations import Duration
 from durable._engine.leases import Lease
 from durable._engine.step_kinds import Isolation
-from durable.records import Record
+from durable.clocks import Clock
+from durable.records import Header, Record
 from durable.snapshots import Snapshot
+from durable.stores.copies import Changes, StoredRun
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
+from durable.stores.reading import COUNTED, LINES, Filter, Health, RunLine, SentSignal, WorkerLine
 from durable.stores.requests import OnLateReply, Request
 
 T = TypeVar("T")
@@ -200,10 +203,9 @@ class AsyncRunStore(Protocol):
         ...
 
     def room(self) -> asyncio.Future[None] | None:
-        """None while more may be started; else a future that is done when it is time to ask again.
+        """Back-pressure for asyncio: None, or a future to await before another body is started.
 
-        A thread that checkpoints waits in the store while too much is waiting there already, so it can start nothing. Tasks
-        are started by the thousand: each asks this before its body.
+        Threads need no such question: `checkpoint` holds them while too much is waiting in the store.
         """
         ...
 
@@ -263,6 +265,18 @@ class Listening(Protocol):
 class QueueingStore(LeasedStore, Protocol):
     """A store in which runs can wait for workers."""
 
+    def perform_within(self, request: Request[T], connection: Any, function: str) -> T:
+        """Do what is asked in the transaction of a caller's own connection, whose COMMIT or ROLLBACK it shares.
+
+        `Enqueue` and `Signal` only; `function` is what the caller called. Raises `UnsuitableConnection`, `AsyncMismatch`, and
+        what the database has against it as the connection's own error.
+        """
+        ...
+
+    async def submit_within(self, request: Request[T], connection: Any, function: str) -> T:
+        """The same on an async connection."""
+        ...
+
     def listen(self, worker: str, wake: Callable[[], object]) -> Listening:
         """From now on `wake` is called, on any thread, when something is due for an idle worker.
 
@@ -273,4 +287,56 @@ class QueueingStore(LeasedStore, Protocol):
     @property
     def aio(self) -> AsyncQueueingStore:
         """The same store for asyncio."""
+        ...
+
+
+class ReadableStore(QueueingStore, Protocol):
+    """A store that people and tools can look into."""
+
+    clock: Clock
+
+    def runs(
+        self, filter: Filter | None = None, *, limit: int = PAGE, after: RunLine | Listed | None = None
+    ) -> Sequence[RunLine]:
+        """See `PostgresStore.runs`."""
+        ...
+
+    def count_runs(self, filter: Filter | None = None, *, limit: int = COUNTED) -> int:
+        """See `PostgresStore.count_runs`."""
+        ...
+
+    def header(self, id: str) -> Header | None:
+        """See `PostgresStore.header`."""
+        ...
+
+    def journal(self, id: str, *, after: int | None = None, limit: int = LINES) -> Sequence[Record]:
+        """See `PostgresStore.journal`."""
+        ...
+
+    def copy(self, src: str, dst: str, *, keep: Collection[int] | None = None, changes: Changes | None = None) -> None:
+        """See `PostgresStore.copy`."""
+        ...
+
+    def document(self, id: str) -> str | None:
+        """See `PostgresStore.document`."""
+        ...
+
+    def restore(self, run: StoredRun, *, replace: bool = False) -> None:
+        """See `PostgresStore.restore`."""
+        ...
+
+    def workers(self) -> Sequence[WorkerLine]:
+        """See `PostgresStore.workers`."""
+        ...
+
+    def health(self) -> Health:
+        """See `PostgresStore.health`."""
+        ...
+
+    def delete_many(self, ids: Sequence[str]) -> Sequence[str]:
+        """See `PostgresStore.delete_many`."""
+        ...
+
+    def signals(self, id: str) -> Sequence[SentSignal]:
+        """See `PostgresStore.signals`."""
         ...

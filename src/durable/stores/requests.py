@@ -7,7 +7,8 @@ from typing import Generic, TypeAlias, TypeVar
 
 from msgspec import Struct
 
-from durable._engine.decisions import Claim, ClaimReply, Granted
+from durable._engine.continuations import name_history
+from durable._engine.decisions import Awaited, Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
 from durable._engine.starts import NewRun, Route, Started
 from durable.records import Record, Status
@@ -61,15 +62,38 @@ class Finish(Request[None], frozen=True, eq=False, gc=False):
     due_in: float = 0.0
 
 
-class Release(Request[None], frozen=True, eq=False, gc=False):
+class Release(Request[bool], frozen=True, eq=False, gc=False):
     """Give the lease back; the run goes back to `status`, if one is given. Quiet when the lease is no longer ours.
 
-    A run that was started, and has not ended, is due again `due_in` seconds later.
+    A run that was started, and has not ended, is due again `due_in` seconds later, which may be infinite. With `awaits` it is
+    suspended, and due as soon as there is a signal of one of these names that was not received: the answer is whether there
+    is one already. One that only sleeps awaits none.
     """
 
     lease: Lease
     status: Status | None = None
     due_in: float = 0.0
+    awaits: Sequence[Awaited] | None = None
+
+
+class Continue(Request[None], frozen=True, eq=False, gc=False):
+    """Let the journal begin anew with this record, an input in place 0, if the lease's token still stands; else `LeaseLost`.
+
+    The lease stays. What was there is deleted, with the signals whose numbers are `taken`; or kept, as a completed run whose
+    id is `history`, or that of the next `number` that no run has, and whose result is the input with which the run went on.
+    `number` is which continuation it is, from 1.
+    """
+
+    lease: Lease
+    record: Record
+    keep_history: bool
+    taken: Sequence[int]
+    number: int
+
+    @property
+    def history(self) -> str:
+        """The id under which what was there is kept."""
+        return name_history(self.lease.run_id, self.number)
 
 
 class Cancel(Request[bool], frozen=True, eq=False, gc=False):
@@ -82,22 +106,27 @@ class Cancel(Request[bool], frozen=True, eq=False, gc=False):
     run_id: str
 
 
-class Signal(Request[None], frozen=True, eq=False, gc=False):
-    """Keep a message (JSON) to a run, which need not be there yet, until it is received."""
+class Signal(Request[bool], frozen=True, eq=False, gc=False):
+    """Keep a message (JSON) to a run until it is received. The answer is whether the run is there.
+
+    Where it is not, nothing is kept, but with `create_later`. Of one name and `dedup` a run gets one.
+    """
 
     run_id: str
     name: str
     payload: str
+    dedup: str | None = None
+    create_later: bool = False
 
 
-class Receive(Request[tuple[int, str] | None], frozen=True, eq=False, gc=False):
-    """The number and payload of the first signal of this name whose number is not among the `taken`, if there is one.
+class Receive(Request[tuple[int, str, str] | None], frozen=True, eq=False, gc=False):
+    """The number, name and payload of the first signal of these names whose number is not among the `taken`, if there is one.
 
     Nothing is changed: that it was received is a record in the journal, with its number.
     """
 
     lease: Lease
-    name: str
+    names: Sequence[str]
     taken: Sequence[int]
 
 
@@ -108,6 +137,10 @@ class Enqueue(Request[Sequence[Started]], frozen=True, eq=False, gc=False):
     """
 
     runs: Sequence[NewRun]
+
+
+class Wake(Request[None], frozen=True, eq=False):
+    """Wake idle workers for what is due now. Nothing else is changed."""
 
 
 class Polled(Struct, frozen=True):
@@ -145,4 +178,6 @@ class Poll(Request[Polled], frozen=True, eq=False):
     floor: float | None = None
 
 
-AnyRequest: TypeAlias = Begin | Checkpoint | Finish | Release | Cancel | Signal | Receive | Enqueue | Poll
+AnyRequest: TypeAlias = (
+    Begin | Checkpoint | Finish | Release | Continue | Cancel | Signal | Receive | Enqueue | Wake | Poll
+)

@@ -10,6 +10,7 @@ from durable.events import (
     KeysUnused,
     LeaseTaken,
     Listener,
+    MapBegan,
     RunBegan,
     RunCompleted,
     RunEvent,
@@ -74,12 +75,18 @@ def _line(event: RunEvent) -> tuple[str, str, dict[str, Any]]:
             return "info", "run completed", {"workflow": workflow}
         case RunFailed(workflow=workflow, error=error, again=again):
             return "error", "run failed", {"workflow": workflow, "error": _name(error), "again": list(again)}
+        case RunInterrupted(workflow=workflow, reason="RunSuspended"):
+            return "info", "run suspended", {"workflow": workflow}
+        case RunInterrupted(workflow=workflow, reason="RunContinued"):
+            return "info", "run goes on with another input", {"workflow": workflow}
         case RunInterrupted(workflow=workflow, reason=reason):
             return "warning", "run interrupted", {"workflow": workflow, "reason": reason}
         case KeysUnused(keys=keys):
             return "warning", "recorded steps not asked for", {"keys": list(keys)}
         case LeaseTaken(owner=owner):
             return "warning", "lease taken from a dead owner", {"owner": owner}
+        case MapBegan(name=name, keys=keys):
+            return "debug", "map began", {"name": name, "items": len(keys)}
         case StepBegan(attempt=attempt):
             return "debug", "step began", {"attempt": attempt}
         case StepReplayed():
@@ -93,6 +100,8 @@ def _line(event: RunEvent) -> tuple[str, str, dict[str, Any]]:
             return "error", "step failed", done | {"error": _name(record.error.type)}
         case StepStalled(seconds=seconds):
             return "warning", "step is still running", {"duration": round(seconds, _DIGITS)}
+        case StepLeft(reason="RunSuspended"):
+            return "debug", "step waits", {}
         case StepLeft(reason=reason):
             return "warning", "step left without an outcome", {"reason": reason}
         case _:  # an event of a later version, or of the user's own

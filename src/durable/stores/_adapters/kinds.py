@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 from durable.errors import AsyncMismatch, InvalidArgument
 from durable.stores._adapters.async_snapshots import AsyncSnapshotAdapter
 from durable.stores._adapters.snapshots import SnapshotAdapter
-from durable.stores.protocol import AsyncSnapshotStore, QueueingStore, RunStore, SnapshotStore
+from durable.stores.protocol import AsyncSnapshotStore, QueueingStore, ReadableStore, RunStore, SnapshotStore
 
 AnyStore: TypeAlias = RunStore | SnapshotStore | AsyncSnapshotStore
 
@@ -40,6 +40,15 @@ def queueing_store(store: Any, function: str) -> QueueingStore:
         )
     queueing: QueueingStore = runs
     return queueing
+
+
+def readable_store(store: Any, function: str) -> ReadableStore:
+    """The store, if people and tools can look into it; else `InvalidArgument` for `function`."""
+    queueing: Any = queueing_store(store, function)
+    if not hasattr(queueing, "copy"):
+        raise InvalidArgument(f"{function} needs the store itself, like postgres(url), and not {type(store).__name__}")
+    readable: ReadableStore = queueing
+    return readable
 
 
 def _check(store: object, verbs: tuple[str, ...]) -> None:

@@ -179,7 +179,7 @@ class SnapshotRun:
             case Signal():
                 wish = f"send the signal {request.name!r} to run {request.run_id!r}"
             case Receive():
-                wish = f"wait for the signal {request.name!r}"
+                wish = f"wait for the signal {' or '.join(map(repr, request.names))}"
             case _:
                 wish = type(request).__name__.lower()
         return InvalidArgument(

@@ -41,6 +41,7 @@ def count(runs: Mapping[str, Run], now: float) -> Stats:
     return Stats(
         queued=stand["queued"],
         running=stand["running"],
+        suspended=stand["suspended"],
         interrupted=stand["interrupted"],
         completed=stand["completed"],
         failed=stand["failed"],

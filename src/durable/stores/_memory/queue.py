@@ -15,7 +15,7 @@ from durable._engine.leases import Lease
 from durable._engine.starts import NewRun, Started
 from durable.errors import DuplicateRun
 from durable.records import Header, Kind, Record, Status
-from durable.stores._memory.run import Run
+from durable.stores._memory.run import NEVER, Run
 from durable.stores._owner import this_process
 from durable.stores.requests import Poll, Polled
 
@@ -37,7 +37,12 @@ class Queue:
         self._listeners[worker] = wake
         return _Listening(self._listeners, worker)
 
-    def _wake(self) -> None:
+    def workers(self) -> list[str]:
+        """The workers that are at work."""
+        return list(self._listeners)
+
+    def wake(self) -> None:
+        """See `Wake`."""
         for wake in list(self._listeners.values()):
             wake()
 
@@ -58,7 +63,7 @@ class Queue:
         if header.dedup is not UNSET:
             self._dedups[header.dedup] = new.run_id
         self._runs[new.run_id] = Run(header, records, at, route=new.route, priority=new.priority, due_at=due_at)
-        self._wake()
+        self.wake()
         return Started(new.run_id, True, new.workflow, new.input_hash, Status.QUEUED)
 
     def check(self, name: str, header: Header | None, status: str) -> None:
@@ -92,7 +97,7 @@ class Queue:
         mine = {name: run for name in self._waiting if (run := self._runs[name]).route in poll.routes}
         due = [(*run.turn(), name) for name, run in mine.items() if run.is_due(at, now)]
         granted = [self._grant(name, mine[name], poll.seconds, at, now) for *_, name in sorted(due)[: poll.count]]
-        later = [run.due_at for run in mine.values() if run.due_at is not None and run.due_at > at]
+        later = [run.due_at for run in mine.values() if run.due_at is not None and at < run.due_at < NEVER]
         next_in = (min(later) - at).total_seconds() if later else None
         return Polled(granted, next_in, max(1, len(self._listeners)))
 
@@ -110,6 +115,7 @@ class Queue:
             token=lease.token,
             expires=now + seconds,
             due_at=at + timedelta(seconds=seconds),
+            awaits=None,
         )
         return Granted(lease, header, run.journal())
 

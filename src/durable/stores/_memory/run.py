@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
-from durable._engine.decisions import Claim
+from durable._common.durations import add_seconds
+from durable._engine.decisions import Awaited, Claim
 from durable._engine.headers import stamp_header
 from durable._engine.leases import Lease
 from durable._engine.starts import Route, name_workers
 from durable.errors import LeaseLost, RunCancelled
-from durable.records import Header, Record, Status, StepRecord
+from durable.records import Header, Kind, Record, Status, StepRecord
 from durable.stores.listing import NO_MOMENT, RunStatus, stands
+
+NEVER: Final = datetime.max.replace(tzinfo=UTC)  # the moment at which only a signal makes a run due
 
 
 @dataclass(slots=True)
@@ -32,6 +36,7 @@ class Run:
     route: Route | None = None  # of a run that was started
     priority: int = 0
     due_at: datetime | None = None  # when a worker may take it; None of one that has ended, or is no worker's
+    awaits: tuple[Awaited, ...] | None = None  # of one that is suspended, what brings it on; None of any other
 
     def is_held(self, now: float) -> bool:
         """Whether it is being executed."""
@@ -51,19 +56,23 @@ class Run:
 
     def rerouted(self, before: Run, version: Any, at: datetime) -> Run:
         """The run, in the place of what it was before; of another version it may be gone on with at once."""
-        route, due_at = before.route, before.due_at
+        route, due_at, awaits = before.route, before.due_at, before.awaits
         if route is not None and due_at is not None and version != route.version:
-            route, due_at = Route(route.queue, route.workflow, version), at
+            route, due_at, awaits = Route(route.queue, route.workflow, version), at, None
         header = self.header
         if header is not None and before.header is not None:  # no document has it
-            header = structs.replace(header, dedup=before.header.dedup)
-        return replace(self, header=header, route=route, priority=before.priority, due_at=due_at)
+            header = structs.replace(header, dedup=before.header.dedup, continued=before.header.continued)
+        return replace(self, header=header, route=route, priority=before.priority, due_at=due_at, awaits=awaits)
 
     def owner(self, now: float) -> str | None:
         """By what it is executed, or will be; None where nothing stands in the way of a claim."""
         if self.is_a_workers and self.route is not None:
             return name_workers(self.route.queue)
         return "this process" if self.is_held(now) else None
+
+    def is_awaiting(self, name: str) -> bool:
+        """Whether it is suspended until there is a signal of this name, or until then at the latest."""
+        return self.awaits is not None and any(awaited.name == name for awaited in self.awaits)
 
     def is_due(self, at: datetime, now: float) -> bool:
         """Whether a worker may take it at this moment, and at this reading; if it was not given back, when the lease ends."""
@@ -78,11 +87,11 @@ class Run:
         """When it is due after its holder has left it with this status."""
         stands = self.header.execution.status if status is None and self.header is not None else status
         over = stands not in (Status.QUEUED, Status.RUNNING)
-        return None if self.route is None or over else at + timedelta(seconds=due_in)
+        return None if self.route is None or over else later(at, due_in)
 
     def stands(self, now: float) -> RunStatus:
         status = "running" if self.header is None else self.header.execution.status
-        return stands(status, held=self.is_held(now)) or "failed"
+        return stands(status, held=self.is_held(now), suspended=self.awaits is not None) or "failed"
 
     def has(self, record: Record) -> bool:
         """Whether this record stands in its journal."""
@@ -93,12 +102,27 @@ class Run:
         """Its records in order."""
         return [self.records[seq] for seq in sorted(self.records)]
 
+    def continued_with(self, record: Record, number: int, at: datetime) -> tuple[Run, Run]:
+        """The run, whose journal begins anew with this input; and what it was, as a run that is completed."""
+        assert self.header is not None  # noqa: S101 -- written by the same begin
+        seq = max(self.records, default=-1) + 1
+        records = self.records | {seq: record._replace(seq=seq, key=Kind.RESULT, kind=Kind.RESULT)}
+        header = structs.replace(stamp_header(self.header, Status.COMPLETED, at), dedup=UNSET)
+        history = Run(header, records, at, self.epoch)
+        anew = structs.replace(self.header, continued=number)
+        return replace(self, header=anew, records={0: record}), history
+
     def stamped(self, status: Status, at: datetime, **changes: Any) -> Run:
         """The run with these changes and this status, to be put in its place: a look sees all of it or nothing."""
         assert self.header is not None  # noqa: S101 -- written by the same begin
         changed = replace(self, **changes)
         records = changed.journal() if status is Status.FAILED else ()
         return replace(changed, header=stamp_header(self.header, status, at, records), updated_at=at)
+
+
+def later(moment: datetime, seconds: float) -> datetime:
+    """The moment so many seconds later; `NEVER` where these are infinite."""
+    return NEVER if seconds == math.inf else add_seconds(moment, seconds)
 
 
 def fenced(run: Run | None, lease: Lease) -> Run:

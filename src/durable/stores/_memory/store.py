@@ -2,57 +2,44 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, Self, TypeVar, assert_never
 
-from msgspec import structs
-
-from durable._common.boundary import public_verbs
-from durable._common.checks import check_name
-from durable._common.durations import Duration
 from durable._common.locks import hold, locked
+from durable._engine.continuations import name_history
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.headers import blank_header, claim_header, is_foreign
 from durable._engine.leases import Lease
 from durable._engine.runs import is_executable
 from durable._engine.starts import NewRun, Started
-from durable._engine.step_kinds import Isolation
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, as_codec
-from durable.errors import ConcurrentExecution, DurableError, InvalidArgument
-from durable.records import Header, Kind, Record, Status, StepRecord
-from durable.snapshots import Snapshot, foreign_failures, journal_of, snapshot_of, with_foreign_failures
-from durable.stores._facades import AsyncStore
+from durable.errors import DurableError, InvalidArgument
+from durable.records import Kind, Record, Status
+from durable.stores._facades import AsyncReadableStore
 from durable.stores._heartbeat import Heartbeat
-from durable.stores._memory.pages import count, find_old, find_page
+from durable.stores._memory.copying import CopyingVerbs
 from durable.stores._memory.queue import Queue
+from durable.stores._memory.reading import ReadingVerbs
+from durable.stores._memory.refusals import NoDatabase
 from durable.stores._memory.run import Run, fenced
 from durable.stores._memory.signals import Signals
 from durable.stores._owner import this_process
-from durable.stores.listing import (
-    FORCE_ADVICE,
-    PAGE,
-    Listed,
-    Progress,
-    RunStatus,
-    Stats,
-    checked_page,
-    checked_purge,
-    savable_snapshot,
-)
-from durable.stores.protocol import Listening, Transaction
+from durable.stores.protocol import Listening
 from durable.stores.requests import (
     AnyRequest,
     Begin,
     Cancel,
     Checkpoint,
+    Continue,
     Enqueue,
     Finish,
     OnLateReply,
@@ -62,13 +49,13 @@ from durable.stores.requests import (
     Release,
     Request,
     Signal,
+    Wake,
 )
 
 T = TypeVar("T")
 
 
-@public_verbs("store", "save", "load", "delete", "list", "purge", "stats", "status")
-class MemoryStore:
+class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
     """Runs kept in this process: the model that every store is compared with."""
 
     def __init__(self, *, codec: Codec | Sequence[Codec] | None = None, clock: Clock | None = None) -> None:
@@ -78,7 +65,7 @@ class MemoryStore:
         self._runs: dict[str, Run] = {}
         self._signals = Signals()
         self._queue = Queue(self._runs)
-        self._aio: AsyncStore | None = None
+        self._aio: AsyncReadableStore | None = None
         self._closed = False
         self._heartbeat = Heartbeat(self._renew, self._look, self.clock)
         _stores.add(self)
@@ -108,14 +95,18 @@ class MemoryStore:
                 return self._finish(request)
             case Release():
                 return self._release(request)
+            case Continue():
+                return self._continue(request)
             case Cancel():
                 return self._cancel(request.run_id)
             case Signal():
-                return hold(self._lock, self._signals.keep, request.run_id, request.name, request.payload)
+                return self._signal(request)
             case Receive():
-                return hold(self._lock, self._signals.find, request.lease.run_id, request.name, request.taken)
+                return hold(self._lock, self._signals.find, request.lease.run_id, request.names, request.taken)
             case Enqueue():
                 return self._enqueue(request.runs)
+            case Wake():
+                return hold(self._lock, self._queue.wake)
             case Poll():
                 return self._poll(request)
             case never:
@@ -203,118 +194,64 @@ class MemoryStore:
         self._queue.note(lease.run_id)
         self._runs[lease.run_id] = run.stamped(finish.status, at, records=records, token=None, due_at=due_at)
 
-    def _release(self, release: Release) -> None:
+    def _release(self, release: Release) -> bool:
         self._heartbeat.drop(release.lease)
-        self._let_go(release)
+        return self._let_go(release)
 
     @locked
-    def _let_go(self, release: Release) -> None:
+    def _let_go(self, release: Release) -> bool:
         lease, status, at = release.lease, release.status, self.clock.now()
         run = self._runs.get(lease.run_id)
-        if run is not None and run.token == lease.token:
-            self._queue.note(lease.run_id)
-            free = replace(run, token=None, due_at=run.due_again(at, release.due_in, status))
-            self._runs[lease.run_id] = free if status is None else free.stamped(status, at)
+        if run is None or run.token != lease.token:
+            return False
+        awaits = None if release.awaits is None else tuple(release.awaits)
+        is_there = any(self._signals.find(lease.run_id, (one.name,), one.taken) for one in awaits or ())
+        due_at = run.due_again(at, 0.0 if is_there else release.due_in, status)
+        self._queue.note(lease.run_id)
+        free = replace(run, token=None, due_at=due_at, awaits=None if is_there else awaits)
+        self._runs[lease.run_id] = free if status is None else free.stamped(status, at)
+        return is_there
+
+    @locked
+    def _continue(self, request: Continue) -> None:
+        lease, at = request.lease, self.clock.now()
+        run = fenced(self._runs.get(lease.run_id), lease)
+        names = ((number, name_history(lease.run_id, number)) for number in itertools.count(request.number))
+        number, name = next(
+            (number, name) for number, name in names if not (request.keep_history and self._is_known(name))
+        )
+        anew, history = run.continued_with(self._dated(request.record, run.epoch), number, at)
+        if request.keep_history:
+            self._runs[name] = history
+        self._signals.hand_over(lease.run_id, request.taken, name if request.keep_history else None, at)
+        self._runs[lease.run_id] = anew
+
+    def _is_known(self, run_id: str) -> bool:
+        return run_id in self._runs or bool(self._signals.sent_to(run_id))
+
+    @locked
+    def _signal(self, signal: Signal) -> bool:
+        run, at = self._runs.get(signal.run_id), self.clock.now()
+        is_there = run is not None and run.header is not None
+        self._signals.send(signal, at, is_there=is_there)
+        if run is not None and run.is_awaiting(signal.name):
+            self._runs[signal.run_id] = replace(run, due_at=at, awaits=None)
+            self._queue.wake()
+        return is_there
 
     @locked
     def _cancel(self, run_id: str) -> bool:
         run = self._runs.get(run_id)
         if run is None or run.header is None or not run.header.is_open:
             return False
-        self._runs[run_id] = run.stamped(Status.CANCELLED, self.clock.now(), token=None, cancelled=True, due_at=None)
+        self._runs[run_id] = run.stamped(
+            Status.CANCELLED, self.clock.now(), token=None, cancelled=True, due_at=None, awaits=None
+        )
         return True
 
     def listen(self, worker: str, wake: Callable[[], object]) -> Listening:
         """See `QueueingStore.listen`."""
         return self._queue.listen(worker, wake)
-
-    def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:  # noqa: ARG002
-        """Not here: there is no database to do anything in."""
-        raise InvalidArgument(
-            f"step.transaction({name!r}) needs the database that its body works in, and the store in memory has none: "
-            f"embedded() starts a real PostgreSQL for tests, postgres(url) uses yours"
-        )
-
-    def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
-        """See `PostgresStore.save`."""
-        check_name("a run's id", id)
-        self._put(id, savable_snapshot(id, snapshot), force)
-
-    @locked
-    def _put(self, id: str, snapshot: Snapshot, force: bool = False) -> None:
-        header, records = journal_of(snapshot)
-        run = self._free(id, force)
-        at = self.clock.now()
-        if not header.execution.last_updated:
-            execution = structs.replace(header.execution, last_updated=at.isoformat())
-            header = structs.replace(header, execution=execution)
-        by_seq = {record.seq: record for record in records}
-        # Those of a run that was copied from elsewhere go on to be counted as they were there.
-        epoch = max(0 if run is None else run.epoch + 1, header.execution.epoch)
-        self._runs[id] = Run(header, by_seq, at, epoch, foreign=foreign_failures(snapshot))
-
-    def load(self, id: str) -> Snapshot | None:
-        """See `PostgresStore.load`."""
-        check_name("a run's id", id)
-        stored = self._stored(id)
-        if stored is None:
-            return None
-        header, records, foreign = stored
-        return with_foreign_failures(snapshot_of(header, records, run_id=id), foreign)
-
-    @locked
-    def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
-        """See `RunStore.replace`."""
-        run = self._runs.get(run_id)
-        if run is None or run.is_held(self.clock.elapsed()) or self.load(run_id) != old:
-            return False
-        self._put(run_id, new)
-        saved = self._runs[run_id]
-        dated = {seq: self._dated(record, saved.epoch) for seq, record in saved.records.items()}
-        self._runs[run_id] = replace(saved, records=dated).rerouted(run, new.metadata.get("version"), self.clock.now())
-        return True
-
-    @locked
-    def delete(self, id: str, *, force: bool = False) -> None:
-        """See `PostgresStore.delete`."""
-        check_name("a run's id", id)
-        self._free(id, force)
-        self._forget(id)
-
-    def list(
-        self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
-    ) -> Sequence[Listed]:
-        """See `PostgresStore.list`."""
-        page = checked_page(prefix, limit, status, after)
-        return hold(self._lock, find_page, self._runs, page, self.clock.elapsed())
-
-    def purge(
-        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
-    ) -> int:
-        """See `PostgresStore.purge`."""
-        purged = self._purge(*checked_purge(older_than, status))
-        if purged and progress is not None:
-            progress(purged)
-        return purged
-
-    @locked
-    def _purge(self, seconds: float, wanted: RunStatus | None) -> int:
-        before = self.clock.now() - timedelta(seconds=seconds)
-        for name in (old := find_old(self._runs, before, wanted, self.clock.elapsed())):
-            self._forget(name)
-        return len(old)
-
-    @locked
-    def stats(self) -> Stats:
-        """See `PostgresStore.stats`."""
-        return count(self._runs, self.clock.elapsed())
-
-    @locked
-    def status(self, id: str) -> RunStatus | None:
-        """See `PostgresStore.status`."""
-        check_name("a run's id", id)
-        run = self._runs.get(id)
-        return None if run is None else run.stands(self.clock.elapsed())
 
     @property
     def identity(self) -> object:
@@ -323,10 +260,10 @@ class MemoryStore:
 
     @property
     @locked
-    def aio(self) -> AsyncStore:
+    def aio(self) -> AsyncReadableStore:
         """The same store for asyncio."""
         if self._aio is None:
-            self._aio = AsyncStore(self)
+            self._aio = AsyncReadableStore(self)
         return self._aio
 
     def close(self) -> None:
@@ -343,23 +280,6 @@ class MemoryStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @locked
-    def _stored(self, id: str) -> tuple[Header, Sequence[Record], Mapping[str, StepRecord]] | None:
-        run = self._runs.get(id)
-        return None if run is None or run.header is None else (run.header, run.journal(), run.foreign)
-
-    def _forget(self, id: str) -> None:
-        self._runs.pop(id, None)
-        self._signals.forget(id)
-
-    def _free(self, id: str, force: bool) -> Run | None:
-        """The run, if there is one; `ConcurrentExecution` if it is being executed."""
-        run = self._runs.get(id)
-        if run is not None and run.is_held(self.clock.elapsed()) and not force:
-            left = run.expires - self.clock.elapsed()
-            raise ConcurrentExecution(id, "this process", left, FORCE_ADVICE)
-        return run
 
     @locked
     def _renew(self, leases: Sequence[Lease]) -> dict[str, bool]:

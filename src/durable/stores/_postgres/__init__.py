@@ -23,8 +23,9 @@ What is sent, and what comes back, of
 A transaction for a step: `transaction`, `transaction_pool`, `room`, `guarded` (what its body gets), `nesting`, `prepared`,
 `transaction_errors`.
 
-The ways to the server: `connections`, `session`, `cursors`, `conninfo`, `hosts`, `watchdog`, `listener`, `requirements` and
-`schema` (may this server be used), `held` and `resources` (all of it, in one process), `settings` (what the store was told).
+The ways to the server: `connections`, `session`, `cursors`, `together` (one write for several statements), `conninfo`, `hosts`,
+`watchdog`, `listener`, `requirements` and `schema` (may this server be used), `held` and `resources` (all of it, in one
+process), `settings` (what the store was told).
 
 Errors: `sqlstates` says what a state means for a batch, `error_messages` which error of ours a user gets for it, whose words
 are in `durable.errors`; `dropped_rows` what PostgreSQL accepts and does not keep.

@@ -10,7 +10,7 @@ from durable.stores._postgres.held import Held
 from durable.stores._postgres.jobs import checkpoint_job, job_of
 from durable.stores._postgres.requests import Requests, Work
 from durable.stores._work import await_work
-from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Poll, Release
+from durable.stores.requests import AnyRequest, Begin, Checkpoint, Continue, Finish, OnLateReply, Poll, Release
 
 
 class AsyncRequests:
@@ -34,7 +34,7 @@ class AsyncRequests:
                 return begun
             case Release() if self._held.is_closed:
                 return asyncio.get_running_loop().run_in_executor(None, requests.perform, request, None)
-            case Finish() | Release():
+            case Finish() | Release() | Continue():
                 return self._submitted(requests.work(request))
             case _:
                 return self._held.resources.submit(job_of(request, requests))

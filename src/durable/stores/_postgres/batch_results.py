@@ -7,7 +7,14 @@ from typing import Any, Final
 
 from psycopg.errors import UniqueViolation
 
-from durable.errors import DuplicateRun, DurableError, OutcomeUnknown, StoreUnavailable, UnstorableValue
+from durable.errors import (
+    DuplicateRun,
+    DurableError,
+    OutcomeUnknown,
+    RunBeingStarted,
+    StoreUnavailable,
+    UnstorableValue,
+)
 from durable.stores._postgres.dropped_rows import DROPPED, dropped_rows
 from durable.stores._postgres.job import ABSENT, Job
 from durable.stores._postgres.sql.names import DEDUP_SUFFIX
@@ -41,9 +48,9 @@ def take_refusal(jobs: Sequence[Job], problem: Exception) -> None:
     # By its SQLSTATE only: the server's own words may quote the value.
     state = getattr(problem, "sqlstate", None)
     refusal = f"PostgreSQL refused it with SQLSTATE {state} ({type(problem).__name__})"
-    is_duplicate = isinstance(problem, UniqueViolation) and str(problem.diag.constraint_name).endswith(DEDUP_SUFFIX)
+    taken = str(problem.diag.constraint_name) if isinstance(problem, UniqueViolation) else ""
     for job in jobs:
-        if is_duplicate:
+        if taken.endswith(DEDUP_SUFFIX):
             job.failure = DuplicateRun(job.run_id)
         elif state in DROPPED and job.verb.checks_rows:
             job.failure = dropped_rows(DROPPED[state])
@@ -51,6 +58,12 @@ def take_refusal(jobs: Sequence[Job], problem: Exception) -> None:
             job.failure = UnstorableValue(job.what, "$", refusal)
         else:
             job.failure = job.trouble
+
+
+def take_lock(jobs: Sequence[Job]) -> None:
+    """Note on each job that a transaction which has not ended holds what it wants."""
+    for job in jobs:
+        job.failure = OutcomeUnknown(job.run_id, job.what, "locked") if job.doubtful else RunBeingStarted(job.run_id)
 
 
 def take_nothing(jobs: Sequence[Job], where: str, reason: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from durable._engine.batches import MAX_BYTES, MAX_RECORDS
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
@@ -26,6 +28,11 @@ BEFORE_ALL: Final = -(2**31)  # the place of no record
 _claims: Final = itertools.count(1)  # of this process, whose `instance` is random
 
 
+def claim_random(instance: str) -> str:
+    """What no other token of a lease has, in this process or another."""
+    return f"{instance}.{next(_claims)}"
+
+
 class Claiming:
     """The payload of a claim. `random` makes its token, and no other claim's; sent twice, it is the same claim."""
 
@@ -34,7 +41,7 @@ class Claiming:
     def __init__(self, claim: Claim, row: str, instance: str, owner: str, dead: str | None) -> None:
         self.claim = claim
         self.row = row
-        self.random = f"{instance}.{next(_claims)}"
+        self.random = claim_random(instance)
         self.owner = owner
         self.dead = dead
         self.sent: float | None = None
@@ -94,7 +101,7 @@ class Found:
         """Whether everything is read."""
         return self.place is None and not self.is_long
 
-    def add(self, rows: Sequence[tuple[Any, ...]]) -> None:
+    def add(self, rows: Sequence[Sequence[Any]]) -> None:
         """One more page, as rows of `read_journals`."""
         self.place = None
         for number, (_, _, seq, key, kind, text, at, epoch, size) in enumerate(rows):
@@ -133,6 +140,28 @@ class Found:
             raise problem
         ends = [record for record in told if record.kind in (Kind.RESULT, Kind.FAILURE)]
         return Refused(header, ends + self.records, *self._standing)
+
+    def locked_reply(self) -> Refused:
+        """The reply to a claim that a transaction which has not ended stands in the way of, by what can be seen of the run."""
+        if self.document is None:  # or a long one, of which it is enough that it is there
+            return Refused(None, (), None, None, is_locked=True)
+        refused = self.reply()
+        assert isinstance(refused, Refused), "a look takes no lease"  # noqa: S101 -- our own mistake, not an input
+        return replace(refused, is_locked=refused.owner is None)
+
+
+def read_found(
+    claimings: Sequence[Claiming], runs: Iterable[Sequence[Any]], journals: Iterable[Sequence[Any]], server: str
+) -> list[Found]:
+    """What the claims have found on this server: rows of `read_runs`, and the first page of each journal."""
+    pages: dict[str, list[Sequence[Any]]] = {}
+    for row in journals:
+        pages.setdefault(row[0], []).append(row)
+    standing = {row[0]: row[1:] for row in runs}
+    answers = [Found(claiming, standing[claiming.row], server) for claiming in claimings]
+    for found in answers:
+        found.add(pages.get(found.row, ()))
+    return answers
 
 
 def claim_row(claiming: Claiming) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class Connections:
         self._idle: list[Session] = []
         self._late: list[Connection] = []  # made after their callers had given up
         # What is prepared on a connection of the pool is remembered for as long as the connection lives.
-        self._prepared: WeakKeyDictionary[Connection, dict[bytes, bytes]] = WeakKeyDictionary()
+        self._prepared: WeakKeyDictionary[Connection, dict[Any, bytes]] = WeakKeyDictionary()
         self._servers: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
         self._closed = False
         self.watchdog = Watchdog(clock)

@@ -35,14 +35,36 @@ class OwnCursor(psycopg.RawCursor[Any]):
 
     def __init__(self, connection: psycopg.Connection[Any], **_: Any) -> None:
         super().__init__(connection, row_factory=tuple_row)
-        self._adapters = AdaptersMap(_ADAPTERS)
+        self._adapters = (
+            _ADAPTERS  # which nothing is registered with: a copy of its own would cost as much as a statement
+        )
 
     def execute(
         self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
     ) -> Any:
         """See `psycopg.Cursor.execute`."""
         self.format = Format.BINARY if params is not None or binary else Format.TEXT
-        if params is not None:
-            query, names = number_parameters(query if isinstance(query, bytes) else query.encode())
-            params = [params[name] for name in names] if isinstance(params, Mapping) else params
-        return super().execute(query, params, prepare=prepare)
+        return super().execute(*_numbered(query, params), prepare=prepare)
+
+
+class OwnAsyncCursor(psycopg.AsyncRawCursor[Any]):
+    """The same on an async connection, which is a caller's."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        super().__init__(connection, row_factory=tuple_row)
+        self._adapters = AdaptersMap(_ADAPTERS)
+
+    async def execute(
+        self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
+    ) -> Any:
+        """See `psycopg.AsyncCursor.execute`."""
+        self.format = Format.BINARY if params is not None or binary else Format.TEXT
+        return await super().execute(*_numbered(query, params), prepare=prepare)
+
+
+def _numbered(query: Any, params: Any) -> tuple[Any, Any]:
+    """The statement with the placeholders of the protocol, and its parameters in their order."""
+    if params is None:
+        return query, None
+    query, names = number_parameters(query if isinstance(query, bytes) else query.encode())
+    return query, [params[name] for name in names] if isinstance(params, Mapping) else params

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from durable._common.reports import report
-from durable._engine.batches import Entry
+from durable._engine.batches import MAX_LOCK_WAIT, MAX_LONE_LOCK_WAIT, Entry
 from durable.errors import DurableError, OutcomeUnknown
 from durable.stores._postgres.verbs import PostgresVerb
 
@@ -44,6 +44,11 @@ class Job(Entry[PostgresVerb], eq=False):
     abandoned: bool = False
     future: asyncio.Future[Any] | None = None
     loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def max_lock_wait(self) -> float:
+        """How long, in seconds, it may wait for a lock that a transaction of the user's may hold."""
+        return MAX_LONE_LOCK_WAIT if self.locked_out else MAX_LOCK_WAIT
 
     def fate(self, interrupt: BaseException) -> BaseException | None:
         """The outcome, for an interrupted caller: None when committed, its error, or the interrupt if it was not begun."""

@@ -9,29 +9,43 @@ from msgspec import Struct
 
 from durable._engine.batches import MIN_SPEED, Patience, reply_deadline
 from durable._engine.leases import Lease
+from durable._engine.signals import hash_dedup
 from durable.records import Record, Status
 from durable.stores._postgres.claims import Claiming, Found
 from durable.stores._postgres.job import Job
 from durable.stores._postgres.polls import Polling
-from durable.stores._postgres.starts import plan_start
+from durable.stores._postgres.starts import plan_start, render_first
 from durable.stores._postgres.verbs import PostgresVerb, Way
-from durable.stores.requests import Cancel, Enqueue, Finish, Receive, Release, Signal
+from durable.stores.requests import Cancel, Continue, Enqueue, Finish, Receive, Release, Signal, Wake
 
-CLAIM: Final = PostgresVerb("claim", Patience.FROM_OUTSIDE, way=Way.OF_CLAIMS, table="leases")
+CLAIM: Final = PostgresVerb("claim", Patience.FROM_OUTSIDE, way=Way.OF_CLAIMS, table="leases", waits_briefly=True)
+LOOK: Final = PostgresVerb("look", Patience.FROM_OUTSIDE, way=Way.OF_CLAIMS, shares_runs=True)
 READ: Final = PostgresVerb("read", way=Way.OF_JOURNALS)
 RENEW: Final = PostgresVerb("renew")
-CHECKPOINT: Final = PostgresVerb("checkpoint", shares_runs=True, carries_value=True)
+CHECKPOINT: Final = PostgresVerb("checkpoint", shares_runs=True, shares_commits=True, carries_value=True)
 SETTLE: Final = PostgresVerb("settle", way=Way.ASIDE)
-FINISH: Final = PostgresVerb("finish", carries_value=True, checks_rows=True)
+FINISH: Final = PostgresVerb("finish", shares_commits=True, carries_value=True, checks_rows=True)
+REOPEN: Final = PostgresVerb(
+    "reopen", way=Way.OF_STARTS, carries_value=True, checks_rows=True, waits_briefly=True
+)  # a finish after which the run is open: it may want a `dedup` that a transaction holds
 RELEASE: Final = PostgresVerb("release", Patience.BRIEF)  # its lease ends by itself
 RETURN: Final = PostgresVerb("return")  # the same, with no caller waiting
+CONTINUE: Final = PostgresVerb(
+    "continue", way=Way.OF_STARTS, carries_value=True, waits_briefly=True
+)  # a transaction may hold the id of its history
 CANCEL: Final = PostgresVerb("cancel", Patience.FROM_OUTSIDE, way=Way.ASIDE, table="documented runs", checks_rows=True)
 SIGNAL: Final = PostgresVerb("signal", Patience.FROM_OUTSIDE, carries_value=True, table="signals")
+SIGNAL_ONCE: Final = PostgresVerb(
+    "signal once", Patience.FROM_OUTSIDE, way=Way.OF_STARTS, carries_value=True, table="signals", waits_briefly=True
+)  # whose `dedup` a transaction may hold
 RECEIVE: Final = PostgresVerb("receive")
-ENQUEUE: Final = PostgresVerb("enqueue", Patience.FROM_OUTSIDE, way=Way.OF_STARTS, carries_value=True, table="leases")
+ENQUEUE: Final = PostgresVerb(
+    "enqueue", Patience.FROM_OUTSIDE, way=Way.OF_STARTS, carries_value=True, table="leases", waits_briefly=True
+)
+WAKE: Final = PostgresVerb("wake", Patience.BRIEF, way=Way.OF_POLLS, shares_runs=True)
 POLL: Final = PostgresVerb("poll", Patience.FROM_OUTSIDE, way=Way.OF_POLLS, table="leases")
 
-OfOneJob: TypeAlias = Cancel | Signal | Receive | Enqueue
+OfOneJob: TypeAlias = Cancel | Signal | Receive | Enqueue | Wake
 """The requests that are one job, with nothing before it or after it."""
 
 _OVERHEAD: Final = 200  # bytes that an entry takes besides its text, about
@@ -47,19 +61,39 @@ class Writing(Struct, eq=False, gc=False):
     due_in: float = 0.0
 
 
+class Continuing(Struct, eq=False):
+    """What a run is to begin anew with."""
+
+    lease: Lease
+    record: Record
+    nonce: int
+    keeps: bool
+    taken: list[int]
+    number: int
+    #: The lease's from then on.
+    token: str
+
+
 class SignalRow(Struct, gc=False):
     n: int
     id: str
     name: str
     payload: str  # as text: it may be JSON's null, which would become SQL's
     nonce: int
+    later: bool
 
 
 class ReceiveRow(Struct, gc=False):
     n: int
     id: str
-    name: str
+    names: list[str]
     taken: list[int]
+
+
+def signal_row(signal: Signal, row: str) -> SignalRow:
+    """A signal to the run of this row, as it is sent; sent twice, it is one."""
+    nonce = random.getrandbits(62) if signal.dedup is None else hash_dedup(signal.name, signal.dedup)
+    return SignalRow(0, row, signal.name, signal.payload, nonce, signal.create_later)
 
 
 def claim_job(payload: Claiming, deadline: float) -> Job:
@@ -68,6 +102,12 @@ def claim_job(payload: Claiming, deadline: float) -> Job:
     size = len(claim.input or b"") + 2 * _OVERHEAD
     deadline += size / MIN_SPEED
     return Job(CLAIM, claim.run_id, size, deadline, what=f"the claim of run {claim.run_id!r}", payload=payload)
+
+
+def look_job(claiming: Claiming, deadline: float) -> Job:
+    """A job that looks at a run which could not be claimed, and locks nothing. Its answer is what it has `Found`."""
+    run_id = claiming.claim.run_id
+    return Job(LOOK, run_id, _OVERHEAD, deadline, what=f"the claim of run {run_id!r}", payload=claiming)
 
 
 def read_job(found: Found, deadline: float) -> Job:
@@ -104,17 +144,34 @@ def settle_job(checkpoint: Job) -> Job:
 
 
 def finish_job(finish: Finish) -> Job:
-    """A job that ends a run."""
+    """A job that ends a run, or this turn at it."""
     lease, status, record = finish.lease, finish.status, finish.record
     size = len(record.text) + _OVERHEAD
     return Job(
-        FINISH,
+        REOPEN if status is Status.RUNNING else FINISH,
         lease.run_id,
         size,
         reply_deadline(lease, size),
         lease,
         what=f"the run's end ({status})",
         payload=Writing(lease, record, random.getrandbits(63), status, finish.due_in),
+    )
+
+
+def continue_job(asked: Continue, token: str) -> Job:
+    """A job that lets a run begin anew under its lease, of this `token` then."""
+    lease, record = asked.lease, asked.record
+    size = len(record.text) + _OVERHEAD
+    return Job(
+        CONTINUE,
+        lease.run_id,
+        size,
+        reply_deadline(lease, size),
+        lease,
+        what="the run's continuation",
+        payload=Continuing(
+            lease, record, random.getrandbits(63), asked.keep_history, list(asked.taken), asked.number, token
+        ),
     )
 
 
@@ -168,20 +225,22 @@ def job_of(request: OfOneJob, asked: Asked) -> Job:
             asked.refuse_own(row, "cancels")
             return Job(CANCEL, request.run_id, _OVERHEAD, asked.answer_by(), what="the cancellation", payload=row)
         case Signal():  # sent twice, it is one
-            size, row = len(request.payload) + _OVERHEAD, asked.row(request.run_id)
-            signal = SignalRow(0, row, request.name, request.payload, random.getrandbits(63))
-            what = f"the signal {request.name!r}"
-            return Job(SIGNAL, request.run_id, size, asked.answer_by(), what=what, payload=signal)
+            size, signal = len(request.payload) + _OVERHEAD, signal_row(request, asked.row(request.run_id))
+            what, verb = f"the signal {request.name!r}", SIGNAL if request.dedup is None else SIGNAL_ONCE
+            return Job(verb, request.run_id, size, asked.answer_by(), what=what, payload=signal)
         case Receive():
             lease = request.lease
             asked.held_here(lease)
-            wanted = ReceiveRow(0, lease.row, request.name, list(request.taken))
-            what = f"the wait for {request.name!r}"
+            wanted = ReceiveRow(0, lease.row, list(request.names), list(request.taken))
+            what = f"the wait for {' or '.join(map(repr, request.names))}"
             return Job(RECEIVE, lease.run_id, _OVERHEAD, lease.deadline, what=what, payload=wanted)
         case Enqueue():  # sent twice, they are the same runs
             starting = plan_start(request.runs, asked)
             first, size = request.runs[0].run_id, sum(len(row.input or "") + 2 * _OVERHEAD for row in starting.rows)
             what = f"the start of run {first!r}" if len(request.runs) == 1 else f"the start of {len(request.runs)} runs"
             return Job(ENQUEUE, first, size, asked.answer_by() + size / MIN_SPEED, what=what, payload=starting)
+        case Wake():
+            what, payload = "the waking of workers", render_first(asked.prefix)
+            return Job(WAKE, "", _OVERHEAD, asked.answer_by(), what=what, payload=payload)
         case never:
             assert_never(never)

@@ -40,7 +40,7 @@ def refused(lease: Lease, standing: Standing | None) -> DurableError | None:
 def unverified_leases(session: Session, leases: Iterable[Lease]) -> Sequence[tuple[Lease, int]]:
     """The leases that are not known on the session's server, each with how many records of its run were acknowledged.
 
-    To be asked before the snapshot in which they are counted: more may be recorded meanwhile, in another way.
+    Read this before the counting query: another connection may add records in between.
     """
     return [(lease, lease.records) for lease in leases if lease.server != session.server]
 

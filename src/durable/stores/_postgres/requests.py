@@ -12,18 +12,20 @@ from msgspec.structs import replace
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.headers import blank_header
 from durable._engine.leases import Lease
-from durable.errors import DurableError, LeaseLost, OutcomeUnknown, StoreUnavailable
+from durable.errors import DurableError, LeaseLost, OutcomeUnknown, RunBeingStarted, StoreUnavailable
 from durable.records import Record
 from durable.stores._heartbeat import OF_THE_PARENT
 from durable.stores._owner import is_dead
-from durable.stores._postgres.claims import Claiming, Found
+from durable.stores._postgres.claims import Claiming, Found, claim_random
 from durable.stores._postgres.held import Held
 from durable.stores._postgres.job import Job
 from durable.stores._postgres.jobs import (
     checkpoint_job,
     claim_job,
+    continue_job,
     finish_job,
     job_of,
+    look_job,
     poll_job,
     read_job,
     release_job,
@@ -39,6 +41,7 @@ from durable.stores.requests import (
     AnyRequest,
     Begin,
     Checkpoint,
+    Continue,
     Finish,
     OnLateReply,
     Poll,
@@ -70,7 +73,7 @@ class Requests:
         match request:
             case Checkpoint():
                 return self._checkpoint(request.lease, request.record, on_late_reply)
-            case Begin() | Finish() | Release() | Poll():
+            case Begin() | Finish() | Release() | Continue() | Poll():
                 return perform_work(self.work(request), self._held.resources.perform)
             case _:
                 return self._held.resources.perform(job_of(request, self))
@@ -87,7 +90,7 @@ class Requests:
                 on_late_reply(interrupt if job is None else job.fate(interrupt))
             raise
 
-    def work(self, request: Begin | Finish | Release | Poll) -> Work[Any]:
+    def work(self, request: Begin | Finish | Release | Continue | Poll) -> Work[Any]:
         """What is asked, as jobs, and what follows on their answers."""
         match request:
             case Begin():
@@ -96,6 +99,8 @@ class Requests:
                 return self._finish(request)
             case Release():
                 return self._release(request)
+            case Continue():
+                return self._continue(request)
             case Poll():
                 return self._poll(request)
             case never:
@@ -103,15 +108,19 @@ class Requests:
 
     def _begin(self, claim: Claim, alive: Callable[[], bool]) -> Work[ClaimReply]:
         claiming = self._claiming(claim, None)
+        dead_owner = None
         try:
             found: Found = yield claiming
+            if dead := self._dead_token(found):
+                dead_owner = None if self._held.resources.has_left(dead) else found.owner
+                claiming = self._claiming(claim, dead)
+                found = yield claiming
         except OutcomeUnknown:
             self._held.resources.left(claiming.payload.random, claim.seconds)
             raise
-        dead_owner = None
-        if dead := self._dead_token(found):
-            dead_owner = None if self._held.resources.has_left(dead) else found.owner
-            found = yield self._claiming(claim, dead)
+        except RunBeingStarted:
+            found = yield look_job(claiming.payload, self.answer_by())
+            return found.locked_reply()
         self._keep(found, alive)
         try:
             while (job := self._reading(found, alive)) is not None:
@@ -173,16 +182,33 @@ class Requests:
         finally:
             self._dropped(finish.lease)
 
-    def _release(self, release: Release) -> Work[None]:
+    def _continue(self, request: Continue) -> Work[None]:
+        lease, heartbeat = request.lease, self.held_here(request.lease).heartbeat
+        if request.keep_history:
+            self.row(request.history)  # which may be too long
+        token = f"{lease.epoch}:{claim_random(self._held.resources.owner.instance)}"
+        kept = heartbeat.drop(lease)  # a renewal that is under way may find either token
+        try:
+            yield continue_job(request, token)
+        except BaseException:  # it may have been carried out: then this process may take the run at once
+            self._held.resources.left(token.partition(":")[2], lease.seconds)
+            raise
+        lease.token = token
+        lease.refusal = None  # that of a renewal which has met the new token
+        if kept is not None:
+            heartbeat.keep(*kept)
+
+    def _release(self, release: Release) -> Work[bool]:
         lease = release.lease
         self._dropped(lease)
         if self._held.resources.mark not in lease.token:  # it is that of the process which forked this one
-            return
+            return False
         if self._held.is_closed:
             self._release_at_last(release)
-            return
+            return False
         try:
-            yield self._releasing(release)
+            is_due: bool = yield self._releasing(release)
+            return is_due
         except (DurableError, RuntimeError):  # such as: no event loop to answer on, this run's was closed under it
             with contextlib.suppress(StoreUnavailable):  # no thread can be started for it
                 self._leave(release)
@@ -269,7 +295,7 @@ class Requests:
         self._held.resources.heartbeat.drop(lease)
 
     def _dead_token(self, found: Found) -> str | None:
-        """The token that stands in the way and may be taken over: its owner is dead, or no other is kept out here."""
+        """The blocking token, if it may be taken over: its owner is dead, or locking is off."""
         if found.owner is None:
             return None
         dead = not self._settings.excludes or self._is_dead(found.owner, found.token)

@@ -73,9 +73,9 @@ class Resources:
     def writer(self, job: Job) -> Writer:
         """The way for this job.
 
-        What is small never waits behind what is large, and neither behind what waits until another owner's transaction has
-        ended: a claim may, of a run whose last owner stands still in the midst of one. So claims wait for claims only. And
-        these not for what of a claim is long: an input that it brings, a journal that it finds.
+        Small writes never queue behind large ones, and neither queues behind a claim: a claim may block until another owner's
+        open transaction ends. So claims wait for claims only. And these not for what of a claim is long: an input that it
+        brings, a journal that it finds.
         """
         way, is_large = job.verb.way, job.size > MAX_SHARED_BYTES
         if way is Way.BY_SIZE:  # as almost always

@@ -34,6 +34,7 @@ _COLUMNS: Final = {
         "name": "text",
         "payload": "json",
         "nonce": "bigint",
+        "noticed": "boolean",
     },
     "locks": {
         "workflow_id": "text",
@@ -78,7 +79,7 @@ def prepare(connection: psycopg.Connection[Any], names: Names, *, create: bool =
         have = (
             f"it knows {version} of our {newest} migrations" if version else "it does not exist, and nor may the others"
         )
-        raise SchemaMismatch(names.quoted["migrations"], have, f"{_LET} Or let durable: auto_create_table=True.")
+        raise SchemaMismatch(names.quoted["migrations"], have, f"{_LET}. Or let the store: auto_create_table=True.")
     if version < newest:
         try:
             version = _migrate(connection, names)
@@ -165,13 +166,13 @@ def deletion_grant(names: Names) -> str:
 _TO_RUN: Final = {
     "snapshots": "SELECT, INSERT, UPDATE",
     "steps": "SELECT, INSERT",
-    "signals": "SELECT, INSERT",
+    "signals": "SELECT, INSERT, UPDATE",
     "locks": "SELECT, INSERT, UPDATE",
     "workers": "SELECT, INSERT, UPDATE, DELETE",
     "migrations": "SELECT",
 }
 _UNKNOWN: Final = ("?", None, "?", False)
-_LET: Final = "A script for a role that may create tables is printed by: python -m durable.stores"
+_LET: Final = "durable migrate makes what is missing; a script for a role that may is printed by: durable schema"
 _ROLE: Final = qualify("""
 SELECT current_user, COALESCE(%(schema)s, current_schema()), current_database(),
        EXISTS (SELECT FROM pg_namespace WHERE nspname = COALESCE(%(schema)s, current_schema()))
@@ -231,7 +232,11 @@ _SCHEMA_EXISTS: Final = "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname =
 def _apply(connection: psycopg.Connection[Any], names: Names, migration: bytes) -> None:
     try:
         connection.execute(migration, prepare=False)  # several commands
-    except (psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject) as problem:
+    except (
+        psycopg.errors.DuplicateTable,
+        psycopg.errors.DuplicateObject,
+        psycopg.errors.DuplicateFunction,
+    ) as problem:
         taken = problem.diag.message_primary or "a table of that name exists"
         raise SchemaMismatch(names.quoted["snapshots"], f"one of the tables beside it is not ours: {taken}") from None
     except (psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedFunction) as problem:

@@ -14,7 +14,7 @@ from durable._engine import batches
 from durable._engine.batches import Verdict
 from durable.clocks import Clock
 from durable.errors import DurableError
-from durable.stores._postgres.batch_results import take_answers, take_nothing, take_refusal
+from durable.stores._postgres.batch_results import take_answers, take_lock, take_nothing, take_refusal
 from durable.stores._postgres.connections import Connections
 from durable.stores._postgres.job import Job, deliver
 from durable.stores._postgres.session import Session
@@ -53,7 +53,8 @@ class Sender:
                 answers = self._attempt(portion)
             except (psycopg.Error, DurableError) as problem:
                 sent = isinstance(problem, psycopg.Error)
-                verdict = classify(getattr(problem, "sqlstate", None), sent=sent)
+                briefly = portion[0].verb.waits_briefly
+                verdict = classify(getattr(problem, "sqlstate", None), sent=sent, waits_briefly=briefly)
                 if verdict is Verdict.UNPREPARED:
                     self._connections.prepares = False
                 follow = batches.recover(portion, verdict)
@@ -62,6 +63,9 @@ class Sender:
                     job.trouble = meaning
                 if verdict is Verdict.REFUSED:
                     self._refuse(follow.failed, problem)
+                elif verdict is Verdict.LOCKED:
+                    take_lock(follow.failed)
+                    deliver(follow.failed)
                 else:
                     self.give_up(follow.failed)
                 portions += follow.at_once

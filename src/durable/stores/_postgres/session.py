@@ -13,6 +13,7 @@ from psycopg.errors import UntranslatableCharacter, error_from_result
 from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
 
 from durable.stores._postgres.cursors import OwnCursor
+from durable.stores._postgres.together import Reply, Together
 
 Connection: TypeAlias = psycopg.Connection[Any]
 
@@ -27,9 +28,11 @@ class Session:
     by the moment when that was started; it is empty where that cannot be told.
     """
 
-    __slots__ = ("_cursor", "_encoding", "_prepared", "autocommit", "connection", "is_lent", "prepare", "server")
+    __slots__ = (
+        "_cursor", "_encoding", "_prepared", "_together", "autocommit", "connection", "is_lent", "prepare", "server",
+    )  # fmt: skip
 
-    def __init__(self, connection: Connection, prepared: MutableMapping[bytes, bytes], server: str) -> None:
+    def __init__(self, connection: Connection, prepared: MutableMapping[Any, bytes], server: str) -> None:
         self.connection = connection
         self.server = server
         self.is_lent = True
@@ -38,6 +41,7 @@ class Session:
         self._encoding = connection.info.encoding
         self._prepared = prepared
         self._cursor = OwnCursor(connection)
+        self._together: Together | None = None
 
     def execute_write(self, query: bytes, values: Sequence[bytes]) -> int:
         """Execute a statement with `$1`, `$2` … that returns no rows; the number of rows written. The values are in UTF-8.
@@ -84,8 +88,21 @@ class Session:
         self._cursor.execute(query, parameters, prepare=self.prepare)
         return self._cursor
 
-    def queue(self, query: bytes, parameters: Any = None) -> psycopg.Cursor[Any]:
-        """Queue a statement in a pipeline; its result is read after the pipeline's end."""
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is queued inside is sent at the end, in one write; nothing is where an exception ends the block."""
+        prepares = self.prepare is not False and self.connection.prepare_threshold is not None
+        self._together = statements = Together(self._cursor, self._prepared, prepares=prepares)
+        try:
+            yield
+        finally:
+            self._together = None
+        statements.send()
+
+    def queue(self, query: bytes, parameters: Any = None) -> Any:
+        """Queue a statement in `together`, or in a pipeline of psycopg's; its answer is read after the end of that."""
+        if self._together is not None:
+            return self._together.add(query, parameters)
         cursor = OwnCursor(self.connection)
         cursor.execute(query, parameters, prepare=self.prepare)
         return cursor
@@ -97,16 +114,30 @@ def is_sound(connection: Connection) -> bool:
     return wire.transaction_status == TransactionStatus.IDLE and wire.pipeline_status == PipelineStatus.OFF
 
 
+def wait_briefly(seconds: float) -> bytes:
+    """The setting under which what is left of a transaction waits for each lock no longer than this."""
+    return b"SET LOCAL lock_timeout = %d" % round(seconds * 1000)
+
+
 @contextmanager
-def in_transaction(session: Session) -> Iterator[None]:
-    """Several statements in one transaction and one round trip, under the isolation that they are written for."""
-    with session.connection.pipeline():
+def in_transaction(session: Session, max_lock_wait: float | None = None) -> Iterator[None]:
+    """Several statements in one transaction and one round trip, under the isolation that they are written for.
+
+    `max_lock_wait` is how long, in seconds, one of them may wait for a lock; None leaves that as it is set.
+    """
+    with session.together():
         session.queue(b"BEGIN ISOLATION LEVEL READ COMMITTED")
+        if max_lock_wait is not None:
+            session.queue(wait_briefly(max_lock_wait))
         yield
         session.queue(b"COMMIT")
 
 
-def begin_another(session: Session) -> None:
-    """Within `in_transaction`: what follows is in a transaction of its own, in the same round trip."""
-    session.queue(b"COMMIT")
+def begin_another(session: Session) -> Reply:
+    """Within `in_transaction`: what follows is in a transaction of its own, in the same round trip.
+
+    The reply is that to the COMMIT of what came before.
+    """
+    committed: Reply = session.queue(b"COMMIT")
     session.queue(b"BEGIN ISOLATION LEVEL READ COMMITTED")
+    return committed

@@ -11,14 +11,17 @@ from typing import Any, Final, TypeVar
 import msgspec
 import psycopg
 from msgspec import UNSET, structs
+from psycopg.errors import LockNotAvailable
 
 from durable._common.boundary import calls_out
 from durable._common.durations import Duration
+from durable._engine.batches import MAX_LOCK_WAIT
 from durable.errors import (
     AccessDenied,
     ConcurrentExecution,
     DurableError,
     InvalidArgument,
+    RunBeingStarted,
     StoreUnavailable,
     UnreadableRecord,
     UnstorableValue,
@@ -62,7 +65,7 @@ _DELETIONS: Final = {  # and what each of them leaves nothing in
     "delete_signals": "signals",
     "delete_leases": "leases",
 }
-_TRANSIENT: Final = ("08", "40", "53", "57P")  # SQLSTATE: connection, serialisation, resources, restart
+_TRANSIENT: Final = ("08", "40", "53", "57P")  # SQLSTATE: connection, serialization, resources, restart
 
 _json: Final = msgspec.json.Encoder()
 
@@ -84,12 +87,12 @@ class Snapshots:
         values = {"id": row, "ids": [row], "snapshot": checked.to_json().decode(), "stays": False}
 
         def saved(session: Session) -> None:
-            with _transaction(session):
+            with transaction(session):
                 self._lock(session, id, row, force=force, epoch=checked.execution.epoch)
                 self._write(session, values)
                 self._delete(session, [row], "delete_journals")
 
-        self._done(saved)
+        self.perform(saved)
 
     def replace(self, run_id: str, old: Snapshot, new: Snapshot) -> bool:
         """See `RunStore.replace`. A reply that was lost makes it False, though it was done.
@@ -110,7 +113,7 @@ class Snapshots:
         }
 
         def replaced(session: Session) -> None:
-            with _transaction(session):
+            with transaction(session):
                 self._lock(session, run_id, row, force=False, epoch=new.execution.epoch, stays=True)
                 if self._read(session, run_id, row) != old:
                     raise ConcurrentExecution(run_id, "another caller, which has changed it meanwhile")
@@ -122,7 +125,7 @@ class Snapshots:
                     raise dropped_rows("journal")
 
         try:
-            self._done(replaced)
+            self.perform(replaced)
         except ConcurrentExecution:
             return False
         return True
@@ -141,7 +144,7 @@ class Snapshots:
     def load(self, id: str) -> Snapshot | None:
         """See `PostgresStore.load`."""
         row = self._settings.row(id)
-        return self._done(lambda session: self._read(session, id, row))
+        return self.perform(lambda session: self._read(session, id, row))
 
     def _read(self, session: Session, id: str, row: str) -> Snapshot | None:
         rows = session.execute(self._query("load"), {"id": row}).fetchall()
@@ -158,12 +161,12 @@ class Snapshots:
         row = self._own_row(id, "deletes")
 
         def deleted(session: Session) -> None:
-            with _transaction(session):
+            with transaction(session):
                 self._lock(session, id, row, force=force)
                 self._delete(session, [row])
                 self._held.resources.heartbeat.mark_deleted([row])
 
-        self._done(deleted)
+        self.perform(deleted)
 
     def list(
         self, *, prefix: str = "", limit: int = PAGE, status: RunStatus | None = None, after: Listed | None = None
@@ -180,7 +183,7 @@ class Snapshots:
         owners = {self._held.resources.owner.text: False} if by_lease else {}  # whether each is dead
         while True:
             values |= {"host": HOST, "known": [*owners], "dead": [owner for owner, dead in owners.items() if dead]}
-            rows = self._done(lambda session, values=values: session.execute(query, values).fetchall())  # type: ignore[misc]
+            rows = self.perform(lambda session, values=values: session.execute(query, values).fetchall())  # type: ignore[misc]
             held = {owner: token for *_, owner, token in rows if owner not in (None, *owners)}
             found = {owner: self._is_dead(owner, token) for owner, token in held.items()}
             owners |= found
@@ -204,7 +207,7 @@ class Snapshots:
 
         def batch(session: Session) -> tuple[int, int]:
             found = [row for (row,) in session.execute(old, values)]
-            with _transaction(session):
+            with transaction(session):
                 free = [row for (row,) in session.execute(self._query("lock_runs"), values | {"ids": found})]
                 gone = [row for (row,) in session.execute(still_old, values | {"ids": free})]
                 self._delete(session, gone)
@@ -215,17 +218,19 @@ class Snapshots:
             size, *_ = session.execute(self._query("sizes"), {}).fetchone() or (0,)
             old_orphans = self._query("old_orphans", of="run.workflow_id", journals=ids_of_journals(size))
             found = [row for (row,) in session.execute(old_orphans, values)]
-            with _transaction(session):
+            with transaction(session):
                 free = [row for (row,) in session.execute(self._query("lock_runs"), values | {"ids": found})]
                 gone = [row for (row,) in session.execute(self._query("still_orphans"), {"ids": free})]
                 self._delete(session, gone)
             return len(found), len(gone)
 
-        (moment,) = self._done(lambda session: session.execute(self._query("moment"), {"seconds": seconds}).fetchall())
+        (moment,) = self.perform(
+            lambda session: session.execute(self._query("moment"), {"seconds": seconds}).fetchall()
+        )
         values["before"], total = moment[0], 0
         for some in (batch, orphans):
             while True:
-                found, gone = self._done(some)
+                found, gone = self.perform(some)
                 total += gone
                 if gone and progress is not None:
                     progress(total)
@@ -252,18 +257,20 @@ class Snapshots:
             unserved = session.execute(self._query("unserved"), {"first": render_first(self._prefix)}).fetchall()
             return counts, records, size, orphaned, is_estimate, tuple(name_route(route) for (route,) in unserved)
 
-        counts, records, size, orphaned, is_estimate, unserved = self._done(asked)
+        counts, records, size, orphaned, is_estimate, unserved = self.perform(asked)
         runs = {
             "queued": 0,
             "running": 0,
+            "suspended": 0,
             "interrupted": 0,
             "completed": 0,
             "failed": 0,
             "cancelled": 0,
             "unreadable": 0,
         }
-        for status, held, owner, token, count in counts:
-            runs[stands(status, held=held and not self._is_dead(owner, token)) or "unreadable"] += count
+        for status, held, suspended, owner, token, count in counts:
+            is_held = held and not self._is_dead(owner, token)
+            runs[stands(status, held=is_held, suspended=suspended) or "unreadable"] += count
         return Stats(**runs, records=records, bytes=size, orphaned=orphaned, is_estimate=is_estimate, unserved=unserved)
 
     def status(self, id: str) -> RunStatus | None:
@@ -276,11 +283,12 @@ class Snapshots:
                 self._check_nothing(session, id, values["id"])
             return found
 
-        found = self._done(asked)
+        found = self.perform(asked)
         if found is None:
             return None
-        status, held, owner, token = found
-        if (stand := stands(status, held=held and not self._is_dead(owner, token))) is None:
+        status, held, suspended, owner, token = found
+        is_held = held and not self._is_dead(owner, token)
+        if (stand := stands(status, held=is_held, suspended=suspended)) is None:
             raise UnreadableRecord(id, "the snapshot", f"its status is {status[:40]!r}, which is not known here")
         return stand
 
@@ -299,6 +307,17 @@ class Snapshots:
         return row
 
     def _lock(self, session: Session, id: str, row: str, *, force: bool, epoch: int = 0, stays: bool = False) -> None:
+        """Take the lease's row. One that is there is waited for; what is not there may be just being started."""
+        values = {"id": row, "wait": f"{MAX_LOCK_WAIT * 1000:.0f}ms"}
+        is_brief = session.execute(self._query("wait_briefly"), values).rowcount > 0
+        try:
+            self._try_to_lock(session, id, row, force=force, epoch=epoch, stays=stays)
+        except LockNotAvailable:
+            if is_brief:
+                raise RunBeingStarted(id) from None
+            raise
+
+    def _try_to_lock(self, session: Session, id: str, row: str, *, force: bool, epoch: int, stays: bool) -> None:
         forced = force or not self._settings.excludes
         values = {"ids": [row], "id": row, "force": forced, "epoch": epoch, "stays": stays}
         for _ in range(_LOOKS):
@@ -320,7 +339,7 @@ class Snapshots:
         prefixed = f"starts_with({of}, %(prefix)s)" if self._prefix or prefix else "true"
         return statement(self._names, name, (("prefixed", prefixed), *parts.items()))
 
-    def _done(self, work: Callable[[Session], T]) -> T:
+    def perform(self, work: Callable[[Session], T]) -> T:
         """What `work` comes to on a connection; it is done again when the connection is lost, so it must bear that."""
         if self._held.is_closed:
             raise InvalidArgument("the store is closed")
@@ -356,7 +375,8 @@ class Snapshots:
 
 
 @contextmanager
-def _transaction(session: Session) -> Iterator[None]:
+def transaction(session: Session) -> Iterator[None]:
+    """Several statements, whose answers are looked at, in one transaction."""
     session.execute(b"BEGIN ISOLATION LEVEL READ COMMITTED")
     try:
         yield

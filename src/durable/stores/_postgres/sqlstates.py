@@ -23,8 +23,14 @@ _BY_CLASS: Final = {
 }
 
 
-def classify(sqlstate: str | None, *, sent: bool = True) -> Verdict:
-    """What an error with this SQLSTATE means; None is an error of the wire."""
+LOCK_NOT_AVAILABLE: Final = "55P03"
+
+
+def classify(sqlstate: str | None, *, sent: bool = True, waits_briefly: bool = False) -> Verdict:
+    """What an error with this SQLSTATE means; None is an error of the wire.
+
+    `waits_briefly`: the statement was not to wait for locks; else the time-out is one that is set for everything.
+    """
     if not sent:
         return Verdict.UNREACHED
     if sqlstate is None or sqlstate[:2] == "08" or sqlstate in _NO_REPLY:
@@ -33,6 +39,8 @@ def classify(sqlstate: str | None, *, sent: bool = True) -> Verdict:
         return Verdict.CONFLICT
     if sqlstate in _UNPREPARED:
         return Verdict.UNPREPARED
+    if sqlstate == LOCK_NOT_AVAILABLE and waits_briefly:
+        return Verdict.LOCKED
     if sqlstate[:2] in _FINAL:
         return Verdict.FINAL
     return _BY_CLASS.get(sqlstate[:2], Verdict.REFUSED)  # a trigger may raise any code of its own

@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
-from msgspec import Raw, Struct
 
 from durable._engine import batches
 from durable._engine.batches import MAX_BYTES, MAX_RECORDS
 from durable._engine.leases import Lease
 from durable.clocks import Clock
 from durable.errors import DurableError, LeaseLost, RecordsLost
-from durable.records import Status
-from durable.stores._postgres.claims import BEFORE_ALL, Claiming, Found, claim_row, opening_row
+from durable.stores._postgres.claims import BEFORE_ALL, Claiming, Found, claim_row, opening_row, read_found
 from durable.stores._postgres.job import ABSENT, Job
 from durable.stores._postgres.jobs import (
     CANCEL,
     CHECKPOINT,
     CLAIM,
+    CONTINUE,
     ENQUEUE,
     FINISH,
+    LOOK,
     POLL,
     READ,
     RECEIVE,
     RELEASE,
     RENEW,
+    REOPEN,
     RETURN,
     SETTLE,
     SIGNAL,
+    SIGNAL_ONCE,
+    WAKE,
+    Continuing,
     Writing,
 )
 from durable.stores._postgres.lease_checks import (
@@ -40,14 +44,20 @@ from durable.stores._postgres.lease_checks import (
     unverified_leases,
 )
 from durable.stores._postgres.session import Session, in_transaction
+from durable.stores._postgres.signal_statements import SignalStatements
 from durable.stores._postgres.sql.placeholders import number_parameters
+from durable.stores._postgres.suspended import render_suspended
 from durable.stores._postgres.verbs import PostgresVerb
 from durable.stores._postgres.worker_statements import WorkerStatements
+from durable.stores._postgres.write_rows import rows_of_ends, rows_of_records
 from durable.stores.requests import Release
 
 _OVER: Final = "it had ended before the reply to its claim came"
 
 _json: Final = msgspec.json.Encoder()
+
+
+Rows: TypeAlias = Iterable[tuple[Any, ...]]
 
 
 class Statements:
@@ -58,29 +68,40 @@ class Statements:
         self._checkpoint_one = number_parameters(sql["checkpoint"]).text
         self._clock = clock
         workers = WorkerStatements(sql, clock)
+        signals = SignalStatements(sql, workers)
         self._verbs: dict[PostgresVerb, Callable[[Session, Sequence[Job]], Sequence[Any]]] = {
             CLAIM: self._claim,
+            LOOK: self._look,
             READ: self._read,
             RENEW: self._renew,
             CHECKPOINT: self._checkpoint,
             SETTLE: self._settle,
             FINISH: self._finish,
+            REOPEN: self._reopen,
             RELEASE: self._release,
             RETURN: self._release,
+            CONTINUE: self._continue,
             CANCEL: self._cancel,
-            SIGNAL: self._signal,
-            RECEIVE: self._receive,
+            SIGNAL: signals.signal,
+            SIGNAL_ONCE: signals.signal,
+            RECEIVE: signals.receive,
             ENQUEUE: workers.enqueue,
             POLL: workers.poll,
+            WAKE: workers.wake,
         }
 
     def perform(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         """See `sender.Performer`."""
-        return self._verbs[jobs[0].verb](session, jobs)
+        verb = jobs[0].verb
+        if verb.shares_commits and not all(job.verb is verb for job in jobs):
+            return self._write_together(session, jobs)
+        return self._verbs[verb](session, jobs)
 
     def read_back(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         """See `sender.Performer`."""
-        if jobs[0].verb not in (CHECKPOINT, FINISH):
+        if jobs[0].verb is CONTINUE:
+            return _continued(session, jobs, self._fates(session, jobs, "lock_leases"))
+        if jobs[0].verb not in (CHECKPOINT, FINISH, REOPEN):
             # Doing it again finds what was done: the lease by the claim's random, the signal by its nonce.
             return [ABSENT for _ in jobs]
         return _counted(jobs, self._fates(session, jobs, "lock_leases"))
@@ -90,7 +111,7 @@ class Statements:
 
         `leases_by` is "lock_leases" where a write may still be under way, which the row's lock waits for.
         """
-        writes: list[Writing] = [job.payload for job in jobs]
+        writes: list[Writing | Continuing] = [job.payload for job in jobs]
         ids, seqs = [write.lease.row for write in writes], [write.record.seq for write in writes]
         with in_transaction(session):
             leases = session.queue(self._sql[leases_by], (ids,))
@@ -99,13 +120,17 @@ class Statements:
         found = {(run_id, seq): nonce for run_id, seq, nonce in nonces}
         return [self._fate(write, owners, found) for write in writes]
 
-    def _fate(self, write: Writing, owners: Mapping[str, Standing], found: Mapping[tuple[str, int], int]) -> Any:
+    def _fate(
+        self, write: Writing | Continuing, owners: Mapping[str, Standing], found: Mapping[tuple[str, int], int]
+    ) -> Any:
         lease = write.lease
         nonce = found.get((lease.row, write.record.seq))
         if nonce == write.nonce:
             return None
         if refusal := refused(lease, owners.get(lease.row)):
             return refusal
+        if isinstance(write, Continuing):  # in this place there is the input with which the run began before
+            return ABSENT
         return ABSENT if nonce is None else LeaseLost(lease.run_id, NOT_ITS_OWN)
 
     def _settle(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
@@ -121,26 +146,34 @@ class Statements:
             "claims": _json.encode([claim_row(claiming) for claiming in claimings]).decode(),
             "openings": _json.encode([opening_row(claiming) for claiming in claimings]).decode(),
             "dead": [claiming.dead for claiming in claimings if claiming.dead],
-            "ids": [claiming.row for claiming in claimings],
-            "randoms": [claiming.random for claiming in claimings],
-            "places": [BEFORE_ALL for _ in claimings],
-            "most": batches.page_bytes(len(jobs)),
-            "rows": MAX_RECORDS + 1,
         }
-        with in_transaction(session):
+        with in_transaction(session, jobs[0].max_lock_wait):
             session.queue(self._sql["take_leases"], values)
             session.queue(self._sql["open_runs"], values)
-            runs = session.queue(self._sql["read_runs"], values)
-            journals = session.queue(self._sql["read_journals"], values)
-        pages = _by_run(journals)
-        standing = {row[0]: row[1:] for row in runs}
-        answers = [Found(claiming, standing[claiming.row], session.server) for claiming in claimings]
-        for found in answers:
-            found.add(pages.get(found.row, ()))
+            read = self._queue_reading(session, claimings)
+        answers = read_found(claimings, *read, session.server)
         return [
             ABSENT if found.is_worth_another_try(claiming) else found
             for claiming, found in zip(claimings, answers, strict=True)
         ]
+
+    def _look(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
+        claimings: list[Claiming] = [job.payload for job in jobs]
+        with in_transaction(session):
+            read = self._queue_reading(session, claimings)
+        return read_found(claimings, *read, session.server)
+
+    def _queue_reading(self, session: Session, claimings: Sequence[Claiming]) -> tuple[Rows, Rows]:
+        """Within a transaction: read where these runs stand, and the first page of what may be read of each."""
+        values = {
+            "ids": [claiming.row for claiming in claimings],
+            "randoms": [claiming.random for claiming in claimings],
+            "places": [BEFORE_ALL for _ in claimings],
+            "most": batches.page_bytes(len(claimings)),
+            "rows": MAX_RECORDS + 1,
+        }
+        runs = session.queue(self._sql["read_runs"], values)
+        return runs, session.queue(self._sql["read_journals"], values)
 
     def _read(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         return [self._read_one(session, job.payload) for job in jobs]
@@ -194,22 +227,47 @@ class Statements:
                 lease.renew(sent)
         return [None if standing.get(lease.token) else LeaseLost(lease.run_id, _OVER) for lease in leases]
 
+    def _write_together(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
+        """Checkpoints and ends of runs in one transaction."""
+        whole, without = self._parted(session, [job for job in jobs if job.verb is CHECKPOINT])
+        ends = [job for job in jobs if job.verb is FINISH]
+        with in_transaction(session):
+            missing = session.queue(self._sql["checkpoint_batch"], (rows_of_records(whole),)) if whole else ()
+            finished = session.queue(self._sql["finish_batch"], (rows_of_ends(ends),))
+        answers: dict[int, Any] = {}
+        for group, told in (
+            (whole, self._checkpoint_answers(session, whole, missing)),
+            (without, self._without_answers(session, without)),
+            (ends, self._end_answers(session, ends, finished)),
+        ):
+            answers.update(zip(map(id, group), told, strict=True))
+        return [answers[id(job)] for job in jobs]
+
     def _checkpoint(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
-        """Nothing is added to a run that another server, which this session leads to, does not have whole."""
-        if len(jobs) == 1 and jobs[0].payload.lease.server == session.server:  # as almost always
+        whole, without = self._parted(session, jobs)
+        if not without:  # as almost always
             return self._written(session, jobs)
+        written = iter(self._written(session, whole) if whole else ())
+        settled = iter(self._without_answers(session, without))
+        return [next(settled if job in without else written) for job in jobs]
+
+    def _parted(self, session: Session, jobs: Sequence[Job]) -> tuple[Sequence[Job], Sequence[Job]]:
+        """Those of these checkpoints whose runs the session's server has whole, and the others, to which nothing is added."""
+        if len(jobs) == 1 and jobs[0].payload.lease.server == session.server:  # as almost always
+            return jobs, ()
         lost = leases_missing_records(
             session, self._sql, unverified_leases(session, (job.payload.lease for job in jobs))
         )
         if not lost:
-            return self._written(session, jobs)
+            return jobs, ()
         whole, without = list[Job](), list[Job]()
         for job in jobs:
             (without if job.payload.lease in lost else whole).append(job)
-        written = iter(self._written(session, whole) if whole else ())
-        fates = self._fates(session, without, "read_leases")
-        settled = iter(_counted(without, [_whole(job, fate) for job, fate in zip(without, fates, strict=True)]))
-        return [next(settled) if job.payload.lease in lost else next(written) for job in jobs]
+        return whole, without
+
+    def _without_answers(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
+        fates = self._fates(session, jobs, "read_leases") if jobs else ()
+        return _counted(jobs, [_whole(job, fate) for job, fate in zip(jobs, fates, strict=True)])
 
     def _written(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         if len(jobs) == 1:
@@ -228,9 +286,12 @@ class Statements:
                 lease.count_record()
                 return (None,)
             return _counted(jobs, self._fates(session, jobs, "read_leases"))
-        rows = [_Row(n, *_columns(job.payload), Raw(job.payload.record.text.encode())) for n, job in enumerate(jobs)]
-        text = _json.encode(rows).decode()
-        missing: list[int] = [n for (n,) in session.execute(self._sql["checkpoint_batch"], (text,))]
+        return self._checkpoint_answers(
+            session, jobs, session.execute(self._sql["checkpoint_batch"], (rows_of_records(jobs),))
+        )
+
+    def _checkpoint_answers(self, session: Session, jobs: Sequence[Job], rows: Iterable[Any]) -> Sequence[Any]:
+        missing: list[int] = [n for (n,) in rows]
         answers: list[Any] = [None for _ in jobs]
         if missing:
             for n, answer in zip(missing, self._fates(session, [jobs[n] for n in missing], "read_leases"), strict=True):
@@ -238,9 +299,15 @@ class Statements:
         return _counted(jobs, answers)
 
     def _finish(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
-        rows = [_end_row(job.payload) for job in jobs]
-        text = _json.encode(rows).decode()
-        finished = {row for (row,) in session.execute(self._sql["finish_batch"], (text,))}
+        return self._end_answers(session, jobs, session.execute(self._sql["finish_batch"], (rows_of_ends(jobs),)))
+
+    def _reopen(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
+        with in_transaction(session, jobs[0].max_lock_wait):
+            reopened = session.queue(self._sql["finish_batch"], (rows_of_ends(jobs),))
+        return self._end_answers(session, jobs, reopened)
+
+    def _end_answers(self, session: Session, jobs: Sequence[Job], rows: Iterable[Any]) -> Sequence[Any]:
+        finished = {row for (row,) in rows}
         refused = [job for job in jobs if job.payload.lease.row not in finished]
         fates = iter(self._fates(session, refused, "read_leases") if refused else ())
         return [None if job.payload.lease.row in finished else _whole(job, next(fates)) for job in jobs]
@@ -252,83 +319,71 @@ class Statements:
             [release.lease.token for release in releases],
             [release.status for release in releases],
             [release.due_in for release in releases],
+            [None if release.awaits is None else render_suspended(release.awaits) for release in releases],
+            [None if not release.awaits else _json.encode(release.awaits).decode() for release in releases],
         )
-        session.execute(self._sql["release_batch"], columns)
-        return [None for _ in jobs]
+        if not any(release.awaits for release in releases):
+            session.execute(self._sql["release_batch"], columns)
+            return [False for _ in jobs]
+        with in_transaction(session):
+            session.queue(self._sql["lock_leases"], (columns[0],))
+            awaited = session.queue(self._sql["release_batch"], columns)
+        due = {row for row, is_there in awaited if is_there}
+        return [release.lease.row in due for release in releases]
+
+    def _continue(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
+        return [self._continue_one(session, job) for job in jobs]
+
+    def _continue_one(self, session: Session, job: Job) -> Any:
+        asked: Continuing = job.payload
+        lease = asked.lease
+        values = {
+            "id": lease.row,
+            "token": lease.token,
+            "new_token": asked.token,
+            "seconds": lease.seconds,
+            "keeps": asked.keeps,
+            "number": asked.number,
+            "taken": asked.taken,
+            "nonce": asked.nonce,
+            "record": asked.record.text,
+        }
+        sent = self._clock.elapsed()
+        with in_transaction(session, job.max_lock_wait):
+            session.queue(self._sql["continue_run"], values)
+            if asked.keeps:
+                session.queue(self._sql["keep_header"], values)
+            session.queue(self._sql["move_journal"], values)
+            if asked.taken:
+                session.queue(self._sql["move_signals"], values)
+            begun = session.queue(self._sql["begin_anew"], values)
+        fates: Sequence[Any] = (None,)
+        if begun.fetchall():
+            lease.renew(sent)
+        else:
+            fates = self._fates(session, [job], "read_leases")
+        return _continued(session, [job], fates)[0]
 
     def _cancel(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         rows = [job.payload for job in jobs]
         were_cancelled: dict[str, bool] = dict(session.execute(self._sql["cancel_batch"], (rows,)))
         return [were_cancelled.get(row, False) or (ABSENT if row in were_cancelled else False) for row in rows]
 
-    def _signal(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
-        missing = {n for (n,) in session.execute(self._sql["signal_batch"], (_numbered(jobs),))}
-        return [ABSENT if n in missing else None for n in range(len(jobs))]
-
-    def _receive(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
-        found = {
-            n: (number, payload)
-            for n, number, payload in session.execute(self._sql["receive_batch"], (_numbered(jobs),))
-        }
-        return [found.get(n) for n in range(len(jobs))]
-
-
-def _by_run(rows: Iterable[tuple[Any, ...]]) -> dict[str, list[tuple[Any, ...]]]:
-    pages: dict[str, list[tuple[Any, ...]]] = {}
-    for row in rows:
-        pages.setdefault(row[0], []).append(row)
-    return pages
-
-
-def _numbered(jobs: Sequence[Job]) -> str:
-    rows: list[Struct] = []
-    for n, job in enumerate(jobs):
-        job.payload.n = n
-        rows.append(job.payload)
-    return _json.encode(rows).decode()
-
-
-class _Row(Struct, gc=False):
-    n: int
-    id: str
-    token: str
-    seq: int
-    key: str
-    kind: str
-    nonce: int
-    record: Raw
-
-
-class _EndRow(Struct, gc=False):
-    id: str
-    token: str
-    seq: int
-    key: str
-    kind: str
-    nonce: int
-    status: str
-    records: int
-    record: str  # as text: a result may be JSON's null, which would become SQL's
-    due_in: float
-
-
-def _columns(write: Writing) -> tuple[str, str, int, str, str, int]:
-    lease, record = write.lease, write.record
-    return lease.row, lease.token, record.seq, record.key, record.kind, write.nonce
-
 
 def _counted(jobs: Sequence[Job], answers: Sequence[Any]) -> Sequence[Any]:
-    if jobs[0].verb is CHECKPOINT:
+    if jobs and jobs[0].verb is CHECKPOINT:
         for job, answer in zip(jobs, answers, strict=True):
             if answer is None:
                 job.payload.lease.count_record()
     return answers
 
 
-def _end_row(write: Writing) -> _EndRow:
-    # A run that fails may do so with a record missing: it is executed again from what is stored, or not at all.
-    records = write.lease.records if write.status == Status.COMPLETED else 0
-    return _EndRow(*_columns(write), write.status or "", records, write.record.text, write.due_in)
+def _continued(session: Session, jobs: Sequence[Job], fates: Sequence[Any]) -> Sequence[Any]:
+    """The fates. Of a run that has begun anew the input is stored, and nothing else."""
+    for job, fate in zip(jobs, fates, strict=True):
+        if fate is None:
+            job.payload.lease.note_stored(1, session.server)
+    return fates
 
 
 def _whole(job: Job, fate: Any) -> Any:

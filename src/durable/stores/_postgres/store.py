@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Self, TypeVar
 
@@ -14,14 +14,18 @@ from durable._engine.leases import Lease
 from durable._engine.step_kinds import Isolation
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, as_codec
+from durable.records import Header, Record
 from durable.snapshots import Snapshot
-from durable.stores._facades import AsyncSnapshotVerbs
+from durable.stores._facades import AsyncReadingVerbs, AsyncSnapshotVerbs
 from durable.stores._postgres import schema
 from durable.stores._postgres.async_requests import AsyncRequests
+from durable.stores._postgres.callers_transactions import CallersTransactions
 from durable.stores._postgres.connections import Connections
 from durable.stores._postgres.conninfo import Pool
+from durable.stores._postgres.copying import Copying
 from durable.stores._postgres.held import Held
 from durable.stores._postgres.listener import listen
+from durable.stores._postgres.reading import Reading
 from durable.stores._postgres.requests import Requests
 from durable.stores._postgres.resources import Resources
 from durable.stores._postgres.settings import Settings
@@ -29,8 +33,10 @@ from durable.stores._postgres.snapshots import Snapshots
 from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.names import Names
 from durable.stores._postgres.transaction import PostgresTransaction
+from durable.stores.copies import Changes, StoredRun, checked_keep
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats, checked_prefix
 from durable.stores.protocol import Listening
+from durable.stores.reading import COUNTED, LINES, Filter, Health, RunLine, SentSignal, WorkerLine
 from durable.stores.requests import OnLateReply, Request
 
 T = TypeVar("T")
@@ -38,7 +44,27 @@ T = TypeVar("T")
 MAX_TRANSACTIONS: Final = 8  # at once, of one process: each has a connection
 
 
-@public_verbs("store", "save", "load", "delete", "list", "purge", "stats", "status")
+@public_verbs(
+    "store",
+    "save",
+    "load",
+    "delete",
+    "list",
+    "purge",
+    "stats",
+    "status",
+    "runs",
+    "count_runs",
+    "header",
+    "journal",
+    "signals",
+    "workers",
+    "health",
+    "delete_many",
+    "copy",
+    "document",
+    "restore",
+)
 class PostgresStore:
     """Runs in the user's own PostgreSQL. Made by `postgres(url)` and `embedded()`; nothing is opened before first use."""
 
@@ -71,6 +97,9 @@ class PostgresStore:
         self._held = Held(self._new_resources)
         self._requests = Requests(self._held, settings)
         self._snapshots = Snapshots(self._held, settings)
+        self._reading = Reading(self._held, settings)
+        self._copying = Copying(self._held, settings)
+        self._callers = CallersTransactions(self._snapshots.perform, settings, self._requests)
         self._aio = AsyncPostgresStore(self, self._held, self._requests)
 
     def __repr__(self) -> str:
@@ -107,6 +136,14 @@ class PostgresStore:
         hundred KB: that is read in pages, when the lease is being renewed already.
         """
         return self._requests.perform(request, on_late_reply)  # type: ignore[arg-type, no-any-return]
+
+    def perform_within(self, request: Request[T], connection: Any, function: str) -> T:
+        """See `QueueingStore.perform_within`. One statement, and with the first on a connection one or two more."""
+        return self._callers.perform(request, connection, function)
+
+    async def submit_within(self, request: Request[T], connection: Any, function: str) -> T:
+        """See `QueueingStore.submit_within`."""
+        return await self._callers.submit(request, connection, function)
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> PostgresTransaction:
         """See `RunStore.transaction`. Two round trips around those of the body, one commit."""
@@ -155,9 +192,9 @@ class PostgresStore:
 
         `prefix` is what ids begin with, taken literally, after the store's own prefix: a search, and no border between tenants,
         so it need not end in a separator. `status` "queued" means that no worker has taken the run yet, "running" under a lease
-        that lasts, "interrupted" without one, or under that of an owner which is proven to have died on this machine. `after`
-        is the last line of the page before: no line comes twice, and none is left out but such as were written meanwhile,
-        which are newer.
+        that lasts, "suspended" while it waits, "interrupted" without one, or under that of an owner proven to be dead here.
+        `after` is the last line of the page before: no line comes twice, and none is left out but such as were written
+        meanwhile, which are newer.
         """
         return self._snapshots.list(prefix=prefix, limit=limit, status=status, after=after)
 
@@ -167,9 +204,9 @@ class PostgresStore:
         """Delete the runs whose last save, begin or end lies more than `older_than` seconds back; how many there were.
 
         `status` says which: "completed", "failed", "cancelled", "interrupted", or None for all of these; never one that
-        is queued or being executed. With any, journals go whose header was deleted by SQL, by the moment of their last
-        record. It goes in transactions of a hundred runs, oldest first, and `progress` is called after each with the number
-        deleted so far. What is interrupted has deleted what it said, and can be called again.
+        is queued, suspended or being executed. With any, journals go whose header was deleted by SQL, by the moment of their
+        last record. It goes in transactions of a hundred runs, oldest first, and `progress` is called after each with the
+        number deleted so far. What is interrupted has deleted what it said, and can be called again.
         """
         return self._snapshots.purge(older_than=older_than, status=status, progress=progress)
 
@@ -181,6 +218,76 @@ class PostgresStore:
         """Where a run stands, None when there is none. Raises `UnreadableRecord` as `load` does."""
         return self._snapshots.status(id)
 
+    def runs(
+        self, filter: Filter | None = None, *, limit: int = PAGE, after: RunLine | Listed | None = None
+    ) -> Sequence[RunLine]:
+        """A page of the runs for which `filter` holds, as for `list`: newest first, from the line `after` on.
+
+        One statement, which only reads. Raises `InvalidArgument`, also for a question that takes more than three seconds, and
+        the store's errors.
+        """
+        return self._reading.runs(filter, limit, after)
+
+    def count_runs(self, filter: Filter | None = None, *, limit: int = COUNTED) -> int:
+        """How many runs there are for which `filter` holds, counted as far as `limit`. Raises what `runs` raises.
+
+        It goes by leases alone: a run whose owner has died on this machine is running until its lease ends.
+        """
+        return self._reading.count_runs(filter, limit)
+
+    def header(self, id: str) -> Header | None:
+        """The header of a run; None where there is none. Raises `UnreadableRecord`, and the store's errors."""
+        return self._reading.header(id)
+
+    def journal(self, id: str, *, after: int | None = None, limit: int = LINES) -> Sequence[Record]:
+        """The records of a run as they were stored, in order: at most `limit`, whose `seq` is greater than `after`.
+
+        None where there is no such run. What a document brought that was saved is in `load` only.
+        """
+        return self._reading.journal(id, after, limit)
+
+    def signals(self, id: str) -> Sequence[SentSignal]:
+        """The signals that were sent to a run, in the order of receiving; those too that it has received."""
+        return self._reading.signals(id)
+
+    def workers(self) -> Sequence[WorkerLine]:
+        """The workers that were heard of in the last hour, by their processes."""
+        return self._reading.workers()
+
+    def health(self) -> Health:
+        """What ended in the last day, what waits for how long, and whether the server has room. Raises the store's errors.
+
+        `InvalidArgument` where that takes more than three seconds.
+        """
+        return self._reading.health()
+
+    def delete_many(self, ids: Sequence[str]) -> Sequence[str]:
+        """Forget these runs, a thousand at most, in one transaction: those that are not being executed. Returns their ids."""
+        return self._copying.delete_many(ids)
+
+    def copy(self, src: str, dst: str, *, keep: Collection[int] | None = None, changes: Changes | None = None) -> None:
+        """Make the run `dst` of what is recorded of `src`, byte by byte: the records whose `seq` is in `keep`, None for all.
+
+        The copy has the metadata of `src` (but its deadline), and its queue, in which it is due at once; a run that was not
+        started is left for the next `durable.run` of its id. `changes` are for `durable.fork`.
+
+        Raises `RunExists` where there is a run `dst`, `RunNotFound`, `InvalidArgument`, and the store's errors.
+        """
+        self._copying.copy(src, dst, checked_keep(keep), changes or Changes())
+
+    def document(self, id: str) -> str | None:
+        """The header of a run as it is stored, as JSON text; None where there is none."""
+        return self._copying.document(id)
+
+    def restore(self, run: StoredRun, *, replace: bool = False) -> None:
+        """Put a run into this store that was taken out of another, byte by byte. One that is there is replaced, if `replace`.
+
+        Its moments are what they were, that of its last change too, by which it is listed and purged.
+
+        Raises `RunExists`, `ConcurrentExecution` for a run that is being executed, `UnstorableValue`, and the store's errors.
+        """
+        self._copying.restore(run, replace=replace)
+
     def close(self) -> None:
         """Commit what waits, then let go of connections and threads. Quiet when closed already."""
         self._held.close()
@@ -191,7 +298,7 @@ class PostgresStore:
         return Resources(connections, self._sql, self.clock, self._max_transactions)
 
 
-class AsyncPostgresStore(AsyncSnapshotVerbs):
+class AsyncPostgresStore(AsyncReadingVerbs, AsyncSnapshotVerbs):
     """The verbs of a PostgreSQL store for asyncio."""
 
     def __init__(self, store: PostgresStore, held: Held, requests: Requests) -> None:

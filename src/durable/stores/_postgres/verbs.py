@@ -14,7 +14,7 @@ class Way(Enum):
     ASIDE = "among large ones: it may wait for another transaction"
     OF_CLAIMS = "among claims, or with what is long of these"
     OF_JOURNALS = "with what is long of claims"
-    OF_STARTS = "among starts: one may wait for another of the same id"
+    OF_STARTS = "among starts, and what else may wait for one of the same id or `dedup`"
     OF_POLLS = "among polls, which wait for nothing"
 
 
@@ -26,5 +26,7 @@ class PostgresVerb(Verb, frozen=True, eq=False):
     carries_value: bool = False
     #: The table of its row, as `SchemaMismatch` names it.
     table: str = "journal"
+    #: Whether it gives way where a transaction that may stay open holds what it wants: see `Verdict.LOCKED`.
+    waits_briefly: bool = False
     #: Whether its statement fails by one of the SQLSTATEs in `dropped.DROPPED` when a row is dropped.
     checks_rows: bool = False

@@ -14,10 +14,15 @@ from durable.stores._postgres.job import Job
 from durable.stores._postgres.polls import Due, Polling
 from durable.stores._postgres.session import Session, begin_another, in_transaction
 from durable.stores._postgres.starts import Starting, read_started
+from durable.stores._postgres.together import Reply
 
-_NOT_FLUSHED: Final = b"SET LOCAL synchronous_commit = off"  # what a crash may take with it
+COMMITTED: Final = "COMMIT"  # what a transaction is answered that is committed
+#: Before what a crash may take with it.
+NOT_FLUSHED: Final = b"SET LOCAL synchronous_commit = off"
 # Its estimates speak for a plan of its own each time, and planning a poll takes several times as long as executing it.
 _PLANNED_ONCE: Final = b"SET LOCAL plan_cache_mode = force_generic_plan"
+# Of a table without statistics the planner believes that half of all signals are unnoticed, and reads and sorts them all.
+_BY_INDEX: Final = b"SET LOCAL enable_seqscan = off"
 
 _json: Final = msgspec.json.Encoder()
 
@@ -36,21 +41,38 @@ class WorkerStatements:
         for n, row in enumerate(rows):
             row.n = n
         values = {"runs": _json.encode(rows).decode()}
-        with in_transaction(session):
-            new = session.queue(self._sql["enqueue"], values)
-            found = session.queue(self._sql["read_started"], values)
-        self._wake(session, [row.route for row in rows if row.at is None and not row.delay])
+        due = [row.route for row in rows if row.at is None and not row.delay]
+        new, found, committed = Reply(), Reply(), Reply()
+        try:
+            with in_transaction(session, jobs[0].max_lock_wait):
+                new = session.queue(self._sql["enqueue"], values)
+                found = session.queue(self._sql["read_started"], values)
+                if due:  # in a transaction of its own, since a notification makes commits wait for one another
+                    committed = begin_another(session)
+                    session.queue(NOT_FLUSHED)
+                    session.queue(self._sql["wake"], {"routes": list(set(due)), "count": len(due)})
+        except psycopg.Error:
+            if committed.statusmessage != COMMITTED:
+                raise
+            # The runs are started by now, whatever became of the notification: polls find them.
         return read_started(startings, {n for (n,) in new}, found.fetchall(), startings[0].prefix)
 
-    def _wake(self, session: Session, due: Sequence[str]) -> None:
+    def wake_for(self, session: Session, due: Sequence[str]) -> None:
         """Wake workers for what is due: in a transaction of its own, since a notification makes commits wait for one another.
 
         The runs are started by now, whatever becomes of this: polls find them.
         """
         if due:
             with suppress(psycopg.Error), in_transaction(session):
-                session.queue(_NOT_FLUSHED)
+                session.queue(NOT_FLUSHED)
                 session.queue(self._sql["wake"], {"routes": list(set(due)), "count": len(due)})
+
+    def wake(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
+        """Wake workers for what is due, whatever started it."""
+        with in_transaction(session):
+            session.queue(NOT_FLUSHED)
+            session.queue(self._sql["wake_due"], {"first": jobs[0].payload})
+        return [None for _ in jobs]
 
     def poll(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         """Take what is due, for one worker after the other."""
@@ -61,11 +83,18 @@ class WorkerStatements:
         polling.sent = self._clock.elapsed()
         if job.doubtful:
             polling.send_again()
-        values, held = polling.values(), None
+        values, held, woken = polling.values(), None, None
         with in_transaction(session):
-            if polling.poll.says_idle and not polling.dead:
-                session.queue(_NOT_FLUSHED)
-                session.queue(self._sql["say_idle"], values)
+            is_first = not polling.dead
+            if is_first and (polling.poll.says_idle or polling.poll.looks_for_dead):
+                session.queue(NOT_FLUSHED)  # a signal whose notice is lost is noticed again
+                if polling.poll.says_idle:
+                    session.queue(self._sql["say_idle"], values)
+                if polling.poll.looks_for_dead:
+                    session.queue(_PLANNED_ONCE)
+                    session.queue(_BY_INDEX)
+                    session.queue(self._sql["notice"], {})
+                    woken = session.queue(self._sql["wake_suspended"], {})
                 begin_another(session)
             if job.doubtful:  # what was taken by sendings whose replies were lost
                 session.queue(self._sql["recall"], values)
@@ -73,6 +102,8 @@ class WorkerStatements:
                 session.queue(self._sql["expire"], values)
             session.queue(_PLANNED_ONCE)
             due = session.queue(self._sql["poll"], values)
-            if polling.poll.looks_for_dead and not polling.dead:
+            if is_first and polling.poll.looks_for_dead:
                 held = session.queue(self._sql["held_near"], values)
+        mine = polling.routes if polling.poll.count else ()
+        self.wake_for(session, [route for (route,) in woken or () if route not in mine])
         return Due(polling, due.fetchall(), [] if held is None else held.fetchall(), session.server)

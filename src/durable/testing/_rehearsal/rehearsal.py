@@ -140,6 +140,21 @@ class Rehearsal:
         """See `QueueingStore`."""
         return self._store.listen(worker, wake)
 
+    def skip(self, until: float) -> bool:
+        """Let time jump to what is due next, at `until` elapsed seconds at the latest; False where runs are at work.
+
+        Asked by a worker that holds nothing, and has suspended runs. In a store that was given these are due by its own clock.
+        """
+        return self._owns_store and self.clock.timeline.skip(until)
+
+    def perform_within(self, request: Request[T], connection: Any, function: str) -> T:
+        """See `QueueingStore`."""
+        return self._store.perform_within(request, connection, function)
+
+    async def submit_within(self, request: Request[T], connection: Any, function: str) -> T:
+        """See `QueueingStore`."""
+        return await self._store.submit_within(request, connection, function)
+
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:
         """See `RunStore`."""
         return self._store.transaction(lease, name, isolation)

@@ -21,7 +21,17 @@ from durable.records import Kind, Record
 from durable.snapshots import Snapshot
 from durable.stores._facades import ThreadPoolFacade
 from durable.stores.protocol import Transaction
-from durable.stores.requests import AnyRequest, Begin, Checkpoint, Finish, OnLateReply, Receive, Release, Request
+from durable.stores.requests import (
+    AnyRequest,
+    Begin,
+    Checkpoint,
+    Continue,
+    Finish,
+    OnLateReply,
+    Receive,
+    Release,
+    Request,
+)
 from durable.testing._rehearsal.crashes import Place
 from durable.testing._rehearsal.replaying import Replaying, ReplayNow
 from durable.testing._rehearsal.stage import RunKey, Stage
@@ -131,8 +141,10 @@ class RehearsedRun:
                 return self._finish(request)
             case Release():
                 return self._release(request)
-            case Receive(lease=_, name=name, taken=taken):
-                return self._receive(name, taken)
+            case Continue():
+                return self._continue(request)
+            case Receive(lease=_, names=names, taken=taken):
+                return self._receive(names, taken)
             case other:
                 return self._stage.perform(other)
 
@@ -182,21 +194,27 @@ class RehearsedRun:
         if (error := self._fire("after finish", None)) is not None:
             raise error
 
-    def _release(self, release: Release) -> None:
+    def _release(self, release: Release) -> bool:
         """A run that has died releases nothing; a lease that it does not keep is as good as taken over."""
-        granted, self._granted = self._granted, None
+        granted, self._granted, answer = self._granted, None, False
         if granted is not None and self._dead is not None and self._keeps_lease:
             granted.is_left = True
         elif granted is not None:
             died = self._dead is not None
             with self.watch.at_work():
-                self._store.perform(Release(granted) if died else Release(granted, release.status, release.due_in))
+                answer = self._store.perform(Release(granted) if died else structs.replace(release, lease=granted))
         self._close()
+        return answer
 
-    def _receive(self, name: str, taken: Sequence[int]) -> tuple[int, str] | None:
-        self._last = name
+    def _continue(self, request: Continue) -> None:
+        with self.watch.at_work():
+            self._store.perform(structs.replace(request, lease=self._held_lease()))
+        self._seen.clear()  # with another input its thunks may be others
+
+    def _receive(self, names: Sequence[str], taken: Sequence[int]) -> tuple[int, str, str] | None:
+        self._last = " or ".join(names)
         with self.watch.at_work(progress=False):
-            return self._store.perform(Receive(self._held_lease(), name, taken))
+            return self._store.perform(Receive(self._held_lease(), names, taken))
 
     def transaction(self, lease: Lease, name: str, isolation: Isolation) -> Transaction:  # noqa: ARG002
         transaction = self._store.transaction(self._held_lease(), name, isolation)

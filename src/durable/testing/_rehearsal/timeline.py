@@ -122,6 +122,15 @@ class Timeline:
         while (action := self._advance_to(until)) is not None:
             _finish(action())
 
+    def skip(self, until: float) -> bool:
+        """Jump to what is due next, at `until` at the latest, once every open run is idle; whether there is such a moment."""
+        with self.changed:
+            moment = min(self._next(), until)
+            if moment == math.inf or not self._is_idle():
+                return False
+        self.advance(max(0.0, moment - self.elapsed))
+        return True
+
     def stir(self, *, progress: bool = True) -> None:
         """Something has changed: waiting branches look whether it concerns them."""
         with self.changed:

@@ -13,6 +13,7 @@ from importlib import resources
 from typing import Final, LiteralString, cast
 
 from durable._engine.headers import FOREIGN_METADATA
+from durable._engine.signals import FIRST_OF_DEDUP
 from durable.stores._postgres.sql.names import Names
 
 # As the files here write them: a function's name is small, and its parenthesis follows at once.
@@ -26,6 +27,7 @@ _HERE: Final = resources.files(__name__.rpartition(".")[0])
 _FOREIGN_METADATA: Final = f"'{{{','.join(FOREIGN_METADATA)}}}'::text[]"
 # Parts that statements share. `{foreign}` is `headers.is_foreign` of a row's `snapshot`.
 _PARTS: Final = {
+    "{first_of_dedup}": str(FIRST_OF_DEDUP),
     "{foreign}": f"(COALESCE(snapshot->>'workflowName', '') = '' "
     f"OR COALESCE(snapshot->'metadata' ?| {_FOREIGN_METADATA}, false))",
     "{foreign_metadata}": _FOREIGN_METADATA,

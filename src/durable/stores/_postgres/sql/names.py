@@ -16,6 +16,8 @@ from durable.errors import InvalidArgument
 DEDUP_SUFFIX: Final = "dedup_idx"
 _MAX_IDENTIFIER_BYTES: Final = 63  # PostgreSQL silently truncates longer ones, so that two names could become one
 
+_MARKS: Final = ("$_durable_", "@_durable_")  # of texts within a migration, which a name must not end
+
 
 @dataclass(frozen=True)
 class Names:
@@ -39,13 +41,17 @@ class Names:
     def quoted(self) -> Mapping[str, str]:
         """What `{snapshots}`, `{steps}` … stand for: quoted, and qualified where a schema is given."""
         qualified = {name: sql.Identifier(*filter(None, (self.schema, table))) for name, table in self._tables.items()}
-        indexes = {
+        parts = {
             "snapshots_index": sql.Identifier(_index_name(self.table, "updated_at_idx")),
             "status_index": sql.Identifier(_index_name(self.table, "status_idx")),
+            "workflow_index": sql.Identifier(_index_name(self.table, "workflow_idx")),
             "dedup_index": sql.Identifier(_index_name(self.table, DEDUP_SUFFIX)),
+            "unnoticed_index": sql.Identifier(_index_name(self._tables["signals"], "unnoticed_idx")),
             "due_index": sql.Identifier(_index_name(self._tables["locks"], "due_idx")),
+            "start_function": sql.Identifier(f"{self._stem}_start"),
+            "signal_function": sql.Identifier(f"{self._stem}_signal"),
         }
-        known = {name: value.as_string(None) for name, value in {**qualified, **indexes}.items()}
+        known = {name: value.as_string(None) for name, value in {**qualified, **parts}.items()}
         # As text values, for statements that look a table up by its name.
         return known | {f"{name}_text": _literal(known[name]) for name in qualified}
 
@@ -81,6 +87,8 @@ def _literal(text: str) -> str:
 def _check_identifier(what: str, name: object) -> None:
     if not isinstance(name, str) or not name or "\0" in name:
         raise InvalidArgument(f"{what} must be a name, not {name!r}")
+    if any(mark in name for mark in _MARKS):
+        raise InvalidArgument(f"the {what} name {name!r} contains a mark of our own SQL")
     if len(name.encode("utf-8", "surrogatepass")) > _MAX_IDENTIFIER_BYTES:
         limit = f"PostgreSQL's limit of {_MAX_IDENTIFIER_BYTES} bytes"
         raise InvalidArgument(f"the {what} name {name[:80]!r} is over {limit}: it would be cut off there")

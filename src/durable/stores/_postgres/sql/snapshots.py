@@ -15,6 +15,11 @@ _HELD: Final = (
     "EXISTS (SELECT FROM {locks} AS lease WHERE lease.workflow_id = run.id "
     "AND lease.owner_token IS NOT NULL AND lease.expires_at > clock_timestamp())"
 )
+# Of a row that has no token; by its owner, see `suspended`.
+_IS_SUSPENDED: Final = "lease.owner_token IS NULL AND starts_with(lease.owner, 'suspended ')"
+_SUSPENDED: Final = (
+    f"EXISTS (SELECT FROM {{locks}} AS lease WHERE lease.workflow_id = run.id AND {_IS_SUSPENDED} OFFSET 0)"
+)
 _STATUS: Final = "COALESCE(run.snapshot->'execution'->>'status', 'running')"
 # For a page: leases whose owner may be dead are told, so that they can be looked at. Of these no more are asked for than there
 # are owners on this machine, for those that were looked at are `known`.
@@ -22,12 +27,14 @@ BY_LEASE: Final[Mapping[str | None, str]] = {
     "running": f"{_STATUS} = 'running' "
     "AND lease.owner_token IS NOT NULL AND (lease.owner = ANY (%(dead)s::text[])) IS NOT TRUE",
     "interrupted": f"{_STATUS} = 'running' "
-    "AND (lease.owner_token IS NULL OR lease.is_doubtful OR lease.owner = ANY (%(dead)s::text[]))",
+    "AND (lease.owner_token IS NULL OR lease.is_doubtful OR lease.owner = ANY (%(dead)s::text[])) "
+    f"AND NOT {_SUSPENDED}",
 }
 STATUSES: Final[Mapping[str | None, str]] = {
     None: "true",
     "running": f"{_STATUS} = 'running' AND {_HELD}",
-    "interrupted": f"{_STATUS} = 'running' AND NOT {_HELD}",
+    "interrupted": f"{_STATUS} = 'running' AND NOT {_HELD} AND NOT {_SUSPENDED}",
+    "suspended": f"{_STATUS} = 'running' AND {_SUSPENDED}",
     "queued": f"{_STATUS} = 'queued'",
     "completed": f"{_STATUS} = 'completed'",
     "failed": f"{_STATUS} = 'failed'",

@@ -22,13 +22,18 @@ INSERT INTO {locks} AS lease (workflow_id, epoch, expires_at)
 SELECT id, %(epoch)s, clock_timestamp()
   FROM (SELECT DISTINCT id FROM unnest(%(ids)s::text[]) AS asked (id) ORDER BY id) AS asked
 ON CONFLICT (workflow_id) DO UPDATE
-   SET epoch = GREATEST(lease.epoch + 1, excluded.epoch), owner_token = NULL, owner = NULL, expires_at = clock_timestamp(),
+   SET epoch = GREATEST(lease.epoch + 1, excluded.epoch), owner_token = NULL, expires_at = clock_timestamp(),
+       owner = CASE WHEN %(stays)s AND lease.owner_token IS NULL THEN lease.owner END,
        route = CASE WHEN %(stays)s THEN lease.route END,
        due_at = CASE WHEN %(stays)s THEN lease.due_at END
  WHERE lease.owner_token IS NULL OR lease.expires_at <= clock_timestamp() OR %(force)s
 RETURNING workflow_id, owner_token
 )
 SELECT workflow_id FROM locked WHERE owner_token IS NULL
+
+-- name: wait_briefly
+-- For the rest of the transaction, where the run is not there: another one that starts it may stay open.
+SELECT set_config('lock_timeout', %(wait)s, true) WHERE NOT EXISTS (SELECT FROM {locks} WHERE workflow_id = %(id)s)
 
 -- name: holder
 SELECT owner, extract(epoch FROM expires_at - clock_timestamp())::float8
@@ -40,8 +45,9 @@ SELECT owner, extract(epoch FROM expires_at - clock_timestamp())::float8
 INSERT INTO {snapshots} AS run (id, snapshot, updated_at)
 VALUES (%(id)s, %(snapshot)s::jsonb, clock_timestamp())
 ON CONFLICT (id) DO UPDATE
-   SET snapshot = CASE WHEN %(stays)s AND run.snapshot->'dedup' IS NOT NULL  -- which no document has
-                       THEN excluded.snapshot || jsonb_build_object('dedup', run.snapshot->'dedup')
+   SET snapshot = CASE WHEN %(stays)s  -- with what no document has
+                       THEN excluded.snapshot || jsonb_strip_nulls(jsonb_build_object(
+                                'dedup', run.snapshot->'dedup', 'continued', run.snapshot->'continued'))
                        ELSE excluded.snapshot END,
        updated_at = excluded.updated_at
 RETURNING updated_at >= now()
@@ -59,7 +65,7 @@ SELECT lease.workflow_id, line.seq, line.key, line.kind, 0, COALESCE(NULLIF(line
 -- name: reroute
 -- A run that waits for workers of another version now, which it may go on with at once.
 UPDATE {locks}
-   SET route = regexp_replace(route, ',-?[0-9]+\]$', ',' || %(version)s::text || ']'), due_at = clock_timestamp()
+   SET route = regexp_replace(route, ',-?[0-9]+\]$', ',' || %(version)s::text || ']'), due_at = clock_timestamp(), owner = NULL
  WHERE workflow_id = %(id)s AND route IS NOT NULL AND due_at IS NOT NULL
 
 -- name: delete_headers
@@ -121,10 +127,11 @@ SELECT id FROM {snapshots} AS run WHERE id = ANY (%(ids)s) AND updated_at < %(be
 SELECT clock_timestamp() - make_interval(secs => %(seconds)s)
 
 -- name: status
-SELECT COALESCE(run.snapshot->'execution'->>'status', 'running'), lease.owner_token IS NOT NULL, lease.owner, lease.owner_token
+SELECT COALESCE(run.snapshot->'execution'->>'status', 'running'), lease.owner_token IS NOT NULL,
+       lease.owner_token IS NULL AND starts_with(lease.owner, 'suspended '), lease.owner, lease.owner_token
   FROM {snapshots} AS run
   LEFT JOIN {locks} AS lease
-    ON lease.workflow_id = run.id AND lease.owner_token IS NOT NULL AND lease.expires_at > clock_timestamp()
+    ON lease.workflow_id = run.id AND (lease.owner_token IS NULL OR lease.expires_at > clock_timestamp())
  WHERE run.id = %(id)s
 
 -- name: why_nothing
@@ -133,16 +140,19 @@ SELECT row_security_active({snapshots_text}) OR row_security_active({steps_text}
        EXISTS (SELECT FROM {steps} WHERE workflow_id = %(id)s) AND NOT EXISTS (SELECT FROM {snapshots} WHERE id = %(id)s)
 
 -- name: counts
--- The leases that last are few: they are looked for once, and not for each run. By owner, who may be proven dead.
+-- The leases that last are few, with those of runs that are suspended: they are looked for once, and not for each run. By owner,
+-- who may be proven dead.
 SELECT COALESCE(run.snapshot->'execution'->>'status', 'running'),
-       held.owner_token IS NOT NULL, held.owner, min(held.owner_token), count(*)
+       held.owner_token IS NOT NULL, held.is_suspended IS TRUE, held.owner, min(held.owner_token), count(*)
   FROM {snapshots} AS run
   LEFT JOIN (
-       SELECT workflow_id, owner, owner_token
+       SELECT workflow_id, CASE WHEN owner_token IS NOT NULL THEN owner END AS owner, owner_token,
+              owner_token IS NULL AS is_suspended
          FROM {locks}
-        WHERE owner_token IS NOT NULL AND expires_at > clock_timestamp()) AS held ON held.workflow_id = run.id
+        WHERE owner_token IS NOT NULL AND expires_at > clock_timestamp()
+           OR owner_token IS NULL AND starts_with(owner, 'suspended ')) AS held ON held.workflow_id = run.id
  WHERE {prefixed}
- GROUP BY 1, 2, 3
+ GROUP BY 1, 2, 3, 4
 
 -- name: unserved
 -- The routes of which something is due that no worker has: one step of the recursion a route, however many runs each has.

@@ -35,7 +35,8 @@ SELECT asked.id, 1, '1:' || asked.random, asked.owner, clock_timestamp() + make_
                 AND COALESCE(run.snapshot->'metadata'->'version', to_jsonb(asked.version)) = to_jsonb(asked.version)
                 AND (asked.input_hash IS NULL
                      OR run.is_foreign
-                     OR run.snapshot->'metadata'->>'inputHash' IS NOT DISTINCT FROM asked.input_hash)
+                     OR run.snapshot->'metadata'->>'inputHash' IS NOT DISTINCT FROM asked.input_hash
+                     OR run.snapshot->'metadata'->>'inputHash' = 'unhashed')
                 AND (run.snapshot->'execution'->>'status' IS DISTINCT FROM 'completed' OR run.is_foreign)
                 AND (asked.after_failure
                      OR (run.snapshot->'execution'->>'status' IN ('failed', 'cancelled')) IS NOT TRUE)
@@ -296,45 +297,148 @@ UPDATE {locks} AS given_back
    AND 1 / ((SELECT count(*) FROM ended) = (SELECT count(*) FROM header))::integer = 1
 RETURNING given_back.workflow_id
 
+-- name: continue_run
+-- As the four below, in one transaction, of which the first locks the lease's row: nothing where the token is another, as after the
+-- last, which gives the lease a new one. So a write that comes late finds no journal to write to but the one it was meant for. The run
+-- keeps its header, and says which continuation it was: the next one whose history can have the id.
+WITH held AS MATERIALIZED (
+    SELECT workflow_id FROM {locks} WHERE workflow_id = %(id)s AND owner_token = %(token)s FOR UPDATE
+)
+UPDATE {snapshots} AS run
+   SET snapshot = run.snapshot || jsonb_build_object('continued', (
+           WITH RECURSIVE tried (number) AS (
+               SELECT %(number)s::bigint
+                UNION ALL
+               SELECT number + 1
+                 FROM tried
+                WHERE %(keeps)s
+                  AND (EXISTS (SELECT FROM {snapshots} WHERE id = %(id)s || '~' || tried.number OFFSET 0)
+                       OR EXISTS (SELECT FROM {signals} WHERE workflow_id = %(id)s || '~' || tried.number OFFSET 0))
+           )
+           SELECT max(number) FROM tried)),
+       updated_at = now()
+  FROM held
+ WHERE run.id = held.workflow_id
+
+-- name: keep_header
+-- What the run was is a completed run of its own.
+INSERT INTO {snapshots} (id, snapshot, updated_at)
+SELECT run.id || '~' || (run.snapshot->>'continued'),
+       (run.snapshot - ARRAY['dedup', 'continued']) || jsonb_build_object('execution',
+           (run.snapshot->'execution') || jsonb_build_object('status', 'completed', 'lastUpdated', now(), 'completedAt', now())),
+       now()
+  FROM {snapshots} AS run
+ WHERE run.id = %(id)s
+   AND EXISTS (SELECT FROM {locks} WHERE workflow_id = run.id AND owner_token = %(token)s)
+
+-- name: move_journal
+WITH gone AS (
+    DELETE FROM {steps}
+     WHERE workflow_id = %(id)s AND EXISTS (SELECT FROM {locks} WHERE workflow_id = %(id)s AND owner_token = %(token)s)
+    RETURNING *
+)
+INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record, created_at)
+SELECT run.id || '~' || (run.snapshot->>'continued'), line.*
+  FROM {snapshots} AS run
+ CROSS JOIN (
+       SELECT seq, key, kind, nonce, epoch, record, created_at FROM gone
+        UNION ALL
+       SELECT max(seq) + 1, 'result', 'result', 0, max(epoch), %(record)s::json, now() FROM gone HAVING count(*) > 0) AS line
+ WHERE run.id = %(id)s AND %(keeps)s
+
+-- name: move_signals
+-- Those that were received; where they are not kept, no name has them any more. That one with its `dedup` has come stays with the
+-- run, under no name.
+WITH kept AS (
+    UPDATE {signals}
+       SET workflow_id = %(id)s || '~' || (SELECT snapshot->>'continued' FROM {snapshots} WHERE id = %(id)s), noticed = true
+     WHERE workflow_id = %(id)s AND number = ANY (%(taken)s::bigint[]) AND %(keeps)s
+       AND EXISTS (SELECT FROM {locks} WHERE workflow_id = %(id)s AND owner_token = %(token)s)
+    RETURNING nonce
+), gone AS (
+    DELETE FROM {signals}
+     WHERE workflow_id = %(id)s AND number = ANY (%(taken)s::bigint[]) AND NOT %(keeps)s
+       AND EXISTS (SELECT FROM {locks} WHERE workflow_id = %(id)s AND owner_token = %(token)s)
+    RETURNING nonce
+)
+INSERT INTO {signals} (workflow_id, name, payload, nonce, noticed)
+SELECT %(id)s, '', 'null', nonce, true
+  FROM (SELECT nonce FROM kept UNION ALL SELECT nonce FROM gone) AS received
+ WHERE nonce >= {first_of_dedup}
+
+-- name: begin_anew
+-- The answer is the run, if it has.
+WITH lease AS (
+    UPDATE {locks}
+       SET owner_token = %(new_token)s,
+           expires_at = clock_timestamp() + make_interval(secs => %(seconds)s),
+           due_at = CASE WHEN due_at IS NOT NULL THEN clock_timestamp() + make_interval(secs => %(seconds)s) END
+     WHERE workflow_id = %(id)s AND owner_token = %(token)s
+    RETURNING workflow_id, epoch
+)
+INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
+SELECT workflow_id, 0, 'input', 'input', %(nonce)s, epoch, %(record)s::json FROM lease
+RETURNING workflow_id
+
 -- name: release_batch
 -- A run that goes back to having failed says again why. One that is over, and was held to be amended or looked at, is not due.
+-- The owner of one that is suspended is what it waits for, as `suspended ["name", …]`. Where it awaits signals its lease was locked
+-- by an earlier statement (`lock_leases`): a signal that this one does not see is noticed by a poll, which waits for that lock or
+-- comes after it. The answer is which were given back, and of each whether its signal is there.
 WITH held AS MATERIALIZED (
-    SELECT lease.workflow_id, run.status, run.due_in
+    SELECT lease.workflow_id, run.status, run.due_in, run.suspended, run.awaits
       FROM (SELECT *
-              FROM unnest(%s::text[], %s::text[], %s::text[], %s::float8[]) AS asked (id, token, status, due_in)
+              FROM unnest(%s::text[], %s::text[], %s::text[], %s::float8[], %s::text[], %s::text[])
+                AS asked (id, token, status, due_in, suspended, awaits)
              ORDER BY id) AS run
      CROSS JOIN LATERAL (
            SELECT workflow_id FROM {locks}
             WHERE workflow_id = run.id AND owner_token = run.token
               FOR UPDATE) AS lease
-), given_back AS (
-    UPDATE {locks} AS lease
-       SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp(), due_at = (
-               SELECT clock_timestamp() + make_interval(secs => held.due_in)
-                 FROM held
-                WHERE held.workflow_id = lease.workflow_id AND lease.route IS NOT NULL
-                  AND COALESCE(held.status, (
-                          SELECT snapshot->'execution'->>'status' FROM {snapshots} WHERE id = held.workflow_id
-                      )) IN ('queued', 'running'))
-     WHERE workflow_id = ANY (ARRAY(SELECT workflow_id FROM held))
-    RETURNING workflow_id
+), awaited AS MATERIALIZED (
+    SELECT workflow_id
+      FROM held
+     WHERE EXISTS (
+           SELECT
+             FROM json_to_recordset(held.awaits::json) AS one (name text, taken bigint[])
+            CROSS JOIN LATERAL (
+                  SELECT FROM {signals}
+                   WHERE workflow_id = held.workflow_id AND name = one.name AND number <> ALL (one.taken)
+                   LIMIT 1) AS signal)
+), header AS (
+    UPDATE {snapshots} AS run
+       SET snapshot = run.snapshot || jsonb_build_object('execution', jsonb_strip_nulls(
+               COALESCE(run.snapshot->'execution', '{}') || jsonb_build_object(
+                   'status', held.status,
+                   'error', CASE WHEN held.status = 'failed' THEN (
+                       SELECT jsonb_build_object(
+                                  'type', failure.record->'error'->>'type', 'step', NULLIF(failure.record->>'step', ''))
+                         FROM (SELECT 1 AS place, seq, record FROM {steps} WHERE workflow_id = run.id AND kind = 'failure'
+                                UNION ALL
+                               SELECT 0, 0, (run.snapshot->'failure')::json WHERE run.snapshot->'failure' IS NOT NULL) AS failure
+                        WHERE failure.record->'error'->>'type' IS NOT NULL
+                        ORDER BY place DESC, seq DESC
+                        LIMIT 1) END)))
+      FROM held
+     WHERE run.id = held.workflow_id AND held.status IS NOT NULL
 )
-UPDATE {snapshots} AS run
-   SET snapshot = run.snapshot || jsonb_build_object('execution', jsonb_strip_nulls(
-           COALESCE(run.snapshot->'execution', '{}') || jsonb_build_object(
-               'status', held.status,
-               'error', CASE WHEN held.status = 'failed' THEN (
-                   SELECT jsonb_build_object(
-                              'type', failure.record->'error'->>'type', 'step', NULLIF(failure.record->>'step', ''))
-                     FROM (SELECT 1 AS place, seq, record FROM {steps} WHERE workflow_id = run.id AND kind = 'failure'
-                            UNION ALL
-                           SELECT 0, 0, (run.snapshot->'failure')::json WHERE run.snapshot->'failure' IS NOT NULL) AS failure
-                    WHERE failure.record->'error'->>'type' IS NOT NULL
-                    ORDER BY place DESC, seq DESC
-                    LIMIT 1) END)))
-  FROM given_back
-  JOIN held USING (workflow_id)
- WHERE run.id = given_back.workflow_id AND held.status IS NOT NULL
+UPDATE {locks} AS lease
+   SET owner_token = NULL, expires_at = clock_timestamp(), owner = (
+           SELECT held.suspended
+             FROM held
+            WHERE held.workflow_id = lease.workflow_id AND lease.route IS NOT NULL
+              AND NOT EXISTS (SELECT FROM awaited WHERE workflow_id = held.workflow_id)),
+       due_at = (
+           SELECT CASE WHEN EXISTS (SELECT FROM awaited WHERE workflow_id = held.workflow_id) THEN clock_timestamp()
+                       WHEN held.due_in = 'infinity' THEN 'infinity'
+                       ELSE clock_timestamp() + make_interval(secs => held.due_in) END
+             FROM held
+            WHERE held.workflow_id = lease.workflow_id AND lease.route IS NOT NULL
+              AND COALESCE(held.status, (
+                      SELECT snapshot->'execution'->>'status' FROM {snapshots} WHERE id = held.workflow_id
+                  )) IN ('queued', 'running'))
+ WHERE workflow_id = ANY (ARRAY(SELECT workflow_id FROM held))
+RETURNING lease.workflow_id, lease.workflow_id IN (SELECT workflow_id FROM awaited)
 
 -- name: lock_leases
 -- A write still in flight under one of these leases holds the lease's row: after this its outcome is settled.
@@ -421,41 +525,44 @@ SELECT run.id, header.id IS NOT NULL
               = (SELECT count(*) FROM header WHERE stands))::integer - 1) = 0
 
 -- name: signal_batch
--- The answer is those that are not there: neither written now, nor before by a sending whose reply was lost.
+-- The answer is, of each, whether its run is there, and whether it is settled: written now, or before by a sending whose reply was
+-- lost or with the same `dedup`, or not to be written since its run is not there.
 WITH asked AS MATERIALIZED (
-    SELECT *
-      FROM json_to_recordset(%s::json) AS asked (n integer, id text, name text, payload text, nonce bigint)
+    SELECT signal.*, EXISTS (SELECT FROM {snapshots} AS run WHERE run.id = signal.id OFFSET 0) AS is_there
+      FROM json_to_recordset(%s::json) AS signal (n integer, id text, name text, payload text, nonce bigint, later boolean)
 ), sent AS (
     INSERT INTO {signals} (workflow_id, name, payload, nonce)
     SELECT id, name, payload::json, nonce
       FROM asked
+     WHERE is_there OR later
      ORDER BY n
     ON CONFLICT (workflow_id, nonce) DO NOTHING
     RETURNING workflow_id, nonce
 )
-SELECT asked.n
+SELECT asked.n, asked.is_there,
+       NOT (asked.is_there OR asked.later)
+       OR EXISTS (SELECT FROM sent WHERE sent.workflow_id = asked.id AND sent.nonce = asked.nonce)
+       OR EXISTS (SELECT FROM {signals} AS signal WHERE signal.workflow_id = asked.id AND signal.nonce = asked.nonce)
   FROM asked
-  LEFT JOIN sent ON sent.workflow_id = asked.id AND sent.nonce = asked.nonce
- WHERE sent.nonce IS NULL
-   AND NOT EXISTS (SELECT FROM {signals} AS signal WHERE signal.workflow_id = asked.id AND signal.nonce = asked.nonce)
 
 -- name: receive_batch
--- The first signal of each name that was not received yet. By what was received, and not by the greatest number: a smaller
+-- The first signal of these names that was not received yet. By what was received, and not by the greatest number: a smaller
 -- one may be committed later.
-SELECT asked.n, signal.number, signal.payload
-  FROM json_to_recordset(%s::json) AS asked (n integer, id text, name text, taken bigint[])
+SELECT asked.n, signal.number, signal.name, signal.payload
+  FROM json_to_recordset(%s::json) AS asked (n integer, id text, names text[], taken bigint[])
  CROSS JOIN LATERAL (
-       SELECT number, payload::text FROM {signals}
-        WHERE workflow_id = asked.id AND name = asked.name AND number <> ALL (asked.taken)
+       SELECT number, name, payload::text FROM {signals}
+        WHERE workflow_id = asked.id AND name = ANY (asked.names) AND number <> ALL (asked.taken)
         ORDER BY number
         LIMIT 1) AS signal
 
 -- name: enqueue
--- The lease row before the header before the journal, as everywhere: of a run that is not there, and whose `dedup` no other run
--- has that has not ended. (Of two that come at once, the unique index refuses one, which is sent again.) It locks no row that is
--- there. The answer is those that are new.
+-- Also in a caller's own transaction, which may stay open: it locks no row that is there, and waits for nothing but a transaction
+-- that has written the same id or `dedup` and not ended. The lease row before the header before the journal, as everywhere, of a
+-- run that is not there; but with a `dedup` the header first, since only that says whether it may be: another run may have it that
+-- has not ended. The answer is those that are new.
 WITH asked AS MATERIALIZED (
-    SELECT DISTINCT ON (COALESCE(header->>'dedup', id)) *
+    SELECT DISTINCT ON (COALESCE(header->>'dedup', id)) *, header->'dedup' IS NOT NULL AS is_single
       FROM (SELECT DISTINCT ON (id) *
               FROM json_to_recordset(%(runs)s::json) AS asked (
                    n integer, id text, route text, priority smallint, at timestamptz, delay float8, header jsonb, input text,
@@ -470,30 +577,39 @@ WITH asked AS MATERIALIZED (
               AND other.snapshot->'execution'->>'status' IN ('queued', 'running')
            OFFSET 0)
      ORDER BY COALESCE(header->>'dedup', id), n
+), written AS MATERIALIZED (
+    SELECT id, is_single,
+           header || jsonb_build_object('execution', jsonb_build_object('status', 'queued', 'lastUpdated', now())) AS header
+      FROM asked
+     ORDER BY id
+), single AS (
+    INSERT INTO {snapshots} (id, snapshot, updated_at)
+    SELECT id, header, now() FROM written WHERE is_single
+    ON CONFLICT DO NOTHING
+    RETURNING id
 ), lease AS (
     INSERT INTO {locks} (workflow_id, epoch, expires_at, route, priority, due_at)
     SELECT id, 0, clock_timestamp(), route, priority, COALESCE(at, clock_timestamp() + make_interval(secs => delay))
       FROM asked
+     WHERE NOT is_single OR id IN (SELECT id FROM single)
      ORDER BY id
     ON CONFLICT (workflow_id) DO NOTHING
     RETURNING workflow_id
 ), header AS (
     INSERT INTO {snapshots} (id, snapshot, updated_at)
-    SELECT asked.id,
-           asked.header || jsonb_build_object('execution', jsonb_build_object('status', 'queued', 'lastUpdated', now())),
-           now()
-      FROM lease
-      JOIN asked ON asked.id = lease.workflow_id
+    SELECT id, header, now() FROM written JOIN lease ON lease.workflow_id = written.id WHERE NOT is_single
     ON CONFLICT (id) DO NOTHING
     RETURNING id
+), fresh AS (
+    SELECT id FROM single UNION ALL SELECT id FROM header
 ), input AS (
     INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
     SELECT asked.id, 0, 'input', 'input', asked.nonce, 0, asked.input::json
-      FROM header
-      JOIN asked ON asked.id = header.id
+      FROM fresh
+      JOIN asked ON asked.id = fresh.id
      WHERE asked.input IS NOT NULL
 )
-SELECT asked.n FROM header JOIN asked ON asked.id = header.id
+SELECT asked.n FROM fresh JOIN asked ON asked.id = fresh.id
 
 -- name: read_started
 -- In a statement of its own, which sees what the one before has waited for.
@@ -616,6 +732,76 @@ SELECT extract(epoch FROM next.due_at - statement_timestamp())::float8,
                 FROM {steps}
                WHERE workflow_id = taken.workflow_id AND seq = 0 AND taken.epoch = 1) AS input ON true) AS run ON true
 
+-- name: notice
+-- Signals that no poll has noticed, with the leases of their runs locked, which are looked at by the next statement: what a run is
+-- suspended for stands under that lock. A lease that is locked elsewhere leaves its signals for the next poll. What was sent to a run
+-- that is not there is found by the run itself, which looks before it is suspended. While a transaction is open elsewhere, what was
+-- noticed stays in the index, and what it has sent passes for nothing: only a poll that looks for all else, too, passes over that.
+WITH fresh AS MATERIALIZED (
+    SELECT number, workflow_id
+      FROM {signals}
+     WHERE NOT noticed
+     ORDER BY number
+     LIMIT 1000
+       FOR NO KEY UPDATE SKIP LOCKED
+), lease AS MATERIALIZED (
+    SELECT held.workflow_id
+      FROM (SELECT DISTINCT workflow_id FROM fresh ORDER BY workflow_id) AS run
+     CROSS JOIN LATERAL (
+           SELECT workflow_id FROM {locks} WHERE workflow_id = run.workflow_id FOR NO KEY UPDATE SKIP LOCKED) AS held
+)
+SELECT set_config('durable.noticed', COALESCE(json_agg(number), '[]')::text, true)
+  FROM fresh
+ WHERE workflow_id IN (SELECT workflow_id FROM lease)
+    OR NOT EXISTS (SELECT FROM {locks} WHERE workflow_id = fresh.workflow_id OFFSET 0)
+
+-- name: wake_suspended
+-- The runs that are suspended until one of these signals comes, or until then at the latest, are due. The answer is their routes.
+WITH signal AS MATERIALIZED (
+    SELECT sent.*
+      FROM json_array_elements_text(current_setting('durable.noticed')::json) AS asked (number)
+     CROSS JOIN LATERAL (
+           SELECT number, workflow_id, name FROM {signals} WHERE number = asked.number::bigint OFFSET 0) AS sent
+), seen AS (
+    UPDATE {signals} SET noticed = true WHERE number = ANY (ARRAY(SELECT number FROM signal))
+), woken AS (
+    UPDATE {locks} AS lease
+       SET due_at = clock_timestamp(), owner = NULL
+     WHERE workflow_id = ANY (ARRAY(SELECT workflow_id FROM signal))
+       AND owner_token IS NULL
+       AND CASE WHEN starts_with(owner, 'suspended ') THEN EXISTS (
+               SELECT FROM signal
+                WHERE signal.workflow_id = lease.workflow_id AND substr(lease.owner, 11)::jsonb ? signal.name) END
+    RETURNING route
+)
+SELECT DISTINCT route FROM woken
+
+-- name: wake_awaiting
+-- After signals are committed, in a transaction of its own: the runs that are suspended until one of these names comes are due, and
+-- no poll is to notice their signals again. A lease that is locked elsewhere leaves that to a poll. The answer is their routes.
+WITH sent AS MATERIALIZED (
+    SELECT * FROM json_to_recordset(%s::json) AS asked (id text, name text, nonce bigint) ORDER BY id
+), lease AS MATERIALIZED (
+    SELECT held.workflow_id, sent.nonce
+      FROM sent
+     CROSS JOIN LATERAL (
+           SELECT workflow_id FROM {locks}
+            WHERE workflow_id = sent.id AND owner_token IS NULL
+              AND CASE WHEN starts_with(owner, 'suspended ') THEN substr(owner, 11)::jsonb ? sent.name END
+              FOR NO KEY UPDATE SKIP LOCKED) AS held
+), seen AS (
+    UPDATE {signals} AS signal
+       SET noticed = true
+      FROM lease
+     WHERE signal.workflow_id = lease.workflow_id AND signal.nonce = lease.nonce
+), woken AS (
+    UPDATE {locks}
+       SET due_at = clock_timestamp(), owner = NULL
+     WHERE workflow_id = ANY (ARRAY(SELECT workflow_id FROM lease))
+    RETURNING route
+)
+SELECT DISTINCT route FROM woken
+
 -- name: say_idle
 -- Before the poll after which the worker rests: of what is started later, the start wakes it. What has long been silent goes.
 WITH silent AS (
@@ -632,17 +818,52 @@ UPDATE {workers} SET idle = false, leaving = true WHERE id = %(worker)s
 DELETE FROM {workers} WHERE id = %(worker)s
 
 -- name: wake
--- One idle worker for each run that is due now, if there are so many, each by its own channel: the others hear nothing.
+-- One idle worker for each run that is due now, if there are so many, each by its own channel: the others hear nothing. An array,
+-- which is made once: where the planner looped over an IN (…), it would be asked for each row, and find other workers each time.
 WITH woken AS (
     UPDATE {workers}
        SET idle = false
-     WHERE id IN (
+     WHERE id = ANY (ARRAY(
            SELECT id
              FROM {workers}
             WHERE idle AND seen_at > clock_timestamp() - interval '20 s' AND routes && %(routes)s::text[]
             ORDER BY seen_at DESC
             LIMIT %(count)s
-              FOR UPDATE SKIP LOCKED)
+              FOR UPDATE SKIP LOCKED))
+    RETURNING id
+)
+SELECT pg_notify('durable_' || id, '') FROM woken
+
+-- name: wake_due
+-- The same for whatever is due of a store, whose routes begin so: for what was started in transactions of others. One step of the
+-- recursion a route, and of each as many as there may be workers.
+WITH RECURSIVE known AS (
+    (SELECT route FROM {locks} WHERE due_at < 'infinity' AND route >= %(first)s ORDER BY route LIMIT 1)
+     UNION ALL
+    SELECT (SELECT route FROM {locks} WHERE due_at < 'infinity' AND route > known.route ORDER BY route LIMIT 1)
+      FROM known
+     WHERE starts_with(known.route, %(first)s)
+), due AS MATERIALIZED (
+    SELECT known.route, (
+               SELECT count(*)
+                 FROM (SELECT
+                         FROM {locks} AS lease
+                        WHERE lease.route = known.route AND lease.due_at < 'infinity' AND lease.due_at <= clock_timestamp()
+                          AND (lease.owner_token IS NULL OR lease.expires_at <= clock_timestamp())
+                        LIMIT 100) AS few) AS count
+      FROM known
+     WHERE starts_with(known.route, %(first)s)
+), woken AS (
+    UPDATE {workers}
+       SET idle = false
+     WHERE id = ANY (ARRAY(
+           SELECT id
+             FROM {workers}
+            WHERE idle AND seen_at > clock_timestamp() - interval '20 s'
+              AND routes && ARRAY(SELECT route FROM due WHERE count > 0)
+            ORDER BY seen_at DESC
+            LIMIT (SELECT sum(count) FROM due)
+              FOR UPDATE SKIP LOCKED))
     RETURNING id
 )
 SELECT pg_notify('durable_' || id, '') FROM woken
@@ -652,7 +873,7 @@ SELECT pg_notify('durable_' || id, '') FROM woken
 -- way. A later one has recalled this one, which is late, and its worker holds what it was granted.
 UPDATE {locks}
    SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp(), due_at = clock_timestamp()
- WHERE workflow_id IN (
+ WHERE workflow_id = ANY (ARRAY(
        SELECT lease.workflow_id
          FROM unnest(%(routes)s::text[]) AS asked (route)
         CROSS JOIN generate_series(-10, 9) AS class (priority)
@@ -664,7 +885,7 @@ UPDATE {locks}
                  AND CASE WHEN split_part(owner_token, ':', 2) LIKE %(name)s || '.%%'
                           THEN split_part(substr(split_part(owner_token, ':', 2), length(%(name)s) + 2), '.', 1)::integer
                                < %(sending)s END
-                 FOR UPDATE) AS lease)
+                 FOR UPDATE) AS lease))
 
 -- name: held_near
 -- The leases of other processes of this machine, which may be dead.
@@ -677,7 +898,7 @@ SELECT lease.workflow_id, lease.owner_token, lease.owner
         WHERE route = asked.route AND priority = class.priority::smallint
           AND due_at < 'infinity' AND due_at > statement_timestamp()
           AND due_at <= statement_timestamp() + make_interval(secs => %(seconds)s)
-          AND starts_with(owner, %(host)s) AND owner <> %(owner)s) AS lease
+          AND owner_token IS NOT NULL AND starts_with(owner, %(host)s) AND owner <> %(owner)s) AS lease
  LIMIT 1000
 
 -- name: expire
@@ -685,6 +906,24 @@ SELECT lease.workflow_id, lease.owner_token, lease.owner
 UPDATE {locks}
    SET expires_at = clock_timestamp(), due_at = clock_timestamp()
  WHERE workflow_id = ANY (%(dead_ids)s::text[]) AND owner_token = ANY (%(dead)s::text[])
+
+-- name: find_home
+-- Where the tables are, and whether the role may ask which server that is.
+SELECT current_database()::text, namespace.nspname::text,
+       has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')
+  FROM pg_catalog.pg_class AS class
+  JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = class.relnamespace
+ WHERE class.oid = to_regclass({snapshots_text})
+
+-- name: identify_server
+SELECT system_identifier::text FROM pg_control_system()
+
+-- name: locate_tables
+-- Asked on the connection of a caller: by names, since looking one up may be forbidden, and would end the transaction.
+SELECT current_database()::text, has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE'),
+       EXISTS (SELECT FROM pg_catalog.pg_class AS class
+                 JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = class.relnamespace
+                WHERE namespace.nspname = %(schema)s::text AND class.relname = %(table)s::text)
 
 -- name: columns
 SELECT asked.name, attribute.attname, format_type(attribute.atttypid, attribute.atttypmod)

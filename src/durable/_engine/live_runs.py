@@ -1,0 +1,145 @@
+"""A run that is executed: whether it may go on, and what it is left with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from durable import events
+from durable._common.durations import add_seconds
+from durable._engine.calls import Call
+from durable._engine.continuations import check_history
+from durable._engine.decisions import Abort, Awaited, ContinueRun, Raise, Reading, Suspension, Wait
+from durable._engine.journal import Journal
+from durable._engine.leases import MAX_WAIT, Lease
+from durable._engine.waits import Waits
+from durable.errors import (
+    DeadlineExceeded,
+    DurableError,
+    InvalidArgument,
+    LeaseLost,
+    RunCancelled,
+    RunContinued,
+    RunHandedOver,
+    RunOver,
+    RunSuspended,
+)
+from durable.records import Kind, Record, Status
+
+
+class LiveRun:
+    """What is known of a run while it is executed, and may end its execution at any step."""
+
+    def __init__(
+        self,
+        workflow: str,
+        journal: Journal,
+        lease: Lease,
+        emit: Callable[[events.RunEvent], object] | None,
+        deadline: float | None = None,
+        *,
+        is_queued: bool = False,
+        failures: int = 0,
+        times_continued: int = 0,
+        suspend_after: float = math.inf,
+    ) -> None:
+        self.run_id = journal.run_id
+        self.workflow = workflow
+        self.journal = journal
+        self.lease = lease
+        #: Takes the events; None where there is no listener, and none are made.
+        self.emit = emit
+        #: A reading of the elapsed-time clock after which no body starts.
+        self.deadline = deadline
+        #: What the run was aborted with, once it was.
+        self.error: DurableError | None = None
+        #: Whether the workflow has ended, so that nothing new may begin.
+        self.is_over = False
+        #: Whether another worker is to go on with the run at its next step.
+        self.is_leaving = False
+        #: Whether the run is a worker's: taken up again by itself where it is left.
+        self.is_queued = is_queued
+        #: How many executions of the run have failed before this one.
+        self.failures = failures
+        #: How often the run has gone on with another input before this execution.
+        self.times_continued = times_continued
+        #: What the run waits for, once it is suspended for that.
+        self.suspension: Suspension | None = None
+        #: With what the run goes on anew, once it is to.
+        self.continuation: ContinueRun | None = None
+        #: Whether no other branch of the workflow is at work between two steps. Its driver knows.
+        self.is_alone: Callable[[], bool] = lambda: True
+        self._suspend_after = suspend_after
+        self._running: dict[str, Call] = {}
+        self._waits = Waits()
+
+    def continue_with(self, text: bytes, reading: Reading, *, keep_history: bool) -> Abort | Raise:
+        """The workflow is to begin anew, with the input of this JSON."""
+        if (stopped := self.abort_if_stopped(reading)) is not None:
+            return stopped
+        if self.is_over:
+            return Abort(RunOver(self.run_id, "continue_with"))
+        if self._running or not self.is_alone():
+            advice = (
+                "steps of other branches are under way: await them, or join their threads, before step.continue_with"
+            )
+            return Raise(InvalidArgument(f"run {self.run_id!r}: {advice}"))
+        record, number = Record(0, Kind.INPUT, Kind.INPUT, text.decode()), self.times_continued + 1
+        if keep_history and (problem := check_history(self.run_id, number)) is not None:
+            return Raise(problem)
+        self.continuation = ContinueRun(record, keep_history, tuple(self.journal.taken_signals), number)
+        return self.abort(RunContinued(self.run_id))
+
+    def abort(self, error: DurableError) -> Abort:
+        """The run must not go on; the first reason stays the reason."""
+        if self.error is None:
+            self.error = error
+        return Abort(self.error)
+
+    def abort_if_stopped(self, reading: Reading) -> Abort | None:
+        """Why nothing more may be begun."""
+        problem = self.find_obstacle(reading)
+        return None if problem is None else self.abort(problem)
+
+    def find_obstacle(self, reading: Reading) -> DurableError | None:
+        """The same, changing nothing: any thread may ask."""
+        if self.error is not None:
+            return self.error
+        if reading.cancelled or self.lease.cancelled:
+            return RunCancelled(self.run_id)
+        if reason := self.lease.why_ended(reading.elapsed):
+            return self.lease.refusal or LeaseLost(self.run_id, reason)
+        if self.deadline is not None and reading.elapsed >= self.deadline:
+            return DeadlineExceeded(self.run_id)
+        if self.is_leaving:
+            return RunHandedOver(self.run_id)
+        return None
+
+    def former_status(self) -> Status | None:
+        """What the run goes back to when it is left now; None leaves it running."""
+        status = self.journal.former_status()
+        return Status.QUEUED if self.is_queued and status is not None else status
+
+    def _rest(
+        self,
+        waiting: int,
+        seconds: float,
+        reading: Reading,
+        recheck: float = MAX_WAIT,
+        awaits: tuple[Awaited, ...] = (),
+    ) -> Wait | Abort:
+        """Wait, or suspend the run where nothing of it is in flight but what waits: so many calls."""
+        if self.deadline is not None:
+            seconds = min(seconds, self.deadline - reading.elapsed)
+        if seconds > self._suspend_after and len(self._running) == waiting and self.is_alone():
+            self.suspension = Suspension(reading.elapsed + seconds, awaits)
+            until = None if seconds == math.inf else add_seconds(reading.at, seconds)
+            return self.abort(RunSuspended(self.run_id, until, tuple(awaited.name for awaited in awaits)))
+        return self._wait(seconds, reading, recheck)
+
+    def _wait(self, seconds: float, reading: Reading, recheck: float = MAX_WAIT) -> Wait:
+        if self.deadline is not None:
+            seconds = min(seconds, self.deadline - reading.elapsed)
+        if seconds > MAX_WAIT:
+            self.lease.note_wait(reading.elapsed)
+        return Wait(seconds, recheck)

@@ -1,0 +1,33 @@
+"""The payloads of signals, as the types that workflows wait for."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from durable._common.boundary import calls_out
+from durable._engine.step_kinds import Listen
+from durable.codecs import Codec, as_annotated
+from durable.errors import SignalMismatch
+
+_pairs: Final = msgspec.json.Decoder(tuple[str, Raw])
+
+
+@calls_out
+def read_signal(text: bytes, kind: Listen, name: str, annotation: Any, codec: Codec, *, run_id: str) -> Any:
+    """What a wait returns, by its record: the payload, or of a wait for several names the name and the payload.
+
+    `annotation` is the type of it that the workflow waits for, None where it takes any; `SignalMismatch` where it is none.
+    """
+    if kind.names:
+        named, payload = _pairs.decode(text)
+        return named, codec.decode(bytes(payload), run_id=run_id, where=f"the payload of signal {named!r}")
+    value = codec.decode(text, run_id=run_id, where=f"the payload of signal {name!r}", annotation=annotation)
+    if annotation is None:
+        return value
+    try:
+        return as_annotated(value, annotation)
+    except ValueError as problem:
+        raise SignalMismatch(name, str(problem)) from None
