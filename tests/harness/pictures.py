@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import random
 import sys
 import threading
@@ -40,6 +41,7 @@ from durable.web import app
 
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 CHROMIUM = "/usr/bin/chromium"
+HAS_CHROMIUM = Path(CHROMIUM).is_file() and os.access(CHROMIUM, os.X_OK)
 TRACEBACK = """Traceback (most recent call last):
   File "shop/couriers.py", line 88, in book
     answer = self.http.post(url, json=parcel)

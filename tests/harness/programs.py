@@ -6,12 +6,19 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 LIMIT: Final = (
     240  # seconds, below the limit of a test in pyproject.toml: the test can still say what it was waiting for
+)
+# What is started in the background of a shell ignores Ctrl-C, and so does what it starts.
+HEEDING_CTRL_C: Final = (
+    sys.executable,
+    "-c",
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])",
 )
 
 

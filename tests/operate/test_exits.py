@@ -20,16 +20,10 @@ import durable
 from durable._commands import app
 from durable._commands.shared import STATUSES
 from harness.commands import NOW, CommandLine, fill, moment, still_store
-from harness.programs import run_program
+from harness.programs import HEEDING_CTRL_C, run_program
 from harness.support import Database
 
 DURABLE: Final = [sys.executable, "-m", "durable"]
-# What is started in the background of a shell ignores Ctrl-C, and so does what it starts.
-_HEEDING_CTRL_C: Final = (
-    sys.executable,
-    "-c",
-    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])",
-)
 
 
 @pytest.fixture
@@ -206,7 +200,7 @@ def test_130_ctrl_c(database: Database, stores_url: list[str]) -> None:
     )
     others = set(database.execute(looks))
     process = subprocess.Popen(
-        [*_HEEDING_CTRL_C, *DURABLE, "watch", "waits", *stores_url],
+        [*HEEDING_CTRL_C, *DURABLE, "watch", "waits", *stores_url],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

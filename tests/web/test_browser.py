@@ -6,7 +6,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -17,11 +16,11 @@ from durable.stores import memory
 from durable.web import app
 from harness.hostile import CORPUS, play_hostile
 from harness.pages import checkout, play
-from harness.pictures import CHROMIUM, served
+from harness.pictures import CHROMIUM, HAS_CHROMIUM, served
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [
-    pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="Chromium is not installed: apt-get install chromium"),
+    pytest.mark.skipif(not HAS_CHROMIUM, reason="Chromium is not installed: apt-get install chromium"),
     pytest.mark.long(30),
 ]
 

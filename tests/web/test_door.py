@@ -20,6 +20,7 @@ from durable.web import app
 from durable.web._door import MOST, Door
 from durable.web._setup import LOOPBACK
 from harness.pages import Visitor, play
+from harness.programs import HEEDING_CTRL_C
 from harness.support import Database
 
 TOKEN = "t" * 40
@@ -102,13 +103,15 @@ def test_what_would_let_others_in_is_refused(given: list[str], said: str, tmp_pa
 def test_it_serves_until_ctrl_c(database: Database) -> None:
     """The real command, in a process of its own; a stream that is open does not hold its end up."""
     play(database.store())
-    command = [sys.executable, "-W", "error", "-m", "durable", "web", "--port", "0", "--schema", database.schema]
+    durable = [sys.executable, "-W", "error", "-m", "durable"]
+    command = [*HEEDING_CTRL_C, *durable, "web", "--port", "0", "--schema", database.schema]
+    as_anyone = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     child = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"DURABLE_URL": database.url},
+        env=as_anyone | {"DURABLE_URL": database.url},
     )
     try:
         assert child.stdout is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,6 +69,7 @@ def web_command(
         name = allow_host[0] if host not in _LOOPBACK else f"[{host}]" if ":" in host else host
         address = f"http://{name}:{bound}/" + (f"?{FIELD}={token}" if token_file is None else "")
         out.line(address)
+        sys.stdout.flush()  # into a pipe, too, while it serves
         out.note(
             "Ctrl-C ends it." if token_file is None else f"Add ?{FIELD}= and what {token_file} says. Ctrl-C ends it."
         )
