@@ -9,10 +9,12 @@ from durable._common import environment as _environment  # noqa: F401  # pyright
 # Each name is loaded at its first use: a command's `--help`, and who wants an error's class alone, need no database driver.
 if TYPE_CHECKING:
     from durable import aio, errors
+    from durable._engine.queues import Queue, Rate
     from durable._runtime.context import Current, current, idempotency_key
     from durable._runtime.control import cancel, retry, signal
     from durable._runtime.decorator import step
     from durable._runtime.handles import AsyncStep, Step
+    from durable._runtime.queues import pause, unpause
     from durable._runtime.run import run
     from durable._runtime.run_handles import AsyncRunHandle, RunHandle, fork, handle
     from durable._runtime.starts import Start, start, start_many, wake
@@ -67,6 +69,8 @@ __all__ = [
     "InvalidArgument",
     "LeaseLost",
     "OutcomeUnknown",
+    "Queue",
+    "Rate",
     "ResumeStateCollector",
     "RetryRefused",
     "RunBeingStarted",
@@ -107,6 +111,7 @@ __all__ = [
     "has_state",
     "idempotency_key",
     "list_pending",
+    "pause",
     "result",
     "retry",
     "run",
@@ -116,6 +121,7 @@ __all__ = [
     "status",
     "step",
     "stored_as",
+    "unpause",
     "wake",
     "workflow",
 ]
@@ -125,10 +131,12 @@ if not TYPE_CHECKING:
     _HOMES = {
         name: home
         for home, names in {
+            "_engine.queues": "Queue Rate",
             "_runtime.context": "Current current idempotency_key",
             "_runtime.control": "cancel retry signal",
             "_runtime.decorator": "step",
             "_runtime.handles": "AsyncStep Step",
+            "_runtime.queues": "pause unpause",
             "_runtime.run": "run",
             "_runtime.run_handles": "AsyncRunHandle RunHandle fork handle",
             "_runtime.starts": "Start start start_many wake",

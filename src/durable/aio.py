@@ -7,6 +7,8 @@ coroutines.
 from durable._runtime.control import cancel_async as cancel
 from durable._runtime.control import retry_async as retry
 from durable._runtime.control import signal_async as signal
+from durable._runtime.queues import pause_async as pause
+from durable._runtime.queues import unpause_async as unpause
 from durable._runtime.run_handles import fork_async as fork
 from durable._runtime.starts import start_async as start
 from durable._runtime.starts import start_many_async as start_many
@@ -23,11 +25,13 @@ __all__ = [
     "fork",
     "has_state",
     "list_pending",
+    "pause",
     "result",
     "retry",
     "signal",
     "start",
     "start_many",
     "status",
+    "unpause",
     "wake",
 ]

@@ -245,6 +245,8 @@ class Granted(Struct, frozen=True):
     taken_from: str | None = None
     #: Why what is stored cannot be read, if it cannot: then the lease is to be given back.
     problem: DurableError | None = None
+    #: The queue out of which a worker has taken it; empty of a claim.
+    queue: str = ""
 
 
 class Refused(Struct, frozen=True):

@@ -48,6 +48,8 @@ class NewRun(Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     #: A text that no other run of the queue has which has not ended.
     dedup: str | None = None
+    #: Whose runs it is one of, which take turns with those of others; None without one.
+    partition: str | None = None
 
     def __repr__(self) -> str:
         return f"<NewRun {self.run_id!r} of {self.workflow!r}>"

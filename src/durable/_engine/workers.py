@@ -102,6 +102,7 @@ class WorkerState:
         self._next_poll = -math.inf
         self._next_look = -math.inf
         self._has_more = False  # the last poll got all that it asked for
+        self._is_limited = False  # something may be due that a limit keeps back until a run has ended
         self._failures = 0
         self._leave_at = math.inf
         self._asked_at = -math.inf  # to leave
@@ -136,11 +137,22 @@ class WorkerState:
             return ReturnRuns()
         return Leave(self._error)
 
-    def polled(self, now: float, asked: Ask, granted: int, next_in: float | None, workers: int = 1) -> None:
+    def polled(
+        self,
+        now: float,
+        asked: Ask,
+        granted: int,
+        next_in: float | None,
+        workers: int = 1,
+        *,
+        is_limited: bool = False,
+    ) -> None:
         """A poll has taken so many runs; the next is due in so many seconds, as far as is known.
 
-        So many `workers` there are, this one included.
+        So many `workers` there are, this one included. Where one of its queues is limited, the end of any run may make room
+        for another one.
         """
+        self._is_limited = is_limited
         self._failures, self._has_polled, self._next_word = 0, True, now + FULL_INTERVAL
         if not asked.count:
             return
@@ -192,6 +204,8 @@ class WorkerState:
         if self._has_more:
             free = self._free
             return 0.0 if free >= ENOUGH * self._concurrency else GATHER
+        if self._is_limited:
+            return GATHER
         return 0.0 if self._until_idle and not self._held else math.inf
 
     def wake(self, now: float) -> None:

@@ -44,6 +44,7 @@ class StartOptions(TypedDict, total=False):
 
     id: str | None
     queue: str | None
+    partition: str | None
     priority: int
     at: datetime | None
     delay: Duration | None
@@ -73,6 +74,8 @@ class Start(Struct, frozen=True):
     deadline: Duration | datetime | None = None
     #: JSON values kept in the run's header.
     metadata: Mapping[str, Any] | None = None
+    #: Whose runs it is one of: a tenant, a customer.
+    partition: str | None = None
 
 
 # A step may return one, so its record names a module that stays. Its annotations were read as texts in the module it is in.
@@ -102,6 +105,7 @@ def start(
     store: QueueingStore,
     id: str | None = None,
     queue: str | None = None,
+    partition: str | None = None,
     priority: int = 5,
     at: datetime | None = None,
     delay: Duration | None = None,
@@ -118,7 +122,10 @@ def start(
     - `id`: by default a random one. A run of this id that is there already, of the same workflow with the same input, is
       the one (`on_conflict="join"`), whatever has become of it; `"raise"` raises `RunExists`.
     - `queue`: by default that of the workflow's mark. Only workers of this queue take the run.
-    - `priority`: from 0, which is taken first, to 9.
+    - `partition`: a text, such as a tenant's name. The partitions of a queue take turns, one run each, however many each has;
+      and a `durable.Queue` may limit how many of one are executed at once.
+    - `priority`: from 0, which is taken first, to 9. It is strict: while there is something of one class, none of a later one
+      is begun. Between partitions the turn comes first, and it orders the runs of each.
     - `at`, an aware `datetime`, or `delay`, seconds or a `timedelta`: not to be taken before, by the store's clock.
     - `dedup`: a text; while a run of this queue with the same text has not ended, that run is the one.
     - `deadline`: seconds from now, or an aware `datetime`, after which no further step begins: `DeadlineExceeded`.
@@ -134,7 +141,7 @@ def start(
     store's errors. After `OutcomeUnknown` it may have been started: call it again. With `connection`,
     `UnsuitableConnection` before anything is sent, and the database's errors as that connection raises them.
     """
-    order = Start(input, id, priority, at, delay, dedup, deadline, metadata)
+    order = Start(input, id, priority, at, delay, dedup, deadline, metadata, partition)
     asked = _Order(fn, [order], store, queue, on_conflict)
     return at_once(_start, asked, _blocking_way(asked, connection, "durable.start"))[0]
 
@@ -167,6 +174,7 @@ async def start_async(
     store: QueueingStore,
     id: str | None = None,
     queue: str | None = None,
+    partition: str | None = None,
     priority: int = 5,
     at: datetime | None = None,
     delay: Duration | None = None,
@@ -180,7 +188,7 @@ async def start_async(
 
     `connection` is a `psycopg.AsyncConnection`, or an `AsyncConnection` of SQLAlchemy's (`await session.connection()`).
     """
-    order = Start(input, id, priority, at, delay, dedup, deadline, metadata)
+    order = Start(input, id, priority, at, delay, dedup, deadline, metadata, partition)
     asked = _Order(fn, [order], store, queue, on_conflict)
     return (await _start(asked, _async_way(asked, connection, "durable.start")))[0]
 
@@ -318,6 +326,7 @@ class _Order:
             input_hash=self._codec.fingerprint(start.input, what="the input") if given else None,
             metadata=metadata,
             dedup=None if start.dedup is None else check_name("dedup", start.dedup),
+            partition=None if start.partition is None else check_name("partition", start.partition),
         )
 
     def _moment(self, what: str, given: Duration | datetime | None) -> datetime | None:

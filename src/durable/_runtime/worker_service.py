@@ -8,10 +8,12 @@ import logging
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Final, assert_never
+
+from msgspec import structs
 
 from durable._common.reports import report
 from durable._common.threads import start_daemon
@@ -63,9 +65,11 @@ class WorkerService:
         self._ending: set[Lease] = set()  # of those that are executed no more
         self._id = uuid.uuid4().hex
         self._turn = 0
+        self._has_written = False  # the limits of its queues
         self._listening: Listening | None = None
         self._is_cut_off = False  # the last poll has failed
         self._floor: float | None = None
+        self._limited: Sequence[str] = ()  # those of its queues in which runs wait for their turn
         # On a rehearsal, whose time jumps to what is waited for: the runs that this worker has suspended, and until when.
         self._skip: Callable[[float], bool] | None = getattr(setup.store, "skip", None)
         self._suspended: dict[str, float] = {}
@@ -173,7 +177,11 @@ class WorkerService:
         self._turn += 1
         try:
             floor = None if ask.looks_for_dead else self._floor
-            polled = self._store.perform(self._setup.poll(ask, self._id, self._turn, self._runs.is_alive, floor))
+            if not self._has_written:
+                self._setup.write_queues()
+                self._has_written = True
+            poll = self._setup.poll(ask, self._id, self._turn, self._runs.is_alive, floor)
+            polled = self._store.perform(structs.replace(poll, limited=self._limited))
         except DurableError as problem:
             self._state.failed(self._clock.elapsed(), problem)
             if self._state.is_draining:
@@ -186,7 +194,9 @@ class WorkerService:
             self._is_cut_off = False
             report(_log, logging.INFO, "the worker polls again")
         self._floor = self._floor if polled.floor is None else polled.floor
-        self._state.polled(self._clock.elapsed(), ask, len(polled.granted), polled.next_in, polled.workers)
+        self._limited = polled.limited
+        now, granted, is_limited = self._clock.elapsed(), len(polled.granted), bool(polled.limited)
+        self._state.polled(now, ask, granted, polled.next_in, polled.workers, is_limited=is_limited)
         self._hear()  # it may be time to leave
         for granted in polled.granted:
             self._begin(granted)

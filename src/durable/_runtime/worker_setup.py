@@ -14,6 +14,7 @@ from durable._common.reports import report
 from durable._engine.backoff import PUT_OFF
 from durable._engine.decisions import Claim, Granted
 from durable._engine.leases import Lease
+from durable._engine.queues import Queue
 from durable._engine.starts import Route
 from durable._engine.workers import Ask, GrantDecision, judge, version_of
 from durable._runtime.granted import claim_granted, plan_granted
@@ -39,7 +40,7 @@ class WorkerSetup:
         self,
         store: QueueingStore,
         workflows: Iterable[Callable[..., Any] | ModuleType],
-        queues: Sequence[str] | None,
+        queues: Sequence[str | Queue] | None,
         lease: float,
         suspend_after: float,
         on_failed: OnFailed | None,
@@ -50,6 +51,7 @@ class WorkerSetup:
         self.deps: Any = None
         self._workflows = _collect(workflows)
         self.routes: Final = _routes(self._workflows, queues)
+        self._queues = [queue for queue in queues or () if isinstance(queue, Queue)]
         self._lease = lease
         self._suspend_after = suspend_after
         self._on_failed = on_failed
@@ -70,6 +72,11 @@ class WorkerSetup:
         first = turn % len(self.routes)
         routes = self.routes[first:] + self.routes[:first]
         return Poll(routes, ask.count, self._lease, alive, ask.looks_for_dead, worker, ask.says_idle, floor)
+
+    def write_queues(self) -> None:
+        """Let the limits that it was given be those of all workers."""
+        for queue in self._queues:
+            self.store.write_queue(queue)
 
     def judge(self, granted: Granted, *, is_draining: bool) -> GrantDecision:
         """What this worker makes of a run that it has got."""
@@ -168,13 +175,14 @@ def _marked_in(module: ModuleType) -> list[Callable[..., Any]]:
     return marked
 
 
-def _routes(workflows: _Workflows, queues: Sequence[str] | None) -> list[Route]:
-    if isinstance(queues, str):
-        raise InvalidArgument(f"queues must be a list of names, like [{queues!r}]")
+def _routes(workflows: _Workflows, queues: Sequence[str | Queue] | None) -> list[Route]:
+    if isinstance(queues, str | Queue):
+        raise InvalidArgument(f"queues must be a list of names, or of durable.Queue, like [{queues!r}]")
     routes = dict[Route, None]()
     for (name, version), (_, definition) in workflows.items():
         for queue in [definition.queue] if queues is None else queues:
-            routes[Route(check_name("a queue's name", queue), name, version)] = None
+            called = queue.name if isinstance(queue, Queue) else check_name("a queue's name", queue)
+            routes[Route(called, name, version)] = None
     for name, version in workflows if routes else ():  # what durable.run began, for workers to recover
         routes[Route("", name, version)] = None
     if not routes:

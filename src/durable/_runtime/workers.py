@@ -15,6 +15,7 @@ from durable._common.boundary import calls_out, public_verbs
 from durable._common.checks import check_count
 from durable._common.durations import Duration, check_duration
 from durable._engine.leases import check_seconds
+from durable._engine.queues import Queue
 from durable._engine.workers import WorkerState
 from durable._runtime.run import run
 from durable._runtime.starts import split_version
@@ -40,7 +41,8 @@ class Worker:
       `deps_factory`, a function without arguments, makes them instead: once in a process, before the first poll.
     - `workflows`: functions that are marked with `@durable.workflow`, and modules, of which all marked functions are taken.
       A run of another workflow, or of another version, is left to workers that have it.
-    - `queues`: names of queues; by default those of the workflows' marks.
+    - `queues`: names of queues, or `durable.Queue` with the limits that all workers are to keep; by default those of the
+      workflows' marks.
     - `concurrency`: how many runs are executed at once: blocking ones on threads, async ones on an event loop.
     - `grace`: seconds after the first SIGTERM, or `drain()`, in which what is executed may come to its next step; what has
       not by then is given back, and begins that step again elsewhere.
@@ -60,7 +62,7 @@ class Worker:
         workflows: Iterable[Callable[..., Any] | ModuleType] = (),
         *,
         deps_factory: Callable[[], Any] | None = None,
-        queues: Sequence[str] | None = None,
+        queues: Sequence[str | Queue] | None = None,
         concurrency: int = 32,
         grace: Duration = 20.0,
         lease: Duration = 30.0,

@@ -48,6 +48,8 @@ class StoredRun(Struct, frozen=True, kw_only=True):
     priority: int | None = None
     #: As in a `RunLine`.
     due_at: datetime | None = None
+    #: As in a `RunLine`.
+    partition: str | None = None
     #: When it was changed last; None of one that is changed by being put there.
     updated_at: datetime | None = None
     #: How many leases of it were granted.

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from durable._common.durations import Duration
 from durable._engine.leases import Lease
+from durable._engine.queues import Queue, QueueLine
 from durable._engine.step_kinds import Isolation
 from durable.clocks import Clock
 from durable.records import Header, Record
@@ -277,6 +278,14 @@ class QueueingStore(LeasedStore, Protocol):
         """The same on an async connection."""
         ...
 
+    def write_queue(self, queue: Queue) -> None:
+        """See `PostgresStore.write_queue`."""
+        ...
+
+    def pause_queue(self, name: str, *, paused: bool = True) -> None:
+        """See `PostgresStore.pause_queue`."""
+        ...
+
     def listen(self, worker: str, wake: Callable[[], object]) -> Listening:
         """From now on `wake` is called, on any thread, when something is due for an idle worker.
 
@@ -327,6 +336,10 @@ class ReadableStore(QueueingStore, Protocol):
 
     def workers(self) -> Sequence[WorkerLine]:
         """See `PostgresStore.workers`."""
+        ...
+
+    def queues(self) -> Sequence[QueueLine]:
+        """See `PostgresStore.queues`."""
         ...
 
     def health(self) -> Health:

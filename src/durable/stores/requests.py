@@ -154,6 +154,8 @@ class Polled(Struct, frozen=True):
     workers: int = 1
     #: The `Poll.floor` of what is asked next; None where it is to be as before.
     floor: float | None = None
+    #: The `Poll.limited` of what is asked next.
+    limited: Sequence[str] = ()
 
 
 class Poll(Request[Polled], frozen=True, eq=False):
@@ -176,6 +178,10 @@ class Poll(Request[Polled], frozen=True, eq=False):
     says_idle: bool = False
     #: What the store said last, so that it need not look for what was due earlier; None to look for everything.
     floor: float | None = None
+    #: Those of the queues that have limits or partitions, as the store said last; a hint, which saves it a round trip.
+    limited: Sequence[str] = ()
+    #: All routes that the worker has, where it does not ask for all of them now.
+    serves: Sequence[Route] = ()
 
 
 AnyRequest: TypeAlias = (

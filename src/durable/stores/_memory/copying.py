@@ -60,6 +60,7 @@ class CopyingVerbs(SnapshotVerbs):
             route=run.route,
             priority=run.priority,
             due_at=None if run.route is None else at,
+            partition=run.partition,
         )
         self._queue.note(dst)
         self._queue.wake()
@@ -99,6 +100,7 @@ class CopyingVerbs(SnapshotVerbs):
             route=run.route,
             priority=run.priority or 0,
             due_at=run.due_at,
+            partition=run.partition,
         )
         self._signals.forget(run.id)
         for signal in run.signals:

@@ -12,9 +12,12 @@ from msgspec import UNSET
 from durable._engine.decisions import Granted
 from durable._engine.headers import blank_header, grant_header, queue_header
 from durable._engine.leases import Lease
+from durable._engine.queues import Queue as QueueLimits
+from durable._engine.queues import QueueLine
 from durable._engine.starts import NewRun, Started
 from durable.errors import DuplicateRun
 from durable.records import Header, Kind, Record, Status
+from durable.stores._memory.limits import Limits
 from durable.stores._memory.run import NEVER, Run
 from durable.stores._owner import this_process
 from durable.stores.requests import Poll, Polled
@@ -31,6 +34,7 @@ class Queue:
         self._waiting: dict[str, None] = dict.fromkeys(runs)
         self._dedups: dict[tuple[str, str, str], str] = {}
         self._listeners: dict[str, Callable[[], object]] = {}
+        self._limits = Limits(runs)
 
     def listen(self, worker: str, wake: Callable[[], object]) -> _Listening:
         """See `QueueingStore.listen`."""
@@ -62,7 +66,8 @@ class Queue:
         self.note(new.run_id)
         if header.dedup is not UNSET:
             self._dedups[header.dedup] = new.run_id
-        self._runs[new.run_id] = Run(header, records, at, route=new.route, priority=new.priority, due_at=due_at)
+        run = Run(header, records, at, route=new.route, priority=new.priority, due_at=due_at, partition=new.partition)
+        self._runs[new.run_id] = run
         self.wake()
         return Started(new.run_id, True, new.workflow, new.input_hash, Status.QUEUED)
 
@@ -94,17 +99,42 @@ class Queue:
         for name in list(self._waiting):
             if (run := self._runs.get(name)) is None or run.due_at is None:
                 del self._waiting[name]
+        self._limits.free(self._waiting, now)
         mine = {name: run for name in self._waiting if (run := self._runs[name]).route in poll.routes}
-        due = [(*run.turn(), name) for name, run in mine.items() if run.is_due(at, now)]
-        granted = [self._grant(name, mine[name], poll.seconds, at, now) for *_, name in sorted(due)[: poll.count]]
+        limited = {name: run for name, run in mine.items() if self._limits.holds(run)}
+        due = [(*run.turn(), name) for name, run in mine.items() if name not in limited and run.is_due(at, now)]
+        names = [name for *_, name in sorted(due)[: poll.count]]
+        under = self._limits.choose(limited, poll.count, at, now)
+        if poll.routes[0].queue in {run.route.queue for run in limited.values() if run.route is not None}:
+            names = under + names[: poll.count - len(under)]  # the routes take turns at being the first
+        else:
+            names += under[: poll.count - len(names)]
+        self._limits.note([name for name in names if name in limited], at)
+        granted = [self._grant(name, mine[name], poll.seconds, at, now) for name in names]
         later = [run.due_at for run in mine.values() if run.due_at is not None and at < run.due_at < NEVER]
+        later += self._limits.next_moments(limited, at)
         next_in = (min(later) - at).total_seconds() if later else None
-        return Polled(granted, next_in, max(1, len(self._listeners)))
+        queues = tuple(sorted({route.queue for route in poll.routes if self._limits.has_any(route.queue)}))
+        return Polled(granted, next_in, max(1, len(self._listeners)), limited=queues)
+
+    def write(self, limits: QueueLimits) -> None:
+        """See `QueueingStore.write_queue`."""
+        self._limits.write(limits)
+        self.wake()
+
+    def pause(self, queue: str, *, paused: bool) -> None:
+        """See `QueueingStore.pause_queue`."""
+        self._limits.pause(queue, paused=paused)
+        self.wake()
+
+    def lines(self, at: datetime, now: float) -> list[QueueLine]:
+        """See `PostgresStore.queues`."""
+        return self._limits.lines(at, now)
 
     def _grant(self, name: str, run: Run, seconds: float, at: datetime, now: float) -> Granted:
         header, epoch, crashes = run.header or blank_header(), run.epoch + 1, 0
         if not any(record.epoch == run.epoch for record in run.records.values()):  # progress ends a row of crashes
-            crashes = header.execution.crashes + (run.token is not None)
+            crashes = header.execution.crashes + (run.token is not None or run.is_left)
         header = grant_header(header, epoch=epoch, owner=this_process(), at=at, crashes=crashes)
         lease = Lease(name, f"{epoch}:{secrets.token_hex(8)}", epoch, seconds, now)
         self._runs[name] = replace(
@@ -116,8 +146,9 @@ class Queue:
             expires=now + seconds,
             due_at=at + timedelta(seconds=seconds),
             awaits=None,
+            is_left=False,
         )
-        return Granted(lease, header, run.journal())
+        return Granted(lease, header, run.journal(), queue="" if run.route is None else run.route.queue)
 
 
 class _Listening:

@@ -37,6 +37,8 @@ class Run:
     priority: int = 0
     due_at: datetime | None = None  # when a worker may take it; None of one that has ended, or is no worker's
     awaits: tuple[Awaited, ...] | None = None  # of one that is suspended, what brings it on; None of any other
+    partition: str | None = None  # of a run that was started
+    is_left: bool = False  # its last owner died under it, and it was taken from that before another one had it
 
     def is_held(self, now: float) -> bool:
         """Whether it is being executed."""
@@ -52,7 +54,8 @@ class Run:
         route = before.route or (Route("", claim.workflow, claim.version) if claim.recovers else None)
         is_due = route is not None and (before.due_at is not None or not claim.amends)
         due_at = at + timedelta(seconds=claim.seconds) if is_due else None
-        return replace(self, route=route, priority=5 if before.route is None else before.priority, due_at=due_at)
+        priority = 5 if before.route is None else before.priority
+        return replace(self, route=route, priority=priority, due_at=due_at, partition=before.partition)
 
     def rerouted(self, before: Run, version: Any, at: datetime) -> Run:
         """The run, in the place of what it was before; of another version it may be gone on with at once."""
@@ -62,7 +65,8 @@ class Run:
         header = self.header
         if header is not None and before.header is not None:  # no document has it
             header = structs.replace(header, dedup=before.header.dedup, continued=before.header.continued)
-        return replace(self, header=header, route=route, priority=before.priority, due_at=due_at, awaits=awaits)
+        self = replace(self, header=header, priority=before.priority, partition=before.partition)  # noqa: PLW0642
+        return replace(self, route=route, due_at=due_at, awaits=awaits)
 
     def owner(self, now: float) -> str | None:
         """By what it is executed, or will be; None where nothing stands in the way of a claim."""

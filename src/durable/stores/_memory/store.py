@@ -18,6 +18,8 @@ from durable._engine.continuations import name_history
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
 from durable._engine.headers import blank_header, claim_header, is_foreign
 from durable._engine.leases import Lease
+from durable._engine.queues import Queue as Limits
+from durable._engine.queues import QueueLine
 from durable._engine.runs import is_executable
 from durable._engine.starts import NewRun, Started
 from durable.clocks import Clock, SystemClock
@@ -248,6 +250,21 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
             Status.CANCELLED, self.clock.now(), token=None, cancelled=True, due_at=None, awaits=None
         )
         return True
+
+    @locked
+    def queues(self) -> Sequence[QueueLine]:
+        """See `PostgresStore.queues`."""
+        return self._queue.lines(self.clock.now(), self.clock.elapsed())
+
+    @locked
+    def write_queue(self, queue: Limits) -> None:
+        """See `PostgresStore.write_queue`."""
+        self._queue.write(queue)
+
+    @locked
+    def pause_queue(self, name: str, *, paused: bool = True) -> None:
+        """See `PostgresStore.pause_queue`."""
+        self._queue.pause(name, paused=paused)
 
     def listen(self, worker: str, wake: Callable[[], object]) -> Listening:
         """See `QueueingStore.listen`."""

@@ -57,7 +57,7 @@ class Found:
 
     __slots__ = (
         "_free_at", "_standing",
-        "document", "is_long", "lease", "mine", "place", "problem", "random", "records", "row", "run_id", "server", "size",
+        "document", "is_long", "lease", "mine", "place", "problem", "queue", "random", "records", "row", "run_id", "server", "size",
         "token", "workflow",
     )  # fmt: skip
 
@@ -74,6 +74,7 @@ class Found:
             self.problem = dropped_rows("documented runs")
         self.run_id, self.row, self.workflow = claim.run_id, claiming.row, claim.workflow
         self.random = claiming.random
+        self.queue = ""  # out of which a worker has taken it
         self.token: str | None = token
         self.document: str | None = document
         self.is_long = exists and document is None
@@ -135,7 +136,7 @@ class Found:
         if self.lease is not None:
             known = header or blank_header(self.workflow)
             self.lease.note_stored(len(self.records), self.server)
-            return Granted(self.lease, known, told + self.records, problem=problem)
+            return Granted(self.lease, known, told + self.records, problem=problem, queue=self.queue)
         if problem is not None:
             raise problem
         ends = [record for record in told if record.kind in (Kind.RESULT, Kind.FAILURE)]

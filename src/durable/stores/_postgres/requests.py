@@ -150,7 +150,7 @@ class Requests:
             for found in taken:
                 self._give_up(found)
             raise
-        return Polled(granted, due.next_in, due.workers, due.floor)
+        return Polled(granted, due.next_in, due.workers, due.floor, due.queues)
 
     def _kept(self, due: Due, poll: Poll) -> list[Found]:
         """What a poll has found, whose leases are renewed from now on; where that cannot be, all of it is given back."""
@@ -172,7 +172,9 @@ class Requests:
             reply = found.reply()
         except DurableError as problem:
             lease = found.lease
-            return [] if lease is None else [Granted(lease, blank_header(), (), problem=problem)]
+            if lease is None:
+                return []
+            return [Granted(lease, blank_header(), (), problem=problem, queue=found.queue)]
         return [reply] if isinstance(reply, Granted) else []
 
     def _finish(self, finish: Finish) -> Work[None]:

@@ -54,12 +54,25 @@ _COLUMNS: Final = {
         "leaving": "boolean",
         "seen_at": "timestamp with time zone",
     },
+    "queues": {
+        "name": "text",
+        "concurrency": "integer",
+        "partition_concurrency": "integer",
+        "rate": "integer",
+        "per": "double precision",
+        "burst": "integer",
+        "next_at": "timestamp with time zone",
+        "paused": "boolean",
+    },
+    "partitions": {"slot": "text", "line": "text", "turn": "timestamp with time zone"},
 }
 
 _KEYS: Final = (
     ("snapshots", ("id",), "a run could have two headers"),
     ("steps", ("workflow_id", "seq"), "a record could be written twice"),
     ("signals", ("workflow_id", "nonce"), "a signal could be sent twice"),
+    ("queues", ("name",), "a queue could have two limits"),
+    ("partitions", ("slot", "line"), "a partition could have two turns"),
     ("locks", ("workflow_id",), "a run could have two owners"),
     ("locks", ("workflow_id", "owner_token"), "a stale owner could write"),
 )
@@ -169,6 +182,8 @@ _TO_RUN: Final = {
     "signals": "SELECT, INSERT, UPDATE",
     "locks": "SELECT, INSERT, UPDATE",
     "workers": "SELECT, INSERT, UPDATE, DELETE",
+    "queues": "SELECT, INSERT, UPDATE",
+    "partitions": "SELECT, INSERT, UPDATE",
     "migrations": "SELECT",
 }
 _UNKNOWN: Final = ("?", None, "?", False)

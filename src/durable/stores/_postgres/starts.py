@@ -18,6 +18,8 @@ _json: Final = msgspec.json.Encoder()
 
 
 class StartRow(Struct, gc=False):
+    """A run that is started, as it is sent. Behind a newline its route has its slot: see the migration of queues."""
+
     n: int
     id: str
     route: str
@@ -60,6 +62,28 @@ def render_route(route: Route, prefix: str) -> str:
     return _json.encode([prefix, route.queue, route.workflow, route.version]).decode()
 
 
+def render_slot(queue: str, partition: str | None, prefix: str) -> str:
+    """What the runs of a partition are counted in."""
+    return _json.encode([prefix, queue, partition]).decode()
+
+
+def render_queue(queue: str, prefix: str) -> str:
+    """A queue as its row is called, in a store with this prefix."""
+    return _json.encode([prefix, queue]).decode()
+
+
+def read_queue(name: str) -> str:
+    """The queue whose row is called so."""
+    _, queue = msgspec.json.decode(name)
+    return str(queue)
+
+
+def partition_of(route: str) -> str | None:
+    """The partition of a route that stands in a lease's row; None without one."""
+    _, _, slot = route.replace("\t", "\n").partition("\n")
+    return msgspec.json.decode(slot)[2] if slot else None
+
+
 def render_own(prefix: str) -> str:
     """How each route begins of what `durable.run` has begun, for workers to recover."""
     return _json.encode([prefix, ""]).decode()[:-1]
@@ -72,14 +96,19 @@ def render_first(prefix: str) -> str:
 
 def name_route(route: str) -> str:
     """A route for people."""
-    _, queue, workflow, version = msgspec.json.decode(route)
+    _, queue, workflow, version = msgspec.json.decode(line_of(route))
     return f"{queue}: {workflow}@{version}"
 
 
 def queue_of(route: str) -> str:
     """The queue of a route that stands in a lease's row."""
-    _, queue, _, _ = msgspec.json.decode(route)
+    _, queue, _, _ = msgspec.json.decode(line_of(route))
     return str(queue)
+
+
+def line_of(route: str) -> str:
+    """Its part for workers, before the slot."""
+    return route.replace("\t", "\n").partition("\n")[0]
 
 
 def read_started(startings: Sequence[Starting], new: set[int], rows: Sequence[Any], prefix: str) -> list[Any]:
@@ -104,10 +133,13 @@ def _read(starting: Starting, new: set[int], found: Mapping[int, Sequence[Any]],
 
 def _row(run: NewRun, store: Rows) -> StartRow:
     nonce, header = random.getrandbits(63), queue_header(run, prefix=store.prefix)
+    route = render_route(run.route, store.prefix)
+    if run.partition is not None:
+        route += "\n" + render_slot(run.route.queue, run.partition, store.prefix)
     return StartRow(
         0,
         store.row(run.run_id),
-        render_route(run.route, store.prefix),
+        route,
         run.priority,
         None if run.at is None else run.at.isoformat(),
         run.delay,

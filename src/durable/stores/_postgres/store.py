@@ -11,6 +11,7 @@ from typing import Any, Final, Self, TypeVar
 from durable._common.boundary import public_verbs
 from durable._common.durations import Duration
 from durable._engine.leases import Lease
+from durable._engine.queues import Queue, QueueLine
 from durable._engine.step_kinds import Isolation
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, as_codec
@@ -25,6 +26,7 @@ from durable.stores._postgres.conninfo import Pool
 from durable.stores._postgres.copying import Copying
 from durable.stores._postgres.held import Held
 from durable.stores._postgres.listener import listen
+from durable.stores._postgres.queues import Queues
 from durable.stores._postgres.reading import Reading
 from durable.stores._postgres.requests import Requests
 from durable.stores._postgres.resources import Resources
@@ -61,6 +63,9 @@ MAX_TRANSACTIONS: Final = 8  # at once, of one process: each has a connection
     "workers",
     "health",
     "delete_many",
+    "queues",
+    "write_queue",
+    "pause_queue",
     "copy",
     "document",
     "restore",
@@ -92,13 +97,14 @@ class PostgresStore:
         self._create = create
         self._pool = pool
         self._max_transactions = max_transactions
-        self._sql = load_statements(names)
+        self._sql = {**load_statements(names), **load_statements(names, "queues.sql")}
         self._strict = strict
         self._held = Held(self._new_resources)
         self._requests = Requests(self._held, settings)
         self._snapshots = Snapshots(self._held, settings)
         self._reading = Reading(self._held, settings)
         self._copying = Copying(self._held, settings)
+        self._queues = Queues(self._held, settings)
         self._callers = CallersTransactions(self._snapshots.perform, settings, self._requests)
         self._aio = AsyncPostgresStore(self, self._held, self._requests)
 
@@ -253,6 +259,24 @@ class PostgresStore:
     def workers(self) -> Sequence[WorkerLine]:
         """The workers that were heard of in the last hour, by their processes."""
         return self._reading.workers()
+
+    def queues(self) -> Sequence[QueueLine]:
+        """The queues that have limits, are paused, or have runs that are due or held, by their names.
+
+        Counted as far as ten thousand of each. Raises the store's errors.
+        """
+        return self._queues.lines()
+
+    def write_queue(self, queue: Queue) -> None:
+        """Let these be the limits of the queue from now on, for all workers. Raises the store's errors.
+
+        Nothing that is held is given up: where that is more than the limits let, none begins until it is less.
+        """
+        self._queues.write(queue)
+
+    def pause_queue(self, name: str, *, paused: bool = True) -> None:
+        """See `durable.pause`; with `paused=False`, `durable.unpause`."""
+        self._queues.pause(name, paused=paused)
 
     def health(self) -> Health:
         """What ended in the last day, what waits for how long, and whether the server has room. Raises the store's errors.

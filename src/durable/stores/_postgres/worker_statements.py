@@ -13,8 +13,9 @@ from durable.clocks import Clock
 from durable.stores._postgres.job import Job
 from durable.stores._postgres.polls import Due, Polling
 from durable.stores._postgres.session import Session, begin_another, in_transaction
-from durable.stores._postgres.starts import Starting, read_started
+from durable.stores._postgres.starts import Starting, line_of, read_started
 from durable.stores._postgres.together import Reply
+from durable.stores._postgres.turns import Turns
 
 COMMITTED: Final = "COMMIT"  # what a transaction is answered that is committed
 #: Before what a crash may take with it.
@@ -33,6 +34,7 @@ class WorkerStatements:
     def __init__(self, sql: Mapping[str, bytes], clock: Clock) -> None:
         self._sql = sql
         self._clock = clock
+        self._turns = Turns(sql, clock)
 
     def enqueue(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         """Store the runs that were started, and wake workers for them."""
@@ -41,7 +43,7 @@ class WorkerStatements:
         for n, row in enumerate(rows):
             row.n = n
         values = {"runs": _json.encode(rows).decode()}
-        due = [row.route for row in rows if row.at is None and not row.delay]
+        due = [line_of(row.route) for row in rows if row.at is None and not row.delay]
         new, found, committed = Reply(), Reply(), Reply()
         try:
             with in_transaction(session, jobs[0].max_lock_wait):
@@ -79,11 +81,33 @@ class WorkerStatements:
         return [self._poll_one(session, job) for job in jobs]
 
     def _poll_one(self, session: Session, job: Job) -> Due:
+        """First what waits for its turn, or what is due in the queues without limits: the worker's routes take turns at it."""
+        polling: Polling = job.payload
+        known, count = polling.limited, polling.poll.count
+        is_first = bool(polling.limited) and polling.poll.routes[0].queue in polling.poll.limited
+        taken = self._turns.take(session, polling, known, count) if is_first else None
+        try:
+            due = self._poll_due(session, job, count - (0 if taken is None else len(taken.rows)))
+        except BaseException:
+            job.doubtful = job.doubtful or taken is not None
+            raise
+        if taken is None and due.limited:
+            try:
+                taken = self._turns.take(session, polling, due.limited, count - len(due.found))
+            except BaseException:  # what was taken before is given back by the next sending
+                job.doubtful = True
+                raise
+        if taken is not None:
+            due.add(polling, taken.rows, taken.next_in, session.server)
+            due.held = [*due.held, *taken.held]
+        return due
+
+    def _poll_due(self, session: Session, job: Job, count: int) -> Due:
         polling: Polling = job.payload
         polling.sent = self._clock.elapsed()
         if job.doubtful:
             polling.send_again()
-        values, held, woken = polling.values(), None, None
+        values, held, woken = polling.values() | {"count": count}, None, None
         with in_transaction(session):
             is_first = not polling.dead
             if is_first and (polling.poll.says_idle or polling.poll.looks_for_dead):
@@ -98,6 +122,7 @@ class WorkerStatements:
                 begin_another(session)
             if job.doubtful:  # what was taken by sendings whose replies were lost
                 session.queue(self._sql["recall"], values)
+                session.queue(self._sql["recall_members"], values)
             if polling.dead:
                 session.queue(self._sql["expire"], values)
             session.queue(_PLANNED_ONCE)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Self, TypeVar
 
 from durable._common.durations import Duration
+from durable._engine.queues import Queue
 from durable._engine.leases import Lease
 from durable._engine.step_kinds import Isolation
 from durable._runtime.async_runs import AsyncRun
@@ -139,6 +140,14 @@ class Rehearsal:
     def listen(self, worker: str, wake: Callable[[], object]) -> Listening:
         """See `QueueingStore`."""
         return self._store.listen(worker, wake)
+
+    def write_queue(self, queue: Queue) -> None:
+        """See `QueueingStore`."""
+        self._store.write_queue(queue)
+
+    def pause_queue(self, name: str, *, paused: bool = True) -> None:
+        """See `QueueingStore`."""
+        self._store.pause_queue(name, paused=paused)
 
     def skip(self, until: float) -> bool:
         """Let time jump to what is due next, at `until` elapsed seconds at the latest; False where runs are at work.

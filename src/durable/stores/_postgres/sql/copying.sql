@@ -5,7 +5,7 @@
 -- The lease row before the header before the journal, as everywhere. Nothing is in the answer where there is nothing to copy, or
 -- where something is there already. Epochs go on from the run's own.
 INSERT INTO {locks} (workflow_id, epoch, expires_at, route, priority, due_at)
-SELECT %(to)s::text, COALESCE(lease.epoch, 0), clock_timestamp(), lease.route,
+SELECT %(to)s::text, COALESCE(lease.epoch, 0), clock_timestamp(), replace(lease.route, E'\t', E'\n'),
        CASE WHEN lease.priority < 0 THEN lease.priority + 10 ELSE lease.priority END,
        CASE WHEN lease.route IS NOT NULL THEN clock_timestamp() END
   FROM (SELECT id FROM {snapshots} WHERE id = %(from)s::text) AS run

@@ -25,8 +25,92 @@ _QUOTED: Final = re.compile(r"""('(?:[^']|'')*'|"[^"]*"|--[^\n]*)""")
 _HERE: Final = resources.files(__name__.rpartition(".")[0])
 
 _FOREIGN_METADATA: Final = f"'{{{','.join(FOREIGN_METADATA)}}}'::text[]"
+
+
+def _held_of(queue: str) -> str:
+    """The leases that are held of a queue: their slots begin as its name does, behind which a comma follows."""
+    slot = """split_part(route, E'\\n', 2) COLLATE "C\""""
+    return (
+        f"{slot} >= left({queue}, -1) || ',' AND {slot} < left({queue}, -1) || '-' "
+        "AND owner_token IS NOT NULL AND due_at IS NOT NULL AND strpos(route, E'\\n') > 0"
+    )
+
+
+def _reopened(given_back: str) -> str:
+    """What gives leases back lets their partitions have a turn again, *whatever they seem to have*: it waits for one that takes
+    from a partition just now, and has counted these leases. In the order of their keys, as whatever locks several of them.
+    """
+    return f"""\
+lanes AS MATERIALIZED (
+    SELECT lane.slot
+      FROM (SELECT DISTINCT slot FROM {given_back} WHERE slot <> '' ORDER BY slot) AS given
+     CROSS JOIN LATERAL (SELECT slot FROM {{partitions}} WHERE slot = given.slot ORDER BY line FOR NO KEY UPDATE) AS lane
+), freed_lanes AS (
+    UPDATE {{partitions}}
+       SET turn = COALESCE(turn, clock_timestamp())
+     WHERE slot = ANY (ARRAY(SELECT slot FROM lanes))
+    RETURNING slot
+)"""
+
+
 # Parts that statements share. `{foreign}` is `headers.is_foreign` of a row's `snapshot`.
 _PARTS: Final = {
+    # Of the runs that a poll has taken: their headers, and the rows of its answer.
+    "{header_of_taken}": """\
+header AS (
+    UPDATE {snapshots} AS run
+       SET snapshot = run.snapshot || jsonb_build_object('execution', (
+               SELECT jsonb_strip_nulls(jsonb_build_object(
+                          'status', 'running',
+                          'lastUpdated', now(),
+                          'startedAt', COALESCE(NULLIF(old.of->>'startedAt', ''), to_jsonb(now())#>>'{}'),
+                          'epoch', taken.epoch,
+                          'owner', taken.owner,
+                          'began', statement_timestamp(),
+                          'crashes', CASE
+                              WHEN taken.epoch = 1 THEN NULL
+                              WHEN EXISTS (
+                                   SELECT FROM {steps}
+                                    WHERE workflow_id = taken.workflow_id AND epoch = taken.epoch - 1) THEN NULL
+                              WHEN taken.left_by IS NULL
+                                   OR pg_postmaster_start_time() > (old.of->>'began')::timestamptz
+                                   OR EXISTS (SELECT FROM {workers} WHERE owner = taken.former AND leaving)
+                              THEN old.of->'crashes'
+                              ELSE to_jsonb(COALESCE((old.of->>'crashes')::integer, 0) + 1) END,
+                          'earlier', CASE
+                              WHEN old.of->'epoch' IS NULL THEN old.of->'earlier'
+                              ELSE {earlier_and_last} END))
+                 FROM (SELECT this.of, {earlier}, {last}
+                         FROM (SELECT run.snapshot->'execution' AS of) AS this) AS old)),
+           updated_at = now()
+      FROM taken
+     WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM taken)) AND run.id = taken.workflow_id
+    RETURNING run.id, run.snapshot::text AS document
+)""",
+    "{run_taken}": """\
+(
+       SELECT taken.workflow_id, taken.epoch, taken.owner_token, taken.n, taken.route, header.document, input.record, input.at, input.epoch
+         FROM taken
+         LEFT JOIN header ON header.id = taken.workflow_id
+         LEFT JOIN LATERAL (
+              SELECT record::text AS record, extract(epoch FROM created_at)::float8 AS at, epoch
+                FROM {steps}
+               WHERE workflow_id = taken.workflow_id AND seq = 0 AND taken.epoch = 1) AS input ON true) AS run""",
+    # Of a lease's row: what it is counted in (empty of one without), and the route that a worker has. In JSON no newline stands, and no tab.
+    "{slot}": "split_part(route, E'\\n', 2)",
+    "{line}": "split_part(split_part(route, E'\\n', 1), E'\\t', 1)",
+    "{line_of_known}": "split_part(split_part(known.route, E'\\n', 1), E'\\t', 1)",
+    # Behind all slots of a route; where the collation does not sort so, from one to the next.
+    "{after_known}": "GREATEST(known.route, split_part(split_part(known.route, E'\\n', 1), E'\\t', 1) || CASE WHEN "
+    "known.route ~ '[\\n\\t]' THEN E'\\x7f' ELSE '' END)",
+    "{is_plain_known}": "known.route !~ '[\\n\\t]'",
+    "{is_limited}": "(paused OR concurrency IS NOT NULL OR partition_concurrency IS NOT NULL OR rate IS NOT NULL)",
+    "{is_held_slot}": "owner_token IS NOT NULL AND due_at IS NOT NULL AND strpos(route, E'\\n') > 0",
+    "{held_of_queue}": _held_of("asked.queue"),
+    "{held_of_name}": _held_of("asked.name"),
+    "{reopened_of_held}": _reopened("held"),
+    "{reopened_of_ended}": _reopened("ended"),
+    "{allowed_since}": "GREATEST(kept.next_at, statement_timestamp() - (kept.burst - 1) * kept.per / kept.rate * interval '1 s')",
     "{first_of_dedup}": str(FIRST_OF_DEDUP),
     "{foreign}": f"(COALESCE(snapshot->>'workflowName', '') = '' "
     f"OR COALESCE(snapshot->'metadata' ?| {_FOREIGN_METADATA}, false))",

@@ -47,6 +47,9 @@ class Names:
             "workflow_index": sql.Identifier(_index_name(self.table, "workflow_idx")),
             "dedup_index": sql.Identifier(_index_name(self.table, DEDUP_SUFFIX)),
             "unnoticed_index": sql.Identifier(_index_name(self._tables["signals"], "unnoticed_idx")),
+            "line_index": sql.Identifier(_index_name(self._tables["locks"], "line_idx")),
+            "held_index": sql.Identifier(_index_name(self._tables["locks"], "held_idx")),
+            "turn_index": sql.Identifier(_index_name(self._tables["partitions"], "turn_idx")),
             "due_index": sql.Identifier(_index_name(self._tables["locks"], "due_idx")),
             "start_function": sql.Identifier(f"{self._stem}_start"),
             "signal_function": sql.Identifier(f"{self._stem}_signal"),
@@ -69,7 +72,8 @@ class Names:
     @cached_property
     def _tables(self) -> Mapping[str, str]:
         beside = {
-            name: f"{self._stem}_{name}" for name in ("steps", "locks", "signals", "workers", "runs", "migrations")
+            name: f"{self._stem}_{name}"
+            for name in ("steps", "locks", "signals", "workers", "queues", "partitions", "runs", "migrations")
         }
         return {"snapshots": self.table, **beside, "locks": self.lock or beside["locks"]}
 

@@ -65,7 +65,7 @@ SELECT lease.workflow_id, line.seq, line.key, line.kind, 0, COALESCE(NULLIF(line
 -- name: reroute
 -- A run that waits for workers of another version now, which it may go on with at once.
 UPDATE {locks}
-   SET route = regexp_replace(route, ',-?[0-9]+\]$', ',' || %(version)s::text || ']'), due_at = clock_timestamp(), owner = NULL
+   SET route = regexp_replace(replace(route, E'\t', E'\n'), ',-?[0-9]+\](?=$|\n)', ',' || %(version)s::text || ']'), due_at = clock_timestamp(), owner = NULL
  WHERE workflow_id = %(id)s AND route IS NOT NULL AND due_at IS NOT NULL
 
 -- name: delete_headers
@@ -159,11 +159,11 @@ SELECT COALESCE(run.snapshot->'execution'->>'status', 'running'),
 WITH RECURSIVE known AS (
     (SELECT route FROM {locks} WHERE due_at < 'infinity' AND route >= %(first)s ORDER BY route LIMIT 1)
      UNION ALL
-    SELECT (SELECT route FROM {locks} WHERE due_at < 'infinity' AND route > known.route ORDER BY route LIMIT 1)
+    SELECT (SELECT route FROM {locks} WHERE due_at < 'infinity' AND route > {after_known} ORDER BY route LIMIT 1)
       FROM known
      WHERE starts_with(known.route, %(first)s)
 )
-SELECT route
+SELECT DISTINCT {line}
   FROM known
  WHERE starts_with(route, %(first)s)
    AND EXISTS (
@@ -172,7 +172,7 @@ SELECT route
           AND (lease.owner_token IS NULL OR lease.expires_at <= clock_timestamp()))
    AND NOT EXISTS (
        SELECT FROM {workers} AS worker
-        WHERE worker.seen_at > clock_timestamp() - interval '1 minute' AND known.route = ANY (worker.routes))
+        WHERE worker.seen_at > clock_timestamp() - interval '1 minute' AND {line_of_known} = ANY (worker.routes))
 
 -- name: sizes
 -- The planner's own estimate of rows, which counts pages that came after the last ANALYZE; and 200 bytes each before any.

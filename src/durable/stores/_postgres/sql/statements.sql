@@ -251,17 +251,17 @@ WITH asked AS MATERIALIZED (
            id text, token text, status text, records bigint, seq integer, key text, kind text, nonce bigint, record text,
            due_in float8)
 ), held AS MATERIALIZED (
-    SELECT lease.workflow_id, lease.epoch
+    SELECT lease.workflow_id, lease.epoch, lease.slot
       FROM (SELECT id, token
               FROM asked
              WHERE records <= (SELECT count(*) FROM {steps} WHERE workflow_id = asked.id)
                AND EXISTS (SELECT FROM {snapshots} WHERE id = asked.id)
              ORDER BY id) AS run
      CROSS JOIN LATERAL (
-           SELECT workflow_id, epoch FROM {locks}
+           SELECT workflow_id, epoch, {slot} AS slot FROM {locks}
             WHERE workflow_id = run.id AND owner_token = run.token
               FOR UPDATE) AS lease
-), header AS (
+), {reopened_of_held}, header AS (
     UPDATE {snapshots} AS run
        SET snapshot = run.snapshot || jsonb_build_object('execution', jsonb_strip_nulls(
                COALESCE(run.snapshot->'execution', '{}') || jsonb_build_object(
@@ -386,16 +386,16 @@ RETURNING workflow_id
 -- by an earlier statement (`lock_leases`): a signal that this one does not see is noticed by a poll, which waits for that lock or
 -- comes after it. The answer is which were given back, and of each whether its signal is there.
 WITH held AS MATERIALIZED (
-    SELECT lease.workflow_id, run.status, run.due_in, run.suspended, run.awaits
+    SELECT lease.workflow_id, lease.slot, run.status, run.due_in, run.suspended, run.awaits
       FROM (SELECT *
               FROM unnest(%s::text[], %s::text[], %s::text[], %s::float8[], %s::text[], %s::text[])
                 AS asked (id, token, status, due_in, suspended, awaits)
              ORDER BY id) AS run
      CROSS JOIN LATERAL (
-           SELECT workflow_id FROM {locks}
+           SELECT workflow_id, {slot} AS slot FROM {locks}
             WHERE workflow_id = run.id AND owner_token = run.token
               FOR UPDATE) AS lease
-), awaited AS MATERIALIZED (
+), {reopened_of_held}, awaited AS MATERIALIZED (
     SELECT workflow_id
       FROM held
      WHERE EXISTS (
@@ -498,10 +498,14 @@ SELECT workflow_id FROM {locks} WHERE workflow_id = ANY (%s::text[]) AND owner_t
 -- this began and are not cancelled: they have ended meanwhile, or a trigger keeps their headers as they are. Where one keeps a
 -- lease the square root of -1 fails, and with it the whole.
 WITH held AS MATERIALIZED (
-    SELECT lease.workflow_id
+    SELECT lease.workflow_id, lease.slot
       FROM (SELECT id FROM unnest(%s::text[]) AS asked (id) ORDER BY id) AS run
-     CROSS JOIN LATERAL (SELECT workflow_id FROM {locks} WHERE workflow_id = run.id FOR UPDATE) AS lease
-), header AS (
+     CROSS JOIN LATERAL (
+           SELECT workflow_id, CASE WHEN owner_token IS NULL THEN '' ELSE {slot} END AS slot
+             FROM {locks}
+            WHERE workflow_id = run.id
+              FOR UPDATE) AS lease
+), {reopened_of_held}, header AS (
     UPDATE {snapshots} AS run
        SET snapshot = run.snapshot || jsonb_build_object(
                'execution', ((run.snapshot->'execution') - ARRAY['completedAt', 'currentStepId', 'error'])
@@ -512,7 +516,8 @@ WITH held AS MATERIALIZED (
     RETURNING run.id, run.snapshot->'execution'->>'status' IS NOT DISTINCT FROM 'cancelled' AS stands
 ), lease AS (
     UPDATE {locks}
-       SET owner_token = NULL, owner = 'cancelled', expires_at = clock_timestamp(), due_at = NULL
+       SET owner_token = NULL, owner = 'cancelled', expires_at = clock_timestamp(), due_at = NULL,
+           route = replace(route, E'\t', E'\n')
      WHERE workflow_id = ANY (ARRAY(SELECT id FROM header WHERE stands))
     RETURNING owner_token IS NULL AND owner IS NOT DISTINCT FROM 'cancelled' AS is_taken
 )
@@ -633,18 +638,19 @@ SELECT asked.n, run.id, run.snapshot->>'workflowName', run.snapshot->'metadata'-
 -- or is to be tried again; then the most urgent. Rows are met one by one, so that no more are locked than are taken, and none that is
 -- locked is waited for. A run that was held before, and is due, was left by its owner: the lease has ended. Each of the three
 -- conditions on due_at is needed: `due_at <= now` does not imply to the planner that the index has it. The answer is what was taken,
--- with its input where nothing else can be in its journal; when the next run is due, where all that is due was taken; and a floor,
--- where one is asked for. While a transaction is open elsewhere, what has ended stays in the index, and each poll would have to
+-- with its input where nothing else can be in its journal; when the next run is due, where all that is due was taken; a floor, where
+-- one is asked for; and the queues of which nothing is taken here, since each run waits for its turn (see `queues.sql`). While a transaction is open elsewhere, what has ended stays in the index, and each poll would have to
 -- pass all of it. Below the floor nothing was due but what is committed late: what begins two seconds before it, or later, is found
 -- at once, and the rest by the next poll that has no floor. (A float loses microseconds.)
 WITH due AS MATERIALIZED (
     SELECT lease.*
       FROM (SELECT asked.route, class.priority::smallint
-              FROM unnest(%(routes)s::text[]) WITH ORDINALITY AS asked (route, place)
+              FROM unnest(%(routes)s::text[], %(route_queues)s::text[]) WITH ORDINALITY AS asked (route, queue, place)
              CROSS JOIN generate_series(-10, 9) AS class (priority)
+             WHERE NOT EXISTS (SELECT FROM {queues} WHERE name = asked.queue AND {is_limited} OFFSET 0)
              ORDER BY class.priority, asked.place) AS way
      CROSS JOIN LATERAL (
-           SELECT workflow_id, epoch, owner_token, owner
+           SELECT workflow_id, epoch, owner_token, owner, route
              FROM {locks}
             WHERE route = way.route AND priority = way.priority
               AND due_at < 'infinity' AND due_at <= statement_timestamp()
@@ -663,38 +669,9 @@ WITH due AS MATERIALIZED (
            priority = CASE WHEN lease.priority >= 0 THEN lease.priority - 10 ELSE lease.priority END
       FROM (SELECT *, row_number() OVER () AS n FROM due) AS due
      WHERE lease.workflow_id = ANY (ARRAY(SELECT workflow_id FROM due)) AND lease.workflow_id = due.workflow_id
-    RETURNING lease.workflow_id, lease.epoch, lease.owner_token, split_part(lease.owner, ' ', 1) AS owner, due.n,
+    RETURNING lease.workflow_id, lease.epoch, lease.owner_token, split_part(lease.owner, ' ', 1) AS owner, due.n, due.route,
               due.owner_token AS left_by, due.owner AS former
-), header AS (
-    UPDATE {snapshots} AS run
-       SET snapshot = run.snapshot || jsonb_build_object('execution', (
-               SELECT jsonb_strip_nulls(jsonb_build_object(
-                          'status', 'running',
-                          'lastUpdated', now(),
-                          'startedAt', COALESCE(NULLIF(old.of->>'startedAt', ''), to_jsonb(now())#>>'{}'),
-                          'epoch', taken.epoch,
-                          'owner', taken.owner,
-                          'began', now(),
-                          'crashes', CASE
-                              WHEN taken.epoch = 1 THEN NULL
-                              WHEN EXISTS (
-                                   SELECT FROM {steps}
-                                    WHERE workflow_id = taken.workflow_id AND epoch = taken.epoch - 1) THEN NULL
-                              WHEN taken.left_by IS NULL
-                                   OR pg_postmaster_start_time() > (old.of->>'began')::timestamptz
-                                   OR EXISTS (SELECT FROM {workers} WHERE owner = taken.former AND leaving)
-                              THEN old.of->'crashes'
-                              ELSE to_jsonb(COALESCE((old.of->>'crashes')::integer, 0) + 1) END,
-                          'earlier', CASE
-                              WHEN old.of->'epoch' IS NULL THEN old.of->'earlier'
-                              ELSE {earlier_and_last} END))
-                 FROM (SELECT this.of, {earlier}, {last}
-                         FROM (SELECT run.snapshot->'execution' AS of) AS this) AS old)),
-           updated_at = now()
-      FROM taken
-     WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM taken)) AND run.id = taken.workflow_id
-    RETURNING run.id, run.snapshot::text AS document
-), seen AS (
+), {header_of_taken}, seen AS (
     UPDATE {workers}
        SET idle = idle AND NOT EXISTS (SELECT FROM due), seen_at = clock_timestamp()
      WHERE id = %(worker)s
@@ -711,7 +688,16 @@ SELECT extract(epoch FROM next.due_at - statement_timestamp())::float8,
                 WHERE route = asked.route AND priority = class.priority::smallint AND due_at < 'infinity'
                 ORDER BY due_at
                 LIMIT 1) AS first
-        HAVING %(asks_floor)s), run.*
+        HAVING %(asks_floor)s),
+       ARRAY(
+           SELECT DISTINCT asked.queue
+             FROM unnest(%(routes)s::text[], %(route_queues)s::text[]) AS asked (route, queue)
+            WHERE EXISTS (SELECT FROM {queues} WHERE name = asked.queue AND {is_limited} OFFSET 0)
+               OR EXISTS (SELECT FROM {partitions} WHERE line = asked.route AND turn IS NOT NULL OFFSET 0)
+               OR EXISTS (
+                   SELECT FROM {locks}
+                    WHERE split_part(route, E'\n', 1) = asked.route AND strpos(route, E'\n') > 0
+                      AND due_at < 'infinity' AND due_at <= statement_timestamp() OFFSET 0)), run.*
   FROM (SELECT min(first.due_at) AS due_at
           FROM unnest(%(routes)s::text[]) AS asked (route)
          CROSS JOIN generate_series(-10, 9) AS class (priority)
@@ -723,14 +709,7 @@ SELECT extract(epoch FROM next.due_at - statement_timestamp())::float8,
                 ORDER BY due_at
                 LIMIT 1) AS first
          WHERE (SELECT count(*) FROM due) < %(count)s) AS next
-  LEFT JOIN (
-       SELECT taken.workflow_id, taken.epoch, taken.owner_token, taken.n, header.document, input.record, input.at, input.epoch
-         FROM taken
-         LEFT JOIN header ON header.id = taken.workflow_id
-         LEFT JOIN LATERAL (
-              SELECT record::text AS record, extract(epoch FROM created_at)::float8 AS at, epoch
-                FROM {steps}
-               WHERE workflow_id = taken.workflow_id AND seq = 0 AND taken.epoch = 1) AS input ON true) AS run ON true
+  LEFT JOIN {run_taken} ON true
 
 -- name: notice
 -- Signals that no poll has noticed, with the leases of their runs locked, which are looked at by the next statement: what a run is
@@ -772,7 +751,7 @@ WITH signal AS MATERIALIZED (
        AND CASE WHEN starts_with(owner, 'suspended ') THEN EXISTS (
                SELECT FROM signal
                 WHERE signal.workflow_id = lease.workflow_id AND substr(lease.owner, 11)::jsonb ? signal.name) END
-    RETURNING route
+    RETURNING {line} AS route
 )
 SELECT DISTINCT route FROM woken
 
@@ -798,7 +777,7 @@ WITH sent AS MATERIALIZED (
     UPDATE {locks}
        SET due_at = clock_timestamp(), owner = NULL
      WHERE workflow_id = ANY (ARRAY(SELECT workflow_id FROM lease))
-    RETURNING route
+    RETURNING {line} AS route
 )
 SELECT DISTINCT route FROM woken
 
@@ -808,7 +787,7 @@ WITH silent AS (
     DELETE FROM {workers} WHERE seen_at < clock_timestamp() - interval '1 day'
 )
 INSERT INTO {workers} AS worker (id, routes, owner, idle, seen_at)
-VALUES (%(worker)s, %(routes)s::text[], %(owner)s, true, clock_timestamp())
+VALUES (%(worker)s, %(serves)s::text[], %(owner)s, true, clock_timestamp())
 ON CONFLICT (id) DO UPDATE SET idle = true, seen_at = excluded.seen_at
 
 -- name: drain
@@ -840,11 +819,11 @@ SELECT pg_notify('durable_' || id, '') FROM woken
 WITH RECURSIVE known AS (
     (SELECT route FROM {locks} WHERE due_at < 'infinity' AND route >= %(first)s ORDER BY route LIMIT 1)
      UNION ALL
-    SELECT (SELECT route FROM {locks} WHERE due_at < 'infinity' AND route > known.route ORDER BY route LIMIT 1)
+    SELECT (SELECT route FROM {locks} WHERE due_at < 'infinity' AND route > {after_known} ORDER BY route LIMIT 1)
       FROM known
      WHERE starts_with(known.route, %(first)s)
 ), due AS MATERIALIZED (
-    SELECT known.route, (
+    SELECT {line} AS route, (
                SELECT count(*)
                  FROM (SELECT
                          FROM {locks} AS lease
