@@ -166,13 +166,13 @@ def _poll(tables: Tables, statement: Statement, values: Any) -> Progress[Result]
         input_row = (None, None, None) if first is None else (first.record, first.created_at, first.epoch)
         octets += 0 if first is None else octets_of(first.record) * tables.weights[0]
         lease, document = one.lease, None if run is None else _encode(run.snapshot).decode()
-        rows.append((lease.workflow_id, lease.epoch, lease.owner_token, one.n, document, *input_row))
+        rows.append((lease.workflow_id, lease.epoch, lease.owner_token, one.n, lease.route, document, *input_row))
     yield from _seen(tables, statement, values["worker"], is_busy=bool(due))
     others = (tables.workers.visible(key, statement) for key in list(tables.workers.rows))
     workers = sum(other is not None and other.seen_at > began - _SEEN_WITHIN for other in others)
     if len(due) == values["count"]:
         next_in = None
-    answer = [(next_in, workers, floor, *row) for row in rows or [(None,) * 8]]
+    answer = [(next_in, workers, floor, [], *row) for row in rows or [(None,) * 9]]
     return Result(answer, len(answer), octets)
 
 
@@ -332,7 +332,7 @@ def _say_idle(tables: Tables, statement: Statement, values: Any) -> Progress[Res
             return bool(row.routes) and row.seen_at < now - _SILENT
 
         yield from statement.update(tables.workers, key, is_silent, lambda row: Worker(row.id))
-    new = Worker(values["worker"], tuple(values["routes"]), True, now, values["owner"])
+    new = Worker(values["worker"], tuple(values["serves"]), True, now, values["owner"])
 
     def idle(row: Worker) -> Worker:
         return new if not row.routes else row._replace(idle=True, seen_at=now)
@@ -405,6 +405,11 @@ def _recall(tables: Tables, statement: Statement, values: Any) -> Progress[Resul
     return Result([], len(locked))
 
 
+def _recall_members(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    return Result([(0,)], 1)
+
+
 def _held_near(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     yield POINT
     began = statement.clock()
@@ -475,6 +480,7 @@ WORKER_STATEMENTS: Final[dict[str, Callable[[Tables, Statement, Any], Progress[R
     "drain": _drain,
     "leave": _leave,
     "recall": _recall,
+    "recall_members": _recall_members,
     "held_near": _held_near,
     "expire": _expire,
 }

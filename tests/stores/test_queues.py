@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
 
 import durable
-from durable._engine.decisions import Granted
+from durable._engine.decisions import Awaited, Granted
 from durable._engine.starts import Route
 from durable._runtime.starts import Start
 from durable.records import Kind, Record, Status
@@ -27,6 +30,10 @@ def job(step: durable.Step, _: Any) -> None:
 @durable.workflow("other", queue="mail")
 def other(step: durable.Step, _: Any) -> None:
     """Is never executed here."""
+
+
+def plain(step: durable.Step, _: Any) -> None:
+    """A run that durable.run executes itself."""
 
 
 _numbers = itertools.count()
@@ -114,8 +121,6 @@ def test_what_waits_holds_no_slot_and_is_no_member(store: Any) -> None:
     (first, second) = start(store, 2, "a")
     (granted,) = poll(store).granted
     assert granted.lease.run_id == first
-    from durable._engine.decisions import Awaited
-
     store.perform(Release(granted.lease, due_in=float("inf"), awaits=[Awaited("go", ())]))
     assert take(store) == [second]
     for _ in range(20):
@@ -202,3 +207,83 @@ def test_a_worker_serves_a_limited_queue(store: Any) -> None:
     queue = durable.Queue("mail", concurrency=1)
     durable.Worker(store, None, [job], queues=[queue]).run_until_idle()
     assert Counter(store.status(one) for one in ids) == {"completed": 12}
+
+
+def test_a_worker_has_a_number_for_each_queue(store: Any) -> None:
+    """Four and two; a queue without one, or one that it does not have, is refused by name."""
+    seen: list[tuple[str, int]] = []
+    running = Counter[str]()
+
+    @durable.workflow("counted")
+    def counted(step: durable.Step, _: Any, queue: str) -> None:
+        running[queue] += 1
+        seen.append((queue, running[queue]))
+        step("wait", time.sleep, 0.02)
+        running[queue] -= 1
+
+    for queue in ("mail", "orders"):
+        for _ in range(8):
+            durable.start(counted, queue, store=store, queue=queue)
+    queues = ["mail", "orders"]
+    durable.Worker(store, None, [counted], queues=queues, concurrency={"mail": 1, "orders": 3}).run_until_idle()
+    assert len(seen) == 16
+    assert max(count for queue, count in seen if queue == "mail") == 1
+    assert max(count for queue, count in seen if queue == "orders") <= 3
+    with pytest.raises(durable.InvalidArgument, match="has no number for 'orders'"):
+        durable.Worker(store, None, [counted], queues=queues, concurrency={"mail": 1})
+    with pytest.raises(durable.InvalidArgument, match="'post', which is none of the worker's queues"):
+        durable.Worker(store, None, [counted], queues=["mail"], concurrency={"mail": 1, "post": 3})
+
+
+def test_sql_starts_in_a_partition(database: Database) -> None:
+    """By the function, with the same route as a start has; and whoever could execute it before can execute it."""
+    with database.store() as store:
+        durable.start(job, store=store, id="a", partition='t\u00e9n"ant')
+        database.execute("SELECT durable_start('job', id => 'b', queue => 'mail', partition => %s)", 't\u00e9n"ant')
+        ((first, second),) = database.execute(
+            "SELECT (SELECT route FROM durable_locks WHERE workflow_id = 'a'), "
+            "(SELECT route FROM durable_locks WHERE workflow_id = 'b')"
+        )
+        assert first == second
+        with pytest.raises(psycopg.Error, match="the partition must have"):
+            database.execute("SELECT durable_start('job', partition => '')")
+
+
+def test_a_plain_runs_row_is_not_a_byte_longer(database: Database) -> None:
+    """What a run is counted in stands in a column that was there."""
+    with database.store() as store:
+        durable.run(None, plain, id="plain", store=store)
+        (row,) = database.execute(
+            "SELECT count(*) FROM pg_attribute WHERE attrelid = 'durable_locks'::regclass AND attnum > 0"
+        )
+    assert row == (8,), "a ninth column makes the map of NULLs, and so each row, eight bytes longer"
+
+
+@pytest.mark.parametrize("colour", ["blocking", "async"])
+def test_pauses_in_both_colours(store: Any, colour: str) -> None:
+    """Twice is once; and another queue goes on."""
+    for _ in range(2):
+        if colour == "async":
+            asyncio.run(durable.aio.pause(store, "mail"))
+        else:
+            durable.pause(store, "mail")
+    start(store, 1)
+    durable.start("job", store=store, queue="post", id="post")
+    assert take(store, 10, JOB, Route("post", "job", 1)) == ["post"]
+    with pytest.raises(durable.InvalidArgument, match="a queue's name must not be empty"):
+        durable.pause(store, "")
+
+
+def test_a_queue_is_held_and_copied_by_its_partition(store: Any) -> None:
+    """Cancelled while it waits for its turn, taken up again, forked: it is of its partition still."""
+    store.write_queue(durable.Queue("mail", concurrency=1))
+    first, second = start(store, 2, "a")
+    assert take(store) == [first]
+    durable.cancel(store, second)
+    durable.retry(store, second)
+    durable.cancel(store, first)
+    assert take(store) == [second]
+    durable.fork(store, second, new_id="copy")
+    durable.cancel(store, second)
+    assert take(store) == ["copy"]
+    assert store.queues()[0].held == 1

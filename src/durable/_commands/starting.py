@@ -15,6 +15,7 @@ from durable._commands.shared import command, given_options, seconds
 @click.option("--id", "run_id", metavar="ID", help="The run's id, by default a random one.")
 @click.option("--input", "input_text", metavar="JSON", help="Its input: JSON, @FILE, or - for standard input.")
 @click.option("--queue", metavar="NAME", help="The queue (default).")
+@click.option("--partition", metavar="TEXT", help="Whose runs it is one of, which take turns with those of others.")
 @click.option("--at", metavar="MOMENT", help="Not before this moment, like 2026-12-24T18:00.")
 @click.option("--delay", type=seconds(), metavar="AGE", help="Not before so long from now: 90s, 10m, 2h.")
 @click.option("--priority", type=click.IntRange(0, 9), default=5, show_default=True, help="0 is taken first.")
@@ -34,6 +35,7 @@ def start_command(
     run_id: str | None,
     input_text: str | None,
     queue: str | None,
+    partition: str | None,
     at: str | None,
     delay: float | None,
     priority: int,
@@ -49,7 +51,14 @@ def start_command(
     a worker goes on with the run.
     """
     if here:
-        routed = {"queue": queue, "at": at, "delay": delay, "dedup": dedup, "wait": waits or None}
+        routed = {
+            "queue": queue,
+            "partition": partition,
+            "at": at,
+            "delay": delay,
+            "dedup": dedup,
+            "wait": waits or None,
+        }
         return _start_here(workflow, run_id, input_text, worker, routed, _metadata(meta))
     if worker is not None:
         raise click.UsageError("--worker is for --here")
@@ -60,8 +69,7 @@ def start_command(
 
     given = given_options()
     terms: dict[str, Any] = {"id": run_id, "priority": priority, "dedup": dedup, "metadata": _metadata(meta) or None}
-    if queue is not None:
-        terms["queue"] = queue
+    terms |= {name: text for name, text in (("queue", queue), ("partition", partition)) if text is not None}
     if at is not None:
         terms["at"] = parse_moment(at, now=SystemClock().now(), what="--at")
     if delay is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Final, TypeAlias
 
@@ -50,6 +52,8 @@ class Ask(Struct, frozen=True, gc=False):
     looks_for_dead: bool = False
     #: Whether to say, before the poll, that the worker has room, so that what is started after it wakes the worker.
     says_idle: bool = False
+    #: Of which queues; None for all that the worker has.
+    queues: frozenset[str] | None = None
 
 
 class Rest(Struct, frozen=True, gc=False):
@@ -86,10 +90,14 @@ class WorkerState:
     woken, when a run has ended after a poll that may have left some, and otherwise from time to time. A run of which only the
     end is to be recorded leaves its place to another one; with these it holds twice as many as it executes, at the most. One
     that drains asks no more, and keeps what it holds until that has stopped, for `grace` seconds.
+
+    `concurrency` is a number for all, or one for each queue.
     """
 
-    def __init__(self, concurrency: int, grace: float, *, until_idle: bool = False) -> None:
-        self._concurrency = concurrency
+    def __init__(self, concurrency: int | Mapping[str, int], grace: float, *, until_idle: bool = False) -> None:
+        self._of_queues = {} if isinstance(concurrency, int) else dict(concurrency)
+        self._concurrency = concurrency if isinstance(concurrency, int) else sum(concurrency.values())
+        self._executed = Counter[str]()  # of each queue, where each has a number of its own
         self._grace = grace
         self._until_idle = until_idle
         self._is_settled = False  # nothing has happened since a poll that found nothing
@@ -127,7 +135,9 @@ class WorkerState:
                 return Rest(self._next_poll - now)
             # The first poll always does: a worker that is not on the list cannot say, either, that it is leaving.
             says_idle = not self._has_polled or not (self._has_said_idle or self._is_woken or self._has_more)
-            return Ask(min(free, MAX_BATCH), now >= self._next_look, says_idle)
+            queues = frozenset(queue for queue in self._of_queues if self._left_of(queue) > 0) or None
+            most = min([free, MAX_BATCH, *(self._left_of(queue) for queue in queues or ())])
+            return Ask(most, now >= self._next_look, says_idle, queues)
         if not self._held:
             return Leave(self._error)
         if now < self._leave_at:
@@ -146,12 +156,14 @@ class WorkerState:
         workers: int = 1,
         *,
         is_limited: bool = False,
+        queues: Sequence[str] = (),
     ) -> None:
         """A poll has taken so many runs; the next is due in so many seconds, as far as is known.
 
         So many `workers` there are, this one included. Where one of its queues is limited, the end of any run may make room
-        for another one.
+        for another one. `queues` are those of the runs, one of each.
         """
+        self._executed.update(queues)
         self._is_limited = is_limited
         self._failures, self._has_polled, self._next_word = 0, True, now + FULL_INTERVAL
         if not asked.count:
@@ -180,16 +192,18 @@ class WorkerState:
             self._error = error
             self.drain(now)
 
-    def ending(self, now: float) -> None:
+    def ending(self, now: float, queue: str = "") -> None:
         """One of the runs that it holds is executed no more, and its end is being recorded."""
         self._ending += 1
+        self._executed[queue] -= 1
         if not self._failures:
             self._next_poll = min(self._next_poll, now + self._gathers_for())
 
-    def ended(self, now: float, due_in: float = math.inf, *, was_ending: bool = False) -> None:
+    def ended(self, now: float, due_in: float = math.inf, *, was_ending: bool = False, queue: str = "") -> None:
         """One of the runs that it holds is held no more; it is due again in so many seconds, if it is."""
         self._held -= 1
         self._ending -= was_ending
+        self._executed[queue] -= not was_ending
         self._is_settled = False
         if not self._failures:
             self._next_poll = min(self._next_poll, now + min(due_in, self._gathers_for()))
@@ -197,14 +211,19 @@ class WorkerState:
     @property
     def _free(self) -> int:
         """How many runs more there is room for."""
-        return min(self._concurrency - (self._held - self._ending), 2 * self._concurrency - self._held)
+        free = min(self._concurrency - (self._held - self._ending), 2 * self._concurrency - self._held)
+        return min(free, max(map(self._left_of, self._of_queues), default=free))
+
+    def _left_of(self, queue: str) -> int:
+        """How many runs more there is room for of a queue that has a number of its own."""
+        return self._of_queues[queue] - self._executed[queue]
 
     def _gathers_for(self) -> float:
         """Seconds until a free slot is to be filled; infinite where nothing is known that could fill it."""
         if self._has_more:
             free = self._free
             return 0.0 if free >= ENOUGH * self._concurrency else GATHER
-        if self._is_limited:
+        if self._is_limited or self._of_queues:
             return GATHER
         return 0.0 if self._until_idle and not self._held else math.inf
 

@@ -36,6 +36,7 @@ class HeldRun:
 
     def __init__(self, granted: Granted, plan: Plan) -> None:
         self.lease: Final = granted.lease
+        self.queue: Final = granted.queue
         self.plan: Final = plan
         self._granted: Granted | None = granted
         self.is_async: Final = plan.is_async

@@ -196,7 +196,8 @@ class WorkerService:
         self._floor = self._floor if polled.floor is None else polled.floor
         self._limited = polled.limited
         now, granted, is_limited = self._clock.elapsed(), len(polled.granted), bool(polled.limited)
-        self._state.polled(now, ask, granted, polled.next_in, polled.workers, is_limited=is_limited)
+        queues = [one.queue for one in polled.granted]
+        self._state.polled(now, ask, granted, polled.next_in, polled.workers, is_limited=is_limited, queues=queues)
         self._hear()  # it may be time to leave
         for granted in polled.granted:
             self._begin(granted)
@@ -208,7 +209,7 @@ class WorkerService:
             match self._setup.judge(granted, is_draining=self._state.is_draining):
                 case Execute(claim=claim):
                     run = self._setup.hold(granted, claim)
-                    run.watch(partial(self._on_ending, lease))
+                    run.watch(partial(self._on_ending, lease, granted.queue))
                     self._runs.start(run, self._on_end)
                     return
                 case Migrate(error=mismatch):
@@ -227,7 +228,7 @@ class WorkerService:
                     assert_never(never)
         except Exception as problem:  # such as: no thread can be started
             self._return(lease, problem)
-        self._state.ended(self._clock.elapsed())
+        self._state.ended(self._clock.elapsed(), queue=granted.queue)
 
     def _return(self, lease: Lease, problem: BaseException) -> None:
         # What is no error of ours, such as an event loop that is closed, is this worker's: another one may begin the run.
@@ -237,26 +238,26 @@ class WorkerService:
             self._store.perform(Release(lease, due_in=due_in))
 
     def _end_migration(self, granted: Granted, migrated: Future[object]) -> None:
-        self._state.ended(self._clock.elapsed(), 0.0)
+        self._state.ended(self._clock.elapsed(), 0.0, queue=granted.queue)
         if (problem := migrated.exception()) is not None:
             report(_log, logging.ERROR, "run %r could not be migrated", granted.lease.run_id, problem=problem)
 
     def _on_end(self, run: HeldRun, problem: BaseException | None) -> None:
         self._tell(lambda: self._end(run, problem))
 
-    def _on_ending(self, lease: Lease) -> None:
-        self._tell(lambda: self._note_ending(lease))
+    def _on_ending(self, lease: Lease, queue: str) -> None:
+        self._tell(lambda: self._note_ending(lease, queue))
 
-    def _note_ending(self, lease: Lease) -> None:
+    def _note_ending(self, lease: Lease, queue: str) -> None:
         self._ending.add(lease)
-        self._state.ending(self._clock.elapsed())
+        self._state.ending(self._clock.elapsed(), queue)
 
     def _end(self, run: HeldRun, problem: BaseException | None) -> None:
         self._runs.remove(run)
         run.forget()
         was_ending = run.lease in self._ending
         self._ending.discard(run.lease)
-        self._state.ended(self._clock.elapsed(), run.due_in, was_ending=was_ending)
+        self._state.ended(self._clock.elapsed(), run.due_in, was_ending=was_ending, queue=run.queue)
         run_id = run.lease.run_id
         if self._skip is not None and isinstance(problem, RunSuspended):
             self._suspended[run_id] = clock_of(self._store).elapsed() + run.due_in

@@ -9,7 +9,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Final, cast
 
-from durable._common.checks import check_name
+from msgspec import structs
+
+from durable._common.checks import check_count, check_name
 from durable._common.reports import report
 from durable._engine.backoff import PUT_OFF
 from durable._engine.decisions import Claim, Granted
@@ -71,7 +73,21 @@ class WorkerSetup:
         """The request of its n-th poll; the routes take turns at being the first."""
         first = turn % len(self.routes)
         routes = self.routes[first:] + self.routes[:first]
-        return Poll(routes, ask.count, self._lease, alive, ask.looks_for_dead, worker, ask.says_idle, floor)
+        if ask.queues is not None:
+            routes = [route for route in routes if route.queue in ask.queues or not route.queue]
+        poll = Poll(routes, ask.count, self._lease, alive, ask.looks_for_dead, worker, ask.says_idle, floor)
+        return poll if ask.queues is None else structs.replace(poll, serves=self.routes)
+
+    def check_concurrency(self, concurrency: object) -> int | dict[str, int]:
+        """The number, or one for each queue; `InvalidArgument`."""
+        if not isinstance(concurrency, Mapping):
+            return check_count("concurrency", concurrency)
+        given, queues = cast("Mapping[Any, Any]", concurrency), {route.queue for route in self.routes if route.queue}
+        for queue in sorted(queues - set(given)):
+            raise InvalidArgument(f"concurrency= is given by queue, and has no number for {queue!r}")
+        for queue in sorted(map(str, set(given) - queues)):
+            raise InvalidArgument(f"concurrency= has a number for {queue!r}, which is none of the worker's queues")
+        return {queue: check_count(f"concurrency of {queue!r}", given[queue]) for queue in sorted(queues)}
 
     def write_queues(self) -> None:
         """Let the limits that it was given be those of all workers."""

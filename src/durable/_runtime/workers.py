@@ -7,12 +7,11 @@ import contextlib
 import inspect
 import signal
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from types import FrameType, ModuleType
 from typing import Any, Final, Self
 
 from durable._common.boundary import calls_out, public_verbs
-from durable._common.checks import check_count
 from durable._common.durations import Duration, check_duration
 from durable._engine.leases import check_seconds
 from durable._engine.queues import Queue
@@ -43,7 +42,8 @@ class Worker:
       A run of another workflow, or of another version, is left to workers that have it.
     - `queues`: names of queues, or `durable.Queue` with the limits that all workers are to keep; by default those of the
       workflows' marks.
-    - `concurrency`: how many runs are executed at once: blocking ones on threads, async ones on an event loop.
+    - `concurrency`: how many runs are executed at once: blocking ones on threads, async ones on an event loop. A mapping
+      gives each queue a number of its own: `{"mail": 4, "orders": 28}`.
     - `grace`: seconds after the first SIGTERM, or `drain()`, in which what is executed may come to its next step; what has
       not by then is given back, and begins that step again elsewhere.
     - `lease`: as for `durable.run`.
@@ -63,7 +63,7 @@ class Worker:
         *,
         deps_factory: Callable[[], Any] | None = None,
         queues: Sequence[str | Queue] | None = None,
-        concurrency: int = 32,
+        concurrency: int | Mapping[str, int] = 32,
         grace: Duration = 20.0,
         lease: Duration = 30.0,
         suspend_after: Duration = 1.0,
@@ -82,7 +82,7 @@ class Worker:
         if deps_factory is not None and deps is not None:
             raise InvalidArgument("deps and deps_factory= were given: pass the one that makes the dependencies")
         self._setup.deps, self._deps_factory = self._setup.check_deps(deps), deps_factory
-        self._concurrency = check_count("concurrency", concurrency)
+        self._concurrency = self._setup.check_concurrency(concurrency)
         self._grace = check_duration("grace", grace, zero=True)
         self._service: WorkerService | None = None
 
@@ -144,7 +144,9 @@ class Worker:
             raise InvalidArgument("this worker is at work already: make another one, or raise its concurrency=")
         self._make_deps()
         state = WorkerState(self._concurrency, self._grace, until_idle=until_idle)
-        self._service = service = WorkerService(self._setup, loop, self._concurrency, state)
+        given = self._concurrency
+        total = given if isinstance(given, int) else sum(given.values())
+        self._service = service = WorkerService(self._setup, loop, total, state)
         return service
 
     def _make_deps(self) -> None:

@@ -119,6 +119,11 @@ class Actions:
         """See `PostgresStore.restore`."""
         self._audited("import", run.id, lambda: self.store.restore(run, replace=replace), replace=replace)
 
+    def pause(self, queue: str, *, paused: bool) -> None:
+        """See `durable.pause`, and `durable.unpause` where it is not to be `paused`."""
+        action = "pause" if paused else "resume"
+        self._audited(action, "*", lambda: self.store.pause_queue(queue, paused=paused), queue=queue)
+
     def start(self, workflow: str, begin: Callable[[], T], run_id: str | None) -> T:
         """See `durable.start`, which `begin` calls."""
         return self._audited("start", run_id or "", begin, workflow=workflow)

@@ -57,7 +57,8 @@ class Found:
 
     __slots__ = (
         "_free_at", "_standing",
-        "document", "is_long", "lease", "mine", "place", "problem", "queue", "random", "records", "row", "run_id", "server", "size",
+        "document", "is_long", "lease", "mine", "place", "problem", "queue", "random",
+        "records", "row", "run_id", "server", "size",
         "token", "workflow",
     )  # fmt: skip
 

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any, Self, TypeVar
 
 from durable._common.durations import Duration
-from durable._engine.queues import Queue
 from durable._engine.leases import Lease
+from durable._engine.queues import Queue
 from durable._engine.step_kinds import Isolation
 from durable._runtime.async_runs import AsyncRun
 from durable._runtime.plan import Plan

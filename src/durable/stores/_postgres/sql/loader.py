@@ -30,7 +30,7 @@ _FOREIGN_METADATA: Final = f"'{{{','.join(FOREIGN_METADATA)}}}'::text[]"
 def _held_of(queue: str) -> str:
     """The leases that are held of a queue: their slots begin as its name does, behind which a comma follows."""
     slot = """split_part(route, E'\\n', 2) COLLATE "C\""""
-    return (
+    return (  # of no values
         f"{slot} >= left({queue}, -1) || ',' AND {slot} < left({queue}, -1) || '-' "
         "AND owner_token IS NOT NULL AND due_at IS NOT NULL AND strpos(route, E'\\n') > 0"
     )
@@ -50,7 +50,7 @@ lanes AS MATERIALIZED (
        SET turn = COALESCE(turn, clock_timestamp())
      WHERE slot = ANY (ARRAY(SELECT slot FROM lanes))
     RETURNING slot
-)"""
+)"""  # noqa: S608 -- a name of ours
 
 
 # Parts that statements share. `{foreign}` is `headers.is_foreign` of a row's `snapshot`.
@@ -89,20 +89,21 @@ header AS (
 )""",
     "{run_taken}": """\
 (
-       SELECT taken.workflow_id, taken.epoch, taken.owner_token, taken.n, taken.route, header.document, input.record, input.at, input.epoch
+       SELECT taken.workflow_id, taken.epoch, taken.owner_token, taken.n, taken.route, header.document,
+              input.record, input.at, input.epoch
          FROM taken
          LEFT JOIN header ON header.id = taken.workflow_id
          LEFT JOIN LATERAL (
               SELECT record::text AS record, extract(epoch FROM created_at)::float8 AS at, epoch
                 FROM {steps}
                WHERE workflow_id = taken.workflow_id AND seq = 0 AND taken.epoch = 1) AS input ON true) AS run""",
-    # Of a lease's row: what it is counted in (empty of one without), and the route that a worker has. In JSON no newline stands, and no tab.
+    # Of a lease's row: what it is counted in (empty of one without), and the route that a worker has. JSON has no raw tab.
     "{slot}": "split_part(route, E'\\n', 2)",
     "{line}": "split_part(split_part(route, E'\\n', 1), E'\\t', 1)",
     "{line_of_known}": "split_part(split_part(known.route, E'\\n', 1), E'\\t', 1)",
     # Behind all slots of a route; where the collation does not sort so, from one to the next.
-    "{after_known}": "GREATEST(known.route, split_part(split_part(known.route, E'\\n', 1), E'\\t', 1) || CASE WHEN "
-    "known.route ~ '[\\n\\t]' THEN E'\\x7f' ELSE '' END)",
+    "{after_known}": "GREATEST(known.route, split_part(split_part(known.route, E'\\n', 1), E'\\t', 1) "
+    "|| CASE WHEN known.route ~ '[\\n\\t]' THEN E'\\x7f' ELSE '' END)",
     "{is_plain_known}": "known.route !~ '[\\n\\t]'",
     "{is_limited}": "(paused OR concurrency IS NOT NULL OR partition_concurrency IS NOT NULL OR rate IS NOT NULL)",
     "{is_held_slot}": "owner_token IS NOT NULL AND due_at IS NOT NULL AND strpos(route, E'\\n') > 0",
@@ -110,7 +111,8 @@ header AS (
     "{held_of_name}": _held_of("asked.name"),
     "{reopened_of_held}": _reopened("held"),
     "{reopened_of_ended}": _reopened("ended"),
-    "{allowed_since}": "GREATEST(kept.next_at, statement_timestamp() - (kept.burst - 1) * kept.per / kept.rate * interval '1 s')",
+    "{allowed_since}": "GREATEST(kept.next_at, "
+    "statement_timestamp() - (kept.burst - 1) * kept.per / kept.rate * interval '1 s')",
     "{first_of_dedup}": str(FIRST_OF_DEDUP),
     "{foreign}": f"(COALESCE(snapshot->>'workflowName', '') = '' "
     f"OR COALESCE(snapshot->'metadata' ?| {_FOREIGN_METADATA}, false))",

@@ -56,7 +56,8 @@ class Names:
         }
         known = {name: value.as_string(None) for name, value in {**qualified, **parts}.items()}
         # As text values, for statements that look a table up by its name.
-        return known | {f"{name}_text": _literal(known[name]) for name in qualified}
+        texts = {f"{name}_text": _literal(known[name]) for name in qualified}
+        return known | texts | {"start_function_text": _literal(f"{self._stem}_start")}
 
     def fill(self, text: str) -> str:
         """The SQL with the names in place of `{snapshots}` and its like, for psycopg: a `%` in a name is doubled."""

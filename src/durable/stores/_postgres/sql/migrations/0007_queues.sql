@@ -29,3 +29,48 @@ CREATE INDEX {line_index} ON {locks} (split_part(route, E'\n', 1), due_at)
  WHERE strpos(route, E'\n') > 0 AND due_at < 'infinity';
 CREATE INDEX {held_index} ON {locks} ((split_part(route, E'\n', 2) COLLATE "C"))
  WHERE owner_token IS NOT NULL AND due_at IS NOT NULL AND strpos(route, E'\n') > 0;
+
+-- `durable_start` takes a partition, too. It is the function that was there with one parameter more, and whoever could execute that
+-- can execute this one.
+DO $_durable_migration$
+DECLARE
+    _old record;
+    _body text;
+    _grant record;
+    _named text;
+BEGIN
+    SELECT proc.oid, proc.prosrc, proc.proacl, proc.proowner, format('%I.%I', namespace.nspname, proc.proname) AS name
+      INTO _old
+      FROM pg_catalog.pg_class AS class
+      JOIN pg_catalog.pg_namespace AS namespace ON namespace.oid = class.relnamespace
+      JOIN pg_catalog.pg_proc AS proc ON proc.pronamespace = namespace.oid
+     WHERE class.oid = to_regclass({snapshots_text}) AND proc.pronargs = 10
+       AND proc.proname = {start_function_text};
+    _body := replace(_old.prosrc, $_durable_part$|| ',' || _version::text || ']'$_durable_part$,
+        $_durable_part$|| ',' || _version::text || ']' || COALESCE(E'\n[' || to_json(COALESCE($10, ''))::text || ','
+                    || to_json(_queue)::text || ',' || to_json($11)::text || ']', '')$_durable_part$);
+    _body := regexp_replace(_body, E'\nBEGIN\n', $_durable_part$
+BEGIN
+    IF $11 = '' OR octet_length($11) > 512 THEN
+        RAISE EXCEPTION 'durable: the partition must have 1 to 512 bytes' USING ERRCODE = '22023';
+    END IF;
+$_durable_part$);
+    IF strpos(_body, '$11)::text') = 0 OR strpos(_body, 'octet_length($11)') = 0 THEN
+        RAISE EXCEPTION 'durable: the function % is not the one that was created', _old.name;
+    END IF;
+    EXECUTE format('DROP FUNCTION %s', _old.oid::regprocedure);
+    EXECUTE format('CREATE FUNCTION %s(workflow text, input json DEFAULT NULL, id text DEFAULT NULL, queue text DEFAULT ''default'', '
+        'priority integer DEFAULT 5, at timestamptz DEFAULT NULL, delay interval DEFAULT NULL, dedup text DEFAULT NULL, '
+        'metadata jsonb DEFAULT ''{}'', prefix text DEFAULT '''', partition text DEFAULT NULL) RETURNS text '
+        'LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS %L', _old.name, _body);
+    _named := format('%s(text, json, text, text, integer, timestamptz, interval, text, jsonb, text, text)', _old.name);
+    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', _named);
+    FOR _grant IN
+        SELECT CASE WHEN acl.grantee = 0 THEN 'PUBLIC' ELSE format('%I', pg_get_userbyid(acl.grantee)) END AS role
+          FROM aclexplode(_old.proacl) AS acl
+         WHERE acl.privilege_type = 'EXECUTE' AND acl.grantee <> _old.proowner
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', _named, _grant.role);
+    END LOOP;
+END
+$_durable_migration$;
