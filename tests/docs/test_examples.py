@@ -38,6 +38,7 @@ def url(database: Database) -> str:
     [
         ("approval.py", "Each charge once"),
         ("fan_out.py", "none that was recorded was sent again"),
+        ("noisy_tenant.py", "no tenant waited for the noisy one"),
         ("agent.py", "No call to the model was paid for twice"),
         ("order_service.py", "Nothing that was recorded was done again"),
     ],
@@ -63,7 +64,7 @@ def shown(example: str) -> list[str]:
 def comparable(text: str) -> list[str]:
     """Without numbers that differ, where files lie, and what is left out; columns count for nothing."""
     text = re.sub(r" /\S+/(bank|world|mail)\b", r" \1", text.strip())
-    text = re.sub(r"(agent|order|invoices)-\d+(-\d+)?", r"\1-…", text)
+    text = re.sub(r"(agent|order|invoices|reports)-\d+(-\d+)?", r"\1-…", text)
     text = re.sub(r"'card'.*\}\}|…\}\}", "…}}", text)
     return [" ".join(re.sub(r"\d+", "N", line).split()) for line in text.splitlines()]
 

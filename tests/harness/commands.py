@@ -14,6 +14,7 @@ import pytest
 from msgspec import UNSET, Raw, json, structs
 
 from durable._commands import acting, app, finding
+from durable._engine.queues import Queue, Rate
 from durable._engine.starts import Route
 from durable.clocks import SystemClock
 from durable.records import (
@@ -247,6 +248,8 @@ def checkout(id: str = "checkout-7f3a") -> Told:
 
 def fill(store: MemoryStore) -> None:
     """A store with a run of each kind, the newest last."""
+    store.write_queue(Queue("orders", concurrency=10, partition_concurrency=2, rate=Rate(600, per=60, burst=20)))
+    store.pause_queue("mail")
     os_error = raised("builtins:OSError", "card 4111 refused")
     Told("ok-1", "report").step("collect", 0.0, 0.2, [1]).completes(0.25, "done").into(store, 0.25)
     Told("gone-1", "report").step("collect", 1.0, 1.2, [1]).ends(Status.CANCELLED, 2.0).into(store, 2.0)

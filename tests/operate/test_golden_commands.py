@@ -37,6 +37,7 @@ COMMANDS: Final = (
     ("show", "ok-1"),
     ("show", "left-1"),
     ("stats",),
+    ("queues",),
 )
 WIDTHS: Final = (72, 100, 160)
 
