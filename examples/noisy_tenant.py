@@ -1,4 +1,4 @@
-"""A noisy tenant: its three hundred runs came first, and no other tenant waits for them. In a terminal, live.
+"""A noisy tenant: its three hundred runs came first, and no other tenant waits for them. In a terminal live.
 
 python examples/noisy_tenant.py              plays it all: two worker processes, one of which gets a kill -9
 python examples/noisy_tenant.py work QUEUE   is a worker process

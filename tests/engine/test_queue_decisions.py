@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
 import pytest
 
@@ -54,7 +55,7 @@ def test_a_partition_gives_one_unless_they_are_few() -> None:
         (lambda: durable.Queue("mail", partition_concurrency=True), "partition_concurrency must be a number"),
         (lambda: durable.Queue("mail", concurrency=10**12), "concurrency must be at most"),
         (lambda: durable.Queue(""), "a queue's name must not be empty"),
-        (lambda: durable.Queue("mail", rate=600), "rate must be a durable.Rate"),
+        (lambda: durable.Queue("mail", rate=cast(Any, 600)), "rate must be a durable.Rate"),
         (lambda: durable.Rate(0, per=60), "limit of a rate must be"),
         (lambda: durable.Rate(1, per=0), "per must be a positive number of seconds"),
         (lambda: durable.Rate(1, per=60, burst=0), "burst of a rate must be"),

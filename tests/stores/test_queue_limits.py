@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -41,7 +41,7 @@ def job(step: durable.Step, _: Any) -> None:
     """Is never executed here."""
 
 
-def start(store: Any, partitions: list[str | None], first: int = 0) -> None:
+def start(store: Any, partitions: Sequence[str | None], first: int = 0) -> None:
     """A run of each of these, in this order."""
     runs = [Start(id=f"r{first + n:06}", partition=one) for n, one in enumerate(partitions)]
     durable.start_many(job, runs, store=store)

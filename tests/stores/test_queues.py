@@ -16,8 +16,9 @@ import durable
 from durable._engine.decisions import Awaited, Granted
 from durable._engine.starts import Route
 from durable._runtime.starts import Start
+from durable.operate.transfer import export_run, read_runs
 from durable.records import Kind, Record, Status
-from durable.stores import memory
+from durable.stores import Filter, memory
 from durable.stores.requests import Finish, Poll, Polled, Release
 from harness.support import Database
 
@@ -287,3 +288,28 @@ def test_a_queue_is_held_and_copied_by_its_partition(store: Any) -> None:
     durable.cancel(store, second)
     assert take(store) == ["copy"]
     assert store.queues()[0].held == 1
+
+
+def test_a_run_is_found_and_moved_with_its_partition(store: Any) -> None:
+    """By its queue, before and after its turn is entered; and an export has what it is of."""
+    store.write_queue(durable.Queue("mail", concurrency=1))
+    ids = start(store, 2, "a")
+    assert {line.partition for line in store.runs(Filter(queues=("mail",)))} == {"a"}
+    assert take(store) == ids[:1]
+    assert {line.id for line in store.runs(Filter(queues=("mail",)))} == set(ids)
+    (stored,) = read_runs(export_run(store, ids[1]))
+    store.delete(ids[1])
+    store.restore(stored)
+    (line,) = store.runs(Filter(ids=(ids[1],)))
+    assert (line.queue, line.partition) == ("mail", "a")
+    assert store.stats().queued == 1
+
+
+def test_a_run_that_is_deleted_while_it_is_held_frees_its_place(store: Any) -> None:
+    """By force: its partition, which had no turn since it was full, has one."""
+    store.write_queue(durable.Queue("mail", partition_concurrency=1))
+    first, second = start(store, 2, "a")
+    assert take(store) == [first]
+    assert take(store) == []
+    store.delete(first, force=True)
+    assert take(store) == [second]

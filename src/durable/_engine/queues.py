@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, get_type_hints
 
 from msgspec import Struct
 
@@ -73,7 +73,7 @@ class Queue(Struct, frozen=True):
     @property
     def has_limits(self) -> bool:
         """Whether there is one."""
-        return not self.concurrency is self.partition_concurrency is self.rate is None
+        return (self.concurrency, self.partition_concurrency, self.rate) != (None, None, None)
 
 
 class QueueLine(NamedTuple):
@@ -91,7 +91,8 @@ class QueueLine(NamedTuple):
     partitions: int
 
 
-# A user's own module may hold them, and a record may name where they are.
+# A step may return one, so its record names a module that stays. Their annotations were read as texts in the one they are in.
+Rate.__annotations__, Queue.__annotations__ = get_type_hints(Rate), get_type_hints(Queue)
 Rate.__module__ = Queue.__module__ = "durable"
 
 

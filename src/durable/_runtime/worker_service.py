@@ -195,9 +195,9 @@ class WorkerService:
             report(_log, logging.INFO, "the worker polls again")
         self._floor = self._floor if polled.floor is None else polled.floor
         self._limited = polled.limited
-        now, granted, is_limited = self._clock.elapsed(), len(polled.granted), bool(polled.limited)
+        now, taken, is_limited = self._clock.elapsed(), len(polled.granted), bool(polled.limited)
         queues = [one.queue for one in polled.granted]
-        self._state.polled(now, ask, granted, polled.next_in, polled.workers, is_limited=is_limited, queues=queues)
+        self._state.polled(now, ask, taken, polled.next_in, polled.workers, is_limited=is_limited, queues=queues)
         self._hear()  # it may be time to leave
         for granted in polled.granted:
             self._begin(granted)

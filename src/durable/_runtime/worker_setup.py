@@ -78,11 +78,11 @@ class WorkerSetup:
         poll = Poll(routes, ask.count, self._lease, alive, ask.looks_for_dead, worker, ask.says_idle, floor)
         return poll if ask.queues is None else structs.replace(poll, serves=self.routes)
 
-    def check_concurrency(self, concurrency: object) -> int | dict[str, int]:
+    def check_concurrency(self, concurrency: int | Mapping[str, int]) -> int | dict[str, int]:
         """The number, or one for each queue; `InvalidArgument`."""
         if not isinstance(concurrency, Mapping):
             return check_count("concurrency", concurrency)
-        given, queues = cast("Mapping[Any, Any]", concurrency), {route.queue for route in self.routes if route.queue}
+        given, queues = concurrency, {route.queue for route in self.routes if route.queue}
         for queue in sorted(queues - set(given)):
             raise InvalidArgument(f"concurrency= is given by queue, and has no number for {queue!r}")
         for queue in sorted(map(str, set(given) - queues)):

@@ -33,6 +33,7 @@ class _Run(Struct, tag="run", tag_field="line", omit_defaults=True):
     route: tuple[str, str, int] | None = None
     priority: int | None = None
     due: datetime | None = None
+    partition: str | None = None
 
 
 class _Record(Struct, tag="record", tag_field="line"):
@@ -71,7 +72,7 @@ def export_run(store: ReadableStore, id: str) -> Iterator[bytes]:
     # What would wake a suspended run is not in the file: it looks itself, at once, and is suspended again.
     due = line.updated_at if line.awaits or line.due_at == NEVER else line.due_at
     header = _sorted(msgspec.json.decode(document))  # whatever order a store keeps its keys in
-    yield _encode(_Run(id, Raw(header), FORMAT, line.updated_at, route, line.priority, due))
+    yield _encode(_Run(id, Raw(header), FORMAT, line.updated_at, route, line.priority, due, line.partition))
     records = read_journal(store, id)
     for record in records:
         text = Raw(_without_number(record, run_id=id).encode())
@@ -154,6 +155,7 @@ def _stored(run: _Run, records: list[Record], signals: list[SentSignal], file: s
         route=None if run.route is None else Route(*run.route),
         priority=run.priority,
         due_at=run.due,
+        partition=run.partition,
         updated_at=run.updated,
         epoch=header.execution.epoch,
     )

@@ -87,6 +87,8 @@ class RunLine(NamedTuple):
     crashes: int
     #: Whether the failed run goes on only when `durable.retry` has set some steps aside.
     needs_decision: bool
+    #: Whose run it is, as its start has said; None without that.
+    partition: str | None = None
 
 
 class SentSignal(NamedTuple):
@@ -164,6 +166,8 @@ class LeaseFacts(NamedTuple):
     due_at: datetime | None = None
     #: As in a `RunLine`.
     priority: int | None = None
+    #: As in a `RunLine`.
+    partition: str | None = None
 
 
 def read_line(
@@ -202,6 +206,7 @@ def read_line(
         executions=_number(told.get("epoch")) or 0,
         crashes=_number(told.get("crashes")) or 0,
         needs_decision=told.get("needsDecision") is True,
+        partition=lease.partition,
     )
 
 

@@ -150,7 +150,7 @@ def _line(name: str, run: Run, now: float) -> RunLine:
         "" if header is None else header.workflow_name,
         None if header is None else header.metadata.get("version"),
         {} if header is None else to_builtins(header.execution),
-        LeaseFacts(run.is_held(now), awaits, queue, run.due_at, priority),
+        LeaseFacts(run.is_held(now), awaits, queue, run.due_at, priority, run.partition),
         (steps[-1].key, steps[-1].seq) if steps else (None, None),
     )
 

@@ -10,6 +10,7 @@ import msgspec
 import psycopg
 
 from durable._common.checks import check_name
+from durable._engine.starts import Route
 from durable.errors import InvalidArgument, RunExists, RunNotFound
 from durable.records import Record
 from durable.stores._postgres.dropped_rows import dropped_rows
@@ -17,7 +18,7 @@ from durable.stores._postgres.session import Session, in_transaction
 from durable.stores._postgres.snapshots import Snapshots, transaction
 from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.reading import statement
-from durable.stores._postgres.starts import render_route
+from durable.stores._postgres.starts import line_of, render_route, render_slot
 from durable.stores.copies import Changes, StoredRun, checked_ids, status_of_copy
 
 _json: Final = msgspec.json.Encoder()
@@ -89,7 +90,7 @@ class Copying(Snapshots):
             "ids": [row],
             "stays": False,
             "snapshot": run.document,
-            "route": None if route is None else render_route(route, self._prefix),
+            "route": None if route is None else _render(route, run.partition, self._prefix),
             "priority": run.priority,
             "due": None if run.due_at is None else run.due_at.timestamp(),
             "updated": None if run.updated_at is None else run.updated_at.isoformat(),
@@ -141,12 +142,18 @@ class Copying(Snapshots):
         """As for a start: it is a hint, and the next poll finds what was queued anyway."""
         try:
             with in_transaction(session):
-                session.queue(load_statements(self._names)["wake"], {"routes": [route], "count": 1})
+                session.queue(load_statements(self._names)["wake"], {"routes": [line_of(route)], "count": 1})
         except psycopg.Error:
             return
 
     def _statement(self, name: str) -> bytes:
         return statement(self._names, name, file="copying.sql")
+
+
+def _render(route: Route, partition: str | None, prefix: str) -> str:
+    """A route as it stands in a lease's row, with what its run is counted in."""
+    line = render_route(route, prefix)
+    return line if partition is None else f"{line}\n{render_slot(route.queue, partition, prefix)}"
 
 
 def _is_a_workers(route: str | None, prefix: str) -> bool:

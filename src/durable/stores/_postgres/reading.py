@@ -20,7 +20,7 @@ from durable.stores._postgres.rows import read_record
 from durable.stores._postgres.session import Session
 from durable.stores._postgres.snapshots import Snapshots
 from durable.stores._postgres.sql.reading import Question, ask, statement
-from durable.stores._postgres.starts import name_route, queue_of, render_first
+from durable.stores._postgres.starts import name_route, partition_of, queue_of, render_first
 from durable.stores._postgres.suspended import read_suspended
 from durable.stores.listing import Listed
 from durable.stores.reading import (
@@ -167,6 +167,7 @@ class Reading(Snapshots):
             queue=None if route is None else queue_of(route),
             due_at=None if due is None else NEVER if math.isinf(due) else datetime.fromtimestamp(due, UTC),
             priority=priority,
+            partition=None if route is None else partition_of(route),
         )
         told = _parsed(execution)
         return read_line(row_id.removeprefix(self._prefix), at, workflow, _parsed(version), told, lease, (key, seq))

@@ -13,6 +13,7 @@ from durable.stores.reading import Filter
 
 _STATUS: Final = "COALESCE(run.snapshot->'execution'->>'status', 'running')"
 _OF_RUNNING: Final = {"running", "suspended", "interrupted"}  # which the lease tells apart
+_LINE: Final = "split_part(split_part(lease.route, E'\\n', 1), E'\\t', 1)"  # of a route that has a slot behind it
 _ERROR: Final = "run.snapshot->'execution'->'error'"
 _LEASE: Final = (
     "LEFT JOIN LATERAL (SELECT CASE WHEN held THEN owner END AS owner, CASE WHEN held THEN owner_token END AS owner_token, "
@@ -50,7 +51,7 @@ def ask(wanted: Filter, prefix: str, limit: int, after: Listed | None) -> Questi
         add("run.snapshot->>'workflowName' = ANY (%(workflows)s::text[])", workflows=list(wanted.workflows))
     if wanted.queues:
         add(
-            "(lease.route::json->>1) = ANY (%(queues)s::text[]) AND lease.route::json->>1 <> ''",
+            f"({_LINE}::json->>1) = ANY (%(queues)s::text[]) AND {_LINE}::json->>1 <> ''",
             queues=list(wanted.queues),
         )
     if wanted.errors:

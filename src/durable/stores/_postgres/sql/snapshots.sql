@@ -17,7 +17,9 @@ SELECT seq, key, kind, text, at, epoch
 -- The answer is the runs that were not being executed, or that are taken from their owners. Epochs go on from that of the header
 -- that is written, if it comes from elsewhere. A run that a trigger leaves to its owner is not in the answer. What is written anew
 -- is no worker's; a run that `stays` goes on as what it is.
-WITH locked AS (
+WITH ended AS MATERIALIZED (
+    SELECT {slot} AS slot FROM {locks} WHERE workflow_id = ANY (%(ids)s::text[]) AND owner_token IS NOT NULL
+), {reopened_of_ended}, locked AS (
 INSERT INTO {locks} AS lease (workflow_id, epoch, expires_at)
 SELECT id, %(epoch)s, clock_timestamp()
   FROM (SELECT DISTINCT id FROM unnest(%(ids)s::text[]) AS asked (id) ORDER BY id) AS asked
