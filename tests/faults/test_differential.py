@@ -173,7 +173,12 @@ class Script:
             values = self._starts()
             return [("BEGIN", ...), ("enqueue", values), ("read_started", values), end, *self._waking()]
         if what == "work" and chance.random() < 0.4:  # the reply to a poll is lost
-            values = self._work([], []) | {"count": 1, "seconds": LONG, "routes": [self._named("q"), self._named("r")]}
+            values = self._work([], []) | {
+                "count": 1,
+                "seconds": LONG,
+                "routes": [self._named("q"), self._named("r")],
+                "route_queues": ["none", "none"],
+            }
             polled = [("BEGIN", ...), ("poll", values | {"random": f"{values['name']}.1"}), ("COMMIT", None)]
             return [*polled, ("BEGIN", ...), ("recall", values), end, ("poll", values | {"random": "again.1"})]
         if what == "notice":
@@ -321,7 +326,9 @@ class Script:
         poll = f"p{chance.choice((self.claims, max(1, self.claims - 1)))}"
         # Of several that are due at one moment, which is first is the server's choice.
         return {
-            "routes": self._routes(),
+            "routes": (routes := self._routes()),
+            "serves": routes,
+            "route_queues": ["none"] * len(routes),
             "worker": self._named(chance.choice(WORKERS)),
             "count": chance.choice((1, 10, 10)),
             "name": poll,

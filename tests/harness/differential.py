@@ -459,7 +459,7 @@ def _comparable(statement: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[A
         ]
     if statement == "poll":  # whether something is due later, and of each run all but the moments
         told = [
-            (*row[:7], _document(row[7] and json.loads(row[7])), row[8], row[9] is not None, row[10]) for row in rows
+            (*row[:9], _document(row[9] and json.loads(row[9])), row[10], row[11] is not None, row[12]) for row in rows
         ]
         return sorted(((row[0] is not None, *row[1:]) for row in told), key=repr)
     if statement == "notice":  # numbers as JSON

@@ -131,14 +131,16 @@ def _polls_on(self: WorkerState, now: float) -> Any:
     return _decide(self, now)
 
 
-def _alone(self: WorkerState, now: float, asked: Ask, granted: int, next_in: float | None, _: int = 1) -> None:
-    _polled(self, now, asked, granted, next_in)
+def _alone(
+    self: WorkerState, now: float, asked: Ask, granted: int, next_in: float | None, _: int = 1, **options: Any
+) -> None:
+    _polled(self, now, asked, granted, next_in, **options)
 
 
-def _silent(self: WorkerState, now: float, asked: Ask, *args: Any) -> None:
+def _silent(self: WorkerState, now: float, asked: Ask, *args: Any, **options: Any) -> None:
     """That it is idle is forgotten by the poll after the one that said so."""
     said = self._has_said_idle
-    _polled(self, now, asked, *args)
+    _polled(self, now, asked, *args, **options)
     if said:
         self._has_said_idle, self._next_poll = False, now
 

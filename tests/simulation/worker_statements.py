@@ -172,7 +172,8 @@ def _poll(tables: Tables, statement: Statement, values: Any) -> Progress[Result]
     workers = sum(other is not None and other.seen_at > began - _SEEN_WITHIN for other in others)
     if len(due) == values["count"]:
         next_in = None
-    answer = [(next_in, workers, floor, [], *row) for row in rows or [(None,) * 9]]
+    limited = list[str]()
+    answer = [(next_in, workers, floor, limited, *row) for row in rows or [(None,) * 9]]
     return Result(answer, len(answer), octets)
 
 
@@ -405,7 +406,8 @@ def _recall(tables: Tables, statement: Statement, values: Any) -> Progress[Resul
     return Result([], len(locked))
 
 
-def _recall_members(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+def _recall_members(*_: Any) -> Progress[Result]:
+    """Of queues with limits, of which there are none here."""
     yield POINT
     return Result([(0,)], 1)
 

@@ -36,13 +36,13 @@ def queues_command() -> int:
             out.document(told)
         of_all = "" if limits.concurrency is None else f" of {limits.concurrency}"
         each = "" if limits.partition_concurrency is None else str(limits.partition_concurrency)
-        spread = "" if rate is None else f"{rate.limit} in {rate.seconds:g} s, {rate.burst} at once"
+        spread = "" if rate is None else f"{rate.limit} in {rate.seconds:g} s, {rate.burst}"
         state = out.style("paused", "yellow") if line.paused else "open"
         rows.append([limits.name, state, f"{line.held}{of_all}", str(line.due), str(line.partitions), each, spread])
     if out.is_json:
         return 0
     if rows or not out.is_tty:
-        out.table(["QUEUE", "STATE", "HELD", "DUE", "PARTITIONS", "OF EACH", "RATE"], rows, shrinks=[0])
+        out.table(["QUEUE", "STATE", "HELD", "DUE", "PARTITIONS", "OF EACH", "RATE, BURST"], rows, shrinks=[0])
     else:
         out.note("No queue has limits, and nothing is due.")
     return 0

@@ -59,7 +59,7 @@ class Turns:
                 session.queue(self._sql["lock_partitions"], values)
                 rows = session.queue(self._sql["take_members"], values)
                 next_of = session.queue(self._sql["next_of_queues"], values)
-        told = [] if held is None else held.fetchall()
+        told: list[Any] = [] if held is None else held.fetchall()
         ((is_crowded,),) = crowded.fetchall()
         if rows is None or locked is None or next_of is None:
             return Taken((), None, told), False
