@@ -313,3 +313,16 @@ def test_a_run_that_is_deleted_while_it_is_held_frees_its_place(store: Any) -> N
     assert take(store) == []
     store.delete(first, force=True)
     assert take(store) == [second]
+
+
+def test_a_partition_at_its_limit_is_in_no_others_way(store: Any) -> None:
+    """FAULTS 130: three that are full, and have got something new, come before the one that is not; there is room for one."""
+    store.write_queue(durable.Queue("mail", partition_concurrency=1))
+    for name in "abc":
+        start(store, 1, name)
+    assert len(take(store)) == 3
+    for name in "abc":
+        start(store, 2, name)
+    (free,) = start(store, 1, "d")
+    assert take(store, 1) == [free]
+    assert take(store, 1) == []
