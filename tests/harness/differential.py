@@ -332,7 +332,7 @@ class Comparison:
             self.seen[value + after] += 1
             return
         if name == "poll":  # which always says when the next run is due
-            count = sum(row[3] is not None for row in value)
+            count = sum(row[4] is not None for row in value)
         self.seen[f"{name}: {'something' if count else 'nothing'}{after}"] += 1
         if name == "renew":
             self.seen["skipped"] += [row[1] for row in value].count(False)
