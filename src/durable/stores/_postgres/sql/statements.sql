@@ -888,8 +888,8 @@ UPDATE {locks}
                  FOR UPDATE) AS lease))
 
 -- name: held_near
--- The leases of other processes of this machine, which may be dead. The limit within keeps the planner from one walk through the
--- index for all classes, which it takes for cheap where few leases are near their end.
+-- The leases of other processes of this machine, which may be dead. `IS TRUE` and the limit within keep the planner from walks
+-- through a whole index, of tokens or for all classes, which it takes for cheap where few leases are held, or near their end.
 SELECT lease.workflow_id, lease.owner_token, lease.owner
   FROM unnest(%(routes)s::text[]) AS asked (route)
  CROSS JOIN generate_series(-10, 9) AS class (priority)
@@ -899,7 +899,7 @@ SELECT lease.workflow_id, lease.owner_token, lease.owner
         WHERE route = asked.route AND priority = class.priority::smallint
           AND due_at < 'infinity' AND due_at > statement_timestamp()
           AND due_at <= statement_timestamp() + make_interval(secs => %(seconds)s)
-          AND owner_token IS NOT NULL AND starts_with(owner, %(host)s) AND owner <> %(owner)s
+          AND (owner_token IS NOT NULL) IS TRUE AND starts_with(owner, %(host)s) AND owner <> %(owner)s
         LIMIT 1000) AS lease
  LIMIT 1000
 
