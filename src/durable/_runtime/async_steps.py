@@ -31,9 +31,9 @@ from durable._engine.decisions import (
 )
 from durable._engine.step_kinds import Sleep
 from durable._runtime.awaitables import explain_unawaited, is_awaitable
-from durable._runtime.bodies import Body, body_of_call, body_of_decorated
+from durable._runtime.bodies import Body, body_of_decorated, body_of_item
 from durable._runtime.branches import is_alone
-from durable._runtime.context import current_frame, enter, leave
+from durable._runtime.context import Frame, current_frame, enter, leave
 from durable._runtime.definitions import StepDefinition
 from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Driver
 from durable._runtime.mapping import MapItems, MapOptions, map_async
@@ -134,6 +134,16 @@ class AsyncDriver(Driver):
         )
         return handed_out
 
+    def enter_scope(self, name: str) -> contextvars.Token[Frame | None]:
+        if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- likewise
+            raise _loop_error(f"step.scope({name!r})")
+        return super().enter_scope(name)
+
+    def takes_patch(self, name: str) -> bool:
+        if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- likewise
+            raise _loop_error(f"step.patched({name!r})")
+        return super().takes_patch(name)
+
     def draw_value(self, kind: ValueKind[T], key: str | None) -> T:
         if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- likewise
             raise _loop_error(f"step.{kind.name}()")
@@ -144,13 +154,13 @@ class AsyncDriver(Driver):
     ) -> Coroutine[Any, Any, list[Any]]:
         """A step for each item, in tasks."""
         amid, defaults = self._in_flight(sys.exception()), self.defaults
-        every = MapItems(name, items, how)
+        every = MapItems(name, items, how, self._scope())
 
         async def begun() -> list[Any]:
             self._unbegun.pop(every, None)
             every.tell(self._execution, self.clock)
             return await map_async(
-                every, lambda key, item: self.call(name, key, body_of_call(fn, (item,), given, defaults), amid)
+                every, lambda key, item: self.call(name, key, body_of_item(fn, item, given, defaults, amid), amid)
             )
 
         self._unbegun[every] = handed_out = begun()
@@ -212,7 +222,7 @@ class AsyncDriver(Driver):
     async def _attempt(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
         if (room := self._store.aio.room()) is not None:
             await self._wait_for_room(room)
-        token, timeout = enter(self.frame(call.key, attempt.number)), body.options.timeout
+        token, timeout = enter(self._frame_of(call, attempt, body)), body.options.timeout
         try:
             if timeout is None:
                 value = body.call()

@@ -8,18 +8,21 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable
+from contextvars import Token
 from datetime import UTC, datetime
 from functools import partial
 from threading import Event
 from typing import Any, Final, NoReturn, TypeVar, cast
 from weakref import WeakSet, ref
 
+from msgspec.structs import replace
+
 from durable._common.boundary import calls_out
 from durable._common.checks import check_flag, check_name
 from durable._common.durations import show
 from durable._common.reports import say
 from durable._engine.calls import Call
-from durable._engine.causes import InFlight, in_flight, tag_origin
+from durable._engine.causes import InFlight, in_flight, joined, origin_keys, tag_origin
 from durable._engine.decisions import (
     Abort,
     Acknowledged,
@@ -38,10 +41,11 @@ from durable._engine.decisions import (
     Wait,
 )
 from durable._engine.leases import MAX_WAIT
+from durable._engine.scopes import SLASH
 from durable._engine.step_kinds import Listen, Transact
 from durable._engine.steps import LiveExecution
 from durable._runtime.awaitables import explain_early_call, is_awaitable, vain_awaitable_error
-from durable._runtime.bodies import Body
+from durable._runtime.bodies import NO_ITEM, Body
 from durable._runtime.context import Frame, Running, current_frame, enter, leave
 from durable._runtime.definitions import StepDefinition
 from durable._runtime.payloads import read_signal
@@ -124,9 +128,59 @@ class Driver:
     def is_replaying(self) -> bool:
         return self._execution.journal.is_replaying
 
-    def frame(self, inside: str | None = None, attempt: int = 0) -> Frame:
-        """The frame of the workflow function, or of an attempt of the body of the step `inside`."""
-        return Frame(self, inside, self._runs, attempt)
+    def frame(self) -> Frame:
+        """The frame of the workflow function."""
+        return Frame(self, None, self._runs)
+
+    def _frame_of(self, call: Call, attempt: Attempt, body: Body) -> Frame:
+        """The frame of an attempt of a body."""
+        problem = body.why_without_steps
+        scope = "" if problem else f"{call.key}{SLASH}"
+        return Frame(self, call.key, self._runs, attempt.number, scope, problem, body.amid, current_frame.get())
+
+    def _frame_here(self) -> Frame | None:
+        """Where a step may be called that is called now; None where that is not known, in a thread without its context."""
+        frame = current_frame.get()
+        return frame if frame is not None and frame.driver is self else None
+
+    def _scope(self) -> str:
+        """What the keys of steps begin with that are called now."""
+        frame = self._frame_here()
+        return "" if frame is None else frame.scope
+
+    def enter_scope(self, name: str) -> Token[Frame | None]:
+        """Enter the scope of this name."""
+        check_name("a scope's name", name)
+        frame = self._frame_here()
+        if frame is not None and frame.problem:
+            raise InvalidArgument(
+                f"step.scope({name!r}) is for the workflow, and this is the body of step {frame.inside!r}, which has no steps"
+            )
+        here = frame or self.frame()
+        scope = self._draw_scope(here.scope, name)
+        if not isinstance(scope, str):
+            raise self._ending(scope)
+        return enter(replace(here, scope=scope))
+
+    def _draw_scope(self, outer: str, name: str) -> str | Raise | Abort:
+        return self._execution.draw_scope(outer, name, self._branch())
+
+    def takes_patch(self, name: str) -> bool:
+        """Whether the workflow takes the new way at the places of this name."""
+        check_name("a patch's name", name)
+        frame = self._frame_here()
+        if frame is not None and frame.problem:
+            raise InvalidArgument(
+                f"step.patched({name!r}) is for the workflow, and this is the body of step {frame.inside!r}: ask before, and "
+                f"hand the answer in"
+            )
+        answer = self._take_patch(name)
+        if isinstance(answer, Abort):
+            raise self.exit_error(answer.error)
+        return answer
+
+    def _take_patch(self, name: str) -> bool | Abort:
+        return self._execution.take_patch(name)
 
     def is_alone(self) -> bool:
         """Whether nothing of the workflow is at work but the calling thread or task, which is about to wait."""
@@ -165,8 +219,8 @@ class Driver:
         require_stack()
         fn, args, kwargs = body.fn, body.args, body.kwargs
         frame = current_frame.get()
-        if frame is not None and frame.driver is self and frame.inside is not None:
-            raise NestedStep(name, frame.inside)
+        if frame is not None and frame.problem and frame.driver is self:
+            raise NestedStep(name, str(frame.inside), "" if frame.problem is NO_ITEM else frame.problem)
         if name is not self._checked:
             self._checked = check_name("a step's name", name)
         if key is not None:
@@ -186,15 +240,16 @@ class Driver:
 
     def draw_value(self, kind: ValueKind[T], key: str | None) -> T:
         """A value that the workflow draws, and each replay of it again."""
-        frame = current_frame.get()
-        if frame is not None and frame.driver is self and frame.inside is not None:
+        frame = self._frame_here()
+        if frame is not None and frame.problem:
             raise InvalidArgument(
                 f"step.{kind.name}() is for the workflow, and this is the body of step {frame.inside!r}, which is called once "
                 f"and remembered as a whole: ask Python there, or draw the value before and hand it in"
             )
         if key is not None:
             check_name(f"the key of step.{kind.name}()", key)
-        value = self._execution.draw_value(kind.name, key, kind.make(self._moment()), self._branch())
+        scope = "" if frame is None else frame.scope
+        value = self._execution.draw_value(kind.name, key, kind.make(self._moment()), self._branch(), scope)
         if isinstance(value, Abort):
             raise self.exit_error(value.error)
         try:
@@ -214,6 +269,11 @@ class Driver:
         if amid is None and exception is not None:
             amid = self._in_flight(exception)
         call = Call(key or name, name, fingerprint, key is None, body.kind, options.at_most_once, options.cleanup)
+        frame = current_frame.get()
+        if frame is not None and frame.scope and frame.driver is self:
+            call.scope, call.key, call.within = frame.scope, check_name("a step's key", frame.scope + call.key), frame.inside
+            if frame.amid is not None:
+                amid = joined(frame.amid, amid)
         drawn = self._execution.draw(call, branch, amid)
         if drawn.concurrent:
             self._branches.add(branch)
@@ -304,7 +364,7 @@ class Driver:
         except DurableError as error:
             return Rejected(error)
         work, timeout = partial(transaction.call, body.fn, body.args), body.options.timeout
-        token = enter(self.frame(call.key, attempt.number))
+        token = enter(self._frame_of(call, attempt, body))
         try:
             value = work() if timeout is None else call_within(timeout, call.name, work)
         except RolledBack as undone:
@@ -351,9 +411,9 @@ class Driver:
 
     def _forsake(self, call: Call) -> None:
         """The call was left by an exception: abandon its transaction, and leave its body's frame."""
-        frame = current_frame.get()
-        if frame is not None and frame.driver is self and frame.inside is not None:
-            current_frame.set(self.frame())  # the interrupt came between entering and leaving it
+        frame = self._frame_here()
+        if frame is not None and frame.inside == call.key:
+            current_frame.set(frame.outer)  # the interrupt came between entering and leaving it
         if call in self._open:
             self._open[call][0].abandon()
             self._open.pop(call, None)
@@ -383,7 +443,8 @@ class Driver:
         is_last = retry_in is None and attempt.number > 1
         note = f"step {call.key!r} failed in {attempt.number} attempts" if is_last else ""
         call.original = exception
-        return Raised(to_record(exception, self._codec, note=note), retry_in)
+        led = origin_keys(exception, self._execution.lease.token) if call.holds else ()
+        return Raised(to_record(exception, self._codec, note=note), retry_in, led)
 
     @calls_out
     def _hand_out(self, call: Call, record: StepRecord, body: Body) -> Any:

@@ -16,6 +16,7 @@ from durable._engine.step_kinds import Isolation
 from durable._runtime.async_steps import AsyncDriver
 from durable._runtime.bodies import body_of_call, body_of_sleep, body_of_transaction, body_of_wait, check_signal_names
 from durable._runtime.mapping import MapOptions
+from durable._runtime.scopes import Scope
 from durable._runtime.step_options import CollectingMapOptions, RaisingMapOptions, StepOptionsDict, step_options
 from durable._runtime.steps import BlockingDriver
 from durable._runtime.values import NOW, RANDOM, UUID4
@@ -222,6 +223,29 @@ class Step:
         """A random number from 0 up to and without 1, the same in every replay; otherwise as `now`."""
         return self._driver.draw_value(RANDOM, key)
 
+    @public("step.scope")
+    def scope(self, name: str) -> Scope:
+        """In `with step.scope("name"):` the key of each step begins with `name/`, so that it is told from others of its name.
+
+        For a helper function, and for the body of a loop. Scopes lie within each other: `outer/inner/key`. A name that is
+        entered again is numbered like a step's, `name#2/`, and like that, where other branches are at work, has to be
+        another (`AmbiguousKey`). A task or thread that carries the context on is in the scope in which it was made; a thread
+        that you start yourself is in none. The items of a `step.map` have scopes of their own.
+        """
+        return Scope(self._driver, name)
+
+    @public("step.patched")
+    def patched(self, name: str) -> bool:
+        """Whether to take the new way at a place where a workflow was changed: `if step.patched("name"):` new, `else:` old.
+
+        True where the run comes there first with this code; False where it had passed there before, by the old way: something is
+        recorded that comes later. The answer is the same in every replay, and one for all places of a name in a run. Like a
+        value of `step.now()` it costs no commit: the next record that is written holds it.
+
+        Where branches run beside each other, the answer is False as long as anything recorded may still be asked for.
+        """
+        return self._driver.takes_patch(name)
+
 
 class AsyncStep:
     """`await step(...)` in an async workflow."""
@@ -382,3 +406,13 @@ class AsyncStep:
     def random(self, *, key: str | None = None) -> float:
         """See `Step.random`; not awaited."""
         return self._driver.draw_value(RANDOM, key)
+
+    @public("step.scope")
+    def scope(self, name: str) -> Scope:
+        """See `Step.scope`; entered by `with`."""
+        return Scope(self._driver, name)
+
+    @public("step.patched")
+    def patched(self, name: str) -> bool:
+        """See `Step.patched`; not awaited."""
+        return self._driver.takes_patch(name)

@@ -35,7 +35,7 @@ from durable._engine.decisions import (
 )
 from durable._engine.step_kinds import Sleep
 from durable._runtime.awaitables import is_awaitable, vain_awaitable_error
-from durable._runtime.bodies import Body, body_of_call, body_of_decorated
+from durable._runtime.bodies import Body, body_of_decorated, body_of_item
 from durable._runtime.branches import have_ended
 from durable._runtime.context import enter, leave
 from durable._runtime.definitions import StepDefinition
@@ -85,6 +85,14 @@ class BlockingDriver(Driver):
         return self._rest(call, body) if type(body.kind) is Sleep else self._drive(call, body)
 
     @locked
+    def _draw_scope(self, outer: str, name: str) -> str | Raise | Abort:
+        return super()._draw_scope(outer, name)
+
+    @locked
+    def _take_patch(self, name: str) -> bool | Abort:
+        return super()._take_patch(name)
+
+    @locked
     def draw_value(self, kind: ValueKind[T], key: str | None) -> T:
         return super().draw_value(kind, key)
 
@@ -93,14 +101,14 @@ class BlockingDriver(Driver):
     ) -> list[Any]:
         """A step for each item, on threads."""
         amid, defaults = self._in_flight(sys.exception()), self.defaults
-        every = MapItems(name, items, how)
+        every = MapItems(name, items, how, self._scope())
         every.tell(self._execution, self.clock)
         outer = self._mapping
         if threading.current_thread() is self._main:
             self._mapping = every
         try:
             return map_blocking(
-                every, lambda key, item: self.call(name, key, body_of_call(fn, (item,), given, defaults), amid)
+                every, lambda key, item: self.call(name, key, body_of_item(fn, item, given, defaults, amid), amid)
             )
         finally:
             self._mapping = outer
@@ -154,7 +162,7 @@ class BlockingDriver(Driver):
 
     @calls_out
     def _attempt(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
-        token, timeout = enter(self.frame(call.key, attempt.number)), body.options.timeout
+        token, timeout = enter(self._frame_of(call, attempt, body)), body.options.timeout
         try:
             value = body.call() if timeout is None else call_within(timeout, call.name, body.call)
         except NotBegun as problem:
