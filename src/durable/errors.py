@@ -233,8 +233,8 @@ class AmbiguousKey(DurableError):
         if not name:  # a scope is entered
             name = scope.rpartition("/")[2]
             return (
-                f"run {self.run_id!r}: a scope named {name!r} is entered again while other branches are at work. Numbering such "
-                f"scopes by arrival could hand each the other's values on replay: give each a name of its own, for example "
+                f"run {self.run_id!r}: a scope named {name!r} is entered again while other branches are at work. Numbering "
+                f"such scopes by arrival could hand each the other's values on replay: give each a name of its own, for example "
                 f"step.scope(f'{name}-{{item.id}}')."
             )
         called, example = f"a step named {self.key!r}", f"step({name!r}, ..., key=f'{name}-{{item.id}}')"

@@ -10,7 +10,7 @@ from msgspec import UNSET, Raw, json
 from msgspec.structs import replace
 
 from durable._engine.backoff import FIRST_POLL, backoff
-from durable._engine.causes import origin_key, origin_keys, tags_of
+from durable._engine.causes import origin_key, tags_of
 from durable._engine.decisions import (
     Admission,
     Claim,

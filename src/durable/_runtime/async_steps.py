@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from durable._common.boundary import calls_out, shorten
 from durable._engine.calls import Call
@@ -31,22 +31,18 @@ from durable._engine.decisions import (
 )
 from durable._engine.step_kinds import Sleep
 from durable._runtime.awaitables import explain_unawaited, is_awaitable
-from durable._runtime.bodies import Body, body_of_decorated, body_of_item
+from durable._runtime.bodies import Body, body_of_decorated
 from durable._runtime.branches import is_alone
-from durable._runtime.context import Frame, current_frame, enter, leave
+from durable._runtime.context import current_frame, enter, leave
 from durable._runtime.definitions import StepDefinition
 from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Driver
 from durable._runtime.mapping import MapItems, MapOptions, map_async
 from durable._runtime.shielded import wait_shielded
-from durable._runtime.step_options import StepOptions
 from durable._runtime.timeouts import NotBegun, await_within, call_on_thread, needs_thread
-from durable._runtime.values import ValueKind
 from durable.codecs._failures import add_note
 from durable.errors import AsyncMismatch, DurableError
 from durable.records import Record
 from durable.stores import requests
-
-T = TypeVar("T")
 
 _MAX_TURNS: Final = 10  # of the event loop, for tasks within tasks to begin what they have called
 
@@ -134,34 +130,22 @@ class AsyncDriver(Driver):
         )
         return handed_out
 
-    def enter_scope(self, name: str) -> contextvars.Token[Frame | None]:
+    def _drawing(self, what: str) -> contextlib.AbstractContextManager[object]:
         if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- likewise
-            raise _loop_error(f"step.scope({name!r})")
-        return super().enter_scope(name)
-
-    def takes_patch(self, name: str) -> bool:
-        if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- likewise
-            raise _loop_error(f"step.patched({name!r})")
-        return super().takes_patch(name)
-
-    def draw_value(self, kind: ValueKind[T], key: str | None) -> T:
-        if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- likewise
-            raise _loop_error(f"step.{kind.name}()")
-        return super().draw_value(kind, key)
+            raise _loop_error(what)
+        return contextlib.nullcontext()
 
     def map(
-        self, name: str, fn: Callable[[Any], Any], items: Iterable[Any], given: StepOptions, how: MapOptions
+        self, name: str, items: Iterable[Any], how: MapOptions, body_of: Callable[[Any, InFlight | None], Body]
     ) -> Coroutine[Any, Any, list[Any]]:
         """A step for each item, in tasks."""
-        amid, defaults = self._in_flight(sys.exception()), self.defaults
+        amid = self._in_flight(sys.exception())
         every = MapItems(name, items, how, self._scope())
 
         async def begun() -> list[Any]:
             self._unbegun.pop(every, None)
             every.tell(self._execution, self.clock)
-            return await map_async(
-                every, lambda key, item: self.call(name, key, body_of_item(fn, item, given, defaults, amid), amid)
-            )
+            return await map_async(every, lambda key, item: self.call(name, key, body_of(item, amid), amid))
 
         self._unbegun[every] = handed_out = begun()
         return handed_out

@@ -20,7 +20,6 @@ from durable.clocks import Clock
 from durable.codecs import return_annotation
 from durable.errors import AsyncMismatch, InvalidArgument, SignalTimedOut
 
-
 #: Why most bodies may call no steps.
 NO_ITEM: Final = "it is no item of a map"
 

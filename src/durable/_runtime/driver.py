@@ -8,6 +8,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import Token
 from datetime import UTC, datetime
 from functools import partial
@@ -157,13 +158,10 @@ class Driver:
                 f"step.scope({name!r}) is for the workflow, and this is the body of step {frame.inside!r}, which has no steps"
             )
         here = frame or self.frame()
-        scope = self._draw_scope(here.scope, name)
+        with self._drawing(f"step.scope({name!r})"): scope = self._execution.draw_scope(here.scope, name, self._branch())  # noqa: E701  # fmt: skip
         if not isinstance(scope, str):
             raise self._ending(scope)
         return enter(replace(here, scope=scope))
-
-    def _draw_scope(self, outer: str, name: str) -> str | Raise | Abort:
-        return self._execution.draw_scope(outer, name, self._branch())
 
     def takes_patch(self, name: str) -> bool:
         """Whether the workflow takes the new way at the places of this name."""
@@ -174,13 +172,14 @@ class Driver:
                 f"step.patched({name!r}) is for the workflow, and this is the body of step {frame.inside!r}: ask before, and "
                 f"hand the answer in"
             )
-        answer = self._take_patch(name)
+        with self._drawing(f"step.patched({name!r})"): answer = self._execution.take_patch(name)  # noqa: E701  # fmt: skip
         if isinstance(answer, Abort):
             raise self.exit_error(answer.error)
         return answer
 
-    def _take_patch(self, name: str) -> bool | Abort:
-        return self._execution.take_patch(name)
+    def _drawing(self, what: str) -> AbstractContextManager[object]:
+        """In here the engine is asked for `what` the workflow draws between two steps; an error where that may not be."""
+        raise NotImplementedError
 
     def is_alone(self) -> bool:
         """Whether nothing of the workflow is at work but the calling thread or task, which is about to wait."""
@@ -249,7 +248,8 @@ class Driver:
         if key is not None:
             check_name(f"the key of step.{kind.name}()", key)
         scope = "" if frame is None else frame.scope
-        value = self._execution.draw_value(kind.name, key, kind.make(self._moment()), self._branch(), scope)
+        drawn = self._drawing(f"step.{kind.name}()")
+        with drawn: value = self._execution.draw_value(kind.name, key, kind.make(self._moment()), self._branch(), scope)  # noqa: E701  # fmt: skip
         if isinstance(value, Abort):
             raise self.exit_error(value.error)
         try:
@@ -271,7 +271,11 @@ class Driver:
         call = Call(key or name, name, fingerprint, key is None, body.kind, options.at_most_once, options.cleanup)
         frame = current_frame.get()
         if frame is not None and frame.scope and frame.driver is self:
-            call.scope, call.key, call.within = frame.scope, check_name("a step's key", frame.scope + call.key), frame.inside
+            call.scope, call.key, call.within = (
+                frame.scope,
+                check_name("a step's key", frame.scope + call.key),
+                frame.inside,
+            )
             if frame.amid is not None:
                 amid = joined(frame.amid, amid)
         drawn = self._execution.draw(call, branch, amid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import datetime
+from functools import partial
 from typing import Any, NoReturn, TypeAlias, TypeVar, TypeVarTuple, Unpack, overload
 from uuid import UUID
 
@@ -12,12 +13,29 @@ from psycopg import Connection
 
 from durable._common.boundary import public
 from durable._common.durations import Duration
+from durable._engine.causes import InFlight
 from durable._engine.step_kinds import Isolation
 from durable._runtime.async_steps import AsyncDriver
-from durable._runtime.bodies import body_of_call, body_of_sleep, body_of_transaction, body_of_wait, check_signal_names
+from durable._runtime.bodies import (
+    Body,
+    body_of_call,
+    body_of_item,
+    body_of_sleep,
+    body_of_transaction,
+    body_of_wait,
+    check_signal_names,
+)
 from durable._runtime.mapping import MapOptions
 from durable._runtime.scopes import Scope
-from durable._runtime.step_options import CollectingMapOptions, RaisingMapOptions, StepOptionsDict, step_options
+from durable._runtime.step_options import (
+    CollectingMapOptions,
+    CollectingTransactions,
+    RaisingMapOptions,
+    RaisingTransactions,
+    StepOptions,
+    StepOptionsDict,
+    step_options,
+)
 from durable._runtime.steps import BlockingDriver
 from durable._runtime.values import NOW, RANDOM, UUID4
 
@@ -114,8 +132,8 @@ class Step:
         other is begun, and its exception is raised; with `return_exceptions=True` it stands in the list instead. `cleanup` as
         for `step(...)`.
         """
-        how = MapOptions(key, max_concurrency, return_exceptions)
-        return self._driver.map(name, fn, items, step_options(retry, timeout, cleanup=cleanup), how)
+        how, given = MapOptions(key, max_concurrency, return_exceptions), step_options(retry, timeout, cleanup=cleanup)
+        return self._driver.map(name, items, how, partial(_body_of_mapped, fn, given, self._driver.defaults))
 
     @public("step.sleep")
     def sleep(self, name: str, seconds: Duration | datetime, *, key: str | None = None) -> None:
@@ -198,6 +216,48 @@ class Step:
         value: T = driver.call(name, key, body_of_transaction(name, fn, args, given, driver.defaults, isolation))
         return value
 
+    @overload
+    def map_transactions(
+        self,
+        name: str,
+        fn: Callable[[Connection[Any], I], T],
+        items: Iterable[I],
+        **options: Unpack[RaisingTransactions[I]],
+    ) -> list[T]: ...
+    @overload
+    def map_transactions(
+        self,
+        name: str,
+        fn: Callable[[Connection[Any], I], T],
+        items: Iterable[I],
+        **options: Unpack[CollectingTransactions[I]],
+    ) -> list[T | Exception]: ...
+    @public("step.map_transactions")
+    def map_transactions(
+        self,
+        name: str,
+        fn: Callable[[Connection[Any], I], Any],
+        items: Iterable[I],
+        *,
+        key: Callable[[I], object] | None = None,
+        max_concurrency: int | None = None,
+        return_exceptions: bool = False,
+        retry: tenacity.BaseRetrying | None = None,
+        timeout: Duration | None = None,
+        cleanup: bool = False,
+        isolation: Isolation = "read committed",
+    ) -> list[Any]:
+        """Call `fn(connection, item)` for each item, each in a transaction of its own that is committed together with its record.
+
+        `key`, `max_concurrency`, `return_exceptions` and what comes back are as for `map`, the rest as for `transaction`. At most
+        `max_transactions` of the store are open at once.
+        """
+        how, given = MapOptions(key, max_concurrency, return_exceptions), step_options(retry, timeout, cleanup=cleanup)
+        defaults = self._driver.defaults
+        body_of_transaction(name, fn, (), given, defaults, isolation)  # what cannot be one is no outcome of an item
+        body_of = partial(_body_of_transacted, name, fn, given, defaults, isolation)
+        return self._driver.map(name, items, how, body_of)
+
     @public("step.now")
     def now(self, *, key: str | None = None) -> datetime:
         """The moment, as an aware UTC `datetime`: the same in every replay.
@@ -238,8 +298,8 @@ class Step:
     def patched(self, name: str) -> bool:
         """Whether to take the new way at a place where a workflow was changed: `if step.patched("name"):` new, `else:` old.
 
-        True where the run comes there first with this code; False where it had passed there before, by the old way: something is
-        recorded that comes later. The answer is the same in every replay, and one for all places of a name in a run. Like a
+        True where the run comes there first with this code; False where it had passed there before, by the old way: something
+        is recorded that comes later. The answer is the same in every replay, and one for all places of a name in a run. Like a
         value of `step.now()` it costs no commit: the next record that is written holds it.
 
         Where branches run beside each other, the answer is False as long as anything recorded may still be asked for.
@@ -337,8 +397,8 @@ class AsyncStep:
         cleanup: bool = False,
     ) -> Pending[list[Any]]:
         """See `Step.map`; on tasks."""
-        how = MapOptions(key, max_concurrency, return_exceptions)
-        return self._driver.map(name, fn, items, step_options(retry, timeout, cleanup=cleanup), how)
+        how, given = MapOptions(key, max_concurrency, return_exceptions), step_options(retry, timeout, cleanup=cleanup)
+        return self._driver.map(name, items, how, partial(_body_of_mapped, fn, given, self._driver.defaults))
 
     @public("step.sleep")
     def sleep(self, name: str, seconds: Duration | datetime, *, key: str | None = None) -> Pending[None]:
@@ -392,6 +452,44 @@ class AsyncStep:
         driver, given = self._driver, step_options(retry, timeout, cleanup=cleanup)
         return driver.call(name, key, body_of_transaction(name, fn, args, given, driver.defaults, isolation))
 
+    @overload
+    def map_transactions(
+        self,
+        name: str,
+        fn: Callable[[Connection[Any], I], T],
+        items: Iterable[I],
+        **options: Unpack[RaisingTransactions[I]],
+    ) -> Pending[list[T]]: ...
+    @overload
+    def map_transactions(
+        self,
+        name: str,
+        fn: Callable[[Connection[Any], I], T],
+        items: Iterable[I],
+        **options: Unpack[CollectingTransactions[I]],
+    ) -> Pending[list[T | Exception]]: ...
+    @public("step.map_transactions")
+    def map_transactions(
+        self,
+        name: str,
+        fn: Callable[[Connection[Any], I], Any],
+        items: Iterable[I],
+        *,
+        key: Callable[[I], object] | None = None,
+        max_concurrency: int | None = None,
+        return_exceptions: bool = False,
+        retry: tenacity.BaseRetrying | None = None,
+        timeout: Duration | None = None,
+        cleanup: bool = False,
+        isolation: Isolation = "read committed",
+    ) -> Pending[list[Any]]:
+        """See `Step.map_transactions`; `fn` is called in threads of the store's."""
+        how, given = MapOptions(key, max_concurrency, return_exceptions), step_options(retry, timeout, cleanup=cleanup)
+        defaults = self._driver.defaults
+        body_of_transaction(name, fn, (), given, defaults, isolation)  # what cannot be one is no outcome of an item
+        body_of = partial(_body_of_transacted, name, fn, given, defaults, isolation)
+        return self._driver.map(name, items, how, body_of)
+
     @public("step.now")
     def now(self, *, key: str | None = None) -> datetime:
         """See `Step.now`; not awaited."""
@@ -416,3 +514,21 @@ class AsyncStep:
     def patched(self, name: str) -> bool:
         """See `Step.patched`; not awaited."""
         return self._driver.takes_patch(name)
+
+
+def _body_of_mapped(
+    fn: Callable[[Any], Any], given: StepOptions, defaults: StepOptions, item: Any, amid: InFlight | None
+) -> Body:
+    return body_of_item(fn, item, given, defaults, amid)
+
+
+def _body_of_transacted(
+    name: str,
+    fn: Callable[..., Any],
+    given: StepOptions,
+    defaults: StepOptions,
+    isolation: Isolation,
+    item: Any,
+    _: InFlight | None,
+) -> Body:
+    return body_of_transaction(name, fn, (item,), given, defaults, isolation)

@@ -28,5 +28,7 @@ class Scope:
     def __enter__(self) -> None:
         self._tokens.append(self._driver.enter_scope(self._name))
 
-    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, at: TracebackType | None
+    ) -> None:
         leave(self._tokens.pop())
