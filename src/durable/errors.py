@@ -234,8 +234,8 @@ class AmbiguousKey(DurableError):
             name = scope.rpartition("/")[2]
             return (
                 f"run {self.run_id!r}: a scope named {name!r} is entered again while other branches are at work. Numbering "
-                f"such scopes by arrival could hand each the other's values on replay: give each a name of its own, for example "
-                f"step.scope(f'{name}-{{item.id}}')."
+                f"such scopes by arrival could hand each the other's values on replay: give each a name of its own, for "
+                f"example step.scope(f'{name}-{{item.id}}')."
             )
         called, example = f"a step named {self.key!r}", f"step({name!r}, ..., key=f'{name}-{{item.id}}')"
         if name.startswith("step."):  # a method that draws a value

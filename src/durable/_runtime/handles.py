@@ -247,10 +247,10 @@ class Step:
         cleanup: bool = False,
         isolation: Isolation = "read committed",
     ) -> list[Any]:
-        """Call `fn(connection, item)` for each item, each in a transaction of its own that is committed together with its record.
+        """Call `fn(connection, item)` for each item, each in a transaction of its own, which is committed with its record.
 
-        `key`, `max_concurrency`, `return_exceptions` and what comes back are as for `map`, the rest as for `transaction`. At most
-        `max_transactions` of the store are open at once.
+        `key`, `max_concurrency`, `return_exceptions` and what comes back are as for `map`, the rest as for `transaction`. At
+        most `max_transactions` of the store are open at once.
         """
         how, given = MapOptions(key, max_concurrency, return_exceptions), step_options(retry, timeout, cleanup=cleanup)
         defaults = self._driver.defaults
