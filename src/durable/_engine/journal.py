@@ -10,6 +10,7 @@ from durable._engine.calls import Call
 from durable._engine.causes import InFlight
 from durable._engine.decisions import Abort, Raise
 from durable._engine.drawn import Drawn, load_drawn
+from durable._engine.keys import Keys, tell_scope
 from durable._engine.scopes import SLASH, holders
 from durable._engine.step_kinds import Sleep
 from durable.errors import AmbiguousKey, KeyConflict, UnreadableRecord, WorkflowDrift
@@ -27,7 +28,7 @@ from durable.records import (
 )
 
 
-class Journal:
+class Journal(Keys):
     """The settled steps of one run by key, and the keys that this execution has drawn.
 
     `main` is the identity of the task or thread that runs the workflow function; what another one draws is concurrent.
@@ -35,7 +36,7 @@ class Journal:
     """
 
     def __init__(self, run_id: str, records: Sequence[Record], main: object) -> None:
-        self.run_id = run_id
+        super().__init__(run_id)
         self.is_asked_to_end: Callable[[], bool] = lambda: False
         self.next_seq = 0
         self.input: bytes | None = None
@@ -44,14 +45,6 @@ class Journal:
         self._attempted: dict[str, AttemptRecord] = {}
         #: The numbers of the signals that were received: no other call may have one of these.
         self.taken_signals: list[int] = []
-        # What each key was first drawn with: its name, its fingerprint, whether it came from the name, its scope. Not the call,
-        # which would be kept for as long as the run goes on, with all that it has been through.
-        self._asked: dict[str, tuple[str, str, bool, str]] = {}
-        self._last_asked = ("", "", False, "")
-        self._repeats: dict[str, int] = {}
-        self._drawn_by: dict[str, object] = {}
-        # Whether, in this history or now, calls overlapped or came from several branches.
-        self._concurrent = False
         # Whether this history, or now, says nothing about order: see `StepRecord.unordered`.
         self._unordered = False
         # How many calls were drawn, are to be run, and have not settled yet.
@@ -60,7 +53,6 @@ class Journal:
         self._alone: Call | None = None
         # Whether a call was left without a record: a replay may take another way from here on.
         self._left_unrecorded = False
-        self._ambiguous: set[str] = set()
         # Keys of which a record was set aside: asked for again, they are not new.
         self._forgotten: set[str] = set()
         # Of the calls made while exceptions were in flight: which, by their tags.
@@ -71,8 +63,6 @@ class Journal:
         self.kept: list[str] = []
         #: The keys of the steps that have to be decided on before this run goes on.
         self.undecided: tuple[str, ...] = ()
-        #: What the workflow has drawn; None where that is nothing, as almost always.
-        self.drawn: Drawn | None = None
         # Recorded automatic keys that a sequential replay must ask for before new ones.
         self._ordered: set[str] = set()
         #: Whether the run had come to its end: then it had passed every place that this execution comes to.
@@ -197,36 +187,6 @@ class Journal:
             self._begin(call)
         return call
 
-    def draw_scope(self, outer: str, name: str, branch: object) -> str | Raise | Abort:
-        """What keys begin with in the scope that `branch` enters within `outer`: numbered, as a thunk of this name would be."""
-        first = f"{outer}{name}{SLASH}"
-        repeat = self._repeats.get(first, 0) + 1
-        if self._is_ambiguous(first, repeat, "", branch):
-            return Abort(AmbiguousKey(self.run_id, first))
-        self._repeats[first] = repeat
-        scope = first if repeat == 1 else f"{outer}{name}#{repeat}{SLASH}"
-        asked = (name, "", True, outer)
-        if (earlier := self._asked.setdefault(scope, asked)) != asked:
-            return Raise(KeyConflict(self.run_id, scope, f"the name {earlier[0]!r}, {_where(earlier[3])}"))
-        return scope
-
-    def draw_value(
-        self, kind: str, key: str | None, fresh: Drawable, branch: object, scope: str = ""
-    ) -> Drawable | Abort:
-        """The value that `step.kind()` gives in `branch`: `fresh`, where this execution and all before it have drawn none."""
-        if key is None:
-            method = f"{scope}step.{kind}()"  # numbered as a step of this name would be, whose arguments are unknown
-            repeat = self._repeats.get(method, 0) + 1
-            if self._is_ambiguous(method, repeat, "", branch):
-                return Abort(AmbiguousKey(self.run_id, method))
-            self._repeats[method] = repeat
-            name = kind if repeat == 1 else f"{kind}#{repeat}"
-        else:
-            name = f"{kind}:{key}"
-        if self.drawn is None:
-            self.drawn = Drawn()
-        return self.drawn.take(scope + name, fresh)
-
     def take_patch(self, name: str) -> bool:
         """Whether the run takes the new way at the places of this name: one answer for all of them, in every execution.
 
@@ -324,20 +284,12 @@ class Journal:
         self._open += 1
         call.opened = True
 
-    def _is_ambiguous(self, name: str, repeat: int, fingerprint: str, branch: object) -> bool:
-        """Whether numbering this name could hand one call's value to another on replay."""
-        if name in self._ambiguous or self._drawn_by.setdefault(name, branch) is not branch:
-            return True
-        # A branch that takes results in the order of their completion repeats a name in that order. With arguments
-        # a swap would show as drift; a thunk shows nothing.
-        return repeat > 1 and not fingerprint and self._concurrent
-
     def _conflict(self, call: Call, name: str, fingerprint: str, auto: bool, scope: str) -> Raise | None:
         difference = _difference(name, fingerprint, call)
-        if scope != call.scope:  # the slash may be one of a key that was given
-            difference = f"the name {name!r}, {_where(scope)}"
         if auto is not call.auto:
             difference = "key= absent, as the step's name" if auto else "key= given"
+        if scope != call.scope:  # the slash may be one of a key that was given
+            difference = f"the name {name!r}, {tell_scope(scope)}"
         return Raise(KeyConflict(self.run_id, call.key, difference)) if difference else None
 
     def _drift(self, call: Call) -> Abort | None:
@@ -428,10 +380,6 @@ class Journal:
 def _keep(left: dict[str, StepRecord], kept: Sequence[str]) -> None:
     for key in kept:
         left.pop(key, None)
-
-
-def _where(scope: str) -> str:
-    return f"in the scope {scope.rstrip(SLASH)!r}" if scope else "outside of any scope"
 
 
 def _difference(name: str, fingerprint: str, call: Call) -> str:

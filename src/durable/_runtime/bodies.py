@@ -146,3 +146,23 @@ def body_of_transaction(
             f"at all: leave out at_most_once"
         )
     return Body(body.fn, args, {}, body.options, body.annotation, Transact(cast(Isolation, isolation)))
+
+
+def body_of_mapped(
+    fn: Callable[[Any], Any], given: StepOptions, defaults: StepOptions, item: Any, amid: InFlight | None
+) -> Body:
+    """The same as a function of the item."""
+    return body_of_item(fn, item, given, defaults, amid)
+
+
+def body_of_transacted(
+    name: str,
+    fn: Callable[..., Any],
+    given: StepOptions,
+    defaults: StepOptions,
+    isolation: Isolation,
+    item: Any,
+    _: InFlight | None,
+) -> Body:
+    """The transaction of an item, whose map has these terms."""
+    return body_of_transaction(name, fn, (item,), given, defaults, isolation)

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import inspect
 import logging
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from contextvars import Token
 from datetime import UTC, datetime
 from functools import partial
 from threading import Event
-from typing import Any, Final, NoReturn, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 from weakref import WeakSet, ref
 
-from msgspec.structs import replace
-
 from durable._common.boundary import calls_out
-from durable._common.checks import check_flag, check_name
+from durable._common.checks import check_name
 from durable._common.durations import show
 from durable._common.reports import say
 from durable._engine.calls import Call
@@ -29,8 +24,6 @@ from durable._engine.decisions import (
     Acknowledged,
     Asked,
     Attempt,
-    Leave,
-    Raise,
     Raised,
     Reading,
     Rejected,
@@ -42,18 +35,17 @@ from durable._engine.decisions import (
     Wait,
 )
 from durable._engine.leases import MAX_WAIT
-from durable._engine.scopes import SLASH
 from durable._engine.step_kinds import Listen, Transact
 from durable._engine.steps import LiveExecution
 from durable._runtime.awaitables import explain_early_call, is_awaitable, vain_awaitable_error
 from durable._runtime.bodies import NO_ITEM, Body
-from durable._runtime.context import Frame, Running, current_frame, enter, leave
+from durable._runtime.context import Running, current_frame, enter, leave
 from durable._runtime.definitions import StepDefinition
+from durable._runtime.drawing import DrawingDriver
 from durable._runtime.payloads import read_signal
 from durable._runtime.stack import require_stack
 from durable._runtime.step_options import DEFAULTS, StepOptions
 from durable._runtime.timeouts import NotBegun, call_within
-from durable._runtime.values import ValueKind
 from durable.clocks import Clock
 from durable.codecs import Codec, advice_after_body
 from durable.codecs._failures import from_record, to_record, traceback_of
@@ -65,7 +57,6 @@ from durable.errors import (
     TransactionMisused,
     UnreadableRecord,
     UnstorableValue,
-    Unwind,
 )
 from durable.records import Record, StepRecord
 from durable.stores.protocol import CommitRefused, RolledBack, RunStore, Transaction
@@ -83,7 +74,7 @@ UNREAD: Final = Reading(_NEVER, 0.0)
 _TIMELESS: Final = frozenset[type[StepOutcome]]({Returned, Acknowledged})  # where no listener asks when they came
 
 
-class Driver:
+class Driver(DrawingDriver):
     """Calls the steps of one execution; the `context.Driver` of its frames."""
 
     def __init__(
@@ -118,10 +109,6 @@ class Driver:
         self._timeless = _TIMELESS if execution.emit is None else frozenset[type[StepOutcome]]()
 
     @property
-    def run_id(self) -> str:
-        return self._execution.run_id
-
-    @property
     def epoch(self) -> int:
         return self._execution.lease.epoch
 
@@ -129,89 +116,17 @@ class Driver:
     def is_replaying(self) -> bool:
         return self._execution.journal.is_replaying
 
-    def frame(self) -> Frame:
-        """The frame of the workflow function."""
-        return Frame(self, None, self._runs)
-
-    def _frame_of(self, call: Call, attempt: Attempt, body: Body) -> Frame:
-        """The frame of an attempt of a body."""
-        problem = body.why_without_steps
-        scope = "" if problem else f"{call.key}{SLASH}"
-        return Frame(self, call.key, self._runs, attempt.number, scope, problem, body.amid, current_frame.get())
-
-    def _frame_here(self) -> Frame | None:
-        """Where a step may be called that is called now; None where that is not known, in a thread without its context."""
-        frame = current_frame.get()
-        return frame if frame is not None and frame.driver is self else None
-
-    def _scope(self) -> str:
-        """What the keys of steps begin with that are called now."""
-        frame = self._frame_here()
-        return "" if frame is None else frame.scope
-
-    def enter_scope(self, name: str) -> Token[Frame | None]:
-        """Enter the scope of this name."""
-        check_name("a scope's name", name)
-        frame = self._frame_here()
-        if frame is not None and frame.problem:
-            raise InvalidArgument(
-                f"step.scope({name!r}) is for the workflow, and this is the body of step {frame.inside!r}, which has no steps"
-            )
-        here = frame or self.frame()
-        with self._drawing(f"step.scope({name!r})"): scope = self._execution.draw_scope(here.scope, name, self._branch())  # noqa: E701  # fmt: skip
-        if not isinstance(scope, str):
-            raise self._ending(scope)
-        return enter(replace(here, scope=scope))
-
-    def takes_patch(self, name: str) -> bool:
-        """Whether the workflow takes the new way at the places of this name."""
-        check_name("a patch's name", name)
-        frame = self._frame_here()
-        if frame is not None and frame.problem:
-            raise InvalidArgument(
-                f"step.patched({name!r}) is for the workflow, and this is the body of step {frame.inside!r}: ask before, and "
-                f"hand the answer in"
-            )
-        with self._drawing(f"step.patched({name!r})"): answer = self._execution.take_patch(name)  # noqa: E701  # fmt: skip
-        if isinstance(answer, Abort):
-            raise self.exit_error(answer.error)
-        return answer
-
-    def _drawing(self, what: str) -> AbstractContextManager[object]:
-        """In here the engine is asked for `what` the workflow draws between two steps; an error where that may not be."""
-        raise NotImplementedError
-
     def is_alone(self) -> bool:
         """Whether nothing of the workflow is at work but the calling thread or task, which is about to wait."""
         raise NotImplementedError
 
-    def continue_with(self, value: Any, *, keep_history: bool) -> NoReturn:
-        """Leave the workflow, which begins anew with this input."""
-        frame = current_frame.get()
-        if frame is not None and frame.driver is self and frame.inside is not None:
-            raise NestedStep("continue_with", frame.inside)
-        check_flag("keep_history", keep_history)
-        text = self.encode_input(value)
-        raise self._ending(self._continue(text, keep_history))
-
-    def _continue(self, text: bytes, keep_history: bool) -> Raise | Abort:
-        return self._execution.continue_with(text, self._reading(), keep_history=keep_history)
-
     def call_decorated(self, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise NotImplementedError
-
-    def exit_error(self, error: DurableError) -> BaseException:
-        """What a call raises where the run must not go on: `Unwind`, or the error itself once the workflow has ended."""
-        return copy.copy(error) if self._execution.is_over else Unwind(error)
 
     def _warn_still_running(self) -> None:
         keys = ", ".join(call.key for call in self._execution.running)
         message = "run %r has ended but for its running steps, and waits for them: %s"
         say(_log, logging.WARNING, message, self._execution.run_id, keys)
-
-    def _reading(self) -> Reading:
-        cancelled = self._cancel is not None and self._cancel.is_set()
-        return Reading(self.clock.now(), self.clock.elapsed(), cancelled)
 
     def _fingerprint(self, name: str, key: str | None, body: Body) -> str:
         """Check the call, and return the fingerprint of its arguments."""
@@ -236,31 +151,6 @@ class Driver:
             return ""
         arguments = [*args, kwargs] if kwargs else list(args)
         return self._codec.fingerprint(arguments, what=f"an argument of step {name!r}")
-
-    def draw_value(self, kind: ValueKind[T], key: str | None) -> T:
-        """A value that the workflow draws, and each replay of it again."""
-        frame = self._frame_here()
-        if frame is not None and frame.problem:
-            raise InvalidArgument(
-                f"step.{kind.name}() is for the workflow, and this is the body of step {frame.inside!r}, which is called once "
-                f"and remembered as a whole: ask Python there, or draw the value before and hand it in"
-            )
-        if key is not None:
-            check_name(f"the key of step.{kind.name}()", key)
-        scope = "" if frame is None else frame.scope
-        drawn = self._drawing(f"step.{kind.name}()")
-        with drawn: value = self._execution.draw_value(kind.name, key, kind.make(self._moment()), self._branch(), scope)  # noqa: E701  # fmt: skip
-        if isinstance(value, Abort):
-            raise self.exit_error(value.error)
-        try:
-            return kind.read(value)
-        except (TypeError, ValueError):
-            where, problem = f"what step.{kind.name}() has drawn", f"{show(value)} is none"
-            raise UnreadableRecord(self.run_id, where, problem) from None
-
-    def _moment(self) -> datetime:
-        """Now, where a value is drawn."""
-        return self.clock.now()
 
     def _draw(
         self, name: str, key: str | None, body: Body, fingerprint: str, branch: object, amid: InFlight | None
@@ -300,23 +190,9 @@ class Driver:
         """The link of this exception's chain that the caller of the workflow, or of its event loop, is handling."""
         raise NotImplementedError
 
-    def _branch(self) -> object:
-        """The calling thread or task."""
-        raise NotImplementedError
-
     def _is_cancelled(self) -> bool:
         """Whether the calling task has been asked to end."""
         raise NotImplementedError
-
-    def _ending(self, stop: Raise | Abort | Leave) -> BaseException:
-        """What a call raises that goes no further."""
-        match stop:
-            case Raise(error=error):
-                return error
-            case Abort(error=error):
-                return self.exit_error(error)
-            case Leave(interruption=interruption):
-                return interruption
 
     def _next_rest(self, call: Call, recorded: object) -> Wait | None:
         """The next wait of a sleep; None at its end.
