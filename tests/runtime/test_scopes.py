@@ -66,7 +66,7 @@ async def helper(step: Any, world: World, what: str) -> str:
     """A helper whose steps have names that others have, too."""
     with step.scope("helper"):
         first = await step("read", world.do, f"{what}-1")
-        return first + await step("read", world.do, f"{what}-2")
+        return str(first + await step("read", world.do, f"{what}-2"))
 
 
 @colours
@@ -152,8 +152,8 @@ def test_scopes_of_threads_are_their_own() -> None:
     def workflow(step: durable.Step, world: World) -> None:
         with step.scope("all"), ThreadPoolExecutor(1) as pool:
             carried = contextvars.copy_context()
-            pool.submit(carried.run, step, "read", world.do, "x").result()
-            pool.submit(step, "read", world.do, "y").result()
+            pool.submit(lambda: carried.run(lambda: step("read", world.do, "x"))).result()
+            pool.submit(lambda: step("read", world.do, "y")).result()
 
     with closing(memory()) as store:
         durable.run(World(), workflow, id="a", store=store)

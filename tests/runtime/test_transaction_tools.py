@@ -268,7 +268,7 @@ def _model() -> Any:
     global DjangoOrder
     if DjangoOrder is None:
 
-        class Order(models.Model):  # noqa: DJ008
+        class Order(models.Model):  # type: ignore[misc]  # noqa: DJ008
             number: Any = models.IntegerField(primary_key=True)
             note: Any = models.JSONField(null=True)
 

@@ -20,6 +20,7 @@ from durable._engine.scopes import SLASH
 from durable._engine.steps import LiveExecution
 from durable._runtime.bodies import Body
 from durable._runtime.context import Frame, Running, current_frame, enter
+from durable._runtime.definitions import StepDefinition
 from durable._runtime.values import ValueKind
 from durable.clocks import Clock
 from durable.errors import DurableError, InvalidArgument, NestedStep, UnreadableRecord, Unwind
@@ -39,6 +40,17 @@ class DrawingDriver:
     @property
     def run_id(self) -> str:
         return self._execution.run_id
+
+    @property
+    def epoch(self) -> int:
+        return self._execution.lease.epoch
+
+    @property
+    def is_replaying(self) -> bool:
+        return self._execution.journal.is_replaying
+
+    def call_decorated(self, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        raise NotImplementedError
 
     def frame(self) -> Frame:
         """The frame of the workflow function."""

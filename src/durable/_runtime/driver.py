@@ -40,7 +40,6 @@ from durable._engine.steps import LiveExecution
 from durable._runtime.awaitables import explain_early_call, is_awaitable, vain_awaitable_error
 from durable._runtime.bodies import NO_ITEM, Body
 from durable._runtime.context import Running, current_frame, enter, leave
-from durable._runtime.definitions import StepDefinition
 from durable._runtime.drawing import DrawingDriver
 from durable._runtime.payloads import read_signal
 from durable._runtime.stack import require_stack
@@ -108,19 +107,8 @@ class Driver(DrawingDriver):
         execution.is_alone = lambda: (driver := this()) is None or driver.is_alone()
         self._timeless = _TIMELESS if execution.emit is None else frozenset[type[StepOutcome]]()
 
-    @property
-    def epoch(self) -> int:
-        return self._execution.lease.epoch
-
-    @property
-    def is_replaying(self) -> bool:
-        return self._execution.journal.is_replaying
-
     def is_alone(self) -> bool:
         """Whether nothing of the workflow is at work but the calling thread or task, which is about to wait."""
-        raise NotImplementedError
-
-    def call_decorated(self, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise NotImplementedError
 
     def _warn_still_running(self) -> None:
