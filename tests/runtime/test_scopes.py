@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import tenacity
@@ -17,7 +17,7 @@ import tenacity
 import durable
 from durable.errors import AmbiguousKey, InvalidArgument, KeyConflict, NestedStep
 from durable.stores import memory
-from durable.testing import Rehearsal, replay
+from durable.testing import Rehearsal, Replayed, replay
 from harness.ready import Ready
 
 colours = pytest.mark.parametrize("is_async", [False, True], ids=["blocking", "async"])
@@ -56,6 +56,13 @@ def ran(program: Callable[..., Any], store: Any, *, is_async: bool, id: str = "a
     if is_async:
         return asyncio.run(durable.run(deps, async_workflow, id=id, store=store))
     return durable.run(deps, workflow, id=id, store=store)
+
+
+def replayed(world: Any, workflow: Any, store: Any) -> Replayed:
+    """The run replayed by this code, which fits it."""
+    found: Any = replay(world, workflow, store.load("a"))
+    assert isinstance(found, Replayed)
+    return found.check()
 
 
 def keys(store: Any, id: str = "a") -> list[str]:
@@ -282,7 +289,7 @@ def test_drawn_values_are_numbered_in_their_scope(is_async: bool) -> None:
         with pytest.raises(ValueError):
             ran(program, store, is_async=is_async, deps=World())
         ran(program, store, is_async=is_async, deps=World())
-        held = store.load("a").document()["steps"]["read"]["drawn"]
+        held = cast("Any", store).load("a").document()["steps"]["read"]["drawn"]
     assert seen[0] == seen[1]
     assert len(set(seen[0])) == 5
     assert list(held) == ["uuid", "a/uuid", "a/uuid:k", "b/uuid", "b/uuid:k"]
@@ -298,7 +305,7 @@ async def handling(step: Any, world: World) -> list[str]:
         text = await step("read", world.do, f"read-{item}")
         with step.scope("deep"):
             parsed = await step("read", world.do, f"parse-{item}")
-        return text + parsed + await step("store", world.do, f"store-{item}")
+        return str(text + parsed + await step("store", world.do, f"store-{item}"))
 
     return list(await step.map("handle", handle, "abc", key=str))
 
@@ -341,7 +348,7 @@ def test_of_a_failed_item_the_step_that_failed_runs_again(is_async: bool) -> Non
                     raise ValueError(f"{item} failed")
                 return world.do(f"store-{item}")
 
-            return await step("read", world.do, f"read-{item}") + await step("store", store)
+            return str(await step("read", world.do, f"read-{item}") + await step("store", store))
 
         return list(await step.map("handle", handle, "abc", key=str, max_concurrency=1))
 
@@ -349,7 +356,7 @@ def test_of_a_failed_item_the_step_that_failed_runs_again(is_async: bool) -> Non
         for _ in range(2):
             with pytest.raises(ValueError, match="b failed"):
                 ran(program, store, is_async=is_async, deps=world)
-            failure = store.load("a").failure
+            failure = cast("Any", store).load("a").failure
             assert failure is not None
             assert set(failure.again) == {"handle[b]", "handle[b]/store"}
         failing.clear()
@@ -552,12 +559,12 @@ def test_a_replay_walks_into_an_item_that_was_left(is_async: bool) -> None:
     with closing(memory()) as store:
         with pytest.raises(Died):
             ran(program, store, is_async=is_async, deps=world)
-        found = replay(world, workflow, store.load("a")).check()
+        found = replayed(world, workflow, store)
         assert found.replayed == ("handle[a]", "handle[b]/read")
         assert found.next == ("handle[b]/store",)
         assert found.unused == ()
         ran(program, store, is_async=is_async, deps=world)
-        assert replay(world, workflow, store.load("a")).check().ended
+        assert replayed(world, workflow, store).ended
     assert set(world.bodies.values()) == {1}
 
 

@@ -34,7 +34,7 @@ class ToolConnection(GuardedConnection):
         return self._body._over  # noqa: SLF001
 
     @property
-    def ended(self) -> bool:  # type: ignore[override] # pyright: ignore[reportIncompatibleVariableOverride]
+    def ended(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._body.ended
 
     @ended.setter
