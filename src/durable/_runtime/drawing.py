@@ -17,8 +17,9 @@ from durable._common.durations import show
 from durable._engine.calls import Call
 from durable._engine.decisions import Abort, Attempt, Leave, Raise, Reading
 from durable._engine.scopes import SLASH
+from durable._engine.step_kinds import Item
 from durable._engine.steps import LiveExecution
-from durable._runtime.bodies import Body
+from durable._runtime.bodies import NO_ITEM, Body
 from durable._runtime.context import Frame, Running, current_frame, enter
 from durable._runtime.definitions import StepDefinition
 from durable._runtime.values import ValueKind
@@ -58,6 +59,8 @@ class DrawingDriver:
 
     def _frame_of(self, call: Call, attempt: Attempt, body: Body) -> Frame:
         """The frame of an attempt of a body."""
+        if type(body.kind) is not Item:  # as almost always
+            return Frame(self, call.key, self._runs, attempt.number, "", NO_ITEM, None, current_frame.get())
         problem = body.why_without_steps
         scope = "" if problem else f"{call.key}{SLASH}"
         return Frame(self, call.key, self._runs, attempt.number, scope, problem, body.amid, current_frame.get())
