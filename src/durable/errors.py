@@ -160,13 +160,20 @@ class AsyncMismatch(DurableError, TypeError):
 class NestedStep(DurableError):
     """`step(...)` was called with the `name` inside the body of the step `outer`.
 
-    Raised by the inner call, before its body is called. Call the plain function there, or both steps from the workflow.
+    Raised by the inner call, before its body is called. Call the plain function there, or both steps from the workflow. Only
+    the items of a `step.map` may have steps of their own, and `problem` says why this one may not.
     """
 
     name: str
     outer: str
+    problem: str = ""
 
     def __str__(self) -> str:
+        if self.problem:
+            return (
+                f"step {self.name!r} was called inside the body of {self.outer!r}, an item of a step.map, which may have steps "
+                f"of its own; but {self.problem}."
+            )
         return (
             f"step {self.name!r} was called inside the body of step {self.outer!r}. A step is remembered as a whole, so "
             f"it cannot contain another: call the plain function here, or call both steps from the workflow."
@@ -222,9 +229,17 @@ class AmbiguousKey(DurableError):
     key: str
 
     def __str__(self) -> str:
-        called, example = f"a step named {self.key!r}", f"step({self.key!r}, ..., key=f'{self.key}-{{item.id}}')"
-        if self.key.startswith("step."):  # a method that draws a value
-            called, example = self.key, self.key.replace("()", "(key=item.id)")
+        scope, _, name = self.key.rpartition("/")
+        if not name:  # a scope is entered
+            name = scope.rpartition("/")[2]
+            return (
+                f"run {self.run_id!r}: a scope named {name!r} is entered again while other branches are at work. Numbering "
+                f"such scopes by arrival could hand each the other's values on replay: give each a name of its own, for "
+                f"example step.scope(f'{name}-{{item.id}}')."
+            )
+        called, example = f"a step named {self.key!r}", f"step({name!r}, ..., key=f'{name}-{{item.id}}')"
+        if name.startswith("step."):  # a method that draws a value
+            called, example = name, name.replace("()", "(key=item.id)")
         return (
             f"run {self.run_id!r}: two concurrent branches both call {called} without a key. Numbering them by arrival could "
             f"hand each the other's value on replay: pass key= to both, for example {example}."

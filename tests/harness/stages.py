@@ -500,8 +500,15 @@ class _BlockingSteps:
     async def __call__(self, *args: Any, **options: Any) -> Any:
         return self._step(*args, **options)
 
-    async def map(self, *args: Any, **options: Any) -> Any:
-        return self._step.map(*args, **options)
+    async def map(self, name: str, fn: Callable[[Any], Any], items: Iterable[Any], **options: Any) -> Any:
+        told = (lambda item: at_once(fn(item))) if inspect.iscoroutinefunction(fn) else fn
+        return self._step.map(name, told, items, **options)
+
+    def scope(self, name: str) -> Any:
+        return self._step.scope(name)
+
+    def patched(self, name: str) -> bool:
+        return self._step.patched(name)
 
     async def sleep(self, *args: Any, **options: Any) -> Any:
         return self._step.sleep(*args, **options)

@@ -30,7 +30,7 @@ LEAVES = {
         "_close_unawaited",
         "map",
         "call",
-        "draw_value",
+        "_drawing",
         "_wait_for_room",
         "_attempt",
         "_checkpoint",

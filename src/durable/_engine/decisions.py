@@ -139,6 +139,8 @@ class Raised(Struct, frozen=True, gc=False):
     error: ErrorRecord
     #: Seconds until the body is to be tried again; None where it is not.
     retry_in: float | None = None
+    #: The keys of the steps called in the body whose failures led to it.
+    led: tuple[str, ...] = ()
 
 
 class Received(Struct, frozen=True, gc=False):

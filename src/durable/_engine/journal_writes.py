@@ -61,6 +61,8 @@ def write_outcome(
         seconds=NO_TIME if seconds < _MIN_SECONDS else int(seconds * 1000 + 0.5) / 1000,
         attempt=call.attempts or 1,  # a signal has none
     )
+    if call.holds:
+        outcome = replace(outcome, holds=True, led=call.led)
     if seq != call.started or call.unordered or transacts or call.cleanup or journal.kept or journal.drawn is not None:
         call.kept += journal.take_kept()
         outcome = _with_circumstances(outcome, call, seq, epoch, journal.drawn_for(call.key))

@@ -13,6 +13,10 @@ class Plain(Struct, frozen=True, gc=False):
     """Call the body, and record its outcome."""
 
 
+class Item(Struct, frozen=True, gc=False):
+    """As `Plain`; the body may call steps of its own, whose keys begin with this step's key and a slash."""
+
+
 class Sleep(Struct, frozen=True, gc=False):
     """Record the moment of waking, which is all that the body says; then let the time pass, as `LiveExecution.rest` tells."""
 
@@ -36,5 +40,6 @@ class Transact(Struct, frozen=True, gc=False):
     isolation: Isolation
 
 
-StepKind: TypeAlias = Plain | Sleep | Listen | Transact
+StepKind: TypeAlias = Plain | Item | Sleep | Listen | Transact
 PLAIN: Final = Plain()
+ITEM: Final = Item()

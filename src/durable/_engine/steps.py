@@ -44,10 +44,11 @@ from durable._engine.decisions import (
 from durable._engine.journal_writes import value_of_signal, write_attempt, write_outcome
 from durable._engine.leases import MAX_WAIT
 from durable._engine.live_runs import LiveRun
-from durable._engine.step_kinds import Listen, Plain, Sleep, Transact
+from durable._engine.step_kinds import Item, Listen, Plain, Sleep, Transact
 from durable._engine.waits import RESOLUTION
 from durable.errors import (
     DurableError,
+    NestedStep,
     OutcomeUnknown,
     RunOver,
     StepInterrupted,
@@ -94,15 +95,37 @@ class LiveExecution(LiveRun):
         if amid is not None and amid.interruption is not None:
             call.refusal = Leave(amid.interruption)
             return call
+        if call.within is not None and not self._enters(call.within):
+            call.refusal = Raise(NestedStep(call.name, call.within, "the body has ended"))
+            return call
         self.journal.draw(call, branch, amid)
         if call.refusal is not None and isinstance(call.refusal, Abort):
             self.abort(call.refusal.error)
         return call
 
-    def draw_value(self, kind: str, key: str | None, fresh: Drawable, branch: object) -> Drawable | Abort:
+    def _enters(self, item: str) -> bool:
+        """Whether the body of this item is running, and note that it calls steps of its own."""
+        holder = self._running.get(item)
+        if holder is None or holder.phase is not Phase.BODY:
+            return False
+        holder.holds = True
+        return True
+
+    def draw_value(
+        self, kind: str, key: str | None, fresh: Drawable, branch: object, scope: str = ""
+    ) -> Drawable | Abort:
         """What the workflow draws there; see `Journal.draw_value`."""
-        value = self.journal.draw_value(kind, key, fresh, branch) if self.error is None else Abort(self.error)
+        value = self.journal.draw_value(kind, key, fresh, branch, scope) if self.error is None else Abort(self.error)
         return self.abort(value.error) if isinstance(value, Abort) else value
+
+    def draw_scope(self, outer: str, name: str, branch: object) -> str | Raise | Abort:
+        """The scope that the workflow enters there; see `Journal.draw_scope`."""
+        scope = self.journal.draw_scope(outer, name, branch) if self.error is None else Abort(self.error)
+        return self.abort(scope.error) if isinstance(scope, Abort) else scope
+
+    def take_patch(self, name: str) -> bool | Abort:
+        """Whether the workflow takes the new way there; see `Journal.take_patch`."""
+        return self.journal.take_patch(name) if self.error is None else Abort(self.error)
 
     def advance(self, call: Call, outcome: StepOutcome, reading: Reading) -> StepDecision:
         """What to do next for this call, after `outcome`, at this reading of the clock."""
@@ -113,8 +136,9 @@ class LiveExecution(LiveRun):
                 return self._on_acknowledged(call, reading)
             case Asked():
                 return self._on_asked(call, reading)
-            case Raised(error=error, retry_in=retry_in):
+            case Raised(error=error, retry_in=retry_in, led=led):
                 if retry_in is None:
+                    call.led = led
                     return self._record_outcome(call, reading, ok=False, error=error)
                 return self._retry_later(call, reading, error, retry_in)
             case Received():
@@ -137,7 +161,8 @@ class LiveExecution(LiveRun):
     def rest(self, call: Call, began: datetime | None, until: datetime, reading: Reading) -> Wait | Abort | None:
         """What a workflow that sleeps until then does next; None when it has slept enough. See `Waits.left_of_sleep`."""
         left = self._waits.left_of_sleep(call, began, until, reading)
-        return self.abort_if_stopped(reading) or (self._rest(0, left, reading) if left > RESOLUTION else None)
+        waiting = self._count_holders(call)
+        return self.abort_if_stopped(reading) or (self._rest(waiting, left, reading) if left > RESOLUTION else None)
 
     # -- beginning ------------------------------------------------------------------------------------------------
 
@@ -181,7 +206,7 @@ class LiveExecution(LiveRun):
         if (problem := self.find_obstacle(reading)) is not None:
             return self._abort(call, reading, problem)
         match call.kind:
-            case Plain() | Sleep():
+            case Plain() | Item() | Sleep():
                 return self._attempt(call, Attempt, reading)
             case Transact():
                 return self._attempt(call, AttemptInTransaction, reading)
@@ -248,10 +273,18 @@ class LiveExecution(LiveRun):
         self, call: Call, seconds: float, reading: Reading, recheck: float = MAX_WAIT, awaits: tuple[Awaited, ...] = ()
     ) -> StepDecision:
         """What a running call does that has so many seconds to wait, and perhaps for one of these signals."""
-        decision = self._rest(1, seconds, reading, recheck, awaits)
+        decision = self._rest(1 + self._count_holders(call), seconds, reading, recheck, awaits)
         if isinstance(decision, Abort):
             self._leave(call, reading, type(decision.error).__name__)
         return decision
+
+    def _count_holders(self, call: Call) -> int:
+        """How many items are running only because this call is made in their bodies."""
+        count, item = 0, call.within
+        while item is not None:
+            holder = self._running.get(item)
+            count, item = count + 1, None if holder is None else holder.within
+        return count
 
     # -- recording ------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from durable._common.boundary import calls_out, shorten
 from durable._engine.calls import Call
@@ -31,22 +31,18 @@ from durable._engine.decisions import (
 )
 from durable._engine.step_kinds import Sleep
 from durable._runtime.awaitables import explain_unawaited, is_awaitable
-from durable._runtime.bodies import Body, body_of_call, body_of_decorated
+from durable._runtime.bodies import Body, body_of_decorated
 from durable._runtime.branches import is_alone
 from durable._runtime.context import current_frame, enter, leave
 from durable._runtime.definitions import StepDefinition
 from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Driver
 from durable._runtime.mapping import MapItems, MapOptions, map_async
 from durable._runtime.shielded import wait_shielded
-from durable._runtime.step_options import StepOptions
 from durable._runtime.timeouts import NotBegun, await_within, call_on_thread, needs_thread
-from durable._runtime.values import ValueKind
 from durable.codecs._failures import add_note
 from durable.errors import AsyncMismatch, DurableError
 from durable.records import Record
 from durable.stores import requests
-
-T = TypeVar("T")
 
 _MAX_TURNS: Final = 10  # of the event loop, for tasks within tasks to begin what they have called
 
@@ -134,24 +130,22 @@ class AsyncDriver(Driver):
         )
         return handed_out
 
-    def draw_value(self, kind: ValueKind[T], key: str | None) -> T:
+    def _drawing(self, what: str) -> contextlib.AbstractContextManager[object]:
         if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- likewise
-            raise _loop_error(f"step.{kind.name}()")
-        return super().draw_value(kind, key)
+            raise _loop_error(what)
+        return contextlib.nullcontext()
 
     def map(
-        self, name: str, fn: Callable[[Any], Any], items: Iterable[Any], given: StepOptions, how: MapOptions
+        self, name: str, items: Iterable[Any], how: MapOptions, body_of: Callable[[Any, InFlight | None], Body]
     ) -> Coroutine[Any, Any, list[Any]]:
         """A step for each item, in tasks."""
-        amid, defaults = self._in_flight(sys.exception()), self.defaults
-        every = MapItems(name, items, how)
+        amid = self._in_flight(sys.exception())
+        every = MapItems(name, items, how, self._scope())
 
         async def begun() -> list[Any]:
             self._unbegun.pop(every, None)
             every.tell(self._execution, self.clock)
-            return await map_async(
-                every, lambda key, item: self.call(name, key, body_of_call(fn, (item,), given, defaults), amid)
-            )
+            return await map_async(every, lambda key, item: self.call(name, key, body_of(item, amid), amid))
 
         self._unbegun[every] = handed_out = begun()
         return handed_out
@@ -212,7 +206,7 @@ class AsyncDriver(Driver):
     async def _attempt(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
         if (room := self._store.aio.room()) is not None:
             await self._wait_for_room(room)
-        token, timeout = enter(self.frame(call.key, attempt.number)), body.options.timeout
+        token, timeout = enter(self._frame_of(call, attempt, body)), body.options.timeout
         try:
             if timeout is None:
                 value = body.call()

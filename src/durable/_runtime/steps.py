@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from durable._common.boundary import calls_out, shorten
 from durable._common.locks import locked
@@ -35,20 +36,16 @@ from durable._engine.decisions import (
 )
 from durable._engine.step_kinds import Sleep
 from durable._runtime.awaitables import is_awaitable, vain_awaitable_error
-from durable._runtime.bodies import Body, body_of_call, body_of_decorated
+from durable._runtime.bodies import Body, body_of_decorated
 from durable._runtime.branches import have_ended
 from durable._runtime.context import enter, leave
 from durable._runtime.definitions import StepDefinition
 from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Driver
 from durable._runtime.mapping import MapItems, MapOptions, map_blocking
-from durable._runtime.step_options import StepOptions
 from durable._runtime.timeouts import NotBegun, call_within
-from durable._runtime.values import ValueKind
 from durable.errors import DurableError
 from durable.records import Record
 from durable.stores import requests
-
-T = TypeVar("T")
 
 
 class BlockingDriver(Driver):
@@ -84,24 +81,21 @@ class BlockingDriver(Driver):
         with self._lock: call = self._draw(name, key, body, fingerprint, threading.current_thread(), amid)  # noqa: E701  # fmt: skip
         return self._rest(call, body) if type(body.kind) is Sleep else self._drive(call, body)
 
-    @locked
-    def draw_value(self, kind: ValueKind[T], key: str | None) -> T:
-        return super().draw_value(kind, key)
+    def _drawing(self, what: str) -> AbstractContextManager[object]:  # noqa: ARG002 -- any thread may
+        return self._lock
 
     def map(
-        self, name: str, fn: Callable[[Any], Any], items: Iterable[Any], given: StepOptions, how: MapOptions
+        self, name: str, items: Iterable[Any], how: MapOptions, body_of: Callable[[Any, InFlight | None], Body]
     ) -> list[Any]:
         """A step for each item, on threads."""
-        amid, defaults = self._in_flight(sys.exception()), self.defaults
-        every = MapItems(name, items, how)
+        amid = self._in_flight(sys.exception())
+        every = MapItems(name, items, how, self._scope())
         every.tell(self._execution, self.clock)
         outer = self._mapping
         if threading.current_thread() is self._main:
             self._mapping = every
         try:
-            return map_blocking(
-                every, lambda key, item: self.call(name, key, body_of_call(fn, (item,), given, defaults), amid)
-            )
+            return map_blocking(every, lambda key, item: self.call(name, key, body_of(item, amid), amid))
         finally:
             self._mapping = outer
 
@@ -154,7 +148,7 @@ class BlockingDriver(Driver):
 
     @calls_out
     def _attempt(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
-        token, timeout = enter(self.frame(call.key, attempt.number)), body.options.timeout
+        token, timeout = enter(self._frame_of(call, attempt, body)), body.options.timeout
         try:
             value = body.call() if timeout is None else call_within(timeout, call.name, body.call)
         except NotBegun as problem:
