@@ -134,6 +134,8 @@ class StepRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     once: bool = False
     #: The number of the signal that it received.
     signal: int | None = None
+    #: The id of the child of which this is the outcome.
+    child: str = ""
     #: Whether the body's work was committed with this record.
     transaction: bool = False
     #: The place of the next record when the step was called; None where that is this record's own.
@@ -182,6 +184,8 @@ class AttemptRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     error: ErrorRecord | None = None
     #: As in a `StepRecord`.
     fingerprint: str = ""
+    #: The id of the child that was started with this record; `due` is `began` then.
+    child: str = ""
     #: As in a `StepRecord`.
     drawn: Mapping[str, Drawable] | None = None
     #: As in a `StepRecord`.
@@ -292,6 +296,9 @@ class Header(Struct, frozen=True, rename="camel"):
     nonce: int | UnsetType = UNSET
     #: How often the run was continued with a new input.
     continued: int | UnsetType = UNSET
+    #: Of a child, the id under which the run that has started it stands in the table, and the name of the signal by which that is
+    #: told of its end.
+    parent: tuple[str, str] | UnsetType = UNSET
 
     @property
     def is_open(self) -> bool:

@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable
 
 from durable import events
+from durable._common.checks import MAX_NAME_BYTES
 from durable._common.durations import add_seconds
 from durable._engine.calls import Call
+from durable._engine.children import name_child, name_end
 from durable._engine.continuations import check_history
 from durable._engine.decisions import Abort, Awaited, ContinueRun, Raise, Reading, Suspension, Wait
 from durable._engine.journal import Journal
@@ -71,6 +73,8 @@ class LiveRun:
         self.is_alone: Callable[[], bool] = lambda: True
         self._suspend_after = suspend_after
         self._running: dict[str, Call] = {}
+        # The keys of the children that this execution has started, and that were not there before: none of them has ended yet.
+        self._new_children: set[str] = set()
         self._waits = Waits()
 
     def continue_with(self, text: bytes, reading: Reading, *, keep_history: bool) -> Abort | Raise:
@@ -89,6 +93,13 @@ class LiveRun:
             return Raise(problem)
         self.continuation = ContinueRun(record, keep_history, tuple(self.journal.taken_signals), number)
         return self.abort(RunContinued(self.run_id))
+
+    def name_child(self, key: str) -> tuple[str, tuple[str, str]]:
+        """The id of the child that the step of this key starts, and its parent; see `NewRun`."""
+        row = self.lease.row
+        room = MAX_NAME_BYTES - (len(row.encode()) - len(self.run_id.encode()))  # less the store's prefix
+        child = name_child(self.run_id, self.times_continued, key, room=room)
+        return child, (row, name_end(child))
 
     def abort(self, error: DurableError) -> Abort:
         """The run must not go on; the first reason stays the reason."""

@@ -38,7 +38,7 @@ from durable._engine.decisions import (
     Wait,
 )
 from durable._engine.leases import MAX_WAIT
-from durable._engine.step_kinds import Listen, Transact
+from durable._engine.step_kinds import Listen, StartChild, Transact
 from durable._engine.steps import LiveExecution
 from durable._runtime.awaitables import explain_early_call, is_awaitable, vain_awaitable_error
 from durable._runtime.bodies import Body
@@ -62,7 +62,7 @@ from durable.errors import (
     UnstorableValue,
     Unwind,
 )
-from durable.records import Record, StepRecord
+from durable.records import ErrorRecord, Record, StepRecord
 from durable.stores.protocol import CommitRefused, RolledBack, RunStore, Transaction
 from durable.stores.requests import OnLateReply
 
@@ -119,6 +119,15 @@ class Driver:
     @property
     def epoch(self) -> int:
         return self._execution.lease.epoch
+
+    @property
+    def codec(self) -> Codec:
+        """The store's codec."""
+        return self._codec
+
+    def name_child(self, key: str) -> tuple[str, tuple[str, str]]:
+        """The id of the child that the step of this key starts, and its parent; see `NewRun`."""
+        return self._execution.name_child(key)
 
     @property
     def is_replaying(self) -> bool:
@@ -386,8 +395,18 @@ class Driver:
         return Raised(to_record(exception, self._codec, note=note), retry_in)
 
     @calls_out
+    def _as_error(self, error: DurableError, cause: ErrorRecord | None) -> Raised:
+        if cause is not None:
+            error.__cause__ = from_record(
+                cause, self._codec, run_id=self._execution.run_id, where="the failure of a child"
+            )
+        return Raised(to_record(error, self._codec))
+
+    @calls_out
     def _hand_out(self, call: Call, record: StepRecord, body: Body) -> Any:
         where = f"the record of step {call.key!r}"
+        if type(body.kind) is StartChild and (record.error is None or record.child):
+            return body.call()  # the handle; the outcome is for what waits
         if record.error is None:
             run_id = self._execution.run_id
             if type(body.kind) is Listen:
