@@ -144,12 +144,15 @@ class LiveExecution(LiveRun):
 
     def rest(self, call: Call, began: datetime | None, until: datetime, reading: Reading) -> Wait | Abort | None:
         """What a workflow that sleeps until then does next; None when it has slept enough. See `Waits.left_of_sleep`."""
+        self._resting.pop(call.key, None)
         left = self._waits.left_of_sleep(call, began, until, reading)
-        return self.abort_if_stopped(reading) or (self._rest(0, left, reading) if left > RESOLUTION else None)
+        return self.abort_if_stopped(reading) or (self._rest(call, left, reading) if left > RESOLUTION else None)
 
     # -- beginning ------------------------------------------------------------------------------------------------
 
     def _on_asked(self, call: Call, reading: Reading) -> StepDecision:
+        if self._resting:
+            self._resting.pop(call.key, None)
         if self.error is not None:
             if isinstance(call.refusal, Leave):  # what ends the process is not to become an error of ours
                 return call.refusal
@@ -310,7 +313,7 @@ class LiveExecution(LiveRun):
         self, call: Call, seconds: float, reading: Reading, recheck: float = MAX_WAIT, awaits: tuple[Awaited, ...] = ()
     ) -> StepDecision:
         """What a running call does that has so many seconds to wait, and perhaps for one of these signals."""
-        decision = self._rest(1, seconds, reading, recheck, awaits)
+        decision = self._rest(call, seconds, reading, recheck, awaits)
         if isinstance(decision, Abort):
             self._leave(call, reading, type(decision.error).__name__)
         return decision
@@ -378,6 +381,7 @@ class LiveExecution(LiveRun):
         if self._running.get(call.key) is not call:
             return
         del self._running[call.key]
+        self._resting.pop(call.key, None)
         self.journal.close(call, recorded=False)
         if self.emit is not None:
             self.emit(events.StepLeft(self.run_id, reading.at, call.key, call.name, reason))

@@ -68,6 +68,7 @@ class AsyncDriver(Driver):
         self._unbegun: dict[
             Call | MapItems | WaitForAll, Coroutine[Any, Any, Any]
         ] = {}  # coroutines handed out and not awaited yet
+        self._resting = set[asyncio.Task[Any]]()  # tasks that wait in a step
         self._main = main = asyncio.current_task()
         if main is not None:
             self._execution.journal.is_asked_to_end = lambda: main.cancelling() > 0
@@ -172,7 +173,7 @@ class AsyncDriver(Driver):
             frame = context.get(current_frame)
             return frame is not None and frame.driver is self
 
-        return self._main is not None and is_alone(self._main, is_ours)
+        return self._main is not None and is_alone(self._main, is_ours, self._resting)
 
     def _outer_exception(self, exception: BaseException) -> BaseException | None:
         # An event loop may be run in an `except` block, and is where asyncio.run ends its tasks: what is handled there is
@@ -203,7 +204,7 @@ class AsyncDriver(Driver):
                     case AttemptInTransaction(number=number, began=began):
                         outcome = await self._transact(call, Attempt(number, began), body)
                     case Wait(seconds=seconds, recheck=recheck):
-                        await self.clock.asleep(seconds, recheck)
+                        await self._sleep(seconds, recheck)
                         outcome = ASKED
                     case PollSignal(names=names, taken=taken):
                         outcome = await self._receive(names, taken)
@@ -392,7 +393,18 @@ class AsyncDriver(Driver):
     async def _rest(self, call: Call, body: Body) -> None:
         until = await self._drive(call, body)
         while (wait := self._next_rest(call, until)) is not None:
-            await self.clock.asleep(wait.seconds, wait.recheck)
+            await self._sleep(wait.seconds, wait.recheck)
+
+    async def _sleep(self, seconds: float, recheck: float) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            await self.clock.asleep(seconds, recheck)
+            return
+        self._resting.add(task)
+        try:
+            await self.clock.asleep(seconds, recheck)
+        finally:
+            self._resting.discard(task)
 
     async def _join(self, call: Call) -> None:
         while self._execution.is_running(call):
