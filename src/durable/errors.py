@@ -315,8 +315,8 @@ class SignalTimedOut(DurableError, TimeoutError):
 class ChildFailed(DurableError):
     """The child run `run_id` has ended without a value: its `status` is "failed", "cancelled", or "deleted".
 
-    Raised by `step.call` and `step.wait_all`, and recorded, so that a replay raises it again. Of one that has failed `error_type`
-    is the class of its exception, as `module:Class`, and the exception itself is the `__cause__`.
+    Raised by `step.call` and `step.wait_all`, and recorded, so that a replay raises it again. Of one that has failed
+    `error_type` is the class of its exception, as `module:Class`, and the exception itself is the `__cause__`.
     """
 
     run_id: str

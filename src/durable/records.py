@@ -296,8 +296,8 @@ class Header(Struct, frozen=True, rename="camel"):
     nonce: int | UnsetType = UNSET
     #: How often the run was continued with a new input.
     continued: int | UnsetType = UNSET
-    #: Of a child, the id under which the run that has started it stands in the table, and the name of the signal by which that is
-    #: told of its end.
+    #: Of a child, the id under which the run that has started it stands in the table, and the name of the signal by which
+    #: that is told of its end.
     parent: tuple[str, str] | UnsetType = UNSET
 
     @property

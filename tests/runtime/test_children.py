@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 import durable
-from durable.errors import ChildFailed, InvalidArgument, KeyConflict, RunExists, RunMismatch, RunPoisoned
+from durable.errors import ChildFailed, InvalidArgument, KeyConflict, RunExists, RunPoisoned
 from durable.stores.protocol import QueueingStore
 from harness.ownership_children import wait_until
 
@@ -86,7 +86,7 @@ def trusts(step: durable.Step, deps: Any, fn: str) -> Any:
     return step.call(fn, 1, key="child")
 
 
-ALL: Final = [doubles, breaks, waits, calls, acalls, fans, afans, gathers, groups, hopes, ahopes, trusts]
+ALL: Final[list[Any]] = [doubles, breaks, waits, calls, acalls, fans, afans, gathers, groups, hopes, ahopes, trusts]
 
 
 def worker_of(store: QueueingStore, **options: Any) -> durable.Worker:
@@ -197,7 +197,7 @@ def test_a_cancellation_goes_down(store: QueueingStore) -> None:
     run_until_it_waits(store, "g", more=[grand])
     wait_until(lambda: store.status("g/child/child") == "suspended", "the run gets there")
     assert handle.cancel()
-    assert [store.status(id) for id in ("g", "g/child", "g/child/child")] == ["cancelled"] * 3
+    assert [store.status(one) for one in ("g", "g/child", "g/child/child")] == ["cancelled"] * 3
     # What was cancelled with its parent goes on with it.
     durable.retry(store, "g")
     run_until_it_waits(store, "g", more=[grand])
@@ -287,7 +287,7 @@ def test_a_continued_parent_has_new_children(store: QueueingStore) -> None:
     handle = durable.start(goes_on, 1, id="p", store=store)
     with worker_of(store, more=[goes_on]):
         assert handle.result(WITHIN) == 6
-    assert [store.status(id) for id in ("p/child", "p~1/child", "p~2/child")] == ["completed"] * 3
+    assert [store.status(one) for one in ("p/child", "p~1/child", "p~2/child")] == ["completed"] * 3
 
 
 def test_a_child_that_goes_on_with_another_input_ends_once(store: QueueingStore) -> None:
@@ -310,10 +310,10 @@ def test_another_child_under_the_same_key_is_refused(store: QueueingStore) -> No
             step.start(doubles, 2, key="child")
         with pytest.raises(KeyConflict):
             step.start(breaks, 1, key="child")
-        with pytest.raises(InvalidArgument, match="step.start returns"):
-            step.wait_all([1])  # type: ignore[list-item]
+        with pytest.raises(InvalidArgument, match=r"step\.start returns"):
+            step.wait_all([1])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         with pytest.raises(InvalidArgument, match="list"):
-            step.wait_all("child")  # type: ignore[arg-type]
+            step.wait_all("child")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         return step.wait_all([])
 
     handle = durable.start(confused, 1, id="p", store=store)
@@ -337,6 +337,3 @@ def test_all_are_waited_for_before_the_first_failure_is_raised(store: QueueingSt
     assert (first, third) == (0, 4)
     assert "'p/1'" in second
     assert "'p/3'" in fourth
-
-
-_ = RunMismatch

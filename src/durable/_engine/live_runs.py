@@ -73,7 +73,7 @@ class LiveRun:
         self.is_alone: Callable[[], bool] = lambda: True
         self._suspend_after = suspend_after
         self._running: dict[str, Call] = {}
-        # The calls that wait, by key, as when they looked last: until when, and for which signals. Empty where none waits for long.
+        # The calls that wait, by key, as when they looked last: until when, and for which signals. Empty where none waits long.
         self._resting: dict[str, tuple[float, tuple[Awaited, ...]]] = {}
         # The keys of the children that this execution has started, and that were not there before: none of them has ended yet.
         self._new_children: set[str] = set()

@@ -34,7 +34,7 @@ class ChildOptions(TypedDict, total=False):
 
 
 class ChildHandle(Generic[T]):
-    """A child that `step.start` has started, for `step.wait_all`. Good for this execution of the parent, as what it is called with."""
+    """A child that `step.start` has started, for `step.wait_all` in the same execution of the parent."""
 
     __slots__ = ("_driver", "begin", "id", "key", "name", "wait")
 
@@ -87,7 +87,7 @@ def check_handles(driver: Driver, given: object) -> list[ChildHandle[Any]]:
     for handle in handles:
         if not isinstance(handle, ChildHandle):
             raise InvalidArgument(f"step.wait_all takes what step.start returns, not {type(handle).__name__}")
-        if not cast("ChildHandle[Any]", handle).is_of(driver):
+        if not handle.is_of(driver):
             raise InvalidArgument(
                 f"step.wait_all: the child {handle.id!r} was started by another execution or another run; call step.start "
                 f"where the workflow waits: a child that is there is joined"

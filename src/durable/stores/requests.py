@@ -131,14 +131,14 @@ class Receive(Request[tuple[int, str, str] | None], frozen=True, eq=False, gc=Fa
 
 
 class BeginChild(Request[Begun], frozen=True, eq=False, gc=False):
-    """Append a record to a run's journal and start a child of it, both or neither, if the lease's token stands; else `LeaseLost`.
+    """Append a record to a run's journal and start a child of it, both or neither, if the lease stands; else `LeaseLost`.
 
     A child that is there stands for it where it is this run's, and of the same workflow and input: if it has failed or was
-    cancelled, and needs no decision, it is due again, and if it has ended, that is told its parent once more, instead of what it
-    was told before. Where what is there is another run, nothing is changed, and the answer says so.
+    cancelled, and needs no decision, it is due again, and if it has ended otherwise, that is told its parent once more, in the
+    place of what it was told before. Where what is there is another run, nothing is changed, and the answer says so.
 
-    Of a run with a parent the end is told that in a signal, which is written with the end: `finish`, `cancel`, or `delete` before
-    that.
+    Of a run with a parent the end is told that in a signal, which is written with the end: by `Finish`, by `Cancel`, and where
+    it is deleted before.
     """
 
     lease: Lease

@@ -113,7 +113,7 @@ class ChildStatements:
 
     def wake_parents(self, session: Session, ended: Iterable[Sequence[str] | None]) -> None:
         """The parents that are suspended for the ends of these, each as the parent and the signal's name, are due."""
-        rows = [_Ended(*parent) for parent in ended if parent is not None and parent[0] is not None]
+        rows = [_Ended(parent[0], parent[1]) for parent in ended if parent is not None and parent[0] is not None]
         if not rows:
             return
         woken = Reply()
