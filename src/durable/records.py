@@ -134,8 +134,6 @@ class StepRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     once: bool = False
     #: The number of the signal that it received.
     signal: int | None = None
-    #: The id of the child of which this is the outcome.
-    child: str = ""
     #: Whether the body's work was committed with this record.
     transaction: bool = False
     #: The place of the next record when the step was called; None where that is this record's own.
@@ -159,6 +157,8 @@ class StepRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     at: Moment | None = None
     #: Under which lease of the run it was stored.
     epoch: Epoch = 0
+    #: The id of the child of which this is the outcome.
+    child: str = ""
 
     def __repr__(self) -> str:
         return f"<StepRecord of {self.name!r}, {'ok' if self.ok else 'failed'}>"
@@ -184,14 +184,14 @@ class AttemptRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     error: ErrorRecord | None = None
     #: As in a `StepRecord`.
     fingerprint: str = ""
-    #: The id of the child that was started with this record; `due` is `began` then.
-    child: str = ""
     #: As in a `StepRecord`.
     drawn: Mapping[str, Drawable] | None = None
     #: As in a `StepRecord`.
     at: Moment | None = None
     #: As in a `StepRecord`.
     epoch: Epoch = 0
+    #: The id of the child that was started with this record; `due` is `began` then.
+    child: str = ""
 
 
 class FailureRecord(Struct, frozen=True, omit_defaults=True):

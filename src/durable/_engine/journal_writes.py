@@ -32,7 +32,7 @@ def write_attempt(
 ) -> Record:
     """The record of an attempt that has failed, of one that is about to begin (not `due`), of a wait, or of a child's start."""
     drawn = journal.drawn_for(call.key)
-    attempt = AttemptRecord(call.name, number, began, due, error, call.fingerprint, child, drawn)
+    attempt = AttemptRecord(call.name, number, began, due, error, call.fingerprint, drawn, child=child)
     call.stored, call.attempt, call.record, call.phase = False, attempt, None, Phase.SENDING
     return Record(_take_place(call, journal), call.key, _ATTEMPT, render(attempt))
 
@@ -61,9 +61,9 @@ def write_outcome(
         call.fingerprint,
         call.at_most_once,
         call.signal,
-        call.child,
         seconds=NO_TIME if seconds < _MIN_SECONDS else int(seconds * 1000 + 0.5) / 1000,
         attempt=call.attempts or 1,  # a signal has none
+        child=call.child,
     )
     if seq != call.started or call.unordered or transacts or call.cleanup or journal.kept or journal.drawn is not None:
         call.kept += journal.take_kept()
