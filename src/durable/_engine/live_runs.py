@@ -73,7 +73,7 @@ class LiveRun:
         self.is_alone: Callable[[], bool] = lambda: True
         self._suspend_after = suspend_after
         self._running: dict[str, Call] = {}
-        # The calls that wait, by key, as when they looked last: until when, and for which signals. Empty where none waits long.
+        # The calls that wait, by key, as when they looked last: until when, and for which signals.
         self._resting: dict[str, tuple[float, tuple[Awaited, ...]]] = {}
         # The keys of the children that this execution has started, and that were not there before: none of them has ended yet.
         self._new_children: set[str] = set()
@@ -144,16 +144,15 @@ class LiveRun:
         """Let a call wait, or suspend the run where nothing of it is in flight but calls that wait."""
         if self.deadline is not None:
             seconds = min(seconds, self.deadline - reading.elapsed)
-        if seconds > self._suspend_after:
-            self._resting[call.key] = reading.elapsed + seconds, awaits
-            if self._running.keys() <= self._resting.keys() and self.is_alone():
-                return self._suspend(reading)
+        self._resting[call.key] = reading.elapsed + seconds, awaits
+        if seconds > self._suspend_after and self._running.keys() <= self._resting.keys() and self.is_alone():
+            return self._suspend(reading, recheck)
         return self._wait(seconds, reading, recheck)
 
-    def _suspend(self, reading: Reading) -> Wait | Abort:
+    def _suspend(self, reading: Reading, recheck: float) -> Wait | Abort:
         until = min(until for until, _ in self._resting.values())
         if until - reading.elapsed <= self._suspend_after:  # another call has not so long to wait
-            return self._wait(until - reading.elapsed, reading)
+            return self._wait(max(0.0, until - reading.elapsed), reading, recheck)
         every = {awaited.name: awaited for _, awaits in self._resting.values() for awaited in awaits}
         self.suspension = Suspension(until, tuple(every.values()))
         moment = None if until == math.inf else add_seconds(reading.at, until - reading.elapsed)

@@ -69,7 +69,7 @@ class Children:
         return Signal(parent, name, render_end(end))
 
     def below(self, run_id: str) -> list[str]:
-        """The runs below this one that have not ended, the nearest first."""
+        """The runs below this one that have not ended, the nearest first; not below one that has come to its own end."""
         return [
             name
             for name in self._all_below(run_id)
@@ -77,6 +77,9 @@ class Children:
         ]
 
     def _all_below(self, run_id: str) -> Iterator[str]:
+        above = self._runs.get(run_id)
+        if above is None or above.header is None or above.header.execution.status in (Status.COMPLETED, Status.FAILED):
+            return
         for name, run in list(self._runs.items()):
             if run.header is not None and run.header.parent is not UNSET and run.header.parent[0] == run_id:
                 yield name

@@ -509,13 +509,18 @@ SELECT workflow_id FROM {locks} WHERE workflow_id = ANY (%s::text[]) AND owner_t
 -- Take the lease from its holder: what it has in flight is settled first, and it can write nothing more. A run
 -- that has ended meanwhile is left as it is. The answer is the runs that were cancelled, and those which were running when
 -- this began and are not cancelled: they have ended meanwhile, or a trigger keeps their headers as they are. Where one keeps a
--- lease the square root of -1 fails, and with it the whole. With a run are cancelled those below it that have not ended, and what
+-- lease the square root of -1 fails, and with it the whole. With a run are cancelled those below it that have not ended (also
+-- where it was cancelled before, but not below one that has come to its own end), and what
 -- they tell their parents says so. One that is cancelled itself tells its parent, which the answer has then, with the signal.
 WITH RECURSIVE below AS (
     SELECT id, false AS is_below FROM unnest(%s::text[]) AS asked (id)
      UNION
     SELECT child.id, true
       FROM below
+     CROSS JOIN LATERAL (
+           SELECT FROM {snapshots}
+            WHERE id = below.id AND snapshot->'execution'->>'status' IN ('queued', 'running', 'cancelled')
+           OFFSET 0) AS parent
      CROSS JOIN LATERAL (
            SELECT id FROM {snapshots}
             WHERE snapshot->'parent'->>0 = below.id AND snapshot->'parent' IS NOT NULL
