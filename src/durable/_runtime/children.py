@@ -47,12 +47,12 @@ class ChildHandle(Generic[T]):
         self.name = name
         self._driver = driver
         #: The step's body where it starts the child, and where it waits for it.
-        self.begin = self.wait = Body(self._itself, (), {}, DEFAULTS)
+        self.begin = self.wait = Body(self.itself, (), {}, DEFAULTS)
 
     def __repr__(self) -> str:
         return f"<child {self.id!r}>"
 
-    def _itself(self, *_: Any) -> ChildHandle[T]:
+    def itself(self, *_: Any) -> ChildHandle[T]:
         return self
 
     def is_of(self, driver: Driver) -> bool:
@@ -74,8 +74,8 @@ def plan_child(
     args = () if start.input is MISSING else (start.input,)
     handle = ChildHandle[Any](driver, child_id, key, definition.name)
     annotation = None if of is None else return_annotation(of)
-    handle.begin = Body(handle._itself, args, {}, DEFAULTS, annotation, StartChild(child))  # noqa: SLF001 -- its own module
-    handle.wait = Body(handle._itself, args, {}, DEFAULTS, annotation, AwaitChild(child))  # noqa: SLF001 -- likewise
+    handle.begin = Body(handle.itself, args, {}, DEFAULTS, annotation, StartChild(child))
+    handle.wait = Body(handle.itself, args, {}, DEFAULTS, annotation, AwaitChild(child))
     return handle
 
 

@@ -141,7 +141,7 @@ class BlockingDriver(Driver):
                     case AttemptInTransaction(number=number, began=began):
                         outcome = self._transact(call, Attempt(number, began), body)
                     case Wait(seconds=seconds, recheck=recheck):
-                        self.clock.sleep(seconds, recheck)
+                        self._sleep(seconds, recheck)
                         outcome = ASKED
                     case PollSignal(names=names, taken=taken):
                         outcome = self._receive(names, taken)
@@ -239,7 +239,10 @@ class BlockingDriver(Driver):
     def _rest(self, call: Call, body: Body) -> None:
         until = self._drive(call, body)
         while (wait := self._next_rest(call, until)) is not None:
-            self.clock.sleep(wait.seconds, wait.recheck)
+            self._sleep(wait.seconds, wait.recheck)
+
+    def _sleep(self, seconds: float, recheck: float) -> None:
+        self.clock.sleep(seconds, recheck)
 
     @locked
     def _continue(self, text: bytes, keep_history: bool) -> Raise | Abort:
