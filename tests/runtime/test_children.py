@@ -127,7 +127,7 @@ def run_until_it_waits(store: QueueingStore, run_id: str, **options: Any) -> Non
 
 # Fault 146.
 @pytest.mark.parametrize("when", ["while it waits", "before it waits"])
-@pytest.mark.parametrize("how", ["cancelled", "deleted"])
+@pytest.mark.parametrize("how", ["cancelled", "deleted", "saved over"])
 @pytest.mark.parametrize("workflow", [hopes, ahopes])
 def test_a_child_that_is_cancelled_or_deleted_wakes_its_parent(
     store: QueueingStore, workflow: Any, how: str, when: str
@@ -136,11 +136,16 @@ def test_a_child_that_is_cancelled_or_deleted_wakes_its_parent(
     run_until_it_waits(store, "p")
     if how == "cancelled":
         assert durable.cancel(store, "p/child")
-    else:
+    elif how == "deleted":
         store.delete("p/child")
+    else:
+        document = durable.run(None, lambda step, deps: 1, id="other", store=store) and store.load("other")
+        assert document is not None
+        store.save("p/child", document)
+    told, stands = {"cancelled": ("cancelled",) * 2, "deleted": ("deleted", None)}.get(how, ("deleted", "completed"))
     with worker_of(store):
-        assert handle.result(WITHIN) == ["p/child", how, "", "None"]
-    assert store.status("p/child") == (None if how == "deleted" else "cancelled")
+        assert handle.result(WITHIN) == ["p/child", told, "", "None"]
+    assert store.status("p/child") == stands
 
 
 @durable.workflow(name="exits", max_crashes=1)

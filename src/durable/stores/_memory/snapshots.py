@@ -50,7 +50,14 @@ class SnapshotVerbs:
     def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
         """See `PostgresStore.save`."""
         check_name("a run's id", id)
-        self._put(id, savable_snapshot(id, snapshot), force)
+        self._save_over(id, savable_snapshot(id, snapshot), force)
+
+    @locked
+    def _save_over(self, id: str, snapshot: Snapshot, force: bool) -> None:
+        before = self._runs.get(id)
+        self._put(id, snapshot, force)
+        if before is not None and (signal := self._children.told_of(before, is_deleted=True)) is not None:
+            self._send(signal, self.clock.now())
 
     @locked
     def _put(self, id: str, snapshot: Snapshot, force: bool = False) -> None:

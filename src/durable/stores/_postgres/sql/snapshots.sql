@@ -53,6 +53,15 @@ ON CONFLICT (id) DO UPDATE
        updated_at = excluded.updated_at
 RETURNING updated_at >= now()
 
+-- name: tell_replaced
+-- A child that had not ended, and is saved over, is no child any more: its parent is told as if it was deleted.
+INSERT INTO {signals} (workflow_id, name, payload, nonce)
+SELECT child.parent->>0, child.parent->>1, '{"status":"deleted"}',
+       ('x' || substr(md5(child.parent::text || clock_timestamp()::text || random()::text), 1, 16))::bit(64)::bigint & {below_2_62}
+  FROM (SELECT snapshot->'parent' AS parent, snapshot->'execution'->>'status' AS status FROM {snapshots} WHERE id = %(id)s) AS child
+ WHERE child.parent IS NOT NULL AND child.status IN ('queued', 'running')
+   AND EXISTS (SELECT FROM {snapshots} WHERE id = child.parent->>0)
+
 -- name: write_journal
 INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record, created_at)
 SELECT lease.workflow_id, line.seq, line.key, line.kind, 0, COALESCE(NULLIF(line.epoch, 0), lease.epoch),
