@@ -106,7 +106,7 @@ class Together(NamedTuple):
     asks: Sequence[Ask | Transfer]
 
 
-Telling: TypeAlias = Generator["Ask | Together", Any, Any]
+Telling: TypeAlias = Generator["Ask | Together | CallChild", Any, Any]
 """A story, told step by step: what it asks for, and what it is answered."""
 
 

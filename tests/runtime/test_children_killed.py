@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from durable._engine import steps
+from durable._engine.step_kinds import StartChild
 from durable.errors import ChildFailed
 from harness.stages import Ask, CallChild, Died, EngineStage, Stage, Story, Telling, World, children_at_work
 
@@ -64,7 +65,7 @@ def test_the_story_would_notice_a_child_that_is_started_twice(monkeypatch: pytes
 
 
 def _start_without_memory(self: Any, call: Any, reading: Any) -> Any:
-    if isinstance(call.kind, steps.StartChild):
+    if isinstance(call.kind, StartChild):
         self._running[call.key] = call
         return self._next(call, reading)
     return _start(self, call, reading)
