@@ -139,7 +139,8 @@ def test_a_child_that_is_cancelled_or_deleted_wakes_its_parent(
     elif how == "deleted":
         store.delete("p/child")
     else:
-        document = durable.run(None, lambda step, deps: 1, id="other", store=store) and store.load("other")
+        durable.run(None, lambda step, deps: 1, id="other", store=store)
+        document = store.load("other")
         assert document is not None
         store.save("p/child", document)
     told, stands = {"cancelled": ("cancelled",) * 2, "deleted": ("deleted", None)}.get(how, ("deleted", "completed"))
