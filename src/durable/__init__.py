@@ -10,19 +10,22 @@ from durable._common import environment as _environment  # noqa: F401  # pyright
 if TYPE_CHECKING:
     from durable import aio, errors
     from durable._runtime.async_handles import AsyncStep
+    from durable._runtime.children import ChildHandle
     from durable._runtime.context import Current, current, idempotency_key
     from durable._runtime.control import cancel, retry, signal
     from durable._runtime.decorator import step
     from durable._runtime.handles import Step
+    from durable._runtime.new_runs import Start
     from durable._runtime.run import run
     from durable._runtime.run_handles import AsyncRunHandle, RunHandle, fork, handle
-    from durable._runtime.starts import Start, start, start_many, wake
+    from durable._runtime.starts import start, start_many, wake
     from durable._runtime.state import delete_state, has_state, list_pending, result, status
     from durable._runtime.workers import Worker
     from durable._runtime.workflow import workflow
     from durable.codecs import alias, stored_as
     from durable.errors import (
         AccessDenied,
+        ChildFailed,
         ConcurrentExecution,
         DeadlineExceeded,
         DurableError,
@@ -60,6 +63,8 @@ __all__ = [
     "AccessDenied",
     "AsyncRunHandle",
     "AsyncStep",
+    "ChildFailed",
+    "ChildHandle",
     "ConcurrentExecution",
     "Current",
     "DeadlineExceeded",
@@ -126,6 +131,7 @@ if not TYPE_CHECKING:
     _HOMES = {
         name: home
         for home, names in {
+            "_runtime.children": "ChildHandle",
             "_runtime.context": "Current current idempotency_key",
             "_runtime.control": "cancel retry signal",
             "_runtime.decorator": "step",

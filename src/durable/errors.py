@@ -17,6 +17,7 @@ Exception
     ├── StepTimeout            an attempt that took longer than its timeout (also a TimeoutError)
     ├── SignalTimedOut         no signal came in time (also a TimeoutError)
     ├── SignalMismatch         a signal's payload is not of the type that was waited for (also a ValueError)
+    ├── ChildFailed            a child run has ended without a value
     ├── StepInterrupted        an at-most-once step was started before, and its outcome is unknown
     ├── RunCancelled           the run was asked to stop
     ├── DeadlineExceeded       the run's time is up
@@ -323,6 +324,23 @@ class SignalTimedOut(DurableError, TimeoutError):
 
     def __str__(self) -> str:
         return f"no signal {self.name!r} came within {self.seconds:g} s. This is recorded; durable.signal sends one."
+
+
+@dataclass(eq=False, repr=False)
+class ChildFailed(DurableError):
+    """The child run `run_id` has ended without a value: its `status` is "failed", "cancelled", or "deleted".
+
+    Raised by `step.call` and `step.wait_all`, and recorded, so that a replay raises it again. Of one that has failed
+    `error_type` is the class of its exception, as `module:Class`, and the exception itself is the `__cause__`.
+    """
+
+    run_id: str
+    status: str
+    error_type: str = ""
+
+    def __str__(self) -> str:
+        told = f": it raised {self.error_type.replace(':', '.')}" if self.error_type else ""
+        return f"the child run {self.run_id!r} has ended as {self.status}{told}. A retry of its parent runs it again."
 
 
 @dataclass(eq=False, repr=False)

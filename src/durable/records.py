@@ -162,6 +162,8 @@ class StepRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     at: Moment | None = None
     #: Under which lease of the run it was stored.
     epoch: Epoch = 0
+    #: The id of the child of which this is the outcome.
+    child: str = ""
 
     def __repr__(self) -> str:
         return f"<StepRecord of {self.name!r}, {'ok' if self.ok else 'failed'}>"
@@ -193,6 +195,8 @@ class AttemptRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     at: Moment | None = None
     #: As in a `StepRecord`.
     epoch: Epoch = 0
+    #: The id of the child that was started with this record; `due` is `began` then.
+    child: str = ""
 
 
 class FailureRecord(Struct, frozen=True, omit_defaults=True):
@@ -297,6 +301,9 @@ class Header(Struct, frozen=True, rename="camel"):
     nonce: int | UnsetType = UNSET
     #: How often the run was continued with a new input.
     continued: int | UnsetType = UNSET
+    #: Of a child, the id under which the run that has started it stands in the table, and the name of the signal by which
+    #: that is told of its end.
+    parent: tuple[str, str] | UnsetType = UNSET
 
     @property
     def is_open(self) -> bool:

@@ -85,6 +85,8 @@ class Call(Struct, eq=False):
     polls: int = 0
     #: The number of the signal that it received.
     signal: int | None = None
+    #: The id of the child that it has started, or whose end it has heard of.
+    child: str = ""
     #: How often the transaction of this attempt was the victim of a conflict.
     conflicts: int = 0
     #: How often the database was lost under the transaction of this attempt.

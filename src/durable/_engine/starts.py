@@ -48,6 +48,8 @@ class NewRun(Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     #: A text that no other run of the queue has which has not ended.
     dedup: str | None = None
+    #: Of a child, the row of the run that starts it, and the name of the signal by which that is told of its end.
+    parent: tuple[str, str] | None = None
 
     def __repr__(self) -> str:
         return f"<NewRun {self.run_id!r} of {self.workflow!r}>"

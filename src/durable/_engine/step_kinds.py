@@ -6,6 +6,8 @@ from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
 
+from durable._engine.starts import NewRun
+
 Isolation: TypeAlias = Literal["read committed", "repeatable read", "serializable"]
 
 
@@ -40,6 +42,20 @@ class Transact(Struct, frozen=True, gc=False):
     isolation: Isolation
 
 
-StepKind: TypeAlias = Plain | Item | Sleep | Listen | Transact
+class StartChild(Struct, frozen=True):
+    """Start a child, and go on. The step is begun by that, and settled by an `AwaitChild` of the same key."""
+
+    #: What is started.
+    child: NewRun
+
+
+class AwaitChild(Struct, frozen=True):
+    """Record the outcome of the child that the step of the same key has started, when it has ended."""
+
+    #: What was started.
+    child: NewRun
+
+
+StepKind: TypeAlias = Plain | Item | Sleep | Listen | Transact | StartChild | AwaitChild
 PLAIN: Final = Plain()
 ITEM: Final = Item()

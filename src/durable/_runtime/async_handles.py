@@ -1,17 +1,18 @@
-"""What an async workflow holds: `AsyncStep`."""
+"""What an async workflow holds: `AsyncStep`, whose steps are awaited."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any, NoReturn, TypeVar, TypeVarTuple, Unpack, overload
+from typing import Any, Literal, NoReturn, TypeVar, TypeVarTuple, Unpack, overload
 from uuid import UUID
 
 import tenacity
 from psycopg import Connection
 
 from durable._common.boundary import public
+from durable._common.checks import check_flag
 from durable._common.durations import Duration
 from durable._engine.step_kinds import Isolation
 from durable._runtime.async_steps import AsyncDriver
@@ -24,8 +25,11 @@ from durable._runtime.bodies import (
     body_of_wait,
     check_signal_names,
 )
-from durable._runtime.handles import Pending
+from durable._runtime.children import ChildHandle, ChildOptions, check_handles, plan_child
+from durable._runtime.handles import Pending, Step
 from durable._runtime.mapping import MapOptions
+from durable._runtime.new_runs import Start
+from durable._runtime.plan import MISSING
 from durable._runtime.scopes import Scope
 from durable._runtime.step_options import (
     CollectingMapOptions,
@@ -165,6 +169,104 @@ class AsyncStep:
         checked = check_signal_names(names)
         name = " | ".join(checked)
         return self._driver.call(name, key, body_of_wait(name, timeout, names=checked))
+
+    @overload
+    def call(
+        self, fn: Callable[[AsyncStep, Any], Coroutine[Any, Any, T]], *, key: str, **options: Unpack[ChildOptions]
+    ) -> Pending[T]: ...
+    @overload
+    def call(
+        self,
+        fn: Callable[[AsyncStep, Any, I], Coroutine[Any, Any, T]],
+        input: I,
+        *,
+        key: str,
+        **options: Unpack[ChildOptions],
+    ) -> Pending[T]: ...
+    @overload
+    def call(self, fn: Callable[[Step, Any], T], *, key: str, **options: Unpack[ChildOptions]) -> Pending[T]: ...
+    @overload
+    def call(
+        self, fn: Callable[[Step, Any, I], T], input: I, *, key: str, **options: Unpack[ChildOptions]
+    ) -> Pending[T]: ...
+    @overload
+    def call(self, fn: str, input: Any = ..., *, key: str, **options: Unpack[ChildOptions]) -> Pending[Any]: ...
+    @public("step.call")
+    def call(
+        self,
+        fn: Callable[..., Any] | str,
+        input: Any = MISSING,
+        *,
+        key: str,
+        queue: str | None = None,
+        priority: int = 5,
+        at: datetime | None = None,
+        delay: Duration | None = None,
+        deadline: Duration | datetime | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """See `Step.call`."""
+        order = Start(input, None, priority, at, delay, None, deadline, metadata)
+        child = plan_child(self._driver, fn, key, order, queue)
+        return self._driver.call_child(child.name, key, child.begin, child.wait)
+
+    @overload
+    def start(
+        self, fn: Callable[[AsyncStep, Any], Coroutine[Any, Any, T]], *, key: str, **options: Unpack[ChildOptions]
+    ) -> Pending[ChildHandle[T]]: ...
+    @overload
+    def start(
+        self,
+        fn: Callable[[AsyncStep, Any, I], Coroutine[Any, Any, T]],
+        input: I,
+        *,
+        key: str,
+        **options: Unpack[ChildOptions],
+    ) -> Pending[ChildHandle[T]]: ...
+    @overload
+    def start(
+        self, fn: Callable[[Step, Any], T], *, key: str, **options: Unpack[ChildOptions]
+    ) -> Pending[ChildHandle[T]]: ...
+    @overload
+    def start(
+        self, fn: Callable[[Step, Any, I], T], input: I, *, key: str, **options: Unpack[ChildOptions]
+    ) -> Pending[ChildHandle[T]]: ...
+    @overload
+    def start(
+        self, fn: str, input: Any = ..., *, key: str, **options: Unpack[ChildOptions]
+    ) -> Pending[ChildHandle[Any]]: ...
+    @public("step.start")
+    def start(
+        self,
+        fn: Callable[..., Any] | str,
+        input: Any = MISSING,
+        *,
+        key: str,
+        queue: str | None = None,
+        priority: int = 5,
+        at: datetime | None = None,
+        delay: Duration | None = None,
+        deadline: Duration | datetime | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """See `Step.start`; awaited for the handle."""
+        order = Start(input, None, priority, at, delay, None, deadline, metadata)
+        child = plan_child(self._driver, fn, key, order, queue)
+        return self._driver.call(child.name, key, child.begin)
+
+    @overload
+    def wait_all(
+        self, handles: Iterable[ChildHandle[T]], *, return_exceptions: Literal[False] = ...
+    ) -> Pending[list[T]]: ...
+    @overload
+    def wait_all(
+        self, handles: Iterable[ChildHandle[T]], *, return_exceptions: Literal[True]
+    ) -> Pending[list[T | Exception]]: ...
+    @public("step.wait_all")
+    def wait_all(self, handles: Iterable[ChildHandle[Any]], *, return_exceptions: bool = False) -> Any:
+        """See `Step.wait_all`."""
+        check_flag("return_exceptions", return_exceptions)
+        return self._driver.wait_for_children(check_handles(self._driver, handles), return_exceptions=return_exceptions)
 
     @public("step.continue_with")
     def continue_with(self, input: Any, *, keep_history: bool = True) -> NoReturn:

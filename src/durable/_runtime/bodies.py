@@ -40,6 +40,8 @@ class Body(Struct, frozen=True):
     kind: StepKind = Plain()
     #: Of an item, what was in flight where its map was called.
     amid: InFlight | None = None
+    #: Of a child, the scope in which it was started, wherever it is waited for; None of all that is drawn where it is called.
+    scope: str | None = None
 
     @calls_out
     def call(self) -> Any:

@@ -70,7 +70,8 @@ class DrawingDriver:
         frame = current_frame.get()
         return frame if frame is not None and frame.driver is self else None
 
-    def _scope(self) -> str:
+    @property
+    def scope(self) -> str:
         """What the keys of steps begin with that are called now."""
         frame = self._frame_here()
         return "" if frame is None else frame.scope

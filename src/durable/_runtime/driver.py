@@ -35,7 +35,7 @@ from durable._engine.decisions import (
     Wait,
 )
 from durable._engine.leases import MAX_WAIT
-from durable._engine.step_kinds import Listen, Transact
+from durable._engine.step_kinds import Listen, StartChild, Transact
 from durable._engine.steps import LiveExecution
 from durable._runtime.awaitables import explain_early_call, is_awaitable, vain_awaitable_error
 from durable._runtime.bodies import NO_ITEM, Body
@@ -57,7 +57,7 @@ from durable.errors import (
     UnreadableRecord,
     UnstorableValue,
 )
-from durable.records import Record, StepRecord
+from durable.records import ErrorRecord, Record, StepRecord
 from durable.stores.protocol import CommitRefused, RolledBack, RunStore, Transaction
 from durable.stores.requests import OnLateReply
 
@@ -107,6 +107,15 @@ class Driver(DrawingDriver):
         execution.is_alone = lambda: (driver := this()) is None or driver.is_alone()
         self._timeless = _TIMELESS if execution.emit is None else frozenset[type[StepOutcome]]()
 
+    @property
+    def codec(self) -> Codec:
+        """The codec of the store."""
+        return self._codec
+
+    def name_child(self, key: str) -> tuple[str, tuple[str, str]]:
+        """The id of the child that the step of this key starts, and its parent; see `NewRun`."""
+        return self._execution.name_child(key)
+
     def is_alone(self) -> bool:
         """Whether nothing of the workflow is at work but the calling thread or task, which is about to wait."""
         raise NotImplementedError
@@ -148,14 +157,14 @@ class Driver(DrawingDriver):
             amid = self._in_flight(exception)
         call = Call(key or name, name, fingerprint, key is None, body.kind, options.at_most_once, options.cleanup)
         frame = current_frame.get()
-        if frame is not None and frame.scope and frame.driver is self:
-            call.scope, call.key, call.within = (
-                frame.scope,
-                check_name("a step's key", frame.scope + call.key),
-                frame.inside,
-            )
-            if frame.amid is not None:
-                amid = joined(frame.amid, amid)
+        if body.scope or (frame is not None and frame.scope):  # almost never
+            frame = self._frame_here()
+            call.scope = body.scope if body.scope is not None else "" if frame is None else frame.scope
+            call.key = check_name("a step's key", call.scope + call.key)
+            if frame is not None and frame.scope:
+                call.within = frame.inside
+                if frame.amid is not None:
+                    amid = joined(frame.amid, amid)
         drawn = self._execution.draw(call, branch, amid)
         if drawn.concurrent:
             self._branches.add(branch)
@@ -315,8 +324,18 @@ class Driver(DrawingDriver):
         return Raised(to_record(exception, self._codec, note=note), retry_in, led)
 
     @calls_out
+    def _as_error(self, error: DurableError, cause: ErrorRecord | None) -> Raised:
+        if cause is not None:
+            error.__cause__ = from_record(
+                cause, self._codec, run_id=self._execution.run_id, where="the failure of a child"
+            )
+        return Raised(to_record(error, self._codec))
+
+    @calls_out
     def _hand_out(self, call: Call, record: StepRecord, body: Body) -> Any:
         where = f"the record of step {call.key!r}"
+        if type(body.kind) is StartChild and (record.error is None or record.child):
+            return body.call()  # the handle; the outcome is for what waits
         if record.error is None:
             run_id = self._execution.run_id
             if type(body.kind) is Listen:

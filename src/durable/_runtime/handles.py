@@ -1,17 +1,18 @@
-"""What a blocking workflow holds: `Step`."""
+"""What a workflow holds: `Step`; `async_handles` has its awaited form."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any, NoReturn, TypeAlias, TypeVar, TypeVarTuple, Unpack, overload
+from typing import Any, Literal, NoReturn, TypeAlias, TypeVar, TypeVarTuple, Unpack, overload
 from uuid import UUID
 
 import tenacity
 from psycopg import Connection
 
 from durable._common.boundary import public
+from durable._common.checks import check_flag
 from durable._common.durations import Duration
 from durable._engine.step_kinds import Isolation
 from durable._runtime.bodies import (
@@ -23,7 +24,10 @@ from durable._runtime.bodies import (
     body_of_wait,
     check_signal_names,
 )
+from durable._runtime.children import ChildHandle, ChildOptions, check_handles, plan_child
 from durable._runtime.mapping import MapOptions
+from durable._runtime.new_runs import Start
+from durable._runtime.plan import MISSING
 from durable._runtime.scopes import Scope
 from durable._runtime.step_options import (
     CollectingMapOptions,
@@ -168,6 +172,114 @@ class Step:
         name = " | ".join(checked)
         value: tuple[str, Any] = self._driver.call(name, key, body_of_wait(name, timeout, names=checked))
         return value
+
+    @overload
+    def call(
+        self, fn: Callable[[Any, Any], Coroutine[Any, Any, T]], *, key: str, **options: Unpack[ChildOptions]
+    ) -> T: ...
+    @overload
+    def call(
+        self,
+        fn: Callable[[Any, Any, I], Coroutine[Any, Any, T]],
+        input: I,
+        *,
+        key: str,
+        **options: Unpack[ChildOptions],
+    ) -> T: ...
+    @overload
+    def call(self, fn: Callable[[Step, Any], T], *, key: str, **options: Unpack[ChildOptions]) -> T: ...
+    @overload
+    def call(self, fn: Callable[[Step, Any, I], T], input: I, *, key: str, **options: Unpack[ChildOptions]) -> T: ...
+    @overload
+    def call(self, fn: str, input: Any = ..., *, key: str, **options: Unpack[ChildOptions]) -> Any: ...
+    @public("step.call")
+    def call(
+        self,
+        fn: Callable[..., Any] | str,
+        input: Any = MISSING,
+        *,
+        key: str,
+        queue: str | None = None,
+        priority: int = 5,
+        at: datetime | None = None,
+        delay: Duration | None = None,
+        deadline: Duration | datetime | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Start a child, a run of its own for workers, wait for its end, and return its value.
+
+        - `fn`: a function that is marked with `@durable.workflow`; or its name, `"resize"`, or `"resize@2"` for a version.
+        - `key`: the step's key. The child's id is this run's, `/`, and the key: a replay, and a resume, join the same child.
+        - `queue`, `priority`, `at`, `delay`, `deadline`, `metadata`: of the child, as for `durable.start`.
+
+        While it waits, a run of a worker holds no place there. The child's outcome is recorded in this run, and not asked for
+        again. `durable.cancel` of this run cancels its children; one that fails or is completed leaves them alone.
+
+        Raises `ChildFailed` where the child has failed, was cancelled, or was deleted; `RunExists` and `RunMismatch` where its
+        id is that of another run, which is recorded, too; and what `step(...)` raises.
+        """
+        order = Start(input, None, priority, at, delay, None, deadline, metadata)
+        child = plan_child(self._driver, fn, key, order, queue)
+        return self._driver.call_child(child.name, key, child.begin, child.wait)
+
+    @overload
+    def start(
+        self, fn: Callable[[Any, Any], Coroutine[Any, Any, T]], *, key: str, **options: Unpack[ChildOptions]
+    ) -> ChildHandle[T]: ...
+    @overload
+    def start(
+        self,
+        fn: Callable[[Any, Any, I], Coroutine[Any, Any, T]],
+        input: I,
+        *,
+        key: str,
+        **options: Unpack[ChildOptions],
+    ) -> ChildHandle[T]: ...
+    @overload
+    def start(self, fn: Callable[[Step, Any], T], *, key: str, **options: Unpack[ChildOptions]) -> ChildHandle[T]: ...
+    @overload
+    def start(
+        self, fn: Callable[[Step, Any, I], T], input: I, *, key: str, **options: Unpack[ChildOptions]
+    ) -> ChildHandle[T]: ...
+    @overload
+    def start(self, fn: str, input: Any = ..., *, key: str, **options: Unpack[ChildOptions]) -> ChildHandle[Any]: ...
+    @public("step.start")
+    def start(
+        self,
+        fn: Callable[..., Any] | str,
+        input: Any = MISSING,
+        *,
+        key: str,
+        queue: str | None = None,
+        priority: int = 5,
+        at: datetime | None = None,
+        delay: Duration | None = None,
+        deadline: Duration | datetime | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Start a child, and return its handle, for `wait_all`; otherwise as `call`.
+
+        The start is recorded, in one commit with the child's own rows. Whether the child is waited for or not, it goes on.
+        """
+        order = Start(input, None, priority, at, delay, None, deadline, metadata)
+        child = plan_child(self._driver, fn, key, order, queue)
+        return self._driver.call(child.name, key, child.begin)
+
+    @overload
+    def wait_all(self, handles: Iterable[ChildHandle[T]], *, return_exceptions: Literal[False] = ...) -> list[T]: ...
+    @overload
+    def wait_all(
+        self, handles: Iterable[ChildHandle[T]], *, return_exceptions: Literal[True]
+    ) -> list[T | Exception]: ...
+    @public("step.wait_all")
+    def wait_all(self, handles: Iterable[ChildHandle[Any]], *, return_exceptions: bool = False) -> Any:
+        """Wait until all these children have ended, and return their values in order.
+
+        Then the first exception in that order is raised, of a child that has no value (`ChildFailed`); with
+        `return_exceptions=True` it stands in the list instead. Takes what `start` has returned in this execution.
+        """
+        check_flag("return_exceptions", return_exceptions)
+        return self._driver.wait_for_children(check_handles(self._driver, handles), return_exceptions=return_exceptions)
 
     @public("step.continue_with")
     def continue_with(self, input: Any, *, keep_history: bool = True) -> NoReturn:

@@ -20,21 +20,26 @@ from durable._engine.decisions import (
     Abort,
     Attempt,
     AttemptInTransaction,
+    BeginChild,
     Commit,
     Interrupted,
     Join,
     PollSignal,
     Raise,
     Received,
+    RecordError,
     Rejected,
     Replay,
+    ShowChild,
     StepDecision,
     StepOutcome,
     Unstorable,
     Wait,
     WriteRecord,
 )
+from durable._engine.starts import NewRun
 from durable._engine.step_kinds import Sleep
+from durable._runtime.all_children import ChildWait, Failed, in_order
 from durable._runtime.awaitables import is_awaitable, vain_awaitable_error
 from durable._runtime.bodies import Body, body_of_decorated
 from durable._runtime.branches import have_ended
@@ -89,7 +94,7 @@ class BlockingDriver(Driver):
     ) -> list[Any]:
         """A step for each item, on threads."""
         amid = self._in_flight(sys.exception())
-        every = MapItems(name, items, how, self._scope())
+        every = MapItems(name, items, how, self.scope)
         every.tell(self._execution, self.clock)
         outer = self._mapping
         if threading.current_thread() is self._main:
@@ -130,7 +135,7 @@ class BlockingDriver(Driver):
                     case AttemptInTransaction(number=number, began=began):
                         outcome = self._transact(call, Attempt(number, began), body)
                     case Wait(seconds=seconds, recheck=recheck):
-                        self.clock.sleep(seconds, recheck)
+                        self._sleep(seconds, recheck)
                         outcome = ASKED
                     case PollSignal(names=names, taken=taken):
                         outcome = self._receive(names, taken)
@@ -139,6 +144,12 @@ class BlockingDriver(Driver):
                     case Join():
                         self._join(call)
                         outcome = ASKED
+                    case BeginChild(record=record, child=child):
+                        outcome = self._begin_child(call, record, child)
+                    case RecordError(error=error, cause=cause):
+                        outcome = self._as_error(error, cause)
+                    case ShowChild():
+                        return body.call()
                     case stop:
                         raise self._ending(stop)
         except BaseException as reason:
@@ -197,10 +208,35 @@ class BlockingDriver(Driver):
             return Rejected(error)
         return SILENT if found is None else Received(found[0], found[1], found[2].encode())
 
+    def _begin_child(self, call: Call, record: Record, child: NewRun) -> StepOutcome:
+        call.stored = None
+        try:
+            return self._store.perform(requests.BeginChild(self._execution.lease, record, child))
+        except DurableError as error:
+            return Rejected(error)
+
+    def call_child(self, name: str, key: str, begin: Body, wait: Body) -> Any:
+        """The outcome of a child, started by the first of these bodies, and waited for by the second."""
+        self.call(name, key, begin)
+        return self.call(name, key, wait)
+
+    def wait_for_children(self, children: Sequence[ChildWait], *, return_exceptions: bool) -> list[Any]:
+        """Their outcomes in order, once all have ended; the first exception is raised then, unless it is returned."""
+        told: list[Any] = []
+        for child in reversed(children):  # what was started last is likely to end last: one wait then for all
+            try:
+                told.append(self.call(child.name, child.key, child.wait))
+            except Exception as exception:
+                told.append(Failed(exception))
+        return in_order(told, return_exceptions=return_exceptions)
+
     def _rest(self, call: Call, body: Body) -> None:
         until = self._drive(call, body)
         while (wait := self._next_rest(call, until)) is not None:
-            self.clock.sleep(wait.seconds, wait.recheck)
+            self._sleep(wait.seconds, wait.recheck)
+
+    def _sleep(self, seconds: float, recheck: float) -> None:
+        self.clock.sleep(seconds, recheck)
 
     @locked
     def _continue(self, text: bytes, keep_history: bool) -> Raise | Abort:

@@ -30,6 +30,8 @@ class Filter(Struct, frozen=True, kw_only=True):
     prefix: str = ""
     #: Their ids.
     ids: tuple[str, ...] = ()
+    #: The ids of the runs that have started them as children.
+    parents: tuple[str, ...] = ()
     #: The names of their workflows.
     workflows: tuple[str, ...] = ()
     #: Where they stand.
@@ -87,6 +89,8 @@ class RunLine(NamedTuple):
     crashes: int
     #: Whether the failed run goes on only when `durable.retry` has set some steps aside.
     needs_decision: bool
+    #: Of a child, the id of the run that has started it; else empty.
+    parent: str = ""
 
 
 class SentSignal(NamedTuple):
@@ -174,6 +178,7 @@ def read_line(
     execution: object,
     lease: LeaseFacts,
     last: tuple[str | None, int | None],
+    parent: str = "",
 ) -> RunLine:
     """The line of a run, by what its header says, of whatever make that is."""
     told = _mapping(execution)
@@ -202,6 +207,7 @@ def read_line(
         executions=_number(told.get("epoch")) or 0,
         crashes=_number(told.get("crashes")) or 0,
         needs_decision=told.get("needsDecision") is True,
+        parent=parent,
     )
 
 
@@ -212,7 +218,7 @@ def checked_filter(filter: object) -> Filter:
     if not isinstance(filter, Filter):
         raise InvalidArgument(f"filter must be a durable.stores.Filter, or None for all, not {type(filter).__name__}")
     known = get_args(RunStatus)
-    for name in ("ids", "workflows", "statuses", "queues", "errors", "steps"):
+    for name in ("ids", "parents", "workflows", "statuses", "queues", "errors", "steps"):
         for value in _values(name, getattr(filter, name)):
             if name == "statuses" and value not in known:
                 raise InvalidArgument(f"a status is one of {', '.join(known)}, not {value!r}")

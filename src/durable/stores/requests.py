@@ -8,7 +8,7 @@ from typing import Generic, TypeAlias, TypeVar
 from msgspec import Struct
 
 from durable._engine.continuations import name_history
-from durable._engine.decisions import Awaited, Claim, ClaimReply, Granted
+from durable._engine.decisions import Awaited, Begun, Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
 from durable._engine.starts import NewRun, Route, Started
 from durable.records import Record, Status
@@ -130,6 +130,22 @@ class Receive(Request[tuple[int, str, str] | None], frozen=True, eq=False, gc=Fa
     taken: Sequence[int]
 
 
+class BeginChild(Request[Begun], frozen=True, eq=False, gc=False):
+    """Append a record to a run's journal and start a child of it, both or neither, if the lease stands; else `LeaseLost`.
+
+    A child that is there stands for it where it is this run's, and of the same workflow and input: if it has failed or was
+    cancelled, and needs no decision, it is due again, and if it has ended otherwise, that is told its parent once more, in the
+    place of what it was told before. Where what is there is another run, nothing is changed, and the answer says so.
+
+    Of a run with a parent the end is told that in a signal, which is written with the end: by `Finish`, by `Cancel`, and where
+    it is deleted before.
+    """
+
+    lease: Lease
+    record: Record
+    child: NewRun
+
+
 class Enqueue(Request[Sequence[Started]], frozen=True, eq=False, gc=False):
     """Start runs: write header and input of each, due at its moment. Of the same id, or `dedup`, the first one stands.
 
@@ -179,5 +195,5 @@ class Poll(Request[Polled], frozen=True, eq=False):
 
 
 AnyRequest: TypeAlias = (
-    Begin | Checkpoint | Finish | Release | Continue | Cancel | Signal | Receive | Enqueue | Wake | Poll
+    Begin | BeginChild | Checkpoint | Finish | Release | Continue | Cancel | Signal | Receive | Enqueue | Wake | Poll
 )

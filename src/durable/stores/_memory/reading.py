@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from msgspec import to_builtins
+from msgspec import UNSET, to_builtins
 
 from durable._common.boundary import public_verbs
 from durable._common.checks import check_name
@@ -152,6 +152,7 @@ def _line(name: str, run: Run, now: float) -> RunLine:
         {} if header is None else to_builtins(header.execution),
         LeaseFacts(run.is_held(now), awaits, queue, run.due_at, priority),
         (steps[-1].key, steps[-1].seq) if steps else (None, None),
+        "" if header is None or header.parent is UNSET else header.parent[0],
     )
 
 
@@ -160,6 +161,7 @@ def _fits(line: RunLine, run: Run, wanted: Filter) -> bool:
     return (
         line.id.startswith(wanted.prefix)
         and (not wanted.ids or line.id in wanted.ids)
+        and (not wanted.parents or (line.parent != "" and line.parent in wanted.parents))
         and (not wanted.workflows or line.workflow in wanted.workflows)
         and (not wanted.statuses or line.status in wanted.statuses)
         and (not wanted.queues or (line.queue is not None and line.queue in wanted.queues))

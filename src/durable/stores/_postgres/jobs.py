@@ -14,9 +14,9 @@ from durable.records import Record, Status
 from durable.stores._postgres.claims import Claiming, Found
 from durable.stores._postgres.job import Job
 from durable.stores._postgres.polls import Polling
-from durable.stores._postgres.starts import plan_start, render_first
+from durable.stores._postgres.starts import Starting, plan_start, render_first
 from durable.stores._postgres.verbs import PostgresVerb, Way
-from durable.stores.requests import Cancel, Continue, Enqueue, Finish, Receive, Release, Signal, Wake
+from durable.stores.requests import BeginChild, Cancel, Continue, Enqueue, Finish, Receive, Release, Signal, Wake
 
 CLAIM: Final = PostgresVerb("claim", Patience.FROM_OUTSIDE, way=Way.OF_CLAIMS, table="leases", waits_briefly=True)
 LOOK: Final = PostgresVerb("look", Patience.FROM_OUTSIDE, way=Way.OF_CLAIMS, shares_runs=True)
@@ -42,10 +42,13 @@ RECEIVE: Final = PostgresVerb("receive")
 ENQUEUE: Final = PostgresVerb(
     "enqueue", Patience.FROM_OUTSIDE, way=Way.OF_STARTS, carries_value=True, table="leases", waits_briefly=True
 )
+BEGIN_CHILD: Final = PostgresVerb(
+    "begin child", way=Way.OF_STARTS, shares_runs=True, carries_value=True, table="leases", waits_briefly=True
+)
 WAKE: Final = PostgresVerb("wake", Patience.BRIEF, way=Way.OF_POLLS, shares_runs=True)
 POLL: Final = PostgresVerb("poll", Patience.FROM_OUTSIDE, way=Way.OF_POLLS, table="leases")
 
-OfOneJob: TypeAlias = Cancel | Signal | Receive | Enqueue | Wake
+OfOneJob: TypeAlias = BeginChild | Cancel | Signal | Receive | Enqueue | Wake
 """The requests that are one job, with nothing before it or after it."""
 
 _OVERHEAD: Final = 200  # bytes that an entry takes besides its text, about
@@ -59,6 +62,12 @@ class Writing(Struct, eq=False, gc=False):
     nonce: int
     status: Status | None = None
     due_in: float = 0.0
+
+
+class Begetting(Writing):
+    """The payload of a child's start: the record, and the child as a start of its own."""
+
+    starting: Starting | None = None
 
 
 class Continuing(Struct, eq=False):
@@ -158,6 +167,21 @@ def finish_job(finish: Finish) -> Job:
     )
 
 
+def begin_child_job(request: BeginChild, starting: Starting) -> Job:
+    """A job that appends a record and starts a child, both or neither."""
+    lease, record = request.lease, request.record
+    size = len(record.text) + len(request.child.input or b"") + 3 * _OVERHEAD
+    return Job(
+        BEGIN_CHILD,
+        lease.run_id,
+        size,
+        reply_deadline(lease, size),
+        lease,
+        what=f"the start of child {request.child.run_id!r}",
+        payload=Begetting(lease, record, random.getrandbits(63), starting=starting),
+    )
+
+
 def continue_job(asked: Continue, token: str) -> Job:
     """A job that lets a run begin anew under its lease, of this `token` then."""
     lease, record = asked.lease, asked.record
@@ -224,6 +248,9 @@ def job_of(request: OfOneJob, asked: Asked) -> Job:
             row = asked.row(request.run_id)
             asked.refuse_own(row, "cancels")
             return Job(CANCEL, request.run_id, _OVERHEAD, asked.answer_by(), what="the cancellation", payload=row)
+        case BeginChild():
+            asked.held_here(request.lease)
+            return begin_child_job(request, plan_start([request.child], asked))
         case Signal():  # sent twice, it is one
             size, signal = len(request.payload) + _OVERHEAD, signal_row(request, asked.row(request.run_id))
             what, verb = f"the signal {request.name!r}", SIGNAL if request.dedup is None else SIGNAL_ONCE

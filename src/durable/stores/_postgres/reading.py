@@ -160,7 +160,7 @@ class Reading(Snapshots):
         return self.perform(asked)
 
     def _line(self, row: Any, owners: Mapping[str, bool]) -> RunLine:
-        row_id, at, workflow, version, execution, held, owner, token, route, due, priority, key, seq = row
+        row_id, at, workflow, version, execution, held, owner, token, route, due, priority, key, seq, parent = row
         lease = LeaseFacts(
             held=bool(held) and not owners.get(owner, False),
             awaits=None if token is not None else read_suspended(owner),
@@ -169,7 +169,8 @@ class Reading(Snapshots):
             priority=priority,
         )
         told = _parsed(execution)
-        return read_line(row_id.removeprefix(self._prefix), at, workflow, _parsed(version), told, lease, (key, seq))
+        of = (parent or "").removeprefix(self._prefix)
+        return read_line(row_id.removeprefix(self._prefix), at, workflow, _parsed(version), told, lease, (key, seq), of)
 
 
 def _parsed(text: str | None) -> Any:

@@ -89,6 +89,7 @@ class Snapshots:
         def saved(session: Session) -> None:
             with transaction(session):
                 self._lock(session, id, row, force=force, epoch=checked.execution.epoch)
+                session.execute(self._query("tell_replaced"), {"id": row})
                 self._write(session, values)
                 self._delete(session, [row], "delete_journals")
 

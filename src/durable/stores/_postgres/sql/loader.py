@@ -27,6 +27,7 @@ _HERE: Final = resources.files(__name__.rpartition(".")[0])
 _FOREIGN_METADATA: Final = f"'{{{','.join(FOREIGN_METADATA)}}}'::text[]"
 # Parts that statements share. `{foreign}` is `headers.is_foreign` of a row's `snapshot`.
 _PARTS: Final = {
+    "{below_2_62}": str(FIRST_OF_DEDUP - 1),  # a mask, for the nonces of what has no `dedup`
     "{first_of_dedup}": str(FIRST_OF_DEDUP),
     "{foreign}": f"(COALESCE(snapshot->>'workflowName', '') = '' "
     f"OR COALESCE(snapshot->'metadata' ?| {_FOREIGN_METADATA}, false))",

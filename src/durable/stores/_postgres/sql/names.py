@@ -46,6 +46,7 @@ class Names:
             "status_index": sql.Identifier(_index_name(self.table, "status_idx")),
             "workflow_index": sql.Identifier(_index_name(self.table, "workflow_idx")),
             "dedup_index": sql.Identifier(_index_name(self.table, DEDUP_SUFFIX)),
+            "parent_index": sql.Identifier(_index_name(self.table, "parent_idx")),
             "unnoticed_index": sql.Identifier(_index_name(self._tables["signals"], "unnoticed_idx")),
             "due_index": sql.Identifier(_index_name(self._tables["locks"], "due_idx")),
             "start_function": sql.Identifier(f"{self._stem}_start"),

@@ -244,7 +244,7 @@ SELECT 1 / count(*) FROM written
 -- The lease row before the header before the journal, as everywhere; the leases in the order of their ids. The answer is
 -- the runs that were finished: those whose lease is held, whose header is there, and whose records all are. Where a trigger
 -- drops a header, or leaves it as it was, the logarithm of 0 fails, where it drops a record the division by 0 does, and with
--- them the whole.
+-- them the whole. The end of a child is a signal to its parent; with the child the answer has the parent, and the signal's name.
 WITH asked AS MATERIALIZED (
     SELECT *
       FROM json_to_recordset(%s::json) AS asked (
@@ -278,7 +278,16 @@ WITH asked AS MATERIALIZED (
       FROM held
       JOIN asked ON asked.id = held.workflow_id
      WHERE run.id = held.workflow_id
-    RETURNING run.id, held.epoch, run.snapshot->'execution'->>'status' IS NOT DISTINCT FROM asked.status AS stands
+    RETURNING run.id, held.epoch, run.snapshot->'execution'->>'status' IS NOT DISTINCT FROM asked.status AS stands,
+              run.snapshot->'parent' AS parent
+), told AS (
+    INSERT INTO {signals} (workflow_id, name, payload, nonce)
+    SELECT header.parent->>0, header.parent->>1, json_build_object('status', asked.status, 'record', asked.record::json),
+           asked.nonce & {below_2_62}
+      FROM header
+      JOIN asked ON asked.id = header.id
+     WHERE header.parent IS NOT NULL AND asked.status IN ('completed', 'failed')
+       AND EXISTS (SELECT FROM {snapshots} WHERE id = header.parent->>0)
 ), ended AS (
     INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
     SELECT header.id, asked.seq, asked.key, asked.kind, asked.nonce, header.epoch, asked.record::json
@@ -295,7 +304,11 @@ UPDATE {locks} AS given_back
  WHERE given_back.workflow_id = ANY (ARRAY(SELECT workflow_id FROM ended))
    AND ln(((SELECT count(*) FROM header WHERE stands) = (SELECT count(*) FROM held))::integer) = 0
    AND 1 / ((SELECT count(*) FROM ended) = (SELECT count(*) FROM header))::integer = 1
-RETURNING given_back.workflow_id
+RETURNING given_back.workflow_id, (
+          SELECT ARRAY[header.parent->>0, header.parent->>1]
+            FROM header
+            JOIN asked ON asked.id = header.id AND asked.status IN ('completed', 'failed')
+           WHERE header.id = given_back.workflow_id AND header.parent IS NOT NULL)
 
 -- name: continue_run
 -- As the four below, in one transaction, of which the first locks the lease's row: nothing where the token is another, as after the
@@ -324,7 +337,7 @@ UPDATE {snapshots} AS run
 -- What the run was is a completed run of its own.
 INSERT INTO {snapshots} (id, snapshot, updated_at)
 SELECT run.id || '~' || (run.snapshot->>'continued'),
-       (run.snapshot - ARRAY['dedup', 'continued']) || jsonb_build_object('execution',
+       (run.snapshot - ARRAY['dedup', 'continued', 'parent']) || jsonb_build_object('execution',
            (run.snapshot->'execution') || jsonb_build_object('status', 'completed', 'lastUpdated', now(), 'completedAt', now())),
        now()
   FROM {snapshots} AS run
@@ -496,10 +509,25 @@ SELECT workflow_id FROM {locks} WHERE workflow_id = ANY (%s::text[]) AND owner_t
 -- Take the lease from its holder: what it has in flight is settled first, and it can write nothing more. A run
 -- that has ended meanwhile is left as it is. The answer is the runs that were cancelled, and those which were running when
 -- this began and are not cancelled: they have ended meanwhile, or a trigger keeps their headers as they are. Where one keeps a
--- lease the square root of -1 fails, and with it the whole.
-WITH held AS MATERIALIZED (
-    SELECT lease.workflow_id
-      FROM (SELECT id FROM unnest(%s::text[]) AS asked (id) ORDER BY id) AS run
+-- lease the square root of -1 fails, and with it the whole. With a run are cancelled those below it that have not ended (also
+-- where it was cancelled before, but not below one that has come to its own end), and what
+-- they tell their parents says so. One that is cancelled itself tells its parent, which the answer has then, with the signal.
+WITH RECURSIVE below AS (
+    SELECT id, false AS is_below FROM unnest(%s::text[]) AS asked (id)
+     UNION
+    SELECT child.id, true
+      FROM below
+     CROSS JOIN LATERAL (
+           SELECT FROM {snapshots}
+            WHERE id = below.id AND snapshot->'execution'->>'status' IN ('queued', 'running', 'cancelled')
+           OFFSET 0) AS parent
+     CROSS JOIN LATERAL (
+           SELECT id FROM {snapshots}
+            WHERE snapshot->'parent'->>0 = below.id AND snapshot->'parent' IS NOT NULL
+           OFFSET 0) AS child
+), held AS MATERIALIZED (
+    SELECT lease.workflow_id, run.is_below
+      FROM (SELECT id, bool_or(below.is_below) AS is_below FROM below GROUP BY id ORDER BY id) AS run
      CROSS JOIN LATERAL (SELECT workflow_id FROM {locks} WHERE workflow_id = run.id FOR UPDATE) AS lease
 ), header AS (
     UPDATE {snapshots} AS run
@@ -509,14 +537,23 @@ WITH held AS MATERIALIZED (
            updated_at = now()
      WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM held))
        AND run.snapshot->'execution'->>'status' IN ('queued', 'running')
-    RETURNING run.id, run.snapshot->'execution'->>'status' IS NOT DISTINCT FROM 'cancelled' AS stands
+    RETURNING run.id, run.snapshot->'execution'->>'status' IS NOT DISTINCT FROM 'cancelled' AS stands,
+              run.snapshot->'parent' AS parent
+), told AS (
+    INSERT INTO {signals} (workflow_id, name, payload, nonce)
+    SELECT header.parent->>0, header.parent->>1,
+           CASE WHEN held.is_below THEN '{"status":"cancelled","with_parent":true}' ELSE '{"status":"cancelled"}' END::json,
+           ('x' || substr(md5(header.id || clock_timestamp()::text || random()::text), 1, 16))::bit(64)::bigint & {below_2_62}
+      FROM header
+      JOIN held ON held.workflow_id = header.id
+     WHERE header.parent IS NOT NULL AND header.stands AND EXISTS (SELECT FROM {snapshots} WHERE id = header.parent->>0)
 ), lease AS (
     UPDATE {locks}
        SET owner_token = NULL, owner = 'cancelled', expires_at = clock_timestamp(), due_at = NULL
      WHERE workflow_id = ANY (ARRAY(SELECT id FROM header WHERE stands))
     RETURNING owner_token IS NULL AND owner IS NOT DISTINCT FROM 'cancelled' AS is_taken
 )
-SELECT run.id, header.id IS NOT NULL
+SELECT run.id, header.id IS NOT NULL, CASE WHEN NOT held.is_below THEN ARRAY[header.parent->>0, header.parent->>1] END
   FROM held
  CROSS JOIN LATERAL (SELECT id, snapshot FROM {snapshots} WHERE id = held.workflow_id OFFSET 0) AS run
   LEFT JOIN header ON header.id = run.id AND header.stands
@@ -566,9 +603,11 @@ WITH asked AS MATERIALIZED (
       FROM (SELECT DISTINCT ON (id) *
               FROM json_to_recordset(%(runs)s::json) AS asked (
                    n integer, id text, route text, priority smallint, at timestamptz, delay float8, header jsonb, input text,
-                   nonce bigint)
+                   nonce bigint, parent_token text)
              ORDER BY id, n) AS run
      WHERE NOT EXISTS (SELECT FROM {snapshots} WHERE id = run.id OFFSET 0)
+       AND (run.parent_token IS NULL OR EXISTS (
+            SELECT FROM {locks} WHERE workflow_id = run.header->'parent'->>0 AND owner_token = run.parent_token OFFSET 0))
        AND NOT EXISTS (SELECT FROM {steps} WHERE workflow_id = run.id OFFSET 0)
        AND NOT EXISTS (SELECT FROM {locks} WHERE workflow_id = run.id OFFSET 0)
        AND NOT EXISTS (
@@ -610,6 +649,91 @@ WITH asked AS MATERIALIZED (
      WHERE asked.input IS NOT NULL
 )
 SELECT asked.n FROM fresh JOIN asked ON asked.id = fresh.id
+
+-- name: fence_parents
+-- Before children are started: until the end of the transaction each parent's token stays what it is, as in a checkpoint.
+SELECT lease.workflow_id
+  FROM (SELECT DISTINCT id FROM unnest(%(parents)s::text[]) AS asked (id) ORDER BY id) AS run
+ CROSS JOIN LATERAL (SELECT workflow_id FROM {locks} WHERE workflow_id = run.id FOR KEY SHARE) AS lease
+
+-- name: begin_children
+-- After the children are started (`enqueue`), where they were not there: the records of their parents, of each whose child is
+-- its own, and of the same workflow and input. A child that is there, and has failed or was cancelled, is due again; of any other
+-- that has ended the end is told once more. What was told of it before counts no more. The answer is what each has led to: the
+-- child as it was found, whether it was started just now or by a sending whose reply was lost, whether it is its parent's, and
+-- whether the record was written.
+WITH asked AS MATERIALIZED (
+    SELECT *
+      FROM json_to_recordset(%(children)s::json) AS asked (
+           n integer, id text, token text, seq integer, key text, kind text, nonce bigint, record json,
+           child text, signal text, workflow text, input_hash text, child_nonce bigint)
+), found AS MATERIALIZED (
+    SELECT asked.n, run.snapshot->>'workflowName' AS workflow, run.snapshot->'metadata'->>'inputHash' AS input_hash,
+           run.snapshot->'execution'->>'status' AS status,
+           run.snapshot->'execution'->'needsDecision' IS NOT DISTINCT FROM 'true' AS is_undecided,
+           EXISTS (SELECT FROM {steps} WHERE workflow_id = run.id AND seq = 0 AND nonce = asked.child_nonce AND kind = 'input')
+           OR run.snapshot->'nonce' IS NOT DISTINCT FROM to_jsonb(asked.child_nonce) AS is_mine,
+           run.snapshot->'parent' IS NOT DISTINCT FROM jsonb_build_array(asked.id, asked.signal) AS is_own
+      FROM asked
+     CROSS JOIN LATERAL (SELECT id, snapshot FROM {snapshots} WHERE id = asked.child OFFSET 0) AS run
+), written AS (
+    INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
+    SELECT asked.id, asked.seq, asked.key, asked.kind, asked.nonce, lease.epoch, asked.record
+      FROM asked
+      JOIN found ON found.n = asked.n
+     CROSS JOIN LATERAL (
+           SELECT epoch FROM {locks} WHERE workflow_id = asked.id AND owner_token = asked.token OFFSET 0) AS lease
+     WHERE found.is_own AND found.workflow IS NOT DISTINCT FROM asked.workflow
+       AND (found.input_hash IS NOT DISTINCT FROM asked.input_hash
+            OR found.input_hash = 'unhashed' AND asked.input_hash IS NOT NULL)
+    ON CONFLICT (workflow_id, seq) DO NOTHING
+    RETURNING workflow_id, seq, nonce
+), joined AS MATERIALIZED (
+    SELECT asked.*, found.status, found.is_undecided
+      FROM asked
+      JOIN found ON found.n = asked.n AND NOT found.is_mine
+      JOIN written ON written.workflow_id = asked.id AND written.seq = asked.seq AND written.nonce = asked.nonce
+), lease AS (
+    UPDATE {locks}
+       SET due_at = clock_timestamp(), owner = NULL
+     WHERE workflow_id = ANY (ARRAY(
+               SELECT child FROM joined WHERE status IN ('failed', 'cancelled') AND NOT is_undecided ORDER BY child))
+       AND route IS NOT NULL AND owner_token IS NULL
+    RETURNING workflow_id
+), again AS (
+    UPDATE {snapshots} AS run
+       SET snapshot = run.snapshot || jsonb_build_object('execution',
+               (run.snapshot->'execution') - ARRAY['completedAt', 'currentStepId', 'error', 'crashes']
+               || jsonb_build_object('status', 'queued', 'lastUpdated', now())),
+           updated_at = now()
+     WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM lease))
+    RETURNING run.id
+), taken_back AS (
+    UPDATE {signals} AS signal
+       SET name = '', noticed = true
+      FROM joined
+     WHERE signal.workflow_id = joined.id AND signal.name = joined.signal
+), told AS (
+    INSERT INTO {signals} (workflow_id, name, payload, nonce)
+    SELECT joined.id, joined.signal,
+           json_strip_nulls(json_build_object('status', joined.status)), joined.nonce & {below_2_62}
+      FROM joined
+     WHERE joined.status = 'cancelled' AND joined.child NOT IN (SELECT id FROM again)
+     UNION ALL
+    SELECT joined.id, joined.signal, json_build_object('status', joined.status, 'record', ending.record),
+           joined.nonce & {below_2_62}
+      FROM joined
+     CROSS JOIN LATERAL (
+           SELECT record FROM {steps}
+            WHERE workflow_id = joined.child AND kind = CASE joined.status WHEN 'completed' THEN 'result' ELSE 'failure' END
+            ORDER BY seq DESC
+            LIMIT 1) AS ending
+     WHERE joined.status IN ('completed', 'failed') AND joined.child NOT IN (SELECT id FROM again)
+)
+SELECT found.n, found.workflow, found.input_hash, found.status, found.is_mine, found.is_own, written.seq IS NOT NULL
+  FROM found
+  JOIN asked ON asked.n = found.n
+  LEFT JOIN written ON written.workflow_id = asked.id AND written.seq = asked.seq AND written.nonce = asked.nonce
 
 -- name: read_started
 -- In a statement of its own, which sees what the one before has waited for.
