@@ -48,6 +48,8 @@ class NewRun(Struct, frozen=True, kw_only=True):
     metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
     #: A text that no other run of the queue has which has not ended.
     dedup: str | None = None
+    #: Of which moment of a schedule it is the run; None where none has started it.
+    tick_at: datetime | None = None
 
     def __repr__(self) -> str:
         return f"<NewRun {self.run_id!r} of {self.workflow!r}>"

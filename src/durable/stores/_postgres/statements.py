@@ -19,10 +19,13 @@ from durable.stores._postgres.jobs import (
     CHECKPOINT,
     CLAIM,
     CONTINUE,
+    DELETE_SCHEDULE,
     ENQUEUE,
     FINISH,
     LOOK,
+    PAUSE_SCHEDULE,
     POLL,
+    PUT_SCHEDULES,
     READ,
     RECEIVE,
     RELEASE,
@@ -32,6 +35,7 @@ from durable.stores._postgres.jobs import (
     SETTLE,
     SIGNAL,
     SIGNAL_ONCE,
+    TICK,
     WAKE,
     Continuing,
     Writing,
@@ -43,6 +47,7 @@ from durable.stores._postgres.lease_checks import (
     refused,
     unverified_leases,
 )
+from durable.stores._postgres.schedule_statements import ScheduleStatements
 from durable.stores._postgres.session import Session, in_transaction
 from durable.stores._postgres.signal_statements import SignalStatements
 from durable.stores._postgres.sql.placeholders import number_parameters
@@ -69,6 +74,7 @@ class Statements:
         self._clock = clock
         workers = WorkerStatements(sql, clock)
         signals = SignalStatements(sql, workers)
+        schedules = ScheduleStatements(sql, workers)
         self._verbs: dict[PostgresVerb, Callable[[Session, Sequence[Job]], Sequence[Any]]] = {
             CLAIM: self._claim,
             LOOK: self._look,
@@ -82,6 +88,10 @@ class Statements:
             RETURN: self._release,
             CONTINUE: self._continue,
             CANCEL: self._cancel,
+            PUT_SCHEDULES: schedules.put,
+            TICK: schedules.tick,
+            PAUSE_SCHEDULE: schedules.pause,
+            DELETE_SCHEDULE: schedules.delete,
             SIGNAL: signals.signal,
             SIGNAL_ONCE: signals.signal,
             RECEIVE: signals.receive,
