@@ -481,7 +481,7 @@ class RunNotFound(HistoryError):
 
 @dataclass(eq=False, repr=False)
 class ScheduleNotFound(HistoryError):
-    """There is no schedule of this name. Raised by the verbs of `durable.schedule`; `durable schedules` lists those there are."""
+    """There is no schedule of this name. Raised by the verbs of `durable.schedule`: `durable schedules` lists what there is."""
 
     name: str
 

@@ -172,7 +172,7 @@ def _poll(tables: Tables, statement: Statement, values: Any) -> Progress[Result]
     workers = sum(other is not None and other.seen_at > began - _SEEN_WITHIN for other in others)
     if len(due) == values["count"]:
         next_in = None
-    answer = [(next_in, workers, floor, *row) for row in rows or [(None,) * 8]]
+    answer = [(next_in, workers, floor, None, *row) for row in rows or [(None,) * 8]]
     return Result(answer, len(answer), octets)
 
 

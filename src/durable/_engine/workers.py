@@ -168,7 +168,7 @@ class WorkerState:
             self._next_look = now + self._interval
 
     def ticked(self, now: float, due_in: float, begun: int) -> None:
-        """A schedule of its own has ticked, by this worker: so many runs are due now, and the next tick is in so many seconds."""
+        """One of its schedules has ticked by it: so many runs have begun, and the next tick is in so many seconds."""
         self._next_tick = min(self._next_tick, now + max(0.0, due_in))
         if begun:
             self._is_settled = False

@@ -26,10 +26,10 @@ class Retention:
     - `status`: "completed", "failed", "cancelled" or "interrupted"; None for all of these. Never goes what is queued, suspended
       or being executed.
     - `queue`: only runs that were started in this queue.
-    - `metadata`: only runs whose metadata has these values, `{"customer": "acme"}`: texts, or numbers and truth values as text.
+    - `metadata`: only runs whose metadata has these values, as texts: `{"customer": "acme"}`.
 
-    About once a minute one of the fleet's workers deletes what is old enough, a hundred runs in a transaction, and ten thousand at
-    most for each policy; the next turn goes on. Raises `InvalidArgument`.
+    About once a minute one of the fleet's workers deletes what is old enough: a hundred runs in a transaction, and at most ten
+    thousand for each policy; the next turn goes on. Raises `InvalidArgument`.
     """
 
     @public("durable.Retention")

@@ -52,8 +52,8 @@ class Schedule:
     - `every`, in the place of `cron`: seconds or a `timedelta`, at least one second. The moments are multiples of it since the
       beginning of 1970, in UTC, so that all processes agree on them: `every=3600` is each full hour.
     - `zone`: a name of the tz database.
-    - `missed`: of the moments at which no worker was there, or none had time, the `"latest"` begins a run, `"all"` do (a hundred
-      in a poll), or `"skip"`: none does that is over for more than a minute.
+    - `missed`: of the moments at which no worker was there, or none had time, the `"latest"` begins a run, or `"all"` do (a
+      hundred in a poll), or with `"skip"` none that is over for more than a minute.
     - `overlap`: where the run of the moment before has not ended, `"allow"` begins another one beside it; `"queue"` waits until
       it has, and then goes by `missed` for what has come meanwhile; `"skip"` begins none.
     - `input`: of each run; by default a `durable.Tick`, for a workflow that takes an input.

@@ -48,7 +48,7 @@ def moments_after(cron: str, zone: ZoneInfo, at: datetime) -> Iterator[datetime]
 
     last = at
     try:
-        # A moment in the second of two equal hours is asked for from before them: without, it would stand for that in the first.
+        # From before the hours that may come twice: asked from within the second, it would answer from within the first.
         for moment in CronSim(_ALIASES.get(cron, cron), (at - timedelta(hours=3)).astimezone(zone)):
             if moment.astimezone(UTC) > last:  # each moves on, and none comes twice, where clocks are put back
                 last = moment.astimezone(UTC)

@@ -16,8 +16,8 @@ from durable._common.checks import check_count
 from durable._common.durations import Duration, check_duration
 from durable._engine.leases import check_seconds
 from durable._engine.workers import WorkerState
-from durable._runtime.run import run
 from durable._runtime.retention import Retention
+from durable._runtime.run import run
 from durable._runtime.schedules import Schedule
 from durable._runtime.starts import split_version
 from durable._runtime.worker_service import WorkerService

@@ -126,7 +126,7 @@ class WorkerLine(NamedTuple):
 
 
 class ScheduleLine(NamedTuple):
-    """A schedule, and where it stands. Moments are aware: `due_at` and `last_at` in the zone of the schedule, if it is known here."""
+    """A schedule, and where it stands. Its moments are aware, in its own time zone where that is known here, else in UTC."""
 
     name: str
     #: Its fields, as cron has them, or `every 10 s`.

@@ -25,10 +25,10 @@ from durable.stores.listing import (
     PAGE,
     Listed,
     Progress,
+    PurgeQuery,
     RunStatus,
     Stats,
     checked_page,
-    PurgeQuery,
     checked_purge,
     savable_snapshot,
 )

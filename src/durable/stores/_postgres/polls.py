@@ -77,7 +77,7 @@ class Polling:
 
 
 class Due:
-    """What a poll has found: the runs that it has taken, the schedules that are due, and the leases of other processes here, which may be dead."""
+    """What a poll has found: runs that it has taken, schedules that are due, and leases here whose owners may be dead."""
 
     __slots__ = ("due", "floor", "found", "held", "next_in", "tick_in", "workers")
 

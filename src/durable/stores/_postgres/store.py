@@ -211,11 +211,12 @@ class PostgresStore:
     ) -> int:
         """Delete the runs whose last save, begin or end lies more than `older_than` seconds back; how many there were.
 
-        `status` says which: "completed", "failed", "cancelled", "interrupted", or None for all of these; never one that
-        is queued, suspended or being executed. `queue` narrows it to runs that were started in that queue, `metadata` to those
-        whose metadata has these texts, and `limit` to so many. With any status, but neither queue nor metadata, journals go whose header was deleted by SQL, by the moment of their
-        last record. It goes in transactions of a hundred runs, oldest first, and `progress` is called after each with the
-        number deleted so far. What is interrupted has deleted what it said, and can be called again.
+        `status` says which: "completed", "failed", "cancelled", "interrupted", or None for all of these; never one that is
+        queued, suspended or being executed. `queue` narrows it to runs that were started in that queue, `metadata` to those
+        whose metadata has these texts, and `limit` to so many. With any status, but with neither queue nor metadata, journals
+        go whose header was deleted by SQL, by the moment of their last record. It goes in transactions of a hundred runs,
+        oldest first, and `progress` is called after each with the number deleted so far. What is interrupted has deleted what
+        it said, and can be called again.
         """
         return self._snapshots.purge(
             older_than=older_than, status=status, queue=queue, metadata=metadata, limit=limit, progress=progress

@@ -61,7 +61,8 @@ _IN_QUEUE: Final = (
 )
 _HAS_METADATA: Final = (
     "NOT EXISTS (SELECT FROM unnest(%(keys)s::text[], %(texts)s::text[]) AS wanted (key, text) "
-    "WHERE ((run.snapshot OPERATOR(pg_catalog.->) 'metadata') OPERATOR(pg_catalog.->>) wanted.key) IS DISTINCT FROM wanted.text)"
+    "WHERE ((run.snapshot OPERATOR(pg_catalog.->) 'metadata') OPERATOR(pg_catalog.->>) wanted.key) "
+    "IS DISTINCT FROM wanted.text)"
 )
 
 
