@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -35,11 +34,12 @@ def find_moments(scheduled: Scheduled, question: Question) -> Moments:
     if question.count is None:
         found = _last(cron, zone, question.first, question.until)
         return Moments([found], next(moments_after(cron, zone, question.until), None))
-    later = (at for at in moments_after(cron, zone, question.first) if at > question.first)
-    some = [question.first, *islice(later, question.count)]
-    found_all = [at for at in some[: question.count] if at <= question.until]
-    following = some[len(found_all)] if len(found_all) < len(some) else None
-    return Moments(found_all, following)
+    some, later = [question.first], moments_after(cron, zone, question.first)
+    for at in later:
+        if len(some) == question.count or at > question.until:
+            return Moments(some, at)
+        some.append(at)
+    return Moments(some, None)
 
 
 def moments_after(cron: str, zone: ZoneInfo, at: datetime) -> Iterator[datetime]:
