@@ -718,14 +718,16 @@ SELECT extract(epoch FROM next.due_at - statement_timestamp())::float8,
                    'due', json_agg(json_build_object(
                        'id', id, 'cron', cron, 'zone', zone, 'every', every, 'missed', missed, 'overlap', overlap, 'start', start,
                        'revision', revision, 'due_at', due_at, 'is_open', is_open)) FILTER (WHERE is_due))::text
-          FROM (SELECT *, due_at <= statement_timestamp() IS NOT FALSE AS is_due,
-                       EXISTS (SELECT FROM {snapshots}
-                                WHERE id = schedule.last_id
-                                  AND snapshot->'execution'->>'status' IN ('queued', 'running')
-                               OFFSET 0) AS is_open
-                  FROM {schedules} AS schedule
-                 WHERE id = ANY (%(schedules)s::text[]) AND NOT paused
-                OFFSET 0) AS mine
+          FROM unnest(%(schedules)s::text[]) AS asked (name)
+         CROSS JOIN LATERAL (
+               SELECT *, due_at <= statement_timestamp() IS NOT FALSE AS is_due,
+                      EXISTS (SELECT FROM {snapshots}
+                               WHERE id = schedule.last_id
+                                 AND snapshot->'execution'->>'status' IN ('queued', 'running')
+                              OFFSET 0) AS is_open
+                 FROM {schedules} AS schedule
+                WHERE id = asked.name AND NOT paused
+               OFFSET 0) AS mine
          WHERE NOT (overlap = 'queue' AND is_open AND due_at IS NOT NULL AND is_due)
         HAVING count(*) > 0), run.*
   FROM (SELECT min(first.due_at) AS due_at
