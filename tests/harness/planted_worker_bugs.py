@@ -77,7 +77,7 @@ def _nothing(*_: Any) -> Any:
 # -- schedules ----------------------------------------------------------------------------------------------------------
 
 
-def _whatever_it_is_due(row: Any, revision: int, due_at: float | None) -> bool:  # noqa: ARG001 -- that is the bug
+def _whatever_it_is_due(row: Any, revision: int, due_at: float | None) -> bool:
     return True
 
 

@@ -23,6 +23,7 @@ from durable.stores.protocol import ReadableStore
 from durable.stores.requests import Poll, Polled, PutSchedules, TickSchedule
 
 WITHIN: Final = 30.0
+_NO_METADATA: Final[list[Any]] = [{}, [], {"a": 1}, {1: "a"}, {"a": "\0"}]
 
 
 @durable.workflow(name="report")
@@ -396,7 +397,7 @@ def test_workers_take_turns_at_retention(store: ReadableStore) -> None:
 @pytest.mark.parametrize(
     "options",
     [{}, {"after": -1}, {"after": "1d"}, {"after": 1, "status": "ended"}, {"after": 1, "queue": ""}]
-    + [{"after": 1, "metadata": given} for given in ({}, [], {"a": 1}, {1: "a"}, {"a": "\0"})],
+    + [{"after": 1, "metadata": given} for given in _NO_METADATA],
     ids=str,
 )
 def test_what_is_no_policy_is_refused(options: dict[str, Any]) -> None:

@@ -24,7 +24,19 @@ from pathlib import Path
 from chaos.figures import Part, begun, keep
 from harness.planted_bugs import BUGS
 from harness.planted_worker_bugs import WORKER_BUGS
-from simulation import SOMETIMES, Scenario, crewed, generated, shrunk, simulated, ticking, to_json, traces, tripwire, waiting
+from simulation import (
+    SOMETIMES,
+    Scenario,
+    crewed,
+    generated,
+    shrunk,
+    simulated,
+    ticking,
+    to_json,
+    traces,
+    tripwire,
+    waiting,
+)
 
 _CORPUS = Path(__file__).parent.parent / "corpus"
 _PORTION = 500

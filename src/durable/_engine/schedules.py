@@ -53,6 +53,9 @@ class Scheduled(Struct, frozen=True, kw_only=True):
     #: Whether the input of each run is its tick.
     takes_tick: bool = False
 
+    def __repr__(self) -> str:
+        return f"<Scheduled {self.name!r}>"  # its input may be secret
+
     @property
     def timetable(self) -> tuple[str | None, str, float | None]:
         """What says when it ticks. Another one is never applied to the past."""
