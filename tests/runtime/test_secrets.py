@@ -254,7 +254,8 @@ MISHAPS = {
         "ALTER TABLE durable_steps ADD CHECK (epoch < 0) NOT VALID; ALTER TABLE durable_snapshots ADD CHECK (id = '') NOT VALID;"
         "ALTER TABLE durable_signals ADD CHECK (number < 0) NOT VALID; ALTER TABLE durable_locks ADD CHECK (epoch < 0) NOT VALID"
     ),
-    "tables gone": "DROP VIEW durable_runs; DROP TABLE durable_steps, durable_snapshots, durable_locks, durable_signals",
+    "tables gone": "DROP VIEW durable_runs; DROP TABLE durable_steps, durable_snapshots, durable_locks, durable_signals,"
+    " durable_schedules",
     "a column of another type": (
         "DROP VIEW durable_runs; ALTER TABLE durable_steps ALTER record TYPE boolean USING true;"
         "ALTER TABLE durable_signals ALTER payload TYPE boolean USING true; ALTER TABLE durable_snapshots RENAME snapshot TO other"

@@ -79,7 +79,7 @@ class Run(Struct, omit_defaults=True):
 
 
 class Works(Struct, omit_defaults=True):
-    """A worker that has the workflows of these runs, and executes so many at once; and a schedule of a second, if it `ticks`."""
+    """A worker that has the workflows of these runs, and executes so many at once; a schedule of a second, if it `ticks`."""
 
     runs: list[int]
     concurrency: int = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from durable._common.boundary import public
 from durable._common.durations import Duration
@@ -58,10 +58,11 @@ def check_retention(given: object) -> list[Retention]:
     """A worker's policies. Raises `InvalidArgument`."""
     if isinstance(given, Retention) or not isinstance(given, Sequence):
         raise InvalidArgument("retention must be a list of policies: Worker(…, retention=[durable.Retention(after=…)])")
-    for policy in given:
+    policies: Sequence[Any] = cast(Any, given)
+    for policy in policies:
         if not isinstance(policy, Retention):
             raise InvalidArgument(f"retention has durable.Retention(…) in it, and not {type(policy).__name__}")
-    return list(given)
+    return list(policies)
 
 
 def apply_retention(store: LeasedStore, policies: Sequence[Retention]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from durable._common.boundary import public
 from durable._common.checks import check_name
@@ -129,7 +129,7 @@ def store_schedules(schedules: object, codec: Codec) -> dict[str, Scheduled]:
     if isinstance(schedules, Schedule) or not isinstance(schedules, Sequence):
         raise InvalidArgument("schedules must be a list of schedules: Worker(…, schedules=[durable.Schedule(…)])")
     stored: dict[str, Scheduled] = {}
-    for schedule in schedules:
+    for schedule in cast(Sequence[Any], schedules):
         if not isinstance(schedule, Schedule):
             raise InvalidArgument(f"schedules has durable.Schedule(…) in it, and not {type(schedule).__name__}")
         if schedule.name in stored:

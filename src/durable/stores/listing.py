@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, get_args
 
 from durable._common.checks import check_count, check_name
 from durable._common.durations import check_duration
@@ -147,7 +147,7 @@ def _checked_metadata(given: object) -> Mapping[str, str]:
         return {}
     if not isinstance(given, Mapping) or not given:
         raise InvalidArgument('metadata must be a mapping of texts, like {"customer": "acme"}')
-    texts: Mapping[Any, Any] = given
+    texts: Mapping[Any, Any] = cast(Any, given)
     for key, value in texts.items():
         check_name("a key of metadata", key)
         if not isinstance(value, str) or "\0" in value:
