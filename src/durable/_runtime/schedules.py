@@ -129,7 +129,8 @@ def store_schedules(schedules: object, codec: Codec) -> dict[str, Scheduled]:
     if isinstance(schedules, Schedule) or not isinstance(schedules, Sequence):
         raise InvalidArgument("schedules must be a list of schedules: Worker(…, schedules=[durable.Schedule(…)])")
     stored: dict[str, Scheduled] = {}
-    for schedule in cast(Sequence[Any], schedules):
+    given: Sequence[Any] = cast(Any, schedules)
+    for schedule in given:
         if not isinstance(schedule, Schedule):
             raise InvalidArgument(f"schedules has durable.Schedule(…) in it, and not {type(schedule).__name__}")
         if schedule.name in stored:
