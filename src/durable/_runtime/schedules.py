@@ -40,7 +40,7 @@ _WITH_INPUT: Final = 3  # parameters
 
 
 class Schedule:
-    """Begins runs of a workflow by the clock. Given to workers: `Worker(store, deps, [report], schedules=[nightly])`.
+    """Begins runs of a workflow by the clock. Given to workers, as `Worker(store, deps, [report], schedules=[nightly])`::
 
         nightly = durable.Schedule("nightly", "30 2 * * *", report, zone="Europe/Berlin")
         beat = durable.Schedule("beat", every=10, workflow=check)

@@ -49,9 +49,8 @@ class Worker:
     - `lease`: as for `durable.run`.
     - `suspend_after`: seconds. A run that has longer to wait, while nothing else of it is in flight, is suspended: it leaves
       its thread or task, and is gone on with when the wait is over.
-    - `schedules`: `durable.Schedule(…)`s, of which any worker of the fleet that has them begins each run, and only one does.
-    - `retention`: `durable.Retention(…)`s, which say what of that has ended is deleted when; one worker of the fleet at a time
-      does it.
+    - `schedules`: a list of `durable.Schedule`. Any worker of the fleet that has one may begin its runs, and one does.
+    - `retention`: a list of `durable.Retention`, which say what is deleted that has ended; workers take turns at it.
     - `on_failed(handle, exception)` is called when a run has failed and is not tried again; what it raises is logged.
     - `on_event`: as for `durable.run`, for all runs.
 
