@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from durable._runtime.decorator import step
     from durable._runtime.handles import Step
     from durable._runtime.new_runs import Start
+    from durable._runtime.retention import Retention
     from durable._runtime.run import run
     from durable._runtime.run_handles import AsyncRunHandle, RunHandle, fork, handle
+    from durable._runtime.schedule_handles import ScheduleHandle, schedule
+    from durable._runtime.schedules import Schedule
     from durable._runtime.starts import start, start_many, wake
     from durable._runtime.state import delete_state, has_state, list_pending, result, status
+    from durable._runtime.ticks import Tick
     from durable._runtime.workers import Worker
     from durable._runtime.workflow import workflow
     from durable.codecs import alias, stored_as
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
         RunNotFound,
         RunNotOver,
         RunPoisoned,
+        ScheduleNotFound,
         SchemaMismatch,
         SignalMismatch,
         SignalTimedOut,
@@ -74,6 +79,7 @@ __all__ = [
     "LeaseLost",
     "OutcomeUnknown",
     "ResumeStateCollector",
+    "Retention",
     "RetryRefused",
     "RunBeingStarted",
     "RunCancelled",
@@ -83,6 +89,9 @@ __all__ = [
     "RunNotFound",
     "RunNotOver",
     "RunPoisoned",
+    "Schedule",
+    "ScheduleHandle",
+    "ScheduleNotFound",
     "SchemaMismatch",
     "SignalMismatch",
     "SignalTimedOut",
@@ -94,6 +103,7 @@ __all__ = [
     "StepTimeout",
     "StoreError",
     "StoreUnavailable",
+    "Tick",
     "UnstorableValue",
     "UnsuitableConnection",
     "UnsuitableServer",
@@ -116,6 +126,7 @@ __all__ = [
     "result",
     "retry",
     "run",
+    "schedule",
     "signal",
     "start",
     "start_many",
@@ -137,10 +148,15 @@ if not TYPE_CHECKING:
             "_runtime.decorator": "step",
             "_runtime.async_handles": "AsyncStep",
             "_runtime.handles": "Step",
+            "_runtime.retention": "Retention",
             "_runtime.run": "run",
             "_runtime.run_handles": "AsyncRunHandle RunHandle fork handle",
-            "_runtime.starts": "Start start start_many wake",
+            "_runtime.schedule_handles": "ScheduleHandle schedule",
+            "_runtime.schedules": "Schedule",
+            "_runtime.new_runs": "Start",
+            "_runtime.starts": "start start_many wake",
             "_runtime.state": "delete_state has_state list_pending result status",
+            "_runtime.ticks": "Tick",
             "_runtime.workers": "Worker",
             "_runtime.workflow": "workflow",
             "codecs": "alias stored_as",

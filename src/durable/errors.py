@@ -27,6 +27,7 @@ Exception
     │   ├── WorkflowDrift      the code no longer matches its journal
     │   ├── RetryRefused       steps recorded while the run was failing or being left need a decision
     │   ├── RunNotFound        nothing is stored under this id
+    │   ├── ScheduleNotFound   there is no schedule of this name
     │   ├── RunNotOver         the run has no result yet
     │   ├── RunPoisoned        workers die under this run, one after the other
     │   ├── UnreadableRecord   a stored line that cannot be understood
@@ -508,6 +509,19 @@ class RunNotFound(HistoryError):
     def __str__(self) -> str:
         return (
             f"no run {self.run_id!r} is stored here. Check the id and the store, its table, schema and prefix included."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class ScheduleNotFound(HistoryError):
+    """There is no schedule of this name. Raised by the verbs of `durable.schedule`: `durable schedules` lists what there is."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return (
+            f"no schedule {self.name!r} is stored here: a worker that has it, Worker(…, schedules=[…]), puts it there when it "
+            f"starts. Check the name and the store, its table, schema and prefix included."
         )
 
 

@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "wait": ("following", "wait for a run's end, and print its result"),
     "stats": ("listing", "how many runs there are, and how much room they take"),
     "workers": ("upkeep", "the workers that are at work"),
+    "schedules": ("schedules", "what begins runs by the clock: list, pause, resume, run, backfill, delete"),
     "start": ("starting", "start a run, and leave it to workers"),
     "signal": ("changing", "send a message to a run"),
     "cancel": ("changing", "stop runs, wherever they are executed"),

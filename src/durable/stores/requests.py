@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Generic, TypeAlias, TypeVar
 
 from msgspec import Struct
@@ -10,6 +11,7 @@ from msgspec import Struct
 from durable._engine.continuations import name_history
 from durable._engine.decisions import Awaited, Begun, Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
+from durable._engine.schedules import DueSchedule, Scheduled
 from durable._engine.starts import NewRun, Route, Started
 from durable.records import Record, Status
 
@@ -170,6 +172,10 @@ class Polled(Struct, frozen=True):
     workers: int = 1
     #: The `Poll.floor` of what is asked next; None where it is to be as before.
     floor: float | None = None
+    #: Those of its schedules that are due.
+    due: Sequence[DueSchedule] = ()
+    #: Seconds until the next of them is; None where none is known.
+    tick_in: float | None = None
 
 
 class Poll(Request[Polled], frozen=True, eq=False):
@@ -192,8 +198,60 @@ class Poll(Request[Polled], frozen=True, eq=False):
     says_idle: bool = False
     #: What the store said last, so that it need not look for what was due earlier; None to look for everything.
     floor: float | None = None
+    #: The names of the schedules that this worker has.
+    schedules: Sequence[str] = ()
+
+
+class PutSchedules(Request[None], frozen=True, eq=False, gc=False):
+    """Keep these schedules, each in the place of what there was of its name.
+
+    One that has another timetable now, or is new, is due when a poll has found out when; the others stay due when they are.
+    """
+
+    schedules: Sequence[Scheduled]
+
+
+class TickSchedule(Request[bool], frozen=True, eq=False, gc=False):
+    """Start these runs, and set when the schedule is due next, if it stands as it was found `due`; all or nothing.
+
+    The answer is whether it did. Of a run whose id is there already, that one stands.
+    """
+
+    due: DueSchedule
+    runs: Sequence[NewRun]
+    due_at: datetime
+    #: Whether other workers are to be woken for the runs.
+    wakes: bool = True
+
+
+class PauseSchedule(Request[bool], frozen=True, eq=False, gc=False):
+    """Pause a schedule, or let it go on with its next moment from now. False where there is none of this name."""
+
+    name: str
+    paused: bool
+
+
+class DeleteSchedule(Request[bool], frozen=True, eq=False, gc=False):
+    """Forget a schedule; its runs stay. False where there is none of this name."""
+
+    name: str
 
 
 AnyRequest: TypeAlias = (
-    Begin | BeginChild | Checkpoint | Finish | Release | Continue | Cancel | Signal | Receive | Enqueue | Wake | Poll
+    Begin
+    | BeginChild
+    | Checkpoint
+    | Finish
+    | Release
+    | Continue
+    | Cancel
+    | Signal
+    | Receive
+    | Enqueue
+    | Wake
+    | Poll
+    | PutSchedules
+    | TickSchedule
+    | PauseSchedule
+    | DeleteSchedule
 )

@@ -15,6 +15,7 @@ from durable.clocks import Clock
 from durable.records import Header, Kind, Record, Status
 from durable.stores._memory.queue import Queue
 from durable.stores._memory.run import Run
+from durable.stores._memory.schedules import Schedules
 from durable.stores._memory.signals import Signals
 from durable.stores._owner import this_process
 from durable.stores.listing import PAGE, Listed
@@ -26,6 +27,7 @@ from durable.stores.reading import (
     Health,
     LeaseFacts,
     RunLine,
+    ScheduleLine,
     SentSignal,
     WorkerLine,
     checked_filter,
@@ -40,7 +42,7 @@ from durable.stores.reading import (
 _DAY: Final = 86_400.0  # seconds
 
 
-@public_verbs("store", "runs", "count_runs", "header", "journal", "signals", "workers", "health")
+@public_verbs("store", "runs", "count_runs", "header", "journal", "signals", "workers", "schedules", "health")
 class ReadingVerbs:
     """The verbs of the store in memory that only read."""
 
@@ -49,6 +51,7 @@ class ReadingVerbs:
     _runs: dict[str, Run]
     _signals: Signals
     _queue: Queue
+    _schedules: Schedules
 
     @locked
     def runs(
@@ -82,6 +85,11 @@ class ReadingVerbs:
         held = sum(run.is_held(self.clock.elapsed()) and run.due_at is not None for run in self._runs.values())
         at = self.clock.now()
         return [WorkerLine(worker, this_process(), (), False, False, at, held) for worker in self._queue.workers()]
+
+    @locked
+    def schedules(self) -> Sequence[ScheduleLine]:
+        """See `PostgresStore.schedules`."""
+        return self._schedules.lines()
 
     @locked
     def health(self) -> Health:

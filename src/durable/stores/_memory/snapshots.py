@@ -26,6 +26,7 @@ from durable.stores.listing import (
     PAGE,
     Listed,
     Progress,
+    PurgeQuery,
     RunStatus,
     Stats,
     checked_page,
@@ -108,17 +109,24 @@ class SnapshotVerbs:
         return hold(self._lock, find_page, self._runs, page, self.clock.elapsed())
 
     def purge(
-        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
+        self,
+        *,
+        older_than: Duration,
+        status: RunStatus | None = "completed",
+        queue: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        progress: Progress | None = None,
     ) -> int:
         """See `PostgresStore.purge`."""
-        purged = self._purge(*checked_purge(older_than, status))
+        purged = self._purge(checked_purge(older_than, status, queue, metadata, limit))
         if purged and progress is not None:
             progress(purged)
         return purged
 
     @locked
-    def _purge(self, seconds: float, wanted: RunStatus | None) -> int:
-        before = self.clock.now() - timedelta(seconds=seconds)
+    def _purge(self, wanted: PurgeQuery) -> int:
+        before = self.clock.now() - timedelta(seconds=wanted.seconds)
         for name in (old := find_old(self._runs, before, wanted, self.clock.elapsed())):
             self._forget(name)
         return len(old)

@@ -13,6 +13,8 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, Self, TypeVar, assert_never
 
+from msgspec import structs
+
 from durable._common.locks import hold, locked
 from durable._engine.children import refuse_child
 from durable._engine.continuations import name_history
@@ -33,6 +35,7 @@ from durable.stores._memory.queue import Queue
 from durable.stores._memory.reading import ReadingVerbs
 from durable.stores._memory.refusals import NoDatabase
 from durable.stores._memory.run import Run, fenced
+from durable.stores._memory.schedules import Schedules
 from durable.stores._memory.signals import Signals
 from durable.stores._owner import this_process
 from durable.stores.protocol import Listening
@@ -43,15 +46,19 @@ from durable.stores.requests import (
     Cancel,
     Checkpoint,
     Continue,
+    DeleteSchedule,
     Enqueue,
     Finish,
     OnLateReply,
+    PauseSchedule,
     Poll,
     Polled,
+    PutSchedules,
     Receive,
     Release,
     Request,
     Signal,
+    TickSchedule,
     Wake,
 )
 
@@ -69,6 +76,7 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
         self._signals = Signals()
         self._queue = Queue(self._runs)
         self._children = Children(self._runs, self._queue, self._signals)
+        self._schedules = Schedules(self._runs)
         self._aio: AsyncReadableStore | None = None
         self._closed = False
         self._heartbeat = Heartbeat(self._renew, self._look, self.clock)
@@ -82,6 +90,7 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
         self._runs = {name: replace(run, token=None) for name, run in self._runs.items()}
         self._queue = Queue(self._runs)
         self._children = Children(self._runs, self._queue, self._signals)
+        self._schedules.runs = self._runs
 
     def __repr__(self) -> str:
         return "<durable store in memory>"
@@ -116,6 +125,14 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
                 return hold(self._lock, self._queue.wake)
             case Poll():
                 return self._poll(request)
+            case PutSchedules():
+                return hold(self._lock, self._schedules.put, request.schedules)
+            case TickSchedule():
+                return self._tick(request)
+            case PauseSchedule():
+                return self._pause(request)
+            case DeleteSchedule():
+                return hold(self._lock, self._schedules.delete, request.name)
             case never:
                 assert_never(never)
 
@@ -169,7 +186,18 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
     def _take_due(self, poll: Poll) -> Polled:
         if self._closed:
             raise InvalidArgument("the store is closed")
-        return self._queue.take(poll, self.clock.now(), self.clock.elapsed())
+        polled = self._queue.take(poll, at := self.clock.now(), self.clock.elapsed())
+        due, tick_in = self._schedules.find_due(poll.schedules, at)
+        return structs.replace(polled, due=due, tick_in=tick_in)
+
+    @locked
+    def _tick(self, tick: TickSchedule) -> bool:
+        at = self.clock.now()
+        return self._schedules.tick(tick, lambda run: self._queue.start(run, at))
+
+    @locked
+    def _pause(self, request: PauseSchedule) -> bool:
+        return self._schedules.pause(request.name, paused=request.paused)
 
     def _checkpoint(self, lease: Lease, record: Record, on_late_reply: OnLateReply | None) -> None:
         try:

@@ -14,9 +14,24 @@ from durable.records import Record, Status
 from durable.stores._postgres.claims import Claiming, Found
 from durable.stores._postgres.job import Job
 from durable.stores._postgres.polls import Polling
+from durable.stores._postgres.schedules import plan_put, plan_tick
 from durable.stores._postgres.starts import Starting, plan_start, render_first
 from durable.stores._postgres.verbs import PostgresVerb, Way
-from durable.stores.requests import BeginChild, Cancel, Continue, Enqueue, Finish, Receive, Release, Signal, Wake
+from durable.stores.requests import (
+    BeginChild,
+    Cancel,
+    Continue,
+    DeleteSchedule,
+    Enqueue,
+    Finish,
+    PauseSchedule,
+    PutSchedules,
+    Receive,
+    Release,
+    Signal,
+    TickSchedule,
+    Wake,
+)
 
 CLAIM: Final = PostgresVerb("claim", Patience.FROM_OUTSIDE, way=Way.OF_CLAIMS, table="leases", waits_briefly=True)
 LOOK: Final = PostgresVerb("look", Patience.FROM_OUTSIDE, way=Way.OF_CLAIMS, shares_runs=True)
@@ -48,7 +63,31 @@ BEGIN_CHILD: Final = PostgresVerb(
 WAKE: Final = PostgresVerb("wake", Patience.BRIEF, way=Way.OF_POLLS, shares_runs=True)
 POLL: Final = PostgresVerb("poll", Patience.FROM_OUTSIDE, way=Way.OF_POLLS, table="leases")
 
-OfOneJob: TypeAlias = BeginChild | Cancel | Signal | Receive | Enqueue | Wake
+PUT_SCHEDULES: Final = PostgresVerb(
+    "put schedules", Patience.FROM_OUTSIDE, way=Way.OF_STARTS, carries_value=True, table="schedules", waits_briefly=True
+)
+TICK: Final = PostgresVerb(
+    "tick", Patience.FROM_OUTSIDE, way=Way.OF_STARTS, carries_value=True, table="schedules", waits_briefly=True
+)
+PAUSE_SCHEDULE: Final = PostgresVerb(
+    "pause schedule", Patience.FROM_OUTSIDE, way=Way.OF_STARTS, table="schedules", waits_briefly=True
+)
+DELETE_SCHEDULE: Final = PostgresVerb(
+    "delete schedule", Patience.FROM_OUTSIDE, way=Way.OF_STARTS, table="schedules", waits_briefly=True
+)
+
+OfOneJob: TypeAlias = (
+    BeginChild
+    | Cancel
+    | Signal
+    | Receive
+    | Enqueue
+    | Wake
+    | PutSchedules
+    | TickSchedule
+    | PauseSchedule
+    | DeleteSchedule
+)
 """The requests that are one job, with nothing before it or after it."""
 
 _OVERHEAD: Final = 200  # bytes that an entry takes besides its text, about
@@ -269,5 +308,21 @@ def job_of(request: OfOneJob, asked: Asked) -> Job:
         case Wake():
             what, payload = "the waking of workers", render_first(asked.prefix)
             return Job(WAKE, "", _OVERHEAD, asked.answer_by(), what=what, payload=payload)
+        case PutSchedules():
+            rows = plan_put(request.schedules, asked)
+            size = sum(len(row.start["input"] or "") + 2 * _OVERHEAD for row in rows)
+            return Job(PUT_SCHEDULES, "", size, asked.answer_by(), what="the schedules of a worker", payload=rows)
+        case TickSchedule():  # sent twice, the second finds that the first has ticked
+            ticking, name = plan_tick(request, asked), request.due.scheduled.name
+            size = sum(len(row.input or "") + 2 * _OVERHEAD for row in ticking.runs) + _OVERHEAD
+            return Job(TICK, name, size, asked.answer_by(), what=f"a tick of the schedule {name!r}", payload=ticking)
+        case PauseSchedule():
+            name, change = request.name, {"id": asked.prefix + request.name, "paused": request.paused}
+            what = f"the {'pause' if request.paused else 'resumption'} of the schedule {name!r}"
+            return Job(PAUSE_SCHEDULE, name, _OVERHEAD, asked.answer_by(), what=what, payload=change)
+        case DeleteSchedule():
+            name, gone = request.name, {"id": asked.prefix + request.name}
+            what = f"the deletion of the schedule {name!r}"
+            return Job(DELETE_SCHEDULE, name, _OVERHEAD, asked.answer_by(), what=what, payload=gone)
         case never:
             assert_never(never)

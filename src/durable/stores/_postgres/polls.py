@@ -11,6 +11,7 @@ from durable._engine.decisions import Claim
 from durable.stores._owner import HOST
 from durable.stores._postgres.claims import BEFORE_ALL, Claiming, Found
 from durable.stores._postgres.rows import read_record
+from durable.stores._postgres.schedules import read_due
 from durable.stores._postgres.settings import Settings
 from durable.stores._postgres.starts import render_route
 from durable.stores.requests import Poll
@@ -71,20 +72,22 @@ class Polling:
             "host": HOST,
             "dead_ids": [row for row, _ in self.dead],
             "dead": [token for _, token in self.dead],
+            "schedules": [self.settings.prefix + name for name in self.poll.schedules],
         }
 
 
 class Due:
-    """What a poll has found: the runs that it has taken, and the leases of other processes here, which may be dead."""
+    """What a poll has found: runs that it has taken, schedules that are due, and leases here whose owners may be dead."""
 
-    __slots__ = ("floor", "found", "held", "next_in", "workers")
+    __slots__ = ("due", "floor", "found", "held", "next_in", "tick_in", "workers")
 
     def __init__(self, polling: Polling, rows: Sequence[Any], held: Sequence[Any], server: str) -> None:
         self.next_in: float | None = rows[0][0]
         self.workers: int = rows[0][1]
         self.floor: float | None = rows[0][2]
+        self.due, self.tick_in = read_due(rows[0][3], polling.settings.prefix)
         self.held: Sequence[tuple[str, str, str]] = held
-        self.found = [_found(polling, row[3:], server) for row in rows if row[3] is not None]
+        self.found = [_found(polling, row[4:], server) for row in rows if row[4] is not None]
 
 
 def _found(polling: Polling, row: Sequence[Any], server: str) -> Found:

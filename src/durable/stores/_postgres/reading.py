@@ -17,6 +17,7 @@ from durable.records import Header, Record
 from durable.snapshots import header_and_records
 from durable.stores._owner import HOST
 from durable.stores._postgres.rows import read_record
+from durable.stores._postgres.schedules import read_moment, read_scheduled
 from durable.stores._postgres.session import Session
 from durable.stores._postgres.snapshots import Snapshots
 from durable.stores._postgres.sql.reading import Question, ask, statement
@@ -32,12 +33,14 @@ from durable.stores.reading import (
     Health,
     LeaseFacts,
     RunLine,
+    ScheduleLine,
     SentSignal,
     WorkerLine,
     checked_filter,
     checked_journal,
     checked_lines,
     read_line,
+    schedule_line,
 )
 
 _PATIENCE: Final = 3_000  # milliseconds of one question
@@ -104,6 +107,21 @@ class Reading(Snapshots):
                 held,
             )
             for worker, owner, routes, idle, leaving, seen, held in rows
+        ]
+
+    def schedules(self) -> list[ScheduleLine]:
+        """See `PostgresStore.schedules`."""
+        values, query = {"prefix": self._prefix}, statement(self._names, "schedules")
+        rows = self.perform(lambda session: session.execute(query, values).fetchall())
+        return [
+            schedule_line(
+                read_scheduled(row, self._prefix),
+                row["paused"],
+                read_moment(row["due_at"]),
+                read_moment(row["last_at"]),
+                None if row["last_id"] is None else row["last_id"].removeprefix(self._prefix),
+            )
+            for row in (msgspec.json.decode(text) for (text,) in rows)
         ]
 
     def health(self) -> Health:

@@ -54,6 +54,20 @@ _COLUMNS: Final = {
         "leaving": "boolean",
         "seen_at": "timestamp with time zone",
     },
+    "schedules": {
+        "id": "text",
+        "cron": "text",
+        "zone": "text",
+        "every": "double precision",
+        "missed": "text",
+        "overlap": "text",
+        "start": "json",
+        "revision": "integer",
+        "paused": "boolean",
+        "due_at": "timestamp with time zone",
+        "last_at": "timestamp with time zone",
+        "last_id": "text",
+    },
 }
 
 _KEYS: Final = (
@@ -62,6 +76,7 @@ _KEYS: Final = (
     ("signals", ("workflow_id", "nonce"), "a signal could be sent twice"),
     ("locks", ("workflow_id",), "a run could have two owners"),
     ("locks", ("workflow_id", "owner_token"), "a stale owner could write"),
+    ("schedules", ("id",), "a moment could begin two runs"),
 )
 
 
@@ -169,6 +184,7 @@ _TO_RUN: Final = {
     "signals": "SELECT, INSERT, UPDATE",
     "locks": "SELECT, INSERT, UPDATE",
     "workers": "SELECT, INSERT, UPDATE, DELETE",
+    "schedules": "SELECT, INSERT, UPDATE, DELETE",
     "migrations": "SELECT",
 }
 _UNKNOWN: Final = ("?", None, "?", False)

@@ -21,10 +21,13 @@ from durable.stores._postgres.jobs import (
     CHECKPOINT,
     CLAIM,
     CONTINUE,
+    DELETE_SCHEDULE,
     ENQUEUE,
     FINISH,
     LOOK,
+    PAUSE_SCHEDULE,
     POLL,
+    PUT_SCHEDULES,
     READ,
     RECEIVE,
     RELEASE,
@@ -34,6 +37,7 @@ from durable.stores._postgres.jobs import (
     SETTLE,
     SIGNAL,
     SIGNAL_ONCE,
+    TICK,
     WAKE,
     Continuing,
     Writing,
@@ -45,6 +49,7 @@ from durable.stores._postgres.lease_checks import (
     refused,
     unverified_leases,
 )
+from durable.stores._postgres.schedule_statements import ScheduleStatements
 from durable.stores._postgres.session import Session, in_transaction
 from durable.stores._postgres.signal_statements import SignalStatements
 from durable.stores._postgres.sql.placeholders import number_parameters
@@ -72,6 +77,7 @@ class Statements:
         workers = WorkerStatements(sql, clock)
         signals = SignalStatements(sql, workers)
         self._children = ChildStatements(sql, workers, self._fates)
+        schedules = ScheduleStatements(sql, workers)
         self._verbs: dict[PostgresVerb, Callable[[Session, Sequence[Job]], Sequence[Any]]] = {
             CLAIM: self._claim,
             LOOK: self._look,
@@ -85,6 +91,10 @@ class Statements:
             RETURN: self._release,
             CONTINUE: self._continue,
             CANCEL: self._cancel,
+            PUT_SCHEDULES: schedules.put,
+            TICK: schedules.tick,
+            PAUSE_SCHEDULE: schedules.pause,
+            DELETE_SCHEDULE: schedules.delete,
             SIGNAL: signals.signal,
             SIGNAL_ONCE: signals.signal,
             RECEIVE: signals.receive,

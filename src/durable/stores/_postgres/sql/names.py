@@ -70,7 +70,8 @@ class Names:
     @cached_property
     def _tables(self) -> Mapping[str, str]:
         beside = {
-            name: f"{self._stem}_{name}" for name in ("steps", "locks", "signals", "workers", "runs", "migrations")
+            name: f"{self._stem}_{name}"
+            for name in ("steps", "locks", "signals", "workers", "schedules", "runs", "migrations")
         }
         return {"snapshots": self.table, **beside, "locks": self.lock or beside["locks"]}
 

@@ -66,6 +66,11 @@ SELECT worker.id, worker.owner, worker.routes, worker.idle, worker.leaving, extr
    AND EXISTS (SELECT FROM unnest(worker.routes) AS one (route) WHERE {ours})
  ORDER BY worker.owner, worker.id
 
+-- name: schedules
+-- What starts no workflow is how workers take turns at retention.
+SELECT to_json(schedule)::text
+  FROM (SELECT * FROM {schedules} WHERE starts_with(id, %(prefix)s) AND start->>'workflow' <> '' ORDER BY id) AS schedule
+
 -- name: signals
 SELECT number, name, payload::text, extract(epoch FROM created_at)::float8, nonce
   FROM {signals}

@@ -135,6 +135,7 @@ SELECT id
  WHERE updated_at < %(before)s
    AND {status}
    AND {idle}
+   AND {narrowed}
    AND {prefixed}
  ORDER BY updated_at, id
  LIMIT %(limit)s

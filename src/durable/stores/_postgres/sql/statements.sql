@@ -758,7 +758,7 @@ SELECT asked.n, run.id, run.snapshot->>'workflowName', run.snapshot->'metadata'-
 -- locked is waited for. A run that was held before, and is due, was left by its owner: the lease has ended. Each of the three
 -- conditions on due_at is needed: `due_at <= now` does not imply to the planner that the index has it. The answer is what was taken,
 -- with its input where nothing else can be in its journal; when the next run is due, where all that is due was taken; and a floor,
--- where one is asked for. While a transaction is open elsewhere, what has ended stays in the index, and each poll would have to
+-- where one is asked for; and of the worker's schedules those that are due, and when the next one is. While a transaction is open elsewhere, what has ended stays in the index, and each poll would have to
 -- pass all of it. Below the floor nothing was due but what is committed late: what begins two seconds before it, or later, is found
 -- at once, and the rest by the next poll that has no floor. (A float loses microseconds.)
 WITH due AS MATERIALIZED (
@@ -835,7 +835,25 @@ SELECT extract(epoch FROM next.due_at - statement_timestamp())::float8,
                 WHERE route = asked.route AND priority = class.priority::smallint AND due_at < 'infinity'
                 ORDER BY due_at
                 LIMIT 1) AS first
-        HAVING %(asks_floor)s), run.*
+        HAVING %(asks_floor)s),
+       (SELECT json_build_object(
+                   'now', statement_timestamp(),
+                   'next_in', extract(epoch FROM min(due_at) FILTER (WHERE NOT is_due) - statement_timestamp())::float8,
+                   'due', json_agg(json_build_object(
+                       'id', id, 'cron', cron, 'zone', zone, 'every', every, 'missed', missed, 'overlap', overlap, 'start', start,
+                       'revision', revision, 'due_at', due_at, 'is_open', is_open)) FILTER (WHERE is_due))::text
+          FROM unnest(%(schedules)s::text[]) AS asked (name)
+         CROSS JOIN LATERAL (
+               SELECT *, due_at <= statement_timestamp() IS NOT FALSE AS is_due,
+                      EXISTS (SELECT FROM {snapshots}
+                               WHERE id = schedule.last_id
+                                 AND snapshot->'execution'->>'status' IN ('queued', 'running')
+                              OFFSET 0) AS is_open
+                 FROM {schedules} AS schedule
+                WHERE id = asked.name AND NOT paused
+               OFFSET 0) AS mine
+         WHERE NOT (overlap = 'queue' AND is_open AND due_at IS NOT NULL AND is_due)
+        HAVING count(*) > 0), run.*
   FROM (SELECT min(first.due_at) AS due_at
           FROM unnest(%(routes)s::text[]) AS asked (route)
          CROSS JOIN generate_series(-10, 9) AS class (priority)
@@ -991,6 +1009,90 @@ WITH RECURSIVE known AS (
     RETURNING id
 )
 SELECT pg_notify('durable_' || id, '') FROM woken
+
+-- name: put_schedules
+-- Each in the place of what there was, whose row is not touched where it says the same. A new timetable is never applied to the past:
+-- a poll finds out when it is due.
+INSERT INTO {schedules} AS schedule (id, cron, zone, every, missed, overlap, start)
+SELECT id, cron, zone, every, missed, overlap, start
+  FROM json_to_recordset(%(schedules)s::json) AS asked (
+       id text, cron text, zone text, every float8, missed text, overlap text, start json)
+ ORDER BY id
+ON CONFLICT (id) DO UPDATE
+   SET cron = excluded.cron,
+       zone = excluded.zone,
+       every = excluded.every,
+       missed = excluded.missed,
+       overlap = excluded.overlap,
+       start = excluded.start,
+       revision = schedule.revision + 1,
+       due_at = CASE WHEN schedule.cron IS NOT DISTINCT FROM excluded.cron AND schedule.zone = excluded.zone
+                          AND schedule.every IS NOT DISTINCT FROM excluded.every
+                     THEN schedule.due_at END
+ WHERE schedule.cron IS DISTINCT FROM excluded.cron OR schedule.zone <> excluded.zone
+    OR schedule.every IS DISTINCT FROM excluded.every OR schedule.missed <> excluded.missed
+    OR schedule.overlap <> excluded.overlap OR schedule.start::text <> excluded.start::text
+
+-- name: tick
+-- Begin the runs of a schedule's moments and say when it is due next, if it stands as it was found: of any number of workers one does.
+-- A row that another one has locked is not waited for: it is being ticked. Of a run whose id is there already, that one stands, or
+-- what is left of it: the moment is over. The lease row before the header before the journal, as everywhere.
+WITH due AS MATERIALIZED (
+    SELECT id
+      FROM {schedules}
+     WHERE id = %(id)s AND revision = %(revision)s AND due_at IS NOT DISTINCT FROM %(due_at)s::timestamptz AND NOT paused
+       FOR UPDATE SKIP LOCKED
+), ticked AS (
+    UPDATE {schedules} AS schedule
+       SET due_at = %(next_at)s::timestamptz,
+           last_at = COALESCE(%(last_at)s::timestamptz, schedule.last_at),
+           last_id = COALESCE(%(last_id)s::text, schedule.last_id)
+      FROM due
+     WHERE schedule.id = due.id
+    RETURNING schedule.id
+), asked AS MATERIALIZED (
+    SELECT *
+      FROM json_to_recordset(%(runs)s::json) AS run (
+           id text, route text, priority smallint, header jsonb, input text, nonce bigint)
+     WHERE EXISTS (SELECT FROM ticked)
+       AND NOT EXISTS (SELECT FROM {snapshots} WHERE id = run.id OFFSET 0)
+       AND NOT EXISTS (SELECT FROM {steps} WHERE workflow_id = run.id OFFSET 0)
+       AND NOT EXISTS (SELECT FROM {locks} WHERE workflow_id = run.id OFFSET 0)
+     ORDER BY id
+), lease AS (
+    INSERT INTO {locks} (workflow_id, epoch, expires_at, route, priority, due_at)
+    SELECT id, 0, clock_timestamp(), route, priority, clock_timestamp() FROM asked ORDER BY id
+    ON CONFLICT (workflow_id) DO NOTHING
+    RETURNING workflow_id
+), header AS (
+    INSERT INTO {snapshots} (id, snapshot, updated_at)
+    SELECT id,
+           header || jsonb_build_object('execution', jsonb_build_object('status', 'queued', 'lastUpdated', now())),
+           now()
+      FROM asked
+      JOIN lease ON lease.workflow_id = asked.id
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id
+), input AS (
+    INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
+    SELECT asked.id, 0, 'input', 'input', asked.nonce, 0, asked.input::json
+      FROM header
+      JOIN asked ON asked.id = header.id
+     WHERE asked.input IS NOT NULL
+)
+SELECT id FROM ticked
+
+-- name: pause_schedule
+-- What was paused is due when a poll has found out when, from then on. The answer is whether it is there.
+WITH changed AS (
+    UPDATE {schedules}
+       SET paused = %(paused)s, due_at = NULL, revision = revision + 1
+     WHERE id = %(id)s AND paused <> %(paused)s
+)
+SELECT id FROM {schedules} WHERE id = %(id)s
+
+-- name: delete_schedule
+DELETE FROM {schedules} WHERE id = %(id)s RETURNING id
 
 -- name: recall
 -- Give back what a poll has taken whose reply was lost: by any of its earlier sendings, for the last may have been lost on its
