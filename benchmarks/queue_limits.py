@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import durable
 from durable._engine.starts import Route
-from durable._runtime.starts import Start
+from durable._runtime.new_runs import Start
 from durable.records import Kind, Record, Status
 from durable.stores import embedded, postgres
 from durable.stores.requests import Finish, Poll

@@ -10,20 +10,28 @@ from durable._common import environment as _environment  # noqa: F401  # pyright
 if TYPE_CHECKING:
     from durable import aio, errors
     from durable._engine.queues import Queue, Rate
+    from durable._runtime.async_handles import AsyncStep
+    from durable._runtime.children import ChildHandle
     from durable._runtime.context import Current, current, idempotency_key
     from durable._runtime.control import cancel, retry, signal
     from durable._runtime.decorator import step
-    from durable._runtime.handles import AsyncStep, Step
+    from durable._runtime.handles import Step
+    from durable._runtime.new_runs import Start
     from durable._runtime.queues import pause, unpause
+    from durable._runtime.retention import Retention
     from durable._runtime.run import run
     from durable._runtime.run_handles import AsyncRunHandle, RunHandle, fork, handle
-    from durable._runtime.starts import Start, start, start_many, wake
+    from durable._runtime.schedule_handles import ScheduleHandle, schedule
+    from durable._runtime.schedules import Schedule
+    from durable._runtime.starts import start, start_many, wake
     from durable._runtime.state import delete_state, has_state, list_pending, result, status
+    from durable._runtime.ticks import Tick
     from durable._runtime.workers import Worker
     from durable._runtime.workflow import workflow
     from durable.codecs import alias, stored_as
     from durable.errors import (
         AccessDenied,
+        ChildFailed,
         ConcurrentExecution,
         DeadlineExceeded,
         DurableError,
@@ -39,6 +47,7 @@ if TYPE_CHECKING:
         RunNotFound,
         RunNotOver,
         RunPoisoned,
+        ScheduleNotFound,
         SchemaMismatch,
         SignalMismatch,
         SignalTimedOut,
@@ -61,6 +70,8 @@ __all__ = [
     "AccessDenied",
     "AsyncRunHandle",
     "AsyncStep",
+    "ChildFailed",
+    "ChildHandle",
     "ConcurrentExecution",
     "Current",
     "DeadlineExceeded",
@@ -72,6 +83,7 @@ __all__ = [
     "Queue",
     "Rate",
     "ResumeStateCollector",
+    "Retention",
     "RetryRefused",
     "RunBeingStarted",
     "RunCancelled",
@@ -81,6 +93,9 @@ __all__ = [
     "RunNotFound",
     "RunNotOver",
     "RunPoisoned",
+    "Schedule",
+    "ScheduleHandle",
+    "ScheduleNotFound",
     "SchemaMismatch",
     "SignalMismatch",
     "SignalTimedOut",
@@ -92,6 +107,7 @@ __all__ = [
     "StepTimeout",
     "StoreError",
     "StoreUnavailable",
+    "Tick",
     "UnstorableValue",
     "UnsuitableConnection",
     "UnsuitableServer",
@@ -115,6 +131,7 @@ __all__ = [
     "result",
     "retry",
     "run",
+    "schedule",
     "signal",
     "start",
     "start_many",
@@ -132,15 +149,22 @@ if not TYPE_CHECKING:
         name: home
         for home, names in {
             "_engine.queues": "Queue Rate",
+            "_runtime.children": "ChildHandle",
             "_runtime.context": "Current current idempotency_key",
             "_runtime.control": "cancel retry signal",
             "_runtime.decorator": "step",
-            "_runtime.handles": "AsyncStep Step",
+            "_runtime.async_handles": "AsyncStep",
+            "_runtime.handles": "Step",
             "_runtime.queues": "pause unpause",
+            "_runtime.retention": "Retention",
             "_runtime.run": "run",
             "_runtime.run_handles": "AsyncRunHandle RunHandle fork handle",
-            "_runtime.starts": "Start start start_many wake",
+            "_runtime.schedule_handles": "ScheduleHandle schedule",
+            "_runtime.schedules": "Schedule",
+            "_runtime.new_runs": "Start",
+            "_runtime.starts": "start start_many wake",
             "_runtime.state": "delete_state has_state list_pending result status",
+            "_runtime.ticks": "Tick",
             "_runtime.workers": "Worker",
             "_runtime.workflow": "workflow",
             "codecs": "alias stored_as",

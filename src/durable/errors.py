@@ -17,6 +17,7 @@ Exception
     ├── StepTimeout            an attempt that took longer than its timeout (also a TimeoutError)
     ├── SignalTimedOut         no signal came in time (also a TimeoutError)
     ├── SignalMismatch         a signal's payload is not of the type that was waited for (also a ValueError)
+    ├── ChildFailed            a child run has ended without a value
     ├── StepInterrupted        an at-most-once step was started before, and its outcome is unknown
     ├── RunCancelled           the run was asked to stop
     ├── DeadlineExceeded       the run's time is up
@@ -26,6 +27,7 @@ Exception
     │   ├── WorkflowDrift      the code no longer matches its journal
     │   ├── RetryRefused       steps recorded while the run was failing or being left need a decision
     │   ├── RunNotFound        nothing is stored under this id
+    │   ├── ScheduleNotFound   there is no schedule of this name
     │   ├── RunNotOver         the run has no result yet
     │   ├── RunPoisoned        workers die under this run, one after the other
     │   ├── UnreadableRecord   a stored line that cannot be understood
@@ -160,13 +162,20 @@ class AsyncMismatch(DurableError, TypeError):
 class NestedStep(DurableError):
     """`step(...)` was called with the `name` inside the body of the step `outer`.
 
-    Raised by the inner call, before its body is called. Call the plain function there, or both steps from the workflow.
+    Raised by the inner call, before its body is called. Call the plain function there, or both steps from the workflow. Only
+    the items of a `step.map` may have steps of their own, and `problem` says why this one may not.
     """
 
     name: str
     outer: str
+    problem: str = ""
 
     def __str__(self) -> str:
+        if self.problem:
+            return (
+                f"step {self.name!r} was called inside the body of {self.outer!r}, an item of a step.map, which may have steps "
+                f"of its own; but {self.problem}."
+            )
         return (
             f"step {self.name!r} was called inside the body of step {self.outer!r}. A step is remembered as a whole, so "
             f"it cannot contain another: call the plain function here, or call both steps from the workflow."
@@ -222,9 +231,17 @@ class AmbiguousKey(DurableError):
     key: str
 
     def __str__(self) -> str:
-        called, example = f"a step named {self.key!r}", f"step({self.key!r}, ..., key=f'{self.key}-{{item.id}}')"
-        if self.key.startswith("step."):  # a method that draws a value
-            called, example = self.key, self.key.replace("()", "(key=item.id)")
+        scope, _, name = self.key.rpartition("/")
+        if not name:  # a scope is entered
+            name = scope.rpartition("/")[2]
+            return (
+                f"run {self.run_id!r}: a scope named {name!r} is entered again while other branches are at work. Numbering "
+                f"such scopes by arrival could hand each the other's values on replay: give each a name of its own, for "
+                f"example step.scope(f'{name}-{{item.id}}')."
+            )
+        called, example = f"a step named {self.key!r}", f"step({name!r}, ..., key=f'{name}-{{item.id}}')"
+        if name.startswith("step."):  # a method that draws a value
+            called, example = name, name.replace("()", "(key=item.id)")
         return (
             f"run {self.run_id!r}: two concurrent branches both call {called} without a key. Numbering them by arrival could "
             f"hand each the other's value on replay: pass key= to both, for example {example}."
@@ -308,6 +325,23 @@ class SignalTimedOut(DurableError, TimeoutError):
 
     def __str__(self) -> str:
         return f"no signal {self.name!r} came within {self.seconds:g} s. This is recorded; durable.signal sends one."
+
+
+@dataclass(eq=False, repr=False)
+class ChildFailed(DurableError):
+    """The child run `run_id` has ended without a value: its `status` is "failed", "cancelled", or "deleted".
+
+    Raised by `step.call` and `step.wait_all`, and recorded, so that a replay raises it again. Of one that has failed
+    `error_type` is the class of its exception, as `module:Class`, and the exception itself is the `__cause__`.
+    """
+
+    run_id: str
+    status: str
+    error_type: str = ""
+
+    def __str__(self) -> str:
+        told = f": it raised {self.error_type.replace(':', '.')}" if self.error_type else ""
+        return f"the child run {self.run_id!r} has ended as {self.status}{told}. A retry of its parent runs it again."
 
 
 @dataclass(eq=False, repr=False)
@@ -475,6 +509,19 @@ class RunNotFound(HistoryError):
     def __str__(self) -> str:
         return (
             f"no run {self.run_id!r} is stored here. Check the id and the store, its table, schema and prefix included."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class ScheduleNotFound(HistoryError):
+    """There is no schedule of this name. Raised by the verbs of `durable.schedule`: `durable schedules` lists what there is."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return (
+            f"no schedule {self.name!r} is stored here: a worker that has it, Worker(…, schedules=[…]), puts it there when it "
+            f"starts. Check the name and the store, its table, schema and prefix included."
         )
 
 

@@ -58,7 +58,7 @@ MAX_EARLIER: Final = 10  # executions that a header remembers besides the last
 
 
 Moment: TypeAlias = Annotated[datetime, Meta(tz=True)]
-Drawable: TypeAlias = str | float  # a moment or a UUID as its text, or a number
+Drawable: TypeAlias = str | float | bool  # a moment or a UUID as its text, a number, or whether a patch is taken
 Epoch: TypeAlias = Annotated[int, Meta(ge=0, lt=2**62)]  # so that PostgreSQL's bigint holds the next one too
 
 
@@ -146,17 +146,24 @@ class StepRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     kept: tuple[str, ...] = ()
     #: Whether the step is called anew whenever the run is taken up again.
     cleanup: bool = False
+    #: Whether the body called steps of its own, whose keys begin with this step's key and a slash.
+    holds: bool = False
+    #: The keys of those whose failures led to this one.
+    led: tuple[str, ...] = ()
     #: How long the body took in its last attempt, to the millisecond: from `at - seconds` to `at`, but for the commit.
     seconds: float = NO_TIME
     #: Which attempt was the last one.
     attempt: int = 1
-    #: What the workflow had drawn with `step.now()`, `step.uuid()` and `step.random()` before this was recorded, and not before
-    #: another record that is known to be stored. By name: `now`, `now#2`; `now:KEY` where a key was given.
+    #: What the workflow had drawn with `step.now()`, `step.uuid()` and `step.random()`, and been told by
+    #: `step.patched()`, before this was recorded, and not before another record that is known to be stored. By name: `now`,
+    #: `now#2`; `now:KEY` where a key was given; `patched:NAME`; within a scope `SCOPE/now`.
     drawn: Mapping[str, Drawable] | None = None
     #: When it was stored. In a document only, like `epoch`: a journal has columns for both.
     at: Moment | None = None
     #: Under which lease of the run it was stored.
     epoch: Epoch = 0
+    #: The id of the child of which this is the outcome.
+    child: str = ""
 
     def __repr__(self) -> str:
         return f"<StepRecord of {self.name!r}, {'ok' if self.ok else 'failed'}>"
@@ -188,6 +195,8 @@ class AttemptRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     at: Moment | None = None
     #: As in a `StepRecord`.
     epoch: Epoch = 0
+    #: The id of the child that was started with this record; `due` is `began` then.
+    child: str = ""
 
 
 class FailureRecord(Struct, frozen=True, omit_defaults=True):
@@ -292,6 +301,9 @@ class Header(Struct, frozen=True, rename="camel"):
     nonce: int | UnsetType = UNSET
     #: How often the run was continued with a new input.
     continued: int | UnsetType = UNSET
+    #: Of a child, the id under which the run that has started it stands in the table, and the name of the signal by which
+    #: that is told of its end.
+    parent: tuple[str, str] | UnsetType = UNSET
 
     @property
     def is_open(self) -> bool:

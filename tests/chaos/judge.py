@@ -14,7 +14,8 @@ from chaos.effects import Line
 from chaos.programs import INPUTS, repeated
 from chaos.scene import digest
 
-RETRIED: Final = {("order", "charge"), ("broken", "second")}  # bodies that are meant to run again
+# Bodies that are meant to run again: they fail, or ask the store for something, which may not be there.
+RETRIED: Final = {("order", "charge"), ("order", "tell"), ("order", "halt"), ("broken", "second")}
 _AT_MOST_ONCE: Final = {("once", "pay")}
 _OFTEN: Final = "…"
 _JITTER: Final = 0.02  # seconds by which two readings of two clocks may disagree

@@ -178,6 +178,7 @@ class Script:
                 "seconds": LONG,
                 "routes": [self._named("q"), self._named("r")],
                 "route_queues": ["none", "none"],
+                "schedules": list[str](),
             }
             polled = [("BEGIN", ...), ("poll", values | {"random": f"{values['name']}.1"}), ("COMMIT", None)]
             return [*polled, ("BEGIN", ...), ("recall", values), end, ("poll", values | {"random": "again.1"})]
@@ -329,6 +330,7 @@ class Script:
             "routes": (routes := self._routes()),
             "serves": routes,
             "route_queues": ["none"] * len(routes),
+            "schedules": list[str](),
             "worker": self._named(chance.choice(WORKERS)),
             "count": chance.choice((1, 10, 10)),
             "name": poll,

@@ -13,9 +13,11 @@ from typing import Any, Final, NamedTuple
 import pytest
 from msgspec import UNSET, Raw, json, structs
 
+import durable
 from durable._commands import acting, app, finding
 from durable._engine.queues import Queue, Rate
 from durable._engine.starts import Route
+from durable._runtime.schedules import find_ticks, run_of_tick
 from durable.clocks import SystemClock
 from durable.records import (
     AttemptRecord,
@@ -33,6 +35,7 @@ from durable.records import (
 )
 from durable.stores import MemoryStore
 from durable.stores.copies import StoredRun
+from durable.stores.requests import PauseSchedule, Poll, PutSchedules, TickSchedule
 
 START: Final = datetime(2026, 11, 29, 14, 2, 11, tzinfo=UTC)
 NOW: Final = START + timedelta(minutes=4, seconds=48)
@@ -262,6 +265,21 @@ def fill(store: MemoryStore) -> None:
     Told("order-3", "orders").step("ask", 0.1, 0.2).waits("orders", NOW + timedelta(hours=2)).into(store, 202.0)
     Told("order-4", "orders", crashes=2).step("ask", 0.1, 0.2).waits("orders", moment(203.0), 1).into(store, 203.0)
     Told("order-5", "orders").step("ask", 0.1, 0.2).waits("orders", datetime.max.replace(tzinfo=UTC)).into(store, 204.0)
+
+
+def fill_schedules(store: MemoryStore) -> None:
+    """Three of them: one that has ticked, one that is paused, one that no worker has looked at yet."""
+    nightly = durable.Schedule("nightly", "30 2 * * *", "report", zone="Europe/Berlin", overlap="queue")
+    beat, new = (
+        durable.Schedule("beat", every=10, workflow="check@2"),
+        durable.Schedule("new", "@hourly", "report", missed="all"),
+    )
+    store.perform(PutSchedules([one.encode(store.codec) for one in (nightly, beat, new)]))
+    for due in store.perform(Poll([], 0, 30.0, lambda lease: True, schedules=["nightly"])).due:
+        ticks = find_ticks(structs.replace(due, due_at=NOW - timedelta(hours=1)))
+        run = run_of_tick(due.scheduled, ticks.begun[0], store.codec)
+        store.perform(TickSchedule(due, [run], ticks.due_at))
+    store.perform(PauseSchedule("beat", True))
 
 
 def still_store() -> MemoryStore:

@@ -32,9 +32,10 @@ TOO_OLD: Final = 11
 VERSIONS: Final = range(TOO_OLD, 19)
 # What speaks to the server that $DATABASE_URL names; the others start servers of their own, or need none.
 TESTS: Final = (
-    "bad_input", "conformance", "deadlines", "demands", "golden", "lost_records", "lost_replies", "map", "neighbours", "order",
-    "ownership", "pgbouncer", "plans", "reference_page", "round_trips", "snapshots", "stories", "terms", "transaction_faults",
-    "values_stored", "waits", "wire", "worker_plans", "writer",
+    "bad_input", "conformance", "continue_with", "deadlines", "demands", "golden", "lost_records", "lost_replies", "map", "migration", "neighbours",
+    "order", "outbox", "ownership", "pgbouncer", "plans", "polls", "reading", "reading_plans", "reference_page", "round_trips", "search_path", "signals", "snapshots",
+    "sql_functions", "starts", "statements", "stats", "stories", "suspended_runs", "suspension", "terms", "torn_reads", "transaction_faults", "values_stored", "waits",
+    "waking", "wire", "worker_plans", "workers", "writer",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from durable.stores.requests import Enqueue
 from harness.planted_bugs import Bug
 from simulation import life, worker, worker_statements
 from simulation import statements as sql
-from simulation.crews import crewed, waiting
+from simulation.crews import crewed, ticking, waiting
 from simulation.database import UPDATE
 from simulation.rows import names_awaited
 from simulation.simulate import Conditions
@@ -72,6 +72,13 @@ def _only_the_lease(tables: Tables, statement: Any, values: Any) -> Any:
 def _nothing(*_: Any) -> Any:
     yield from ()
     return Result([], 0)
+
+
+# -- schedules ----------------------------------------------------------------------------------------------------------
+
+
+def _whatever_it_is_due(row: Any, revision: int, due_at: float | None) -> bool:
+    return True
 
 
 # -- starts and their notifications -----------------------------------------------------------------------------------
@@ -209,6 +216,12 @@ WORKER_BUGS = [
         **_DRAWS,
     ),
     Bug("dead neighbours that none looks for", 2000, _with(held_near=_nothing), first=1450, **_DRAWS),
+    Bug(
+        "a tick without compare-and-set",
+        300,
+        patches=[(worker_statements, "_stands", _whatever_it_is_due)],
+        draws=ticking,
+    ),
     Bug("a start that takes an idle worker", 300, _with(enqueue=_woken_by_the_start), **_DRAWS),
     Bug("idle said after the last poll", 3000, patches=[(WorkerStatements, "_poll_one", _idle_said_last)], **_DRAWS),
     Bug("deaths that are not counted", 1000, patches=[(worker_statements, "_count_crashes", _counted_never)], **_DRAWS),

@@ -13,28 +13,32 @@ said; the next life finds what was committed by then.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import math
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, TypeVar, cast
 
-from msgspec import structs
+from msgspec import Raw, structs
 
 import durable
 from durable._engine import runs, step_kinds
 from durable._engine.calls import Call
 from durable._engine.causes import InFlight, in_flight, tag_origin
+from durable._engine.children import ChildEnd, name_end, render_end
 from durable._engine.decisions import (
     Abort,
     Acknowledged,
     Asked,
     Attempt,
     AttemptInTransaction,
+    BeginChild,
+    Begun,
     Claim,
     ClaimReply,
     Commit,
@@ -51,11 +55,13 @@ from durable._engine.decisions import (
     Raised,
     Reading,
     Received,
+    RecordError,
     Refused,
     Replay,
     Reraise,
     Return,
     Returned,
+    ShowChild,
     Silent,
     StepOutcome,
     Wait,
@@ -65,13 +71,14 @@ from durable._engine.headers import stamp_header
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
 from durable._engine.retry_cut import aside_record, cut_for_retry
+from durable._engine.starts import NewRun, Route, Started
 from durable._engine.step_kinds import Isolation
 from durable._engine.steps import LiveExecution
 from durable._runtime.step_options import step_options
 from durable.codecs import JsonCodec
 from durable.codecs._failures import from_record, to_record
 from durable.errors import Unwind
-from durable.records import ErrorRecord, Execution, Header, Kind, Record, Status, StepRecord
+from durable.records import ErrorRecord, Execution, FailureRecord, Header, Kind, Record, Status, StepRecord, render
 from durable.snapshots import Snapshot
 from durable.stores import MemoryStore, PostgresStore, requests
 from durable.stores.protocol import Transaction
@@ -99,7 +106,7 @@ class Together(NamedTuple):
     asks: Sequence[Ask | Transfer]
 
 
-Telling: TypeAlias = Generator["Ask | Together", Any, Any]
+Telling: TypeAlias = Generator["Ask | Together | CallChild", Any, Any]
 """A story, told step by step: what it asks for, and what it is answered."""
 
 
@@ -128,7 +135,14 @@ class WaitFor(NamedTuple):
     key: str | None = None
 
 
-Demand: TypeAlias = Ask | Transfer | Together | Sleep | WaitFor
+class CallChild(NamedTuple):
+    """Start a child, a run of `story_child`, and wait for it. On a store it takes a worker (`children_at_work`)."""
+
+    key: str
+    input: str
+
+
+Demand: TypeAlias = Ask | Transfer | Together | Sleep | WaitFor | CallChild
 Story: TypeAlias = Callable[..., Generator[Any, Any, Any]]
 Program: TypeAlias = Callable[[Any, Any], Coroutine[Any, Any, Any]]
 
@@ -163,12 +177,36 @@ class World:
             self.boundaries.pass_one("after body")
         return {"done": what, "of": list(of)}
 
+    def work(self, what: str) -> str:
+        """The body of a child's step, in a process that does not die: leaves its trace, and fails or returns."""
+        self.bodies.append(what)
+        if what in self.failing:
+            raise ValueError(f"{what} failed")
+        return f"{what} done"
+
     def book(self, connection: Any, what: str, *of: Any) -> Any:
         """A transactional step's body: two lines in the table, between which it can die, or fail as above."""
         connection.execute(f"INSERT INTO {self.table} VALUES (%s)", (f"{what} from",))
         done = self.do(what, *of)
         connection.execute(f"INSERT INTO {self.table} VALUES (%s)", (f"{what} to",))
         return done
+
+
+@durable.workflow(name="story-child")
+def story_child(step: durable.Step, world: World, what: str) -> str:
+    """What a child of a story does: one step."""
+    return step("work", world.work, what)
+
+
+@contextlib.contextmanager
+def children_at_work(stage: Stage, world: World) -> Iterator[None]:
+    """While children of this stage's runs are executed."""
+    store = getattr(stage, "_store", None)
+    if store is None:
+        yield
+        return
+    with durable.Worker(store, world, [story_child], concurrency=2):
+        yield
 
 
 class Boundaries:
@@ -235,6 +273,8 @@ class EngineStage:
         self._now = _START
         self.waited = 0.0
         self._signals: list[tuple[str, str, bytes]] = []
+        self._children: set[str] = set()
+        self._world = World()
         self.booked: list[str] = []
         self._open: dict[Call, _Pending] = {}
 
@@ -248,6 +288,7 @@ class EngineStage:
         **options: Any,
     ) -> Any:
         world.boundaries = self.boundaries = Boundaries(dies_at)
+        self._world = world
         given = options.get("input", ...)
         text = None if given is ... else self._codec.encode(given, what="the input")
         hashed = None if given is ... else self._codec.fingerprint(given, what="the input")
@@ -357,6 +398,8 @@ class EngineStage:
     def _asked(self, execution: LiveExecution, ask: Demand) -> Any:
         if isinstance(ask, Sleep):
             return self._slept(execution, ask)
+        if isinstance(ask, CallChild):
+            return self._called_child(execution, ask)
         asks: Sequence[Any] = ask.asks if isinstance(ask, Together) else [ask]
         calls = [(self._call(execution, one), one) for one in asks]
         outcomes: dict[int, StepOutcome] = {}
@@ -382,6 +425,35 @@ class EngineStage:
             raise failure
         values = [results[index] for index in range(len(calls))]
         return values if isinstance(ask, Together) else values[0]
+
+    def _called_child(self, execution: LiveExecution, ask: CallChild) -> Any:
+        child_id, parent = execution.name_child(ask.key)
+        text = self._codec.encode(ask.input, what="the input")
+        input_hash = self._codec.fingerprint(ask.input, what="the input")
+        route = Route("default", "story-child", 1)
+        child = NewRun(run_id=child_id, route=route, input=text, input_hash=input_hash, parent=parent)
+        fingerprint, value = self._codec.fingerprint([ask.input], what="an argument"), None
+        for kind in (step_kinds.StartChild(child), step_kinds.AwaitChild(child)):
+            call = execution.draw(Call(ask.key, child.workflow, fingerprint, kind=kind), "main", _in_flight(execution))
+            outcome: StepOutcome | _Settled = Asked()
+            while not isinstance(outcome, _Settled):
+                outcome = self._turn(execution, call, ask, outcome)
+            value = outcome.value
+        return value
+
+    def _child_begun(self, execution: LiveExecution, record: Record, child: NewRun) -> Begun:
+        """A child is started with its parent's record; it has ended when its parent looks next."""
+        self._records[execution.run_id].append(record)
+        is_new = child.run_id not in self._children
+        if is_new:
+            self._children.add(child.run_id)
+            what = self._codec.decode(child.input or b"", run_id=child.run_id, where="the input")
+            try:
+                end = ChildEnd(Status.COMPLETED, Raw(self._codec.encode(self._world.work(what), what="a result")))
+            except ValueError as problem:
+                end = ChildEnd(Status.FAILED, Raw(render(FailureRecord(to_record(problem, self._codec))).encode()))
+            self._signals.append((execution.run_id, name_end(child.run_id), render_end(end).encode()))
+        return Begun(Started(child.run_id, is_new, child.workflow, child.input_hash, Status.QUEUED), is_own=True)
 
     def _call(self, execution: LiveExecution, ask: Ask | WaitFor) -> Call:
         if isinstance(ask, WaitFor):
@@ -437,6 +509,17 @@ class EngineStage:
                 self._records[execution.run_id].append(record)
                 self.boundaries.pass_one("checkpoint committed")
                 return Acknowledged()
+            case BeginChild(record, child):
+                self.boundaries.pass_one("before child")
+                begun = self._child_begun(execution, record, child)
+                self.boundaries.pass_one("child begun")
+                return begun
+            case ShowChild():
+                return _Settled(None)
+            case RecordError(error, cause):
+                if cause is not None:
+                    error.__cause__ = from_record(cause, self._codec, run_id=execution.run_id, where="a child")
+                return Raised(to_record(error, self._codec))
             case Commit(record):
                 self.boundaries.pass_one("before commit")
                 self._records[execution.run_id].append(record)
@@ -500,8 +583,15 @@ class _BlockingSteps:
     async def __call__(self, *args: Any, **options: Any) -> Any:
         return self._step(*args, **options)
 
-    async def map(self, *args: Any, **options: Any) -> Any:
-        return self._step.map(*args, **options)
+    async def map(self, name: str, fn: Callable[[Any], Any], items: Iterable[Any], **options: Any) -> Any:
+        told = (lambda item: at_once(fn(item))) if inspect.iscoroutinefunction(fn) else fn
+        return self._step.map(name, told, items, **options)
+
+    def scope(self, name: str) -> Any:
+        return self._step.scope(name)
+
+    def patched(self, name: str) -> bool:
+        return self._step.patched(name)
 
     async def sleep(self, *args: Any, **options: Any) -> Any:
         return self._step.sleep(*args, **options)
@@ -571,6 +661,7 @@ async def told_async(story: Generator[Demand, Any, Any], perform: Callable[[Dema
 # Of each request, the boundary before it, and the one after it: of a blocking store, and of an awaited one.
 _AROUND: dict[type[Request[Any]], tuple[str | None, str | None, str | None]] = {
     requests.Begin: ("before claim", "claim committed", "claim committed"),
+    requests.BeginChild: ("before child", "child begun", "child begun"),
     requests.Checkpoint: ("before checkpoint", "checkpoint committed", "checkpoint committed"),
     requests.Finish: ("before finish", "finish committed", "finish committed"),
     requests.Receive: ("look for a signal", None, "looked for a signal"),
@@ -783,6 +874,8 @@ def _workflow(story: Story) -> Any:
                 return step.sleep(ask.name, ask.seconds)
             if isinstance(ask, WaitFor):
                 return step.wait_for(ask.name, timeout=ask.timeout, key=ask.key)
+            if isinstance(ask, CallChild):
+                return step.call(story_child, ask.input, key=ask.key)
             if isinstance(ask, Transfer):
                 return step.transaction(ask.name, ask.fn, *ask.args, key=ask.key, **ask.terms)
             if isinstance(ask, Ask):
@@ -803,6 +896,8 @@ def _async_workflow(story: Story) -> Any:
                 return await step.sleep(ask.name, ask.seconds)
             if isinstance(ask, WaitFor):
                 return await step.wait_for(ask.name, timeout=ask.timeout, key=ask.key)
+            if isinstance(ask, CallChild):
+                return await step.call(story_child, ask.input, key=ask.key)
             if isinstance(ask, Transfer):
                 return await step.transaction(ask.name, ask.fn, *ask.args, key=ask.key, **ask.terms)
             if isinstance(ask, Ask):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ GOLDEN: Final = Path(__file__).resolve().parents[1] / "golden" / "commands"
 if __name__ == "__main__":
     sys.path.insert(0, str(GOLDEN.parents[1]))
 
-from harness.commands import CommandLine, fill, golden_names, still_store  # noqa: E402
+from harness.commands import CommandLine, fill, fill_schedules, golden_names, still_store  # noqa: E402
 
 COMMANDS: Final = (
     ("list",),
@@ -38,6 +39,16 @@ COMMANDS: Final = (
     ("show", "left-1"),
     ("stats",),
     ("queues",),
+    ("schedules",),
+    ("schedules", "pause", "nightly"),
+    ("schedules", "resume", "beat"),
+    ("schedules", "run", "nightly"),
+    ("schedules", "backfill", "nightly", "--since", "2d"),
+    ("schedules", "delete", "beat", "--yes"),
+    ("schedules", "delete", "beat"),
+    ("schedules", "pause", "nothing"),
+    ("schedules", "backfill", "nightly"),
+    ("schedules", "list", "nightly"),
 )
 WIDTHS: Final = (72, 100, 160)
 
@@ -48,9 +59,12 @@ def written(arguments: tuple[str, ...]) -> str:
     for how in ("json", "no terminal", *WIDTHS):
         store = still_store()
         fill(store)
+        if arguments[0] == "schedules":
+            fill_schedules(store)
         given = [*arguments, "--json"] if how == "json" else list(arguments)
         said = CommandLine(store)(*given, width=how if isinstance(how, int) else None)
-        parts.append(f"== {how}, exit {said.status}\n{said.out}{said.err and '-- stderr' + chr(10)}{said.err}")
+        err = re.sub(r"^at=\S+ (.*) who=\S+", r"at=… \1 who=…", said.err, flags=re.MULTILINE)
+        parts.append(f"== {how}, exit {said.status}\n{said.out}{err and '-- stderr' + chr(10)}{err}")
     return "\n".join(parts)
 
 

@@ -21,6 +21,12 @@ from durable.stores._work import await_work, perform_work
 # waited for, and what guards the engine.
 LEAVES = {
     (BlockingDriver, AsyncDriver): {
+        "_begin_child",
+        "_called",
+        "_on_late_child",
+        "_sleep",
+        "call_child",
+        "wait_for_children",  # what is late, and who rests
         "__init__",
         "call_decorated",
         "drain",
@@ -30,7 +36,7 @@ LEAVES = {
         "_close_unawaited",
         "map",
         "call",
-        "draw_value",
+        "_drawing",
         "_wait_for_room",
         "_attempt",
         "_checkpoint",

@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, get_args
 
 import pytest
@@ -19,6 +20,7 @@ from psycopg_pool import ConnectionPool
 import durable
 from durable._engine.decisions import Granted
 from durable._engine.leases import Lease
+from durable._engine.schedules import DueSchedule, Scheduled
 from durable._engine.starts import NewRun, Route
 from durable.clocks import SystemClock
 from durable.records import Kind, Record, Status
@@ -32,13 +34,17 @@ from durable.stores.requests import (
     Cancel,
     Checkpoint,
     Continue,
+    DeleteSchedule,
     Enqueue,
     Finish,
+    PauseSchedule,
     Poll,
+    PutSchedules,
     Receive,
     Release,
     Request,
     Signal,
+    TickSchedule,
     Wake,
 )
 from durable.testing._suites.run_stores import a_claim, alive
@@ -57,6 +63,9 @@ NEW = NewRun(run_id="new", route=Route("queue", "w", 1), input=f'"{PAYLOAD}"'.en
 SENT = Signal("run", "name", f'"{PAYLOAD}"')
 
 # Every verb of both protocols, with payloads wherever one goes in. (`lease` is one that is held, if it can be had.)
+SCHEDULED = Scheduled(name="nightly", every=60.0, route=NEW.route, input=f'"{PAYLOAD}"')
+DUE = DueSchedule(SCHEDULED, 1, None, datetime(2031, 5, 1, tzinfo=UTC), False)
+
 VERBS: dict[str, Callable[[Any, Lease], Any]] = {
     "save": lambda store, _: store.save("run", SNAPSHOT),
     "load": lambda store, _: store.load("run"),
@@ -83,6 +92,11 @@ VERBS: dict[str, Callable[[Any, Lease], Any]] = {
     "continue": lambda store, lease: asked(store, Continue(lease, RECORD._replace(seq=0), True, [], 1)),
     "wake": lambda store, _: asked(store, Wake()),
     "poll": lambda store, _: asked(store, Poll([NEW.route], 1, 2.0, lambda _: True)),
+    "putschedules": lambda store, _: asked(store, PutSchedules([SCHEDULED])),
+    "tickschedule": lambda store, _: asked(store, TickSchedule(DUE, [NEW], DUE.now)),
+    "pauseschedule": lambda store, _: asked(store, PauseSchedule("nightly", True)),
+    "deleteschedule": lambda store, _: asked(store, DeleteSchedule("nightly")),
+    "schedules": lambda store, _: store.schedules(),
     "runs": lambda store, _: store.runs(),
     "count_runs": lambda store, _: store.count_runs(),
     "header": lambda store, _: store.header("run"),
@@ -240,7 +254,8 @@ MISHAPS = {
         "ALTER TABLE durable_steps ADD CHECK (epoch < 0) NOT VALID; ALTER TABLE durable_snapshots ADD CHECK (id = '') NOT VALID;"
         "ALTER TABLE durable_signals ADD CHECK (number < 0) NOT VALID; ALTER TABLE durable_locks ADD CHECK (epoch < 0) NOT VALID"
     ),
-    "tables gone": "DROP VIEW durable_runs; DROP TABLE durable_steps, durable_snapshots, durable_locks, durable_signals",
+    "tables gone": "DROP VIEW durable_runs; DROP TABLE durable_steps, durable_snapshots, durable_locks, durable_signals,"
+    " durable_schedules",
     "a column of another type": (
         "DROP VIEW durable_runs; ALTER TABLE durable_steps ALTER record TYPE boolean USING true;"
         "ALTER TABLE durable_signals ALTER payload TYPE boolean USING true; ALTER TABLE durable_snapshots RENAME snapshot TO other"

@@ -24,11 +24,23 @@ from pathlib import Path
 from chaos.figures import Part, begun, keep
 from harness.planted_bugs import BUGS
 from harness.planted_worker_bugs import WORKER_BUGS
-from simulation import SOMETIMES, Scenario, crewed, generated, shrunk, simulated, to_json, traces, tripwire, waiting
+from simulation import (
+    SOMETIMES,
+    Scenario,
+    crewed,
+    generated,
+    shrunk,
+    simulated,
+    ticking,
+    to_json,
+    traces,
+    tripwire,
+    waiting,
+)
 
 _CORPUS = Path(__file__).parent.parent / "corpus"
 _PORTION = 500
-_DRAWS = {"seed": generated, "crew of seed": crewed, "waiting crew of seed": waiting}
+_DRAWS = {"seed": generated, "crew of seed": crewed, "waiting crew of seed": waiting, "ticking crew of seed": ticking}
 _CREWS = 4  # each fourth seed makes a history with workers, too
 
 

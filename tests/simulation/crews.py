@@ -7,10 +7,11 @@ from typing import Final
 
 from simulation.scenario import Op, Run, Scenario, Slot, Start, Works, draw_fault, draw_op
 
-__all__ = ["crewed", "waiting"]
+__all__ = ["crewed", "ticking", "waiting"]
 
 _CHANCE: Final = 5 << 40  # added to the seed: these histories have nothing to do with the others of their seeds
 _WAITS: Final = 7 << 40  # … of those whose runs wait
+_TICKS: Final = 9 << 40  # … of those with a schedule
 _SITES: Final = 500  # from which on what was added to a run is numbered
 _CALM: Final = 0.25  # of all histories: nothing goes wrong, and no start is missed
 _FAULTS: Final = (
@@ -83,6 +84,18 @@ def waiting(seed: int) -> Scenario:
     for run in scenario.runs:
         for site in range(_SITES, _SITES + draw.choice((1, 1, 2, 3))):
             run.ops.insert(draw.randrange(len(run.ops) + 1), _wait(draw, site))
+    return scenario
+
+
+def ticking(seed: int) -> Scenario:
+    """The same as `crewed`, whose workers have one schedule of a second."""
+    draw = Random(seed + _TICKS)  # noqa: S311 -- likewise
+    scenario = crewed(seed)
+    workers = [slot.works for slot in scenario.slots if slot.works is not None]
+    for works in workers:
+        works.ticks = draw.random() < 0.8 or len(workers) == 1
+    for start in (start for slot in scenario.slots for start in slot.starts):
+        start.delay += draw.choice((0.0, 2.0, 5.0))  # so that there are some seconds
     return scenario
 
 

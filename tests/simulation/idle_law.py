@@ -48,7 +48,7 @@ class IdlePolls:
             return
         name: str = values["name"]
         mark, now = name.partition(".")[0], self._server.timeline.now
-        rests, polls = self._rest_after(values["routes"]), self._polls.setdefault(mark, set())
+        rests, polls = self._rest_after(values["routes"], values["schedules"]), self._polls.setdefault(mark, set())
         if name in polls:  # sent again: it goes on from whichever was answered
             self._rests[mark] = min(self._rests[mark], now + rests)
             return
@@ -61,14 +61,16 @@ class IdlePolls:
         polls.add(name)
         self._rests[mark] = now + rests
 
-    def _rest_after(self, routes: list[str]) -> float:
+    def _rest_after(self, routes: list[str], schedules: list[str]) -> float:
         """Seconds for which nothing leads to another poll, as the tables stand."""
         tables, clock = self._server.tables, self._server.database.clock()
         fleet = (tables.workers.committed(key) for key in list(tables.workers.rows))
         workers = sum(worker is not None and worker.seen_at > clock - _COUNTED for worker in fleet)
         leases = (tables.locks.committed(key) for key in list(tables.locks.rows))
-        due = (
+        due = [
             lease.due_at for lease in leases if lease is not None and lease.route in routes and lease.due_at is not None
-        )
+        ]
+        mine = (tables.schedules.committed(key) for key in schedules if key in tables.schedules.rows)
+        due += [row.due_at for row in mine if row is not None and row.due_at is not None]
         interval = min(_MOST, max(_LEAST, workers / _OF_A_FLEET))
         return min(interval, min((at - clock for at in due if at > clock), default=math.inf)) * (1.0 - _DRIFT)

@@ -25,7 +25,7 @@ from durable._runtime.steps import BlockingDriver
 from durable.errors import StoreUnavailable
 from durable.records import Record
 from durable.stores._heartbeat import Heartbeat
-from durable.stores._postgres import jobs, starts
+from durable.stores._postgres import jobs, schedules, starts
 from durable.stores._postgres.async_requests import AsyncRequests
 from durable.stores._postgres.callers_transactions import CallersTransactions
 from durable.stores._postgres.job import deliver, make_latch
@@ -342,9 +342,12 @@ _plan_start: Final = threads.with_names(
     cast(Any, starts.plan_start),
     {"_row": threads.with_names(cast(Any, starts)._row, _RANDOM)},  # noqa: SLF001 -- likewise
 )
+_plan_tick: Final = threads.with_names(cast(Any, schedules.plan_tick), {"plan_start": _plan_start})
 _signal_row: Final = threads.with_names(cast(Any, jobs.signal_row), _RANDOM)
 _OF_ONE_JOB: Final = {
-    "job_of": threads.with_names(cast(Any, jobs.job_of), {"signal_row": _signal_row, "plan_start": _plan_start})
+    "job_of": threads.with_names(
+        cast(Any, jobs.job_of), {"signal_row": _signal_row, "plan_start": _plan_start, "plan_tick": _plan_tick}
+    )
 }
 _RealCallersTransactions: Final[Any] = threads.rebound(CallersTransactions, {"plan_start": _plan_start})
 

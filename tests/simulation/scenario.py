@@ -79,12 +79,13 @@ class Run(Struct, omit_defaults=True):
 
 
 class Works(Struct, omit_defaults=True):
-    """A worker that has the workflows of these runs, and executes so many at once."""
+    """A worker that has the workflows of these runs, and executes so many at once; a schedule of a second, if it `ticks`."""
 
     runs: list[int]
     concurrency: int = 2
     grace: float = 1.0
     suspend_after: float = 1.0
+    ticks: bool = False
 
 
 class Start(Struct, omit_defaults=True):

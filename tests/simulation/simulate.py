@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from durable._common import reports
 from durable._engine.starts import NewRun, Route
 from durable._runtime.control import retry
+from durable._runtime.schedules import Schedule
 from durable.errors import (
     AmbiguousKey,
     DurableError,
@@ -605,6 +606,8 @@ class _Place:
             workflows.append(programs.marked(f"w{run}", made, spec.tries))
         options = {"concurrency": works.concurrency, "grace": works.grace, "lease": self.lease, **self._seen}
         options["suspend_after"] = works.suspend_after
+        if works.ticks:
+            options["schedules"] = [Schedule("beat", every=1, workflow="tick", missed="all")]
         try:
             self.service = begin_worker(life, self, workflows, **options)
         except StoreUnavailable:  # no thread for it: so the process ends

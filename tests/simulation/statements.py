@@ -345,7 +345,7 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
         row = asked[lease.workflow_id]
         if not (yield from appended(tables, statement, _step_of(row, lease.epoch, statement.now), ignores=False)):
             raise Violation("steps", _NOT_THERE)
-    return Result([(lease.workflow_id,) for lease in finished], len(finished))
+    return Result([(lease.workflow_id, None) for lease in finished], len(finished))  # no run here has a parent
 
 
 def _release_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -480,7 +480,7 @@ def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress
             return lease._replace(owner_token=None, owner="cancelled", expires_at=statement.clock(), due_at=None)
 
         yield from statement.update(tables.locks, run_id, None, away)
-    rows = [(run_id, run_id in done) for run_id in held if run_id in done or run_id in were_running]
+    rows = [(run_id, run_id in done, None) for run_id in held if run_id in done or run_id in were_running]
     return Result(rows, len(rows))
 
 

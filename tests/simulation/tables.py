@@ -19,9 +19,11 @@ __all__ = [
     "Header",
     "Lease",
     "Result",
+    "Schedule",
     "Signal",
     "Step",
     "Tables",
+    "Ticked",
     "Worker",
     "new_database",
 ]
@@ -89,6 +91,23 @@ class Worker(NamedTuple):
     leaving: bool = False
 
 
+class Schedule(NamedTuple):
+    """A row of `durable_schedules`; all that is put is one text, but its timetable."""
+
+    id: str
+    timetable: tuple[Any, ...]
+    said: str
+    revision: int = 1
+    due_at: float | None = None
+
+
+class Ticked(NamedTuple):
+    """What a tick has begun for a moment, as rows of its own: a run's id would hide that it was begun twice."""
+
+    id: str
+    nonce: int
+
+
 class Account(NamedTuple):
     """A row of the user's `accounts`."""
 
@@ -114,6 +133,8 @@ class Tables:
     steps: Table[Step] = field(default_factory=lambda: Table("steps"))
     signals: Table[Signal] = field(default_factory=lambda: Table("signals"))
     workers: Table[Worker] = field(default_factory=lambda: Table("workers"))
+    schedules: Table[Schedule] = field(default_factory=lambda: Table("schedules"))
+    ticked: Table[Ticked] = field(default_factory=lambda: Table("ticked"))
     accounts: Table[Account] = field(default_factory=lambda: Table("accounts"))
     effects: Table[Effect] = field(default_factory=lambda: Table("effects"))
     seqs: dict[str, set[int]] = field(default_factory=dict[str, set[int]])  # an index: of each run, seqs ever inserted
@@ -128,7 +149,10 @@ class Tables:
 
     def all(self) -> tuple[Table[Any], ...]:
         """The tables, in the order in which everybody locks."""
-        return self.locks, self.snapshots, self.steps, self.signals, self.workers, self.accounts, self.effects
+        return self.locks, self.snapshots, self.steps, self.signals, self.workers, *self._rest()
+
+    def _rest(self) -> tuple[Table[Any], ...]:
+        return self.schedules, self.ticked, self.accounts, self.effects
 
 
 ACCOUNTS: Final = ("a", "b")
@@ -140,6 +164,8 @@ KEY_COLUMNS: Final[Mapping[str, frozenset[str]]] = {
     "steps": frozenset({"workflow_id", "seq"}),
     "signals": frozenset({"number", "workflow_id", "nonce"}),
     "workers": frozenset({"id"}),
+    "schedules": frozenset({"id"}),
+    "ticked": frozenset({"id", "nonce"}),
     "accounts": frozenset({"name"}),
     "effects": frozenset({"execution"}),
 }

@@ -112,6 +112,10 @@ class _WatchedService(_RealService):  # type: ignore[misc]
         self._setup.crew.leads_to_polls(2)
         super().wake()
 
+    def _tick(self, due: Any, *, is_full: bool) -> None:
+        self._setup.crew.leads_to_polls(1)
+        super()._tick(due, is_full=is_full)
+
     def _end(self, run: Any, problem: BaseException | None) -> None:
         self._setup.crew.leads_to_polls(1)
         super()._end(run, problem)

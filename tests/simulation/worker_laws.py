@@ -1,4 +1,4 @@
-"""What must hold of runs that workers execute: the laws W2, W4, W6 to W9 and W11 of workers, after every statement.
+"""What must hold of runs that workers execute: the laws W2, W4 to W9 and W11 of workers, after every statement.
 
 (W1, one lease at a time and no acknowledged body begun again, is I2, I3 and I5 of `History`; W10 is `IdlePolls`.)
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
 from typing import Final
 
 from durable._engine.workers import MAX_CRASHES, Ask
@@ -15,7 +16,7 @@ from simulation.history import Broken, History
 from simulation.idle_law import IdlePolls
 from simulation.rows import names_awaited
 from simulation.server import Server
-from simulation.tables import Header, Lease, Signal
+from simulation.tables import Header, Lease, Signal, Ticked
 
 __all__ = ["WorkerLaws"]
 
@@ -52,6 +53,7 @@ class WorkerLaws:
         self._died: dict[str, float] = {}  # of each mark, when
         self._began: dict[str, float] = {}  # of each route's run, when its first worker was at work
         self._ended: set[str] = set()
+        self._last_tick: float | None = None
         self._taken_at: dict[str, float] = {}  # of each run, when it was taken last
         self._seen_by_poll: dict[str, int] = {}  # of each run that was taken last, the commits that the poll saw
         audit = server.database.audit
@@ -146,6 +148,9 @@ class WorkerLaws:
     def _audit(self, changes: list[Change]) -> None:
         headers: dict[str, Change] = {}
         for change in changes:
+            if type(change.after) is Ticked:
+                self._audit_tick(change.after)
+        for change in changes:
             if type(change.after) is Header:
                 headers[change.after.id] = change
         touched: dict[str, Lease | None] = {run: self._tables.locks.committed(run) for run in headers}
@@ -201,6 +206,14 @@ class WorkerLaws:
             if is_poisoned and execution.get("crashes", 0) < MAX_CRASHES:
                 raise self._broken("poison", f"{header.id} was buried after {execution.get('crashes')} deaths")
             self._history.seen["a run that was buried" if is_poisoned else "a started run that has failed"] += 1
+
+    def _audit_tick(self, ticked: Ticked) -> None:
+        """Each moment of the schedule of a second begins one run, in their order, without a hole."""
+        at = datetime.fromisoformat(ticked.id.partition("/")[2]).timestamp()
+        if self._last_tick is not None and at != self._last_tick + 1.0:
+            raise self._broken("W5", f"{ticked.id} was begun after the moment {self._last_tick - at:+g} s from it")
+        self._last_tick = at
+        self._history.seen["a moment of a schedule that has begun its run"] += 1
 
     def _audit_lease(self, before: Lease | None, after: Lease, header: Change | None) -> None:
         now, seen = self._server.database.clock(), self._history.seen

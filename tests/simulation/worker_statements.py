@@ -13,7 +13,7 @@ from durable._engine.starts import MAX_PRIORITY
 from durable.records import Kind, Status
 from simulation.database import NO_KEY_UPDATE, POINT, UPDATE, Progress, Statement
 from simulation.rows import appended, iso, names_awaited, taken_up, visible_steps
-from simulation.tables import Header, Lease, Result, Signal, Step, Tables, Worker, octets_of
+from simulation.tables import Header, Lease, Result, Schedule, Signal, Step, Tables, Ticked, Worker, octets_of
 
 __all__ = ["WORKER_STATEMENTS"]
 
@@ -173,8 +173,64 @@ def _poll(tables: Tables, statement: Statement, values: Any) -> Progress[Result]
     if len(due) == values["count"]:
         next_in = None
     limited = list[str]()
-    answer = [(next_in, workers, floor, limited, *row) for row in rows or [(None,) * 9]]
+    told = _schedules_of(tables, statement, values["schedules"], began)
+    answer = [(next_in, workers, floor, limited, told, *row) for row in rows or [(None,) * 9]]
     return Result(answer, len(answer), octets)
+
+
+def _schedules_of(tables: Tables, statement: Statement, names: Sequence[str], now: float) -> str | None:
+    """What a poll tells of the worker's schedules: those that are due, and when the next one is."""
+    mine = [row for row in (tables.schedules.visible(name, statement) for name in names) if row is not None]
+    later = [row.due_at - now for row in mine if row.due_at is not None and row.due_at > now]
+    due = [
+        _decode(row.said)
+        | {
+            "revision": row.revision,
+            "due_at": None if row.due_at is None else iso(row.due_at),
+            "is_open": False,
+        }
+        for row in mine
+        if row.due_at is None or row.due_at <= now
+    ]
+    return _encode({"now": iso(now), "next_in": min(later, default=None), "due": due}).decode() if mine else None
+
+
+def _put_schedules(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    for asked in _decode(values["schedules"]):
+        timetable, said = (asked["cron"], asked["zone"], asked["every"]), _encode(asked).decode()
+        new = Schedule(asked["id"], timetable, said)
+        if not (yield from statement.insert(tables.schedules, new.id, new)):
+
+            def changed(row: Schedule, new: Schedule = new) -> Schedule:
+                due_at = row.due_at if row.timetable == new.timetable else None
+                return new._replace(revision=row.revision + 1, due_at=due_at)
+
+            def differs(row: Schedule, said: str = said) -> bool:
+                return row.said != said
+
+            yield from statement.update(tables.schedules, new.id, differs, changed)
+    return Result([], 0)
+
+
+def _tick(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    due_at, next_at = (None if at is None else at.timestamp() for at in (values["due_at"], values["next_at"]))
+
+    def stands(row: Schedule) -> bool:
+        return _stands(row, values["revision"], due_at)
+
+    found = yield from statement.locked(tables.schedules, values["id"], UPDATE, stands, skips=True)
+    if found is None:
+        return Result([], 0)
+    yield from statement.update(tables.schedules, found.id, None, lambda row: row._replace(due_at=next_at))
+    for run in _decode(values["runs"]):
+        yield from statement.insert(tables.ticked, (run["id"], run["nonce"]), Ticked(run["id"], run["nonce"]))
+    return Result([(found.id,)], 1)
+
+
+def _stands(row: Schedule, revision: int, due_at: float | None) -> bool:
+    """Whether a schedule stands as it was found due."""
+    return (row.revision, row.due_at) == (revision, due_at)
 
 
 def _is_due(lease: Lease, now: float) -> bool:
@@ -481,6 +537,8 @@ WORKER_STATEMENTS: Final[dict[str, Callable[[Tables, Statement, Any], Progress[R
     "wake": _wake,
     "drain": _drain,
     "leave": _leave,
+    "put_schedules": _put_schedules,
+    "tick": _tick,
     "recall": _recall,
     "recall_members": _recall_members,
     "held_near": _held_near,

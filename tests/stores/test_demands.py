@@ -309,7 +309,7 @@ def test_a_database_that_cannot_hold_every_text_is_refused(database: Database, e
                     asyncio.run(durable.run(None, async_workflow, id="x", store=store))
                 assert (store.status("x"), store.load("x")) == (None, None)
         finally:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            connection.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(name)))
 
 
 @pytest.mark.parametrize("extension", ["spock", "bdr", "pgactive"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import durable
 from durable._engine.starts import Route
-from durable._runtime.starts import Start
+from durable._runtime.new_runs import Start
 from durable.stores._postgres.statements import Statements
 from durable.stores.requests import Poll
 from harness.support import Database

@@ -10,6 +10,7 @@ import durable
 from durable.errors import InvalidArgument
 from durable.stores import PostgresStore, memory, postgres
 from durable.stores.listing import RunStatus
+from durable.stores.requests import PutSchedules
 from harness.support import Database
 
 NEIGHBOURS = [("t1:", "t10:"), ("t/", "t2/"), ("a:b:", "a:bc:"), ("A_", "a_"), ("ü:", "ü1:"), ("x-", "x.")]
@@ -99,6 +100,22 @@ def test_what_lies_below_a_prefix_is_one_tree(database: Database) -> None:
     assert durable.result(upper, "b:x") == "mine"
     assert upper.purge(older_than=0) == 1
     assert lower.list() == []
+
+
+@pytest.mark.parametrize(("one", "other"), NEIGHBOURS)
+def test_schedules_of_one_name_are_each_store_s_own(database: Database, one: str, other: str) -> None:
+    """Paused, deleted and listed in one, the other's stays what it is."""
+    stores = [database.store(prefix=prefix) for prefix in (one, other)]
+    scheduled = durable.Schedule("s", every=60, workflow="work").encode(stores[0].codec)
+    for store in stores:
+        store.perform(PutSchedules([scheduled]))
+    durable.schedule(stores[0], "s").pause()
+    assert [[(line.name, line.paused) for line in store.schedules()] for store in stores] == [
+        [("s", True)],
+        [("s", False)],
+    ]
+    durable.schedule(stores[0], "s").delete()
+    assert [[line.name for line in store.schedules()] for store in stores] == [[], ["s"]]
 
 
 def test_a_search_may_end_anywhere(database: Database) -> None:

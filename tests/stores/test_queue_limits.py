@@ -16,7 +16,7 @@ from psycopg import sql
 
 import durable
 from durable._engine.starts import Route
-from durable._runtime.starts import Start
+from durable._runtime.new_runs import Start
 from durable.records import Kind, Record, Status
 from durable.stores import PostgresStore
 from durable.stores._postgres.polls import Polling

@@ -15,7 +15,7 @@ import pytest
 import durable
 from durable._engine.decisions import Awaited, Granted
 from durable._engine.starts import Route
-from durable._runtime.starts import Start
+from durable._runtime.new_runs import Start
 from durable.operate.transfer import export_run, read_runs
 from durable.records import Kind, Record, Status
 from durable.stores import Filter, memory

@@ -65,6 +65,7 @@ def questions(store: PostgresStore) -> dict[str, Callable[[], Any]]:
         "a failed step": Filter(steps=("charge",)),
         "since": Filter(since=datetime.now(UTC) - timedelta(seconds=300)),
         "metadata of failed ones": Filter(statuses=("failed",), metadata={"tenant": ("t3",)}),
+        "a wide prefix": Filter(prefix="run:"),
         "one id": Filter(ids=("run:777",)),
     }
     asked: dict[str, Callable[[], Any]] = {
@@ -115,6 +116,22 @@ def test_pages_read_what_they_show(store: PostgresStore, database: Database) -> 
     database.execute("DROP INDEX durable_snapshots_workflow_idx")
     (plan,) = plans(database, questions(store)["no workflow"])
     assert read(plan) > FEW
+
+
+def test_what_has_no_index_is_read_once(store: PostgresStore, database: Database) -> None:
+    """A queue's runs are looked for from the newest on until the page is full; metadata or a prefix alone read each header, once."""
+    wanted_and_most = (
+        (Filter(queues=("orders",)), 2 * 52 * PAGE),
+        (Filter(statuses=("failed",), queues=("orders",)), 2 * RUNS // 50),
+        (Filter(metadata={"tenant": ("t3",)}), RUNS),
+        (
+            Filter(prefix="run:777"),
+            RUNS,
+        ),  # by the primary key where the server can (since PostgreSQL 13, in a C collation)
+    )
+    for wanted, most in wanted_and_most:
+        for plan in plans(database, lambda wanted=wanted: store.runs(wanted, limit=PAGE)):  # type: ignore[misc]
+            assert read(plan) <= most + FEW, (wanted, read(plan), plan)
 
 
 def test_counts_end(store: PostgresStore, database: Database) -> None:

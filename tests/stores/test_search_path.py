@@ -40,7 +40,7 @@ def trapped(database: Database) -> Iterator[str]:
             for trap in traps():
                 inside.execute(trap.encode())
         yield url
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+        connection.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(name)))
 
 
 def traps() -> list[str]:

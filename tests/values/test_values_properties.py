@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import hashlib
@@ -10,6 +11,7 @@ import json
 import os
 import sys
 import uuid
+import zoneinfo
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -407,6 +409,9 @@ def watch() -> Callable[[], None]:
         if listening[0] and event in WATCHED and not (event == "import" and str(arguments[0]).startswith("tzdata")):
             heard.append(f"{event} {arguments[0]}")
 
+    # A zone that the system does not know is looked for in a package, which is compiled where nothing compiled may be kept.
+    with contextlib.suppress(zoneinfo.ZoneInfoNotFoundError):
+        zoneinfo.ZoneInfo("NaN")
     sys.addaudithook(hear)
     return lambda: None
 

@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "queues": ("queueing", "the queues, their limits, and what waits in them"),
     "pause": ("queueing", "begin none of a queue's runs"),
     "resume": ("queueing", "begin the runs of a paused queue again"),
+    "schedules": ("schedules", "what begins runs by the clock: list, pause, resume, run, backfill, delete"),
     "start": ("starting", "start a run, and leave it to workers"),
     "signal": ("changing", "send a message to a run"),
     "cancel": ("changing", "stop runs, wherever they are executed"),

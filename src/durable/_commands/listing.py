@@ -20,6 +20,7 @@ COLUMNS: Final = {
     "started": ("STARTED", True),
     "took": ("TOOK", True),
     "queue": ("QUEUE", False),
+    "parent": ("PARENT", False),
     "updated": ("UPDATED", False),
     "due": ("DUE", False),
     "priority": ("PRIORITY", False),
@@ -56,8 +57,8 @@ def list_command(
     """List runs, the newest first.
 
     QUERY narrows them: status:failed,interrupted  workflow:checkout  error:OSError  step:charge  queue:orders
-    meta.KEY:value  since:2h  before:2026-11-29T10:00  id:EXACT; a word alone is what ids begin with. Of several values
-    of one kind any may hold.
+    parent:ID  meta.KEY:value  since:2h  before:2026-11-29T10:00  id:EXACT; a word alone is what ids begin with. Of
+    several values of one kind any may hold.
     """
     from durable._commands.finding import open_store  # noqa: PLC0415 -- help needs no store
     from durable._commands.output import Output  # noqa: PLC0415
@@ -205,6 +206,7 @@ def _row(line: Any, columns: list[str], out: Any, now: datetime) -> list[str]:
         "started": out.when(line.started_at, now),
         "took": took,
         "queue": printable(line.queue or nothing),
+        "parent": printable(line.parent or nothing),
         "updated": out.when(line.updated_at, now),
         "due": "when it is woken" if line.due_at == NEVER else out.when(line.due_at, now),
         "priority": nothing if line.priority is None else str(line.priority),

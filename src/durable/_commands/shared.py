@@ -27,7 +27,7 @@ STATUSES: Final = {
     DONE: "done",
     BAD_NEWS: "the answer is bad news: a failed run (`show --check`, `wait`, `watch`), or `doctor` found an error",
     USAGE: "a mistake in the command line, or in what it says",
-    NO_SUCH_RUN: "no such run",
+    NO_SUCH_RUN: "no such run, or schedule",
     REFUSED: "refused: the run is being executed, has ended, or is not what was said",
     DATABASE: "the database cannot be reached, denies access, or is not suitable",
     NOT_CONFIRMED: "not confirmed; nothing was done",

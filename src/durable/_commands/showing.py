@@ -172,6 +172,12 @@ class _Telling:
         lines = ["   ".join(part for part in parts if part)]
         if standing.where and line.status != "failed":
             lines.append(f"  {printable(standing.where)}")
+        if line.parent:
+            lines.append(f"  child of {printable(line.parent)}")
+        if children := sum(bool(row.child) for row in timeline.rows):
+            lines.append(
+                f"  {children} {'child' if children == 1 else 'children'}: durable list parent:{printable(line.id)}"
+            )
         if timeline.failure is not None:
             error, step = timeline.failure.error, timeline.failure.step
             row = next((one for one in timeline.rows if one.key == step), None)

@@ -39,6 +39,10 @@ class Call(Struct, eq=False):
     at_most_once: bool = False
     #: Whether every execution does the step anew.
     cleanup: bool = False
+    #: What the key begins with: the scope in which the call was made, with its slash; see `scopes`.
+    scope: str = ""
+    #: The key of the item of a map in whose body the call was made.
+    within: str | None = None
 
     # -- the circumstances in which it was asked for
 
@@ -63,6 +67,10 @@ class Call(Struct, eq=False):
     phase: Phase = Phase.DRAWN
     #: Whether the journal counts the call among those that are running.
     opened: bool = False
+    #: Whether its body has called steps of its own.
+    holds: bool = False
+    #: The keys of those whose failures led to its own.
+    led: tuple[str, ...] = ()
     #: Whether the body has been reported as silent for too long.
     stalled: bool = False
     #: How many attempts have begun.
@@ -77,6 +85,8 @@ class Call(Struct, eq=False):
     polls: int = 0
     #: The number of the signal that it received.
     signal: int | None = None
+    #: The id of the child that it has started, or whose end it has heard of.
+    child: str = ""
     #: How often the transaction of this attempt was the victim of a conflict.
     conflicts: int = 0
     #: How often the database was lost under the transaction of this attempt.

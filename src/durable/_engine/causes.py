@@ -37,6 +37,14 @@ class InFlight(Struct, frozen=True, eq=False):
         return _keys(self.tags)
 
 
+def joined(outer: InFlight | None, inner: InFlight | None) -> InFlight | None:
+    """What is in flight where a step is called in the body of an item: there (`inner`), and where its map was called."""
+    if outer is None or inner is None:
+        return outer or inner
+    tags, cancelled = outer.tags | inner.tags, outer.is_cancelled or inner.is_cancelled
+    return InFlight(tags, inner.branch, cancelled, inner.interruption or outer.interruption)
+
+
 def tag_origin(exception: _E, token: str, key: str) -> _E:
     """The exception, remembering that the step `key` of the execution `token` raised it."""
     # On the exception itself, so that only its user keeps it, and the frames of its traceback, alive.

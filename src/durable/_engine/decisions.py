@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from msgspec import Struct, field
 
 from durable._engine.leases import MAX_WAIT, Lease
+from durable._engine.starts import NewRun, Started
 from durable.errors import DurableError, VersionMismatch
 from durable.records import ErrorRecord, Header, Record, Status, StepRecord
 
@@ -86,6 +87,28 @@ class Commit(Struct, frozen=True, gc=False):
     record: Record
 
 
+class BeginChild(Struct, frozen=True):
+    """Commit this record and start this child together, and answer with `Begun` or `Rejected`.
+
+    A child that is there already is the one, if it is of the same workflow and input, and this run's: where that had failed
+    or was cancelled it runs again, and where it has ended its end is told once more. Otherwise nothing is written.
+    """
+
+    record: Record
+    child: NewRun
+
+
+class ShowChild(Struct, frozen=True, gc=False):
+    """The child is started: hand out its handle."""
+
+
+class RecordError(Struct, frozen=True):
+    """The step fails with this error, caused by what the other record says: answer with its record, as `Raised`."""
+
+    error: DurableError
+    cause: ErrorRecord | None = None
+
+
 class Join(Struct, frozen=True, gc=False):
     """The same key is running: wait until it has settled, then answer with `Asked` again."""
 
@@ -109,7 +132,20 @@ class Leave(Struct, frozen=True):
 
 
 StepDecision: TypeAlias = (
-    Replay | Attempt | AttemptInTransaction | Wait | PollSignal | WriteRecord | Commit | Join | Raise | Abort | Leave
+    Replay
+    | Attempt
+    | AttemptInTransaction
+    | Wait
+    | PollSignal
+    | WriteRecord
+    | Commit
+    | BeginChild
+    | ShowChild
+    | RecordError
+    | Join
+    | Raise
+    | Abort
+    | Leave
 )
 
 
@@ -139,6 +175,8 @@ class Raised(Struct, frozen=True, gc=False):
     error: ErrorRecord
     #: Seconds until the body is to be tried again; None where it is not.
     retry_in: float | None = None
+    #: The keys of the steps called in the body whose failures led to it.
+    led: tuple[str, ...] = ()
 
 
 class Received(Struct, frozen=True, gc=False):
@@ -157,6 +195,15 @@ class Received(Struct, frozen=True, gc=False):
 
 class Silent(Struct, frozen=True, gc=False):
     """There is no such signal yet."""
+
+
+class Begun(Struct, frozen=True, gc=False):
+    """What the start of a child has led to."""
+
+    #: The run of its id.
+    started: Started
+    #: Whether that is this run's child.
+    is_own: bool
 
 
 class Unstorable(Struct, frozen=True):
@@ -190,7 +237,7 @@ class Rejected(Struct, frozen=True):
 
 
 StepOutcome: TypeAlias = (
-    Asked | Returned | Raised | Received | Silent | Unstorable | Undone | Interrupted | Acknowledged | Rejected
+    Asked | Returned | Raised | Received | Silent | Begun | Unstorable | Undone | Interrupted | Acknowledged | Rejected
 )
 
 

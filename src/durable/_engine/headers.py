@@ -52,7 +52,8 @@ def queue_header(run: NewRun, *, at: datetime | None = None, prefix: str = "") -
     """The header of a run that is started `at` a moment, in a store with this prefix."""
     execution = Execution(Status.QUEUED, last_updated="" if at is None else at.isoformat())
     dedup = UNSET if run.dedup is None else (prefix, run.route.queue, run.dedup)
-    return Header(run.workflow, execution, metadata=_metadata_of(run), dedup=dedup)
+    parent = UNSET if run.parent is None else run.parent
+    return Header(run.workflow, execution, metadata=_metadata_of(run), dedup=dedup, parent=parent)
 
 
 def claim_header(header: Header, claim: Claim, *, epoch: int, owner: str, at: datetime) -> Header:

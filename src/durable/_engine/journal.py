@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from msgspec import UNSET
 
@@ -10,6 +10,8 @@ from durable._engine.calls import Call
 from durable._engine.causes import InFlight
 from durable._engine.decisions import Abort, Raise
 from durable._engine.drawn import Drawn, load_drawn
+from durable._engine.keys import Keys, tell_scope
+from durable._engine.scopes import SLASH, holders
 from durable._engine.step_kinds import Sleep
 from durable.errors import AmbiguousKey, KeyConflict, UnreadableRecord, WorkflowDrift
 from durable.records import (
@@ -26,7 +28,7 @@ from durable.records import (
 )
 
 
-class Journal:
+class Journal(Keys):
     """The settled steps of one run by key, and the keys that this execution has drawn.
 
     `main` is the identity of the task or thread that runs the workflow function; what another one draws is concurrent.
@@ -34,7 +36,7 @@ class Journal:
     """
 
     def __init__(self, run_id: str, records: Sequence[Record], main: object) -> None:
-        self.run_id = run_id
+        super().__init__(run_id)
         self.is_asked_to_end: Callable[[], bool] = lambda: False
         self.next_seq = 0
         self.input: bytes | None = None
@@ -43,14 +45,6 @@ class Journal:
         self._attempted: dict[str, AttemptRecord] = {}
         #: The numbers of the signals that were received: no other call may have one of these.
         self.taken_signals: list[int] = []
-        # What each key was first drawn with: its name, its fingerprint, whether it came from the name. Not the call, which
-        # would be kept for as long as the run goes on, with all that it has been through.
-        self._asked: dict[str, tuple[str, str, bool]] = {}
-        self._last_asked = ("", "", False)
-        self._repeats: dict[str, int] = {}
-        self._drawn_by: dict[str, object] = {}
-        # Whether, in this history or now, calls overlapped or came from several branches.
-        self._concurrent = False
         # Whether this history, or now, says nothing about order: see `StepRecord.unordered`.
         self._unordered = False
         # How many calls were drawn, are to be run, and have not settled yet.
@@ -59,7 +53,6 @@ class Journal:
         self._alone: Call | None = None
         # Whether a call was left without a record: a replay may take another way from here on.
         self._left_unrecorded = False
-        self._ambiguous: set[str] = set()
         # Keys of which a record was set aside: asked for again, they are not new.
         self._forgotten: set[str] = set()
         # Of the calls made while exceptions were in flight: which, by their tags.
@@ -70,10 +63,12 @@ class Journal:
         self.kept: list[str] = []
         #: The keys of the steps that have to be decided on before this run goes on.
         self.undecided: tuple[str, ...] = ()
-        #: What the workflow has drawn; None where that is nothing, as almost always.
-        self.drawn: Drawn | None = None
         # Recorded automatic keys that a sequential replay must ask for before new ones.
         self._ordered: set[str] = set()
+        #: Whether the run had come to its end: then it had passed every place that this execution comes to.
+        self.had_ended = False
+        # The key that was recorded last, of those on the path; empty where none was.
+        self._last_recorded = ""
         self._load(records)
         self.recorded = len(self._settled)
         self._written_from = self.next_seq
@@ -119,6 +114,7 @@ class Journal:
         self._forget(left)
         self.drawn = load_drawn(records, gone, run_id=self.run_id)
         self._ordered = {key for key, record in self._settled.items() if record.auto and key not in off_path}
+        self._last_recorded = next((key for key in reversed(self._settled) if key not in off_path), "")
 
     def _forget(self, left: dict[str, StepRecord]) -> None:
         """Set aside what was done while a process was being left, and what is to be done by every execution."""
@@ -161,21 +157,22 @@ class Journal:
         A use of a key that has been drawn before, with the same name and arguments, is another call of the same step.
         `amid` is what is in flight: mended code may never come there.
         """
-        name, fingerprint, auto = call.name, call.fingerprint, call.auto
+        name, fingerprint, auto, scope = call.name, call.fingerprint, call.auto, call.scope
         beside = branch is not self._main or self._open > 0
         self._concurrent = self._concurrent or beside
         if auto:
-            repeat = self._repeats.get(name, 0) + 1
-            if self._is_ambiguous(name, repeat, fingerprint, branch):
-                call.refusal = Abort(AmbiguousKey(self.run_id, name))
+            first = call.key  # the name, within its scope
+            repeat = self._repeats.get(first, 0) + 1
+            if self._is_ambiguous(first, repeat, fingerprint, branch):
+                call.refusal = Abort(AmbiguousKey(self.run_id, first))
                 return call
-            self._repeats[name] = repeat
+            self._repeats[first] = repeat
             if repeat > 1:
-                call.key = f"{name}#{repeat}"
+                call.key = f"{first}#{repeat}"
         key, call.concurrent, call.started = call.key, beside, self.next_seq
         if self._left_unrecorded or amid is not None:
             call.unordered = True
-        asked = (name, fingerprint, auto)
+        asked = (name, fingerprint, auto, scope)
         if asked == self._last_asked:  # in a loop of thunks one is kept for all of them
             asked = self._last_asked
         self._last_asked = asked
@@ -190,20 +187,35 @@ class Journal:
             self._begin(call)
         return call
 
-    def draw_value(self, kind: str, key: str | None, fresh: Drawable, branch: object) -> Drawable | Abort:
-        """The value that `step.kind()` gives in `branch`: `fresh`, where this execution and all before it have drawn none."""
-        if key is None:
-            method = f"step.{kind}()"  # numbered as a step of this name would be, whose arguments are unknown
-            repeat = self._repeats.get(method, 0) + 1
-            if self._is_ambiguous(method, repeat, "", branch):
-                return Abort(AmbiguousKey(self.run_id, method))
-            self._repeats[method] = repeat
-            name = kind if repeat == 1 else f"{kind}#{repeat}"
-        else:
-            name = f"{kind}:{key}"
+    def take_patch(self, name: str) -> bool:
+        """Whether the run takes the new way at the places of this name: one answer for all of them, in every execution.
+
+        No, where it had passed one of them by the old way: then something of it is recorded that comes later.
+        """
         if self.drawn is None:
             self.drawn = Drawn()
-        return self.drawn.take(name, fresh)
+        return self.drawn.take(f"patched:{name}", not (self.had_ended or self._is_on_old_ground())) is True
+
+    def _is_on_old_ground(self) -> bool:
+        """Whether an earlier execution has recorded what this one may still come to.
+
+        Of calls that came one after another the last record says so: an earlier one that is not asked for was of a step that
+        the code has no more. Of branches nothing is known: any record may be of the one that asks.
+        """
+        if any(not self._is_asked(key) for key in self._attempted):
+            return True
+        if self._concurrent or self._unordered or self._left_unrecorded:
+            return any(not self._is_asked(key) for key in self._settled)
+        return bool(self._last_recorded) and not self._is_asked(self._last_recorded)
+
+    def _is_asked(self, key: str) -> bool:
+        """Whether a recorded step was asked for, or the item was in whose body it was called, which is not called again."""
+        if key in self._asked:
+            return True
+        return SLASH in key and any(
+            holder in self._asked and (record := self._settled.get(holder)) is not None and record.holds
+            for holder in holders(key)
+        )
 
     @property
     def is_replaying(self) -> bool:
@@ -215,7 +227,7 @@ class Journal:
             return False
         recorded, count = self._replayed
         recorded = recorded or tuple(self._settled)
-        while count < len(recorded) and recorded[count] in self._asked:
+        while count < len(recorded) and self._is_asked(recorded[count]):
             count += 1
         self._replayed = recorded, count
         return count < len(recorded)
@@ -272,18 +284,12 @@ class Journal:
         self._open += 1
         call.opened = True
 
-    def _is_ambiguous(self, name: str, repeat: int, fingerprint: str, branch: object) -> bool:
-        """Whether numbering this name could hand one call's value to another on replay."""
-        if name in self._ambiguous or self._drawn_by.setdefault(name, branch) is not branch:
-            return True
-        # A branch that takes results in the order of their completion repeats a name in that order. With arguments
-        # a swap would show as drift; a thunk shows nothing.
-        return repeat > 1 and not fingerprint and self._concurrent
-
-    def _conflict(self, call: Call, name: str, fingerprint: str, auto: bool) -> Raise | None:
+    def _conflict(self, call: Call, name: str, fingerprint: str, auto: bool, scope: str) -> Raise | None:
         difference = _difference(name, fingerprint, call)
         if auto is not call.auto:
             difference = "key= absent, as the step's name" if auto else "key= given"
+        if scope != call.scope:  # the slash may be one of a key that was given
+            difference = f"the name {name!r}, {tell_scope(scope)}"
         return Raise(KeyConflict(self.run_id, call.key, difference)) if difference else None
 
     def _drift(self, call: Call) -> Abort | None:
@@ -347,7 +353,23 @@ class Journal:
 
     def unused_keys(self) -> tuple[str, ...]:
         """The recorded keys that this execution has not asked for."""
-        return tuple(key for key in self._settled if key not in self._asked)
+        return tuple(key for key in self._settled if not self._is_asked(key))
+
+    def with_led(self, tags: Iterable[str]) -> frozenset[str]:
+        """These tags of exceptions, and of what items made of their own steps' failures, the keys of those."""
+        found, open_ends = set[str](), list(tags)
+        while open_ends:
+            tag = open_ends.pop()
+            if tag not in found:
+                found.add(tag)
+                record = self._settled.get(tag)
+                open_ends += () if record is None else record.led
+        return frozenset(found)
+
+    def holds(self, key: str) -> bool:
+        """Whether a step is recorded that was called in the body of the item of this key."""
+        within = f"{key}{SLASH}"
+        return any(step.startswith(within) for step in (*self._settled, *self._attempted))
 
     def may_run_again(self, key: str) -> bool:
         """Whether the key's record is a failure, of a step that need not run at most once."""

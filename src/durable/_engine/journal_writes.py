@@ -27,9 +27,12 @@ def write_attempt(
     began: datetime,
     due: datetime | None = None,
     error: ErrorRecord | None = None,
+    *,
+    child: str = "",
 ) -> Record:
-    """The record of an attempt that has failed, of one that is about to begin (not `due`), or of a wait."""
-    attempt = AttemptRecord(call.name, number, began, due, error, call.fingerprint, journal.drawn_for(call.key))
+    """The record of an attempt that has failed, of one that is about to begin (not `due`), of a wait, or of a child's start."""
+    drawn = journal.drawn_for(call.key)
+    attempt = AttemptRecord(call.name, number, began, due, error, call.fingerprint, drawn, child=child)
     call.stored, call.attempt, call.record, call.phase = False, attempt, None, Phase.SENDING
     return Record(_take_place(call, journal), call.key, _ATTEMPT, render(attempt))
 
@@ -60,7 +63,10 @@ def write_outcome(
         call.signal,
         seconds=NO_TIME if seconds < _MIN_SECONDS else int(seconds * 1000 + 0.5) / 1000,
         attempt=call.attempts or 1,  # a signal has none
+        child=call.child,
     )
+    if call.holds:
+        outcome = replace(outcome, holds=True, led=call.led)
     if seq != call.started or call.unordered or transacts or call.cleanup or journal.kept or journal.drawn is not None:
         call.kept += journal.take_kept()
         outcome = _with_circumstances(outcome, call, seq, epoch, journal.drawn_for(call.key))

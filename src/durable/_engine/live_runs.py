@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable
 
 from durable import events
+from durable._common.checks import MAX_NAME_BYTES
 from durable._common.durations import add_seconds
 from durable._engine.calls import Call
+from durable._engine.children import name_child, name_end
 from durable._engine.continuations import check_history
 from durable._engine.decisions import Abort, Awaited, ContinueRun, Raise, Reading, Suspension, Wait
 from durable._engine.journal import Journal
@@ -71,6 +73,10 @@ class LiveRun:
         self.is_alone: Callable[[], bool] = lambda: True
         self._suspend_after = suspend_after
         self._running: dict[str, Call] = {}
+        # The calls that wait, by key, as when they looked last: until when, and for which signals.
+        self._resting: dict[str, tuple[float, tuple[Awaited, ...]]] = {}
+        # The keys of the children that this execution has started, and that were not there before: none of them has ended yet.
+        self._new_children: set[str] = set()
         self._waits = Waits()
 
     def continue_with(self, text: bytes, reading: Reading, *, keep_history: bool) -> Abort | Raise:
@@ -89,6 +95,13 @@ class LiveRun:
             return Raise(problem)
         self.continuation = ContinueRun(record, keep_history, tuple(self.journal.taken_signals), number)
         return self.abort(RunContinued(self.run_id))
+
+    def name_child(self, key: str) -> tuple[str, tuple[str, str]]:
+        """The id of the child that the step of this key starts, and its parent; see `NewRun`."""
+        row = self.lease.row
+        room = MAX_NAME_BYTES - (len(row.encode()) - len(self.run_id.encode()))  # less the store's prefix
+        child = name_child(self.run_id, self.times_continued, key, room=room)
+        return child, (row, name_end(child))
 
     def abort(self, error: DurableError) -> Abort:
         """The run must not go on; the first reason stays the reason."""
@@ -122,20 +135,38 @@ class LiveRun:
 
     def _rest(
         self,
-        waiting: int,
+        call: Call,
         seconds: float,
         reading: Reading,
         recheck: float = MAX_WAIT,
         awaits: tuple[Awaited, ...] = (),
     ) -> Wait | Abort:
-        """Wait, or suspend the run where nothing of it is in flight but what waits: so many calls."""
+        """Let a call wait, or suspend the run where nothing of it is in flight but calls that wait."""
         if self.deadline is not None:
             seconds = min(seconds, self.deadline - reading.elapsed)
-        if seconds > self._suspend_after and len(self._running) == waiting and self.is_alone():
-            self.suspension = Suspension(reading.elapsed + seconds, awaits)
-            until = None if seconds == math.inf else add_seconds(reading.at, seconds)
-            return self.abort(RunSuspended(self.run_id, until, tuple(awaited.name for awaited in awaits)))
+        self._resting[call.key] = reading.elapsed + seconds, awaits
+        if seconds > self._suspend_after and self._is_at_rest() and self.is_alone():
+            return self._suspend(reading, recheck)
         return self._wait(seconds, reading, recheck)
+
+    def _is_at_rest(self) -> bool:
+        """Whether each call that runs waits, or is an item of a map in whose body a call waits."""
+        resting = set(self._resting)
+        for key in self._resting:
+            call = self._running.get(key)
+            while call is not None and call.within is not None:
+                resting.add(call.within)
+                call = self._running.get(call.within)
+        return self._running.keys() <= resting
+
+    def _suspend(self, reading: Reading, recheck: float) -> Wait | Abort:
+        until = min(until for until, _ in self._resting.values())
+        if until - reading.elapsed <= self._suspend_after:  # another call has not so long to wait
+            return self._wait(max(0.0, until - reading.elapsed), reading, recheck)
+        every = {awaited.name: awaited for _, awaits in self._resting.values() for awaited in awaits}
+        self.suspension = Suspension(until, tuple(every.values()))
+        moment = None if until == math.inf else add_seconds(reading.at, until - reading.elapsed)
+        return self.abort(RunSuspended(self.run_id, moment, tuple(every)))
 
     def _wait(self, seconds: float, reading: Reading, recheck: float = MAX_WAIT) -> Wait:
         if self.deadline is not None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from msgspec import Struct, structs
 
 from durable._engine.journal import Journal
+from durable._engine.scopes import SLASH, holders
 from durable.errors import InvalidArgument, RetryRefused
 from durable.records import (
     AsideRecord,
@@ -46,6 +47,8 @@ class _Line(Struct):
     has_effect: bool
     #: Whether every execution does the step anew.
     cleanup: bool = False
+    #: Whether its body called steps of its own.
+    holds: bool = False
 
 
 def cut(journal: Sequence[Record], from_step: str | None = None, *, run_id: str = "?") -> Cut:
@@ -60,7 +63,7 @@ def cut(journal: Sequence[Record], from_step: str | None = None, *, run_id: str 
     lines = _lines(journal, run_id)
     if from_step is None:
         undecided = Journal(run_id, journal, None).undecided
-        found = _cut(journal, lines, [key for key in lines if key in undecided])
+        found = _cut(journal, lines, _with_items(lines, [key for key in lines if key in undecided]))
         # A fail-over may have lost the record of one, before the failure was recorded: it runs again, as any lost one does.
         return structs.replace(found, keys=found.keys + tuple(key for key in undecided if key not in lines))
     if from_step not in lines:
@@ -71,7 +74,19 @@ def cut(journal: Sequence[Record], from_step: str | None = None, *, run_id: str 
         )
     recorded = lines[from_step].seq
     later = [key for key, line in lines.items() if line.started > recorded and not line.cleanup and key != from_step]
-    return _cut(journal, lines, [from_step, *later])
+    return _cut(journal, lines, _with_items(lines, [from_step, *later]))
+
+
+def _with_items(lines: dict[str, _Line], keys: Sequence[str]) -> list[str]:
+    """The keys, with the items in whose bodies they were called, which saw their values, and with what these items called."""
+    found = dict.fromkeys(keys)
+    if not any(line.holds for line in lines.values()):
+        return list(found)
+    found |= dict.fromkeys(item for key in keys for item in holders(key) if item in lines and lines[item].holds)
+    asides = tuple(f"{key}{SLASH}" for key in keys if lines[key].holds)
+    if asides:
+        found |= dict.fromkeys(key for key in lines if key.startswith(asides))
+    return list(found)
 
 
 def cut_for_retry(
@@ -126,7 +141,7 @@ def _lines(journal: Sequence[Record], run_id: str) -> dict[str, _Line]:
         if record.kind == Kind.STEP:
             step = parse(record.text, StepRecord, run_id=run_id, where=where)
             started = seq if step.started is None else step.started + min(first, 0) if seq < 0 else step.started
-            lines[record.key] = _Line(seq, started, step.once or step.transaction, step.cleanup)
+            lines[record.key] = _Line(seq, started, step.once or step.transaction, step.cleanup, step.holds)
         elif record.kind == Kind.ATTEMPT:
             attempt = parse(record.text, AttemptRecord, run_id=run_id, where=where)
             lines[record.key] = _Line(seq, seq, attempt.due is None)

@@ -10,7 +10,7 @@ from msgspec import UNSET, Raw, json
 from msgspec.structs import replace
 
 from durable._engine.backoff import FIRST_POLL, backoff
-from durable._engine.causes import origin_key, origin_keys, tags_of
+from durable._engine.causes import origin_key, tags_of
 from durable._engine.decisions import (
     Admission,
     Claim,
@@ -222,8 +222,9 @@ def conclude_failure(
     if execution.error is not None:
         return _conclude_abort(execution, execution.error)
     token, journal = execution.lease.token, execution.journal
-    again = tuple(key for key in origin_keys(exception, token) if journal.may_run_again(key))
-    undecided, kept = journal.drawn_amid(tags_of(exception, token)), journal.take_kept(at_the_end=True)
+    tags = journal.with_led(tags_of(exception, token))
+    again = tuple(key for key in sorted(tags) if journal.may_run_again(key))
+    undecided, kept = journal.drawn_amid(tags), journal.take_kept(at_the_end=True)
     failure = FailureRecord(error, again, step=origin_key(exception, token), undecided=undecided, kept=kept)
     finish = _finish_failed(execution, failure)
     return finish if retry_in is None or undecided else replace(finish, status=Status.QUEUED, due_in=retry_in)

@@ -50,6 +50,10 @@ class NewRun(Struct, frozen=True, kw_only=True):
     dedup: str | None = None
     #: Whose runs it is one of, which take turns with those of others; None without one.
     partition: str | None = None
+    #: Of a child, the row of the run that starts it, and the name of the signal by which that is told of its end.
+    parent: tuple[str, str] | None = None
+    #: Of which moment of a schedule it is the run; None where none has started it.
+    tick_at: datetime | None = None
 
     def __repr__(self) -> str:
         return f"<NewRun {self.run_id!r} of {self.workflow!r}>"

@@ -6,11 +6,17 @@ from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
 
+from durable._engine.starts import NewRun
+
 Isolation: TypeAlias = Literal["read committed", "repeatable read", "serializable"]
 
 
 class Plain(Struct, frozen=True, gc=False):
     """Call the body, and record its outcome."""
+
+
+class Item(Struct, frozen=True, gc=False):
+    """As `Plain`; the body may call steps of its own, whose keys begin with this step's key and a slash."""
 
 
 class Sleep(Struct, frozen=True, gc=False):
@@ -36,5 +42,20 @@ class Transact(Struct, frozen=True, gc=False):
     isolation: Isolation
 
 
-StepKind: TypeAlias = Plain | Sleep | Listen | Transact
+class StartChild(Struct, frozen=True):
+    """Start a child, and go on. The step is begun by that, and settled by an `AwaitChild` of the same key."""
+
+    #: What is started.
+    child: NewRun
+
+
+class AwaitChild(Struct, frozen=True):
+    """Record the outcome of the child that the step of the same key has started, when it has ended."""
+
+    #: What was started.
+    child: NewRun
+
+
+StepKind: TypeAlias = Plain | Item | Sleep | Listen | Transact | StartChild | AwaitChild
 PLAIN: Final = Plain()
+ITEM: Final = Item()

@@ -14,6 +14,7 @@ from durable._engine.backoff import FIRST_POLL, backoff
 from durable._engine.batches import MAX_CONFLICTS
 from durable._engine.calls import Call, Phase
 from durable._engine.causes import InFlight
+from durable._engine.children import failure_of, name_end, read_end, refuse_child
 from durable._engine.decisions import (
     Abort,
     Acknowledged,
@@ -21,6 +22,8 @@ from durable._engine.decisions import (
     Attempt,
     AttemptInTransaction,
     Awaited,
+    BeginChild,
+    Begun,
     Commit,
     Interrupted,
     Join,
@@ -30,9 +33,11 @@ from durable._engine.decisions import (
     Raised,
     Reading,
     Received,
+    RecordError,
     Rejected,
     Replay,
     Returned,
+    ShowChild,
     Silent,
     StepDecision,
     StepOutcome,
@@ -44,10 +49,12 @@ from durable._engine.decisions import (
 from durable._engine.journal_writes import value_of_signal, write_attempt, write_outcome
 from durable._engine.leases import MAX_WAIT
 from durable._engine.live_runs import LiveRun
-from durable._engine.step_kinds import Listen, Plain, Sleep, Transact
+from durable._engine.starts import NewRun
+from durable._engine.step_kinds import AwaitChild, Item, Listen, Plain, Sleep, StartChild, Transact
 from durable._engine.waits import RESOLUTION
 from durable.errors import (
     DurableError,
+    NestedStep,
     OutcomeUnknown,
     RunOver,
     StepInterrupted,
@@ -94,15 +101,37 @@ class LiveExecution(LiveRun):
         if amid is not None and amid.interruption is not None:
             call.refusal = Leave(amid.interruption)
             return call
+        if call.within is not None and not self._enters(call.within):
+            call.refusal = Raise(NestedStep(call.name, call.within, "the body has ended"))
+            return call
         self.journal.draw(call, branch, amid)
         if call.refusal is not None and isinstance(call.refusal, Abort):
             self.abort(call.refusal.error)
         return call
 
-    def draw_value(self, kind: str, key: str | None, fresh: Drawable, branch: object) -> Drawable | Abort:
+    def _enters(self, item: str) -> bool:
+        """Whether the body of this item is running, and note that it calls steps of its own."""
+        holder = self._running.get(item)
+        if holder is None or holder.phase is not Phase.BODY:
+            return False
+        holder.holds = True
+        return True
+
+    def draw_value(
+        self, kind: str, key: str | None, fresh: Drawable, branch: object, scope: str = ""
+    ) -> Drawable | Abort:
         """What the workflow draws there; see `Journal.draw_value`."""
-        value = self.journal.draw_value(kind, key, fresh, branch) if self.error is None else Abort(self.error)
+        value = self.journal.draw_value(kind, key, fresh, branch, scope) if self.error is None else Abort(self.error)
         return self.abort(value.error) if isinstance(value, Abort) else value
+
+    def draw_scope(self, outer: str, name: str, branch: object) -> str | Raise | Abort:
+        """The scope that the workflow enters there; see `Journal.draw_scope`."""
+        scope = self.journal.draw_scope(outer, name, branch) if self.error is None else Abort(self.error)
+        return self.abort(scope.error) if isinstance(scope, Abort) else scope
+
+    def take_patch(self, name: str) -> bool | Abort:
+        """Whether the workflow takes the new way there; see `Journal.take_patch`."""
+        return self.journal.take_patch(name) if self.error is None else Abort(self.error)
 
     def advance(self, call: Call, outcome: StepOutcome, reading: Reading) -> StepDecision:
         """What to do next for this call, after `outcome`, at this reading of the clock."""
@@ -113,14 +142,17 @@ class LiveExecution(LiveRun):
                 return self._on_acknowledged(call, reading)
             case Asked():
                 return self._on_asked(call, reading)
-            case Raised(error=error, retry_in=retry_in):
+            case Raised(error=error, retry_in=retry_in, led=led):
                 if retry_in is None:
+                    call.led = led
                     return self._record_outcome(call, reading, ok=False, error=error)
                 return self._retry_later(call, reading, error, retry_in)
             case Received():
                 return self._on_received(call, reading, outcome)
             case Silent():
                 return self._on_silent(call, reading)
+            case Begun():
+                return self._on_begun(call, outcome, reading)
             case Rejected(error=error):
                 self._leave(call, reading, type(error).__name__)
                 if isinstance(error, UnstorableValue):  # refused for what it is: its own fault, and only its own
@@ -136,12 +168,15 @@ class LiveExecution(LiveRun):
 
     def rest(self, call: Call, began: datetime | None, until: datetime, reading: Reading) -> Wait | Abort | None:
         """What a workflow that sleeps until then does next; None when it has slept enough. See `Waits.left_of_sleep`."""
+        self._resting.pop(call.key, None)
         left = self._waits.left_of_sleep(call, began, until, reading)
-        return self.abort_if_stopped(reading) or (self._rest(0, left, reading) if left > RESOLUTION else None)
+        return self.abort_if_stopped(reading) or (self._rest(call, left, reading) if left > RESOLUTION else None)
 
     # -- beginning ------------------------------------------------------------------------------------------------
 
     def _on_asked(self, call: Call, reading: Reading) -> StepDecision:
+        if self._resting:
+            self._resting.pop(call.key, None)
         if self.error is not None:
             if isinstance(call.refusal, Leave):  # what ends the process is not to become an error of ours
                 return call.refusal
@@ -167,7 +202,12 @@ class LiveExecution(LiveRun):
 
     def _start(self, call: Call, reading: Reading) -> StepDecision:
         earlier = self.journal.attempt_of(call.key)
-        if earlier is not None:
+        if earlier is not None and earlier.child:
+            call.child = earlier.child
+            if isinstance(call.kind, StartChild):
+                self.journal.close(call, recorded=True)
+                return ShowChild()
+        elif earlier is not None:
             if earlier.due is None:
                 self.journal.close(call, recorded=True)
                 return Raise(StepInterrupted(self.run_id, call.key))
@@ -181,12 +221,16 @@ class LiveExecution(LiveRun):
         if (problem := self.find_obstacle(reading)) is not None:
             return self._abort(call, reading, problem)
         match call.kind:
-            case Plain() | Sleep():
+            case Plain() | Item() | Sleep():
                 return self._attempt(call, Attempt, reading)
             case Transact():
                 return self._attempt(call, AttemptInTransaction, reading)
             case Listen():
                 return self._listen(call, call.kind, reading)
+            case StartChild(child=child):
+                return self._begin_child(call, child, reading)
+            case AwaitChild(child=child):
+                return self._await_child(call, child, reading)
             case never:
                 assert_never(never)
 
@@ -216,9 +260,54 @@ class LiveExecution(LiveRun):
         # A copy: another branch may receive one before this answer is used.
         return PollSignal(_names_of(call), tuple(self.journal.taken_signals))
 
+    def _begin_child(self, call: Call, child: NewRun, reading: Reading) -> BeginChild:
+        call.child = child.run_id
+        record = write_attempt(call, self.journal, 1, reading.at, reading.at, child=call.child)
+        call.seq = record.seq  # until it is known to be filled
+        return BeginChild(record, child)
+
+    def _on_begun(self, call: Call, begun: Begun, reading: Reading) -> StepDecision:
+        kind, attempt = call.kind, call.attempt
+        assert isinstance(kind, StartChild | AwaitChild), "a child was begun by another step"  # noqa: S101 -- a bug
+        assert attempt is not None, "begun before it was sent"  # noqa: S101 -- likewise
+        if (problem := refuse_child(kind.child, begun)) is not None:
+            call.child, call.phase, call.began = "", Phase.WAITING, reading.elapsed
+            return RecordError(problem)
+        self.journal.note_attempt(call.key, attempt)
+        call.phase, call.attempt, call.seq = Phase.WAITING, None, None
+        if self.emit is not None:
+            self.emit(events.StepRemembered(self.run_id, reading.at, call.key, call.name, attempt))
+        if begun.started.is_new:
+            self._new_children.add(call.key)
+        if isinstance(kind, AwaitChild):  # it was cancelled with this run, and runs again
+            return Wait(0.0)
+        del self._running[call.key]
+        self.journal.close(call, recorded=True)
+        return ShowChild()
+
+    def _await_child(self, call: Call, child: NewRun, reading: Reading) -> StepDecision:
+        if not call.child:  # it was set aside meanwhile, or the run has lost it
+            return self._begin_child(call, child, reading)
+        call.phase = Phase.WAITING
+        if call.key in self._new_children:  # what was begun just now has not ended: to ask would be in vain
+            self._new_children.discard(call.key)
+            return self._on_silent(call, reading)
+        return PollSignal(_names_of(call), tuple(self.journal.taken_signals))
+
+    def _on_end_of_child(self, call: Call, child: NewRun, received: Received, reading: Reading) -> StepDecision:
+        end = read_end(self.run_id, received)
+        if end.with_parent:  # this run was cancelled, and its children with it; it goes on, and so do they
+            return self._begin_child(call, child, reading)
+        self.journal.taken_signals.append(received.number)
+        call.signal, call.began = received.number, reading.elapsed
+        failure = failure_of(self.run_id, call.child, end)
+        return failure or self._record_outcome(call, reading, ok=True, value=end.record)
+
     def _on_received(self, call: Call, reading: Reading, received: Received) -> StepDecision:
         if received.number in self.journal.taken_signals:  # another branch received it first
             return Wait(0.0)
+        if isinstance(call.kind, AwaitChild):
+            return self._on_end_of_child(call, call.kind.child, received, reading)
         self.journal.taken_signals.append(received.number)
         call.signal, call.began = received.number, reading.elapsed
         return self._record_outcome(call, reading, ok=True, value=value_of_signal(call.kind, received))
@@ -248,7 +337,7 @@ class LiveExecution(LiveRun):
         self, call: Call, seconds: float, reading: Reading, recheck: float = MAX_WAIT, awaits: tuple[Awaited, ...] = ()
     ) -> StepDecision:
         """What a running call does that has so many seconds to wait, and perhaps for one of these signals."""
-        decision = self._rest(1, seconds, reading, recheck, awaits)
+        decision = self._rest(call, seconds, reading, recheck, awaits)
         if isinstance(decision, Abort):
             self._leave(call, reading, type(decision.error).__name__)
         return decision
@@ -316,6 +405,7 @@ class LiveExecution(LiveRun):
         if self._running.get(call.key) is not call:
             return
         del self._running[call.key]
+        self._resting.pop(call.key, None)
         self.journal.close(call, recorded=False)
         if self.emit is not None:
             self.emit(events.StepLeft(self.run_id, reading.at, call.key, call.name, reason))
@@ -323,4 +413,6 @@ class LiveExecution(LiveRun):
 
 def _names_of(call: Call) -> tuple[str, ...]:
     """The names of the signals that a call waits for."""
+    if isinstance(call.kind, AwaitChild):
+        return (name_end(call.child),)
     return (call.kind.names if isinstance(call.kind, Listen) else ()) or (call.name,)

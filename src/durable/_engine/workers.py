@@ -116,6 +116,7 @@ class WorkerState:
         self._asked_at = -math.inf  # to leave
         self._has_polled = False
         self._next_word = -math.inf
+        self._next_tick = math.inf  # of its schedules
         self._error: DurableError | None = None
 
     @property
@@ -128,7 +129,8 @@ class WorkerState:
         if self._phase is _Phase.WORKING:
             free = self._free
             if free <= 0:  # what it takes nothing of, it says that it is there
-                return Ask(0) if now >= self._next_word else Rest(self._next_word - now)
+                at = min(self._next_word, self._next_tick)
+                return Ask(0) if now >= at else Rest(at - now)
             if self._until_idle and not self._held and self._is_settled:
                 return Leave()
             if now < self._next_poll:
@@ -154,11 +156,12 @@ class WorkerState:
         granted: int,
         next_in: float | None,
         workers: int = 1,
+        tick_in: float | None = None,
         *,
         is_limited: bool = False,
         queues: Sequence[str] = (),
     ) -> None:
-        """A poll has taken so many runs; the next is due in so many seconds, as far as is known.
+        """A poll has taken so many runs; the next is due in so many seconds, as far as is known, and its next schedule.
 
         So many `workers` there are, this one included. Where one of its queues is limited, the end of any run may make room
         for another one. `queues` are those of the runs, one of each.
@@ -166,6 +169,7 @@ class WorkerState:
         self._executed.update(queues)
         self._is_limited = is_limited
         self._failures, self._has_polled, self._next_word = 0, True, now + FULL_INTERVAL
+        self._next_tick = math.inf if tick_in is None else now + tick_in
         if not asked.count:
             return
         self._held += granted
@@ -174,11 +178,19 @@ class WorkerState:
         self._has_said_idle = not granted and (self._has_said_idle or asked.says_idle)
         self._interval = min(MAX_INTERVAL, max(MIN_INTERVAL, workers * _PER_WORKER))
         rest = min(self._interval, math.inf if next_in is None else max(0.0, next_in))
-        self._next_poll = now + rest if self._has_said_idle else now
+        self._next_poll = min(now + rest, self._next_tick) if self._has_said_idle else now
         if self._has_more and self._free <= 0:
             self._next_poll = math.inf  # until one has ended
         if asked.looks_for_dead:
             self._next_look = now + self._interval
+
+    def ticked(self, now: float, due_in: float, begun: int) -> None:
+        """One of its schedules has ticked by it: so many runs have begun, and the next tick is in so many seconds."""
+        self._next_tick = min(self._next_tick, now + max(0.0, due_in))
+        if begun:
+            self._is_settled = False
+            self._next_poll = now
+        self._next_poll = min(self._next_poll, self._next_tick)
 
     def failed(self, now: float, error: DurableError) -> None:
         """A poll has failed: try again, or leave with the error where no other try can mend it.

@@ -48,3 +48,5 @@ Beside them: `control` and `state` (cancel, signal, retry, result, status, list_
 The rule: nothing here decides, but for a user's own policy (`policies`). A driver tells the engine what happened and performs
 the answer, a `match` closed by `assert_never`. If a feature wants an `if` here, a decision is missing there.
 """
+
+from durable._runtime import ticks as ticks  # what runs may have as their input, and return

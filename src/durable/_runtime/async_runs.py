@@ -25,9 +25,9 @@ from durable._engine.decisions import (
     Return,
 )
 from durable._engine.leases import Lease
+from durable._runtime.async_handles import AsyncStep
 from durable._runtime.async_steps import AsyncDriver
 from durable._runtime.context import enter, leave
-from durable._runtime.handles import AsyncStep
 from durable._runtime.plan import Plan
 from durable._runtime.run_base import LEAVE_TIMEOUT, RunBase, leave_to_expire
 from durable._runtime.shielded import wait_shielded

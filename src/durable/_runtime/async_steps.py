@@ -9,7 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from durable._common.boundary import calls_out, shorten
 from durable._engine.calls import Call
@@ -17,36 +17,38 @@ from durable._engine.causes import InFlight, is_handled_around, links
 from durable._engine.decisions import (
     Attempt,
     AttemptInTransaction,
+    BeginChild,
+    Begun,
     Commit,
     Interrupted,
     Join,
     PollSignal,
     Received,
+    RecordError,
     Rejected,
     Replay,
+    ShowChild,
     StepDecision,
     StepOutcome,
     Wait,
     WriteRecord,
 )
+from durable._engine.starts import NewRun
 from durable._engine.step_kinds import Sleep
+from durable._runtime.all_children import ChildWait, Failed, WaitForAll, in_order
 from durable._runtime.awaitables import explain_unawaited, is_awaitable
-from durable._runtime.bodies import Body, body_of_call, body_of_decorated
+from durable._runtime.bodies import Body, body_of_decorated
 from durable._runtime.branches import is_alone
 from durable._runtime.context import current_frame, enter, leave
 from durable._runtime.definitions import StepDefinition
 from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Driver
 from durable._runtime.mapping import MapItems, MapOptions, map_async
 from durable._runtime.shielded import wait_shielded
-from durable._runtime.step_options import StepOptions
 from durable._runtime.timeouts import NotBegun, await_within, call_on_thread, needs_thread
-from durable._runtime.values import ValueKind
 from durable.codecs._failures import add_note
 from durable.errors import AsyncMismatch, DurableError
 from durable.records import Record
 from durable.stores import requests
-
-T = TypeVar("T")
 
 _MAX_TURNS: Final = 10  # of the event loop, for tasks within tasks to begin what they have called
 
@@ -59,7 +61,10 @@ class AsyncDriver(Driver):
         self._loop = asyncio.get_running_loop()
         self._change: asyncio.Future[None] | None = None
         self._unanswered: set[Call] = set()  # calls whose checkpoints have been sent
-        self._unbegun: dict[Call | MapItems, Coroutine[Any, Any, Any]] = {}  # coroutines handed out and not awaited yet
+        self._unbegun: dict[
+            Call | MapItems | WaitForAll, Coroutine[Any, Any, Any]
+        ] = {}  # coroutines handed out and not awaited yet
+        self._resting = set[asyncio.Task[Any]]()  # tasks that wait in a step
         self._main = main = asyncio.current_task()
         if main is not None:
             self._execution.journal.is_asked_to_end = lambda: main.cancelling() > 0
@@ -125,33 +130,34 @@ class AsyncDriver(Driver):
 
     def call(self, name: str, key: str | None, body: Body, amid: InFlight | None = None) -> Coroutine[Any, Any, Any]:
         """The step's coroutine. `amid`: the exception in flight where `step.map` was called, for calls in other tasks."""
-        fingerprint = self._fingerprint(name, key, body)
-        if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- the one way to ask without raising
-            raise _loop_error(f"step {name!r}")
-        call = self._draw(name, key, body, fingerprint, asyncio.current_task(), amid)
+        call = self._called(name, key, body, amid)
         self._unbegun[call] = handed_out = (
             self._rest(call, body) if type(body.kind) is Sleep else self._drive(call, body)
         )
         return handed_out
 
-    def draw_value(self, kind: ValueKind[T], key: str | None) -> T:
+    def _called(self, name: str, key: str | None, body: Body, amid: InFlight | None = None) -> Call:
+        fingerprint = self._fingerprint(name, key, body)
+        if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- the one way to ask without raising
+            raise _loop_error(f"step {name!r}")
+        return self._draw(name, key, body, fingerprint, asyncio.current_task(), amid)
+
+    def _drawing(self, what: str) -> contextlib.AbstractContextManager[object]:
         if asyncio._get_running_loop() is not self._loop:  # noqa: SLF001 -- likewise
-            raise _loop_error(f"step.{kind.name}()")
-        return super().draw_value(kind, key)
+            raise _loop_error(what)
+        return contextlib.nullcontext()
 
     def map(
-        self, name: str, fn: Callable[[Any], Any], items: Iterable[Any], given: StepOptions, how: MapOptions
+        self, name: str, items: Iterable[Any], how: MapOptions, body_of: Callable[[Any, InFlight | None], Body]
     ) -> Coroutine[Any, Any, list[Any]]:
         """A step for each item, in tasks."""
-        amid, defaults = self._in_flight(sys.exception()), self.defaults
-        every = MapItems(name, items, how)
+        amid = self._in_flight(sys.exception())
+        every = MapItems(name, items, how, self.scope)
 
         async def begun() -> list[Any]:
             self._unbegun.pop(every, None)
             every.tell(self._execution, self.clock)
-            return await map_async(
-                every, lambda key, item: self.call(name, key, body_of_call(fn, (item,), given, defaults), amid)
-            )
+            return await map_async(every, lambda key, item: self.call(name, key, body_of(item, amid), amid))
 
         self._unbegun[every] = handed_out = begun()
         return handed_out
@@ -161,7 +167,7 @@ class AsyncDriver(Driver):
             frame = context.get(current_frame)
             return frame is not None and frame.driver is self
 
-        return self._main is not None and is_alone(self._main, is_ours)
+        return self._main is not None and is_alone(self._main, is_ours, self._resting)
 
     def _outer_exception(self, exception: BaseException) -> BaseException | None:
         # An event loop may be run in an `except` block, and is where asyncio.run ends its tasks: what is handled there is
@@ -192,7 +198,7 @@ class AsyncDriver(Driver):
                     case AttemptInTransaction(number=number, began=began):
                         outcome = await self._transact(call, Attempt(number, began), body)
                     case Wait(seconds=seconds, recheck=recheck):
-                        await self.clock.asleep(seconds, recheck)
+                        await self._sleep(seconds, recheck)
                         outcome = ASKED
                     case PollSignal(names=names, taken=taken):
                         outcome = await self._receive(names, taken)
@@ -201,6 +207,12 @@ class AsyncDriver(Driver):
                     case Join():
                         await self._join(call)
                         outcome = ASKED
+                    case BeginChild(record=record, child=child):
+                        outcome = await self._begin_child(call, record, child)
+                    case RecordError(error=error, cause=cause):
+                        outcome = self._as_error(error, cause)
+                    case ShowChild():
+                        return body.call()
                     case stop:
                         raise self._ending(stop)
         except BaseException as reason:
@@ -212,7 +224,7 @@ class AsyncDriver(Driver):
     async def _attempt(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
         if (room := self._store.aio.room()) is not None:
             await self._wait_for_room(room)
-        token, timeout = enter(self.frame(call.key, attempt.number)), body.options.timeout
+        token, timeout = enter(self._frame_of(call, attempt, body)), body.options.timeout
         try:
             if timeout is None:
                 value = body.call()
@@ -311,10 +323,82 @@ class AsyncDriver(Driver):
             return Rejected(error)
         return SILENT if found is None else Received(found[0], found[1], found[2].encode())
 
+    async def _begin_child(self, call: Call, record: Record, child: NewRun) -> StepOutcome:
+        call.stored = None
+        try:
+            answer = self._store.aio.submit(requests.BeginChild(self._execution.lease, record, child))
+        except DurableError as refusal:  # it did not set out
+            call.stored = False
+            return Rejected(refusal)
+        self._unanswered.add(call)
+        try:
+            await asyncio.shield(answer)
+        except asyncio.CancelledError:  # it goes on all the same, and its outcome is taken when it comes
+            answer.add_done_callback(partial(self._on_late_child, call))
+            raise
+        except BaseException as error:
+            self._unanswered.discard(call)
+            if isinstance(error, DurableError):
+                return Rejected(error)
+            raise
+        self._unanswered.discard(call)
+        return answer.result()
+
+    def _on_late_child(self, call: Call, answer: asyncio.Future[Begun]) -> None:
+        self._unanswered.discard(call)
+        problem = asyncio.CancelledError() if answer.cancelled() else answer.exception()
+        if isinstance(problem, DurableError):
+            self._advance(call, Rejected(problem))
+        elif problem is not None:
+            self._abandon(call, problem)
+        elif not isinstance(self._advance(call, answer.result()), ShowChild):  # more to do, and no task left to do it
+            self._abandon(call, asyncio.CancelledError())
+
+    def call_child(self, name: str, key: str, begin: Body, wait: Body) -> Coroutine[Any, Any, Any]:
+        """The outcome of a child, started by the first of these bodies, and waited for by the second."""
+        call = self._called(name, key, begin)
+
+        async def begun() -> Any:
+            await self._drive(call, begin)
+            return await self.call(name, key, wait)
+
+        self._unbegun[call] = handed_out = begun()
+        return handed_out
+
+    def wait_for_children(
+        self, children: Sequence[ChildWait], *, return_exceptions: bool
+    ) -> Coroutine[Any, Any, list[Any]]:
+        """Their outcomes in order, once all have ended; the first exception is raised then, unless it is returned."""
+        every = WaitForAll()
+
+        async def begun() -> list[Any]:
+            self._unbegun.pop(every, None)
+            told: list[Any] = []
+            for child in reversed(children):  # what was started last is likely to end last: one wait then for all
+                try:
+                    told.append(await self.call(child.name, child.key, child.wait))
+                except Exception as exception:
+                    told.append(Failed(exception))
+            return in_order(told, return_exceptions=return_exceptions)
+
+        self._unbegun[every] = handed_out = begun()
+        return handed_out
+
     async def _rest(self, call: Call, body: Body) -> None:
         until = await self._drive(call, body)
         while (wait := self._next_rest(call, until)) is not None:
-            await self.clock.asleep(wait.seconds, wait.recheck)
+            await self._sleep(wait.seconds, wait.recheck)
+
+    async def _sleep(self, seconds: float, recheck: float) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            await self.clock.asleep(seconds, recheck)
+            return
+        self._resting.add(task)
+        try:
+            await self.clock.asleep(seconds, recheck)
+        finally:
+            self._resting.discard(task)
 
     async def _join(self, call: Call) -> None:
         while self._execution.is_running(call):

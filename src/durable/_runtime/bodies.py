@@ -5,19 +5,23 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Any, cast, get_args
+from typing import Any, Final, cast, get_args
 
 from msgspec import Struct
 
 from durable._common.boundary import calls_out
 from durable._common.checks import check_name
 from durable._common.durations import MAX_SECONDS, Duration, add_seconds, check_duration, show, to_utc
-from durable._engine.step_kinds import Isolation, Listen, Plain, Sleep, StepKind, Transact
+from durable._engine.causes import InFlight
+from durable._engine.step_kinds import ITEM, Isolation, Item, Listen, Plain, Sleep, StepKind, Transact
 from durable._runtime.definitions import StepDefinition, definition_of
 from durable._runtime.step_options import DEFAULTS, StepOptions, checked_timeout
 from durable.clocks import Clock
 from durable.codecs import return_annotation
 from durable.errors import AsyncMismatch, InvalidArgument, SignalTimedOut
+
+#: Why most bodies may call no steps.
+NO_ITEM: Final = "it is no item of a map"
 
 
 class Body(Struct, frozen=True):
@@ -34,10 +38,25 @@ class Body(Struct, frozen=True):
     #: By which its value is written and read.
     annotation: Any = None
     kind: StepKind = Plain()
+    #: Of an item, what was in flight where its map was called.
+    amid: InFlight | None = None
+    #: Of a child, the scope in which it was started, wherever it is waited for; None of all that is drawn where it is called.
+    scope: str | None = None
 
     @calls_out
     def call(self) -> Any:
         return self.fn(*self.args, **self.kwargs)
+
+    @property
+    def why_without_steps(self) -> str:
+        """Why it may call no steps of its own; empty where it may."""
+        if type(self.kind) is not Item:
+            return NO_ITEM
+        if self.options.policy is not None:
+            return "its map has a policy: give retry= to the steps in it, or leave them plain calls"
+        if self.options.timeout is not None:
+            return "its map has a timeout: give timeout= to the steps in it, or leave them plain calls"
+        return ""
 
 
 def body_of_call(fn: Callable[..., Any], args: tuple[Any, ...], given: StepOptions, defaults: StepOptions) -> Body:
@@ -48,6 +67,14 @@ def body_of_call(fn: Callable[..., Any], args: tuple[Any, ...], given: StepOptio
         fn, given = definition.fn, given.merged_over(definition.options)
     options = defaults if given is DEFAULTS else given.merged_over(defaults)
     return Body(fn, args, {}, options, return_annotation(fn))
+
+
+def body_of_item(
+    fn: Callable[..., Any], item: Any, given: StepOptions, defaults: StepOptions, amid: InFlight | None
+) -> Body:
+    """The body of an item of a map, which may call steps of its own."""
+    body = body_of_call(fn, (item,), given, defaults)
+    return Body(body.fn, body.args, {}, body.options, body.annotation, ITEM, amid)
 
 
 def body_of_decorated(
@@ -121,3 +148,23 @@ def body_of_transaction(
             f"at all: leave out at_most_once"
         )
     return Body(body.fn, args, {}, body.options, body.annotation, Transact(cast(Isolation, isolation)))
+
+
+def body_of_mapped(
+    fn: Callable[[Any], Any], given: StepOptions, defaults: StepOptions, item: Any, amid: InFlight | None
+) -> Body:
+    """The same as a function of the item."""
+    return body_of_item(fn, item, given, defaults, amid)
+
+
+def body_of_transacted(
+    name: str,
+    fn: Callable[..., Any],
+    given: StepOptions,
+    defaults: StepOptions,
+    isolation: Isolation,
+    item: Any,
+    _: InFlight | None,
+) -> Body:
+    """The transaction of an item, whose map has these terms."""
+    return body_of_transaction(name, fn, (item,), given, defaults, isolation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from asyncio import Task
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextvars import Context
 from threading import Thread
 from typing import Any, Final, cast
@@ -18,31 +18,37 @@ def have_ended(branches: Iterable[object]) -> bool:
     return not any(branch.is_alive() if isinstance(branch, Thread) else not _is_done(branch) for branch in branches)
 
 
-def is_alone(main: Task[Any], is_ours: Callable[[Context], bool]) -> bool:
+def is_alone(main: Task[Any], is_ours: Callable[[Context], bool], resting: Container[Task[Any]] = ()) -> bool:
     """Whether no task of a workflow is at work beside the current one.
 
     `main` is the one that runs the workflow function; the others have a copy of its context, by which `is_ours` tells them.
-    Where the current one is another than `main`, that must wait for it, and for nothing else, such as a timer of its own. In a
-    thread of its own nothing is known of that.
+    A task is not at work that waits in a step (`resting`), or for tasks that are not, and for nothing else, such as a timer of
+    its own. In a thread of its own nothing is known of that.
     """
     try:
         current = asyncio.current_task()
     except RuntimeError:  # no event loop is at work in this thread
         return False
-    for task in asyncio.all_tasks():
-        if task is not main and task is not current and is_ours(_context_of(task)):
-            return False
-    return current is main or _awaits(main, current)
+    return all(
+        _is_idle(task, current, resting)
+        for task in asyncio.all_tasks()
+        if task is main or (task is not current and is_ours(_context_of(task)))
+    )
 
 
-def _awaits(main: Task[Any], current: Task[Any] | None) -> bool:
-    awaited = getattr(main, "_fut_waiter", None)
-    if awaited is current:
+def _is_idle(task: Any, current: Task[Any] | None, resting: Container[Task[Any]]) -> bool:
+    """Whether a task, or what else is awaited, is the current one, has ended, rests, or waits for what does."""
+    if task is current or task in resting or task.done():
         return True
-    children = getattr(awaited, "_children", None)
+    children = getattr(task, "_children", None)
     if children is not None:  # asyncio.gather, and with it step.map
-        return all(child is current or child.done() for child in children)
-    return getattr(_innermost(main.get_coro()), "cr_code", None) is _LEAVING_GROUP
+        return all(_is_idle(child, current, resting) for child in children)
+    if not isinstance(task, Task):
+        return False
+    if getattr(_innermost(task.get_coro()), "cr_code", None) is _LEAVING_GROUP:
+        return True  # its members are tasks of the workflow, too
+    awaited = getattr(task, "_fut_waiter", None)
+    return awaited is not None and _is_idle(awaited, current, resting)
 
 
 def _innermost(coroutine: Any) -> Any:

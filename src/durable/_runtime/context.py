@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 from msgspec import Struct
 
+from durable._engine.causes import InFlight
 from durable._runtime.definitions import StepDefinition
 from durable.errors import InvalidArgument
 
@@ -55,6 +56,14 @@ class Frame(Struct, frozen=True, eq=False):
     runs: tuple[Running, ...]
     #: Which attempt of the step's body it is; 0 in the workflow itself.
     attempt: int = 0
+    #: What the keys of steps called here begin with; empty outside of any scope.
+    scope: str = ""
+    #: Why no step may be called in this body; empty where one may, and in the workflow itself.
+    problem: str = ""
+    #: What was in flight where the map was called that has this item.
+    amid: InFlight | None = None
+    #: The frame of the call of the step whose body it is.
+    outer: Frame | None = None
 
 
 current_frame: Final[ContextVar[Frame | None]] = ContextVar("durable_frame", default=None)

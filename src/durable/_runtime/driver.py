@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import inspect
 import logging
 import sys
@@ -11,22 +10,20 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from threading import Event
-from typing import Any, Final, NoReturn, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 from weakref import WeakSet, ref
 
 from durable._common.boundary import calls_out
-from durable._common.checks import check_flag, check_name
+from durable._common.checks import check_name
 from durable._common.durations import show
 from durable._common.reports import say
 from durable._engine.calls import Call
-from durable._engine.causes import InFlight, in_flight, tag_origin
+from durable._engine.causes import InFlight, in_flight, joined, origin_keys, tag_origin
 from durable._engine.decisions import (
     Abort,
     Acknowledged,
     Asked,
     Attempt,
-    Leave,
-    Raise,
     Raised,
     Reading,
     Rejected,
@@ -38,17 +35,16 @@ from durable._engine.decisions import (
     Wait,
 )
 from durable._engine.leases import MAX_WAIT
-from durable._engine.step_kinds import Listen, Transact
+from durable._engine.step_kinds import Listen, StartChild, Transact
 from durable._engine.steps import LiveExecution
 from durable._runtime.awaitables import explain_early_call, is_awaitable, vain_awaitable_error
-from durable._runtime.bodies import Body
-from durable._runtime.context import Frame, Running, current_frame, enter, leave
-from durable._runtime.definitions import StepDefinition
+from durable._runtime.bodies import NO_ITEM, Body
+from durable._runtime.context import Running, current_frame, enter, leave
+from durable._runtime.drawing import DrawingDriver
 from durable._runtime.payloads import read_signal
 from durable._runtime.stack import require_stack
 from durable._runtime.step_options import DEFAULTS, StepOptions
 from durable._runtime.timeouts import NotBegun, call_within
-from durable._runtime.values import ValueKind
 from durable.clocks import Clock
 from durable.codecs import Codec, advice_after_body
 from durable.codecs._failures import from_record, to_record, traceback_of
@@ -60,9 +56,8 @@ from durable.errors import (
     TransactionMisused,
     UnreadableRecord,
     UnstorableValue,
-    Unwind,
 )
-from durable.records import Record, StepRecord
+from durable.records import ErrorRecord, Record, StepRecord
 from durable.stores.protocol import CommitRefused, RolledBack, RunStore, Transaction
 from durable.stores.requests import OnLateReply
 
@@ -78,7 +73,7 @@ UNREAD: Final = Reading(_NEVER, 0.0)
 _TIMELESS: Final = frozenset[type[StepOutcome]]({Returned, Acknowledged})  # where no listener asks when they came
 
 
-class Driver:
+class Driver(DrawingDriver):
     """Calls the steps of one execution; the `context.Driver` of its frames."""
 
     def __init__(
@@ -113,60 +108,30 @@ class Driver:
         self._timeless = _TIMELESS if execution.emit is None else frozenset[type[StepOutcome]]()
 
     @property
-    def run_id(self) -> str:
-        return self._execution.run_id
+    def codec(self) -> Codec:
+        """The codec of the store."""
+        return self._codec
 
-    @property
-    def epoch(self) -> int:
-        return self._execution.lease.epoch
-
-    @property
-    def is_replaying(self) -> bool:
-        return self._execution.journal.is_replaying
-
-    def frame(self, inside: str | None = None, attempt: int = 0) -> Frame:
-        """The frame of the workflow function, or of an attempt of the body of the step `inside`."""
-        return Frame(self, inside, self._runs, attempt)
+    def name_child(self, key: str) -> tuple[str, tuple[str, str]]:
+        """The id of the child that the step of this key starts, and its parent; see `NewRun`."""
+        return self._execution.name_child(key)
 
     def is_alone(self) -> bool:
         """Whether nothing of the workflow is at work but the calling thread or task, which is about to wait."""
         raise NotImplementedError
-
-    def continue_with(self, value: Any, *, keep_history: bool) -> NoReturn:
-        """Leave the workflow, which begins anew with this input."""
-        frame = current_frame.get()
-        if frame is not None and frame.driver is self and frame.inside is not None:
-            raise NestedStep("continue_with", frame.inside)
-        check_flag("keep_history", keep_history)
-        text = self.encode_input(value)
-        raise self._ending(self._continue(text, keep_history))
-
-    def _continue(self, text: bytes, keep_history: bool) -> Raise | Abort:
-        return self._execution.continue_with(text, self._reading(), keep_history=keep_history)
-
-    def call_decorated(self, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        raise NotImplementedError
-
-    def exit_error(self, error: DurableError) -> BaseException:
-        """What a call raises where the run must not go on: `Unwind`, or the error itself once the workflow has ended."""
-        return copy.copy(error) if self._execution.is_over else Unwind(error)
 
     def _warn_still_running(self) -> None:
         keys = ", ".join(call.key for call in self._execution.running)
         message = "run %r has ended but for its running steps, and waits for them: %s"
         say(_log, logging.WARNING, message, self._execution.run_id, keys)
 
-    def _reading(self) -> Reading:
-        cancelled = self._cancel is not None and self._cancel.is_set()
-        return Reading(self.clock.now(), self.clock.elapsed(), cancelled)
-
     def _fingerprint(self, name: str, key: str | None, body: Body) -> str:
         """Check the call, and return the fingerprint of its arguments."""
         require_stack()
         fn, args, kwargs = body.fn, body.args, body.kwargs
         frame = current_frame.get()
-        if frame is not None and frame.driver is self and frame.inside is not None:
-            raise NestedStep(name, frame.inside)
+        if frame is not None and frame.problem and frame.driver is self:
+            raise NestedStep(name, str(frame.inside), "" if frame.problem is NO_ITEM else frame.problem)
         if name is not self._checked:
             self._checked = check_name("a step's name", name)
         if key is not None:
@@ -184,29 +149,6 @@ class Driver:
         arguments = [*args, kwargs] if kwargs else list(args)
         return self._codec.fingerprint(arguments, what=f"an argument of step {name!r}")
 
-    def draw_value(self, kind: ValueKind[T], key: str | None) -> T:
-        """A value that the workflow draws, and each replay of it again."""
-        frame = current_frame.get()
-        if frame is not None and frame.driver is self and frame.inside is not None:
-            raise InvalidArgument(
-                f"step.{kind.name}() is for the workflow, and this is the body of step {frame.inside!r}, which is called once "
-                f"and remembered as a whole: ask Python there, or draw the value before and hand it in"
-            )
-        if key is not None:
-            check_name(f"the key of step.{kind.name}()", key)
-        value = self._execution.draw_value(kind.name, key, kind.make(self._moment()), self._branch())
-        if isinstance(value, Abort):
-            raise self.exit_error(value.error)
-        try:
-            return kind.read(value)
-        except (TypeError, ValueError):
-            where, problem = f"what step.{kind.name}() has drawn", f"{show(value)} is none"
-            raise UnreadableRecord(self.run_id, where, problem) from None
-
-    def _moment(self) -> datetime:
-        """Now, where a value is drawn."""
-        return self.clock.now()
-
     def _draw(
         self, name: str, key: str | None, body: Body, fingerprint: str, branch: object, amid: InFlight | None
     ) -> Call:
@@ -214,6 +156,15 @@ class Driver:
         if amid is None and exception is not None:
             amid = self._in_flight(exception)
         call = Call(key or name, name, fingerprint, key is None, body.kind, options.at_most_once, options.cleanup)
+        frame = current_frame.get()
+        if body.scope or (frame is not None and frame.scope):  # almost never
+            frame = self._frame_here()
+            call.scope = body.scope if body.scope is not None else "" if frame is None else frame.scope
+            call.key = check_name("a step's key", call.scope + call.key)
+            if frame is not None and frame.scope:
+                call.within = frame.inside
+                if frame.amid is not None:
+                    amid = joined(frame.amid, amid)
         drawn = self._execution.draw(call, branch, amid)
         if drawn.concurrent:
             self._branches.add(branch)
@@ -236,23 +187,9 @@ class Driver:
         """The link of this exception's chain that the caller of the workflow, or of its event loop, is handling."""
         raise NotImplementedError
 
-    def _branch(self) -> object:
-        """The calling thread or task."""
-        raise NotImplementedError
-
     def _is_cancelled(self) -> bool:
         """Whether the calling task has been asked to end."""
         raise NotImplementedError
-
-    def _ending(self, stop: Raise | Abort | Leave) -> BaseException:
-        """What a call raises that goes no further."""
-        match stop:
-            case Raise(error=error):
-                return error
-            case Abort(error=error):
-                return self.exit_error(error)
-            case Leave(interruption=interruption):
-                return interruption
 
     def _next_rest(self, call: Call, recorded: object) -> Wait | None:
         """The next wait of a sleep; None at its end.
@@ -304,7 +241,7 @@ class Driver:
         except DurableError as error:
             return Rejected(error)
         work, timeout = partial(transaction.call, body.fn, body.args), body.options.timeout
-        token = enter(self.frame(call.key, attempt.number))
+        token = enter(self._frame_of(call, attempt, body))
         try:
             value = work() if timeout is None else call_within(timeout, call.name, work)
         except RolledBack as undone:
@@ -351,9 +288,9 @@ class Driver:
 
     def _forsake(self, call: Call) -> None:
         """The call was left by an exception: abandon its transaction, and leave its body's frame."""
-        frame = current_frame.get()
-        if frame is not None and frame.driver is self and frame.inside is not None:
-            current_frame.set(self.frame())  # the interrupt came between entering and leaving it
+        frame = self._frame_here()
+        if frame is not None and frame.inside == call.key:
+            current_frame.set(frame.outer)  # the interrupt came between entering and leaving it
         if call in self._open:
             self._open[call][0].abandon()
             self._open.pop(call, None)
@@ -383,11 +320,22 @@ class Driver:
         is_last = retry_in is None and attempt.number > 1
         note = f"step {call.key!r} failed in {attempt.number} attempts" if is_last else ""
         call.original = exception
-        return Raised(to_record(exception, self._codec, note=note), retry_in)
+        led = origin_keys(exception, self._execution.lease.token) if call.holds else ()
+        return Raised(to_record(exception, self._codec, note=note), retry_in, led)
+
+    @calls_out
+    def _as_error(self, error: DurableError, cause: ErrorRecord | None) -> Raised:
+        if cause is not None:
+            error.__cause__ = from_record(
+                cause, self._codec, run_id=self._execution.run_id, where="the failure of a child"
+            )
+        return Raised(to_record(error, self._codec))
 
     @calls_out
     def _hand_out(self, call: Call, record: StepRecord, body: Body) -> Any:
         where = f"the record of step {call.key!r}"
+        if type(body.kind) is StartChild and (record.error is None or record.child):
+            return body.call()  # the handle; the outcome is for what waits
         if record.error is None:
             run_id = self._execution.run_id
             if type(body.kind) is Listen:

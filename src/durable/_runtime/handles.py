@@ -1,22 +1,41 @@
-"""What a workflow holds: `Step`, and `AsyncStep` to be awaited."""
+"""What a workflow holds: `Step`; `async_handles` has its awaited form."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
-from typing import Any, NoReturn, TypeAlias, TypeVar, TypeVarTuple, Unpack, overload
+from functools import partial
+from typing import Any, Literal, NoReturn, TypeAlias, TypeVar, TypeVarTuple, Unpack, overload
 from uuid import UUID
 
 import tenacity
 from psycopg import Connection
 
 from durable._common.boundary import public
+from durable._common.checks import check_flag
 from durable._common.durations import Duration
 from durable._engine.step_kinds import Isolation
-from durable._runtime.async_steps import AsyncDriver
-from durable._runtime.bodies import body_of_call, body_of_sleep, body_of_transaction, body_of_wait, check_signal_names
+from durable._runtime.bodies import (
+    body_of_call,
+    body_of_mapped,
+    body_of_sleep,
+    body_of_transacted,
+    body_of_transaction,
+    body_of_wait,
+    check_signal_names,
+)
+from durable._runtime.children import ChildHandle, ChildOptions, check_handles, plan_child
 from durable._runtime.mapping import MapOptions
-from durable._runtime.step_options import CollectingMapOptions, RaisingMapOptions, StepOptionsDict, step_options
+from durable._runtime.new_runs import Start
+from durable._runtime.plan import MISSING
+from durable._runtime.scopes import Scope
+from durable._runtime.step_options import (
+    CollectingMapOptions,
+    CollectingTransactions,
+    RaisingMapOptions,
+    RaisingTransactions,
+    step_options,
+)
 from durable._runtime.steps import BlockingDriver
 from durable._runtime.values import NOW, RANDOM, UUID4
 
@@ -113,8 +132,8 @@ class Step:
         other is begun, and its exception is raised; with `return_exceptions=True` it stands in the list instead. `cleanup` as
         for `step(...)`.
         """
-        how = MapOptions(key, max_concurrency, return_exceptions)
-        return self._driver.map(name, fn, items, step_options(retry, timeout, cleanup=cleanup), how)
+        how, given = MapOptions(key, max_concurrency, return_exceptions), step_options(retry, timeout, cleanup=cleanup)
+        return self._driver.map(name, items, how, partial(body_of_mapped, fn, given, self._driver.defaults))
 
     @public("step.sleep")
     def sleep(self, name: str, seconds: Duration | datetime, *, key: str | None = None) -> None:
@@ -153,6 +172,114 @@ class Step:
         name = " | ".join(checked)
         value: tuple[str, Any] = self._driver.call(name, key, body_of_wait(name, timeout, names=checked))
         return value
+
+    @overload
+    def call(
+        self, fn: Callable[[Any, Any], Coroutine[Any, Any, T]], *, key: str, **options: Unpack[ChildOptions]
+    ) -> T: ...
+    @overload
+    def call(
+        self,
+        fn: Callable[[Any, Any, I], Coroutine[Any, Any, T]],
+        input: I,
+        *,
+        key: str,
+        **options: Unpack[ChildOptions],
+    ) -> T: ...
+    @overload
+    def call(self, fn: Callable[[Step, Any], T], *, key: str, **options: Unpack[ChildOptions]) -> T: ...
+    @overload
+    def call(self, fn: Callable[[Step, Any, I], T], input: I, *, key: str, **options: Unpack[ChildOptions]) -> T: ...
+    @overload
+    def call(self, fn: str, input: Any = ..., *, key: str, **options: Unpack[ChildOptions]) -> Any: ...
+    @public("step.call")
+    def call(
+        self,
+        fn: Callable[..., Any] | str,
+        input: Any = MISSING,
+        *,
+        key: str,
+        queue: str | None = None,
+        priority: int = 5,
+        at: datetime | None = None,
+        delay: Duration | None = None,
+        deadline: Duration | datetime | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Start a child, a run of its own for workers, wait for its end, and return its value.
+
+        - `fn`: a function that is marked with `@durable.workflow`; or its name, `"resize"`, or `"resize@2"` for a version.
+        - `key`: the step's key. The child's id is this run's, `/`, and the key: a replay, and a resume, join the same child.
+        - `queue`, `priority`, `at`, `delay`, `deadline`, `metadata`: of the child, as for `durable.start`.
+
+        While it waits, a run of a worker holds no place there. The child's outcome is recorded in this run, and not asked for
+        again. `durable.cancel` of this run cancels its children; one that fails or is completed leaves them alone.
+
+        Raises `ChildFailed` where the child has failed, was cancelled, or was deleted; `RunExists` and `RunMismatch` where its
+        id is that of another run, which is recorded, too; and what `step(...)` raises.
+        """
+        order = Start(input, None, priority, at, delay, None, deadline, metadata)
+        child = plan_child(self._driver, fn, key, order, queue)
+        return self._driver.call_child(child.name, key, child.begin, child.wait)
+
+    @overload
+    def start(
+        self, fn: Callable[[Any, Any], Coroutine[Any, Any, T]], *, key: str, **options: Unpack[ChildOptions]
+    ) -> ChildHandle[T]: ...
+    @overload
+    def start(
+        self,
+        fn: Callable[[Any, Any, I], Coroutine[Any, Any, T]],
+        input: I,
+        *,
+        key: str,
+        **options: Unpack[ChildOptions],
+    ) -> ChildHandle[T]: ...
+    @overload
+    def start(self, fn: Callable[[Step, Any], T], *, key: str, **options: Unpack[ChildOptions]) -> ChildHandle[T]: ...
+    @overload
+    def start(
+        self, fn: Callable[[Step, Any, I], T], input: I, *, key: str, **options: Unpack[ChildOptions]
+    ) -> ChildHandle[T]: ...
+    @overload
+    def start(self, fn: str, input: Any = ..., *, key: str, **options: Unpack[ChildOptions]) -> ChildHandle[Any]: ...
+    @public("step.start")
+    def start(
+        self,
+        fn: Callable[..., Any] | str,
+        input: Any = MISSING,
+        *,
+        key: str,
+        queue: str | None = None,
+        priority: int = 5,
+        at: datetime | None = None,
+        delay: Duration | None = None,
+        deadline: Duration | datetime | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Start a child, and return its handle, for `wait_all`; otherwise as `call`.
+
+        The start is recorded, in one commit with the child's own rows. Whether the child is waited for or not, it goes on.
+        """
+        order = Start(input, None, priority, at, delay, None, deadline, metadata)
+        child = plan_child(self._driver, fn, key, order, queue)
+        return self._driver.call(child.name, key, child.begin)
+
+    @overload
+    def wait_all(self, handles: Iterable[ChildHandle[T]], *, return_exceptions: Literal[False] = ...) -> list[T]: ...
+    @overload
+    def wait_all(
+        self, handles: Iterable[ChildHandle[T]], *, return_exceptions: Literal[True]
+    ) -> list[T | Exception]: ...
+    @public("step.wait_all")
+    def wait_all(self, handles: Iterable[ChildHandle[Any]], *, return_exceptions: bool = False) -> Any:
+        """Wait until all these children have ended, and return their values in order.
+
+        Then the first exception in that order is raised, of a child that has no value (`ChildFailed`); with
+        `return_exceptions=True` it stands in the list instead. Takes what `start` has returned in this execution.
+        """
+        check_flag("return_exceptions", return_exceptions)
+        return self._driver.wait_for_children(check_handles(self._driver, handles), return_exceptions=return_exceptions)
 
     @public("step.continue_with")
     def continue_with(self, input: Any, *, keep_history: bool = True) -> NoReturn:
@@ -197,6 +324,48 @@ class Step:
         value: T = driver.call(name, key, body_of_transaction(name, fn, args, given, driver.defaults, isolation))
         return value
 
+    @overload
+    def map_transactions(
+        self,
+        name: str,
+        fn: Callable[[Connection[Any], I], T],
+        items: Iterable[I],
+        **options: Unpack[RaisingTransactions[I]],
+    ) -> list[T]: ...
+    @overload
+    def map_transactions(
+        self,
+        name: str,
+        fn: Callable[[Connection[Any], I], T],
+        items: Iterable[I],
+        **options: Unpack[CollectingTransactions[I]],
+    ) -> list[T | Exception]: ...
+    @public("step.map_transactions")
+    def map_transactions(
+        self,
+        name: str,
+        fn: Callable[[Connection[Any], I], Any],
+        items: Iterable[I],
+        *,
+        key: Callable[[I], object] | None = None,
+        max_concurrency: int | None = None,
+        return_exceptions: bool = False,
+        retry: tenacity.BaseRetrying | None = None,
+        timeout: Duration | None = None,
+        cleanup: bool = False,
+        isolation: Isolation = "read committed",
+    ) -> list[Any]:
+        """Call `fn(connection, item)` for each item, each in a transaction of its own, which is committed with its record.
+
+        `key`, `max_concurrency`, `return_exceptions` and what comes back are as for `map`, the rest as for `transaction`. At
+        most `max_transactions` of the store are open at once.
+        """
+        how, given = MapOptions(key, max_concurrency, return_exceptions), step_options(retry, timeout, cleanup=cleanup)
+        defaults = self._driver.defaults
+        body_of_transaction(name, fn, (), given, defaults, isolation)  # what cannot be one is no outcome of an item
+        body_of = partial(body_of_transacted, name, fn, given, defaults, isolation)
+        return self._driver.map(name, items, how, body_of)
+
     @public("step.now")
     def now(self, *, key: str | None = None) -> datetime:
         """The moment, as an aware UTC `datetime`: the same in every replay.
@@ -222,163 +391,25 @@ class Step:
         """A random number from 0 up to and without 1, the same in every replay; otherwise as `now`."""
         return self._driver.draw_value(RANDOM, key)
 
+    @public("step.scope")
+    def scope(self, name: str) -> Scope:
+        """In `with step.scope("name"):` the key of each step begins with `name/`, so that it is told from others of its name.
 
-class AsyncStep:
-    """`await step(...)` in an async workflow."""
-
-    __slots__ = ("__weakref__", "_driver")
-
-    def __init__(self, driver: AsyncDriver) -> None:
-        self._driver = driver
-
-    def __repr__(self) -> str:
-        return f"<AsyncStep of run {self._driver.run_id!r}>"
-
-    @property
-    def run_id(self) -> str:
-        """See `Step.run_id`."""
-        return self._driver.run_id
-
-    @property
-    def attempt(self) -> int:
-        """See `Step.attempt`."""
-        return self._driver.epoch
-
-    @overload
-    def __call__(
-        self, name: str, fn: Callable[[*Ts], Awaitable[T]], *args: *Ts, **options: Unpack[StepOptionsDict]
-    ) -> Pending[T]: ...
-    @overload  # not of plain T: mypy would take a coroutine for the value
-    def __call__(
-        self, name: str, fn: Callable[[*Ts], Awaitable[T] | T], *args: *Ts, **options: Unpack[StepOptionsDict]
-    ) -> Pending[T]: ...
-    @public("step")  # type: ignore[misc] # mypy: *Ts is not Any
-    def __call__(
-        self,
-        name: str,
-        fn: Any,
-        *args: Any,
-        key: str | None = None,
-        retry: tenacity.BaseRetrying | None = None,
-        timeout: Duration | None = None,
-        at_most_once: bool = False,
-        cleanup: bool = False,
-    ) -> Any:
-        """Call `fn(*args)`, and await what it returns if that can be awaited; otherwise as `Step`.
-
-        The key is drawn at this call, the body begins when the coroutine is awaited; a run is not completed while one never was
-        (`AsyncMismatch`), and waits for tasks that the workflow has left behind with a step. A blocking function runs on the
-        event loop: use `asyncio.to_thread` in it if it takes long. With a `timeout` an async body is cancelled, and a
-        blocking one runs in a thread of its own.
+        For a helper function, and for the body of a loop. Scopes lie within each other: `outer/inner/key`. A name that is
+        entered again is numbered like a step's, `name#2/`, and like that, where other branches are at work, has to be
+        another (`AmbiguousKey`). A task or thread that carries the context on is in the scope in which it was made; a thread
+        that you start yourself is in none. The items of a `step.map` have scopes of their own.
         """
-        driver, given = self._driver, step_options(retry, timeout, at_most_once, cleanup)
-        return driver.call(name, key, body_of_call(fn, args, given, driver.defaults))
+        return Scope(self._driver, name)
 
-    @overload
-    def map(
-        self, name: str, fn: Callable[[I], Awaitable[T]], items: Iterable[I], **options: Unpack[RaisingMapOptions[I]]
-    ) -> Pending[list[T]]: ...
-    @overload
-    def map(
-        self, name: str, fn: Callable[[I], Awaitable[T]], items: Iterable[I], **options: Unpack[CollectingMapOptions[I]]
-    ) -> Pending[list[T | Exception]]: ...
-    @overload
-    def map(
-        self,
-        name: str,
-        fn: Callable[[I], Awaitable[T] | T],
-        items: Iterable[I],
-        **options: Unpack[RaisingMapOptions[I]],
-    ) -> Pending[list[T]]: ...
-    @overload
-    def map(
-        self,
-        name: str,
-        fn: Callable[[I], Awaitable[T] | T],
-        items: Iterable[I],
-        **options: Unpack[CollectingMapOptions[I]],
-    ) -> Pending[list[T | Exception]]: ...
-    @public("step.map")
-    def map(
-        self,
-        name: str,
-        fn: Callable[[I], Any],
-        items: Iterable[I],
-        *,
-        key: Callable[[I], object] | None = None,
-        max_concurrency: int | None = None,
-        return_exceptions: bool = False,
-        retry: tenacity.BaseRetrying | None = None,
-        timeout: Duration | None = None,
-        cleanup: bool = False,
-    ) -> Pending[list[Any]]:
-        """See `Step.map`; on tasks."""
-        how = MapOptions(key, max_concurrency, return_exceptions)
-        return self._driver.map(name, fn, items, step_options(retry, timeout, cleanup=cleanup), how)
+    @public("step.patched")
+    def patched(self, name: str) -> bool:
+        """Whether to take the new way at a place where a workflow was changed: `if step.patched("name"):` new, `else:` old.
 
-    @public("step.sleep")
-    def sleep(self, name: str, seconds: Duration | datetime, *, key: str | None = None) -> Pending[None]:
-        """See `Step.sleep`."""
-        return self._driver.call(name, key, body_of_sleep(seconds, self._driver.clock))
+        True where the run comes there first with this code; False where it had passed there before, by the old way: something
+        is recorded that comes later. The answer is the same in every replay, and one for all places of a name in a run. Like a
+        value of `step.now()` it costs no commit: the next record that is written holds it.
 
-    @overload
-    def wait_for(self, name: str, *, timeout: Duration | None = ..., key: str | None = ...) -> Pending[Any]: ...
-    @overload
-    def wait_for(
-        self, name: str, *, type: type[T], timeout: Duration | None = ..., key: str | None = ...
-    ) -> Pending[T]: ...
-    @overload
-    def wait_for(
-        self, name: str, *, type: Any, timeout: Duration | None = ..., key: str | None = ...
-    ) -> Pending[Any]: ...
-    @public("step.wait_for")
-    def wait_for(
-        self, name: str, *, type: Any = Any, timeout: Duration | None = None, key: str | None = None
-    ) -> Pending[Any]:
-        """See `Step.wait_for`."""
-        return self._driver.call(name, key, body_of_wait(name, timeout, type))
-
-    @public("step.wait_for_any")
-    def wait_for_any(
-        self, names: Iterable[str], *, timeout: Duration | None = None, key: str | None = None
-    ) -> Pending[tuple[str, Any]]:
-        """See `Step.wait_for_any`."""
-        checked = check_signal_names(names)
-        name = " | ".join(checked)
-        return self._driver.call(name, key, body_of_wait(name, timeout, names=checked))
-
-    @public("step.continue_with")
-    def continue_with(self, input: Any, *, keep_history: bool = True) -> NoReturn:
-        """See `Step.continue_with`; not awaited."""
-        self._driver.continue_with(input, keep_history=keep_history)
-
-    @public("step.transaction")
-    def transaction(
-        self,
-        name: str,
-        fn: Callable[[Connection[Any], *Ts], T],
-        *args: *Ts,
-        key: str | None = None,
-        retry: tenacity.BaseRetrying | None = None,
-        timeout: Duration | None = None,
-        cleanup: bool = False,
-        isolation: Isolation = "read committed",
-    ) -> Pending[T]:
-        """See `Step.transaction`; `fn` is called in a thread of the store's."""
-        driver, given = self._driver, step_options(retry, timeout, cleanup=cleanup)
-        return driver.call(name, key, body_of_transaction(name, fn, args, given, driver.defaults, isolation))
-
-    @public("step.now")
-    def now(self, *, key: str | None = None) -> datetime:
-        """See `Step.now`; not awaited."""
-        return self._driver.draw_value(NOW, key)
-
-    @public("step.uuid")
-    def uuid(self, *, key: str | None = None) -> UUID:
-        """See `Step.uuid`; not awaited."""
-        return self._driver.draw_value(UUID4, key)
-
-    @public("step.random")
-    def random(self, *, key: str | None = None) -> float:
-        """See `Step.random`; not awaited."""
-        return self._driver.draw_value(RANDOM, key)
+        Where branches run beside each other, the answer is False as long as anything recorded may still be asked for.
+        """
+        return self._driver.takes_patch(name)

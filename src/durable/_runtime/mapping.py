@@ -35,8 +35,9 @@ class MapItems:
     """
 
     @calls_out
-    def __init__(self, name: str, items: Iterable[Any], how: MapOptions) -> None:
+    def __init__(self, name: str, items: Iterable[Any], how: MapOptions, scope: str = "") -> None:
         self.name = name
+        self._scope = scope
         self.items = list(items)
         self.keys = _keys(name, self.items, how.key)
         self.at_once = min(_checked(how.max_concurrency), len(self.items))
@@ -50,7 +51,11 @@ class MapItems:
     def tell(self, execution: LiveExecution, clock: Clock) -> None:
         """Say to a listener which steps there will be: nothing that is stored says how many."""
         if execution.emit is not None and not execution.is_over:
-            execution.emit(MapBegan(execution.run_id, clock.now(), self.name, tuple(self.keys)))
+            execution.emit(MapBegan(execution.run_id, clock.now(), self._scope + self.name, self._keys_in_full))
+
+    @property
+    def _keys_in_full(self) -> tuple[str, ...]:
+        return tuple(self._scope + key for key in self.keys)
 
     @locked
     def take(self) -> int | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias, TypeVar
 
-from durable._runtime.handles import AsyncStep, Step
+from durable._runtime.async_handles import AsyncStep
+from durable._runtime.handles import Step
 
 D = TypeVar("D")
 I = TypeVar("I")  # noqa: E741 -- the input's type

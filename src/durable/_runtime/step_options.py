@@ -9,6 +9,7 @@ import tenacity
 
 from durable._common.checks import check_flag
 from durable._common.durations import Duration, check_duration
+from durable._engine.step_kinds import Isolation
 from durable._runtime.policies import Policy
 from durable.errors import InvalidArgument
 
@@ -45,6 +46,18 @@ class CollectingMapOptions(MapOptionsDict[I]):
     """Failures stand among the results."""
 
     return_exceptions: Literal[True]
+
+
+class RaisingTransactions(RaisingMapOptions[I], total=False):
+    """Likewise those of `step.map_transactions`."""
+
+    isolation: Isolation
+
+
+class CollectingTransactions(CollectingMapOptions[I], total=False):
+    """Failures stand among the results."""
+
+    isolation: Isolation
 
 
 class StepOptions(NamedTuple):

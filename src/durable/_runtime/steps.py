@@ -8,8 +8,9 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from durable._common.boundary import calls_out, shorten
 from durable._common.locks import locked
@@ -19,36 +20,37 @@ from durable._engine.decisions import (
     Abort,
     Attempt,
     AttemptInTransaction,
+    BeginChild,
     Commit,
     Interrupted,
     Join,
     PollSignal,
     Raise,
     Received,
+    RecordError,
     Rejected,
     Replay,
+    ShowChild,
     StepDecision,
     StepOutcome,
     Unstorable,
     Wait,
     WriteRecord,
 )
+from durable._engine.starts import NewRun
 from durable._engine.step_kinds import Sleep
+from durable._runtime.all_children import ChildWait, Failed, in_order
 from durable._runtime.awaitables import is_awaitable, vain_awaitable_error
-from durable._runtime.bodies import Body, body_of_call, body_of_decorated
+from durable._runtime.bodies import Body, body_of_decorated
 from durable._runtime.branches import have_ended
 from durable._runtime.context import enter, leave
 from durable._runtime.definitions import StepDefinition
 from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Driver
 from durable._runtime.mapping import MapItems, MapOptions, map_blocking
-from durable._runtime.step_options import StepOptions
 from durable._runtime.timeouts import NotBegun, call_within
-from durable._runtime.values import ValueKind
 from durable.errors import DurableError
 from durable.records import Record
 from durable.stores import requests
-
-T = TypeVar("T")
 
 
 class BlockingDriver(Driver):
@@ -84,24 +86,21 @@ class BlockingDriver(Driver):
         with self._lock: call = self._draw(name, key, body, fingerprint, threading.current_thread(), amid)  # noqa: E701  # fmt: skip
         return self._rest(call, body) if type(body.kind) is Sleep else self._drive(call, body)
 
-    @locked
-    def draw_value(self, kind: ValueKind[T], key: str | None) -> T:
-        return super().draw_value(kind, key)
+    def _drawing(self, what: str) -> AbstractContextManager[object]:  # noqa: ARG002 -- any thread may
+        return self._lock
 
     def map(
-        self, name: str, fn: Callable[[Any], Any], items: Iterable[Any], given: StepOptions, how: MapOptions
+        self, name: str, items: Iterable[Any], how: MapOptions, body_of: Callable[[Any, InFlight | None], Body]
     ) -> list[Any]:
         """A step for each item, on threads."""
-        amid, defaults = self._in_flight(sys.exception()), self.defaults
-        every = MapItems(name, items, how)
+        amid = self._in_flight(sys.exception())
+        every = MapItems(name, items, how, self.scope)
         every.tell(self._execution, self.clock)
         outer = self._mapping
         if threading.current_thread() is self._main:
             self._mapping = every
         try:
-            return map_blocking(
-                every, lambda key, item: self.call(name, key, body_of_call(fn, (item,), given, defaults), amid)
-            )
+            return map_blocking(every, lambda key, item: self.call(name, key, body_of(item, amid), amid))
         finally:
             self._mapping = outer
 
@@ -136,7 +135,7 @@ class BlockingDriver(Driver):
                     case AttemptInTransaction(number=number, began=began):
                         outcome = self._transact(call, Attempt(number, began), body)
                     case Wait(seconds=seconds, recheck=recheck):
-                        self.clock.sleep(seconds, recheck)
+                        self._sleep(seconds, recheck)
                         outcome = ASKED
                     case PollSignal(names=names, taken=taken):
                         outcome = self._receive(names, taken)
@@ -145,6 +144,12 @@ class BlockingDriver(Driver):
                     case Join():
                         self._join(call)
                         outcome = ASKED
+                    case BeginChild(record=record, child=child):
+                        outcome = self._begin_child(call, record, child)
+                    case RecordError(error=error, cause=cause):
+                        outcome = self._as_error(error, cause)
+                    case ShowChild():
+                        return body.call()
                     case stop:
                         raise self._ending(stop)
         except BaseException as reason:
@@ -154,7 +159,7 @@ class BlockingDriver(Driver):
 
     @calls_out
     def _attempt(self, call: Call, attempt: Attempt, body: Body) -> StepOutcome:
-        token, timeout = enter(self.frame(call.key, attempt.number)), body.options.timeout
+        token, timeout = enter(self._frame_of(call, attempt, body)), body.options.timeout
         try:
             value = body.call() if timeout is None else call_within(timeout, call.name, body.call)
         except NotBegun as problem:
@@ -203,10 +208,35 @@ class BlockingDriver(Driver):
             return Rejected(error)
         return SILENT if found is None else Received(found[0], found[1], found[2].encode())
 
+    def _begin_child(self, call: Call, record: Record, child: NewRun) -> StepOutcome:
+        call.stored = None
+        try:
+            return self._store.perform(requests.BeginChild(self._execution.lease, record, child))
+        except DurableError as error:
+            return Rejected(error)
+
+    def call_child(self, name: str, key: str, begin: Body, wait: Body) -> Any:
+        """The outcome of a child, started by the first of these bodies, and waited for by the second."""
+        self.call(name, key, begin)
+        return self.call(name, key, wait)
+
+    def wait_for_children(self, children: Sequence[ChildWait], *, return_exceptions: bool) -> list[Any]:
+        """Their outcomes in order, once all have ended; the first exception is raised then, unless it is returned."""
+        told: list[Any] = []
+        for child in reversed(children):  # what was started last is likely to end last: one wait then for all
+            try:
+                told.append(self.call(child.name, child.key, child.wait))
+            except Exception as exception:
+                told.append(Failed(exception))
+        return in_order(told, return_exceptions=return_exceptions)
+
     def _rest(self, call: Call, body: Body) -> None:
         until = self._drive(call, body)
         while (wait := self._next_rest(call, until)) is not None:
-            self.clock.sleep(wait.seconds, wait.recheck)
+            self._sleep(wait.seconds, wait.recheck)
+
+    def _sleep(self, seconds: float, recheck: float) -> None:
+        self.clock.sleep(seconds, recheck)
 
     @locked
     def _continue(self, text: bytes, keep_history: bool) -> Raise | Abort:

@@ -20,6 +20,7 @@ from durable._common.threads import start_daemon
 from durable._engine.backoff import MAX_DELAY, delay_run
 from durable._engine.decisions import Granted, Migrate
 from durable._engine.leases import Lease
+from durable._engine.schedules import DueSchedule
 from durable._engine.workers import (
     LEAVE_TIMEOUT,
     Ask,
@@ -32,6 +33,7 @@ from durable._engine.workers import (
     WorkerState,
 )
 from durable._runtime.held_runs import HeldRun, HeldRuns
+from durable._runtime.retention import apply_retention
 from durable._runtime.worker_setup import WorkerSetup
 from durable.clocks import clock_of, pace_of
 from durable.codecs import codec_of
@@ -39,7 +41,7 @@ from durable.codecs._failures import to_record
 from durable.errors import DurableError, RunHandedOver, RunSuspended
 from durable.records import FailureRecord, Kind, Record, Status, render
 from durable.stores.protocol import Listening, QueueingStore
-from durable.stores.requests import Finish, Release
+from durable.stores.requests import Finish, PutSchedules, Release
 
 _PAUSE: Final = 1.0  # seconds, after a fault of ours
 _MAX_REST: Final = 3600.0  # seconds, for a lock's time-out
@@ -70,6 +72,10 @@ class WorkerService:
         self._is_cut_off = False  # the last poll has failed
         self._floor: float | None = None
         self._limited: Sequence[str] = ()  # those of its queues in which runs wait for their turn
+        self._has_put = not setup.schedules  # whether its schedules are stored as it has them
+        self._unknown: set[str] = (
+            set()
+        )  # schedules whose timetables this machine does not know, of which it has said so
         # On a rehearsal, whose time jumps to what is waited for: the runs that this worker has suspended, and until when.
         self._skip: Callable[[float], bool] | None = getattr(setup.store, "skip", None)
         self._suspended: dict[str, float] = {}
@@ -176,6 +182,9 @@ class WorkerService:
     def _poll(self, ask: Ask) -> None:
         self._turn += 1
         try:
+            if not self._has_put:
+                self._store.perform(PutSchedules(list(self._setup.schedules.values())))
+                self._has_put = True
             floor = None if ask.looks_for_dead else self._floor
             if not self._has_written:
                 self._setup.write_queues()
@@ -195,12 +204,49 @@ class WorkerService:
             report(_log, logging.INFO, "the worker polls again")
         self._floor = self._floor if polled.floor is None else polled.floor
         self._limited = polled.limited
-        now, taken, is_limited = self._clock.elapsed(), len(polled.granted), bool(polled.limited)
-        queues = [one.queue for one in polled.granted]
-        self._state.polled(now, ask, taken, polled.next_in, polled.workers, is_limited=is_limited, queues=queues)
+        now, granted, tick_in = self._clock.elapsed(), len(polled.granted), polled.tick_in
+        is_limited, queues = bool(polled.limited), [one.queue for one in polled.granted]
+        self._state.polled(
+            now, ask, granted, polled.next_in, polled.workers, tick_in, is_limited=is_limited, queues=queues
+        )
         self._hear()  # it may be time to leave
-        for granted in polled.granted:
-            self._begin(granted)
+        for run in polled.granted:
+            self._begin(run)
+        for due in polled.due:
+            self._tick(due, is_full=not ask.count)
+
+    def _tick(self, due: DueSchedule, *, is_full: bool) -> None:
+        if self._state.is_draining:
+            return
+        name = due.scheduled.name
+        try:
+            tick = self._setup.tick(due, is_full=is_full)
+            has_ticked = self._store.perform(tick)
+        except Exception as problem:  # the others tick all the same; said once, however long it takes
+            if name not in self._unknown:
+                report(
+                    _log,
+                    logging.ERROR,
+                    "the schedule %r does not tick on this worker, which tries again: %s",
+                    name,
+                    problem,
+                )
+            self._unknown.add(name)
+            return
+        self._unknown.discard(name)
+        if has_ticked:
+            self._state.ticked(self._clock.elapsed(), (tick.due_at - due.now).total_seconds(), len(tick.runs))
+            if not name and due.due_at is not None:
+                self._delete_old()
+
+    def _delete_old(self) -> None:
+        """On a thread of its own: it may take its time."""
+        try:
+            start_daemon(
+                "durable-retention", lambda: apply_retention(self._store, self._setup.retention), self._on_failure
+            )
+        except DurableError as unable:
+            report(_log, logging.ERROR, "what has ended long ago could not be deleted (%s)", unable)
 
     def _begin(self, granted: Granted) -> None:
         lease = granted.lease

@@ -17,18 +17,21 @@ from durable._engine.backoff import PUT_OFF
 from durable._engine.decisions import Claim, Granted
 from durable._engine.leases import Lease
 from durable._engine.queues import Queue
+from durable._engine.schedules import OF_RETENTION, DueSchedule
 from durable._engine.starts import Route
 from durable._engine.workers import Ask, GrantDecision, judge, version_of
 from durable._runtime.granted import claim_granted, plan_granted
 from durable._runtime.held_runs import HeldRun
+from durable._runtime.retention import check_retention
 from durable._runtime.run_handles import RunHandle
+from durable._runtime.schedules import find_ticks, run_of_tick, store_schedules, turns_of_retention
 from durable._runtime.versions import answer_by, ask_user, migrate_run
 from durable._runtime.workflow import WorkflowDefinition, definition_of_workflow
 from durable.codecs import codec_of
 from durable.errors import InvalidArgument, VersionMismatch
 from durable.events import Listener
 from durable.stores.protocol import QueueingStore
-from durable.stores.requests import Poll, Release
+from durable.stores.requests import Poll, Release, TickSchedule
 
 OnFailed = Callable[[RunHandle[Any], BaseException], object]
 
@@ -47,8 +50,16 @@ class WorkerSetup:
         suspend_after: float,
         on_failed: OnFailed | None,
         on_event: Listener | None,
+        schedules: object = (),
+        retention: object = (),
     ) -> None:
         self.store: Final = store
+        #: What is stored of its schedules, by their names.
+        self.schedules: Final = store_schedules(schedules, codec_of(store))
+        #: What it deletes when it is its turn.
+        self.retention: Final = check_retention(retention)
+        if self.retention:
+            self.schedules[OF_RETENTION] = turns_of_retention()
         #: What its workflows get: one for all, or a mapping whose keys are workflow functions.
         self.deps: Any = None
         self._workflows = _collect(workflows)
@@ -75,7 +86,8 @@ class WorkerSetup:
         routes = self.routes[first:] + self.routes[:first]
         if ask.queues is not None:
             routes = [route for route in routes if route.queue in ask.queues or not route.queue]
-        poll = Poll(routes, ask.count, self._lease, alive, ask.looks_for_dead, worker, ask.says_idle, floor)
+        schedules = list(self.schedules)
+        poll = Poll(routes, ask.count, self._lease, alive, ask.looks_for_dead, worker, ask.says_idle, floor, schedules)
         return poll if ask.queues is None else structs.replace(poll, serves=self.routes)
 
     def check_concurrency(self, concurrency: int | Mapping[str, int]) -> int | dict[str, int]:
@@ -93,6 +105,13 @@ class WorkerSetup:
         """Let the limits that it was given be those of all workers."""
         for queue in self._queues:
             self.store.write_queue(queue)
+
+    def tick(self, due: DueSchedule, *, is_full: bool) -> TickSchedule:
+        """What is to be stored of a schedule that is due. Raises `DurableError`."""
+        ticks, codec = find_ticks(due), codec_of(self.store)
+        runs = [run_of_tick(due.scheduled, at, codec) for at in ticks.begun] if due.scheduled.name else []
+        wakes = is_full or due.scheduled.route not in self.routes
+        return TickSchedule(due, runs, ticks.due_at, wakes)
 
     def judge(self, granted: Granted, *, is_draining: bool) -> GrantDecision:
         """What this worker makes of a run that it has got."""

@@ -16,8 +16,10 @@ from durable._common.durations import Duration, check_duration
 from durable._engine.leases import check_seconds
 from durable._engine.queues import Queue
 from durable._engine.workers import WorkerState
+from durable._runtime.new_runs import split_version
+from durable._runtime.retention import Retention
 from durable._runtime.run import run
-from durable._runtime.starts import split_version
+from durable._runtime.schedules import Schedule
 from durable._runtime.worker_service import WorkerService
 from durable._runtime.worker_setup import OnFailed, WorkerSetup
 from durable.errors import InvalidArgument
@@ -49,6 +51,8 @@ class Worker:
     - `lease`: as for `durable.run`.
     - `suspend_after`: seconds. A run that has longer to wait, while nothing else of it is in flight, is suspended: it leaves
       its thread or task, and is gone on with when the wait is over.
+    - `schedules`: a list of `durable.Schedule`. Any worker of the fleet that has one may begin its runs, and one does.
+    - `retention`: a list of `durable.Retention`, which say what is deleted that has ended; workers take turns at it.
     - `on_failed(handle, exception)` is called when a run has failed and is not tried again; what it raises is logged.
     - `on_event`: as for `durable.run`, for all runs.
 
@@ -67,6 +71,8 @@ class Worker:
         grace: Duration = 20.0,
         lease: Duration = 30.0,
         suspend_after: Duration = 1.0,
+        schedules: Sequence[Schedule] = (),
+        retention: Sequence[Retention] = (),
         on_failed: OnFailed | None = None,
         on_event: Listener | None = None,
     ) -> None:
@@ -78,6 +84,8 @@ class Worker:
             check_duration("suspend_after", suspend_after, zero=True),
             on_failed,
             on_event,
+            schedules,
+            retention,
         )
         if deps_factory is not None and deps is not None:
             raise InvalidArgument("deps and deps_factory= were given: pass the one that makes the dependencies")

@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import structlog
@@ -15,6 +16,7 @@ import structlog
 from durable._runtime.control import cancel, cancel_async, retry, retry_async, signal
 from durable._runtime.plan import MISSING
 from durable._runtime.run_handles import fork, fork_async
+from durable._runtime.schedule_handles import schedule
 from durable.errors import ConcurrentExecution, DurableError, HistoryError, InvalidArgument, RunNotFound
 from durable.stores.protocol import ReadableStore
 from durable.stores.reading import Filter, RunLine
@@ -114,6 +116,29 @@ class Actions:
             return self.store.purge(older_than=older_than, status=status, progress=progress)
 
         return self._audited("purge", "*", purged, older_than=older_than, status=status)
+
+    def pause_schedule(self, name: str, *, paused: bool) -> None:
+        """See `ScheduleHandle.pause` and `resume`."""
+        handle = schedule(self.store, name)
+        self._audited(
+            "pause schedule" if paused else "resume schedule", name, handle.pause if paused else handle.resume
+        )
+
+    def run_schedule(self, name: str) -> str:
+        """See `ScheduleHandle.run_now`; the run's id."""
+        return self._audited("run schedule", name, lambda: schedule(self.store, name).run_now().id)
+
+    def backfill_schedule(self, name: str, since: datetime, until: datetime) -> list[str]:
+        """See `ScheduleHandle.backfill`; the ids of the runs."""
+
+        def filled() -> list[str]:
+            return [run.id for run in schedule(self.store, name).backfill(since, until)]
+
+        return self._audited("backfill schedule", name, filled, since=since.isoformat(), until=until.isoformat())
+
+    def delete_schedule(self, name: str) -> None:
+        """See `ScheduleHandle.delete`."""
+        self._audited("delete schedule", name, schedule(self.store, name).delete)
 
     def restore(self, run: Any, *, replace: bool = False) -> None:
         """See `PostgresStore.restore`."""

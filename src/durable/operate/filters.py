@@ -14,9 +14,10 @@ from durable.errors import InvalidArgument
 from durable.stores.listing import RunStatus
 from durable.stores.reading import Filter
 
-QUALIFIERS: Final = ("id", "workflow", "status", "error", "step", "queue", "meta.KEY", "since", "before")
+QUALIFIERS: Final = ("id", "parent", "workflow", "status", "error", "step", "queue", "meta.KEY", "since", "before")
 _FIELDS: Final = {
     "id": "ids",
+    "parent": "parents",
     "workflow": "workflows",
     "status": "statuses",
     "error": "errors",

@@ -41,6 +41,7 @@ def plain_line(line: RunLine, *, now: datetime) -> dict[str, Any]:
         "executions": line.executions,
         "crashes": line.crashes,
         "needsDecision": line.needs_decision,
+        "parent": line.parent or None,
     }
 
 
@@ -80,6 +81,7 @@ def plain_step(row: StepRow, *, redact: Redact, messages: bool = True) -> dict[s
         if row.error is None
         else plain_error(row.error, redact=redact, where=f"step:{row.key}", messages=messages),
         "epoch": row.epoch,
+        "child": row.child or None,
         "bars": [{"begin": round(bar.begin, 3), "end": round(bar.end, 3), "kind": bar.kind} for bar in row.bars],
     }
 

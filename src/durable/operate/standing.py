@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal, NamedTuple, TypeAlias
 
+from durable._engine.children import END
 from durable.stores.reading import NEVER, RunLine
 
 State: TypeAlias = Literal[
@@ -83,7 +84,17 @@ def _where(line: RunLine, state: State, now: datetime) -> str:
         case "delayed":
             return _joined("until it is woken" if line.due_at == NEVER else f"due in {show_about(due_in)}", queue)
         case "waiting":
-            signals = f"for the signal {' or '.join(line.awaits)}" if line.awaits else ""
+            children = [name.removeprefix(END) for name in line.awaits if name.startswith(END)]
+            names = [name for name in line.awaits if not name.startswith(END)]
+            signals = " or ".join(
+                filter(
+                    None,
+                    (
+                        f"for the signal {' or '.join(names)}" if names else "",
+                        f"for the child {' or '.join(children)}" if children else "",
+                    ),
+                )
+            )
             until = (
                 ""
                 if line.due_at == NEVER

@@ -61,6 +61,8 @@ class StepRow(Struct, kw_only=True):
     seq: int = 0
     #: Under which lease that was stored.
     epoch: int = 0
+    #: The id of the child that it has started; empty where it is another kind of step.
+    child: str = ""
 
     @property
     def item_of(self) -> str | None:
@@ -203,7 +205,7 @@ class _Drawing:
             _end_back_off(row, begin)
             row.bars.append(Bar(begin, at, "ran" if step.ok else "failed"))
         row.state, row.error, row.due = ("completed" if step.ok else "failed"), step.error, None
-        row.attempts = step.attempt
+        row.attempts, row.child = step.attempt, step.child or row.child
         self._starts.append((record.seq if step.started is None else step.started, begin))
         if step.ok and step.seconds <= _SHORT and (until_moment := _sleep_of(step)) is not None:
             row.due = until_moment
@@ -213,6 +215,10 @@ class _Drawing:
         row = self._row(record, attempt.name)
         row.attempts, row.error, row.due = attempt.number, attempt.error, attempt.due
         row.state = "begun" if attempt.due is None else "waiting"
+        if attempt.child:
+            row.child, row.due = attempt.child, None
+            row.bars.append(Bar(at, at, "waiting"))  # until its end is recorded
+            return
         if attempt.due is None:
             return  # that it has begun is all that is known
         due = max(at, self._offset(attempt.due))

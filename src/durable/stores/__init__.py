@@ -24,7 +24,7 @@ from durable.stores._postgres.sql.names import Names
 from durable.stores._postgres.store import MAX_TRANSACTIONS, PostgresStore
 from durable.stores.listing import Listed, Stats
 from durable.stores.protocol import AsyncSnapshotStore, SnapshotStore
-from durable.stores.reading import EndedRuns, Filter, Health, RunLine, SentSignal, WorkerLine
+from durable.stores.reading import EndedRuns, Filter, Health, RunLine, ScheduleLine, SentSignal, WorkerLine
 
 __all__ = [
     "AsyncSnapshotStore",
@@ -36,6 +36,7 @@ __all__ = [
     "MemoryStore",
     "PostgresStore",
     "RunLine",
+    "ScheduleLine",
     "SentSignal",
     "SnapshotStore",
     "Stats",

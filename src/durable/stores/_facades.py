@@ -19,7 +19,7 @@ from durable.snapshots import Snapshot
 from durable.stores.copies import Changes, StoredRun
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
 from durable.stores.protocol import LeasedStore, RunStore
-from durable.stores.reading import COUNTED, LINES, Filter, Health, RunLine, SentSignal, WorkerLine
+from durable.stores.reading import COUNTED, LINES, Filter, Health, RunLine, ScheduleLine, SentSignal, WorkerLine
 from durable.stores.requests import OnLateReply, Release, Request
 
 T = TypeVar("T")
@@ -140,10 +140,25 @@ class AsyncSnapshotVerbs:
         return await asyncio.to_thread(self._snapshots.list, prefix=prefix, limit=limit, status=status, after=after)
 
     async def purge(
-        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
+        self,
+        *,
+        older_than: Duration,
+        status: RunStatus | None = "completed",
+        queue: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        progress: Progress | None = None,
     ) -> int:
         """See `PostgresStore.purge`; `progress` is called in the thread."""
-        return await asyncio.to_thread(self._snapshots.purge, older_than=older_than, status=status, progress=progress)
+        return await asyncio.to_thread(
+            self._snapshots.purge,
+            older_than=older_than,
+            status=status,
+            queue=queue,
+            metadata=metadata,
+            limit=limit,
+            progress=progress,
+        )
 
     async def stats(self) -> Stats:
         """See `PostgresStore.stats`."""
@@ -162,6 +177,7 @@ class AsyncSnapshotVerbs:
     "journal",
     "signals",
     "workers",
+    "schedules",
     "health",
     "delete_many",
     "copy",
@@ -198,6 +214,10 @@ class AsyncReadingVerbs:
     async def workers(self) -> Sequence[WorkerLine]:
         """See `PostgresStore.workers`."""
         return await asyncio.to_thread(self._snapshots.workers)
+
+    async def schedules(self) -> Sequence[ScheduleLine]:
+        """See `PostgresStore.schedules`."""
+        return await asyncio.to_thread(self._snapshots.schedules)
 
     async def health(self) -> Health:
         """See `PostgresStore.health`."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, get_args
 
-from durable._common.checks import check_name
+from durable._common.checks import check_count, check_name
 from durable._common.durations import check_duration
 from durable.errors import InvalidArgument, UnreadableRecord
 from durable.records import Status
@@ -97,13 +97,62 @@ def checked_page(prefix: object, limit: object, status: object, after: object) -
     return PageQuery(prefix, limit, _status(status), after)
 
 
-def checked_purge(older_than: object, status: object) -> tuple[float, RunStatus | None]:
-    """Age in seconds and status of what is to go, or `InvalidArgument`."""
-    seconds = check_duration("older_than", older_than, zero=True)
+class PurgeQuery(NamedTuple):
+    """What is to go, checked."""
+
+    #: Of its age.
+    seconds: float
+    status: RunStatus | None = "completed"
+    #: In which it was started; None for any, and for what was never started.
+    queue: str | None = None
+    metadata: Mapping[str, str] = {}
+    #: How many runs at most.
+    limit: int | None = None
+
+    @property
+    def takes_orphans(self) -> bool:
+        """Whether journals without a header are among it, of which no queue and no metadata are known."""
+        return self.queue is None and not self.metadata
+
+    def portion(self, total: int) -> int:
+        """How many to delete next, when so many are gone."""
+        return PAGE if self.limit is None else min(PAGE, self.limit - total)
+
+
+def checked_purge(
+    older_than: object,
+    status: object,
+    queue: object = None,
+    metadata: object = None,
+    limit: int | None = None,
+    what: str = "older_than",
+) -> PurgeQuery:
+    """What is to go, or `InvalidArgument`; `what` is how the age was called."""
+    seconds = check_duration(what, older_than, zero=True)
     checked = _status(status)
     if checked == "running":
         raise InvalidArgument('runs that are being executed are never purged: status may not be "running"')
-    return seconds, checked
+    if checked in ("queued", "suspended"):
+        raise InvalidArgument(
+            f"runs that are {checked} have not ended, and are never purged: cancel them first, or delete(id) each"
+        )
+    if limit is not None:
+        check_count("limit", limit)
+    wanted = None if queue is None else check_name("a queue's name", queue)
+    return PurgeQuery(seconds, checked, wanted, _checked_metadata(metadata), limit)
+
+
+def _checked_metadata(given: object) -> Mapping[str, str]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not given:
+        raise InvalidArgument('metadata must be a mapping of texts, like {"customer": "acme"}')
+    texts: Mapping[Any, Any] = cast(Any, given)
+    for key, value in texts.items():
+        check_name("a key of metadata", key)
+        if not isinstance(value, str) or "\0" in value:
+            raise InvalidArgument(f"metadata[{key!r}] must be a text, as it stands in the run's header, not {value!r}")
+    return dict(texts)
 
 
 def checked_prefix(prefix: object) -> str:

@@ -16,7 +16,7 @@ from durable.records import Header, Record
 from durable.snapshots import Snapshot
 from durable.stores.copies import Changes, StoredRun
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats
-from durable.stores.reading import COUNTED, LINES, Filter, Health, RunLine, SentSignal, WorkerLine
+from durable.stores.reading import COUNTED, LINES, Filter, Health, RunLine, ScheduleLine, SentSignal, WorkerLine
 from durable.stores.requests import OnLateReply, Request
 
 T = TypeVar("T")
@@ -237,7 +237,14 @@ class LeasedStore(RunStore, Protocol):
         ...
 
     def purge(
-        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
+        self,
+        *,
+        older_than: Duration,
+        status: RunStatus | None = "completed",
+        queue: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        progress: Progress | None = None,
     ) -> int:
         """See `PostgresStore.purge`."""
         ...
@@ -340,6 +347,10 @@ class ReadableStore(QueueingStore, Protocol):
 
     def queues(self) -> Sequence[QueueLine]:
         """See `PostgresStore.queues`."""
+        ...
+
+    def schedules(self) -> Sequence[ScheduleLine]:
+        """See `PostgresStore.schedules`."""
         ...
 
     def health(self) -> Health:

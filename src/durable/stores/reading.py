@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, get_args
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from msgspec import Struct, field
 
 from durable._common.checks import check_name
 from durable._common.durations import to_utc
+from durable._engine.schedules import LAST, Scheduled
 from durable.errors import InvalidArgument
 from durable.stores.listing import NO_MOMENT, Listed, RunStatus, stands
 
@@ -30,6 +32,8 @@ class Filter(Struct, frozen=True, kw_only=True):
     prefix: str = ""
     #: Their ids.
     ids: tuple[str, ...] = ()
+    #: The ids of the runs that have started them as children.
+    parents: tuple[str, ...] = ()
     #: The names of their workflows.
     workflows: tuple[str, ...] = ()
     #: Where they stand.
@@ -89,6 +93,8 @@ class RunLine(NamedTuple):
     needs_decision: bool
     #: Whose run it is, as its start has said; None without that.
     partition: str | None = None
+    #: Of a child, the id of the run that has started it; else empty.
+    parent: str = ""
 
 
 class SentSignal(NamedTuple):
@@ -123,6 +129,32 @@ class WorkerLine(NamedTuple):
     seen_at: datetime
     #: How many runs its process holds.
     held: int
+
+
+class ScheduleLine(NamedTuple):
+    """A schedule, and where it stands. Its moments are aware, in its own time zone where that is known here, else in UTC."""
+
+    name: str
+    #: Its fields, as cron has them, or `every 10 s`.
+    timetable: str
+    #: The name of its time zone.
+    zone: str
+    #: What it starts, as `workflow@version`.
+    workflow: str
+    queue: str
+    #: "latest", "all" or "skip".
+    missed: str
+    #: "allow", "queue" or "skip".
+    overlap: str
+    #: Whether it starts nothing until it is resumed.
+    paused: bool
+    #: When its next run is due; None while it is paused, or where no worker that has it has polled since it was changed.
+    due_at: datetime | None
+    #: The moment of its last run, and that run's id; None where there was none.
+    last_at: datetime | None
+    last_id: str | None
+    #: What it says, as it is stored.
+    scheduled: Scheduled
 
 
 class EndedRuns(NamedTuple):
@@ -178,6 +210,7 @@ def read_line(
     execution: object,
     lease: LeaseFacts,
     last: tuple[str | None, int | None],
+    parent: str = "",
 ) -> RunLine:
     """The line of a run, by what its header says, of whatever make that is."""
     told = _mapping(execution)
@@ -207,7 +240,36 @@ def read_line(
         crashes=_number(told.get("crashes")) or 0,
         needs_decision=told.get("needsDecision") is True,
         partition=lease.partition,
+        parent=parent,
     )
+
+
+def schedule_line(
+    scheduled: Scheduled, paused: bool, due_at: datetime | None, last_at: datetime | None, last_id: str | None
+) -> ScheduleLine:
+    """A line of `schedules`."""
+    route = scheduled.route
+    return ScheduleLine(
+        scheduled.name,
+        scheduled.cron or f"every {scheduled.every:g} s",
+        scheduled.zone,
+        f"{route.workflow}@{route.version}",
+        route.queue,
+        scheduled.missed,
+        scheduled.overlap,
+        paused,
+        None if due_at is None or paused or due_at >= LAST else _in_zone(due_at, scheduled.zone),
+        None if last_at is None else _in_zone(last_at, scheduled.zone),
+        last_id,
+        scheduled,
+    )
+
+
+def _in_zone(at: datetime, zone: str) -> datetime:
+    try:
+        return at.astimezone(ZoneInfo(zone))
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return at.astimezone(UTC)
 
 
 def checked_filter(filter: object) -> Filter:
@@ -217,7 +279,7 @@ def checked_filter(filter: object) -> Filter:
     if not isinstance(filter, Filter):
         raise InvalidArgument(f"filter must be a durable.stores.Filter, or None for all, not {type(filter).__name__}")
     known = get_args(RunStatus)
-    for name in ("ids", "workflows", "statuses", "queues", "errors", "steps"):
+    for name in ("ids", "parents", "workflows", "statuses", "queues", "errors", "steps"):
         for value in _values(name, getattr(filter, name)):
             if name == "statuses" and value not in known:
                 raise InvalidArgument(f"a status is one of {', '.join(known)}, not {value!r}")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Generic, TypeAlias, TypeVar
 
 from msgspec import Struct
 
 from durable._engine.continuations import name_history
-from durable._engine.decisions import Awaited, Claim, ClaimReply, Granted
+from durable._engine.decisions import Awaited, Begun, Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
+from durable._engine.schedules import DueSchedule, Scheduled
 from durable._engine.starts import NewRun, Route, Started
 from durable.records import Record, Status
 
@@ -130,6 +132,22 @@ class Receive(Request[tuple[int, str, str] | None], frozen=True, eq=False, gc=Fa
     taken: Sequence[int]
 
 
+class BeginChild(Request[Begun], frozen=True, eq=False, gc=False):
+    """Append a record to a run's journal and start a child of it, both or neither, if the lease stands; else `LeaseLost`.
+
+    A child that is there stands for it where it is this run's, and of the same workflow and input: if it has failed or was
+    cancelled, and needs no decision, it is due again, and if it has ended otherwise, that is told its parent once more, in the
+    place of what it was told before. Where what is there is another run, nothing is changed, and the answer says so.
+
+    Of a run with a parent the end is told that in a signal, which is written with the end: by `Finish`, by `Cancel`, and where
+    it is deleted before.
+    """
+
+    lease: Lease
+    record: Record
+    child: NewRun
+
+
 class Enqueue(Request[Sequence[Started]], frozen=True, eq=False, gc=False):
     """Start runs: write header and input of each, due at its moment. Of the same id, or `dedup`, the first one stands.
 
@@ -154,6 +172,10 @@ class Polled(Struct, frozen=True):
     workers: int = 1
     #: The `Poll.floor` of what is asked next; None where it is to be as before.
     floor: float | None = None
+    #: Those of its schedules that are due.
+    due: Sequence[DueSchedule] = ()
+    #: Seconds until the next of them is; None where none is known.
+    tick_in: float | None = None
     #: The `Poll.limited` of what is asked next.
     limited: Sequence[str] = ()
 
@@ -178,12 +200,64 @@ class Poll(Request[Polled], frozen=True, eq=False):
     says_idle: bool = False
     #: What the store said last, so that it need not look for what was due earlier; None to look for everything.
     floor: float | None = None
+    #: The names of the schedules that this worker has.
+    schedules: Sequence[str] = ()
     #: Those of the queues that have limits or partitions, as the store said last; a hint, which saves it a round trip.
     limited: Sequence[str] = ()
     #: All routes that the worker has, where it does not ask for all of them now.
     serves: Sequence[Route] = ()
 
 
+class PutSchedules(Request[None], frozen=True, eq=False, gc=False):
+    """Keep these schedules, each in the place of what there was of its name.
+
+    One that has another timetable now, or is new, is due when a poll has found out when; the others stay due when they are.
+    """
+
+    schedules: Sequence[Scheduled]
+
+
+class TickSchedule(Request[bool], frozen=True, eq=False, gc=False):
+    """Start these runs, and set when the schedule is due next, if it stands as it was found `due`; all or nothing.
+
+    The answer is whether it did. Of a run whose id is there already, that one stands.
+    """
+
+    due: DueSchedule
+    runs: Sequence[NewRun]
+    due_at: datetime
+    #: Whether other workers are to be woken for the runs.
+    wakes: bool = True
+
+
+class PauseSchedule(Request[bool], frozen=True, eq=False, gc=False):
+    """Pause a schedule, or let it go on with its next moment from now. False where there is none of this name."""
+
+    name: str
+    paused: bool
+
+
+class DeleteSchedule(Request[bool], frozen=True, eq=False, gc=False):
+    """Forget a schedule; its runs stay. False where there is none of this name."""
+
+    name: str
+
+
 AnyRequest: TypeAlias = (
-    Begin | Checkpoint | Finish | Release | Continue | Cancel | Signal | Receive | Enqueue | Wake | Poll
+    Begin
+    | BeginChild
+    | Checkpoint
+    | Finish
+    | Release
+    | Continue
+    | Cancel
+    | Signal
+    | Receive
+    | Enqueue
+    | Wake
+    | Poll
+    | PutSchedules
+    | TickSchedule
+    | PauseSchedule
+    | DeleteSchedule
 )

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, structs
 
 from durable._engine.calls import Call
+from durable._engine.step_kinds import Item
 from durable._engine.steps import LiveExecution
 from durable._runtime.async_runs import AsyncRun
 from durable._runtime.async_steps import AsyncDriver
@@ -132,12 +133,16 @@ class _Walk:
     replayed: list[str] = field(default_factory=list[str])
     next: list[str] = field(default_factory=list[str])
     execution: LiveExecution | None = None
+    #: Whether the run had come to its end.
+    had_ended: bool = False
 
     def come_to(self, execution: LiveExecution, call: Call) -> None:
         """A step is called; the walk ends here if it has no record."""
         if call.refusal is None and execution.error is None and execution.journal.record_of(call.key) is not None:
             if call.key not in self.replayed:
                 self.replayed.append(call.key)
+        elif call.refusal is None and type(call.kind) is Item and execution.journal.holds(call.key):
+            return  # it was left in its body, which calls what is recorded
         elif call.refusal is None and not isinstance(execution.error, HistoryError):
             self.next.append(call.key)
             raise Unwind(execution.abort(_Halt()).error)
@@ -150,6 +155,7 @@ class _WalkingDriver(Driver):
         super().__init__(*args)
         self._walk = walk
         walk.execution = self._execution
+        self._execution.journal.had_ended = walk.had_ended
 
     def _moment(self) -> datetime:
         return SystemClock.now()
@@ -182,7 +188,7 @@ class _Record(MemoryStore):
         super().__init__(codec=codec)
         self._run_id = run_id
         self._snapshot = snapshot
-        self._walk = _Walk()
+        self._walk = _Walk(had_ended=snapshot.execution.status == Status.COMPLETED)
         self.version = snapshot.metadata.get("version", 1)
         self.save(run_id, _reopen(snapshot))
 

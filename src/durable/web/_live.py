@@ -163,6 +163,7 @@ def _belongs(line: RunLine, wanted: Filter) -> bool:
     return (
         line.id.startswith(wanted.prefix)
         and (not wanted.ids or line.id in wanted.ids)
+        and (not wanted.parents or (line.parent != "" and line.parent in wanted.parents))
         and (not wanted.workflows or line.workflow in wanted.workflows)
         and (not wanted.statuses or line.status in wanted.statuses)
         and (not wanted.queues or line.queue in wanted.queues)

@@ -13,6 +13,7 @@ from durable.operate.standing import name_error, show_seconds, stand
 from durable.operate.timeline import StepRow
 from durable.records import AsideRecord, AttemptRecord, FailureRecord, Kind, Record, StepRecord, parse
 from durable.stores.reading import NEVER
+from durable.web._links import Search, run_address, term
 from durable.web._reads import Seen
 from durable.web._texts import Shown, show_moment, show_value
 
@@ -35,7 +36,7 @@ class Panel(NamedTuple):
     attempts: list[Attempt]
     traceback: list[str]
     value: Shown | None
-    facts: list[tuple[str, str]]
+    facts: list[Fact]
 
 
 class Event(NamedTuple):
@@ -50,16 +51,26 @@ class Event(NamedTuple):
     said: str
 
 
-def facts_of(seen: Seen) -> list[tuple[str, str]]:
+class Fact(NamedTuple):
+    """What is said of a run or a step, and where more is said of that; empty where nothing is."""
+
+    name: str
+    said: str
+    address: str = ""
+
+
+def facts_of(seen: Seen) -> list[Fact]:
     """What stands in a run's head."""
     line, timeline = seen.view.line, seen.view.timeline
     standing = stand(line, now=seen.now)
-    facts = [("Started", show_moment(line.started_at) + " UTC" if line.started_at else "not yet")]
+    facts = [Fact("Started", show_moment(line.started_at) + " UTC" if line.started_at else "not yet")]
     if standing.took is not None:
         waited = f", {show_seconds(timeline.waited)} waiting" if timeline.waited >= 0.01 else ""  # noqa: PLR2004
-        facts.append(("Took" if line.status in _ENDED else "For", show_seconds(standing.took) + waited))
+        facts.append(Fact("Took" if line.status in _ENDED else "For", show_seconds(standing.took) + waited))
     if line.workflow:
-        facts.append(("Workflow", line.workflow + (f", version {line.version}" if line.version is not None else "")))
+        facts.append(
+            Fact("Workflow", line.workflow + (f", version {line.version}" if line.version is not None else ""))
+        )
     died = (
         f", {line.crashes} workers died in a row"
         if line.crashes > 1
@@ -67,13 +78,19 @@ def facts_of(seen: Seen) -> list[tuple[str, str]]:
         if line.crashes
         else ""
     )
-    facts.append(("Executions", f"{line.executions}{died}"))
+    facts.append(Fact("Executions", f"{line.executions}{died}"))
     if line.owner:
-        facts.append(("Executed by" if line.status == "running" else "Executed last by", line.owner))
+        facts.append(Fact("Executed by" if line.status == "running" else "Executed last by", line.owner))
     if line.queue:
-        facts.append(("Queue", line.queue + (f", priority {line.priority}" if line.priority is not None else "")))
+        facts.append(Fact("Queue", line.queue + (f", priority {line.priority}" if line.priority is not None else "")))
     if line.due_at is not None and line.status not in _ENDED:
-        facts.append(("Due", "when something wakes it" if line.due_at == NEVER else show_moment(line.due_at) + " UTC"))
+        facts.append(
+            Fact("Due", "when something wakes it" if line.due_at == NEVER else show_moment(line.due_at) + " UTC")
+        )
+    if line.parent:
+        facts.append(Fact("Child of", line.parent, run_address(line.parent)))
+    if children := sum(bool(row.child) for row in seen.view.timeline.rows):
+        facts.append(Fact("Children", str(children), "runs" + Search(term("parent", line.id)).address()))
     return facts
 
 
@@ -119,29 +136,31 @@ def _attempts(seen: Seen, row: StepRow, mine: list[Record], redact: Redact) -> I
             yield Attempt(number, name_error(error.type), str(said or ""), took)
 
 
-def _facts(seen: Seen, row: StepRow, last: Record | None, count: int) -> list[tuple[str, str]]:
-    facts: list[tuple[str, str]] = []
+def _facts(seen: Seen, row: StepRow, last: Record | None, count: int) -> list[Fact]:
+    facts: list[Fact] = []
+    if row.child:
+        facts.append(Fact("Child", row.child, run_address(row.child)))
     if row.due is not None and row.state == "waiting":
-        facts.append(("Waits until", "it is woken" if row.due == NEVER else f"{show_moment(row.due)} UTC"))
+        facts.append(Fact("Waits until", "it is woken" if row.due == NEVER else f"{show_moment(row.due)} UTC"))
     if last is not None and last.at is not None:
-        facts.append(("Recorded", f"{show_moment(last.at)} UTC"))
+        facts.append(Fact("Recorded", f"{show_moment(last.at)} UTC"))
     step = _read(last, StepRecord, seen) if last is not None and last.kind == Kind.STEP else None
     if isinstance(step, StepRecord):
         if step.fingerprint:
-            facts.append(("Arguments", f"fingerprint {step.fingerprint[:16]}"))
+            facts.append(Fact("Arguments", f"fingerprint {step.fingerprint[:16]}"))
         kinds = [
             (step.transaction, "committed with its record"),
             (step.once, "at most once"),
             (step.cleanup, "clean-up"),
         ]
         if told := ", ".join(name for is_so, name in kinds if is_so):
-            facts.append(("Kind", told))
+            facts.append(Fact("Kind", told))
     if row.epoch:
-        facts.append(("Execution", f"{row.epoch}{_owner(seen, row.epoch)}"))
+        facts.append(Fact("Execution", f"{row.epoch}{_owner(seen, row.epoch)}"))
     if row.state == "set aside":
-        facts.append(("Set aside", "its records count no more"))
+        facts.append(Fact("Set aside", "its records count no more"))
     if count > 1:
-        facts.append(("Records", str(count)))
+        facts.append(Fact("Records", str(count)))
     return facts
 
 

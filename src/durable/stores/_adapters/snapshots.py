@@ -34,6 +34,7 @@ from durable.stores.protocol import AsyncSnapshotStore, SnapshotStore, Transacti
 from durable.stores.requests import (
     AnyRequest,
     Begin,
+    BeginChild,
     Cancel,
     Checkpoint,
     Finish,
@@ -180,6 +181,8 @@ class SnapshotRun:
                 wish = f"send the signal {request.name!r} to run {request.run_id!r}"
             case Receive():
                 wish = f"wait for the signal {' or '.join(map(repr, request.names))}"
+            case BeginChild():
+                wish = f"start the child {request.child.run_id!r}"
             case _:
                 wish = type(request).__name__.lower()
         return InvalidArgument(

@@ -112,7 +112,9 @@ class CopyingVerbs(SnapshotVerbs):
 def _copied(header: Header, metadata: Mapping[str, Any], status: str, at: datetime) -> Header:
     execution = structs.replace(reopen(header.execution), status=status, last_updated=at.isoformat(), crashes=0)
     told = {key: value for key, value in header.metadata.items() if key != "deadline"}
-    return structs.replace(header, execution=execution, metadata={**told, **metadata}, dedup=UNSET, continued=UNSET)
+    return structs.replace(
+        header, execution=execution, metadata={**told, **metadata}, dedup=UNSET, continued=UNSET, parent=UNSET
+    )
 
 
 def _dated(record: Record, at: datetime, epoch: int) -> Record:

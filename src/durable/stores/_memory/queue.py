@@ -105,7 +105,7 @@ class Queue:
         due = [(*run.turn(), name) for name, run in mine.items() if name not in limited and run.is_due(at, now)]
         names = [name for *_, name in sorted(due)[: poll.count]]
         under = self._limits.choose(limited, poll.count, at, now)
-        if poll.routes[0].queue in {run.route.queue for run in limited.values() if run.route is not None}:
+        if {route.queue for route in poll.routes[:1]} & {run.route.queue for run in limited.values() if run.route}:
             names = under + names[: poll.count - len(under)]  # the routes take turns at being the first
         else:
             names += under[: poll.count - len(names)]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from msgspec import to_builtins
+from msgspec import UNSET, to_builtins
 
 from durable._common.boundary import public_verbs
 from durable._common.checks import check_name
@@ -15,6 +15,7 @@ from durable.clocks import Clock
 from durable.records import Header, Kind, Record, Status
 from durable.stores._memory.queue import Queue
 from durable.stores._memory.run import Run
+from durable.stores._memory.schedules import Schedules
 from durable.stores._memory.signals import Signals
 from durable.stores._owner import this_process
 from durable.stores.listing import PAGE, Listed
@@ -26,6 +27,7 @@ from durable.stores.reading import (
     Health,
     LeaseFacts,
     RunLine,
+    ScheduleLine,
     SentSignal,
     WorkerLine,
     checked_filter,
@@ -40,7 +42,7 @@ from durable.stores.reading import (
 _DAY: Final = 86_400.0  # seconds
 
 
-@public_verbs("store", "runs", "count_runs", "header", "journal", "signals", "workers", "health")
+@public_verbs("store", "runs", "count_runs", "header", "journal", "signals", "workers", "schedules", "health")
 class ReadingVerbs:
     """The verbs of the store in memory that only read."""
 
@@ -49,6 +51,7 @@ class ReadingVerbs:
     _runs: dict[str, Run]
     _signals: Signals
     _queue: Queue
+    _schedules: Schedules
 
     @locked
     def runs(
@@ -82,6 +85,11 @@ class ReadingVerbs:
         held = sum(run.is_held(self.clock.elapsed()) and run.due_at is not None for run in self._runs.values())
         at = self.clock.now()
         return [WorkerLine(worker, this_process(), (), False, False, at, held) for worker in self._queue.workers()]
+
+    @locked
+    def schedules(self) -> Sequence[ScheduleLine]:
+        """See `PostgresStore.schedules`."""
+        return self._schedules.lines()
 
     @locked
     def health(self) -> Health:
@@ -152,6 +160,7 @@ def _line(name: str, run: Run, now: float) -> RunLine:
         {} if header is None else to_builtins(header.execution),
         LeaseFacts(run.is_held(now), awaits, queue, run.due_at, priority, run.partition),
         (steps[-1].key, steps[-1].seq) if steps else (None, None),
+        "" if header is None or header.parent is UNSET else header.parent[0],
     )
 
 
@@ -160,6 +169,7 @@ def _fits(line: RunLine, run: Run, wanted: Filter) -> bool:
     return (
         line.id.startswith(wanted.prefix)
         and (not wanted.ids or line.id in wanted.ids)
+        and (not wanted.parents or (line.parent != "" and line.parent in wanted.parents))
         and (not wanted.workflows or line.workflow in wanted.workflows)
         and (not wanted.statuses or line.status in wanted.statuses)
         and (not wanted.queues or (line.queue is not None and line.queue in wanted.queues))

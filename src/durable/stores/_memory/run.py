@@ -64,7 +64,9 @@ class Run:
             route, due_at, awaits = Route(route.queue, route.workflow, version), at, None
         header = self.header
         if header is not None and before.header is not None:  # no document has it
-            header = structs.replace(header, dedup=before.header.dedup, continued=before.header.continued)
+            header = structs.replace(
+                header, dedup=before.header.dedup, continued=before.header.continued, parent=before.header.parent
+            )
         self = replace(self, header=header, priority=before.priority, partition=before.partition)  # noqa: PLW0642
         return replace(self, route=route, due_at=due_at, awaits=awaits)
 
@@ -111,7 +113,7 @@ class Run:
         assert self.header is not None  # noqa: S101 -- written by the same begin
         seq = max(self.records, default=-1) + 1
         records = self.records | {seq: record._replace(seq=seq, key=Kind.RESULT, kind=Kind.RESULT)}
-        header = structs.replace(stamp_header(self.header, Status.COMPLETED, at), dedup=UNSET)
+        header = structs.replace(stamp_header(self.header, Status.COMPLETED, at), dedup=UNSET, parent=UNSET)
         history = Run(header, records, at, self.epoch)
         anew = structs.replace(self.header, continued=number)
         return replace(self, header=anew, records={0: record}), history

@@ -73,5 +73,9 @@ class Signals:
         for dedup_hash in remembered:
             self.keep(Signal(run_id, "", "null"), at, dedup_hash)
 
+    def take_back(self, run_id: str, name: str) -> None:
+        """Those of this name count no more."""
+        self._sent = [sent for sent in self._sent if (sent.signal.run_id, sent.signal.name) != (run_id, name)]
+
     def forget(self, run_id: str) -> None:
         self._sent = [sent for sent in self._sent if sent.signal.run_id != run_id]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from msgspec import structs
@@ -17,6 +17,7 @@ from durable.clocks import Clock
 from durable.errors import ConcurrentExecution
 from durable.records import Header, Record, StepRecord
 from durable.snapshots import Snapshot, foreign_failures, journal_of, snapshot_of, with_foreign_failures
+from durable.stores._memory.children import Children
 from durable.stores._memory.pages import count, find_old, find_page
 from durable.stores._memory.run import Run
 from durable.stores._memory.signals import Signals
@@ -25,12 +26,14 @@ from durable.stores.listing import (
     PAGE,
     Listed,
     Progress,
+    PurgeQuery,
     RunStatus,
     Stats,
     checked_page,
     checked_purge,
     savable_snapshot,
 )
+from durable.stores.requests import Signal
 
 
 @public_verbs("store", "save", "load", "delete", "list", "purge", "stats", "status")
@@ -41,12 +44,21 @@ class SnapshotVerbs:
     _lock: Any
     _runs: dict[str, Run]
     _signals: Signals
+    _children: Children
+    _send: Callable[[Signal, datetime], object]
     _dated: Callable[[Record, int], Record]
 
     def save(self, id: str, snapshot: Snapshot | Mapping[str, Any], *, force: bool = False) -> None:
         """See `PostgresStore.save`."""
         check_name("a run's id", id)
-        self._put(id, savable_snapshot(id, snapshot), force)
+        self._save_over(id, savable_snapshot(id, snapshot), force)
+
+    @locked
+    def _save_over(self, id: str, snapshot: Snapshot, force: bool) -> None:
+        before = self._runs.get(id)
+        self._put(id, snapshot, force)
+        if before is not None and (signal := self._children.told_of(before, is_deleted=True)) is not None:
+            self._send(signal, self.clock.now())
 
     @locked
     def _put(self, id: str, snapshot: Snapshot, force: bool = False) -> None:
@@ -97,17 +109,24 @@ class SnapshotVerbs:
         return hold(self._lock, find_page, self._runs, page, self.clock.elapsed())
 
     def purge(
-        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
+        self,
+        *,
+        older_than: Duration,
+        status: RunStatus | None = "completed",
+        queue: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        progress: Progress | None = None,
     ) -> int:
         """See `PostgresStore.purge`."""
-        purged = self._purge(*checked_purge(older_than, status))
+        purged = self._purge(checked_purge(older_than, status, queue, metadata, limit))
         if purged and progress is not None:
             progress(purged)
         return purged
 
     @locked
-    def _purge(self, seconds: float, wanted: RunStatus | None) -> int:
-        before = self.clock.now() - timedelta(seconds=seconds)
+    def _purge(self, wanted: PurgeQuery) -> int:
+        before = self.clock.now() - timedelta(seconds=wanted.seconds)
         for name in (old := find_old(self._runs, before, wanted, self.clock.elapsed())):
             self._forget(name)
         return len(old)
@@ -130,8 +149,10 @@ class SnapshotVerbs:
         return None if run is None or run.header is None else (run.header, run.journal(), run.foreign)
 
     def _forget(self, id: str) -> None:
-        self._runs.pop(id, None)
+        run = self._runs.pop(id, None)
         self._signals.forget(id)
+        if run is not None and (signal := self._children.told_of(run, is_deleted=True)) is not None:
+            self._send(signal, self.clock.now())
 
     def _free(self, id: str, force: bool) -> Run | None:
         """The run, if there is one; `ConcurrentExecution` if it is being executed."""

@@ -9,13 +9,16 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, Self, TypeVar, assert_never
 
+from msgspec import structs
+
 from durable._common.locks import hold, locked
+from durable._engine.children import refuse_child
 from durable._engine.continuations import name_history
-from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
+from durable._engine.decisions import Begun, Claim, ClaimReply, Granted, Refused
 from durable._engine.headers import blank_header, claim_header, is_foreign
 from durable._engine.leases import Lease
 from durable._engine.queues import Queue as Limits
@@ -28,29 +31,36 @@ from durable.errors import DurableError, InvalidArgument
 from durable.records import Kind, Record, Status
 from durable.stores._facades import AsyncReadableStore
 from durable.stores._heartbeat import Heartbeat
+from durable.stores._memory.children import Children
 from durable.stores._memory.copying import CopyingVerbs
 from durable.stores._memory.queue import Queue
 from durable.stores._memory.reading import ReadingVerbs
 from durable.stores._memory.refusals import NoDatabase
 from durable.stores._memory.run import Run, fenced
+from durable.stores._memory.schedules import Schedules
 from durable.stores._memory.signals import Signals
 from durable.stores._owner import this_process
 from durable.stores.protocol import Listening
 from durable.stores.requests import (
     AnyRequest,
     Begin,
+    BeginChild,
     Cancel,
     Checkpoint,
     Continue,
+    DeleteSchedule,
     Enqueue,
     Finish,
     OnLateReply,
+    PauseSchedule,
     Poll,
     Polled,
+    PutSchedules,
     Receive,
     Release,
     Request,
     Signal,
+    TickSchedule,
     Wake,
 )
 
@@ -67,6 +77,8 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
         self._runs: dict[str, Run] = {}
         self._signals = Signals()
         self._queue = Queue(self._runs)
+        self._children = Children(self._runs, self._queue, self._signals)
+        self._schedules = Schedules(self._runs)
         self._aio: AsyncReadableStore | None = None
         self._closed = False
         self._heartbeat = Heartbeat(self._renew, self._look, self.clock)
@@ -79,6 +91,8 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
         self._aio = None
         self._runs = {name: replace(run, token=None) for name, run in self._runs.items()}
         self._queue = Queue(self._runs)
+        self._children = Children(self._runs, self._queue, self._signals)
+        self._schedules.runs = self._runs
 
     def __repr__(self) -> str:
         return "<durable store in memory>"
@@ -103,6 +117,8 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
                 return self._cancel(request.run_id)
             case Signal():
                 return self._signal(request)
+            case BeginChild():
+                return self._begin_child(request)
             case Receive():
                 return hold(self._lock, self._signals.find, request.lease.run_id, request.names, request.taken)
             case Enqueue():
@@ -111,6 +127,14 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
                 return hold(self._lock, self._queue.wake)
             case Poll():
                 return self._poll(request)
+            case PutSchedules():
+                return hold(self._lock, self._schedules.put, request.schedules)
+            case TickSchedule():
+                return self._tick(request)
+            case PauseSchedule():
+                return self._pause(request)
+            case DeleteSchedule():
+                return hold(self._lock, self._schedules.delete, request.name)
             case never:
                 assert_never(never)
 
@@ -164,7 +188,18 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
     def _take_due(self, poll: Poll) -> Polled:
         if self._closed:
             raise InvalidArgument("the store is closed")
-        return self._queue.take(poll, self.clock.now(), self.clock.elapsed())
+        polled = self._queue.take(poll, at := self.clock.now(), self.clock.elapsed())
+        due, tick_in = self._schedules.find_due(poll.schedules, at)
+        return structs.replace(polled, due=due, tick_in=tick_in)
+
+    @locked
+    def _tick(self, tick: TickSchedule) -> bool:
+        at = self.clock.now()
+        return self._schedules.tick(tick, lambda run: self._queue.start(run, at))
+
+    @locked
+    def _pause(self, request: PauseSchedule) -> bool:
+        return self._schedules.pause(request.name, paused=request.paused)
 
     def _checkpoint(self, lease: Lease, record: Record, on_late_reply: OnLateReply | None) -> None:
         try:
@@ -194,7 +229,8 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
         records = run.records | {finish.record.seq: self._dated(finish.record, run.epoch)}
         due_at = run.due_again(at, finish.due_in, finish.status)
         self._queue.note(lease.run_id)
-        self._runs[lease.run_id] = run.stamped(finish.status, at, records=records, token=None, due_at=due_at)
+        self._runs[lease.run_id] = ended = run.stamped(finish.status, at, records=records, token=None, due_at=due_at)
+        self._tell_parent(ended, at)
 
     def _release(self, release: Release) -> bool:
         self._heartbeat.drop(release.lease)
@@ -233,7 +269,10 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
 
     @locked
     def _signal(self, signal: Signal) -> bool:
-        run, at = self._runs.get(signal.run_id), self.clock.now()
+        return self._send(signal, self.clock.now())
+
+    def _send(self, signal: Signal, at: datetime) -> bool:
+        run = self._runs.get(signal.run_id)
         is_there = run is not None and run.header is not None
         self._signals.send(signal, at, is_there=is_there)
         if run is not None and run.is_awaiting(signal.name):
@@ -242,14 +281,34 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
         return is_there
 
     @locked
+    def _begin_child(self, request: BeginChild) -> Begun:
+        lease, child, at = request.lease, request.child, self.clock.now()
+        fenced(self._runs.get(lease.run_id), lease)
+        begun = self._children.begin(child, at)
+        if refuse_child(child, begun) is None:
+            self._write(lease, request.record)
+        return begun
+
+    def _tell_parent(self, run: Run, at: datetime) -> None:
+        """Of a child that has ended; it is written with that."""
+        if (signal := self._children.told_of(run)) is not None:
+            self._send(signal, at)
+
+    @locked
     def _cancel(self, run_id: str) -> bool:
-        run = self._runs.get(run_id)
-        if run is None or run.header is None or not run.header.is_open:
-            return False
-        self._runs[run_id] = run.stamped(
-            Status.CANCELLED, self.clock.now(), token=None, cancelled=True, due_at=None, awaits=None
-        )
-        return True
+        at, run = self.clock.now(), self._runs.get(run_id)
+        for below in self._children.below(run_id):  # first: they are told of as what ends with its parent
+            self._cancel_one(below, at, with_parent=True)
+        is_open = run is not None and run.header is not None and run.header.is_open
+        if is_open:
+            self._cancel_one(run_id, at, with_parent=False)
+        return is_open
+
+    def _cancel_one(self, run_id: str, at: datetime, *, with_parent: bool) -> None:
+        ended = self._runs[run_id].stamped(Status.CANCELLED, at, token=None, cancelled=True, due_at=None, awaits=None)
+        self._runs[run_id] = ended
+        if (signal := self._children.told_of(ended, with_parent=with_parent)) is not None:
+            self._send(signal, at)
 
     @locked
     def queues(self) -> Sequence[QueueLine]:

@@ -14,9 +14,24 @@ from durable.records import Record, Status
 from durable.stores._postgres.claims import Claiming, Found
 from durable.stores._postgres.job import Job
 from durable.stores._postgres.polls import Polling
-from durable.stores._postgres.starts import plan_start, render_first
+from durable.stores._postgres.schedules import plan_put, plan_tick
+from durable.stores._postgres.starts import Starting, plan_start, render_first
 from durable.stores._postgres.verbs import PostgresVerb, Way
-from durable.stores.requests import Cancel, Continue, Enqueue, Finish, Receive, Release, Signal, Wake
+from durable.stores.requests import (
+    BeginChild,
+    Cancel,
+    Continue,
+    DeleteSchedule,
+    Enqueue,
+    Finish,
+    PauseSchedule,
+    PutSchedules,
+    Receive,
+    Release,
+    Signal,
+    TickSchedule,
+    Wake,
+)
 
 CLAIM: Final = PostgresVerb("claim", Patience.FROM_OUTSIDE, way=Way.OF_CLAIMS, table="leases", waits_briefly=True)
 LOOK: Final = PostgresVerb("look", Patience.FROM_OUTSIDE, way=Way.OF_CLAIMS, shares_runs=True)
@@ -42,10 +57,37 @@ RECEIVE: Final = PostgresVerb("receive")
 ENQUEUE: Final = PostgresVerb(
     "enqueue", Patience.FROM_OUTSIDE, way=Way.OF_STARTS, carries_value=True, table="leases", waits_briefly=True
 )
+BEGIN_CHILD: Final = PostgresVerb(
+    "begin child", way=Way.OF_STARTS, shares_runs=True, carries_value=True, table="leases", waits_briefly=True
+)
 WAKE: Final = PostgresVerb("wake", Patience.BRIEF, way=Way.OF_POLLS, shares_runs=True)
 POLL: Final = PostgresVerb("poll", Patience.FROM_OUTSIDE, way=Way.OF_POLLS, table="leases")
 
-OfOneJob: TypeAlias = Cancel | Signal | Receive | Enqueue | Wake
+PUT_SCHEDULES: Final = PostgresVerb(
+    "put schedules", Patience.FROM_OUTSIDE, way=Way.OF_STARTS, carries_value=True, table="schedules", waits_briefly=True
+)
+TICK: Final = PostgresVerb(
+    "tick", Patience.FROM_OUTSIDE, way=Way.OF_STARTS, carries_value=True, table="schedules", waits_briefly=True
+)
+PAUSE_SCHEDULE: Final = PostgresVerb(
+    "pause schedule", Patience.FROM_OUTSIDE, way=Way.OF_STARTS, table="schedules", waits_briefly=True
+)
+DELETE_SCHEDULE: Final = PostgresVerb(
+    "delete schedule", Patience.FROM_OUTSIDE, way=Way.OF_STARTS, table="schedules", waits_briefly=True
+)
+
+OfOneJob: TypeAlias = (
+    BeginChild
+    | Cancel
+    | Signal
+    | Receive
+    | Enqueue
+    | Wake
+    | PutSchedules
+    | TickSchedule
+    | PauseSchedule
+    | DeleteSchedule
+)
 """The requests that are one job, with nothing before it or after it."""
 
 _OVERHEAD: Final = 200  # bytes that an entry takes besides its text, about
@@ -59,6 +101,12 @@ class Writing(Struct, eq=False, gc=False):
     nonce: int
     status: Status | None = None
     due_in: float = 0.0
+
+
+class Begetting(Writing):
+    """The payload of a child's start: the record, and the child as a start of its own."""
+
+    starting: Starting | None = None
 
 
 class Continuing(Struct, eq=False):
@@ -158,6 +206,21 @@ def finish_job(finish: Finish) -> Job:
     )
 
 
+def begin_child_job(request: BeginChild, starting: Starting) -> Job:
+    """A job that appends a record and starts a child, both or neither."""
+    lease, record = request.lease, request.record
+    size = len(record.text) + len(request.child.input or b"") + 3 * _OVERHEAD
+    return Job(
+        BEGIN_CHILD,
+        lease.run_id,
+        size,
+        reply_deadline(lease, size),
+        lease,
+        what=f"the start of child {request.child.run_id!r}",
+        payload=Begetting(lease, record, random.getrandbits(63), starting=starting),
+    )
+
+
 def continue_job(asked: Continue, token: str) -> Job:
     """A job that lets a run begin anew under its lease, of this `token` then."""
     lease, record = asked.lease, asked.record
@@ -224,6 +287,9 @@ def job_of(request: OfOneJob, asked: Asked) -> Job:
             row = asked.row(request.run_id)
             asked.refuse_own(row, "cancels")
             return Job(CANCEL, request.run_id, _OVERHEAD, asked.answer_by(), what="the cancellation", payload=row)
+        case BeginChild():
+            asked.held_here(request.lease)
+            return begin_child_job(request, plan_start([request.child], asked))
         case Signal():  # sent twice, it is one
             size, signal = len(request.payload) + _OVERHEAD, signal_row(request, asked.row(request.run_id))
             what, verb = f"the signal {request.name!r}", SIGNAL if request.dedup is None else SIGNAL_ONCE
@@ -242,5 +308,21 @@ def job_of(request: OfOneJob, asked: Asked) -> Job:
         case Wake():
             what, payload = "the waking of workers", render_first(asked.prefix)
             return Job(WAKE, "", _OVERHEAD, asked.answer_by(), what=what, payload=payload)
+        case PutSchedules():
+            rows = plan_put(request.schedules, asked)
+            size = sum(len(row.start["input"] or "") + 2 * _OVERHEAD for row in rows)
+            return Job(PUT_SCHEDULES, "", size, asked.answer_by(), what="the schedules of a worker", payload=rows)
+        case TickSchedule():  # sent twice, the second finds that the first has ticked
+            ticking, name = plan_tick(request, asked), request.due.scheduled.name
+            size = sum(len(row.input or "") + 2 * _OVERHEAD for row in ticking.runs) + _OVERHEAD
+            return Job(TICK, name, size, asked.answer_by(), what=f"a tick of the schedule {name!r}", payload=ticking)
+        case PauseSchedule():
+            name, change = request.name, {"id": asked.prefix + request.name, "paused": request.paused}
+            what = f"the {'pause' if request.paused else 'resumption'} of the schedule {name!r}"
+            return Job(PAUSE_SCHEDULE, name, _OVERHEAD, asked.answer_by(), what=what, payload=change)
+        case DeleteSchedule():
+            name, gone = request.name, {"id": asked.prefix + request.name}
+            what = f"the deletion of the schedule {name!r}"
+            return Job(DELETE_SCHEDULE, name, _OVERHEAD, asked.answer_by(), what=what, payload=gone)
         case never:
             assert_never(never)

@@ -11,6 +11,7 @@ from durable._engine.decisions import Claim
 from durable.stores._owner import HOST
 from durable.stores._postgres.claims import BEFORE_ALL, Claiming, Found
 from durable.stores._postgres.rows import read_record
+from durable.stores._postgres.schedules import read_due
 from durable.stores._postgres.settings import Settings
 from durable.stores._postgres.starts import queue_of, read_queue, render_queue, render_route
 from durable.stores.requests import Poll
@@ -87,6 +88,7 @@ class Polling:
             "host": HOST,
             "dead_ids": [row for row, _ in self.dead],
             "dead": [token for _, token in self.dead],
+            "schedules": [self.settings.prefix + name for name in self.poll.schedules],
         }
 
     def values_of_queues(self, queues: Collection[str], count: int) -> dict[str, Any]:
@@ -102,9 +104,9 @@ class Polling:
 
 
 class Due:
-    """What a poll has found: the runs that it has taken, and the leases of other processes here, which may be dead."""
+    """What a poll has found: runs that it has taken, schedules that are due, and leases here whose owners may be dead."""
 
-    __slots__ = ("floor", "found", "held", "limited", "next_in", "workers")
+    __slots__ = ("due", "floor", "found", "held", "limited", "next_in", "tick_in", "workers")
 
     def __init__(self, polling: Polling, rows: Sequence[Any], held: Sequence[Any], server: str) -> None:
         self.next_in: float | None = rows[0][0]
@@ -112,8 +114,9 @@ class Due:
         self.floor: float | None = rows[0][2]
         #: The queues in which runs wait for their turn, by the names of their rows.
         self.limited: Sequence[str] = rows[0][3]
+        self.due, self.tick_in = read_due(rows[0][4], polling.settings.prefix)
         self.held: Sequence[tuple[str, str, str]] = held
-        self.found = [_found(polling, row[4:], server) for row in rows if row[4] is not None]
+        self.found = [_found(polling, row[5:], server) for row in rows if row[5] is not None]
 
     @property
     def queues(self) -> list[str]:

@@ -17,6 +17,7 @@ from durable.records import Header, Record
 from durable.snapshots import header_and_records
 from durable.stores._owner import HOST
 from durable.stores._postgres.rows import read_record
+from durable.stores._postgres.schedules import read_moment, read_scheduled
 from durable.stores._postgres.session import Session
 from durable.stores._postgres.snapshots import Snapshots
 from durable.stores._postgres.sql.reading import Question, ask, statement
@@ -32,12 +33,14 @@ from durable.stores.reading import (
     Health,
     LeaseFacts,
     RunLine,
+    ScheduleLine,
     SentSignal,
     WorkerLine,
     checked_filter,
     checked_journal,
     checked_lines,
     read_line,
+    schedule_line,
 )
 
 _PATIENCE: Final = 3_000  # milliseconds of one question
@@ -106,6 +109,21 @@ class Reading(Snapshots):
             for worker, owner, routes, idle, leaving, seen, held in rows
         ]
 
+    def schedules(self) -> list[ScheduleLine]:
+        """See `PostgresStore.schedules`."""
+        values, query = {"prefix": self._prefix}, statement(self._names, "schedules")
+        rows = self.perform(lambda session: session.execute(query, values).fetchall())
+        return [
+            schedule_line(
+                read_scheduled(row, self._prefix),
+                row["paused"],
+                read_moment(row["due_at"]),
+                read_moment(row["last_at"]),
+                None if row["last_id"] is None else row["last_id"].removeprefix(self._prefix),
+            )
+            for row in (msgspec.json.decode(text) for (text,) in rows)
+        ]
+
     def health(self) -> Health:
         """See `PostgresStore.health`."""
         values = {"prefix": self._prefix, "day": DAY, "first": render_first(self._prefix)}
@@ -160,7 +178,7 @@ class Reading(Snapshots):
         return self.perform(asked)
 
     def _line(self, row: Any, owners: Mapping[str, bool]) -> RunLine:
-        row_id, at, workflow, version, execution, held, owner, token, route, due, priority, key, seq = row
+        row_id, at, workflow, version, execution, held, owner, token, route, due, priority, key, seq, parent = row
         lease = LeaseFacts(
             held=bool(held) and not owners.get(owner, False),
             awaits=None if token is not None else read_suspended(owner),
@@ -170,7 +188,8 @@ class Reading(Snapshots):
             partition=None if route is None else partition_of(route),
         )
         told = _parsed(execution)
-        return read_line(row_id.removeprefix(self._prefix), at, workflow, _parsed(version), told, lease, (key, seq))
+        of = (parent or "").removeprefix(self._prefix)
+        return read_line(row_id.removeprefix(self._prefix), at, workflow, _parsed(version), told, lease, (key, seq), of)
 
 
 def _parsed(text: str | None) -> Any:

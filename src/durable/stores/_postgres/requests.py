@@ -150,7 +150,7 @@ class Requests:
             for found in taken:
                 self._give_up(found)
             raise
-        return Polled(granted, due.next_in, due.workers, due.floor, due.queues)
+        return Polled(granted, due.next_in, due.workers, due.floor, due.due, due.tick_in, due.queues)
 
     def _kept(self, due: Due, poll: Poll) -> list[Found]:
         """What a poll has found, whose leases are renewed from now on; where that cannot be, all of it is given back."""

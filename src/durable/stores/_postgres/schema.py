@@ -65,6 +65,20 @@ _COLUMNS: Final = {
         "paused": "boolean",
     },
     "partitions": {"slot": "text", "line": "text", "turn": "timestamp with time zone"},
+    "schedules": {
+        "id": "text",
+        "cron": "text",
+        "zone": "text",
+        "every": "double precision",
+        "missed": "text",
+        "overlap": "text",
+        "start": "json",
+        "revision": "integer",
+        "paused": "boolean",
+        "due_at": "timestamp with time zone",
+        "last_at": "timestamp with time zone",
+        "last_id": "text",
+    },
 }
 
 _KEYS: Final = (
@@ -75,6 +89,7 @@ _KEYS: Final = (
     ("partitions", ("slot", "line"), "a partition could have two turns"),
     ("locks", ("workflow_id",), "a run could have two owners"),
     ("locks", ("workflow_id", "owner_token"), "a stale owner could write"),
+    ("schedules", ("id",), "a moment could begin two runs"),
 )
 
 
@@ -184,6 +199,7 @@ _TO_RUN: Final = {
     "workers": "SELECT, INSERT, UPDATE, DELETE",
     "queues": "SELECT, INSERT, UPDATE",
     "partitions": "SELECT, INSERT, UPDATE",
+    "schedules": "SELECT, INSERT, UPDATE, DELETE",
     "migrations": "SELECT",
 }
 _UNKNOWN: Final = ("?", None, "?", False)

@@ -36,7 +36,16 @@ from durable.stores._postgres.rows import read_record
 from durable.stores._postgres.schema import deletion_grant
 from durable.stores._postgres.session import Session
 from durable.stores._postgres.settings import Settings
-from durable.stores._postgres.sql.snapshots import AFTER, BY_LEASE, IDLE, STATUSES, ids_of_journals, is_small, statement
+from durable.stores._postgres.sql.snapshots import (
+    AFTER,
+    BY_LEASE,
+    IDLE,
+    STATUSES,
+    ids_of_journals,
+    is_small,
+    narrow_purge,
+    statement,
+)
 from durable.stores._postgres.starts import name_route, render_first
 from durable.stores.listing import (
     FORCE_ADVICE,
@@ -89,6 +98,7 @@ class Snapshots:
         def saved(session: Session) -> None:
             with transaction(session):
                 self._lock(session, id, row, force=force, epoch=checked.execution.epoch)
+                session.execute(self._query("tell_replaced"), {"id": row})
                 self._write(session, values)
                 self._delete(session, [row], "delete_journals")
 
@@ -196,14 +206,23 @@ class Snapshots:
 
     @calls_out
     def purge(
-        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
+        self,
+        *,
+        older_than: Duration,
+        status: RunStatus | None = "completed",
+        queue: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        progress: Progress | None = None,
     ) -> int:
         """See `PostgresStore.purge`."""
-        seconds, wanted = checked_purge(older_than, status)
-        condition = STATUSES[wanted]
-        old = self._query("old", status=condition, idle=IDLE)
+        wanted = checked_purge(older_than, status, queue, metadata, limit)
+        condition = STATUSES[wanted.status]
+        old = self._query("old", status=condition, idle=IDLE, narrowed=narrow_purge(wanted))
         still_old = self._query("still_old", status=condition)
-        values: dict[str, Any] = {"prefix": self._prefix, "limit": PAGE, "force": False, "epoch": 0, "stays": True}
+        values: dict[str, Any] = {"prefix": self._prefix, "force": False, "epoch": 0, "stays": True}
+        values |= {"limit": PAGE, "queue": wanted.queue}
+        values |= {"keys": list(wanted.metadata), "texts": list(wanted.metadata.values())}
 
         def batch(session: Session) -> tuple[int, int]:
             found = [row for (row,) in session.execute(old, values)]
@@ -225,16 +244,17 @@ class Snapshots:
             return len(found), len(gone)
 
         (moment,) = self.perform(
-            lambda session: session.execute(self._query("moment"), {"seconds": seconds}).fetchall()
+            lambda session: session.execute(self._query("moment"), {"seconds": wanted.seconds}).fetchall()
         )
         values["before"], total = moment[0], 0
-        for some in (batch, orphans):
-            while True:
+        for some in (batch, orphans) if wanted.takes_orphans else (batch,):
+            while (portion := wanted.portion(total)) > 0:
+                values["limit"] = portion
                 found, gone = self.perform(some)
                 total += gone
                 if gone and progress is not None:
                     progress(total)
-                if found < PAGE or not gone:
+                if found < portion or not gone:
                     break
         return total
 

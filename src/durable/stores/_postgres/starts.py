@@ -29,6 +29,7 @@ class StartRow(Struct, gc=False):
     header: Header
     input: str | None
     nonce: int
+    parent_token: str | None = None
 
 
 class Starting(Struct, eq=False):

@@ -12,17 +12,22 @@ from durable._engine.batches import MAX_BYTES, MAX_RECORDS
 from durable._engine.leases import Lease
 from durable.clocks import Clock
 from durable.errors import DurableError, LeaseLost, RecordsLost
+from durable.stores._postgres.child_statements import ChildStatements
 from durable.stores._postgres.claims import BEFORE_ALL, Claiming, Found, claim_row, opening_row, read_found
 from durable.stores._postgres.job import ABSENT, Job
 from durable.stores._postgres.jobs import (
+    BEGIN_CHILD,
     CANCEL,
     CHECKPOINT,
     CLAIM,
     CONTINUE,
+    DELETE_SCHEDULE,
     ENQUEUE,
     FINISH,
     LOOK,
+    PAUSE_SCHEDULE,
     POLL,
+    PUT_SCHEDULES,
     READ,
     RECEIVE,
     RELEASE,
@@ -32,6 +37,7 @@ from durable.stores._postgres.jobs import (
     SETTLE,
     SIGNAL,
     SIGNAL_ONCE,
+    TICK,
     WAKE,
     Continuing,
     Writing,
@@ -43,6 +49,7 @@ from durable.stores._postgres.lease_checks import (
     refused,
     unverified_leases,
 )
+from durable.stores._postgres.schedule_statements import ScheduleStatements
 from durable.stores._postgres.session import Session, in_transaction
 from durable.stores._postgres.signal_statements import SignalStatements
 from durable.stores._postgres.sql.placeholders import number_parameters
@@ -69,6 +76,8 @@ class Statements:
         self._clock = clock
         workers = WorkerStatements(sql, clock)
         signals = SignalStatements(sql, workers)
+        self._children = ChildStatements(sql, workers, self._fates)
+        schedules = ScheduleStatements(sql, workers)
         self._verbs: dict[PostgresVerb, Callable[[Session, Sequence[Job]], Sequence[Any]]] = {
             CLAIM: self._claim,
             LOOK: self._look,
@@ -82,10 +91,15 @@ class Statements:
             RETURN: self._release,
             CONTINUE: self._continue,
             CANCEL: self._cancel,
+            PUT_SCHEDULES: schedules.put,
+            TICK: schedules.tick,
+            PAUSE_SCHEDULE: schedules.pause,
+            DELETE_SCHEDULE: schedules.delete,
             SIGNAL: signals.signal,
             SIGNAL_ONCE: signals.signal,
             RECEIVE: signals.receive,
             ENQUEUE: workers.enqueue,
+            BEGIN_CHILD: self._begin_children,
             POLL: workers.poll,
             WAKE: workers.wake,
         }
@@ -307,10 +321,18 @@ class Statements:
         return self._end_answers(session, jobs, reopened)
 
     def _end_answers(self, session: Session, jobs: Sequence[Job], rows: Iterable[Any]) -> Sequence[Any]:
-        finished = {row for (row,) in rows}
+        ends = [(row, parent) for row, parent in rows]
+        self._children.wake_parents(session, [parent for _, parent in ends])
+        finished = {row for row, _ in ends}
         refused = [job for job in jobs if job.payload.lease.row not in finished]
         fates = iter(self._fates(session, refused, "read_leases") if refused else ())
         return [None if job.payload.lease.row in finished else _whole(job, next(fates)) for job in jobs]
+
+    def _begin_children(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
+        whole, without = self._parted(session, jobs)
+        begun = iter(self._children.begin(session, whole) if whole else ())
+        settled = iter(self._without_answers(session, without))
+        return [next(settled if job in without else begun) for job in jobs]
 
     def _release(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         releases: list[Release] = [job.payload for job in jobs]
@@ -366,7 +388,13 @@ class Statements:
 
     def _cancel(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
         rows = [job.payload for job in jobs]
-        were_cancelled: dict[str, bool] = dict(session.execute(self._sql["cancel_batch"], (rows,)))
+        told: list[tuple[str, bool, Sequence[str] | None]] = session.execute(
+            self._sql["cancel_batch"], (rows,)
+        ).fetchall()
+        were_cancelled, more = {row: is_cancelled for row, is_cancelled, _ in told}, told
+        while any(is_cancelled for _, is_cancelled, _ in more):  # it may just have started another child
+            more = session.execute(self._sql["cancel_batch"], (rows,)).fetchall()
+        self._children.wake_parents(session, [parent for _, is_cancelled, parent in told if is_cancelled])
         return [were_cancelled.get(row, False) or (ABSENT if row in were_cancelled else False) for row in rows]
 
 

@@ -38,7 +38,7 @@ from durable.stores._postgres.transaction import PostgresTransaction
 from durable.stores.copies import Changes, StoredRun, checked_keep
 from durable.stores.listing import PAGE, Listed, Progress, RunStatus, Stats, checked_prefix
 from durable.stores.protocol import Listening
-from durable.stores.reading import COUNTED, LINES, Filter, Health, RunLine, SentSignal, WorkerLine
+from durable.stores.reading import COUNTED, LINES, Filter, Health, RunLine, ScheduleLine, SentSignal, WorkerLine
 from durable.stores.requests import OnLateReply, Request
 
 T = TypeVar("T")
@@ -61,6 +61,7 @@ MAX_TRANSACTIONS: Final = 8  # at once, of one process: each has a connection
     "journal",
     "signals",
     "workers",
+    "schedules",
     "health",
     "delete_many",
     "queues",
@@ -205,16 +206,27 @@ class PostgresStore:
         return self._snapshots.list(prefix=prefix, limit=limit, status=status, after=after)
 
     def purge(
-        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
+        self,
+        *,
+        older_than: Duration,
+        status: RunStatus | None = "completed",
+        queue: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        progress: Progress | None = None,
     ) -> int:
         """Delete the runs whose last save, begin or end lies more than `older_than` seconds back; how many there were.
 
-        `status` says which: "completed", "failed", "cancelled", "interrupted", or None for all of these; never one that
-        is queued, suspended or being executed. With any, journals go whose header was deleted by SQL, by the moment of their
-        last record. It goes in transactions of a hundred runs, oldest first, and `progress` is called after each with the
-        number deleted so far. What is interrupted has deleted what it said, and can be called again.
+        `status` says which: "completed", "failed", "cancelled", "interrupted", or None for all of these; never one that is
+        queued, suspended or being executed. `queue` narrows it to runs that were started in that queue, `metadata` to those
+        whose metadata has these texts, and `limit` to so many. With any status, but with neither queue nor metadata, journals
+        go whose header was deleted by SQL, by the moment of their last record. It goes in transactions of a hundred runs,
+        oldest first, and `progress` is called after each with the number deleted so far. What is interrupted has deleted what
+        it said, and can be called again.
         """
-        return self._snapshots.purge(older_than=older_than, status=status, progress=progress)
+        return self._snapshots.purge(
+            older_than=older_than, status=status, queue=queue, metadata=metadata, limit=limit, progress=progress
+        )
 
     def stats(self) -> Stats:
         """How many runs there are by where they stand, and how much room they take. Its time grows with the number of runs."""
@@ -277,6 +289,10 @@ class PostgresStore:
     def pause_queue(self, name: str, *, paused: bool = True) -> None:
         """See `durable.pause`; with `paused=False`, `durable.unpause`."""
         self._queues.pause(name, paused=paused)
+
+    def schedules(self) -> Sequence[ScheduleLine]:
+        """The schedules of this store, by their names: when each is due, and what it started last."""
+        return self._reading.schedules()
 
     def health(self) -> Health:
         """What ended in the last day, what waits for how long, and whether the server has room. Raises the store's errors.

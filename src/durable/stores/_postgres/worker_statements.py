@@ -84,7 +84,7 @@ class WorkerStatements:
         """First what waits for its turn, or what is due in the queues without limits: the worker's routes take turns at it."""
         polling: Polling = job.payload
         known, count = polling.limited, polling.poll.count
-        is_first = bool(polling.limited) and polling.poll.routes[0].queue in polling.poll.limited
+        is_first = any(route.queue in polling.poll.limited for route in polling.poll.routes[:1])
         taken = self._turns.take(session, polling, known, count) if is_first else None
         try:
             due = self._poll_due(session, job, count - (0 if taken is None else len(taken.rows)))

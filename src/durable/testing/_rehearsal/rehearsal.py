@@ -195,10 +195,19 @@ class Rehearsal:
         return self._store.status(id)
 
     def purge(
-        self, *, older_than: Duration, status: RunStatus | None = "completed", progress: Progress | None = None
+        self,
+        *,
+        older_than: Duration,
+        status: RunStatus | None = "completed",
+        queue: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        progress: Progress | None = None,
     ) -> int:
         """See `PostgresStore.purge`."""
-        return self._store.purge(older_than=older_than, status=status, progress=progress)
+        return self._store.purge(
+            older_than=older_than, status=status, queue=queue, metadata=metadata, limit=limit, progress=progress
+        )
 
     def stats(self) -> Stats:
         """See `PostgresStore.stats`."""

@@ -9,9 +9,9 @@ from typing import Any, Final, NoReturn, TypeVar, cast
 from msgspec import structs
 
 from durable._engine.calls import Call
-from durable._engine.decisions import Claim, ClaimReply, Granted
+from durable._engine.decisions import Begun, Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
-from durable._engine.step_kinds import Isolation, Listen, Sleep
+from durable._engine.step_kinds import AwaitChild, Isolation, Listen, Sleep, StartChild
 from durable._engine.steps import LiveExecution
 from durable._runtime.bodies import Body
 from durable._runtime.plan import Plan
@@ -24,6 +24,7 @@ from durable.stores.protocol import Transaction
 from durable.stores.requests import (
     AnyRequest,
     Begin,
+    BeginChild,
     Checkpoint,
     Continue,
     Finish,
@@ -91,7 +92,7 @@ class RehearsedRun:
 
     def scripted(self, call: Call, body: Body) -> Body:
         """What is called when the body would be."""
-        if isinstance(body.kind, Sleep | Listen):  # whose bodies are the library's own
+        if isinstance(body.kind, Sleep | Listen | StartChild | AwaitChild):  # whose bodies are the library's own
             return body
         script = self._stage.find_script(call.key, call.name)
         return body if script is None else structs.replace(body, fn=script.in_place_of(body.fn))
@@ -143,6 +144,8 @@ class RehearsedRun:
                 return self._release(request)
             case Continue():
                 return self._continue(request)
+            case BeginChild():
+                return self._begin_child(request)
             case Receive(lease=_, names=names, taken=taken):
                 return self._receive(names, taken)
             case other:
@@ -174,6 +177,10 @@ class RehearsedRun:
         with self.watch.at_work():
             self._store.perform(Checkpoint(self._held_lease(), record), on_late_reply)
         self._on_commit(record)
+
+    def _begin_child(self, request: BeginChild) -> Begun:
+        with self.watch.at_work():
+            return self._store.perform(structs.replace(request, lease=self._held_lease()))
 
     def _on_commit(self, record: Record) -> None:
         """The record of a step is committed, and the run has not heard so: a place to die."""

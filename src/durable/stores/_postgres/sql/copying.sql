@@ -19,7 +19,7 @@ RETURNING route
 -- What the run was to others, and how it ended, is not the copy's. A worker's is queued, any other is left for its next call.
 INSERT INTO {snapshots} (id, snapshot, updated_at)
 SELECT %(to)s::text,
-       (run.snapshot - ARRAY['dedup', 'continued', 'result'] - %(without)s::text[])
+       (run.snapshot - ARRAY['dedup', 'continued', 'parent', 'result'] - %(without)s::text[])
        || jsonb_build_object(
               'nonce', to_jsonb(%(nonce)s::bigint),
               'metadata', (CASE WHEN jsonb_typeof(run.snapshot->'metadata') = 'object' THEN run.snapshot->'metadata' ELSE '{}' END)

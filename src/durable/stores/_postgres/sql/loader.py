@@ -55,6 +55,7 @@ lanes AS MATERIALIZED (
 
 # Parts that statements share. `{foreign}` is `headers.is_foreign` of a row's `snapshot`.
 _PARTS: Final = {
+    "{below_2_62}": str(FIRST_OF_DEDUP - 1),  # a mask, for the nonces of what has no `dedup`
     # Of the runs that a poll has taken: their headers, and the rows of its answer.
     "{header_of_taken}": """\
 header AS (

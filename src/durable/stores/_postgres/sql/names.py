@@ -46,6 +46,7 @@ class Names:
             "status_index": sql.Identifier(_index_name(self.table, "status_idx")),
             "workflow_index": sql.Identifier(_index_name(self.table, "workflow_idx")),
             "dedup_index": sql.Identifier(_index_name(self.table, DEDUP_SUFFIX)),
+            "parent_index": sql.Identifier(_index_name(self.table, "parent_idx")),
             "unnoticed_index": sql.Identifier(_index_name(self._tables["signals"], "unnoticed_idx")),
             "line_index": sql.Identifier(_index_name(self._tables["locks"], "line_idx")),
             "held_index": sql.Identifier(_index_name(self._tables["locks"], "held_idx")),
@@ -74,7 +75,17 @@ class Names:
     def _tables(self) -> Mapping[str, str]:
         beside = {
             name: f"{self._stem}_{name}"
-            for name in ("steps", "locks", "signals", "workers", "queues", "partitions", "runs", "migrations")
+            for name in (
+                "steps",
+                "locks",
+                "signals",
+                "workers",
+                "schedules",
+                "queues",
+                "partitions",
+                "runs",
+                "migrations",
+            )
         }
         return {"snapshots": self.table, **beside, "locks": self.lock or beside["locks"]}
 

@@ -45,6 +45,11 @@ def ask(wanted: Filter, prefix: str, limit: int, after: Listed | None) -> Questi
         add("starts_with(run.id, %(prefix)s)", prefix=prefix + wanted.prefix)
     if wanted.ids:
         add("run.id = ANY (%(ids)s::text[])", ids=[prefix + one for one in wanted.ids])
+    if wanted.parents:
+        add(
+            "run.snapshot->'parent'->>0 = ANY (%(parents)s::text[]) AND run.snapshot->'parent' IS NOT NULL",
+            parents=[prefix + one for one in wanted.parents],
+        )
     if len(wanted.workflows) == 1:  # by the index, in its order
         add("run.snapshot->>'workflowName' = %(workflow)s", workflow=wanted.workflows[0])
     elif wanted.workflows:

@@ -7,9 +7,11 @@ SELECT set_config('statement_timeout', %(patience)s::text, true)
 -- A page by index, in its order; what is shown of each run beside its header is looked up for the rows of the page alone. `{joined}`
 -- is the lease, where a condition asks for it.
 SELECT run.id, run.updated_at, run.workflow, run.version, run.execution,
-       lease.held, lease.owner, lease.owner_token, lease.route, lease.due_at, lease.priority, step.key, step.seq
+       lease.held, lease.owner, lease.owner_token, lease.route, lease.due_at, lease.priority, step.key, step.seq,
+       run.parent
   FROM (SELECT run.id, run.updated_at, run.snapshot->>'workflowName' AS workflow,
-               (run.snapshot->'metadata'->'version')::text AS version, (run.snapshot->'execution')::text AS execution
+               (run.snapshot->'metadata'->'version')::text AS version, (run.snapshot->'execution')::text AS execution,
+               run.snapshot->'parent'->>0 AS parent
           FROM {snapshots} AS run
                {joined}
          WHERE {status}
@@ -63,6 +65,11 @@ SELECT worker.id, worker.owner, worker.routes, worker.idle, worker.leaving, extr
  WHERE worker.seen_at > clock_timestamp() - interval '1 hour'
    AND EXISTS (SELECT FROM unnest(worker.routes) AS one (route) WHERE {ours})
  ORDER BY worker.owner, worker.id
+
+-- name: schedules
+-- What starts no workflow is how workers take turns at retention.
+SELECT to_json(schedule)::text
+  FROM (SELECT * FROM {schedules} WHERE starts_with(id, %(prefix)s) AND start->>'workflow' <> '' ORDER BY id) AS schedule
 
 -- name: signals
 SELECT number, name, payload::text, extract(epoch FROM created_at)::float8, nonce

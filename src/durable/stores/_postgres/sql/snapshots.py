@@ -8,6 +8,7 @@ from typing import Final
 
 from durable.stores._postgres.sql.loader import load_statements
 from durable.stores._postgres.sql.names import Names
+from durable.stores.listing import PurgeQuery
 
 # In bytes, of the journals' table, above which counting them takes longer than a look may.
 _SMALL: Final = 128 * 1024 * 1024
@@ -51,6 +52,26 @@ IDLE: Final = (
     f"NOT {_HELD} AND NOT EXISTS "
     "(SELECT FROM {locks} AS lease WHERE lease.workflow_id = run.id AND lease.due_at IS NOT NULL)"
 )
+
+
+# Of what was started in a queue, and of whose metadata each of these texts is one.
+_LINE: Final = "pg_catalog.split_part(pg_catalog.split_part(lease.route, E'\\n', 1), E'\\t', 1)"  # before its slot
+_IN_QUEUE: Final = (
+    "EXISTS (SELECT FROM {locks} AS lease WHERE lease.workflow_id = run.id "
+    "AND CASE WHEN pg_catalog.starts_with(lease.route, '[') "
+    f"THEN ({_LINE}::json OPERATOR(pg_catalog.->>) 1) END = %(queue)s)"
+)
+_HAS_METADATA: Final = (
+    "NOT EXISTS (SELECT FROM unnest(%(keys)s::text[], %(texts)s::text[]) AS wanted (key, text) "
+    "WHERE ((run.snapshot OPERATOR(pg_catalog.->) 'metadata') OPERATOR(pg_catalog.->>) wanted.key) "
+    "IS DISTINCT FROM wanted.text)"
+)
+
+
+def narrow_purge(wanted: PurgeQuery) -> str:
+    """The condition of the runs among those that are old, of which a purge is."""
+    conditions = [_IN_QUEUE] * (wanted.queue is not None) + [_HAS_METADATA] * bool(wanted.metadata)
+    return " AND ".join(conditions) or "true"
 
 
 @cache

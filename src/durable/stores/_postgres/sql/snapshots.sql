@@ -49,10 +49,20 @@ VALUES (%(id)s, %(snapshot)s::jsonb, clock_timestamp())
 ON CONFLICT (id) DO UPDATE
    SET snapshot = CASE WHEN %(stays)s  -- with what no document has
                        THEN excluded.snapshot || jsonb_strip_nulls(jsonb_build_object(
-                                'dedup', run.snapshot->'dedup', 'continued', run.snapshot->'continued'))
+                                'dedup', run.snapshot->'dedup', 'continued', run.snapshot->'continued',
+                                'parent', run.snapshot->'parent'))
                        ELSE excluded.snapshot END,
        updated_at = excluded.updated_at
 RETURNING updated_at >= now()
+
+-- name: tell_replaced
+-- A child that had not ended, and is saved over, is no child any more: its parent is told as if it was deleted.
+INSERT INTO {signals} (workflow_id, name, payload, nonce)
+SELECT child.parent->>0, child.parent->>1, '{"status":"deleted"}',
+       ('x' || substr(md5(child.parent::text || clock_timestamp()::text || random()::text), 1, 16))::bit(64)::bigint & {below_2_62}
+  FROM (SELECT snapshot->'parent' AS parent, snapshot->'execution'->>'status' AS status FROM {snapshots} WHERE id = %(id)s) AS child
+ WHERE child.parent IS NOT NULL AND child.status IN ('queued', 'running')
+   AND EXISTS (SELECT FROM {snapshots} WHERE id = child.parent->>0)
 
 -- name: write_journal
 INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record, created_at)
@@ -72,7 +82,17 @@ UPDATE {locks}
 
 -- name: delete_headers
 -- As the three below: the answer is whether all that was there went. A trigger may keep a row.
-WITH gone AS (DELETE FROM {snapshots} WHERE id = ANY (%(ids)s) RETURNING 1)
+-- A child that had not ended tells its parent.
+WITH gone AS (
+    DELETE FROM {snapshots} WHERE id = ANY (%(ids)s) RETURNING snapshot
+), told AS (
+    INSERT INTO {signals} (workflow_id, name, payload, nonce)
+    SELECT parent->>0, parent->>1, '{"status":"deleted"}',
+           ('x' || substr(md5(parent::text || clock_timestamp()::text || random()::text), 1, 16))::bit(64)::bigint & {below_2_62}
+      FROM (SELECT snapshot->'parent' AS parent, snapshot->'execution'->>'status' AS status FROM gone) AS child
+     WHERE parent IS NOT NULL AND status IN ('queued', 'running') AND parent->>0 <> ALL (%(ids)s)
+       AND EXISTS (SELECT FROM {snapshots} WHERE id = parent->>0)
+)
 SELECT (SELECT count(*) FROM gone) = (SELECT count(*) FROM {snapshots} WHERE id = ANY (%(ids)s))
 
 -- name: delete_journals
@@ -117,6 +137,7 @@ SELECT id
  WHERE updated_at < %(before)s
    AND {status}
    AND {idle}
+   AND {narrowed}
    AND {prefixed}
  ORDER BY updated_at, id
  LIMIT %(limit)s

@@ -244,7 +244,7 @@ SELECT 1 / count(*) FROM written
 -- The lease row before the header before the journal, as everywhere; the leases in the order of their ids. The answer is
 -- the runs that were finished: those whose lease is held, whose header is there, and whose records all are. Where a trigger
 -- drops a header, or leaves it as it was, the logarithm of 0 fails, where it drops a record the division by 0 does, and with
--- them the whole.
+-- them the whole. The end of a child is a signal to its parent; with the child the answer has the parent, and the signal's name.
 WITH asked AS MATERIALIZED (
     SELECT *
       FROM json_to_recordset(%s::json) AS asked (
@@ -278,7 +278,16 @@ WITH asked AS MATERIALIZED (
       FROM held
       JOIN asked ON asked.id = held.workflow_id
      WHERE run.id = held.workflow_id
-    RETURNING run.id, held.epoch, run.snapshot->'execution'->>'status' IS NOT DISTINCT FROM asked.status AS stands
+    RETURNING run.id, held.epoch, run.snapshot->'execution'->>'status' IS NOT DISTINCT FROM asked.status AS stands,
+              run.snapshot->'parent' AS parent
+), told AS (
+    INSERT INTO {signals} (workflow_id, name, payload, nonce)
+    SELECT header.parent->>0, header.parent->>1, json_build_object('status', asked.status, 'record', asked.record::json),
+           asked.nonce & {below_2_62}
+      FROM header
+      JOIN asked ON asked.id = header.id
+     WHERE header.parent IS NOT NULL AND asked.status IN ('completed', 'failed')
+       AND EXISTS (SELECT FROM {snapshots} WHERE id = header.parent->>0)
 ), ended AS (
     INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
     SELECT header.id, asked.seq, asked.key, asked.kind, asked.nonce, header.epoch, asked.record::json
@@ -295,7 +304,11 @@ UPDATE {locks} AS given_back
  WHERE given_back.workflow_id = ANY (ARRAY(SELECT workflow_id FROM ended))
    AND ln(((SELECT count(*) FROM header WHERE stands) = (SELECT count(*) FROM held))::integer) = 0
    AND 1 / ((SELECT count(*) FROM ended) = (SELECT count(*) FROM header))::integer = 1
-RETURNING given_back.workflow_id
+RETURNING given_back.workflow_id, (
+          SELECT ARRAY[header.parent->>0, header.parent->>1]
+            FROM header
+            JOIN asked ON asked.id = header.id AND asked.status IN ('completed', 'failed')
+           WHERE header.id = given_back.workflow_id AND header.parent IS NOT NULL)
 
 -- name: continue_run
 -- As the four below, in one transaction, of which the first locks the lease's row: nothing where the token is another, as after the
@@ -324,7 +337,7 @@ UPDATE {snapshots} AS run
 -- What the run was is a completed run of its own.
 INSERT INTO {snapshots} (id, snapshot, updated_at)
 SELECT run.id || '~' || (run.snapshot->>'continued'),
-       (run.snapshot - ARRAY['dedup', 'continued']) || jsonb_build_object('execution',
+       (run.snapshot - ARRAY['dedup', 'continued', 'parent']) || jsonb_build_object('execution',
            (run.snapshot->'execution') || jsonb_build_object('status', 'completed', 'lastUpdated', now(), 'completedAt', now())),
        now()
   FROM {snapshots} AS run
@@ -496,10 +509,25 @@ SELECT workflow_id FROM {locks} WHERE workflow_id = ANY (%s::text[]) AND owner_t
 -- Take the lease from its holder: what it has in flight is settled first, and it can write nothing more. A run
 -- that has ended meanwhile is left as it is. The answer is the runs that were cancelled, and those which were running when
 -- this began and are not cancelled: they have ended meanwhile, or a trigger keeps their headers as they are. Where one keeps a
--- lease the square root of -1 fails, and with it the whole.
-WITH held AS MATERIALIZED (
-    SELECT lease.workflow_id, lease.slot
-      FROM (SELECT id FROM unnest(%s::text[]) AS asked (id) ORDER BY id) AS run
+-- lease the square root of -1 fails, and with it the whole. With a run are cancelled those below it that have not ended (also
+-- where it was cancelled before, but not below one that has come to its own end), and what
+-- they tell their parents says so. One that is cancelled itself tells its parent, which the answer has then, with the signal.
+WITH RECURSIVE below AS (
+    SELECT id, false AS is_below FROM unnest(%s::text[]) AS asked (id)
+     UNION
+    SELECT child.id, true
+      FROM below
+     CROSS JOIN LATERAL (
+           SELECT FROM {snapshots}
+            WHERE id = below.id AND snapshot->'execution'->>'status' IN ('queued', 'running', 'cancelled')
+           OFFSET 0) AS parent
+     CROSS JOIN LATERAL (
+           SELECT id FROM {snapshots}
+            WHERE snapshot->'parent'->>0 = below.id AND snapshot->'parent' IS NOT NULL
+           OFFSET 0) AS child
+), held AS MATERIALIZED (
+    SELECT lease.workflow_id, lease.slot, run.is_below
+      FROM (SELECT id, bool_or(below.is_below) AS is_below FROM below GROUP BY id ORDER BY id) AS run
      CROSS JOIN LATERAL (
            SELECT workflow_id, CASE WHEN owner_token IS NULL THEN '' ELSE {slot} END AS slot
              FROM {locks}
@@ -513,7 +541,16 @@ WITH held AS MATERIALIZED (
            updated_at = now()
      WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM held))
        AND run.snapshot->'execution'->>'status' IN ('queued', 'running')
-    RETURNING run.id, run.snapshot->'execution'->>'status' IS NOT DISTINCT FROM 'cancelled' AS stands
+    RETURNING run.id, run.snapshot->'execution'->>'status' IS NOT DISTINCT FROM 'cancelled' AS stands,
+              run.snapshot->'parent' AS parent
+), told AS (
+    INSERT INTO {signals} (workflow_id, name, payload, nonce)
+    SELECT header.parent->>0, header.parent->>1,
+           CASE WHEN held.is_below THEN '{"status":"cancelled","with_parent":true}' ELSE '{"status":"cancelled"}' END::json,
+           ('x' || substr(md5(header.id || clock_timestamp()::text || random()::text), 1, 16))::bit(64)::bigint & {below_2_62}
+      FROM header
+      JOIN held ON held.workflow_id = header.id
+     WHERE header.parent IS NOT NULL AND header.stands AND EXISTS (SELECT FROM {snapshots} WHERE id = header.parent->>0)
 ), lease AS (
     UPDATE {locks}
        SET owner_token = NULL, owner = 'cancelled', expires_at = clock_timestamp(), due_at = NULL,
@@ -521,7 +558,7 @@ WITH held AS MATERIALIZED (
      WHERE workflow_id = ANY (ARRAY(SELECT id FROM header WHERE stands))
     RETURNING owner_token IS NULL AND owner IS NOT DISTINCT FROM 'cancelled' AS is_taken
 )
-SELECT run.id, header.id IS NOT NULL
+SELECT run.id, header.id IS NOT NULL, CASE WHEN NOT held.is_below THEN ARRAY[header.parent->>0, header.parent->>1] END
   FROM held
  CROSS JOIN LATERAL (SELECT id, snapshot FROM {snapshots} WHERE id = held.workflow_id OFFSET 0) AS run
   LEFT JOIN header ON header.id = run.id AND header.stands
@@ -571,9 +608,11 @@ WITH asked AS MATERIALIZED (
       FROM (SELECT DISTINCT ON (id) *
               FROM json_to_recordset(%(runs)s::json) AS asked (
                    n integer, id text, route text, priority smallint, at timestamptz, delay float8, header jsonb, input text,
-                   nonce bigint)
+                   nonce bigint, parent_token text)
              ORDER BY id, n) AS run
      WHERE NOT EXISTS (SELECT FROM {snapshots} WHERE id = run.id OFFSET 0)
+       AND (run.parent_token IS NULL OR EXISTS (
+            SELECT FROM {locks} WHERE workflow_id = run.header->'parent'->>0 AND owner_token = run.parent_token OFFSET 0))
        AND NOT EXISTS (SELECT FROM {steps} WHERE workflow_id = run.id OFFSET 0)
        AND NOT EXISTS (SELECT FROM {locks} WHERE workflow_id = run.id OFFSET 0)
        AND NOT EXISTS (
@@ -616,6 +655,91 @@ WITH asked AS MATERIALIZED (
 )
 SELECT asked.n FROM fresh JOIN asked ON asked.id = fresh.id
 
+-- name: fence_parents
+-- Before children are started: until the end of the transaction each parent's token stays what it is, as in a checkpoint.
+SELECT lease.workflow_id
+  FROM (SELECT DISTINCT id FROM unnest(%(parents)s::text[]) AS asked (id) ORDER BY id) AS run
+ CROSS JOIN LATERAL (SELECT workflow_id FROM {locks} WHERE workflow_id = run.id FOR KEY SHARE) AS lease
+
+-- name: begin_children
+-- After the children are started (`enqueue`), where they were not there: the records of their parents, of each whose child is
+-- its own, and of the same workflow and input. A child that is there, and has failed or was cancelled, is due again; of any other
+-- that has ended the end is told once more. What was told of it before counts no more. The answer is what each has led to: the
+-- child as it was found, whether it was started just now or by a sending whose reply was lost, whether it is its parent's, and
+-- whether the record was written.
+WITH asked AS MATERIALIZED (
+    SELECT *
+      FROM json_to_recordset(%(children)s::json) AS asked (
+           n integer, id text, token text, seq integer, key text, kind text, nonce bigint, record json,
+           child text, signal text, workflow text, input_hash text, child_nonce bigint)
+), found AS MATERIALIZED (
+    SELECT asked.n, run.snapshot->>'workflowName' AS workflow, run.snapshot->'metadata'->>'inputHash' AS input_hash,
+           run.snapshot->'execution'->>'status' AS status,
+           run.snapshot->'execution'->'needsDecision' IS NOT DISTINCT FROM 'true' AS is_undecided,
+           EXISTS (SELECT FROM {steps} WHERE workflow_id = run.id AND seq = 0 AND nonce = asked.child_nonce AND kind = 'input')
+           OR run.snapshot->'nonce' IS NOT DISTINCT FROM to_jsonb(asked.child_nonce) AS is_mine,
+           run.snapshot->'parent' IS NOT DISTINCT FROM jsonb_build_array(asked.id, asked.signal) AS is_own
+      FROM asked
+     CROSS JOIN LATERAL (SELECT id, snapshot FROM {snapshots} WHERE id = asked.child OFFSET 0) AS run
+), written AS (
+    INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
+    SELECT asked.id, asked.seq, asked.key, asked.kind, asked.nonce, lease.epoch, asked.record
+      FROM asked
+      JOIN found ON found.n = asked.n
+     CROSS JOIN LATERAL (
+           SELECT epoch FROM {locks} WHERE workflow_id = asked.id AND owner_token = asked.token OFFSET 0) AS lease
+     WHERE found.is_own AND found.workflow IS NOT DISTINCT FROM asked.workflow
+       AND (found.input_hash IS NOT DISTINCT FROM asked.input_hash
+            OR found.input_hash = 'unhashed' AND asked.input_hash IS NOT NULL)
+    ON CONFLICT (workflow_id, seq) DO NOTHING
+    RETURNING workflow_id, seq, nonce
+), joined AS MATERIALIZED (
+    SELECT asked.*, found.status, found.is_undecided
+      FROM asked
+      JOIN found ON found.n = asked.n AND NOT found.is_mine
+      JOIN written ON written.workflow_id = asked.id AND written.seq = asked.seq AND written.nonce = asked.nonce
+), lease AS (
+    UPDATE {locks}
+       SET due_at = clock_timestamp(), owner = NULL
+     WHERE workflow_id = ANY (ARRAY(
+               SELECT child FROM joined WHERE status IN ('failed', 'cancelled') AND NOT is_undecided ORDER BY child))
+       AND route IS NOT NULL AND owner_token IS NULL
+    RETURNING workflow_id
+), again AS (
+    UPDATE {snapshots} AS run
+       SET snapshot = run.snapshot || jsonb_build_object('execution',
+               (run.snapshot->'execution') - ARRAY['completedAt', 'currentStepId', 'error', 'crashes']
+               || jsonb_build_object('status', 'queued', 'lastUpdated', now())),
+           updated_at = now()
+     WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM lease))
+    RETURNING run.id
+), taken_back AS (
+    UPDATE {signals} AS signal
+       SET name = '', noticed = true
+      FROM joined
+     WHERE signal.workflow_id = joined.id AND signal.name = joined.signal
+), told AS (
+    INSERT INTO {signals} (workflow_id, name, payload, nonce)
+    SELECT joined.id, joined.signal,
+           json_strip_nulls(json_build_object('status', joined.status)), joined.nonce & {below_2_62}
+      FROM joined
+     WHERE joined.status = 'cancelled' AND joined.child NOT IN (SELECT id FROM again)
+     UNION ALL
+    SELECT joined.id, joined.signal, json_build_object('status', joined.status, 'record', ending.record),
+           joined.nonce & {below_2_62}
+      FROM joined
+     CROSS JOIN LATERAL (
+           SELECT record FROM {steps}
+            WHERE workflow_id = joined.child AND kind = CASE joined.status WHEN 'completed' THEN 'result' ELSE 'failure' END
+            ORDER BY seq DESC
+            LIMIT 1) AS ending
+     WHERE joined.status IN ('completed', 'failed') AND joined.child NOT IN (SELECT id FROM again)
+)
+SELECT found.n, found.workflow, found.input_hash, found.status, found.is_mine, found.is_own, written.seq IS NOT NULL
+  FROM found
+  JOIN asked ON asked.n = found.n
+  LEFT JOIN written ON written.workflow_id = asked.id AND written.seq = asked.seq AND written.nonce = asked.nonce
+
 -- name: read_started
 -- In a statement of its own, which sees what the one before has waited for.
 SELECT asked.n, run.id, run.snapshot->>'workflowName', run.snapshot->'metadata'->>'inputHash',
@@ -639,9 +763,10 @@ SELECT asked.n, run.id, run.snapshot->>'workflowName', run.snapshot->'metadata'-
 -- locked is waited for. A run that was held before, and is due, was left by its owner: the lease has ended. Each of the three
 -- conditions on due_at is needed: `due_at <= now` does not imply to the planner that the index has it. The answer is what was taken,
 -- with its input where nothing else can be in its journal; when the next run is due, where all that is due was taken; a floor, where
--- one is asked for; and the queues of which nothing is taken here, since each run waits for its turn (see `queues.sql`). While a transaction is open elsewhere, what has ended stays in the index, and each poll would have to
--- pass all of it. Below the floor nothing was due but what is committed late: what begins two seconds before it, or later, is found
--- at once, and the rest by the next poll that has no floor. (A float loses microseconds.)
+-- one is asked for; the queues of which nothing is taken here, since each run waits for its turn (see `queues.sql`); and of the
+-- worker's schedules those that are due, and when the next one is. While a transaction is open elsewhere, what has ended stays in the
+-- index, and each poll would have to pass all of it. Below the floor nothing was due but what is committed late: what begins two
+-- seconds before it, or later, is found at once, and the rest by the next poll that has no floor. (A float loses microseconds.)
 WITH due AS MATERIALIZED (
     SELECT lease.*
       FROM (SELECT asked.route, class.priority::smallint
@@ -697,7 +822,25 @@ SELECT extract(epoch FROM next.due_at - statement_timestamp())::float8,
                OR EXISTS (
                    SELECT FROM {locks}
                     WHERE split_part(route, E'\n', 1) = asked.route AND strpos(route, E'\n') > 0
-                      AND due_at < 'infinity' AND due_at <= statement_timestamp() OFFSET 0)), run.*
+                      AND due_at < 'infinity' AND due_at <= statement_timestamp() OFFSET 0)),
+       (SELECT json_build_object(
+                   'now', statement_timestamp(),
+                   'next_in', extract(epoch FROM min(due_at) FILTER (WHERE NOT is_due) - statement_timestamp())::float8,
+                   'due', json_agg(json_build_object(
+                       'id', id, 'cron', cron, 'zone', zone, 'every', every, 'missed', missed, 'overlap', overlap, 'start', start,
+                       'revision', revision, 'due_at', due_at, 'is_open', is_open)) FILTER (WHERE is_due))::text
+          FROM unnest(%(schedules)s::text[]) AS asked (name)
+         CROSS JOIN LATERAL (
+               SELECT *, due_at <= statement_timestamp() IS NOT FALSE AS is_due,
+                      EXISTS (SELECT FROM {snapshots}
+                               WHERE id = schedule.last_id
+                                 AND snapshot->'execution'->>'status' IN ('queued', 'running')
+                              OFFSET 0) AS is_open
+                 FROM {schedules} AS schedule
+                WHERE id = asked.name AND NOT paused
+               OFFSET 0) AS mine
+         WHERE NOT (overlap = 'queue' AND is_open AND due_at IS NOT NULL AND is_due)
+        HAVING count(*) > 0), run.*
   FROM (SELECT min(first.due_at) AS due_at
           FROM unnest(%(routes)s::text[]) AS asked (route)
          CROSS JOIN generate_series(-10, 9) AS class (priority)
@@ -847,6 +990,90 @@ WITH RECURSIVE known AS (
 )
 SELECT pg_notify('durable_' || id, '') FROM woken
 
+-- name: put_schedules
+-- Each in the place of what there was, whose row is not touched where it says the same. A new timetable is never applied to the past:
+-- a poll finds out when it is due.
+INSERT INTO {schedules} AS schedule (id, cron, zone, every, missed, overlap, start)
+SELECT id, cron, zone, every, missed, overlap, start
+  FROM json_to_recordset(%(schedules)s::json) AS asked (
+       id text, cron text, zone text, every float8, missed text, overlap text, start json)
+ ORDER BY id
+ON CONFLICT (id) DO UPDATE
+   SET cron = excluded.cron,
+       zone = excluded.zone,
+       every = excluded.every,
+       missed = excluded.missed,
+       overlap = excluded.overlap,
+       start = excluded.start,
+       revision = schedule.revision + 1,
+       due_at = CASE WHEN schedule.cron IS NOT DISTINCT FROM excluded.cron AND schedule.zone = excluded.zone
+                          AND schedule.every IS NOT DISTINCT FROM excluded.every
+                     THEN schedule.due_at END
+ WHERE schedule.cron IS DISTINCT FROM excluded.cron OR schedule.zone <> excluded.zone
+    OR schedule.every IS DISTINCT FROM excluded.every OR schedule.missed <> excluded.missed
+    OR schedule.overlap <> excluded.overlap OR schedule.start::text <> excluded.start::text
+
+-- name: tick
+-- Begin the runs of a schedule's moments and say when it is due next, if it stands as it was found: of any number of workers one does.
+-- A row that another one has locked is not waited for: it is being ticked. Of a run whose id is there already, that one stands, or
+-- what is left of it: the moment is over. The lease row before the header before the journal, as everywhere.
+WITH due AS MATERIALIZED (
+    SELECT id
+      FROM {schedules}
+     WHERE id = %(id)s AND revision = %(revision)s AND due_at IS NOT DISTINCT FROM %(due_at)s::timestamptz AND NOT paused
+       FOR UPDATE SKIP LOCKED
+), ticked AS (
+    UPDATE {schedules} AS schedule
+       SET due_at = %(next_at)s::timestamptz,
+           last_at = COALESCE(%(last_at)s::timestamptz, schedule.last_at),
+           last_id = COALESCE(%(last_id)s::text, schedule.last_id)
+      FROM due
+     WHERE schedule.id = due.id
+    RETURNING schedule.id
+), asked AS MATERIALIZED (
+    SELECT *
+      FROM json_to_recordset(%(runs)s::json) AS run (
+           id text, route text, priority smallint, header jsonb, input text, nonce bigint)
+     WHERE EXISTS (SELECT FROM ticked)
+       AND NOT EXISTS (SELECT FROM {snapshots} WHERE id = run.id OFFSET 0)
+       AND NOT EXISTS (SELECT FROM {steps} WHERE workflow_id = run.id OFFSET 0)
+       AND NOT EXISTS (SELECT FROM {locks} WHERE workflow_id = run.id OFFSET 0)
+     ORDER BY id
+), lease AS (
+    INSERT INTO {locks} (workflow_id, epoch, expires_at, route, priority, due_at)
+    SELECT id, 0, clock_timestamp(), route, priority, clock_timestamp() FROM asked ORDER BY id
+    ON CONFLICT (workflow_id) DO NOTHING
+    RETURNING workflow_id
+), header AS (
+    INSERT INTO {snapshots} (id, snapshot, updated_at)
+    SELECT id,
+           header || jsonb_build_object('execution', jsonb_build_object('status', 'queued', 'lastUpdated', now())),
+           now()
+      FROM asked
+      JOIN lease ON lease.workflow_id = asked.id
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id
+), input AS (
+    INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
+    SELECT asked.id, 0, 'input', 'input', asked.nonce, 0, asked.input::json
+      FROM header
+      JOIN asked ON asked.id = header.id
+     WHERE asked.input IS NOT NULL
+)
+SELECT id FROM ticked
+
+-- name: pause_schedule
+-- What was paused is due when a poll has found out when, from then on. The answer is whether it is there.
+WITH changed AS (
+    UPDATE {schedules}
+       SET paused = %(paused)s, due_at = NULL, revision = revision + 1
+     WHERE id = %(id)s AND paused <> %(paused)s
+)
+SELECT id FROM {schedules} WHERE id = %(id)s
+
+-- name: delete_schedule
+DELETE FROM {schedules} WHERE id = %(id)s RETURNING id
+
 -- name: recall
 -- Give back what a poll has taken whose reply was lost: by any of its earlier sendings, for the last may have been lost on its
 -- way. A later one has recalled this one, which is late, and its worker holds what it was granted.
@@ -867,8 +1094,8 @@ UPDATE {locks}
                  FOR UPDATE) AS lease))
 
 -- name: held_near
--- The leases of other processes of this machine, which may be dead. The limit within keeps the planner from one walk through the
--- index for all classes, which it takes for cheap where few leases are near their end.
+-- The leases of other processes of this machine, which may be dead. `IS TRUE` and the limit within keep the planner from walks
+-- through a whole index, of tokens or for all classes, which it takes for cheap where few leases are held, or near their end.
 SELECT lease.workflow_id, lease.owner_token, lease.owner
   FROM unnest(%(routes)s::text[]) AS asked (route)
  CROSS JOIN generate_series(-10, 9) AS class (priority)
@@ -878,7 +1105,7 @@ SELECT lease.workflow_id, lease.owner_token, lease.owner
         WHERE route = asked.route AND priority = class.priority::smallint
           AND due_at < 'infinity' AND due_at > statement_timestamp()
           AND due_at <= statement_timestamp() + make_interval(secs => %(seconds)s)
-          AND owner_token IS NOT NULL AND starts_with(owner, %(host)s) AND owner <> %(owner)s
+          AND (owner_token IS NOT NULL) IS TRUE AND starts_with(owner, %(host)s) AND owner <> %(owner)s
         LIMIT 1000) AS lease
  LIMIT 1000
 
