@@ -12,7 +12,7 @@ from harness.planted_bugs import BUGS, MENDED, Bug
 from harness.planted_worker_bugs import WORKER_BUGS
 from harness.programs import run_program
 from simulation import Fault, Op, Run, Scenario, Slot, crewed, from_json, generated, shrunk, simulated, to_json
-from simulation.crews import ticking, waiting
+from simulation.crews import limited, ticking, waiting
 
 # Repetitions of one kind: `make nightly` has a million seeds, these among them (tests/simulation/__main__.py). Ten thousand were here, a
 # quarter of what all tests computed, of which five hundred are left; the planted bugs, each near its seed, and the corpus say that the simulation finds what it should.
@@ -58,6 +58,14 @@ def test_no_seed_with_a_schedule_breaks_a_law(part: int) -> None:
     """W5 besides, under FAULTS 150 of WORKERS.md."""
     for seed in range(part * SEEDS // PARTS, (part + 1) * SEEDS // PARTS):
         assert simulated(ticking(seed)).broken is None, f"ticking crew of seed {seed}: see docs/simulation.md"
+
+
+@pytest.mark.long(1)
+@pytest.mark.parametrize("part", range(PARTS // 2))
+def test_no_seed_with_limits_breaks_a_law(part: int) -> None:
+    """W3, and what W2 says of partitions, under FAULTS 124 to 128 of WORKERS.md, of kind S."""
+    for seed in range(part * SEEDS // PARTS, (part + 1) * SEEDS // PARTS):
+        assert simulated(limited(seed)).broken is None, f"limited crew of seed {seed}: see docs/simulation.md"
 
 
 @pytest.mark.parametrize("file", CORPUS, ids=lambda file: file.stem)
@@ -106,7 +114,7 @@ def tell(seed: int) -> tuple[object, ...]:
 def test_a_scenario_survives_its_file() -> None:
     """What is kept is what happened."""
     for seed in range(30):
-        for scenario in (generated(seed), crewed(seed)):
+        for scenario in (generated(seed), crewed(seed), limited(seed)):
             assert from_json(to_json(scenario)) == scenario
 
 

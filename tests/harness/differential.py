@@ -338,7 +338,7 @@ class Comparison:
             self.seen["skipped"] += [row[1] for row in value].count(False)
 
     def _same_tables(self) -> None:
-        locks, runs, steps, signals, workers, _, _, accounts, effects = (
+        locks, runs, steps, signals, workers, *_, accounts, effects = (
             [*filter(None, map(table.committed, table.rows))] for table in self.tables.all()
         )
         mine: list[tuple[Any, ...]] = [
@@ -459,7 +459,8 @@ def _comparable(statement: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[A
         ]
     if statement == "poll":  # whether something is due later, and of each run all but the moments
         told = [
-            (*row[:10], _document(row[10] and json.loads(row[10])), row[11], row[12] is not None, row[13]) for row in rows
+            (*row[:10], _document(row[10] and json.loads(row[10])), row[11], row[12] is not None, row[13])
+            for row in rows
         ]
         return sorted(((row[0] is not None, *row[1:]) for row in told), key=repr)
     if statement == "notice":  # numbers as JSON

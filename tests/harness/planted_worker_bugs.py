@@ -11,14 +11,14 @@ from durable.stores._postgres.polls import Polling
 from durable.stores._postgres.worker_statements import WorkerStatements
 from durable.stores.requests import Enqueue
 from harness.planted_bugs import Bug
-from simulation import life, worker, worker_statements
+from simulation import life, queue_statements, slots, worker, worker_statements
 from simulation import statements as sql
-from simulation.crews import crewed, ticking, waiting
-from simulation.database import UPDATE
+from simulation.crews import crewed, limited, ticking, waiting
+from simulation.database import NO_KEY_UPDATE, UPDATE
 from simulation.rows import names_awaited
 from simulation.simulate import Conditions
 from simulation.statements import STATEMENTS
-from simulation.tables import Lease, Result, Tables
+from simulation.tables import Lane, Lease, Result, Tables
 
 __all__ = ["WORKER_BUGS"]
 
@@ -45,7 +45,8 @@ def _same_epoch(lease: Lease) -> int:
 def _of_every_route(tables: Tables, statement: Any, values: Any) -> Any:
     leases = (tables.locks.visible(key, statement) for key in list(tables.locks.rows))
     routes = sorted({lease.route for lease in leases if lease is not None and lease.route})
-    return (yield from STATEMENTS["poll"](tables, statement, {**values, "routes": routes}))
+    queues = ["none"] * len(routes)
+    return (yield from STATEMENTS["poll"](tables, statement, {**values, "routes": routes, "route_queues": queues}))
 
 
 # -- when it is due ---------------------------------------------------------------------------------------------------
@@ -79,6 +80,40 @@ def _nothing(*_: Any) -> Any:
 
 def _whatever_it_is_due(row: Any, revision: int, due_at: float | None) -> bool:
     return True
+
+
+# -- limits -----------------------------------------------------------------------------------------------------------
+
+
+def _not_alone(tables: Tables, statement: Any, name: str) -> Any:
+    """No lock on the queue's row."""
+    yield from ()
+    return tables.queues.visible(name, statement)
+
+
+def _counted_as_it_locks(tables: Tables, statement: Any, values: Any) -> Any:
+    """What is held, as the statement sees it that locks the queue's row: a snapshot from before the lock."""
+    counted = {slot: _count_held(tables, statement, slot) for slot in [f"{name[:-1]}," for name in values["queues"]]}
+    statement.transaction.chosen["counted"] = counted
+    return (yield from STATEMENTS["lock_queues"](tables, statement, values))
+
+
+def _counted_before(tables: Tables, statement: Any, slot_begins: str) -> int:
+    counted: dict[str, int] = statement.transaction.chosen["counted"]
+    return counted[slot_begins] if slot_begins in counted else _count_held(tables, statement, slot_begins)
+
+
+def _only_closed(tables: Tables, statement: Any, key: tuple[str, str]) -> Any:
+    """`WHERE turn IS NULL`, or put off: what is being closed just now does not seem to be."""
+    now = statement.clock()
+
+    def is_closed(lane: Lane) -> bool:
+        return lane.turn is None or lane.turn > now
+
+    return (yield from statement.locked(tables.partitions, key, NO_KEY_UPDATE, is_closed))
+
+
+_count_held = queue_statements._count_held
 
 
 # -- starts and their notifications -----------------------------------------------------------------------------------
@@ -221,6 +256,28 @@ WORKER_BUGS = [
         300,
         patches=[(worker_statements, "_stands", _whatever_it_is_due)],
         draws=ticking,
+    ),
+    Bug(
+        "no lock on the queue's row",
+        300,
+        patches=[(queue_statements, "_alone", _not_alone)],
+        first=20,
+        draws=limited,
+    ),
+    Bug(
+        "count in the locking statement",
+        3000,
+        _with(lock_queues=_counted_as_it_locks),
+        patches=[(queue_statements, "_count_held", _counted_before)],
+        first=330,
+        draws=limited,
+    ),
+    Bug(
+        "a partition is opened only where it is closed",
+        3000,
+        patches=[(slots, "_closed_or_not", _only_closed)],
+        first=110,
+        draws=limited,
     ),
     Bug("a start that takes an idle worker", 300, _with(enqueue=_woken_by_the_start), **_DRAWS),
     Bug("idle said after the last poll", 3000, patches=[(WorkerStatements, "_poll_one", _idle_said_last)], **_DRAWS),

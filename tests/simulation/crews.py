@@ -5,13 +5,14 @@ from __future__ import annotations
 from random import Random
 from typing import Final
 
-from simulation.scenario import Op, Run, Scenario, Slot, Start, Works, draw_fault, draw_op
+from simulation.scenario import Limits, Op, Run, Scenario, Slot, Start, Works, draw_fault, draw_op
 
-__all__ = ["crewed", "ticking", "waiting"]
+__all__ = ["crewed", "limited", "ticking", "waiting"]
 
 _CHANCE: Final = 5 << 40  # added to the seed: these histories have nothing to do with the others of their seeds
 _WAITS: Final = 7 << 40  # … of those whose runs wait
 _TICKS: Final = 9 << 40  # … of those with a schedule
+_LIMITS: Final = 11 << 40  # … of those with limits
 _SITES: Final = 500  # from which on what was added to a run is numbered
 _CALM: Final = 0.25  # of all histories: nothing goes wrong, and no start is missed
 _FAULTS: Final = (
@@ -96,6 +97,20 @@ def ticking(seed: int) -> Scenario:
         works.ticks = draw.random() < 0.8 or len(workers) == 1
     for start in (start for slot in scenario.slots for start in slot.starts):
         start.delay += draw.choice((0.0, 2.0, 5.0))  # so that there are some seconds
+    return scenario
+
+
+def limited(seed: int) -> Scenario:
+    """The same as `crewed` or `waiting`, whose runs are in a queue with limits, and some of them in partitions."""
+    draw = Random(seed + _LIMITS)  # noqa: S311 -- likewise
+    scenario = draw.choice((crewed, crewed, waiting))(seed)
+    starts = [start for slot in scenario.slots for start in slot.starts]
+    names = draw.choice((("",), ("a",), ("a", "b"), ("a", "b", "")))
+    for start in starts:
+        start.partition = draw.choice(names)
+        if draw.random() < 0.5:  # so that several are there at once
+            start.after, start.delay = draw.random() * 0.02, 0.0
+    scenario.limits = draw.choice((Limits(1), Limits(2), Limits(0, 1), Limits(0, 2), Limits(2, 1), Limits(3, 2)))
     return scenario
 
 

@@ -166,6 +166,7 @@ class Transaction:
 
     __slots__ = (
         "began",
+        "chosen",
         "database",
         "id",
         "idle_limit",
@@ -190,6 +191,7 @@ class Transaction:
         self.locked: list[Row[Any]] = []
         self.written: list[tuple[Table[Any], Row[Any]]] = []
         self.noticed: list[tuple[str, int]] = []  # the signals that a statement has locked, for the next one
+        self.chosen: dict[str, Any] = {}  # likewise what is chosen of queues and partitions
         self.notifies: list[str] = []  # channels on which something is said when it commits
         self.waits: Wait | None = None
         self.over = False

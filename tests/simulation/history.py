@@ -48,7 +48,9 @@ SOMETIMES: Final = (
     "a notification that was doubled",
     "a notification that was late",
     "a notification that was lost",
+    "a partition that is full",
     "a poll that came after its recall",
+    "a queue that is full",
     "a record of kind attempt",
     "a record of kind failure",
     "a record that was dropped",
@@ -62,6 +64,7 @@ SOMETIMES: Final = (
     "a suspended run that its signal has woken",
     "a suspended run whose wait was over",
     "a run that was given back",
+    "a slot that a dead owner has freed",
     "a start that was taken at once",
     "a started run that has failed",
     "a worker that has left",
@@ -551,6 +554,8 @@ class History:
             if after.owner == "cancelled":
                 self._cancelled.add(after.workflow_id)
                 self.seen["a lease taken away by cancel"] += 1
+            elif str(after.owner).startswith("left "):  # so that it holds no slot any more
+                self._audit_left(before, clock)
             elif not finishes and before.owner_token not in self._server.given_back | self._server.recalled:
                 raise self._broken(
                     "I5", f"the lease of {after.workflow_id} was given back by somebody else than its holder"
@@ -567,6 +572,11 @@ class History:
                     raise self._broken("I5", f"the lease of {after.workflow_id} was taken while it had time left")
                 self.seen["an own lease taken again" if own else "a dead owner's lease taken over"] += 1
             self.seen["a take-over"] += 1
+
+    def _audit_left(self, before: Lease, clock: float) -> None:
+        if before.expires_at > clock and not self._expired_before_it_was_set_back(before):
+            raise self._broken("I5", f"the lease of {before.workflow_id} was ended while it had time left")
+        self.seen["a slot that a dead owner has freed"] += 1
 
     def _audit_step(
         self, before: Step | None, after: Step, taken: dict[str, Change], effects: dict[int, Effect]

@@ -37,6 +37,8 @@ class IdlePolls:
         self._owed: Counter[str] = Counter()  # of each worker, how many polls what has happened leads to
         self._rests: dict[str, float] = {}  # … the moment until which nothing else does
         self._polls: dict[str, set[str]] = {}  # … the names of its polls, of which each may be sent more than once
+        #: Whether nothing is said of it: where a queue has limits, the end of any run leads to a poll of any worker.
+        self.is_off = False
         server.on_begin = self._begins
 
     def leads_to_polls(self, mark: str, polls: int = 1) -> None:
@@ -44,7 +46,7 @@ class IdlePolls:
         self._owed[mark] = min(_AT_MOST_OWED, self._owed[mark] + polls)
 
     def _begins(self, statement: str, values: Any) -> None:
-        if statement != "poll" or values["dead"]:  # those have been found by one that is counted
+        if self.is_off or statement != "poll" or values["dead"]:  # those have been found by one that is counted
             return
         name: str = values["name"]
         mark, now = name.partition(".")[0], self._server.timeline.now

@@ -13,6 +13,7 @@ __all__ = [
     "FAULTS",
     "HOWS",
     "Fault",
+    "Limits",
     "Op",
     "Run",
     "Scenario",
@@ -88,10 +89,18 @@ class Works(Struct, omit_defaults=True):
     ticks: bool = False
 
 
+class Limits(Struct, omit_defaults=True):
+    """What the queue of all runs that are started lets be executed at once, and of one partition; 0 is any number."""
+
+    concurrency: int = 0
+    partition_concurrency: int = 0
+
+
 class Start(Struct, omit_defaults=True):
     """A run that is started so many seconds after its place's start, due `delay` seconds later.
 
     In a transaction of its caller's that stays `open` so many seconds, if in one; and that is `undone` the first time.
+    It may be one of a `partition`.
     """
 
     run: int
@@ -100,6 +109,7 @@ class Start(Struct, omit_defaults=True):
     priority: int = 5
     open: float = 0.0
     undone: bool = False
+    partition: str = ""
 
 
 class Slot(Struct, omit_defaults=True):
@@ -146,6 +156,7 @@ class Scenario(Struct, omit_defaults=True):
     rate: float = 0.0
     weight: int = 1
     deaf: float = 0.0
+    limits: Limits | None = None
 
 
 # When the second branch of a guard is done, and whether the workflow goes on then.

@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from simulation.database import Transaction, Wait
 from simulation.session import Refused, Running, Session
+from simulation.slots import slot_of
 from simulation.statements import STATEMENTS, Verb
 from simulation.tables import KEY_COLUMNS, Result, new_database
 from simulation.timeline import Timeline
@@ -242,6 +243,8 @@ class Backend:
                 self.server.recalled.update(self._polled(parameters["name"]))
                 recalls, sending = self.server.recalls, parameters["sending"]
                 recalls[parameters["name"]] = max(sending, recalls.get(parameters["name"], 0))
+            elif name == "recall_members":  # it frees slots, which are held by leases that have ended, too
+                self.server.recalled.update(self._polled(parameters["name"], ended=True))
             if self.server.on_begin is not None:
                 self.server.on_begin(name, parameters)
             implicit = self.session.transaction is None
@@ -272,11 +275,11 @@ class Backend:
             return False
         return True
 
-    def _polled(self, poll: str) -> list[str]:
-        """The tokens that the sendings of a poll have made, of leases that have not ended."""
+    def _polled(self, poll: str, *, ended: bool = False) -> list[str]:
+        """The tokens that the sendings of a poll have made, of leases that have not ended, or of those with slots that have."""
         now, locks = self.server.database.clock(), self.server.tables.locks
-        leases = map(locks.committed, list(locks.rows))
-        tokens = [lease.owner_token or "" for lease in leases if lease is not None and lease.expires_at > now]
+        leases = filter(None, map(locks.committed, list(locks.rows)))
+        tokens = [lease.owner_token or "" for lease in leases if lease.expires_at > now or (ended and slot_of(lease))]
         return [token for token in tokens if token.partition(":")[2].startswith(f"{poll}.")]
 
     def _wake(self) -> None:

@@ -22,6 +22,14 @@ _PLAIN: Final = (
     ("cleanup", False),
     ("interrupts", 0),
 )
+_PLAIN_STARTS: Final = (
+    ("after", 0.0),
+    ("delay", 0.0),
+    ("priority", 5),
+    ("undone", False),
+    ("open", 0.0),
+    ("partition", ""),
+)
 
 
 def shrunk(scenario: Scenario, fails: Callable[[Scenario], bool], most: int = _MOST_TRIES) -> Scenario:
@@ -78,12 +86,15 @@ def _simpler(scenario: Scenario) -> Iterator[Scenario]:
     """Scenarios of the same size with less that is special about them."""
     for name in ("slow", "stalls", "rate", "deaf"):
         yield from _plainer(scenario, (), name, 0.0)
+    yield from _plainer(scenario, (), "limits", None)
+    for name in ("concurrency", "partition_concurrency") if scenario.limits is not None else ():
+        yield from _plainer(scenario, ("limits",), name, 0)
     for number, slot in enumerate(scenario.slots):
         for name in ("skew", "drift"):
             yield from _plainer(scenario, ("slots", number), name, 0.0)
         yield from _plainer(scenario, ("slots", number), "calls", [(run, 0.0, waits) for run, _, waits in slot.calls])
         for index in range(len(slot.starts)):
-            for name, plain in (("after", 0.0), ("delay", 0.0), ("priority", 5), ("undone", False), ("open", 0.0)):
+            for name, plain in _PLAIN_STARTS:
                 yield from _plainer(scenario, ("slots", number, "starts", index), name, plain)
         for name, plain in (("concurrency", 1), ("grace", 0.0)) if slot.works is not None else ():
             yield from _plainer(scenario, ("slots", number, "works"), name, plain)

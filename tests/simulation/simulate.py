@@ -163,6 +163,8 @@ class _World:
         self.laws = WorkerLaws(
             self.server, self.history, routes, lambda _: self.finished(), scenario.lease, self._prompt()
         )
+        if scenario.limits is not None:
+            self.laws.limit(scenario.limits)
         self.tried: set[int] = set()  # runs that a process has begun to start
         self.started: set[int] = set()  # runs whose start was acknowledged
         if witness is not None:
@@ -277,6 +279,7 @@ class _World:
         slots = self.scenario.slots
         has_room = all(not slot.works or slot.works.concurrency >= len(self.scenario.runs) for slot in slots)
         starts = (start for slot in slots for start in slot.starts if not start.delay and not start.open)
+        has_room = has_room and self.scenario.limits is None
         return {f"r{start.run}" for start in starts if has_room and self._is_calm() and not self.scenario.deaf}
 
     def _is_calm(self) -> bool:
@@ -301,7 +304,8 @@ class _World:
 
 def _new_run(start: Start) -> NewRun:
     route = Route("default", f"w{start.run}", 1)
-    return NewRun(run_id=f"r{start.run}", route=route, priority=start.priority, delay=start.delay)
+    partition = start.partition or None
+    return NewRun(run_id=f"r{start.run}", route=route, priority=start.priority, delay=start.delay, partition=partition)
 
 
 class _Place:

@@ -25,7 +25,9 @@ from simulation.database import (
     Statement,
     Violation,
 )
+from simulation.queue_statements import QUEUE_STATEMENTS
 from simulation.rows import appended, is_awaited, iso, owned_by, sent_to, taken_up, visible_steps
+from simulation.slots import reopened, slot_of
 from simulation.tables import Account, Effect, Header, Lease, Result, Signal, Step, Tables, octets_of
 from simulation.worker_statements import WORKER_STATEMENTS
 
@@ -305,7 +307,7 @@ def _effect(tables: Tables, statement: Statement, values: Any) -> Progress[Resul
 
 def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     asked: dict[str, dict[str, Any]] = {row["id"]: row for row in _decode(values[0])}
-    held: list[str] = []
+    held, slots = list[str](), set[str]()
     for run_id in sorted(asked):
         places = ((run_id, seq) for seq in tables.seqs.get(run_id, ()))
         if asked[run_id]["records"] > sum(tables.steps.visible(place, statement) is not None for place in places):
@@ -313,8 +315,10 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
         if tables.snapshots.visible(run_id, statement) is None:
             continue
         owned = owned_by(asked[run_id]["token"])
-        if (yield from statement.locked(tables.locks, run_id, UPDATE, owned)) is not None:
+        if (mine := (yield from statement.locked(tables.locks, run_id, UPDATE, owned))) is not None:
             held.append(run_id)
+            slots.add(slot_of(mine))
+    yield from reopened(tables, statement, slots)
     leases: list[Lease] = []
     for run_id in held:
         status, due_in = asked[run_id]["status"], asked[run_id]["due_in"]
@@ -351,13 +355,15 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
 def _release_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     asked = sorted(zip(*values, strict=True), key=lambda row: row[0])
     held: list[tuple[str, str | None, float, str | None]] = []
-    awaited: list[str] = []
+    awaited, slots = list[str](), set[str]()
     for run_id, token, status, due_in, suspended, awaits in asked:
-        if (yield from statement.locked(tables.locks, run_id, UPDATE, owned_by(token))) is not None:
+        if (mine := (yield from statement.locked(tables.locks, run_id, UPDATE, owned_by(token)))) is not None:
+            slots.add(slot_of(mine))
             if is_awaited(tables, statement, run_id, [] if awaits is None else _decode(awaits)):
                 awaited.append(run_id)
                 due_in, suspended = 0.0, None  # noqa: PLW2901 -- as the statement has it
             held.append((run_id, status, due_in, suspended))
+    yield from reopened(tables, statement, slots)
     for run_id, status, due_in, suspended in held:
         run = tables.snapshots.visible(run_id, statement)
         stands = status if status is not None or run is None else run.snapshot["execution"].get("status")
@@ -456,10 +462,12 @@ def _cancelled(tables: Tables, statement: Statement, values: Any) -> Progress[Re
 
 
 def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
-    held: list[str] = []
+    held, slots = list[str](), set[str]()
     for run_id in sorted(values[0]):
-        if (yield from statement.locked(tables.locks, run_id, UPDATE)) is not None:
-            held.append(run_id)  # noqa: PERF401 -- a comprehension cannot yield
+        if (lease := (yield from statement.locked(tables.locks, run_id, UPDATE))) is not None:
+            held.append(run_id)
+            slots |= {slot_of(lease)} if lease.owner_token is not None else set()
+    yield from reopened(tables, statement, slots)
     seen = {run_id: tables.snapshots.visible(run_id, statement) for run_id in held}
     were_running = [run_id for run_id, run in seen.items() if run is not None and _is_under_way(run)]
     cancelled_now = {"status": Status.CANCELLED.value, "lastUpdated": iso(statement.now)}
@@ -477,7 +485,9 @@ def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress
     for run_id in done:
 
         def away(lease: Lease) -> Lease:
-            return lease._replace(owner_token=None, owner="cancelled", expires_at=statement.clock(), due_at=None)
+            route = None if lease.route is None else lease.route.replace("\t", "\n")
+            now = statement.clock()
+            return lease._replace(owner_token=None, owner="cancelled", expires_at=now, due_at=None, route=route)
 
         yield from statement.update(tables.locks, run_id, None, away)
     rows = [(run_id, run_id in done, None) for run_id in held if run_id in done or run_id in were_running]
@@ -539,6 +549,7 @@ STATEMENTS: Final[dict[str, Verb]] = {
     "signal_batch": _signal_batch,
     "receive_batch": _receive_batch,
     **WORKER_STATEMENTS,
+    **QUEUE_STATEMENTS,
     # of whole snapshots
     "load": _load,
     "why_nothing": _why_nothing,

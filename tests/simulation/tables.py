@@ -17,7 +17,9 @@ __all__ = [
     "Account",
     "Effect",
     "Header",
+    "Lane",
     "Lease",
+    "Limited",
     "Result",
     "Schedule",
     "Signal",
@@ -108,6 +110,22 @@ class Ticked(NamedTuple):
     nonce: int
 
 
+class Limited(NamedTuple):
+    """A row of `durable_queues`, without a rate."""
+
+    name: str
+    concurrency: int | None = None
+    partition_concurrency: int | None = None
+
+
+class Lane(NamedTuple):
+    """A row of `durable_partitions`."""
+
+    slot: str
+    line: str
+    turn: float | None = None
+
+
 class Account(NamedTuple):
     """A row of the user's `accounts`."""
 
@@ -135,6 +153,8 @@ class Tables:
     workers: Table[Worker] = field(default_factory=lambda: Table("workers"))
     schedules: Table[Schedule] = field(default_factory=lambda: Table("schedules"))
     ticked: Table[Ticked] = field(default_factory=lambda: Table("ticked"))
+    queues: Table[Limited] = field(default_factory=lambda: Table("queues"))
+    partitions: Table[Lane] = field(default_factory=lambda: Table("partitions"))
     accounts: Table[Account] = field(default_factory=lambda: Table("accounts"))
     effects: Table[Effect] = field(default_factory=lambda: Table("effects"))
     seqs: dict[str, set[int]] = field(default_factory=dict[str, set[int]])  # an index: of each run, seqs ever inserted
@@ -152,7 +172,7 @@ class Tables:
         return self.locks, self.snapshots, self.steps, self.signals, self.workers, *self._rest()
 
     def _rest(self) -> tuple[Table[Any], ...]:
-        return self.schedules, self.ticked, self.accounts, self.effects
+        return self.schedules, self.ticked, self.queues, self.partitions, self.accounts, self.effects
 
 
 ACCOUNTS: Final = ("a", "b")
@@ -166,6 +186,8 @@ KEY_COLUMNS: Final[Mapping[str, frozenset[str]]] = {
     "workers": frozenset({"id"}),
     "schedules": frozenset({"id"}),
     "ticked": frozenset({"id", "nonce"}),
+    "queues": frozenset({"name"}),
+    "partitions": frozenset({"slot", "line"}),
     "accounts": frozenset({"name"}),
     "effects": frozenset({"execution"}),
 }

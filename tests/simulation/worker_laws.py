@@ -1,4 +1,4 @@
-"""What must hold of runs that workers execute: the laws W2, W4 to W9 and W11 of workers, after every statement.
+"""What must hold of runs that workers execute: the laws W2 to W9 and W11 of workers, after every statement.
 
 (W1, one lease at a time and no acknowledged body begun again, is I2, I3 and I5 of `History`; W10 is `IdlePolls`.)
 """
@@ -11,12 +11,15 @@ from typing import Final
 
 from durable._engine.workers import MAX_CRASHES, Ask
 from durable.records import Status
+from durable.stores._postgres.starts import line_of
 from simulation.database import Change, Transaction
 from simulation.history import Broken, History
 from simulation.idle_law import IdlePolls
+from simulation.limit_laws import LimitLaws
 from simulation.rows import names_awaited
+from simulation.scenario import Limits
 from simulation.server import Server
-from simulation.tables import Header, Lease, Signal, Ticked
+from simulation.tables import Header, Lane, Lease, Signal, Ticked
 
 __all__ = ["WorkerLaws"]
 
@@ -55,6 +58,8 @@ class WorkerLaws:
         self._ended: set[str] = set()
         self._last_tick: float | None = None
         self._taken_at: dict[str, float] = {}  # of each run, when it was taken last
+        self._limits: LimitLaws | None = None
+        self._left: dict[str, Lease] = {}  # of each run, what its owner has left, which holds no slot any more
         self._seen_by_poll: dict[str, int] = {}  # of each run that was taken last, the commits that the poll saw
         audit = server.database.audit
 
@@ -65,6 +70,11 @@ class WorkerLaws:
 
         server.database.audit = audited
         server.on_statement = self._executed
+
+    def limit(self, limits: Limits) -> None:
+        """The queue has these, before anything happens."""
+        self._idle.is_off = True
+        self._limits = LimitLaws(self._tables, limits, self._broken)
 
     def begins(self, place: int) -> None:
         """A worker of this place is at work."""
@@ -82,7 +92,12 @@ class WorkerLaws:
             is_running = lease.expires_at > self._server.database.clock() and not self._is_late(claim)
             if owner == mark and is_running and lease.owner_token not in held and not self._history.was_left(claim):
                 raise self._broken("W9", f"{lease} was granted to a worker that does not hold it")
-            looked = ask.looks_for_dead and shows_dead and len(held) < ask.count and lease.route in self._had(mark)
+            looked = (
+                ask.looks_for_dead
+                and shows_dead
+                and len(held) < ask.count
+                and line_of(str(lease.route)) in self._had(mark)
+            )
             looked = looked and self._taken_at[lease.workflow_id] < began
             if looked and self._died.get(owner, began) < began - _SETTLED and self._is_due_later(lease):
                 raise self._broken("W7", f"{lease}, whose owner is dead, was left by a worker that has looked")
@@ -131,7 +146,7 @@ class WorkerLaws:
 
     def _route_of(self, run: str) -> str | None:
         lease = self._tables.locks.committed(run)
-        return None if lease is None else lease.route
+        return None if lease is None or lease.route is None else line_of(lease.route)
 
     def _is_due_later(self, lease: Lease) -> bool:
         return lease.due_at is not None and lease.due_at > self._server.database.clock()
@@ -139,7 +154,9 @@ class WorkerLaws:
     # -- what the database does
 
     def _executed(self, statement: str, transaction: Transaction) -> None:
-        if statement == "poll":
+        if self._limits is not None:
+            self._limits.executed(transaction)
+        if statement in ("poll", "take_members"):
             self._seen_by_poll |= {row.key: transaction.snapshot for _, row in transaction.written}
         if statement == "enqueue" and any(row.versions for row in transaction.locked):
             locked = [row.key for row in transaction.locked if row.versions]
@@ -164,6 +181,8 @@ class WorkerLaws:
         for run in {*touched, *(change.after.workflow_id for change in changes if type(change.after) is Signal)}:
             if (lease := self._tables.locks.committed(run)) is not None and (names := names_awaited(lease)) is not None:
                 self._audit_suspended(lease, names)
+        if self._limits is not None and any(type(change.after) in (Lease, Lane) for change in changes):
+            self._limits.audit(self._server.database.clock(), self._history.seen)
 
     def _audit_suspended(self, lease: Lease, names: list[str]) -> None:
         """W8: it holds nothing. And W2: what brings it on has not come, or a poll will notice it."""
@@ -228,6 +247,8 @@ class WorkerLaws:
                 raise self._broken("W2", f"{after} was renewed, and is due long before it ends")
             return
         if after.owner_token is None:
+            if str(after.owner).startswith("left "):
+                self._left[after.workflow_id] = before
             if names_awaited(after) is not None:
                 seen["a run that was suspended"] += 1
             elif after.due_at is not None:
@@ -261,7 +282,7 @@ class WorkerLaws:
             self._audit_early_end(before)
         if header is None:
             raise self._broken("W2", f"{run} was taken, and its header stays as it was")
-        self._audit_crashes(before, header)
+        self._audit_crashes(self._as_it_was_left(before), header)
         if self._is_late(str(after.owner_token).partition(":")[2]):
             self._history.seen["a poll that came after its recall"] += 1
         if run in self._prompt and before.epoch == 0:
@@ -269,6 +290,10 @@ class WorkerLaws:
             if late > _AT_ONCE:
                 raise self._broken("W11", f"{run} was taken {late:.3f} s after it was due, by a worker that was idle")
             self._history.seen["a start that was taken at once"] += 1
+
+    def _as_it_was_left(self, lease: Lease) -> Lease:
+        is_left = lease.owner_token is None and str(lease.owner).startswith("left ")
+        return self._left.get(lease.workflow_id, lease) if is_left else lease
 
     def _audit_crashes(self, before: Lease, header: Change) -> None:
         old, new = (run.snapshot["execution"].get("crashes", 0) for run in (header.before, header.after))

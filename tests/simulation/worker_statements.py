@@ -11,11 +11,13 @@ import msgspec
 
 from durable._engine.starts import MAX_PRIORITY
 from durable.records import Kind, Status
+from durable.stores._postgres.starts import line_of
 from simulation.database import NO_KEY_UPDATE, POINT, UPDATE, Progress, Statement
 from simulation.rows import appended, iso, names_awaited, taken_up, visible_steps
+from simulation.slots import due_moment, is_limited, limited_queues
 from simulation.tables import Header, Lease, Result, Schedule, Signal, Step, Tables, Ticked, Worker, octets_of
 
-__all__ = ["WORKER_STATEMENTS"]
+__all__ = ["WORKER_STATEMENTS", "Taken", "granted", "is_due", "running", "seen_busy", "ways"]
 
 _UNDER_WAY: Final = (Status.QUEUED, Status.RUNNING)
 _SILENT: Final = 86400.0  # seconds after which a worker's row goes
@@ -124,7 +126,7 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-class _Taken(NamedTuple):
+class Taken(NamedTuple):
     """What a poll has taken: the lease as it was, as it is, and its place."""
 
     before: Lease
@@ -134,33 +136,35 @@ class _Taken(NamedTuple):
 
 def _poll(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     began = statement.clock()
-    next_in = min((_due_at(lease) - began for lease in _on(tables, statement, values, began)), default=None)
-    least = min((_due_at(lease) for lease in _on(tables, statement, values, -math.inf)), default=math.inf)
+    next_in = min((due_moment(lease) - began for lease in _on(tables, statement, values, began)), default=None)
+    least = min((due_moment(lease) for lease in _on(tables, statement, values, -math.inf)), default=math.inf)
     floor = min(least, began - _FLOOR) - 0.00001 if values["asks_floor"] else None
     since = -math.inf if values["floor"] is None else values["floor"]
 
     due: list[Lease] = []
-    for route, priority in _ways(values["routes"]):
+    limited = limited_queues(tables, statement, values, began)
+    queue_of = dict(zip(values["routes"], values["route_queues"], strict=True))
+    for route, priority in ways(values["routes"]):
         for key in _in_order(tables, statement, route, priority):
-            if len(due) == values["count"]:
+            if len(due) == values["count"] or is_limited(tables, statement, queue_of[route]):
                 break
 
             def holds(lease: Lease, way: tuple[str, int] = (route, priority)) -> bool:
-                return (lease.route, lease.priority) == way and _is_due(lease, began) and _due_at(lease) >= since
+                return (lease.route, lease.priority) == way and _is_due(lease, began) and due_moment(lease) >= since
 
             lease = yield from statement.locked(tables.locks, key, UPDATE, holds, skips=True)
             if lease is not None:
                 due.append(lease)
-    taken: list[_Taken] = []
+    taken: list[Taken] = []
     for n, before in enumerate(due, 1):
-        after = yield from statement.update(tables.locks, before.workflow_id, None, _granted(statement, values, n))
+        after = yield from statement.update(tables.locks, before.workflow_id, None, granted(statement, values, n))
         if after is not None:
-            taken.append(_Taken(before, after, n))
+            taken.append(Taken(before, after, n))
     rows: list[tuple[Any, ...]] = []
     octets = 0
     for one in taken:
         run: Header | None = yield from statement.update(
-            tables.snapshots, one.lease.workflow_id, None, _running(tables, statement, one)
+            tables.snapshots, one.lease.workflow_id, None, running(tables, statement, one)
         )
         first = tables.steps.visible((one.lease.workflow_id, 0), statement) if one.lease.epoch == 1 else None
         input_row = (None, None, None) if first is None else (first.record, first.created_at, first.epoch)
@@ -172,7 +176,6 @@ def _poll(tables: Tables, statement: Statement, values: Any) -> Progress[Result]
     workers = sum(other is not None and other.seen_at > began - _SEEN_WITHIN for other in others)
     if len(due) == values["count"]:
         next_in = None
-    limited = list[str]()
     told = _schedules_of(tables, statement, values["schedules"], began)
     answer = [(next_in, workers, floor, limited, told, *row) for row in rows or [(None,) * 9]]
     return Result(answer, len(answer), octets)
@@ -233,11 +236,18 @@ def _stands(row: Schedule, revision: int, due_at: float | None) -> bool:
     return (row.revision, row.due_at) == (revision, due_at)
 
 
+def is_due(lease: Lease, now: float) -> bool:
+    """Whether a poll takes it, whatever its route."""
+    return _is_due(lease, now)
+
+
 def _is_due(lease: Lease, now: float) -> bool:
-    return _due_at(lease) <= now and (lease.owner_token is None or lease.expires_at <= now)
+    return due_moment(lease) <= now and (lease.owner_token is None or lease.expires_at <= now)
 
 
-def _granted(statement: Statement, values: Any, n: int) -> Callable[[Lease], Lease]:
+def granted(statement: Statement, values: Any, n: int) -> Callable[[Lease], Lease]:
+    """The lease of the n-th run that a poll takes."""
+
     def granted(lease: Lease) -> Lease:
         epoch, ends_at = _next_epoch(lease), statement.clock() + values["seconds"]
         token = f"{epoch}:{values['random']}.{n}"
@@ -255,7 +265,7 @@ def _next_epoch(lease: Lease) -> int:
     return lease.epoch + 1
 
 
-def _running(tables: Tables, statement: Statement, taken: _Taken) -> Callable[[Header], Header]:
+def running(tables: Tables, statement: Statement, taken: Taken) -> Callable[[Header], Header]:
     """The header of a run that was taken, with how many workers in a row have died under it."""
     epoch, owner = taken.lease.epoch, str(taken.lease.owner).partition(" ")[0]
 
@@ -270,7 +280,7 @@ def _running(tables: Tables, statement: Statement, taken: _Taken) -> Callable[[H
     return running
 
 
-def _count_crashes(tables: Tables, statement: Statement, taken: _Taken, execution: dict[str, Any]) -> int | None:
+def _count_crashes(tables: Tables, statement: Statement, taken: Taken, execution: dict[str, Any]) -> int | None:
     """How many workers in a row have died under the run; None where none has."""
     known: int | None = execution.get("crashes")
     steps = visible_steps(tables, statement, taken.lease.workflow_id)
@@ -284,6 +294,11 @@ def _count_crashes(tables: Tables, statement: Statement, taken: _Taken, executio
     if any(other is not None and other.leaving and other.owner == taken.before.owner for other in others):
         return known
     return (known or 0) + 1
+
+
+def seen_busy(tables: Tables, statement: Statement, worker: str) -> Progress[None]:
+    """A worker that has got something besides is not idle."""
+    yield from statement.update(tables.workers, worker, lambda row: row.idle, lambda row: row._replace(idle=False))
 
 
 def _seen(tables: Tables, statement: Statement, worker: str, *, is_busy: bool) -> Progress[None]:
@@ -347,7 +362,7 @@ def _wake_suspended(tables: Tables, statement: Statement, values: Any) -> Progre
             tables.locks, run_id, is_awaiting, lambda lease: lease._replace(owner=None, due_at=statement.clock())
         )
         if woken is not None:
-            routes.add(woken.route)
+            routes.add(line_of(str(woken.route)))
     for signal in signals:
         key = signal.workflow_id, signal.nonce
         yield from statement.update(tables.signals, key, None, lambda signal: signal._replace(noticed=True))
@@ -376,7 +391,7 @@ def _wake_awaiting(tables: Tables, statement: Statement, values: Any) -> Progres
             tables.locks, run_id, None, lambda lease: lease._replace(owner=None, due_at=statement.clock())
         )
         if woken is not None:
-            routes.add(woken.route)
+            routes.add(line_of(str(woken.route)))
     return Result([(route,) for route in sorted(routes, key=str)], len(routes))
 
 
@@ -445,7 +460,7 @@ def _recall(tables: Tables, statement: Statement, values: Any) -> Progress[Resul
 
     def is_mine(lease: Lease) -> bool:
         claim = (lease.owner_token or "").partition(":")[2]
-        if not (began < _due_at(lease) < math.inf and claim.startswith(mine)):
+        if not (began < due_moment(lease) < math.inf and claim.startswith(mine)):
             return False
         return bool(int(claim.removeprefix(mine).partition(".")[0]) < values["sending"])
 
@@ -462,19 +477,13 @@ def _recall(tables: Tables, statement: Statement, values: Any) -> Progress[Resul
     return Result([], len(locked))
 
 
-def _recall_members(*_: Any) -> Progress[Result]:
-    """Of queues with limits, of which there are none here."""
-    yield POINT
-    return Result([(0,)], 1)
-
-
 def _held_near(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     yield POINT
     began = statement.clock()
     rows = [
         (lease.workflow_id, lease.owner_token, lease.owner)
         for lease in _on(tables, statement, values, began)
-        if _due_at(lease) <= began + values["seconds"]
+        if due_moment(lease) <= began + values["seconds"]
         and lease.owner is not None
         and lease.owner_token is not None  # else it says what its run is suspended for
         and lease.owner.startswith(values["host"])
@@ -499,7 +508,7 @@ def _expire(tables: Tables, statement: Statement, values: Any) -> Progress[Resul
     return Result([], ended)
 
 
-def _ways(routes: Sequence[str]) -> Iterator[tuple[str, int]]:
+def ways(routes: Sequence[str]) -> Iterator[tuple[str, int]]:
     """The parts of the index that a worker looks at: what was begun, then the most urgent, and of each the routes in turn."""
     for priority in range(-MAX_PRIORITY - 1, MAX_PRIORITY + 1):
         for route in routes:
@@ -510,20 +519,16 @@ def _in_order(tables: Tables, statement: Statement, route: str, priority: int) -
     """The runs of one part of the index, as the statement sees them."""
     seen = (tables.locks.visible(key, statement) for key in list(tables.locks.rows))
     there = [lease for lease in seen if lease is not None and (lease.route, lease.priority) == (route, priority)]
-    return [lease.workflow_id for lease in sorted(there, key=_due_at)]
+    return [lease.workflow_id for lease in sorted(there, key=due_moment)]
 
 
 def _on(tables: Tables, statement: Statement, values: Any, after: float) -> Iterator[Lease]:
     """The leases of these routes that are due later."""
-    for route, priority in _ways(values["routes"]):
+    for route, priority in ways(values["routes"]):
         for key in _in_order(tables, statement, route, priority):
             lease = tables.locks.visible(key, statement)
-            if lease is not None and after < _due_at(lease) < math.inf:
+            if lease is not None and after < due_moment(lease) < math.inf:
                 yield lease
-
-
-def _due_at(lease: Lease) -> float:
-    return math.inf if lease.due_at is None else lease.due_at
 
 
 WORKER_STATEMENTS: Final[dict[str, Callable[[Tables, Statement, Any], Progress[Result]]]] = {
@@ -540,7 +545,6 @@ WORKER_STATEMENTS: Final[dict[str, Callable[[Tables, Statement, Any], Progress[R
     "put_schedules": _put_schedules,
     "tick": _tick,
     "recall": _recall,
-    "recall_members": _recall_members,
     "held_near": _held_near,
     "expire": _expire,
 }

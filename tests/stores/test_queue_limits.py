@@ -245,17 +245,38 @@ def test_125_a_partition_that_is_closed_while_its_last_run_ends_has_a_turn(datab
 
 
 def test_125_planted_open_it_only_where_it_is_closed(database: Database) -> None:
-    """To the end it does not seem to be closed; and it stays so for ever."""
+    """To the end it does not seem to be closed; so it stays, though there is room."""
 
     def plant(store: PostgresStore) -> None:
         change(
             store,
             "finish_batch",
             "WHERE slot = given.slot ORDER BY",
-            "WHERE slot = given.slot AND turn IS NULL ORDER BY",
+            "WHERE slot = given.slot AND (turn <= clock_timestamp()) IS NOT TRUE ORDER BY",
         )
 
     assert lose_a_wake_up(database, plant) == []
+
+
+def test_125_a_partition_that_is_opened_for_another_workflow_while_what_is_held_ends(database: Database) -> None:
+    """The end's snapshot is older, so it cannot open that one, which finds itself full: it is put off, and not closed for ever."""
+    other = (Route("q", "other", 1),)
+    with database.store() as store, database.store() as another, looking(database.url) as gate:
+        store.write_queue(durable.Queue("q", partition_concurrency=1))
+        start(store, ["a"])
+        (held,) = poll(store)
+        gate.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(database.schema)))
+        with gate.transaction():
+            gate.execute("SELECT FROM durable_locks WHERE workflow_id = 'r000000' FOR KEY SHARE")
+            ending = end_aside(store, held)
+            while not is_waiting(database):
+                time.sleep(0.01)
+            durable.start("other", store=another, id="other", queue="q", partition="a")
+            assert poll(another, routes=other) == []
+        ending.join()
+        assert database.execute("SELECT count(*) FROM durable_partitions WHERE turn > now()") == [(1,)]
+        database.execute("UPDATE durable_partitions SET turn = turn - interval '30 s'")
+        assert [one.lease.run_id for one in poll(another, routes=other)] == ["other"]
 
 
 _COUNTED: Final = """(SELECT count(*) FROM durable_locks WHERE owner_token IS NOT NULL AND strpos(route, E'\\n') > 0)"""

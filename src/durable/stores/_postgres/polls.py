@@ -116,25 +116,25 @@ class Due:
         self.limited: Sequence[str] = rows[0][3]
         self.due, self.tick_in = read_due(rows[0][4], polling.settings.prefix)
         self.held: Sequence[tuple[str, str, str]] = held
-        self.found = [_found(polling, row[5:], server) for row in rows if row[5] is not None]
+        self.found = [_found(polling, row[5:], server, polling.sent) for row in rows if row[5] is not None]
 
     @property
     def queues(self) -> list[str]:
         """The queues in which runs wait for their turn."""
         return sorted(map(read_queue, self.limited))
 
-    def add(self, polling: Polling, rows: Sequence[Any], next_in: float | None, server: str) -> None:
-        """What was taken besides, as its turn came, and when there may be more of that."""
-        self.found += [_found(polling, row, server) for row in rows]
+    def add(self, polling: Polling, rows: Sequence[Any], next_in: float | None, server: str, sent: float) -> None:
+        """What was taken besides, as its turn came, by statements sent then; and when there may be more of that."""
+        self.found += [_found(polling, row, server, sent) for row in rows]
         known = [seconds for seconds in (self.next_in, next_in) if seconds is not None]
         self.next_in = min(known, default=None)
 
 
-def _found(polling: Polling, row: Sequence[Any], server: str) -> Found:
+def _found(polling: Polling, row: Sequence[Any], server: str, sent: float) -> Found:
     row_id, epoch, token, n, route, document, record, at, written_under = row
     run_id, seconds = row_id.removeprefix(polling.settings.prefix), polling.poll.seconds
     claiming = Claiming(Claim(run_id=run_id, workflow="", version=0, seconds=seconds), row_id, "", polling.owner, None)
-    claiming.random, claiming.sent = f"{polling.random}.{n}", polling.sent
+    claiming.random, claiming.sent = f"{polling.random}.{n}", sent
     standing = (epoch, token, polling.owner, seconds, None, document is not None, document, False, False)
     found = Found(claiming, standing, server)
     found.queue = queue_of(route)

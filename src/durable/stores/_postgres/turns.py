@@ -27,6 +27,8 @@ class Taken(NamedTuple):
     next_in: float | None
     #: The leases of other processes here, which may be dead.
     held: Sequence[Any]
+    #: When the statements were sent that have taken them, from which on their leases count.
+    sent: float
 
 
 class Turns:
@@ -55,6 +57,7 @@ class Turns:
         That is so where more has become due than was let wait for its turn, and where partitions had a turn and nothing to
         give: they have lost it by that, and it is that of others.
         """
+        sent = self._clock.elapsed()
         looks, held, rows, locked, lanes, next_of = polling.poll.looks_for_dead, None, None, None, None, None
         with in_transaction(session):
             session.queue(_PLANNED_ONCE)
@@ -70,11 +73,11 @@ class Turns:
         told: list[Any] = [] if held is None else held.fetchall()
         ((is_crowded,),) = crowded.fetchall()
         if rows is None or locked is None or lanes is None or next_of is None:
-            return Taken((), None, told), None
+            return Taken((), None, told, sent), None
         taken = [row for row in rows.fetchall() if row[0] is not None]
         ((next_in,),), ((_, is_busy),) = next_of.fetchall(), locked.fetchall()
         if is_busy:
             next_in = _SOON if next_in is None else min(next_in, _SOON)
         ((had_turns,),) = lanes.fetchall()
         again = 0.0 if is_crowded == "true" else _SOON if had_turns != "[]" and not taken else None
-        return Taken(taken, next_in, told), again
+        return Taken(taken, next_in, told, sent), again

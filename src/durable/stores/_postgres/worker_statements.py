@@ -85,6 +85,9 @@ class WorkerStatements:
         polling: Polling = job.payload
         known, count = polling.limited, polling.poll.count
         is_first = any(route.queue in polling.poll.limited for route in polling.poll.routes[:1])
+        is_first = (
+            is_first and not job.doubtful
+        )  # what was taken by sendings whose replies were lost is given back first
         taken = self._turns.take(session, polling, known, count) if is_first else None
         try:
             due = self._poll_due(session, job, count - (0 if taken is None else len(taken.rows)))
@@ -98,7 +101,7 @@ class WorkerStatements:
                 job.doubtful = True
                 raise
         if taken is not None:
-            due.add(polling, taken.rows, taken.next_in, session.server)
+            due.add(polling, taken.rows, taken.next_in, session.server, taken.sent)
             due.held = [*due.held, *taken.held]
         return due
 

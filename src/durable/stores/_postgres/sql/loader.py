@@ -38,7 +38,8 @@ def _held_of(queue: str) -> str:
 
 def _reopened(given_back: str) -> str:
     """What gives leases back lets their partitions have a turn again, *whatever they seem to have*: it waits for one that takes
-    from a partition just now, and has counted these leases. In the order of their keys, as whatever locks several of them.
+    from a partition just now, and has counted these leases. In the order of their keys, as whatever locks several of them. (One
+    that is opened meanwhile, for another workflow, it does not see: that is put off for half a minute, see `take_members`.)
     """
     return f"""\
 lanes AS MATERIALIZED (
@@ -47,7 +48,7 @@ lanes AS MATERIALIZED (
      CROSS JOIN LATERAL (SELECT slot FROM {{partitions}} WHERE slot = given.slot ORDER BY line FOR NO KEY UPDATE) AS lane
 ), freed_lanes AS (
     UPDATE {{partitions}}
-       SET turn = COALESCE(turn, clock_timestamp())
+       SET turn = LEAST(turn, clock_timestamp())
      WHERE slot = ANY (ARRAY(SELECT slot FROM lanes))
     RETURNING slot
 )"""  # noqa: S608 -- a name of ours

@@ -110,7 +110,7 @@ WITH queue AS MATERIALIZED (
      CROSS JOIN LATERAL (
            SELECT slot, line, turn
              FROM {partitions}
-            WHERE line = asked.line AND turn IS NOT NULL
+            WHERE line = asked.line AND turn IS NOT NULL AND turn <= statement_timestamp() + interval '1 s'
             ORDER BY turn
             LIMIT queue.room
               FOR NO KEY UPDATE SKIP LOCKED) AS lane
@@ -128,7 +128,8 @@ SELECT set_config('durable.lanes', COALESCE(json_agg(json_build_object(
 -- name: take_members
 -- Of each its most urgent, and of these what was begun before and has waited the longest: one of each, then of those that may give more
 -- a second one, until there is no more room. A partition that gives goes to the end; one that has nothing more, or holds all that
--- it may, has no turn. What is locked elsewhere stays a member, and its partition keeps its turn.
+-- it may, has no turn: that one for half a minute at the most, since what ends meanwhile cannot see a partition that was opened for
+-- another workflow after its own statement began. What is locked elsewhere stays a member, and its partition keeps its turn.
 WITH lane AS MATERIALIZED (
     SELECT asked.name, asked.slot, asked.line, asked.place, asked.room, asked.share, kept.partition_concurrency - (
                SELECT count(*)
@@ -175,11 +176,11 @@ WITH lane AS MATERIALIZED (
 ), {header_of_taken}, served AS (
     UPDATE {partitions} AS lane
        SET turn = CASE
-               WHEN told.own_room - told.given <= 0 THEN NULL
                WHEN NOT EXISTS (
                     SELECT FROM {locks}
                      WHERE route = lane.line || E'\t' || lane.slot AND due_at < 'infinity'
                        AND workflow_id <> ALL (ARRAY(SELECT workflow_id FROM due)) OFFSET 0) THEN NULL
+               WHEN told.own_room - told.given <= 0 THEN clock_timestamp() + interval '30 s'
                WHEN told.gave > 0 THEN clock_timestamp()
                ELSE lane.turn END
       FROM (SELECT slot, line, own_room,
@@ -288,15 +289,15 @@ UPDATE {locks} AS lease
  WHERE lease.workflow_id = held.workflow_id
 
 -- name: reopen_partitions
--- There may be more room: each of the queue that has lost its turn has one.
+-- There may be more room: each of the queue that has lost its turn, or was put off, has one.
 WITH lane AS MATERIALIZED (
     SELECT slot, line FROM {partitions}
-     WHERE starts_with(slot, left(%(name)s, -1) || ',') AND turn IS NULL
+     WHERE starts_with(slot, left(%(name)s, -1) || ',') AND (turn <= clock_timestamp()) IS NOT TRUE
      ORDER BY slot, line
        FOR NO KEY UPDATE
 )
 UPDATE {partitions} AS partition
-   SET turn = COALESCE(turn, clock_timestamp())
+   SET turn = LEAST(turn, clock_timestamp())
   FROM lane
  WHERE partition.slot = lane.slot AND partition.line = lane.line
 

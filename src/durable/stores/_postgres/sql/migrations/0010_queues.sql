@@ -13,7 +13,7 @@ CREATE TABLE {queues} (
 
 -- Whose turn it is. A slot is what `partition_concurrency` counts in (store's prefix, queue and partition, as JSON; a partition of null
 -- has the runs that were given none), and a line the route of a workflow and version. `turn` is since when it waits for it; NULL
--- where nothing is due of it, or all that it may hold is held.
+-- where nothing is due of it; a moment to come where all that it may hold is held, at which that is looked at again.
 CREATE TABLE {partitions} (
     slot text NOT NULL,
     line text NOT NULL,
