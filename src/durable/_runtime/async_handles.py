@@ -204,9 +204,10 @@ class AsyncStep:
         delay: Duration | None = None,
         deadline: Duration | datetime | None = None,
         metadata: Mapping[str, Any] | None = None,
+        partition: str | None = None,
     ) -> Any:
         """See `Step.call`."""
-        order = Start(input, None, priority, at, delay, None, deadline, metadata)
+        order = Start(input, None, priority, at, delay, None, deadline, metadata, partition)
         child = plan_child(self._driver, fn, key, order, queue)
         return self._driver.call_child(child.name, key, child.begin, child.wait)
 
@@ -248,9 +249,10 @@ class AsyncStep:
         delay: Duration | None = None,
         deadline: Duration | datetime | None = None,
         metadata: Mapping[str, Any] | None = None,
+        partition: str | None = None,
     ) -> Any:
         """See `Step.start`; awaited for the handle."""
-        order = Start(input, None, priority, at, delay, None, deadline, metadata)
+        order = Start(input, None, priority, at, delay, None, deadline, metadata, partition)
         child = plan_child(self._driver, fn, key, order, queue)
         return self._driver.call(child.name, key, child.begin)
 

@@ -31,6 +31,7 @@ class ChildOptions(TypedDict, total=False):
     delay: Duration | None
     deadline: Duration | datetime | None
     metadata: Mapping[str, Any] | None
+    partition: str | None
 
 
 class ChildHandle(Generic[T]):

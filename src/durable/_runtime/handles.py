@@ -205,12 +205,13 @@ class Step:
         delay: Duration | None = None,
         deadline: Duration | datetime | None = None,
         metadata: Mapping[str, Any] | None = None,
+        partition: str | None = None,
     ) -> Any:
         """Start a child, a run of its own for workers, wait for its end, and return its value.
 
         - `fn`: a function that is marked with `@durable.workflow`; or its name, `"resize"`, or `"resize@2"` for a version.
         - `key`: the step's key. The child's id is this run's, `/`, and the key: a replay, and a resume, join the same child.
-        - `queue`, `priority`, `at`, `delay`, `deadline`, `metadata`: of the child, as for `durable.start`.
+        - `queue`, `priority`, `at`, `delay`, `deadline`, `metadata`, `partition`: of the child, as for `durable.start`.
 
         While it waits, a run of a worker holds no place there. The child's outcome is recorded in this run, and not asked for
         again. `durable.cancel` of this run cancels its children; one that fails or is completed leaves them alone.
@@ -218,7 +219,7 @@ class Step:
         Raises `ChildFailed` where the child has failed, was cancelled, or was deleted; `RunExists` and `RunMismatch` where its
         id is that of another run, which is recorded, too; and what `step(...)` raises.
         """
-        order = Start(input, None, priority, at, delay, None, deadline, metadata)
+        order = Start(input, None, priority, at, delay, None, deadline, metadata, partition)
         child = plan_child(self._driver, fn, key, order, queue)
         return self._driver.call_child(child.name, key, child.begin, child.wait)
 
@@ -256,12 +257,13 @@ class Step:
         delay: Duration | None = None,
         deadline: Duration | datetime | None = None,
         metadata: Mapping[str, Any] | None = None,
+        partition: str | None = None,
     ) -> Any:
         """Start a child, and return its handle, for `wait_all`; otherwise as `call`.
 
         The start is recorded, in one commit with the child's own rows. Whether the child is waited for or not, it goes on.
         """
-        order = Start(input, None, priority, at, delay, None, deadline, metadata)
+        order = Start(input, None, priority, at, delay, None, deadline, metadata, partition)
         child = plan_child(self._driver, fn, key, order, queue)
         return self._driver.call(child.name, key, child.begin)
 
