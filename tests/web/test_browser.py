@@ -179,6 +179,7 @@ PAGES = (
     "/run?id=checkout-1",
     "/run?id=shipping-1&view=events",
     "/run?id=shipping-1&view=json",
+    "/queues",
     "/workers",
     "/run?id=none",
 )
@@ -254,6 +255,7 @@ def test_all_text_can_be_read(url: str, new_page: Any, scheme: str) -> None:
         "/run?id=shipping-1",
         "/run?id=checkout-1&step=charge",
         "/run?id=shipping-1&view=events",
+        "/queues",
         "/workers",
     ):
         page.goto(url + path)

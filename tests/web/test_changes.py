@@ -200,3 +200,39 @@ def test_a_retried_run_goes_on(played: Any) -> None:
     visitor = visit(played)
     assert visitor.post("/run/fork?id=checkout-1", {"step": "charge", "new_id": "checkout-9"}).status_code == 303
     assert durable.run(None, checkout, id="checkout-9", store=played) == {"order": "o-7", "parcel": None}
+
+
+def test_a_queue_is_paused_and_resumed(played: Any) -> None:
+    """Its limits and what waits are shown; each change is a line that says who it was."""
+    played.write_queue(
+        durable.Queue("orders", concurrency=2, partition_concurrency=1, rate=durable.Rate(600, per=60, burst=20))
+    )
+    visitor = visit(played)
+    shown = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", visitor.get("/queues").text))
+    assert "orders Open 0 of 2 1 1 of each partition, 600 in 1 min, 20 at once Pause" in shown
+    with capture_logs() as lines:
+        answer = visitor.post("/queue/pause?name=orders")
+        assert (answer.status_code, answer.headers["location"]) == (303, "/queues?done=pause")
+        assert next(line.paused for line in played.queues())
+        assert "The queue was paused" in visitor.get("/queues?done=pause").text
+        assert visitor.post("/queue/resume?name=orders").status_code == 303
+    assert [(line["action"], line["queue"], line["via"]) for line in lines] == [
+        ("pause", "orders", "web"),
+        ("resume", "orders", "web"),
+    ]
+    assert not next(line.paused for line in played.queues())
+
+
+def test_a_queue_that_is_none_is_not_made_by_pausing_it(played: Any) -> None:
+    visitor = visit(played)
+    assert visitor.post("/queue/pause?name=oders").status_code == 404
+    assert visitor.post("/queue/drop?name=orders").status_code == 404
+    assert [line.queue.name for line in played.queues()] == ["orders"]
+
+
+def test_who_may_only_look_has_no_buttons_for_queues(shop: Any) -> None:
+    assert "/queue/pause" in visit(shop).get("/queues").text
+    looks = visit(shop, may="read")
+    assert "/queue/pause" not in looks.get("/queues").text
+    assert looks.post("/queue/pause?name=orders").status_code == 403
+    assert not next(line.paused for line in shop.queues())

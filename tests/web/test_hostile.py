@@ -61,7 +61,7 @@ def test_hostile_text_is_shown_and_nothing_more(kind: str) -> None:
     visitor = visit(store, title=bad)
     here = quote(run_id, safe="")
     pages = [f"/run?id={here}", f"/run?id={here}&step={here}", f"/run?id={here}&view=events", f"/run?id={here}&view=json",
-             f"/run?id={here}&only=failed&name={here}", "/runs", f"/runs?q={here}&status=failed", f"/runs?q=id:{here}", f"/runs?since={here}", "/", "/workers"]  # fmt: skip
+             f"/run?id={here}&only=failed&name={here}", "/runs", f"/runs?q={here}&status=failed", f"/runs?q=id:{here}", f"/runs?since={here}", "/", "/queues", "/workers"]  # fmt: skip
     for page in pages:
         answer = visitor.get(page)
         assert answer.status_code in (200, 400), page

@@ -53,7 +53,7 @@ urlpatterns: list[Any] = []
 @pytest.mark.parametrize("where", [_in_fastapi, _in_starlette, _in_django])
 def test_it_is_mounted_in(shop: Any, where: Any) -> None:
     visitor = Visitor(where(app(shop, auth=lambda _: "write")), root="/durable")
-    for path in ("/", "/runs", "/run?id=shipping-1", "/workers", "/healthz", "/static/durable.css"):
+    for path in ("/", "/runs", "/run?id=shipping-1", "/queues", "/workers", "/healthz", "/static/durable.css"):
         answer = visitor.get(path)
         assert answer.status_code == 200, path
         assert answer.headers["content-security-policy"]

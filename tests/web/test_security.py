@@ -21,7 +21,7 @@ from harness.pages import FORM, Visitor, play, visit
 from harness.support import Database
 
 PAGES = ("/", "/runs", "/runs?q=no:such", "/run?id=shipping-1", "/run?id=shipping-1&view=events", "/run?id=shipping-1&view=json",
-         "/workers", "/value?id=checkout-1&what=result", "/run?id=none", "/no-such-page")  # fmt: skip
+         "/queues", "/workers", "/value?id=checkout-1&what=result", "/run?id=none", "/no-such-page")  # fmt: skip
 
 
 # 1. auth

@@ -28,7 +28,7 @@ from durable.web._forms import FIELD, Forms, set_cookie
 from durable.web._setup import Setup
 
 HERE: Final = Path(__file__).parent
-_PAGES: Final = ("Overview", "Runs", "Workers")
+_PAGES: Final = ("Overview", "Runs", "Queues", "Workers")
 
 
 class Answers:
@@ -56,6 +56,7 @@ class Answers:
             "error": name_error,
         }
         own.globals |= {
+            "queue_address": _links.queue_address,
             "run_address": _links.run_address,
             "term": _links.term,
             "tabs": _PAGES,

@@ -63,6 +63,7 @@ def app(
         Route("/runs", pages.runs),
         Route("/run", pages.run),
         Route("/value", pages.value),
+        Route("/queues", pages.queues),
         Route("/workers", pages.workers),
         Route("/live", live.stream),
         Route("/healthz", _healthz),
@@ -73,6 +74,7 @@ def app(
         routes += [
             Route("/run/{action:str}", changes.one, methods=["POST"]),
             Route("/runs/{action:str}", changes.many, methods=["POST"]),
+            Route("/queue/{action:str}", changes.queue, methods=["POST"]),
         ]
 
     def failed(request: Request, problem: Exception) -> Response:

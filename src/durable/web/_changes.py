@@ -26,6 +26,7 @@ from durable.web._texts import visible
 
 _ONE: Final = ("retry", "cancel", "signal", "fork", "delete")
 _MANY: Final = ("retry", "cancel", "delete")
+_OF_QUEUES: Final = ("pause", "resume")
 _MOST: Final = 1_000  # runs at once
 _FIELDS: Final = _MOST + 20
 
@@ -120,6 +121,32 @@ class Changes:
         root = request.scope.get("root_path", "")
         told = search.address(done=action, n=str(done), refused=str(len(ids) - done))
         return RedirectResponse(f"{root}/runs{told}", 303)
+
+    async def queue(self, request: Request) -> Response:
+        """Whether the runs of the queue that the address names are begun."""
+        action, name, back = (
+            request.path_params["action"],
+            request.query_params.get("name", ""),
+            ("queues", "All queues"),
+        )
+        _, refused = await self._form(request, back)
+        if refused is not None:
+            return refused
+        if action not in _OF_QUEUES:
+            return self._answers.problem(
+                request, 404, "There is no such action", f"Known are {', '.join(_OF_QUEUES)}.", back=back
+            )
+        known = [line.queue.name for line in await self._reads.ask(self._setup.store.queues)]
+        if name not in known:  # a typing error would be a row for ever
+            return self._answers.problem(
+                request, 404, "No such queue", "It has no limits, and nothing that is due or executed.", back=back
+            )
+        actions = self._actions(request)
+        try:
+            await self._reads.ask(lambda: actions.pause(name, paused=action == "pause"))
+        except DurableError as problem:
+            return self._answers.refusal(request, problem, back=back)
+        return RedirectResponse(f"{request.scope.get('root_path', '')}/queues?done={action}", 303)
 
     def _lines(self, ids: list[str]) -> list[RunLine]:
         return list(self._setup.store.runs(Filter(ids=tuple(ids)), limit=_MOST))

@@ -95,3 +95,8 @@ def term(qualifier: str, value: str) -> str:
 def run_address(id: str, **more: str) -> str:
     """The page of a run."""
     return "run?" + urlencode({"id": id} | {name: value for name, value in more.items() if value}, quote_via=quote)
+
+
+def queue_address(action: str, name: str) -> str:
+    """Where a form sends what is done with a queue."""
+    return f"queue/{action}?" + urlencode({"name": name}, quote_via=quote)

@@ -1,4 +1,4 @@
-"""The pages that are looked at: overview, runs, a run, workers."""
+"""The pages that are looked at: overview, runs, a run, queues, workers."""
 
 from __future__ import annotations
 
@@ -162,6 +162,14 @@ class Pages:
         return PlainTextResponse(
             text.encode("utf-8", "backslashreplace"),
             headers={"content-disposition": f"attachment; filename*=UTF-8''{name}.json.txt"},
+        )
+
+    async def queues(self, request: Request) -> Response:
+        """The queues: their limits, and what waits in them."""
+        lines = await self._reads.ask(self._setup.store.queues)
+        done = request.query_params.get("done", "")
+        return self._answers.page(
+            request, "queues.html", tab="Queues", lines=lines, done=done if done in ("pause", "resume") else ""
         )
 
     async def workers(self, request: Request) -> Response:
