@@ -234,5 +234,5 @@ def test_who_may_only_look_has_no_buttons_for_queues(shop: Any) -> None:
     assert "/queue/pause" in visit(shop).get("/queues").text
     looks = visit(shop, may="read")
     assert "/queue/pause" not in looks.get("/queues").text
-    assert looks.post("/queue/pause?name=orders").status_code == 403
+    assert looks.post("/queue/pause?name=orders", token=visit(shop).token()).status_code == 403
     assert not next(line.paused for line in shop.queues())
