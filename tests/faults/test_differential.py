@@ -322,6 +322,7 @@ class Script:
         # Of several that are due at one moment, which is first is the server's choice.
         return {
             "routes": self._routes(),
+            "schedules": [],  # what they are asked by is compared by tests/faults/test_schedules_killed.py
             "worker": self._named(chance.choice(WORKERS)),
             "count": chance.choice((1, 10, 10)),
             "name": poll,

@@ -332,13 +332,13 @@ class Comparison:
             self.seen[value + after] += 1
             return
         if name == "poll":  # which always says when the next run is due
-            count = sum(row[3] is not None for row in value)
+            count = sum(row[4] is not None for row in value)
         self.seen[f"{name}: {'something' if count else 'nothing'}{after}"] += 1
         if name == "renew":
             self.seen["skipped"] += [row[1] for row in value].count(False)
 
     def _same_tables(self) -> None:
-        locks, runs, steps, signals, workers, accounts, effects = (
+        locks, runs, steps, signals, workers, _, _, accounts, effects = (
             [*filter(None, map(table.committed, table.rows))] for table in self.tables.all()
         )
         mine: list[tuple[Any, ...]] = [
@@ -459,7 +459,7 @@ def _comparable(statement: str, rows: Sequence[tuple[Any, ...]]) -> list[tuple[A
         ]
     if statement == "poll":  # whether something is due later, and of each run all but the moments
         told = [
-            (*row[:7], _document(row[7] and json.loads(row[7])), row[8], row[9] is not None, row[10]) for row in rows
+            (*row[:8], _document(row[8] and json.loads(row[8])), row[9], row[10] is not None, row[11]) for row in rows
         ]
         return sorted(((row[0] is not None, *row[1:]) for row in told), key=repr)
     if statement == "notice":  # numbers as JSON

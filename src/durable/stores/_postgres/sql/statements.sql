@@ -758,9 +758,10 @@ SELECT asked.n, run.id, run.snapshot->>'workflowName', run.snapshot->'metadata'-
 -- locked is waited for. A run that was held before, and is due, was left by its owner: the lease has ended. Each of the three
 -- conditions on due_at is needed: `due_at <= now` does not imply to the planner that the index has it. The answer is what was taken,
 -- with its input where nothing else can be in its journal; when the next run is due, where all that is due was taken; and a floor,
--- where one is asked for; and of the worker's schedules those that are due, and when the next one is. While a transaction is open elsewhere, what has ended stays in the index, and each poll would have to
--- pass all of it. Below the floor nothing was due but what is committed late: what begins two seconds before it, or later, is found
--- at once, and the rest by the next poll that has no floor. (A float loses microseconds.)
+-- where one is asked for; and of the worker's schedules those that are due, and when the next one is. While a transaction is open
+-- elsewhere, what has ended stays in the index, and each poll would have to pass all of it. Below the floor nothing was due but what
+-- is committed late: what begins two seconds before it, or later, is found at once, and the rest by the next poll that has no floor.
+-- (A float loses microseconds.)
 WITH due AS MATERIALIZED (
     SELECT lease.*
       FROM (SELECT asked.route, class.priority::smallint
