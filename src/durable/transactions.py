@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import psycopg
 
 from durable._common.boundary import public
-from durable.errors import InvalidArgument, TransactionMisused
+from durable.errors import InvalidArgument
 from durable.stores._postgres.tool_connections import ToolConnection, lend
 
 if TYPE_CHECKING:
@@ -123,13 +123,13 @@ def django_connection(connection: psycopg.Connection[Any], using: str = "default
         problem = (
             "the body went on after an error in a block of atomic() without a savepoint, which had ended all of it"
         )
-        raise TransactionMisused(face._step, problem)  # noqa: SLF001
+        raise face.misused(problem)
     face.check()
 
 
 def _refusal(face: ToolConnection, what: str) -> Callable[..., NoReturn]:
     def refuse(*_: object, **__: object) -> NoReturn:
-        raise TransactionMisused(face._step, f"the body may not use {what}")  # noqa: SLF001
+        raise face.misused(f"the body may not use {what}")
 
     return refuse
 
@@ -160,7 +160,7 @@ def _known_engine(*_: object) -> sqlalchemy.Engine:
 
 def _connections() -> Any:
     try:
-        from django.db import connections  # noqa: PLC0415 -- of an extra
+        from django.db import connections  # noqa: PLC0415 -- of an extra  # pyright: ignore[reportMissingTypeStubs]
     except ModuleNotFoundError:
         raise InvalidArgument("django_connection: Django is not installed: pip install 'django>=4.2'") from None
     return connections

@@ -49,14 +49,14 @@ def hour(n: int) -> datetime:
 )
 @pytest.mark.parametrize("kind", [{"cron": "0 * * * *"}, {"cron": None, "every": 3600.0}], ids=["cron", "every"])
 def test_152_three_hours_down(missed: str, begun: list[int], kind: dict[str, Any]) -> None:
-    """Fault 152: `latest` begins one run, `skip` none, `all` each; the next moment is that after now, whatever was missed."""
+    """FAULTS 152: `latest` begins one run, `skip` none, `all` each; the next moment is that after now, whatever was missed."""
     ticks = find_ticks(due(replace(HOURLY, missed=missed, **kind), hour(12)))
     assert [at.hour for at in ticks.begun] == begun
     assert ticks.due_at == hour(15)
 
 
 def test_152_all_that_was_missed_is_made_up_for_a_hundred_at_a_time() -> None:
-    """Fault 152: a schedule of a second, three hours down."""
+    """FAULTS 152: a schedule of a second, three hours down."""
     scheduled = Scheduled(name="s", every=1.0, missed="all", route=Route("default", "report", 1))
     since, begun = NOW - timedelta(hours=3), list[datetime]()
     next_at = since
@@ -76,7 +76,7 @@ def test_skip_begins_what_is_late_by_less_than_a_minute() -> None:
 
 
 def test_153_what_is_new_or_changed_begins_nothing_of_the_past() -> None:
-    """Fault 153: there is no moment to make up for, only the next one."""
+    """FAULTS 153: there is no moment to make up for, only the next one."""
     for missed in ("latest", "all", "skip"):
         ticks = find_ticks(due(replace(HOURLY, missed=missed), None))
         assert (list(ticks.begun), ticks.due_at) == ([], hour(15))
@@ -130,7 +130,7 @@ CRONS = ("30 2 * * *", "*/30 * * * *", "15,45 2,3 * * *", "0 * * * *", "0 12 * *
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "Antarctica/Troll", "Australia/Lord_Howe", "UTC"])
 @pytest.mark.parametrize("cron", CRONS)
 def test_151_moments_are_the_same_from_wherever_they_are_asked(cron: str, zone: str) -> None:
-    """Fault 151: none comes twice and none is lost, where a poll looks between any two of them, near each change of the clocks."""
+    """FAULTS 151: none comes twice and none is lost, where a poll looks between any two of them, near each change of the clocks."""
     info = ZoneInfo(zone)
     for day in (datetime(2026, 3, 27), datetime(2026, 4, 3), datetime(2026, 10, 2), datetime(2026, 10, 23)):
         begin = day.replace(tzinfo=UTC)
@@ -149,7 +149,7 @@ def test_151_moments_are_the_same_from_wherever_they_are_asked(cron: str, zone: 
 
 
 def test_151_the_table_of_the_page() -> None:
-    """Fault 151: what docs/schedules.md says of nights in which clocks are moved is what happens."""
+    """FAULTS 151: what docs/schedules.md says of nights in which clocks are moved is what happens."""
     rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \| (\S+) \| ([^|]+) \|$", PAGE.read_text("utf-8"), re.MULTILINE)
     assert len(rows) >= 8
     for cron, zone, day, told in rows:
@@ -163,7 +163,7 @@ def test_151_the_table_of_the_page() -> None:
 
 
 def test_151_a_zone_that_is_not_known_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fault 151: at the schedule where it is written wrongly, and at the tick where tzdata has lost it since."""
+    """FAULTS 151: at the schedule where it is written wrongly, and at the tick where tzdata has lost it since."""
     with pytest.raises(InvalidArgument, match=r"'Europe/Berln' is not known here.*pip install tzdata"):
         durable.Schedule("s", "0 * * * *", "report", zone="Europe/Berln")
     for zone in ("", "../etc/passwd", "Europe", "a\0b"):

@@ -670,7 +670,7 @@ def test_a_role_with_rights_to_the_rows_only(database: Database, role: str) -> N
         grant = "GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA {} TO {}"
         names = (sql.Identifier(database.schema), sql.Identifier(f"{database.schema}_role"))
         connection.execute(sql.SQL(grant).format(*names))
-        connection.execute(sql.SQL("GRANT DELETE ON {}.durable_workers TO {}").format(*names))
+        connection.execute(sql.SQL("GRANT DELETE ON {0}.durable_workers, {0}.durable_schedules TO {1}").format(*names))
     assert durable.run(None, fine, id="second", store=database.store(role)) == "fine"
 
 
@@ -686,7 +686,7 @@ def test_a_role_whose_rights_are_taken_away_under_an_open_store(database: Databa
         grant = "GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA {} TO {}"
         revoke = "REVOKE INSERT ON {}.durable_steps FROM {}"
         change(grant)
-        change("GRANT DELETE ON {}.durable_workers TO {}")
+        change("GRANT DELETE ON {0}.durable_workers, {0}.durable_schedules TO {1}")
         store, bodies = database.store(role), list[str]()
 
         def robbed(step: durable.Step, _: object) -> str:

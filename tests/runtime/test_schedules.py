@@ -107,7 +107,7 @@ def test_each_second_begins_a_run(store: ReadableStore) -> None:
 
 
 def test_150_of_any_number_of_workers_one_begins_the_run(store: ReadableStore) -> None:
-    """Fault 150: eight have seen the same moment due, and each wants to be the one."""
+    """FAULTS 150: eight have seen the same moment due, and each wants to be the one."""
     due = miss(store, durable.Schedule("s", half_past(), report), 1)
     barrier = threading.Barrier(8)
 
@@ -122,7 +122,7 @@ def test_150_of_any_number_of_workers_one_begins_the_run(store: ReadableStore) -
 
 @pytest.mark.parametrize(("missed", "count"), [("latest", 1), ("skip", 0), ("all", 3)])
 def test_152_three_hours_down(store: ReadableStore, missed: Any, count: int) -> None:
-    """Fault 152."""
+    """FAULTS 152."""
     hourly = durable.Schedule("hourly", half_past(), report, missed=missed)
     miss(store, hourly, 3)
     durable.Worker(store, None, [report], schedules=[hourly]).run_until_idle()
@@ -133,7 +133,7 @@ def test_152_three_hours_down(store: ReadableStore, missed: Any, count: int) -> 
 
 
 def test_153_a_changed_timetable_is_never_applied_to_the_past(store: ReadableStore) -> None:
-    """Fault 153: what the old one has missed is not made up for by the new one, and what has seen the old one cannot tick."""
+    """FAULTS 153: what the old one has missed is not made up for by the new one, and what has seen the old one cannot tick."""
     old = durable.Schedule("s", half_past(), report, missed="all")
     seen = miss(store, old, 3)
     new = durable.Schedule("s", "0 0 1 1 *", report, missed="all")
@@ -148,7 +148,7 @@ def test_153_a_changed_timetable_is_never_applied_to_the_past(store: ReadableSto
 
 
 def test_153_what_has_found_out_when_an_older_text_is_due_is_refused(store: ReadableStore) -> None:
-    """Fault 153: both moments are unknown, so that the text alone tells them apart."""
+    """FAULTS 153: both moments are unknown, so that the text alone tells them apart."""
     old, new = (durable.Schedule("s", cron, report) for cron in ("0 0 1 1 *", half_past()))
     store.perform(PutSchedules([encode(store, old)]))
     (seen,) = poll(store, "s").due
@@ -158,7 +158,7 @@ def test_153_what_has_found_out_when_an_older_text_is_due_is_refused(store: Read
 
 
 def test_153_two_texts_at_once_do_not_flap(store: ReadableStore) -> None:
-    """Fault 153: a text is written when a worker starts, and by the last start; those that tick go by what is written."""
+    """FAULTS 153: a text is written when a worker starts, and by the last start; those that tick go by what is written."""
     old = durable.Schedule("s", half_past(), report)
     new = durable.Schedule("s", half_past(), bare, missed="skip")
     with durable.Worker(store, None, [report, bare], schedules=[old]):
@@ -180,7 +180,7 @@ def test_153_what_only_its_input_or_policy_changes_stays_due_when_it_was(store: 
 
 
 def test_153_a_schedule_that_was_renamed_ticks_under_its_new_name_only(store: ReadableStore) -> None:
-    """Fault 153: none that is at work has the old one, so that nothing ticks it, though it is due."""
+    """FAULTS 153: none that is at work has the old one, so that nothing ticks it, though it is due."""
     miss(store, durable.Schedule("old", half_past(), report), 1)
     durable.Worker(store, None, [report], schedules=[durable.Schedule("new", half_past(), report)]).run_until_idle()
     assert ids(store) == []
@@ -188,7 +188,7 @@ def test_153_a_schedule_that_was_renamed_ticks_under_its_new_name_only(store: Re
 
 
 def test_154_a_tick_whose_run_was_purged_does_not_begin_another(store: ReadableStore) -> None:
-    """Fault 154: that the moment is over stands in the schedule, and not in the id of a run."""
+    """FAULTS 154: that the moment is over stands in the schedule, and not in the id of a run."""
     due = miss(store, durable.Schedule("s", half_past(), bare), 1)
     assert tick(store, due)
     durable.Worker(store, None, [bare]).run_until_idle()
@@ -300,7 +300,7 @@ def test_a_given_input_is_that_of_each_run(store: ReadableStore) -> None:
 def test_a_zone_that_is_gone_stops_its_own_schedule_only(
     store: ReadableStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Fault 151: it is said once, and the others tick."""
+    """FAULTS 151: it is said once, and the others tick."""
     good = durable.Schedule("good", half_past(), report)
     bad = durable.Schedule("bad", half_past(), report, zone="Europe/Berlin")
     miss(store, good, 1)

@@ -31,6 +31,7 @@ from durable.stores.protocol import AsyncRunStore, RolledBack, RunStore, Snapsho
 from durable.stores.requests import (
     AnyRequest,
     Begin,
+    BeginChild,
     Cancel,
     Checkpoint,
     Continue,
@@ -89,6 +90,7 @@ VERBS: dict[str, Callable[[Any, Lease], Any]] = {
     "receive": lambda store, lease: asked(store, Receive(lease, ["name"], [])),
     "replace": lambda store, _: store.replace("run", SNAPSHOT, SNAPSHOT),
     "enqueue": lambda store, _: asked(store, Enqueue([NEW])),
+    "beginchild": lambda store, lease: asked(store, BeginChild(lease, RECORD, NEW)),
     "continue": lambda store, lease: asked(store, Continue(lease, RECORD._replace(seq=0), True, [], 1)),
     "wake": lambda store, _: asked(store, Wake()),
     "poll": lambda store, _: asked(store, Poll([NEW.route], 1, 2.0, lambda _: True)),

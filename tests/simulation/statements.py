@@ -490,7 +490,7 @@ def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress
             return lease._replace(owner_token=None, owner="cancelled", expires_at=now, due_at=None, route=route)
 
         yield from statement.update(tables.locks, run_id, None, away)
-    rows = [(run_id, run_id in done, None) for run_id in held if run_id in done or run_id in were_running]
+    rows = [(run_id, run_id in done, [None, None]) for run_id in held if run_id in done or run_id in were_running]
     return Result(rows, len(rows))
 
 

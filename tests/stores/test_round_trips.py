@@ -10,7 +10,9 @@ import pytest
 
 import durable
 from durable import AsyncStep, Step
+from durable._engine.starts import Route
 from durable.stores import PostgresStore
+from durable.stores.requests import Poll
 from harness.proxy import Count, Proxy
 from harness.support import Database
 
@@ -188,3 +190,15 @@ def test_a_completed_run_asked_again_costs_one_round_trip(
     asked = deps.ended()
     assert (asked.round_trips, asked.turns) == (1, 1)
     assert deps.bodies == 0
+
+
+def test_what_an_idle_worker_asks_is_one_transaction(proxy: Proxy, store: PostgresStore, workflow: Workflow) -> None:
+    """Which looks for dead owners and for signals, too; a hundred of them ask twenty times a second."""
+    poll = Poll([Route("default", "none", 1)], 1, LEASE, lambda _: True, looks_for_dead=True, worker="w1")
+    store.perform(poll)  # which opens its connection
+    before = proxy.count()
+    assert store.perform(poll).granted == []
+    asked = Count(
+        round_trips=1, turns=1, commits=1, statements=9
+    )  # the proxy's commits are of statements that write, and not of all
+    assert proxy.count().since(before) == asked

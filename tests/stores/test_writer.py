@@ -30,13 +30,17 @@ from durable.stores._postgres.jobs import (
     CANCEL,
     CHECKPOINT,
     CLAIM,
+    DELETE_SCHEDULE,
     ENQUEUE,
     FINISH,
     LOOK,
+    PAUSE_SCHEDULE,
     POLL,
+    PUT_SCHEDULES,
     RELEASE,
     SIGNAL,
     SIGNAL_ONCE,
+    TICK,
     WAKE,
     checkpoint_job,
     finish_job,
@@ -101,6 +105,10 @@ def test_what_is_asked_from_outside_fails_at_once() -> None:
         ENQUEUE,
         WAKE,
         POLL,
+        PUT_SCHEDULES,
+        TICK,
+        PAUSE_SCHEDULE,
+        DELETE_SCHEDULE,
     }
 
 

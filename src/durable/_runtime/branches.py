@@ -47,7 +47,7 @@ def _is_idle(task: Any, current: Task[Any] | None, resting: Container[Task[Any]]
         return False
     if getattr(_innermost(task.get_coro()), "cr_code", None) is _LEAVING_GROUP:
         return True  # its members are tasks of the workflow, too
-    awaited = getattr(task, "_fut_waiter", None)
+    awaited = getattr(task, "_fut_waiter", None)  # pyright: ignore[reportUnknownArgumentType] # a task of anything
     return awaited is not None and _is_idle(awaited, current, resting)
 
 

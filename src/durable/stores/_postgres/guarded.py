@@ -76,29 +76,29 @@ class GuardedConnection(psycopg.Connection[Any]):
     def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
         """Let the connection work, while the body may use it."""
         if self._over:
-            raise TransactionMisused(self._step, "its connection was used after the body had returned")
+            raise self.misused("its connection was used after the body had returned")
         if self.ended:
-            raise TransactionMisused(self._step, ENDED)
+            raise self.misused(ENDED)
         try:
             return super().wait(gen, *args, **options)
         finally:
             # After a COMMIT or ROLLBACK among the statements. One that BEGIN follows is noticed when the record is written.
             self.ended = self.pgconn.transaction_status == TransactionStatus.IDLE
             if self.ended:
-                raise TransactionMisused(self._step, ENDED)
+                raise self.misused(ENDED)
 
     def take_away(self) -> TransactionMisused | None:
         """Take it from the body; the error that forbids a commit, None when there is none."""
         self.revoke()
         if not self._wait_until_free():
             shut_down(self)  # else the end of the transaction would wait for that statement too
-            return TransactionMisused(self._step, _NOT_SOUND[TransactionStatus.ACTIVE])
+            return self.misused(_NOT_SOUND[TransactionStatus.ACTIVE])
         if self.ended:
-            return TransactionMisused(self._step, ENDED)
+            return self.misused(ENDED)
         if self.pgconn.pipeline_status != PipelineStatus.OFF:
-            return TransactionMisused(self._step, "the body returned with a pipeline still open")
+            return self.misused("the body returned with a pipeline still open")
         problem = _NOT_SOUND.get(TransactionStatus(self.pgconn.transaction_status))
-        return None if problem is None else TransactionMisused(self._step, problem)
+        return None if problem is None else self.misused(problem)
 
     def _wait_until_free(self) -> bool:
         """Wait until no statement is under way, which a revoked connection does not begin; False when one stays.
@@ -118,8 +118,12 @@ class GuardedConnection(psycopg.Connection[Any]):
             self._over = True
             self._notice_handlers[:], self._notify_handlers[:], self._prepared.prepare_threshold = self._initial
 
+    def misused(self, problem: str) -> TransactionMisused:
+        """The error that says so of the step."""
+        return TransactionMisused(self._step, problem)
+
     def _refuse(self, what: str) -> NoReturn:
-        raise TransactionMisused(self._step, f"the body may not use {what}")
+        raise self.misused(f"the body may not use {what}")
 
 
 def guard(connection: Connection, step: str) -> GuardedConnection:

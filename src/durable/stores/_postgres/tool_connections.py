@@ -38,7 +38,7 @@ class ToolConnection(GuardedConnection):
         return self._body.ended
 
     @ended.setter
-    def ended(self, value: bool) -> None:
+    def ended(self, value: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._body.ended = value
 
     def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
@@ -76,7 +76,7 @@ class ToolConnection(GuardedConnection):
             raise self._rolled_back()
 
     def _rolled_back(self) -> TransactionMisused:
-        return TransactionMisused(self._step, "the body may not use rollback(), and did after an exception")
+        return self.misused("the body may not use rollback(), and did after an exception")
 
 
 def lend(connection: object, function: str, context: AdaptContext | None = None) -> ToolConnection:

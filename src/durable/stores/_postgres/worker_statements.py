@@ -24,6 +24,7 @@ NOT_FLUSHED: Final = b"SET LOCAL synchronous_commit = off"
 _PLANNED_ONCE: Final = b"SET LOCAL plan_cache_mode = force_generic_plan"
 # Of a table without statistics the planner believes that half of all signals are unnoticed, and reads and sorts them all.
 _BY_INDEX: Final = b"SET LOCAL enable_seqscan = off"
+_BY_CHOICE: Final = b"SET LOCAL enable_seqscan TO DEFAULT"
 
 _json: Final = msgspec.json.Encoder()
 
@@ -113,22 +114,21 @@ class WorkerStatements:
         values, held, woken = polling.values() | {"count": count}, None, None
         with in_transaction(session):
             is_first = not polling.dead
-            if is_first and (polling.poll.says_idle or polling.poll.looks_for_dead):
-                session.queue(NOT_FLUSHED)  # a signal whose notice is lost is noticed again
-                if polling.poll.says_idle:
-                    session.queue(self._sql["say_idle"], values)
-                if polling.poll.looks_for_dead:
-                    session.queue(_PLANNED_ONCE)
-                    session.queue(_BY_INDEX)
-                    session.queue(self._sql["notice"], {})
-                    woken = session.queue(self._sql["wake_suspended"], {})
+            if is_first and polling.poll.says_idle:
+                session.queue(NOT_FLUSHED)
+                session.queue(self._sql["say_idle"], values)
                 begin_another(session)
+            session.queue(_PLANNED_ONCE)
+            if is_first and polling.poll.looks_for_dead:  # with the poll: an idle worker is to cost one transaction
+                session.queue(_BY_INDEX)
+                session.queue(self._sql["notice"], {})
+                woken = session.queue(self._sql["wake_suspended"], {})
+                session.queue(_BY_CHOICE)
             if job.doubtful:  # what was taken by sendings whose replies were lost
                 session.queue(self._sql["recall"], values)
                 session.queue(self._sql["recall_members"], values)
             if polling.dead:
                 session.queue(self._sql["expire"], values)
-            session.queue(_PLANNED_ONCE)
             due = session.queue(self._sql["poll"], values)
             if is_first and polling.poll.looks_for_dead:
                 held = session.queue(self._sql["held_near"], values)
