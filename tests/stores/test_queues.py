@@ -326,3 +326,31 @@ def test_a_partition_at_its_limit_is_in_no_others_way(store: Any) -> None:
     (free,) = start(store, 1, "d")
     assert take(store, 1) == [free]
     assert take(store, 1) == []
+
+
+def test_a_purge_by_queue_finds_what_was_in_a_partition(store: Any) -> None:
+    """And leaves alone what was in another queue."""
+    start(store, 2, "a")
+    start(store, 1)
+    durable.start(job, store=store, id="elsewhere", queue="orders", partition="a")
+    for granted in poll(store, 10, JOB, Route("orders", "job", 1)).granted:
+        end(store, granted)
+    assert store.purge(older_than=0, queue="mail") == 3
+    assert [line.id for line in store.runs()] == ["elsewhere"]
+
+
+def test_a_worker_of_schedules_alone_asks_with_no_route(store: Any) -> None:
+    """Also where it has heard of queues with limits before."""
+    store.write_queue(durable.Queue("mail", concurrency=1))
+    start(store, 1)
+    asked = Poll((), 5, 30.0, lambda _: True, True, "w", limited=("mail",))
+    assert store.perform(asked).granted == []
+
+
+def test_a_forked_child_has_the_limits_of_its_memory_store() -> None:
+    """Its runs are copied, and so are the limits that they are under."""
+    with memory() as store:
+        store.write_queue(durable.Queue("mail", concurrency=1))
+        start(store, 2)
+        store.renew()
+        assert len(take(store)) == 1

@@ -33,6 +33,12 @@ class Limits:
         ] = {}  # when each had its turn last, and the how-manieth that was
         self._turns = 0
 
+    def renew(self, runs: Mapping[str, Run]) -> Limits:
+        """The same limits, of these runs."""
+        anew = Limits(runs)
+        anew._queues, anew._served, anew._turns = self._queues, self._served, self._turns
+        return anew
+
     def write(self, limits: Queue) -> None:
         """These are the limits from now on."""
         self._queue(limits.name).limits = limits

@@ -36,6 +36,12 @@ class Queue:
         self._listeners: dict[str, Callable[[], object]] = {}
         self._limits = Limits(runs)
 
+    def renew(self, runs: dict[str, Run]) -> Queue:
+        """The same of a forked child: with the limits, and without those who listen."""
+        anew = Queue(runs)
+        anew._limits = self._limits.renew(runs)
+        return anew
+
     def listen(self, worker: str, wake: Callable[[], object]) -> _Listening:
         """See `QueueingStore.listen`."""
         self._listeners[worker] = wake

@@ -90,7 +90,7 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
         self._heartbeat.renew()
         self._aio = None
         self._runs = {name: replace(run, token=None) for name, run in self._runs.items()}
-        self._queue = Queue(self._runs)
+        self._queue = self._queue.renew(self._runs)
         self._children = Children(self._runs, self._queue, self._signals)
         self._schedules.runs = self._runs
 

@@ -85,10 +85,9 @@ class WorkerStatements:
         """First what waits for its turn, or what is due in the queues without limits: the worker's routes take turns at it."""
         polling: Polling = job.payload
         known, count = polling.limited, polling.poll.count
-        is_first = any(route.queue in polling.poll.limited for route in polling.poll.routes[:1])
-        is_first = (
-            is_first and not job.doubtful
-        )  # what was taken by sendings whose replies were lost is given back first
+        # What is given back, and whose owners have died, goes first: the second half knows of it.
+        is_first = not job.doubtful and not polling.dead
+        is_first = is_first and any(route.queue in polling.poll.limited for route in polling.poll.routes[:1])
         taken = self._turns.take(session, polling, known, count) if is_first else None
         try:
             due = self._poll_due(session, job, count - (0 if taken is None else len(taken.rows)))

@@ -333,7 +333,7 @@ WITH RECURSIVE known AS (
     SELECT lane.slot, (SELECT count(*) FROM (
                SELECT FROM {locks} WHERE route = lane.line || E'\t' || lane.slot AND due_at < 'infinity' LIMIT %(most)s) AS few) AS due
       FROM {partitions} AS lane
-     WHERE starts_with(lane.slot, %(first)s)
+     WHERE starts_with(lane.slot, %(first)s) AND lane.turn IS NOT NULL
 ), asked AS (
     SELECT name FROM {queues} WHERE starts_with(name, %(first)s)
      UNION
