@@ -300,6 +300,8 @@ class WorkerLaws:
         run = before.workflow_id
         if before.owner_token is None or before.owner_token in self._server.recalled:
             due = {0, old}  # nought where something was recorded before it was given back
+            if before is self._left.get(run):  # its slot was freed before the poll was recalled, whose reply was lost
+                due |= self._due_crashes(run, before.epoch, old)
         else:
             due = self._due_crashes(run, before.epoch, old)
             workers = self._tables.workers
