@@ -83,6 +83,8 @@ class Call(Struct, eq=False):
     lost: int = 0
     #: The place given to a record that was to be committed with a transaction, until it is known to be filled.
     seq: int | None = None
+    #: The place of the record of its outcome, once that is on its way.
+    place: int = -1
     #: What the driver knows of the record on its way, where an interrupt may leave no chance to report it:
     #: True once it is acknowledged, None while that is not known.
     stored: bool | None = False

@@ -90,6 +90,13 @@ class Join(Struct, frozen=True, gc=False):
     """The same key is running: wait until it has settled, then answer with `Asked` again."""
 
 
+class TakeTurn(Struct, frozen=True, gc=False):
+    """Let all that an earlier outcome has woken come to rest, in the order of the places; then answer with `TurnCome`."""
+
+    #: The place of the outcome's record.
+    place: int
+
+
 class Raise(Struct, frozen=True):
     """Raise this at the call; the workflow may catch it."""
 
@@ -109,7 +116,18 @@ class Leave(Struct, frozen=True):
 
 
 StepDecision: TypeAlias = (
-    Replay | Attempt | AttemptInTransaction | Wait | PollSignal | WriteRecord | Commit | Join | Raise | Abort | Leave
+    Replay
+    | Attempt
+    | AttemptInTransaction
+    | Wait
+    | PollSignal
+    | WriteRecord
+    | Commit
+    | Join
+    | TakeTurn
+    | Raise
+    | Abort
+    | Leave
 )
 
 
@@ -118,6 +136,10 @@ StepDecision: TypeAlias = (
 
 class Asked(Struct, frozen=True, gc=False):
     """The workflow waits for this step, for the first time or still."""
+
+
+class TurnCome(Struct, frozen=True, gc=False):
+    """What earlier outcomes have woken has come to rest."""
 
 
 class Returned(Struct, frozen=True, gc=False):
@@ -190,7 +212,7 @@ class Rejected(Struct, frozen=True):
 
 
 StepOutcome: TypeAlias = (
-    Asked | Returned | Raised | Received | Silent | Unstorable | Undone | Interrupted | Acknowledged | Rejected
+    Asked | TurnCome | Returned | Raised | Received | Silent | Unstorable | Undone | Interrupted | Acknowledged | Rejected
 )
 
 

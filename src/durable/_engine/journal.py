@@ -41,6 +41,8 @@ class Journal:
         self._main = main
         self._settled: dict[str, StepRecord] = {}
         self._attempted: dict[str, AttemptRecord] = {}
+        #: The places of the steps' records that were found.
+        self._places: dict[str, int] = {}
         #: The numbers of the signals that were received: no other call may have one of these.
         self.taken_signals: list[int] = []
         # What each key was first drawn with: its name, its fingerprint, whether it came from the name. Not the call, which
@@ -82,7 +84,7 @@ class Journal:
         self._failed_before = bool(records) and records[-1].kind == Kind.FAILURE
 
     def _load(self, records: Sequence[Record]) -> None:
-        seqs: dict[str, int] = {}
+        seqs = self._places
         off_path: set[str] = set()
         left: dict[str, StepRecord] = {}
         gone = places_set_aside(records, run_id=self.run_id)
@@ -186,8 +188,8 @@ class Journal:
             self._went_on(branch)
         call.refusal = (None if earlier is asked else self._conflict(call, *earlier)) or self._drift(call)
         self._ordered.discard(key)
-        if call.refusal is None and key not in self._settled:
-            self._begin(call)
+        if call.refusal is None:
+            self._begin(call)  # also where it is recorded: until its outcome is handed out, others are beside it
         return call
 
     def draw_value(self, kind: str, key: str | None, fresh: Drawable, branch: object) -> Drawable | Abort:
@@ -313,6 +315,10 @@ class Journal:
     def record_of(self, key: str) -> StepRecord | None:
         """What is recorded for a key and to be handed out; None for a step that is to run."""
         return self._settled.get(key)
+
+    def place_of(self, key: str) -> int:
+        """The place of the record of a step that has one: the order in which outcomes came, and are to come again."""
+        return self._places.get(key, self.next_seq)  # what was recorded since comes after all that was found
 
     def add_outcome(self, key: str, record: StepRecord) -> None:
         """The record is committed."""

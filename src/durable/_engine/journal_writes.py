@@ -64,7 +64,7 @@ def write_outcome(
     if seq != call.started or call.unordered or transacts or call.cleanup or journal.kept or journal.drawn is not None:
         call.kept += journal.take_kept()
         outcome = _with_circumstances(outcome, call, seq, epoch, journal.drawn_for(call.key))
-    call.stored, call.record, call.phase = False, outcome, Phase.SENDING
+    call.stored, call.record, call.phase, call.place = False, outcome, Phase.SENDING, seq
     if transacts and ok:
         call.seq = seq  # until it is known to be filled
     return Record(seq, call.key, _STEP, render(outcome))

@@ -36,6 +36,8 @@ from durable._engine.decisions import (
     Silent,
     StepDecision,
     StepOutcome,
+    TakeTurn,
+    TurnCome,
     Undone,
     Unstorable,
     Wait,
@@ -53,7 +55,7 @@ from durable.errors import (
     StepInterrupted,
     UnstorableValue,
 )
-from durable.records import Drawable, ErrorRecord
+from durable.records import Drawable, ErrorRecord, StepRecord
 
 MAX_LOSSES: Final = 5  # of the database under the transaction of one attempt, whose body could be the cause
 _Attempt = TypeVar("_Attempt", Attempt, AttemptInTransaction)
@@ -113,6 +115,8 @@ class LiveExecution(LiveRun):
                 return self._on_acknowledged(call, reading)
             case Asked():
                 return self._on_asked(call, reading)
+            case TurnCome():
+                return self._on_turn(call, reading)
             case Raised(error=error, retry_in=retry_in):
                 if retry_in is None:
                     return self._record_outcome(call, reading, ok=False, error=error)
@@ -150,10 +154,9 @@ class LiveExecution(LiveRun):
             return call.refusal
         record = self.journal.record_of(call.key)
         if record is not None:
-            self.journal.close(call, recorded=True)
-            if self.emit is not None:
-                self.emit(events.StepReplayed(self.run_id, reading.at, call.key, call.name, record))
-            return Replay(record)
+            if record.concurrent or call.concurrent:
+                return TakeTurn(self.journal.place_of(call.key))
+            return self._replay(call, record, reading)
         running = self._running.get(call.key)
         if running is None:
             if self.is_over:
@@ -164,6 +167,22 @@ class LiveExecution(LiveRun):
         if call.phase is Phase.BODY:  # it could not begin: no free connection
             call.phase, call.attempts = Phase.WAITING, call.attempts - 1
         return self._next(call, reading)
+
+    def _replay(self, call: Call, record: StepRecord, reading: Reading) -> Replay:
+        self.journal.close(call, recorded=True)
+        if self.emit is not None:
+            self.emit(events.StepReplayed(self.run_id, reading.at, call.key, call.name, record))
+        return Replay(record)
+
+    def _on_turn(self, call: Call, reading: Reading) -> StepDecision:
+        """A call beside others, whose outcome is recorded, and which has waited for its turn."""
+        record = self.journal.record_of(call.key)
+        if self.error is not None or record is None:
+            return self._abort(call, reading, self.error or RunOver(self.run_id, call.name))
+        if call.record is None:  # found; what this call has recorded was told when it was
+            return self._replay(call, record, reading)
+        self.journal.close(call, recorded=True)
+        return Replay(record)
 
     def _start(self, call: Call, reading: Reading) -> StepDecision:
         earlier = self.journal.attempt_of(call.key)
@@ -291,9 +310,11 @@ class LiveExecution(LiveRun):
             return Wait(0.0)
         self.journal.add_outcome(call.key, call.record)  # first: an interrupt may come, and this be reported again
         del self._running[call.key]
-        self.journal.close(call, recorded=True)
         if self.emit is not None:
             self.emit(events.StepRecorded(self.run_id, reading.at, call.key, call.name, call.record))
+        if call.concurrent:
+            return TakeTurn(call.place)
+        self.journal.close(call, recorded=True)
         return Replay(call.record)
 
     # -- leaving --------------------------------------------------------------------------------------------------
@@ -314,6 +335,8 @@ class LiveExecution(LiveRun):
 
     def _leave(self, call: Call, reading: Reading, reason: str) -> None:
         if self._running.get(call.key) is not call:
+            if call.opened and self.journal.record_of(call.key) is not None:  # it did not get what is recorded
+                self.journal.close(call, recorded=True)
             return
         del self._running[call.key]
         self.journal.close(call, recorded=False)

@@ -26,6 +26,7 @@ from durable._engine.decisions import (
     Replay,
     StepDecision,
     StepOutcome,
+    TakeTurn,
     Wait,
     WriteRecord,
 )
@@ -35,11 +36,12 @@ from durable._runtime.bodies import Body, body_of_call, body_of_decorated
 from durable._runtime.branches import is_alone
 from durable._runtime.context import current_frame, enter, leave
 from durable._runtime.definitions import StepDefinition
-from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Driver
+from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, TURN_COME, UNREAD, Driver
 from durable._runtime.mapping import MapItems, MapOptions, map_async
 from durable._runtime.shielded import wait_shielded
 from durable._runtime.step_options import StepOptions
 from durable._runtime.timeouts import NotBegun, await_within, call_on_thread, needs_thread
+from durable._runtime.turns import Turns
 from durable._runtime.values import ValueKind
 from durable.codecs._failures import add_note
 from durable.errors import AsyncMismatch, DurableError
@@ -57,6 +59,7 @@ class AsyncDriver(Driver):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._loop = asyncio.get_running_loop()
+        self._turns = Turns(self._loop, self._execution.journal.recorded > 0)
         self._change: asyncio.Future[None] | None = None
         self._unanswered: set[Call] = set()  # calls whose checkpoints have been sent
         self._unbegun: dict[Call | MapItems, Coroutine[Any, Any, Any]] = {}  # coroutines handed out and not awaited yet
@@ -198,6 +201,9 @@ class AsyncDriver(Driver):
                         outcome = await self._receive(names, taken)
                     case Commit(record=record):
                         outcome = await self._commit(call, body, record)
+                    case TakeTurn(place=place):
+                        await self._take_turn(place)
+                        outcome = TURN_COME
                     case Join():
                         await self._join(call)
                         outcome = ASKED
@@ -315,6 +321,9 @@ class AsyncDriver(Driver):
         until = await self._drive(call, body)
         while (wait := self._next_rest(call, until)) is not None:
             await self.clock.asleep(wait.seconds, wait.recheck)
+
+    async def _take_turn(self, place: int) -> None:
+        await self._turns.take(place)
 
     async def _join(self, call: Call) -> None:
         while self._execution.is_running(call):

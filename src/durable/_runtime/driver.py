@@ -33,6 +33,7 @@ from durable._engine.decisions import (
     Returned,
     Silent,
     StepOutcome,
+    TurnCome,
     Undone,
     Unstorable,
     Wait,
@@ -71,6 +72,7 @@ T = TypeVar("T")
 _log = logging.getLogger("durable")
 
 ASKED: Final = Asked()
+TURN_COME: Final = TurnCome()
 ACKNOWLEDGED: Final = Acknowledged()
 SILENT: Final = Silent()
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)

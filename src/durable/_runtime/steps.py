@@ -29,6 +29,7 @@ from durable._engine.decisions import (
     Replay,
     StepDecision,
     StepOutcome,
+    TakeTurn,
     Unstorable,
     Wait,
     WriteRecord,
@@ -39,7 +40,7 @@ from durable._runtime.bodies import Body, body_of_call, body_of_decorated
 from durable._runtime.branches import have_ended
 from durable._runtime.context import enter, leave
 from durable._runtime.definitions import StepDefinition
-from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Driver
+from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, TURN_COME, UNREAD, Driver
 from durable._runtime.mapping import MapItems, MapOptions, map_blocking
 from durable._runtime.step_options import StepOptions
 from durable._runtime.timeouts import NotBegun, call_within
@@ -142,6 +143,9 @@ class BlockingDriver(Driver):
                         outcome = self._receive(names, taken)
                     case Commit(record=record):
                         outcome = self._commit(call, body, record)
+                    case TakeTurn(place=place):
+                        self._take_turn(place)
+                        outcome = TURN_COME
                     case Join():
                         self._join(call)
                         outcome = ASKED
@@ -215,6 +219,9 @@ class BlockingDriver(Driver):
     @locked
     def _next_rest(self, call: Call, recorded: object) -> Wait | None:
         return super()._next_rest(call, recorded)
+
+    def _take_turn(self, place: int) -> None:
+        """At once: what an outcome wakes in another thread cannot be known."""
 
     def _join(self, call: Call) -> None:
         self._wait_until(lambda: not self._execution.is_running(call))
