@@ -727,6 +727,20 @@ class RunOver(OwnershipError):
         )
 
 
+@dataclass(eq=False, repr=False)
+class RaceLost(OwnershipError):
+    """The step `name` was called in a branch of a `step.race` that another branch has won.
+
+    It ends that branch, past any `except Exception`, and nothing else: the workflow goes on with the winner.
+    """
+
+    run_id: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"step {self.name!r} of run {self.run_id!r} belongs to a branch of a race that another branch has won."
+
+
 class StoreError(DurableError):
     """The database refused, could not be reached, or is not what it should be."""
 

@@ -58,6 +58,8 @@ from durable._engine.decisions import (
     Returned,
     Silent,
     StepOutcome,
+    TakeTurn,
+    TurnCome,
     Wait,
     WriteRecord,
 )
@@ -443,6 +445,12 @@ class EngineStage:
                 self.booked += self._open.pop(call).rows
                 self.boundaries.pass_one("committed")
                 return Acknowledged()
+            case RunBranches(number):
+                return self._raced(execution, call, ask, number)
+            case CallOff():
+                return CalledOff()
+            case TakeTurn():
+                return TurnCome()
             case Join():
                 return Asked()
             case Raise(error):

@@ -56,6 +56,17 @@ class AttemptInTransaction(Struct, frozen=True, gc=False):
     began: float
 
 
+class RunBranches(Struct, frozen=True, gc=False):
+    """Begin all branches of a race; answer with `Won`, with `Raised` when none is left, or with `Unstorable`."""
+
+    number: int
+    began: float
+
+
+class CallOff(Struct, frozen=True, gc=False):
+    """The winner is recorded: end what is left of the other branches, then answer with `CalledOff`."""
+
+
 class Wait(Struct, frozen=True, gc=False):
     """Let time pass, then answer with `Asked` again."""
 
@@ -119,6 +130,8 @@ StepDecision: TypeAlias = (
     Replay
     | Attempt
     | AttemptInTransaction
+    | RunBranches
+    | CallOff
     | Wait
     | PollSignal
     | WriteRecord
@@ -152,6 +165,22 @@ class Returned(Struct, frozen=True, gc=False):
 
     def __repr__(self) -> str:
         return f"<Returned {len(self.value)} bytes>"
+
+
+class Won(Struct, frozen=True, gc=False):
+    """A branch of a race returned, before any other."""
+
+    #: Its name.
+    name: str
+    #: The JSON of what it returned.
+    value: bytes
+
+    def __repr__(self) -> str:
+        return f"<Won by {self.name!r}, {len(self.value)} bytes>"
+
+
+class CalledOff(Struct, frozen=True, gc=False):
+    """The other branches of a race begin nothing more."""
 
 
 class Raised(Struct, frozen=True, gc=False):
@@ -212,7 +241,19 @@ class Rejected(Struct, frozen=True):
 
 
 StepOutcome: TypeAlias = (
-    Asked | TurnCome | Returned | Raised | Received | Silent | Unstorable | Undone | Interrupted | Acknowledged | Rejected
+    Asked
+    | TurnCome
+    | Returned
+    | Won
+    | CalledOff
+    | Raised
+    | Received
+    | Silent
+    | Unstorable
+    | Undone
+    | Interrupted
+    | Acknowledged
+    | Rejected
 )
 
 

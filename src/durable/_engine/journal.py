@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from msgspec import UNSET
 
@@ -10,7 +10,7 @@ from durable._engine.calls import Call
 from durable._engine.causes import InFlight
 from durable._engine.decisions import Abort, Raise
 from durable._engine.drawn import Drawn, load_drawn
-from durable._engine.step_kinds import Sleep
+from durable._engine.step_kinds import Race, Sleep
 from durable.errors import AmbiguousKey, KeyConflict, UnreadableRecord, WorkflowDrift
 from durable.records import (
     AsideRecord,
@@ -41,6 +41,8 @@ class Journal:
         self._main = main
         self._settled: dict[str, StepRecord] = {}
         self._attempted: dict[str, AttemptRecord] = {}
+        # The keys of the steps that were recorded in the branches of a race, by the key of that.
+        self._in_races: dict[str, list[str]] = {}
         #: The places of the steps' records that were found.
         self._places: dict[str, int] = {}
         #: The numbers of the signals that were received: no other call may have one of these.
@@ -120,11 +122,15 @@ class Journal:
                 raise
         self._forget(left)
         self.drawn = load_drawn(records, gone, run_id=self.run_id)
-        self._ordered = {key for key, record in self._settled.items() if record.auto and key not in off_path}
+        self._ordered = {
+            key for key, record in self._settled.items() if record.auto and not record.race and key not in off_path
+        }
 
     def _forget(self, left: dict[str, StepRecord]) -> None:
         """Set aside what was done while a process was being left, and what is to be done by every execution."""
-        self.undecided += tuple(key for key, record in left.items() if record.once or record.transaction)
+        # The branches of a race whose winner is recorded are not begun again.
+        counts = (key for key, record in left.items() if record.once or record.transaction)
+        self.undecided += tuple(key for key in counts if left[key].race not in self._settled)
         gone = left.keys() | {key for key, record in self._settled.items() if record.cleanup}
         self._forgotten |= gone
         for key in gone:
@@ -143,7 +149,9 @@ class Journal:
             left[key] = record
         if record.signal is not None:
             self.taken_signals.append(record.signal)
-        if record.concurrent:
+        if record.race:
+            self._in_races.setdefault(record.race, []).append(key)
+        elif record.concurrent:
             self._concurrent = True
         if record.unordered:
             self._unordered = True
@@ -165,10 +173,11 @@ class Journal:
         """
         name, fingerprint, auto = call.name, call.fingerprint, call.auto
         beside = branch is not self._main or self._open > 0
-        self._concurrent = self._concurrent or beside
+        if call.race is None:  # what goes on within a race is not beside what comes before and after it
+            self._concurrent = self._concurrent or beside
         if auto:
             repeat = self._repeats.get(name, 0) + 1
-            if self._is_ambiguous(name, repeat, fingerprint, branch):
+            if self._is_ambiguous(name, repeat, fingerprint, branch, in_race=call.race is not None):
                 call.refusal = Abort(AmbiguousKey(self.run_id, name))
                 return call
             self._repeats[name] = repeat
@@ -189,7 +198,10 @@ class Journal:
         call.refusal = (None if earlier is asked else self._conflict(call, *earlier)) or self._drift(call)
         self._ordered.discard(key)
         if call.refusal is None:
-            self._begin(call)  # also where it is recorded: until its outcome is handed out, others are beside it
+            if call.race is None:
+                self._begin(call)  # also where it is recorded: until its outcome is handed out, others are beside it
+            if type(call.kind) is Race and key in self._settled:
+                self.pass_branches(key)
         return call
 
     def draw_value(self, kind: str, key: str | None, fresh: Drawable, branch: object) -> Drawable | Abort:
@@ -222,8 +234,23 @@ class Journal:
         self._replayed = recorded, count
         return count < len(recorded)
 
+    def pass_branches(self, key: str) -> None:
+        """The race of this key is decided: the steps in its branches count as asked for."""
+        for step in self._in_races.get(key, ()):
+            record = self._settled.get(step)
+            if record is not None:
+                self._asked.setdefault(step, (record.name, record.fingerprint, record.auto))
+                self.pass_branches(step)
+
+    def with_branches(self, keys: Iterable[str]) -> Iterator[str]:
+        """The keys, and of races those of the steps in their branches."""
+        for key in keys:
+            yield key
+            yield from self.with_branches(self._in_races.get(key, ()))
+
     def _drawn_amid(self, call: Call, amid: InFlight, *, is_new: bool) -> None:
         call.amid = amid.keys
+        call.amid_cancellation = amid.is_cancelled
         # Sleeps and clean-up do nothing that would have to be decided on if what is in flight ends the run.
         if amid.tags and is_new and not (call.cleanup or isinstance(call.kind, Sleep)):
             self._amid[call.key] = amid.tags
@@ -274,13 +301,13 @@ class Journal:
         self._open += 1
         call.opened = True
 
-    def _is_ambiguous(self, name: str, repeat: int, fingerprint: str, branch: object) -> bool:
+    def _is_ambiguous(self, name: str, repeat: int, fingerprint: str, branch: object, *, in_race: bool = False) -> bool:
         """Whether numbering this name could hand one call's value to another on replay."""
         if name in self._ambiguous or self._drawn_by.setdefault(name, branch) is not branch:
             return True
         # A branch that takes results in the order of their completion repeats a name in that order. With arguments
         # a swap would show as drift; a thunk shows nothing.
-        return repeat > 1 and not fingerprint and self._concurrent
+        return repeat > 1 and not fingerprint and (self._concurrent or in_race)
 
     def _conflict(self, call: Call, name: str, fingerprint: str, auto: bool) -> Raise | None:
         difference = _difference(name, fingerprint, call)
@@ -293,7 +320,7 @@ class Journal:
         if record is not None:
             recorded = _difference(record.name, record.fingerprint, call)
             difference = f"it was recorded with {recorded}" if recorded else ""
-        elif call.key in self._forgotten:
+        elif call.key in self._forgotten or call.race is not None:
             return None
         elif self._ordered and call.auto and not (self._concurrent or self._unordered or self._left_unrecorded):
             unasked = ", ".join(sorted(map(repr, self._ordered))[:5])
@@ -309,7 +336,7 @@ class Journal:
             self._open -= 1
             if self._alone is call:
                 self._alone = None
-        if not recorded:
+        if not recorded and call.race is None:
             self._left_unrecorded = True
 
     def record_of(self, key: str) -> StepRecord | None:
@@ -324,6 +351,8 @@ class Journal:
         """The record is committed."""
         self._settled[key] = record
         self._attempted.pop(key, None)
+        if record.race:
+            self._in_races.setdefault(record.race, []).append(key)
         if record.drawn is not None and self.drawn is not None:
             self.drawn.note(key, record.drawn)
 

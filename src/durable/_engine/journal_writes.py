@@ -10,9 +10,9 @@ from msgspec import Raw, UnsetType, json
 from msgspec.structs import replace
 
 from durable._engine.calls import Call, Phase
-from durable._engine.decisions import Received
+from durable._engine.decisions import Received, Won
 from durable._engine.journal import Journal
-from durable._engine.step_kinds import Listen, StepKind, Transact
+from durable._engine.step_kinds import Listen, Race, StepKind, Transact
 from durable.records import NO_TIME, AttemptRecord, Drawable, ErrorRecord, Kind, Record, StepRecord, render
 
 _ATTEMPT: Final = Kind.ATTEMPT.value
@@ -61,7 +61,8 @@ def write_outcome(
         seconds=NO_TIME if seconds < _MIN_SECONDS else int(seconds * 1000 + 0.5) / 1000,
         attempt=call.attempts or 1,  # a signal has none
     )
-    if seq != call.started or call.unordered or transacts or call.cleanup or journal.kept or journal.drawn is not None:
+    is_plain = seq == call.started and not (call.unordered or transacts or call.cleanup or call.race is not None)
+    if not is_plain or journal.kept or journal.drawn is not None:
         call.kept += journal.take_kept()
         outcome = _with_circumstances(outcome, call, seq, epoch, journal.drawn_for(call.key))
     call.stored, call.record, call.phase, call.place = False, outcome, Phase.SENDING, seq
@@ -70,11 +71,12 @@ def write_outcome(
     return Record(seq, call.key, _STEP, render(outcome))
 
 
-def value_of_signal(kind: StepKind, received: Received) -> Raw:
-    """What is recorded of a signal: its payload, and with it the name where there were several."""
-    if isinstance(kind, Listen) and kind.names:
-        return Raw(json.encode((received.name, Raw(received.payload))))
-    return Raw(received.payload)
+def value_of_first(kind: StepKind, first: Received | Won) -> Raw:
+    """What is recorded of the first that came: of a signal its payload, and with it the name where there were several."""
+    text = first.payload if isinstance(first, Received) else first.value
+    if isinstance(kind, Race) or (isinstance(kind, Listen) and kind.names):
+        return Raw(json.encode((first.name, Raw(text))))
+    return Raw(text)
 
 
 def _with_circumstances(
@@ -90,6 +92,7 @@ def _with_circumstances(
         kept=call.kept,
         cleanup=call.cleanup,
         drawn=drawn,
+        race="" if call.race is None else call.race.key,
     )
 
 

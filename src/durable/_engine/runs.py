@@ -222,7 +222,8 @@ def conclude_failure(
     if execution.error is not None:
         return _conclude_abort(execution, execution.error)
     token, journal = execution.lease.token, execution.journal
-    again = tuple(key for key in origin_keys(exception, token) if journal.may_run_again(key))
+    origins = dict.fromkeys(journal.with_branches(origin_keys(exception, token)))
+    again = tuple(key for key in origins if journal.may_run_again(key))
     undecided, kept = journal.drawn_amid(tags_of(exception, token)), journal.take_kept(at_the_end=True)
     failure = FailureRecord(error, again, step=origin_key(exception, token), undecided=undecided, kept=kept)
     finish = _finish_failed(execution, failure)

@@ -36,5 +36,12 @@ class Transact(Struct, frozen=True, gc=False):
     isolation: Isolation
 
 
-StepKind: TypeAlias = Plain | Sleep | Listen | Transact
+class Race(Struct, frozen=True, gc=False):
+    """Let the branches run beside each other, and record the name and the value of the one that returns first."""
+
+    #: The names of the branches.
+    names: tuple[str, ...]
+
+
+StepKind: TypeAlias = Plain | Sleep | Listen | Transact | Race
 PLAIN: Final = Plain()

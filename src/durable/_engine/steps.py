@@ -21,6 +21,8 @@ from durable._engine.decisions import (
     Attempt,
     AttemptInTransaction,
     Awaited,
+    CalledOff,
+    CallOff,
     Commit,
     Interrupted,
     Join,
@@ -33,6 +35,7 @@ from durable._engine.decisions import (
     Rejected,
     Replay,
     Returned,
+    RunBranches,
     Silent,
     StepDecision,
     StepOutcome,
@@ -41,16 +44,18 @@ from durable._engine.decisions import (
     Undone,
     Unstorable,
     Wait,
+    Won,
     WriteRecord,
 )
-from durable._engine.journal_writes import value_of_signal, write_attempt, write_outcome
+from durable._engine.journal_writes import value_of_first, write_attempt, write_outcome
 from durable._engine.leases import MAX_WAIT
 from durable._engine.live_runs import LiveRun
-from durable._engine.step_kinds import Listen, Plain, Sleep, Transact
+from durable._engine.step_kinds import Listen, Plain, Race, Sleep, Transact
 from durable._engine.waits import RESOLUTION
 from durable.errors import (
     DurableError,
     OutcomeUnknown,
+    RaceLost,
     RunOver,
     StepInterrupted,
     UnstorableValue,
@@ -58,7 +63,7 @@ from durable.errors import (
 from durable.records import Drawable, ErrorRecord, StepRecord
 
 MAX_LOSSES: Final = 5  # of the database under the transaction of one attempt, whose body could be the cause
-_Attempt = TypeVar("_Attempt", Attempt, AttemptInTransaction)
+_Attempt = TypeVar("_Attempt", Attempt, AttemptInTransaction, RunBranches)
 
 
 class LiveExecution(LiveRun):
@@ -123,6 +128,10 @@ class LiveExecution(LiveRun):
                 return self._retry_later(call, reading, error, retry_in)
             case Received():
                 return self._on_received(call, reading, outcome)
+            case Won():
+                return self._record_outcome(call, reading, ok=True, value=value_of_first(call.kind, outcome))
+            case CalledOff():
+                return self._hand_out(call)
             case Silent():
                 return self._on_silent(call, reading)
             case Rejected(error=error):
@@ -138,8 +147,21 @@ class LiveExecution(LiveRun):
             case Interrupted(reason=reason):
                 return self._on_interrupted(call, reading, reason)
 
+    def has_lost(self, call: Call) -> bool:
+        """Whether a race is decided, in a branch of which this call was made, so that it goes no further.
+
+        What is called in a branch that is being cancelled still goes on: that is clean-up.
+        """
+        while (race := call.race) is not None and not call.amid_cancellation:
+            if self._running.get(race.key) is not race:
+                return True
+            call = race
+        return False
+
     def rest(self, call: Call, began: datetime | None, until: datetime, reading: Reading) -> Wait | Abort | None:
         """What a workflow that sleeps until then does next; None when it has slept enough. See `Waits.left_of_sleep`."""
+        if call.race is not None and self.has_lost(call):
+            return self._lose(call, reading)
         left = self._waits.left_of_sleep(call, began, until, reading)
         return self.abort_if_stopped(reading) or (self._rest(0, left, reading) if left > RESOLUTION else None)
 
@@ -152,6 +174,8 @@ class LiveExecution(LiveRun):
             return self._abort(call, reading, self.error)
         if call.refusal is not None:
             return call.refusal
+        if call.race is not None and self.has_lost(call):
+            return self._lose(call, reading)
         record = self.journal.record_of(call.key)
         if record is not None:
             if record.concurrent or call.concurrent:
@@ -199,6 +223,8 @@ class LiveExecution(LiveRun):
         """The next thing to do for a running call: wait, say that it begins, or begin."""
         if (problem := self.find_obstacle(reading)) is not None:
             return self._abort(call, reading, problem)
+        if call.race is not None and self.has_lost(call):
+            return self._lose(call, reading)
         match call.kind:
             case Plain() | Sleep():
                 return self._attempt(call, Attempt, reading)
@@ -206,6 +232,10 @@ class LiveExecution(LiveRun):
                 return self._attempt(call, AttemptInTransaction, reading)
             case Listen():
                 return self._listen(call, call.kind, reading)
+            case Race():
+                began = self._begin(call, RunBranches, reading)
+                call.phase = Phase.RACING
+                return began
             case never:
                 assert_never(never)
 
@@ -236,11 +266,13 @@ class LiveExecution(LiveRun):
         return PollSignal(_names_of(call), tuple(self.journal.taken_signals))
 
     def _on_received(self, call: Call, reading: Reading, received: Received) -> StepDecision:
+        if call.race is not None and self.has_lost(call):
+            return self._lose(call, reading)  # another may have the signal
         if received.number in self.journal.taken_signals:  # another branch received it first
             return Wait(0.0)
         self.journal.taken_signals.append(received.number)
         call.signal, call.began = received.number, reading.elapsed
-        return self._record_outcome(call, reading, ok=True, value=value_of_signal(call.kind, received))
+        return self._record_outcome(call, reading, ok=True, value=value_of_first(call.kind, received))
 
     def _on_silent(self, call: Call, reading: Reading) -> StepDecision:
         if (problem := self.find_obstacle(reading)) is not None:
@@ -312,6 +344,14 @@ class LiveExecution(LiveRun):
         del self._running[call.key]
         if self.emit is not None:
             self.emit(events.StepRecorded(self.run_id, reading.at, call.key, call.name, call.record))
+        if type(call.kind) is Race:
+            self.journal.pass_branches(call.key)
+            return CallOff()
+        return self._hand_out(call)
+
+    def _hand_out(self, call: Call) -> StepDecision:
+        """What becomes of a call that has recorded its outcome."""
+        assert call.record is not None, "handed out before it was recorded"  # noqa: S101 -- a driver's bug, not an input
         if call.concurrent:
             return TakeTurn(call.place)
         self.journal.close(call, recorded=True)
@@ -332,6 +372,11 @@ class LiveExecution(LiveRun):
     def _abort(self, call: Call, reading: Reading, error: DurableError) -> Abort:
         self._leave(call, reading, type(error).__name__)
         return self.abort(error)
+
+    def _lose(self, call: Call, reading: Reading) -> Abort:
+        """The call goes no further, and the run goes on."""
+        self._leave(call, reading, RaceLost.__name__)
+        return Abort(RaceLost(self.run_id, call.name))
 
     def _leave(self, call: Call, reading: Reading, reason: str) -> None:
         if self._running.get(call.key) is not call:

@@ -17,6 +17,7 @@ from durable._engine.causes import InFlight, is_handled_around, links
 from durable._engine.decisions import (
     Attempt,
     AttemptInTransaction,
+    CallOff,
     Commit,
     Interrupted,
     Join,
@@ -24,27 +25,29 @@ from durable._engine.decisions import (
     Received,
     Rejected,
     Replay,
+    RunBranches,
     StepDecision,
     StepOutcome,
     TakeTurn,
     Wait,
     WriteRecord,
 )
-from durable._engine.step_kinds import Sleep
+from durable._engine.step_kinds import Race, Sleep
 from durable._runtime.awaitables import explain_unawaited, is_awaitable
 from durable._runtime.bodies import Body, body_of_call, body_of_decorated
 from durable._runtime.branches import is_alone
 from durable._runtime.context import current_frame, enter, leave
 from durable._runtime.definitions import StepDefinition
-from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, TURN_COME, UNREAD, Driver
+from durable._runtime.driver import ACKNOWLEDGED, ASKED, CALLED_OFF, SILENT, TURN_COME, UNREAD
 from durable._runtime.mapping import MapItems, MapOptions, map_async
+from durable._runtime.races import RacingDriver
 from durable._runtime.shielded import wait_shielded
 from durable._runtime.step_options import StepOptions
 from durable._runtime.timeouts import NotBegun, await_within, call_on_thread, needs_thread
 from durable._runtime.turns import Turns
 from durable._runtime.values import ValueKind
 from durable.codecs._failures import add_note
-from durable.errors import AsyncMismatch, DurableError
+from durable.errors import AsyncMismatch, DurableError, Unwind
 from durable.records import Record
 from durable.stores import requests
 
@@ -53,7 +56,7 @@ T = TypeVar("T")
 _MAX_TURNS: Final = 10  # of the event loop, for tasks within tasks to begin what they have called
 
 
-class AsyncDriver(Driver):
+class AsyncDriver(RacingDriver):
     """Calls the steps of one async execution."""
 
     def __init__(self, *args: Any) -> None:
@@ -61,6 +64,7 @@ class AsyncDriver(Driver):
         self._loop = asyncio.get_running_loop()
         self._turns = Turns(self._loop, self._execution.journal.recorded > 0)
         self._change: asyncio.Future[None] | None = None
+        self._races: dict[Call, dict[asyncio.Task[Any], str]] = {}  # the tasks of their branches
         self._unanswered: set[Call] = set()  # calls whose checkpoints have been sent
         self._unbegun: dict[Call | MapItems, Coroutine[Any, Any, Any]] = {}  # coroutines handed out and not awaited yet
         self._main = main = asyncio.current_task()
@@ -195,12 +199,17 @@ class AsyncDriver(Driver):
                     case AttemptInTransaction(number=number, began=began):
                         outcome = await self._transact(call, Attempt(number, began), body)
                     case Wait(seconds=seconds, recheck=recheck):
-                        await self.clock.asleep(seconds, recheck)
+                        await self._pause(call, seconds, recheck)
                         outcome = ASKED
                     case PollSignal(names=names, taken=taken):
                         outcome = await self._receive(names, taken)
                     case Commit(record=record):
                         outcome = await self._commit(call, body, record)
+                    case RunBranches() as branches:
+                        outcome = await self._race(call, branches, body)
+                    case CallOff():
+                        await self._call_off(call)
+                        outcome = CALLED_OFF
                     case TakeTurn(place=place):
                         await self._take_turn(place)
                         outcome = TURN_COME
@@ -211,6 +220,8 @@ class AsyncDriver(Driver):
                         raise self._ending(stop)
         except BaseException as reason:
             self._abandon(call, reason)
+            if type(call.kind) is Race:
+                await self._call_off(call, reason)
             shorten(reason)
             raise
 
@@ -320,7 +331,44 @@ class AsyncDriver(Driver):
     async def _rest(self, call: Call, body: Body) -> None:
         until = await self._drive(call, body)
         while (wait := self._next_rest(call, until)) is not None:
-            await self.clock.asleep(wait.seconds, wait.recheck)
+            await self._pause(call, wait.seconds, wait.recheck)
+
+    async def _race(self, call: Call, run: RunBranches, body: Body) -> StepOutcome:
+        self._has_raced, failures = True, list[Exception]()
+        token = enter(self.frame(race=call))
+        try:
+            tasks = {asyncio.ensure_future(_value_of(fn)): name for name, fn in body.branches.items()}
+        finally:
+            leave(token)
+        self._races[call] = tasks
+        waiting = list(tasks)
+        while waiting:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in [task for task in waiting if task.done()]:
+                waiting.remove(task)
+                problem = task.exception()  # or a cancellation of its own, raised
+                if problem is None:
+                    return self._won(call, tasks[task], task.result(), body)
+                if not isinstance(problem, Exception):
+                    raise problem
+                self._tell_failure(call, tasks[task], problem)
+                failures.append(problem)
+        return self._all_out(call, run, failures, body)
+
+    async def _call_off(self, call: Call, reason: BaseException | None = None) -> None:
+        """Cancel the other branches, and wait until they have cleaned up."""
+        tasks = self._races.pop(call, {})
+        rest = [task for task in tasks if not task.done()]
+        for task in rest:
+            task.cancel()
+        if rest and (reason is None or isinstance(reason, Exception | asyncio.CancelledError | Unwind)):
+            await asyncio.wait(rest)
+            for task in rest:
+                if task.done() and not task.cancelled() and isinstance(problem := task.exception(), Exception):
+                    self._tell_failure(call, tasks[task], problem)
+
+    async def _pause(self, call: Call, seconds: float, recheck: float) -> None:  # noqa: ARG002 -- for threads
+        await self.clock.asleep(seconds, recheck)
 
     async def _take_turn(self, place: int) -> None:
         await self._turns.take(place)
@@ -351,6 +399,12 @@ class AsyncDriver(Driver):
         if self._change is None:
             self._change = self._loop.create_future()
         await asyncio.shield(self._change)
+
+
+async def _value_of(fn: Callable[[], Any]) -> Any:
+    """What a branch of a race returns, or what that gives when it is awaited."""
+    value = fn()
+    return await value if is_awaitable(value) else value
 
 
 def _loop_error(what: str) -> AsyncMismatch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, cast, get_args
 
@@ -34,6 +34,8 @@ class Body(Struct, frozen=True):
     #: By which its value is written and read.
     annotation: Any = None
     kind: StepKind = Plain()
+    #: Of a race, by their names.
+    branches: Mapping[str, Callable[[], Any]] = {}
 
     @calls_out
     def call(self) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 from msgspec import Struct
 
+from durable._engine.calls import Call
 from durable._runtime.definitions import StepDefinition
 from durable.errors import InvalidArgument
 
@@ -55,6 +56,8 @@ class Frame(Struct, frozen=True, eq=False):
     runs: tuple[Running, ...]
     #: Which attempt of the step's body it is; 0 in the workflow itself.
     attempt: int = 0
+    #: The race in a branch of which it runs.
+    race: Call | None = None
 
 
 current_frame: Final[ContextVar[Frame | None]] = ContextVar("durable_frame", default=None)

@@ -25,6 +25,7 @@ from durable._engine.decisions import (
     Acknowledged,
     Asked,
     Attempt,
+    CalledOff,
     Leave,
     Raise,
     Raised,
@@ -39,13 +40,13 @@ from durable._engine.decisions import (
     Wait,
 )
 from durable._engine.leases import MAX_WAIT
-from durable._engine.step_kinds import Listen, Transact
+from durable._engine.step_kinds import Listen, Race, Transact
 from durable._engine.steps import LiveExecution
 from durable._runtime.awaitables import explain_early_call, is_awaitable, vain_awaitable_error
 from durable._runtime.bodies import Body
 from durable._runtime.context import Frame, Running, current_frame, enter, leave
 from durable._runtime.definitions import StepDefinition
-from durable._runtime.payloads import read_signal
+from durable._runtime.payloads import read_signal, read_winner
 from durable._runtime.stack import require_stack
 from durable._runtime.step_options import DEFAULTS, StepOptions
 from durable._runtime.timeouts import NotBegun, call_within
@@ -72,6 +73,7 @@ T = TypeVar("T")
 _log = logging.getLogger("durable")
 
 ASKED: Final = Asked()
+CALLED_OFF: Final = CalledOff()
 TURN_COME: Final = TurnCome()
 ACKNOWLEDGED: Final = Acknowledged()
 SILENT: Final = Silent()
@@ -108,6 +110,7 @@ class Driver:
         self._cancel = cancel
         self._before = sys.exception()  # what the caller of `run` is handling has nothing to do with the workflow
         self._open: dict[Call, tuple[Transaction, Attempt]] = {}
+        self._has_raced = False  # whether a frame may say in which race it is
         # The threads or tasks, beside the workflow's own, that have called steps.
         self._branches: WeakSet[Any] = WeakSet()
         this = ref(self)  # weakly: a driver and its execution must not keep one another
@@ -126,9 +129,9 @@ class Driver:
     def is_replaying(self) -> bool:
         return self._execution.journal.is_replaying
 
-    def frame(self, inside: str | None = None, attempt: int = 0) -> Frame:
-        """The frame of the workflow function, or of an attempt of the body of the step `inside`."""
-        return Frame(self, inside, self._runs, attempt)
+    def frame(self, inside: str | None = None, attempt: int = 0, race: Call | None = None) -> Frame:
+        """The frame of the workflow function, or of a branch of a `race`, or of an attempt of the body of the step `inside`."""
+        return Frame(self, inside, self._runs, attempt, race)
 
     def is_alone(self) -> bool:
         """Whether nothing of the workflow is at work but the calling thread or task, which is about to wait."""
@@ -216,6 +219,8 @@ class Driver:
         if amid is None and exception is not None:
             amid = self._in_flight(exception)
         call = Call(key or name, name, fingerprint, key is None, body.kind, options.at_most_once, options.cleanup)
+        if self._has_raced and (frame := current_frame.get()) is not None and frame.driver is self:
+            call.race = frame.race
         drawn = self._execution.draw(call, branch, amid)
         if drawn.concurrent:
             self._branches.add(branch)
@@ -355,7 +360,7 @@ class Driver:
         """The call was left by an exception: abandon its transaction, and leave its body's frame."""
         frame = current_frame.get()
         if frame is not None and frame.driver is self and frame.inside is not None:
-            current_frame.set(self.frame())  # the interrupt came between entering and leaving it
+            current_frame.set(self.frame(race=call.race))  # the interrupt came between entering and leaving it
         if call in self._open:
             self._open[call][0].abandon()
             self._open.pop(call, None)
@@ -392,6 +397,8 @@ class Driver:
         where = f"the record of step {call.key!r}"
         if record.error is None:
             run_id = self._execution.run_id
+            if type(body.kind) is Race:
+                return read_winner(record.json, body, self._codec, run_id=run_id, where=where)
             if type(body.kind) is Listen:
                 return read_signal(record.json, body.kind, call.name, body.annotation, self._codec, run_id=run_id)
             return self._codec.decode(record.json, run_id=run_id, where=where, annotation=body.annotation)

@@ -16,6 +16,7 @@ from durable._engine.step_kinds import Isolation
 from durable._runtime.async_steps import AsyncDriver
 from durable._runtime.bodies import body_of_call, body_of_sleep, body_of_transaction, body_of_wait, check_signal_names
 from durable._runtime.mapping import MapOptions
+from durable._runtime.races import body_of_race
 from durable._runtime.step_options import CollectingMapOptions, RaisingMapOptions, StepOptionsDict, step_options
 from durable._runtime.steps import BlockingDriver
 from durable._runtime.values import NOW, RANDOM, UUID4
@@ -152,6 +153,21 @@ class Step:
         checked = check_signal_names(names)
         name = " | ".join(checked)
         value: tuple[str, Any] = self._driver.call(name, key, body_of_wait(name, timeout, names=checked))
+        return value
+
+    @public("step.race")
+    def race(self, *, key: str | None = None, **branches: Callable[[], T]) -> tuple[str, T]:
+        """Call the `branches`, which take no arguments, beside each other: the name and the value of the first that returns.
+
+        The winner is recorded, under the branches' names or `key`: a replay returns it, and begins no branch. A branch may
+        call steps, and has a thread. One that raises is out, and the others go on; where all did, an `ExceptionGroup` of
+        what they raised is raised, and recorded. When the race is decided, the other branches begin no more steps: waits end,
+        and a body that runs goes on in its thread, which the end of the run waits for.
+
+        Raises `InvalidArgument` where there is no branch, or one is no function, and `UnstorableValue`; else as `step(...)`.
+        """
+        name, body = body_of_race(branches)
+        value: tuple[str, T] = self._driver.call(name, key, body)
         return value
 
     @public("step.continue_with")
@@ -346,6 +362,16 @@ class AsyncStep:
         checked = check_signal_names(names)
         name = " | ".join(checked)
         return self._driver.call(name, key, body_of_wait(name, timeout, names=checked))
+
+    @overload
+    def race(self, *, key: str | None = ..., **branches: Callable[[], Awaitable[T]]) -> Pending[tuple[str, T]]: ...
+    @overload
+    def race(self, *, key: str | None = ..., **branches: Callable[[], Awaitable[T] | T]) -> Pending[tuple[str, T]]: ...
+    @public("step.race")
+    def race(self, *, key: str | None = None, **branches: Callable[[], Any]) -> Pending[tuple[str, Any]]:
+        """See `Step.race`; on tasks. Those of the other branches are cancelled, and awaited, before it returns."""
+        name, body = body_of_race(branches)
+        return self._driver.call(name, key, body)
 
     @public("step.continue_with")
     def continue_with(self, input: Any, *, keep_history: bool = True) -> NoReturn:
