@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable,
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, TypeVar, cast
 
 from msgspec import structs
@@ -35,6 +36,8 @@ from durable._engine.decisions import (
     Asked,
     Attempt,
     AttemptInTransaction,
+    CalledOff,
+    CallOff,
     Claim,
     ClaimReply,
     Commit,
@@ -56,11 +59,13 @@ from durable._engine.decisions import (
     Reraise,
     Return,
     Returned,
+    RunBranches,
     Silent,
     StepOutcome,
     TakeTurn,
     TurnCome,
     Wait,
+    Won,
     WriteRecord,
 )
 from durable._engine.headers import stamp_header
@@ -130,7 +135,14 @@ class WaitFor(NamedTuple):
     key: str | None = None
 
 
-Demand: TypeAlias = Ask | Transfer | Together | Sleep | WaitFor
+class Race(NamedTuple):
+    """The first of these wins; in a branch one step is asked for."""
+
+    branches: Mapping[str, Ask | Sleep | WaitFor]
+    key: str | None = None
+
+
+Demand: TypeAlias = Ask | Transfer | Together | Sleep | WaitFor | Race
 Story: TypeAlias = Callable[..., Generator[Any, Any, Any]]
 Program: TypeAlias = Callable[[Any, Any], Coroutine[Any, Any, Any]]
 
@@ -237,6 +249,7 @@ class EngineStage:
         self._now = _START
         self.waited = 0.0
         self._signals: list[tuple[str, str, bytes]] = []
+        self._losers: dict[Call, list[Call]] = {}
         self.booked: list[str] = []
         self._open: dict[Call, _Pending] = {}
 
@@ -385,10 +398,37 @@ class EngineStage:
         values = [results[index] for index in range(len(calls))]
         return values if isinstance(ask, Together) else values[0]
 
-    def _call(self, execution: LiveExecution, ask: Ask | WaitFor) -> Call:
+    def _raced(self, execution: LiveExecution, race: Call, asked: Race, number: int) -> StepOutcome:
+        calls = {name: self._call(execution, one, race) for name, one in asked.branches.items()}
+        outcomes: dict[str, StepOutcome] = {}
+        failures: list[Exception] = []
+        waiting = list(calls)
+        while waiting:
+            for name in list(waiting):
+                call, one = calls[name], asked.branches[name]
+                try:
+                    outcome = self._turn(execution, call, one, outcomes.get(name, Asked()))
+                except Exception as problem:
+                    waiting.remove(name)
+                    failures.append(problem)
+                else:
+                    if isinstance(outcome, _Settled):
+                        self._losers[race] = [calls[other] for other in waiting if other != name]
+                        return Won(name, self._codec.encode(outcome.value, what="a value"))
+                    outcomes[name] = outcome
+        return Raised(to_record(ExceptionGroup(f"all of {race.key} failed in {number}", failures), self._codec))
+
+    def _call(self, execution: LiveExecution, ask: Ask | WaitFor | Sleep | Race, race: Call | None = None) -> Call:
+        branch = "main" if race is None else ask
+        if isinstance(ask, Race):
+            name, raced = " | ".join(ask.branches), step_kinds.Race(tuple(ask.branches))
+            return execution.draw(Call(ask.key or name, name, auto=ask.key is None, kind=raced), "main")
+        if isinstance(ask, Sleep):
+            raise NotImplementedError("a sleep in a branch of the pure engine")
         if isinstance(ask, WaitFor):
             listen = step_kinds.Listen(ask.timeout)
-            return execution.draw(Call(ask.key or ask.name, ask.name, auto=ask.key is None, kind=listen), "main")
+            waits = Call(ask.key or ask.name, ask.name, auto=ask.key is None, kind=listen, race=race)
+            return execution.draw(waits, branch)
         fingerprint = self._codec.fingerprint(list(ask.args), what="an argument") if ask.args else ""
         kind = (
             step_kinds.Transact("read committed")
@@ -396,8 +436,8 @@ class EngineStage:
             else ask.terms.get("kind", step_kinds.PLAIN)
         )
         options = {option: ask.terms.get(option, False) for option in ("at_most_once", "cleanup")}
-        call = Call(ask.key or ask.name, ask.name, fingerprint, ask.key is None, kind, **options)
-        return execution.draw(call, "main", _in_flight(execution))
+        call = Call(ask.key or ask.name, ask.name, fingerprint, ask.key is None, kind, race=race, **options)
+        return execution.draw(call, branch, _in_flight(execution))
 
     @property
     def _reading(self) -> Reading:
@@ -448,6 +488,9 @@ class EngineStage:
             case RunBranches(number):
                 return self._raced(execution, call, ask, number)
             case CallOff():
+                for loser in self._losers.pop(call, []):
+                    lost = execution.advance(loser, Asked(), self._reading)
+                    assert isinstance(lost, Abort) and isinstance(lost.error, durable.errors.RaceLost), lost
                 return CalledOff()
             case TakeTurn():
                 return TurnCome()
@@ -463,7 +506,8 @@ class EngineStage:
     def _handed_out(self, execution: LiveExecution, call: Call, record: StepRecord) -> Any:
         self.boundaries.pass_one("acknowledged")
         if record.error is None:
-            return self._codec.decode(record.json, run_id=execution.run_id, where="a step")
+            value = self._codec.decode(record.json, run_id=execution.run_id, where="a step")
+            return tuple(value) if isinstance(call.kind, step_kinds.Race) else value
         exception = from_record(record.error, self._codec, run_id=execution.run_id, where="a step")
         raise tag_origin(exception, execution.lease.token, call.key)
 
@@ -789,6 +833,8 @@ def _workflow(story: Story) -> Any:
         def perform(ask: Demand) -> Any:
             if isinstance(ask, Sleep):
                 return step.sleep(ask.name, ask.seconds)
+            if isinstance(ask, Race):
+                return step.race(key=ask.key, **{name: partial(perform, one) for name, one in ask.branches.items()})
             if isinstance(ask, WaitFor):
                 return step.wait_for(ask.name, timeout=ask.timeout, key=ask.key)
             if isinstance(ask, Transfer):
@@ -809,6 +855,10 @@ def _async_workflow(story: Story) -> Any:
         async def perform(ask: Demand) -> Any:
             if isinstance(ask, Sleep):
                 return await step.sleep(ask.name, ask.seconds)
+            if isinstance(ask, Race):
+                return await step.race(
+                    key=ask.key, **{name: partial(perform, one) for name, one in ask.branches.items()}
+                )
             if isinstance(ask, WaitFor):
                 return await step.wait_for(ask.name, timeout=ask.timeout, key=ask.key)
             if isinstance(ask, Transfer):

@@ -46,6 +46,8 @@ class _Line(Struct):
     has_effect: bool
     #: Whether every execution does the step anew.
     cleanup: bool = False
+    #: The key of the race in a branch of which it was called.
+    race: str = ""
 
 
 def cut(journal: Sequence[Record], from_step: str | None = None, *, run_id: str = "?") -> Cut:
@@ -70,8 +72,21 @@ def cut(journal: Sequence[Record], from_step: str | None = None, *, run_id: str 
             + (f": {known}" if known else ", and none is recorded")
         )
     recorded = lines[from_step].seq
-    later = [key for key, line in lines.items() if line.started > recorded and not line.cleanup and key != from_step]
-    return _cut(journal, lines, [from_step, *later])
+    later = [key for key, line in lines.items() if line.started > recorded and not line.cleanup]
+    return _cut(journal, lines, list(dict.fromkeys([from_step, *later, *_of_races(lines, from_step)])))
+
+
+def _of_races(lines: dict[str, _Line], key: str) -> list[str]:
+    """The races that a step was part of, whose winners may come of it, with what was called in their branches; so for a race."""
+    races, around = {key}, lines[key].race
+    while around:
+        races.add(around)
+        around = lines[around].race if around in lines else ""
+    found = [one for one in races if one in lines]
+    while inside := [one for one, line in lines.items() if line.race in races and one not in races]:
+        races.update(inside)
+        found += inside
+    return found
 
 
 def cut_for_retry(
@@ -126,7 +141,7 @@ def _lines(journal: Sequence[Record], run_id: str) -> dict[str, _Line]:
         if record.kind == Kind.STEP:
             step = parse(record.text, StepRecord, run_id=run_id, where=where)
             started = seq if step.started is None else step.started + min(first, 0) if seq < 0 else step.started
-            lines[record.key] = _Line(seq, started, step.once or step.transaction, step.cleanup)
+            lines[record.key] = _Line(seq, started, step.once or step.transaction, step.cleanup, step.race)
         elif record.kind == Kind.ATTEMPT:
             attempt = parse(record.text, AttemptRecord, run_id=run_id, where=where)
             lines[record.key] = _Line(seq, seq, attempt.due is None)

@@ -341,11 +341,12 @@ class AsyncDriver(RacingDriver):
         finally:
             leave(token)
         self._races[call] = tasks
-        waiting = list(tasks)
-        while waiting:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in [task for task in waiting if task.done()]:
-                waiting.remove(task)
+        ended: list[asyncio.Task[Any]] = []  # in this order
+        for task in tasks:
+            task.add_done_callback(ended.append)
+        while len(failures) < len(tasks):
+            await asyncio.wait(tasks.keys() - set(ended), return_when=asyncio.FIRST_COMPLETED)
+            for task in ended[len(failures) :]:
                 problem = task.exception()  # or a cancellation of its own, raised
                 if problem is None:
                     return self._won(call, tasks[task], task.result(), body)
