@@ -40,6 +40,7 @@ Exception
     │   ├── RunSuspended       the run waits, and a worker goes on with it when the wait is over
     │   ├── RunExists          a run of this id is there already
     │   ├── DuplicateRun       another run of the same dedup= has not ended
+    │   ├── RaceLost           a step called in a branch of a race that another one has won
     │   └── RunOver            a step called after its run had ended
     └── StoreError             the database, or the way to it
         ├── StoreUnavailable
@@ -437,7 +438,9 @@ class WorkflowDrift(HistoryError):
         return (
             f"run {self.run_id!r}: at step {self.key!r} the code no longer matches the journal: {self.difference}. Its "
             f"recorded value was not handed out, and no body was started after it. Restore the old order or arguments, "
-            f"give new steps an explicit key=, or start the new code under another id."
+            f"give new steps an explicit key=, or start the new code under another id. Where the code has not changed, it goes "
+            f"by the clock, by chance, or by which of several calls ended first: step.now(), step.random() and step.race() "
+            f"are recorded."
         )
 
 

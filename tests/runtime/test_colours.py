@@ -49,6 +49,11 @@ LEAVES = {
         "_next_rest",
         "is_alone",
         "_continue",
+        "_race",
+        "_on_branch_end",
+        "_call_off",
+        "_pause",
+        "_take_turn",
     },
     (BlockingRun, AsyncRun): {
         "__init__",

@@ -77,7 +77,7 @@ def cut(journal: Sequence[Record], from_step: str | None = None, *, run_id: str 
 
 
 def _of_races(lines: dict[str, _Line], key: str) -> list[str]:
-    """The races that a step was part of, whose winners may come of it, with what was called in their branches; so for a race."""
+    """The races that a step was part of, whose winners may come of it, and what was called in their branches."""
     races, around = {key}, lines[key].race
     while around:
         races.add(around)
