@@ -118,7 +118,7 @@ def test_what_a_race_refuses() -> None:
                 durable.run({}, lambda step, _, given=branches: step.race(**given), id="r", store=store)
 
         async def early(step: durable.AsyncStep, _: Any) -> Any:
-            return await step.race(a=step("a", lambda: 1))  # type: ignore[arg-type]
+            return await step.race(a=step("a", lambda: 1))  # type: ignore[call-overload]
 
         with pytest.raises(durable.InvalidArgument, match="without calling it"):
             asyncio.run(durable.run({}, early, id="e", store=store))

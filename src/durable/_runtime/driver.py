@@ -398,7 +398,7 @@ class Driver:
         if record.error is None:
             run_id = self._execution.run_id
             if type(body.kind) is Race:
-                return read_winner(record.json, body, self._codec, run_id=run_id, where=where)
+                return read_winner(record.json, body.branches, self._codec, run_id=run_id, where=where)
             if type(body.kind) is Listen:
                 return read_signal(record.json, body.kind, call.name, body.annotation, self._codec, run_id=run_id)
             return self._codec.decode(record.json, run_id=run_id, where=where, annotation=body.annotation)
