@@ -42,6 +42,7 @@ Exception
     │   ├── RunSuspended       the run waits, and a worker goes on with it when the wait is over
     │   ├── RunExists          a run of this id is there already
     │   ├── DuplicateRun       another run of the same dedup= has not ended
+    │   ├── RaceLost           a step called in a branch of a race that another one has won
     │   └── RunOver            a step called after its run had ended
     └── StoreError             the database, or the way to it
         ├── StoreUnavailable
@@ -471,7 +472,9 @@ class WorkflowDrift(HistoryError):
         return (
             f"run {self.run_id!r}: at step {self.key!r} the code no longer matches the journal: {self.difference}. Its "
             f"recorded value was not handed out, and no body was started after it. Restore the old order or arguments, "
-            f"give new steps an explicit key=, or start the new code under another id."
+            f"give new steps an explicit key=, or start the new code under another id. Where the code has not changed, it goes "
+            f"by the clock, by chance, or by which of several calls ended first: step.now(), step.random() and step.race() "
+            f"are recorded."
         )
 
 
@@ -772,6 +775,20 @@ class RunOver(OwnershipError):
             f"step {self.name!r} was called after run {self.run_id!r} had ended. Wait for every task and thread that "
             f"calls steps before the workflow returns."
         )
+
+
+@dataclass(eq=False, repr=False)
+class RaceLost(OwnershipError):
+    """The step `name` was called in a branch of a `step.race` that another branch has won.
+
+    It ends that branch, past any `except Exception`, and nothing else: the workflow goes on with the winner.
+    """
+
+    run_id: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"step {self.name!r} of run {self.run_id!r} belongs to a branch of a race that another branch has won."
 
 
 class StoreError(DurableError):

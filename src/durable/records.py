@@ -158,6 +158,8 @@ class StepRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     #: `step.patched()`, before this was recorded, and not before another record that is known to be stored. By name: `now`,
     #: `now#2`; `now:KEY` where a key was given; `patched:NAME`; within a scope `SCOPE/now`.
     drawn: Mapping[str, Drawable] | None = None
+    #: The key of the race in a branch of which the step was called; empty where that is none.
+    race: str = ""
     #: When it was stored. In a document only, like `epoch`: a journal has columns for both.
     at: Moment | None = None
     #: Under which lease of the run it was stored.

@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable,
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, TypeVar, cast
 
 from msgspec import Raw, structs
@@ -39,6 +40,8 @@ from durable._engine.decisions import (
     AttemptInTransaction,
     BeginChild,
     Begun,
+    CalledOff,
+    CallOff,
     Claim,
     ClaimReply,
     Commit,
@@ -61,10 +64,14 @@ from durable._engine.decisions import (
     Reraise,
     Return,
     Returned,
+    RunBranches,
     ShowChild,
     Silent,
     StepOutcome,
+    TakeTurn,
+    TurnCome,
     Wait,
+    Won,
     WriteRecord,
 )
 from durable._engine.headers import stamp_header
@@ -142,7 +149,14 @@ class CallChild(NamedTuple):
     input: str
 
 
-Demand: TypeAlias = Ask | Transfer | Together | Sleep | WaitFor | CallChild
+class Race(NamedTuple):
+    """The first of these wins; in a branch one step is asked for."""
+
+    branches: Mapping[str, Ask | Sleep | WaitFor]
+    key: str | None = None
+
+
+Demand: TypeAlias = Ask | Transfer | Together | Sleep | WaitFor | Race | CallChild
 Story: TypeAlias = Callable[..., Generator[Any, Any, Any]]
 Program: TypeAlias = Callable[[Any, Any], Coroutine[Any, Any, Any]]
 
@@ -273,6 +287,7 @@ class EngineStage:
         self._now = _START
         self.waited = 0.0
         self._signals: list[tuple[str, str, bytes]] = []
+        self._losers: dict[Call, list[Call]] = {}
         self._children: set[str] = set()
         self._world = World()
         self.booked: list[str] = []
@@ -455,10 +470,37 @@ class EngineStage:
             self._signals.append((execution.run_id, name_end(child.run_id), render_end(end).encode()))
         return Begun(Started(child.run_id, is_new, child.workflow, child.input_hash, Status.QUEUED), is_own=True)
 
-    def _call(self, execution: LiveExecution, ask: Ask | WaitFor) -> Call:
+    def _raced(self, execution: LiveExecution, race: Call, asked: Race, number: int) -> StepOutcome:
+        calls = {name: self._call(execution, one, race) for name, one in asked.branches.items()}
+        outcomes: dict[str, StepOutcome] = {}
+        failures: list[Exception] = []
+        waiting = list(calls)
+        while waiting:
+            for name in list(waiting):
+                call, one = calls[name], asked.branches[name]
+                try:
+                    outcome = self._turn(execution, call, one, outcomes.get(name, Asked()))
+                except Exception as problem:
+                    waiting.remove(name)
+                    failures.append(problem)
+                else:
+                    if isinstance(outcome, _Settled):
+                        self._losers[race] = [calls[other] for other in waiting if other != name]
+                        return Won(name, self._codec.encode(outcome.value, what="a value"))
+                    outcomes[name] = outcome
+        return Raised(to_record(ExceptionGroup(f"all of {race.key} failed in {number}", failures), self._codec))
+
+    def _call(self, execution: LiveExecution, ask: Ask | WaitFor | Sleep | Race, race: Call | None = None) -> Call:
+        branch = "main" if race is None else ask
+        if isinstance(ask, Race):
+            name, raced = " | ".join(ask.branches), step_kinds.Race(tuple(ask.branches))
+            return execution.draw(Call(ask.key or name, name, auto=ask.key is None, kind=raced), "main")
+        if isinstance(ask, Sleep):
+            raise NotImplementedError("a sleep in a branch of the pure engine")
         if isinstance(ask, WaitFor):
             listen = step_kinds.Listen(ask.timeout)
-            return execution.draw(Call(ask.key or ask.name, ask.name, auto=ask.key is None, kind=listen), "main")
+            waits = Call(ask.key or ask.name, ask.name, auto=ask.key is None, kind=listen, race=race)
+            return execution.draw(waits, branch)
         fingerprint = self._codec.fingerprint(list(ask.args), what="an argument") if ask.args else ""
         kind = (
             step_kinds.Transact("read committed")
@@ -466,14 +508,14 @@ class EngineStage:
             else ask.terms.get("kind", step_kinds.PLAIN)
         )
         options = {option: ask.terms.get(option, False) for option in ("at_most_once", "cleanup")}
-        call = Call(ask.key or ask.name, ask.name, fingerprint, ask.key is None, kind, **options)
-        return execution.draw(call, "main", _in_flight(execution))
+        call = Call(ask.key or ask.name, ask.name, fingerprint, ask.key is None, kind, race=race, **options)
+        return execution.draw(call, branch, _in_flight(execution))
 
     @property
     def _reading(self) -> Reading:
         return Reading(self._now, (self._now - _START).total_seconds())
 
-    def _turn(self, execution: LiveExecution, call: Call, ask: Any, outcome: StepOutcome) -> StepOutcome | _Settled:
+    def _turn(self, execution: LiveExecution, call: Call, ask: Any, outcome: StepOutcome) -> StepOutcome | _Settled:  # noqa: PLR0915 -- a case for each decision
         match execution.advance(call, outcome, self._reading):
             case Replay(record):
                 return _Settled(self._handed_out(execution, call, record))
@@ -526,6 +568,15 @@ class EngineStage:
                 self.booked += self._open.pop(call).rows
                 self.boundaries.pass_one("committed")
                 return Acknowledged()
+            case RunBranches(number):
+                return self._raced(execution, call, ask, number)
+            case CallOff():
+                for loser in self._losers.pop(call, []):
+                    lost = execution.advance(loser, Asked(), self._reading)
+                    assert isinstance(lost, Abort) and isinstance(lost.error, durable.errors.RaceLost), lost
+                return CalledOff()
+            case TakeTurn():
+                return TurnCome()
             case Join():
                 return Asked()
             case Raise(error):
@@ -538,7 +589,8 @@ class EngineStage:
     def _handed_out(self, execution: LiveExecution, call: Call, record: StepRecord) -> Any:
         self.boundaries.pass_one("acknowledged")
         if record.error is None:
-            return self._codec.decode(record.json, run_id=execution.run_id, where="a step")
+            value = self._codec.decode(record.json, run_id=execution.run_id, where="a step")
+            return tuple(value) if isinstance(call.kind, step_kinds.Race) else value
         exception = from_record(record.error, self._codec, run_id=execution.run_id, where="a step")
         raise tag_origin(exception, execution.lease.token, call.key)
 
@@ -872,6 +924,8 @@ def _workflow(story: Story) -> Any:
         def perform(ask: Demand) -> Any:
             if isinstance(ask, Sleep):
                 return step.sleep(ask.name, ask.seconds)
+            if isinstance(ask, Race):
+                return step.race(key=ask.key, **{name: partial(perform, one) for name, one in ask.branches.items()})
             if isinstance(ask, WaitFor):
                 return step.wait_for(ask.name, timeout=ask.timeout, key=ask.key)
             if isinstance(ask, CallChild):
@@ -894,6 +948,10 @@ def _async_workflow(story: Story) -> Any:
         async def perform(ask: Demand) -> Any:
             if isinstance(ask, Sleep):
                 return await step.sleep(ask.name, ask.seconds)
+            if isinstance(ask, Race):
+                return await step.race(
+                    key=ask.key, **{name: partial(perform, one) for name, one in ask.branches.items()}
+                )
             if isinstance(ask, WaitFor):
                 return await step.wait_for(ask.name, timeout=ask.timeout, key=ask.key)
             if isinstance(ask, CallChild):

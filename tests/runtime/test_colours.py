@@ -24,7 +24,6 @@ LEAVES = {
         "_begin_child",
         "_called",
         "_on_late_child",
-        "_sleep",
         "call_child",
         "wait_for_children",  # what is late, and who rests
         "__init__",
@@ -55,6 +54,11 @@ LEAVES = {
         "_next_rest",
         "is_alone",
         "_continue",
+        "_race",
+        "_on_branch_end",
+        "_call_off",
+        "_pause",
+        "_take_turn",
     },
     (BlockingRun, AsyncRun): {
         "__init__",

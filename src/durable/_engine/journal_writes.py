@@ -10,9 +10,9 @@ from msgspec import Raw, UnsetType, json
 from msgspec.structs import replace
 
 from durable._engine.calls import Call, Phase
-from durable._engine.decisions import Received
+from durable._engine.decisions import Received, Won
 from durable._engine.journal import Journal
-from durable._engine.step_kinds import Listen, StepKind, Transact
+from durable._engine.step_kinds import Listen, Race, StepKind, Transact
 from durable.records import NO_TIME, AttemptRecord, Drawable, ErrorRecord, Kind, Record, StepRecord, render
 
 _ATTEMPT: Final = Kind.ATTEMPT.value
@@ -67,20 +67,22 @@ def write_outcome(
     )
     if call.holds:
         outcome = replace(outcome, holds=True, led=call.led)
-    if seq != call.started or call.unordered or transacts or call.cleanup or journal.kept or journal.drawn is not None:
+    is_plain = seq == call.started and not (call.unordered or transacts or call.cleanup or call.race is not None)
+    if not is_plain or journal.kept or journal.drawn is not None:
         call.kept += journal.take_kept()
         outcome = _with_circumstances(outcome, call, seq, epoch, journal.drawn_for(call.key))
-    call.stored, call.record, call.phase = False, outcome, Phase.SENDING
+    call.stored, call.record, call.phase, call.place = False, outcome, Phase.SENDING, seq
     if transacts and ok:
         call.seq = seq  # until it is known to be filled
     return Record(seq, call.key, _STEP, render(outcome))
 
 
-def value_of_signal(kind: StepKind, received: Received) -> Raw:
-    """What is recorded of a signal: its payload, and with it the name where there were several."""
-    if isinstance(kind, Listen) and kind.names:
-        return Raw(json.encode((received.name, Raw(received.payload))))
-    return Raw(received.payload)
+def value_of_first(kind: StepKind, first: Received | Won) -> Raw:
+    """What is recorded of the first that came: of a signal its payload, and with it the name where there were several."""
+    text = first.payload if isinstance(first, Received) else first.value
+    if isinstance(kind, Race) or (isinstance(kind, Listen) and kind.names):
+        return Raw(json.encode((first.name, Raw(text))))
+    return Raw(text)
 
 
 def _with_circumstances(
@@ -96,6 +98,7 @@ def _with_circumstances(
         kept=call.kept,
         cleanup=call.cleanup,
         drawn=drawn,
+        race="" if call.race is None else call.race.key,
     )
 
 

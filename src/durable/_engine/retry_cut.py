@@ -49,6 +49,8 @@ class _Line(Struct):
     cleanup: bool = False
     #: Whether its body called steps of its own.
     holds: bool = False
+    #: The key of the race in a branch of which it was called.
+    race: str = ""
 
 
 def cut(journal: Sequence[Record], from_step: str | None = None, *, run_id: str = "?") -> Cut:
@@ -74,7 +76,7 @@ def cut(journal: Sequence[Record], from_step: str | None = None, *, run_id: str 
         )
     recorded = lines[from_step].seq
     later = [key for key, line in lines.items() if line.started > recorded and not line.cleanup and key != from_step]
-    return _cut(journal, lines, _with_items(lines, [from_step, *later]))
+    return _cut(journal, lines, _with_items(lines, [from_step, *later, *_of_races(lines, from_step)]))
 
 
 def _with_items(lines: dict[str, _Line], keys: Sequence[str]) -> list[str]:
@@ -87,6 +89,19 @@ def _with_items(lines: dict[str, _Line], keys: Sequence[str]) -> list[str]:
     if asides:
         found |= dict.fromkeys(key for key in lines if key.startswith(asides))
     return list(found)
+
+
+def _of_races(lines: dict[str, _Line], key: str) -> list[str]:
+    """The races that a step was part of, whose winners may come of it, and what was called in their branches."""
+    races, around = {key}, lines[key].race
+    while around:
+        races.add(around)
+        around = lines[around].race if around in lines else ""
+    found = [one for one in races if one in lines]
+    while inside := [one for one, line in lines.items() if line.race in races and one not in races]:
+        races.update(inside)
+        found += inside
+    return found
 
 
 def cut_for_retry(
@@ -141,7 +156,8 @@ def _lines(journal: Sequence[Record], run_id: str) -> dict[str, _Line]:
         if record.kind == Kind.STEP:
             step = parse(record.text, StepRecord, run_id=run_id, where=where)
             started = seq if step.started is None else step.started + min(first, 0) if seq < 0 else step.started
-            lines[record.key] = _Line(seq, started, step.once or step.transaction, step.cleanup, step.holds)
+            has_effect = step.once or step.transaction
+            lines[record.key] = _Line(seq, started, has_effect, step.cleanup, step.holds, step.race)
         elif record.kind == Kind.ATTEMPT:
             attempt = parse(record.text, AttemptRecord, run_id=run_id, where=where)
             lines[record.key] = _Line(seq, seq, attempt.due is None)

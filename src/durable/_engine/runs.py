@@ -223,7 +223,8 @@ def conclude_failure(
         return _conclude_abort(execution, execution.error)
     token, journal = execution.lease.token, execution.journal
     tags = journal.with_led(tags_of(exception, token))
-    again = tuple(key for key in sorted(tags) if journal.may_run_again(key))
+    origins = dict.fromkeys(journal.with_branches(sorted(tags)))
+    again = tuple(key for key in origins if journal.may_run_again(key))
     undecided, kept = journal.drawn_amid(tags), journal.take_kept(at_the_end=True)
     failure = FailureRecord(error, again, step=origin_key(exception, token), undecided=undecided, kept=kept)
     finish = _finish_failed(execution, failure)

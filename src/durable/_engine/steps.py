@@ -24,6 +24,8 @@ from durable._engine.decisions import (
     Awaited,
     BeginChild,
     Begun,
+    CalledOff,
+    CallOff,
     Commit,
     Interrupted,
     Join,
@@ -37,33 +39,38 @@ from durable._engine.decisions import (
     Rejected,
     Replay,
     Returned,
+    RunBranches,
     ShowChild,
     Silent,
     StepDecision,
     StepOutcome,
+    TakeTurn,
+    TurnCome,
     Undone,
     Unstorable,
     Wait,
+    Won,
     WriteRecord,
 )
-from durable._engine.journal_writes import value_of_signal, write_attempt, write_outcome
+from durable._engine.journal_writes import value_of_first, write_attempt, write_outcome
 from durable._engine.leases import MAX_WAIT
 from durable._engine.live_runs import LiveRun
 from durable._engine.starts import NewRun
-from durable._engine.step_kinds import AwaitChild, Item, Listen, Plain, Sleep, StartChild, Transact
+from durable._engine.step_kinds import AwaitChild, Item, Listen, Plain, Race, Sleep, StartChild, Transact
 from durable._engine.waits import RESOLUTION
 from durable.errors import (
     DurableError,
     NestedStep,
     OutcomeUnknown,
+    RaceLost,
     RunOver,
     StepInterrupted,
     UnstorableValue,
 )
-from durable.records import Drawable, ErrorRecord
+from durable.records import Drawable, ErrorRecord, StepRecord
 
 MAX_LOSSES: Final = 5  # of the database under the transaction of one attempt, whose body could be the cause
-_Attempt = TypeVar("_Attempt", Attempt, AttemptInTransaction)
+_Attempt = TypeVar("_Attempt", Attempt, AttemptInTransaction, RunBranches)
 
 
 class LiveExecution(LiveRun):
@@ -142,6 +149,8 @@ class LiveExecution(LiveRun):
                 return self._on_acknowledged(call, reading)
             case Asked():
                 return self._on_asked(call, reading)
+            case TurnCome():
+                return self._on_turn(call, reading)
             case Raised(error=error, retry_in=retry_in, led=led):
                 if retry_in is None:
                     call.led = led
@@ -149,6 +158,10 @@ class LiveExecution(LiveRun):
                 return self._retry_later(call, reading, error, retry_in)
             case Received():
                 return self._on_received(call, reading, outcome)
+            case Won():
+                return self._record_outcome(call, reading, ok=True, value=value_of_first(call.kind, outcome))
+            case CalledOff():
+                return self._hand_out(call)
             case Silent():
                 return self._on_silent(call, reading)
             case Begun():
@@ -166,9 +179,22 @@ class LiveExecution(LiveRun):
             case Interrupted(reason=reason):
                 return self._on_interrupted(call, reading, reason)
 
+    def has_lost(self, call: Call) -> bool:
+        """Whether a race is decided, in a branch of which this call was made, so that it goes no further.
+
+        What is called in a branch that is being cancelled still goes on: that is clean-up.
+        """
+        while (race := call.race) is not None and not call.amid_cancellation:
+            if self._running.get(race.key) is not race:
+                return True
+            call = race
+        return False
+
     def rest(self, call: Call, began: datetime | None, until: datetime, reading: Reading) -> Wait | Abort | None:
         """What a workflow that sleeps until then does next; None when it has slept enough. See `Waits.left_of_sleep`."""
         self._resting.pop(call.key, None)
+        if call.race is not None and self.has_lost(call):
+            return self._lose(call, reading)
         left = self._waits.left_of_sleep(call, began, until, reading)
         return self.abort_if_stopped(reading) or (self._rest(call, left, reading) if left > RESOLUTION else None)
 
@@ -183,12 +209,13 @@ class LiveExecution(LiveRun):
             return self._abort(call, reading, self.error)
         if call.refusal is not None:
             return call.refusal
+        if call.race is not None and self.has_lost(call):
+            return self._lose(call, reading)
         record = self.journal.record_of(call.key)
         if record is not None:
-            self.journal.close(call, recorded=True)
-            if self.emit is not None:
-                self.emit(events.StepReplayed(self.run_id, reading.at, call.key, call.name, record))
-            return Replay(record)
+            if record.concurrent or call.concurrent:
+                return TakeTurn(self.journal.place_of(call.key))
+            return self._replay(call, record, reading)
         running = self._running.get(call.key)
         if running is None:
             if self.is_over:
@@ -199,6 +226,22 @@ class LiveExecution(LiveRun):
         if call.phase is Phase.BODY:  # it could not begin: no free connection
             call.phase, call.attempts = Phase.WAITING, call.attempts - 1
         return self._next(call, reading)
+
+    def _replay(self, call: Call, record: StepRecord, reading: Reading) -> Replay:
+        self.journal.close(call, recorded=True)
+        if self.emit is not None:
+            self.emit(events.StepReplayed(self.run_id, reading.at, call.key, call.name, record))
+        return Replay(record)
+
+    def _on_turn(self, call: Call, reading: Reading) -> StepDecision:
+        """A call beside others, whose outcome is recorded, and which has waited for its turn."""
+        record = self.journal.record_of(call.key)
+        if self.error is not None or record is None:
+            return self._abort(call, reading, self.error or RunOver(self.run_id, call.name))
+        if call.record is None:  # found; what this call has recorded was told when it was
+            return self._replay(call, record, reading)
+        self.journal.close(call, recorded=True)
+        return Replay(record)
 
     def _start(self, call: Call, reading: Reading) -> StepDecision:
         earlier = self.journal.attempt_of(call.key)
@@ -220,6 +263,8 @@ class LiveExecution(LiveRun):
         """The next thing to do for a running call: wait, say that it begins, or begin."""
         if (problem := self.find_obstacle(reading)) is not None:
             return self._abort(call, reading, problem)
+        if call.race is not None and self.has_lost(call):
+            return self._lose(call, reading)
         match call.kind:
             case Plain() | Item() | Sleep():
                 return self._attempt(call, Attempt, reading)
@@ -231,6 +276,10 @@ class LiveExecution(LiveRun):
                 return self._begin_child(call, child, reading)
             case AwaitChild(child=child):
                 return self._await_child(call, child, reading)
+            case Race():
+                began = self._begin(call, RunBranches, reading)
+                call.phase = Phase.RACING
+                return began
             case never:
                 assert_never(never)
 
@@ -304,13 +353,15 @@ class LiveExecution(LiveRun):
         return failure or self._record_outcome(call, reading, ok=True, value=end.record)
 
     def _on_received(self, call: Call, reading: Reading, received: Received) -> StepDecision:
+        if call.race is not None and self.has_lost(call):
+            return self._lose(call, reading)  # another may have the signal
         if received.number in self.journal.taken_signals:  # another branch received it first
             return Wait(0.0)
         if isinstance(call.kind, AwaitChild):
             return self._on_end_of_child(call, call.kind.child, received, reading)
         self.journal.taken_signals.append(received.number)
         call.signal, call.began = received.number, reading.elapsed
-        return self._record_outcome(call, reading, ok=True, value=value_of_signal(call.kind, received))
+        return self._record_outcome(call, reading, ok=True, value=value_of_first(call.kind, received))
 
     def _on_silent(self, call: Call, reading: Reading) -> StepDecision:
         if (problem := self.find_obstacle(reading)) is not None:
@@ -380,9 +431,19 @@ class LiveExecution(LiveRun):
             return Wait(0.0)
         self.journal.add_outcome(call.key, call.record)  # first: an interrupt may come, and this be reported again
         del self._running[call.key]
-        self.journal.close(call, recorded=True)
         if self.emit is not None:
             self.emit(events.StepRecorded(self.run_id, reading.at, call.key, call.name, call.record))
+        if type(call.kind) is Race:
+            self.journal.pass_branches(call.key)
+            return CallOff()
+        return self._hand_out(call)
+
+    def _hand_out(self, call: Call) -> StepDecision:
+        """What becomes of a call that has recorded its outcome."""
+        assert call.record is not None, "handed out before it was recorded"  # noqa: S101 -- a driver's bug, not an input
+        if call.concurrent:
+            return TakeTurn(call.place)
+        self.journal.close(call, recorded=True)
         return Replay(call.record)
 
     # -- leaving --------------------------------------------------------------------------------------------------
@@ -401,8 +462,15 @@ class LiveExecution(LiveRun):
         self._leave(call, reading, type(error).__name__)
         return self.abort(error)
 
+    def _lose(self, call: Call, reading: Reading) -> Abort:
+        """The call goes no further, and the run goes on."""
+        self._leave(call, reading, RaceLost.__name__)
+        return Abort(RaceLost(self.run_id, call.name))
+
     def _leave(self, call: Call, reading: Reading, reason: str) -> None:
         if self._running.get(call.key) is not call:
+            if call.opened and self.journal.record_of(call.key) is not None:  # it did not get what is recorded
+                self.journal.close(call, recorded=True)
             return
         del self._running[call.key]
         self._resting.pop(call.key, None)

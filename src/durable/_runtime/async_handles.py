@@ -30,6 +30,7 @@ from durable._runtime.handles import Pending, Step
 from durable._runtime.mapping import MapOptions
 from durable._runtime.new_runs import Start
 from durable._runtime.plan import MISSING
+from durable._runtime.races import body_of_race
 from durable._runtime.scopes import Scope
 from durable._runtime.step_options import (
     CollectingMapOptions,
@@ -267,6 +268,16 @@ class AsyncStep:
         """See `Step.wait_all`."""
         check_flag("return_exceptions", return_exceptions)
         return self._driver.wait_for_children(check_handles(self._driver, handles), return_exceptions=return_exceptions)
+
+    @overload
+    def race(self, *, key: str | None = ..., **branches: Callable[[], Awaitable[T]]) -> Pending[tuple[str, T]]: ...
+    @overload
+    def race(self, *, key: str | None = ..., **branches: Callable[[], Awaitable[T] | T]) -> Pending[tuple[str, T]]: ...
+    @public("step.race")
+    def race(self, *, key: str | None = None, **branches: Callable[[], Any]) -> Pending[tuple[str, Any]]:
+        """See `Step.race`; on tasks. Those of the other branches are cancelled, and awaited, before it returns."""
+        name, body = body_of_race(branches)
+        return self._driver.call(name, key, body)
 
     @public("step.continue_with")
     def continue_with(self, input: Any, *, keep_history: bool = True) -> NoReturn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final, cast, get_args
 
@@ -42,6 +42,8 @@ class Body(Struct, frozen=True):
     amid: InFlight | None = None
     #: Of a child, the scope in which it was started, wherever it is waited for; None of all that is drawn where it is called.
     scope: str | None = None
+    #: Of a race, by their names.
+    branches: Mapping[str, Callable[[], Any]] = {}
 
     @calls_out
     def call(self) -> Any:

@@ -28,6 +28,7 @@ from durable._runtime.children import ChildHandle, ChildOptions, check_handles, 
 from durable._runtime.mapping import MapOptions
 from durable._runtime.new_runs import Start
 from durable._runtime.plan import MISSING
+from durable._runtime.races import body_of_race
 from durable._runtime.scopes import Scope
 from durable._runtime.step_options import (
     CollectingMapOptions,
@@ -280,6 +281,21 @@ class Step:
         """
         check_flag("return_exceptions", return_exceptions)
         return self._driver.wait_for_children(check_handles(self._driver, handles), return_exceptions=return_exceptions)
+
+    @public("step.race")
+    def race(self, *, key: str | None = None, **branches: Callable[[], T]) -> tuple[str, T]:
+        """Call the `branches`, which take no arguments, beside each other: the name and the value of the first that returns.
+
+        The winner is recorded, under the branches' names or `key`: a replay returns it, and begins no branch. A branch may
+        call steps, and has a thread. One that raises is out, and the others go on; where all did, an `ExceptionGroup` of
+        what they raised is raised, and recorded. When the race is decided, the other branches begin no more steps: waits end,
+        and a body that runs goes on in its thread, which the end of the run waits for.
+
+        Raises `InvalidArgument` where there is no branch, or one is no function, and `UnstorableValue`; else as `step(...)`.
+        """
+        name, body = body_of_race(branches)
+        value: tuple[str, T] = self._driver.call(name, key, body)
+        return value
 
     @public("step.continue_with")
     def continue_with(self, input: Any, *, keep_history: bool = True) -> NoReturn:
