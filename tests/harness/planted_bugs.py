@@ -193,10 +193,6 @@ def _never(*_: Any) -> bool:
     return False
 
 
-def _nobody(*_: Any) -> tuple[str, ...]:
-    return ()
-
-
 def _fate_without_nonce(self: Statements, write: Any, owners: Any, found: Any) -> Any:
     other = Writing(write.lease, write.record, -1)  # as if each sending had drawn another
     return _fate(self, other, owners, found)
@@ -397,7 +393,7 @@ BUGS = [
     ),
     Bug("release without token", 1000, _with(release_batch=_release_any)),
     Bug("automatic keys shared by branches", 1000, patches=[(Journal, "_is_ambiguous", _never)], first=600),
-    Bug("failure replayed for ever", 1000, patches=[(runs, "origin_keys", _nobody)], first=1),
+    Bug("failure replayed for ever", 1000, patches=[(Journal, "may_run_again", _never)], first=1),
     Bug("retry after a lost reply without a nonce", 1000, patches=[(Statements, "_fate", _fate_without_nonce)]),
     Bug(
         "a map in the order of completion",

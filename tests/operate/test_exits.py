@@ -59,7 +59,7 @@ def test_1_the_answer_is_bad_news(line: CommandLine) -> None:
     [
         (("bogus",), "No such command 'bogus'"),
         (("lst",), "Did you mean 'list'?"),
-        (("list", "foo:bar"), "unknown qualifier 'foo'. Qualifiers are id:, workflow:, status:"),
+        (("list", "foo:bar"), "unknown qualifier 'foo'. Qualifiers are id:, parent:, workflow:, status:"),
         (("list", "statsu:failed"), "did you mean status:?"),
         (("list", "status:done"), "unknown status 'done': one of queued, running"),
         (("list", "since:yesterday"), "since is so long ago, like 90s"),
