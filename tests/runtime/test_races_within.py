@@ -80,7 +80,9 @@ def test_a_race_within_is_replayed_as_it_was(workflow: Callable[..., Any]) -> No
         result = run(workflow, store, do)
         assert [what for what in bodies if what.startswith("ask")] == asked
         assert run(workflow, store, do) == result
-        keys = list(store.load("r").steps)
+        snapshot = store.load("r")
+        assert snapshot is not None
+        keys = list(snapshot.steps)
     within = ("leg/",) if workflow in (in_a_scope, in_a_scope_async) else ("each[0]", "each[1]")
     assert all(key.startswith(within) for key in keys), keys
     assert any(key.endswith("/quick | never") for key in keys), keys
