@@ -29,6 +29,7 @@ from simulation import (
     Scenario,
     crewed,
     generated,
+    kindred,
     shrunk,
     simulated,
     ticking,
@@ -40,7 +41,13 @@ from simulation import (
 
 _CORPUS = Path(__file__).parent.parent / "corpus"
 _PORTION = 500
-_DRAWS = {"seed": generated, "crew of seed": crewed, "waiting crew of seed": waiting, "ticking crew of seed": ticking}
+_DRAWS = {
+    "seed": generated,
+    "crew of seed": crewed,
+    "waiting crew of seed": waiting,
+    "ticking crew of seed": ticking,
+    "kindred crew of seed": kindred,
+}
 _CREWS = 4  # each fourth seed makes a history with workers, too
 
 

@@ -167,6 +167,7 @@ class Transaction:
     __slots__ = (
         "began",
         "database",
+        "fenced",
         "id",
         "idle_limit",
         "locked",
@@ -189,6 +190,7 @@ class Transaction:
         self.snapshot = 0  # the commits that the last of them sees
         self.locked: list[Row[Any]] = []
         self.written: list[tuple[Table[Any], Row[Any]]] = []
+        self.fenced: set[str] = set()  # the runs whose leases were locked so that they can start children
         self.noticed: list[tuple[str, int]] = []  # the signals that a statement has locked, for the next one
         self.notifies: list[str] = []  # channels on which something is said when it commits
         self.waits: Wait | None = None

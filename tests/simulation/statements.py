@@ -25,7 +25,7 @@ from simulation.database import (
     Statement,
     Violation,
 )
-from simulation.rows import appended, is_awaited, iso, owned_by, sent_to, taken_up, visible_steps
+from simulation.rows import appended, is_awaited, iso, owned_by, sent_to, taken_up, told_of_end, visible_steps
 from simulation.tables import Account, Effect, Header, Lease, Result, Signal, Step, Tables, octets_of
 from simulation.worker_statements import WORKER_STATEMENTS
 
@@ -303,6 +303,9 @@ def _effect(tables: Tables, statement: Statement, values: Any) -> Progress[Resul
     return Result([], 1)
 
 
+_ENDED: Final = (Status.COMPLETED, Status.FAILED)
+
+
 def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     asked: dict[str, dict[str, Any]] = {row["id"]: row for row in _decode(values[0])}
     held: list[str] = []
@@ -345,7 +348,15 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
         row = asked[lease.workflow_id]
         if not (yield from appended(tables, statement, _step_of(row, lease.epoch, statement.now), ignores=False)):
             raise Violation("steps", _NOT_THERE)
-    return Result([(lease.workflow_id, None) for lease in finished], len(finished))  # no run here has a parent
+    rows: list[tuple[Any, ...]] = []
+    for lease in finished:
+        row, run = asked[lease.workflow_id], tables.snapshots.visible(lease.workflow_id, statement)
+        told = None if run is None or row["status"] not in _ENDED else run.snapshot.get("parent")
+        if told is not None:
+            end = {"status": row["status"], "record": _decode(row["record"])}
+            yield from told_of_end(tables, statement, told, end)
+        rows.append((lease.workflow_id, told))
+    return Result(rows, len(rows))
 
 
 def _release_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -457,7 +468,10 @@ def _cancelled(tables: Tables, statement: Statement, values: Any) -> Progress[Re
 
 def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     held: list[str] = []
-    for run_id in sorted(values[0]):
+    asked = set[str](values[0])
+    yield POINT
+    below = _below(tables, statement, asked) - asked
+    for run_id in sorted(asked | below):
         if (yield from statement.locked(tables.locks, run_id, UPDATE)) is not None:
             held.append(run_id)  # noqa: PERF401 -- a comprehension cannot yield
     seen = {run_id: tables.snapshots.visible(run_id, statement) for run_id in held}
@@ -474,14 +488,43 @@ def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress
 
         if (yield from statement.update(tables.snapshots, run_id, _is_under_way, cancelled)) is not None:
             done.append(run_id)
+    parents: dict[str, list[str]] = {}
+    for run_id in done:
+        header = seen[run_id]
+        told = None if header is None else header.snapshot.get("parent")
+        if told is not None:
+            end = {"status": Status.CANCELLED.value} | ({"with_parent": True} if run_id in below else {})
+            yield from told_of_end(tables, statement, told, end)
+            if run_id not in below:
+                parents[run_id] = told
     for run_id in done:
 
         def away(lease: Lease) -> Lease:
             return lease._replace(owner_token=None, owner="cancelled", expires_at=statement.clock(), due_at=None)
 
         yield from statement.update(tables.locks, run_id, None, away)
-    rows = [(run_id, run_id in done, [None, None]) for run_id in held if run_id in done or run_id in were_running]
+    rows = [
+        (run_id, run_id in done, parents.get(run_id) or [None, None])
+        for run_id in held
+        if run_id in done or run_id in were_running
+    ]
     return Result(rows, len(rows))
+
+
+def _below(tables: Tables, statement: Statement, runs: set[str]) -> set[str]:
+    """The children of these that have not come to an end of their own, and theirs."""
+    seen = (tables.snapshots.visible(run_id, statement) for run_id in list(tables.snapshots.rows))
+    headers = {run.id: run for run in seen if run is not None}
+    found, looked = set[str](), [*runs]
+    while looked:
+        above = headers.get(looked.pop())
+        if above is None or above.status not in (Status.QUEUED, Status.RUNNING, Status.CANCELLED):
+            continue
+        for run in headers.values():
+            if (run.snapshot.get("parent") or [None])[0] == above.id and run.id not in found:
+                found.add(run.id)
+                looked.append(run.id)
+    return found
 
 
 def _signal_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
