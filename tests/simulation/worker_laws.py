@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -183,11 +183,16 @@ class WorkerLaws:
             raise self._broken("W8", f"{run} is suspended, and has a lease: {lease}")
         if lease.due_at is None:
             raise self._broken("W2", f"{run} is suspended, and nothing brings it on: {lease}")
-        if lease.due_at > now:
-            for nonce in self._tables.nonces.get(run, ()):
-                signal = self._tables.signals.committed((run, nonce))
-                if signal is not None and signal.noticed and signal.name in names and not self._is_received(signal):
-                    raise self._broken("W2", f"{run} sleeps on, though {signal} was noticed: {lease}")
+        if lease.due_at > now and (signal := self._find_call(run, names)) is not None:
+            raise self._broken("W2", f"{run} sleeps on, though {signal} was noticed: {lease}")
+
+    def _find_call(self, run: str, names: Iterable[str]) -> Signal | None:
+        """A signal of these names that was noticed, and that the run has not received."""
+        for nonce in self._tables.nonces.get(run, ()):
+            signal = self._tables.signals.committed((run, nonce))
+            if signal is not None and signal.noticed and signal.name in names and not self._is_received(signal):
+                return signal
+        return None
 
     def _is_received(self, signal: Signal) -> bool:
         steps = (
@@ -252,6 +257,12 @@ class WorkerLaws:
         self._taken_at[after.workflow_id] = self._server.timeline.now
         self._audit_taking(before, after, header, now)
 
+    def _is_called(self, lease: Lease) -> bool:
+        """Whether what it is suspended for has come: a poll notices that, and takes the run in the same transaction."""
+        is_called = self._find_call(lease.workflow_id, names_awaited(lease) or ()) is not None
+        self._history.seen["a suspended run that its signal has woken"] += is_called
+        return is_called
+
     def _audit_early_end(self, lease: Lease) -> None:
         mark, claim = _mark(lease), str(lease.owner_token).partition(":")[2]
         if mark not in self._died and not self._history.was_left(claim):
@@ -266,7 +277,9 @@ class WorkerLaws:
             _place(mark), ()
         ):  # who has a parent's workflow has its children's
             raise self._broken("W6", f"{mark} has taken {run}, whose workflow it does not have")
-        if before.due_at is None or (before.owner_token is None and before.due_at > now):
+        if before.due_at is None or (
+            before.owner_token is None and before.due_at > now and not self._is_called(before)
+        ):
             raise self._broken("W2", f"{run} was taken before it was due: {before}")
         if (
             before.owner_token is not None
