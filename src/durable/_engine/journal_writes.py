@@ -31,7 +31,10 @@ def write_attempt(
     """The record of an attempt that has failed, of one that is about to begin (not `due`), or of a wait."""
     attempt = AttemptRecord(call.name, number, began, due, error, call.fingerprint, journal.drawn_for(call.key))
     call.stored, call.attempt, call.record, call.phase = False, attempt, None, Phase.SENDING
-    return Record(_take_place(call, journal), call.key, _ATTEMPT, render(attempt))
+    seq = _take_place(call, journal)
+    if journal.closable is not None:
+        journal.closable.lines.note_attempt(call.key, seq, attempt)
+    return Record(seq, call.key, _ATTEMPT, render(attempt))
 
 
 def write_outcome(
@@ -64,6 +67,9 @@ def write_outcome(
     if seq != call.started or call.unordered or transacts or call.cleanup or journal.kept or journal.drawn is not None:
         call.kept += journal.take_kept()
         outcome = _with_circumstances(outcome, call, seq, epoch, journal.drawn_for(call.key))
+    if call.at_end or journal.closable is not None or call.closing is not None:
+        outcome = _with_closing(outcome, call)
+        journal.note_closable(call.key, seq, outcome)
     call.stored, call.record, call.phase = False, outcome, Phase.SENDING
     if transacts and ok:
         call.seq = seq  # until it is known to be filled
@@ -91,6 +97,14 @@ def _with_circumstances(
         cleanup=call.cleanup,
         drawn=drawn,
     )
+
+
+def _with_closing(outcome: StepRecord, call: Call) -> StepRecord:
+    """The outcome with what it has to do with the end of the run."""
+    step = call.closing
+    if step is None:
+        return replace(outcome, at_end=call.at_end if outcome.ok else "")
+    return replace(outcome, closes=step.closes, ending=step.ending)
 
 
 def _take_place(call: Call, journal: Journal) -> int:

@@ -31,8 +31,8 @@ class Lease:
     """
 
     __slots__ = (
-        "_counter", "cancelled", "deadline", "epoch", "gone", "is_left", "lost", "on_wait", "records", "refusal", "row",
-        "run_id", "seconds", "sent", "server", "token", "waited",
+        "_counter", "asked", "cancelled", "deadline", "epoch", "gone", "is_left", "lost", "on_ask", "on_wait", "reason",
+        "records", "refusal", "row", "run_id", "seconds", "sent", "server", "token", "waited",
     )  # fmt: skip
 
     def __init__(
@@ -66,8 +66,14 @@ class Lease:
         self.gone: str | None = None
         #: Whether the holder has left it to end by itself.
         self.is_left = False
-        #: Whether the run was cancelled.
+        #: Whether the run was cancelled, and the lease taken.
         self.cancelled = False
+        #: Whether its holder is asked to cancel it.
+        self.asked = False
+        #: Why, as the caller said.
+        self.reason: str | None = None
+        #: Called when its holder comes to be asked, on any thread.
+        self.on_ask: Callable[[], object] | None = None
         #: When the holder was last seen to wait.
         self.waited = -math.inf
         #: Called when the holder begins to wait.
@@ -99,6 +105,14 @@ class Lease:
         self.waited = elapsed
         if begins and self.on_wait is not None:
             self.on_wait()
+
+    def ask(self, reason: str | None) -> None:
+        """The run is to be cancelled, by its holder."""
+        if self.asked:
+            return
+        self.reason, self.asked = reason, True
+        if self.on_ask is not None:
+            self.on_ask()
 
     def is_waiting(self, elapsed: float) -> bool:
         """Whether the holder waits at this reading: it has said so, as it does each time when it looks again."""

@@ -14,6 +14,7 @@ from durable._engine.backoff import FIRST_POLL, backoff
 from durable._engine.batches import MAX_CONFLICTS
 from durable._engine.calls import Call, Phase
 from durable._engine.causes import InFlight
+from durable._engine.closing import ClosingStep
 from durable._engine.decisions import (
     Abort,
     Acknowledged,
@@ -44,7 +45,7 @@ from durable._engine.decisions import (
 from durable._engine.journal_writes import value_of_signal, write_attempt, write_outcome
 from durable._engine.leases import MAX_WAIT
 from durable._engine.live_runs import LiveRun
-from durable._engine.step_kinds import Listen, Plain, Sleep, Transact
+from durable._engine.step_kinds import Listen, Plain, Sleep, StepKind, Transact
 from durable._engine.waits import RESOLUTION
 from durable.errors import (
     DurableError,
@@ -99,6 +100,12 @@ class LiveExecution(LiveRun):
             self.abort(call.refusal.error)
         return call
 
+    def closing_call(self, step: ClosingStep, kind: StepKind, *, at_most_once: bool) -> Call:
+        """The call of a step of the closing."""
+        call = Call(step.key, step.name, kind=kind, at_most_once=at_most_once, closing=step)
+        call.started = self.journal.next_seq
+        return call
+
     def draw_value(self, kind: str, key: str | None, fresh: Drawable, branch: object) -> Drawable | Abort:
         """What the workflow draws there; see `Journal.draw_value`."""
         value = self.journal.draw_value(kind, key, fresh, branch) if self.error is None else Abort(self.error)
@@ -142,7 +149,7 @@ class LiveExecution(LiveRun):
     # -- beginning ------------------------------------------------------------------------------------------------
 
     def _on_asked(self, call: Call, reading: Reading) -> StepDecision:
-        if self.error is not None:
+        if self.error is not None and not (self.is_closing and _closes(call)):
             if isinstance(call.refusal, Leave):  # what ends the process is not to become an error of ours
                 return call.refusal
             return self._abort(call, reading, self.error)
@@ -156,7 +163,7 @@ class LiveExecution(LiveRun):
             return Replay(record)
         running = self._running.get(call.key)
         if running is None:
-            if self.is_over:
+            if self.is_over and call.closing is None:
                 return Abort(RunOver(self.run_id, call.name))
             return self._start(call, reading)
         if running is not call:
@@ -178,7 +185,7 @@ class LiveExecution(LiveRun):
 
     def _next(self, call: Call, reading: Reading) -> StepDecision:
         """The next thing to do for a running call: wait, say that it begins, or begin."""
-        if (problem := self.find_obstacle(reading)) is not None:
+        if (problem := self.find_obstacle(reading, closes=_closes(call))) is not None:
             return self._abort(call, reading, problem)
         match call.kind:
             case Plain() | Sleep():
@@ -256,7 +263,7 @@ class LiveExecution(LiveRun):
     # -- recording ------------------------------------------------------------------------------------------------
 
     def _retry_later(self, call: Call, reading: Reading, error: ErrorRecord, retry_in: float) -> StepDecision:
-        if self.error is not None:
+        if self.error is not None and not (self.is_closing and _closes(call)):
             return self._abort(call, reading, self.error)
         assert call.first is not None, "failed before it began"  # noqa: S101 -- a driver's bug, not an input
         began, due = self._waits.begin(call, call.first, min(retry_in, MAX_SECONDS), reading)
@@ -275,7 +282,7 @@ class LiveExecution(LiveRun):
         error: ErrorRecord | None = None,
         elapsed: float | None = None,
     ) -> StepDecision:
-        if self.error is not None:
+        if self.error is not None and not self.is_closing:
             return self._abort(call, reading, self.error)
         seconds = (reading.elapsed if elapsed is None else elapsed) - call.began
         record = write_outcome(call, self.journal, self.lease.epoch, seconds, ok=ok, value=value, error=error)
@@ -319,6 +326,11 @@ class LiveExecution(LiveRun):
         self.journal.close(call, recorded=False)
         if self.emit is not None:
             self.emit(events.StepLeft(self.run_id, reading.at, call.key, call.name, reason))
+
+
+def _closes(call: Call) -> bool:
+    """Whether a step is done at the end of a run: of its closing, or clean-up."""
+    return call.cleanup or call.closing is not None
 
 
 def _names_of(call: Call) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from durable._engine.decisions import (
     Attempt,
     AttemptInTransaction,
     Commit,
+    Conclusion,
     Interrupted,
     Join,
     PollSignal,
@@ -29,6 +30,7 @@ from durable._engine.decisions import (
     Wait,
     WriteRecord,
 )
+from durable._engine.runs import begin_closing, end_closing
 from durable._engine.step_kinds import Sleep
 from durable._runtime.awaitables import explain_unawaited, is_awaitable
 from durable._runtime.bodies import Body, body_of_call, body_of_decorated
@@ -176,6 +178,22 @@ class AsyncDriver(Driver):
     def _is_cancelled(self) -> bool:
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
+
+    @calls_out
+    async def close(self, conclusion: Conclusion) -> Conclusion:
+        """Do what is to be done before the run ends so, if anything is; how it ends then, or is left."""
+        if self._execution.is_closing:  # what is at work is recorded before it is undone
+            await self.drain()
+        closing = begin_closing(self._execution, conclusion)
+        if closing is None:
+            return conclusion
+        while self._execution.error is None and (step := closing.next_step()) is not None:
+            try:
+                call, body = self._begin_closing(step)
+                await self._drive(call, body)
+            except Exception as problem:
+                self._note_failure(closing, step, problem)
+        return end_closing(self._execution, closing)
 
     @calls_out
     async def _drive(self, call: Call, body: Body) -> Any:

@@ -20,6 +20,7 @@ from durable._engine.decisions import (
     Attempt,
     AttemptInTransaction,
     Commit,
+    Conclusion,
     Interrupted,
     Join,
     PollSignal,
@@ -33,6 +34,7 @@ from durable._engine.decisions import (
     Wait,
     WriteRecord,
 )
+from durable._engine.runs import begin_closing, end_closing
 from durable._engine.step_kinds import Sleep
 from durable._runtime.awaitables import is_awaitable, vain_awaitable_error
 from durable._runtime.bodies import Body, body_of_call, body_of_decorated
@@ -120,6 +122,22 @@ class BlockingDriver(Driver):
 
     def _is_cancelled(self) -> bool:
         return False
+
+    @calls_out
+    def close(self, conclusion: Conclusion) -> Conclusion:
+        """Do what is to be done before the run ends so, if anything is; how it ends then, or is left."""
+        if self._execution.is_closing:  # what is at work is recorded before it is undone
+            self.drain()
+        closing = begin_closing(self._execution, conclusion)
+        if closing is None:
+            return conclusion
+        while self._execution.error is None and (step := closing.next_step()) is not None:
+            try:
+                call, body = self._begin_closing(step)
+                self._drive(call, body)
+            except Exception as problem:
+                self._note_failure(closing, step, problem)
+        return end_closing(self._execution, closing)
 
     @calls_out
     def _drive(self, call: Call, body: Body) -> Any:
