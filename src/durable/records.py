@@ -373,7 +373,8 @@ _T = TypeVar("_T")
 _SETTING_ASIDE: Final = (Kind.ASIDE, Kind.FAILURE)
 _encoder: Final = msgspec.json.Encoder()
 _decoders: Final[dict[type, msgspec.json.Decoder[Any]]] = {
-    type_: msgspec.json.Decoder(type_) for type_ in (StepRecord, AttemptRecord, FailureRecord, AsideRecord, Header, _Places)
+    type_: msgspec.json.Decoder(type_)
+    for type_ in (StepRecord, AttemptRecord, FailureRecord, AsideRecord, Header, _Places)
 }
 
 

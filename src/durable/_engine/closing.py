@@ -152,7 +152,9 @@ class Closing:
     def failed_keys(self) -> tuple[str, ...]:
         """The keys of the steps of the closing that have failed."""
         return tuple(
-            self._key(f"{'end' if self._is_on_end(key) else 'undo'}:{key}") for key in self._left if key in self.failures
+            self._key(f"{'end' if self._is_on_end(key) else 'undo'}:{key}")
+            for key in self._left
+            if key in self.failures
         )
 
     def find_failure(self, run_id: str) -> ClosingFailed | None:
@@ -192,7 +194,11 @@ class Closing:
         stand = tuple(key for key in found.effects if key not in self._undone)
         gone = lines.cut(key for key in found.keys if key not in stand)
         places = sorted({*gone.seqs, *(seq for key in own for seq in lines.places(key))})
-        return structs.replace(gone, seqs=tuple(places), keys=(*gone.keys, *own)), stand, self._undone[-1] if self._undone else ""
+        return (
+            structs.replace(gone, seqs=tuple(places), keys=(*gone.keys, *own)),
+            stand,
+            self._undone[-1] if self._undone else "",
+        )
 
 
 def begin_closing(
@@ -244,4 +250,3 @@ def _record_of(problem: ClosingFailed) -> ErrorRecord:
 
 def _failed(seq: int, failure: FailureRecord) -> EndRun:
     return EndRun(Status.FAILED, Record(seq, Kind.FAILURE, Kind.FAILURE, render(failure)))
-

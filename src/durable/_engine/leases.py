@@ -17,6 +17,8 @@ MAX_LEASE: Final = 86_400.0
 MAX_WAIT: Final = 1.0  # seconds of a wait, after which the lease is looked at
 # Seconds between two questions whether runs that wait were cancelled, one for all of a process.
 CANCELLATION_POLL: Final = 0.5
+# Seconds between two questions whether runs at work are asked to be cancelled, likewise.
+ASK_POLL: Final = 1.0
 
 # Two clocks are slewed by up to 500 ppm each (NTP), and may run apart by twice that. By so much sooner a lease ends here.
 _SURE: Final = 1.0 - 0.001

@@ -50,6 +50,8 @@ from durable.stores import requests
 
 T = TypeVar("T")
 
+_LOOK: Final = 0.25  # seconds between two looks whether a body is to be cancelled
+_CANCELLED: Final = object()
 _MAX_TURNS: Final = 10  # of the event loop, for tasks within tasks to begin what they have called
 
 
@@ -232,7 +234,11 @@ class AsyncDriver(Driver):
             await self._wait_for_room(room)
         token, timeout = enter(self.frame(call.key, attempt.number)), body.options.timeout
         try:
-            if timeout is None:
+            if body.options.cancellable and call.closing is None and not call.cleanup:
+                value = await self._await_cancellable(call, body)
+                if value is _CANCELLED:
+                    return ASKED
+            elif timeout is None:
                 value = body.call()
                 if is_awaitable(value):
                     value = await value
@@ -245,6 +251,30 @@ class AsyncDriver(Driver):
         finally:
             leave(token)
         return self._encode(call, value, body)
+
+    async def _await_cancellable(self, call: Call, body: Body) -> Any:
+        """What the body returns; `_CANCELLED` where it was cancelled since its run is, and ended without a value."""
+        if body.options.timeout is None:
+            value = body.call()
+            if not is_awaitable(value):
+                return value
+        else:
+            value = await_within(body.options.timeout, call.name, body.call, blocks=needs_thread(body.fn))
+        task, cancelled = asyncio.ensure_future(value), False
+        try:
+            while not (await asyncio.wait([task], timeout=None if cancelled else _LOOK))[0]:
+                if not cancelled and self._is_to_be_cancelled():
+                    cancelled = task.cancel()
+        except BaseException:  # this task is being left, and the body with it
+            task.cancel()
+            await asyncio.wait([task])
+            raise
+        if cancelled and (task.cancelled() or task.exception() is not None):
+            return _CANCELLED
+        return task.result()
+
+    def _is_to_be_cancelled(self) -> bool:
+        return self._execution.lease.cancelled or self._execution.find_ending(self._reading()) is not None
 
     async def _wait_for_room(self, room: asyncio.Future[None] | None) -> None:
         """Wait until the store has room for a body's record; leave the run if it may start no body by then."""

@@ -159,6 +159,8 @@ def body_of_transaction(
     kind, at_end = Transact(cast(Isolation, isolation)), body.at_end
     if at_end is not None:  # in a transaction, too
         if inspect.iscoroutinefunction(at_end.body.fn):
-            raise AsyncMismatch(f"step.transaction({name!r}): its undo is called with a blocking connection, too: define it with `def`")
+            raise AsyncMismatch(
+                f"step.transaction({name!r}): its undo is called with a blocking connection, too: define it with `def`"
+            )
         at_end = structs.replace(at_end, body=structs.replace(at_end.body, kind=kind))
     return Body(body.fn, args, {}, body.options, body.annotation, kind, at_end)

@@ -239,7 +239,9 @@ class Driver:
         at_end, record = self._at_end.get(step.closes), step.record
         if at_end is None or record is None:
             raise WorkflowDrift(
-                self.run_id, step.closes, "the workflow does not come by it any more, and so does not say what undoes it"
+                self.run_id,
+                step.closes,
+                "the workflow does not come by it any more, and so does not say what undoes it",
             )
         if at_end.word != UNDO:
             return at_end.body

@@ -14,7 +14,14 @@ from durable._common.boundary import public
 from durable._common.durations import Duration
 from durable._engine.step_kinds import Isolation
 from durable._runtime.async_steps import AsyncDriver
-from durable._runtime.bodies import body_of_call, body_of_on_end, body_of_sleep, body_of_transaction, body_of_wait, check_signal_names
+from durable._runtime.bodies import (
+    body_of_call,
+    body_of_on_end,
+    body_of_sleep,
+    body_of_transaction,
+    body_of_wait,
+    check_signal_names,
+)
 from durable._runtime.mapping import MapOptions
 from durable._runtime.step_options import CollectingMapOptions, RaisingMapOptions, StepOptionsDict, step_options
 from durable._runtime.steps import BlockingDriver

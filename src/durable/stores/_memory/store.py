@@ -13,6 +13,8 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Final, Self, TypeVar, assert_never
 
+from msgspec import UNSET
+
 from durable._common.locks import hold, locked
 from durable._engine.continuations import name_history
 from durable._engine.decisions import Claim, ClaimReply, Granted, Refused
@@ -23,7 +25,7 @@ from durable._engine.starts import NewRun, Started
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, as_codec
 from durable.errors import DurableError, InvalidArgument
-from durable.records import Kind, Record, Status
+from durable.records import CancelRequest, Kind, Record, Status
 from durable.stores._facades import AsyncReadableStore
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._memory.copying import CopyingVerbs
@@ -98,7 +100,7 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
             case Continue():
                 return self._continue(request)
             case Cancel():
-                return self._cancel(request.run_id)
+                return self._cancel(request)
             case Signal():
                 return self._signal(request)
             case Receive():
@@ -190,7 +192,7 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
         run = fenced(self._runs.get(lease.run_id), lease)
         self._queue.check(lease.run_id, run.header, finish.status)
         records = run.records | {finish.record.seq: self._dated(finish.record, run.epoch)}
-        due_at = run.due_again(at, finish.due_in, finish.status)
+        due_at = run.due_again(at, 0.0 if run.is_asked else finish.due_in, finish.status)
         self._queue.note(lease.run_id)
         self._runs[lease.run_id] = run.stamped(finish.status, at, records=records, token=None, due_at=due_at)
 
@@ -205,7 +207,7 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
         if run is None or run.token != lease.token:
             return False
         awaits = None if release.awaits is None else tuple(release.awaits)
-        is_there = any(self._signals.find(lease.run_id, (one.name,), one.taken) for one in awaits or ())
+        is_there = run.is_asked or any(self._signals.find(lease.run_id, (one.name,), one.taken) for one in awaits or ())
         due_at = run.due_again(at, 0.0 if is_there else release.due_in, status)
         self._queue.note(lease.run_id)
         free = replace(run, token=None, due_at=due_at, awaits=None if is_there else awaits)
@@ -240,13 +242,21 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
         return is_there
 
     @locked
-    def _cancel(self, run_id: str) -> bool:
+    def _cancel(self, request: Cancel) -> bool:
+        run_id, at = request.run_id, self.clock.now()
         run = self._runs.get(run_id)
         if run is None or run.header is None or not run.header.is_open:
             return False
-        self._runs[run_id] = run.stamped(
-            Status.CANCELLED, self.clock.now(), token=None, cancelled=True, due_at=None, awaits=None
-        )
+        is_held, is_second = run.is_held(self.clock.elapsed()), run.is_asked
+        if not request.force or request.reason is not None:
+            run = run.asked(CancelRequest(at.isoformat(), request.reason))
+        if request.force or is_second or not (is_held or run.has_closing()):
+            run = run.stamped(Status.CANCELLED, at, token=None, cancelled=True, due_at=None, awaits=None)
+        elif not is_held and run.due_at is not None:
+            self._queue.note(run_id)
+            run = replace(run, due_at=at, awaits=None)
+            self._queue.wake()
+        self._runs[run_id] = run
         return True
 
     def listen(self, worker: str, wake: Callable[[], object]) -> Listening:
@@ -291,14 +301,19 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
                 if run.due_at is not None:
                     run.due_at = self.clock.now() + timedelta(seconds=lease.seconds)
                 standing[lease.token] = True
-            lease.cancelled = run is not None and run.cancelled
+            self._tell(lease, run)
         return standing
 
     @locked
     def _look(self, leases: Sequence[Lease]) -> None:
         for lease in leases:
-            run = self._runs.get(lease.run_id)
-            lease.cancelled = run is not None and run.cancelled
+            self._tell(lease, self._runs.get(lease.run_id))
+
+    def _tell(self, lease: Lease, run: Run | None) -> None:
+        """Note on a lease what is asked of its run."""
+        lease.cancelled = run is not None and run.cancelled
+        if run is not None and run.header is not None and run.is_asked:
+            lease.ask(None if run.header.cancel is UNSET else run.header.cancel.reason)
 
     def _dated(self, record: Record, epoch: int) -> Record:
         """The record, and when and under which lease it was stored, where it does not say."""

@@ -83,6 +83,15 @@ class SignalRow(Struct, gc=False):
     later: bool
 
 
+class Cancelling(Struct, gc=False):
+    """A cancellation; `nonce` tells it from every other one, so that it may be sent twice."""
+
+    id: str
+    force: bool
+    reason: str | None
+    nonce: int
+
+
 class ReceiveRow(Struct, gc=False):
     n: int
     id: str
@@ -223,7 +232,10 @@ def job_of(request: OfOneJob, asked: Asked) -> Job:
         case Cancel():
             row = asked.row(request.run_id)
             asked.refuse_own(row, "cancels")
-            return Job(CANCEL, request.run_id, _OVERHEAD, asked.answer_by(), what="the cancellation", payload=row)
+            cancelling = Cancelling(row, request.force, request.reason, random.getrandbits(53))
+            return Job(
+                CANCEL, request.run_id, _OVERHEAD, asked.answer_by(), what="the cancellation", payload=cancelling
+            )
         case Signal():  # sent twice, it is one
             size, signal = len(request.payload) + _OVERHEAD, signal_row(request, asked.row(request.run_id))
             what, verb = f"the signal {request.name!r}", SIGNAL if request.dedup is None else SIGNAL_ONCE

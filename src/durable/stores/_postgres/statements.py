@@ -33,6 +33,7 @@ from durable.stores._postgres.jobs import (
     SIGNAL,
     SIGNAL_ONCE,
     WAKE,
+    Cancelling,
     Continuing,
     Writing,
 )
@@ -322,7 +323,7 @@ class Statements:
             [None if release.awaits is None else render_suspended(release.awaits) for release in releases],
             [None if not release.awaits else _json.encode(release.awaits).decode() for release in releases],
         )
-        if not any(release.awaits for release in releases):
+        if all(release.awaits is None for release in releases):
             session.execute(self._sql["release_batch"], columns)
             return [False for _ in jobs]
         with in_transaction(session):
@@ -365,9 +366,23 @@ class Statements:
         return _continued(session, [job], fates)[0]
 
     def _cancel(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
-        rows = [job.payload for job in jobs]
+        cancellings: list[Cancelling] = [job.payload for job in jobs]
+        # By force, and without a word, nothing need be known of the run.
+        ends = {one.id: one.force for one in cancellings if one.force and one.reason is None}
+        if asked := [one for one in cancellings if one.id not in ends]:
+            with in_transaction(session):
+                session.queue(self._sql["lock_leases"], ([one.id for one in asked],))
+                told = session.queue(self._sql["ask_batch"], (_json.encode(asked).decode(),))
+            ends |= dict(told.fetchall())
+        taken = self._take_away(session, [row for row, is_to_end in ends.items() if is_to_end])
+        return [taken.get(one.id, one.id in ends) for one in cancellings]
+
+    def _take_away(self, session: Session, rows: Sequence[str]) -> Mapping[str, Any]:
+        """Take the leases of these runs, and set them to be cancelled; of each what came of it."""
+        if not rows:
+            return {}
         were_cancelled: dict[str, bool] = dict(session.execute(self._sql["cancel_batch"], (rows,)))
-        return [were_cancelled.get(row, False) or (ABSENT if row in were_cancelled else False) for row in rows]
+        return {row: were_cancelled.get(row, False) or (ABSENT if row in were_cancelled else False) for row in rows}
 
 
 def _counted(jobs: Sequence[Job], answers: Sequence[Any]) -> Sequence[Any]:

@@ -89,7 +89,9 @@ WITH asked AS (
 ), again AS (
     UPDATE {snapshots} AS run
        SET snapshot = CASE
-               WHEN NOT {foreign} THEN run.snapshot
+               WHEN NOT {foreign}
+               THEN CASE WHEN run.snapshot->'execution'->>'status' IN ('queued', 'running') THEN run.snapshot
+                         ELSE run.snapshot - 'cancel' END
                ELSE mine.header || run.snapshot || jsonb_build_object(
                        'workflowName', mine.header->'workflowName',
                        'metadata', mine.header->'metadata' || COALESCE(
@@ -263,7 +265,10 @@ WITH asked AS MATERIALIZED (
               FOR UPDATE) AS lease
 ), header AS (
     UPDATE {snapshots} AS run
-       SET snapshot = run.snapshot || jsonb_build_object('execution', jsonb_strip_nulls(
+       SET snapshot = CASE
+               WHEN asked.status IN ('queued', 'running')
+                    AND run.snapshot->'execution'->>'status' NOT IN ('queued', 'running')
+               THEN run.snapshot - 'cancel' ELSE run.snapshot END || jsonb_build_object('execution', jsonb_strip_nulls(
                COALESCE(run.snapshot->'execution', '{}') || jsonb_build_object(
                    'status', asked.status,
                    'lastUpdated', now(),
@@ -278,7 +283,8 @@ WITH asked AS MATERIALIZED (
       FROM held
       JOIN asked ON asked.id = held.workflow_id
      WHERE run.id = held.workflow_id
-    RETURNING run.id, held.epoch, run.snapshot->'execution'->>'status' IS NOT DISTINCT FROM asked.status AS stands
+    RETURNING run.id, held.epoch, run.snapshot->'execution'->>'status' IS NOT DISTINCT FROM asked.status AS stands,
+              run.snapshot->'cancel' IS NOT NULL AS is_asked
 ), ended AS (
     INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
     SELECT header.id, asked.seq, asked.key, asked.kind, asked.nonce, header.epoch, asked.record::json
@@ -288,7 +294,8 @@ WITH asked AS MATERIALIZED (
 )
 UPDATE {locks} AS given_back
    SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp(), due_at = (
-           SELECT clock_timestamp() + make_interval(secs => asked.due_in)
+           SELECT clock_timestamp() + make_interval(secs => CASE
+                      WHEN (SELECT is_asked FROM header WHERE id = asked.id) THEN 0 ELSE asked.due_in END)
              FROM asked
             WHERE asked.id = given_back.workflow_id AND given_back.route IS NOT NULL AND asked.status IN ('queued', 'running')),
        priority = CASE WHEN given_back.priority < 0 THEN given_back.priority + 10 ELSE given_back.priority END
@@ -384,7 +391,8 @@ RETURNING workflow_id
 -- A run that goes back to having failed says again why. One that is over, and was held to be amended or looked at, is not due.
 -- The owner of one that is suspended is what it waits for, as `suspended ["name", …]`. Where it awaits signals its lease was locked
 -- by an earlier statement (`lock_leases`): a signal that this one does not see is noticed by a poll, which waits for that lock or
--- comes after it. The answer is which were given back, and of each whether its signal is there.
+-- comes after it; and who asks that the run be cancelled takes that lock, too, and is seen here or finds that the lease is given
+-- back. The answer is which were given back, and of each whether its signal, or such a request, is there.
 WITH held AS MATERIALIZED (
     SELECT lease.workflow_id, run.status, run.due_in, run.suspended, run.awaits
       FROM (SELECT *
@@ -399,6 +407,10 @@ WITH held AS MATERIALIZED (
     SELECT workflow_id
       FROM held
      WHERE EXISTS (
+           SELECT FROM {snapshots}
+            WHERE id = held.workflow_id AND snapshot->'cancel' IS NOT NULL
+              AND snapshot->'execution'->>'status' IN ('queued', 'running'))
+        OR EXISTS (
            SELECT
              FROM json_to_recordset(held.awaits::json) AS one (name text, taken bigint[])
             CROSS JOIN LATERAL (
@@ -490,7 +502,53 @@ SELECT asked.token, renewed.owner_token IS NOT NULL
     OR EXISTS (SELECT FROM {locks} AS lease WHERE lease.workflow_id = asked.id AND lease.owner_token = asked.token)
 
 -- name: cancelled
-SELECT workflow_id FROM {locks} WHERE workflow_id = ANY (%s::text[]) AND owner_token IS NULL AND owner = 'cancelled'
+-- Of these runs those that were cancelled (true), and those that are asked to be, with the reason.
+SELECT asked.id, lease.is_taken, run.snapshot->'cancel'->>'reason'
+  FROM unnest(%s::text[]) AS asked (id)
+ CROSS JOIN LATERAL (
+       SELECT owner_token IS NULL AND owner IS NOT DISTINCT FROM 'cancelled' AS is_taken
+         FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS lease
+ CROSS JOIN LATERAL (SELECT snapshot FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run
+ WHERE lease.is_taken
+    OR (run.snapshot->'cancel' IS NOT NULL AND run.snapshot->'execution'->>'status' IN ('queued', 'running'))
+
+-- name: ask_batch
+-- Let these runs be cancelled by their owners, where they have not ended. Their leases were locked by an earlier statement
+-- (`lock_leases`): what their owners have written is seen here. The answer is of each whether it is to be cancelled at once: it is
+-- to be so by force, or was asked before by another request, or has no owner and nothing that is to be done at its end. One that
+-- has no owner and something to be done is due now, if it is a worker's; else the next claim finds the request.
+WITH asked AS MATERIALIZED (
+    SELECT * FROM json_to_recordset(%s::json) AS asked (id text, force boolean, reason text, nonce bigint)
+), judged AS MATERIALIZED (
+    SELECT asked.id, asked.nonce, lease.is_held, COALESCE(asked.reason, run.snapshot->'cancel'->>'reason') AS reason,
+           asked.force
+           OR (run.snapshot->'cancel' IS NOT NULL
+               AND run.snapshot->'cancel'->'nonce' IS DISTINCT FROM to_jsonb(asked.nonce))
+           OR NOT (lease.is_held
+                   OR EXISTS (
+                      SELECT FROM {steps} AS step
+                       WHERE step.workflow_id = asked.id AND step.kind = 'step' AND step.record->'at_end' IS NOT NULL)
+                   OR jsonb_path_exists(run.snapshot, '$.steps.*.at_end')) AS ends
+      FROM asked
+     CROSS JOIN LATERAL (
+           SELECT owner_token IS NOT NULL AND expires_at > clock_timestamp() AS is_held
+             FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS lease
+     CROSS JOIN LATERAL (SELECT snapshot FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run
+     WHERE run.snapshot->'execution'->>'status' IN ('queued', 'running')
+), header AS (
+    UPDATE {snapshots} AS run
+       SET snapshot = run.snapshot || jsonb_build_object('cancel', jsonb_strip_nulls(jsonb_build_object(
+               'at', now(), 'reason', judged.reason, 'nonce', judged.nonce)))
+      FROM judged
+     WHERE run.id = judged.id AND run.snapshot->'execution'->>'status' IN ('queued', 'running')
+    RETURNING run.id
+), due AS (
+    UPDATE {locks} AS lease
+       SET due_at = clock_timestamp(), owner = CASE WHEN lease.owner_token IS NOT NULL THEN lease.owner END
+     WHERE lease.workflow_id = ANY (ARRAY(SELECT id FROM judged WHERE NOT (ends OR is_held)))
+       AND lease.route IS NOT NULL AND lease.due_at IS NOT NULL
+)
+SELECT judged.id, judged.ends FROM judged JOIN header ON header.id = judged.id
 
 -- name: cancel_batch
 -- Take the lease from its holder: what it has in flight is settled first, and it can write nothing more. A run
