@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from durable.codecs import alias, stored_as
     from durable.errors import (
         AccessDenied,
+        ClosingFailed,
         ConcurrentExecution,
         DeadlineExceeded,
         DurableError,
@@ -59,6 +60,7 @@ __all__ = [
     "AccessDenied",
     "AsyncRunHandle",
     "AsyncStep",
+    "ClosingFailed",
     "ConcurrentExecution",
     "Current",
     "DeadlineExceeded",

@@ -363,7 +363,10 @@ class RunCancelled(DurableError):
 
     def __str__(self) -> str:
         why = f" ({self.reason})" if self.reason else ""
-        return f"run {self.run_id!r} was cancelled{why}. What it had recorded is kept: durable.run with this id goes on from there."
+        return (
+            f"run {self.run_id!r} was cancelled{why}. What it had recorded is kept: durable.run with this id goes on from "
+            f"there."
+        )
 
 
 @dataclass(eq=False, repr=False)

@@ -168,7 +168,7 @@ class StepRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     #: What the workflow had drawn with `step.now()`, `step.uuid()` and `step.random()` before this was recorded, and not before
     #: another record that is known to be stored. By name: `now`, `now#2`; `now:KEY` where a key was given.
     drawn: Mapping[str, Drawable] | None = None
-    #: What is to be done about it when the run ends: "undo", or "call" for a `step.on_end`; empty for nothing, as almost always.
+    #: What is to be done about it when the run ends: "undo", or "call" for a `step.on_end`; empty for nothing.
     at_end: str = ""
     #: Of a step of the run's closing, the key of the one that it undoes, or of the `step.on_end` that it performs.
     closes: str = ""

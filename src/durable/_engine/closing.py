@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from msgspec import Raw, Struct, json, structs
+from msgspec import Raw, Struct, structs
 
 from durable._engine.decisions import Conclusion, EndRun, GiveBack
 from durable._engine.lines import Cut, Lines
@@ -58,6 +58,8 @@ class Closable:
         self.closed: dict[str, StepRecord] = {}
         #: The places of the records of steps that have something to be done at the end, by key.
         self.seqs: dict[str, int] = {}
+        #: Of these, the keys of the steps that have an `undo`.
+        self.undoable: set[str] = set()
         #: The keys of the closing's own records.
         self.keys: list[str] = []
 
@@ -70,6 +72,8 @@ class Closable:
         """The same, where the lines have it already."""
         if record.at_end and record.ok:
             self.seqs[key] = seq
+            if record.at_end == UNDO:
+                self.undoable.add(key)
         if record.ending is not None:
             self.ending = record.ending
         elif not record.closes:
@@ -78,6 +82,11 @@ class Closable:
             self.closed[record.closes] = record
         self.keys.append(key)
         return True
+
+    @property
+    def undone(self) -> list[str]:
+        """The keys of the steps that were undone."""
+        return [key for key, record in self.closed.items() if record.ok and key in self.undoable]
 
 
 class Closing:
@@ -164,13 +173,13 @@ class Closing:
         kinds = tuple(self.failures[key].type.rpartition(":")[2] for key in self._left if key in self.failures)
         return ClosingFailed(run_id, self.failed_keys(), kinds, self.ending.status)
 
-    def conclusion(self, seq: int, problem: ClosingFailed | None) -> Conclusion:
-        """How the run ends now, with a record in this place; `problem` is what `find_failure` says."""
+    def conclusion(self, seq: int, problem: ClosingFailed | None, told: ErrorRecord | None) -> Conclusion:
+        """How the run ends now, with a record in this place; `problem` is what `find_failure` says, and `told` its record."""
         ending = self.ending
-        if problem is not None:
+        if problem is not None and told is not None:
             failure, undecided = ending.failure, problem.steps
             if failure is None:
-                return _failed(seq, FailureRecord(_record_of(problem), undecided=undecided))
+                return _failed(seq, FailureRecord(told, undecided=undecided))
             error = structs.replace(failure.error, notes=(*failure.error.notes, problem.note))
             return _failed(seq, FailureRecord(error, step=failure.step, undecided=undecided))
         if ending.status == Status.COMPLETED:
@@ -194,11 +203,8 @@ class Closing:
         stand = tuple(key for key in found.effects if key not in self._undone)
         gone = lines.cut(key for key in found.keys if key not in stand)
         places = sorted({*gone.seqs, *(seq for key in own for seq in lines.places(key))})
-        return (
-            structs.replace(gone, seqs=tuple(places), keys=(*gone.keys, *own)),
-            stand,
-            self._undone[-1] if self._undone else "",
-        )
+        first = self._undone[-1] if self._undone else ""
+        return structs.replace(gone, seqs=tuple(places), keys=(*gone.keys, *own)), stand, first
 
 
 def begin_closing(
@@ -241,11 +247,6 @@ def _ending_of(conclusion: Conclusion) -> Ending | None:
             return Ending(Status.CANCELLED, reason=reason)
         case _:
             return None
-
-
-def _record_of(problem: ClosingFailed) -> ErrorRecord:
-    known = Raw(json.encode((problem.run_id, problem.steps, problem.kinds, problem.status)))
-    return ErrorRecord(f"{type(problem).__module__}:{type(problem).__qualname__}", str(problem), known)
 
 
 def _failed(seq: int, failure: FailureRecord) -> EndRun:

@@ -52,12 +52,33 @@ def cut_for_retry(
     """The cut for `durable.retry`; `RetryRefused` for a completed run, or where effects stand in the way."""
     if header.execution.status == Status.COMPLETED:
         raise RetryRefused(run_id, (), "it is completed, and has a result: use another id to do it once more")
-    return _checked(cut(journal, from_step, run_id=run_id), run_id, even_effects=even_effects)
+    found = cut(journal, from_step, run_id=run_id)
+    if from_step is not None:  # else a closing that has not ended goes on
+        found = _without_closing(found, journal, run_id)
+    return _checked(found, run_id, even_effects=even_effects)
 
 
 def cut_for_fork(run_id: str, journal: Sequence[Record], from_step: str | None, *, even_effects: bool) -> Cut:
     """The cut for `durable.fork`, of a journal without its result; `RetryRefused` where effects stand in the way."""
-    return _checked(cut(journal, from_step, run_id=run_id), run_id, even_effects=even_effects)
+    found = _without_closing(cut(journal, from_step, run_id=run_id), journal, run_id)
+    return _checked(found, run_id, even_effects=even_effects)
+
+
+def _without_closing(found: Cut, journal: Sequence[Record], run_id: str) -> Cut:
+    """The cut, and with it what is left of a closing; `RetryRefused` where that has undone something which is to stay."""
+    closable = Journal(run_id, journal, None).closable
+    if closable is None or not closable.keys:
+        return found
+    if undone := [key for key in closable.undone if key not in found.keys]:
+        names = ", ".join(map(repr, undone))
+        raise RetryRefused(
+            run_id,
+            tuple(undone),
+            f"these steps were undone, and would stand as done: {names}. Go back to the first of them, or further; or let "
+            f"durable.retry without from_step end the closing",
+        )
+    keys = [*found.keys, *(key for key in closable.keys if key not in found.keys)]
+    return structs.replace(closable.lines.cut(keys), effects=found.effects)
 
 
 def _checked(found: Cut, run_id: str, *, even_effects: bool) -> Cut:

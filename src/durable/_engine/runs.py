@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from msgspec import UNSET, Raw, json
@@ -278,13 +278,16 @@ def begin_closing(execution: LiveExecution, conclusion: Conclusion) -> Closing |
     return closing
 
 
-def end_closing(execution: LiveExecution, closing: Closing) -> Conclusion:
-    """How the run ends, or is left, after this."""
+def end_closing(
+    execution: LiveExecution, closing: Closing, to_record: Callable[[Exception], ErrorRecord]
+) -> Conclusion:
+    """How the run ends, or is left, after this. `to_record` makes the record of an exception."""
     if execution.error is not None:
         execution.is_closing = False
         return _conclude_abort(execution, execution.error)
     problem = closing.find_failure(execution.run_id)
-    return closing.conclusion(execution.journal.take_seq(), problem)
+    told = None if problem is None else to_record(problem)
+    return closing.conclusion(execution.journal.take_seq(), problem, told)
 
 
 def emit_finish(execution: LiveExecution, finish: EndRun, reading: Reading) -> None:

@@ -195,7 +195,7 @@ class AsyncDriver(Driver):
                 await self._drive(call, body)
             except Exception as problem:
                 self._note_failure(closing, step, problem)
-        return end_closing(self._execution, closing)
+        return end_closing(self._execution, closing, self._to_record)
 
     @calls_out
     async def _drive(self, call: Call, body: Body) -> Any:

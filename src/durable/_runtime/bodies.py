@@ -160,7 +160,7 @@ def body_of_transaction(
     if at_end is not None:  # in a transaction, too
         if inspect.iscoroutinefunction(at_end.body.fn):
             raise AsyncMismatch(
-                f"step.transaction({name!r}): its undo is called with a blocking connection, too: define it with `def`"
+                f"step.transaction({name!r}) has its undo called with a blocking connection, too: define that with `def`"
             )
         at_end = structs.replace(at_end, body=structs.replace(at_end.body, kind=kind))
     return Body(body.fn, args, {}, body.options, body.annotation, kind, at_end)

@@ -38,8 +38,8 @@ def cancel(store: AnyStore, id: str, *, force: bool = False, reason: str | None 
     `durable.run` of its id; where it has nothing to close, it is cancelled at once. What was recorded and not undone is kept,
     and `durable.run` with this id goes on from there.
 
-    With `force`, or asked a second time, the lease is taken from the owner: the run is `cancelled` at once, whatever is left to
-    be undone, and its owner, who can write nothing more, stops with `RunCancelled` at its next checkpoint, or within two seconds
+    With `force`, or asked a second time, the lease is taken from the owner: the run is `cancelled` at once, whatever is left
+    to be undone. Its owner can write nothing more: it stops with `RunCancelled` at its next checkpoint, or within two seconds
     where it waits.
 
     Raises `InvalidArgument`, and the store's errors.
@@ -56,9 +56,7 @@ async def cancel_async(store: AnyStore, id: str, *, force: bool = False, reason:
 def _checked_cancel(id: str, force: object, reason: object) -> Cancel:
     if reason is not None and not isinstance(reason, str):
         raise InvalidArgument(f"reason must be a text, not {show(reason)}")
-    if reason is not None and (
-        "\0" in reason or len(reason) > MAX_REASON or (not reason.isascii() and not _is_text(reason))
-    ):
+    if reason is not None and ("\0" in reason or len(reason) > MAX_REASON or not _is_text(reason)):
         raise InvalidArgument(
             f"reason must be a text of at most {MAX_REASON} characters, without NUL and lone surrogates"
         )

@@ -66,7 +66,7 @@ from durable.errors import (
     Unwind,
     WorkflowDrift,
 )
-from durable.records import Record, StepRecord
+from durable.records import ErrorRecord, Record, StepRecord
 from durable.stores.protocol import CommitRefused, RolledBack, RunStore, Transaction
 from durable.stores.requests import OnLateReply
 
@@ -253,7 +253,10 @@ class Driver:
         """A step of the closing has raised this."""
         if self._execution.error is None:  # else the whole closing is left
             say(_log, logging.ERROR, "run %r: %s has failed (%s)", self.run_id, step.key, type(problem).__name__)
-            closing.note_failure(step, to_record(problem, self._codec))
+            closing.note_failure(step, self._to_record(problem))
+
+    def _to_record(self, problem: Exception) -> ErrorRecord:
+        return to_record(problem, self._codec)
 
     def _in_flight(self, exception: BaseException | None) -> InFlight | None:
         """What is in flight while this exception is handled, if it was raised since the workflow was entered."""

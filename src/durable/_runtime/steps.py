@@ -137,7 +137,7 @@ class BlockingDriver(Driver):
                 self._drive(call, body)
             except Exception as problem:
                 self._note_failure(closing, step, problem)
-        return end_closing(self._execution, closing)
+        return end_closing(self._execution, closing, self._to_record)
 
     @calls_out
     def _drive(self, call: Call, body: Body) -> Any:

@@ -30,9 +30,10 @@ class Heartbeat:
     for the moment); it is called by this thread only, so it may keep a connection of its own. When it raises, it is called
     again until the leases' deadlines have passed: one failed renewal is not a lost lease.
 
-    `look` is given the leases whose holders wait, twice a second while there are some, and all of them once a second, and notes on
-    them that their runs were cancelled, or are asked to be. One question for all of them: it costs the same for one run and for a thousand. When it raises, there is a pause
-    of ten looks: a cancellation is heard with the next renewal at the latest.
+    `look` is given the leases whose holders wait, twice a second while there are some, and all of them once a second. It notes
+    on them that their runs were cancelled, or are asked to be. One question for all of them: it costs the same for one run and
+    for a thousand. When it raises, there is a pause of ten looks: that a run was cancelled is heard with the next renewal at
+    the latest.
     """
 
     def __init__(

@@ -97,7 +97,7 @@ class Continue(Request[None], frozen=True, eq=False, gc=False):
 
 
 class Cancel(Request[bool], frozen=True, eq=False, gc=False):
-    """Ask that a run which has not ended is cancelled. False, and nothing was changed, when there is no such run, or it has ended.
+    """Ask that a run which has not ended is cancelled. False, and nothing was changed, when there is no such run.
 
     The request stands in the run's header. Its owner hears of it, closes the run, and ends it as `cancelled`. One that has no
     owner, and has recorded something that is to be done at its end, is due at once where it was started, and else closed by

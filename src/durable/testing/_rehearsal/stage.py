@@ -23,7 +23,7 @@ class OnStage(Protocol):
 
     watch: Watch
 
-    def on_cancel(self) -> None:
+    def on_cancel(self, reason: str | None, *, force: bool) -> None:
         """The run was cancelled: it need not wait to hear so."""
         ...
 
