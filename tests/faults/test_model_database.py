@@ -263,7 +263,7 @@ def test_finish_cancel_and_release_change_what_they_say() -> None:
     end = json.dumps([{**rows[0], "status": "completed", "record": "1"}])
     claimed(one)
     assert one.run("cancel_batch", (["r", "other"],)).result.rows == [("r", True)]
-    assert one.run("cancelled", (["r"],)).result.rows == [("r",)]
+    assert one.run("cancelled", (["r"],)).result.rows == [("r", True, None)]
     assert one.run("finish_batch", (end,)).result.rows == []
     claimed(one, random="y.1")
     token = world.tables.locks.committed("r").owner_token  # type: ignore[union-attr]

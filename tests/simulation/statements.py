@@ -447,11 +447,54 @@ def _renew(tables: Tables, statement: Statement, values: Any) -> Progress[Result
 def _cancelled(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     yield POINT
     seen = ((run_id, tables.locks.visible(run_id, statement)) for run_id in values[0])
-    rows: list[tuple[Any, ...]] = [
-        (run_id,)
-        for run_id, lease in seen
-        if lease is not None and lease.owner_token is None and lease.owner == "cancelled"
-    ]
+    rows: list[tuple[Any, ...]] = []
+    for run_id, lease in seen:
+        run = tables.snapshots.visible(run_id, statement)
+        if lease is None or run is None:
+            continue
+        is_taken = lease.owner_token is None and lease.owner == "cancelled"
+        asked = run.snapshot.get("cancel") if _is_under_way(run) else None
+        if is_taken or asked is not None:
+            rows.append((run_id, is_taken, (run.snapshot.get("cancel") or {}).get("reason")))
+    return Result(rows, len(rows))
+
+
+def _ask_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    rows: list[tuple[Any, ...]] = []
+    due: list[str] = []
+    yield POINT
+    for asked in sorted(_decode(values[0]), key=_by_id):
+        run_id, nonce = asked["id"], asked["nonce"]
+        lease, run = tables.locks.visible(run_id, statement), tables.snapshots.visible(run_id, statement)
+        if lease is None or run is None or not _is_under_way(run):
+            continue
+        is_held = lease.owner_token is not None and lease.expires_at > statement.clock()
+        earlier = run.snapshot.get("cancel")
+        closes = any(
+            step.kind == Kind.STEP.value and "at_end" in _decode(step.record)
+            for step in visible_steps(tables, statement, run_id)
+        )
+        is_second = earlier is not None and earlier.get("nonce") != nonce
+        ends = asked["force"] or is_second or not (is_held or closes)
+        reason = asked["reason"] if asked["reason"] is not None else (earlier or {}).get("reason")
+        request = {"at": iso(statement.now), "nonce": nonce} | ({} if reason is None else {"reason": reason})
+
+        def marked(run: Header, request: dict[str, Any] = request) -> Header:
+            return Header(run.id, {**run.snapshot, "cancel": request}, run.updated_at)
+
+        if (yield from statement.update(tables.snapshots, run_id, _is_under_way, marked)) is not None:
+            rows.append((run_id, ends))
+            if not ends and not is_held:
+                due.append(run_id)
+    for run_id in due:
+
+        def now(lease: Lease) -> Lease:
+            owner = lease.owner if lease.owner_token is not None else None
+            return lease._replace(due_at=statement.clock(), owner=owner)
+
+        yield from statement.update(
+            tables.locks, run_id, lambda lease: lease.route is not None and lease.due_at is not None, now
+        )
     return Result(rows, len(rows))
 
 
@@ -535,6 +578,7 @@ STATEMENTS: Final[dict[str, Verb]] = {
     "read_nonces": _read_nonces,
     "renew": _renew,
     "cancelled": _cancelled,
+    "ask_batch": _ask_batch,
     "cancel_batch": _cancel_batch,
     "signal_batch": _signal_batch,
     "receive_batch": _receive_batch,
