@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from msgspec import Raw, Struct, structs
+from msgspec import UNSET, Raw, Struct, structs
 
 from durable._engine.decisions import Conclusion, EndRun, GiveBack
 from durable._engine.lines import Cut, Lines
@@ -182,7 +182,7 @@ class Closing:
                 return _failed(seq, FailureRecord(told, undecided=undecided))
             error = structs.replace(failure.error, notes=(*failure.error.notes, problem.note))
             return _failed(seq, FailureRecord(error, step=failure.step, undecided=undecided))
-        if ending.status == Status.COMPLETED:
+        if ending.result is not UNSET:
             return EndRun(Status.COMPLETED, Record(seq, Kind.RESULT, Kind.RESULT, bytes(ending.result).decode()))
         gone, stand, first = self._cut()
         if ending.failure is not None:

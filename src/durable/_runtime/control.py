@@ -11,7 +11,8 @@ from durable._common.checks import check_flag, check_name
 from durable._common.durations import show
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
-from durable._engine.retry_cut import Cut, aside_record, cut_for_retry
+from durable._engine.lines import Cut
+from durable._engine.retry_cut import aside_record, cut_for_retry
 from durable._runtime.sync_bridge import Coroutines, at_once, call_now
 from durable.codecs import codec_of
 from durable.errors import ConcurrentExecution, InvalidArgument, RunBeingStarted, RunNotFound

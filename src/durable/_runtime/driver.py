@@ -14,15 +14,12 @@ from threading import Event
 from typing import Any, Final, NoReturn, TypeVar, cast
 from weakref import WeakSet, ref
 
-from msgspec import structs
-
 from durable._common.boundary import calls_out
 from durable._common.checks import check_flag, check_name
 from durable._common.durations import show
 from durable._common.reports import say
 from durable._engine.calls import Call
 from durable._engine.causes import InFlight, in_flight, tag_origin
-from durable._engine.closing import UNDO, Closing, ClosingStep
 from durable._engine.decisions import (
     Abort,
     Acknowledged,
@@ -43,8 +40,9 @@ from durable._engine.decisions import (
 from durable._engine.leases import MAX_WAIT
 from durable._engine.step_kinds import Listen, Transact
 from durable._engine.steps import LiveExecution
+from durable._runtime.at_end import AtEnds
 from durable._runtime.awaitables import explain_early_call, is_awaitable, vain_awaitable_error
-from durable._runtime.bodies import AtEnd, Body, do_nothing
+from durable._runtime.bodies import Body
 from durable._runtime.context import Frame, Running, current_frame, enter, leave
 from durable._runtime.definitions import StepDefinition
 from durable._runtime.payloads import read_signal
@@ -64,9 +62,8 @@ from durable.errors import (
     UnreadableRecord,
     UnstorableValue,
     Unwind,
-    WorkflowDrift,
 )
-from durable.records import ErrorRecord, Record, StepRecord
+from durable.records import Record, StepRecord
 from durable.stores.protocol import CommitRefused, RolledBack, RunStore, Transaction
 from durable.stores.requests import OnLateReply
 
@@ -77,7 +74,6 @@ _log = logging.getLogger("durable")
 ASKED: Final = Asked()
 ACKNOWLEDGED: Final = Acknowledged()
 SILENT: Final = Silent()
-_MARKING: Final = Body(do_nothing, (), {}, DEFAULTS)  # of the step with which a closing begins
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
 UNREAD: Final = Reading(_NEVER, 0.0)
 _TIMELESS: Final = frozenset[type[StepOutcome]]({Returned, Acknowledged})  # where no listener asks when they came
@@ -111,8 +107,7 @@ class Driver:
         self._cancel = cancel
         self._before = sys.exception()  # what the caller of `run` is handling has nothing to do with the workflow
         self._open: dict[Call, tuple[Transaction, Attempt]] = {}
-        # What is to be done when the run ends, by the keys of the steps that said so.
-        self._at_end: dict[str, AtEnd] = {}
+        self._at_ends = AtEnds(execution, codec)
         # The threads or tasks, beside the workflow's own, that have called steps.
         self._branches: WeakSet[Any] = WeakSet()
         this = ref(self)  # weakly: a driver and its execution must not keep one another
@@ -225,38 +220,10 @@ class Driver:
             call.at_end = at_end.word
         drawn = self._execution.draw(call, branch, amid)
         if at_end is not None:
-            self._at_end.setdefault(drawn.key, at_end)
+            self._at_ends.note(drawn.key, at_end)
         if drawn.concurrent:
             self._branches.add(branch)
         return drawn
-
-    def _begin_closing(self, step: ClosingStep) -> tuple[Call, Body]:
-        """A step of the run's closing, and its body; raises what stands in its way."""
-        body = _MARKING if not step.closes else self._closing_body(step)
-        return self._execution.closing_call(step, body.kind, at_most_once=body.options.at_most_once), body
-
-    def _closing_body(self, step: ClosingStep) -> Body:
-        at_end, record = self._at_end.get(step.closes), step.record
-        if at_end is None or record is None:
-            raise WorkflowDrift(
-                self.run_id,
-                step.closes,
-                "the workflow does not come by it any more, and so does not say what undoes it",
-            )
-        if at_end.word != UNDO:
-            return at_end.body
-        where = f"the record of step {step.closes!r}"
-        value = self._codec.decode(record.json, run_id=self.run_id, where=where, annotation=at_end.annotation)
-        return structs.replace(at_end.body, args=(value,))
-
-    def _note_failure(self, closing: Closing, step: ClosingStep, problem: Exception) -> None:
-        """A step of the closing has raised this."""
-        if self._execution.error is None:  # else the whole closing is left
-            say(_log, logging.ERROR, "run %r: %s has failed (%s)", self.run_id, step.key, type(problem).__name__)
-            closing.note_failure(step, self._to_record(problem))
-
-    def _to_record(self, problem: Exception) -> ErrorRecord:
-        return to_record(problem, self._codec)
 
     def _in_flight(self, exception: BaseException | None) -> InFlight | None:
         """What is in flight while this exception is handled, if it was raised since the workflow was entered."""

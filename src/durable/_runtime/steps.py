@@ -133,11 +133,11 @@ class BlockingDriver(Driver):
             return conclusion
         while self._execution.error is None and (step := closing.next_step()) is not None:
             try:
-                call, body = self._begin_closing(step)
+                call, body = self._at_ends.begin(step)
                 self._drive(call, body)
             except Exception as problem:
-                self._note_failure(closing, step, problem)
-        return end_closing(self._execution, closing, self._to_record)
+                self._at_ends.note_failure(closing, step, problem)
+        return end_closing(self._execution, closing, self._at_ends.to_record)
 
     @calls_out
     def _drive(self, call: Call, body: Body) -> Any:
