@@ -7,6 +7,7 @@ It takes $DATABASE_URL, or starts a PostgreSQL of its own.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -60,9 +61,13 @@ def main() -> None:
             perform(store, Path(sys.argv[2]), "release flight")
         return
     url = os.environ.get("DATABASE_URL")
-    with tempfile.TemporaryDirectory() as place, postgres(url) if url else embedded() as store:
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(tempfile.TemporaryDirectory())
+        if url is None:
+            url = stack.enter_context(embedded()).url
+        store = stack.enter_context(postgres(url))
         book = Path(place) / "book"
-        child = subprocess.run([sys.executable, __file__, url or store.url, str(book)], check=False)
+        child = subprocess.run([sys.executable, __file__, url, str(book)], check=False)
         print(f"kill -9 in the midst of the closing: exit {child.returncode}")
         try:
             perform(store, book, "nowhere")

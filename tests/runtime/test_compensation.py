@@ -277,7 +277,7 @@ def test_an_async_undo_is_awaited(store: QueueingStore) -> None:
 
     async def workflow(step: durable.AsyncStep, deps: object) -> None:
         await step.on_end("bye", log.append, "bye")
-        await asyncio.gather(*(step("reserve", lambda n=n: n, key=f"r{n}", undo=release) for n in range(3)))
+        await asyncio.gather(*(step("reserve", partial(int, n), key=f"r{n}", undo=release) for n in range(3)))
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -314,7 +314,7 @@ def test_a_run_that_is_to_be_tried_again_by_itself_is_not_undone_yet(store: Queu
     @durable.workflow(retry=policy)
     def workflow(step: durable.Step, deps: object) -> None:
         step("reserve", log.append, "reserve", undo=lambda _: log.append("release"))
-        step("ship", lambda: log.append("ship") or 1 / 0)
+        step("ship", lambda: (log.append("ship"), 1 / 0))
 
     durable.start(workflow, id="r", store=store)
     durable.Worker(store, {}, [workflow]).run_until_idle()
