@@ -1,4 +1,4 @@
-"""A trip that is undone: a process is killed in the midst of giving back what it had booked, and the next one goes on.
+"""A trip that is undone: a process is killed while it gives back what it had booked, and the next one goes on.
 
     python examples/saga.py
 
@@ -30,18 +30,21 @@ class Agency:
         self.dies_at = dies_at
 
     def write(self, line: str) -> None:
+        """A line; or the end."""
         if line == self.dies_at:
             os.kill(os.getpid(), signal.SIGKILL)
         with self.book.open("a") as book:
             print(line, file=book)
 
     def reserve(self, what: str) -> str:
+        """Book one thing."""
         if what == "car" and self.dies_at:
             raise LookupError("no car left")
         self.write(f"reserve {what}")
         return what
 
     def release(self, what: str) -> None:
+        """Give it back."""
         self.write(f"release {what}")
 
 

@@ -32,6 +32,8 @@ LEAVES = {
         "call",
         "draw_value",
         "_wait_for_room",
+        "_await_cancellable",
+        "_is_to_be_cancelled",
         "_attempt",
         "_checkpoint",
         "_on_late_reply",
