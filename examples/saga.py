@@ -70,6 +70,7 @@ def main() -> None:
             url = stack.enter_context(embedded()).url
         store = stack.enter_context(postgres(url))
         book = Path(place) / "book"
+        store.delete("trip-7")  # of an earlier time
         child = subprocess.run([sys.executable, __file__, url, str(book)], check=False)
         print(f"kill -9 in the midst of the closing: exit {child.returncode}")
         try:
