@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from durable.errors import (
         AccessDenied,
         ChildFailed,
+        ClosingFailed,
         ConcurrentExecution,
         DeadlineExceeded,
         DurableError,
@@ -70,6 +71,7 @@ __all__ = [
     "AsyncStep",
     "ChildFailed",
     "ChildHandle",
+    "ClosingFailed",
     "ConcurrentExecution",
     "Current",
     "DeadlineExceeded",

@@ -147,3 +147,15 @@ def test_the_next_process_goes_on_with_what_the_last_one_left(url: str, database
 
     asyncio.run(story())
     assert [key for kind, key, _ in database.journal("order-7") if kind == "step"] == ["reserve", "approved", "charge"]
+
+
+@pytest.mark.long(4)
+def test_a_saga_that_is_killed_while_it_gives_back_gives_back_the_rest(url: str, tmp_path: Path) -> None:
+    """And reserves anew when it is taken up again."""
+    told = run_program(
+        [sys.executable, "-W", "error", str(EXAMPLES / "saga.py")],
+        cwd=tmp_path,
+        env={**os.environ, "DATABASE_URL": url},
+    )
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "Each was undone once, and reserved anew." in told.stdout

@@ -18,6 +18,7 @@ from durable._engine.batches import Entry
 from durable._engine.causes import InFlight
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
+from durable._engine.lines import Cut
 from durable._engine.steps import LiveExecution
 from durable._runtime import async_runs, async_steps
 from durable._runtime.context import current_frame
@@ -275,7 +276,7 @@ def _cut_of_one(journal: Any, from_step: str | None = None, *, run_id: str = "?"
     if from_step is None:
         return found
     seqs = tuple(record.seq for record in journal if record.seq in found.seqs and record.key == from_step)
-    return retry_cut.Cut((from_step,), seqs)
+    return Cut((from_step,), seqs)
 
 
 def _forgotten_but_for_clean_up(self: Journal, left: dict[str, Any]) -> None:

@@ -37,6 +37,8 @@ LEAVES = {
         "call",
         "_drawing",
         "_wait_for_room",
+        "_await_cancellable",
+        "_is_to_be_cancelled",
         "_attempt",
         "_checkpoint",
         "_on_late_reply",

@@ -473,7 +473,7 @@ def test_a_cancelled_run_keeps_what_its_header_says(database: Database, kind: st
     store = new_store(kind, database)
 
     def workflow(step: durable.Step, _: None) -> None:
-        step("one", lambda: store.perform(Cancel("run")))
+        step("one", lambda: store.perform(Cancel("run", force=True)))
         step("two", lambda: 1)
 
     with pytest.raises(durable.RunCancelled):

@@ -756,7 +756,7 @@ class _Place:
         self.world.signalled.add((run, "cancel"))
         self.history.cancelled(f"r{run}")
         try:
-            await life.store.aio.submit(Cancel(f"r{run}"))
+            await life.store.aio.submit(Cancel(f"r{run}", force=True))
         except DurableError as problem:
             self.history.seen[f"cancel: {type(problem).__name__}"] += 1
         else:

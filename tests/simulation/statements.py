@@ -9,7 +9,7 @@ others may act), and returns a `Result`. The order in which rows are looked at, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -303,7 +303,7 @@ def _effect(tables: Tables, statement: Statement, values: Any) -> Progress[Resul
     return Result([], 1)
 
 
-_ENDED: Final = (Status.COMPLETED, Status.FAILED)
+_ENDED: Final = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
 
 
 def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -321,6 +321,9 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
     leases: list[Lease] = []
     for run_id in held:
         status, due_in = asked[run_id]["status"], asked[run_id]["due_in"]
+        run = tables.snapshots.visible(run_id, statement)
+        if run is not None and (_is_under_way(run) or status in _ENDED) and "cancel" in run.snapshot:
+            due_in = 0.0
         lease = yield from statement.update(
             tables.locks, run_id, None, _given_back(statement, status, due_in, is_over=True)
         )
@@ -339,8 +342,10 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
 
         def over(run: Header, ended: dict[str, Any] = ended) -> Header:
             known = {name: value for name, value in run.snapshot["execution"].items() if name not in _OF_AN_END}
-            execution = {**known, **ended}
-            return Header(run.id, {**run.snapshot, "execution": execution}, statement.now)
+            document = {**run.snapshot, "execution": {**known, **ended}}
+            if ended["status"] not in _ENDED and not _is_under_way(run):
+                document.pop("cancel", None)
+            return Header(run.id, document, statement.now)
 
         if (yield from statement.update(tables.snapshots, lease.workflow_id, None, over)) is not None:
             finished.append(lease)
@@ -353,7 +358,10 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
         row, run = asked[lease.workflow_id], tables.snapshots.visible(lease.workflow_id, statement)
         told = None if run is None or row["status"] not in _ENDED else run.snapshot.get("parent")
         if told is not None:
-            end = {"status": row["status"], "record": _decode(row["record"])}
+            is_cancelled = row["status"] == Status.CANCELLED and run is not None
+            end = (
+                _end_as_cancelled(run) if is_cancelled else {"status": row["status"], "record": _decode(row["record"])}
+            )
             yield from told_of_end(tables, statement, told, end)
         rows.append((lease.workflow_id, told))
     return Result(rows, len(rows))
@@ -365,7 +373,9 @@ def _release_batch(tables: Tables, statement: Statement, values: Any) -> Progres
     awaited: list[str] = []
     for run_id, token, status, due_in, suspended, awaits in asked:
         if (yield from statement.locked(tables.locks, run_id, UPDATE, owned_by(token))) is not None:
-            if is_awaited(tables, statement, run_id, [] if awaits is None else _decode(awaits)):
+            run = tables.snapshots.visible(run_id, statement)
+            is_asked = run is not None and _is_under_way(run) and "cancel" in run.snapshot
+            if is_asked or is_awaited(tables, statement, run_id, [] if awaits is None else _decode(awaits)):
                 awaited.append(run_id)
                 due_in, suspended = 0.0, None  # noqa: PLW2901 -- as the statement has it
             held.append((run_id, status, due_in, suspended))
@@ -387,7 +397,19 @@ def _release_batch(tables: Tables, statement: Statement, values: Any) -> Progres
                 return Header(run.id, {**document, "execution": execution}, run.updated_at)
 
             yield from statement.update(tables.snapshots, run_id, None, back)
-    return Result([(run_id, run_id in awaited) for run_id, *_ in held], len(held))
+    parents: dict[str, Sequence[str]] = {}
+    for run_id, status, *_ in held:
+        run = tables.snapshots.visible(run_id, statement)
+        if status == Status.CANCELLED and run is not None and "parent" in run.snapshot:
+            parents[run_id] = run.snapshot["parent"]
+            yield from told_of_end(tables, statement, parents[run_id], _end_as_cancelled(run))
+    return Result([(run_id, run_id in awaited, parents.get(run_id)) for run_id, *_ in held], len(held))
+
+
+def _end_as_cancelled(run: Header | None) -> dict[str, Any]:
+    """What a run tells its parent that its owner has ended as cancelled."""
+    with_parent = run is not None and (run.snapshot.get("cancel") or {}).get("with_parent")
+    return {"status": Status.CANCELLED.value} | ({"with_parent": True} if with_parent else {})
 
 
 def _lock_leases(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -458,20 +480,63 @@ def _renew(tables: Tables, statement: Statement, values: Any) -> Progress[Result
 def _cancelled(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     yield POINT
     seen = ((run_id, tables.locks.visible(run_id, statement)) for run_id in values[0])
-    rows: list[tuple[Any, ...]] = [
-        (run_id,)
-        for run_id, lease in seen
-        if lease is not None and lease.owner_token is None and lease.owner == "cancelled"
-    ]
+    rows: list[tuple[Any, ...]] = []
+    for run_id, lease in seen:
+        run = tables.snapshots.visible(run_id, statement)
+        if lease is None or run is None:
+            continue
+        is_taken = lease.owner_token is None and lease.owner == "cancelled"
+        asked = run.snapshot.get("cancel") if _is_under_way(run) else None
+        if is_taken or asked is not None:
+            rows.append((run_id, is_taken, (run.snapshot.get("cancel") or {}).get("reason")))
+    return Result(rows, len(rows))
+
+
+def _ask_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    rows: list[tuple[Any, ...]] = []
+    due: list[str] = []
+    yield POINT
+    for asked in sorted(_decode(values[0]), key=_by_id):
+        run_id, nonce = asked["id"], asked["nonce"]
+        lease, run = tables.locks.visible(run_id, statement), tables.snapshots.visible(run_id, statement)
+        if lease is None or run is None or not _is_under_way(run):
+            continue
+        is_held = lease.owner_token is not None and lease.expires_at > statement.clock()
+        earlier = run.snapshot.get("cancel")
+        closes = any(
+            step.kind == Kind.STEP.value and "at_end" in (_decode(step.record) or {})
+            for step in visible_steps(tables, statement, run_id)
+        )
+        is_second = earlier is not None and earlier.get("nonce") != nonce
+        ends = asked["force"] or is_second or not (is_held or closes)
+        reason = asked["reason"] if asked["reason"] is not None else (earlier or {}).get("reason")
+        request: dict[str, Any] = {"at": iso(statement.now), "nonce": nonce}
+        request |= ({} if reason is None else {"reason": reason}) | ({"with_parent": True} if asked["below"] else {})
+
+        def marked(run: Header, request: dict[str, Any] = request) -> Header:
+            return Header(run.id, {**run.snapshot, "cancel": request}, run.updated_at)
+
+        if (yield from statement.update(tables.snapshots, run_id, _is_under_way, marked)) is not None:
+            rows.append((run_id, ends))
+            if not ends and not is_held:
+                due.append(run_id)
+    for run_id in due:
+
+        def now(lease: Lease) -> Lease:
+            owner = lease.owner if lease.owner_token is not None else None
+            return lease._replace(due_at=statement.clock(), owner=owner)
+
+        yield from statement.update(
+            tables.locks, run_id, lambda lease: lease.route is not None and lease.due_at is not None, now
+        )
     return Result(rows, len(rows))
 
 
 def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     held: list[str] = []
-    asked = set[str](values[0])
     yield POINT
-    below = _below(tables, statement, asked) - asked
-    for run_id in sorted(asked | below):
+    below = {run_id for run_id, is_below in zip(*values, strict=True) if is_below}
+    for run_id in sorted(set(values[0])):
         if (yield from statement.locked(tables.locks, run_id, UPDATE)) is not None:
             held.append(run_id)  # noqa: PERF401 -- a comprehension cannot yield
     seen = {run_id: tables.snapshots.visible(run_id, statement) for run_id in held}
@@ -488,7 +553,7 @@ def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress
 
         if (yield from statement.update(tables.snapshots, run_id, _is_under_way, cancelled)) is not None:
             done.append(run_id)
-    parents: dict[str, list[str]] = {}
+    parents: dict[str, Sequence[str | None]] = {}
     for run_id in done:
         header = seen[run_id]
         told = None if header is None else header.snapshot.get("parent")
@@ -504,10 +569,22 @@ def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress
 
         yield from statement.update(tables.locks, run_id, None, away)
     rows = [
-        (run_id, run_id in done, parents.get(run_id) or [None, None])
+        (run_id, run_id in done, None if run_id in below else parents.get(run_id) or [None, None])
         for run_id in held
         if run_id in done or run_id in were_running
     ]
+    return Result(rows, len(rows))
+
+
+def _find_below(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    rows: list[tuple[Any, ...]] = []
+    for root in dict.fromkeys(values[0]):
+        above = tables.snapshots.visible(root, statement)
+        for run_id in _below(tables, statement, {root}) - {root}:
+            run = tables.snapshots.visible(run_id, statement)
+            if run is not None and above is not None and _is_under_way(run):
+                rows.append((run_id, root, (above.snapshot.get("cancel") or {}).get("nonce")))
     return Result(rows, len(rows))
 
 
@@ -578,6 +655,8 @@ STATEMENTS: Final[dict[str, Verb]] = {
     "read_nonces": _read_nonces,
     "renew": _renew,
     "cancelled": _cancelled,
+    "ask_batch": _ask_batch,
+    "find_below": _find_below,
     "cancel_batch": _cancel_batch,
     "signal_batch": _signal_batch,
     "receive_batch": _receive_batch,

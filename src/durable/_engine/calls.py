@@ -6,6 +6,7 @@ from enum import Enum
 
 from msgspec import Struct
 
+from durable._engine.closing import ClosingStep
 from durable._engine.decisions import Abort, Leave, Raise
 from durable._engine.step_kinds import PLAIN, StepKind
 from durable.records import AttemptRecord, StepRecord
@@ -44,6 +45,10 @@ class Call(Struct, eq=False):
     scope: str = ""
     #: The key of the item of a map in whose body the call was made.
     within: str | None = None
+    #: As in a `StepRecord`.
+    at_end: str = ""
+    #: What it does of the run's closing; None for a step of the workflow.
+    closing: ClosingStep | None = None
 
     # -- the circumstances in which it was asked for
 

@@ -8,12 +8,14 @@ from msgspec import UNSET
 
 from durable._engine.calls import Call
 from durable._engine.causes import InFlight
-from durable._engine.decisions import Abort, Raise
+from durable._engine.closing import Closable, Closing, begin_closing
+from durable._engine.decisions import Abort, Conclusion, Raise
 from durable._engine.drawn import Drawn, load_drawn
 from durable._engine.keys import Keys, tell_scope
+from durable._engine.lines import Lines, read_lines
 from durable._engine.scopes import SLASH, holders
 from durable._engine.step_kinds import Race, Sleep
-from durable.errors import AmbiguousKey, KeyConflict, UnreadableRecord, WorkflowDrift
+from durable.errors import AmbiguousKey, DurableError, KeyConflict, UnreadableRecord, WorkflowDrift
 from durable.records import (
     AsideRecord,
     AttemptRecord,
@@ -69,6 +71,8 @@ class Journal(Keys):
         self.kept: list[str] = []
         #: The keys of the steps that have to be decided on before this run goes on.
         self.undecided: tuple[str, ...] = ()
+        #: What is to be done when the run ends, and how far that is; None where that is nothing, as almost always.
+        self.closable: Closable | None = None
         # Recorded automatic keys that a sequential replay must ask for before new ones.
         self._ordered: set[str] = set()
         #: Whether the run had come to its end: then it had passed every place that this execution comes to.
@@ -108,8 +112,8 @@ class Journal(Keys):
                     self._load_failure(seq, failure, seqs, off_path)
                     _keep(left, failure.kept)
                 elif kind == Kind.ASIDE:
-                    decided = parse(text, AsideRecord, run_id=self.run_id, where=key).keys
-                    self.undecided = tuple(step for step in self.undecided if step not in decided)
+                    aside = parse(text, AsideRecord, run_id=self.run_id, where=key)
+                    self.undecided = tuple(step for step in self.undecided if step not in aside.keys) + aside.undecided
                 elif kind == Kind.INPUT:
                     self.input = text.encode()
                 else:
@@ -118,6 +122,8 @@ class Journal(Keys):
                 problem.where = f"the {kind} record {key!r} (seq {seq})"
                 raise
         self._forget(left)
+        if self.closable is not None:
+            self._load_closable(self.closable, records, gone)
         self.drawn = load_drawn(records, gone, run_id=self.run_id)
         self._ordered = {
             key for key, record in self._settled.items() if record.auto and not record.race and key not in off_path
@@ -137,6 +143,11 @@ class Journal(Keys):
     def _load_step(self, key: str, record: StepRecord, left: dict[str, StepRecord]) -> None:
         if record.value is UNSET if record.ok else record.error is None:
             raise UnreadableRecord(self.run_id, key, "it says neither a value nor an error")
+        if (record.at_end or record.closes or record.ending is not None) and self.closable is None:
+            self.closable = Closable(Lines())
+        if record.closes or record.ending is not None:  # no step of the workflow's
+            self._attempted.pop(key, None)
+            return
         self._settled[key] = record
         if self._attempted:
             self._attempted.pop(key, None)
@@ -153,6 +164,22 @@ class Journal(Keys):
             self._concurrent = True
         if record.unordered:
             self._unordered = True
+
+    def _load_closable(self, closable: Closable, records: Sequence[Record], gone: frozenset[int]) -> None:
+        closable.lines = read_lines(records, run_id=self.run_id)
+        for seq, key, kind, text, *_ in records:
+            if kind == Kind.STEP and seq not in gone:
+                closable.sort(key, seq, parse(text, StepRecord, run_id=self.run_id, where=key))
+
+    def note_closable(self, key: str, seq: int, record: StepRecord) -> None:
+        """The record is written in this place, of a run that has something to be done at its end."""
+        if self.closable is None:
+            self.closable = Closable(Lines())
+        self.closable.note(key, seq, record)
+
+    def begin_closing(self, conclusion: Conclusion, error: DurableError | None) -> Closing | None:
+        """See `closing.begin_closing`."""
+        return begin_closing(self.closable, self._settled, frozenset(self._asked), conclusion, error)
 
     def _load_failure(self, seq: int, failure: FailureRecord, seqs: dict[str, int], off_path: set[str]) -> None:
         self._ambiguous |= set(failure.ambiguous)
@@ -358,7 +385,8 @@ class Journal(Keys):
 
     def add_outcome(self, key: str, record: StepRecord) -> None:
         """The record is committed."""
-        self._settled[key] = record
+        if self.closable is None or key not in self.closable.keys:
+            self._settled[key] = record
         self._attempted.pop(key, None)
         if record.race:
             self._in_races.setdefault(record.race, []).append(key)

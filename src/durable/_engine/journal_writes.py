@@ -34,7 +34,10 @@ def write_attempt(
     drawn = journal.drawn_for(call.key)
     attempt = AttemptRecord(call.name, number, began, due, error, call.fingerprint, drawn, child=child)
     call.stored, call.attempt, call.record, call.phase = False, attempt, None, Phase.SENDING
-    return Record(_take_place(call, journal), call.key, _ATTEMPT, render(attempt))
+    seq = _take_place(call, journal)
+    if journal.closable is not None:
+        journal.closable.lines.note_attempt(call.key, seq, attempt)
+    return Record(seq, call.key, _ATTEMPT, render(attempt))
 
 
 def write_outcome(
@@ -71,6 +74,9 @@ def write_outcome(
     if not is_plain or journal.kept or journal.drawn is not None:
         call.kept += journal.take_kept()
         outcome = _with_circumstances(outcome, call, seq, epoch, journal.drawn_for(call.key))
+    if call.at_end or journal.closable is not None or call.closing is not None:
+        outcome = _with_closing(outcome, call)
+        journal.note_closable(call.key, seq, outcome)
     call.stored, call.record, call.phase, call.place = False, outcome, Phase.SENDING, seq
     if transacts and ok:
         call.seq = seq  # until it is known to be filled
@@ -100,6 +106,14 @@ def _with_circumstances(
         drawn=drawn,
         race="" if call.race is None else call.race.key,
     )
+
+
+def _with_closing(outcome: StepRecord, call: Call) -> StepRecord:
+    """The outcome with what it has to do with the end of the run."""
+    step = call.closing
+    if step is None:
+        return replace(outcome, at_end=call.at_end if outcome.ok else "")
+    return replace(outcome, closes=step.closes, ending=step.ending)
 
 
 def _take_place(call: Call, journal: Journal) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from msgspec import UNSET, Raw, json
@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from durable._engine.backoff import FIRST_POLL, backoff
 from durable._engine.causes import origin_key, tags_of
+from durable._engine.closing import Closing
 from durable._engine.decisions import (
     Admission,
     Claim,
@@ -266,6 +267,31 @@ def _finish_failed(execution: LiveExecution, failure: FailureRecord) -> EndRun:
     return EndRun(Status.FAILED, Record(execution.journal.take_seq(), Kind.FAILURE, Kind.FAILURE, render(failure)))
 
 
+def begin_closing(execution: LiveExecution, conclusion: Conclusion) -> Closing | None:
+    """What a run goes through before it ends so; None where it ends at once.
+
+    From here on only steps of that begin. Nothing of the workflow is under way.
+    """
+    closing = execution.journal.begin_closing(conclusion, execution.error)
+    if closing is not None:
+        if isinstance(conclusion, EndRun):  # its place goes to the closing's first record
+            execution.journal.next_seq = conclusion.record.seq
+        execution.error, execution.is_closing, execution.closing = None, True, closing
+    return closing
+
+
+def end_closing(
+    execution: LiveExecution, closing: Closing, to_record: Callable[[Exception], ErrorRecord]
+) -> Conclusion:
+    """How the run ends, or is left, after this. `to_record` makes the record of an exception."""
+    if execution.error is not None:
+        execution.is_closing = False
+        return _conclude_abort(execution, execution.error)
+    problem = closing.find_failure(execution.run_id)
+    told = None if problem is None else to_record(problem)
+    return closing.conclusion(execution.journal.take_seq(), problem, told)
+
+
 def emit_finish(execution: LiveExecution, finish: EndRun, reading: Reading) -> None:
     """The finish is acknowledged: say so."""
     if execution.emit is None:
@@ -275,6 +301,8 @@ def emit_finish(execution: LiveExecution, finish: EndRun, reading: Reading) -> N
         execution.emit(KeysUnused(run_id, at, unused))
     if finish.status is Status.COMPLETED:
         execution.emit(RunCompleted(run_id, at, execution.workflow, finish.record.text))
+    elif finish.status is Status.CANCELLED:
+        execution.emit(RunInterrupted(run_id, at, execution.workflow, RunCancelled.__name__))
     else:
         failure = parse(finish.record.text, FailureRecord, run_id=run_id, where="the failure record")
         execution.emit(RunFailed(run_id, at, execution.workflow, failure.error.type, failure.again, failure))

@@ -15,6 +15,7 @@ from durable._engine.batches import MAX_CONFLICTS
 from durable._engine.calls import Call, Phase
 from durable._engine.causes import InFlight
 from durable._engine.children import failure_of, name_end, read_end, refuse_child
+from durable._engine.closing import ClosingStep
 from durable._engine.decisions import (
     Abort,
     Acknowledged,
@@ -56,7 +57,7 @@ from durable._engine.journal_writes import value_of_first, write_attempt, write_
 from durable._engine.leases import MAX_WAIT
 from durable._engine.live_runs import LiveRun
 from durable._engine.starts import NewRun
-from durable._engine.step_kinds import AwaitChild, Item, Listen, Plain, Race, Sleep, StartChild, Transact
+from durable._engine.step_kinds import AwaitChild, Item, Listen, Plain, Race, Sleep, StartChild, StepKind, Transact
 from durable._engine.waits import RESOLUTION
 from durable.errors import (
     DurableError,
@@ -123,6 +124,12 @@ class LiveExecution(LiveRun):
             return False
         holder.holds = True
         return True
+
+    def closing_call(self, step: ClosingStep, kind: StepKind, *, at_most_once: bool) -> Call:
+        """The call of a step of the closing."""
+        call = Call(step.key, step.name, kind=kind, at_most_once=at_most_once, closing=step)
+        call.started = self.journal.next_seq
+        return call
 
     def draw_value(
         self, kind: str, key: str | None, fresh: Drawable, branch: object, scope: str = ""
@@ -203,7 +210,7 @@ class LiveExecution(LiveRun):
     def _on_asked(self, call: Call, reading: Reading) -> StepDecision:
         if self._resting:
             self._resting.pop(call.key, None)
-        if self.error is not None:
+        if self.error is not None and not (self.is_closing and _closes(call)):
             if isinstance(call.refusal, Leave):  # what ends the process is not to become an error of ours
                 return call.refusal
             return self._abort(call, reading, self.error)
@@ -218,7 +225,7 @@ class LiveExecution(LiveRun):
             return self._replay(call, record, reading)
         running = self._running.get(call.key)
         if running is None:
-            if self.is_over:
+            if self.is_over and call.closing is None:
                 return Abort(RunOver(self.run_id, call.name))
             return self._start(call, reading)
         if running is not call:
@@ -261,7 +268,7 @@ class LiveExecution(LiveRun):
 
     def _next(self, call: Call, reading: Reading) -> StepDecision:
         """The next thing to do for a running call: wait, say that it begins, or begin."""
-        if (problem := self.find_obstacle(reading)) is not None:
+        if (problem := self.find_obstacle(reading, closes=_closes(call))) is not None:
             return self._abort(call, reading, problem)
         if call.race is not None and self.has_lost(call):
             return self._lose(call, reading)
@@ -396,7 +403,7 @@ class LiveExecution(LiveRun):
     # -- recording ------------------------------------------------------------------------------------------------
 
     def _retry_later(self, call: Call, reading: Reading, error: ErrorRecord, retry_in: float) -> StepDecision:
-        if self.error is not None:
+        if self.error is not None and not (self.is_closing and _closes(call)):
             return self._abort(call, reading, self.error)
         assert call.first is not None, "failed before it began"  # noqa: S101 -- a driver's bug, not an input
         began, due = self._waits.begin(call, call.first, min(retry_in, MAX_SECONDS), reading)
@@ -415,7 +422,7 @@ class LiveExecution(LiveRun):
         error: ErrorRecord | None = None,
         elapsed: float | None = None,
     ) -> StepDecision:
-        if self.error is not None:
+        if self.error is not None and not self.is_closing:
             return self._abort(call, reading, self.error)
         seconds = (reading.elapsed if elapsed is None else elapsed) - call.began
         record = write_outcome(call, self.journal, self.lease.epoch, seconds, ok=ok, value=value, error=error)
@@ -477,6 +484,11 @@ class LiveExecution(LiveRun):
         self.journal.close(call, recorded=False)
         if self.emit is not None:
             self.emit(events.StepLeft(self.run_id, reading.at, call.key, call.name, reason))
+
+
+def _closes(call: Call) -> bool:
+    """Whether a step is done at the end of a run: of its closing, or clean-up."""
+    return call.cleanup or call.closing is not None
 
 
 def _names_of(call: Call) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from durable._engine.decisions import (
     Begun,
     CallOff,
     Commit,
+    Conclusion,
     Interrupted,
     Join,
     PollSignal,
@@ -36,6 +37,7 @@ from durable._engine.decisions import (
     Wait,
     WriteRecord,
 )
+from durable._engine.runs import begin_closing, end_closing
 from durable._engine.starts import NewRun
 from durable._engine.step_kinds import Race, Sleep
 from durable._runtime.all_children import ChildWait, Failed, WaitForAll, in_order
@@ -55,6 +57,8 @@ from durable.errors import AsyncMismatch, DurableError, Unwind
 from durable.records import Record
 from durable.stores import requests
 
+_LOOK: Final = 0.25  # seconds between two looks whether a body is to be cancelled
+_CANCELLED: Final = object()
 _MAX_TURNS: Final = 10  # of the event loop, for tasks within tasks to begin what they have called
 
 
@@ -191,6 +195,22 @@ class AsyncDriver(RacingDriver):
         return task is not None and task.cancelling() > 0
 
     @calls_out
+    async def close(self, conclusion: Conclusion) -> Conclusion:
+        """Do what is to be done before the run ends so, if anything is; how it ends then, or is left."""
+        if self._execution.is_closing:  # what is at work is recorded before it is undone
+            await self.drain()
+        closing = begin_closing(self._execution, conclusion)
+        if closing is None:
+            return conclusion
+        while self._execution.error is None and (step := closing.next_step()) is not None:
+            try:
+                call, body = self._at_ends.begin(step)
+                await self._drive(call, body)
+            except Exception as problem:
+                self._at_ends.note_failure(closing, step, problem)
+        return end_closing(self._execution, closing, self._at_ends.to_record)
+
+    @calls_out
     async def _drive(self, call: Call, body: Body) -> Any:
         outcome: StepOutcome = ASKED
         try:
@@ -243,7 +263,11 @@ class AsyncDriver(RacingDriver):
             await self._wait_for_room(room)
         token, timeout = enter(self._frame_of(call, attempt, body)), body.options.timeout
         try:
-            if timeout is None:
+            if body.options.cancellable and call.closing is None and not call.cleanup:
+                value = await self._await_cancellable(call, body)
+                if value is _CANCELLED:
+                    return ASKED
+            elif timeout is None:
                 value = body.call()
                 if is_awaitable(value):
                     value = await value
@@ -256,6 +280,30 @@ class AsyncDriver(RacingDriver):
         finally:
             leave(token)
         return self._encode(call, value, body)
+
+    async def _await_cancellable(self, call: Call, body: Body) -> Any:
+        """What the body returns; `_CANCELLED` where it was cancelled since its run is, and ended without a value."""
+        if body.options.timeout is None:
+            value = body.call()
+            if not is_awaitable(value):
+                return value
+        else:
+            value = await_within(body.options.timeout, call.name, body.call, blocks=needs_thread(body.fn))
+        task, cancelled = asyncio.ensure_future(value), False
+        try:
+            while not (await asyncio.wait([task], timeout=None if cancelled else _LOOK))[0]:
+                if not cancelled and self._is_to_be_cancelled():
+                    cancelled = task.cancel()
+        except BaseException:  # this task is being left, and the body with it
+            task.cancel()
+            await asyncio.wait([task])
+            raise
+        if cancelled and (task.cancelled() or task.exception() is not None):
+            return _CANCELLED
+        return task.result()
+
+    def _is_to_be_cancelled(self) -> bool:
+        return self._execution.lease.cancelled or self._execution.find_ending(self._reading()) is not None
 
     async def _wait_for_room(self, room: asyncio.Future[None] | None) -> None:
         """Wait until the store has room for a body's record; leave the run if it may start no body by then."""

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final, cast, get_args
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from durable._common.boundary import calls_out
 from durable._common.checks import check_name
 from durable._common.durations import MAX_SECONDS, Duration, add_seconds, check_duration, show, to_utc
 from durable._engine.causes import InFlight
+from durable._engine.closing import ON_END, UNDO
 from durable._engine.step_kinds import ITEM, Isolation, Item, Listen, Plain, Sleep, StepKind, Transact
+from durable._runtime.awaitables import explain_early_call
 from durable._runtime.definitions import StepDefinition, definition_of
 from durable._runtime.step_options import DEFAULTS, StepOptions, checked_timeout
 from durable.clocks import Clock
@@ -22,6 +24,17 @@ from durable.errors import AsyncMismatch, InvalidArgument, SignalTimedOut
 
 #: Why most bodies may call no steps.
 NO_ITEM: Final = "it is no item of a map"
+
+
+class AtEnd(Struct, frozen=True):
+    """What is to be done about a step when the run ends."""
+
+    #: As in a `StepRecord`.
+    word: str
+    #: What is called; where it undoes the step, without its argument, the step's value.
+    body: Body
+    #: By which that value is read.
+    annotation: Any = None
 
 
 class Body(Struct, frozen=True):
@@ -44,6 +57,8 @@ class Body(Struct, frozen=True):
     scope: str | None = None
     #: Of a race, by their names.
     branches: Mapping[str, Callable[[], Any]] = {}
+    #: What is done about it when the run ends; None where that is nothing.
+    at_end: AtEnd | None = None
 
     @calls_out
     def call(self) -> Any:
@@ -68,7 +83,27 @@ def body_of_call(fn: Callable[..., Any], args: tuple[Any, ...], given: StepOptio
         definition, args = definition.of(args)
         fn, given = definition.fn, given.merged_over(definition.options)
     options = defaults if given is DEFAULTS else given.merged_over(defaults)
-    return Body(fn, args, {}, options, return_annotation(fn))
+    body = Body(fn, args, {}, options, return_annotation(fn))
+    return body if options.undo is None else _with_undo(body, options.undo, defaults)
+
+
+def _with_undo(body: Body, undo: Callable[..., object], defaults: StepOptions) -> Body:
+    """The body of a step, with what undoes it: under its own options where it is decorated, else under the step's."""
+    given = DEFAULTS if definition_of(undo) is not None else StepOptions(body.options.policy, body.options.timeout)
+    undoing = body_of_call(undo, (), given, defaults)
+    return structs.replace(body, at_end=AtEnd(UNDO, structs.replace(undoing, at_end=None), body.annotation))
+
+
+def body_of_on_end(name: str, fn: Callable[..., Any], args: tuple[Any, ...], defaults: StepOptions) -> Body:
+    """The body of `step.on_end`: it does nothing, and what is to be done comes at the end."""
+    if not callable(cast(object, fn)):
+        raise InvalidArgument(f"step.on_end({name!r}): {explain_early_call(fn)}")
+    body = body_of_call(fn, args, DEFAULTS, defaults)
+    return Body(do_nothing, (), {}, DEFAULTS, at_end=AtEnd(ON_END, structs.replace(body, at_end=None)))
+
+
+def do_nothing() -> None:
+    """What a step does that only says something."""
 
 
 def body_of_item(
@@ -76,7 +111,7 @@ def body_of_item(
 ) -> Body:
     """The body of an item of a map, which may call steps of its own."""
     body = body_of_call(fn, (item,), given, defaults)
-    return Body(body.fn, body.args, {}, body.options, body.annotation, ITEM, amid)
+    return Body(body.fn, body.args, {}, body.options, body.annotation, ITEM, amid, at_end=body.at_end)
 
 
 def body_of_decorated(
@@ -85,7 +120,8 @@ def body_of_decorated(
     """The body of a call of the decorated function itself."""
     fn, given = definition.fn, definition.options
     options = defaults if given is DEFAULTS else given.merged_over(defaults)
-    return Body(fn, args, kwargs, options, return_annotation(fn))
+    body = Body(fn, args, kwargs, options, return_annotation(fn))
+    return body if options.undo is None else _with_undo(body, options.undo, defaults)
 
 
 def body_of_sleep(seconds: Duration | datetime, clock: Clock) -> Body:
@@ -149,7 +185,14 @@ def body_of_transaction(
             f"step.transaction({name!r}): what it does to the database happens exactly once with its record, or not "
             f"at all: leave out at_most_once"
         )
-    return Body(body.fn, args, {}, body.options, body.annotation, Transact(cast(Isolation, isolation)))
+    kind, at_end = Transact(cast(Isolation, isolation)), body.at_end
+    if at_end is not None:  # in a transaction, too
+        if inspect.iscoroutinefunction(at_end.body.fn):
+            raise AsyncMismatch(
+                f"step.transaction({name!r}) has its undo called with a blocking connection, too: define that with `def`"
+            )
+        at_end = structs.replace(at_end, body=structs.replace(at_end.body, kind=kind))
+    return Body(body.fn, args, {}, body.options, body.annotation, kind, at_end=at_end)
 
 
 def body_of_mapped(

@@ -24,6 +24,7 @@ from durable._engine.decisions import (
     BeginChild,
     CallOff,
     Commit,
+    Conclusion,
     Interrupted,
     Join,
     PollSignal,
@@ -42,6 +43,7 @@ from durable._engine.decisions import (
     WriteRecord,
 )
 from durable._engine.leases import MAX_WAIT
+from durable._engine.runs import begin_closing, end_closing
 from durable._engine.starts import NewRun
 from durable._engine.step_kinds import Race, Sleep
 from durable._runtime.all_children import ChildWait, Failed, in_order
@@ -127,6 +129,22 @@ class BlockingDriver(RacingDriver):
 
     def _is_cancelled(self) -> bool:
         return False
+
+    @calls_out
+    def close(self, conclusion: Conclusion) -> Conclusion:
+        """Do what is to be done before the run ends so, if anything is; how it ends then, or is left."""
+        if self._execution.is_closing:  # what is at work is recorded before it is undone
+            self.drain()
+        closing = begin_closing(self._execution, conclusion)
+        if closing is None:
+            return conclusion
+        while self._execution.error is None and (step := closing.next_step()) is not None:
+            try:
+                call, body = self._at_ends.begin(step)
+                self._drive(call, body)
+            except Exception as problem:
+                self._at_ends.note_failure(closing, step, problem)
+        return end_closing(self._execution, closing, self._at_ends.to_record)
 
     @calls_out
     def _drive(self, call: Call, body: Body) -> Any:
