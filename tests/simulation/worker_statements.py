@@ -82,10 +82,8 @@ def _begin_children(tables: Tables, statement: Statement, values: Any) -> Progre
     yield POINT
     rows: list[tuple[Any, ...]] = []
     for asked, record in zip(_decode(values["children"]), _records(values["children"]), strict=True):
-        run, lease = (
-            table.visible(key, statement)
-            for table, key in ((tables.snapshots, asked["child"]), (tables.locks, asked["id"]))
-        )
+        run = tables.snapshots.visible(asked["child"], statement)
+        lease = tables.locks.visible(asked["id"], statement)
         if run is None:
             continue
         first = tables.steps.visible((run.id, 0), statement)
