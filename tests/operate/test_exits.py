@@ -75,6 +75,7 @@ def test_1_the_answer_is_bad_news(line: CommandLine) -> None:
         (("signal", "left-1", "go", "{broken"), "the payload is no JSON"),
         (("signal", "left-1", "go", "@/nowhere"), "the payload cannot be read"),
         (("signal", "left-1", "go", "NaN"), "the payload is no JSON"),
+        (("signal", "left-1", "durable:end:left-1/child", "1"), "must not begin with 'durable:'"),
         (("fork", "ok-1"), "from_step= says from which step its fork goes on"),
         (("fork", "ok-1", "--from-step", "nothing"), "has no record of a step 'nothing'"),
         (("fork", "--where", "status:failed", "--new-id", "x"), "a pattern with {id} in it"),

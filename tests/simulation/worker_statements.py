@@ -90,7 +90,8 @@ def _begin_children(tables: Tables, statement: Statement, values: Any) -> Progre
         is_mine = first is not None and (first.nonce, first.kind) == (asked["child_nonce"], Kind.INPUT)
         is_mine |= run.snapshot.get("nonce") == asked["child_nonce"]
         is_own = run.snapshot.get("parent") == [asked["id"], asked["signal"]]
-        workflow, input_hash = run.snapshot.get("workflowName"), (run.snapshot.get("metadata") or {}).get("inputHash")
+        metadata: dict[str, Any] = run.snapshot.get("metadata") or {}
+        workflow, input_hash = run.snapshot.get("workflowName"), metadata.get("inputHash")
         is_written = False
         if is_own and workflow == asked["workflow"] and lease is not None and lease.owner_token == asked["token"]:
             step = Step(

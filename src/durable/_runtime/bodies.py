@@ -10,10 +10,10 @@ from typing import Any, Final, cast, get_args
 from msgspec import Struct, structs
 
 from durable._common.boundary import calls_out
-from durable._common.checks import check_name
 from durable._common.durations import MAX_SECONDS, Duration, add_seconds, check_duration, show, to_utc
 from durable._engine.causes import InFlight
 from durable._engine.closing import ON_END, UNDO
+from durable._engine.signals import RESERVED, check_signal_name
 from durable._engine.step_kinds import ITEM, Isolation, Item, Listen, Plain, Sleep, StepKind, Transact
 from durable._runtime.awaitables import explain_early_call
 from durable._runtime.definitions import StepDefinition, definition_of
@@ -146,6 +146,8 @@ def body_of_sleep(seconds: Duration | datetime, clock: Clock) -> Body:
 def body_of_wait(name: str, timeout: Duration | None, type_: Any = Any, names: tuple[str, ...] = ()) -> Body:
     """The body of a wait for a signal, which is called when none has come. `name` is that of the step."""
     seconds = checked_timeout("timeout", timeout)
+    if isinstance(name, str) and name.startswith(RESERVED):  # else it would take what tells of a child's end
+        check_signal_name(name)
 
     def in_vain() -> None:
         raise SignalTimedOut(name, seconds or 0.0)
@@ -158,7 +160,7 @@ def check_signal_names(names: object) -> tuple[str, ...]:
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise InvalidArgument(f"step.wait_for_any takes a list of names, not {type(names).__name__}")
     given = cast("Iterable[object]", names)
-    checked = tuple(dict.fromkeys(check_name("a signal's name", name) for name in given))
+    checked = tuple(dict.fromkeys(check_signal_name(name) for name in given))
     if not checked:
         raise InvalidArgument("step.wait_for_any needs at least one name: it would wait for ever")
     return checked

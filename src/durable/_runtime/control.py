@@ -13,6 +13,7 @@ from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
 from durable._engine.lines import Cut
 from durable._engine.retry_cut import aside_record, cut_for_retry
+from durable._engine.signals import check_signal_name
 from durable._runtime.sync_bridge import Coroutines, at_once, call_now
 from durable.codecs import codec_of
 from durable.errors import ConcurrentExecution, InvalidArgument, RunBeingStarted, RunNotFound
@@ -247,7 +248,7 @@ def _checked_signal(
     text = codec_of(store).encode(payload, what=f"the payload of signal {name!r}")
     return Signal(
         check_name("a run's id", id),
-        check_name("a signal's name", name),
+        check_signal_name(name),
         text.decode(),
         None if dedup is None else check_name("dedup", dedup),
         check_flag("create_later", create_later),
