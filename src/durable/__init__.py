@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from durable.errors import (
         AccessDenied,
         ChildFailed,
+        ClosingFailed,
         ConcurrentExecution,
         DeadlineExceeded,
         DurableError,
@@ -72,6 +73,7 @@ __all__ = [
     "AsyncStep",
     "ChildFailed",
     "ChildHandle",
+    "ClosingFailed",
     "ConcurrentExecution",
     "Current",
     "DeadlineExceeded",

@@ -20,6 +20,7 @@ Exception
     ├── ChildFailed            a child run has ended without a value
     ├── StepInterrupted        an at-most-once step was started before, and its outcome is unknown
     ├── RunCancelled           the run was asked to stop
+    ├── ClosingFailed          an undo, or what step.on_end was given, has failed
     ├── DeadlineExceeded       the run's time is up
     ├── HistoryError           what is stored does not fit what was called
     │   ├── RunMismatch        another workflow or another input under this id
@@ -38,10 +39,12 @@ Exception
     │   ├── WaitTimedOut
     │   ├── LeaseLost
     │   ├── RunHandedOver      this worker is being ended, and another one goes on with the run
+    │   ├── RunClosing         the run is being closed, and no other step of it begins
     │   ├── RunContinued       the run goes on as itself, with a new input and an empty journal
     │   ├── RunSuspended       the run waits, and a worker goes on with it when the wait is over
     │   ├── RunExists          a run of this id is there already
     │   ├── DuplicateRun       another run of the same dedup= has not ended
+    │   ├── RaceLost           a step called in a branch of a race that another one has won
     │   └── RunOver            a step called after its run had ended
     └── StoreError             the database, or the way to it
         ├── StoreUnavailable
@@ -382,16 +385,51 @@ class StepInterrupted(DurableError):
 
 @dataclass(eq=False, repr=False)
 class RunCancelled(DurableError):
-    """The run was cancelled: by `durable.cancel`, or by the event given as `cancel=`.
+    """The run was cancelled: by `durable.cancel`, or by the event given as `cancel=`. `reason` is what the caller said.
 
-    Raised by `durable.run`; no further step was started. Its records are kept: `durable.run` with its id goes on from
-    there.
+    Raised by `durable.run`; no further step was started. Its records are kept, but for those of steps that were undone:
+    `durable.run` with its id goes on from there. `closed` is whether the run heard of it, and was closed by its owner: its
+    undos were performed, and what `step.on_end` was given. Otherwise its lease was taken.
     """
 
     run_id: str
+    reason: str | None = None
+    closed: bool = False
 
     def __str__(self) -> str:
-        return f"run {self.run_id!r} was cancelled. What it had recorded is kept: durable.run with this id goes on from there."
+        why = f" ({self.reason})" if self.reason else ""
+        return (
+            f"run {self.run_id!r} was cancelled{why}. What it had recorded is kept: durable.run with this id goes on from "
+            f"there."
+        )
+
+
+@dataclass(eq=False, repr=False)
+class ClosingFailed(DurableError):
+    """Of what a run does at its end, some has failed: an undo, or what `step.on_end` was given.
+
+    Raised by `durable.run` where the run would have been completed, or cancelled (`status`). The run is `failed`, and is not
+    taken up again by itself: `durable.retry` lets it do the `steps` (keys) again that have failed, and then it ends as it would
+    have. `kinds` are the names of what they raised. A run that has failed keeps its own failure, which gets this as a note.
+    """
+
+    run_id: str
+    steps: tuple[str, ...]
+    kinds: tuple[str, ...]
+    status: str
+
+    @property
+    def note(self) -> str:
+        """The same as a note on another failure."""
+        failed = ", ".join(f"{key} ({kind})" for key, kind in zip(self.steps, self.kinds, strict=False))
+        return f"at the end of run {self.run_id!r} this has failed, too: {failed}. durable.retry lets it be done again."
+
+    def __str__(self) -> str:
+        failed = ", ".join(f"{key} ({kind})" for key, kind in zip(self.steps, self.kinds, strict=False))
+        return (
+            f"run {self.run_id!r} was to end as {self.status}, and of what it does at its end this has failed: {failed}. "
+            f"durable.retry(store, {self.run_id!r}) lets it be done again; the run ends then as it was to."
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -471,7 +509,9 @@ class WorkflowDrift(HistoryError):
         return (
             f"run {self.run_id!r}: at step {self.key!r} the code no longer matches the journal: {self.difference}. Its "
             f"recorded value was not handed out, and no body was started after it. Restore the old order or arguments, "
-            f"give new steps an explicit key=, or start the new code under another id."
+            f"give new steps an explicit key=, or start the new code under another id. Where the code has not changed, it goes "
+            f"by the clock, by chance, or by which of several calls ended first: step.now(), step.random() and step.race() "
+            f"are recorded."
         )
 
 
@@ -657,6 +697,19 @@ class RunHandedOver(OwnershipError):
 
 
 @dataclass(eq=False, repr=False)
+class RunClosing(OwnershipError):
+    """The run has ended but for its closing, in an execution before this one: no other step of it begins.
+
+    Seen by what a workflow leaves open (`finally`, context managers).
+    """
+
+    run_id: str
+
+    def __str__(self) -> str:
+        return f"run {self.run_id!r} is being closed: only what it does at its end is still done"
+
+
+@dataclass(eq=False, repr=False)
 class RunSuspended(OwnershipError):
     """The run waits, and holds nothing meanwhile: a worker goes on with it when the wait is over.
 
@@ -772,6 +825,20 @@ class RunOver(OwnershipError):
             f"step {self.name!r} was called after run {self.run_id!r} had ended. Wait for every task and thread that "
             f"calls steps before the workflow returns."
         )
+
+
+@dataclass(eq=False, repr=False)
+class RaceLost(OwnershipError):
+    """The step `name` was called in a branch of a `step.race` that another branch has won.
+
+    It ends that branch, past any `except Exception`, and nothing else: the workflow goes on with the winner.
+    """
+
+    run_id: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"step {self.name!r} of run {self.run_id!r} belongs to a branch of a race that another branch has won."
 
 
 class StoreError(DurableError):

@@ -33,8 +33,10 @@ __all__ = [
     "NO_TIME",
     "AsideRecord",
     "AttemptRecord",
+    "CancelRequest",
     "Drawable",
     "EarlierExecution",
+    "Ending",
     "Epoch",
     "ErrorRecord",
     "ErrorSummary",
@@ -111,6 +113,19 @@ class ErrorRecord(Struct, frozen=True, omit_defaults=True, gc=False):
         return f"<ErrorRecord of {self.type}>"  # its text may say as much as a value
 
 
+class Ending(Struct, frozen=True, omit_defaults=True, gc=False):
+    """How a run is to end, once its closing has."""
+
+    #: A `Status`.
+    status: str
+    #: How it has failed, if it has.
+    failure: FailureRecord | None = None
+    #: The JSON of its result, if it has one.
+    result: Raw | UnsetType = UNSET
+    #: Why it was cancelled, as the caller said.
+    reason: str | None = None
+
+
 class StepRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     """How a step settled."""
 
@@ -158,6 +173,14 @@ class StepRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     #: `step.patched()`, before this was recorded, and not before another record that is known to be stored. By name: `now`,
     #: `now#2`; `now:KEY` where a key was given; `patched:NAME`; within a scope `SCOPE/now`.
     drawn: Mapping[str, Drawable] | None = None
+    #: The key of the race in a branch of which the step was called; empty where that is none.
+    race: str = ""
+    #: What is to be done about it when the run ends: "undo", or "call" for a `step.on_end`; empty for nothing.
+    at_end: str = ""
+    #: Of a step of the run's closing, the key of the one that it undoes, or of the `step.on_end` that it performs.
+    closes: str = ""
+    #: Of the first record of a closing, how the run ends after it.
+    ending: Ending | None = None
     #: When it was stored. In a document only, like `epoch`: a journal has columns for both.
     at: Moment | None = None
     #: Under which lease of the run it was stored.
@@ -215,6 +238,13 @@ class FailureRecord(Struct, frozen=True, omit_defaults=True):
     kept: tuple[str, ...] = ()
     #: The key of the step that raised the exception, or of the one it came of first; empty where there is none.
     step: str = ""
+    #: The places of the records that count no more, once the closing of the run has ended: what it has undone, with all that
+    #: started after that, and the closing itself.
+    seqs: tuple[int, ...] = ()
+    #: The keys of the steps whose records they are.
+    keys: tuple[str, ...] = ()
+    #: The key of the first one that was undone.
+    from_step: str = ""
     #: As in a `StepRecord`.
     at: Moment | None = None
     #: As in a `StepRecord`.
@@ -230,6 +260,8 @@ class AsideRecord(Struct, frozen=True, omit_defaults=True, gc=False):
     keys: tuple[str, ...] = ()
     #: As given to `durable.retry`.
     from_step: str = ""
+    #: As in a `FailureRecord`, of a run that was cancelled.
+    undecided: tuple[str, ...] = ()
 
 
 class ErrorSummary(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -281,6 +313,19 @@ class Execution(Struct, frozen=True, omit_defaults=True, rename="camel"):
     crashes: int = 0
 
 
+class CancelRequest(Struct, frozen=True, omit_defaults=True, gc=False):
+    """That a run was asked to be cancelled: it closes, and is cancelled then."""
+
+    #: When, as an ISO 8601 text by the server's clock.
+    at: str = ""
+    #: Why, as the caller said.
+    reason: str | None = None
+    #: What tells this request from every other one.
+    nonce: int = 0
+    #: Whether it is cancelled because the run that has started it is.
+    with_parent: bool = False
+
+
 class Header(Struct, frozen=True, rename="camel"):
     """The document in the documented table."""
 
@@ -304,6 +349,8 @@ class Header(Struct, frozen=True, rename="camel"):
     #: Of a child, the id under which the run that has started it stands in the table, and the name of the signal by which
     #: that is told of its end.
     parent: tuple[str, str] | UnsetType = UNSET
+    #: Who has asked last that it is cancelled. It counts while the run is open.
+    cancel: CancelRequest | UnsetType = UNSET
 
     @property
     def is_open(self) -> bool:
@@ -332,10 +379,18 @@ class Record(NamedTuple):
         return f"<Record {self.seq} of {self.key!r}, {self.kind}>"
 
 
+class _Places(Struct, frozen=True, gc=False):
+    """What a record says of the places that it sets aside."""
+
+    seqs: tuple[int, ...] = ()
+
+
 _T = TypeVar("_T")
+_SETTING_ASIDE: Final = (Kind.ASIDE, Kind.FAILURE)
 _encoder: Final = msgspec.json.Encoder()
 _decoders: Final[dict[type, msgspec.json.Decoder[Any]]] = {
-    type_: msgspec.json.Decoder(type_) for type_ in (StepRecord, AttemptRecord, FailureRecord, AsideRecord, Header)
+    type_: msgspec.json.Decoder(type_)
+    for type_ in (StepRecord, AttemptRecord, FailureRecord, AsideRecord, Header, _Places)
 }
 
 
@@ -355,11 +410,11 @@ def parse(text: str, type_: type[_T], *, run_id: str, where: str) -> _T:
 
 def places_set_aside(records: Iterable[Record], *, run_id: str) -> frozenset[int]:
     """The places of the records that others among them have set aside."""
-    asides = [record for record in records if record.kind == Kind.ASIDE]
+    asides = [record for record in records if record.kind in _SETTING_ASIDE]
     return frozenset(
         seq
         for record in asides
-        for seq in parse(record.text, AsideRecord, run_id=run_id, where=f"the aside record (seq {record.seq})").seqs
+        for seq in parse(record.text, _Places, run_id=run_id, where=f"the {record.kind} record (seq {record.seq})").seqs
     )
 
 

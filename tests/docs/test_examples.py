@@ -37,6 +37,7 @@ def url(database: Database) -> str:
     ("example", "says"),
     [
         ("approval.py", "Each charge once"),
+        ("children.py", "none that had ended was started again"),
         ("fan_out.py", "none that was recorded was sent again"),
         ("noisy_tenant.py", "no tenant waited for the noisy one"),
         ("agent.py", "No call to the model was paid for twice"),
@@ -64,7 +65,7 @@ def shown(example: str) -> list[str]:
 def comparable(text: str) -> list[str]:
     """Without numbers that differ, where files lie, and what is left out; columns count for nothing."""
     text = re.sub(r" /\S+/(bank|world|mail)\b", r" \1", text.strip())
-    text = re.sub(r"(agent|order|invoices|reports)-\d+(-\d+)?", r"\1-…", text)
+    text = re.sub(r"(agent|order|invoices|reports?)-\d+(-\d+)?", r"\1-…", text)
     text = re.sub(r"'card'.*\}\}|…\}\}", "…}}", text)
     return [" ".join(re.sub(r"\d+", "N", line).split()) for line in text.splitlines()]
 
@@ -148,3 +149,15 @@ def test_the_next_process_goes_on_with_what_the_last_one_left(url: str, database
 
     asyncio.run(story())
     assert [key for kind, key, _ in database.journal("order-7") if kind == "step"] == ["reserve", "approved", "charge"]
+
+
+@pytest.mark.long(4)
+def test_a_saga_that_is_killed_while_it_gives_back_gives_back_the_rest(url: str, tmp_path: Path) -> None:
+    """And reserves anew when it is taken up again."""
+    told = run_program(
+        [sys.executable, "-W", "error", str(EXAMPLES / "saga.py")],
+        cwd=tmp_path,
+        env={**os.environ, "DATABASE_URL": url},
+    )
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "Each was undone once, and reserved anew." in told.stdout

@@ -141,6 +141,22 @@ def branches(store: Any) -> None:
     asyncio.run(run(workflow, store))
 
 
+def first_of_two(store: Any) -> None:
+    async def branch(step: Any, name: str, turns: int) -> str:
+        await step(name, later)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        return name
+
+    async def workflow(step: Any, deps: Any) -> str:
+        tasks = [asyncio.ensure_future(branch(step, name, turns)) for name, turns in (("a", 50), ("b", 0))]
+        done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(others)
+        return min(task.result() for task in done)
+
+    asyncio.run(run(workflow, store))
+
+
 def one_key(store: Any) -> None:
     run(lambda step, deps: [step("price", same, item, key="price") for item in range(3)], store)
 
@@ -189,6 +205,7 @@ MISTAKES: Final[dict[str, Callable[[Any], Any]]] = {
     "concurrent branches of one name without `key=`": branches,
     "one constant `key=` in a loop": one_key,
     "the same with a thunk": one_key_and_thunks,
+    "`asyncio.wait(…, FIRST_COMPLETED)` where the branches await other things between their steps": first_of_two,
     "a task or thread calls a step when the run is over": after_the_end,
 }
 

@@ -18,8 +18,8 @@ def test_a_record_that_a_fail_over_lost_is_no_drift() -> None:
         return Record(seq, key, Kind.STEP, render(record))
 
     lost = Journal("a", [step(0, "first"), step(2, "third")], "main")
-    lost.draw(Call("first", "first", auto=True), "main")
+    lost.close(lost.draw(Call("first", "first", auto=True), "main"), recorded=True)  # handed out
     assert lost.draw(Call("second", "second", auto=True), "main").refusal is None
     whole = Journal("a", [step(0, "first"), step(1, "third")], "main")
-    whole.draw(Call("first", "first", auto=True), "main")
+    whole.close(whole.draw(Call("first", "first", auto=True), "main"), recorded=True)
     assert isinstance(whole.draw(Call("second", "second", auto=True), "main").refusal, Abort)

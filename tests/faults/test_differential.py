@@ -98,6 +98,7 @@ REPLIES: Final = [
     "read_nonces",
     "renew",
     "cancelled",
+    "ask_batch",
     "cancel_batch",
     "receive_batch",
     "transaction_fence",
@@ -165,7 +166,7 @@ class Script:
         chance = self.chance
         end = (chance.choice(("COMMIT", "COMMIT", "ROLLBACK")), None)
         what = chance.choice(
-            ("claim", "claim", "settle", "transaction", "transaction", "open", "open", "alone", "alone", "race")
+            ("claim", "claim", "settle", "transaction", "transaction", "open", "open", "alone", "alone", "race", "ask")
             if chance.random() < 0.7
             else ("start", "work", "work", "notice", "suspend", "suspend")
         )
@@ -203,6 +204,10 @@ class Script:
             return chance.choice(
                 ([*signalled, *suspended], [*suspended, *signalled, *woken], [*suspended, *signalled, *noticed])
             )
+        if what == "ask":
+            values = self._values("ask_batch")
+            ids = [row["id"] for row in json.loads(values[0])]
+            return [("BEGIN", ...), ("lock_leases", (ids,)), ("ask_batch", values), end]
         if what == "work":
             return [("BEGIN", ...), *((name, ...) for name in chance.sample(WORK, chance.choice((1, 2, 3)))), end]
         if what == "claim":
@@ -210,7 +215,9 @@ class Script:
             return [("BEGIN", ...), *((name, values) for name in CLAIM), end]
         idle = [other for other, plan in self.plans.items() if other is not both and not plan and not other.busy]
         if what == "race" and idle:  # a run ends while it is being cancelled
-            self.plans[idle[0]].extend([("BEGIN", ...), ("cancel_batch", ([*map(self._named, IDS)],)), end])
+            self.plans[idle[0]].extend(
+                [("BEGIN", ...), ("cancel_batch", ([*map(self._named, IDS)], [False for _ in IDS])), end]
+            )
             return [("BEGIN", ...), ("finish_batch", ...), ("COMMIT", None)]
         if what == "settle":
             return [("BEGIN", ...), ("lock_leases", ...), ("read_nonces", ...), end]
@@ -253,6 +260,24 @@ class Script:
                 return self._releases(ids, tokens, statuses)
             case "renew":
                 return ids, tokens, [chance.choice((LONG, LONG, -LONG)) for _ in ids]
+            case "cancel_batch":
+                return ids, [chance.random() < 0.3 for _ in ids]
+            case "ask_batch":
+                reasons = [chance.choice((None, "why")) for _ in ids]
+                return (
+                    json.dumps(
+                        [
+                            {
+                                "id": run_id,
+                                "force": chance.random() < 0.2,
+                                "reason": reason,
+                                "nonce": chance.randrange(2),
+                            }
+                            | {"below": chance.random() < 0.3}
+                            for run_id, reason in zip(ids, reasons, strict=True)
+                        ]
+                    ),
+                )
             case "wake_awaiting":
                 return (
                     json.dumps(
@@ -280,7 +305,7 @@ class Script:
                 return self._work(ids, tokens)
             case "read_nonces":
                 return ids, [chance.randrange(3) for _ in ids]
-            case _:  # lock_leases, read_leases, count_records, cancelled, cancel_batch
+            case _:  # lock_leases, read_leases, count_records, cancelled, find_below
                 return (ids,)
 
     def _releases(self, ids: list[str], tokens: list[str], statuses: list[str | None]) -> Any:

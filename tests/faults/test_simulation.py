@@ -12,7 +12,7 @@ from harness.planted_bugs import BUGS, MENDED, Bug
 from harness.planted_worker_bugs import WORKER_BUGS
 from harness.programs import run_program
 from simulation import Fault, Op, Run, Scenario, Slot, crewed, from_json, generated, shrunk, simulated, to_json
-from simulation.crews import limited, ticking, waiting
+from simulation.crews import kindred, limited, ticking, waiting
 
 # Repetitions of one kind: `make nightly` has a million seeds, these among them (tests/simulation/__main__.py). Ten thousand were here, a
 # quarter of what all tests computed, of which five hundred are left; the planted bugs, each near its seed, and the corpus say that the simulation finds what it should.
@@ -66,6 +66,14 @@ def test_no_seed_with_limits_breaks_a_law(part: int) -> None:
     """W3, and what W2 says of partitions, under FAULTS 124 to 128 of WORKERS.md, of kind S."""
     for seed in range(part * SEEDS // PARTS, (part + 1) * SEEDS // PARTS):
         assert simulated(limited(seed)).broken is None, f"limited crew of seed {seed}: see docs/simulation.md"
+
+
+@pytest.mark.long(1)
+@pytest.mark.parametrize("part", range(PARTS // 2))
+def test_no_seed_with_children_breaks_a_law(part: int) -> None:
+    """C1 to C4 besides, under FAULTS 146 and 147 of WORKERS.md: children that fail, are cancelled, or whose parents are."""
+    for seed in range(part * SEEDS // PARTS, (part + 1) * SEEDS // PARTS):
+        assert simulated(kindred(seed)).broken is None, f"kindred crew of seed {seed}: see docs/simulation.md"
 
 
 @pytest.mark.parametrize("file", CORPUS, ids=lambda file: file.stem)

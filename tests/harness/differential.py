@@ -476,5 +476,6 @@ def _document(document: Any) -> Any:
         known: dict[str, Any] = {name: name in _MOMENTS or value for name, value in execution.items()}
         if "earlier" in known:
             known["earlier"] = [{**earlier, "began": True} for earlier in known["earlier"]]
-        return {**document, "execution": known}
+        asked = {"cancel": {**document["cancel"], "at": True}} if "cancel" in document else {}
+        return {**document, "execution": known, **asked}
     return document

@@ -18,6 +18,7 @@ from durable._engine.batches import Entry
 from durable._engine.causes import InFlight
 from durable._engine.journal import Journal
 from durable._engine.leases import Lease
+from durable._engine.lines import Cut
 from durable._engine.steps import LiveExecution
 from durable._runtime import async_runs, async_steps
 from durable._runtime.context import current_frame
@@ -193,10 +194,6 @@ def _never(*_: Any) -> bool:
     return False
 
 
-def _nobody(*_: Any) -> tuple[str, ...]:
-    return ()
-
-
 def _fate_without_nonce(self: Statements, write: Any, owners: Any, found: Any) -> Any:
     other = Writing(write.lease, write.record, -1)  # as if each sending had drawn another
     return _fate(self, other, owners, found)
@@ -279,7 +276,7 @@ def _cut_of_one(journal: Any, from_step: str | None = None, *, run_id: str = "?"
     if from_step is None:
         return found
     seqs = tuple(record.seq for record in journal if record.seq in found.seqs and record.key == from_step)
-    return retry_cut.Cut((from_step,), seqs)
+    return Cut((from_step,), seqs)
 
 
 def _forgotten_but_for_clean_up(self: Journal, left: dict[str, Any]) -> None:
@@ -397,7 +394,7 @@ BUGS = [
     ),
     Bug("release without token", 1000, _with(release_batch=_release_any)),
     Bug("automatic keys shared by branches", 1000, patches=[(Journal, "_is_ambiguous", _never)], first=600),
-    Bug("failure replayed for ever", 1000, patches=[(runs, "origin_keys", _nobody)], first=1),
+    Bug("failure replayed for ever", 1000, patches=[(Journal, "may_run_again", _never)], first=1),
     Bug("retry after a lost reply without a nonce", 1000, patches=[(Statements, "_fate", _fate_without_nonce)]),
     Bug(
         "a map in the order of completion",

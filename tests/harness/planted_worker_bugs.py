@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
+from durable._engine import live_runs
+from durable._engine.children import name_child
 from durable._engine.starts import NewRun
 from durable._engine.workers import Ask, WorkerState
 from durable.stores._postgres.polls import Polling
@@ -13,8 +15,9 @@ from durable.stores.requests import Enqueue
 from harness.planted_bugs import Bug
 from simulation import life, queue_statements, slots, worker, worker_statements
 from simulation import statements as sql
-from simulation.crews import crewed, limited, ticking, waiting
+from simulation.crews import crewed, kindred, limited, ticking, waiting
 from simulation.database import NO_KEY_UPDATE, UPDATE
+from simulation.life import acting
 from simulation.rows import names_awaited
 from simulation.simulate import Conditions
 from simulation.statements import STATEMENTS
@@ -114,6 +117,22 @@ def _only_closed(tables: Tables, statement: Any, key: tuple[str, str]) -> Any:
 
 
 _count_held = queue_statements._count_held
+
+
+# -- children ---------------------------------------------------------------------------------------------------------
+
+
+def _drawn_anew(run_id: str, times: int, key: str, **options: Any) -> str:
+    """An id that says under which execution of its parent it was drawn."""
+    return f"{name_child(run_id, times, key, **options)}-{acting().place.numbers}"
+
+
+def _told_nothing(*_: Any) -> Any:
+    yield from ()
+
+
+def _none_below(*_: Any) -> set[str]:
+    return set()
 
 
 # -- starts and their notifications -----------------------------------------------------------------------------------
@@ -279,6 +298,9 @@ WORKER_BUGS = [
         first=410,
         draws=limited,
     ),
+    Bug("a child that is started twice", 1000, patches=[(live_runs, "name_child", _drawn_anew)], draws=kindred),
+    Bug("a parent that sleeps on", 300, patches=[(sql, "told_of_end", _told_nothing)], draws=kindred),
+    Bug("a cancellation that does not go down", 1000, patches=[(sql, "_below", _none_below)], draws=kindred),
     Bug("a start that takes an idle worker", 300, _with(enqueue=_woken_by_the_start), **_DRAWS),
     Bug("idle said after the last poll", 3000, patches=[(WorkerStatements, "_poll_one", _idle_said_last)], **_DRAWS),
     Bug("deaths that are not counted", 1000, patches=[(worker_statements, "_count_crashes", _counted_never)], **_DRAWS),

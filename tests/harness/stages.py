@@ -17,11 +17,13 @@ import contextlib
 import inspect
 import math
 import sys
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeGuard, TypeVar, cast
 
 from msgspec import Raw, structs
@@ -31,6 +33,7 @@ from durable._engine import runs, step_kinds
 from durable._engine.calls import Call
 from durable._engine.causes import InFlight, in_flight, tag_origin
 from durable._engine.children import ChildEnd, name_end, render_end
+from durable._engine.closing import ON_END, UNDO, Closing, ClosingStep
 from durable._engine.decisions import (
     Abort,
     Acknowledged,
@@ -39,9 +42,12 @@ from durable._engine.decisions import (
     AttemptInTransaction,
     BeginChild,
     Begun,
+    CalledOff,
+    CallOff,
     Claim,
     ClaimReply,
     Commit,
+    Conclusion,
     Decline,
     EndRun,
     GiveBack,
@@ -61,10 +67,14 @@ from durable._engine.decisions import (
     Reraise,
     Return,
     Returned,
+    RunBranches,
     ShowChild,
     Silent,
     StepOutcome,
+    TakeTurn,
+    TurnCome,
     Wait,
+    Won,
     WriteRecord,
 )
 from durable._engine.headers import stamp_header
@@ -78,7 +88,18 @@ from durable._runtime.step_options import step_options
 from durable.codecs import JsonCodec
 from durable.codecs._failures import from_record, to_record
 from durable.errors import Unwind
-from durable.records import ErrorRecord, Execution, FailureRecord, Header, Kind, Record, Status, StepRecord, render
+from durable.records import (
+    ErrorRecord,
+    Execution,
+    FailureRecord,
+    Header,
+    Kind,
+    Record,
+    Status,
+    StepRecord,
+    parse,
+    render,
+)
 from durable.snapshots import Snapshot
 from durable.stores import MemoryStore, PostgresStore, requests
 from durable.stores.protocol import Transaction
@@ -106,7 +127,7 @@ class Together(NamedTuple):
     asks: Sequence[Ask | Transfer]
 
 
-Telling: TypeAlias = Generator["Ask | Together | CallChild", Any, Any]
+Telling: TypeAlias = Generator["Ask | Together | CallChild | OnEnd", Any, Any]
 """A story, told step by step: what it asks for, and what it is answered."""
 
 
@@ -142,7 +163,22 @@ class CallChild(NamedTuple):
     input: str
 
 
-Demand: TypeAlias = Ask | Transfer | Together | Sleep | WaitFor | CallChild
+class Race(NamedTuple):
+    """The first of these wins; in a branch one step is asked for."""
+
+    branches: Mapping[str, Ask | Sleep | WaitFor]
+    key: str | None = None
+
+
+class OnEnd(NamedTuple):
+    """Something to be done however the run ends."""
+
+    name: str
+    fn: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+
+
+Demand: TypeAlias = Ask | Transfer | Together | Sleep | WaitFor | Race | CallChild | OnEnd
 Story: TypeAlias = Callable[..., Generator[Any, Any, Any]]
 Program: TypeAlias = Callable[[Any, Any], Coroutine[Any, Any, Any]]
 
@@ -159,6 +195,8 @@ class World:
     failures: Counter[str] = field(default_factory=Counter)  # that are still to come
     interrupting: set[str] = field(default_factory=set)  # bodies in which Ctrl-C comes
     endless: set[str] = field(default_factory=set)  # bodies that wait until they are cancelled
+    cancelling: set[str] = field(default_factory=set)  # bodies in which the run is asked to be cancelled
+    cancel: threading.Event = field(default_factory=threading.Event)
     bodies: list[str] = field(default_factory=list)
     boundaries: Boundaries | None = None
     table: str = "booked"
@@ -168,6 +206,8 @@ class World:
         if self.boundaries is not None:
             self.boundaries.pass_one("before body")
         self.bodies.append(what)
+        if what in self.cancelling:
+            self.cancel.set()
         if what in self.interrupting:
             raise KeyboardInterrupt
         if what in self.failing or self.failures[what] > 0:
@@ -273,10 +313,13 @@ class EngineStage:
         self._now = _START
         self.waited = 0.0
         self._signals: list[tuple[str, str, bytes]] = []
+        self._losers: dict[Call, list[Call]] = {}
         self._children: set[str] = set()
         self._world = World()
         self.booked: list[str] = []
         self._open: dict[Call, _Pending] = {}
+        self._at_end: dict[str, Ask | OnEnd] = {}
+        self._cancel: threading.Event | None = None
 
     def run(
         self,
@@ -289,6 +332,7 @@ class EngineStage:
     ) -> Any:
         world.boundaries = self.boundaries = Boundaries(dies_at)
         self._world = world
+        self._cancel, self._at_end = options.get("cancel"), {}
         given = options.get("input", ...)
         text = None if given is ... else self._codec.encode(given, what="the input")
         hashed = None if given is ... else self._codec.fingerprint(given, what="the input")
@@ -355,6 +399,7 @@ class EngineStage:
             raise
         except BaseException as leaving:
             exception, conclusion = leaving, runs.conclude_departure(execution, leaving)
+        conclusion = self._closed(execution, conclusion)
         match conclusion:
             case EndRun(status, record):
                 self.boundaries.pass_one("before finish")
@@ -362,12 +407,56 @@ class EngineStage:
                 header = self._headers[granted.lease.run_id]
                 self._headers[granted.lease.run_id] = stamp_header(header, status, self._now, [record])
                 self.boundaries.pass_one("finish committed")
+                if (closing := execution.closing) is not None:
+                    return self._ended(execution, closing, status, record, exception)
                 if exception is not None:
                     raise exception
                 return value
-            case GiveBack(reason):
+            case GiveBack(reason, status):
                 assert exception is not None
+                if status is not None:
+                    header = self._headers[granted.lease.run_id]
+                    self._headers[granted.lease.run_id] = stamp_header(header, status, self._now)
                 raise reason or exception
+
+    def _closed(self, execution: LiveExecution, conclusion: Conclusion) -> Conclusion:
+        closing = runs.begin_closing(execution, conclusion)
+        if closing is None:
+            return conclusion
+        while execution.error is None and (step := closing.next_step()) is not None:
+            try:
+                ask = self._asked_at_end(execution, step)
+                call = execution.closing_call(step, step_kinds.PLAIN, at_most_once=False)
+                outcome: StepOutcome | _Settled = Asked()
+                while not isinstance(outcome, _Settled):
+                    outcome = self._turn(execution, call, ask, outcome)
+            except Exception as problem:
+                if execution.error is None:
+                    closing.note_failure(step, to_record(problem, self._codec))
+        return runs.end_closing(execution, closing, lambda problem: to_record(problem, self._codec))
+
+    def _asked_at_end(self, execution: LiveExecution, step: ClosingStep) -> Ask:
+        if not step.closes:
+            return Ask(step.name, lambda: None)
+        asked = self._at_end.get(step.closes)
+        if asked is None or step.record is None:
+            raise durable.WorkflowDrift(execution.run_id, step.closes, "the workflow does not come by it")
+        if isinstance(asked, OnEnd):
+            return Ask(step.name, lambda: asked.fn(*asked.args) and None)
+        value = self._codec.decode(step.record.json, run_id=execution.run_id, where="a step")
+        return Ask(step.name, lambda: asked.terms["undo"](value) and None, terms={"retry": asked.terms.get("retry")})
+
+    def _ended(
+        self, execution: LiveExecution, closing: Closing, status: str, record: Record, exception: BaseException | None
+    ) -> Any:
+        if status == Status.COMPLETED:
+            return self._codec.decode(record.text.encode(), run_id=execution.run_id, where="the result")
+        if status == Status.CANCELLED:
+            raise durable.RunCancelled(execution.run_id, closing.ending.reason, closed=True)
+        if isinstance(exception, Exception) and closing.ending.failure is not None and not closing.is_resumed:
+            raise exception
+        failure = parse(record.text, FailureRecord, run_id=execution.run_id, where="the failure")
+        raise from_record(failure.error, self._codec, run_id=execution.run_id, where="the failure")
 
     def retry(self, id: str, **options: Any) -> list[str]:
         """Set steps aside."""
@@ -455,10 +544,43 @@ class EngineStage:
             self._signals.append((execution.run_id, name_end(child.run_id), render_end(end).encode()))
         return Begun(Started(child.run_id, is_new, child.workflow, child.input_hash, Status.QUEUED), is_own=True)
 
-    def _call(self, execution: LiveExecution, ask: Ask | WaitFor) -> Call:
+    def _raced(self, execution: LiveExecution, race: Call, asked: Race, number: int) -> StepOutcome:
+        calls = {name: self._call(execution, one, race) for name, one in asked.branches.items()}
+        outcomes: dict[str, StepOutcome] = {}
+        failures: list[Exception] = []
+        waiting = list(calls)
+        while waiting:
+            for name in list(waiting):
+                call, one = calls[name], asked.branches[name]
+                try:
+                    outcome = self._turn(execution, call, one, outcomes.get(name, Asked()))
+                except Exception as problem:
+                    waiting.remove(name)
+                    failures.append(problem)
+                else:
+                    if isinstance(outcome, _Settled):
+                        self._losers[race] = [calls[other] for other in waiting if other != name]
+                        return Won(name, self._codec.encode(outcome.value, what="a value"))
+                    outcomes[name] = outcome
+        return Raised(to_record(ExceptionGroup(f"all of {race.key} failed in {number}", failures), self._codec))
+
+    def _call(
+        self, execution: LiveExecution, ask: Ask | WaitFor | Sleep | Race | OnEnd, race: Call | None = None
+    ) -> Call:
+        branch = "main" if race is None else ask
+        if isinstance(ask, OnEnd):
+            call = execution.draw(Call(ask.name, ask.name, auto=True, at_end=ON_END), "main", _in_flight(execution))
+            self._at_end[call.key] = ask
+            return call
+        if isinstance(ask, Race):
+            name, raced = " | ".join(ask.branches), step_kinds.Race(tuple(ask.branches))
+            return execution.draw(Call(ask.key or name, name, auto=ask.key is None, kind=raced), "main")
+        if isinstance(ask, Sleep):
+            raise NotImplementedError("a sleep in a branch of the pure engine")
         if isinstance(ask, WaitFor):
             listen = step_kinds.Listen(ask.timeout)
-            return execution.draw(Call(ask.key or ask.name, ask.name, auto=ask.key is None, kind=listen), "main")
+            waits = Call(ask.key or ask.name, ask.name, auto=ask.key is None, kind=listen, race=race)
+            return execution.draw(waits, branch)
         fingerprint = self._codec.fingerprint(list(ask.args), what="an argument") if ask.args else ""
         kind = (
             step_kinds.Transact("read committed")
@@ -466,14 +588,20 @@ class EngineStage:
             else ask.terms.get("kind", step_kinds.PLAIN)
         )
         options = {option: ask.terms.get(option, False) for option in ("at_most_once", "cleanup")}
-        call = Call(ask.key or ask.name, ask.name, fingerprint, ask.key is None, kind, **options)
-        return execution.draw(call, "main", _in_flight(execution))
+        call = Call(ask.key or ask.name, ask.name, fingerprint, ask.key is None, kind, race=race, **options)
+        if ask.terms.get("undo") is not None:
+            call.at_end = UNDO
+        execution.draw(call, branch, _in_flight(execution))
+        if call.at_end:
+            self._at_end[call.key] = ask
+        return call
 
     @property
     def _reading(self) -> Reading:
-        return Reading(self._now, (self._now - _START).total_seconds())
+        cancelled = self._cancel is not None and self._cancel.is_set()
+        return Reading(self._now, (self._now - _START).total_seconds(), cancelled)
 
-    def _turn(self, execution: LiveExecution, call: Call, ask: Any, outcome: StepOutcome) -> StepOutcome | _Settled:
+    def _turn(self, execution: LiveExecution, call: Call, ask: Any, outcome: StepOutcome) -> StepOutcome | _Settled:  # noqa: PLR0915 -- a case for each decision
         match execution.advance(call, outcome, self._reading):
             case Replay(record):
                 return _Settled(self._handed_out(execution, call, record))
@@ -491,13 +619,13 @@ class EngineStage:
                 pending = self._open[call] = _Pending()
                 args = (pending, *ask.args) if isinstance(ask, Transfer) else ask.args
                 try:
-                    value = ask.fn(*args)
+                    value = None if isinstance(ask, OnEnd) else ask.fn(*args)
                     return Returned(self._codec.encode(value, what="the result"))
                 except durable.UnstorableValue as problem:
                     execution.advance(call, Interrupted("unstorable"), self._reading)
                     raise problem from None
                 except Exception as problem:
-                    policy = step_options(ask.terms.get("retry"), None).policy
+                    policy = step_options(None if isinstance(ask, OnEnd) else ask.terms.get("retry"), None).policy
                     seconds = self._reading.elapsed - began
                     retry_in = None if policy is None else policy.retry_delay(problem, number, seconds)
                     return Raised(to_record(problem, self._codec), retry_in)
@@ -526,6 +654,15 @@ class EngineStage:
                 self.booked += self._open.pop(call).rows
                 self.boundaries.pass_one("committed")
                 return Acknowledged()
+            case RunBranches(number):
+                return self._raced(execution, call, ask, number)
+            case CallOff():
+                for loser in self._losers.pop(call, []):
+                    lost = execution.advance(loser, Asked(), self._reading)
+                    assert isinstance(lost, Abort) and isinstance(lost.error, durable.errors.RaceLost), lost
+                return CalledOff()
+            case TakeTurn():
+                return TurnCome()
             case Join():
                 return Asked()
             case Raise(error):
@@ -538,7 +675,8 @@ class EngineStage:
     def _handed_out(self, execution: LiveExecution, call: Call, record: StepRecord) -> Any:
         self.boundaries.pass_one("acknowledged")
         if record.error is None:
-            return self._codec.decode(record.json, run_id=execution.run_id, where="a step")
+            value = self._codec.decode(record.json, run_id=execution.run_id, where="a step")
+            return tuple(value) if isinstance(call.kind, step_kinds.Race) else value
         exception = from_record(record.error, self._codec, run_id=execution.run_id, where="a step")
         raise tag_origin(exception, execution.lease.token, call.key)
 
@@ -872,6 +1010,10 @@ def _workflow(story: Story) -> Any:
         def perform(ask: Demand) -> Any:
             if isinstance(ask, Sleep):
                 return step.sleep(ask.name, ask.seconds)
+            if isinstance(ask, Race):
+                return step.race(key=ask.key, **{name: partial(perform, one) for name, one in ask.branches.items()})
+            if isinstance(ask, OnEnd):
+                return step.on_end(ask.name, ask.fn, *ask.args)
             if isinstance(ask, WaitFor):
                 return step.wait_for(ask.name, timeout=ask.timeout, key=ask.key)
             if isinstance(ask, CallChild):
@@ -894,6 +1036,12 @@ def _async_workflow(story: Story) -> Any:
         async def perform(ask: Demand) -> Any:
             if isinstance(ask, Sleep):
                 return await step.sleep(ask.name, ask.seconds)
+            if isinstance(ask, Race):
+                return await step.race(
+                    key=ask.key, **{name: partial(perform, one) for name, one in ask.branches.items()}
+                )
+            if isinstance(ask, OnEnd):
+                return await step.on_end(ask.name, ask.fn, *ask.args)
             if isinstance(ask, WaitFor):
                 return await step.wait_for(ask.name, timeout=ask.timeout, key=ask.key)
             if isinstance(ask, CallChild):

@@ -59,7 +59,7 @@ def test_1_the_answer_is_bad_news(line: CommandLine) -> None:
     [
         (("bogus",), "No such command 'bogus'"),
         (("lst",), "Did you mean 'list'?"),
-        (("list", "foo:bar"), "unknown qualifier 'foo'. Qualifiers are id:, workflow:, status:"),
+        (("list", "foo:bar"), "unknown qualifier 'foo'. Qualifiers are id:, parent:, workflow:, status:"),
         (("list", "statsu:failed"), "did you mean status:?"),
         (("list", "status:done"), "unknown status 'done': one of queued, running"),
         (("list", "since:yesterday"), "since is so long ago, like 90s"),
@@ -75,6 +75,7 @@ def test_1_the_answer_is_bad_news(line: CommandLine) -> None:
         (("signal", "left-1", "go", "{broken"), "the payload is no JSON"),
         (("signal", "left-1", "go", "@/nowhere"), "the payload cannot be read"),
         (("signal", "left-1", "go", "NaN"), "the payload is no JSON"),
+        (("signal", "left-1", "durable:end:left-1/child", "1"), "must not begin with 'durable:'"),
         (("fork", "ok-1"), "from_step= says from which step its fork goes on"),
         (("fork", "ok-1", "--from-step", "nothing"), "has no record of a step 'nothing'"),
         (("fork", "--where", "status:failed", "--new-id", "x"), "a pattern with {id} in it"),

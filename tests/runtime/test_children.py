@@ -106,9 +106,9 @@ def test_a_child_is_a_run_of_its_own_whose_value_is_recorded(store: QueueingStor
     ]
 
 
-# Fault 147: the one place there is, is not held by a parent that waits for a child.
 @pytest.mark.parametrize("workflow", [fans, afans, gathers, groups])
 def test_many_children_and_their_parent_share_one_place(store: QueueingStore, workflow: Any) -> None:
+    """FAULTS 147: the one place there is, is not held by a parent that waits for a child."""
     handle = durable.start(workflow, 5, id="p", store=store)
     with worker_of(store):
         assert handle.result(WITHIN) == [0, 2, 4, 6, 8]
@@ -126,13 +126,13 @@ def run_until_it_waits(store: QueueingStore, run_id: str, **options: Any) -> Non
     wait_until(lambda: store.status(run_id) == "suspended", "the run waits")
 
 
-# Fault 146.
 @pytest.mark.parametrize("when", ["while it waits", "before it waits"])
 @pytest.mark.parametrize("how", ["cancelled", "deleted", "saved over"])
 @pytest.mark.parametrize("workflow", [hopes, ahopes])
 def test_a_child_that_is_cancelled_or_deleted_wakes_its_parent(
     store: QueueingStore, workflow: Any, how: str, when: str
 ) -> None:
+    """FAULTS 146."""
     handle = durable.start(workflow, "waits" if when == "while it waits" else "nobody-has-this", id="p", store=store)
     run_until_it_waits(store, "p")
     if how == "cancelled":

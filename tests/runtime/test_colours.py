@@ -24,7 +24,6 @@ LEAVES = {
         "_begin_child",
         "_called",
         "_on_late_child",
-        "_sleep",
         "call_child",
         "wait_for_children",  # what is late, and who rests
         "__init__",
@@ -38,6 +37,8 @@ LEAVES = {
         "call",
         "_drawing",
         "_wait_for_room",
+        "_await_cancellable",
+        "_is_to_be_cancelled",
         "_attempt",
         "_checkpoint",
         "_on_late_reply",
@@ -55,6 +56,11 @@ LEAVES = {
         "_next_rest",
         "is_alone",
         "_continue",
+        "_race",
+        "_on_branch_end",
+        "_call_off",
+        "_pause",
+        "_take_turn",
     },
     (BlockingRun, AsyncRun): {
         "__init__",

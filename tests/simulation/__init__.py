@@ -7,7 +7,7 @@ small; `to_json` keeps it. The same scenario always gives the same history.
 from simulation import tripwire as tripwire  # first: it must know the product before it has imported anything
 
 # isort: split
-from simulation.crews import crewed, limited, ticking, waiting
+from simulation.crews import crewed, kindred, limited, ticking, waiting
 from simulation.history import SOMETIMES, Broken
 from simulation.scenario import FAULTS, Fault, Op, Run, Scenario, Slot, from_json, generated, to_json
 from simulation.shrinking import shrunk
@@ -27,6 +27,7 @@ __all__ = [
     "crewed",
     "from_json",
     "generated",
+    "kindred",
     "limited",
     "shrunk",
     "simulated",

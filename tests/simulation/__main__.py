@@ -29,6 +29,7 @@ from simulation import (
     Scenario,
     crewed,
     generated,
+    kindred,
     limited,
     shrunk,
     simulated,
@@ -47,6 +48,7 @@ _DRAWS = {
     "waiting crew of seed": waiting,
     "ticking crew of seed": ticking,
     "limited crew of seed": limited,
+    "kindred crew of seed": kindred,
 }
 _CREWS = 4  # each fourth seed makes a history with workers, too
 

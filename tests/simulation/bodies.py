@@ -17,7 +17,7 @@ from simulation.tables import ACCOUNTS
 from simulation.threads import wait
 from simulation.timeline import Timeline
 
-__all__ = ["Bodies", "Place"]
+__all__ = ["Bodies", "Place", "family"]
 
 _ENDS_THE_RUN: Final = frozenset({"except", "finally", "anyway"})  # guards that raise again what came
 _TOO_LONG: Final = 3  # timeouts
@@ -42,6 +42,10 @@ class Place(Protocol):
         """Whether Ctrl-C comes here."""
         ...
 
+    def child_told(self, workflow: str, outcome: Any) -> None:
+        """A parent has what became of this child."""
+        ...
+
     def blind(self, op: Op, outcome: Any) -> bool:
         """Whether other code may have recorded this outcome under the step's name."""
         ...
@@ -52,9 +56,14 @@ class Bodies:
 
     def __init__(self, place: Place, run: str) -> None:
         self._place = place
-        self._run = run
+        self._name = run
         self._amid = Drawn()
         self._drawn: dict[int, Drawn] = {}  # of each site, its last call
+
+    @property
+    def _run(self) -> str:
+        """The run: of a child, whatever id it was given."""
+        return str(current_frame.get().driver._execution.run_id) if "/" in self._name else self._name  # type: ignore[union-attr]  # noqa: SLF001
 
     def called(self, op: Op) -> None:
         """See `programs.Bodies`."""
@@ -141,6 +150,14 @@ class Bodies:
         drawn, (_, token) = self._drawn.get(op.site, Drawn()), _under()
         self._place.history.told(self._run, op.site, outcome, drawn, token, failed=failed, shared=shared, blind=blind)
 
+    def children(self, op: Op) -> list[tuple[str, str]]:
+        """See `programs.Bodies`."""
+        return [(name, key) for name, key, _ in family(self._run, op)]
+
+    def child_told(self, workflow: str, outcome: Any) -> None:
+        """See `programs.Bodies`."""
+        self._place.child_told(workflow, outcome)
+
     def work(self, seconds: float) -> None:
         """See `programs.Bodies`."""
         wait(acting(), seconds, lambda _: None)
@@ -148,6 +165,12 @@ class Bodies:
     async def awork(self, seconds: float) -> None:
         """See `programs.Bodies`."""
         await acting().clock.asleep(seconds)
+
+
+def family(run: str, op: Op) -> Iterator[tuple[str, str, list[Op]]]:
+    """The children of this run: the workflow of each, its key, and what it does."""
+    for number, ops in enumerate(op.branches):
+        yield f"w{run[1:]}c{op.site}-{number}", f"k{op.site}-{number}", ops
 
 
 def _under() -> tuple[str, str]:

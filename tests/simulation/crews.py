@@ -7,12 +7,14 @@ from typing import Final
 
 from simulation.scenario import Limits, Op, Run, Scenario, Slot, Start, Works, draw_fault, draw_op
 
-__all__ = ["crewed", "limited", "ticking", "waiting"]
+__all__ = ["crewed", "kindred", "limited", "ticking", "waiting"]
 
 _CHANCE: Final = 5 << 40  # added to the seed: these histories have nothing to do with the others of their seeds
 _WAITS: Final = 7 << 40  # … of those whose runs wait
 _TICKS: Final = 9 << 40  # … of those with a schedule
 _LIMITS: Final = 11 << 40  # … of those with limits
+_FAMILIES: Final = 12 << 40  # … of those whose runs have children
+_CHILDREN: Final = 700  # from which on families are numbered, and a thousand times that the steps of their children
 _SITES: Final = 500  # from which on what was added to a run is numbered
 _CALM: Final = 0.25  # of all histories: nothing goes wrong, and no start is missed
 _FAULTS: Final = (
@@ -112,6 +114,34 @@ def limited(seed: int) -> Scenario:
             start.after, start.delay = draw.random() * 0.02, 0.0
     scenario.limits = draw.choice((Limits(1), Limits(2), Limits(0, 1), Limits(0, 2), Limits(2, 1), Limits(3, 2)))
     return scenario
+
+
+def kindred(seed: int) -> Scenario:
+    """The same as `crewed`, whose runs have children: called, or started together; some fail, are cancelled, or have a
+    parent that is.
+    """
+    draw = Random(seed + _FAMILIES)  # noqa: S311 -- likewise
+    scenario = crewed(seed)
+    for slot in scenario.slots:
+        if slot.works is not None:
+            slot.works.suspend_after = draw.choice((0.0, 0.02, 0.2, 1.0))
+    for run in scenario.runs:
+        for site in range(_CHILDREN, _CHILDREN + draw.choice((1, 1, 2))):
+            run.ops.insert(draw.randrange(len(run.ops) + 1), _family(draw, site))
+        if draw.random() < 0.15:
+            run.cancelled_at = draw.random() * draw.choice((0.05, 0.5, 3.0))
+    return scenario
+
+
+def _family(draw: Random, site: int) -> Op:
+    family = Op("family", site, caught=draw.random() < 0.5)
+    for number in range(draw.choice((1, 1, 2, 3))):
+        step = Op("step", 1000 * site + 10 * number, ms=draw.choice((0, 5, 30, 400)))
+        step.fails = draw.choice((0, 0, 0, 1, 1, 3))
+        family.branches.append([step])
+    if draw.random() < 0.15:
+        family.timeout = draw.choice((10, 50, 300, 2000))
+    return family
 
 
 def _wait(draw: Random, site: int) -> Op:

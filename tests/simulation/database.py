@@ -168,6 +168,7 @@ class Transaction:
         "began",
         "chosen",
         "database",
+        "fenced",
         "id",
         "idle_limit",
         "locked",
@@ -190,6 +191,7 @@ class Transaction:
         self.snapshot = 0  # the commits that the last of them sees
         self.locked: list[Row[Any]] = []
         self.written: list[tuple[Table[Any], Row[Any]]] = []
+        self.fenced: set[str] = set()  # the runs whose leases were locked so that they can start children
         self.noticed: list[tuple[str, int]] = []  # the signals that a statement has locked, for the next one
         self.chosen: dict[str, Any] = {}  # likewise what is chosen of queues and partitions
         self.notifies: list[str] = []  # channels on which something is said when it commits

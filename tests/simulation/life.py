@@ -346,7 +346,13 @@ _plan_tick: Final = threads.with_names(cast(Any, schedules.plan_tick), {"plan_st
 _signal_row: Final = threads.with_names(cast(Any, jobs.signal_row), _RANDOM)
 _OF_ONE_JOB: Final = {
     "job_of": threads.with_names(
-        cast(Any, jobs.job_of), {"signal_row": _signal_row, "plan_start": _plan_start, "plan_tick": _plan_tick}
+        cast(Any, jobs.job_of),
+        {
+            "signal_row": _signal_row,
+            "plan_start": _plan_start,
+            "plan_tick": _plan_tick,
+            "begin_child_job": threads.with_names(cast(Any, jobs.begin_child_job), _RANDOM),
+        },
     )
 }
 _RealCallersTransactions: Final[Any] = threads.rebound(CallersTransactions, {"plan_start": _plan_start})

@@ -11,7 +11,7 @@ import tenacity
 from greenlet import GreenletExit
 
 import durable
-from durable.errors import SignalTimedOut, StepFailed, StepInterrupted, StepTimeout
+from durable.errors import ChildFailed, SignalTimedOut, StepFailed, StepInterrupted, StepTimeout
 from simulation.loop import Group
 from simulation.scenario import Op
 
@@ -76,6 +76,14 @@ class Bodies(Protocol):
         """The workflow has the step's outcome."""
         ...
 
+    def children(self, op: Op) -> list[tuple[str, str]]:
+        """The workflows of a family's children, each with its key."""
+        ...
+
+    def child_told(self, workflow: str, outcome: Any) -> None:
+        """The workflow has what became of a child: its value, or a `ChildFailed`."""
+        ...
+
     def work(self, seconds: float) -> None:
         """Let the body take its time, blocking."""
         ...
@@ -100,6 +108,8 @@ def asynchronous(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:  # no
                     async with Group() as group:
                         for one in op.branches:
                             group.create_task(branch(step, one, done))
+                case "family":
+                    await called(step, op)
                 case "guard":
                     await guarded(step, op, done)
                 case "map":
@@ -128,6 +138,19 @@ def asynchronous(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:  # no
         else:
             if op.how == "finally":
                 await branch(step, out, done)
+
+    async def called(step: Any, op: Op) -> None:
+        children = bodies.children(op)
+        if len(children) == 1:
+            ((fn, key),) = children
+            try:
+                outcomes = [await step.call(fn, key=key)]
+            except ChildFailed as problem:
+                outcomes = [problem]
+        else:
+            handles = [await step.start(fn, key=key) for fn, key in children]
+            outcomes = await step.wait_all(handles, return_exceptions=True)
+        _told_of(bodies, op, children, outcomes)
 
     async def waited(step: Any, op: Op) -> Any:
         try:
@@ -196,6 +219,8 @@ def blocking(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:  # noqa: 
     def branch(step: Any, ops: Sequence[Op], done: list[Any]) -> None:
         for op in ops:
             match op.kind:
+                case "family":
+                    called(step, op)
                 case "guard":
                     guarded(step, op, done)
                 case "interruption":
@@ -225,6 +250,19 @@ def blocking(ops: Sequence[Op], bodies: Bodies) -> Callable[..., Any]:  # noqa: 
         else:
             if op.how == "finally":
                 branch(step, out, done)
+
+    def called(step: Any, op: Op) -> None:
+        children = bodies.children(op)
+        if len(children) == 1:
+            ((fn, key),) = children
+            try:
+                outcomes = [step.call(fn, key=key)]
+            except ChildFailed as problem:
+                outcomes = [problem]
+        else:
+            handles = [step.start(fn, key=key) for fn, key in children]
+            outcomes = step.wait_all(handles, return_exceptions=True)
+        _told_of(bodies, op, children, outcomes)
 
     def waited(step: Any, op: Op) -> Any:
         try:
@@ -299,6 +337,14 @@ def _transacting(bodies: Bodies, op: Op) -> Callable[..., int]:
         return bodies.transact(op, connection)
 
     return body
+
+
+def _told_of(bodies: Bodies, op: Op, children: list[tuple[str, str]], outcomes: Sequence[Any]) -> None:
+    for (workflow, _), outcome in zip(children, outcomes, strict=True):
+        bodies.child_told(workflow, outcome)
+    failed = next((one for one in outcomes if isinstance(one, ChildFailed)), None)
+    if failed is not None and not op.caught:
+        raise failed
 
 
 def _key(op: Op) -> str | None:

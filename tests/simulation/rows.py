@@ -12,9 +12,20 @@ from durable.records import MAX_EARLIER, Status
 from simulation.database import Progress, Statement
 from simulation.tables import Lease, Signal, Step, Tables
 
-__all__ = ["appended", "is_awaited", "iso", "names_awaited", "owned_by", "sent_to", "taken_up", "visible_steps"]
+__all__ = [
+    "appended",
+    "is_awaited",
+    "iso",
+    "names_awaited",
+    "owned_by",
+    "sent_to",
+    "taken_up",
+    "told_of_end",
+    "visible_steps",
+]
 
 _decode: Final = msgspec.json.Decoder().decode
+_encode: Final = msgspec.json.Encoder().encode
 
 
 def appended(tables: Tables, statement: Statement, step: Step, *, ignores: bool = True) -> Progress[bool]:
@@ -64,6 +75,18 @@ def sent_to(tables: Tables, statement: Statement, run_id: str) -> list[Signal]:
         tables.signals.visible((run_id, nonce), statement) for nonce in dict.fromkeys(tables.nonces.get(run_id, ()))
     )
     return list(filter(None, sent))
+
+
+def told_of_end(tables: Tables, statement: Statement, parent: Sequence[str], end: dict[str, Any]) -> Progress[None]:
+    """The signal to the parent of a run that has ended, where one is there."""
+    run_id, name = parent
+    if tables.snapshots.visible(run_id, statement) is None:
+        return
+    tables.numbers[0] += 1
+    number = tables.numbers[0]
+    signal = Signal(number, run_id, name, _encode(end).decode(), -number)
+    if (yield from statement.insert(tables.signals, (run_id, -number), signal)):
+        tables.nonces.setdefault(run_id, []).append(-number)
 
 
 def is_awaited(tables: Tables, statement: Statement, run_id: str, awaits: Sequence[dict[str, Any]]) -> bool:

@@ -31,7 +31,8 @@ __all__ = [
 class Op(Struct, omit_defaults=True):
     """What a workflow does: a `step`, a `sleep`, a `wait` for a signal, a `gather` of branches, a `map` over items, or a
     `transaction`, which is a step that moves something between two accounts of the user's; a `guard`, which does its first
-    branch, and its second one when that is left, as `how` says (see `HOWS`); or an `interruption` between two steps.
+    branch, and its second one when that is left, as `how` says (see `HOWS`); or an `interruption` between two steps;
+    or a `family`, which calls its one child, or starts its children and waits for all of them: what each does is a branch.
 
     `site` names the place in the code, whatever its key is. A step without `keyed` has an automatic key, its name. Its body
     is `given` its site as an argument, or is a thunk; it takes `ms`, and `fails` so many times in all; it is tried
@@ -39,7 +40,8 @@ class Op(Struct, omit_defaults=True):
     `timeout` (ms for each attempt; 0: none) a body that fails is one that takes too long. The items of a map are the steps
     in its branches, `at_once` so many (0: all); `keyed`, `attempts`, `timeout` and `caught` are the map's own. A step that
     is `cleanup` is declared so. A wait with a `timeout` (ms) goes on without its signal after that. The body of a step that
-    `interrupts` is left by Ctrl-C so many times, as is an interruption.
+    `interrupts` is left by Ctrl-C so many times, as is an interruption. With a `timeout` (ms) the first child of a family is
+    cancelled from outside so long after its parent's start.
     """
 
     kind: str

@@ -29,7 +29,7 @@ from durable.errors import (
 from durable.stores.protocol import Listening
 from durable.stores.requests import Cancel, Enqueue, Signal
 from simulation import programs
-from simulation.bodies import Bodies
+from simulation.bodies import Bodies, family
 from simulation.history import Broken, History
 from simulation.life import Life, nobody_acts, run_here
 from simulation.scenario import FAULTS, Fault, Op, Run, Scenario, Start
@@ -159,10 +159,12 @@ class _World:
         self.trouble = 0.0  # when the last of it is over
         self.unfinished = sum(len(slot.calls) + len(slot.starts) for slot in scenario.slots)
         self.server.deaf = scenario.deaf
-        routes = {n: [f"r{run}" for run in slot.works.runs] for n, slot in enumerate(scenario.slots) if slot.works}
-        self.laws = WorkerLaws(
-            self.server, self.history, routes, lambda _: self.finished(), scenario.lease, self._prompt()
-        )
+        routes = {
+            n: [name for run in slot.works.runs for name in self.family_of(run)]
+            for n, slot in enumerate(scenario.slots)
+            if slot.works
+        }
+        self.laws = WorkerLaws(self.server, self.history, routes, self._ended, scenario.lease, self._prompt())
         if scenario.limits is not None:
             self.laws.limit(scenario.limits)
         self.tried: set[int] = set()  # runs that a process has begun to start
@@ -232,6 +234,17 @@ class _World:
     def struck(self, fault: Fault, seconds: float = 0.0) -> None:
         self.faults[fault.kind] += 1
         self.trouble = max(self.trouble, self.timeline.now + seconds)
+
+    def family_of(self, run: int) -> Iterator[str]:
+        """The run, and its children."""
+        yield f"r{run}"
+        for op in self.scenario.runs[run].ops if run < len(self.scenario.runs) else ():
+            if op.kind == "family":
+                yield from (f"r{run}/{key}" for _, key, _ in family(f"r{run}", op))
+
+    def _ended(self, run: str) -> None:
+        if "/" not in run:
+            self.finished()
 
     def finished(self) -> None:
         self.unfinished -= 1
@@ -408,6 +421,10 @@ class _Place:
         fails = failed[run, op.site] < op.fails
         failed[run, op.site] += fails
         return fails
+
+    def child_told(self, workflow: str, outcome: Any) -> None:
+        """See `bodies.Place`."""
+        self.world.laws.child_told(workflow, outcome)
 
     def interrupts(self, run: str, op: Op) -> bool:
         interrupted = self.world.interrupted
@@ -608,6 +625,10 @@ class _Place:
             spec = self.world.scenario.runs[run]
             made = self._workflow(run, spec, programs.blocking if spec.blocking else programs.asynchronous)
             workflows.append(programs.marked(f"w{run}", made, spec.tries))
+            color = programs.blocking if spec.blocking else programs.asynchronous
+            for op in (op for op in spec.ops if op.kind == "family"):
+                for name, key, ops in family(f"r{run}", op):
+                    workflows.append(programs.marked(name, color(ops, Bodies(self, f"r{run}/{key}")), 0))
         options = {"concurrency": works.concurrency, "grace": works.grace, "lease": self.lease, **self._seen}
         options["suspend_after"] = works.suspend_after
         if works.ticks:
@@ -688,6 +709,16 @@ class _Place:
         cancelled_at = self.world.scenario.runs[run].cancelled_at
         if cancelled_at and (run, "cancel") not in self.world.signalled:
             life.after(cancelled_at, _begin, self._cancel, life, run)
+        for op in self.world.scenario.runs[run].ops:
+            if op.kind == "family" and op.timeout:
+                life.after(op.timeout / 1000, _begin, self._cancel_child, life, f"r{run}/k{op.site}-0")
+
+    async def _cancel_child(self, life: Life, child: str) -> None:
+        self.history.cancelled(child)
+        try:
+            await life.store.aio.submit(Cancel(child))
+        except DurableError as problem:
+            self.history.seen[f"cancel: {type(problem).__name__}"] += 1
 
     def _start_within(self, life: Life, start: Start) -> None:
         """Start it in a transaction of the caller's, which commits it, or undoes it."""
@@ -729,9 +760,11 @@ class _Place:
         self.world.signalled.add((run, "cancel"))
         self.history.cancelled(f"r{run}")
         try:
-            await life.store.aio.submit(Cancel(f"r{run}"))
+            await life.store.aio.submit(Cancel(f"r{run}", force=True))
         except DurableError as problem:
             self.history.seen[f"cancel: {type(problem).__name__}"] += 1
+        else:
+            self.world.laws.cancelled(f"r{run}")
 
 
 def _begin(act: Callable[..., Any], life: Life, *args: Any) -> None:

@@ -9,7 +9,7 @@ others may act), and returns a `Result`. The order in which rows are looked at, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -26,7 +26,7 @@ from simulation.database import (
     Violation,
 )
 from simulation.queue_statements import QUEUE_STATEMENTS
-from simulation.rows import appended, is_awaited, iso, owned_by, sent_to, taken_up, visible_steps
+from simulation.rows import appended, is_awaited, iso, owned_by, sent_to, taken_up, told_of_end, visible_steps
 from simulation.slots import reopened, slot_of
 from simulation.tables import Account, Effect, Header, Lease, Result, Signal, Step, Tables, octets_of
 from simulation.worker_statements import WORKER_STATEMENTS
@@ -305,6 +305,9 @@ def _effect(tables: Tables, statement: Statement, values: Any) -> Progress[Resul
     return Result([], 1)
 
 
+_ENDED: Final = (Status.COMPLETED, Status.FAILED, Status.CANCELLED)
+
+
 def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     asked: dict[str, dict[str, Any]] = {row["id"]: row for row in _decode(values[0])}
     held, slots = list[str](), set[str]()
@@ -322,6 +325,9 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
     leases: list[Lease] = []
     for run_id in held:
         status, due_in = asked[run_id]["status"], asked[run_id]["due_in"]
+        run = tables.snapshots.visible(run_id, statement)
+        if run is not None and (_is_under_way(run) or status in _ENDED) and "cancel" in run.snapshot:
+            due_in = 0.0
         lease = yield from statement.update(
             tables.locks, run_id, None, _given_back(statement, status, due_in, is_over=True)
         )
@@ -340,8 +346,10 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
 
         def over(run: Header, ended: dict[str, Any] = ended) -> Header:
             known = {name: value for name, value in run.snapshot["execution"].items() if name not in _OF_AN_END}
-            execution = {**known, **ended}
-            return Header(run.id, {**run.snapshot, "execution": execution}, statement.now)
+            document = {**run.snapshot, "execution": {**known, **ended}}
+            if ended["status"] not in _ENDED and not _is_under_way(run):
+                document.pop("cancel", None)
+            return Header(run.id, document, statement.now)
 
         if (yield from statement.update(tables.snapshots, lease.workflow_id, None, over)) is not None:
             finished.append(lease)
@@ -349,7 +357,18 @@ def _finish_batch(tables: Tables, statement: Statement, values: Any) -> Progress
         row = asked[lease.workflow_id]
         if not (yield from appended(tables, statement, _step_of(row, lease.epoch, statement.now), ignores=False)):
             raise Violation("steps", _NOT_THERE)
-    return Result([(lease.workflow_id, None) for lease in finished], len(finished))  # no run here has a parent
+    rows: list[tuple[Any, ...]] = []
+    for lease in finished:
+        row, run = asked[lease.workflow_id], tables.snapshots.visible(lease.workflow_id, statement)
+        told = None if run is None or row["status"] not in _ENDED else run.snapshot.get("parent")
+        if told is not None:
+            is_cancelled = row["status"] == Status.CANCELLED and run is not None
+            end = (
+                _end_as_cancelled(run) if is_cancelled else {"status": row["status"], "record": _decode(row["record"])}
+            )
+            yield from told_of_end(tables, statement, told, end)
+        rows.append((lease.workflow_id, told))
+    return Result(rows, len(rows))
 
 
 def _release_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -359,7 +378,9 @@ def _release_batch(tables: Tables, statement: Statement, values: Any) -> Progres
     for run_id, token, status, due_in, suspended, awaits in asked:
         if (mine := (yield from statement.locked(tables.locks, run_id, UPDATE, owned_by(token)))) is not None:
             slots.add(slot_of(mine))
-            if is_awaited(tables, statement, run_id, [] if awaits is None else _decode(awaits)):
+            run = tables.snapshots.visible(run_id, statement)
+            is_asked = run is not None and _is_under_way(run) and "cancel" in run.snapshot
+            if is_asked or is_awaited(tables, statement, run_id, [] if awaits is None else _decode(awaits)):
                 awaited.append(run_id)
                 due_in, suspended = 0.0, None  # noqa: PLW2901 -- as the statement has it
             held.append((run_id, status, due_in, suspended))
@@ -382,7 +403,19 @@ def _release_batch(tables: Tables, statement: Statement, values: Any) -> Progres
                 return Header(run.id, {**document, "execution": execution}, run.updated_at)
 
             yield from statement.update(tables.snapshots, run_id, None, back)
-    return Result([(run_id, run_id in awaited) for run_id, *_ in held], len(held))
+    parents: dict[str, Sequence[str]] = {}
+    for run_id, status, *_ in held:
+        run = tables.snapshots.visible(run_id, statement)
+        if status == Status.CANCELLED and run is not None and "parent" in run.snapshot:
+            parents[run_id] = run.snapshot["parent"]
+            yield from told_of_end(tables, statement, parents[run_id], _end_as_cancelled(run))
+    return Result([(run_id, run_id in awaited, parents.get(run_id)) for run_id, *_ in held], len(held))
+
+
+def _end_as_cancelled(run: Header | None) -> dict[str, Any]:
+    """What a run tells its parent that its owner has ended as cancelled."""
+    with_parent = run is not None and (run.snapshot.get("cancel") or {}).get("with_parent")
+    return {"status": Status.CANCELLED.value} | ({"with_parent": True} if with_parent else {})
 
 
 def _lock_leases(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -453,17 +486,63 @@ def _renew(tables: Tables, statement: Statement, values: Any) -> Progress[Result
 def _cancelled(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     yield POINT
     seen = ((run_id, tables.locks.visible(run_id, statement)) for run_id in values[0])
-    rows: list[tuple[Any, ...]] = [
-        (run_id,)
-        for run_id, lease in seen
-        if lease is not None and lease.owner_token is None and lease.owner == "cancelled"
-    ]
+    rows: list[tuple[Any, ...]] = []
+    for run_id, lease in seen:
+        run = tables.snapshots.visible(run_id, statement)
+        if lease is None or run is None:
+            continue
+        is_taken = lease.owner_token is None and lease.owner == "cancelled"
+        asked = run.snapshot.get("cancel") if _is_under_way(run) else None
+        if is_taken or asked is not None:
+            rows.append((run_id, is_taken, (run.snapshot.get("cancel") or {}).get("reason")))
+    return Result(rows, len(rows))
+
+
+def _ask_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    rows: list[tuple[Any, ...]] = []
+    due: list[str] = []
+    yield POINT
+    for asked in sorted(_decode(values[0]), key=_by_id):
+        run_id, nonce = asked["id"], asked["nonce"]
+        lease, run = tables.locks.visible(run_id, statement), tables.snapshots.visible(run_id, statement)
+        if lease is None or run is None or not _is_under_way(run):
+            continue
+        is_held = lease.owner_token is not None and lease.expires_at > statement.clock()
+        earlier = run.snapshot.get("cancel")
+        closes = any(
+            step.kind == Kind.STEP.value and "at_end" in (_decode(step.record) or {})
+            for step in visible_steps(tables, statement, run_id)
+        )
+        is_second = earlier is not None and earlier.get("nonce") != nonce
+        ends = asked["force"] or is_second or not (is_held or closes)
+        reason = asked["reason"] if asked["reason"] is not None else (earlier or {}).get("reason")
+        request: dict[str, Any] = {"at": iso(statement.now), "nonce": nonce}
+        request |= ({} if reason is None else {"reason": reason}) | ({"with_parent": True} if asked["below"] else {})
+
+        def marked(run: Header, request: dict[str, Any] = request) -> Header:
+            return Header(run.id, {**run.snapshot, "cancel": request}, run.updated_at)
+
+        if (yield from statement.update(tables.snapshots, run_id, _is_under_way, marked)) is not None:
+            rows.append((run_id, ends))
+            if not ends and not is_held:
+                due.append(run_id)
+    for run_id in due:
+
+        def now(lease: Lease) -> Lease:
+            owner = lease.owner if lease.owner_token is not None else None
+            return lease._replace(due_at=statement.clock(), owner=owner)
+
+        yield from statement.update(
+            tables.locks, run_id, lambda lease: lease.route is not None and lease.due_at is not None, now
+        )
     return Result(rows, len(rows))
 
 
 def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     held, slots = list[str](), set[str]()
-    for run_id in sorted(values[0]):
+    yield POINT
+    below = {run_id for run_id, is_below in zip(*values, strict=True) if is_below}
+    for run_id in sorted(set(values[0])):
         if (lease := (yield from statement.locked(tables.locks, run_id, UPDATE))) is not None:
             held.append(run_id)
             slots |= {slot_of(lease)} if lease.owner_token is not None else set()
@@ -482,6 +561,15 @@ def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress
 
         if (yield from statement.update(tables.snapshots, run_id, _is_under_way, cancelled)) is not None:
             done.append(run_id)
+    parents: dict[str, Sequence[str | None]] = {}
+    for run_id in done:
+        header = seen[run_id]
+        told = None if header is None else header.snapshot.get("parent")
+        if told is not None:
+            end = {"status": Status.CANCELLED.value} | ({"with_parent": True} if run_id in below else {})
+            yield from told_of_end(tables, statement, told, end)
+            if run_id not in below:
+                parents[run_id] = told
     for run_id in done:
 
         def away(lease: Lease) -> Lease:
@@ -490,8 +578,40 @@ def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress
             return lease._replace(owner_token=None, owner="cancelled", expires_at=now, due_at=None, route=route)
 
         yield from statement.update(tables.locks, run_id, None, away)
-    rows = [(run_id, run_id in done, [None, None]) for run_id in held if run_id in done or run_id in were_running]
+    rows = [
+        (run_id, run_id in done, None if run_id in below else parents.get(run_id) or [None, None])
+        for run_id in held
+        if run_id in done or run_id in were_running
+    ]
     return Result(rows, len(rows))
+
+
+def _find_below(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    rows: list[tuple[Any, ...]] = []
+    for root in dict.fromkeys(values[0]):
+        above = tables.snapshots.visible(root, statement)
+        for run_id in _below(tables, statement, {root}) - {root}:
+            run = tables.snapshots.visible(run_id, statement)
+            if run is not None and above is not None and _is_under_way(run):
+                rows.append((run_id, root, (above.snapshot.get("cancel") or {}).get("nonce")))
+    return Result(rows, len(rows))
+
+
+def _below(tables: Tables, statement: Statement, runs: set[str]) -> set[str]:
+    """The children of these that have not come to an end of their own, and theirs."""
+    seen = (tables.snapshots.visible(run_id, statement) for run_id in list(tables.snapshots.rows))
+    headers = {run.id: run for run in seen if run is not None}
+    found, looked = set[str](), [*runs]
+    while looked:
+        above = headers.get(looked.pop())
+        if above is None or above.status not in (Status.QUEUED, Status.RUNNING, Status.CANCELLED):
+            continue
+        for run in headers.values():
+            if (run.snapshot.get("parent") or [None])[0] == above.id and run.id not in found:
+                found.add(run.id)
+                looked.append(run.id)
+    return found
 
 
 def _signal_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
@@ -545,6 +665,8 @@ STATEMENTS: Final[dict[str, Verb]] = {
     "read_nonces": _read_nonces,
     "renew": _renew,
     "cancelled": _cancelled,
+    "ask_batch": _ask_batch,
+    "find_below": _find_below,
     "cancel_batch": _cancel_batch,
     "signal_batch": _signal_batch,
     "receive_batch": _receive_batch,

@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from durable._engine.workers import MAX_CRASHES, Ask
 from durable.records import Status
 from durable.stores._postgres.starts import line_of
 from simulation.database import Change, Transaction
+from simulation.family_laws import FamilyLaws
 from simulation.history import Broken, History
 from simulation.idle_law import IdlePolls
 from simulation.limit_laws import LimitLaws
@@ -52,6 +53,7 @@ class WorkerLaws:
         self._on_end = on_end
         self._lease = lease
         self._prompt = prompt
+        self._families = FamilyLaws(server, self._broken, history.seen)
         self._idle = IdlePolls(server, self._broken)
         self._died: dict[str, float] = {}  # of each mark, when
         self._began: dict[str, float] = {}  # of each route's run, when its first worker was at work
@@ -108,6 +110,14 @@ class WorkerLaws:
             if is_calm and _mark(lease) == mark:
                 raise self._broken("W9", f"{lease} is still held by a worker that has left")
 
+    def child_told(self, workflow: str, outcome: object) -> None:
+        """A parent has what became of this child."""
+        self._families.told(workflow, outcome)
+
+    def cancelled(self, run: str) -> None:
+        """A cancellation of this run has been answered."""
+        self._families.cancelled(run)
+
     def leads_to_polls(self, mark: str, polls: int = 1) -> None:
         """Something has, which leads to so many polls of this worker."""
         self._idle.leads_to_polls(mark, polls)
@@ -158,8 +168,8 @@ class WorkerLaws:
             self._limits.executed(transaction)
         if statement in ("poll", "take_members"):
             self._seen_by_poll |= {row.key: transaction.snapshot for _, row in transaction.written}
-        if statement == "enqueue" and any(row.versions for row in transaction.locked):
-            locked = [row.key for row in transaction.locked if row.versions]
+        if statement == "enqueue" and any(_is_there(row, transaction) for row in transaction.locked):
+            locked = [row.key for row in transaction.locked if _is_there(row, transaction)]
             raise self._broken("W4", f"a start has locked {locked}, which are committed")
 
     def _audit(self, changes: list[Change]) -> None:
@@ -170,6 +180,7 @@ class WorkerLaws:
         for change in changes:
             if type(change.after) is Header:
                 headers[change.after.id] = change
+        self._families.audit(changes)
         touched: dict[str, Lease | None] = {run: self._tables.locks.committed(run) for run in headers}
         for change in changes:
             if type(change.after) is Lease and change.after.route is not None:
@@ -191,11 +202,16 @@ class WorkerLaws:
             raise self._broken("W8", f"{run} is suspended, and has a lease: {lease}")
         if lease.due_at is None:
             raise self._broken("W2", f"{run} is suspended, and nothing brings it on: {lease}")
-        if lease.due_at > now:
-            for nonce in self._tables.nonces.get(run, ()):
-                signal = self._tables.signals.committed((run, nonce))
-                if signal is not None and signal.noticed and signal.name in names and not self._is_received(signal):
-                    raise self._broken("W2", f"{run} sleeps on, though {signal} was noticed: {lease}")
+        if lease.due_at > now and (signal := self._find_call(run, names)) is not None:
+            raise self._broken("W2", f"{run} sleeps on, though {signal} was noticed: {lease}")
+
+    def _find_call(self, run: str, names: Iterable[str]) -> Signal | None:
+        """A signal of these names that was noticed, and that the run has not received."""
+        for nonce in self._tables.nonces.get(run, ()):
+            signal = self._tables.signals.committed((run, nonce))
+            if signal is not None and signal.noticed and signal.name in names and not self._is_received(signal):
+                return signal
+        return None
 
     def _is_received(self, signal: Signal) -> bool:
         steps = (
@@ -212,6 +228,8 @@ class WorkerLaws:
                 raise self._broken("W7", f"if its owner dies, {run} is due later than its lease ends: {lease}")
             if status != Status.RUNNING:
                 raise self._broken("W2", f"{run} is held, and is {status}")
+        if status in _UNDER_WAY:
+            self._ended.discard(run)  # a child that runs again with its parent
         if header is not None and status not in _UNDER_WAY and run not in self._ended:
             self._ended.add(run)
             self._audit_end(header)
@@ -260,6 +278,12 @@ class WorkerLaws:
         self._taken_at[after.workflow_id] = self._server.timeline.now
         self._audit_taking(before, after, header, now)
 
+    def _is_called(self, lease: Lease) -> bool:
+        """Whether what it is suspended for has come: a poll notices that, and takes the run in the same transaction."""
+        is_called = self._find_call(lease.workflow_id, names_awaited(lease) or ()) is not None
+        self._history.seen["a suspended run that its signal has woken"] += is_called
+        return is_called
+
     def _audit_early_end(self, lease: Lease) -> None:
         mark, claim = _mark(lease), str(lease.owner_token).partition(":")[2]
         if mark not in self._died and not self._history.was_left(claim):
@@ -270,9 +294,13 @@ class WorkerLaws:
         run, mark = after.workflow_id, _mark(after)
         if after.epoch != before.epoch + 1:
             raise self._broken("I5", f"{run} was taken under epoch {after.epoch} after {before.epoch}")
-        if run not in self._routes.get(_place(mark), ()):
+        if run.partition("/")[0] not in self._routes.get(
+            _place(mark), ()
+        ):  # who has a parent's workflow has its children's
             raise self._broken("W6", f"{mark} has taken {run}, whose workflow it does not have")
-        if before.due_at is None or (before.owner_token is None and before.due_at > now):
+        if before.due_at is None or (
+            before.owner_token is None and before.due_at > now and not self._is_called(before)
+        ):
             raise self._broken("W2", f"{run} was taken before it was due: {before}")
         if (
             before.owner_token is not None
@@ -325,6 +353,11 @@ class WorkerLaws:
             return {0}
         self._history.seen["a record that came between a poll and its lock"] += 1
         return {0, known + 1}
+
+
+def _is_there(row: Any, transaction: Transaction) -> bool:
+    """Whether it is committed, and is no lease of a parent, which is locked so that a child may be started."""
+    return bool(row.versions) and row.key not in transaction.fenced
 
 
 def _mark(lease: Lease) -> str:

@@ -12,14 +12,15 @@ import msgspec
 from durable._engine.starts import MAX_PRIORITY
 from durable.records import Kind, Status
 from durable.stores._postgres.starts import line_of
-from simulation.database import NO_KEY_UPDATE, POINT, UPDATE, Progress, Statement
-from simulation.rows import appended, iso, names_awaited, taken_up, visible_steps
+from simulation.database import KEY_SHARE, NO_KEY_UPDATE, POINT, UPDATE, Progress, Statement
+from simulation.rows import appended, iso, names_awaited, sent_to, taken_up, told_of_end, visible_steps
 from simulation.slots import due_moment, is_limited, limited_queues
 from simulation.tables import Header, Lease, Result, Schedule, Signal, Step, Tables, Ticked, Worker, octets_of
 
 __all__ = ["WORKER_STATEMENTS", "Taken", "granted", "is_due", "running", "seen_busy", "ways"]
 
 _UNDER_WAY: Final = (Status.QUEUED, Status.RUNNING)
+_OF_AN_END: Final = ("completedAt", "currentStepId", "error", "crashes")
 _SILENT: Final = 86400.0  # seconds after which a worker's row goes
 _SEEN_WITHIN: Final = 20.0  # … in which a worker counts
 _FLOOR: Final = 2.0  # … before a poll, from which on starts may still be under way
@@ -37,6 +38,10 @@ def _enqueue(tables: Tables, statement: Statement, values: Any) -> Progress[Resu
 
     def is_free(row: dict[str, Any]) -> bool:
         is_known = tables.snapshots.visible(row["id"], statement) or tables.locks.visible(row["id"], statement)
+        if row.get("parent_token") is not None:
+            parent = tables.locks.visible(row["header"]["parent"][0], statement)
+            if parent is None or parent.owner_token != row["parent_token"]:
+                return False
         is_there = is_known is not None or visible_steps(tables, statement, row["id"])
         return not is_there and _holder_of(tables, statement, row["header"].get("dedup")) is None
 
@@ -66,6 +71,80 @@ def _enqueue(tables: Tables, statement: Statement, values: Any) -> Progress[Resu
                 tables, statement, Step(row["id"], 0, kind, kind, row["nonce"], 0, row["input"], statement.now)
             )
     return Result([(row["n"],) for row in headed], len(headed))
+
+
+def _fence_parents(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    statement.transaction.fenced = set(values["parents"])
+    for run_id in sorted(statement.transaction.fenced):
+        yield from statement.locked(tables.locks, run_id, KEY_SHARE)
+    return Result([], 0)
+
+
+def _begin_children(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
+    yield POINT
+    rows: list[tuple[Any, ...]] = []
+    for asked, record in zip(_decode(values["children"]), _records(values["children"]), strict=True):
+        run = tables.snapshots.visible(asked["child"], statement)
+        lease = tables.locks.visible(asked["id"], statement)
+        if run is None:
+            continue
+        first = tables.steps.visible((run.id, 0), statement)
+        is_mine = first is not None and (first.nonce, first.kind) == (asked["child_nonce"], Kind.INPUT)
+        is_mine |= run.snapshot.get("nonce") == asked["child_nonce"]
+        is_own = run.snapshot.get("parent") == [asked["id"], asked["signal"]]
+        metadata: dict[str, Any] = run.snapshot.get("metadata") or {}
+        workflow, input_hash = run.snapshot.get("workflowName"), metadata.get("inputHash")
+        is_written = False
+        if is_own and workflow == asked["workflow"] and lease is not None and lease.owner_token == asked["token"]:
+            step = Step(
+                asked["id"],
+                asked["seq"],
+                asked["key"],
+                asked["kind"],
+                asked["nonce"],
+                lease.epoch,
+                record,
+                statement.now,
+            )
+            is_written = yield from appended(tables, statement, step)
+        if is_written and not is_mine:
+            yield from _join(tables, statement, asked, run)
+        rows.append((asked["n"], workflow, input_hash, _text(run.status), is_mine, is_own, is_written))
+    return Result(rows, len(rows))
+
+
+def _records(text: str) -> list[str]:
+    return [bytes(row["record"]).decode() for row in msgspec.json.decode(text, type=list[dict[str, msgspec.Raw]])]
+
+
+def _join(tables: Tables, statement: Statement, asked: dict[str, Any], run: Header) -> Progress[None]:
+    """A child that is there runs again, where it has failed or was cancelled; of any other that has ended it is told again."""
+    execution = run.snapshot["execution"]
+    again = None
+    if run.status in (Status.FAILED, Status.CANCELLED) and not execution.get("needsDecision"):
+        again = yield from statement.update(
+            tables.locks,
+            run.id,
+            lambda lease: lease.route is not None and lease.owner_token is None,
+            lambda lease: lease._replace(due_at=statement.clock(), owner=None),
+        )
+    if again is not None:
+        kept = {name: told for name, told in execution.items() if name not in _OF_AN_END}
+        fresh = {**run.snapshot, "execution": kept | {"status": "queued", "lastUpdated": iso(statement.now)}}
+        yield from statement.update(tables.snapshots, run.id, None, lambda _: Header(run.id, fresh, statement.now))
+    for signal in sent_to(tables, statement, asked["id"]):
+        if signal.name == asked["signal"]:
+            key = signal.workflow_id, signal.nonce
+            yield from statement.update(
+                tables.signals, key, None, lambda signal: signal._replace(name="", noticed=True)
+            )
+    if again is None and run.status in (Status.COMPLETED, Status.FAILED, Status.CANCELLED):
+        end: dict[str, Any] = {"status": _text(run.status)}
+        kind = {Status.COMPLETED: Kind.RESULT, Status.FAILED: Kind.FAILURE}.get(Status(str(run.status)))
+        last = [step for step in visible_steps(tables, statement, run.id) if step.kind == kind]
+        if last:
+            end["record"] = _decode(last[-1].record)
+        yield from told_of_end(tables, statement, (asked["id"], asked["signal"]), end)
 
 
 def _distinct(asked: Sequence[dict[str, Any]], is_free: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
@@ -533,6 +612,8 @@ def _on(tables: Tables, statement: Statement, values: Any, after: float) -> Iter
 
 WORKER_STATEMENTS: Final[dict[str, Callable[[Tables, Statement, Any], Progress[Result]]]] = {
     "enqueue": _enqueue,
+    "fence_parents": _fence_parents,
+    "begin_children": _begin_children,
     "read_started": _read_started,
     "poll": _poll,
     "notice": _notice,

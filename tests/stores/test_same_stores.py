@@ -99,7 +99,7 @@ class Pair:
 
     def cancel(self) -> list[Any]:
         run_id = self.chance.choice(IDS)
-        return [(store.perform(Cancel(run_id)),) for store in self.stores]
+        return [(store.perform(Cancel(run_id, force=True)),) for store in self.stores]
 
     def signal(self) -> list[Any]:
         run_id, payload = self.chance.choice(IDS), str(self.chance.randrange(9))
@@ -230,6 +230,6 @@ def test_a_cancellation_is_none_of_a_run_that_was_deleted_before(database: Datab
         assert isinstance(granted, Granted)
         store.delete("a", force=True)
         store.save("a", {"formatVersion": 1, "steps": {}, "execution": {"status": "running"}})
-        assert store.perform(Cancel("a"))
+        assert store.perform(Cancel("a", force=True))
         with pytest.raises(LeaseLost, match="deleted"):
             store.perform(Checkpoint(granted.lease, _step(1)))

@@ -124,7 +124,7 @@ def test_signals_and_cancellations_carry_the_prefix(database: Database) -> None:
         durable.run(None, hearing, id="x", store=one)
 
     def cancelled(step: durable.Step, _: None) -> None:
-        assert durable.cancel(one, "y")
+        assert durable.cancel(one, "y", force=True)
         step("late", lambda: None)
 
     with pytest.raises(durable.RunCancelled):

@@ -195,7 +195,7 @@ def test_of_two_lives_of_a_run_in_one_batch_only_the_new_one_has_written(
 ) -> None:
     """A run is cancelled and taken up again by the same process, and both lives write to the same place at once."""
     (old,) = leased(store, "run")
-    assert store.perform(Cancel("run"))
+    assert store.perform(Cancel("run", force=True))
     (new,) = leased(store, "run")
     spy = spy_on(store)
 

@@ -41,7 +41,8 @@ def test_a_signal_is_sent(played: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "payload"), [("", "1"), ("a", "{"), ("a", "lena"), ("a", "[" * 50_000), ("a\0b", "1")]
+    ("name", "payload"),
+    [("", "1"), ("a", "{"), ("a", "lena"), ("a", "[" * 50_000), ("a\0b", "1"), ("durable:end:checkout-2/child", "1")],
 )
 def test_a_signal_that_is_none_is_refused(shop: Any, name: str, payload: str) -> None:
     answer = visit(shop).post("/run/signal?id=checkout-2", {"name": name, "payload": payload})

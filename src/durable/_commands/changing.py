@@ -48,10 +48,15 @@ def signal_command(id: str, name: str, payload: str | None, dedup: str | None, c
 @command("cancel", short_help="stop runs, wherever they are executed")
 @click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=complete_id)
 @_where
-@click.option("--reason", metavar="TEXT", help="Why; it is written into the audit line.")
+@click.option("--force", is_flag=True, help="Take the run from its owner at once; nothing is undone.")
+@click.option("--reason", metavar="TEXT", help="Why; it is kept with the run, and written into the audit line.")
 @_dry_run
-def cancel_command(ids: tuple[str, ...], where: str | None, reason: str | None, dry_run: bool) -> int:
-    """Cancel the runs ID, or those that a query finds. What is recorded is kept; durable retry takes them up again."""
+def cancel_command(ids: tuple[str, ...], where: str | None, force: bool, reason: str | None, dry_run: bool) -> int:
+    """Cancel the runs ID, or those that a query finds. What is recorded is kept; durable retry takes them up again.
+
+    The owner of a run hears of it within two seconds, undoes what was done and has an undo, and ends the run. A second
+    cancel, or --force, takes the run from it.
+    """
     from durable._commands.acting import acting  # noqa: PLC0415
 
     given = given_options()
@@ -59,12 +64,12 @@ def cancel_command(ids: tuple[str, ...], where: str | None, reason: str | None, 
         if where is not None:
             wanted = _wanted(actions, where, ids, only=("queued", "running", "interrupted"))
             _confirm_bulk(actions, wanted, "cancel", dry_run=dry_run)
-            found = _flat(actions.bulk("cancel", wanted, dry_run=dry_run))
+            found = _flat(actions.bulk("cancel", wanted, force=force, reason=reason, dry_run=dry_run))
             return tell_outcomes(found, out, "cancelled", dry_run=dry_run)
         _some(ids)
         if len(ids) > 1 and not dry_run:
             confirm(f"cancel {len(ids)} runs", len(ids))
-        outcomes = _each(ids, lambda run_id: _cancel(actions, run_id, reason, dry_run=dry_run))
+        outcomes = _each(ids, lambda run_id: _cancel(actions, run_id, reason, force=force, dry_run=dry_run))
         return tell_outcomes(outcomes, out, "cancelled", dry_run=dry_run)
 
 
@@ -306,11 +311,12 @@ def _look(actions: Any, id: str) -> str:
     return str(status)
 
 
-def _cancel(actions: Any, id: str, reason: str | None, *, dry_run: bool) -> None:
+def _cancel(actions: Any, id: str, reason: str | None, *, force: bool, dry_run: bool) -> None:
     from durable.operate.actions import AlreadyEnded  # noqa: PLC0415
 
     status = _look(actions, id)
-    if status in ("completed", "failed", "cancelled") or not (dry_run or actions.cancel(id, reason=reason)):
+    is_over = status in ("completed", "failed", "cancelled")
+    if is_over or not (dry_run or actions.cancel(id, force=force, reason=reason)):
         raise AlreadyEnded(id, status)
 
 

@@ -26,6 +26,8 @@ Where what lives, from the top down:
     runs            how an execution is admitted, and how it is concluded
     workers         what a worker does next, and what it makes of a run that it has got
     steps           the machine of one execution: what each of its steps does next
+    closing         what a run does between the end of its workflow and its own: undos, and what is done in any case
+    lines           which steps started after which, and what a cut takes with it
     retry_cut       what a run forgets when it is taken up from an earlier step
     journal_writes  what a call adds to the journal
     journal         keys, replay, drift

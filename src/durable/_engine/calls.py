@@ -6,6 +6,7 @@ from enum import Enum
 
 from msgspec import Struct
 
+from durable._engine.closing import ClosingStep
 from durable._engine.decisions import Abort, Leave, Raise
 from durable._engine.step_kinds import PLAIN, StepKind
 from durable.records import AttemptRecord, StepRecord
@@ -18,6 +19,7 @@ class Phase(Enum):
     WAITING = "it is running, and its next attempt is not due"
     BODY = "its body is running"
     SENDING = "a record of it is on its way"
+    RACING = "its branches are at work"
 
 
 class Call(Struct, eq=False):
@@ -43,11 +45,19 @@ class Call(Struct, eq=False):
     scope: str = ""
     #: The key of the item of a map in whose body the call was made.
     within: str | None = None
+    #: As in a `StepRecord`.
+    at_end: str = ""
+    #: What it does of the run's closing; None for a step of the workflow.
+    closing: ClosingStep | None = None
 
     # -- the circumstances in which it was asked for
 
     #: Whether the call was made outside the workflow's own task or thread, or beside another call.
     concurrent: bool = False
+    #: The race in a branch of which the call was made.
+    race: Call | None = None
+    #: Whether it was made while its branch was being cancelled.
+    amid_cancellation: bool = False
     #: The place of the next record when the call was made.
     started: int = 0
     #: Whether a replay need not come by here.
@@ -93,6 +103,8 @@ class Call(Struct, eq=False):
     lost: int = 0
     #: The place given to a record that was to be committed with a transaction, until it is known to be filled.
     seq: int | None = None
+    #: The place of the record of its outcome, once that is on its way.
+    place: int = -1
     #: What the driver knows of the record on its way, where an interrupt may leave no chance to report it:
     #: True once it is acknowledged, None while that is not known.
     stored: bool | None = False

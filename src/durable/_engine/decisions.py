@@ -57,6 +57,17 @@ class AttemptInTransaction(Struct, frozen=True, gc=False):
     began: float
 
 
+class RunBranches(Struct, frozen=True, gc=False):
+    """Begin all branches of a race; answer with `Won`, with `Raised` when none is left, or with `Unstorable`."""
+
+    number: int
+    began: float
+
+
+class CallOff(Struct, frozen=True, gc=False):
+    """The winner is recorded: end what is left of the other branches, then answer with `CalledOff`."""
+
+
 class Wait(Struct, frozen=True, gc=False):
     """Let time pass, then answer with `Asked` again."""
 
@@ -113,6 +124,13 @@ class Join(Struct, frozen=True, gc=False):
     """The same key is running: wait until it has settled, then answer with `Asked` again."""
 
 
+class TakeTurn(Struct, frozen=True, gc=False):
+    """Let all that an earlier outcome has woken come to rest, in the order of the places; then answer with `TurnCome`."""
+
+    #: The place of the outcome's record.
+    place: int
+
+
 class Raise(Struct, frozen=True):
     """Raise this at the call; the workflow may catch it."""
 
@@ -135,6 +153,8 @@ StepDecision: TypeAlias = (
     Replay
     | Attempt
     | AttemptInTransaction
+    | RunBranches
+    | CallOff
     | Wait
     | PollSignal
     | WriteRecord
@@ -143,6 +163,7 @@ StepDecision: TypeAlias = (
     | ShowChild
     | RecordError
     | Join
+    | TakeTurn
     | Raise
     | Abort
     | Leave
@@ -156,6 +177,10 @@ class Asked(Struct, frozen=True, gc=False):
     """The workflow waits for this step, for the first time or still."""
 
 
+class TurnCome(Struct, frozen=True, gc=False):
+    """What earlier outcomes have woken has come to rest."""
+
+
 class Returned(Struct, frozen=True, gc=False):
     """The body returned."""
 
@@ -166,6 +191,22 @@ class Returned(Struct, frozen=True, gc=False):
 
     def __repr__(self) -> str:
         return f"<Returned {len(self.value)} bytes>"
+
+
+class Won(Struct, frozen=True, gc=False):
+    """A branch of a race returned, before any other."""
+
+    #: Its name.
+    name: str
+    #: The JSON of what it returned.
+    value: bytes
+
+    def __repr__(self) -> str:
+        return f"<Won by {self.name!r}, {len(self.value)} bytes>"
+
+
+class CalledOff(Struct, frozen=True, gc=False):
+    """The other branches of a race begin nothing more."""
 
 
 class Raised(Struct, frozen=True, gc=False):
@@ -237,7 +278,20 @@ class Rejected(Struct, frozen=True):
 
 
 StepOutcome: TypeAlias = (
-    Asked | Returned | Raised | Received | Silent | Begun | Unstorable | Undone | Interrupted | Acknowledged | Rejected
+    Asked
+    | TurnCome
+    | Returned
+    | Won
+    | CalledOff
+    | Raised
+    | Received
+    | Silent
+    | Begun
+    | Unstorable
+    | Undone
+    | Interrupted
+    | Acknowledged
+    | Rejected
 )
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from durable.records import AsideRecord, AttemptRecord, Drawable, Kind, Record, StepRecord, parse
+from durable.records import AsideRecord, AttemptRecord, Drawable, FailureRecord, Kind, Record, StepRecord, parse
 
 _FIELD: Final = '"drawn":'
 _CARRIERS: Final[Mapping[str, type[StepRecord | AttemptRecord]]] = {Kind.STEP: StepRecord, Kind.ATTEMPT: AttemptRecord}
+_SETTING_ASIDE: Final[Mapping[str, type[AsideRecord | FailureRecord]]] = {
+    Kind.ASIDE: AsideRecord,
+    Kind.FAILURE: FailureRecord,
+}
 
 
 class Drawn:
@@ -79,9 +83,9 @@ def _forgotten(records: Sequence[Record], run_id: str) -> list[range]:
     keys = {record.seq: record.key for record in records}
     forgotten: list[range] = []
     for record in records:
-        if record.kind == Kind.ASIDE:
-            where = f"the aside record (seq {record.seq})"
-            aside = parse(record.text, AsideRecord, run_id=run_id, where=where)
+        if record.kind in _SETTING_ASIDE:
+            where = f"the {record.kind} record (seq {record.seq})"
+            aside = parse(record.text, _SETTING_ASIDE[record.kind], run_id=run_id, where=where)
             places = [seq for seq in aside.seqs if keys.get(seq) == aside.from_step]
             if aside.from_step and places:
                 forgotten.append(range(max(places) + 1, record.seq))

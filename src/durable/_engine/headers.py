@@ -82,7 +82,8 @@ def grant_header(header: Header, *, epoch: int, owner: str, at: datetime, crashe
         earlier=earlier,
         crashes=crashes,
     )
-    return replace(header, execution=execution)
+    # Of a run that is open, the request that it is cancelled stands.
+    return replace(header, execution=execution, cancel=header.cancel if header.is_open else UNSET)
 
 
 def stamp_header(header: Header, status: str, at: datetime, records: Sequence[Record] = ()) -> Header:
@@ -93,7 +94,8 @@ def stamp_header(header: Header, status: str, at: datetime, records: Sequence[Re
         error=None if failure is None else ErrorSummary(failure.error.type, failure.step),
         needs_decision=failure is not None and bool(failure.undecided),
     )
-    return replace(header, execution=execution)
+    reopens = status in (Status.QUEUED, Status.RUNNING) and not header.is_open
+    return replace(header, execution=execution, cancel=UNSET if reopens else header.cancel)
 
 
 def reopen(execution: Execution) -> Execution:

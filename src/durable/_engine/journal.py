@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from msgspec import UNSET
 
 from durable._engine.calls import Call
 from durable._engine.causes import InFlight
-from durable._engine.decisions import Abort, Raise
+from durable._engine.closing import Closable, Closing, begin_closing
+from durable._engine.decisions import Abort, Conclusion, Raise
 from durable._engine.drawn import Drawn, load_drawn
 from durable._engine.keys import Keys, tell_scope
+from durable._engine.lines import Lines, read_lines
 from durable._engine.scopes import SLASH, holders
-from durable._engine.step_kinds import Sleep
-from durable.errors import AmbiguousKey, KeyConflict, UnreadableRecord, WorkflowDrift
+from durable._engine.step_kinds import Race, Sleep
+from durable.errors import AmbiguousKey, DurableError, KeyConflict, UnreadableRecord, WorkflowDrift
 from durable.records import (
     AsideRecord,
     AttemptRecord,
@@ -43,6 +45,12 @@ class Journal(Keys):
         self._main = main
         self._settled: dict[str, StepRecord] = {}
         self._attempted: dict[str, AttemptRecord] = {}
+        # The keys of the steps that were recorded in the branches of a race, by the key of that.
+        self._in_races: dict[str, list[str]] = {}
+        # Of these, the ones that are not asked for any more, since their races are decided.
+        self._passed: set[str] = set()
+        #: The places of the steps' records that were found.
+        self._places: dict[str, int] = {}
         #: The numbers of the signals that were received: no other call may have one of these.
         self.taken_signals: list[int] = []
         # Whether this history, or now, says nothing about order: see `StepRecord.unordered`.
@@ -63,6 +71,8 @@ class Journal(Keys):
         self.kept: list[str] = []
         #: The keys of the steps that have to be decided on before this run goes on.
         self.undecided: tuple[str, ...] = ()
+        #: What is to be done when the run ends, and how far that is; None where that is nothing, as almost always.
+        self.closable: Closable | None = None
         # Recorded automatic keys that a sequential replay must ask for before new ones.
         self._ordered: set[str] = set()
         #: Whether the run had come to its end: then it had passed every place that this execution comes to.
@@ -77,7 +87,7 @@ class Journal(Keys):
         self._failed_before = bool(records) and records[-1].kind == Kind.FAILURE
 
     def _load(self, records: Sequence[Record]) -> None:
-        seqs: dict[str, int] = {}
+        seqs = self._places
         off_path: set[str] = set()
         left: dict[str, StepRecord] = {}
         gone = places_set_aside(records, run_id=self.run_id)
@@ -102,8 +112,8 @@ class Journal(Keys):
                     self._load_failure(seq, failure, seqs, off_path)
                     _keep(left, failure.kept)
                 elif kind == Kind.ASIDE:
-                    decided = parse(text, AsideRecord, run_id=self.run_id, where=key).keys
-                    self.undecided = tuple(step for step in self.undecided if step not in decided)
+                    aside = parse(text, AsideRecord, run_id=self.run_id, where=key)
+                    self.undecided = tuple(step for step in self.undecided if step not in aside.keys) + aside.undecided
                 elif kind == Kind.INPUT:
                     self.input = text.encode()
                 else:
@@ -112,13 +122,19 @@ class Journal(Keys):
                 problem.where = f"the {kind} record {key!r} (seq {seq})"
                 raise
         self._forget(left)
+        if self.closable is not None:
+            self._load_closable(self.closable, records, gone)
         self.drawn = load_drawn(records, gone, run_id=self.run_id)
-        self._ordered = {key for key, record in self._settled.items() if record.auto and key not in off_path}
+        self._ordered = {
+            key for key, record in self._settled.items() if record.auto and not record.race and key not in off_path
+        }
         self._last_recorded = next((key for key in reversed(self._settled) if key not in off_path), "")
 
     def _forget(self, left: dict[str, StepRecord]) -> None:
         """Set aside what was done while a process was being left, and what is to be done by every execution."""
-        self.undecided += tuple(key for key, record in left.items() if record.once or record.transaction)
+        # The branches of a race whose winner is recorded are not begun again.
+        counts = (key for key, record in left.items() if record.once or record.transaction)
+        self.undecided += tuple(key for key in counts if left[key].race not in self._settled)
         gone = left.keys() | {key for key, record in self._settled.items() if record.cleanup}
         self._forgotten |= gone
         for key in gone:
@@ -127,6 +143,11 @@ class Journal(Keys):
     def _load_step(self, key: str, record: StepRecord, left: dict[str, StepRecord]) -> None:
         if record.value is UNSET if record.ok else record.error is None:
             raise UnreadableRecord(self.run_id, key, "it says neither a value nor an error")
+        if (record.at_end or record.closes or record.ending is not None) and self.closable is None:
+            self.closable = Closable(Lines())
+        if record.closes or record.ending is not None:  # no step of the workflow's
+            self._attempted.pop(key, None)
+            return
         self._settled[key] = record
         if self._attempted:
             self._attempted.pop(key, None)
@@ -137,10 +158,28 @@ class Journal(Keys):
             left[key] = record
         if record.signal is not None:
             self.taken_signals.append(record.signal)
-        if record.concurrent:
+        if record.race:
+            self._in_races.setdefault(record.race, []).append(key)
+        elif record.concurrent:
             self._concurrent = True
         if record.unordered:
             self._unordered = True
+
+    def _load_closable(self, closable: Closable, records: Sequence[Record], gone: frozenset[int]) -> None:
+        closable.lines = read_lines(records, run_id=self.run_id)
+        for seq, key, kind, text, *_ in records:
+            if kind == Kind.STEP and seq not in gone:
+                closable.sort(key, seq, parse(text, StepRecord, run_id=self.run_id, where=key))
+
+    def note_closable(self, key: str, seq: int, record: StepRecord) -> None:
+        """The record is written in this place, of a run that has something to be done at its end."""
+        if self.closable is None:
+            self.closable = Closable(Lines())
+        self.closable.note(key, seq, record)
+
+    def begin_closing(self, conclusion: Conclusion, error: DurableError | None) -> Closing | None:
+        """See `closing.begin_closing`."""
+        return begin_closing(self.closable, self._settled, frozenset(self._asked), conclusion, error)
 
     def _load_failure(self, seq: int, failure: FailureRecord, seqs: dict[str, int], off_path: set[str]) -> None:
         self._ambiguous |= set(failure.ambiguous)
@@ -159,11 +198,12 @@ class Journal(Keys):
         """
         name, fingerprint, auto, scope = call.name, call.fingerprint, call.auto, call.scope
         beside = branch is not self._main or self._open > 0
-        self._concurrent = self._concurrent or beside
+        if call.race is None:  # what goes on within a race is not beside what comes before and after it
+            self._concurrent = self._concurrent or beside
         if auto:
             first = call.key  # the name, within its scope
             repeat = self._repeats.get(first, 0) + 1
-            if self._is_ambiguous(first, repeat, fingerprint, branch):
+            if self._is_ambiguous(first, repeat, fingerprint, branch, in_race=call.race is not None):
                 call.refusal = Abort(AmbiguousKey(self.run_id, first))
                 return call
             self._repeats[first] = repeat
@@ -183,8 +223,11 @@ class Journal(Keys):
             self._went_on(branch)
         call.refusal = (None if earlier is asked else self._conflict(call, *earlier)) or self._drift(call)
         self._ordered.discard(key)
-        if call.refusal is None and key not in self._settled:
-            self._begin(call)
+        if call.refusal is None:
+            if call.race is None:
+                self._begin(call)  # also where it is recorded: until its outcome is handed out, others are beside it
+            if type(call.kind) is Race and key in self._settled:
+                self.pass_branches(key)
         return call
 
     def take_patch(self, name: str) -> bool:
@@ -200,20 +243,22 @@ class Journal(Keys):
         """Whether an earlier execution has recorded what this one may still come to.
 
         Of calls that came one after another the last record says so: an earlier one that is not asked for was of a step that
-        the code has no more. Of branches nothing is known: any record may be of the one that asks.
+        the code has no more. Of branches, those of races included, nothing is known: any record may be of the one that asks.
         """
         if any(not self._is_asked(key) for key in self._attempted):
             return True
-        if self._concurrent or self._unordered or self._left_unrecorded:
+        if self._concurrent or self._unordered or self._left_unrecorded or self._in_races:
             return any(not self._is_asked(key) for key in self._settled)
         return bool(self._last_recorded) and not self._is_asked(self._last_recorded)
 
     def _is_asked(self, key: str) -> bool:
-        """Whether a recorded step was asked for, or the item was in whose body it was called, which is not called again."""
-        if key in self._asked:
+        """Whether a recorded step was asked for, or need not be: what it was called in, an item or a race, is over."""
+        if key in self._asked or key in self._passed:
             return True
         return SLASH in key and any(
-            holder in self._asked and (record := self._settled.get(holder)) is not None and record.holds
+            (holder in self._asked or holder in self._passed)
+            and (record := self._settled.get(holder)) is not None
+            and record.holds
             for holder in holders(key)
         )
 
@@ -232,8 +277,22 @@ class Journal(Keys):
         self._replayed = recorded, count
         return count < len(recorded)
 
+    def pass_branches(self, key: str) -> None:
+        """The race of this key is decided: the steps in its branches count as asked for."""
+        for step in self._in_races.get(key, ()):
+            if step in self._settled:
+                self._passed.add(step)
+                self.pass_branches(step)
+
+    def with_branches(self, keys: Iterable[str]) -> Iterator[str]:
+        """The keys, and of races those of the steps in their branches."""
+        for key in keys:
+            yield key
+            yield from self.with_branches(self._in_races.get(key, ()))
+
     def _drawn_amid(self, call: Call, amid: InFlight, *, is_new: bool) -> None:
         call.amid = amid.keys
+        call.amid_cancellation = amid.is_cancelled
         # Sleeps and clean-up do nothing that would have to be decided on if what is in flight ends the run.
         if amid.tags and is_new and not (call.cleanup or isinstance(call.kind, Sleep)):
             self._amid[call.key] = amid.tags
@@ -297,7 +356,7 @@ class Journal(Keys):
         if record is not None:
             recorded = _difference(record.name, record.fingerprint, call)
             difference = f"it was recorded with {recorded}" if recorded else ""
-        elif call.key in self._forgotten:
+        elif call.key in self._forgotten or call.race is not None:
             return None
         elif self._ordered and call.auto and not (self._concurrent or self._unordered or self._left_unrecorded):
             unasked = ", ".join(sorted(map(repr, self._ordered))[:5])
@@ -313,17 +372,24 @@ class Journal(Keys):
             self._open -= 1
             if self._alone is call:
                 self._alone = None
-        if not recorded:
+        if not recorded and call.race is None:
             self._left_unrecorded = True
 
     def record_of(self, key: str) -> StepRecord | None:
         """What is recorded for a key and to be handed out; None for a step that is to run."""
         return self._settled.get(key)
 
+    def place_of(self, key: str) -> int:
+        """The place of the record of a step that has one: the order in which outcomes came, and are to come again."""
+        return self._places.get(key, self.next_seq)  # what was recorded since comes after all that was found
+
     def add_outcome(self, key: str, record: StepRecord) -> None:
         """The record is committed."""
-        self._settled[key] = record
+        if self.closable is None or key not in self.closable.keys:
+            self._settled[key] = record
         self._attempted.pop(key, None)
+        if record.race:
+            self._in_races.setdefault(record.race, []).append(key)
         if record.drawn is not None and self.drawn is not None:
             self.drawn.note(key, record.drawn)
 

@@ -10,9 +10,9 @@ from msgspec import Raw, UnsetType, json
 from msgspec.structs import replace
 
 from durable._engine.calls import Call, Phase
-from durable._engine.decisions import Received
+from durable._engine.decisions import Received, Won
 from durable._engine.journal import Journal
-from durable._engine.step_kinds import Listen, StepKind, Transact
+from durable._engine.step_kinds import Listen, Race, StepKind, Transact
 from durable.records import NO_TIME, AttemptRecord, Drawable, ErrorRecord, Kind, Record, StepRecord, render
 
 _ATTEMPT: Final = Kind.ATTEMPT.value
@@ -34,7 +34,10 @@ def write_attempt(
     drawn = journal.drawn_for(call.key)
     attempt = AttemptRecord(call.name, number, began, due, error, call.fingerprint, drawn, child=child)
     call.stored, call.attempt, call.record, call.phase = False, attempt, None, Phase.SENDING
-    return Record(_take_place(call, journal), call.key, _ATTEMPT, render(attempt))
+    seq = _take_place(call, journal)
+    if journal.closable is not None:
+        journal.closable.lines.note_attempt(call.key, seq, attempt)
+    return Record(seq, call.key, _ATTEMPT, render(attempt))
 
 
 def write_outcome(
@@ -67,20 +70,25 @@ def write_outcome(
     )
     if call.holds:
         outcome = replace(outcome, holds=True, led=call.led)
-    if seq != call.started or call.unordered or transacts or call.cleanup or journal.kept or journal.drawn is not None:
+    is_plain = seq == call.started and not (call.unordered or transacts or call.cleanup or call.race is not None)
+    if not is_plain or journal.kept or journal.drawn is not None:
         call.kept += journal.take_kept()
         outcome = _with_circumstances(outcome, call, seq, epoch, journal.drawn_for(call.key))
-    call.stored, call.record, call.phase = False, outcome, Phase.SENDING
+    if call.at_end or journal.closable is not None or call.closing is not None:
+        outcome = _with_closing(outcome, call)
+        journal.note_closable(call.key, seq, outcome)
+    call.stored, call.record, call.phase, call.place = False, outcome, Phase.SENDING, seq
     if transacts and ok:
         call.seq = seq  # until it is known to be filled
     return Record(seq, call.key, _STEP, render(outcome))
 
 
-def value_of_signal(kind: StepKind, received: Received) -> Raw:
-    """What is recorded of a signal: its payload, and with it the name where there were several."""
-    if isinstance(kind, Listen) and kind.names:
-        return Raw(json.encode((received.name, Raw(received.payload))))
-    return Raw(received.payload)
+def value_of_first(kind: StepKind, first: Received | Won) -> Raw:
+    """What is recorded of the first that came: of a signal its payload, and with it the name where there were several."""
+    text = first.payload if isinstance(first, Received) else first.value
+    if isinstance(kind, Race) or (isinstance(kind, Listen) and kind.names):
+        return Raw(json.encode((first.name, Raw(text))))
+    return Raw(text)
 
 
 def _with_circumstances(
@@ -96,7 +104,16 @@ def _with_circumstances(
         kept=call.kept,
         cleanup=call.cleanup,
         drawn=drawn,
+        race="" if call.race is None else call.race.key,
     )
+
+
+def _with_closing(outcome: StepRecord, call: Call) -> StepRecord:
+    """The outcome with what it has to do with the end of the run."""
+    step = call.closing
+    if step is None:
+        return replace(outcome, at_end=call.at_end if outcome.ok else "")
+    return replace(outcome, closes=step.closes, ending=step.ending)
 
 
 def _take_place(call: Call, journal: Journal) -> int:

@@ -56,13 +56,13 @@ class Keys:
             self.drawn = Drawn()
         return self.drawn.take(scope + name, fresh)
 
-    def _is_ambiguous(self, name: str, repeat: int, fingerprint: str, branch: object) -> bool:
+    def _is_ambiguous(self, name: str, repeat: int, fingerprint: str, branch: object, *, in_race: bool = False) -> bool:
         """Whether numbering this name could hand one call's value to another on replay."""
         if name in self._ambiguous or self._drawn_by.setdefault(name, branch) is not branch:
             return True
         # A branch that takes results in the order of their completion repeats a name in that order. With arguments
         # a swap would show as drift; a thunk shows nothing.
-        return repeat > 1 and not fingerprint and self._concurrent
+        return repeat > 1 and not fingerprint and (self._concurrent or in_race)
 
 
 def tell_scope(scope: str) -> str:

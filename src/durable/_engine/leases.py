@@ -17,6 +17,8 @@ MAX_LEASE: Final = 86_400.0
 MAX_WAIT: Final = 1.0  # seconds of a wait, after which the lease is looked at
 # Seconds between two questions whether runs that wait were cancelled, one for all of a process.
 CANCELLATION_POLL: Final = 0.5
+# Seconds between two questions whether runs at work are asked to be cancelled, likewise.
+ASK_POLL: Final = 1.0
 
 # Two clocks are slewed by up to 500 ppm each (NTP), and may run apart by twice that. By so much sooner a lease ends here.
 _SURE: Final = 1.0 - 0.001
@@ -31,8 +33,8 @@ class Lease:
     """
 
     __slots__ = (
-        "_counter", "cancelled", "deadline", "epoch", "gone", "is_left", "lost", "on_wait", "records", "refusal", "row",
-        "run_id", "seconds", "sent", "server", "token", "waited",
+        "_counter", "asked", "cancelled", "deadline", "epoch", "gone", "is_left", "lost", "on_ask", "on_wait", "reason",
+        "records", "refusal", "row", "run_id", "seconds", "sent", "server", "token", "waited",
     )  # fmt: skip
 
     def __init__(
@@ -66,8 +68,14 @@ class Lease:
         self.gone: str | None = None
         #: Whether the holder has left it to end by itself.
         self.is_left = False
-        #: Whether the run was cancelled.
+        #: Whether the run was cancelled, and the lease taken.
         self.cancelled = False
+        #: Whether its holder is asked to cancel it.
+        self.asked = False
+        #: Why, as the caller said.
+        self.reason: str | None = None
+        #: Called when its holder comes to be asked, on any thread.
+        self.on_ask: Callable[[], object] | None = None
         #: When the holder was last seen to wait.
         self.waited = -math.inf
         #: Called when the holder begins to wait.
@@ -99,6 +107,14 @@ class Lease:
         self.waited = elapsed
         if begins and self.on_wait is not None:
             self.on_wait()
+
+    def ask(self, reason: str | None) -> None:
+        """The run is to be cancelled, by its holder."""
+        if self.asked:
+            return
+        self.reason, self.asked = reason, True
+        if self.on_ask is not None:
+            self.on_ask()
 
     def is_waiting(self, elapsed: float) -> bool:
         """Whether the holder waits at this reading: it has said so, as it does each time when it looks again."""

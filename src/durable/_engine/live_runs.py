@@ -10,6 +10,7 @@ from durable._common.checks import MAX_NAME_BYTES
 from durable._common.durations import add_seconds
 from durable._engine.calls import Call
 from durable._engine.children import name_child, name_end
+from durable._engine.closing import Closing, is_closing_error
 from durable._engine.continuations import check_history
 from durable._engine.decisions import Abort, Awaited, ContinueRun, Raise, Reading, Suspension, Wait
 from durable._engine.journal import Journal
@@ -21,6 +22,7 @@ from durable.errors import (
     InvalidArgument,
     LeaseLost,
     RunCancelled,
+    RunClosing,
     RunContinued,
     RunHandedOver,
     RunOver,
@@ -57,6 +59,10 @@ class LiveRun:
         self.error: DurableError | None = None
         #: Whether the workflow has ended, so that nothing new may begin.
         self.is_over = False
+        #: Whether only what is done at a run's end may still begin: it is being cancelled, or closed.
+        self.is_closing = False
+        #: What it goes through between the end of its workflow and its own, once it does.
+        self.closing: Closing | None = None
         #: Whether another worker is to go on with the run at its next step.
         self.is_leaving = False
         #: Whether the run is a worker's: taken up again by itself where it is left.
@@ -104,9 +110,9 @@ class LiveRun:
         return child, (row, name_end(child))
 
     def abort(self, error: DurableError) -> Abort:
-        """The run must not go on; the first reason stays the reason."""
-        if self.error is None:
-            self.error = error
+        """The run must not go on; the first reason stays the reason, but for what ends its closing, too."""
+        if self.error is None or (self.is_closing and not is_closing_error(error)):
+            self.error, self.is_closing = error, is_closing_error(error)
         return Abort(self.error)
 
     def abort_if_stopped(self, reading: Reading) -> Abort | None:
@@ -114,18 +120,35 @@ class LiveRun:
         problem = self.find_obstacle(reading)
         return None if problem is None else self.abort(problem)
 
-    def find_obstacle(self, reading: Reading) -> DurableError | None:
-        """The same, changing nothing: any thread may ask."""
-        if self.error is not None:
+    def find_obstacle(self, reading: Reading, *, closes: bool = False) -> DurableError | None:
+        """The same, changing nothing: any thread may ask. `closes`: whether what is to begin is done at a run's end."""
+        if self.error is not None and not (closes and self.is_closing):
             return self.error
-        if reading.cancelled or self.lease.cancelled:
-            return RunCancelled(self.run_id)
+        if self.lease.cancelled:
+            return RunCancelled(self.run_id, self.lease.reason)
         if reason := self.lease.why_ended(reading.elapsed):
             return self.lease.refusal or LeaseLost(self.run_id, reason)
-        if self.deadline is not None and reading.elapsed >= self.deadline:
+        if not closes and (ending := self.find_ending(reading)) is not None:
+            return ending
+        if self.deadline is not None and reading.elapsed >= self.deadline and not self.is_closing:
             return DeadlineExceeded(self.run_id)
         if self.is_leaving:
             return RunHandedOver(self.run_id)
+        return None
+
+    def find_ending(self, reading: Reading) -> RunCancelled | RunClosing | None:
+        """Why nothing may begin any more but what is done at a run's end: it is asked to be cancelled, or is being closed.
+
+        Here, and nowhere else, a run learns that it is to be cancelled.
+        """
+        closable = self.journal.closable
+        if closable is not None and closable.ending is not None:
+            ending = closable.ending
+            if ending.status == Status.CANCELLED:
+                return RunCancelled(self.run_id, ending.reason, closed=True)
+            return RunClosing(self.run_id)
+        if reading.cancelled or self.lease.asked:
+            return RunCancelled(self.run_id, self.lease.reason, closed=True)
         return None
 
     def former_status(self) -> Status | None:
@@ -142,7 +165,7 @@ class LiveRun:
         awaits: tuple[Awaited, ...] = (),
     ) -> Wait | Abort:
         """Let a call wait, or suspend the run where nothing of it is in flight but calls that wait."""
-        if self.deadline is not None:
+        if self.deadline is not None and not self.is_closing:
             seconds = min(seconds, self.deadline - reading.elapsed)
         self._resting[call.key] = reading.elapsed + seconds, awaits
         if seconds > self._suspend_after and self._is_at_rest() and self.is_alone():
@@ -169,7 +192,7 @@ class LiveRun:
         return self.abort(RunSuspended(self.run_id, moment, tuple(every)))
 
     def _wait(self, seconds: float, reading: Reading, recheck: float = MAX_WAIT) -> Wait:
-        if self.deadline is not None:
+        if self.deadline is not None and not self.is_closing:
             seconds = min(seconds, self.deadline - reading.elapsed)
         if seconds > MAX_WAIT:
             self.lease.note_wait(reading.elapsed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from msgspec import UNSET, Raw, json
@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from durable._engine.backoff import FIRST_POLL, backoff
 from durable._engine.causes import origin_key, tags_of
+from durable._engine.closing import Closing
 from durable._engine.decisions import (
     Admission,
     Claim,
@@ -223,7 +224,8 @@ def conclude_failure(
         return _conclude_abort(execution, execution.error)
     token, journal = execution.lease.token, execution.journal
     tags = journal.with_led(tags_of(exception, token))
-    again = tuple(key for key in sorted(tags) if journal.may_run_again(key))
+    origins = dict.fromkeys(journal.with_branches(sorted(tags)))
+    again = tuple(key for key in origins if journal.may_run_again(key))
     undecided, kept = journal.drawn_amid(tags), journal.take_kept(at_the_end=True)
     failure = FailureRecord(error, again, step=origin_key(exception, token), undecided=undecided, kept=kept)
     finish = _finish_failed(execution, failure)
@@ -265,6 +267,31 @@ def _finish_failed(execution: LiveExecution, failure: FailureRecord) -> EndRun:
     return EndRun(Status.FAILED, Record(execution.journal.take_seq(), Kind.FAILURE, Kind.FAILURE, render(failure)))
 
 
+def begin_closing(execution: LiveExecution, conclusion: Conclusion) -> Closing | None:
+    """What a run goes through before it ends so; None where it ends at once.
+
+    From here on only steps of that begin. Nothing of the workflow is under way.
+    """
+    closing = execution.journal.begin_closing(conclusion, execution.error)
+    if closing is not None:
+        if isinstance(conclusion, EndRun):  # its place goes to the closing's first record
+            execution.journal.next_seq = conclusion.record.seq
+        execution.error, execution.is_closing, execution.closing = None, True, closing
+    return closing
+
+
+def end_closing(
+    execution: LiveExecution, closing: Closing, to_record: Callable[[Exception], ErrorRecord]
+) -> Conclusion:
+    """How the run ends, or is left, after this. `to_record` makes the record of an exception."""
+    if execution.error is not None:
+        execution.is_closing = False
+        return _conclude_abort(execution, execution.error)
+    problem = closing.find_failure(execution.run_id)
+    told = None if problem is None else to_record(problem)
+    return closing.conclusion(execution.journal.take_seq(), problem, told)
+
+
 def emit_finish(execution: LiveExecution, finish: EndRun, reading: Reading) -> None:
     """The finish is acknowledged: say so."""
     if execution.emit is None:
@@ -274,6 +301,8 @@ def emit_finish(execution: LiveExecution, finish: EndRun, reading: Reading) -> N
         execution.emit(KeysUnused(run_id, at, unused))
     if finish.status is Status.COMPLETED:
         execution.emit(RunCompleted(run_id, at, execution.workflow, finish.record.text))
+    elif finish.status is Status.CANCELLED:
+        execution.emit(RunInterrupted(run_id, at, execution.workflow, RunCancelled.__name__))
     else:
         failure = parse(finish.record.text, FailureRecord, run_id=run_id, where="the failure record")
         execution.emit(RunFailed(run_id, at, execution.workflow, failure.error.type, failure.again, failure))

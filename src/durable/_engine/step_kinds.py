@@ -42,6 +42,13 @@ class Transact(Struct, frozen=True, gc=False):
     isolation: Isolation
 
 
+class Race(Struct, frozen=True, gc=False):
+    """Let the branches run beside each other, and record the name and the value of the one that returns first."""
+
+    #: The names of the branches.
+    names: tuple[str, ...]
+
+
 class StartChild(Struct, frozen=True):
     """Start a child, and go on. The step is begun by that, and settled by an `AwaitChild` of the same key."""
 
@@ -56,6 +63,6 @@ class AwaitChild(Struct, frozen=True):
     child: NewRun
 
 
-StepKind: TypeAlias = Plain | Item | Sleep | Listen | Transact | StartChild | AwaitChild
+StepKind: TypeAlias = Plain | Item | Sleep | Listen | Transact | Race | StartChild | AwaitChild
 PLAIN: Final = Plain()
 ITEM: Final = Item()

@@ -15,6 +15,7 @@ from durable._engine.batches import MAX_CONFLICTS
 from durable._engine.calls import Call, Phase
 from durable._engine.causes import InFlight
 from durable._engine.children import failure_of, name_end, read_end, refuse_child
+from durable._engine.closing import ClosingStep
 from durable._engine.decisions import (
     Abort,
     Acknowledged,
@@ -24,6 +25,8 @@ from durable._engine.decisions import (
     Awaited,
     BeginChild,
     Begun,
+    CalledOff,
+    CallOff,
     Commit,
     Interrupted,
     Join,
@@ -37,33 +40,38 @@ from durable._engine.decisions import (
     Rejected,
     Replay,
     Returned,
+    RunBranches,
     ShowChild,
     Silent,
     StepDecision,
     StepOutcome,
+    TakeTurn,
+    TurnCome,
     Undone,
     Unstorable,
     Wait,
+    Won,
     WriteRecord,
 )
-from durable._engine.journal_writes import value_of_signal, write_attempt, write_outcome
+from durable._engine.journal_writes import value_of_first, write_attempt, write_outcome
 from durable._engine.leases import MAX_WAIT
 from durable._engine.live_runs import LiveRun
 from durable._engine.starts import NewRun
-from durable._engine.step_kinds import AwaitChild, Item, Listen, Plain, Sleep, StartChild, Transact
+from durable._engine.step_kinds import AwaitChild, Item, Listen, Plain, Race, Sleep, StartChild, StepKind, Transact
 from durable._engine.waits import RESOLUTION
 from durable.errors import (
     DurableError,
     NestedStep,
     OutcomeUnknown,
+    RaceLost,
     RunOver,
     StepInterrupted,
     UnstorableValue,
 )
-from durable.records import Drawable, ErrorRecord
+from durable.records import Drawable, ErrorRecord, StepRecord
 
 MAX_LOSSES: Final = 5  # of the database under the transaction of one attempt, whose body could be the cause
-_Attempt = TypeVar("_Attempt", Attempt, AttemptInTransaction)
+_Attempt = TypeVar("_Attempt", Attempt, AttemptInTransaction, RunBranches)
 
 
 class LiveExecution(LiveRun):
@@ -117,6 +125,12 @@ class LiveExecution(LiveRun):
         holder.holds = True
         return True
 
+    def closing_call(self, step: ClosingStep, kind: StepKind, *, at_most_once: bool) -> Call:
+        """The call of a step of the closing."""
+        call = Call(step.key, step.name, kind=kind, at_most_once=at_most_once, closing=step)
+        call.started = self.journal.next_seq
+        return call
+
     def draw_value(
         self, kind: str, key: str | None, fresh: Drawable, branch: object, scope: str = ""
     ) -> Drawable | Abort:
@@ -142,6 +156,8 @@ class LiveExecution(LiveRun):
                 return self._on_acknowledged(call, reading)
             case Asked():
                 return self._on_asked(call, reading)
+            case TurnCome():
+                return self._on_turn(call, reading)
             case Raised(error=error, retry_in=retry_in, led=led):
                 if retry_in is None:
                     call.led = led
@@ -149,6 +165,10 @@ class LiveExecution(LiveRun):
                 return self._retry_later(call, reading, error, retry_in)
             case Received():
                 return self._on_received(call, reading, outcome)
+            case Won():
+                return self._record_outcome(call, reading, ok=True, value=value_of_first(call.kind, outcome))
+            case CalledOff():
+                return self._hand_out(call)
             case Silent():
                 return self._on_silent(call, reading)
             case Begun():
@@ -166,9 +186,22 @@ class LiveExecution(LiveRun):
             case Interrupted(reason=reason):
                 return self._on_interrupted(call, reading, reason)
 
+    def has_lost(self, call: Call) -> bool:
+        """Whether a race is decided, in a branch of which this call was made, so that it goes no further.
+
+        What is called in a branch that is being cancelled still goes on: that is clean-up.
+        """
+        while (race := call.race) is not None and not call.amid_cancellation:
+            if self._running.get(race.key) is not race:
+                return True
+            call = race
+        return False
+
     def rest(self, call: Call, began: datetime | None, until: datetime, reading: Reading) -> Wait | Abort | None:
         """What a workflow that sleeps until then does next; None when it has slept enough. See `Waits.left_of_sleep`."""
         self._resting.pop(call.key, None)
+        if call.race is not None and self.has_lost(call):
+            return self._lose(call, reading)
         left = self._waits.left_of_sleep(call, began, until, reading)
         return self.abort_if_stopped(reading) or (self._rest(call, left, reading) if left > RESOLUTION else None)
 
@@ -177,21 +210,22 @@ class LiveExecution(LiveRun):
     def _on_asked(self, call: Call, reading: Reading) -> StepDecision:
         if self._resting:
             self._resting.pop(call.key, None)
-        if self.error is not None:
+        if self.error is not None and not (self.is_closing and _closes(call)):
             if isinstance(call.refusal, Leave):  # what ends the process is not to become an error of ours
                 return call.refusal
             return self._abort(call, reading, self.error)
         if call.refusal is not None:
             return call.refusal
+        if call.race is not None and self.has_lost(call):
+            return self._lose(call, reading)
         record = self.journal.record_of(call.key)
         if record is not None:
-            self.journal.close(call, recorded=True)
-            if self.emit is not None:
-                self.emit(events.StepReplayed(self.run_id, reading.at, call.key, call.name, record))
-            return Replay(record)
+            if record.concurrent or call.concurrent:
+                return TakeTurn(self.journal.place_of(call.key))
+            return self._replay(call, record, reading)
         running = self._running.get(call.key)
         if running is None:
-            if self.is_over:
+            if self.is_over and call.closing is None:
                 return Abort(RunOver(self.run_id, call.name))
             return self._start(call, reading)
         if running is not call:
@@ -199,6 +233,22 @@ class LiveExecution(LiveRun):
         if call.phase is Phase.BODY:  # it could not begin: no free connection
             call.phase, call.attempts = Phase.WAITING, call.attempts - 1
         return self._next(call, reading)
+
+    def _replay(self, call: Call, record: StepRecord, reading: Reading) -> Replay:
+        self.journal.close(call, recorded=True)
+        if self.emit is not None:
+            self.emit(events.StepReplayed(self.run_id, reading.at, call.key, call.name, record))
+        return Replay(record)
+
+    def _on_turn(self, call: Call, reading: Reading) -> StepDecision:
+        """A call beside others, whose outcome is recorded, and which has waited for its turn."""
+        record = self.journal.record_of(call.key)
+        if self.error is not None or record is None:
+            return self._abort(call, reading, self.error or RunOver(self.run_id, call.name))
+        if call.record is None:  # found; what this call has recorded was told when it was
+            return self._replay(call, record, reading)
+        self.journal.close(call, recorded=True)
+        return Replay(record)
 
     def _start(self, call: Call, reading: Reading) -> StepDecision:
         earlier = self.journal.attempt_of(call.key)
@@ -218,8 +268,10 @@ class LiveExecution(LiveRun):
 
     def _next(self, call: Call, reading: Reading) -> StepDecision:
         """The next thing to do for a running call: wait, say that it begins, or begin."""
-        if (problem := self.find_obstacle(reading)) is not None:
+        if (problem := self.find_obstacle(reading, closes=_closes(call))) is not None:
             return self._abort(call, reading, problem)
+        if call.race is not None and self.has_lost(call):
+            return self._lose(call, reading)
         match call.kind:
             case Plain() | Item() | Sleep():
                 return self._attempt(call, Attempt, reading)
@@ -231,6 +283,10 @@ class LiveExecution(LiveRun):
                 return self._begin_child(call, child, reading)
             case AwaitChild(child=child):
                 return self._await_child(call, child, reading)
+            case Race():
+                began = self._begin(call, RunBranches, reading)
+                call.phase = Phase.RACING
+                return began
             case never:
                 assert_never(never)
 
@@ -304,13 +360,15 @@ class LiveExecution(LiveRun):
         return failure or self._record_outcome(call, reading, ok=True, value=end.record)
 
     def _on_received(self, call: Call, reading: Reading, received: Received) -> StepDecision:
+        if call.race is not None and self.has_lost(call):
+            return self._lose(call, reading)  # another may have the signal
         if received.number in self.journal.taken_signals:  # another branch received it first
             return Wait(0.0)
         if isinstance(call.kind, AwaitChild):
             return self._on_end_of_child(call, call.kind.child, received, reading)
         self.journal.taken_signals.append(received.number)
         call.signal, call.began = received.number, reading.elapsed
-        return self._record_outcome(call, reading, ok=True, value=value_of_signal(call.kind, received))
+        return self._record_outcome(call, reading, ok=True, value=value_of_first(call.kind, received))
 
     def _on_silent(self, call: Call, reading: Reading) -> StepDecision:
         if (problem := self.find_obstacle(reading)) is not None:
@@ -345,7 +403,7 @@ class LiveExecution(LiveRun):
     # -- recording ------------------------------------------------------------------------------------------------
 
     def _retry_later(self, call: Call, reading: Reading, error: ErrorRecord, retry_in: float) -> StepDecision:
-        if self.error is not None:
+        if self.error is not None and not (self.is_closing and _closes(call)):
             return self._abort(call, reading, self.error)
         assert call.first is not None, "failed before it began"  # noqa: S101 -- a driver's bug, not an input
         began, due = self._waits.begin(call, call.first, min(retry_in, MAX_SECONDS), reading)
@@ -364,7 +422,7 @@ class LiveExecution(LiveRun):
         error: ErrorRecord | None = None,
         elapsed: float | None = None,
     ) -> StepDecision:
-        if self.error is not None:
+        if self.error is not None and not self.is_closing:
             return self._abort(call, reading, self.error)
         seconds = (reading.elapsed if elapsed is None else elapsed) - call.began
         record = write_outcome(call, self.journal, self.lease.epoch, seconds, ok=ok, value=value, error=error)
@@ -380,9 +438,19 @@ class LiveExecution(LiveRun):
             return Wait(0.0)
         self.journal.add_outcome(call.key, call.record)  # first: an interrupt may come, and this be reported again
         del self._running[call.key]
-        self.journal.close(call, recorded=True)
         if self.emit is not None:
             self.emit(events.StepRecorded(self.run_id, reading.at, call.key, call.name, call.record))
+        if type(call.kind) is Race:
+            self.journal.pass_branches(call.key)
+            return CallOff()
+        return self._hand_out(call)
+
+    def _hand_out(self, call: Call) -> StepDecision:
+        """What becomes of a call that has recorded its outcome."""
+        assert call.record is not None, "handed out before it was recorded"  # noqa: S101 -- a driver's bug, not an input
+        if call.concurrent:
+            return TakeTurn(call.place)
+        self.journal.close(call, recorded=True)
         return Replay(call.record)
 
     # -- leaving --------------------------------------------------------------------------------------------------
@@ -401,14 +469,26 @@ class LiveExecution(LiveRun):
         self._leave(call, reading, type(error).__name__)
         return self.abort(error)
 
+    def _lose(self, call: Call, reading: Reading) -> Abort:
+        """The call goes no further, and the run goes on."""
+        self._leave(call, reading, RaceLost.__name__)
+        return Abort(RaceLost(self.run_id, call.name))
+
     def _leave(self, call: Call, reading: Reading, reason: str) -> None:
         if self._running.get(call.key) is not call:
+            if call.opened and self.journal.record_of(call.key) is not None:  # it did not get what is recorded
+                self.journal.close(call, recorded=True)
             return
         del self._running[call.key]
         self._resting.pop(call.key, None)
         self.journal.close(call, recorded=False)
         if self.emit is not None:
             self.emit(events.StepLeft(self.run_id, reading.at, call.key, call.name, reason))
+
+
+def _closes(call: Call) -> bool:
+    """Whether a step is done at the end of a run: of its closing, or clean-up."""
+    return call.cleanup or call.closing is not None
 
 
 def _names_of(call: Call) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from durable._runtime.async_steps import AsyncDriver
 from durable._runtime.bodies import (
     body_of_call,
     body_of_mapped,
+    body_of_on_end,
     body_of_sleep,
     body_of_transacted,
     body_of_transaction,
@@ -30,6 +31,7 @@ from durable._runtime.handles import Pending, Step
 from durable._runtime.mapping import MapOptions
 from durable._runtime.new_runs import Start
 from durable._runtime.plan import MISSING
+from durable._runtime.races import body_of_race
 from durable._runtime.scopes import Scope
 from durable._runtime.step_options import (
     CollectingMapOptions,
@@ -86,6 +88,8 @@ class AsyncStep:
         timeout: Duration | None = None,
         at_most_once: bool = False,
         cleanup: bool = False,
+        undo: Callable[[Any], object] | None = None,
+        cancellable: bool = False,
     ) -> Any:
         """Call `fn(*args)`, and await what it returns if that can be awaited; otherwise as `Step`.
 
@@ -94,8 +98,14 @@ class AsyncStep:
         event loop: use `asyncio.to_thread` in it if it takes long. With a `timeout` an async body is cancelled, and a
         blocking one runs in a thread of its own.
         """
-        driver, given = self._driver, step_options(retry, timeout, at_most_once, cleanup)
+        driver, given = self._driver, step_options(retry, timeout, at_most_once, cleanup, undo, cancellable)
         return driver.call(name, key, body_of_call(fn, args, given, driver.defaults))
+
+    @public("step.on_end")
+    def on_end(self, name: str, fn: Callable[[*Ts], object], *args: *Ts) -> Pending[None]:
+        """See `Step.on_end`; to be awaited."""
+        driver = self._driver
+        return driver.call(name, None, body_of_on_end(name, fn, args, driver.defaults))
 
     @overload
     def map(
@@ -134,9 +144,12 @@ class AsyncStep:
         retry: tenacity.BaseRetrying | None = None,
         timeout: Duration | None = None,
         cleanup: bool = False,
+        undo: Callable[[Any], object] | None = None,
+        cancellable: bool = False,
     ) -> Pending[list[Any]]:
         """See `Step.map`; on tasks."""
-        how, given = MapOptions(key, max_concurrency, return_exceptions), step_options(retry, timeout, cleanup=cleanup)
+        how = MapOptions(key, max_concurrency, return_exceptions)
+        given = step_options(retry, timeout, cleanup=cleanup, undo=undo, cancellable=cancellable)
         return self._driver.map(name, items, how, partial(body_of_mapped, fn, given, self._driver.defaults))
 
     @public("step.sleep")
@@ -270,6 +283,16 @@ class AsyncStep:
         check_flag("return_exceptions", return_exceptions)
         return self._driver.wait_for_children(check_handles(self._driver, handles), return_exceptions=return_exceptions)
 
+    @overload
+    def race(self, *, key: str | None = ..., **branches: Callable[[], Awaitable[T]]) -> Pending[tuple[str, T]]: ...
+    @overload
+    def race(self, *, key: str | None = ..., **branches: Callable[[], Awaitable[T] | T]) -> Pending[tuple[str, T]]: ...
+    @public("step.race")
+    def race(self, *, key: str | None = None, **branches: Callable[[], Any]) -> Pending[tuple[str, Any]]:
+        """See `Step.race`; on tasks. Those of the other branches are cancelled, and awaited, before it returns."""
+        name, body = body_of_race(branches)
+        return self._driver.call(name, key, body)
+
     @public("step.continue_with")
     def continue_with(self, input: Any, *, keep_history: bool = True) -> NoReturn:
         """See `Step.continue_with`; not awaited."""
@@ -285,10 +308,11 @@ class AsyncStep:
         retry: tenacity.BaseRetrying | None = None,
         timeout: Duration | None = None,
         cleanup: bool = False,
+        undo: Callable[[Connection[Any], Any], object] | None = None,
         isolation: Isolation = "read committed",
     ) -> Pending[T]:
         """See `Step.transaction`; `fn` is called in a thread of the store's."""
-        driver, given = self._driver, step_options(retry, timeout, cleanup=cleanup)
+        driver, given = self._driver, step_options(retry, timeout, cleanup=cleanup, undo=undo)
         return driver.call(name, key, body_of_transaction(name, fn, args, given, driver.defaults, isolation))
 
     @overload

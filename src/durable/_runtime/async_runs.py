@@ -121,7 +121,7 @@ class AsyncRun(RunBase):
         finally:
             execution.is_over = True
             leave(token)
-        match outcome.conclusion(execution):
+        match await driver.close(outcome.conclusion(execution)):
             case EndRun() as finish:
                 if self.on_ending is not None:
                     self.on_ending()

@@ -19,7 +19,9 @@ from durable._engine.decisions import (
     AttemptInTransaction,
     BeginChild,
     Begun,
+    CallOff,
     Commit,
+    Conclusion,
     Interrupted,
     Join,
     PollSignal,
@@ -27,39 +29,48 @@ from durable._engine.decisions import (
     RecordError,
     Rejected,
     Replay,
+    RunBranches,
     ShowChild,
     StepDecision,
     StepOutcome,
+    TakeTurn,
     Wait,
     WriteRecord,
 )
+from durable._engine.runs import begin_closing, end_closing
 from durable._engine.starts import NewRun
-from durable._engine.step_kinds import Sleep
+from durable._engine.step_kinds import Race, Sleep
 from durable._runtime.all_children import ChildWait, Failed, WaitForAll, in_order
 from durable._runtime.awaitables import explain_unawaited, is_awaitable
 from durable._runtime.bodies import Body, body_of_decorated
 from durable._runtime.branches import is_alone
 from durable._runtime.context import current_frame, enter, leave
 from durable._runtime.definitions import StepDefinition
-from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Driver
+from durable._runtime.driver import ACKNOWLEDGED, ASKED, CALLED_OFF, SILENT, TURN_COME, UNREAD
 from durable._runtime.mapping import MapItems, MapOptions, map_async
+from durable._runtime.races import RacingDriver
 from durable._runtime.shielded import wait_shielded
 from durable._runtime.timeouts import NotBegun, await_within, call_on_thread, needs_thread
+from durable._runtime.turns import Turns
 from durable.codecs._failures import add_note
-from durable.errors import AsyncMismatch, DurableError
+from durable.errors import AsyncMismatch, DurableError, Unwind
 from durable.records import Record
 from durable.stores import requests
 
+_LOOK: Final = 0.25  # seconds between two looks whether a body is to be cancelled
+_CANCELLED: Final = object()
 _MAX_TURNS: Final = 10  # of the event loop, for tasks within tasks to begin what they have called
 
 
-class AsyncDriver(Driver):
+class AsyncDriver(RacingDriver):
     """Calls the steps of one async execution."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._loop = asyncio.get_running_loop()
+        self._turns = Turns(self._loop, self._execution.journal.recorded > 0)
         self._change: asyncio.Future[None] | None = None
+        self._races: dict[Call, dict[asyncio.Task[Any], str]] = {}  # the tasks of their branches
         self._unanswered: set[Call] = set()  # calls whose checkpoints have been sent
         self._unbegun: dict[
             Call | MapItems | WaitForAll, Coroutine[Any, Any, Any]
@@ -184,6 +195,22 @@ class AsyncDriver(Driver):
         return task is not None and task.cancelling() > 0
 
     @calls_out
+    async def close(self, conclusion: Conclusion) -> Conclusion:
+        """Do what is to be done before the run ends so, if anything is; how it ends then, or is left."""
+        if self._execution.is_closing:  # what is at work is recorded before it is undone
+            await self.drain()
+        closing = begin_closing(self._execution, conclusion)
+        if closing is None:
+            return conclusion
+        while self._execution.error is None and (step := closing.next_step()) is not None:
+            try:
+                call, body = self._at_ends.begin(step)
+                await self._drive(call, body)
+            except Exception as problem:
+                self._at_ends.note_failure(closing, step, problem)
+        return end_closing(self._execution, closing, self._at_ends.to_record)
+
+    @calls_out
     async def _drive(self, call: Call, body: Body) -> Any:
         outcome: StepOutcome = ASKED
         try:
@@ -198,12 +225,20 @@ class AsyncDriver(Driver):
                     case AttemptInTransaction(number=number, began=began):
                         outcome = await self._transact(call, Attempt(number, began), body)
                     case Wait(seconds=seconds, recheck=recheck):
-                        await self._sleep(seconds, recheck)
+                        await self._pause(call, seconds, recheck)
                         outcome = ASKED
                     case PollSignal(names=names, taken=taken):
                         outcome = await self._receive(names, taken)
                     case Commit(record=record):
                         outcome = await self._commit(call, body, record)
+                    case RunBranches() as branches:
+                        outcome = await self._race(call, branches, body)
+                    case CallOff():
+                        await self._call_off(call)
+                        outcome = CALLED_OFF
+                    case TakeTurn(place=place):
+                        await self._take_turn(place)
+                        outcome = TURN_COME
                     case Join():
                         await self._join(call)
                         outcome = ASKED
@@ -217,6 +252,8 @@ class AsyncDriver(Driver):
                         raise self._ending(stop)
         except BaseException as reason:
             self._abandon(call, reason)
+            if type(call.kind) is Race:
+                await self._call_off(call, reason)
             shorten(reason)
             raise
 
@@ -226,7 +263,11 @@ class AsyncDriver(Driver):
             await self._wait_for_room(room)
         token, timeout = enter(self._frame_of(call, attempt, body)), body.options.timeout
         try:
-            if timeout is None:
+            if body.options.cancellable and call.closing is None and not call.cleanup:
+                value = await self._await_cancellable(call, body)
+                if value is _CANCELLED:
+                    return ASKED
+            elif timeout is None:
                 value = body.call()
                 if is_awaitable(value):
                     value = await value
@@ -239,6 +280,30 @@ class AsyncDriver(Driver):
         finally:
             leave(token)
         return self._encode(call, value, body)
+
+    async def _await_cancellable(self, call: Call, body: Body) -> Any:
+        """What the body returns; `_CANCELLED` where it was cancelled since its run is, and ended without a value."""
+        if body.options.timeout is None:
+            value = body.call()
+            if not is_awaitable(value):
+                return value
+        else:
+            value = await_within(body.options.timeout, call.name, body.call, blocks=needs_thread(body.fn))
+        task, cancelled = asyncio.ensure_future(value), False
+        try:
+            while not (await asyncio.wait([task], timeout=None if cancelled else _LOOK))[0]:
+                if not cancelled and self._is_to_be_cancelled():
+                    cancelled = task.cancel()
+        except BaseException:  # this task is being left, and the body with it
+            task.cancel()
+            await asyncio.wait([task])
+            raise
+        if cancelled and (task.cancelled() or task.exception() is not None):
+            return _CANCELLED
+        return task.result()
+
+    def _is_to_be_cancelled(self) -> bool:
+        return self._execution.lease.cancelled or self._execution.find_ending(self._reading()) is not None
 
     async def _wait_for_room(self, room: asyncio.Future[None] | None) -> None:
         """Wait until the store has room for a body's record; leave the run if it may start no body by then."""
@@ -387,9 +452,44 @@ class AsyncDriver(Driver):
     async def _rest(self, call: Call, body: Body) -> None:
         until = await self._drive(call, body)
         while (wait := self._next_rest(call, until)) is not None:
-            await self._sleep(wait.seconds, wait.recheck)
+            await self._pause(call, wait.seconds, wait.recheck)
 
-    async def _sleep(self, seconds: float, recheck: float) -> None:
+    async def _race(self, call: Call, run: RunBranches, body: Body) -> StepOutcome:
+        self._has_raced, failures = True, list[Exception]()
+        token = enter(self._frame_in(call))
+        try:
+            tasks = {asyncio.ensure_future(_value_of(fn)): name for name, fn in body.branches.items()}
+        finally:
+            leave(token)
+        self._races[call] = tasks
+        ended: list[asyncio.Task[Any]] = []  # in this order
+        for task in tasks:
+            task.add_done_callback(ended.append)
+        while len(failures) < len(tasks):
+            await asyncio.wait(tasks.keys() - set(ended), return_when=asyncio.FIRST_COMPLETED)
+            for task in ended[len(failures) :]:
+                problem = task.exception()  # or a cancellation of its own, raised
+                if problem is None:
+                    return self._won(call, tasks[task], task.result(), body)
+                if not isinstance(problem, Exception):
+                    raise problem
+                self._tell_failure(call, tasks[task], problem)
+                failures.append(problem)
+        return self._all_out(call, run, failures, body)
+
+    async def _call_off(self, call: Call, reason: BaseException | None = None) -> None:
+        """Cancel the other branches, and wait until they have cleaned up."""
+        tasks = self._races.pop(call, {})
+        rest = [task for task in tasks if not task.done()]
+        for task in rest:
+            task.cancel()
+        if rest and (reason is None or isinstance(reason, Exception | asyncio.CancelledError | Unwind)):
+            await asyncio.wait(rest)
+            for task in rest:
+                if task.done() and not task.cancelled() and isinstance(problem := task.exception(), Exception):
+                    self._tell_failure(call, tasks[task], problem)
+
+    async def _pause(self, call: Call, seconds: float, recheck: float) -> None:  # noqa: ARG002 -- for threads
         task = asyncio.current_task()
         if task is None:
             await self.clock.asleep(seconds, recheck)
@@ -399,6 +499,9 @@ class AsyncDriver(Driver):
             await self.clock.asleep(seconds, recheck)
         finally:
             self._resting.discard(task)
+
+    async def _take_turn(self, place: int) -> None:
+        await self._turns.take(place)
 
     async def _join(self, call: Call) -> None:
         while self._execution.is_running(call):
@@ -426,6 +529,12 @@ class AsyncDriver(Driver):
         if self._change is None:
             self._change = self._loop.create_future()
         await asyncio.shield(self._change)
+
+
+async def _value_of(fn: Callable[[], Any]) -> Any:
+    """What a branch of a race returns, or what that gives when it is awaited."""
+    value = fn()
+    return await value if is_awaitable(value) else value
 
 
 def _loop_error(what: str) -> AsyncMismatch:

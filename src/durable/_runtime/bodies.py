@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final, cast, get_args
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from durable._common.boundary import calls_out
-from durable._common.checks import check_name
 from durable._common.durations import MAX_SECONDS, Duration, add_seconds, check_duration, show, to_utc
 from durable._engine.causes import InFlight
+from durable._engine.closing import ON_END, UNDO
+from durable._engine.signals import RESERVED, check_signal_name
 from durable._engine.step_kinds import ITEM, Isolation, Item, Listen, Plain, Sleep, StepKind, Transact
+from durable._runtime.awaitables import explain_early_call
 from durable._runtime.definitions import StepDefinition, definition_of
 from durable._runtime.step_options import DEFAULTS, StepOptions, checked_timeout
 from durable.clocks import Clock
@@ -22,6 +24,17 @@ from durable.errors import AsyncMismatch, InvalidArgument, SignalTimedOut
 
 #: Why most bodies may call no steps.
 NO_ITEM: Final = "it is no item of a map"
+
+
+class AtEnd(Struct, frozen=True):
+    """What is to be done about a step when the run ends."""
+
+    #: As in a `StepRecord`.
+    word: str
+    #: What is called; where it undoes the step, without its argument, the step's value.
+    body: Body
+    #: By which that value is read.
+    annotation: Any = None
 
 
 class Body(Struct, frozen=True):
@@ -42,6 +55,10 @@ class Body(Struct, frozen=True):
     amid: InFlight | None = None
     #: Of a child, the scope in which it was started, wherever it is waited for; None of all that is drawn where it is called.
     scope: str | None = None
+    #: Of a race, by their names.
+    branches: Mapping[str, Callable[[], Any]] = {}
+    #: What is done about it when the run ends; None where that is nothing.
+    at_end: AtEnd | None = None
 
     @calls_out
     def call(self) -> Any:
@@ -66,7 +83,27 @@ def body_of_call(fn: Callable[..., Any], args: tuple[Any, ...], given: StepOptio
         definition, args = definition.of(args)
         fn, given = definition.fn, given.merged_over(definition.options)
     options = defaults if given is DEFAULTS else given.merged_over(defaults)
-    return Body(fn, args, {}, options, return_annotation(fn))
+    body = Body(fn, args, {}, options, return_annotation(fn))
+    return body if options.undo is None else _with_undo(body, options.undo, defaults)
+
+
+def _with_undo(body: Body, undo: Callable[..., object], defaults: StepOptions) -> Body:
+    """The body of a step, with what undoes it: under its own options where it is decorated, else under the step's."""
+    given = DEFAULTS if definition_of(undo) is not None else StepOptions(body.options.policy, body.options.timeout)
+    undoing = body_of_call(undo, (), given, defaults)
+    return structs.replace(body, at_end=AtEnd(UNDO, structs.replace(undoing, at_end=None), body.annotation))
+
+
+def body_of_on_end(name: str, fn: Callable[..., Any], args: tuple[Any, ...], defaults: StepOptions) -> Body:
+    """The body of `step.on_end`: it does nothing, and what is to be done comes at the end."""
+    if not callable(cast(object, fn)):
+        raise InvalidArgument(f"step.on_end({name!r}): {explain_early_call(fn)}")
+    body = body_of_call(fn, args, DEFAULTS, defaults)
+    return Body(do_nothing, (), {}, DEFAULTS, at_end=AtEnd(ON_END, structs.replace(body, at_end=None)))
+
+
+def do_nothing() -> None:
+    """What a step does that only says something."""
 
 
 def body_of_item(
@@ -74,7 +111,7 @@ def body_of_item(
 ) -> Body:
     """The body of an item of a map, which may call steps of its own."""
     body = body_of_call(fn, (item,), given, defaults)
-    return Body(body.fn, body.args, {}, body.options, body.annotation, ITEM, amid)
+    return Body(body.fn, body.args, {}, body.options, body.annotation, ITEM, amid, at_end=body.at_end)
 
 
 def body_of_decorated(
@@ -83,7 +120,8 @@ def body_of_decorated(
     """The body of a call of the decorated function itself."""
     fn, given = definition.fn, definition.options
     options = defaults if given is DEFAULTS else given.merged_over(defaults)
-    return Body(fn, args, kwargs, options, return_annotation(fn))
+    body = Body(fn, args, kwargs, options, return_annotation(fn))
+    return body if options.undo is None else _with_undo(body, options.undo, defaults)
 
 
 def body_of_sleep(seconds: Duration | datetime, clock: Clock) -> Body:
@@ -108,6 +146,8 @@ def body_of_sleep(seconds: Duration | datetime, clock: Clock) -> Body:
 def body_of_wait(name: str, timeout: Duration | None, type_: Any = Any, names: tuple[str, ...] = ()) -> Body:
     """The body of a wait for a signal, which is called when none has come. `name` is that of the step."""
     seconds = checked_timeout("timeout", timeout)
+    if isinstance(name, str) and name.startswith(RESERVED):  # else it would take what tells of a child's end
+        check_signal_name(name)
 
     def in_vain() -> None:
         raise SignalTimedOut(name, seconds or 0.0)
@@ -120,7 +160,7 @@ def check_signal_names(names: object) -> tuple[str, ...]:
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise InvalidArgument(f"step.wait_for_any takes a list of names, not {type(names).__name__}")
     given = cast("Iterable[object]", names)
-    checked = tuple(dict.fromkeys(check_name("a signal's name", name) for name in given))
+    checked = tuple(dict.fromkeys(check_signal_name(name) for name in given))
     if not checked:
         raise InvalidArgument("step.wait_for_any needs at least one name: it would wait for ever")
     return checked
@@ -147,7 +187,14 @@ def body_of_transaction(
             f"step.transaction({name!r}): what it does to the database happens exactly once with its record, or not "
             f"at all: leave out at_most_once"
         )
-    return Body(body.fn, args, {}, body.options, body.annotation, Transact(cast(Isolation, isolation)))
+    kind, at_end = Transact(cast(Isolation, isolation)), body.at_end
+    if at_end is not None:  # in a transaction, too
+        if inspect.iscoroutinefunction(at_end.body.fn):
+            raise AsyncMismatch(
+                f"step.transaction({name!r}) has its undo called with a blocking connection, too: define that with `def`"
+            )
+        at_end = structs.replace(at_end, body=structs.replace(at_end.body, kind=kind))
+    return Body(body.fn, args, {}, body.options, body.annotation, kind, at_end=at_end)
 
 
 def body_of_mapped(

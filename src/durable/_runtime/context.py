@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 from msgspec import Struct
 
+from durable._engine.calls import Call
 from durable._engine.causes import InFlight
 from durable._runtime.definitions import StepDefinition
 from durable.errors import InvalidArgument
@@ -64,6 +65,8 @@ class Frame(Struct, frozen=True, eq=False):
     amid: InFlight | None = None
     #: The frame of the call of the step whose body it is.
     outer: Frame | None = None
+    #: The race in a branch of which it runs.
+    race: Call | None = None
 
 
 current_frame: Final[ContextVar[Frame | None]] = ContextVar("durable_frame", default=None)

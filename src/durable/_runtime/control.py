@@ -8,12 +8,15 @@ from typing import Any, Final
 
 from durable._common.boundary import public
 from durable._common.checks import check_flag, check_name
+from durable._common.durations import show
 from durable._engine.decisions import Claim, ClaimReply, Granted
 from durable._engine.leases import Lease
-from durable._engine.retry_cut import Cut, aside_record, cut_for_retry
+from durable._engine.lines import Cut
+from durable._engine.retry_cut import aside_record, cut_for_retry
+from durable._engine.signals import check_signal_name
 from durable._runtime.sync_bridge import Coroutines, at_once, call_now
 from durable.codecs import codec_of
-from durable.errors import ConcurrentExecution, RunBeingStarted, RunNotFound
+from durable.errors import ConcurrentExecution, InvalidArgument, RunBeingStarted, RunNotFound
 from durable.records import Header, Record, Status
 from durable.snapshots import Snapshot, journal_of
 from durable.stores._adapters.kinds import AnyStore, as_run_store, queueing_store
@@ -21,27 +24,53 @@ from durable.stores.protocol import AsyncRunStore
 from durable.stores.requests import Begin, Cancel, Finish, Release, Signal
 
 _LEASE: Final = 30.0  # seconds in which a run is read and one record is written
+MAX_REASON: Final = 2000  # characters, of why a run is cancelled
 _BUSY: Final = "Wait until that has ended, or stop it with durable.cancel: only then can its steps be set aside."
 
 _retrying: Final = set[asyncio.Task[list[str]]]()  # an event loop holds its tasks weakly
 
 
 @public("durable.cancel")
-def cancel(store: AnyStore, id: str) -> bool:
-    """Stop the run `id`, wherever it is executed. True when it was queued, running or interrupted, and is now
-    `cancelled`.
+def cancel(store: AnyStore, id: str, *, force: bool = False, reason: str | None = None) -> bool:
+    """Ask the run `id` to end, wherever it is executed. True when it had not ended; `reason` is kept, and shown.
 
-    Its owner can write nothing more: it stops with `RunCancelled` at its next checkpoint, or within two seconds where it
-    waits. What was recorded is kept, and `durable.run` with this id goes on from there. Raises `InvalidArgument`, and the
-    store's errors.
+    Its owner hears within two seconds. No further step begins; a body that is at work goes on to its end and is recorded (a
+    coroutine is cancelled where its step is `cancellable`); then clean-up, undos and what `step.on_end` was given are done, and
+    the run is `cancelled`. One that nothing executes is closed by a worker where it was started, and else by the next
+    `durable.run` of its id; where it has nothing to close, it is cancelled at once. What was recorded and not undone is kept,
+    and `durable.run` with this id goes on from there.
+
+    With `force`, or asked a second time, the lease is taken from the owner: the run is `cancelled` at once, whatever is left
+    to be undone. Its owner can write nothing more: it stops with `RunCancelled` at its next checkpoint, or within two seconds
+    where it waits.
+
+    Raises `InvalidArgument`, and the store's errors.
     """
-    return as_run_store(store).perform(Cancel(check_name("a run's id", id)))
+    return as_run_store(store).perform(_checked_cancel(id, force, reason))
 
 
 @public("durable.aio.cancel")
-async def cancel_async(store: AnyStore, id: str) -> bool:
+async def cancel_async(store: AnyStore, id: str, *, force: bool = False, reason: str | None = None) -> bool:
     """The same for asyncio."""
-    return await as_run_store(store).aio.submit(Cancel(check_name("a run's id", id)))
+    return await as_run_store(store).aio.submit(_checked_cancel(id, force, reason))
+
+
+def _checked_cancel(id: str, force: object, reason: object) -> Cancel:
+    if reason is not None and not isinstance(reason, str):
+        raise InvalidArgument(f"reason must be a text, not {show(reason)}")
+    if reason is not None and ("\0" in reason or len(reason) > MAX_REASON or not _is_text(reason)):
+        raise InvalidArgument(
+            f"reason must be a text of at most {MAX_REASON} characters, without NUL and lone surrogates"
+        )
+    return Cancel(check_name("a run's id", id), check_flag("force", force), reason)
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @public("durable.signal")
@@ -219,7 +248,7 @@ def _checked_signal(
     text = codec_of(store).encode(payload, what=f"the payload of signal {name!r}")
     return Signal(
         check_name("a run's id", id),
-        check_name("a signal's name", name),
+        check_signal_name(name),
         text.decode(),
         None if dedup is None else check_name("dedup", dedup),
         check_flag("create_later", create_later),

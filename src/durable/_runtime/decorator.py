@@ -35,6 +35,8 @@ def step(
     timeout: Duration | None = ...,
     at_most_once: bool = ...,
     cleanup: bool = ...,
+    undo: Callable[[Any], object] | None = ...,
+    cancellable: bool = ...,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 @public("@durable.step")
 def step(
@@ -46,13 +48,15 @@ def step(
     timeout: Duration | None = None,
     at_most_once: bool = False,
     cleanup: bool = False,
+    undo: Callable[[Any], object] | None = None,
+    cancellable: bool = False,
 ) -> Any:
     """Make a function a step wherever a workflow calls it.
 
     `name` is the step's name, by default the function's. In a workflow, `charge(order)` and `deps.charge(order)` are
     remembered under an automatic key (`charge`, then `charge#2`); use `step("charge", charge, order, key=…)` to choose
     the key. Outside a workflow, and inside another step's body, it is the plain function that it was. `retry`, `timeout`,
-    `at_most_once` and `cleanup` are as for `step(...)`, where they can be given again for one call.
+    `at_most_once`, `cleanup`, `undo` and `cancellable` are as for `step(...)`, where they can be given again for one call.
 
     Methods of every kind are steps as well; the instance or class that they are called on is no argument. A decorator
     above this one is applied to what the step gives, anew at each replay, in `charge(order)` and `deps.charge(order)` alike;
@@ -63,7 +67,7 @@ def step(
 
     Raises `InvalidArgument` for something that is not a function, or a name that cannot be one.
     """
-    given = step_options(retry, timeout, at_most_once, cleanup)
+    given = step_options(retry, timeout, at_most_once, cleanup, undo, cancellable)
     if fn is None:
         return functools.partial(_decorate, name=name, given=given)
     return _decorate(fn, name, given)

@@ -63,7 +63,12 @@ class DrawingDriver:
             return Frame(self, call.key, self._runs, attempt.number, "", NO_ITEM, None, current_frame.get())
         problem = body.why_without_steps
         scope = "" if problem else f"{call.key}{SLASH}"
-        return Frame(self, call.key, self._runs, attempt.number, scope, problem, body.amid, current_frame.get())
+        outer = current_frame.get()
+        return Frame(self, call.key, self._runs, attempt.number, scope, problem, body.amid, outer, call.race)
+
+    def _frame_in(self, race: Call) -> Frame:
+        """The frame of the branches of a race that is called here."""
+        return replace(self._frame_here() or self.frame(), race=race)
 
     def _frame_here(self) -> Frame | None:
         """Where a step may be called that is called now; None where that is not known, in a thread without its context."""

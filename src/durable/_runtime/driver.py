@@ -24,24 +24,27 @@ from durable._engine.decisions import (
     Acknowledged,
     Asked,
     Attempt,
+    CalledOff,
     Raised,
     Reading,
     Rejected,
     Returned,
     Silent,
     StepOutcome,
+    TurnCome,
     Undone,
     Unstorable,
     Wait,
 )
 from durable._engine.leases import MAX_WAIT
-from durable._engine.step_kinds import Listen, StartChild, Transact
+from durable._engine.step_kinds import Listen, Race, StartChild, Transact
 from durable._engine.steps import LiveExecution
+from durable._runtime.at_end import AtEnds
 from durable._runtime.awaitables import explain_early_call, is_awaitable, vain_awaitable_error
 from durable._runtime.bodies import NO_ITEM, Body
 from durable._runtime.context import Running, current_frame, enter, leave
 from durable._runtime.drawing import DrawingDriver
-from durable._runtime.payloads import read_signal
+from durable._runtime.payloads import read_signal, read_winner
 from durable._runtime.stack import require_stack
 from durable._runtime.step_options import DEFAULTS, StepOptions
 from durable._runtime.timeouts import NotBegun, call_within
@@ -66,6 +69,8 @@ T = TypeVar("T")
 _log = logging.getLogger("durable")
 
 ASKED: Final = Asked()
+CALLED_OFF: Final = CalledOff()
+TURN_COME: Final = TurnCome()
 ACKNOWLEDGED: Final = Acknowledged()
 SILENT: Final = Silent()
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
@@ -101,6 +106,8 @@ class Driver(DrawingDriver):
         self._cancel = cancel
         self._before = sys.exception()  # what the caller of `run` is handling has nothing to do with the workflow
         self._open: dict[Call, tuple[Transaction, Attempt]] = {}
+        self._has_raced = False  # whether a frame may say in which race it is
+        self._at_ends = AtEnds(execution, codec)
         # The threads or tasks, beside the workflow's own, that have called steps.
         self._branches: WeakSet[Any] = WeakSet()
         this = ref(self)  # weakly: a driver and its execution must not keep one another
@@ -157,15 +164,20 @@ class Driver(DrawingDriver):
             amid = self._in_flight(exception)
         call = Call(key or name, name, fingerprint, key is None, body.kind, options.at_most_once, options.cleanup)
         frame = current_frame.get()
-        if body.scope or (frame is not None and frame.scope):  # almost never
+        if body.scope or (frame is not None and (frame.scope or self._has_raced)):  # almost never
             frame = self._frame_here()
             call.scope = body.scope if body.scope is not None else "" if frame is None else frame.scope
             call.key = check_name("a step's key", call.scope + call.key)
+            call.race = None if frame is None else frame.race
             if frame is not None and frame.scope:
                 call.within = frame.inside
                 if frame.amid is not None:
                     amid = joined(frame.amid, amid)
+        if (at_end := body.at_end) is not None:
+            call.at_end = at_end.word
         drawn = self._execution.draw(call, branch, amid)
+        if at_end is not None:
+            self._at_ends.note(drawn.key, at_end)
         if drawn.concurrent:
             self._branches.add(branch)
         return drawn
@@ -300,6 +312,8 @@ class Driver(DrawingDriver):
         try:
             if policy is not None:
                 policy.check_result(value, call.attempts, body.fn, body.args, body.kwargs)
+            if call.closing is not None:  # its value is never asked for
+                value = None
             what = f"the result of step {call.key!r}"
             return Returned(self._codec.encode(value, what=what, annotation=body.annotation), self.clock.elapsed())
         except UnstorableValue as problem:
@@ -338,6 +352,8 @@ class Driver(DrawingDriver):
             return body.call()  # the handle; the outcome is for what waits
         if record.error is None:
             run_id = self._execution.run_id
+            if type(body.kind) is Race:
+                return read_winner(record.json, body.branches, self._codec, run_id=run_id, where=where)
             if type(body.kind) is Listen:
                 return read_signal(record.json, body.kind, call.name, body.annotation, self._codec, run_id=run_id)
             return self._codec.decode(record.json, run_id=run_id, where=where, annotation=body.annotation)

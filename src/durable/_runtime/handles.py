@@ -18,6 +18,7 @@ from durable._engine.step_kinds import Isolation
 from durable._runtime.bodies import (
     body_of_call,
     body_of_mapped,
+    body_of_on_end,
     body_of_sleep,
     body_of_transacted,
     body_of_transaction,
@@ -28,6 +29,7 @@ from durable._runtime.children import ChildHandle, ChildOptions, check_handles, 
 from durable._runtime.mapping import MapOptions
 from durable._runtime.new_runs import Start
 from durable._runtime.plan import MISSING
+from durable._runtime.races import body_of_race
 from durable._runtime.scopes import Scope
 from durable._runtime.step_options import (
     CollectingMapOptions,
@@ -82,6 +84,8 @@ class Step:
         timeout: Duration | None = None,
         at_most_once: bool = False,
         cleanup: bool = False,
+        undo: Callable[[Any], object] | None = None,
+        cancellable: bool = False,
     ) -> T:
         """Call `fn(*args)` once and remember its outcome under `key` (by default the name, numbered on repetition).
 
@@ -92,16 +96,34 @@ class Step:
         - `at_most_once`: record that the body begins before it does (one more commit). Found begun and not ended, the step
           raises `StepInterrupted`; its body is never started again, not even to resume a failed run.
         - `cleanup`: what is to be done whenever the run is left, like a notification or an unlock. The step never keeps a
-          failed run from being taken up again, and is then done anew; so its value is good for this execution only.
+          failed run from being taken up again, and is then done anew; so its value is good for this execution only. It is
+          also done while the run is being cancelled.
+        - `undo`: a function of the step's value. Where the run ends failed or cancelled, it is called for each step that was
+          done, the last one recorded first, each call a step of its own (`undo:KEY`), under the `retry` and `timeout` of the
+          step, or of its own if it is decorated. What was undone, and all that started after it, is set aside then: a run that
+          is taken up again does it anew.
+        - `cancellable`: where the body is a coroutine, cancel it when the run is cancelled. Any other body goes on to its end,
+          and is recorded.
 
         Returns what the record gives back: a new copy of the value. Raises what the body raised, rebuilt from its
         record; `KeyConflict`, `NestedStep`, `InvalidArgument`, `UnstorableValue` for a call that cannot be remembered.
         Where the run must not go on (its lease lost, its code drifted), control leaves the workflow past any
         `except Exception`.
         """
-        driver, given = self._driver, step_options(retry, timeout, at_most_once, cleanup)
+        driver, given = self._driver, step_options(retry, timeout, at_most_once, cleanup, undo, cancellable)
         value: T = driver.call(name, key, body_of_call(fn, args, given, driver.defaults))
         return value
+
+    @public("step.on_end")
+    def on_end(self, name: str, fn: Callable[[*Ts], object], *args: *Ts) -> None:
+        """Have `fn(*args)` called when the run ends, however it ends: completed, failed or cancelled; after all undos.
+
+        From the return of this call on that is remembered: it costs a commit. The call at the end is a step of its own
+        (`end:NAME`), under the options that `fn` is decorated with; the last one asked for comes first. A run that is left
+        without an end (a crash, a hand-over, a cancellation with `force=True`) performs it when it ends after all.
+        """
+        driver = self._driver
+        driver.call(name, None, body_of_on_end(name, fn, args, driver.defaults))
 
     @overload
     def map(
@@ -124,15 +146,18 @@ class Step:
         retry: tenacity.BaseRetrying | None = None,
         timeout: Duration | None = None,
         cleanup: bool = False,
+        undo: Callable[[Any], object] | None = None,
+        cancellable: bool = False,
     ) -> list[Any]:
         """Call `fn(item)` for each item, a step each, on `max_concurrency` threads (32 by default); the results in order.
 
         An item's key is `name[0]`, `name[1]` …, or `name[…]` of what `key(item)` says: choose it where the items may come in
         another order. Each is recorded as it ends, and only the missing ones run when the run is resumed. When one fails, no
-        other is begun, and its exception is raised; with `return_exceptions=True` it stands in the list instead. `cleanup` as
-        for `step(...)`.
+        other is begun, and its exception is raised; with `return_exceptions=True` it stands in the list instead. `cleanup`,
+        `undo` and `cancellable` as for `step(...)`.
         """
-        how, given = MapOptions(key, max_concurrency, return_exceptions), step_options(retry, timeout, cleanup=cleanup)
+        how = MapOptions(key, max_concurrency, return_exceptions)
+        given = step_options(retry, timeout, cleanup=cleanup, undo=undo, cancellable=cancellable)
         return self._driver.map(name, items, how, partial(body_of_mapped, fn, given, self._driver.defaults))
 
     @public("step.sleep")
@@ -283,6 +308,21 @@ class Step:
         check_flag("return_exceptions", return_exceptions)
         return self._driver.wait_for_children(check_handles(self._driver, handles), return_exceptions=return_exceptions)
 
+    @public("step.race")
+    def race(self, *, key: str | None = None, **branches: Callable[[], T]) -> tuple[str, T]:
+        """Call the `branches`, which take no arguments, beside each other: the name and the value of the first that returns.
+
+        The winner is recorded, under the branches' names or `key`: a replay returns it, and begins no branch. A branch may
+        call steps, and has a thread. One that raises is out, and the others go on; where all did, an `ExceptionGroup` of
+        what they raised is raised, and recorded. When the race is decided, the other branches begin no more steps: waits end,
+        and a body that runs goes on in its thread, which the end of the run waits for.
+
+        Raises `InvalidArgument` where there is no branch, or one is no function, and `UnstorableValue`; else as `step(...)`.
+        """
+        name, body = body_of_race(branches)
+        value: tuple[str, T] = self._driver.call(name, key, body)
+        return value
+
     @public("step.continue_with")
     def continue_with(self, input: Any, *, keep_history: bool = True) -> NoReturn:
         """Begin the workflow anew as the same run, with this `input` and an empty journal. It does not return.
@@ -308,6 +348,7 @@ class Step:
         retry: tenacity.BaseRetrying | None = None,
         timeout: Duration | None = None,
         cleanup: bool = False,
+        undo: Callable[[Connection[Any], Any], object] | None = None,
         isolation: Isolation = "read committed",
     ) -> T:
         """Call `fn(connection, *args)` in a transaction of the store's database, and commit it together with the step's record.
@@ -318,11 +359,12 @@ class Step:
         does elsewhere happens at least once, as in any step: a deadlock, a serialization failure, the loss of the
         connection, or a server that is out of disk space or memory has it called again.
 
-        `key`, `retry`, `timeout`, `cleanup`, the value and the errors are as for `step(...)`; besides these,
+        `key`, `retry`, `timeout`, `cleanup`, the value and the errors are as for `step(...)`, and so is `undo`, which is called
+        as `undo(connection, value)` in a transaction of its own; besides these,
         `TransactionMisused` for a body that ends the transaction or tries to. A store that is no PostgreSQL ends the run
         with `InvalidArgument`.
         """
-        driver, given = self._driver, step_options(retry, timeout, cleanup=cleanup)
+        driver, given = self._driver, step_options(retry, timeout, cleanup=cleanup, undo=undo)
         value: T = driver.call(name, key, body_of_transaction(name, fn, args, given, driver.defaults, isolation))
         return value
 

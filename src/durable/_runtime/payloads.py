@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -9,10 +10,23 @@ from msgspec import Raw
 
 from durable._common.boundary import calls_out
 from durable._engine.step_kinds import Listen
-from durable.codecs import Codec, as_annotated
-from durable.errors import SignalMismatch
+from durable.codecs import Codec, as_annotated, return_annotation
+from durable.errors import SignalMismatch, UnreadableRecord
 
 _pairs: Final = msgspec.json.Decoder(tuple[str, Raw])
+
+
+@calls_out
+def read_winner(
+    text: bytes, branches: Mapping[str, Callable[[], Any]], codec: Codec, *, run_id: str, where: str
+) -> tuple[str, Any]:
+    """The name and the value of the branch that won, by the race's record."""
+    try:
+        name, value = _pairs.decode(text)
+    except msgspec.MsgspecError as problem:
+        raise UnreadableRecord(run_id, where, f"it is no name and value: {problem}") from None
+    annotation = return_annotation(branches[name]) if name in branches else None
+    return name, codec.decode(bytes(value), run_id=run_id, where=where, annotation=annotation)
 
 
 @calls_out

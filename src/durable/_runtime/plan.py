@@ -13,7 +13,7 @@ from datetime import datetime
 from types import CodeType, FunctionType
 from typing import Any, Final
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 from msgspec.structs import force_setattr, replace
 
 from durable._common.checks import check_name
@@ -196,6 +196,8 @@ class Plan(Struct, frozen=True, eq=False):
             raise RetryRefused(run_id, journal.undecided)
         if granted.taken_from is not None:
             self.emit(LeaseTaken(run_id, at, granted.taken_from))
+        if (cancel := granted.header.cancel) is not UNSET:
+            granted.lease.ask(cancel.reason)
         epoch, recorded = granted.lease.epoch, journal.recorded
         self.emit(RunBegan(run_id, at, self.claim.workflow, epoch, recorded, granted.header, granted.records))
         failures = sum(record.kind == Kind.FAILURE for record in granted.records)

@@ -99,7 +99,7 @@ class RunBase:
 
     def is_alive(self, running: bool) -> bool:
         """Whether work still goes on under the lease. Asked by the heartbeat; stalled steps are reported by the way."""
-        if self._over or not running or self._plan.is_late:
+        if self._over or not running or (self._plan.is_late and not (self._execution and self._execution.is_closing)):
             return False
         if self._driver is not None and self._execution is not None:
             report_stalls(self._execution, self._driver.clock)

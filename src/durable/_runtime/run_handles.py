@@ -87,9 +87,9 @@ class RunHandle(_Handle[T]):
         runs, time = Coroutines(self._store, call_now), Coroutines(clock, call_now)
         return self._outcome(at_once(wait_for_end, runs, self.id, clock.elapsed, time.sleep, timeout))
 
-    def cancel(self) -> bool:
+    def cancel(self, *, force: bool = False, reason: str | None = None) -> bool:
         """See `durable.cancel`."""
-        return cancel(self._store, self.id)
+        return cancel(self._store, self.id, force=force, reason=reason)
 
     def signal(
         self,
@@ -136,9 +136,9 @@ class AsyncRunHandle(_Handle[T]):
         clock = pace_of(self._store)
         return self._outcome(await wait_for_end(self._store.aio, self.id, clock.elapsed, clock.asleep, timeout))
 
-    async def cancel(self) -> bool:
+    async def cancel(self, *, force: bool = False, reason: str | None = None) -> bool:
         """See `RunHandle.cancel`."""
-        return await cancel_async(self._store, self.id)
+        return await cancel_async(self._store, self.id, force=force, reason=reason)
 
     async def signal(
         self,

@@ -118,7 +118,7 @@ class BlockingRun(RunBase):
         finally:
             execution.is_over = True
             leave(token)
-        match outcome.conclusion(execution):
+        match driver.close(outcome.conclusion(execution)):
             case EndRun() as finish:
                 if self.on_ending is not None:
                     self.on_ending()

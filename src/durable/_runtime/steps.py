@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -21,7 +22,9 @@ from durable._engine.decisions import (
     Attempt,
     AttemptInTransaction,
     BeginChild,
+    CallOff,
     Commit,
+    Conclusion,
     Interrupted,
     Join,
     PollSignal,
@@ -30,30 +33,36 @@ from durable._engine.decisions import (
     RecordError,
     Rejected,
     Replay,
+    RunBranches,
     ShowChild,
     StepDecision,
     StepOutcome,
+    TakeTurn,
     Unstorable,
     Wait,
     WriteRecord,
 )
+from durable._engine.leases import MAX_WAIT
+from durable._engine.runs import begin_closing, end_closing
 from durable._engine.starts import NewRun
-from durable._engine.step_kinds import Sleep
+from durable._engine.step_kinds import Race, Sleep
 from durable._runtime.all_children import ChildWait, Failed, in_order
 from durable._runtime.awaitables import is_awaitable, vain_awaitable_error
 from durable._runtime.bodies import Body, body_of_decorated
 from durable._runtime.branches import have_ended
 from durable._runtime.context import enter, leave
 from durable._runtime.definitions import StepDefinition
-from durable._runtime.driver import ACKNOWLEDGED, ASKED, SILENT, UNREAD, Driver
+from durable._runtime.driver import ACKNOWLEDGED, ASKED, CALLED_OFF, SILENT, TURN_COME, UNREAD
 from durable._runtime.mapping import MapItems, MapOptions, map_blocking
-from durable._runtime.timeouts import NotBegun, call_within
+from durable._runtime.races import Heat, RacingDriver
+from durable._runtime.timeouts import NotBegun, call_on_thread, call_within
+from durable.clocks import SystemClock
 from durable.errors import DurableError
 from durable.records import Record
 from durable.stores import requests
 
 
-class BlockingDriver(Driver):
+class BlockingDriver(RacingDriver):
     """Calls the steps of one blocking execution."""
 
     def __init__(self, *args: Any) -> None:
@@ -63,6 +72,7 @@ class BlockingDriver(Driver):
         self._waiting = 0
         self._main = threading.current_thread()
         self._mapping: MapItems | None = None
+        self._races: dict[Call, Heat] = {}
 
     def call_decorated(self, definition: StepDefinition, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self.call(definition.name, None, body_of_decorated(definition, args, kwargs, self.defaults))
@@ -121,6 +131,22 @@ class BlockingDriver(Driver):
         return False
 
     @calls_out
+    def close(self, conclusion: Conclusion) -> Conclusion:
+        """Do what is to be done before the run ends so, if anything is; how it ends then, or is left."""
+        if self._execution.is_closing:  # what is at work is recorded before it is undone
+            self.drain()
+        closing = begin_closing(self._execution, conclusion)
+        if closing is None:
+            return conclusion
+        while self._execution.error is None and (step := closing.next_step()) is not None:
+            try:
+                call, body = self._at_ends.begin(step)
+                self._drive(call, body)
+            except Exception as problem:
+                self._at_ends.note_failure(closing, step, problem)
+        return end_closing(self._execution, closing, self._at_ends.to_record)
+
+    @calls_out
     def _drive(self, call: Call, body: Body) -> Any:
         outcome: StepOutcome = ASKED
         try:
@@ -135,12 +161,20 @@ class BlockingDriver(Driver):
                     case AttemptInTransaction(number=number, began=began):
                         outcome = self._transact(call, Attempt(number, began), body)
                     case Wait(seconds=seconds, recheck=recheck):
-                        self._sleep(seconds, recheck)
+                        self._pause(call, seconds, recheck)
                         outcome = ASKED
                     case PollSignal(names=names, taken=taken):
                         outcome = self._receive(names, taken)
                     case Commit(record=record):
                         outcome = self._commit(call, body, record)
+                    case RunBranches() as branches:
+                        outcome = self._race(call, branches, body)
+                    case CallOff():
+                        self._call_off(call)
+                        outcome = CALLED_OFF
+                    case TakeTurn(place=place):
+                        self._take_turn(place)
+                        outcome = TURN_COME
                     case Join():
                         self._join(call)
                         outcome = ASKED
@@ -154,6 +188,8 @@ class BlockingDriver(Driver):
                         raise self._ending(stop)
         except BaseException as reason:
             self._abandon(call, reason)
+            if type(call.kind) is Race:
+                self._call_off(call, reason)
             shorten(reason)
             raise
 
@@ -233,10 +269,7 @@ class BlockingDriver(Driver):
     def _rest(self, call: Call, body: Body) -> None:
         until = self._drive(call, body)
         while (wait := self._next_rest(call, until)) is not None:
-            self._sleep(wait.seconds, wait.recheck)
-
-    def _sleep(self, seconds: float, recheck: float) -> None:
-        self.clock.sleep(seconds, recheck)
+            self._pause(call, wait.seconds, wait.recheck)
 
     @locked
     def _continue(self, text: bytes, keep_history: bool) -> Raise | Abort:
@@ -245,6 +278,63 @@ class BlockingDriver(Driver):
     @locked
     def _next_rest(self, call: Call, recorded: object) -> Wait | None:
         return super()._next_rest(call, recorded)
+
+    def _race(self, call: Call, run: RunBranches, body: Body) -> StepOutcome:
+        self._has_raced, heat, failures = True, Heat(), list[Exception]()
+        self._races[call] = heat
+        token = enter(self._frame_in(call))
+        try:
+            for name, fn in body.branches.items():
+                call_on_thread(name, fn).add_done_callback(partial(self._on_branch_end, heat, name))
+        except NotBegun as problem:
+            return Rejected(problem.error)
+        finally:
+            leave(token)
+        while len(failures) < len(body.branches):
+            self._wait_until(lambda: len(heat.ended) > len(failures) or self._execution.has_lost(call))
+            if len(heat.ended) == len(failures):
+                return ASKED
+            name, answer = heat.ended[len(failures)]
+            failure = answer.exception()
+            if failure is None:
+                value = answer.result()
+                if not is_awaitable(value):
+                    return self._won(call, name, value, body)
+                why = "and its workflow is a blocking function: make the workflow `async def`, or await nothing there"
+                return Unstorable(vain_awaitable_error(name, value, why))
+            if not isinstance(failure, Exception):
+                raise failure
+            self._tell_failure(call, name, failure)
+            failures.append(failure)
+        return self._all_out(call, run, failures, body)
+
+    def _on_branch_end(self, heat: Heat, name: str, answer: Future[Any]) -> None:
+        heat.ended.append((name, answer))
+        self._report_change()
+
+    def _call_off(self, call: Call, reason: BaseException | None = None) -> None:  # noqa: ARG002 -- for asyncio
+        """Wake the branches that only wait. What another does goes on in its thread, up to its next step."""
+        heat = self._races.pop(call, None)
+        if heat is not None:
+            heat.over.set()
+            self._report_change()
+            for thread in list(heat.pausing):
+                thread.join(MAX_WAIT)
+
+    def _pause(self, call: Call, seconds: float, recheck: float) -> None:
+        heat = None if call.race is None else self._races.get(call.race)
+        if heat is None or not isinstance(self.clock, SystemClock):
+            self.clock.sleep(seconds, recheck)
+            return
+        this = threading.current_thread()
+        heat.pausing.add(this)
+        try:
+            heat.over.wait(min(seconds, recheck))
+        finally:
+            heat.pausing.discard(this)
+
+    def _take_turn(self, place: int) -> None:
+        """At once: what an outcome wakes in another thread cannot be known."""
 
     def _join(self, call: Call) -> None:
         self._wait_until(lambda: not self._execution.is_running(call))

@@ -8,12 +8,13 @@ from typing import Any
 from msgspec import Struct, structs
 
 from durable._engine import runs
+from durable._engine.closing import Closing
 from durable._engine.decisions import Conclusion, ContinueRun, EndRun, Granted
 from durable._engine.steps import LiveExecution
 from durable._runtime.plan import Plan
-from durable.codecs._failures import to_record
-from durable.errors import AsyncMismatch, DurableError, Unwind
-from durable.records import ErrorRecord
+from durable.codecs._failures import add_note, from_record, to_record
+from durable.errors import AsyncMismatch, DurableError, RunCancelled, Unwind
+from durable.records import ErrorRecord, Status
 
 
 class Continued(Struct, frozen=True):
@@ -68,11 +69,30 @@ class WorkflowOutcome:
     def result(self, plan: Plan, execution: LiveExecution, finish: EndRun) -> Any:
         """The end is committed: what the caller of `run` gets."""
         runs.emit_finish(execution, finish, plan.reading())
+        if (closing := execution.closing) is not None:
+            self._close(plan, closing, finish)
         if execution.error is not None:
             raise execution.error from None
         if self.exception is not None:
             raise self.exception
         return None if plan.is_queued else plan.decode(self._value)  # a worker has no caller to hand it to
+
+    def _close(self, plan: Plan, closing: Closing, finish: EndRun) -> None:
+        """How the workflow ended says less than its closing: that may have begun in an execution before."""
+        run_id, ending = plan.claim.run_id, closing.ending
+        problem = closing.find_failure(run_id)
+        if finish.status is Status.COMPLETED:
+            self.exception, self._value = None, finish.record.text.encode()
+        elif ending.status == Status.CANCELLED and problem is None:
+            raise closing.error or RunCancelled(run_id, ending.reason, closed=True)
+        elif ending.failure is None:
+            assert problem is not None  # noqa: S101 -- else it would not have failed
+            raise problem
+        else:
+            if self._error is None or self.exception is None or closing.is_resumed:
+                self.exception = from_record(ending.failure.error, plan.codec, run_id=run_id, where="the failure")
+            if problem is not None:
+                add_note(self.exception, problem.note)
 
     def continuation(self, plan: Plan, execution: LiveExecution, granted: Granted, asked: ContinueRun) -> Continued:
         """The new input is committed."""

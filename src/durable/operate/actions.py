@@ -58,9 +58,10 @@ class Actions:
         self.via = via
         self._log = log or _log
 
-    def cancel(self, id: str, *, reason: str | None = None) -> bool:
+    def cancel(self, id: str, *, force: bool = False, reason: str | None = None) -> bool:
         """See `durable.cancel`. False, and nothing was changed, where it had ended."""
-        return self._audited("cancel", id, lambda: cancel(self.store, id), reason=reason)
+        given: Any = {"force": force, "reason": reason}
+        return self._audited("cancel", id, lambda: cancel(self.store, id, **given), **given)
 
     def signal(
         self, id: str, name: str, payload: Any = None, *, dedup: str | None = None, create_later: bool = False
@@ -161,6 +162,8 @@ class Actions:
         from_step: str | None = None,
         even_effects: bool = False,
         new_id: str = "{id}-fork",
+        force: bool = False,
+        reason: str | None = None,
         dry_run: bool = False,
     ) -> Iterator[list[Outcome]]:
         """Do it to each run of a filter, a thousand at a time; what became of these.
@@ -173,7 +176,7 @@ class Actions:
 
         async def act(run_id: str) -> object:
             if action == "cancel":
-                return await cancel_async(self.store, run_id)
+                return await cancel_async(self.store, run_id, force=force, reason=reason)
             if action == "retry":
                 return await retry_async(self.store, run_id, **terms)
             return await fork_async(self.store, run_id, new_id=new_id.replace("{id}", run_id), **terms)

@@ -14,6 +14,7 @@ from durable.records import (
     FORMAT_VERSION,
     MAX_EARLIER,
     AttemptRecord,
+    CancelRequest,
     Epoch,
     Execution,
     FailureRecord,
@@ -46,6 +47,7 @@ class Document(Struct, rename="camel"):
     result: Raw | UnsetType = UNSET
     failure: Raw | UnsetType = UNSET
     continued: Epoch | UnsetType = UNSET
+    cancel: CancelRequest | UnsetType = UNSET
 
 
 class _Stamp(Struct):
@@ -101,7 +103,8 @@ def header_in(document: Document, run_id: str) -> Header:
             run_id, "the snapshot", f"its status is {execution.status[:40]!r}, which is not known here"
         )
     metadata = document.metadata or {}
-    return Header(document.workflow_name, execution, metadata=metadata, continued=document.continued)
+    name, continued, cancel = document.workflow_name, document.continued, document.cancel
+    return Header(name, execution, metadata=metadata, continued=continued, cancel=cancel)
 
 
 def records_in(document: Document, run_id: str) -> Iterator[Record]:

@@ -60,7 +60,10 @@ def snapshot_of(header: Header, records: Iterable[Record], *, run_id: str) -> Sn
         elif record.kind == Kind.FAILURE:
             last = failure_of(record, run_id)
             known = failure.ambiguous if failure else ()
-            failure = structs.replace(last, ambiguous=tuple(dict.fromkeys((*known, *last.ambiguous))))
+            # The places that it sets aside are none of a document.
+            ambiguous = tuple(dict.fromkeys((*known, *last.ambiguous)))
+            failure = structs.replace(last, ambiguous=ambiguous, seqs=(), keys=(), from_step="")
+            mended |= bool(last.seqs)
             again |= set(last.again)
         elif record.kind == Kind.ASIDE:
             mended = True

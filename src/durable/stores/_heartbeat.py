@@ -12,7 +12,7 @@ from typing import Final
 from durable._common.locks import locked
 from durable._common.reports import report
 from durable._common.threads import start_daemon, wait_for
-from durable._engine.leases import CANCELLATION_POLL, Lease
+from durable._engine.leases import ASK_POLL, CANCELLATION_POLL, Lease
 from durable.clocks import Clock
 
 _MIN_PAUSE: Final = 0.05  # seconds, after a turn that failed
@@ -30,9 +30,10 @@ class Heartbeat:
     for the moment); it is called by this thread only, so it may keep a connection of its own. When it raises, it is called
     again until the leases' deadlines have passed: one failed renewal is not a lost lease.
 
-    `look` is given the leases whose holders wait, twice a second while there are some, and notes on them that their runs were
-    cancelled. One question for all of them: it costs the same for one run and for a thousand. When it raises, there is a pause
-    of ten looks: a cancellation is heard with the next renewal at the latest.
+    `look` is given the leases whose holders wait, twice a second while there are some, and all of them once a second. It notes
+    on them that their runs were cancelled, or are asked to be. One question for all of them: it costs the same for one run and
+    for a thousand. When it raises, there is a pause of ten looks: that a run was cancelled is heard with the next renewal at
+    the latest.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Heartbeat:
         self._renew = renew
         self._look = look
         self._next_look = 0.0
+        self._next_look_at_all = 0.0
         self._pid = os.getpid()
         self._clock = clock
         self._kept: dict[str, tuple[Lease, Callable[[], bool]]] = {}
@@ -69,6 +71,8 @@ class Heartbeat:
         `StoreUnavailable` when its thread cannot be started; the lease is not kept then.
         """
         self.begin()
+        if not self._kept:
+            self._next_look_at_all = self._clock.elapsed() + ASK_POLL
         self._kept[lease.token] = (lease, alive)
         lease.on_wait = self._wake
         self._changed.notify()
@@ -153,9 +157,12 @@ class Heartbeat:
         self._changed.notify()
 
     def _look_at_waiting(self) -> None:
-        """Ask which of the waiting runs were cancelled."""
+        """Ask which of the waiting runs were cancelled, or are asked to be; now and then, of those at work, too."""
         now = self._clock.elapsed()
-        waiting = [lease for lease, _ in self._list_kept() if lease.is_waiting(now) and not lease.cancelled]
+        every = now >= self._next_look_at_all
+        waiting = [lease for lease, _ in self._list_kept() if (every or lease.is_waiting(now)) and not lease.cancelled]
+        if every:
+            self._next_look_at_all = now + ASK_POLL
         self._next_look = now + CANCELLATION_POLL
         try:
             if waiting:
@@ -163,7 +170,7 @@ class Heartbeat:
         except Exception as problem:
             kind = type(problem).__name__
             report(_log, logging.DEBUG, "%d runs that wait could not be looked at (%s)", len(waiting), kind)
-            self._next_look = now + 10 * CANCELLATION_POLL
+            self._next_look = self._next_look_at_all = now + 10 * CANCELLATION_POLL
 
     def _on_failure(self, problem: Exception) -> None:
         report(_log, logging.ERROR, "the heartbeat failed, and goes on", problem=problem)
@@ -185,7 +192,9 @@ class Heartbeat:
         now = self._clock.elapsed()
         wait = max(self._pause, min(lease.renewal_due() for lease, _ in self._kept.values()) - now)
         is_waited = any(lease.is_waiting(now) and not lease.cancelled for lease, _ in self._kept.values())
-        looks_in = max(0.0, self._next_look - now) if is_waited else math.inf
+        looks_in = max(0.0, min(self._next_look if is_waited else math.inf, self._next_look_at_all) - now)
+        if all(lease.cancelled for lease, _ in self._kept.values()):
+            looks_in = math.inf
         if wait <= 0:
             return self._beat_and_pause
         if looks_in <= 0:

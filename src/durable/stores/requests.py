@@ -99,13 +99,19 @@ class Continue(Request[None], frozen=True, eq=False, gc=False):
 
 
 class Cancel(Request[bool], frozen=True, eq=False, gc=False):
-    """Take the lease of a run that has not ended from its holder, and set its status to `cancelled`.
+    """Ask that a run which has not ended is cancelled. False, and nothing was changed, when there is no such run.
 
-    Its owner can write nothing more, and is told so with `RunCancelled` by its next write. False, and nothing was
-    changed, when there is no such run, or it has ended.
+    The request stands in the run's header. Its owner hears of it, closes the run, and ends it as `cancelled`. One that has no
+    owner, and has recorded something that is to be done at its end, is due at once where it was started, and else closed by
+    the next claim. One that has recorded no such thing is cancelled at once.
+
+    With `force`, or where an earlier request stands there, the lease is taken from its holder, and the status set to
+    `cancelled`. Its owner can write nothing more, and is told so with `RunCancelled` by its next write.
     """
 
     run_id: str
+    force: bool = False
+    reason: str | None = None
 
 
 class Signal(Request[bool], frozen=True, eq=False, gc=False):

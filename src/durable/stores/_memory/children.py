@@ -65,6 +65,8 @@ class Children:
             return Signal(parent, name, render_end(ChildEnd(DELETED)))
         kind = {Status.COMPLETED: Kind.RESULT, Status.FAILED: Kind.FAILURE}.get(Status(header.execution.status))
         text = next((record.text for record in reversed(run.journal()) if record.kind == kind), None)
+        if header.execution.status == Status.CANCELLED and header.cancel is not UNSET:
+            with_parent = with_parent or header.cancel.with_parent
         end = ChildEnd(header.execution.status, UNSET if text is None else Raw(text.encode()), with_parent)
         return Signal(parent, name, render_end(end))
 

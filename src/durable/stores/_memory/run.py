@@ -15,7 +15,7 @@ from durable._engine.headers import stamp_header
 from durable._engine.leases import Lease
 from durable._engine.starts import Route, name_workers
 from durable.errors import LeaseLost, RunCancelled
-from durable.records import Header, Kind, Record, Status, StepRecord
+from durable.records import CancelRequest, Header, Kind, Record, Status, StepRecord
 from durable.stores.listing import NO_MOMENT, RunStatus, stands
 
 NEVER: Final = datetime.max.replace(tzinfo=UTC)  # the moment at which only a signal makes a run due
@@ -98,6 +98,23 @@ class Run:
     def stands(self, now: float) -> RunStatus:
         status = "running" if self.header is None else self.header.execution.status
         return stands(status, held=self.is_held(now), suspended=self.awaits is not None) or "failed"
+
+    def has_closing(self) -> bool:
+        """Whether something is to be done when it ends."""
+        return any('"at_end"' in record.text and record.kind == Kind.STEP for record in self.records.values())
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether it is open, and was asked to be cancelled."""
+        return self.header is not None and self.header.is_open and self.header.cancel is not UNSET
+
+    def asked(self, cancel: CancelRequest) -> Run:
+        """The run with this request, for the reason of an earlier one where it says none."""
+        assert self.header is not None  # noqa: S101 -- it is open
+        earlier = self.header.cancel
+        if cancel.reason is None and earlier is not UNSET:
+            cancel = structs.replace(cancel, reason=earlier.reason)
+        return replace(self, header=structs.replace(self.header, cancel=cancel))
 
     def has(self, record: Record) -> bool:
         """Whether this record stands in its journal."""

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, Self, TypeVar, assert_never
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from durable._common.locks import hold, locked
 from durable._engine.children import refuse_child
@@ -28,7 +28,7 @@ from durable._engine.starts import NewRun, Started
 from durable.clocks import Clock, SystemClock
 from durable.codecs import Codec, as_codec
 from durable.errors import DurableError, InvalidArgument
-from durable.records import Kind, Record, Status
+from durable.records import CancelRequest, Kind, Record, Status
 from durable.stores._facades import AsyncReadableStore
 from durable.stores._heartbeat import Heartbeat
 from durable.stores._memory.children import Children
@@ -114,7 +114,7 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
             case Continue():
                 return self._continue(request)
             case Cancel():
-                return self._cancel(request.run_id)
+                return self._cancel(request)
             case Signal():
                 return self._signal(request)
             case BeginChild():
@@ -227,10 +227,12 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
         run = fenced(self._runs.get(lease.run_id), lease)
         self._queue.check(lease.run_id, run.header, finish.status)
         records = run.records | {finish.record.seq: self._dated(finish.record, run.epoch)}
-        due_at = run.due_again(at, finish.due_in, finish.status)
+        due_at = run.due_again(at, 0.0 if run.is_asked else finish.due_in, finish.status)
         self._queue.note(lease.run_id)
         self._runs[lease.run_id] = ended = run.stamped(finish.status, at, records=records, token=None, due_at=due_at)
         self._tell_parent(ended, at)
+        if finish.status is Status.CANCELLED:
+            self._cancel_below(lease.run_id, at)
 
     def _release(self, release: Release) -> bool:
         self._heartbeat.drop(release.lease)
@@ -243,7 +245,7 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
         if run is None or run.token != lease.token:
             return False
         awaits = None if release.awaits is None else tuple(release.awaits)
-        is_there = any(self._signals.find(lease.run_id, (one.name,), one.taken) for one in awaits or ())
+        is_there = run.is_asked or any(self._signals.find(lease.run_id, (one.name,), one.taken) for one in awaits or ())
         due_at = run.due_again(at, 0.0 if is_there else release.due_in, status)
         self._queue.note(lease.run_id)
         free = replace(run, token=None, due_at=due_at, awaits=None if is_there else awaits)
@@ -295,20 +297,36 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
             self._send(signal, at)
 
     @locked
-    def _cancel(self, run_id: str) -> bool:
-        at, run = self.clock.now(), self._runs.get(run_id)
-        for below in self._children.below(run_id):  # first: they are told of as what ends with its parent
-            self._cancel_one(below, at, with_parent=True)
+    def _cancel(self, request: Cancel) -> bool:
+        at, run_id = self.clock.now(), request.run_id
+        run = self._runs.get(run_id)
         is_open = run is not None and run.header is not None and run.header.is_open
+        for below in self._children.below(run_id):  # first: they are told of as what ends with its parent
+            self._cancel_one(below, request, at, with_parent=True)
         if is_open:
-            self._cancel_one(run_id, at, with_parent=False)
+            self._cancel_one(run_id, request, at, with_parent=False)
         return is_open
 
-    def _cancel_one(self, run_id: str, at: datetime, *, with_parent: bool) -> None:
-        ended = self._runs[run_id].stamped(Status.CANCELLED, at, token=None, cancelled=True, due_at=None, awaits=None)
-        self._runs[run_id] = ended
-        if (signal := self._children.told_of(ended, with_parent=with_parent)) is not None:
-            self._send(signal, at)
+    def _cancel_one(self, run_id: str, request: Cancel, at: datetime, *, with_parent: bool) -> None:
+        run = self._runs[run_id]
+        is_held, is_second = run.is_held(self.clock.elapsed()), run.is_asked
+        if not request.force or request.reason is not None:
+            run = run.asked(CancelRequest(at.isoformat(), request.reason, with_parent=with_parent))
+        if request.force or is_second or not (is_held or run.has_closing()):
+            run = run.stamped(Status.CANCELLED, at, token=None, cancelled=True, due_at=None, awaits=None)
+            if (signal := self._children.told_of(run, with_parent=with_parent)) is not None:
+                self._send(signal, at)
+        elif not is_held and run.due_at is not None:
+            self._queue.note(run_id)
+            run = replace(run, due_at=at, awaits=None)
+            self._queue.wake()
+        self._runs[run_id] = run
+
+    def _cancel_below(self, run_id: str, at: datetime) -> None:
+        """A run has been cancelled by its owner: those that it had started since it was asked to be are asked, too."""
+        for below in self._children.below(run_id):
+            if not self._runs[below].is_asked:
+                self._cancel_one(below, Cancel(run_id), at, with_parent=True)
 
     @locked
     def queues(self) -> Sequence[QueueLine]:
@@ -367,14 +385,19 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
                 if run.due_at is not None:
                     run.due_at = self.clock.now() + timedelta(seconds=lease.seconds)
                 standing[lease.token] = True
-            lease.cancelled = run is not None and run.cancelled
+            self._tell(lease, run)
         return standing
 
     @locked
     def _look(self, leases: Sequence[Lease]) -> None:
         for lease in leases:
-            run = self._runs.get(lease.run_id)
-            lease.cancelled = run is not None and run.cancelled
+            self._tell(lease, self._runs.get(lease.run_id))
+
+    def _tell(self, lease: Lease, run: Run | None) -> None:
+        """Note on a lease what is asked of its run."""
+        lease.cancelled = run is not None and run.cancelled
+        if run is not None and run.header is not None and run.is_asked:
+            lease.ask(None if run.header.cancel is UNSET else run.header.cancel.reason)
 
     def _dated(self, record: Record, epoch: int) -> Record:
         """The record, and when and under which lease it was stored, where it does not say."""

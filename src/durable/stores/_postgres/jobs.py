@@ -131,6 +131,17 @@ class SignalRow(Struct, gc=False):
     later: bool
 
 
+class Cancelling(Struct, gc=False):
+    """A cancellation; `nonce` tells it from every other one, so that it may be sent twice."""
+
+    id: str
+    force: bool
+    reason: str | None
+    nonce: int
+    #: Whether it is cancelled because the run that has started it is.
+    below: bool = False
+
+
 class ReceiveRow(Struct, gc=False):
     n: int
     id: str
@@ -286,7 +297,10 @@ def job_of(request: OfOneJob, asked: Asked) -> Job:
         case Cancel():
             row = asked.row(request.run_id)
             asked.refuse_own(row, "cancels")
-            return Job(CANCEL, request.run_id, _OVERHEAD, asked.answer_by(), what="the cancellation", payload=row)
+            cancelling = Cancelling(row, request.force, request.reason, random.getrandbits(53))
+            return Job(
+                CANCEL, request.run_id, _OVERHEAD, asked.answer_by(), what="the cancellation", payload=cancelling
+            )
         case BeginChild():
             asked.held_here(request.lease)
             return begin_child_job(request, plan_start([request.child], asked))

@@ -147,12 +147,18 @@ class Resources:
             return standing
 
     def _look(self, leases: Sequence[Lease]) -> None:
-        """Note which of these were cancelled."""
+        """Note which of these were cancelled, and which are asked to be."""
         patience = min(lease.seconds for lease in leases) / RENEWALS_PER_LEASE
         with self._heard(min(_LOOKS_WITHIN, patience)) as ask:
-            cancelled = {row for (row,) in ask("cancelled", ([lease.row for lease in leases],))}
+            told = {
+                row: (is_taken, reason)
+                for row, is_taken, reason in ask("cancelled", ([lease.row for lease in leases],))
+            }
         for lease in leases:
-            lease.cancelled = lease.row in cancelled
+            is_taken, reason = told.get(lease.row, (False, None))
+            lease.cancelled = is_taken
+            if lease.row in told:
+                lease.ask(reason)
 
     @contextlib.contextmanager
     def _heard(self, patience: float) -> Iterator[Callable[[str, Any], list[Any]]]:

@@ -12,6 +12,8 @@ from durable._engine.batches import MAX_BYTES, MAX_RECORDS
 from durable._engine.leases import Lease
 from durable.clocks import Clock
 from durable.errors import DurableError, LeaseLost, RecordsLost
+from durable.records import Status
+from durable.stores._postgres.cancel_statements import CancelStatements
 from durable.stores._postgres.child_statements import ChildStatements
 from durable.stores._postgres.claims import BEFORE_ALL, Claiming, Found, claim_row, opening_row, read_found
 from durable.stores._postgres.job import ABSENT, Job
@@ -77,6 +79,7 @@ class Statements:
         workers = WorkerStatements(sql, clock)
         signals = SignalStatements(sql, workers)
         self._children = ChildStatements(sql, workers, self._fates)
+        self._cancellations = CancelStatements(sql, self._children)
         schedules = ScheduleStatements(sql, workers)
         self._verbs: dict[PostgresVerb, Callable[[Session, Sequence[Job]], Sequence[Any]]] = {
             CLAIM: self._claim,
@@ -245,6 +248,7 @@ class Statements:
         """Checkpoints and ends of runs in one transaction."""
         whole, without = self._parted(session, [job for job in jobs if job.verb is CHECKPOINT])
         ends = [job for job in jobs if job.verb is FINISH]
+        self._cancel_below(session, _statuses(ends))
         with in_transaction(session):
             missing = session.queue(self._sql["checkpoint_batch"], (rows_of_records(whole),)) if whole else ()
             finished = session.queue(self._sql["finish_batch"], (rows_of_ends(ends),))
@@ -313,6 +317,7 @@ class Statements:
         return _counted(jobs, answers)
 
     def _finish(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
+        self._cancel_below(session, _statuses(jobs))
         return self._end_answers(session, jobs, session.execute(self._sql["finish_batch"], (rows_of_ends(jobs),)))
 
     def _reopen(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
@@ -344,13 +349,17 @@ class Statements:
             [None if release.awaits is None else render_suspended(release.awaits) for release in releases],
             [None if not release.awaits else _json.encode(release.awaits).decode() for release in releases],
         )
-        if not any(release.awaits for release in releases):
-            session.execute(self._sql["release_batch"], columns)
+        self._cancel_below(session, ((release.lease, release.status) for release in releases))
+        if all(release.awaits is None for release in releases):
+            told = session.execute(self._sql["release_batch"], columns).fetchall()
+            self._children.wake_parents(session, [parent for _, _, parent in told])
             return [False for _ in jobs]
         with in_transaction(session):
             session.queue(self._sql["lock_leases"], (columns[0],))
             awaited = session.queue(self._sql["release_batch"], columns)
-        due = {row for row, is_there in awaited if is_there}
+        told = awaited.fetchall()
+        self._children.wake_parents(session, [parent for _, _, parent in told])
+        due = {row for row, is_there, _ in told if is_there}
         return [release.lease.row in due for release in releases]
 
     def _continue(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
@@ -387,15 +396,16 @@ class Statements:
         return _continued(session, [job], fates)[0]
 
     def _cancel(self, session: Session, jobs: Sequence[Job]) -> Sequence[Any]:
-        rows = [job.payload for job in jobs]
-        told: list[tuple[str, bool, Sequence[str] | None]] = session.execute(
-            self._sql["cancel_batch"], (rows,)
-        ).fetchall()
-        were_cancelled, more = {row: is_cancelled for row, is_cancelled, _ in told}, told
-        while any(is_cancelled for _, is_cancelled, _ in more):  # it may just have started another child
-            more = session.execute(self._sql["cancel_batch"], (rows,)).fetchall()
-        self._children.wake_parents(session, [parent for _, is_cancelled, parent in told if is_cancelled])
-        return [were_cancelled.get(row, False) or (ABSENT if row in were_cancelled else False) for row in rows]
+        return self._cancellations.cancel(session, [job.payload for job in jobs])
+
+    def _cancel_below(self, session: Session, ends: Iterable[tuple[Lease, str | None]]) -> None:
+        """Of runs that their owners end as cancelled: no child of theirs goes on. Before that: it is done again if need be."""
+        if cancelled := [lease.row for lease, status in ends if status == Status.CANCELLED]:
+            self._cancellations.cancel_below(session, cancelled)
+
+
+def _statuses(jobs: Sequence[Job]) -> Iterable[tuple[Lease, str | None]]:
+    return ((job.payload.lease, job.payload.status) for job in jobs)
 
 
 def _counted(jobs: Sequence[Job], answers: Sequence[Any]) -> Sequence[Any]:

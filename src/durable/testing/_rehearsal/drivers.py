@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from durable._engine.calls import Call
@@ -10,6 +11,7 @@ from durable._runtime.async_steps import AsyncDriver
 from durable._runtime.bodies import Body
 from durable._runtime.driver import Driver
 from durable._runtime.steps import BlockingDriver
+from durable.records import Record
 from durable.stores.protocol import Transaction
 from durable.testing._rehearsal.runs import RehearsedRun
 
@@ -52,6 +54,16 @@ class BlockingRehearsedDriver(_Rehearsed, BlockingDriver):
 
 class AsyncRehearsedDriver(_Rehearsed, AsyncDriver):
     """An `AsyncDriver` that tells its run."""
+
+    # Also while a request is on its way to the store's thread, and its answer back.
+
+    async def _receive(self, names: Sequence[str], taken: Sequence[int]) -> StepOutcome:
+        with self._run.watch.at_work(progress=False):
+            return await super()._receive(names, taken)
+
+    async def _checkpoint(self, call: Call, record: Record) -> StepOutcome:
+        with self._run.watch.at_work():
+            return await super()._checkpoint(call, record)
 
     async def _drive(self, call: Call, body: Body) -> Any:
         fresh = self._run.on_call(self._execution, call, body)

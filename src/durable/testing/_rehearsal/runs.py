@@ -122,10 +122,11 @@ class RehearsedRun:
                 self._drift(execution, call.key, what)
             raise Unwind(execution.abort(ReplayNow()).error)
 
-    def on_cancel(self) -> None:
+    def on_cancel(self, reason: str | None, *, force: bool) -> None:
         """The run was cancelled: it need not wait to hear so."""
         if self._lease is not None:
-            self._lease.cancelled = True
+            self._lease.cancelled |= force
+            self._lease.ask(reason)
 
     # -- what its execution asks of the store -----------------------------------------------------------------------
 
@@ -290,6 +291,8 @@ class RehearsedRun:
         if self._lease is not None and self._granted is not None:
             self._lease.lost = self._granted.why_ended(self._real.elapsed())
             self._lease.cancelled |= self._granted.cancelled
+            if self._granted.asked:
+                self._lease.ask(self._granted.reason)
 
     def _describe(self) -> str:
         at = "" if self._last is None else f" in step {self._last!r}"

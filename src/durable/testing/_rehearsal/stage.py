@@ -23,7 +23,7 @@ class OnStage(Protocol):
 
     watch: Watch
 
-    def on_cancel(self) -> None:
+    def on_cancel(self, reason: str | None, *, force: bool) -> None:
         """The run was cancelled: it need not wait to hear so."""
         ...
 
@@ -91,7 +91,7 @@ class Stage:
             with self._lock:
                 run = self._runs.get((self.store.identity, request.run_id))
             if run is not None:
-                run.on_cancel()
+                run.on_cancel(request.reason, force=request.force)
         if isinstance(request, Signal | Cancel):
             self.clock.timeline.poke()
         return answer

@@ -95,6 +95,7 @@ class Timeline:
         self._actions: list[tuple[float, int, Action]] = []
         self._numbers = itertools.count()
         self._acting = 0
+        self._rising = 0  # branches that were woken, and have not come to know it
         self._changes = 0
         self._still_since = time.monotonic()
 
@@ -163,7 +164,7 @@ class Timeline:
                     elif not waiter.done and not self.changed.wait(self._seconds_to_look(waiter)):
                         return
         finally:
-            self._wake(waiter)
+            self._rise(waiter)
 
     async def wait_async(self, waiter: Waiter) -> None:
         """The same, for a task."""
@@ -183,7 +184,7 @@ class Timeline:
                 elif not waiter.done and not await waiter.hears(left):
                     return
         finally:
-            self._wake(waiter)
+            self._rise(waiter)
 
     def _begin(self, waiter: Waiter) -> None:
         with self.changed:
@@ -202,6 +203,13 @@ class Timeline:
                 waiter.done = True
                 self._waiters.remove(waiter)
                 waiter.run.waiting -= 1
+                self._rising += 1
+
+    def _rise(self, waiter: Waiter) -> None:
+        """It knows."""
+        with self.changed:
+            self._wake(waiter)
+            self._rising -= 1
 
     def _may_jump(self) -> bool:
         return self._is_idle() and self._next() < math.inf
@@ -225,7 +233,7 @@ class Timeline:
         return max(waiter.until - now, 0.0)
 
     def _is_idle(self) -> bool:
-        return not self._acting and all(run.idle for run in self._open)
+        return not self._acting and not self._rising and all(run.idle for run in self._open)
 
     def _may_be_unseen(self) -> bool:
         """Whether a branch may be at work unseen: a second one of a run, or one of a run beside it."""

@@ -89,7 +89,9 @@ WITH asked AS (
 ), again AS (
     UPDATE {snapshots} AS run
        SET snapshot = CASE
-               WHEN NOT {foreign} THEN run.snapshot
+               WHEN NOT {foreign}
+               THEN CASE WHEN run.snapshot->'execution'->>'status' IN ('queued', 'running') THEN run.snapshot
+                         ELSE run.snapshot - 'cancel' END
                ELSE mine.header || run.snapshot || jsonb_build_object(
                        'workflowName', mine.header->'workflowName',
                        'metadata', mine.header->'metadata' || COALESCE(
@@ -263,7 +265,10 @@ WITH asked AS MATERIALIZED (
               FOR UPDATE) AS lease
 ), {reopened_of_held}, header AS (
     UPDATE {snapshots} AS run
-       SET snapshot = run.snapshot || jsonb_build_object('execution', jsonb_strip_nulls(
+       SET snapshot = CASE
+               WHEN asked.status IN ('queued', 'running')
+                    AND run.snapshot->'execution'->>'status' NOT IN ('queued', 'running')
+               THEN run.snapshot - 'cancel' ELSE run.snapshot END || jsonb_build_object('execution', jsonb_strip_nulls(
                COALESCE(run.snapshot->'execution', '{}') || jsonb_build_object(
                    'status', asked.status,
                    'lastUpdated', now(),
@@ -279,14 +284,18 @@ WITH asked AS MATERIALIZED (
       JOIN asked ON asked.id = held.workflow_id
      WHERE run.id = held.workflow_id
     RETURNING run.id, held.epoch, run.snapshot->'execution'->>'status' IS NOT DISTINCT FROM asked.status AS stands,
-              run.snapshot->'parent' AS parent
+              run.snapshot->'parent' AS parent, run.snapshot->'cancel' IS NOT NULL AS is_asked,
+              run.snapshot->'cancel'->'with_parent' AS with_parent
 ), told AS (
     INSERT INTO {signals} (workflow_id, name, payload, nonce)
-    SELECT header.parent->>0, header.parent->>1, json_build_object('status', asked.status, 'record', asked.record::json),
+    SELECT header.parent->>0, header.parent->>1,
+           CASE WHEN asked.status = 'cancelled'
+                THEN jsonb_strip_nulls(jsonb_build_object('status', asked.status, 'with_parent', header.with_parent))::json
+                ELSE json_build_object('status', asked.status, 'record', asked.record::json) END,
            asked.nonce & {below_2_62}
       FROM header
       JOIN asked ON asked.id = header.id
-     WHERE header.parent IS NOT NULL AND asked.status IN ('completed', 'failed')
+     WHERE header.parent IS NOT NULL AND asked.status IN ('completed', 'failed', 'cancelled')
        AND EXISTS (SELECT FROM {snapshots} WHERE id = header.parent->>0)
 ), ended AS (
     INSERT INTO {steps} (workflow_id, seq, key, kind, nonce, epoch, record)
@@ -297,7 +306,8 @@ WITH asked AS MATERIALIZED (
 )
 UPDATE {locks} AS given_back
    SET owner_token = NULL, owner = NULL, expires_at = clock_timestamp(), due_at = (
-           SELECT clock_timestamp() + make_interval(secs => asked.due_in)
+           SELECT clock_timestamp() + make_interval(secs => CASE
+                      WHEN (SELECT is_asked FROM header WHERE id = asked.id) THEN 0 ELSE asked.due_in END)
              FROM asked
             WHERE asked.id = given_back.workflow_id AND given_back.route IS NOT NULL AND asked.status IN ('queued', 'running')),
        priority = CASE WHEN given_back.priority < 0 THEN given_back.priority + 10 ELSE given_back.priority END
@@ -307,7 +317,7 @@ UPDATE {locks} AS given_back
 RETURNING given_back.workflow_id, (
           SELECT ARRAY[header.parent->>0, header.parent->>1]
             FROM header
-            JOIN asked ON asked.id = header.id AND asked.status IN ('completed', 'failed')
+            JOIN asked ON asked.id = header.id AND asked.status IN ('completed', 'failed', 'cancelled')
            WHERE header.id = given_back.workflow_id AND header.parent IS NOT NULL)
 
 -- name: continue_run
@@ -397,7 +407,9 @@ RETURNING workflow_id
 -- A run that goes back to having failed says again why. One that is over, and was held to be amended or looked at, is not due.
 -- The owner of one that is suspended is what it waits for, as `suspended ["name", …]`. Where it awaits signals its lease was locked
 -- by an earlier statement (`lock_leases`): a signal that this one does not see is noticed by a poll, which waits for that lock or
--- comes after it. The answer is which were given back, and of each whether its signal is there.
+-- comes after it; and who asks that the run be cancelled takes that lock, too, and is seen here or finds that the lease is given
+-- back. A child that is given back as cancelled tells its parent. The answer is which were given back, and of each whether its
+-- signal, or such a request, is there; and the parent that was told, with the signal's name.
 WITH held AS MATERIALIZED (
     SELECT lease.workflow_id, lease.slot, run.status, run.due_in, run.suspended, run.awaits
       FROM (SELECT *
@@ -412,6 +424,10 @@ WITH held AS MATERIALIZED (
     SELECT workflow_id
       FROM held
      WHERE EXISTS (
+           SELECT FROM {snapshots}
+            WHERE id = held.workflow_id AND snapshot->'cancel' IS NOT NULL
+              AND snapshot->'execution'->>'status' IN ('queued', 'running'))
+        OR EXISTS (
            SELECT
              FROM json_to_recordset(held.awaits::json) AS one (name text, taken bigint[])
             CROSS JOIN LATERAL (
@@ -434,6 +450,14 @@ WITH held AS MATERIALIZED (
                         LIMIT 1) END)))
       FROM held
      WHERE run.id = held.workflow_id AND held.status IS NOT NULL
+    RETURNING run.id, CASE WHEN held.status = 'cancelled' THEN run.snapshot->'parent' END AS parent,
+              run.snapshot->'cancel'->'with_parent' AS with_parent
+), told AS (
+    INSERT INTO {signals} (workflow_id, name, payload, nonce)
+    SELECT parent->>0, parent->>1, jsonb_strip_nulls(jsonb_build_object('status', 'cancelled', 'with_parent', with_parent)),
+           ('x' || substr(md5(id || clock_timestamp()::text || random()::text), 1, 16))::bit(64)::bigint & {below_2_62}
+      FROM header
+     WHERE parent IS NOT NULL AND EXISTS (SELECT FROM {snapshots} WHERE id = header.parent->>0)
 )
 UPDATE {locks} AS lease
    SET owner_token = NULL, expires_at = clock_timestamp(), owner = (
@@ -451,7 +475,8 @@ UPDATE {locks} AS lease
                       SELECT snapshot->'execution'->>'status' FROM {snapshots} WHERE id = held.workflow_id
                   )) IN ('queued', 'running'))
  WHERE workflow_id = ANY (ARRAY(SELECT workflow_id FROM held))
-RETURNING lease.workflow_id, lease.workflow_id IN (SELECT workflow_id FROM awaited)
+RETURNING lease.workflow_id, lease.workflow_id IN (SELECT workflow_id FROM awaited), (
+          SELECT ARRAY[header.parent->>0, header.parent->>1] FROM header WHERE id = lease.workflow_id AND parent IS NOT NULL)
 
 -- name: lock_leases
 -- A write still in flight under one of these leases holds the lease's row: after this its outcome is settled.
@@ -503,19 +528,62 @@ SELECT asked.token, renewed.owner_token IS NOT NULL
     OR EXISTS (SELECT FROM {locks} AS lease WHERE lease.workflow_id = asked.id AND lease.owner_token = asked.token)
 
 -- name: cancelled
-SELECT workflow_id FROM {locks} WHERE workflow_id = ANY (%s::text[]) AND owner_token IS NULL AND owner = 'cancelled'
+-- Of these runs those that were cancelled (true), and those that are asked to be, with the reason.
+SELECT asked.id, lease.is_taken, run.snapshot->'cancel'->>'reason'
+  FROM unnest(%s::text[]) AS asked (id)
+ CROSS JOIN LATERAL (
+       SELECT owner_token IS NULL AND owner IS NOT DISTINCT FROM 'cancelled' AS is_taken
+         FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS lease
+ CROSS JOIN LATERAL (SELECT snapshot FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run
+ WHERE lease.is_taken
+    OR (run.snapshot->'cancel' IS NOT NULL AND run.snapshot->'execution'->>'status' IN ('queued', 'running'))
 
--- name: cancel_batch
--- Take the lease from its holder: what it has in flight is settled first, and it can write nothing more. A run
--- that has ended meanwhile is left as it is. The answer is the runs that were cancelled, and those which were running when
--- this began and are not cancelled: they have ended meanwhile, or a trigger keeps their headers as they are. Where one keeps a
--- lease the square root of -1 fails, and with it the whole. With a run are cancelled those below it that have not ended (also
--- where it was cancelled before, but not below one that has come to its own end), and what
--- they tell their parents says so. One that is cancelled itself tells its parent, which the answer has then, with the signal.
+-- name: ask_batch
+-- Let these runs be cancelled by their owners, where they have not ended. Their leases were locked by an earlier statement
+-- (`lock_leases`): what their owners have written is seen here. The answer is of each whether it is to be cancelled at once: it is
+-- to be so by force, or was asked before by another request, or has no owner and nothing that is to be done at its end. One that
+-- has no owner and something to be done is due now, if it is a worker's; else the next claim finds the request.
+WITH asked AS MATERIALIZED (
+    SELECT * FROM json_to_recordset(%s::json) AS asked (id text, force boolean, reason text, nonce bigint, below boolean)
+), judged AS MATERIALIZED (
+    SELECT asked.id, asked.nonce, asked.below, lease.is_held, COALESCE(asked.reason, run.snapshot->'cancel'->>'reason') AS reason,
+           asked.force
+           OR (run.snapshot->'cancel' IS NOT NULL
+               AND run.snapshot->'cancel'->'nonce' IS DISTINCT FROM to_jsonb(asked.nonce))
+           OR NOT (lease.is_held
+                   OR EXISTS (
+                      SELECT FROM {steps} AS step
+                       WHERE step.workflow_id = asked.id AND step.kind = 'step' AND step.record->'at_end' IS NOT NULL)
+                   OR jsonb_path_exists(run.snapshot, '$.steps.*.at_end')) AS ends
+      FROM asked
+     CROSS JOIN LATERAL (
+           SELECT owner_token IS NOT NULL AND expires_at > clock_timestamp() AS is_held
+             FROM {locks} WHERE workflow_id = asked.id OFFSET 0) AS lease
+     CROSS JOIN LATERAL (SELECT snapshot FROM {snapshots} WHERE id = asked.id OFFSET 0) AS run
+     WHERE run.snapshot->'execution'->>'status' IN ('queued', 'running')
+), header AS (
+    UPDATE {snapshots} AS run
+       SET snapshot = run.snapshot || jsonb_build_object('cancel', jsonb_strip_nulls(jsonb_build_object(
+               'at', now(), 'reason', judged.reason, 'nonce', judged.nonce,
+               'with_parent', CASE WHEN judged.below THEN true END)))
+      FROM judged
+     WHERE run.id = judged.id AND run.snapshot->'execution'->>'status' IN ('queued', 'running')
+    RETURNING run.id
+), due AS (
+    UPDATE {locks} AS lease
+       SET due_at = clock_timestamp(), owner = CASE WHEN lease.owner_token IS NOT NULL THEN lease.owner END
+     WHERE lease.workflow_id = ANY (ARRAY(SELECT id FROM judged WHERE NOT (ends OR is_held)))
+       AND lease.route IS NOT NULL AND lease.due_at IS NOT NULL
+)
+SELECT judged.id, judged.ends FROM judged JOIN header ON header.id = judged.id
+
+-- name: find_below
+-- The runs below these that have not ended (also below one that was cancelled before, but not below one that has come to its own
+-- end), each with the run of these that it is below, and the number of the request that this one is cancelled.
 WITH RECURSIVE below AS (
-    SELECT id, false AS is_below FROM unnest(%s::text[]) AS asked (id)
+    SELECT id, id AS root FROM unnest(%s::text[]) AS asked (id)
      UNION
-    SELECT child.id, true
+    SELECT child.id, below.root
       FROM below
      CROSS JOIN LATERAL (
            SELECT FROM {snapshots}
@@ -525,9 +593,23 @@ WITH RECURSIVE below AS (
            SELECT id FROM {snapshots}
             WHERE snapshot->'parent'->>0 = below.id AND snapshot->'parent' IS NOT NULL
            OFFSET 0) AS child
-), held AS MATERIALIZED (
+)
+SELECT below.id, below.root, (root.snapshot->'cancel'->>'nonce')::bigint
+  FROM below
+ CROSS JOIN LATERAL (SELECT snapshot FROM {snapshots} WHERE id = below.id OFFSET 0) AS run
+ CROSS JOIN LATERAL (SELECT snapshot FROM {snapshots} WHERE id = below.root OFFSET 0) AS root
+ WHERE below.id <> below.root AND run.snapshot->'execution'->>'status' IN ('queued', 'running')
+
+-- name: cancel_batch
+-- Take the lease from its holder: what it has in flight is settled first, and it can write nothing more. A run
+-- that has ended meanwhile is left as it is. The answer is the runs that were cancelled, and those which were running when
+-- this began and are not cancelled: they have ended meanwhile, or a trigger keeps their headers as they are. Where one keeps a
+-- lease the square root of -1 fails, and with it the whole. Of some it is said that they are cancelled with the run that has
+-- started them: what they tell it says so. Any other tells its parent, which the answer has then, with the signal.
+WITH held AS MATERIALIZED (
     SELECT lease.workflow_id, lease.slot, run.is_below
-      FROM (SELECT id, bool_or(below.is_below) AS is_below FROM below GROUP BY id ORDER BY id) AS run
+      FROM (SELECT id, bool_or(is_below) AS is_below
+              FROM unnest(%s::text[], %s::boolean[]) AS asked (id, is_below) GROUP BY id ORDER BY id) AS run
      CROSS JOIN LATERAL (
            SELECT workflow_id, CASE WHEN owner_token IS NULL THEN '' ELSE {slot} END AS slot
              FROM {locks}
@@ -707,7 +789,7 @@ WITH asked AS MATERIALIZED (
     RETURNING workflow_id
 ), again AS (
     UPDATE {snapshots} AS run
-       SET snapshot = run.snapshot || jsonb_build_object('execution',
+       SET snapshot = (run.snapshot - 'cancel') || jsonb_build_object('execution',
                (run.snapshot->'execution') - ARRAY['completedAt', 'currentStepId', 'error', 'crashes']
                || jsonb_build_object('status', 'queued', 'lastUpdated', now())),
            updated_at = now()

@@ -138,6 +138,9 @@ BEGIN
        OR $4 = '' OR octet_length($4) > 512 THEN
         RAISE EXCEPTION 'durable: id, name and dedup must have 1 to 512 bytes' USING ERRCODE = '22023';
     END IF;
+    IF starts_with($2, 'durable:') THEN
+        RAISE EXCEPTION 'durable: names that begin with durable: are of signals of its own' USING ERRCODE = '22023';
+    END IF;
     IF strpos($3::jsonb::text, '"$type": ') > 0 THEN
         RAISE EXCEPTION 'durable: JSON with a key $type would be read as a value of that type' USING ERRCODE = '22023';
     END IF;
