@@ -63,7 +63,7 @@ def test_no_seed_with_a_schedule_breaks_a_law(part: int) -> None:
 @pytest.mark.long(1)
 @pytest.mark.parametrize("part", range(PARTS // 2))
 def test_no_seed_with_limits_breaks_a_law(part: int) -> None:
-    """W3, and what W2 says of partitions, under FAULTS 124 to 128 of WORKERS.md, of kind S."""
+    """W3, and what W2 says of partitions, under FAULTS 124-128 of WORKERS.md, of kind S."""
     for seed in range(part * SEEDS // PARTS, (part + 1) * SEEDS // PARTS):
         assert simulated(limited(seed)).broken is None, f"limited crew of seed {seed}: see docs/simulation.md"
 

@@ -382,7 +382,7 @@ BUGS = [
         "deadline counted from the reply",
         1000,
         patches=[(Lease, "renew", _from_the_reply), (statements, "Found", _claimed_at_the_reply)],
-        first=60,
+        first=1400,
     ),
     Bug("load before claim", 6000, _load_before_claim(), first=5330),
     Bug("acknowledge before commit", 1000, Conditions(early=True)),

@@ -254,7 +254,7 @@ WORKER_BUGS = [
         "a poll that does not ask when leases end",
         1000,
         patches=[(worker_statements, "_is_due", _due_by_its_moment)],
-        first=320,
+        first=1360,
         **_DRAWS,
     ),
     Bug("a poll that keeps the epoch", 300, patches=[(worker_statements, "_next_epoch", _same_epoch)], **_DRAWS),

@@ -1,4 +1,4 @@
-"""FAULTS 124 to 131: what claimers do to the limits of a queue at once, in all speed and step by step."""
+"""FAULTS 124-131: what claimers do to the limits of a queue at once, in all speed and step by step."""
 
 from __future__ import annotations
 

@@ -185,10 +185,12 @@ class WorkerService:
             if not self._has_put:
                 self._store.perform(PutSchedules(list(self._setup.schedules.values())))
                 self._has_put = True
+                return  # that may have taken its time: what was told meanwhile comes before the first poll
             floor = None if ask.looks_for_dead else self._floor
             if not self._has_written:
                 self._setup.write_queues()
                 self._has_written = True
+                return  # likewise
             poll = self._setup.poll(ask, self._id, self._turn, self._runs.is_alive, floor)
             polled = self._store.perform(structs.replace(poll, limited=self._limited))
         except DurableError as problem:
