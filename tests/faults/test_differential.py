@@ -216,7 +216,11 @@ class Script:
         idle = [other for other, plan in self.plans.items() if other is not both and not plan and not other.busy]
         if what == "race" and idle:  # a run ends while it is being cancelled
             self.plans[idle[0]].extend(
-                [("BEGIN", ...), ("cancel_batch", ([*map(self._named, IDS)], [False for _ in IDS])), end]
+                [
+                    ("BEGIN", ...),
+                    ("cancel_batch", ([*map(self._named, IDS)], [False for _ in IDS], [None for _ in IDS])),
+                    end,
+                ]
             )
             return [("BEGIN", ...), ("finish_batch", ...), ("COMMIT", None)]
         if what == "settle":
@@ -261,7 +265,7 @@ class Script:
             case "renew":
                 return ids, tokens, [chance.choice((LONG, LONG, -LONG)) for _ in ids]
             case "cancel_batch":
-                return ids, [chance.random() < 0.3 for _ in ids]
+                return ids, [chance.random() < 0.3 for _ in ids], [chance.choice((None, "why")) for _ in ids]
             case "ask_batch":
                 reasons = [chance.choice((None, "why")) for _ in ids]
                 return (

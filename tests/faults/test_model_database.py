@@ -262,7 +262,9 @@ def test_finish_cancel_and_release_change_what_they_say() -> None:
     ]
     end = json.dumps([{**rows[0], "status": "completed", "record": "1"}])
     claimed(one)
-    assert one.run("cancel_batch", (["r", "other"], [False, False])).result.rows == [("r", True, [None, None])]
+    assert one.run("cancel_batch", (["r", "other"], [False, False], [None, None])).result.rows == [
+        ("r", True, [None, None])
+    ]
     assert one.run("cancelled", (["r"],)).result.rows == [("r", True, None)]
     assert one.run("finish_batch", (end,)).result.rows == []
     claimed(one, random="y.1")
@@ -279,7 +281,7 @@ def test_finish_cancel_and_release_change_what_they_say() -> None:
     end = json.dumps([{**rows[0], "token": token, "status": "completed", "record": "1"}])
     assert one.run("finish_batch", (end,)).result.rows == [("r", None)]
     assert world.tables.snapshots.committed("r").status == "completed"  # type: ignore[union-attr]
-    assert one.run("cancel_batch", (["r"], [False])).result.rows == []
+    assert one.run("cancel_batch", (["r"], [False], [None])).result.rows == []
     assert claimed(one, random="z.1")[0].result.rowcount == 0
 
 

@@ -119,13 +119,13 @@ def test_a_killed_map_runs_the_missing_items(lives: Lives) -> None:
 
 
 def _cancel_then_kill(store: Any, child: Child) -> None:
-    assert durable.cancel(store, RUN)
+    assert durable.cancel(store, RUN, force=True)
     child.kill()
 
 
 def _kill_then_cancel(store: Any, child: Child) -> None:
     child.kill()
-    assert durable.cancel(store, RUN)
+    assert durable.cancel(store, RUN, force=True)
 
 
 @pytest.mark.parametrize("end", [_cancel_then_kill, _kill_then_cancel])

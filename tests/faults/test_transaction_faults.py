@@ -588,7 +588,7 @@ def test_cancelled_while_the_body_works(database: Database, table: Table) -> Non
     store, cancelled = database.store(), list[bool]()
 
     def body(connection: Any) -> str:
-        cancelling = threading.Thread(target=lambda: cancelled.append(durable.cancel(store, "run")))
+        cancelling = threading.Thread(target=lambda: cancelled.append(durable.cancel(store, "run", force=True)))
         cancelling.start()
         wait_until(
             lambda: database.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"), "it to wait"

@@ -218,8 +218,12 @@ def test_looks_do_not_grow_with_the_runs_that_wait(database: Database, aside: As
     assert statements == {}, "nobody waits any more"
 
 
-def test_a_run_that_does_not_wait_asks_nothing(database: Database, aside: Aside, statements: Counter[str]) -> None:
-    """Steps, bodies that take their time, back-offs of less than a moment, and a signal that is there."""
+def test_a_run_that_does_not_wait_asks_once_a_second(
+    database: Database, aside: Aside, statements: Counter[str]
+) -> None:
+    """Steps, bodies that take their time, back-offs of less than a moment, and a signal that is there: by that it hears that
+    it is to end.
+    """
     store = database.store()
     durable.signal(store, "x", "approved", 7, create_later=True)
 
@@ -242,8 +246,10 @@ def test_a_run_that_does_not_wait_asks_nothing(database: Database, aside: Aside,
         step.sleep("nap", 0.5)
         return int(step.wait_for("approved"))
 
+    began = time.monotonic()
     assert durable.run(None, busy, id="x", store=store, lease=LEASE) == 7
-    assert statements == {}
+    assert statements.keys() <= {"cancelled"}
+    assert statements["cancelled"] <= time.monotonic() - began
 
 
 def test_a_look_that_fails_costs_no_lease(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

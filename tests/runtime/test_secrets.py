@@ -112,6 +112,9 @@ VERBS: dict[str, Callable[[Any, Lease], Any]] = {
     "restore": lambda store, _: store.restore(STORED),
 }
 BLOCKING: dict[str, Callable[..., Any]] = VERBS | {
+    "write_queue": lambda store, _: store.write_queue(durable.Queue("mail", concurrency=2)),
+    "pause_queue": lambda store, _: store.pause_queue("mail"),
+    "queues": lambda store, _: store.queues(),
     "transaction": lambda store, lease: transacted(store, lease),
     # In a transaction of the caller's, whose connection is none.
     "perform_within": lambda store, _: store.perform_within(SENT, PAYLOAD, "durable.signal"),
@@ -257,7 +260,7 @@ MISHAPS = {
         "ALTER TABLE durable_signals ADD CHECK (number < 0) NOT VALID; ALTER TABLE durable_locks ADD CHECK (epoch < 0) NOT VALID"
     ),
     "tables gone": "DROP VIEW durable_runs; DROP TABLE durable_steps, durable_snapshots, durable_locks, durable_signals,"
-    " durable_schedules",
+    " durable_schedules, durable_queues",
     "a column of another type": (
         "DROP VIEW durable_runs; ALTER TABLE durable_steps ALTER record TYPE boolean USING true;"
         "ALTER TABLE durable_signals ALTER payload TYPE boolean USING true; ALTER TABLE durable_snapshots RENAME snapshot TO other"

@@ -228,7 +228,7 @@ def test_a_cancelled_owner_records_nothing_more(database: Database, is_async: bo
     def body(name: str) -> None:
         ran.append(name)
         if name == "b" and ran.count("b") == 1:
-            assert durable.cancel(database.store(), "a") is True
+            assert durable.cancel(database.store(), "a", force=True) is True
 
     def workflow(step: durable.Step, deps: Any) -> str:
         for name in "abc":
@@ -278,7 +278,7 @@ def test_a_finish_that_comes_after_the_cancellation_is_rejected(database: Databa
 
     def workflow(step: durable.Step, deps: Any) -> str:
         step("a", lambda: None)
-        durable.cancel(store, "a")
+        durable.cancel(store, "a", force=True)
         return "done"
 
     with pytest.raises(durable.RunCancelled):
@@ -290,7 +290,7 @@ def test_the_memory_store_cancels_alike() -> None:
     with closing(memory()) as store:
 
         def workflow(step: durable.Step, deps: Any) -> str:
-            step("a", lambda: durable.cancel(store, "a"))
+            step("a", lambda: durable.cancel(store, "a", force=True))
             return "done"
 
         with pytest.raises(durable.RunCancelled):

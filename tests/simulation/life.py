@@ -348,6 +348,7 @@ _OF_ONE_JOB: Final = {
     "job_of": threads.with_names(
         cast(Any, jobs.job_of),
         {
+            **_RANDOM,
             "signal_row": _signal_row,
             "plan_start": _plan_start,
             "plan_tick": _plan_tick,

@@ -153,6 +153,8 @@ def _open_runs(tables: Tables, statement: Statement, values: Any) -> Progress[Re
 
         def running(run: Header, asked: dict[str, Any] = asked, epoch: int = epoch, owner: str = owner) -> Header:
             document = run.snapshot
+            if not (_is_foreign(document) or _is_under_way(run)):
+                document = {name: value for name, value in document.items() if name != "cancel"}
             if _is_foreign(document):
                 header = asked["header"]
                 known: dict[str, Any] = document.get("metadata") or {}
@@ -412,9 +414,15 @@ def _release_batch(tables: Tables, statement: Statement, values: Any) -> Progres
     return Result([(run_id, run_id in awaited, parents.get(run_id)) for run_id, *_ in held], len(held))
 
 
+def _request_of(run: Header) -> dict[str, Any]:
+    """What the header says of a request that the run be cancelled; empty where there is none."""
+    request: dict[str, Any] = run.snapshot.get("cancel") or {}
+    return request
+
+
 def _end_as_cancelled(run: Header | None) -> dict[str, Any]:
     """What a run tells its parent that its owner has ended as cancelled."""
-    with_parent = run is not None and (run.snapshot.get("cancel") or {}).get("with_parent")
+    with_parent = run is not None and _request_of(run).get("with_parent")
     return {"status": Status.CANCELLED.value} | ({"with_parent": True} if with_parent else {})
 
 
@@ -494,7 +502,7 @@ def _cancelled(tables: Tables, statement: Statement, values: Any) -> Progress[Re
         is_taken = lease.owner_token is None and lease.owner == "cancelled"
         asked = run.snapshot.get("cancel") if _is_under_way(run) else None
         if is_taken or asked is not None:
-            rows.append((run_id, is_taken, (run.snapshot.get("cancel") or {}).get("reason")))
+            rows.append((run_id, is_taken, _request_of(run).get("reason")))
     return Result(rows, len(rows))
 
 
@@ -515,17 +523,20 @@ def _ask_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Re
         )
         is_second = earlier is not None and earlier.get("nonce") != nonce
         ends = asked["force"] or is_second or not (is_held or closes)
-        reason = asked["reason"] if asked["reason"] is not None else (earlier or {}).get("reason")
+        reason = asked["reason"] if asked["reason"] is not None else _request_of(run).get("reason")
         request: dict[str, Any] = {"at": iso(statement.now), "nonce": nonce}
         request |= ({} if reason is None else {"reason": reason}) | ({"with_parent": True} if asked["below"] else {})
 
         def marked(run: Header, request: dict[str, Any] = request) -> Header:
             return Header(run.id, {**run.snapshot, "cancel": request}, run.updated_at)
 
-        if (yield from statement.update(tables.snapshots, run_id, _is_under_way, marked)) is not None:
-            rows.append((run_id, ends))
-            if not ends and not is_held:
-                due.append(run_id)
+        if ends:
+            rows.append((run_id, True, True))
+            continue
+        stands = (yield from statement.update(tables.snapshots, run_id, _is_under_way, marked)) is not None
+        rows.append((run_id, False, stands))
+        if not is_held:
+            due.append(run_id)
     for run_id in due:
 
         def now(lease: Lease) -> Lease:
@@ -541,7 +552,8 @@ def _ask_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Re
 def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress[Result]:
     held, slots = list[str](), set[str]()
     yield POINT
-    below = {run_id for run_id, is_below in zip(*values, strict=True) if is_below}
+    below = {run_id for run_id, is_below, _ in zip(*values, strict=True) if is_below}
+    reasons = {run_id: reason for run_id, _, reason in zip(*values, strict=True) if reason is not None}
     for run_id in sorted(set(values[0])):
         if (lease := (yield from statement.locked(tables.locks, run_id, UPDATE))) is not None:
             held.append(run_id)
@@ -556,8 +568,8 @@ def _cancel_batch(tables: Tables, statement: Statement, values: Any) -> Progress
 
         def cancelled(run: Header) -> Header:
             kept = {name: value for name, value in run.snapshot["execution"].items() if name not in gone}
-            execution = kept | cancelled_now
-            return Header(run.id, {**run.snapshot, "execution": execution}, statement.now)
+            asked = {"cancel": {"at": iso(statement.now), "reason": reasons[run.id]}} if run.id in reasons else {}
+            return Header(run.id, {**run.snapshot, "execution": kept | cancelled_now, **asked}, statement.now)
 
         if (yield from statement.update(tables.snapshots, run_id, _is_under_way, cancelled)) is not None:
             done.append(run_id)
@@ -594,7 +606,7 @@ def _find_below(tables: Tables, statement: Statement, values: Any) -> Progress[R
         for run_id in _below(tables, statement, {root}) - {root}:
             run = tables.snapshots.visible(run_id, statement)
             if run is not None and above is not None and _is_under_way(run):
-                rows.append((run_id, root, (above.snapshot.get("cancel") or {}).get("nonce")))
+                rows.append((run_id, root, _request_of(above).get("nonce")))
     return Result(rows, len(rows))
 
 

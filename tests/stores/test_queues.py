@@ -282,10 +282,10 @@ def test_a_queue_is_held_and_copied_by_its_partition(store: Any) -> None:
     assert take(store) == [first]
     durable.cancel(store, second)
     durable.retry(store, second)
-    durable.cancel(store, first)
+    durable.cancel(store, first, force=True)
     assert take(store) == [second]
     durable.fork(store, second, new_id="copy")
-    durable.cancel(store, second)
+    durable.cancel(store, second, force=True)
     assert take(store) == ["copy"]
     assert store.queues()[0].held == 1
 

@@ -23,7 +23,7 @@ _MARKING: Final = Body(do_nothing, (), {}, DEFAULTS)  # of the step with which a
 _log = logging.getLogger("durable")
 
 
-class AtEnds:
+class ClosingBodies:
     """The functions of one execution, by the keys of the steps that they undo, or that asked for them."""
 
     def __init__(self, execution: LiveExecution, codec: Codec) -> None:

@@ -39,7 +39,7 @@ from durable._engine.decisions import (
 from durable._engine.leases import MAX_WAIT
 from durable._engine.step_kinds import Listen, Race, StartChild, Transact
 from durable._engine.steps import LiveExecution
-from durable._runtime.at_end import AtEnds
+from durable._runtime.at_end import ClosingBodies
 from durable._runtime.awaitables import explain_early_call, is_awaitable, vain_awaitable_error
 from durable._runtime.bodies import NO_ITEM, Body
 from durable._runtime.context import Running, current_frame, enter, leave
@@ -107,7 +107,7 @@ class Driver(DrawingDriver):
         self._before = sys.exception()  # what the caller of `run` is handling has nothing to do with the workflow
         self._open: dict[Call, tuple[Transaction, Attempt]] = {}
         self._has_raced = False  # whether a frame may say in which race it is
-        self._at_ends = AtEnds(execution, codec)
+        self._closing_bodies = ClosingBodies(execution, codec)
         # The threads or tasks, beside the workflow's own, that have called steps.
         self._branches: WeakSet[Any] = WeakSet()
         this = ref(self)  # weakly: a driver and its execution must not keep one another
@@ -177,7 +177,7 @@ class Driver(DrawingDriver):
             call.at_end = at_end.word
         drawn = self._execution.draw(call, branch, amid)
         if at_end is not None:
-            self._at_ends.note(drawn.key, at_end)
+            self._closing_bodies.note(drawn.key, at_end)
         if drawn.concurrent:
             self._branches.add(branch)
         return drawn

@@ -140,11 +140,11 @@ class BlockingDriver(RacingDriver):
             return conclusion
         while self._execution.error is None and (step := closing.next_step()) is not None:
             try:
-                call, body = self._at_ends.begin(step)
+                call, body = self._closing_bodies.begin(step)
                 self._drive(call, body)
             except Exception as problem:
-                self._at_ends.note_failure(closing, step, problem)
-        return end_closing(self._execution, closing, self._at_ends.to_record)
+                self._closing_bodies.note_failure(closing, step, problem)
+        return end_closing(self._execution, closing, self._closing_bodies.to_record)
 
     @calls_out
     def _drive(self, call: Call, body: Body) -> Any:

@@ -309,18 +309,19 @@ class MemoryStore(ReadingVerbs, CopyingVerbs, NoDatabase):
 
     def _cancel_one(self, run_id: str, request: Cancel, at: datetime, *, with_parent: bool) -> None:
         run = self._runs[run_id]
-        is_held, is_second = run.is_held(self.clock.elapsed()), run.is_asked
-        if not request.force or request.reason is not None:
+        is_held = run.is_held(self.clock.elapsed())
+        ends = request.force or run.is_asked or not (is_held or run.has_closing())
+        if not ends or request.reason is not None:
             run = run.asked(CancelRequest(at.isoformat(), request.reason, with_parent=with_parent))
-        if request.force or is_second or not (is_held or run.has_closing()):
+        if ends:
             run = run.stamped(Status.CANCELLED, at, token=None, cancelled=True, due_at=None, awaits=None)
-            if (signal := self._children.told_of(run, with_parent=with_parent)) is not None:
-                self._send(signal, at)
         elif not is_held and run.due_at is not None:
             self._queue.note(run_id)
             run = replace(run, due_at=at, awaits=None)
             self._queue.wake()
         self._runs[run_id] = run
+        if (signal := self._children.told_of(run, with_parent=with_parent)) is not None:
+            self._send(signal, at)
 
     def _cancel_below(self, run_id: str, at: datetime) -> None:
         """A run has been cancelled by its owner: those that it had started since it was asked to be are asked, too."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -46,26 +45,32 @@ class CancelStatements:
         below: dict[str, Cancelling] = {}
         for row, root, nonce in session.execute(self._sql["find_below"], (list(roots),)).fetchall():
             asked = roots[root]
-            number = asked.nonce or nonce or random.getrandbits(53)
+            number = asked.nonce or nonce or 0  # of one whose caller has cancelled it, who has sent no request
             below[row] = Cancelling(row, asked.force, asked.reason, number, below=True)
         return [one for row, one in below.items() if row not in roots]
 
     def _cancel_all(self, session: Session, cancellings: Sequence[Cancelling]) -> Mapping[str, Any]:
-        # By force, and without a word, nothing need be known of the run.
-        ends = {one.id: one.force for one in cancellings if one.force and one.reason is None}
+        done: dict[str, Any] = {}
+        # By force nothing need be known of the run.
+        ends = {one.id: one.force for one in cancellings if one.force}
         if asked := [one for one in cancellings if one.id not in ends]:
             with in_transaction(session):
                 session.queue(self._sql["lock_leases"], ([one.id for one in asked],))
                 told = session.queue(self._sql["ask_batch"], (_json.encode(asked).decode(),))
-            ends |= dict(told.fetchall())
-        done: dict[str, Any] = dict.fromkeys(ends, True)
+            answers = told.fetchall()
+            ends |= {row: is_to_end for row, is_to_end, _ in answers}
+            done = {row: True if stands else ABSENT for row, _, stands in answers}
         return done | self._take_away(session, [one for one in cancellings if ends.get(one.id)])
 
     def _take_away(self, session: Session, cancellings: Sequence[Cancelling]) -> dict[str, Any]:
         """Take the leases of these runs, and set them to be cancelled; of each what came of it."""
         if not cancellings:
             return {}
-        values = [one.id for one in cancellings], [one.below for one in cancellings]
+        values = (
+            [one.id for one in cancellings],
+            [one.below for one in cancellings],
+            [one.reason for one in cancellings],
+        )
         told: list[tuple[str, bool, Sequence[str] | None]] = session.execute(
             self._sql["cancel_batch"], values
         ).fetchall()

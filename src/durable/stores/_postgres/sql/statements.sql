@@ -541,7 +541,8 @@ SELECT asked.id, lease.is_taken, run.snapshot->'cancel'->>'reason'
 -- name: ask_batch
 -- Let these runs be cancelled by their owners, where they have not ended. Their leases were locked by an earlier statement
 -- (`lock_leases`): what their owners have written is seen here. The answer is of each whether it is to be cancelled at once: it is
--- to be so by force, or was asked before by another request, or has no owner and nothing that is to be done at its end. One that
+-- to be so by force, or was asked before by another request, or has no owner and nothing that is to be done at its end; and whether
+-- the request stands there, or need not: where a trigger drops it, nothing is asked. One that
 -- has no owner and something to be done is due now, if it is a worker's; else the next claim finds the request.
 WITH asked AS MATERIALIZED (
     SELECT * FROM json_to_recordset(%s::json) AS asked (id text, force boolean, reason text, nonce bigint, below boolean)
@@ -567,15 +568,17 @@ WITH asked AS MATERIALIZED (
                'at', now(), 'reason', judged.reason, 'nonce', judged.nonce,
                'with_parent', CASE WHEN judged.below THEN true END)))
       FROM judged
-     WHERE run.id = judged.id AND run.snapshot->'execution'->>'status' IN ('queued', 'running')
-    RETURNING run.id
+     WHERE run.id = judged.id AND NOT judged.ends AND run.snapshot->'execution'->>'status' IN ('queued', 'running')
+    RETURNING run.id, run.snapshot->'cancel'->'nonce' IS NOT DISTINCT FROM to_jsonb(judged.nonce) AS stands
 ), due AS (
     UPDATE {locks} AS lease
        SET due_at = clock_timestamp(), owner = CASE WHEN lease.owner_token IS NOT NULL THEN lease.owner END
      WHERE lease.workflow_id = ANY (ARRAY(SELECT id FROM judged WHERE NOT (ends OR is_held)))
        AND lease.route IS NOT NULL AND lease.due_at IS NOT NULL
 )
-SELECT judged.id, judged.ends FROM judged JOIN header ON header.id = judged.id
+SELECT judged.id, judged.ends, judged.ends OR COALESCE(header.stands, false)
+  FROM judged
+  LEFT JOIN header ON header.id = judged.id
 
 -- name: find_below
 -- The runs below these that have not ended (also below one that was cancelled before, but not below one that has come to its own
@@ -605,11 +608,13 @@ SELECT below.id, below.root, (root.snapshot->'cancel'->>'nonce')::bigint
 -- that has ended meanwhile is left as it is. The answer is the runs that were cancelled, and those which were running when
 -- this began and are not cancelled: they have ended meanwhile, or a trigger keeps their headers as they are. Where one keeps a
 -- lease the square root of -1 fails, and with it the whole. Of some it is said that they are cancelled with the run that has
--- started them: what they tell it says so. Any other tells its parent, which the answer has then, with the signal.
+-- started them: what they tell it says so. Any other tells its parent, which the answer has then, with the signal. Where the caller
+-- said why, that is kept.
 WITH held AS MATERIALIZED (
-    SELECT lease.workflow_id, lease.slot, run.is_below
-      FROM (SELECT id, bool_or(is_below) AS is_below
-              FROM unnest(%s::text[], %s::boolean[]) AS asked (id, is_below) GROUP BY id ORDER BY id) AS run
+    SELECT lease.workflow_id, lease.slot, run.is_below, run.reason
+      FROM (SELECT id, bool_or(is_below) AS is_below, min(reason) AS reason
+              FROM unnest(%s::text[], %s::boolean[], %s::text[]) AS asked (id, is_below, reason)
+             GROUP BY id ORDER BY id) AS run
      CROSS JOIN LATERAL (
            SELECT workflow_id, CASE WHEN owner_token IS NULL THEN '' ELSE {slot} END AS slot
              FROM {locks}
@@ -619,7 +624,10 @@ WITH held AS MATERIALIZED (
     UPDATE {snapshots} AS run
        SET snapshot = run.snapshot || jsonb_build_object(
                'execution', ((run.snapshot->'execution') - ARRAY['completedAt', 'currentStepId', 'error'])
-                            || jsonb_build_object('status', 'cancelled', 'lastUpdated', now())),
+                            || jsonb_build_object('status', 'cancelled', 'lastUpdated', now())) || COALESCE((
+               SELECT jsonb_build_object('cancel', jsonb_build_object('at', now(), 'reason', held.reason))
+                 FROM held
+                WHERE held.workflow_id = run.id AND held.reason IS NOT NULL), '{}'),
            updated_at = now()
      WHERE run.id = ANY (ARRAY(SELECT workflow_id FROM held))
        AND run.snapshot->'execution'->>'status' IN ('queued', 'running')
