@@ -24,6 +24,7 @@ nightly: $(VENV)/.test
 	@cd tests && ../$(BIN)/python -m simulation --seeds $(SEEDS) --nightly $(FIGURES)
 	@DURABLE_DIFFERENTIAL=5000 DURABLE_SEQUENCES=1000 DURABLE_KILLS=250 DURABLE_EXAMPLES=3000 $(BIN)/python -m pytest -q --timeout 7200 \
 		tests/faults/test_differential.py tests/stores/test_same_stores.py tests/faults/test_kill.py tests/values/test_fingerprints.py tests/values/test_values_properties.py
+	@DURABLE_LIVES=300 $(BIN)/python -m pytest -q tests/runtime/test_races.py -k decides_again
 	@DURABLE_BLOWS=1 $(BIN)/python -m pytest -q -n 2 -rP --timeout 7200 tests/faults/test_blows_*.py
 	@$(MAKE) --no-print-directory -j 2 chaos endurance
 	@cd tests && ../$(BIN)/python -m chaos plants $(FIGURES)

@@ -14,6 +14,7 @@ import tenacity
 import durable
 from durable.stores import memory
 from durable.stores.protocol import QueueingStore, ReadableStore
+from durable.testing import Rehearsal
 from harness.stages import Ask, Died, EngineStage, OnEnd, Stage, Story, Telling, World
 
 
@@ -124,7 +125,7 @@ def test_a_failed_undo_is_loud_and_can_be_retried(stage: Stage) -> None:
     if not isinstance(stage, EngineStage):
         assert "undo:pay" in failed.value.__notes__[-1]
     assert world.bodies == UNDONE  # the others are done all the same
-    with pytest.raises(durable.RetryRefused, match="undo:pay"):
+    with pytest.raises(durable.RetryRefused, match=r"undo:pay.*has it done again"):
         stage.run(saga, world)
     world.bodies.clear()
     world.failing.remove("refund")
@@ -395,3 +396,55 @@ def test_a_saved_snapshot_goes_on_closing(store: QueueingStore) -> None:
         with pytest.raises(RuntimeError):
             durable.run({}, workflow, id="r", store=other)
         assert log[5:] == ["reserve", "pay", "refund", "undo"]
+
+
+def test_the_saga_of_the_reports_reserves_anew_and_ships_once(store: QueueingStore) -> None:
+    """`test_a_run_that_was_compensated_does_not_ship_what_it_gave_back`, with `undo=`: retried, it reserves anew."""
+    log: list[str] = []
+    charged = [False]
+
+    def reserve() -> str:
+        log.append("reserve")
+        return "seat-1"
+
+    def charge() -> None:
+        if not charged[0]:
+            raise ZeroDivisionError
+
+    def workflow(step: durable.Step, deps: object) -> str:
+        seat = step("reserve", reserve, undo=lambda _: log.append("cancel"))
+        step("charge", charge)
+        step("ship", lambda: log.append("ship"))
+        return seat
+
+    with pytest.raises(ZeroDivisionError):
+        durable.run({}, workflow, id="r", store=store)
+    assert log == ["reserve", "cancel"]
+    charged[0] = True
+    for _ in range(2):
+        assert durable.run({}, workflow, id="r", store=store) == "seat-1"
+        assert log == ["reserve", "cancel", "reserve", "ship"]
+
+
+@pytest.mark.parametrize("always_replay", [False, True])
+def test_a_rehearsal_closes_alike(always_replay: bool) -> None:
+    log: list[str] = []
+
+    def workflow(step: durable.Step, deps: object) -> None:
+        step.on_end("tell", log.append, "told")
+        for name in "ab":
+            step("do", do, name, key=name, undo=undo)
+        step("fail", lambda: 1 / 0)
+
+    def do(name: str) -> str:
+        log.append(name)
+        return name
+
+    def undo(name: str) -> None:
+        log.append(f"undo {name}")
+
+    rehearsal = Rehearsal(always_replay=always_replay)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            durable.run({}, workflow, id="r", store=rehearsal)
+    assert log == ["a", "b", "undo b", "undo a", "told"] * 2

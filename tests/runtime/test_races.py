@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable, Generator
 from functools import partial
@@ -291,7 +292,9 @@ def test_always_replay_has_the_same_winner() -> None:
 
 # -- plain asyncio ----------------------------------------------------------------------------------------------------
 
-LIVES = 100  # of each in a test; 300 of each were run once
+LIVES = int(
+    os.environ.get("DURABLE_LIVES", "50")
+)  # of each, resumed, and as many replayed at each step; `make nightly`: 300
 
 
 async def _takes(what: str, seconds: float) -> str:
@@ -342,16 +345,18 @@ async def drawn_in_tasks(step: durable.AsyncStep, deps: dict[str, Any]) -> list[
 
 @pytest.mark.parametrize("workflow", [as_they_come, the_first, drawn_in_tasks])
 def test_what_asyncio_decided_it_decides_again(workflow: Callable[..., Any]) -> None:
-    """Of 300 runs none decides otherwise when it is resumed, nor within `always_replay`."""
+    """None decides otherwise when it is resumed, nor within `always_replay`."""
 
     async def lives() -> None:
-        for number in range(LIVES):
+        for number in range(2 * LIVES):
             store = memory() if number % 2 else Rehearsal(always_replay=True)
             decided: list[list[str]] = []
             if number % 2:
                 with pytest.raises(Crash):
                     await durable.run({"dies": True, "decided": decided}, workflow, id="r", store=store)
             await durable.run({"dies": False, "decided": decided}, workflow, id="r", store=store)
-            assert decided and all(one == decided[0] for one in decided), decided
+            # A rehearsal goes back before the last of them is decided: it would raise WorkflowDrift.
+            assert len(decided) >= 1 + number % 2, "it was decided once, and not again"
+            assert all(one == decided[0] for one in decided), decided
 
     asyncio.run(lives())

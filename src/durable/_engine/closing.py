@@ -13,7 +13,7 @@ from msgspec import UNSET, Raw, Struct, structs
 
 from durable._engine.decisions import Conclusion, EndRun, GiveBack
 from durable._engine.lines import Cut, Lines
-from durable.errors import ClosingFailed, DurableError, RunCancelled, RunClosing
+from durable.errors import ClosingFailed, DurableError, RetryRefused, RunCancelled, RunClosing
 from durable.records import (
     AsideRecord,
     Ending,
@@ -222,6 +222,19 @@ def begin_closing(
         return None
     closing = Closing(closable, settled, ending, drawn, error)
     return closing if closing.is_needed else None
+
+
+def refuse_undecided(run_id: str, keys: tuple[str, ...]) -> RetryRefused:
+    """Why a run with these undecided steps is not taken up again; of a closing that has failed, what lets it go on."""
+    if not keys or not all(key.startswith((f"{UNDO}:", "end:")) for key in keys):
+        return RetryRefused(run_id, keys)
+    names = ", ".join(map(repr, keys))
+    return RetryRefused(
+        run_id,
+        keys,
+        f"of what it does at its end this has failed: {names}. Mend it: durable.retry(store, {run_id!r}) has it done again; "
+        f"then the run ends as it was to",
+    )
 
 
 def is_closing_error(error: DurableError | None) -> bool:

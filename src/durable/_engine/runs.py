@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from durable._engine.backoff import FIRST_POLL, backoff
 from durable._engine.causes import origin_key, tags_of
-from durable._engine.closing import Closing
+from durable._engine.closing import Closing, refuse_undecided
 from durable._engine.decisions import (
     Admission,
     Claim,
@@ -39,7 +39,6 @@ from durable.errors import (
     DurableError,
     HistoryError,
     InvalidArgument,
-    RetryRefused,
     RunBeingStarted,
     RunCancelled,
     RunContinued,
@@ -170,7 +169,8 @@ def _reraise_stored(claim: Claim, reply: Refused) -> Admission:
 
 def _decline_undecided(claim: Claim, reply: Refused) -> Decline:
     failure = _last_of(reply.records, Kind.FAILURE)
-    return Decline(RetryRefused(claim.run_id, () if failure is None else undecided_keys(failure, run_id=claim.run_id)))
+    keys = () if failure is None else undecided_keys(failure, run_id=claim.run_id)
+    return Decline(refuse_undecided(claim.run_id, keys))
 
 
 def find_mismatch(claim: Claim, header: Header) -> HistoryError | None:

@@ -20,6 +20,7 @@ from durable._common.checks import check_name
 from durable._common.durations import Duration, to_seconds, to_utc
 from durable._common.reports import report
 from durable._engine import runs
+from durable._engine.closing import refuse_undecided
 from durable._engine.continuations import times_continued
 from durable._engine.decisions import Admission, Claim, ClaimReply, Decline, Granted, Reading
 from durable._engine.journal import Journal
@@ -42,7 +43,6 @@ from durable.errors import (
     DurableWarning,
     HistoryError,
     InvalidArgument,
-    RetryRefused,
     VersionMismatch,
 )
 from durable.events import LeaseTaken, RunBegan, RunEvent, RunReturned, notify
@@ -193,7 +193,7 @@ class Plan(Struct, frozen=True, eq=False):
         run_id, at = self.claim.run_id, self.clock.now()
         journal = Journal(run_id, granted.records, main)
         if journal.undecided:
-            raise RetryRefused(run_id, journal.undecided)
+            raise refuse_undecided(run_id, journal.undecided)
         if granted.taken_from is not None:
             self.emit(LeaseTaken(run_id, at, granted.taken_from))
         if (cancel := granted.header.cancel) is not UNSET:
