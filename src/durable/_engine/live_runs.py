@@ -120,7 +120,7 @@ class LiveRun:
         problem = self.find_obstacle(reading)
         return None if problem is None else self.abort(problem)
 
-    def find_obstacle(self, reading: Reading, *, closes: bool = False) -> DurableError | None:
+    def find_obstacle(self, reading: Reading, closes: bool = False) -> DurableError | None:
         """The same, changing nothing: any thread may ask. `closes`: whether what is to begin is done at a run's end."""
         if self.error is not None and not (closes and self.is_closing):
             return self.error
@@ -128,7 +128,8 @@ class LiveRun:
             return RunCancelled(self.run_id, self.lease.reason)
         if reason := self.lease.why_ended(reading.elapsed):
             return self.lease.refusal or LeaseLost(self.run_id, reason)
-        if not closes and (ending := self.find_ending(reading)) is not None:
+        may_end = self.journal.closable is not None or reading.cancelled or self.lease.asked
+        if may_end and not closes and (ending := self.find_ending(reading)) is not None:
             return ending
         if self.deadline is not None and reading.elapsed >= self.deadline and not self.is_closing:
             return DeadlineExceeded(self.run_id)

@@ -168,7 +168,7 @@ class LiveExecution(LiveRun):
             case Won():
                 return self._record_outcome(call, reading, ok=True, value=value_of_first(call.kind, outcome))
             case CalledOff():
-                return self._hand_out(call)
+                return self._on_called_off(call)
             case Silent():
                 return self._on_silent(call, reading)
             case Begun():
@@ -268,10 +268,8 @@ class LiveExecution(LiveRun):
 
     def _next(self, call: Call, reading: Reading) -> StepDecision:
         """The next thing to do for a running call: wait, say that it begins, or begin."""
-        if (problem := self.find_obstacle(reading, closes=_closes(call))) is not None:
+        if (problem := self.find_obstacle(reading, call.cleanup or call.closing is not None)) is not None:
             return self._abort(call, reading, problem)
-        if call.race is not None and self.has_lost(call):
-            return self._lose(call, reading)
         match call.kind:
             case Plain() | Item() | Sleep():
                 return self._attempt(call, Attempt, reading)
@@ -443,11 +441,14 @@ class LiveExecution(LiveRun):
         if type(call.kind) is Race:
             self.journal.pass_branches(call.key)
             return CallOff()
-        return self._hand_out(call)
+        if call.concurrent:
+            return TakeTurn(call.place)
+        self.journal.close(call, recorded=True)
+        return Replay(call.record)
 
-    def _hand_out(self, call: Call) -> StepDecision:
-        """What becomes of a call that has recorded its outcome."""
-        assert call.record is not None, "handed out before it was recorded"  # noqa: S101 -- a driver's bug, not an input
+    def _on_called_off(self, call: Call) -> StepDecision:
+        """The race is recorded, and its other branches go no further."""
+        assert call.record is not None, "called off before it was recorded"  # noqa: S101 -- a driver's bug, not an input
         if call.concurrent:
             return TakeTurn(call.place)
         self.journal.close(call, recorded=True)
