@@ -32,6 +32,7 @@ POISONS = (
 
 
 _LOOKS: Final[dict[str, psycopg.Connection[Any]]] = {}  # by URL; of the main thread
+_TRIES: Final = 5
 
 
 @contextlib.contextmanager
@@ -119,8 +120,17 @@ class Database:
         """Close what is open, and remove the schema."""
         for store in self._stores:
             store.close()
+        dropping = sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.schema))
         with looking(self.url) as connection:
-            connection.execute(sql.SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(sql.Identifier(self.schema)))
+            for _ in range(_TRIES):
+                try:
+                    connection.execute(dropping)
+                except (
+                    psycopg.errors.DeadlockDetected
+                ):  # a question that was under way when its process was struck down
+                    continue
+                return
+            connection.execute(dropping)
 
 
 def needs(database: Database, setting: str, since: int) -> None:
